@@ -1,0 +1,84 @@
+# Two commands are enough: `make demo` and `make test`. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all check lint format extras wheelhouse clean
+
+PYTHON ?= python3
+V := .venv
+PY := $(V)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+WHEELS := $(or $(WHEELHOUSE),wheelhouse)
+
+# With WHEELHOUSE=folder everything comes from that folder and pip opens no connection.
+ifdef WHEELHOUSE
+INSTALL := env -u PIP_FIND_LINKS -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL \
+	$(PIP) install --no-index --find-links "$(WHEELHOUSE)" -c constraints.txt
+else
+INSTALL := $(PIP) install -c constraints.txt
+endif
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "WHEELHOUSE=folder   install from that folder, with no network (collect it with make wheelhouse)"
+	@echo "PYTHON=program      the Python, 3.11 or newer, that makes .venv (now $(PYTHON))"
+
+demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
+	$(V)/bin/clinkd run demo
+
+venv: $(V)/.dev  ## install into .venv, with the tools of the checks
+
+test: lint  ## install, then every check, with a slice of each slow one
+	$(PY) -m pytest --cov --cov-report=term
+
+test-all: lint  ## the same with the slow checks whole
+	$(PY) -m pytest -m "slow or not slow" --cov --cov-report=term
+
+check: test  ## the same as test
+
+lint: $(V)/.dev  ## format, lint, types and floors
+	$(V)/bin/ruff format --check
+	$(V)/bin/ruff check
+	$(V)/bin/mypy
+	$(V)/bin/lint-imports
+
+format: $(V)/.dev  ## put the code into shape
+	$(V)/bin/ruff format
+	$(V)/bin/ruff check --fix
+
+extras:  ## install what pip cannot (nothing in this version)
+	@echo "extras: this version needs nothing that pip does not bring"
+
+wheelhouse: $(V)/.made  ## collect every wheel into WHEELHOUSE (wheelhouse), for a machine without network
+	$(PIP) wheel --wheel-dir "$(WHEELS)" -c constraints.txt pip setuptools '.[dev]'
+	rm -f "$(WHEELS)"/clinkd-*.whl
+	@echo "$$(ls "$(WHEELS)" | wc -l) wheels, $$(du -sh "$(WHEELS)" | cut -f1), for $$($(PY) -c 'import platform as p; print("Python", p.python_version(), "on", p.system(), p.machine())')"
+	@echo "carry the folder over, then: make demo WHEELHOUSE=$(WHEELS)"
+
+clean:  ## remove .venv and what checks left; runs/ and wheelhouse/ stay
+	rm -rf $(V) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info build
+
+# A stamp is written last, so an install that was broken off is done again.
+$(V)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or newer, or give PYTHON=program" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V): 3.11 or newer is wanted; give another with PYTHON=program" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(V)
+	@touch $@
+
+# setuptools is installed first and used without build isolation, so that the build is pinned and works offline.
+$(V)/.run: $(V)/.made pyproject.toml constraints.txt
+	$(call check_wheelhouse)
+	$(INSTALL) setuptools
+	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(V)/.dev: $(V)/.run
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+define check_wheelhouse
+@$(if $(WHEELHOUSE),ls "$(WHEELHOUSE)"/torch-*.whl >/dev/null 2>&1 || { echo "WHEELHOUSE=$(WHEELHOUSE): no wheels there; collect them with make wheelhouse on a machine with network" >&2; exit 2; },:)
+endef

@@ -1,0 +1,52 @@
+"""Which answers miss the truth: three tests an answer (words, boxes, contradictions), each named in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clinkd.agreement import conflicts, match_boxes
+from clinkd.config import ReflectConfig
+from clinkd.correction.similarity import Similarity
+from clinkd.records import BadInput, BoxedText, Correction, Prediction, Sample
+
+
+def review(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    similarity: Similarity,
+    config: ReflectConfig,
+    round: int,
+) -> list[Correction]:
+    """One Correction for each sample that was answered, in the order of the samples; those found right hold no reasons.
+
+    An answer is wrong if its box-stripped text is less similar to the truth than `config.threshold`; if a truth box has
+    no partner of its own with IoU >= `config.box_iou` (0 leaves this test out); or if sides, negation or counts
+    contradict the truth (`config.conflicts`). `box_iou=0, conflicts=False` is the paper's plain rule.
+
+    Raises BadInput for a prediction of a sample that is not among `samples`, or two of one sample.
+    """
+    answers = _by_id(samples, predictions)
+    reviewed = [(s, answers[s.id]) for s in samples if s.id in answers]
+    alike = similarity.similar([a.words for _, a in reviewed], [s.answer.words for s, _ in reviewed])
+    return [
+        Correction(s.id, round, a, s.answer, value, _reasons(a, s.answer, value, config))
+        for (s, a), value in zip(reviewed, alike, strict=True)
+    ]
+
+
+def _by_id(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, BoxedText]:
+    known, answers = {s.id for s in samples}, dict[str, BoxedText]()
+    for prediction in predictions:
+        if prediction.id not in known:
+            raise BadInput(f"prediction {prediction.id!r} answers no sample under review: give the file they came from")
+        if prediction.id in answers:
+            raise BadInput(f"two predictions for sample {prediction.id!r}: keep one")
+        answers[prediction.id] = prediction.answer.answer
+    return answers
+
+
+def _reasons(answer: BoxedText, truth: BoxedText, similarity: float, config: ReflectConfig) -> tuple[str, ...]:
+    reasons: tuple[str, ...] = ("similarity",) if similarity < config.threshold else ()
+    if config.box_iou > 0 and len(match_boxes(truth.boxes, answer.boxes, config.box_iou)) < len(truth.boxes):
+        reasons += ("box",)
+    return reasons + (conflicts(answer.words, truth.words) if config.conflicts else ())

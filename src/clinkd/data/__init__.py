@@ -1,0 +1,22 @@
+"""From files to records and back: phantoms, readers, box codecs, images, splits."""
+
+from clinkd.data.boxes_jsonl import Problem, Reading, read
+from clinkd.data.codecs import Codec, Decoded, codec
+from clinkd.data.images import open_image
+from clinkd.data.modality import read_modality
+from clinkd.data.split import divide, draw_share
+from clinkd.data.stats import counts
+
+__all__ = [
+    "Codec",
+    "Decoded",
+    "Problem",
+    "Reading",
+    "codec",
+    "counts",
+    "divide",
+    "draw_share",
+    "open_image",
+    "read",
+    "read_modality",
+]

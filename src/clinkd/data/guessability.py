@@ -1,0 +1,151 @@
+"""How often a class can be guessed without looking: from its usual box, its modality, its place, or one colour.
+
+A data set whose classes give themselves away teaches a model to guess. Every guess leaves the judged sample out
+(nearest neighbours: the whole image it comes from). Legend: N sightings of one modality, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.agreement import iou_matrix
+from clinkd.data.images import open_image
+from clinkd.records import BadInput, Box, Modality, Sample, Table, Task
+
+NEIGHBOURS = 25
+IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One boxed structure: what a blind guesser is given of it, and the name it must guess."""
+
+    image: str
+    modality: Modality
+    name: str
+    box: Box
+    colour: tuple[float, float, float]  # mean over the box, each channel 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """Blind figures of one class, shares 0..1.
+
+    `box`: the median box of the class's other sightings meets this one at IoU >= 0.5. The others: the chance to name
+    it right when the guess is drawn from the names of the modality (`modality`), or of the nearest sightings by box
+    (`place`) or by colour (`colour`).
+    """
+
+    modality: Modality
+    name: str
+    count: int
+    box: float
+    modality_alone: float
+    place: float
+    colour: float
+
+    @property
+    def highest(self) -> float:
+        return max(self.box, self.modality_alone, self.place, self.colour)
+
+
+@dataclass(frozen=True, slots=True)
+class Guessability:
+    """`classes`: one Guess a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
+
+    classes: tuple[Guess, ...]
+    hard: dict[Modality, float]
+
+    @property
+    def highest(self) -> float:
+        return max(g.highest for g in self.classes)
+
+    def table(self) -> Table:
+        """Per cent, one row a class."""
+        rows = tuple(
+            (g.modality.value, g.name, str(g.count), *(f"{100 * v:.1f}" for v in _figures(g))) for g in self.classes
+        )
+        hard = ", ".join(f"{m} {100 * v:.1f}" for m, v in self.hard.items())
+        notes = (
+            f"Chance in per cent to be right without looking; highest {100 * self.highest:.1f}.",
+            f"Majority vote of {NEIGHBOURS} neighbours, the better of place and colour, a whole modality: {hard}.",
+        )
+        columns = ("modality", "class", "boxes", "median box", "modality alone", "and place", "and colour", "highest")
+        return Table("Blind guessability", columns, rows, notes)
+
+
+def _figures(g: Guess) -> tuple[float, ...]:
+    return g.box, g.modality_alone, g.place, g.colour, g.highest
+
+
+def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
+    """The box and name of every ROC sample, with the mean colour from its image. Raises BadInput as `open_image`."""
+    found, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
+    for sample in samples:
+        if sample.task is Task.ROC:
+            if sample.images[0].path != path:
+                path = sample.images[0].path
+                pixels = np.asarray(open_image(root, path))
+            box = sample.question.boxes[0]
+            found.append(Sighting(path, sample.modality, sample.answer.text, box, mean_colour(pixels, box)))
+    return found
+
+
+def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
+    """Mean red, green, blue, 0..1, of the part of an image [H, W, 3] inside a box."""
+    height, width = pixels.shape[:2]
+    left, top = int(box.x1 * width), int(box.y1 * height)
+    part = pixels[top : max(top + 1, round(box.y2 * height)), left : max(left + 1, round(box.x2 * width))]
+    red, green, blue = part.reshape(-1, 3).mean(0) / 255
+    return float(red), float(green), float(blue)
+
+
+def measure(seen: Sequence[Sighting]) -> Guessability:
+    """Blind figures of every class. Raises BadInput where nothing was seen."""
+    if not seen:
+        raise BadInput("blind guessability: no box with a name among the samples; give data with boxes")
+    classes, hard = [], {}
+    for modality in sorted({s.modality for s in seen}, key=list(Modality).index):
+        of_modality = [s for s in seen if s.modality is modality]
+        names = sorted({s.name for s in of_modality})
+        label_N = np.array([names.index(s.name) for s in of_modality])
+        _, image_N = np.unique([s.image for s in of_modality], return_inverse=True)
+        box_N4 = np.array([(s.box.x1, s.box.y1, s.box.x2, s.box.y2) for s in of_modality])
+        colour_N3 = np.array([s.colour for s in of_modality])
+        votes = [_votes(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)]  # each [N, names]
+        right = [(v.argmax(1) == label_N).mean() for v in votes]
+        hard[modality] = float(max(right))
+        for number, name in enumerate(names):
+            own = label_N == number
+            place, colour = (float(v[own, number].mean()) for v in votes)
+            boxes = [s.box for s in of_modality if s.name == name]
+            classes.append(Guess(modality, name, len(boxes), _median_hits(boxes), float(own.mean()), place, colour))
+    return Guessability(tuple(classes), hard)
+
+
+def _votes(
+    feature: NDArray[np.float64], label_N: NDArray[np.int64], image_N: NDArray[np.int64], names: int
+) -> NDArray[np.float64]:
+    """Share of each name among the nearest sightings of other images, features scaled to equal spread: [N, names]."""
+    scaled = (feature - feature.mean(0)) / np.maximum(feature.std(0), 1e-9)
+    distance_NN = ((scaled[:, None] - scaled[None]) ** 2).sum(-1)
+    distance_NN[image_N[:, None] == image_N[None]] = np.inf
+    near_NK = np.argsort(distance_NN, axis=1, kind="stable")[:, :NEIGHBOURS]
+    known_NK = np.isfinite(np.take_along_axis(distance_NN, near_NK, 1))
+    one_hot = np.eye(names)[label_N[near_NK]] * known_NK[..., None]
+    return np.asarray(one_hot.sum(1) / np.maximum(known_NK.sum(1, keepdims=True), 1))
+
+
+def _median_hits(boxes: Sequence[Box]) -> float:
+    """Share of the boxes that the median of the others meets at IoU >= 0.5."""
+    corners = np.array([(b.x1, b.y1, b.x2, b.y2) for b in boxes])
+    hits = 0
+    for number in range(len(boxes) if len(boxes) > 1 else 0):
+        median = np.median(np.delete(corners, number, 0), axis=0)
+        hits += bool(iou_matrix([boxes[number]], [Box(*map(float, median))])[0, 0] >= IOU)
+    return hits / len(boxes)

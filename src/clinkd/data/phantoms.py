@@ -1,0 +1,555 @@
+"""Phantoms: eight kinds of medical image drawn by numpy, with named structures, boxes, questions and true answers.
+
+A name is told by its shape alone. Box (place, size, aspect), brightness and count are drawn first and without regard
+to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor place, nor
+colour gives a name away (measured by `clinkd.data.guessability`).
+
+Legend: levels are brightness in 0..1 before a modality's colours; `u, v` run from -1 to 1 over a box, `x, y` from 0
+to 1 over the image (right, down); P is the number of pixels a side.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clinkd.agreement import Lexicon
+from clinkd.config import PhantomConfig
+from clinkd.data import questions
+from clinkd.records import PAPER_MODALITIES, BadInput, Box, Fact, ImageRef, Modality, Sample, Split, Turn
+from clinkd.storage import naming_full_disk
+
+Size = Literal["small", "large"]
+Place = Literal["left", "right"]
+Brightness = Literal["dark", "bright"]
+Levels = NDArray[np.float64]
+
+MOST_STRUCTURES = 4  # more do not fit beside each other
+LEAST_PIXELS = 48  # below this the shapes cannot be told apart
+GAP = 0.03  # between two boxes, and from a box to the border of the image
+OFF_CENTRE = 0.07  # least distance of a box's centre from the middle line, so that left and right are plain
+TWINS = 0.06  # share of later structures that repeat a name of the same image
+LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack each way
+ASPECT = (0.78, 1.0)  # shorter by longer side
+CONTRAST = (0.26, 0.40)  # level of a structure above or below its surroundings
+_NUMBER = ("no", "one", "two", "three", "four")
+_SPOKEN = {
+    Modality.CT: "A CT", Modality.MR: "An MR", Modality.XRAY: "An X-ray", Modality.PET: "A PET",
+    Modality.ENDOSCOPY: "An endoscopy", Modality.DERMOSCOPY: "A dermoscopy", Modality.FUNDUS: "A fundus",
+    Modality.ULTRASOUND: "An ultrasound",
+}  # fmt: skip
+
+
+# --- shapes: signed distance to the edge in units of the box, negative inside; each covers about half of its box, with
+# blunt tips, so that the pixels reach the sides of the box
+
+
+def _meet(a: Levels, b: Levels) -> Levels:
+    """What lies in both of two shapes."""
+    return np.asarray(np.maximum(a, b))
+
+
+def _ring(u: Levels, v: Levels) -> Levels:
+    return np.abs(np.hypot(u, v) - 0.795) - 0.205
+
+
+def _triangle(u: Levels, v: Levels) -> Levels:
+    return _meet((2.12 * np.abs(u) - v - 1.12) / 5**0.5, np.abs(v) - 1)
+
+
+def _cross(u: Levels, v: Levels) -> Levels:
+    u, v = np.abs(u), np.abs(v)
+    return _meet(np.minimum(u, v) - 0.305, np.maximum(u, v) - 1)
+
+
+def _crescent(u: Levels, v: Levels) -> Levels:
+    x = (u + 1) * 0.84 - 1  # the horns of this moon end at 0.72: the right side of the box cuts their tips
+    return _meet(_meet(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
+
+
+def _bars(u: Levels, v: Levels) -> Levels:
+    return _meet(np.abs(np.abs(v) - 0.74) - 0.26, np.abs(u) - 1)
+
+
+def _dots(u: Levels, v: Levels) -> Levels:
+    return np.hypot(np.abs(u) - 0.595, np.abs(v) - 0.595) - 0.405
+
+
+def _butterfly(u: Levels, v: Levels) -> Levels:
+    u, v = np.abs(u), np.abs(v)
+    return _meet((0.96 * v - np.maximum(u, 0.08)) * 0.71, np.maximum(u, v) - 1)
+
+
+def _diamond(u: Levels, v: Levels) -> Levels:
+    u, v = np.abs(u), np.abs(v)
+    return _meet((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
+
+
+Shape = Callable[[Levels, Levels], Levels]
+STRUCTURES: dict[Modality, dict[str, Shape]] = {
+    Modality.CT: {"liver": _triangle, "kidney": _crescent, "vertebra": _cross},
+    Modality.MR: {"glioma": _ring, "ventricle": _butterfly, "cerebellum": _bars},
+    Modality.XRAY: {"heart": _triangle, "cavity": _ring, "atelectasis": _bars},
+    Modality.PET: {"myocardium": _crescent, "lymphoma": _dots, "metastasis": _cross},
+    Modality.ENDOSCOPY: {"polyp": _diamond, "ulcer": _ring, "fold": _bars},
+    Modality.DERMOSCOPY: {"melanoma": _triangle, "angioma": _dots, "nevus": _cross},
+    Modality.FUNDUS: {"optic disc": _ring, "hard exudate": _dots, "hemorrhage": _butterfly},
+    Modality.ULTRASOUND: {"gallbladder": _crescent, "thyroid": _butterfly, "gallstone": _diamond},
+}
+NAMES = tuple(name for shapes in STRUCTURES.values() for name in shapes)
+LEXICON = Lexicon(NAMES, get_args(Size), get_args(Place), get_args(Brightness))
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """One organ or lesion: what the answers say of it, and the tight box of its pixels."""
+
+    name: str
+    size: Size
+    side: Place  # of the image
+    brightness: Brightness  # against its surroundings
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawing:
+    """A drawn image, uint8 [P, P, 3], and what it shows, from left to right."""
+
+    image: NDArray[np.uint8]
+    modality: Modality
+    structures: tuple[Structure, ...]
+
+
+def draw(
+    rng: np.random.Generator, modality: Modality, structures: int = 2, pixels: int = 96, names: Sequence[str] = ()
+) -> Drawing:
+    """One image of 1..`structures` structures; `names` says which names to take first, else they are drawn.
+
+    Raises BadInput where so many structures do not fit, or `pixels` is too few to tell the shapes apart.
+    """
+    _check(structures, pixels)
+    scene = _SCENES[modality]
+    plans = _arrange(rng, scene.visible, int(rng.integers(1, structures + 1)))
+    levels = scene.paint(rng, pixels)
+    found = []
+    for plan, name in zip(plans, _names(rng, modality, len(plans), names), strict=True):
+        brightness: Brightness = "bright" if rng.random() < 0.5 else "dark"
+        contrast = rng.uniform(*CONTRAST) * (1 if brightness == "bright" else -1)
+        box = _stamp(levels, STRUCTURES[modality][name], plan, contrast)
+        side: Place = "left" if box.centre[0] < 0.5 else "right"
+        found.append(Structure(name, plan.size, side, brightness, box))
+    noisy = levels + rng.standard_normal(levels.shape) * scene.grain * (levels > 0)
+    image = scene.colours[(np.clip(noisy, 0, 1) * 255).astype(np.uint8)]
+    return Drawing(image, modality, tuple(sorted(found, key=lambda s: s.box.centre)))
+
+
+def _check(structures: int, pixels: int) -> None:
+    if not 1 <= structures <= MOST_STRUCTURES:
+        raise BadInput(f"data.phantoms.structures={structures}: 1..{MOST_STRUCTURES} fit in an image")
+    if pixels < LEAST_PIXELS:
+        raise BadInput(f"data.phantoms.image_pixels={pixels}: the shapes need {LEAST_PIXELS} pixels or more")
+
+
+def _names(rng: np.random.Generator, modality: Modality, count: int, order: Sequence[str]) -> list[str]:
+    """`count` names in random order, distinct as long as they last but for a few twins."""
+    known = list(STRUCTURES[modality])
+    order = order or [known[i] for i in rng.permutation(len(known))]
+    names: list[str] = []
+    while len(names) < count:
+        fresh = [n for n in order if n not in names]
+        twin = names and (not fresh or rng.random() < TWINS)
+        names.append(names[rng.integers(len(names))] if twin else fresh[0])
+    return [names[i] for i in rng.permutation(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where a structure will be drawn: centre and half sides, fractions of the image."""
+
+    size: Size
+    x: float
+    y: float
+    half_width: float
+    half_height: float
+
+
+Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the modality's field shows
+
+
+def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_Plan]:
+    """Places of `count` boxes: uniform over all that are visible, off the middle line and apart from each other."""
+    for _ in range(5000):
+        sizes: list[Size] = ["small" if rng.random() < 0.5 else "large" for _ in range(count)]
+        longest = np.array([rng.uniform(*LONGEST[s]) for s in sizes])
+        shortest = longest * rng.uniform(*ASPECT, count)
+        flat = rng.random(count) < 0.5
+        half_C2 = np.stack([np.where(flat, longest, shortest), np.where(flat, shortest, longest)], 1) / 2
+        for _ in range(8 if count < 3 else 2):  # the same sizes again: else large ones, which fit rarely, get rare
+            centre_TC2 = rng.uniform(half_C2 + GAP, 1 - half_C2 - GAP, (256, count, 2))
+            fits_T = _fits(centre_TC2, half_C2, visible)
+            if fits_T.any():
+                places = zip(sizes, centre_TC2[fits_T.argmax()].tolist(), half_C2.tolist(), strict=True)
+                return [
+                    _Plan(size, x, y, half_width, half_height) for size, (x, y), (half_width, half_height) in places
+                ]
+    raise AssertionError(f"{count} structures found no room")
+
+
+def _fits(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDArray[np.bool_]:
+    """Which of T tries to place C boxes (centres, half sides) are lawful: [T]."""
+    fits_T = (np.abs(centre_TC2[..., 0] - 0.5) > OFF_CENTRE).all(1)
+    for corner in itertools.product((-1, 1), repeat=2):  # enough, as the fields are convex
+        at = centre_TC2 + half_C2 * np.array(corner)
+        fits_T &= visible(at[..., 0], at[..., 1]).all(1)
+    for i, j in itertools.combinations(range(len(half_C2)), 2):
+        between = np.abs(centre_TC2[:, i] - centre_TC2[:, j]) - half_C2[i] - half_C2[j]
+        fits_T &= between.max(1) > GAP
+    return np.asarray(fits_T)
+
+
+def _stamp(levels: Levels, shape: Shape, plan: _Plan, contrast: float) -> Box:
+    """Draw one shape into `levels` in place; the box is the extent of its pixels that are at least half covered."""
+    P = len(levels)
+    left, right = int((plan.x - plan.half_width) * P) - 1, int((plan.x + plan.half_width) * P) + 2
+    top, bottom = int((plan.y - plan.half_height) * P) - 1, int((plan.y + plan.half_height) * P) + 2
+    u = ((np.arange(left, right) + 0.5) / P - plan.x) / plan.half_width
+    v = ((np.arange(top, bottom) + 0.5) / P - plan.y) / plan.half_height
+    distance = shape(u[None, :], v[:, None]) * min(plan.half_width, plan.half_height) * P  # in pixels
+    cover = np.clip(0.5 - distance, 0, 1)
+    levels[top:bottom, left:right] += contrast * cover
+    rows = [int(k) + top for k in np.flatnonzero((cover >= 0.5).any(1))]
+    columns = [int(k) + left for k in np.flatnonzero((cover >= 0.5).any(0))]
+    return Box(columns[0] / P, rows[0] / P, (columns[-1] + 1) / P, (rows[-1] + 1) / P)
+
+
+# --- scenes: what surrounds the structures
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    visible: Visible  # where structures may lie
+    paint: Callable[[np.random.Generator, int], Levels]  # levels [P, P]; exactly 0 outside the field
+    colours: NDArray[np.uint8]  # [256, 3], of a level
+    grain: float  # standard deviation of the noise, in levels
+
+
+def _oval(x: Levels, y: Levels, rx: float, ry: float, power: float, cy: float = 0.5) -> Levels:
+    """0 in the centre, 1 on the rim of a superellipse."""
+    return (np.abs((x - 0.5) / rx) ** power + np.abs((y - cy) / ry) ** power) ** (1 / power)
+
+
+@functools.lru_cache(maxsize=8)
+def _grid(P: int) -> tuple[Levels, Levels]:
+    axis = (np.arange(P) + 0.5) / P
+    x, y = np.meshgrid(axis, axis)
+    return x, y
+
+
+@functools.lru_cache(maxsize=8)
+def _waves(P: int, knots: int) -> Levels:
+    """[P, knots]: smooth interpolation from `knots` values to P."""
+    at = np.linspace(0, knots - 1, P)
+    weight = np.exp(-((at[:, None] - np.arange(knots)[None]) ** 2) / 0.7)
+    return np.asarray(weight / weight.sum(1, keepdims=True))
+
+
+def _clouds(rng: np.random.Generator, P: int, strength: float, knots: int = 6) -> Levels:
+    """Slow unevenness of the background, zero on average."""
+    waves = _waves(P, knots)
+    return strength * (waves @ rng.uniform(-1, 1, (knots, knots)) @ waves.T)
+
+
+def _curves(rng: np.random.Generator, P: int, count: int, thickness: float, upright: bool) -> Levels:
+    """Coverage 0..1 of thin bent lines across the whole image."""
+    x, y = _grid(P)
+    along, across = (y, x) if upright else (x, y)
+    start, slope, bend = rng.uniform(0.05, 0.95, count), rng.uniform(-0.5, 0.5, count), rng.uniform(-0.8, 0.8, count)
+    cover = np.zeros((P, P))
+    for a, b, c in zip(start, slope, bend, strict=True):
+        t = along - 0.5
+        distance = np.abs(across - (a + b * t + c * t * t))
+        np.maximum(cover, np.clip(1 - distance / thickness, 0, 1), out=cover)
+    return cover
+
+
+def _ramp(*stops: tuple[float, int, int, int]) -> NDArray[np.uint8]:
+    """Colours [256, 3] of a level, linear between stops (level, red, green, blue)."""
+    at = np.linspace(0, 1, 256)
+    levels = [s[0] for s in stops]
+    return np.stack([np.interp(at, levels, [s[c] for s in stops]) for c in (1, 2, 3)], 1).astype(np.uint8)
+
+
+def _base(rng: np.random.Generator) -> float:
+    return float(rng.uniform(0.43, 0.51))
+
+
+def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    rim = _oval(x, y, 0.48, 0.44, 2.8, cy=0.47)
+    levels = _base(rng) + _clouds(rng, P, 0.05)
+    levels = np.where(rim > 0.93, levels + 0.17, levels)  # fat under the skin
+    levels *= rim < 1
+    table = np.abs(y - 0.94 + 0.25 * (x - 0.5) ** 2) < 0.012
+    return np.where(table & (rim >= 1), 0.6, levels)
+
+
+def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    rim = _oval(x, y, 0.475, 0.49, 2.6)
+    turn = np.arctan2(y - 0.5, x - 0.5)
+    folds = np.cos(turn * 17 + rng.uniform(0, 6.3)) * np.clip((rim - 0.62) * 4, 0, 1)
+    levels = _base(rng) + _clouds(rng, P, 0.05) + 0.06 * folds
+    levels = levels - 0.10 * np.clip(1 - np.abs(x - 0.5 - rng.uniform(-0.01, 0.01)) / 0.012, 0, 1)  # midline
+    levels = np.where(rim > 0.89, 0.06, levels)  # skull
+    levels = np.where(rim > 0.945, 0.85, levels)  # scalp
+    return np.asarray(levels * (rim < 1))
+
+
+def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    levels = _base(rng) + 0.04 + _clouds(rng, P, 0.03)
+    for centre in (0.27, 0.73):
+        lung = np.hypot((x - centre) / 0.21, (y - 0.5) / 0.40)
+        levels = levels - 0.13 * np.clip((1 - lung) * 4, 0, 1)
+    bow = y + 0.35 * (np.abs(x - 0.5) - 0.25) ** 2 - 0.22 * np.abs(x - 0.5) + float(rng.uniform(0, 0.1))
+    levels = levels + 0.07 * np.clip(np.cos(bow * 2 * np.pi * 8) * 1.6 - 0.6, 0, 1) * (np.abs(x - 0.5) > 0.07)  # ribs
+    levels = levels + 0.07 * (np.abs(x - 0.5) < 0.05) * (0.7 + 0.3 * np.cos(y * 2 * np.pi * 11))  # spine
+    return np.asarray(levels)
+
+
+def _paint_pet(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    rim = _oval(x, y, 0.46, 0.485, 2.8)
+    levels = _base(rng) + _clouds(rng, P, 0.08, knots=9)
+    return np.asarray(levels * np.clip((1 - rim) * 9, 0, 1))
+
+
+def _paint_endoscopy(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    rim = _oval(x, y, 0.49, 0.49, 5)
+    levels = _base(rng) + 0.05 + _clouds(rng, P, 0.05)
+    cx, cy = rng.uniform(0.35, 0.65, 2)
+    lumen = np.hypot(x - cx, y - cy)
+    levels = levels - 0.08 * np.exp(-((lumen / 0.16) ** 2)) + 0.025 * np.cos(lumen * 40) - 0.12 * rim**3
+    levels = levels + 0.10 * _curves(rng, P, 3, 0.012, upright=False) * -1
+    return np.asarray(levels * (rim < 1))
+
+
+def _paint_dermoscopy(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    levels = _base(rng) + 0.05 + _clouds(rng, P, 0.04)
+    levels = levels - 0.18 * np.clip(np.hypot(x - 0.5, y - 0.5) - 0.42, 0, 1) * 3
+    hairs = np.maximum(_curves(rng, P, 3, 0.010, upright=True), _curves(rng, P, 2, 0.010, upright=False))
+    return np.asarray(levels - 0.18 * hairs)
+
+
+def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    rim = np.hypot(x - 0.5, y - 0.5) / 0.53
+    levels = _base(rng) + _clouds(rng, P, 0.04) - 0.08 * rim**4
+    hub = abs(rng.integers(2) - rng.uniform(0.02, 0.12))  # from one side vessels arch above and below the middle
+    reach = np.abs(y - 0.5)
+    for opening, thickness in ((0.9, 0.016), (1.6, 0.012), (2.9, 0.012)):
+        bowl = np.abs(reach**2 * opening * 1.6 - np.abs(x - hub) * 0.35 * opening + rng.uniform(-0.01, 0.01))
+        levels = levels - 0.10 * np.clip(1 - bowl / (thickness * 1.6), 0, 1)
+    return np.asarray(levels * (rim < 1))
+
+
+def _paint_ultrasound(rng: np.random.Generator, P: int) -> Levels:
+    x, y = _grid(P)
+    depth = np.hypot(x - 0.5, y + 0.25)
+    speckle = _clouds(rng, P, 0.18, knots=max(16, P // 4))
+    levels = _base(rng) + _clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
+    fan = (np.abs(x - 0.5) < 0.80 * (y + 0.25)) & (depth < 1.22) & (depth > 0.30)
+    return np.asarray(np.clip(levels, 0.01, 1) * fan)
+
+
+def _seen_ct(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1
+
+
+def _seen_mr(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _oval(x, y, 0.42, 0.432, 2.6) < 1
+
+
+def _seen_pet(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _oval(x, y, 0.43, 0.455, 2.8) < 1
+
+
+def _seen_everywhere(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return np.ones(x.shape, bool)
+
+
+def _seen_endoscopy(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _oval(x, y, 0.475, 0.475, 5) < 1
+
+
+def _seen_fundus(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return np.hypot(x - 0.5, y - 0.5) < 0.51
+
+
+def _seen_ultrasound(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    depth = np.hypot(x - 0.5, y + 0.25)
+    return (np.abs(x - 0.5) < 0.80 * (y + 0.25) - 0.02) & (depth < 1.20) & (depth > 0.33)
+
+
+_GREY = _ramp((0, 0, 0, 0), (1, 255, 255, 255))
+_SCENES: dict[Modality, _Scene] = {
+    Modality.CT: _Scene(_seen_ct, _paint_ct, _GREY, 0.025),
+    Modality.MR: _Scene(_seen_mr, _paint_mr, _GREY, 0.02),
+    Modality.XRAY: _Scene(_seen_everywhere, _paint_xray, _ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
+    Modality.PET: _Scene(
+        _seen_pet, _paint_pet, _ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200)), 0.025
+    ),
+    Modality.ENDOSCOPY: _Scene(
+        _seen_endoscopy,
+        _paint_endoscopy,
+        _ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225)),
+        0.02,
+    ),
+    Modality.DERMOSCOPY: _Scene(
+        _seen_everywhere,
+        _paint_dermoscopy,
+        _ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236)),
+        0.02,
+    ),
+    Modality.FUNDUS: _Scene(
+        _seen_fundus,
+        _paint_fundus,
+        _ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150)),
+        0.02,
+    ),
+    Modality.ULTRASOUND: _Scene(_seen_ultrasound, _paint_ultrasound, _GREY, 0.05),
+}
+
+
+# --- words
+
+
+def caption(s: Structure) -> str:
+    """The referring caption of a structure."""
+    return f"A {s.size} {s.brightness} {s.name} on the {s.side} side of the image."
+
+
+def summary(drawing: Drawing) -> str:
+    """The analysis of a whole image: kind and count, then each structure from left to right."""
+    count = len(drawing.structures)
+    head = f"{_SPOKEN[drawing.modality]} image with {_NUMBER[count]} structure{'s' if count > 1 else ''}."
+    said = [f"On the {s.side} there is a {s.size} {s.brightness} {s.name}." for s in drawing.structures]
+    return " ".join([head, *said])
+
+
+def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice: random.Random) -> list[Sample]:
+    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
+
+    def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
+        return Sample(
+            id=f"{image_id}-{tag}",
+            images=(image,),
+            modality=drawing.modality,
+            turns=(turn,),
+            group=image_id,
+            source="phantom",
+            names=tuple(names),
+            facts=tuple(facts),
+            side="image",
+            split=split,
+        )
+
+    found = drawing.structures
+    names = list(dict.fromkeys(s.name for s in found))
+    items = []
+    for number, name in enumerate(names, start=1):
+        turn = questions.where(name, [s.box for s in found if s.name == name], dice)
+        items.append(sample(f"vg{number}", turn, [name]))
+    for number, s in enumerate(found, start=1):
+        items.append(sample(f"roc{number}", questions.what(s.box, s.name, dice), [s.name]))
+        told = Fact(s.name, s.size, s.side, s.brightness)
+        items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), dice), [s.name], [told]))
+    all_told = [Fact(s.name, s.size, s.side, s.brightness, len(found)) for s in found]
+    return [*items, sample("mia", questions.overall(summary(drawing), dice), names, all_told)]
+
+
+# --- files
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    folder: Path
+    split: Split
+    first: int  # index of the first image, counted within the split
+    count: int
+    structures: int
+    pixels: int
+    seed: int
+
+
+def write(
+    folder: Path, config: PhantomConfig, seed: int, workers: int = 1, advance: Callable[[int], object] | None = None
+) -> list[Sample]:
+    """Draw the whole set into `folder`/images/*.png and return its samples; paths are relative to `folder`.
+
+    An image depends on seed, split and its number only: the same for any number of workers, and unchanged when
+    another split grows. Modalities and orders of names take turns, so each split is balanced. `advance` is told how
+    many images were finished. Raises BadInput on an impossible knob or a full disk.
+    """
+    _check(config.structures, config.image_pixels)
+    for name in ("train_images", "validation_images", "test_images"):
+        if getattr(config, name) < 1:
+            raise BadInput(f"data.phantoms.{name}={getattr(config, name)}: give 1 or more")
+    with naming_full_disk(folder):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+    counts: dict[Split, int] = {
+        "train": config.train_images, "validation": config.validation_images, "test": config.test_images
+    }  # fmt: skip
+    jobs = [
+        _Job(folder, split, first, min(64, total - first), config.structures, config.image_pixels, seed)
+        for split, total in counts.items()
+        for first in range(0, total, 64)
+    ]
+    found: list[Sample] = []
+    for job, made in zip(jobs, _each(jobs, workers), strict=True):
+        found.extend(made)
+        if advance is not None:
+            advance(job.count)
+    return found
+
+
+def _each(jobs: list[_Job], workers: int) -> Iterator[list[Sample]]:
+    if min(workers, len(jobs) // 4) <= 1:  # starting processes takes longer than a few hundred images
+        yield from map(_draw_some, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_draw_some, jobs)
+        except BaseException:  # do not draw the rest before going away
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _draw_some(job: _Job) -> list[Sample]:
+    found = []
+    for index in range(job.first, job.first + job.count):
+        modality = PAPER_MODALITIES[index % len(PAPER_MODALITIES)]
+        orders = list(itertools.permutations(STRUCTURES[modality]))
+        rng = np.random.default_rng([job.seed, get_args(Split).index(job.split), index])
+        names = orders[index // len(PAPER_MODALITIES) % len(orders)]
+        drawing = draw(rng, modality, job.structures, job.pixels, names)
+        image_id = f"{modality}_{job.split}_{index:05d}"
+        ref = ImageRef(f"images/{image_id}.png", job.pixels, job.pixels)
+        path = job.folder / ref.path
+        with naming_full_disk(path):
+            Image.fromarray(drawing.image).save(path, compress_level=1)
+        found.extend(samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62)))))
+    return found

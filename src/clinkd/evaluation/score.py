@@ -1,0 +1,296 @@
+"""Predictions to scores: the model, its first beam, its oracle and its blind twins, by modality, with intervals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.agreement import Lexicon
+from clinkd.config import EvaluateConfig
+from clinkd.evaluation.captions import NotComputed
+from clinkd.evaluation.metrics import (
+    FACT_TUPLES,
+    FACTS,
+    FLAWS,
+    HEADLINE,
+    MEASURES,
+    SPICE_WHY,
+    Counts,
+    Item,
+    Measure,
+    Rules,
+)
+from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
+
+MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
+_CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
+
+
+class Figure(NamedTuple):
+    """Figures of one measure for one key (a modality, a source) or for the mean over keys; 0..1."""
+
+    values: Counts  # [F]
+    answers: int
+    intervals: Counts | None = None  # [F, 2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The counted answers of one row under one measure, for one task."""
+
+    row: str
+    task: Task
+    measure: Measure
+    places: NDArray[np.intp]  # [N] index of the sample of each answer
+    counts: Counts | None  # [N, C]; None where it could not be computed
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """All answers, counted once; tables by modality and by source are sums of it."""
+
+    samples: Sequence[Sample]
+    rows: list[_Row]
+    replicates: int
+    _weights: dict[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]] = field(default_factory=dict)
+
+    def scores(self) -> list[Score]:
+        """One Score for each row, metric and non-empty modality, and for the mean over these (modality None)."""
+        found: list[Score] = []
+        modalities = [s.modality for s in self.samples]
+        for row in self.rows:
+            if row.counts is None:
+                found += _not_computed(row, row.measure.metrics, row.why, modalities)
+            else:
+                found += _as_scores(row, self._figures(row, modalities))
+            if row.task is Task.RC and row.measure is FACT_TUPLES:
+                found += _not_computed(row, (HEADLINE[Task.RC],), SPICE_WHY, modalities)
+        return found
+
+    def by_source(self) -> Table:
+        """Task and source (the data set an image came from) against the model and its best blind twin."""
+        sources = [s.source or "-" for s in self.samples]
+        best: dict[tuple[Task, str], dict[str, Figure]] = {}
+        for row in self.rows:
+            if row.measure.metrics[0] == _judged_by(row.task) and row.counts is not None:
+                for source, figure in self._figures(row, sources).items():
+                    if source is not None:
+                        best.setdefault((row.task, source), {})[row.row] = figure
+        columns = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which", "Above it")
+        lines = []
+        for (task, source), figures in sorted(best.items(), key=lambda kv: (list(Task).index(kv[0][0]), kv[0][1])):
+            own = figures[MODEL]
+            twins = {k: float(f.values[0]) for k, f in figures.items() if k not in (MODEL, FIRST_BEAM, ORACLE)}
+            name = max(twins, key=lambda k: -1 if np.isnan(twins[k]) else twins[k], default=None)
+            blind = twins[name] if name is not None else np.nan
+            low_high = own.intervals[0] if own.intervals is not None else (np.nan, np.nan)
+            interval = "-" if np.isnan(low_high).any() else f"[{100 * low_high[0]:.0f}, {100 * low_high[1]:.0f}]"
+            cells = (_cell(own.values[0]), interval, _cell(blind), name or "-", _cell(own.values[0] - blind, "+"))
+            lines.append((task.value, source, _judged_by(task), str(own.answers), *cells))
+        notes = ("x100 over the questions of a source; intervals by bootstrap over patients or images.",)
+        return Table("By source", columns, tuple(lines), notes)
+
+    def _figures(self, row: _Row, keys: Sequence[str]) -> dict[str | None, Figure]:
+        """Figures of each key with answers, in the order of first sight; under None the mean over those keys."""
+        if row.counts is None or not len(row.places):
+            return {}
+        names = list(dict.fromkeys(keys[p] for p in row.places))
+        code = {name: i for i, name in enumerate(names)}
+        codes = np.array([code[keys[p]] for p in row.places])
+        sums = np.zeros((len(names), row.counts.shape[1]))
+        np.add.at(sums, codes, row.counts)
+        values = row.measure.figures(sums)  # [K, F]
+        intervals = self._intervals(row, codes, len(names)) if row.row == MODEL and row.measure is not FLAWS else None
+        found: dict[str | None, Figure] = {}
+        for i, name in enumerate(names):
+            if sums[i, 0]:
+                found[name] = Figure(values[i], int(sums[i, 0]), None if intervals is None else intervals[i])
+        if found:
+            found[None] = Figure(_mean(values, 0), int(sums[:, 0].sum()), None if intervals is None else intervals[-1])
+        return found
+
+    def _intervals(self, row: _Row, codes: NDArray[np.intp], keys: int) -> Counts | None:
+        """[K + 1, F, 2] 2.5th and 97.5th percentiles, the last of the mean over keys; groups are drawn, not answers."""
+        if self.replicates < 2:
+            return None
+        assert row.counts is not None
+        groups, weights = self._drawn(row.task, row.places)
+        sums = np.zeros((weights.shape[1], keys, row.counts.shape[1]))
+        np.add.at(sums, (groups, codes), row.counts)
+        flat = sums.reshape(len(sums), -1)
+        drawn = []
+        for start in range(0, len(weights), _CHUNK):
+            part = weights[start : start + _CHUNK].astype(np.float64) @ flat
+            values = row.measure.figures(part.reshape(len(part), keys, -1))  # [R, K, F]
+            drawn.append(np.concatenate([values, _mean(values, 1)[:, None]], axis=1))
+        with np.errstate(invalid="ignore"):
+            every = np.concatenate(drawn)
+            some = ~np.isnan(every).all(axis=0)
+            every = np.where(some, every, 0.0)
+            ends = np.nanpercentile(every, [2.5, 97.5], axis=0)
+        return np.where(some[..., None], np.moveaxis(ends, 0, -1), np.nan)
+
+    def _drawn(self, task: Task, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """Group of each answer [N], and how often each group is drawn in each replicate [R, G]. The same draws for
+        every row and metric of a task, and for every run over the same samples, so that differences are paired."""
+        if task not in self._weights:
+            names = sorted({self.samples[p].group for p in places})
+            code = {name: i for i, name in enumerate(names)}
+            rng = np.random.default_rng([0, *task.value.encode()])
+            size = len(names)
+            drawn = [
+                np.bincount(rng.integers(size, size=size), minlength=size).clip(max=255).astype(np.uint8)
+                for _ in range(self.replicates)
+            ]
+            codes = np.full(len(self.samples), -1)
+            codes[places] = [code[self.samples[p].group] for p in places]
+            self._weights[task] = codes, np.array(drawn)
+        codes, weights = self._weights[task]
+        return codes[places], weights
+
+
+def score(
+    samples: Sequence[Sample],
+    predictions: Iterable[Prediction],
+    twins: Mapping[str, Iterable[Prediction]],
+    lexicon: Lexicon,
+    config: EvaluateConfig,
+) -> list[Score]:
+    """Strict scores of every row, x100. `judge` with one more table is `judge(...).by_source()`."""
+    return judge(samples, predictions, twins, lexicon, config).scores()
+
+
+def score_by_source(
+    samples: Sequence[Sample],
+    predictions: Iterable[Prediction],
+    twins: Mapping[str, Iterable[Prediction]],
+    lexicon: Lexicon,
+    config: EvaluateConfig,
+) -> Table:
+    """The headline of each task by `Sample.source`, beside its best blind twin."""
+    return judge(samples, predictions, twins, lexicon, config).by_source()
+
+
+def judge(
+    samples: Sequence[Sample],
+    predictions: Iterable[Prediction],
+    twins: Mapping[str, Iterable[Prediction]],
+    lexicon: Lexicon,
+    config: EvaluateConfig,
+) -> Judged:
+    """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows.
+
+    Every sample needs a prediction; a twin may lack some. Raises BadInput naming the first sample without an answer,
+    or a prediction that belongs to no sample.
+    """
+    items: list[Item] = []
+    place = {s.id: i for i, s in enumerate(samples)}
+    known: dict[object, int] = {}
+
+    def enlist(at: int, prediction: Prediction, candidate: int) -> int:
+        answer = prediction.candidates[candidate]
+        key = (at, answer.answer, answer.unread, answer.truncated)
+        if key not in known:
+            known[key] = len(items)
+            items.append(Item(samples[at], answer))
+        return known[key]
+
+    answered = _by_place(predictions, place, "predictions")
+    if missing := [s.id for i, s in enumerate(samples) if i not in answered]:
+        raise BadInput(
+            f"{len(missing)} of {len(samples)} samples have no prediction, the first is {missing[0]!r}; "
+            "answer them, or leave them out of the samples"
+        )
+    chosen: dict[str, dict[int, int]] = {
+        MODEL: {i: enlist(i, p, p.chosen) for i, p in answered.items()},
+        FIRST_BEAM: {i: enlist(i, p, 0) for i, p in answered.items()},
+    }
+    for name, rows in twins.items():
+        chosen[name] = {i: enlist(i, p, p.chosen) for i, p in _by_place(rows, place, f"twin {name!r}").items()}
+    candidates = {i: [enlist(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
+
+    rules, found = Rules(config.iou, lexicon), []
+    for measure in MEASURES:
+        mine = [k for k, item in enumerate(items) if item.sample.task in measure.tasks]
+        if not mine:
+            continue
+        counts, why = None, None
+        try:
+            part = measure.count([items[k] for k in mine], rules)
+            counts = np.zeros((len(items), part.shape[1]))
+            counts[mine] = part
+        except NotComputed as reason:
+            why = str(reason)
+        rows_of = chosen if measure is FLAWS else {**chosen, ORACLE: _best(measure, counts, candidates, chosen)}
+        for task in measure.tasks:
+            for name, picks in rows_of.items():
+                places = [i for i in picks if samples[i].task is task]
+                if places:
+                    own = None if counts is None else counts[[picks[i] for i in places]]
+                    found.append(_Row(name, task, measure, np.array(places), own, why))
+    return Judged(samples, found, config.replicates)
+
+
+def _by_place(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
+    found: dict[int, Prediction] = {}
+    for prediction in predictions:
+        if prediction.id not in place:
+            raise BadInput(f"{what}: no sample has the id {prediction.id!r}; give the samples that were answered")
+        if place[prediction.id] in found:
+            raise BadInput(f"{what}: {prediction.id!r} is answered twice; keep one line for each sample")
+        found[place[prediction.id]] = prediction
+    return dict(sorted(found.items()))
+
+
+def _best(
+    measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
+) -> dict[int, int]:
+    """Of each sample the candidate with the best headline figure on its own; ties go to the earlier beam."""
+    if counts is None:
+        return chosen[FIRST_BEAM]
+    worth = np.nan_to_num(measure.figures(counts)[:, 0], nan=-1.0)
+    return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
+
+
+def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
+    found = []
+    for key, figure in figures.items():
+        modality = None if key is None else Modality(key)
+        for f, metric in enumerate(row.measure.metrics):
+            value = float(figure.values[f])
+            if np.isnan(value):
+                why = "no question of this kind" if "/no" in metric or "Open" in metric else "nothing to divide by"
+                found.append(Score(row.row, row.task, metric, modality, None, figure.answers, why))
+                continue
+            ends = None if figure.intervals is None else figure.intervals[f]
+            interval = None if ends is None or np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
+            found.append(Score(row.row, row.task, metric, modality, 100 * value, figure.answers, None, interval))
+    return found
+
+
+def _not_computed(row: _Row, metrics: Sequence[str], why: str | None, modalities: Sequence[Modality]) -> list[Score]:
+    counts: Counter[Modality | None] = Counter(modalities[p] for p in row.places)
+    counts[None] = len(row.places)
+    return [Score(row.row, row.task, metric, m, None, n, why) for metric in metrics for m, n in counts.items()]
+
+
+def _judged_by(task: Task) -> str:
+    """The metric of the per-source table: the headline, or for RC, whose headline is SPICE, the facts."""
+    return FACTS if task is Task.RC else HEADLINE[task]
+
+
+def _mean(values: Counts, axis: int) -> Counts:
+    """Mean over the keys that have a value; NaN where none has."""
+    there = ~np.isnan(values)
+    count = there.sum(axis)
+    return np.where(count > 0, np.where(there, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
+def _cell(value: float, sign: str = "") -> str:
+    return "-" if np.isnan(value) else f"{100 * value:{sign}.1f}"

@@ -1,0 +1,323 @@
+"""Scores as tables for people (Markdown, HTML, CSV) and as JSON for programs, with the paper's printed rows apart."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE
+from clinkd.evaluation.score import FIRST_BEAM, MODEL, ORACLE
+from clinkd.records import PAPER_MODALITIES, Modality, Score, Table, Task
+from clinkd.viewer import table as to_html
+
+__all__ = ["Board", "paper_tables", "table_json", "tabulate", "to_csv", "to_html", "to_markdown"]
+
+AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
+TITLES = {
+    Modality.CT: "CT", Modality.MR: "MR", Modality.XRAY: "X-ray", Modality.PET: "PET",
+    Modality.ENDOSCOPY: "Endoscopy", Modality.DERMOSCOPY: "Dermoscopy", Modality.FUNDUS: "Fundus",
+    Modality.ULTRASOUND: "Ultrasound", Modality.MICROSCOPY: "Microscopy", Modality.OTHER: "Other",
+}  # fmt: skip
+MISSING, NOT_COMPUTED = "-", "not computed"
+
+
+class Board:
+    """Scores, found by who, task, metric and modality."""
+
+    def __init__(self, scores: Iterable[Score]) -> None:
+        self._found = {(s.row, s.task, s.metric, s.modality): s for s in scores}
+
+    def get(self, row: str, task: Task, metric: str, modality: Modality | None = None) -> Score | None:
+        return self._found.get((row, task, metric, modality))
+
+    def value(self, row: str, task: Task, metric: str, modality: Modality | None = None) -> float | None:
+        found = self.get(row, task, metric, modality)
+        return found.value if found else None
+
+    def metrics(self, task: Task) -> list[str]:
+        return list(dict.fromkeys(m for _, t, m, _ in self._found if t is task))
+
+    def modalities(self, task: Task, metric: str) -> list[Modality]:
+        """Those with questions, in the order of the paper's columns."""
+        there = {m for r, t, k, m in self._found if (r, t, k) == (MODEL, task, metric)}
+        return [m for m in Modality if m in there]
+
+    def twins(self) -> list[str]:
+        return list(dict.fromkeys(r for r, _, _, _ in self._found if r not in (MODEL, FIRST_BEAM, ORACLE)))
+
+    def blind(self, task: Task, metric: str, modality: Modality | None = None) -> tuple[str, float] | None:
+        """The best image-blind twin and its figure; None where none was computed."""
+        values = {t: v for t in self.twins() if (v := self.value(t, task, metric, modality)) is not None}
+        return max(values.items(), key=lambda tv: tv[1]) if values else None
+
+
+# ---- for a program --------------------------------------------------------------------------------------------------
+
+
+def table_json(scores: Sequence[Score], wall_seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
+
+    `blind` is the highest of the image-blind twins, in each modality anew. `by_modality` holds the modalities that
+    have questions of the task.
+    """
+    board = Board(scores)
+    found: dict[str, Any] = {"mode": "strict"}
+    for task in Task:
+        found[task.value] = _task_json(board, task, HEADLINE[task])
+        if task in (Task.RC, Task.MIA):
+            facts = _task_json(board, task, FACTS)
+            found[task.value]["facts"] = {k: facts[k] for k in ("score", "blind", "why") if k in facts}
+    missing = [t.value for t in AVERAGED if found[t.value]["score"] is None]
+    found["average"] = None if missing else sum(found[t.value]["score"] for t in AVERAGED) / len(AVERAGED)
+    if missing:
+        found["average_why"] = f"{', '.join(missing)} not computed: a mean over the others would be another figure"
+    found["wall_seconds"] = dict(wall_seconds)
+    return found
+
+
+def _task_json(board: Board, task: Task, metric: str) -> dict[str, Any]:
+    whole = _pair(board, task, metric, None)
+    by = {t: board.value(t, task, metric) for t in board.twins() if board.get(t, task, metric)}
+    modalities = {m.value: _pair(board, task, metric, m) for m in board.modalities(task, metric)}
+    found = {"score": whole["score"], "blind": whole["blind"], "blind_by": by, "by_modality": modalities}
+    return {**found, "why": whole["why"]} if "why" in whole else found
+
+
+def _pair(board: Board, task: Task, metric: str, modality: Modality | None) -> dict[str, Any]:
+    own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
+    found: dict[str, Any] = {"score": own.value if own else None, "blind": blind[1] if blind else None}
+    if found["score"] is None:
+        found["why"] = own.why if own else _absent(board, task)
+    return found
+
+
+def _absent(board: Board, task: Task) -> str:
+    if board.metrics(task):
+        return "the data state no facts (name, size, side, brightness, count) for this task"
+    return f"the test split has no {task.value} questions"
+
+
+# ---- for people -----------------------------------------------------------------------------------------------------
+
+
+def tabulate(scores: Sequence[Score]) -> list[Table]:
+    """Overall, by modality, outside the paper's eight modalities (where there are any), every metric, and flaws."""
+    board = Board(scores)
+    outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], "Outside the paper's modalities", False)
+    tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, "Task by modality", True)]
+    return [*tables, *([outside] if outside.rows else []), _every_metric(board), _flaws(board)]
+
+
+def _columns(board: Board) -> list[tuple[Task, str]]:
+    columns = [(t, m) for t in Task for m in (HEADLINE[t], FACTS) if m in board.metrics(t)]
+    return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
+
+
+def _overall(board: Board) -> Table:
+    """Like the paper's Table 2: who answered against task."""
+    columns = _columns(board)
+    lines = [_line(board, MODEL, "Model", columns)]
+    ends = [board.get(MODEL, t, m) for t, m in columns]
+    lines.append(("  95 % interval", *(_interval(s) for s in ends), MISSING))
+    best = [board.blind(t, m) for t, m in columns]
+    lines.append(("Best blind twin", *(_number(b[1] if b else None) for b in best), _mean_cell(board, None)))
+    above = [
+        s.value - b[1] if s and s.value is not None and b else None for s, b in zip(ends, best, strict=True)
+    ]  # fmt: skip
+    lines.append(("  Model above it", *(MISSING if a is None else f"{a:+.1f}" for a in above), MISSING))
+    lines += [_line(board, t, f"  Blind: {t}", columns) for t in board.twins()]
+    lines += [_line(board, FIRST_BEAM, "First beam, no selection", columns)]
+    lines += [_line(board, ORACLE, "Best candidate (oracle)", columns)]
+    notes = (
+        "x100, strict mode, mean over the modalities that have questions. "
+        "VG Recall: boxes matched one to one at IoU 0.5, or as evaluate.iou says.",
+        "A blind twin answers without seeing the image: only what stands above the best of them was seen in the image.",
+        "The oracle picks each answer by its truth: no selection can do better.",
+        *_reasons(board, columns),
+    )
+    names = tuple(f"{t.value} {m}" for t, m in columns)
+    return Table("Scores", ("", *names, "Average of four"), tuple(lines), notes)
+
+
+def _line(board: Board, row: str, title: str, columns: Sequence[tuple[Task, str]]) -> tuple[str, ...]:
+    cells = []
+    for task, metric in columns:
+        found = board.get(row, task, metric)
+        cells.append(MISSING if found is None else NOT_COMPUTED if found.value is None else f"{found.value:.1f}")
+    return (title, *cells, _mean_cell(board, row))
+
+
+def _mean_cell(board: Board, row: str | None) -> str:
+    """Mean over the four tasks of a row, or of the best twins where `row` is None; none where one of them has none."""
+    values = []
+    for task in AVERAGED:
+        blind = board.blind(task, HEADLINE[task])
+        values.append(board.value(row, task, HEADLINE[task]) if row else blind[1] if blind else None)
+    there = [v for v in values if v is not None]
+    return f"{sum(there) / len(there):.1f}" if len(there) == len(AVERAGED) else MISSING
+
+
+def _by_modality(board: Board, modalities: Sequence[Modality], title: str, mean: bool) -> Table:
+    """Like the paper's Tables 3 and 4, each task with its best blind twin beneath."""
+    lines, left_out = [], []
+    for task, metric in _columns(board):
+        if not set(modalities) & set(board.modalities(task, metric)):
+            continue
+        own, blind = [], []
+        for modality in (*modalities, *([None] if mean else [])):
+            found, twin = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
+            own.append(MISSING if found is None else _number(found.value))
+            blind.append(_number(twin[1] if twin else None, MISSING))
+        if board.value(MODEL, task, metric) is None:
+            left_out.append(f"{task.value} {metric}")
+            continue
+        lines.append((f"{task.value} {metric}", *own))
+        lines.append(("  best blind twin", *blind))
+    columns = ("", *(TITLES[m] for m in modalities), *(["Mean"] if mean else []))
+    notes = ["x100. In each modality the best twin anew."]
+    rest = [
+        TITLES[m]
+        for m in Modality
+        if m not in PAPER_MODALITIES and any(m in board.modalities(*c) for c in _columns(board))
+    ]
+    if left_out:
+        notes.append(f"Not computed, so not shown: {', '.join(left_out)}.")
+    if mean and rest:
+        notes.append(f"The mean is over all modalities with questions, here also {' and '.join(rest)}, shown apart.")
+    return Table(title, columns, tuple(lines), tuple(notes))
+
+
+def _every_metric(board: Board) -> Table:
+    rows = (MODEL, FIRST_BEAM, ORACLE, *board.twins())
+    lines = []
+    for task in Task:
+        for metric in board.metrics(task):
+            if metric in FLAWS.metrics:
+                continue
+            own = board.get(MODEL, task, metric)
+            cells = (_cell(board.get(row, task, metric)) for row in rows)
+            lines.append((f"{task.value} {metric}", str(own.count if own else 0), _interval(own), *cells))
+    titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in board.twins()))
+    notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
+    return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
+
+
+def _flaws(board: Board) -> Table:
+    """Answers of the model that were cut, empty, or held a box nobody could read: they count as they stand."""
+    lines = []
+    for task in Task:
+        cells = [board.get(MODEL, task, metric) for metric in FLAWS.metrics]
+        if any(cells):
+            lines.append((task.value, str(next(c.count for c in cells if c)), *(_cell(c) for c in cells)))
+    heads = tuple(f"{m}, %" for m in FLAWS.metrics)
+    notes = ("They are judged as they stand: what could not be read finds nothing.",)
+    return Table("Answers with a flaw", ("Task", "Questions", *heads), tuple(lines), notes)
+
+
+def _reasons(board: Board, columns: Sequence[tuple[Task, str]]) -> list[str]:
+    found = [board.get(MODEL, t, m) for t, m in columns]
+    return [f"{s.task.value} {s.metric} not computed: {s.why}." for s in found if s and s.value is None]
+
+
+def _number(value: float | None, missing: str = NOT_COMPUTED) -> str:
+    return missing if value is None else f"{value:.1f}"
+
+
+def _cell(score: Score | None) -> str:
+    return MISSING if score is None else _number(score.value)
+
+
+def _interval(score: Score | None) -> str:
+    return f"[{score.interval[0]:.1f}, {score.interval[1]:.1f}]" if score and score.interval else MISSING
+
+
+# ---- what the paper printed -----------------------------------------------------------------------------------------
+
+_PRINTED = {
+    "LLaVA-Med": (0, 2.75, 8.18, 11.20, 5.53),
+    "BiRD": (53.92, 65.33, 55.23, 52.17, 56.66),
+    "Qwen2-VL, tuned": (55.43, 68.33, 57.39, 62.23, 61.37),
+    "BiRD + MCG-RoPE": (59.73, 72.74, 61.32, 59.63, 63.36),
+    "BiRD + pseudo-label KD": (63.11, 79.52, 67.21, 64.32, 68.54),
+    "BiRD + SASG": (55.89, 67.84, 54.32, 51.27, 57.33),
+    "ClinKD": (67.51, 82.35, 70.56, 65.69, 71.53),
+}
+_PRINTED_BY_MODALITY: dict[str, dict[Task, tuple[float | None, ...]]] = {
+    "BiRD (Table 3)": {
+        Task.VG: (44.47, 29.26, 41.73, 56.46, 53.60, 75.63, 84.15, 46.04, 53.92),
+        Task.ROC: (34.76, 61.79, 53.74, None, 60.40, 96.61, None, 84.65, 65.33),
+        Task.RC: (41.88, 51.69, 37.39, 47.95, 54.07, 77.44, 48.73, 82.65, 55.23),
+        Task.MIA: (47.01, 49.35, 37.17, 57.15, 39.91, 72.13, 48.87, 65.78, 52.17),
+    },
+    "ClinKD (Table 4)": {
+        Task.VG: (65.52, 52.23, 48.56, 69.25, 60.37, 94.22, 86.59, 64.47, 67.51),
+        Task.ROC: (61.42, 71.30, 97.00, None, 68.84, 100, None, 95.54, 82.35),
+        Task.RC: (53.94, 58.41, 71.47, 79.91, 52.10, 83.92, 84.51, 80.19, 70.56),
+        Task.MIA: (66.85, 56.82, 54.01, 67.08, 50.58, 81.00, 70.02, 76.05, 65.69),
+    },
+}
+
+
+def paper_tables() -> list[Table]:
+    """The figures printed in the paper (Tables 1 to 4): other data and the official, more lenient scripts."""
+    apart = (
+        "Printed in the paper, not computed here: Med-GRIT-270k test set, official scripts. Not comparable with ours."
+    )
+    columns = ("", "VG Recall@0.5", "ROC Recall", "RC SPICE", "MIA mBMR", "Average")
+    rows = tuple((name, *(f"{v:.2f}" for v in values)) for name, values in _PRINTED.items())
+    off = [
+        f"the mean of the printed row {name} is {mean:.2f}, printed {values[-1]:.2f}"
+        for name, values in _PRINTED.items()
+        if abs((mean := sum(values[:-1]) / 4) - values[-1]) > 0.0051
+    ]
+    tables = [Table("The paper's printed scores", columns, rows, (apart, *off))]
+    for name, by_task in _PRINTED_BY_MODALITY.items():
+        lines, off = [], []
+        for task, values in by_task.items():
+            there = [v for v in values[:-1] if v is not None]
+            mean, printed = sum(there) / len(there), values[-1]
+            if printed is not None and abs(mean - printed) > 0.0051:
+                off.append(f"the mean of the printed {task.value} row is {mean:.2f}, printed {printed:.2f}")
+            lines.append((f"{task.value} {HEADLINE[task]}", *(MISSING if v is None else f"{v:.2f}" for v in values)))
+        heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Printed mean")
+        tables.append(Table(f"The paper's printed scores by modality: {name}", heads, tuple(lines), (apart, *off)))
+    return tables
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table under its title, numbers to the right, notes beneath. No cell can break out of the table."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(_plain(c) for c in cells)} |"
+
+    head = [line(table.columns), f"|{'|'.join(['---', *['---:'] * (len(table.columns) - 1)])}|"]
+    notes = [f"- {_plain(n)}" for n in table.notes]
+    return "\n".join(
+        [f"### {_plain(table.title)}", "", *head, *map(line, table.rows), *([""] if notes else []), *notes, ""]
+    )
+
+
+def _plain(text: str) -> str:
+    spaced = "\u2003" * ((len(text) - len(text.lstrip())) // 2) + " ".join(text.split())
+    for mark in ("\\", "|", "<", "*", "`"):
+        spaced = spaced.replace(mark, "&lt;" if mark == "<" else "\\" + mark)
+    return spaced
+
+
+def to_csv(scores: Sequence[Score]) -> str:
+    """One line a score: row, task, metric, modality, value, low, high, count, why; empty where there is none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("row", "task", "metric", "modality", "value", "low", "high", "count", "why"))
+    for s in scores:
+        ends = s.interval or ("", "")
+        value = "" if s.value is None else round(s.value, 4)
+        low, high = (e if e == "" else round(float(e), 4) for e in ends)
+        modality = s.modality.value if s.modality else "mean"
+        writer.writerow((s.row, s.task.value, s.metric, modality, value, low, high, s.count, s.why or ""))
+    return out.getvalue()

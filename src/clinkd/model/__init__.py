@@ -1,0 +1,6 @@
+"""Records to tensors to records: the only room that knows transformers."""
+
+from clinkd.model.encode import Batch, OpenImage, rows_of
+from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
+
+__all__ = ["Batch", "Head", "OpenImage", "VisionLanguageModel", "load", "new_tiny", "rows_of", "texts_of"]

@@ -1,0 +1,217 @@
+"""Samples to tensors: prompts, shared-prefix rows, images.
+
+Shapes: B rows, S tokens of a row, N answer tokens of the batch, I images, T vision patches of all images.
+
+A training row is one set of images with all questions about it: the images stand once, in front, and each question
+with its answer is a segment that sees the images and itself only, at the positions it would have alone. The loss and
+its gradients are those of separate rows, at a fraction of the vision and prefix work.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from clinkd.data import Codec
+from clinkd.records import BadInput, ImageRef, Sample
+
+OpenImage = Callable[[ImageRef], Image.Image]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for the model.
+
+    input_ids_BS; running_BS: index of each token in its own sequence; mask_B1SS: True where query (dim 2) sees key
+    (dim 3); pixels_TD, grids_I3: the vision tower's input; answer_row_N, answer_column_N: the tokens whose hidden
+    state predicts an answer token; labels_N: that answer token.
+    """
+
+    input_ids_BS: Tensor
+    running_BS: Tensor
+    mask_B1SS: Tensor
+    pixels_TD: Tensor
+    grids_I3: Tensor
+    answer_row_N: Tensor
+    answer_column_N: Tensor
+    labels_N: Tensor
+    num_samples: int
+
+    def to(self, device: torch.device) -> Self:
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Left-padded questions for generation, one sample a row; mm_types_BS is 1 at image tokens."""
+
+    input_ids_BS: Tensor
+    seen_BS: Tensor
+    mm_types_BS: Tensor
+    pixels_TD: Tensor
+    grids_I3: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+
+def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
+    """Samples that look at the same images, together, in order of first appearance; `most` a row (0: no limit)."""
+    by_images: OrderedDict[tuple[str, ...], list[Sample]] = OrderedDict()
+    for sample in samples:
+        by_images.setdefault(tuple(i.path for i in sample.images), []).append(sample)
+    rows = by_images.values()
+    return [row[i : i + (most or len(row))] for row in rows for i in range(0, len(row), most or len(row))]
+
+
+class ImageEncoder:
+    """Image files to vision patches, with the resized pixels of recent images kept in memory (`cache_bytes`)."""
+
+    def __init__(
+        self, processor: Qwen2VLImageProcessorPil, open_image: OpenImage, square: bool, cache_bytes: int = 256 << 20
+    ) -> None:
+        self.processor, self.open_image, self.square = processor, open_image, square
+        self.room = cache_bytes
+        self.cache: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def target(self, ref: ImageRef) -> tuple[int, int]:
+        """Height and width in pixels to which the image is resampled, before the vision tower."""
+        width, height = ref.width, ref.height
+        if self.square:
+            width = height = max(1, round((width * height) ** 0.5))
+        size = self.processor.size
+        least, most = size["shortest_edge"], size["longest_edge"]
+        try:
+            factor = self.processor.patch_size * self.processor.merge_size
+            tall, wide = smart_resize(height, width, factor, min_pixels=least, max_pixels=most)
+        except ValueError as error:
+            raise BadInput(f"image {ref.path}: {error}") from None
+        return int(tall), int(wide)
+
+    def grid(self, ref: ImageRef) -> tuple[int, int]:
+        """Merged patches (height, width): the image's tokens in the text."""
+        step = self.processor.patch_size * self.processor.merge_size
+        tall, wide = self.target(ref)
+        return tall // step, wide // step
+
+    def pixels(self, ref: ImageRef) -> np.ndarray:
+        """Resampled pixels, uint8 [height, width, 3]."""
+        found = self.cache.get(ref.path)
+        if found is None:
+            tall, wide = self.target(ref)
+            found = np.asarray(self.open_image(ref).resize((wide, tall), Image.Resampling.BICUBIC))
+            self.cache[ref.path] = found
+            self.room -= found.nbytes
+            while self.room < 0 and len(self.cache) > 1:
+                self.room += self.cache.popitem(last=False)[1].nbytes
+        else:
+            self.cache.move_to_end(ref.path)
+        return found
+
+    def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
+        """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
+        made = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
+        return made["pixel_values"], made["image_grid_thw"]
+
+
+class TextEncoder:
+    """ChatML around questions and answers, boxes in the family's spelling."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, codec: Codec, system: str | None) -> None:
+        self.tokenizer, self.codec, self.system = tokenizer, codec, system
+        self.image_token = int(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+        self.pad = int(tokenizer.pad_token_id)
+        self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def prefix(self, grids: Sequence[tuple[int, int]]) -> list[int]:
+        """Everything in front of the question: system turn, opened user turn, images."""
+        system = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
+        before, opened, closed = self.ids([f"{system}<|im_start|>user\n", "<|vision_start|>", "<|vision_end|>"])
+        images = [t for tall, wide in grids for t in (*opened, *[self.image_token] * (tall * wide), *closed)]
+        return [*before, *images]
+
+    def segments(self, samples: Sequence[Sample]) -> list[list[tuple[list[int], list[int]]]]:
+        """For each sample and turn: the tokens up to the answer, and the answer's with its end mark."""
+        texts = []
+        for sample in samples:
+            for number, turn in enumerate(sample.turns):
+                opened = "" if number == 0 else "\n<|im_start|>user\n"
+                texts.append(f"{opened}{self.codec.encode(turn.question)}<|im_end|>\n<|im_start|>assistant\n")
+                texts.append(f"{self.codec.encode(turn.answer)}<|im_end|>")
+        ids = iter(self.ids(texts))
+        return [[(next(ids), next(ids)) for _ in sample.turns] for sample in samples]
+
+
+def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: ImageEncoder) -> Batch:
+    """Training rows. Raises BadInput where the samples of a row look at different images."""
+    lines: list[tuple[list[int], list[int], list[int]]] = []  # ids, segment of each token, running index
+    answers: list[tuple[int, int, int]] = []  # row, column that predicts, label
+    refs: list[ImageRef] = []
+    segments = iter(text.segments([s for row in rows for s in row]))
+    for number, row in enumerate(rows):
+        if any(s.images != row[0].images for s in row):
+            raise BadInput(f"sample {row[0].id}: the samples of a row must look at the same images")
+        refs.extend(row[0].images)
+        ids = text.prefix([images.grid(r) for r in row[0].images])
+        front = len(ids)
+        owner, running = [0] * front, list(range(front))
+        for place, _ in enumerate(row, start=1):
+            start = len(ids)
+            for asked, answer in next(segments):
+                ids += asked
+                answers += [(number, len(ids) + k - 1, label) for k, label in enumerate(answer)]
+                ids += answer
+            owner += [place] * (len(ids) - start)
+            running += range(front, front + len(ids) - start)
+        lines.append((ids, owner, running))
+    longest = max(len(ids) for ids, _, _ in lines)
+    input_ids_BS = torch.full((len(lines), longest), text.pad)
+    owner_BS = torch.full((len(lines), longest), -1)
+    running_BS = torch.zeros((len(lines), longest), dtype=torch.long)
+    for number, (ids, owner, running) in enumerate(lines):
+        input_ids_BS[number, : len(ids)] = torch.tensor(ids)
+        owner_BS[number, : len(ids)] = torch.tensor(owner)
+        running_BS[number, : len(ids)] = torch.tensor(running)
+    # A token sees itself and what stands before it in the shared prefix (segment 0) or in its own segment.
+    same_BSS = owner_BS[:, :, None] == owner_BS[:, None, :]
+    prefix_BSS = (owner_BS == 0)[:, None, :]
+    mask_BSS = (same_BSS | prefix_BSS).tril()
+    pixels_TD, grids_I3 = images.patches(refs)
+    row_N, column_N, labels_N = torch.tensor(answers).unbind(1)
+    return Batch(
+        input_ids_BS, running_BS, mask_BSS[:, None], pixels_TD, grids_I3, row_N, column_N, labels_N,
+        sum(len(row) for row in rows),
+    )  # fmt: skip
+
+
+def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEncoder) -> Prompts:
+    """Questions for generation: earlier turns with their answers, the last turn without."""
+    lines = []
+    for sample, turns in zip(samples, text.segments(samples), strict=True):
+        ids = text.prefix([images.grid(r) for r in sample.images])
+        for asked, answer in turns[:-1]:
+            ids += [*asked, *answer]
+        lines.append([*ids, *turns[-1][0]])
+    longest = max(map(len, lines))
+    input_ids_BS = torch.tensor([[text.pad] * (longest - len(ids)) + ids for ids in lines])
+    seen_BS = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in lines])
+    pixels_TD, grids_I3 = images.patches([r for s in samples for r in s.images])
+    return Prompts(input_ids_BS, seen_BS, (input_ids_BS == text.image_token).int(), pixels_TD, grids_I3)
+
+
+def template_identity(text: TextEncoder) -> dict[str, Any]:
+    """What a stored teacher or checkpoint must agree on: the words around a question, and the box spelling."""
+    return {"system": text.system, "codec": text.codec.name, "step": text.codec.step}

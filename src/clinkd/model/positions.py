@@ -1,0 +1,219 @@
+"""Position schemes of image tokens (MCG-RoPE and its rivals), vectorised over batch and images, in float32.
+
+Shapes: B rows, S tokens of a row, N images of the batch in reading order, P rotary pairs of a head (head_dim / 2).
+Axes: 0 time, 1 height, 2 width, as in Qwen2-VL's M-RoPE.
+
+A row is described by three tensors: `image_BS` (True at image tokens), `running_BS` (the token's index in its own
+sequence, from 0: what its plain 1-D position would be) and `grids_N2` (merged height and width of each image). Giving
+the running index, and not the column, is what lets several questions ride behind one image prefix, each with the
+positions it would have alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clinkd.config import Layout, ModelConfig
+from clinkd.records import BadInput
+
+TIME, HEIGHT, WIDTH = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Every image token of a batch, flat, in reading order (I of them), and what precedes each token.
+
+    flat_I: index into the flattened B*S tokens; image_I: number of its image; row_I, column_I: 1-based place v in the
+    merged grid; first_I: running index of the image's first token.
+    """
+
+    flat_I: Tensor
+    image_I: Tensor
+    row_I: Tensor
+    column_I: Tensor
+    first_I: Tensor
+    last_N: Tensor  # flat index of the last token of each image
+
+    @classmethod
+    def find(cls, image_BS: Tensor, running_BS: Tensor, grids_N2: Tensor) -> ImageTokens:
+        flat_I = image_BS.flatten().nonzero().squeeze(1)
+        ends_N = grids_N2.prod(1).cumsum(0)
+        found, wanted = flat_I.numel(), int(ends_N[-1]) if ends_N.numel() else 0
+        if found != wanted:
+            raise BadInput(f"{found} image tokens in the batch but {wanted} patches in its {len(grids_N2)} images")
+        ordinal_I = torch.arange(found, device=flat_I.device)
+        image_I = torch.searchsorted(ends_N, ordinal_I, right=True)
+        starts_N = ends_N - grids_N2.prod(1)
+        rank_I, width_I = ordinal_I - starts_N[image_I], grids_N2[image_I, 1]
+        first_I = running_BS.flatten()[flat_I[starts_N]][image_I]
+        row_I = torch.div(rank_I, width_I, rounding_mode="floor") + 1
+        return cls(flat_I, image_I, row_I, rank_I % width_I + 1, first_I, flat_I[ends_N - 1])
+
+
+class PositionScheme(ABC):
+    """Where each token stands on the three axes.
+
+    `axes` are the axes that carry meaning under the layouts `interleaved` and `halves`.
+    """
+
+    axes: tuple[int, ...] = (HEIGHT, WIDTH)
+
+    def positions(self, image_BS: Tensor, running_BS: Tensor, grids_N2: Tensor) -> Tensor:
+        """Positions [3, B, S], float32.
+
+        Raises BadInput where the image tokens do not fit the grids, or an image would overlap the text around it.
+        """
+        if not len(grids_N2):
+            return running_BS.to(torch.float32).expand(3, *running_BS.shape)
+        tokens = ImageTokens.find(image_BS, running_BS, grids_N2)
+        # How much shorter than its token count each image is, seen from the text behind it.
+        saved_BS = torch.zeros_like(running_BS)
+        saved_BS.view(-1)[tokens.last_N] = self.saved(grids_N2).to(saved_BS.dtype)
+        before_BS = saved_BS.cumsum(1) - saved_BS
+        positions_3T = (running_BS - before_BS).to(torch.float32).flatten().repeat(3, 1)
+        start_I = tokens.first_I - before_BS.flatten()[tokens.flat_I]
+        positions_3T[:, tokens.flat_I] = self.image(start_I.to(torch.float32), tokens, grids_N2)
+        return positions_3T.view(3, *running_BS.shape)
+
+    def saved(self, grids_N2: Tensor) -> Tensor:
+        """By how many positions each image is shorter than its number of tokens."""
+        return torch.zeros_like(grids_N2[:, 0])
+
+    @abstractmethod
+    def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
+        """Positions [3, I] of the image tokens; `start_I` is where text would stand at the image's first token."""
+
+
+@dataclass(frozen=True)
+class MRope(PositionScheme):
+    """Stock Qwen2-VL: (start, start + r, start + c); text resumes behind the longer side.
+
+    With `spatial_reset`, height and width count from 0 in every image ("Revisiting Multimodal Positional Encoding",
+    arXiv 2510.23095, section on spatial-reset); the text still resumes behind the longer side.
+    """
+
+    spatial_reset: bool = False
+    axes = (TIME, HEIGHT, WIDTH)
+
+    def saved(self, grids_N2: Tensor) -> Tensor:
+        return grids_N2.prod(1) - grids_N2.amax(1)
+
+    def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
+        origin_I = torch.zeros_like(start_I) if self.spatial_reset else start_I
+        return torch.stack([start_I, origin_I + tokens.row_I - 1, origin_I + tokens.column_I - 1])
+
+
+@dataclass(frozen=True)
+class Gap(PositionScheme):
+    """The paper's released code: stock M-RoPE with a step of `gap` (stock: 1) from text to image and back."""
+
+    gap: int = 2
+    axes = (TIME, HEIGHT, WIDTH)
+
+    def saved(self, grids_N2: Tensor) -> Tensor:
+        return grids_N2.prod(1) - grids_N2.amax(1) - 2 * (self.gap - 1)
+
+    def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
+        origin_I = start_I + (self.gap - 1)
+        return torch.stack([origin_I, origin_I + tokens.row_I - 1, origin_I + tokens.column_I - 1])
+
+
+@dataclass(frozen=True)
+class Sequential(PositionScheme):
+    """One plain index for every token, as in Qwen-VL, BiRD and LLaVA."""
+
+    def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
+        rank_I = (tokens.row_I - 1) * grids_N2[tokens.image_I, 1] + tokens.column_I - 1
+        return (start_I + rank_I).expand(3, -1)
+
+
+@dataclass(frozen=True)
+class Tied(PositionScheme):
+    """MCG-RoPE (paper, Methodology; RoPE-Tie-v2, kexue.fm/archives/10352), any alpha.
+
+    An image of h x w patches keeps the h*w positions its tokens take in the running index. On each axis its patches
+    stand symmetrically about the middle of that span: position = centre + alpha (v - (n + 1) / 2), v in 1..n, with
+    centre = l + (wh + 1) / 2 for a text that ends at l. So the gaps to the text on both sides are equal, and the text
+    behind the image stands at its plain running index. Time, where a layout uses it, is the centre.
+    """
+
+    alpha: float = 2.0
+
+    def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
+        span_N = grids_N2.prod(1)
+        over_N = self.alpha * (grids_N2.amax(1) - 1) >= span_N + 1
+        if bool(over_N.any()):
+            number = int(over_N.nonzero()[0])
+            height, width = grids_N2[number].tolist()
+            raise BadInput(
+                f"image {number + 1} of the batch ({height} x {width} patches) overlaps the text around it under "
+                f"model.alpha={self.alpha:g}: alpha * ({max(height, width)} - 1) must stay below {height * width + 1}; "
+                "lower model.alpha, or set model.square=true"
+            )
+        height_I, width_I = grids_N2[tokens.image_I].unbind(1)
+        centre_I = start_I - 1 + (span_N[tokens.image_I] + 1) / 2  # start - 1 is the paper's l
+        return torch.stack(
+            [
+                centre_I,
+                centre_I + self.alpha * (tokens.row_I - (height_I + 1) / 2),
+                centre_I + self.alpha * (tokens.column_I - (width_I + 1) / 2),
+            ]
+        )
+
+
+def position_scheme(config: ModelConfig) -> PositionScheme:
+    """The scheme that `model.positions`, `model.alpha` and `model.spatial_reset` name."""
+    if config.spatial_reset and config.positions != "mrope":
+        raise BadInput(f"model.spatial_reset=true goes with model.positions=mrope, not {config.positions}")
+    match config.positions:
+        case "mrope":
+            return MRope(config.spatial_reset)
+        case "gap":
+            return Gap()
+        case "sequential":
+            return Sequential()
+        case "tied":
+            return Tied(config.alpha)
+
+
+@dataclass(frozen=True)
+class RotaryPairs:
+    """For each rotary pair, the axis it turns with and the exponent e of its frequency theta^(-e)."""
+
+    axis_P: tuple[int, ...]
+    exponent_P: tuple[float, ...]
+
+
+def rotary_pairs(layout: Layout, axes: tuple[int, ...], num_pairs: int, sections: tuple[int, ...]) -> RotaryPairs:
+    """How a head's rotary pairs are shared out among the axes.
+
+    sections: blocks of `sections` pairs for time, height, width (stock M-RoPE).
+    interleaved: with three axes t h w t h w .., the rest to time, each axis as many pairs as its section (Qwen3-VL);
+        with two axes even pairs height, odd pairs width. Frequencies are the one ladder of the pretrained model, so
+        text, equal on all axes, sees no change.
+    halves: the paper's: first half height, second half width, each with a ladder of its own.
+
+    Raises BadInput where the number of pairs cannot be shared out so.
+    """
+    ladder = tuple(p / num_pairs for p in range(num_pairs))
+    if layout == "sections":
+        if sum(sections) != num_pairs:
+            raise BadInput(f"mrope_section {list(sections)} does not add up to the {num_pairs} rotary pairs of a head")
+        return RotaryPairs(tuple(a for a, n in enumerate(sections) for _ in range(n)), ladder)
+    if layout == "interleaved" and len(axes) == 3:
+        places = [TIME] * num_pairs
+        for axis in (HEIGHT, WIDTH):
+            for place in range(axis, min(3 * sections[axis], num_pairs), 3):
+                places[place] = axis
+        return RotaryPairs(tuple(places), ladder)
+    if layout == "interleaved":
+        return RotaryPairs(tuple(axes[p % 2] for p in range(num_pairs)), ladder)
+    if num_pairs % 2:
+        raise BadInput(f"model.layout=halves needs an even number of rotary pairs a head, not {num_pairs}")
+    half = num_pairs // 2
+    own_ladder = tuple(p / half for p in range(half))
+    return RotaryPairs((HEIGHT,) * half + (WIDTH,) * half, own_ladder * 2)

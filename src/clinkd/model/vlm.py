@@ -1,0 +1,207 @@
+"""A vision-language model as five verbs: encode, hidden_states, head, generate, save.
+
+Shapes: B rows, S tokens, N answer tokens, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from clinkd.config import AnswerConfig, ModelConfig
+from clinkd.data import Codec, codec
+from clinkd.model import qwen2vl, tiny
+from clinkd.model.encode import (
+    Batch,
+    ImageEncoder,
+    OpenImage,
+    TextEncoder,
+    encode_prompts,
+    encode_rows,
+)
+from clinkd.records import BadInput, Candidate, Sample
+
+SYSTEM = "You are a helpful assistant."  # Qwen2-VL's own
+PARTS = {
+    "vision": ("model.visual.patch_embed", "model.visual.blocks"),
+    "merger": ("model.visual.merger",),
+    "text": ("model.language_model",),
+    "head": ("lm_head",),
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer: logits = hidden @ weight_VH.T (Qwen2-VL has no bias)."""
+
+    weight_VH: Tensor
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        return hidden_NH @ self.weight_VH.T
+
+
+class VisionLanguageModel(nn.Module):
+    """Records in, records out; tensors stay inside.
+
+    `open_image` finds the pixels of an ImageRef: the model does not know where data lie.
+    """
+
+    def __init__(
+        self,
+        network: qwen2vl.ClinkdForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerFast,
+        processor: qwen2vl.Qwen2VLImageProcessorPil,
+        open_image: OpenImage,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.processor = processor
+        self.knobs = qwen2vl.scheme_knobs(network.config)
+        self.codec: Codec = codec(self.knobs.boxes, self.knobs.box_bins)
+        self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None)
+        self.images = ImageEncoder(processor, open_image, self.knobs.square)
+
+    # -- verbs ----------------------------------------------------------------------------------------------------
+
+    def encode(self, rows: Sequence[Sequence[Sample]]) -> Batch:
+        """Rows of samples that share their images, as a Batch on the CPU."""
+        return encode_rows(rows, self.text, self.images)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Last hidden states [N, H] at the tokens that predict an answer token."""
+        config = self.network.config
+        image_BS = batch.input_ids_BS == config.image_token_id
+        grids_N2 = batch.grids_I3[:, 1:] // config.vision_config.spatial_merge_size
+        positions_3BS = self.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
+        hidden_BSH = self.network.model(
+            input_ids=batch.input_ids_BS,
+            attention_mask=batch.mask_B1SS,
+            position_ids=positions_3BS,
+            pixel_values=batch.pixels_TD.to(self.dtype),
+            image_grid_thw=batch.grids_I3,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_BSH[batch.answer_row_N, batch.answer_column_N]
+
+    forward = hidden_states
+
+    @property
+    def head(self) -> Head:
+        return Head(self.network.lm_head.weight)
+
+    @torch.inference_mode()
+    def generate(self, samples: Sequence[Sample], config: AnswerConfig) -> list[list[Candidate]]:
+        """Beam-search answers, best first, to one batch of samples; one list of candidates a sample.
+
+        Candidates of a sample differ in what they say: equal texts keep their first, so there may be fewer than asked.
+        """
+        prompts = encode_prompts(samples, self.text, self.images).to(self.device)
+        made = self.network.generate(
+            input_ids=prompts.input_ids_BS,
+            attention_mask=prompts.seen_BS,
+            mm_token_type_ids=prompts.mm_types_BS,
+            pixel_values=prompts.pixels_TD.to(self.dtype),
+            image_grid_thw=prompts.grids_I3,
+            max_new_tokens=config.max_new_tokens,
+            num_beams=config.beams,
+            num_return_sequences=config.candidates,
+            do_sample=False,
+            length_penalty=1.0,  # a sequence's score is its mean log-probability a token
+            eos_token_id=self.text.end,
+            pad_token_id=self.text.pad,
+            suppress_tokens=self.never,
+            return_dict_in_generate=True,
+            output_scores=config.beams > 1,
+        )
+        new_ids = made.sequences[:, prompts.input_ids_BS.shape[1] :].tolist()
+        scores = made.sequences_scores.tolist() if config.beams > 1 else [None] * len(new_ids)
+        read = [self._read(ids, score) for ids, score in zip(new_ids, scores, strict=True)]
+        grouped = [read[i : i + config.candidates] for i in range(0, len(read), config.candidates)]
+        return [list({c.raw: c for c in reversed(group)}.values())[::-1] for group in grouped]
+
+    def save(self, folder: Path) -> None:
+        """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
+        self.network.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    # -- about the model ------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.lm_head.weight.dtype
+
+    @property
+    def never(self) -> list[int]:
+        """Tokens that no answer holds: an undertrained model may else emit image tokens."""
+        return [int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")]
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""
+        for part in parts:
+            if part not in PARTS:
+                raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(PARTS)}")
+            for name in PARTS[part]:
+                self.network.get_submodule(name).requires_grad_(False)
+
+    def _read(self, ids: list[int], score: float | None) -> Candidate:
+        ended = self.text.end in ids
+        ids = ids[: ids.index(self.text.end)] if ended else [t for t in ids if t != self.text.pad]
+        raw = self.tokenizer.decode(ids, skip_special_tokens=False)
+        decoded = self.codec.decode(raw)
+        return Candidate(raw, decoded.answer, score, unread=decoded.unread, truncated=not ended)
+
+
+def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
+    """A tiny model with random weights; its vocabulary comes from `texts` (training texts, boxes spelled out)."""
+    boxes = codec(config.boxes, config.box_bins)
+    words = [*texts, "user", "assistant\n", "\n"] * 2
+    tokenizer = tiny.train_tokenizer(words, config.tiny.vocabulary, boxes.special_tokens)
+    stock = tiny.stock_config(config.tiny, tokenizer)
+    torch.manual_seed(seed)
+    network = qwen2vl.build(stock, config)
+    side = config.tiny.image_pixels**2
+    processor = qwen2vl.Qwen2VLImageProcessorPil(
+        patch_size=config.tiny.patch, merge_size=tiny.MERGE, size={"shortest_edge": side, "longest_edge": side}
+    )
+    network.config.system_turn = False  # tokens a tiny model has no use for
+    return VisionLanguageModel(network, tokenizer, processor, open_image)
+
+
+def load(
+    folder: Path, open_image: OpenImage, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
+) -> VisionLanguageModel:
+    """A model from a folder: one of ours, or (with `config`) a stock Qwen2-VL that gets the scheme `config` names.
+
+    Raises BadInput where the folder is not such a model, a weight is missing or left over, or a part is absent.
+    """
+    network = qwen2vl.load_folder(folder, config, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        processor = qwen2vl.Qwen2VLImageProcessorPil.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder}: tokenizer or image processor: {str(error).splitlines()[0]}") from None
+    if config is not None:
+        side = (processor.patch_size * processor.merge_size) ** 2
+        size = dict(processor.size)
+        size["longest_edge"] = min(size["longest_edge"], config.max_image_tokens * side)
+        size["shortest_edge"] = min(size["shortest_edge"], size["longest_edge"])
+        processor.size = size
+    return VisionLanguageModel(network, tokenizer, processor, open_image)
+
+
+def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
+    """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
+    boxes = codec(config.boxes, config.box_bins)
+    return [boxes.encode(part) for s in samples for turn in s.turns for part in (turn.question, turn.answer)]
+

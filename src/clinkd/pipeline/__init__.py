@@ -1,0 +1,57 @@
+"""The only room that knows the order of things: plan a run, run it, see how far it is, and why a stage runs again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clinkd.config import RunConfig
+from clinkd.pipeline.graph import Stage, StageStatus, Work, execute, outlook
+from clinkd.pipeline.runs import RUNS, Asked, Run, begin, find, finish, known, open_run, table
+
+__all__ = [
+    "RUNS",
+    "Asked",
+    "Run",
+    "Stage",
+    "StageStatus",
+    "Work",
+    "ask",
+    "execute",
+    "find",
+    "known",
+    "open_run",
+    "outlook",
+    "plan",
+    "run",
+    "table",
+]
+
+
+def plan(config: RunConfig) -> list[Stage]:
+    """The stages of a run, each after what it needs; the last one holds the table and the report."""
+    from clinkd.pipeline import stages
+
+    return stages.plan(config)
+
+
+def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
+    """Do what is not done yet of a run in `runs/NAME`, and return it finished.
+
+    Raises BadInput where the folder holds another config and `replace` is not given, on a full disk, and on bad data.
+    """
+    stages = plan(config)
+    folder = begin(config, stages, runs, replace)
+    execute(stages, folder)
+    done = open_run(folder)
+    finish(done)
+    return done
+
+
+def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
+    """Ask the run's final model about one image; the boxes of the answer are drawn on a PNG at `overlay`.
+
+    Raises BadInput for a run that is not finished and for a file that is no image.
+    """
+    from clinkd.pipeline import asking
+
+    return asking.ask(run, image, question, overlay)

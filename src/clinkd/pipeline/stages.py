@@ -1,0 +1,86 @@
+"""A run as a graph, in the order of the paper's Figure 2. What each stage does is in `work.py`, loaded when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clinkd.config import DataConfig, ModelConfig, RunConfig
+from clinkd.pipeline.graph import Stage, Work
+from clinkd.records import BadInput
+from clinkd.storage import sha256_file
+
+
+def plan(config: RunConfig) -> list[Stage]:
+    """The stages of a run, each after what it needs.
+
+    Raises BadInput where `data.path` or `model.base` is not there.
+    """
+    at, made = {"device": config.device, "threads": config.threads}, list[Stage]()
+
+    def stage(name: str, knobs: Any, *needs: Stage | None, step: str | None = None, **given: Any) -> Stage:
+        todo = _later(step or name, **given)
+        made.append(Stage(name, VERSIONS[step or name], knobs, tuple(n for n in needs if n), todo, config.seed))
+        return made[-1]
+
+    data = stage("prepare", _data_identity(config.data), config=config.data)
+    base = stage("base", _model_identity(config.model), data, config=config.model, **at)
+    teacher = pseudo = None
+    model = base
+    if config.teacher:
+        teacher = stage("teacher", config.teacher, data, base, config=config.teacher, **at)
+    if config.distill:
+        if config.distill.targets != "truth":
+            author = teacher if config.distill.pseudo_from == "teacher" else base
+            knobs = {**config.distill.identity(), "fit": None, "answer": config.answer.identity()}
+            given = {"config": config.distill, "answers": config.answer, "teacher": config.teacher}
+            pseudo = stage("pseudo", knobs, data, author, **given, **at)
+        model = stage("distill", config.distill, data, base, teacher, pseudo, config=config.distill, **at)
+    for number in range(1, config.reflect.rounds + 1) if config.reflect else ():
+        tutor = teacher if config.reflect and config.reflect.objective == "distill" else None
+        given = {"config": config.reflect, "round": number, "answers": config.answer, "distill": config.distill}
+        knobs = {**config.reflect.identity(), "round": number, "max_new_tokens": config.answer.max_new_tokens}
+        model = stage(f"reflect-{number}", knobs, data, model, tutor, step="reflect", previous=model.name, **given, **at)
+    clip = None
+    if config.select.scorer == "clip":
+        clip = stage("clip", config.select.clip, data, base, config=config.select.clip, **at)
+    answer = stage("answer", config.answer, data, model, config=config.answer, previous=model.name, **at)
+    select = stage("select", config.select, data, answer, clip, config=config.select, **at)
+    stage("score", config.evaluate, data, select, *[s for s in made if s.name.startswith("reflect-")], whole=config)
+    return made
+
+
+# Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
+VERSIONS = {
+    "prepare": 1, "base": 1, "teacher": 1, "pseudo": 1, "distill": 1, "reflect": 1, "clip": 1, "answer": 1,
+    "select": 1, "score": 1,
+}  # fmt: skip
+
+
+def _later(step: str, **given: Any) -> Callable[[Work], None]:
+    def do(work: Work) -> None:
+        from clinkd.pipeline import work as steps
+
+        getattr(steps, step)(work, **given)
+
+    return do
+
+
+def _data_identity(config: DataConfig) -> dict[str, Any]:
+    """Phantoms are decided by their knobs; read data by what the file holds, not by where it lies alone."""
+    if config.path is None:
+        return {"phantoms": config.phantoms.identity()}
+    file = config.path / "records.jsonl" if config.path.is_dir() else config.path
+    if not file.is_file():
+        raise BadInput(f"data.path={config.path}: no records.jsonl there; give a folder that holds one, with its images")
+    return {**config.identity(), "phantoms": None, "sha256": sha256_file(file)}
+
+
+def _model_identity(config: ModelConfig) -> dict[str, Any]:
+    if config.base is None:
+        return config.identity()
+    if not (config.base / "config.json").is_file():
+        raise BadInput(f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted")
+    weights = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(Path(config.base).glob("*.safetensors"))}
+    return {**config.identity(), "tiny": None, "config.json": sha256_file(config.base / "config.json"), "weights": weights}

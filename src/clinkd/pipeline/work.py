@@ -1,0 +1,280 @@
+"""What each stage does, from the folders of the stages before it to its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clinkd import data
+from clinkd.agreement import Lexicon
+from clinkd.config import (
+    AnswerConfig,
+    ClipConfig,
+    DataConfig,
+    DistillConfig,
+    FitConfig,
+    ModelConfig,
+    ReflectConfig,
+    RunConfig,
+    SelectConfig,
+    TeacherConfig,
+)
+from clinkd.correction import LexicalSimilarity, OfflineCorrector, correct, fed_back, review, summary
+from clinkd.data import phantoms
+from clinkd.inference import ClipScorer, FirstBeam, RandomScorer, Scorer, answer as answer_samples, rerank
+from clinkd.model import OpenImage, VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
+from clinkd.objectives import CrossEntropy, Distillation
+from clinkd.pipeline.graph import Work
+from clinkd.records import BadInput, BoxedText, Correction, ImageRef, Prediction, Sample, Split, Task
+from clinkd.storage import progress, read_json, write_atomic, write_json
+from clinkd.training import LiveTeacher, fit
+
+DATA = "data.json"
+POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+
+def prepare(work: Work, config: DataConfig) -> None:
+    """Draw phantoms, or read the given data and split it by group; one file of samples a split."""
+    left_out: dict[str, Any] = {}
+    if config.path is None:
+        total = config.phantoms.train_images + config.phantoms.validation_images + config.phantoms.test_images
+        with progress(total, "draw phantoms", "images") as advance:
+            samples = phantoms.write(work.folder, config.phantoms, work.seed, config.workers, advance)
+        root, lexicon = Path(), phantoms.LEXICON
+    else:
+        reading = data.read(config.path, work.seed, config.max_questions, config.max_boxes)
+        found = reading.demand()
+        samples = data.divide(found, config.validation_share, config.test_share, work.seed)
+        root = (config.path if config.path.is_dir() else config.path.parent).resolve()
+        lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
+        left_out = {
+            f"questions beyond data.max_questions={config.max_questions} an image": sum(reading.beyond.values()),
+            f"names with more than data.max_boxes={config.max_boxes} boxes in one image": reading.crowded,
+        }
+    for split in ("train", "validation", "test"):
+        part = [s for s in samples if s.split == split]
+        if not part:
+            raise BadInput(f"data: no image falls into the {split} split; give more data or a larger data.{split}_share")
+        _write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in part))
+        work.record(split, {"questions": len(part), "images": len({i.path for s in part for i in s.images})})
+    if left_out:
+        work.record("left out", left_out)
+    write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
+
+
+def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
+    """The model before any training: random weights, or a check that the pretrained ones load with the scheme."""
+    here = _Room(work, device, threads)
+    if config.base is None:
+        train = here.samples("train")
+        model = new_tiny(config, texts_of(train, config), [s.images[0] for s in train], work.seed, here.open_image)
+        model.save(work.folder / "model")
+    else:
+        model = load(config.base, here.open_image, config)
+        write_json(work.folder / POINTER, {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")})
+    work.record("parameters", sum(p.numel() for p in model.parameters()))
+
+
+def teacher(work: Work, config: TeacherConfig, device: str, threads: int) -> None:
+    """A copy tuned on a share of the training images, stratified by task and modality."""
+    here = _Room(work, device, threads)
+    drawn = data.draw_share(here.samples("train"), config.share, work.seed)
+    work.record("questions", len(drawn))
+    _train(here, here.model("base"), drawn, CrossEntropy(), config.fit, "teacher")
+
+
+def pseudo(
+    work: Work, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, device: str, threads: int
+) -> None:
+    """Answers of the teacher (or the untrained base) to training questions outside the teacher's own draw."""
+    here = _Room(work, device, threads)
+    train = here.samples("train")
+    own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
+    outside = [s for s in train if s.id not in own]
+    asked = outside if config.targets == "pseudo" else _share(outside, config.pseudo_share, work.seed, "pseudo")
+    file = work.folder / "predictions.jsonl"
+    answer_samples(here.model(config.pseudo_from), asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels")
+    work.record("questions", len(asked))
+
+
+def distill(work: Work, config: DistillConfig, device: str, threads: int) -> None:
+    """The teacher into a second copy of the base, over the whole training split."""
+    here = _Room(work, device, threads)
+    train = here.samples("train")
+    if "pseudo" in work.inputs:
+        said = {p.id: p.answer.answer for p in _predictions(work.inputs["pseudo"])}
+        empty = [i for i, text in said.items() if not text.text.strip()]
+        train = [s.answered(said[s.id], "+pseudo") if s.id in said and s.id not in empty else s for s in train]
+        work.record("pseudo-labels", {"used": len(said) - len(empty), "empty, truth kept": len(empty)})
+    if config.kd_weight > 0:
+        objective: CrossEntropy | Distillation = Distillation(config.kd_weight, config.temperature)
+        _train(here, here.model("base"), train, objective, config.fit, "distill", here.model("teacher"))
+    else:
+        _train(here, here.model("base"), train, CrossEntropy(), config.fit, "tune")
+
+
+def reflect(
+    work: Work, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
+    distill: DistillConfig | None, device: str, threads: int,
+) -> None:  # fmt: skip
+    """One round: answer training questions, rewrite the wrong answers from the truth, train on both."""
+    here = _Room(work, device, threads)
+    model, train = here.model(previous), here.samples("train")
+    asked = _share(train, config.review_share, work.seed, f"round {round}")
+    greedy = answers.model_copy(update={"beams": 1, "candidates": 1})
+    file = work.folder / "answers.jsonl"
+    found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
+    similarity = LexicalSimilarity([s.answer.words for s in train])
+    corrections = review(asked, found, similarity, config, round)
+    corrections = correct(corrections, asked, OfflineCorrector(work.seed), here.lexicon)
+    _write_lines(work.folder / "corrections.jsonl", (c.to_json() for c in corrections))
+    table = summary(corrections, asked)
+    write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
+    work.record("reviewed", {"asked": len(asked), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
+    fresh = fed_back(asked, corrections)
+    tutor = here.model("teacher") if config.objective == "distill" else None
+    objective = Distillation(distill.kd_weight, distill.temperature) if tutor and distill else CrossEntropy()
+    lap = (round - 1, config.rounds)
+    _train(here, model, [*train, *fresh], objective, config.fit, f"reflect {round}/{config.rounds}", tutor, lap)
+
+
+def clip(work: Work, config: ClipConfig, device: str, threads: int) -> None:
+    """The image-text model that scores candidates: given, or trained on the training captions."""
+    here = _Room(work, device, threads)
+    if config.base is not None:
+        ImageTextModel.load(config.base, here.open_image)
+        write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
+        return
+    captions: dict[ImageRef, list[str]] = {}
+    for sample in here.samples("train"):
+        captions.setdefault(sample.images[0], [])
+        if sample.task is not Task.VG and sample.answer.words:
+            captions[sample.images[0]].append(sample.answer.words)
+    pairs = [(image, texts) for image, texts in captions.items() if texts]
+    if len(pairs) < 2:
+        raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
+                       "select.scorer=first")  # fmt: skip
+    model = new_tiny_clip(here.model("base").tokenizer, config, work.seed, here.open_image)
+    work.record("loss", train_clip(model, pairs, config, work.seed))
+    model.save(work.folder / "model")
+
+
+def answer(work: Work, config: AnswerConfig, previous: str, device: str, threads: int) -> None:
+    """The final model's candidates for the test questions."""
+    here = _Room(work, device, threads)
+    file = work.folder / "predictions.jsonl"
+    identity = read_json(work.inputs[previous] / "stage.json")["identity"]
+    answer_samples(here.model(previous), here.samples("test"), config, file=file, by=f"{previous}-{identity}", title="answer")
+
+
+def select(work: Work, config: SelectConfig, device: str, threads: int) -> None:
+    """Every candidate scored against its image, the best one chosen."""
+    here = _Room(work, device, threads)
+    samples = {s.id: s for s in here.samples("test")}
+    chosen = rerank(samples, _predictions(work.inputs["answer"]), here.scorer(config), config.tasks)
+    _write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in chosen))
+
+
+def score(work: Work, whole: RunConfig) -> None:
+    """Predictions to scores, tables and the report."""
+    from clinkd.pipeline import reporting
+
+    reporting.write(work, whole)
+
+
+# -- what they share --------------------------------------------------------------------------------------------------
+
+
+class _Room:
+    """Data, models and the machine, as a stage finds them."""
+
+    def __init__(self, work: Work, device: str, threads: int) -> None:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BadInput("device=cuda: torch sees no GPU here; set device=auto")
+        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.work = work
+        self.open_image, self.lexicon = read_data(work.inputs["prepare"])
+
+    def samples(self, split: Split) -> list[Sample]:
+        return read_split(self.work.inputs["prepare"], split)
+
+    def model(self, stage: str) -> VisionLanguageModel:
+        return load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
+
+    def scorer(self, config: SelectConfig) -> Scorer:
+        if config.scorer == "clip":
+            return ClipScorer(load_clip(self.work.inputs["clip"], self.open_image))
+        return FirstBeam() if config.scorer == "first" else RandomScorer(self.work.seed)
+
+
+def read_data(prepared: Path) -> tuple[OpenImage, Lexicon]:
+    """How to open an image of the prepared data, and its class names."""
+    known = read_json(prepared / DATA)
+    return partial(data.open_image, prepared / known["root"]), Lexicon.from_json(known["lexicon"])
+
+
+def read_split(prepared: Path, split: Split) -> list[Sample]:
+    """The samples of one split. The test split is for answering, selecting and scoring only."""
+    from clinkd.storage import JsonLines
+
+    return [Sample.from_json(record) for record in JsonLines(prepared / f"{split}.jsonl").read()]
+
+
+def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
+    """The model a stage left, or the pretrained one it points to."""
+    if (stage / POINTER).is_file():
+        pointer = read_json(stage / POINTER)
+        return load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
+    return load(stage / "model", open_image)
+
+
+def load_clip(stage: Path, open_image: OpenImage) -> ImageTextModel:
+    """The image-text model of a `clip` stage."""
+    pointer = stage / POINTER
+    folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else stage / "model"
+    return ImageTextModel.load(folder, open_image)
+
+
+def _train(
+    here: _Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
+    config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
+) -> None:  # fmt: skip
+    folder = here.work.folder / "fit"
+    tutor = LiveTeacher(teacher) if teacher else None
+    fitted = fit(model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=tutor, lap=lap)
+    here.work.record("fit", {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss})
+    model.save(here.work.folder / "model")
+    for checkpoint in (*folder.glob("step-*"), *folder.glob(".step-*")):
+        shutil.rmtree(checkpoint)
+
+
+def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> list[Sample]:
+    """A recorded random share: by a hash of seed and id, so that it does not depend on the order of samples."""
+    lot = {s.id: hashlib.sha256(f"{seed} {what} {s.id}".encode()).digest() for s in samples}
+    kept = set(sorted(lot, key=lambda i: lot[i])[: max(1, round(share * len(samples)))])
+    return [s for s in samples if s.id in kept]
+
+
+def _predictions(stage: Path) -> list[Prediction]:
+    from clinkd.storage import JsonLines
+
+    return [Prediction.from_json(record) for record in JsonLines(stage / "predictions.jsonl").read()]
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    import json
+
+    write_atomic(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))

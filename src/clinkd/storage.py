@@ -1,0 +1,376 @@
+"""Files that survive a crash: atomic writes, a manifest of checksums, resumable JSON lines; and the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+
+from clinkd.records import BadInput
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+MANIFEST = "manifest.json"
+LOG_SECONDS = 10.0  # between two lines of progress where there is no terminal
+RATE_SECONDS = 30.0  # window of the rate: a resumed or slowing stage shows what it does now
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" (also a quota, a file-size limit) inside the block into a BadInput that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise BadInput(
+            f"{path}: no room left to write ({os.strerror(error.errno)}); "
+            "free some space, or choose another folder with --runs, then give the same command to go on"
+        ) from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content` (text as UTF-8) so that a crash leaves the old file or the new one, never a part.
+
+    Missing parent folders are made. Raises BadInput on a full disk, with nothing left behind.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temp.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temp.replace(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of `value` as indented JSON. NaN and infinity are refused: other readers cannot take them."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises BadInput where the file is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); remove it, or bring back a good copy") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Ask the system to put the folder's own entries (new names, renames) on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(draft: Path, final: Path) -> None:
+    """Rename a finished draft folder, on the same file system, so that `final` exists whole or not at all."""
+    for path in sorted(draft.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            _sync_file(path)
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(draft)
+    draft.rename(final)
+    sync_folder(final.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class Manifest:
+    """Checksums of all files of a folder, written last: a folder with a manifest that verifies is whole."""
+
+    @staticmethod
+    def write(folder: Path) -> None:
+        """Put every file of `folder` on the disk, then write `manifest.json` with its SHA-256 and size in bytes."""
+        files = {}
+        for path in _files(folder):
+            _sync_file(path)
+            files[path.relative_to(folder).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        write_json(folder / MANIFEST, {"files": files})
+
+    @staticmethod
+    def verify(folder: Path) -> None:
+        """Raise BadInput naming the first file that is missing, cut, changed or unknown to the manifest."""
+        if not (folder / MANIFEST).is_file():
+            raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove the folder to make it anew")
+        listed = read_json(folder / MANIFEST).get("files", {})
+        for name, entry in listed.items():
+            path = folder / name
+            if not path.is_file():
+                raise BadInput(f"{path}: missing; remove {folder} to make it anew")
+            size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise BadInput(f"{path}: {size} bytes instead of {entry['bytes']}; remove {folder} to make it anew")
+            if sha256_file(path) != entry["sha256"]:
+                raise BadInput(f"{path}: damaged (its checksum differs); remove {folder} to make it anew")
+        for path in _files(folder):
+            if path.relative_to(folder).as_posix() not in listed:
+                raise BadInput(f"{path}: not in {MANIFEST}; remove the file")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST and p.suffix != ".tmp"]
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that is appended to and read back after a crash.
+
+    Each record is flushed whole. A line torn by a crash can only be the last: it is dropped by `read` and cut away
+    before the next `append`. A broken line elsewhere raises BadInput naming the line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record. Raises BadInput on a full disk, after cutting away what was written of the record."""
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        try:
+            data = f"{line}\n".encode()
+        except UnicodeEncodeError:  # a lone surrogate, as broken byte sequences of a generated text may give
+            data = f"{json.dumps(record, allow_nan=False)}\n".encode()
+        with naming_full_disk(self.path):
+            file = self._file or self._open()
+            end = file.tell()
+            try:
+                written = 0
+                while written < len(data):  # an unbuffered write may take a part, and fail only on the next
+                    written += file.write(data[written:])
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                file.close()
+                self._file = None
+                raise
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The whole records, in order; nothing where the file does not exist."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                record = _object(line)
+                if record is not None:
+                    yield record
+                elif not line.endswith(b"\n"):
+                    return  # torn by a crash, or being written at this moment
+                elif line.strip():
+                    text = repr(line[:60].decode(errors="replace"))
+                    raise BadInput(f"{self.path}, line {number}: not a JSON object: {text}; mend or remove the line")
+
+    def ids(self) -> set[str]:
+        """The "id" of every whole record: what need not be done again."""
+        return {record["id"] for record in self.read()}
+
+    def close(self) -> None:
+        """Put the file on the disk and close it; a later `append` opens it again."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            with naming_full_disk(self.path), file:
+                os.fsync(file.fileno())
+
+    def _open(self) -> IO[bytes]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # unbuffered: what fails to be written must not be tried again at close
+        file = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: SIM115
+        try:
+            _cut_torn_line(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return file
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """Leave the file at its end, which is the end of a whole line."""
+    size = file.seek(0, os.SEEK_END)
+    start, tail = size, b""
+    while start > 0 and b"\n" not in tail:
+        end, start = start, max(0, start - 65536)
+        file.seek(start)
+        tail = file.read(end - start) + tail
+    last = tail[tail.rfind(b"\n") + 1 :]
+    if last and _object(last) is None:
+        file.truncate(size - len(last))
+    file.seek(0, os.SEEK_END)
+    if last and _object(last) is not None:
+        file.write(b"\n")
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """A part of a JSON object is never itself an object, so what parses is whole."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class Advance(Protocol):
+    """Tell a progress bar that `n` more are done, with figures to show beside it, such as loss=0.31."""
+
+    def __call__(self, n: int = 1, **shown: float | str) -> None: ...
+
+
+@contextlib.contextmanager
+def progress(total: int, title: str, unit: str = "it", done: int = 0) -> Iterator[Advance]:
+    """A bar with rate and time left on stderr; a line every ten seconds and one at the end where stderr is no terminal.
+
+    `done` of `total` were finished by an earlier attempt and do not count in the rate. Bars may be nested.
+    """
+    on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
+        yield advance
+
+
+class _Pace:
+    """How fast it goes and how long it still takes, from the last half minute."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.first = total, done, done
+        self.start = time.monotonic()
+        self.marks = deque([(self.start, done)])
+
+    def add(self, n: int) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.marks[-1][0] >= 0.5:
+            self.marks.append((now, self.done))
+        while len(self.marks) > 2 and now - self.marks[0][0] > RATE_SECONDS:
+            self.marks.popleft()
+
+    def rate(self) -> float | None:
+        """Units a second of late; None before the first unit."""
+        then, done = self.marks[0]
+        seconds = time.monotonic() - then
+        return (self.done - done) / seconds if seconds > 0 and self.done > done else None
+
+    def left(self) -> str:
+        rate = self.rate()
+        return f"{spell_seconds(max(0, self.total - self.done) / rate)} left" if rate else "time left unknown"
+
+
+def spell_rate(rate: float | None, unit: str) -> str:
+    """A rate in words: "3.2 it/s", or "4.1 s/it" where it is slow."""
+    if rate is None:
+        return f"- {unit}/s"
+    return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}"
+
+
+def spell_seconds(seconds: float) -> str:
+    """A duration in words: "8.1 s", "4 min 05 s", "2 h 10 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _spell(shown: dict[str, float | str]) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+
+
+@contextlib.contextmanager
+def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
+    pace, last, latest = _Pace(total, done), time.monotonic(), ""
+
+    def advance(n: int = 1, **shown: float | str) -> None:
+        nonlocal last, latest
+        pace.add(n)
+        latest = _spell(shown) or latest
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            parts = [f"{title}: {pace.done}/{total} {unit}", spell_rate(pace.rate(), unit), pace.left(), latest]
+            print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+
+    yield advance
+    seconds = time.monotonic() - pace.start
+    rate = (pace.done - pace.first) / seconds if seconds > 0 and pace.done > pace.first else None
+    parts = [f"{title}: {pace.done}/{total} {unit} in {spell_seconds(seconds)}", spell_rate(rate, unit), latest]
+    print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+
+
+_screen: Progress | None = None  # the terminal has one live area: an inner bar becomes a row of the outer one's
+
+
+@contextlib.contextmanager
+def _bar(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
+    global _screen
+    outer = _screen
+    screen = outer or _new_screen()
+    pace = _Pace(total, done)
+    task = screen.add_task(title, total=total, completed=done, unit=unit, shown="", rate="", left="")
+
+    def advance(n: int = 1, **shown: float | str) -> None:
+        pace.add(n)
+        screen.update(task, advance=n, rate=spell_rate(pace.rate(), unit), left=pace.left())
+        if shown:
+            screen.update(task, shown=_spell(shown))
+
+    if outer is not None:
+        try:
+            yield advance
+        finally:
+            screen.remove_task(task)
+        return
+    with screen:
+        _screen = screen
+        try:
+            yield advance
+        finally:
+            _screen = None
+            screen.update(task, left=f"took {spell_seconds(time.monotonic() - pace.start)}")
+
+
+def _new_screen() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    texts = ("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", "{task.fields[rate]}", "{task.fields[left]}")
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        *(TextColumn(text, markup=False) for text in texts),
+        TextColumn("{task.fields[shown]}", style="dim", markup=False),
+        console=Console(file=sys.stderr),
+        refresh_per_second=5,
+    )

@@ -1,0 +1,227 @@
+"""One training loop for teacher, distillation and reflection: they differ in samples, objective and teacher only."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from clinkd.config import FitConfig
+from clinkd.model import Batch, VisionLanguageModel, rows_of
+from clinkd.objectives import CrossEntropy, Distillation, Loss
+from clinkd.records import BadInput, Sample
+from clinkd.storage import JsonLines, progress
+from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
+from clinkd.training.optimizers import make_optimizers, set_learning_rate, share_of_peak
+
+LOG_EVERY = 10  # optimiser steps between two lines of the log
+
+
+class Teacher(Protocol):
+    """Who shows the student what to say: last hidden states [N, G] at a batch's answer tokens, and its head [V, G]."""
+
+    weight_VG: Tensor
+
+    def hidden_states(self, batch: Batch) -> Tensor: ...
+
+
+class LiveTeacher:
+    """A model that runs beside the student, in evaluation mode and without gradients."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.weight_VG = model.head.weight_VH
+
+    @torch.no_grad()
+    def hidden_states(self, batch: Batch) -> Tensor:
+        found: Tensor = self.model.hidden_states(batch)
+        return found
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a stage did: optimiser steps, samples seen (with repeats), mean loss over the last tenth of the steps."""
+
+    num_steps: int
+    num_samples: int
+    final_loss: float
+
+
+class _Trainee(nn.Module):
+    """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss."""
+
+    def __init__(self, model: VisionLanguageModel, objective: CrossEntropy | Distillation) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch, teacher: Teacher | None) -> Loss:
+        hidden_NH, weight_VH = self.model.hidden_states(batch), self.model.head.weight_VH
+        if isinstance(self.objective, Distillation):
+            assert teacher is not None
+            return self.objective(
+                hidden_NH, weight_VH, batch.labels_N, teacher.hidden_states(batch), teacher.weight_VG
+            )
+        return self.objective(hidden_NH, weight_VH, batch.labels_N)
+
+
+def fit(
+    model: VisionLanguageModel,
+    samples: Sequence[Sample],
+    objective: CrossEntropy | Distillation,
+    config: FitConfig,
+    *,
+    folder: Path,
+    seed: int,
+    title: str,
+    teacher: Teacher | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> Fitted:
+    """Train `model` in place on `samples`; go on from `folder`'s newest checkpoint where there is one.
+
+    A step's gradient is the sum of the objective over the window's answer tokens, of all micro-batches and processes,
+    divided once by their number. Which rows a step sees is a function of seed and step alone, so a run that was
+    interrupted ends with the bits of one that was not.
+
+    Raises BadInput where there is nothing to learn from, or the objective lacks its teacher.
+    """
+    if isinstance(objective, Distillation) and teacher is None:
+        raise BadInput(f"{title}: distillation needs a teacher")
+    rows = rows_of(samples)
+    if not rows:
+        raise BadInput(f"{title}: no samples to train on")
+    model.freeze(config.freeze)
+    model.train()
+    accelerator = Accelerator(cpu=model.device.type == "cpu")
+    if config.rows % (config.accumulate * accelerator.num_processes):
+        raise BadInput(
+            f"{title}: fit.rows={config.rows} must be a multiple of fit.accumulate={config.accumulate} times the "
+            f"{accelerator.num_processes} processes"
+        )
+    optimizers = make_optimizers(model, config)
+    trainee = accelerator.prepare_model(_Trainee(model, objective))
+    num_steps = math.ceil(config.epochs * len(rows) / config.rows)
+    restored = load_checkpoint(folder, model, optimizers) or {"step": 0, "samples": 0, "losses": []}
+    first, num_samples, losses = restored["step"], restored["samples"], list(restored["losses"])
+    saved = time.monotonic()
+    windows = _windows(rows, config, seed, first, num_steps, accelerator.process_index, accelerator.num_processes)
+    with (
+        ThreadPoolExecutor(1) as ahead,
+        _Log(folder, first, accelerator.is_main_process) as log,
+        progress(num_steps, title, "steps", done=first) as advance,
+    ):
+        for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
+            counts = torch.tensor([sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)])
+            tokens, seen = accelerator.reduce(counts.to(model.device), "sum").tolist()
+            set_learning_rate(optimizers, share_of_peak(step, num_steps, config))
+            sums: dict[str, Tensor] = {}
+            for number, batch in enumerate(batches, start=1):
+                with accelerator.no_sync(trainee) if number < len(batches) else nullcontext():
+                    loss = trainee(batch.to(model.device), teacher)
+                    # data-parallel wrappers average over processes; the window's sum is wanted
+                    accelerator.backward(loss.sum * accelerator.num_processes / tokens)
+                for name, part in {"loss": loss.sum.detach(), **loss.parts}.items():
+                    sums[name] = sums.get(name, torch.zeros_like(part)) + part
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            num_samples += seen
+            names = sorted(sums)
+            totals = accelerator.reduce(torch.stack([sums[n] for n in names]), "sum") / tokens
+            shown = dict(zip(names, totals.tolist(), strict=True))
+            if not math.isfinite(shown["loss"]):
+                raise BadInput(f"{title}: the loss is {shown['loss']} at step {step + 1}; lower fit.learning_rate")
+            losses.append(shown["loss"])
+            advance(1, loss=round(shown["loss"], 3))
+            log.write(step + 1, {**shown, "grad_norm": float(norm), "tokens": tokens, "samples": seen})
+            if accelerator.is_main_process and time.monotonic() - saved > config.checkpoint_seconds:
+                state = {"samples": num_samples, "losses": losses}
+                save_checkpoint(folder, step + 1, model, optimizers, state)
+                saved = time.monotonic()
+            if after_step is not None:
+                after_step(step + 1)
+    model.eval()
+    tail = losses[-max(1, num_steps // 10) :]
+    return Fitted(num_steps, num_samples, sum(tail) / len(tail))
+
+
+def _windows(
+    rows: list[list[Sample]], config: FitConfig, seed: int, first: int, num_steps: int, rank: int, ranks: int
+) -> Iterator[list[list[list[Sample]]]]:
+    """For each step, this process's micro-batches of rows."""
+    orders: dict[int, np.ndarray] = {}
+    micro = config.rows // config.accumulate // ranks
+    for step in range(first, num_steps):
+        picked = []
+        for place in range(step * config.rows, (step + 1) * config.rows):
+            epoch, index = divmod(place, len(rows))
+            if epoch not in orders:
+                orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(rows))}
+            picked.append(_draw(rows[orders[epoch][index]], config.questions, seed, epoch))
+        mine = picked[rank * micro * config.accumulate : (rank + 1) * micro * config.accumulate]
+        yield [mine[i : i + micro] for i in range(0, len(mine), micro)]
+
+
+def _draw(row: list[Sample], most: int, seed: int, epoch: int) -> list[Sample]:
+    if not most or len(row) <= most:
+        return row
+    ranked = sorted(row, key=lambda s: hashlib.sha256(f"{seed} {epoch} {s.id}".encode()).digest())
+    return ranked[:most]
+
+
+def _prefetch(
+    ahead: ThreadPoolExecutor, model: VisionLanguageModel, windows: Iterator[list[list[list[Sample]]]]
+) -> Iterator[list[Batch]]:
+    """Encode the next window while this one trains."""
+
+    def encode(window: list[list[list[Sample]]]) -> list[Batch]:
+        return [model.encode(rows) for rows in window]
+
+    coming = None
+    for window in windows:
+        ready, coming = coming, ahead.submit(encode, window)
+        if ready is not None:
+            yield ready.result()
+    if coming is not None:
+        yield coming.result()
+
+
+class _Log:
+    """Figures by step, as JSON lines and for TensorBoard. A resumed run writes its repeated steps again."""
+
+    def __init__(self, folder: Path, first: int, main: bool) -> None:
+        self.main = main
+        self.start = time.monotonic()
+        self.lines = JsonLines(folder / "log.jsonl")
+        self.board: Any = None
+        if main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        if not self.main or (step % LOG_EVERY and step > 1):
+            return
+        seconds = round(time.monotonic() - self.start, 2)
+        self.lines.append({"step": step, "seconds": seconds, **{k: round(v, 6) for k, v in figures.items()}})
+        for name, value in figures.items():
+            self.board.add_scalar(name, value, step)
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.close()
+        if self.board is not None:
+            self.board.close()

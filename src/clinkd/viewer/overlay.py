@@ -1,0 +1,108 @@
+"""Labelled boxes drawn on an image, sharp at any size and told apart without colour vision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from PIL import Image, ImageDraw, ImageFont
+
+from clinkd.records import Box
+
+# Okabe and Ito's palette for all kinds of colour vision; answers are dashed as well.
+TRUTH, ANSWER, ASKED = "#56B4E9", "#E69F00", "#F0E442"
+_DASH, _GAP = 9, 6  # pixels
+_INK, _EDGE = "#000000", "#000000"
+
+
+def overlay(
+    image: Image.Image,
+    boxes: Sequence[Box],
+    labels: Sequence[str] = (),
+    colours: Sequence[str] = (),
+    dashed: Sequence[bool] | None = None,
+    side_pixels: int = 448,
+) -> Image.Image:
+    """A copy of `image`, its longer side about `side_pixels`, with each box outlined and labelled.
+
+    Small images are enlarged by whole factors without smoothing, so that what the model saw stays visible. Missing
+    labels are empty, missing colours are TRUTH. `dashed` None dashes the boxes of colour ANSWER. A label stands above
+    its box, else inside it, and steps aside for labels drawn before.
+    """
+    canvas = _resized(image.convert("RGB"), side_pixels)
+    draw = ImageDraw.Draw(canvas)
+    size = max(11, round(side_pixels / 34))
+    font = ImageFont.load_default(size)
+    taken: list[tuple[float, float, float, float]] = []
+    drawn = list(zip_longest(boxes, labels[: len(boxes)], colours[: len(boxes)]))
+    for i, (box, _, colour) in enumerate(drawn):
+        colour = colour or TRUTH
+        dash = colour == ANSWER if dashed is None else dashed[i]
+        _outline(draw, _pixels(box, canvas), colour, dash)
+    for box, label, colour in drawn:
+        if label:
+            taken.append(_label(draw, canvas, _pixels(box, canvas), label, colour or TRUTH, font, taken))
+    return canvas
+
+
+def _resized(image: Image.Image, side: int) -> Image.Image:
+    longer = max(image.size)
+    if longer * 2 <= side:
+        factor = side // longer
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    factor_down = side / longer
+    size = (max(1, round(image.width * factor_down)), max(1, round(image.height * factor_down)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _pixels(box: Box, canvas: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom pixel, all inside the canvas and at least one apart."""
+    left = min(round(box.x1 * canvas.width), canvas.width - 2)
+    top = min(round(box.y1 * canvas.height), canvas.height - 2)
+    right = max(left + 1, round(box.x2 * canvas.width) - 1)
+    return left, top, right, max(top + 1, round(box.y2 * canvas.height) - 1)
+
+
+def _outline(draw: ImageDraw.ImageDraw, at: tuple[int, int, int, int], colour: str, dashed: bool) -> None:
+    """Two coloured pixels inside one dark pixel on either side: visible on any tissue."""
+    left, top, right, bottom = at
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_EDGE)
+    if right - left > 6 and bottom - top > 6:
+        draw.rectangle((left + 2, top + 2, right - 2, bottom - 2), outline=_EDGE)
+    if not dashed:
+        draw.rectangle(at, outline=colour, width=2)
+        return
+    for x in range(left, right, _DASH + _GAP):
+        end = min(x + _DASH, right)
+        draw.rectangle((x, top, end, top + 1), fill=colour)
+        draw.rectangle((x, bottom - 1, end, bottom), fill=colour)
+    for y in range(top, bottom, _DASH + _GAP):
+        end = min(y + _DASH, bottom)
+        draw.rectangle((left, y, left + 1, end), fill=colour)
+        draw.rectangle((right - 1, y, right, end), fill=colour)
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    canvas: Image.Image,
+    at: tuple[int, int, int, int],
+    label: str,
+    colour: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    left, top, _, bottom = at
+    text = label if len(label) <= 40 else label[:39] + "…"
+    x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
+    width, height = x1 - x0 + 6, y1 - y0 + 5
+    x = max(0, min(left, canvas.width - width))
+    places = [top - height - 2, bottom + 3, top + 3, bottom - height - 3]
+    inside = [y for y in places if 0 <= y <= canvas.height - height] or [max(0, min(top, canvas.height - height))]
+    y = next((p for p in inside if not any(_meets((x, p, x + width, p + height), t) for t in taken)), inside[0])
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    draw.text((x + 3 - x0, y + 2 - y0), text, fill=_INK, font=font)
+    return x, y, x + width, y + height
+
+
+def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,140 @@
+"""Self-contained HTML: everything escaped, one style sheet, pictures as data URIs, no script, a strict CSP.
+
+Only `Html` may be put into a page; what makes an `Html` from plain text escapes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple, NewType
+
+from PIL import Image
+
+from clinkd.records import Table
+from clinkd.viewer.style import STYLE
+
+Html = NewType("Html", str)
+_NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
+
+
+class Card(NamedTuple):
+    """One picture with what is said about it. `verdict` is shown as right (True), wrong (False) or not at all."""
+
+    picture: Image.Image
+    alt: str
+    title: str
+    lines: tuple[tuple[str, str], ...]  # heading, text
+    verdict: bool | None = None
+    folded: tuple[str, ...] = ()  # shown on demand, numbered
+    folded_title: str = "All candidates"
+
+
+def page(title: str, sections: Sequence[Html], notice: str = "", lead: str = "", footer: str = "") -> str:
+    """A whole document. Sections made by `section` are listed in its navigation."""
+    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
+    warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
+    menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        '<body><a class="skip" href="#main">Skip to the content</a>\n'
+        f"<header><h1>{escape(title)}</h1>{paragraph(lead, soft=True) if lead else ''}"
+        f"{warning}"
+        f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
+        f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
+        "</body></html>\n"
+    )
+
+
+def section(title: str, parts: Sequence[Html]) -> Html:
+    """A titled part of a page."""
+    anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
+    return Html(
+        f'<section id="{anchor}" aria-label="{escape(title)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+    )
+
+
+def paragraph(text: str, soft: bool = False) -> Html:
+    """Plain text as a paragraph."""
+    kind = ' class="soft"' if soft else ""
+    return Html(f"<p{kind}>{escape(text)}</p>")
+
+
+def note(lines: Sequence[str]) -> Html:
+    """Small print, one line an item."""
+    return Html(f'<ul class="notes">{"".join(f"<li>{escape(t)}</li>" for t in lines)}</ul>') if lines else Html("")
+
+
+def table(content: Table) -> Html:
+    """A table with its title as caption and its notes beneath; the first column heads the rows. It scrolls sideways."""
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in content.columns)
+    body = "".join(_table_row(row) for row in content.rows if row)
+    cells = [c for row in content.rows for c in row[1:]]
+    kind = "" if sum(bool(_NUMBER.match(c)) for c in cells) * 2 >= len(cells) else ' class="words"'
+    return Html(
+        f'<div class="scroll" role="region" aria-label="{escape(content.title)}" tabindex="0"><table{kind}>'
+        f"<caption>{escape(content.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{note(content.notes)}"
+    )
+
+
+def _table_row(row: Sequence[str]) -> str:
+    kind = ' class="sub"' if row[0].startswith(" ") else ""  # it belongs to the row above it
+    cells = "".join(f"<td>{escape(c)}</td>" for c in row[1:])
+    return f'<tr><th scope="row"{kind}>{escape(row[0].strip())}</th>{cells}</tr>'
+
+
+def charts(figures: Sequence[Html]) -> Html:
+    """Figures side by side where there is room."""
+    return Html(f'<div class="charts">{"".join(figures)}</div>')
+
+
+def key(entries: Sequence[tuple[str, str, bool]]) -> Html:
+    """What the colours on the pictures mean: (text, colour, dashed)."""
+    items = []
+    for text, colour, dashed in entries:
+        dashes = ' stroke-dasharray="5 3"' if dashed else ""
+        line = f'fill="none" stroke="{escape(colour)}" stroke-width="3"{dashes}'
+        box = f'<rect x="1.5" y="1.5" width="19" height="11" {line}/>'
+        items.append(f'<li><svg aria-hidden="true" width="22" height="14">{box}</svg>{escape(text)}</li>')
+    return Html(f'<ul class="key">{"".join(items)}</ul>')
+
+
+def gallery(cards: Sequence[Card]) -> Html:
+    """Pictures with their questions and answers."""
+    return Html(f'<div class="gallery">{"".join(_card(c) for c in cards)}</div>')
+
+
+def _card(card: Card) -> str:
+    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[
+        card.verdict
+    ]
+    lines = "".join(f"<dt>{escape(h)}</dt><dd>{escape(t) or '(empty)'}</dd>" for h, t in card.lines)
+    folded = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.folded)
+    more = f"<details><summary>{escape(card.folded_title)}</summary><ol>{folded}</ol></details>" if folded else ""
+    size = f'width="{card.picture.width}" height="{card.picture.height}"'
+    return (
+        f'<article class="card"><img {size} loading="lazy" alt="{escape(card.alt)}" src="{data_uri(card.picture)}">'
+        f'<div class="body"><h3><span>{escape(card.title)}</span>{mark}</h3><dl>{lines}</dl>{more}</div></article>'
+    )
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as text: JPEG, or PNG where that is smaller (drawings, small phantoms)."""
+    best = b""
+    for kind, options in (("JPEG", {"quality": 84, "subsampling": 0, "optimize": True}), ("PNG", {"optimize": True})):
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, kind, **options)
+        if not best or len(buffer.getvalue()) < len(best):
+            best, mime = buffer.getvalue(), f"image/{kind.lower()}"
+    return f"data:{mime};base64,{base64.b64encode(best).decode()}"

@@ -1,0 +1,283 @@
+"""Words in, words out: every verb has its help, every error is one line, and a run can be driven by commands alone."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clinkd import cli, pipeline
+from clinkd.pipeline.graph import Stage
+from clinkd.records import Box, BoxedText, Candidate, Prediction
+from clinkd.storage import write_json
+
+VERBS = ["run", "plan", "status", "why", "recipe", "table", "ask", "doctor", "data phantoms", "data stats", "data show"]
+SCORES = {
+    "mode": "strict",
+    "VG": {
+        "score": 61.2,
+        "blind": 12.0,
+        "blind_by": {"median box": 12.0},
+        "by_modality": {"ct": {"score": 61.2, "blind": 12.0}},
+    },
+    "average": 61.2,
+}
+
+
+def command(*arguments):
+    return [sys.executable, "-c", "import sys; from clinkd.cli import main; sys.exit(main())", *map(str, arguments)]
+
+
+def call(capsys, *arguments):
+    status = cli.main([str(a) for a in arguments])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def refused(capsys, *arguments):
+    """The one line of a command that must fail."""
+    status, out, err = call(capsys, *arguments)
+    assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("clinkd: "), (status, out, err)
+    return err
+
+
+@pytest.fixture
+def short_plan(monkeypatch):
+    """Two stages in the place of the real ones: quick, and with a table and a report at the end."""
+
+    def plan(config):
+        def teach(work):
+            (work.folder / "weights").write_text("w")
+
+        def report(work):
+            assert (work.inputs["teacher"] / "weights").read_text() == "w"
+            write_json(work.folder / "table.json", SCORES)
+            (work.folder / "report.html").write_text("<p>")
+
+        teacher = Stage("teacher", 1, config.teacher, (), teach, config.seed)
+        return [teacher, Stage("report", 1, config.evaluate, (teacher,), report, config.seed)]
+
+    monkeypatch.setattr(pipeline, "plan", plan)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(capsys, verb):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*verb.split(), "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and f"example: clinkd {verb}" in said
+
+
+def test_the_verbs_listed_here_are_all_there_are():
+    def leaves(parser, words):
+        kinds = [a for a in parser._actions if a.__class__.__name__ == "_SubParsersAction"]
+        if not kinds:
+            yield words
+        for name, under in kinds[0].choices.items() if kinds else ():
+            yield from leaves(under, f"{words} {name}".strip())
+
+    assert sorted(leaves(cli._parser(), "")) == sorted(VERBS)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom clinkd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'rich', 'yaml', 'PIL'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_run_status_table_why_and_a_second_run(capsys, short_plan, tmp_path):
+    runs = ("--runs", tmp_path)
+    status, out, err = call(capsys, "run", "demo", *runs)
+    assert status == 0 and "61.2" in out and str(tmp_path / "demo" / "report.html") in out and "clinkd ask" in out
+    assert "teacher: done in" in err
+    status, out, err = call(capsys, "run", "demo", *runs)
+    assert status == 0 and "teacher: done before" in err and "report: done before" in err
+
+    status, out, _ = call(capsys, "status", *runs)
+    assert status == 0 and "2 of 2 stages done" in out
+    status, out, _ = call(capsys, "table", "demo", *runs, "--json")
+    printed = json.loads(out)
+    assert printed.pop("wall_seconds").keys() == {"teacher", "report"} and printed == SCORES
+    status, out, _ = call(capsys, "table", *runs, "--csv")
+    assert list(csv.reader(out.splitlines()))[:2] == [
+        ["task", "score", "blind", "ct"],
+        ["VG", "61.2", "12.0", "61.2/12.0"],
+    ]
+    assert "VG" in call(capsys, "table", tmp_path / "demo", *runs)[1]
+
+    status, out, _ = call(capsys, "plan", "demo", *runs, "--set", "teacher.share=0.5")
+    assert status == 0 and "would run" in out and "share is 0.5 here and 0.111 there" in out
+    assert call(capsys, "run", "demo", *runs, "--set", "teacher.share=0.5", "--name", "half")[0] == 0
+    status, out, _ = call(capsys, "why", "report", "--run", "half", *runs)
+    assert status == 0 and out.startswith("teacher: share is 0.5 here and 0.111 there")
+
+
+def test_another_config_in_the_same_folder(capsys, short_plan, tmp_path):
+    call(capsys, "run", "demo", "--runs", tmp_path)
+    line = refused(capsys, "run", "demo", "--runs", tmp_path, "--seed", "3")
+    assert "seed is 3 here and 0 there" in line and "--name" in line and "--replace" in line
+    assert call(capsys, "run", "demo", "--runs", tmp_path, "--seed", "3", "--replace")[0] == 0
+
+
+def test_a_printed_recipe_can_be_run(capsys, short_plan, tmp_path):
+    status, out, _ = call(capsys, "recipe", "demo")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert (
+        status == 0
+        and call(capsys, "run", tmp_path / "mine.yaml", "--runs", tmp_path / "runs", "--name", "mine")[0] == 0
+    )
+    assert (tmp_path / "runs" / "mine" / "config.yaml").is_file()
+    listed = call(capsys, "recipe")[1]
+    assert all(name in listed for name in ("demo", "real", "laptop", "paper"))
+    assert "# Give it: data.path, model.base" in call(capsys, "recipe", "paper")[1]
+
+
+BAD = [
+    (["run", "dmeo"], "dmeo: no such experiment; did you mean demo?"),
+    (["run", "qqqqqq"], "there are demo, real"),
+    (["run", "none.yaml"], "none.yaml: no such file"),
+    (["run", "real"], "data.path: `real` needs a folder here; give it with --set data.path=FOLDER"),
+    (["plan", "demo", "--set", "distill.kd_wieght=1"], "did you mean distill.kd_weight?"),
+    (["run", "demo", "--name", "a/b"], "name: a/b given"),
+    (["run", "demo", "--seed", "-1"], "seed: -1 given"),
+    (["recipe", "papr"], "did you mean paper?"),
+    (["status", "nosuch"], "nosuch: no run of that name or path"),
+    (["table"], "no runs yet"),
+    (["why", "teacher"], "no runs yet"),
+    (["ask", "x.png", "Where?"], "no runs yet"),
+    (["data", "stats", "nowhere"], "no such file"),
+    (["data", "phantoms", "new", "--images", "0"], "--images 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_wrong_input_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["rnu"], ["run"], ["table", "--json", "--csv"], ["run", "demo", "--seed", "x"]]
+)
+def test_unknown_words_are_one_line(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and err.count("\n") == 1 and "--help" in err
+
+
+def test_a_fault_of_ours_leaves_a_traceback_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def broken(*_):
+        raise ZeroDivisionError("a\nb")
+
+    monkeypatch.setattr(pipeline, "find", broken)
+    status, _, err = call(capsys, "status")
+    (file,) = tmp_path.iterdir()
+    assert status == 1 and err.count("\n") == 1 and str(file) in err and "ZeroDivisionError: a b" in err
+    assert "Traceback" in file.read_text()
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["status", "--debug"])
+
+
+def test_errors_of_the_system_are_one_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    status, _, err = call(capsys, "run", "demo", "--runs", tmp_path / "runs")
+    assert status in (1, 2) and err.count("\n") == 1
+
+
+def test_ask_prints_answer_candidates_and_picture(capsys, short_plan, tmp_path, monkeypatch):
+    answer = BoxedText("It is here [box].", (Box(0.1, 0.2, 0.3, 0.4),))
+    candidates = (
+        Candidate("b", BoxedText("b"), -0.5, {"clip": 0.1}),
+        Candidate("It is [here]", answer, None, {"clip": 0.25}),
+    )
+    asked = pipeline.Asked(Prediction("q", candidates, chosen=1), tmp_path / "o.png")
+    monkeypatch.setattr(pipeline, "ask", lambda run, image, question, out: asked)
+    call(capsys, "run", "demo", "--runs", tmp_path)
+    status, out, _ = call(capsys, "ask", "--runs", tmp_path, tmp_path / "i.png", "Where is it?")
+    assert status == 0 and out.startswith("It is here .\nbox      0.100 0.200 0.300 0.400")
+    assert "It is [here]" in out and "0.250" in out and "-0.500" in out and str(tmp_path / "o.png") in out
+
+
+def test_data_verbs(capsys, tmp_path):
+    folder = tmp_path / "phantoms"
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        from clinkd.config import PhantomConfig
+
+        small = PhantomConfig(train_images=16, validation_images=8, test_images=8)
+        patch.setattr("clinkd.config.PhantomConfig", lambda: small)
+        status, out, _ = call(capsys, "data", "phantoms", folder, "--images", "16", "--seed", "1")
+    assert status == 0 and "train" in out and (folder / "samples.jsonl").is_file()
+    assert "not empty" in refused(capsys, "data", "phantoms", folder)
+    status, out, _ = call(capsys, "data", "stats", folder)
+    assert status == 0 and "guessability" in out
+    first = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
+    status, out, _ = call(capsys, "data", "show", folder, first["id"], "--out", tmp_path / "x.png")
+    assert status == 0 and first["id"] in out and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert "no sample of that id" in refused(capsys, "data", "show", folder, "nosuch")
+
+
+def test_doctor_works_also_without_torch(capsys, monkeypatch):
+    status, out, _ = call(capsys, "doctor")
+    assert status == 0 and all(
+        word in out for word in ("clinkd", "cores", "memory", "device", "java", "SPICE", "Chromium")
+    )
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, out, _ = call(capsys, "doctor")
+    assert status == 0 and "torch does not import" in out
+
+
+SLOW_RUN = """
+import sys, time
+from clinkd import cli, pipeline
+from clinkd.pipeline.graph import Stage
+from clinkd.storage import write_json
+def work(given):
+    print("working", flush=True)
+    time.sleep(float(sys.argv[1]))
+    write_json(given.folder / "table.json", {"average": None})
+    (given.folder / "report.html").write_text("")
+pipeline.plan = lambda config: [Stage("only", 1, {}, (), work)]
+sys.exit(cli.main(["run", "demo", "--runs", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_and_goes_on(tmp_path, kind, status):
+    worker = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, "60", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert worker.stdout.readline() == "working\n"
+    time.sleep(0.1)
+    worker.send_signal(kind)
+    _, err = worker.communicate(timeout=20)
+    assert worker.returncode == status and "Traceback" not in err
+    again = subprocess.run([sys.executable, "-c", SLOW_RUN, "0", str(tmp_path)], capture_output=True, text=True)
+    assert again.returncode == 0 and "going on with a draft" in again.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    shell = " ".join(f"'{word}'" for word in command("recipe", "demo")) + " | head -1"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert done.stdout.count("\n") == 1 and "Traceback" not in done.stderr and "Error" not in done.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("clinkd ")
+    assert Path(cli.__file__).is_file()

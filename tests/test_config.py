@@ -1,0 +1,256 @@
+"""The control panel: what it takes, what it refuses and in which words, and that a printed recipe loads back."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from clinkd.config import (
+    DistillConfig,
+    Knobs,
+    RunConfig,
+    TeacherConfig,
+    differences,
+    dump,
+    load,
+    override,
+    panel,
+    recipe_text,
+)
+from clinkd.experiments import EXPERIMENTS, REQUIRED, check_given, demo, paper, tuned
+from clinkd.records import BadInput
+
+
+def write(folder, text):
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_printed_recipe_loads_back_equal_and_explains_every_knob(name, tmp_path):
+    config = EXPERIMENTS[name]()
+    text = recipe_text(config, f"{name}\nheading")
+    assert load(write(tmp_path, text)) == config
+    assert RunConfig.model_validate(dump(config)) == config
+    for line, following in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        if re.match(r"\s*\w+:", following):
+            assert line.strip().startswith("#"), following
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_recipe_survives_values_that_yaml_could_misread(tmp_path):
+    for value in ("2026", "null", "1e5", "no", "a-b_c.d"):
+        config = RunConfig(name=value)
+        assert load(write(tmp_path, recipe_text(config))) == config
+    paths = RunConfig.model_validate({"data": {"path": "/a b/é: #1/'x'"}, "model": {"base": "123"}})
+    assert load(write(tmp_path, recipe_text(paths))) == paths
+    tiny = override(RunConfig(), ["teacher.fit.learning_rate=1e-12", "evaluate.iou=0.30000000000000004"])
+    assert load(write(tmp_path, recipe_text(tiny))) == tiny
+
+
+def test_every_knob_has_a_meaning_and_the_papers_values_are_there():
+    knobs = {knob.name: knob for knob in panel(RunConfig())}
+    assert all(knob.what and knob.wants for knob in knobs.values())
+    assert knobs["distill.kd_weight"].paper == 0.5 and knobs["teacher.share"].paper == 0.111
+    assert knobs["model.positions"].wants == "mrope | tied | gap | sequential"
+    assert knobs["data.path"].wants == "a path or null"
+    assert knobs["teacher.share"].wants == "a number > 0 and <= 1"
+    assert knobs["threads"].speed_only and not knobs["seed"].speed_only
+    text = recipe_text(RunConfig())
+    assert "paper: 0.5" in text and "changes speed only" in text
+
+
+GOOD = [
+    ("distill.kd_weight=0.25", lambda c: c.distill.kd_weight == 0.25),
+    ("distill.fit.learning_rate=2e-5", lambda c: c.distill.fit.learning_rate == 2e-5),
+    ("select.tasks=RC,MIA", lambda c: c.select.tasks == ("RC", "MIA")),
+    ("select.tasks=[RC]", lambda c: c.select.tasks == ("RC",)),
+    ("teacher.fit.freeze=vision", lambda c: c.teacher.fit.freeze == ("vision",)),
+    ("name=2026", lambda c: c.name == "2026"),
+    ("data.path=~/data", lambda c: c.data.path == Path.home() / "data"),
+    ("data.path=null", lambda c: c.data.path is None),
+    ("reflect=null", lambda c: c.reflect is None),
+    ("model.square=false", lambda c: c.model.square is False),
+    ("teacher={share: 0.2}", lambda c: c.teacher == TeacherConfig(share=0.2)),
+    (" seed = 7 ", lambda c: c.seed == 7),
+]
+
+
+@pytest.mark.parametrize(("setting", "holds"), GOOD, ids=[s for s, _ in GOOD])
+def test_override_changes_what_it_names_and_nothing_else(setting, holds):
+    changed = override(RunConfig(), [setting])
+    assert holds(changed)
+    name = setting.partition("=")[0].strip()
+    before, after = dump(RunConfig()), dump(changed)
+    assert all(d.knob == name or d.knob.startswith(name) for d in differences(after, before))
+
+
+def test_settings_follow_one_another():
+    both = override(RunConfig(), ["reflect=null", "reflect={rounds: 3}", "reflect.threshold=0.5"])
+    assert both.reflect.rounds == 3 and both.reflect.threshold == 0.5 and both.reflect.fit.epochs == 1.0
+    swapped = override(RunConfig(), ["answer.beams=1", "answer.candidates=1"])  # checked whole, not one by one
+    assert swapped.answer.beams == 1
+
+
+BAD = [
+    ("distill.kd_wieght=1", "distill.kd_wieght: no such knob; did you mean distill.kd_weight?"),
+    ("distil.kd_weight=1", "distil: no such knob; did you mean distill?"),
+    ("temperature=1", "temperature: no such knob; did you mean distill.temperature?"),
+    ("qqq=1", "qqq: no such knob; a run has name, seed"),
+    ("teacher.qqq=1", "teacher.qqq: no such knob; teacher has share, fit"),
+    ("teacher={fit: {epoch: 1}}", "teacher.fit.epoch: no such knob; did you mean teacher.fit.epochs?"),
+    ("seed.x=1", "seed.x: seed is a single knob, with nothing under it"),
+    ("xyz", "--set xyz: NAME=VALUE is wanted"),
+    ("=1", "--set =1: NAME=VALUE is wanted"),
+    ("teacher.fit.epochs=many", "teacher.fit.epochs: many given, a number > 0 wanted"),
+    ("teacher.fit.epochs=true", "teacher.fit.epochs: true given, a number > 0 wanted"),
+    ("teacher.fit.epochs=.nan", "teacher.fit.epochs: .nan given"),
+    ("teacher.share=1.5", "teacher.share: 1.5 given, a number > 0 and <= 1 wanted"),
+    ("teacher.fit.rows=0", "teacher.fit.rows: 0 given, a whole number >= 1 wanted"),
+    ("seed=1.5", "seed: 1.5 given, a whole number >= 0 wanted"),
+    ("seed=null", "seed: null given, a whole number >= 0 wanted"),
+    ("model=3", "model: 3 given, a group of knobs wanted"),
+    ("model.positions=tide", "model.positions: tide given, mrope | tied | gap | sequential wanted"),
+    ("select.tasks=RC,MAI", "select.tasks: MAI given, a list of VG | ROC | RC | MIA | QA wanted"),
+    ("name=../up", "name: ../up given, a folder's name of letters, digits and . _ - wanted"),
+    ("teacher=null", "distill.kd_weight > 0 needs a teacher"),
+    ("answer.beams=2", "answer.candidates=3 is more than answer.beams=2"),
+    ("data.test_share=0.95", "data.validation_share + data.test_share >= 1"),
+    ("teacher.share=[", "teacher.share=[: not valid YAML"),
+    ("reflect={rounds: 1, rounds: 2}", "stands twice"),
+]
+
+
+@pytest.mark.parametrize(("setting", "words"), BAD, ids=[s for s, _ in BAD])
+def test_override_refuses_in_one_line_of_our_own_words(setting, words):
+    with pytest.raises(BadInput) as caught:
+        override(RunConfig(), [setting])
+    message = str(caught.value)
+    assert words in message and "\n" not in message and len(message) < 250
+    assert not re.search(r"pydantic|validation error|Input should|https?:|type=", message)
+
+
+def test_a_way_through_a_stage_left_out_says_how_to_bring_it_in():
+    with pytest.raises(BadInput, match=r"reflect\.rounds: reflect is left out here .*--set reflect=\{\}"):
+        override(RunConfig(), ["reflect=null", "reflect.rounds=1"])
+
+
+def test_several_errors_are_all_named():
+    with pytest.raises(BadInput, match="seed: -1 given.*; teacher.share: 7 given"):
+        override(RunConfig(), ["seed=-1", "teacher.share=7"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("distill:\n  kd_wieght: 1\n", "distill.kd_wieght: no such knob; did you mean distill.kd_weight?"),
+        ("1: 2\n", "1: no such knob"),
+        ("seed: 1\nseed: 2\n", "line 2: 'seed' stands twice"),
+        ("seed: [1\n", "not valid YAML: line"),
+        ("- a\n", "knobs as `name: value` are wanted"),
+        ("", "knobs as `name: value` are wanted"),
+        ("seed: x\n", "seed: x given"),
+        ("a: !!python/object:os.system {}\n", "not valid YAML"),
+    ],
+)
+def test_load_names_file_and_knob(tmp_path, text, words):
+    with pytest.raises(BadInput) as caught:
+        load(write(tmp_path, text))
+    assert words in str(caught.value) and "run.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_load_of_what_is_no_file(tmp_path):
+    with pytest.raises(BadInput, match="no such file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(BadInput, match="a folder"):
+        load(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadInput, match="not a text file"):
+        load(tmp_path / "b.yaml")
+
+
+def test_a_part_of_a_file_is_enough(tmp_path):
+    assert load(write(tmp_path, "reflect: null\ndistill: {kd_weight: 1}\n")) == override(
+        RunConfig(), ["reflect=null", "distill.kd_weight=1"]
+    )
+
+
+def test_differences_are_named_with_dots_on_both_sides():
+    ours, theirs = DistillConfig(kd_weight=0.25), DistillConfig()
+    (found,) = differences(ours.identity(), theirs.identity())
+    assert str(found) == "kd_weight is 0.25 here and 0.5 there"
+    left_out = override(RunConfig(), ["reflect=null"])
+    assert [str(d) for d in differences(left_out.identity(), RunConfig().identity())] == [
+        "reflect is left out here and not there"
+    ]
+    assert [d.knob for d in differences({"a": 1}, {"b": 2})] == ["a", "b"]
+    assert differences(ours.identity(), ours.identity()) == []
+
+
+def test_identity_leaves_out_every_speed_only_knob_and_no_other():
+    def flat(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    kept = set(flat(RunConfig().identity()))
+    single = {knob.name: knob for knob in panel(RunConfig()) if not isinstance(knob.value, Knobs)}
+    assert kept == {name for name, knob in single.items() if not knob.speed_only}
+
+
+# ---- the experiments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_valid_named_after_itself_and_documented(name):
+    config = EXPERIMENTS[name]()
+    assert config.name == name and EXPERIMENTS[name].__doc__
+    assert RunConfig.model_validate(config.model_dump()) == config
+    if name in REQUIRED:
+        with pytest.raises(BadInput, match=r"data\.path: .* needs a folder"):
+            check_given(name, config)
+        settings = [f"{knob}=/somewhere" for knob in REQUIRED[name]]
+        check_given(name, override(config, settings))
+    else:
+        check_given(name, config)
+
+
+def test_the_paper_recipe_holds_the_papers_values():
+    """Every knob whose paper's value is a plain one of the knob's own kind has that value in `paper`."""
+    for knob in panel(paper(Path("d"), Path("b"))):
+        if isinstance(knob.paper, float | int) or (
+            isinstance(knob.paper, str) and knob.paper in knob.wants.split(" | ")
+        ):
+            # the teacher's and a round's own passes are read from the text: two and one
+            expected = 1 if knob.name == "reflect.fit.epochs" else knob.paper
+            assert knob.value == expected, knob.name
+
+
+def test_ablation_rows_change_only_what_their_name_says():
+    rows = {name: EXPERIMENTS[name]().identity() for name in ("tuned", "positions", "distilled", "selected")}
+    changed = {name: {d.knob for d in differences(row, rows["tuned"])} - {"name"} for name, row in rows.items()}
+    assert changed["tuned"] == set()
+    assert changed["positions"] == {"model.positions", "model.layout"}
+    assert changed["distilled"] == {"teacher", "distill.kd_weight", "distill.targets"}
+    assert changed["selected"] == {"select.scorer"}
+
+
+def test_rows_make_as_many_passes_as_the_whole_method():
+    whole = demo()
+    passes = whole.distill.fit.epochs + whole.reflect.rounds * whole.reflect.fit.epochs
+    for name in ("tuned", "positions", "distilled", "selected"):
+        assert EXPERIMENTS[name]().distill.fit.epochs == passes
+    reflected = EXPERIMENTS["reflected"]()
+    assert reflected.distill.fit.epochs + reflected.reflect.rounds * reflected.reflect.fit.epochs == passes
+    assert tuned(paper()).distill.fit.learning_rate == paper().distill.fit.learning_rate
+
+
+def test_the_control_panel_starts_without_torch():
+    import subprocess
+
+    code = "import sys, clinkd.experiments; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

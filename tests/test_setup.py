@@ -1,0 +1,160 @@
+"""The set-up: what README, Makefile, CI and the pins promise is there, and trouble is said in one line."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from clinkd import __version__, cli
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WISHES = [*PROJECT["dependencies"], *(w for extra in PROJECT["optional-dependencies"].values() for w in extra)]
+
+
+def pins():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    return dict(line.split("==") for line in lines)
+
+
+def targets():
+    return dict(re.findall(r"^([a-z-]+):.*?##\s*(.+)$", (ROOT / "Makefile").read_text(), flags=re.M))
+
+
+def shown_commands(program):
+    """Lines of the README's code blocks that call `program`, as lists of words."""
+    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    lines = [line.strip().removeprefix("$ ").partition("  #")[0] for block in blocks for line in block.splitlines()]
+    import shlex
+
+    return [
+        shlex.split(line.removeprefix(".venv/bin/")) for line in lines if re.match(rf"(\.venv/bin/)?{program} ", line)
+    ]
+
+
+def test_every_make_command_of_the_readme_is_a_target():
+    asked = {word for words in shown_commands("make") for word in words[1:] if "=" not in word}
+    assert {"demo", "test"} <= asked <= targets().keys()
+
+
+def test_every_clinkd_command_of_the_readme_is_understood():
+    commands = shown_commands("clinkd")
+    assert commands
+    for words in commands:
+        shell = [i for i, word in enumerate(words) if word in (">", "|")]
+        cli._parser().parse_args(words[1 : shell[0] if shell else None])
+
+
+def test_make_help_lists_every_target():
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), flags=re.M).group(1).split()
+    assert set(phony) == targets().keys()
+    assert all(f"make {name} " in said for name in phony)
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert "make extras test" in (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_every_dependency_is_pinned_within_its_bounds(wish):
+    wanted = Requirement(wish)
+    pinned = {name.lower(): version for name, version in pins().items()}
+    assert pinned[wanted.name.lower()] in wanted.specifier
+
+
+def test_pins_are_whole_sorted_and_name_no_host():
+    names = list(pins())
+    assert names == sorted(names, key=str.lower) and pins()["torch"] == "2.13.0"
+    assert {"pip", "setuptools"} <= pins().keys()
+    for file in ("constraints.txt", "Makefile", "pyproject.toml", ".ci/run"):
+        assert "://" not in (ROOT / file).read_text(), file
+
+
+def test_installed_packages_bring_nothing_that_is_not_pinned():
+    """All that the project needs, followed through what is installed here, has a pin."""
+    from importlib import metadata
+
+    todo, seen = [(Requirement(wish), ()) for wish in WISHES], set()
+    while todo:
+        wanted, extras = todo.pop()
+        if wanted.marker and not any(wanted.marker.evaluate({"extra": e}) for e in ("", *extras)):
+            continue
+        name = wanted.name.lower().replace("_", "-")
+        if (name, frozenset(wanted.extras)) in seen:
+            continue
+        seen.add((name, frozenset(wanted.extras)))
+        todo += [(Requirement(line), tuple(wanted.extras)) for line in metadata.requires(wanted.name) or ()]
+    pinned = {name.lower().replace("_", "-") for name in pins()}
+    assert {name for name, _ in seen} <= pinned
+
+
+def test_the_package_says_who_it_is():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert PROJECT["license"] == "Apache-2.0" and "Version 2.0" in (ROOT / "LICENSE").read_text()
+
+
+# ---- trouble on a fresh machine -------------------------------------------------------------------------------------
+
+
+def make(folder, *words):
+    """Make in a folder that holds the Makefile only."""
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    done = subprocess.run(["make", "-s", *words], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stderr.splitlines()
+
+
+def fake_python(folder, says):
+    program = folder / "python"
+    program.write_text(f"#!/bin/sh\n{says}\n")
+    program.chmod(0o755)
+    return f"PYTHON={program}"
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        (
+            'case "$*" in *version_info*) exit 1;; -V) echo Python 3.9.2;; esac',
+            "is Python 3.9.2: 3.11 or newer is wanted",
+        ),
+        ('case "$*" in *ensurepip*) exit 1;; esac', "apt install python3-venv"),
+        (None, "not found; install Python 3.11 or newer"),
+    ],
+)
+def test_a_python_that_will_not_do_is_named_with_the_way_out(tmp_path, says, words):
+    python = fake_python(tmp_path, says) if says else "PYTHON=no-such-python"
+    status, lines = make(tmp_path, "venv", python)
+    assert status != 0 and words in lines[0] and not (tmp_path / ".venv").exists()
+
+
+def test_a_wheelhouse_without_wheels_is_named(tmp_path):
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".made").touch()
+    status, lines = make(tmp_path, ".venv/.run", "WHEELHOUSE=empty")
+    assert status != 0 and "WHEELHOUSE=empty: no wheels there; collect them with make wheelhouse" in lines[0]
+
+
+def test_rooms_that_must_start_without_torch_do():
+    code = """
+import importlib, pkgutil, sys, clinkd
+rooms = ("records", "storage", "agreement", "config", "experiments", "data", "viewer", "correction", "evaluation")
+for room in rooms:
+    module = importlib.import_module(f"clinkd.{room}")
+    for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"clinkd.{room}."):
+        importlib.import_module(found.name)
+importlib.import_module("clinkd.pipeline"), importlib.import_module("clinkd.cli")
+heavy = {"torch", "transformers", "accelerate"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,271 @@
+"""Files that survive crashes, full disks and damage; progress that can be read with and without a terminal."""
+
+import contextlib
+import io
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clinkd import storage
+from clinkd.records import BadInput
+from clinkd.storage import JsonLines, Manifest, progress, publish, read_json, sha256_file, write_atomic, write_json
+
+LIMIT = 200_000  # bytes: stands for a disk that is full
+
+
+@contextlib.contextmanager
+def small_disk():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_write_atomic_replaces_whole_and_makes_parents(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    write_atomic(path, "é\n")
+    assert path.read_bytes() == "é\n".encode()
+    write_atomic(path, b"\x00\x01")
+    assert path.read_bytes() == b"\x00\x01"
+    assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_atomic(path, "old")
+    with small_disk(), pytest.raises(BadInput) as caught:
+        write_atomic(path, b"x" * (LIMIT + 1))
+    assert str(path) in str(caught.value) and "free some space" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_at_any_step_leaves_the_old_file_only(tmp_path, monkeypatch, step):
+    path = tmp_path / "x"
+    write_atomic(path, "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(BadInput, match="no room left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_other_errors_of_the_system_pass_through(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError):
+        write_atomic(tmp_path / "file" / "x", "content")
+
+
+def test_json_round_trip_and_its_errors(tmp_path):
+    value = {"a": [1, 2.5, None, "lésion\u2028"], "b": {"c": True}}
+    write_json(tmp_path / "v.json", value)
+    assert read_json(tmp_path / "v.json") == value
+    with pytest.raises(BadInput, match="no such file"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "v.json").write_text('{"a": ')
+    with pytest.raises(BadInput, match="v.json: not valid JSON"):
+        read_json(tmp_path / "v.json")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "nan.json", float("nan"))
+
+
+def folder_of_files(folder: Path) -> Path:
+    (folder / "sub").mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(random.Random(0).randbytes(5000))
+    (folder / "sub" / "config.json").write_text("{}")
+    Manifest.write(folder)
+    return folder
+
+
+def test_manifest_accepts_what_it_described(tmp_path):
+    Manifest.verify(folder_of_files(tmp_path / "ok"))
+    assert sha256_file(tmp_path / "ok/sub/config.json") == (
+        "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    )
+
+
+def test_manifest_detects_every_flip_and_cut(tmp_path):
+    folder, draw = folder_of_files(tmp_path / "ckpt"), random.Random(1)
+    path = folder / "weights.bin"
+    good = path.read_bytes()
+    for _ in range(40):
+        where = draw.randrange(len(good))
+        path.write_bytes(good[:where] + bytes([good[where] ^ (1 << draw.randrange(8))]) + good[where + 1 :])
+        with pytest.raises(BadInput, match=r"weights\.bin: damaged"):
+            Manifest.verify(folder)
+        path.write_bytes(good[:where])
+        with pytest.raises(BadInput, match=r"weights\.bin: \d+ bytes instead of 5000"):
+            Manifest.verify(folder)
+    path.write_bytes(good)
+    Manifest.verify(folder)
+
+
+def test_manifest_names_missing_and_unknown_files(tmp_path):
+    folder = folder_of_files(tmp_path / "ckpt")
+    (folder / "extra").write_text("")
+    with pytest.raises(BadInput, match="extra: not in manifest"):
+        Manifest.verify(folder)
+    (folder / "extra").unlink()
+    (folder / "sub" / "config.json").unlink()
+    with pytest.raises(BadInput, match=r"config\.json: missing"):
+        Manifest.verify(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(BadInput, match="never finished"):
+        Manifest.verify(folder)
+
+
+def test_publish_moves_the_whole_folder(tmp_path):
+    folder_of_files(tmp_path / "x.part")
+    publish(tmp_path / "x.part", tmp_path / "x")
+    assert not (tmp_path / "x.part").exists()
+    Manifest.verify(tmp_path / "x")
+
+
+def test_json_lines_round_trip(tmp_path):
+    records = [{"id": "a", "text": "one\u2028two\r\nthree"}, {"id": "b", "n": 1.5}, {"id": "c", "bad": "\ud800"}]
+    with JsonLines(tmp_path / "r" / "x.jsonl") as lines:
+        assert list(lines.read()) == [] and lines.ids() == set()
+        for record in records:
+            lines.append(record)
+            assert list(lines.read())[-1] == record  # flushed at once
+    assert list(JsonLines(tmp_path / "r" / "x.jsonl").read()) == records
+    assert JsonLines(tmp_path / "r" / "x.jsonl").ids() == {"a", "b", "c"}
+
+
+def test_json_lines_lose_at_most_the_torn_line(tmp_path):
+    """Cut the file at every byte: the records whose closing brace survived read back, and appending goes on."""
+    path = tmp_path / "x.jsonl"
+    records = [{"id": str(i), "v": "é" * i} for i in range(4)]
+    with JsonLines(path) as lines:
+        for record in records:
+            lines.append(record)
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        survivors = whole[:cut].count(b"}")
+        assert list(JsonLines(path).read()) == records[:survivors]
+        with JsonLines(path) as lines:
+            lines.append({"id": "new"})
+        assert list(JsonLines(path).read()) == [*records[:survivors], {"id": "new"}]
+
+
+def test_json_lines_cut_a_torn_line_longer_than_a_block(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a"}\n{"id": "' + "b" * 200_000)
+    with JsonLines(path) as lines:
+        lines.append({"id": "c"})
+    assert JsonLines(path).ids() == {"a", "c"}
+
+
+def test_json_lines_name_a_broken_line_in_the_middle(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a"}\n{"id": \n{"id": "c"}\n')
+    with pytest.raises(BadInput, match=r"x\.jsonl, line 2"):
+        list(JsonLines(path).read())
+
+
+def test_json_lines_on_a_full_disk_keep_whole_records(tmp_path):
+    path, record = tmp_path / "x.jsonl", {"id": "r", "v": "x" * 3000}
+    with small_disk(), JsonLines(path) as lines, pytest.raises(BadInput, match="no room left"):
+        for _ in range(LIMIT):
+            lines.append(record)
+    found = list(JsonLines(path).read())
+    assert len(found) == LIMIT // len(path.read_bytes().splitlines(keepends=True)[0])
+    assert path.read_bytes().endswith(b"}\n")
+    with JsonLines(path) as lines:
+        lines.append({"id": "after"})
+    assert "after" in JsonLines(path).ids()
+
+
+def test_json_lines_survive_kill_9(tmp_path):
+    path = tmp_path / "x.jsonl"
+    code = (
+        "import sys; from clinkd.storage import JsonLines\n"
+        "with JsonLines(sys.argv[1]) as lines:\n"
+        "    first = len(lines.ids())\n"
+        "    for i in range(first, 10**9): lines.append({'id': str(i), 'v': 'x' * 500})\n"
+    )
+    seen = 0
+    for _ in range(3):
+        worker = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        deadline = time.monotonic() + 20
+        while len(JsonLines(path).ids()) <= seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        ids = [r["id"] for r in JsonLines(path).read()]
+        assert ids == [str(i) for i in range(len(ids))] and len(ids) > seen
+        seen = len(ids)
+
+
+def test_progress_prints_lines_with_rate_and_time_left(capsys, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(storage.time, "monotonic", lambda: float(next(clock)))
+    with progress(10, "Teacher", "step") as advance:
+        for step in range(10):
+            advance(1, loss=1 / (step + 1))
+    lines = capsys.readouterr().err.splitlines()
+    assert 3 <= len(lines) < 10
+    assert all(line.startswith("Teacher: ") and ("step/s" in line or "s/step" in line) for line in lines)
+    assert all(" left" in line for line in lines[:-1]) and "loss 0.1" in lines[-1] and "10/10 step in" in lines[-1]
+
+
+def test_progress_counts_earlier_work_but_not_in_the_rate(capsys):
+    with progress(1000, "Answer", done=998) as advance:
+        advance(2)
+    assert "1000/1000" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_bars_nest_on_a_terminal(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress(2, "outer [round]", "round") as outer:
+        for _ in range(2):
+            with progress(3, "inner", "step") as inner:
+                for _ in range(3):
+                    inner(loss=0.5)
+            outer()
+    assert storage._screen is None
+    text = screen.getvalue()
+    assert "outer [round]" in text and "2/2 round" in text and "took" in text
+
+
+def test_an_error_inside_nested_bars_passes_and_cleans_up(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(KeyError), progress(2, "outer"), progress(2, "inner"):
+        raise KeyError("x")
+    assert storage._screen is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (245, "4 min 05 s"), (7830, "2 h 10 min")]
+)
+def test_durations_in_words(seconds, words):
+    assert storage.spell_seconds(seconds) == words
+
+
+def test_rates_in_words():
+    spelled = [storage.spell_rate(r, "it") for r in (None, 0.25, 1234.56)]
+    assert spelled == ["- it/s", "4.0 s/it", "1,234.6 it/s"]

@@ -1,0 +1,78 @@
+"""Boxes on pictures: in the right place, sharp, inside the picture, and never on the original."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from clinkd.records import Box, Table
+from clinkd.viewer import ANSWER, TRUTH, Bar, bars, data_uri, overlay, page, section, table
+
+
+def coloured(image: Image.Image, colour: str) -> np.ndarray:
+    """[H, W] where the picture has exactly this colour."""
+    return (np.array(image) == np.array(ImageColor.getrgb(colour))).all(-1)
+
+
+def test_an_outline_runs_along_its_box() -> None:
+    original = Image.new("RGB", (200, 100), (120, 120, 120))
+    drawn = overlay(original, [Box(0.25, 0.2, 0.75, 0.8)], side_pixels=400)
+    assert drawn.size == (400, 200)
+    rows, columns = np.nonzero(coloured(drawn, TRUTH))
+    assert (columns.min(), columns.max()) == (100, 299)
+    assert (rows.min(), rows.max()) == (40, 159)
+    assert original.getcolors() == [(20000, (120, 120, 120))]
+
+
+def test_a_small_image_is_enlarged_without_smoothing() -> None:
+    board = Image.fromarray((np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    drawn = overlay(board, [], side_pixels=64)
+    assert drawn.size == (64, 64) and {c for _, c in drawn.getcolors()} == {(0, 0, 0), (255, 255, 255)}
+
+
+def test_a_large_image_is_shrunk_and_keeps_its_shape() -> None:
+    assert overlay(Image.new("L", (3000, 1500)), [], side_pixels=448).size == (448, 224)
+
+
+def test_answers_are_dashed() -> None:
+    image = Image.new("RGB", (400, 400), (120, 120, 120))
+    whole = coloured(overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (TRUTH,), side_pixels=400), TRUTH).sum()
+    dashed = coloured(overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (ANSWER,), side_pixels=400), ANSWER).sum()
+    assert 0.4 < dashed / whole < 0.8
+
+
+@pytest.mark.parametrize("box", [Box(0, 0, 1, 1), Box(0, 0, 0.001, 0.001), Box(0.999, 0.999, 1, 1)])
+def test_boxes_at_the_border_and_tiny_ones_are_seen(box: Box) -> None:
+    drawn = overlay(Image.new("RGB", (64, 64)), [box], ["a label longer than the picture is wide, by far"], [TRUTH])
+    assert coloured(drawn, TRUTH).any()
+
+
+def test_labels_of_two_boxes_in_one_place_do_not_cover_each_other() -> None:
+    image = Image.new("RGB", (400, 400), (120, 120, 120))
+    boxes = [Box(0.4, 0.4, 0.6, 0.6)] * 2
+    drawn = overlay(image, boxes, ["truth", "answer"], [TRUTH, ANSWER], side_pixels=400)
+    alone = overlay(image, boxes[:1], ["truth"], [TRUTH], side_pixels=400)
+    plate = coloured(alone, TRUTH)[:155]  # the label above the box
+    assert plate.sum() > 200 and (coloured(drawn, TRUTH)[:155] == plate).all()
+
+
+def test_a_picture_survives_the_page() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    kind, text = data_uri(image).split(",")
+    assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
+    assert Image.open(io.BytesIO(base64.b64decode(text))).size == (30, 20)
+
+
+def test_bars_say_their_figures_and_their_gaps() -> None:
+    drawn = bars("Scores & more", [Bar("CT", 50.0, 20.0, (40.0, 60.0)), Bar("<PET>", None)])
+    assert "CT: model 50.0, best blind twin 20.0; &lt;PET&gt;: model not computed" in drawn
+    assert drawn.count('class="whisker"') == 3 and "<PET>" not in drawn
+
+
+def test_a_page_lists_its_sections() -> None:
+    html = page("T", [section("One & two", []), section("Three", [table(Table("t", ("a",), (("b",),)))])])
+    assert 'href="#one-two"' in html and 'id="one-two"' in html and 'href="#three"' in html
