@@ -10,8 +10,8 @@ import pytest
 
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import captions, judge, score, score_by_source
-from clinkd.evaluation.captions import Caption, NotComputed, caption_scores
+from clinkd.evaluation import captions, judge, metrics, score, score_by_source
+from clinkd.evaluation.captions import FIGURES, Caption, NotComputed, caption_counts, caption_figures
 from clinkd.records import (
     BadInput,
     Box,
@@ -179,18 +179,26 @@ def test_facts_are_counted_tuple_by_tuple() -> None:
     assert other["Facts F1"] == 0  # an attribute belongs to its name
 
 
-def test_mbmr_is_of_each_modality_as_a_corpus() -> None:
+def test_mbmr_is_of_each_modality_as_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: dict[Caption, captions.Counts] = {}
+
+    def spy(asked: Sequence[Caption]) -> captions.Counts:
+        assert not counted, "METEOR is started once for all rows"
+        counts = caption_counts(asked)
+        counted.update(zip(asked, counts, strict=True))
+        return counts
+
+    monkeypatch.setattr(metrics, "caption_counts", spy)
     pairs = [("a small cyst", "a large cyst here"), ("the liver", "the liver"), ("a lung", "the left lung is seen")]
     kinds = (Modality.CT, Modality.CT, Modality.PET)
     items = [sample(i, Task.MIA, t, modality=k) for i, ((_, t), k) in enumerate(zip(pairs, kinds, strict=True))]
-    scores = strict(items, [says(s, a) for s, (a, _) in zip(items, pairs, strict=True)])
-    corpora = {
-        Modality.CT: [Caption(a, (t,)) for a, t in pairs[:2]],
-        Modality.PET: [Caption(a, (t,)) for a, t in pairs[2:]],
-    }
-    expected = {k: 100 * v.mbmr for k, v in caption_scores(corpora).items()}
+    twin = [says(s, "something else") for s in items]
+    answers = [says(s, a) for s, (a, _) in zip(items, pairs, strict=True)]
+    scores = score(items, answers, {"constant": twin}, LEXICON, CONFIG)
+    rows = [counted[Caption(a, (t,))] for a, t in pairs]
+    ct, pet = (100 * caption_figures(sums)[FIGURES.index("mBMR")] for sums in (rows[0] + rows[1], rows[2]))
     found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR", "model")}
-    assert found == pytest.approx({**expected, None: np.mean(list(expected.values()))})
+    assert found == pytest.approx({Modality.CT: ct, Modality.PET: pet, None: (ct + pet) / 2})
 
 
 # ---- QA -------------------------------------------------------------------------------------------------------------

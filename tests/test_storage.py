@@ -181,7 +181,7 @@ def test_json_lines_name_a_broken_line_in_the_middle(tmp_path):
 def test_json_lines_on_a_full_disk_keep_whole_records(tmp_path):
     path, record = tmp_path / "x.jsonl", {"id": "r", "v": "x" * 3000}
     with small_disk(), JsonLines(path) as lines, pytest.raises(BadInput, match="no room left"):
-        for _ in range(LIMIT):
+        for _ in range(200):
             lines.append(record)
     found = list(JsonLines(path).read())
     assert len(found) == LIMIT // len(path.read_bytes().splitlines(keepends=True)[0])
@@ -191,22 +191,37 @@ def test_json_lines_on_a_full_disk_keep_whole_records(tmp_path):
     assert "after" in JsonLines(path).ids()
 
 
+def test_a_reader_does_not_follow_a_growing_file(tmp_path):
+    with JsonLines(tmp_path / "x.jsonl") as lines:
+        lines.append({"id": "0"})
+        for number, _ in enumerate(lines.read(), start=1):
+            lines.append({"id": str(number)})
+            assert number == 1
+
+
+WRITER = """
+import sys
+from clinkd.storage import JsonLines
+with JsonLines(sys.argv[1]) as lines:
+    first = len(lines.ids())
+    for i in range(first, first + 20_000):  # ends by itself, should nobody be left to kill it
+        lines.append({"id": str(i), "v": "x" * 500})
+"""
+
+
 def test_json_lines_survive_kill_9(tmp_path):
     path = tmp_path / "x.jsonl"
-    code = (
-        "import sys; from clinkd.storage import JsonLines\n"
-        "with JsonLines(sys.argv[1]) as lines:\n"
-        "    first = len(lines.ids())\n"
-        "    for i in range(first, 10**9): lines.append({'id': str(i), 'v': 'x' * 500})\n"
-    )
     seen = 0
     for _ in range(3):
-        worker = subprocess.Popen([sys.executable, "-c", code, str(path)])
-        deadline = time.monotonic() + 20
-        while len(JsonLines(path).ids()) <= seen and time.monotonic() < deadline:
-            time.sleep(0.01)
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
+        size = path.stat().st_size if path.exists() else 0
+        worker = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        try:
+            deadline = time.monotonic() + 20
+            while (not path.exists() or path.stat().st_size <= size) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        finally:
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
         ids = [r["id"] for r in JsonLines(path).read()]
         assert ids == [str(i) for i in range(len(ids))] and len(ids) > seen
         seen = len(ids)

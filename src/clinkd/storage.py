@@ -183,11 +183,17 @@ class JsonLines:
                 raise
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The whole records, in order; nothing where the file does not exist."""
+        """The whole records as of now, in order; nothing where the file does not exist."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
+            left = os.fstat(
+                file.fileno()
+            ).st_size  # what is appended meanwhile is not followed, or this might never end
             for number, line in enumerate(file, start=1):
+                if left <= 0:
+                    return
+                left -= len(line)
                 record = _object(line)
                 if record is not None:
                     yield record

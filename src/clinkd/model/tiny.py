@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -92,3 +95,22 @@ def stock_config(tiny: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[s
         "tie_word_embeddings": True,
         "initializer_range": tiny.init_std,
     }
+
+
+def smooth_location_codes(table_VH: torch.Tensor, tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], std: float) -> None:
+    """Start location tokens as points on a smooth curve, one an axis, so that neighbours begin as neighbours.
+
+    In place, in the embedding table. From independent random codes a tiny model must first learn the order of its
+    coordinates: on phantoms it then needs about twice the steps to find its first boxes (LOG.md).
+    """
+    axes: dict[str, list[tuple[int, int]]] = {}
+    for token in tokens:
+        if found := re.fullmatch(r"<([xy])_(\d+)>", token):
+            axes.setdefault(found[1], []).append((int(found[2]), int(tokenizer.convert_tokens_to_ids(token))))
+    angles_F = math.pi * torch.tensor([0.5, 1, 2, 3, 4, 6])
+    for axis in sorted(axes):
+        waves = torch.randn(2 * len(angles_F), table_VH.shape[1])
+        for number, token_id in axes[axis]:
+            turn_F = angles_F * (number + 0.5) / len(axes[axis])
+            code_H = torch.cat([turn_F.cos(), turn_F.sin()]) @ waves
+            table_VH[token_id] = code_H / code_H.norm() * std * table_VH.shape[1] ** 0.5

@@ -170,6 +170,9 @@ def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: O
     stock = tiny.stock_config(config.tiny, tokenizer)
     torch.manual_seed(seed)
     network = qwen2vl.build(stock, config)
+    with torch.no_grad():
+        table_VH = network.get_input_embeddings().weight
+        tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
     side = config.tiny.image_pixels**2
     processor = qwen2vl.Qwen2VLImageProcessorPil(
         patch_size=config.tiny.patch, merge_size=tiny.MERGE, size={"shortest_edge": side, "longest_edge": side}

@@ -29,9 +29,9 @@ __all__ = [
 
 def plan(config: RunConfig) -> list[Stage]:
     """The stages of a run, each after what it needs; the last one holds the table and the report."""
-    from clinkd.pipeline import stages
+    from clinkd.pipeline.stages import plan as stages
 
-    return stages.plan(config)
+    return stages(config)
 
 
 def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
@@ -52,6 +52,6 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
 
     Raises BadInput for a run that is not finished and for a file that is no image.
     """
-    from clinkd.pipeline import asking
+    from clinkd.pipeline.asking import ask as answer
 
-    return asking.ask(run, image, question, overlay)
+    return answer(run, image, question, overlay)

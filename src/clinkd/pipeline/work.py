@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from clinkd.config import (
 )
 from clinkd.correction import LexicalSimilarity, OfflineCorrector, correct, fed_back, review, summary
 from clinkd.data import phantoms
-from clinkd.inference import ClipScorer, FirstBeam, RandomScorer, Scorer, answer as answer_samples, rerank
+from clinkd.inference import ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
+from clinkd.inference import answer as answer_samples
 from clinkd.model import OpenImage, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.graph import Work
-from clinkd.records import BadInput, BoxedText, Correction, ImageRef, Prediction, Sample, Split, Task
-from clinkd.storage import progress, read_json, write_atomic, write_json
+from clinkd.records import BadInput, ImageRef, Prediction, Sample, Split, Task
+from clinkd.storage import JsonLines, progress, read_json, write_atomic, write_json
 from clinkd.training import LiveTeacher, fit
 
 DATA = "data.json"
@@ -60,7 +61,7 @@ def prepare(work: Work, config: DataConfig) -> None:
         root = (config.path if config.path.is_dir() else config.path.parent).resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
         left_out = {
-            f"questions beyond data.max_questions={config.max_questions} an image": sum(reading.beyond.values()),
+            f"questions beyond data.max_questions={config.max_questions} an image": sum(reading.beyond_limit.values()),
             f"names with more than data.max_boxes={config.max_boxes} boxes in one image": reading.crowded,
         }
     for split in ("train", "validation", "test"):
@@ -79,7 +80,7 @@ def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
     here = _Room(work, device, threads)
     if config.base is None:
         train = here.samples("train")
-        model = new_tiny(config, texts_of(train, config), [s.images[0] for s in train], work.seed, here.open_image)
+        model = new_tiny(config, texts_of(train, config), work.seed, here.open_image)
         model.save(work.folder / "model")
     else:
         model = load(config.base, here.open_image, config)
@@ -114,7 +115,7 @@ def distill(work: Work, config: DistillConfig, device: str, threads: int) -> Non
     here = _Room(work, device, threads)
     train = here.samples("train")
     if "pseudo" in work.inputs:
-        said = {p.id: p.answer.answer for p in _predictions(work.inputs["pseudo"])}
+        said = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
         empty = [i for i, text in said.items() if not text.text.strip()]
         train = [s.answered(said[s.id], "+pseudo") if s.id in said and s.id not in empty else s for s in train]
         work.record("pseudo-labels", {"used": len(said) - len(empty), "empty, truth kept": len(empty)})
@@ -183,7 +184,7 @@ def select(work: Work, config: SelectConfig, device: str, threads: int) -> None:
     """Every candidate scored against its image, the best one chosen."""
     here = _Room(work, device, threads)
     samples = {s.id: s for s in here.samples("test")}
-    chosen = rerank(samples, _predictions(work.inputs["answer"]), here.scorer(config), config.tasks)
+    chosen = rerank(samples, read_predictions(work.inputs["answer"]), here.scorer(config), config.tasks)
     _write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in chosen))
 
 
@@ -228,8 +229,6 @@ def read_data(prepared: Path) -> tuple[OpenImage, Lexicon]:
 
 def read_split(prepared: Path, split: Split) -> list[Sample]:
     """The samples of one split. The test split is for answering, selecting and scoring only."""
-    from clinkd.storage import JsonLines
-
     return [Sample.from_json(record) for record in JsonLines(prepared / f"{split}.jsonl").read()]
 
 
@@ -268,13 +267,10 @@ def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> lis
     return [s for s in samples if s.id in kept]
 
 
-def _predictions(stage: Path) -> list[Prediction]:
-    from clinkd.storage import JsonLines
-
+def read_predictions(stage: Path) -> list[Prediction]:
+    """What a stage answered."""
     return [Prediction.from_json(record) for record in JsonLines(stage / "predictions.jsonl").read()]
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    import json
-
     write_atomic(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))

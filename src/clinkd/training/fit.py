@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -85,13 +85,14 @@ def fit(
     seed: int,
     title: str,
     teacher: Teacher | None = None,
-    after_step: Callable[[int], None] | None = None,
+    lap: tuple[int, int] = (0, 1),
 ) -> Fitted:
     """Train `model` in place on `samples`; go on from `folder`'s newest checkpoint where there is one.
 
     A step's gradient is the sum of the objective over the window's answer tokens, of all micro-batches and processes,
     divided once by their number. Which rows a step sees is a function of seed and step alone, so a run that was
-    interrupted ends with the bits of one that was not.
+    interrupted ends with the bits of one that was not. `lap` (k, n): this is part k, from 0, of n equal parts of one
+    learning-rate curve, as the rounds of reflection are.
 
     Raises BadInput where there is nothing to learn from, or the objective lacks its teacher.
     """
@@ -123,7 +124,7 @@ def fit(
         for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
             counts = torch.tensor([sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)])
             tokens, seen = accelerator.reduce(counts.to(model.device), "sum").tolist()
-            set_learning_rate(optimizers, share_of_peak(step, num_steps, config))
+            set_learning_rate(optimizers, share_of_peak((lap[0] + step / num_steps) / lap[1], config))
             sums: dict[str, Tensor] = {}
             for number, batch in enumerate(batches, start=1):
                 with accelerator.no_sync(trainee) if number < len(batches) else nullcontext():
@@ -149,8 +150,6 @@ def fit(
                 state = {"samples": num_samples, "losses": losses}
                 save_checkpoint(folder, step + 1, model, optimizers, state)
                 saved = time.monotonic()
-            if after_step is not None:
-                after_step(step + 1)
     model.eval()
     tail = losses[-max(1, num_steps // 10) :]
     return Fitted(num_steps, num_samples, sum(tail) / len(tail))

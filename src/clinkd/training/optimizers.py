@@ -44,14 +44,13 @@ def _is_table(name: str) -> bool:
     return any(table in name for table in TABLES)
 
 
-def share_of_peak(step: int, num_steps: int, config: FitConfig) -> float:
-    """Linear warm-up, then a cosine to zero (or flat); `step` counts from 0."""
-    warmup = max(1, round(config.warmup * num_steps))
-    if step < warmup:
-        return (step + 1) / warmup
+def share_of_peak(done: float, config: FitConfig) -> float:
+    """Linear warm-up, then a cosine to zero (or flat); `done` is the share of the curve that lies behind, 0..1."""
+    if done < config.warmup:
+        return max(done, 1e-3) / config.warmup
     if config.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
 
 
 def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:

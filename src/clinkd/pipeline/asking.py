@@ -1,0 +1,41 @@
+"""Ask a finished run's model about one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from clinkd import data, viewer
+from clinkd.inference import ClipScorer, rerank
+from clinkd.pipeline.runs import Asked, Run
+from clinkd.pipeline.work import load_clip, load_model, read_data
+from clinkd.records import BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
+
+TRAINED = ("reflect-", "distill", "teacher", "base")  # the run's last model, the latest kind first
+
+
+def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
+    """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
+    config = run.config
+    _, lexicon = read_data(run.stage("prepare"))
+    picture = data.open_image(image.parent, image.name)
+    names = [stage["name"] for stage in run.stages]
+    last = next(n for kind in TRAINED for n in reversed(names) if n.startswith(kind))
+
+    def given(_: ImageRef) -> Image.Image:
+        return picture
+
+    model = load_model(run.stage(last), given).eval()
+    ref = ImageRef(image.name, picture.width, picture.height)
+    turn = Turn(Task.QA, model.codec.decode(question).answer, BoxedText(""))
+    sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
+    prediction = Prediction("ask", tuple(model.generate([sample], config.answer)[0]), by=f"{run.folder.name}/{last}")
+    if "clip" in names:
+        scorer = ClipScorer(load_clip(run.stage("clip"), given))
+        prediction = rerank({"ask": sample}, [prediction], scorer, config.select.tasks)[0]
+    chosen = prediction.answer.answer
+    out = overlay or Path(f"{image.stem}-answer.png")
+    drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
+    drawn.save(out)
+    return Asked(prediction, out)
