@@ -162,7 +162,9 @@ def test_gap_is_stock_with_wider_steps():
 
 
 def test_sequential_counts_every_token():
-    assert torch.equal(run(Sequential(), [(2, 3), (4, 4)]), torch.arange(len(sequence([(2, 3), (4, 4)]))).float().expand(3, -1))
+    assert torch.equal(
+        run(Sequential(), [(2, 3), (4, 4)]), torch.arange(len(sequence([(2, 3), (4, 4)]))).float().expand(3, -1)
+    )
 
 
 def test_spatial_reset_starts_each_image_at_zero():
@@ -238,7 +240,7 @@ def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
     together = model.generate(**given, **search)[:, -5:]
     ends = torch.tensor([sum(4 * h * w for h, w in row) for row in rows]).cumsum(0).tolist()
     images = torch.tensor([len(row) for row in rows]).cumsum(0).tolist()
-    for k, row in enumerate(rows):
+    for k in range(len(rows)):
         keep = given["attention_mask"][k].bool()
         alone = {name: given[name][k, keep][None] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
         alone["pixel_values"] = given["pixel_values"][(ends[k - 1] if k else 0) : ends[k]]

@@ -57,7 +57,7 @@ class Distillation:
         """Raises BadInput where teacher and student have unequal vocabularies."""
         if weight_VH.shape[0] != teacher_weight_VG.shape[0]:
             raise BadInput(
-                f"the student's vocabulary has {weight_VH.shape[0]} entries and the teacher's {teacher_weight_VG.shape[0]}: "
+                f"the student has {weight_VH.shape[0]} vocabulary entries, the teacher {teacher_weight_VG.shape[0]}: "
                 "distillation needs the same tokenizer and head size on both sides"
             )
         logits_NV = (hidden_NH @ weight_VH.T).float()

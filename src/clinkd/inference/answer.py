@@ -21,7 +21,8 @@ def answer(
     lines = JsonLines(file)
     known = {record["id"]: Prediction.from_json(record) for record in lines.read()}
     todo = sorted(
-        (s for s in samples if s.id not in known), key=lambda s: (s.task.value, len(s.answer.text), len(s.question.text))
+        (s for s in samples if s.id not in known),
+        key=lambda s: (s.task.value, len(s.answer.text), len(s.question.text)),
     )
     with lines, progress(len(samples), title, "answers", done=len(samples) - len(todo)) as advance:
         for start in range(0, len(todo), config.batch):

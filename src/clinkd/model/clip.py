@@ -35,7 +35,11 @@ class ImageTextModel:
     """
 
     def __init__(
-        self, network: CLIPModel, tokenizer: PreTrainedTokenizerFast, processor: CLIPImageProcessorPil, open_image: OpenImage
+        self,
+        network: CLIPModel,
+        tokenizer: PreTrainedTokenizerFast,
+        processor: CLIPImageProcessorPil,
+        open_image: OpenImage,
     ) -> None:
         self.network, self.tokenizer, self.processor, self.open_image = network, tokenizer, processor, open_image
         self.limit = int(network.config.text_config.max_position_embeddings)
@@ -51,7 +55,9 @@ class ImageTextModel:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             processor = CLIPImageProcessorPil.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise BadInput(f"select.clip.base={folder}: not a CLIP that can be read: {str(error).splitlines()[0]}") from None
+            raise BadInput(
+                f"select.clip.base={folder}: not a CLIP that can be read: {str(error).splitlines()[0]}"
+            ) from None
         if missing := sorted(report["missing_keys"]):
             raise BadInput(f"select.clip.base={folder}: weights are missing: {', '.join(missing[:3])} ({len(missing)})")
         return cls(network.eval(), tokenizer, processor, open_image)
@@ -101,7 +107,7 @@ class ImageTextModel:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [P, E] of texts within the limit (a single endless word is the only thing ever cut)."""
-        ids = [line[: self.limit - 1] + [self.end] if len(line) > self.limit else line for line in self._ids(texts)]
+        ids = [[*line[: self.limit - 1], self.end] if len(line) > self.limit else line for line in self._ids(texts)]
         longest = max(map(len, ids))
         padded = torch.tensor([line + [self.end] * (longest - len(line)) for line in ids])
         seen = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
@@ -129,7 +135,9 @@ class ImageTextModel:
         self.processor.save_pretrained(folder)
 
 
-def new_tiny_clip(tokenizer: PreTrainedTokenizerFast, config: ClipConfig, seed: int, open_image: OpenImage) -> ImageTextModel:
+def new_tiny_clip(
+    tokenizer: PreTrainedTokenizerFast, config: ClipConfig, seed: int, open_image: OpenImage
+) -> ImageTextModel:
     """A CLIP with random weights that shares the vision-language model's tokenizer."""
     part = {"hidden_size": config.width, "intermediate_size": 2 * config.width, "num_attention_heads": 4}
     tokenizer = copy.deepcopy(tokenizer)
@@ -143,11 +151,15 @@ def new_tiny_clip(tokenizer: PreTrainedTokenizerFast, config: ClipConfig, seed: 
     torch.manual_seed(seed)
     network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.width))
     side = {"height": config.image_pixels, "width": config.image_pixels}
-    processor = CLIPImageProcessorPil(size=side, do_center_crop=False, do_resize=True, resample=Image.Resampling.BICUBIC)
+    processor = CLIPImageProcessorPil(
+        size=side, do_center_crop=False, do_resize=True, resample=Image.Resampling.BICUBIC
+    )
     return ImageTextModel(network, tokenizer, processor, open_image)
 
 
-def train_clip(model: ImageTextModel, pairs: Sequence[tuple[ImageRef, Sequence[str]]], config: ClipConfig, seed: int) -> float:
+def train_clip(
+    model: ImageTextModel, pairs: Sequence[tuple[ImageRef, Sequence[str]]], config: ClipConfig, seed: int
+) -> float:
     """Contrastive training on images with several captions each, one drawn a pass; the mean loss of the last pass.
 
     The loss is CLIP's symmetric cross-entropy, except that equal captions in a batch share the target evenly: short
@@ -166,7 +178,7 @@ def train_clip(model: ImageTextModel, pairs: Sequence[tuple[ImageRef, Sequence[s
             while len(order) < config.rows:
                 order += rng.permutation(len(pairs)).tolist()
             picked, order = order[: config.rows], order[config.rows :]
-            captions = [pairs[i][1][rng.integers(len(pairs[i][1]))] for i in picked]
+            captions = [pairs[i][1][int(rng.integers(len(pairs[i][1])))] for i in picked]
             image_IE = model.embed_pixels(pixels[picked])
             text_IE = model.embed_texts(captions)
             logits_II = model.network.logit_scale.exp().clamp(max=100) * image_IE @ text_IE.T
@@ -174,7 +186,7 @@ def train_clip(model: ImageTextModel, pairs: Sequence[tuple[ImageRef, Sequence[s
             goal_II = (same_II / same_II.sum(1, keepdim=True)).to(logits_II.device)
             loss = (F.cross_entropy(logits_II, goal_II) + F.cross_entropy(logits_II.T, goal_II)) / 2
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
             optimizer.step()
             curve.step()

@@ -1,4 +1,6 @@
-"""Our Qwen2-VL: the stock transformers classes with a position scheme of choice. Private surface of the library: here only.
+"""Our Qwen2-VL: the stock transformers classes with a position scheme of choice.
+
+What touches the private surface of the library stands here only.
 
 Two hooks suffice: `get_rope_index` of the model (float32, delta 0 or the scheme's) and the rotary embedding of the
 text part. Everything else, the vision tower, the cache, beam search, is transformers' own code.
@@ -31,7 +33,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 from transformers.utils import logging as transformers_logging
 
-from clinkd.config import ModelConfig
+from clinkd.config import Layout, ModelConfig
 from clinkd.model.positions import PositionScheme, RotaryPairs, position_scheme, rotary_pairs
 from clinkd.records import BadInput
 
@@ -50,7 +52,7 @@ class ClinkdTextConfig(Qwen2VLTextConfig):
     """Stock text configuration plus what decides the rotary pairs."""
 
     model_type = "clinkd_text"
-    rope_layout: str = "sections"
+    rope_layout: Layout = "sections"
     rope_axes: list[int] | None = None
 
 
@@ -63,7 +65,7 @@ class ClinkdConfig(Qwen2VLConfig):
 
     model_type = "clinkd"
     sub_configs_defaults = {"vision_config": Qwen2VLVisionConfig, "text_config": ClinkdTextConfig}  # noqa: RUF012
-    scheme: dict | None = None
+    scheme: dict[str, Any] | None = None
     system_turn: bool = True  # whether prompts open with Qwen2-VL's system turn
 
 
@@ -153,7 +155,9 @@ class ClinkdForConditionalGeneration(Qwen2VLForConditionalGeneration):
 AutoConfig.register("clinkd", ClinkdConfig)
 for _stock in ("Qwen2VLForConditionalGeneration", "Qwen2VLModel"):
     # Without this, hub-named weights load as random ones, with nothing but a printed report.
-    if (_mapping := get_checkpoint_conversion_mapping(_stock) or get_checkpoint_conversion_mapping("qwen2_vl")) is not None:
+    if (
+        _mapping := get_checkpoint_conversion_mapping(_stock) or get_checkpoint_conversion_mapping("qwen2_vl")
+    ) is not None:
         register_checkpoint_conversion_mapping(_stock.replace("Qwen2VL", "Clinkd"), _mapping, overwrite=True)
 
 
@@ -171,7 +175,9 @@ def clinkd_config(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
     config = ClinkdConfig(**stock, scheme={name: getattr(knobs, name) for name in SCHEME_FIELDS})
     rope = config.text_config.rope_parameters
     if rope["rope_type"] not in ("default", ROPE_TYPE):
-        raise BadInput(f"model.base: rope_type {rope['rope_type']!r} is not supported; Qwen2-VL has 'default' (or 'mrope')")
+        raise BadInput(
+            f"model.base: rope_type {rope['rope_type']!r} is not supported; Qwen2-VL has 'default' (or 'mrope')"
+        )
     rope["rope_type"] = ROPE_TYPE
     config.text_config.rope_layout = knobs.layout
     config.text_config.rope_axes = list(position_scheme(knobs).axes)
@@ -209,6 +215,9 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
         raise BadInput(f"model.base={folder}: {str(error).splitlines()[0]}") from None
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:
-        what = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for kind, names in wrong.items())
+        what = "; ".join(
+            f"{kind.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for kind, names in wrong.items()
+        )
         raise BadInput(f"{folder}: its weights do not fit a Qwen2-VL of its config.json: {what}")
-    return model
+    loaded: ClinkdForConditionalGeneration = model
+    return loaded

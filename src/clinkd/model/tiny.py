@@ -97,7 +97,9 @@ def stock_config(tiny: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[s
     }
 
 
-def smooth_location_codes(table_VH: torch.Tensor, tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], std: float) -> None:
+def smooth_location_codes(
+    table_VH: torch.Tensor, tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], std: float
+) -> None:
     """Start location tokens as points on a smooth curve, one an axis, so that neighbours begin as neighbours.
 
     In place, in the embedding table. From independent random codes a tiny model must first learn the order of its

@@ -144,7 +144,9 @@ class VisionLanguageModel(nn.Module):
     @property
     def never(self) -> list[int]:
         """Tokens that no answer holds: an undertrained model may else emit image tokens."""
-        return [int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")]
+        return [
+            int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")
+        ]
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""
@@ -207,4 +209,3 @@ def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
     """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
     boxes = codec(config.boxes, config.box_bins)
     return [boxes.encode(part) for s in samples for turn in s.turns for part in (turn.question, turn.answer)]
-

@@ -9,7 +9,7 @@ from PIL import Image
 from clinkd import data, viewer
 from clinkd.inference import ClipScorer, rerank
 from clinkd.pipeline.runs import Asked, Run
-from clinkd.pipeline.work import load_clip, load_model, read_data
+from clinkd.pipeline.work import load_clip, load_model
 from clinkd.records import BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 TRAINED = ("reflect-", "distill", "teacher", "base")  # the run's last model, the latest kind first
@@ -18,7 +18,6 @@ TRAINED = ("reflect-", "distill", "teacher", "base")  # the run's last model, th
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
     """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
     config = run.config
-    _, lexicon = read_data(run.stage("prepare"))
     picture = data.open_image(image.parent, image.name)
     names = [stage["name"] for stage in run.stages]
     last = next(n for kind in TRAINED for n in reversed(names) if n.startswith(kind))

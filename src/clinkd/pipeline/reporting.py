@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from clinkd import evaluation
@@ -16,7 +15,6 @@ from clinkd.storage import JsonLines, read_json, write_atomic, write_json
 
 def write(work: Work, config: RunConfig) -> None:
     """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions."""
-
 
     prepared = work.inputs["prepare"]
     about = read_json(prepared / "data.json")

@@ -17,7 +17,9 @@ def plan(config: RunConfig) -> list[Stage]:
 
     Raises BadInput where `data.path` or `model.base` is not there.
     """
-    at, made = {"device": config.device, "threads": config.threads}, list[Stage]()
+    at: dict[str, Any] = {"device": config.device, "threads": config.threads}
+    made: list[Stage] = []
+    given: dict[str, Any]
 
     def stage(name: str, knobs: Any, *needs: Stage | None, step: str | None = None, **given: Any) -> Stage:
         todo = _later(step or name, **given)
@@ -37,11 +39,15 @@ def plan(config: RunConfig) -> list[Stage]:
             given = {"config": config.distill, "answers": config.answer, "teacher": config.teacher}
             pseudo = stage("pseudo", knobs, data, author, **given, **at)
         model = stage("distill", config.distill, data, base, teacher, pseudo, config=config.distill, **at)
-    for number in range(1, config.reflect.rounds + 1) if config.reflect else ():
-        tutor = teacher if config.reflect and config.reflect.objective == "distill" else None
-        given = {"config": config.reflect, "round": number, "answers": config.answer, "distill": config.distill}
-        knobs = {**config.reflect.identity(), "round": number, "max_new_tokens": config.answer.max_new_tokens}
-        model = stage(f"reflect-{number}", knobs, data, model, tutor, step="reflect", previous=model.name, **given, **at)
+    reflect = config.reflect
+    for number in range(1, reflect.rounds + 1) if reflect else ():
+        assert reflect
+        tutor = teacher if reflect.objective == "distill" else None
+        given = {"config": reflect, "round": number, "answers": config.answer, "distill": config.distill}
+        knobs = {**reflect.identity(), "round": number, "max_new_tokens": config.answer.max_new_tokens}
+        model = stage(
+            f"reflect-{number}", knobs, data, model, tutor, step="reflect", previous=model.name, **given, **at
+        )
     clip = None
     if config.select.scorer == "clip":
         clip = stage("clip", config.select.clip, data, base, config=config.select.clip, **at)
@@ -73,7 +79,9 @@ def _data_identity(config: DataConfig) -> dict[str, Any]:
         return {"phantoms": config.phantoms.identity()}
     file = config.path / "records.jsonl" if config.path.is_dir() else config.path
     if not file.is_file():
-        raise BadInput(f"data.path={config.path}: no records.jsonl there; give a folder that holds one, with its images")
+        raise BadInput(
+            f"data.path={config.path}: no records.jsonl there; give a folder that holds one, with its images"
+        )
     return {**config.identity(), "phantoms": None, "sha256": sha256_file(file)}
 
 
@@ -81,6 +89,15 @@ def _model_identity(config: ModelConfig) -> dict[str, Any]:
     if config.base is None:
         return config.identity()
     if not (config.base / "config.json").is_file():
-        raise BadInput(f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted")
-    weights = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(Path(config.base).glob("*.safetensors"))}
-    return {**config.identity(), "tiny": None, "config.json": sha256_file(config.base / "config.json"), "weights": weights}
+        raise BadInput(
+            f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted"
+        )
+    weights = {
+        p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(Path(config.base).glob("*.safetensors"))
+    }
+    return {
+        **config.identity(),
+        "tiny": None,
+        "config.json": sha256_file(config.base / "config.json"),
+        "weights": weights,
+    }

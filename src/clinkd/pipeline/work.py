@@ -67,7 +67,9 @@ def prepare(work: Work, config: DataConfig) -> None:
     for split in ("train", "validation", "test"):
         part = [s for s in samples if s.split == split]
         if not part:
-            raise BadInput(f"data: no image falls into the {split} split; give more data or a larger data.{split}_share")
+            raise BadInput(
+                f"data: no image falls into the {split} split; give more data or a larger data.{split}_share"
+            )
         _write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in part))
         work.record(split, {"questions": len(part), "images": len({i.path for s in part for i in s.images})})
     if left_out:
@@ -84,7 +86,9 @@ def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
         model.save(work.folder / "model")
     else:
         model = load(config.base, here.open_image, config)
-        write_json(work.folder / POINTER, {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")})
+        write_json(
+            work.folder / POINTER, {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
+        )
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
@@ -106,7 +110,9 @@ def pseudo(
     outside = [s for s in train if s.id not in own]
     asked = outside if config.targets == "pseudo" else _share(outside, config.pseudo_share, work.seed, "pseudo")
     file = work.folder / "predictions.jsonl"
-    answer_samples(here.model(config.pseudo_from), asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels")
+    answer_samples(
+        here.model(config.pseudo_from), asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels"
+    )
     work.record("questions", len(asked))
 
 
@@ -177,7 +183,9 @@ def answer(work: Work, config: AnswerConfig, previous: str, device: str, threads
     here = _Room(work, device, threads)
     file = work.folder / "predictions.jsonl"
     identity = read_json(work.inputs[previous] / "stage.json")["identity"]
-    answer_samples(here.model(previous), here.samples("test"), config, file=file, by=f"{previous}-{identity}", title="answer")
+    answer_samples(
+        here.model(previous), here.samples("test"), config, file=file, by=f"{previous}-{identity}", title="answer"
+    )
 
 
 def select(work: Work, config: SelectConfig, device: str, threads: int) -> None:
@@ -253,7 +261,9 @@ def _train(
 ) -> None:  # fmt: skip
     folder = here.work.folder / "fit"
     tutor = LiveTeacher(teacher) if teacher else None
-    fitted = fit(model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=tutor, lap=lap)
+    fitted = fit(
+        model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=tutor, lap=lap
+    )
     here.work.record("fit", {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss})
     model.save(here.work.folder / "model")
     for checkpoint in (*folder.glob("step-*"), *folder.glob(".step-*")):

@@ -69,9 +69,7 @@ class _Trainee(nn.Module):
         hidden_NH, weight_VH = self.model.hidden_states(batch), self.model.head.weight_VH
         if isinstance(self.objective, Distillation):
             assert teacher is not None
-            return self.objective(
-                hidden_NH, weight_VH, batch.labels_N, teacher.hidden_states(batch), teacher.weight_VG
-            )
+            return self.objective(hidden_NH, weight_VH, batch.labels_N, teacher.hidden_states(batch), teacher.weight_VG)
         return self.objective(hidden_NH, weight_VH, batch.labels_N)
 
 
