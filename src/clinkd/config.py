@@ -57,10 +57,10 @@ def _plain(value: Any) -> Any:
 class PhantomConfig(Knobs):
     """Procedurally drawn images: the data that needs no download."""
 
-    train_images: Count = knob(3000, "images to learn from")
+    train_images: Count = knob(6000, "images to learn from")
     validation_images: Count = knob(160, "images on which every choice is made")
-    test_images: Count = knob(320, "images for the final scores, opened by nothing else")
-    structures: Count = knob(2, "most structures an image; each image draws 1..structures")
+    test_images: Count = knob(240, "images for the final scores, opened by nothing else")
+    structures: Count = knob(2, "most structures an image; three in five images have one")
     image_pixels: Count = knob(96, "side of the drawn square image, pixels")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clinkd.config import (
     AnswerConfig,
+    ClipConfig,
     DataConfig,
     DistillConfig,
     FitConfig,
@@ -27,7 +28,21 @@ from clinkd.records import BadInput
 
 def demo() -> RunConfig:
     """The whole method (Table 1, row "ClinKD") on phantoms with a tiny Qwen2-VL: no download, minutes on two cores."""
-    return RunConfig()
+    fit = FitConfig(
+        epochs=2.5,
+        rows=24,
+        questions=3,
+        optimizer="muon",
+        muon_learning_rate=0.01,
+        learning_rate=0.003,
+        warmup=0.02,
+    )
+    return RunConfig(
+        teacher=TeacherConfig(fit=fit.model_copy(update={"epochs": 5.0})),
+        distill=DistillConfig(fit=fit),
+        reflect=ReflectConfig(review_share=0.1, fit=fit.model_copy(update={"epochs": 1.9})),
+        select=SelectConfig(clip=ClipConfig(epochs=2.5)),
+    )
 
 
 def real(data: Path | None = None) -> RunConfig:

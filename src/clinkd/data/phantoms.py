@@ -1,6 +1,6 @@
 """Phantoms: eight kinds of medical image drawn by numpy, with named structures, boxes, questions and true answers.
 
-A name is told by its shape alone. Box (place, size, aspect), brightness and count are drawn first and without regard
+A name is told by its shape or stripes alone. Box (place, size, aspect), brightness and count are drawn first and without regard
 to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor place, nor
 colour gives a name away (measured by `clinkd.data.guessability`).
 
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,12 @@ MOST_STRUCTURES = 4  # more do not fit beside each other
 LEAST_PIXELS = 48  # below this the shapes cannot be told apart
 GAP = 0.03  # between two boxes, and from a box to the border of the image
 OFF_CENTRE = 0.07  # least distance of a box's centre from the middle line, so that left and right are plain
+ALONE = 0.6  # share of images with one structure, where more are allowed
+PITCH = 0.105  # about this much of the image from stripe to stripe
 TWINS = 0.06  # share of later structures that repeat a name of the same image
 LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack each way
 ASPECT = (0.78, 1.0)  # shorter by longer side
-CONTRAST = (0.26, 0.40)  # level of a structure above or below its surroundings
+CONTRAST = (0.42, 0.55)  # level of a structure above or below its surroundings
 _NUMBER = ("no", "one", "two", "three", "four")
 _SPOKEN = {
     Modality.CT: "A CT", Modality.MR: "An MR", Modality.XRAY: "An X-ray", Modality.PET: "A PET",
@@ -60,52 +62,57 @@ def _meet(a: Levels, b: Levels) -> Levels:
     return np.asarray(np.maximum(a, b))
 
 
-def _ring(u: Levels, v: Levels) -> Levels:
+def _ring(u: Levels, v: Levels, *_: float) -> Levels:
     return np.abs(np.hypot(u, v) - 0.795) - 0.205
 
 
-def _triangle(u: Levels, v: Levels) -> Levels:
+def _triangle(u: Levels, v: Levels, *_: float) -> Levels:
     return _meet((2.12 * np.abs(u) - v - 1.12) / 5**0.5, np.abs(v) - 1)
 
 
-def _cross(u: Levels, v: Levels) -> Levels:
+def _cross(u: Levels, v: Levels, *_: float) -> Levels:
     u, v = np.abs(u), np.abs(v)
     return _meet(np.minimum(u, v) - 0.305, np.maximum(u, v) - 1)
 
 
-def _crescent(u: Levels, v: Levels) -> Levels:
+def _crescent(u: Levels, v: Levels, *_: float) -> Levels:
     x = (u + 1) * 0.84 - 1  # the horns of this moon end at 0.72: the right side of the box cuts their tips
     return _meet(_meet(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
 
 
-def _bars(u: Levels, v: Levels) -> Levels:
-    return _meet(np.abs(np.abs(v) - 0.74) - 0.26, np.abs(u) - 1)
+def _bars(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
+    """Stripes of one pitch whatever the box: a local pattern, which a small vision tower learns before any outline."""
+    stripes = max(2, round(2 * half_height / PITCH))
+    half = 0.52 / stripes  # thickness / 2; first and last stripe lie on the border
+    step = (2 - 2 * half) / (stripes - 1)
+    nearest = np.clip(np.round((v + 1 - half) / step), 0, stripes - 1) * step + half - 1
+    return _meet(np.abs(v - nearest) - half, np.abs(u) - 1)
 
 
-def _dots(u: Levels, v: Levels) -> Levels:
-    return np.hypot(np.abs(u) - 0.595, np.abs(v) - 0.595) - 0.405
+def _columns(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
+    return _bars(v, u, half_height, half_width)
 
 
-def _butterfly(u: Levels, v: Levels) -> Levels:
-    u, v = np.abs(u), np.abs(v)
-    return _meet((0.96 * v - np.maximum(u, 0.08)) * 0.71, np.maximum(u, v) - 1)
-
-
-def _diamond(u: Levels, v: Levels) -> Levels:
+def _diamond(u: Levels, v: Levels, *_: float) -> Levels:
     u, v = np.abs(u), np.abs(v)
     return _meet((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
 
 
-Shape = Callable[[Levels, Levels], Levels]
+class Shape(Protocol):
+    """Signed distance over a box (u, v); its half sides are fractions of the image."""
+
+    def __call__(self, u: Levels, v: Levels, half_width: float = ..., half_height: float = ..., /) -> Levels: ...
+
+
 STRUCTURES: dict[Modality, dict[str, Shape]] = {
-    Modality.CT: {"liver": _triangle, "kidney": _crescent, "vertebra": _cross},
-    Modality.MR: {"glioma": _ring, "ventricle": _butterfly, "cerebellum": _bars},
-    Modality.XRAY: {"heart": _triangle, "cavity": _ring, "atelectasis": _bars},
-    Modality.PET: {"myocardium": _crescent, "lymphoma": _dots, "metastasis": _cross},
-    Modality.ENDOSCOPY: {"polyp": _diamond, "ulcer": _ring, "fold": _bars},
-    Modality.DERMOSCOPY: {"melanoma": _triangle, "angioma": _dots, "nevus": _cross},
-    Modality.FUNDUS: {"optic disc": _ring, "hard exudate": _dots, "hemorrhage": _butterfly},
-    Modality.ULTRASOUND: {"gallbladder": _crescent, "thyroid": _butterfly, "gallstone": _diamond},
+    Modality.CT: {"liver": _triangle, "kidney": _columns, "vertebra": _bars},
+    Modality.MR: {"glioma": _ring, "ventricle": _columns, "cerebellum": _bars},
+    Modality.XRAY: {"heart": _columns, "cavity": _ring, "atelectasis": _bars},
+    Modality.PET: {"myocardium": _crescent, "lymphoma": _columns, "metastasis": _bars},
+    Modality.ENDOSCOPY: {"polyp": _diamond, "ulcer": _columns, "fold": _bars},
+    Modality.DERMOSCOPY: {"melanoma": _cross, "angioma": _columns, "nevus": _bars},
+    Modality.FUNDUS: {"optic disc": _ring, "hard exudate": _columns, "hemorrhage": _bars},
+    Modality.ULTRASOUND: {"gallbladder": _crescent, "thyroid": _columns, "gallstone": _bars},
 }
 NAMES = tuple(name for shapes in STRUCTURES.values() for name in shapes)
 LEXICON = Lexicon(NAMES, get_args(Size), get_args(Place), get_args(Brightness))
@@ -140,7 +147,7 @@ def draw(
     """
     _check(structures, pixels)
     scene = _SCENES[modality]
-    plans = _arrange(rng, scene.visible, int(rng.integers(1, structures + 1)))
+    plans = _arrange(rng, scene.visible, _count(rng, structures))
     levels = scene.paint(rng, pixels)
     found = []
     for plan, name in zip(plans, _names(rng, modality, len(plans), names), strict=True):
@@ -152,6 +159,10 @@ def draw(
     noisy = levels + rng.standard_normal(levels.shape) * scene.grain * (levels > 0)
     image = scene.colours[(np.clip(noisy, 0, 1) * 255).astype(np.uint8)]
     return Drawing(image, modality, tuple(sorted(found, key=lambda s: s.box.centre)))
+
+
+def _count(rng: np.random.Generator, most: int) -> int:
+    return 1 if most == 1 or rng.random() < ALONE else int(rng.integers(2, most + 1))
 
 
 def _check(structures: int, pixels: int) -> None:
@@ -225,7 +236,7 @@ def _stamp(levels: Levels, shape: Shape, plan: _Plan, contrast: float) -> Box:
     top, bottom = int((plan.y - plan.half_height) * P) - 1, int((plan.y + plan.half_height) * P) + 2
     u = ((np.arange(left, right) + 0.5) / P - plan.x) / plan.half_width
     v = ((np.arange(top, bottom) + 0.5) / P - plan.y) / plan.half_height
-    distance = shape(u[None, :], v[:, None]) * min(plan.half_width, plan.half_height) * P  # in pixels
+    distance = shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * min(plan.half_width, plan.half_height) * P  # in pixels
     cover = np.clip(0.5 - distance, 0, 1)
     levels[top:bottom, left:right] += contrast * cover
     rows = [int(k) + top for k in np.flatnonzero((cover >= 0.5).any(1))]

@@ -1,0 +1,170 @@
+"""The whole graph on a handful of phantoms: it ends, resumes, keeps its hands off the test split, and refuses bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clinkd.cli import main
+from clinkd.config import RunConfig, override
+from clinkd.experiments import EXPERIMENTS
+from clinkd.pipeline import plan
+
+SMALL = [
+    "data.phantoms.train_images=40", "data.phantoms.validation_images=8", "data.phantoms.test_images=16",
+    "data.workers=1", "teacher.share=0.5", "teacher.fit.epochs=1", "distill.fit.epochs=1", "reflect.fit.epochs=1",
+    "reflect.review_share=0.1", "select.clip.epochs=1", "select.clip.rows=16", "answer.max_new_tokens=12",
+    "distill.targets=mixed", "model.tiny.hidden=48", "model.tiny.layers=1", "model.tiny.heads=2",
+]  # fmt: skip
+
+
+def command(runs: Path, *more: str) -> list[str]:
+    return ["run", "demo", "--runs", str(runs), *(x for s in SMALL for x in ("--set", s)), *more]
+
+
+AUDIT = """
+import json, sys
+opened = []
+def hook(event, args):
+    if event == "open" and isinstance(args[0], (str, bytes)) and str(args[0]).endswith("test.jsonl"):
+        opened.append(current[0])
+current = ["before"]
+sys.addaudithook(hook)
+import clinkd.pipeline.graph as graph
+real = graph._do
+def noting(stage, *rest):
+    current[0] = stage.name
+    return real(stage, *rest)
+graph._do = noting
+from clinkd.cli import main
+status = main(json.loads(sys.argv[1]))
+print("OPENED", json.dumps(sorted(set(opened))))
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    runs = tmp_path_factory.mktemp("runs")
+    given = [sys.executable, "-c", AUDIT, json.dumps(command(runs))]
+    told = subprocess.run(given, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr[-2000:]
+    return runs, told.stdout
+
+
+def test_nothing_but_the_final_scoring_opens_the_test_split(done):
+    line = next(x for x in done[1].splitlines() if x.startswith("OPENED"))
+    # prepare writes it
+    assert json.loads(line.removeprefix("OPENED ")) == ["answer", "prepare", "score", "select"]
+
+
+def test_the_table_for_programs_has_its_form(done, capsys):
+    assert main(["table", "demo", "--runs", str(done[0]), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["mode"] == "strict" and table["average"] is None
+    assert table["RC"]["score"] is None and "SPICE" in table["RC"]["why"]
+    for task in ("VG", "ROC", "MIA"):
+        assert 0 <= table[task]["score"] <= 100 and table[task]["blind"] == max(table[task]["blind_by"].values())
+        assert set(table[task]["by_modality"]) <= {
+            "ct", "mr", "xray", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound", "microscopy", "other",
+        }  # fmt: skip
+    for task in ("RC", "MIA"):
+        assert set(table[task]["facts"]) == {"score", "blind"}
+    assert {"prepare", "teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(table["wall_seconds"])
+
+
+def test_a_second_run_has_nothing_to_do_and_says_so_without_torch(done):
+    code = "import sys, json; from clinkd.cli import main; s = main(json.loads(sys.argv[1])); print('torch' in sys.modules); sys.exit(s)"
+    start = time.monotonic()
+    told = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(command(done[0]))], capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == 0 and told.stdout.rstrip().endswith("False")
+    assert time.monotonic() - start < 20
+
+
+def test_ask_answers_about_an_image_and_draws(done, tmp_path, capsys):
+    image = tmp_path / "x.png"
+    Image.new("RGB", (80, 60), "grey").save(image)
+    out = tmp_path / "drawn.png"
+    assert main(["ask", "--runs", str(done[0]), str(image), "Where is the kidney?", "--out", str(out)]) == 0
+    assert Image.open(out).size[0] >= 80
+    (tmp_path / "no.png").write_text("not an image")
+    assert main(["ask", "--runs", str(done[0]), str(tmp_path / "no.png"), "What?"]) == 2
+    assert "not an image" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_to_the_same_table(done, tmp_path):
+    given = command(tmp_path, "--set", "teacher.fit.checkpoint_seconds=0.001")
+    code = "import sys, json; from clinkd.cli import main; sys.exit(main(json.loads(sys.argv[1])))"
+    for seconds in (4, 7):
+        worker = subprocess.Popen([sys.executable, "-c", code, json.dumps(given)], stderr=subprocess.DEVNULL,
+                                  stdout=subprocess.DEVNULL)  # fmt: skip
+        try:
+            worker.wait(seconds)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+    assert subprocess.run([sys.executable, "-c", code, json.dumps(given)], capture_output=True).returncode == 0
+
+    def scores(runs: Path) -> dict[str, object]:
+        table: dict[str, object] = json.loads((runs / "demo" / "table.json").read_text())
+        return {k: v for k, v in table.items() if k != "wall_seconds"}
+
+    assert scores(tmp_path) == scores(done[0])
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_experiment_plans(name, tmp_path):
+    config = EXPERIMENTS[name]()
+    given: list[str] = []
+    (tmp_path / "records.jsonl").write_text("{}\n")
+    (tmp_path / "config.json").write_text("{}")
+    if name in ("real", "laptop", "paper"):
+        given.append(f"data.path={tmp_path}")
+    if name in ("laptop", "paper"):
+        given.append(f"model.base={tmp_path}")
+    stages = plan(override(config, given))
+    assert stages[0].name == "prepare" and stages[-1].name == "score"
+
+
+def test_stages_are_shared_where_only_later_knobs_differ():
+    a, b = plan(RunConfig()), plan(override(RunConfig(), ["distill.temperature=3"]))
+    same = {x.name for x, y in zip(a, b, strict=True) if x.identity == y.identity}
+    assert same == {"prepare", "base", "teacher", "clip"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["model.base=NOWHERE"], "config.json"),
+        (["data.path=NOWHERE"], r"records.jsonl"),
+        (["distill.temprature=3"], "temperature"),
+        (["model.alpha=40"], "model.alpha"),
+    ],
+)
+def test_bad_input_is_one_line(given, says, tmp_path, capsys):
+    given = [g.replace("NOWHERE", str(tmp_path / "nowhere")) for g in given]
+    assert main([*command(tmp_path), *(x for g in given for x in ("--set", g))]) == 2
+    error = [x for x in capsys.readouterr().err.splitlines() if x.strip() and "[" not in x[:1] and "draw" not in x]
+    assert says in error[-1]
+
+
+def test_real_images_run_through_the_same_graph(shared, tmp_path, capsys):
+    data = shared / "data" / "dev"
+    quick = ["teacher.share=0.3", "teacher.fit.epochs=0.1", "distill.fit.epochs=0.1", "reflect.fit.epochs=0.05",
+             "reflect.review_share=0.02", "select.clip.epochs=0.5", "answer.max_new_tokens=8", "answer.beams=2",
+             "answer.candidates=2", "model.tiny.hidden=48", "model.tiny.heads=2", "model.tiny.layers=1"]  # fmt: skip
+    given = ["run", "real", "--runs", str(tmp_path), "--set", f"data.path={data}"]
+    assert main([*given, *(x for q in quick for x in ("--set", q))]) == 0
+    capsys.readouterr()
+    assert main(["table", "real", "--runs", str(tmp_path), "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["QA"]["score"] is not None and table["RC"]["why"]
+    assert "microscopy" in table["VG"]["by_modality"] or "microscopy" in table["ROC"]["by_modality"]

@@ -1,0 +1,181 @@
+"""The training loop and its objectives: against fp64 autograd, separate rows, and a run that was killed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clinkd import data
+from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
+from clinkd.data import phantoms
+from clinkd.model import VisionLanguageModel, load, new_tiny, rows_of, texts_of
+from clinkd.objectives import CrossEntropy, Distillation
+from clinkd.records import BadInput, ImageRef, Sample
+from clinkd.training import LiveTeacher, fit
+
+TINY = TinyConfig(hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    folder = tmp_path_factory.mktemp("phantoms")
+    config = PhantomConfig(train_images=24, validation_images=2, test_images=2)
+    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+
+
+def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageModel:
+    folder, samples = drawn
+    config = ModelConfig(tiny=TINY, **knobs)
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return data.open_image(folder, ref)
+
+    return new_tiny(config, texts_of(samples, config), 0, opened)
+
+
+def test_kl_of_a_model_with_itself_is_zero_and_the_parts_add_up():
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(7, 8), torch.randn(11, 8), torch.randint(11, (7,))
+    ce = CrossEntropy()(hidden, weight, labels)
+    same = Distillation(0.5, 2.0)(hidden, weight, labels, hidden, weight)
+    assert same.parts["kl"].abs() < 1e-5
+    assert same.sum == pytest.approx((ce.sum / 1.5).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_distillation_equals_the_formula_in_fp64(temperature):
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
+    teacher, head, labels = torch.randn(9, 6), torch.randn(13, 6), torch.randint(13, (9,))
+    loss = Distillation(0.5, temperature)(hidden, weight, labels, teacher, head)
+    loss.sum.backward()
+    h, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    logits = h @ w.T
+    p_teacher = (teacher.double() @ head.double().T / temperature).softmax(-1)
+    ce = -logits.softmax(-1)[torch.arange(9), labels].log().sum()
+    kl = (p_teacher * (p_teacher.log() - (logits / temperature).softmax(-1).log())).sum()
+    theirs = (ce + 0.5 * temperature**2 * kl) / 1.5
+    theirs.backward()
+    assert loss.sum.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert torch.allclose(hidden.grad.double(), h.grad, atol=1e-5) and torch.allclose(weight.grad.double(), w.grad, atol=1e-5)
+
+
+def test_unequal_vocabularies_are_refused():
+    with pytest.raises(BadInput, match="11 vocabulary entries, the teacher 12"):
+        Distillation()(torch.randn(2, 4), torch.randn(11, 4), torch.tensor([0, 1]), torch.randn(2, 4), torch.randn(12, 4))
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"positions": "tied", "layout": "halves"},
+        {"positions": "mrope", "layout": "sections"},
+        {"positions": "gap", "layout": "sections"},
+        {"positions": "sequential", "layout": "sections"},
+        {"positions": "mrope", "layout": "interleaved", "spatial_reset": True},
+    ],
+    ids=str,
+)
+def test_shared_prefix_rows_have_the_gradients_of_separate_rows(drawn, knobs):
+    model = fresh(drawn, **knobs)
+    row = rows_of(drawn[1])[0]
+
+    def gradients(rows: list[list[Sample]]) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        batch = model.encode(rows)
+        loss = CrossEntropy()(model.hidden_states(batch), model.head.weight_VH, batch.labels_N)
+        loss.sum.backward()
+        return loss.sum.item(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    together, separate = gradients([row]), gradients([[s] for s in row])
+    assert len(row) > 2 and together[0] == pytest.approx(separate[0], rel=1e-5)
+    for name, gradient in separate[1].items():
+        scale = gradient.abs().max().clamp(min=1e-3)
+        assert ((together[1][name] - gradient).abs().max() / scale) < 1e-3, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(drawn, tmp_path, optimizer, monkeypatch):
+    config = FitConfig(epochs=2, rows=8, questions=2, optimizer=optimizer, checkpoint_seconds=1e-9)
+    whole = fresh(drawn)
+    fit(whole, drawn[1], CrossEntropy(), config, folder=tmp_path / "whole", seed=3, title="whole")
+
+    class Stop(Exception):
+        pass
+
+    parts = fresh(drawn)
+    saves = []
+
+    def save_then_stop(*arguments: object) -> None:
+        real(*arguments)
+        saves.append(arguments[1])
+        if len(saves) in (2, 4):
+            raise Stop
+
+    import sys
+
+    loop = sys.modules["clinkd.training.fit"]
+    real = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
+    for _ in range(2):
+        with pytest.raises(Stop):
+            fit(parts, drawn[1], CrossEntropy(), config, folder=tmp_path / "parts", seed=3, title="parts")
+        parts = fresh(drawn)  # what a new process starts from
+    fit(parts, drawn[1], CrossEntropy(), config, folder=tmp_path / "parts", seed=3, title="parts")
+    assert saves == [1, 2, 3, 4, 5, 6]
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_damaged_checkpoint_is_set_aside(drawn, tmp_path):
+    config = FitConfig(epochs=2, rows=8, checkpoint_seconds=1e-9)
+    whole = fresh(drawn)
+    fit(whole, drawn[1], CrossEntropy(), config, folder=tmp_path, seed=3, title="whole")
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    weights = newest / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    again = fresh(drawn)
+    fit(again, drawn[1], CrossEntropy(), config, folder=tmp_path, seed=3, title="again")
+    assert (tmp_path / f"damaged-{newest.name}").is_dir()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_split_windows_equal_the_whole_window(drawn, tmp_path):
+    def trained(accumulate: int) -> VisionLanguageModel:
+        model = fresh(drawn)
+        config = FitConfig(epochs=1, rows=8, accumulate=accumulate, warmup=0.3)
+        fit(model, drawn[1], CrossEntropy(), config, folder=tmp_path / str(accumulate), seed=0, title="x")
+        return model
+
+    for a, b in zip(trained(1).parameters(), trained(4).parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-3)  # Adam divides rounding noise by its own size at the first steps
+
+
+def test_distillation_leaves_the_teacher_alone_and_freezing_holds(drawn, tmp_path):
+    teacher, student = fresh(drawn), fresh(drawn)
+    before = [p.clone() for p in teacher.parameters()]
+    vision = student.network.model.visual.patch_embed.proj.weight.clone()
+    config = FitConfig(epochs=1, rows=8, freeze=("vision",))
+    fit(student, drawn[1], Distillation(), config, folder=tmp_path, seed=0, title="kd", teacher=LiveTeacher(teacher))
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+    assert torch.equal(vision, student.network.model.visual.patch_embed.proj.weight)
+    with pytest.raises(BadInput, match="needs a teacher"):
+        fit(student, drawn[1], Distillation(), config, folder=tmp_path, seed=0, title="kd")
+
+
+def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
+    model = fresh(drawn)
+    model.save(tmp_path)
+    back = load(tmp_path, model.images.open_image)
+    batch = model.encode(rows_of(drawn[1])[:2])
+    with torch.no_grad():
+        assert torch.equal(model.hidden_states(batch), back.hidden_states(batch))
+    shutil.rmtree(tmp_path)
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        load(tmp_path, model.images.open_image)
