@@ -236,7 +236,7 @@ def test_ablation_rows_change_only_what_their_name_says():
     assert changed["tuned"] == set()
     assert changed["positions"] == {"model.positions", "model.layout"}
     assert changed["distilled"] == {"teacher", "distill.kd_weight", "distill.targets"}
-    assert changed["selected"] == {"select.scorer"}
+    assert changed["selected"] == {"select.scorer", "select.trust"}
 
 
 def test_rows_make_as_many_passes_as_the_whole_method():

@@ -104,10 +104,10 @@ def test_brightness_is_plain(drawings: list[phantoms.Drawing]) -> None:
 
 
 def _look(drawing: phantoms.Drawing, box: Box) -> NDArray[np.float64]:
-    """The box as a tiny model sees it: the image at 64x64, one grey level, mean 0, contrast 1, [8 x 8]."""
+    """The box as a tiny model sees it: the image at 64x64, one grey level, mean 0, contrast 1, [16 x 16]."""
     small = Image.fromarray(drawing.image).convert("L").resize((64, 64), Image.Resampling.BICUBIC)
     corners = tuple(v * 64 for v in (box.x1, box.y1, box.x2, box.y2))
-    resized = small.resize((8, 8), Image.Resampling.BILINEAR, box=corners)  # type: ignore[arg-type]
+    resized = small.resize((16, 16), Image.Resampling.BILINEAR, box=corners)  # type: ignore[arg-type]
     look = np.asarray(resized).astype(np.float64).ravel()
     look = look - look.mean()
     return np.asarray(look / np.linalg.norm(look))
@@ -115,15 +115,15 @@ def _look(drawing: phantoms.Drawing, box: Box) -> NDArray[np.float64]:
 
 def test_shapes_are_legible_at_64_pixels(drawings: list[phantoms.Drawing]) -> None:
     """The nearest of three ideal shapes, dark or bright, names nearly every structure: names can be seen."""
-    axis = (np.arange(8) + 0.5) / 4 - 1
-    fine = (axis[:, None] + (np.arange(8) - 3.5) / 32).ravel()
+    fine = (np.arange(128) + 0.5) / 64 - 1
     right = total = 0
     for drawing in drawings:
-        ideals = {}
-        for name, shape in phantoms.STRUCTURES[drawing.modality].items():
-            ideal = (shape(fine[None, :], fine[:, None]) <= 0).astype(float).reshape(8, 8, 8, 8).mean((1, 3)).ravel()
-            ideals[name] = (ideal - ideal.mean()) / np.linalg.norm(ideal - ideal.mean())
         for s in drawing.structures:
+            ideals = {}
+            for name, shape in phantoms.STRUCTURES[drawing.modality].items():
+                inside = shape(fine[None, :], fine[:, None], s.box.width / 2, s.box.height / 2) <= 0
+                ideal = inside.astype(float).reshape(16, 8, 16, 8).mean((1, 3)).ravel()
+                ideals[name] = (ideal - ideal.mean()) / np.linalg.norm(ideal - ideal.mean())
             look = _look(drawing, s.box)
             guess = max(ideals, key=lambda name: abs(float(look @ ideals[name])))
             right, total = right + (guess == s.name), total + 1

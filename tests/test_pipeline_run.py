@@ -1,4 +1,4 @@
-"""The whole graph on a handful of phantoms: it ends, resumes, keeps its hands off the test split, and refuses bad input."""
+"""The whole graph on a handful of phantoms: it ends, resumes, leaves the test split alone, refuses bad input."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ def test_the_table_for_programs_has_its_form(done, capsys):
 
 
 def test_a_second_run_has_nothing_to_do_and_says_so_without_torch(done):
-    code = "import sys, json; from clinkd.cli import main; s = main(json.loads(sys.argv[1])); print('torch' in sys.modules); sys.exit(s)"
+    code = (
+        "import sys, json; from clinkd.cli import main; "
+        "s = main(json.loads(sys.argv[1])); print('torch' in sys.modules); sys.exit(s)"
+    )
     start = time.monotonic()
     told = subprocess.run(
         [sys.executable, "-c", code, json.dumps(command(done[0]))], capture_output=True, text=True, timeout=60

@@ -17,7 +17,9 @@ from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.training import LiveTeacher, fit
 
-TINY = TinyConfig(hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400)
+TINY = TinyConfig(
+    hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +63,16 @@ def test_distillation_equals_the_formula_in_fp64(temperature):
     theirs = (ce + 0.5 * temperature**2 * kl) / 1.5
     theirs.backward()
     assert loss.sum.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(hidden.grad.double(), h.grad, atol=1e-5) and torch.allclose(weight.grad.double(), w.grad, atol=1e-5)
+    assert torch.allclose(hidden.grad.double(), h.grad, atol=1e-5) and torch.allclose(
+        weight.grad.double(), w.grad, atol=1e-5
+    )
 
 
 def test_unequal_vocabularies_are_refused():
     with pytest.raises(BadInput, match="11 vocabulary entries, the teacher 12"):
-        Distillation()(torch.randn(2, 4), torch.randn(11, 4), torch.tensor([0, 1]), torch.randn(2, 4), torch.randn(12, 4))
+        Distillation()(
+            torch.randn(2, 4), torch.randn(11, 4), torch.tensor([0, 1]), torch.randn(2, 4), torch.randn(12, 4)
+        )
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,11 @@ class SelectConfig(Knobs):
     """Semantic-aware selective generation: which candidate is the answer."""
 
     scorer: Literal["clip", "first", "random"] = knob("clip", "first = the first beam", paper="clip")
+    trust: Literal["validated", "always"] = knob(
+        "validated",
+        "validated: a task is reordered only where the scorer beats the first beam on the validation split",
+        paper="always",
+    )
     clip: ClipConfig = knob(ClipConfig(), "the image-text model")
     tasks: tuple[Literal["VG", "ROC", "RC", "MIA", "QA"], ...] = knob(
         ("VG", "ROC", "RC", "MIA", "QA"),

@@ -55,7 +55,8 @@ def real(data: Path | None = None) -> RunConfig:
     return RunConfig(
         name="real",
         data=DataConfig(path=data),
-        model=ModelConfig(tiny=TinyConfig(image_pixels=96)),
+        # 16 locations an axis would cap IoU 0.5 at 63 % of the boxes of the development set, 100 digits at 98.8 %
+        model=ModelConfig(boxes="digits", box_bins=100, tiny=TinyConfig(image_pixels=96)),
         teacher=TeacherConfig(fit=fit),
         distill=DistillConfig(fit=fit),
         reflect=ReflectConfig(fit=FitConfig(epochs=2)),
@@ -100,7 +101,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
             fit=fit.model_copy(update={"epochs": 1.0}),
         ),
         answer=AnswerConfig(beams=3, candidates=3, max_new_tokens=256, batch=16),
-        select=SelectConfig(scorer="clip"),
+        select=SelectConfig(scorer="clip", trust="always"),
     )
 
 
@@ -161,7 +162,7 @@ def reflected(base: RunConfig | None = None) -> RunConfig:
 
 def selected(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD+SASG": plain tuning, the answer chosen among three beams by a CLIP."""
-    return override(tuned(base), ["name=selected", "select.scorer=clip"])
+    return override(tuned(base), ["name=selected", "select.scorer=clip", "select.trust=always"])
 
 
 EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {

@@ -1,8 +1,8 @@
 """Phantoms: eight kinds of medical image drawn by numpy, with named structures, boxes, questions and true answers.
 
-A name is told by its shape or stripes alone. Box (place, size, aspect), brightness and count are drawn first and without regard
-to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor place, nor
-colour gives a name away (measured by `clinkd.data.guessability`).
+A name is told by its outline or stripes alone. Box (place, size, aspect), brightness and count are drawn first and
+without regard to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor
+place, nor colour gives a name away (measured by `clinkd.data.guessability`).
 
 Legend: levels are brightness in 0..1 before a modality's colours; `u, v` run from -1 to 1 over a box, `x, y` from 0
 to 1 over the image (right, down); P is the number of pixels a side.
@@ -236,7 +236,9 @@ def _stamp(levels: Levels, shape: Shape, plan: _Plan, contrast: float) -> Box:
     top, bottom = int((plan.y - plan.half_height) * P) - 1, int((plan.y + plan.half_height) * P) + 2
     u = ((np.arange(left, right) + 0.5) / P - plan.x) / plan.half_width
     v = ((np.arange(top, bottom) + 0.5) / P - plan.y) / plan.half_height
-    distance = shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * min(plan.half_width, plan.half_height) * P  # in pixels
+    distance = (
+        shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * min(plan.half_width, plan.half_height) * P
+    )  # in pixels
     cover = np.clip(0.5 - distance, 0, 1)
     levels[top:bottom, left:right] += contrast * cover
     rows = [int(k) + top for k in np.flatnonzero((cover >= 0.5).any(1))]
@@ -462,7 +464,10 @@ def summary(drawing: Drawing) -> str:
 
 
 def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice: random.Random) -> list[Sample]:
-    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
+    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA; for training a second ROC a structure.
+
+    A bare name is two tokens among the dozens of the other answers, and is else learned last (LOG.md).
+    """
 
     def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
         return Sample(
@@ -486,6 +491,8 @@ def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice
         items.append(sample(f"vg{number}", turn, [name]))
     for number, s in enumerate(found, start=1):
         items.append(sample(f"roc{number}", questions.what(s.box, s.name, dice), [s.name]))
+        if split == "train":
+            items.append(sample(f"roc{number}again", questions.what(s.box, s.name, dice), [s.name]))
         told = Fact(s.name, s.size, s.side, s.brightness)
         items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), dice), [s.name], [told]))
     all_told = [Fact(s.name, s.size, s.side, s.brightness, len(found)) for s in found]

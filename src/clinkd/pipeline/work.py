@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clinkd import data
-from clinkd.agreement import Lexicon
+from clinkd.agreement import Lexicon, closeness
 from clinkd.config import (
     AnswerConfig,
     ClipConfig,
@@ -40,6 +40,7 @@ from clinkd.storage import JsonLines, progress, read_json, write_atomic, write_j
 from clinkd.training import LiveTeacher, fit
 
 DATA = "data.json"
+SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictions.jsonl"}  # files of answers
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
 
@@ -179,21 +180,38 @@ def clip(work: Work, config: ClipConfig, device: str, threads: int) -> None:
 
 
 def answer(work: Work, config: AnswerConfig, previous: str, device: str, threads: int) -> None:
-    """The final model's candidates for the test questions."""
+    """The final model's candidates for the test questions, and for those of validation, on which `select` decides."""
     here = _Room(work, device, threads)
-    file = work.folder / "predictions.jsonl"
-    identity = read_json(work.inputs[previous] / "stage.json")["identity"]
-    answer_samples(
-        here.model(previous), here.samples("test"), config, file=file, by=f"{previous}-{identity}", title="answer"
-    )
+    model = here.model(previous)
+    by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
+    for split, name in SPOKEN.items():
+        file = work.folder / name
+        answer_samples(model, here.samples(split), config, file=file, by=by, title=f"answer {split}")
 
 
 def select(work: Work, config: SelectConfig, device: str, threads: int) -> None:
-    """Every candidate scored against its image, the best one chosen."""
+    """Every candidate scored against its image, the best one chosen where the scorer may be trusted with the task."""
     here = _Room(work, device, threads)
-    samples = {s.id: s for s in here.samples("test")}
-    chosen = rerank(samples, read_predictions(work.inputs["answer"]), here.scorer(config), config.tasks)
-    _write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in chosen))
+    scorer, tasks = here.scorer(config), list(config.tasks)
+
+    def chosen(split: Split, among: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
+        samples = {s.id: s for s in here.samples(split)}
+        found = read_predictions(work.inputs["answer"], SPOKEN[split])
+        return samples, rerank(samples, found, scorer, among)
+
+    if config.trust == "validated" and config.scorer != "first":
+        samples, predictions = chosen("validation", tasks)
+        gain: dict[str, list[float]] = {}
+        for p in predictions:
+            s = samples[p.id]
+            first, best = (closeness(c.answer, s.answer, s.facts, here.lexicon) for c in (p.candidates[0], p.answer))
+            gain.setdefault(s.task, []).append(best - first)
+        mean = {task: sum(g) / len(g) for task, g in gain.items()}
+        tasks = [t for t in tasks if mean.get(t, 0) > 0]
+        work.record("gain on validation over the first beam", {t: round(100 * g, 2) for t, g in mean.items()})
+    work.record("tasks reordered", tasks)
+    _, predictions = chosen("test", tasks)
+    _write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in predictions))
 
 
 def score(work: Work, whole: RunConfig) -> None:
@@ -277,9 +295,9 @@ def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> lis
     return [s for s in samples if s.id in kept]
 
 
-def read_predictions(stage: Path) -> list[Prediction]:
+def read_predictions(stage: Path, name: str = "predictions.jsonl") -> list[Prediction]:
     """What a stage answered."""
-    return [Prediction.from_json(record) for record in JsonLines(stage / "predictions.jsonl").read()]
+    return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
