@@ -1,4 +1,6 @@
-"""Draw docs/demo.png from a finished run: one answered VG question of each modality, chosen without regard to the answer.
+"""Draw docs/demo.png from a finished run: the first VG question of each modality in the test split, answered.
+
+Truth is solid, the answer dashed; which question is shown does not depend on its answer.
 
 Usage: .venv/bin/python docs/picture.py runs/demo
 """
