@@ -240,7 +240,8 @@ def test_doctor_works_also_without_torch(capsys, monkeypatch):
 
 
 SLOW_RUN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 from clinkd import cli, pipeline
 from clinkd.pipeline.graph import Stage
 from clinkd.storage import write_json

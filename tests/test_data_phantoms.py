@@ -218,7 +218,7 @@ def test_words_say_what_the_facts_say(drawn: Set) -> None:
                 read = {f.tuples for f in read_facts(s.answer.text, phantoms.LEXICON)}
                 assert read == {f.tuples for f in s.facts}
             if s.task is Task.VG:
-                boxes = [o.question.boxes[0] for o in items if o.task is Task.ROC and o.answer.text == s.names[0]]
+                boxes = [o.question.boxes[0] for o in items if o.task is Task.RC and o.names == s.names]
                 assert sorted(boxes, key=lambda b: b.centre) == list(s.answer.boxes) and s.names[0] in s.question.text
                 twins += len(boxes) > 1
             else:
