@@ -8,6 +8,7 @@ from PIL import Image
 
 from clinkd import data, viewer
 from clinkd.inference import ClipScorer, rerank
+from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Asked, Run
 from clinkd.pipeline.work import load_clip, load_model
 from clinkd.records import BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
@@ -32,7 +33,9 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     prediction = Prediction("ask", tuple(model.generate([sample], config.answer)[0]), by=f"{run.folder.name}/{last}")
     if "clip" in names:
         scorer = ClipScorer(load_clip(run.stage("clip"), given))
-        prediction = rerank({"ask": sample}, [prediction], scorer, config.select.tasks)[0]
+        # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
+        trusted = stage_record(run.stage("select"))["recorded"]["tasks reordered"]
+        prediction = rerank({"ask": sample}, [prediction], scorer, trusted)[0]
     chosen = prediction.answer.answer
     out = overlay or Path(f"{image.stem}-answer.png")
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
