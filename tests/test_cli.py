@@ -206,7 +206,7 @@ def test_ask_prints_answer_candidates_and_picture(capsys, short_plan, tmp_path, 
     monkeypatch.setattr(pipeline, "ask", lambda run, image, question, out: asked)
     call(capsys, "run", "demo", "--runs", tmp_path)
     status, out, _ = call(capsys, "ask", "--runs", tmp_path, tmp_path / "i.png", "Where is it?")
-    assert status == 0 and out.startswith("It is here .\nbox      0.100 0.200 0.300 0.400")
+    assert status == 0 and out.startswith("It is here [box].\nbox      0.100 0.200 0.300 0.400")
     assert "It is [here]" in out and "0.250" in out and "-0.500" in out and str(tmp_path / "o.png") in out
 
 
