@@ -60,7 +60,7 @@ class PhantomConfig(Knobs):
     train_images: Count = knob(6000, "images to learn from")
     validation_images: Count = knob(160, "images on which every choice is made")
     test_images: Count = knob(240, "images for the final scores, opened by nothing else")
-    structures: Count = knob(2, "most structures an image; three in five images have one")
+    structures: Count = knob(2, "most structures an image; two images in five have one")
     image_pixels: Count = knob(96, "side of the drawn square image, pixels")
 
 
@@ -86,6 +86,31 @@ class DataConfig(Knobs):
         return self
 
 
+class FitConfig(Knobs):
+    """One training stage. Steps are optimiser steps; a row is one image with its questions."""
+
+    epochs: Positive = knob(2.0, "passes over the stage's samples", paper=2)
+    rows: Count = knob(12, "images an optimiser step, over all processes")
+    accumulate: Count = knob(1, "micro-batches an optimiser step")
+    questions: Whole = knob(0, "questions of a row in one pass, drawn anew each epoch; 0 = all")
+    optimizer: Literal["adamw", "muon"] = knob("adamw", "muon: matrices by Muon, the rest by AdamW", paper="adamw")
+    learning_rate: Positive = knob(2e-3, "peak", paper=2e-5)
+    muon_learning_rate: Positive = knob(0.02, "peak for matrices under muon")
+    weight_decay: NonNegative = knob(0.01, "decoupled")
+    warmup: Fraction = knob(0.03, "share of the steps, linear")
+    clip: Positive = knob(1.0, "largest gradient norm")
+    schedule: Literal["cosine", "constant"] = knob("cosine", "after the warm-up, to zero", paper="cosine")
+    freeze: tuple[Literal["vision", "merger", "text", "head"], ...] = knob((), "parts kept fixed")
+    checkpoint_seconds: NonNegative = knob(20.0, "time between resumable checkpoints", speed_only=True)
+
+
+class PretrainConfig(Knobs):
+    """What a real base brings along and random weights lack, learned from the boxes and names of the training split."""
+
+    vision: FitConfig | None = knob(FitConfig(), "the vision tower alone: which structure is at each image token")
+    pairs: FitConfig | None = knob(FitConfig(), "the whole model: a bare name and its boxes, a box and its bare name")
+
+
 class TinyConfig(Knobs):
     """The embedded Qwen2-VL, trained from scratch. Ignored where model.base is given."""
 
@@ -101,6 +126,7 @@ class TinyConfig(Knobs):
     vocabulary: Count = knob(640, "most entries of the byte-level BPE, before special tokens")
     rope_theta: Positive = knob(1e4, "rotary base of the text model", paper=1e4)
     init_std: Positive = knob(0.07, "standard deviation of the random weights")
+    pretrain: PretrainConfig | None = knob(None, "what is learned before the method begins; null = nothing")
 
 
 class ModelConfig(Knobs):
@@ -120,24 +146,6 @@ class ModelConfig(Knobs):
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
     max_image_tokens: Count = knob(1024, "most merged vision tokens an image (pretrained base)")
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
-
-
-class FitConfig(Knobs):
-    """One training stage. Steps are optimiser steps; a row is one image with its questions."""
-
-    epochs: Positive = knob(2.0, "passes over the stage's samples", paper=2)
-    rows: Count = knob(12, "images an optimiser step, over all processes")
-    accumulate: Count = knob(1, "micro-batches an optimiser step")
-    questions: Whole = knob(0, "questions of a row in one pass, drawn anew each epoch; 0 = all")
-    optimizer: Literal["adamw", "muon"] = knob("adamw", "muon: matrices by Muon, the rest by AdamW", paper="adamw")
-    learning_rate: Positive = knob(2e-3, "peak", paper=2e-5)
-    muon_learning_rate: Positive = knob(0.02, "peak for matrices under muon")
-    weight_decay: NonNegative = knob(0.01, "decoupled")
-    warmup: Fraction = knob(0.03, "share of the steps, linear")
-    clip: Positive = knob(1.0, "largest gradient norm")
-    schedule: Literal["cosine", "constant"] = knob("cosine", "after the warm-up, to zero", paper="cosine")
-    freeze: tuple[Literal["vision", "merger", "text", "head"], ...] = knob((), "parts kept fixed")
-    checkpoint_seconds: NonNegative = knob(20.0, "time between resumable checkpoints", speed_only=True)
 
 
 class TeacherConfig(Knobs):

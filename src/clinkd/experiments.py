@@ -16,6 +16,7 @@ from clinkd.config import (
     DistillConfig,
     FitConfig,
     ModelConfig,
+    PretrainConfig,
     ReflectConfig,
     RunConfig,
     SelectConfig,
@@ -29,18 +30,23 @@ from clinkd.records import BadInput
 def demo() -> RunConfig:
     """The whole method (Table 1, row "ClinKD") on phantoms with a tiny Qwen2-VL: no download, minutes on two cores."""
     fit = FitConfig(
-        epochs=2.5,
+        epochs=1.2,
         rows=24,
         questions=3,
         optimizer="muon",
-        muon_learning_rate=0.01,
+        muon_learning_rate=0.02,
         learning_rate=0.003,
         warmup=0.02,
     )
+    pretrain = PretrainConfig(
+        vision=fit.model_copy(update={"questions": 0}),
+        pairs=fit.model_copy(update={"epochs": 3.2, "rows": 48, "questions": 0}),
+    )
     return RunConfig(
-        teacher=TeacherConfig(fit=fit.model_copy(update={"epochs": 5.0})),
+        model=ModelConfig(tiny=TinyConfig(pretrain=pretrain)),
+        teacher=TeacherConfig(fit=fit.model_copy(update={"epochs": 4.0})),
         distill=DistillConfig(fit=fit),
-        reflect=ReflectConfig(review_share=0.1, fit=fit.model_copy(update={"epochs": 1.9})),
+        reflect=ReflectConfig(review_share=0.1, fit=fit.model_copy(update={"epochs": 0.6})),
         select=SelectConfig(clip=ClipConfig(epochs=2.5)),
     )
 

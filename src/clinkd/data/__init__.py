@@ -4,6 +4,7 @@ from clinkd.data.boxes_jsonl import Problem, Reading, read
 from clinkd.data.codecs import Codec, Decoded, codec
 from clinkd.data.images import open_image
 from clinkd.data.modality import read_modality
+from clinkd.data.questions import bare_pairs
 from clinkd.data.split import divide, draw_share
 from clinkd.data.stats import counts
 
@@ -12,6 +13,7 @@ __all__ = [
     "Decoded",
     "Problem",
     "Reading",
+    "bare_pairs",
     "codec",
     "counts",
     "divide",

@@ -1,11 +1,12 @@
-"""Whole sentences of the tasks: several ways to ask each question, one way to answer it."""
+"""Whole sentences of the tasks, several ways to ask and one to answer; and the bare pairs of name and box."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
-from clinkd.records import Box, BoxedText, Task, Turn
+from clinkd.records import BOX_MARK, Box, BoxedText, Sample, Task, Turn
 
 WHERE = (
     "Where is the {name} in the image?",
@@ -57,3 +58,23 @@ def overall(text: str, dice: random.Random) -> Turn:
 def _listed(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
+    """Names and boxes without sentences: for each VG sample "the NAME" -> boxes, for each ROC sample box -> name.
+
+    What a general model has seen by the million before it meets a hospital's questions. Equal pairs of an image are
+    kept once; other tasks have no pair.
+    """
+    found: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
+    for s in samples:
+        if s.task is Task.VG:
+            marks = " ".join([BOX_MARK] * len(s.answer.boxes))
+            turn = Turn(Task.VG, BoxedText(f"the {s.names[0]}"), BoxedText(marks, s.answer.boxes))
+        elif s.task is Task.ROC:
+            turn = Turn(Task.ROC, BoxedText(BOX_MARK, s.question.boxes), BoxedText(s.names[0]))
+        else:
+            continue
+        key = s.images[0].path, turn.question, turn.answer
+        found.setdefault(key, replace(s, id=f"{s.id}-bare", turns=(turn,), facts=()))
+    return list(found.values())

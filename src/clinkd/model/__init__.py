@@ -1,6 +1,7 @@
 """Records to tensors to records: the only room that knows transformers."""
 
-from clinkd.model.encode import Batch, OpenImage, rows_of
+from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of
+from clinkd.model.sight import Sight
 from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
 
-__all__ = ["Batch", "Head", "OpenImage", "VisionLanguageModel", "load", "new_tiny", "rows_of", "texts_of"]
+__all__ = ["Batch", "Head", "Labelled", "OpenImage", "Sight", "VisionLanguageModel", "load", "new_tiny", "rows_of", "texts_of"]

@@ -28,7 +28,19 @@ OpenImage = Callable[[ImageRef], Image.Image]
 
 
 @dataclass(frozen=True)
-class Batch:
+class Labelled:
+    """What every training batch has: labels_N, and how many samples it came from."""
+
+    labels_N: Tensor
+    num_samples: int
+
+    def to(self, device: torch.device) -> Self:
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Batch(Labelled):
     """Rows ready for the model.
 
     input_ids_BS; running_BS: index of each token in its own sequence; mask_B1SS: True where query (dim 2) sees key
@@ -43,12 +55,6 @@ class Batch:
     grids_I3: Tensor
     answer_row_N: Tensor
     answer_column_N: Tensor
-    labels_N: Tensor
-    num_samples: int
-
-    def to(self, device: torch.device) -> Self:
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -132,14 +138,15 @@ class TextEncoder:
         self.image_token = int(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
         self.pad = int(tokenizer.pad_token_id)
         self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+        opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+        self.frame = self.ids([f"{opening}<|im_start|>user\n", "<|vision_start|>", "<|vision_end|>"])
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def prefix(self, grids: Sequence[tuple[int, int]]) -> list[int]:
         """Everything in front of the question: system turn, opened user turn, images."""
-        system = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
-        before, opened, closed = self.ids([f"{system}<|im_start|>user\n", "<|vision_start|>", "<|vision_end|>"])
+        before, opened, closed = self.frame
         images = [t for tall, wide in grids for t in (*opened, *[self.image_token] * (tall * wide), *closed)]
         return [*before, *images]
 
@@ -192,8 +199,8 @@ def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: Ima
     pixels_TD, grids_I3 = images.patches(refs)
     row_N, column_N, labels_N = torch.tensor(answers).unbind(1)
     return Batch(
-        input_ids_BS, running_BS, mask_BSS[:, None], pixels_TD, grids_I3, row_N, column_N, labels_N,
-        sum(len(row) for row in rows),
+        labels_N, sum(len(row) for row in rows), input_ids_BS, running_BS, mask_BSS[:, None], pixels_TD, grids_I3, row_N,
+        column_N,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from clinkd.config import (
     DistillConfig,
     FitConfig,
     ModelConfig,
+    PretrainConfig,
     ReflectConfig,
     RunConfig,
     SelectConfig,
@@ -31,16 +32,17 @@ from clinkd.correction import LexicalSimilarity, OfflineCorrector, correct, fed_
 from clinkd.data import phantoms
 from clinkd.inference import ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
-from clinkd.model import OpenImage, VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.graph import Work
 from clinkd.records import BadInput, ImageRef, Prediction, Sample, Split, Task
-from clinkd.storage import JsonLines, progress, read_json, write_atomic, write_json
+from clinkd.storage import JsonLines, progress, publish, read_json, write_atomic, write_json
 from clinkd.training import LiveTeacher, fit
 
 DATA = "data.json"
 SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictions.jsonl"}  # files of answers
+SEEN = "seen"  # the model between the two halves of its pretraining
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
 
@@ -83,14 +85,38 @@ def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
     here = _Room(work, device, threads)
     if config.base is None:
         train = here.samples("train")
-        model = new_tiny(config, texts_of(train, config), work.seed, here.open_image)
+        texts = texts_of(train, config)
+        model = new_tiny(config, texts, work.seed, here.open_image).to(here.device)
+        if config.tiny.pretrain:
+            model = _pretrained(here, model, data.bare_pairs(train), config.tiny.pretrain)
         model.save(work.folder / "model")
+        shutil.rmtree(work.folder / SEEN, ignore_errors=True)
     else:
         model = load(config.base, here.open_image, config)
         write_json(
             work.folder / POINTER, {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
         )
     work.record("parameters", sum(p.numel() for p in model.parameters()))
+
+
+def _pretrained(
+    here: _Room, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
+) -> VisionLanguageModel:
+    """First the tower, then the whole model on bare pairs; no sentence of the four tasks is seen."""
+    here.work.record("bare pairs", len(pairs))
+    where = [s for s in pairs if s.task is Task.VG]
+    seen, draft = here.work.folder / SEEN, here.work.folder / f".{SEEN}.part"
+    if config.vision and where:
+        if not seen.is_dir():
+            sight = Sight(model, [s.names[0] for s in where]).to(here.device)
+            _fit(here, sight, where, CrossEntropy(), config.vision, "see")
+            shutil.rmtree(draft, ignore_errors=True)
+            model.save(draft)
+            publish(draft, seen)
+        model = load(seen, here.open_image).to(here.device)
+    if config.pairs and pairs:
+        _fit(here, model, pairs, CrossEntropy(), config.pairs, "pairs")
+    return model
 
 
 def teacher(work: Work, config: TeacherConfig, device: str, threads: int) -> None:
@@ -277,13 +303,21 @@ def _train(
     here: _Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
-    folder = here.work.folder / "fit"
+    _fit(here, model, samples, objective, config, title, teacher, lap)
+    model.save(here.work.folder / "model")
+
+
+def _fit(
+    here: _Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
+    config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
+) -> None:  # fmt: skip
+    folder = here.work.folder / f"fit-{title.split()[0]}"
     tutor = LiveTeacher(teacher) if teacher else None
     fitted = fit(
         model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=tutor, lap=lap
     )
-    here.work.record("fit", {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss})
-    model.save(here.work.folder / "model")
+    done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
+    here.work.record(folder.name, done)
     for checkpoint in (*folder.glob("step-*"), *folder.glob(".step-*")):
         shutil.rmtree(checkpoint)
 

@@ -18,14 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from clinkd.config import FitConfig
-from clinkd.model import Batch, VisionLanguageModel, rows_of
+from clinkd.model import Batch, Labelled, Sight, VisionLanguageModel, rows_of
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines, progress
 from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
+from clinkd.training.lanes import Lanes, lanes_for
 from clinkd.training.optimizers import make_optimizers, set_learning_rate, share_of_peak
 
 LOG_EVERY = 10  # optimiser steps between two lines of the log
+Learner = VisionLanguageModel | Sight
 
 
 class Teacher(Protocol):
@@ -61,11 +63,11 @@ class Fitted:
 class _Trainee(nn.Module):
     """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss."""
 
-    def __init__(self, model: VisionLanguageModel, objective: CrossEntropy | Distillation) -> None:
+    def __init__(self, model: Learner, objective: CrossEntropy | Distillation) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch, teacher: Teacher | None) -> Loss:
+    def forward(self, batch: Any, teacher: Teacher | None) -> Loss:
         hidden_NH, weight_VH = self.model.hidden_states(batch), self.model.head.weight_VH
         if isinstance(self.objective, Distillation):
             assert teacher is not None
@@ -74,7 +76,7 @@ class _Trainee(nn.Module):
 
 
 def fit(
-    model: VisionLanguageModel,
+    model: Learner,
     samples: Sequence[Sample],
     objective: CrossEntropy | Distillation,
     config: FitConfig,
@@ -113,8 +115,20 @@ def fit(
     restored = load_checkpoint(folder, model, optimizers) or {"step": 0, "samples": 0, "losses": []}
     first, num_samples, losses = restored["step"], restored["samples"], list(restored["losses"])
     saved = time.monotonic()
-    windows = _windows(rows, config, seed, first, num_steps, accelerator.process_index, accelerator.num_processes)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    alone = accelerator.num_processes == 1
+    lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if alone else 1)
+    parts = config.accumulate * lanes.number
+    windows = _windows(
+        rows, config, seed, first, num_steps, parts, accelerator.process_index, accelerator.num_processes
+    )
+
+    def loss_of(batch: Labelled) -> Loss:
+        found: Loss = trainee(batch.to(model.device), teacher)
+        return found
+
     with (
+        lanes.opened(),
         ThreadPoolExecutor(1) as ahead,
         _Log(folder, first, accelerator.is_main_process) as log,
         progress(num_steps, title, "steps", done=first) as advance,
@@ -124,11 +138,16 @@ def fit(
             tokens, seen = accelerator.reduce(counts.to(model.device), "sum").tolist()
             set_learning_rate(optimizers, share_of_peak((lap[0] + step / num_steps) / lap[1], config))
             sums: dict[str, Tensor] = {}
-            for number, batch in enumerate(batches, start=1):
-                with accelerator.no_sync(trainee) if number < len(batches) else nullcontext():
-                    loss = trainee(batch.to(model.device), teacher)
-                    # data-parallel wrappers average over processes; the window's sum is wanted
-                    accelerator.backward(loss.sum * accelerator.num_processes / tokens)
+            if lanes.number > 1:
+                found = lanes.backward(loss_of, batches, trained, 1 / tokens)
+            else:
+                found = []
+                for number, batch in enumerate(batches, start=1):
+                    with accelerator.no_sync(trainee) if number < len(batches) else nullcontext():
+                        found.append(loss_of(batch))
+                        # data-parallel wrappers average over processes; the window's sum is wanted
+                        accelerator.backward(found[-1].sum * accelerator.num_processes / tokens)
+            for loss in found:
                 for name, part in {"loss": loss.sum.detach(), **loss.parts}.items():
                     sums[name] = sums.get(name, torch.zeros_like(part)) + part
             norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
@@ -154,11 +173,10 @@ def fit(
 
 
 def _windows(
-    rows: list[list[Sample]], config: FitConfig, seed: int, first: int, num_steps: int, rank: int, ranks: int
+    rows: list[list[Sample]], config: FitConfig, seed: int, first: int, num_steps: int, parts: int, rank: int, ranks: int
 ) -> Iterator[list[list[list[Sample]]]]:
-    """For each step, this process's micro-batches of rows."""
+    """For each step, this process's `parts` micro-batches of rows."""
     orders: dict[int, np.ndarray] = {}
-    micro = config.rows // config.accumulate // ranks
     for step in range(first, num_steps):
         picked = []
         for place in range(step * config.rows, (step + 1) * config.rows):
@@ -166,8 +184,8 @@ def _windows(
             if epoch not in orders:
                 orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(rows))}
             picked.append(_draw(rows[orders[epoch][index]], config.questions, seed, epoch))
-        mine = picked[rank * micro * config.accumulate : (rank + 1) * micro * config.accumulate]
-        yield [mine[i : i + micro] for i in range(0, len(mine), micro)]
+        mine = picked[rank::ranks]
+        yield [mine[part::parts] for part in range(parts)]
 
 
 def _draw(row: list[Sample], most: int, seed: int, epoch: int) -> list[Sample]:
@@ -178,11 +196,11 @@ def _draw(row: list[Sample], most: int, seed: int, epoch: int) -> list[Sample]:
 
 
 def _prefetch(
-    ahead: ThreadPoolExecutor, model: VisionLanguageModel, windows: Iterator[list[list[list[Sample]]]]
-) -> Iterator[list[Batch]]:
+    ahead: ThreadPoolExecutor, model: Learner, windows: Iterator[list[list[list[Sample]]]]
+) -> Iterator[list[Labelled]]:
     """Encode the next window while this one trains."""
 
-    def encode(window: list[list[list[Sample]]]) -> list[Batch]:
+    def encode(window: list[list[list[Sample]]]) -> list[Labelled]:
         return [model.encode(rows) for rows in window]
 
     coming = None

@@ -11,7 +11,7 @@ from torch import nn
 from clinkd.config import FitConfig
 
 # Rows of these are looked up one by one: orthogonalising the table (Muon) would tie tokens that never met.
-TABLES = ("embed_tokens", "lm_head")
+TABLES = ("embed_tokens", "lm_head", "slots")
 
 
 def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:

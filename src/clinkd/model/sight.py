@@ -1,0 +1,111 @@
+"""The vision tower with a linear read-out, so that it can be taught alone what stands where.
+
+Shapes: I images, T merged image tokens of all images, N labels, H text width (the tower's output), C classes.
+
+Through the language model a name is a token or two of an answer, once a question; here every image token is asked
+for the name under it, the corners of that structure's box and its own place in the image. On phantoms the tower learns
+names in a fraction of the time (LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clinkd.model.encode import Labelled
+from clinkd.model.vlm import Head, VisionLanguageModel
+from clinkd.records import BadInput, Box, Sample, Task
+
+CORNERS = 16  # classes of a corner's coordinate
+PLACES = 8  # classes of a token's own row and column
+LEAST_COVER = 0.2  # of the token's area, or of the structure's where that is smaller: below it a token is background
+QUESTIONS = 7  # name, x1, y1, x2, y2, row, column
+
+
+@dataclass(frozen=True)
+class Glance(Labelled):
+    """Images for the tower; token_N, question_N: which image token is asked what."""
+
+    pixels_TD: Tensor
+    grids_I3: Tensor
+    token_N: Tensor
+    question_N: Tensor
+
+
+class Sight(nn.Module):
+    """Fits like a model: a hidden state is an image token plus the code of what it is asked.
+
+    Rows hold bare VG pairs ("the NAME" -> boxes). The read-out (`lm_head`, `slots`) is thrown away afterwards.
+    Raises BadInput where the samples name nothing.
+    """
+
+    def __init__(self, model: VisionLanguageModel, names: Sequence[str]) -> None:
+        super().__init__()
+        if not names:
+            raise BadInput("model.tiny.pretrain.vision: the training samples name no structure; set it to null")
+        self.images, self.names = model.images, {name: n for n, name in enumerate(sorted(set(names)))}
+        self.visual = model.network.model.visual
+        self.merge = model.network.config.vision_config.spatial_merge_size
+        sizes = [len(self.names) + 1, *[CORNERS] * 4, PLACES, PLACES]
+        self.first = [sum(sizes[:n]) for n in range(QUESTIONS)]  # class 0 of each question
+        hidden = model.head.weight_VH.shape[1]
+        self.lm_head = nn.Linear(hidden, sum(sizes), bias=False)
+        self.slots = nn.Parameter(torch.zeros(QUESTIONS, hidden))
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def head(self) -> Head:
+        return Head(self.lm_head.weight)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Raises BadInput: a tower that is taught alone has no parts to keep fixed."""
+        if parts:
+            raise BadInput(f"model.tiny.pretrain.vision.freeze={list(parts)}: nothing can be frozen here")
+
+    def encode(self, rows: Sequence[Sequence[Sample]]) -> Glance:
+        """One row an image, its bare VG pairs; each image token gets its labels."""
+        pixels_TD, grids_I3 = self.images.patches([row[0].images[0] for row in rows])
+        asked, start = [], 0
+        for row, (_, tall, wide) in zip(rows, (grids_I3 // self.merge).tolist(), strict=True):
+            objects = [(self.names[s.names[0]], box) for s in row if s.task is Task.VG for box in s.answer.boxes]
+            asked.append(self._labels(objects, tall, wide) + np.array([start, 0, 0]))
+            start += tall * wide
+        token_N, question_N, labels_N = torch.from_numpy(np.concatenate(asked)).unbind(1)
+        return Glance(labels_N, sum(map(len, rows)), pixels_TD, grids_I3, token_N, question_N)
+
+    def hidden_states(self, batch: Glance) -> Tensor:
+        """[N, H]."""
+        seen_TH = self.visual(batch.pixels_TD, grid_thw=batch.grids_I3).pooler_output
+        found: Tensor = seen_TH[batch.token_N] + self.slots[batch.question_N]
+        return found
+
+    forward = hidden_states
+
+    def _labels(self, objects: Sequence[tuple[int, Box]], tall: int, wide: int) -> NDArray[np.int64]:
+        """Rows (token, question, class) for the tokens of one image, in reading order."""
+        cells = tall * wide
+        row_K, column_K = (k.ravel() for k in np.indices((tall, wide)))
+        name_K, cover_K = np.full(cells, len(self.names)), np.full(cells, LEAST_COVER)
+        corner_K4 = np.full((cells, 4), -1)
+        for name, box in objects:
+            across = np.minimum(box.x2, (column_K + 1) / wide) - np.maximum(box.x1, column_K / wide)
+            down = np.minimum(box.y2, (row_K + 1) / tall) - np.maximum(box.y1, row_K / tall)
+            share = across.clip(0) * down.clip(0) / min(1 / cells, box.area)
+            best = share > cover_K
+            cover_K[best], name_K[best] = share[best], name
+            corner_K4[best] = [min(int(v * CORNERS), CORNERS - 1) for v in (box.x1, box.y1, box.x2, box.y2)]
+        places = [((row_K + 0.5) / tall * PLACES).astype(int), ((column_K + 0.5) / wide * PLACES).astype(int)]
+        answers = [name_K, *corner_K4.T, *places]
+        made = [
+            np.stack([np.flatnonzero(a >= 0), np.full((a >= 0).sum(), q), a[a >= 0] + self.first[q]], 1)
+            for q, a in enumerate(answers)
+        ]
+        return np.concatenate(made)
