@@ -40,14 +40,14 @@ def demo() -> RunConfig:
     )
     pretrain = PretrainConfig(
         vision=fit.model_copy(update={"questions": 0}),
-        pairs=fit.model_copy(update={"epochs": 3.2, "rows": 48, "questions": 0}),
+        pairs=fit.model_copy(update={"epochs": 2.0, "rows": 48, "questions": 0}),
     )
     return RunConfig(
         model=ModelConfig(tiny=TinyConfig(pretrain=pretrain)),
         teacher=TeacherConfig(fit=fit.model_copy(update={"epochs": 4.0})),
         distill=DistillConfig(fit=fit),
         reflect=ReflectConfig(review_share=0.1, fit=fit.model_copy(update={"epochs": 0.6})),
-        select=SelectConfig(clip=ClipConfig(epochs=2.5)),
+        select=SelectConfig(clip=ClipConfig(epochs=2.0)),
     )
 
 

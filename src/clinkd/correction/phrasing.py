@@ -35,6 +35,10 @@ _RULES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
             ("{place} there is {thing}", "{thing} is seen {place}", "You can see {thing} {place}"),
         ),
         (
+            r"here (?:is|are) (?P<thing>[^,;]+)",
+            ("The image shows {thing}", "You can see {thing}", "This is {thing}", "Seen here: {thing}"),
+        ),
+        (
             r"(?:a|an|the|this) (?P<kind>[\w -]+? (?:image|scan|picture)) (?:with|shows) (?P<thing>[^,;]+)",
             ("The {kind} shows {thing}", "This {kind} contains {thing}", "The {kind} displays {thing}"),
         ),

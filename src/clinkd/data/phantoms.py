@@ -464,10 +464,7 @@ def summary(drawing: Drawing) -> str:
 
 
 def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice: random.Random) -> list[Sample]:
-    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA; for training a second ROC a structure.
-
-    A bare name is two tokens among the dozens of the other answers, and is else learned last (LOG.md).
-    """
+    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
 
     def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
         return Sample(
@@ -491,8 +488,6 @@ def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice
         items.append(sample(f"vg{number}", turn, [name]))
     for number, s in enumerate(found, start=1):
         items.append(sample(f"roc{number}", questions.what(s.box, s.name, dice), [s.name]))
-        if split == "train":
-            items.append(sample(f"roc{number}again", questions.what(s.box, s.name, dice), [s.name]))
         told = Fact(s.name, s.size, s.side, s.brightness)
         items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), dice), [s.name], [told]))
     all_told = [Fact(s.name, s.size, s.side, s.brightness, len(found)) for s in found]

@@ -35,8 +35,12 @@ OVERALL = (
 
 
 def where(name: str, boxes: Sequence[Box], dice: random.Random) -> Turn:
-    """Visual grounding: every box of `name`, in the order given."""
-    answer = f"The {name} is at {_listed(['[box]'] * len(boxes))}."
+    """Visual grounding: every box of `name`, in the order given.
+
+    The first box follows its name with nothing between, as in the grounding data of Qwen-VL: the token that predicts
+    the first coordinate is then the name itself, and a small model finds the right one of two structures (LOG.md).
+    """
+    answer = f"Here is the {name}{_listed(['[box]'] * len(boxes))}."
     return Turn(Task.VG, BoxedText(dice.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
 
 
@@ -61,7 +65,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
-    """Names and boxes without sentences: for each VG sample "the NAME" -> boxes, for each ROC sample box -> name.
+    """Names and boxes without sentences: for each VG sample "the NAME" -> name and boxes, for each ROC one box -> name.
 
     What a general model has seen by the million before it meets a hospital's questions. Equal pairs of an image are
     kept once; other tasks have no pair.
@@ -70,7 +74,8 @@ def bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     for s in samples:
         if s.task is Task.VG:
             marks = " ".join([BOX_MARK] * len(s.answer.boxes))
-            turn = Turn(Task.VG, BoxedText(f"the {s.names[0]}"), BoxedText(marks, s.answer.boxes))
+            the = f"the {s.names[0]}"
+            turn = Turn(Task.VG, BoxedText(the), BoxedText(the + marks, s.answer.boxes))
         elif s.task is Task.ROC:
             turn = Turn(Task.ROC, BoxedText(BOX_MARK, s.question.boxes), BoxedText(s.names[0]))
         else:
