@@ -47,7 +47,7 @@ def test_boxes_and_questions_become_samples(tmp_path: Path) -> None:
     assert Counter(s.task for s in samples) == {Task.VG: 2, Task.ROC: 3, Task.QA: 1}
     vg = next(s for s in samples if s.task is Task.VG and s.names == ("nodule",))
     assert vg.answer == BoxedText(
-        "The nodule is at [box] and [box].", (Box(0.1, 0.6, 0.2, 0.8), Box(0.5, 0.2, 0.6, 0.4))
+        "Here is the nodule[box] and [box].", (Box(0.1, 0.6, 0.2, 0.8), Box(0.5, 0.2, 0.6, 0.4))
     )
     assert vg.images[0].to_json() == {"path": "images/cxr_1.png", "width": 100, "height": 50}
     roc = next(s for s in samples if s.task is Task.ROC)

@@ -14,7 +14,7 @@ from PIL import Image
 from clinkd.cli import main
 from clinkd.config import RunConfig, override
 from clinkd.experiments import EXPERIMENTS
-from clinkd.pipeline import plan
+from clinkd.pipeline import Work, plan
 
 SMALL = [
     "data.phantoms.train_images=40", "data.phantoms.validation_images=8", "data.phantoms.test_images=16",
@@ -171,3 +171,33 @@ def test_real_images_run_through_the_same_graph(shared, tmp_path, capsys):
     table = json.loads(capsys.readouterr().out)
     assert table["QA"]["score"] is not None and table["RC"]["why"]
     assert "microscopy" in table["VG"]["by_modality"] or "microscopy" in table["ROC"]["by_modality"]
+
+
+def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, monkeypatch):
+    from clinkd.pipeline import work
+
+    config = override(EXPERIMENTS["demo"](), SMALL).model
+    inputs = {"prepare": done[0] / "demo" / "stages" / "prepare"}
+
+    def base(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        work.base(Work(folder, inputs, 0, lambda key, value: None), config, "cpu", 2)
+
+    taught: list[str] = []
+    real = work.fit
+
+    def stopping(*given, **named):
+        taught.append(named["title"])
+        if taught == ["see", "pairs"]:
+            raise KeyboardInterrupt
+        return real(*given, **named)
+
+    monkeypatch.setattr(work, "fit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        base(tmp_path / "stopped")
+    base(tmp_path / "stopped")
+    assert taught == ["see", "pairs", "pairs"]
+    base(tmp_path / "whole")
+    weights = [tmp_path / name / "model" / "model.safetensors" for name in ("stopped", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not (tmp_path / "stopped" / "seen").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,10 +14,11 @@ from PIL import Image
 from clinkd import data
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import VisionLanguageModel, load, new_tiny, rows_of, texts_of
+from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
-from clinkd.records import BadInput, ImageRef, Sample
+from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import LiveTeacher, fit
+from clinkd.training.lanes import lanes_for
 
 TINY = TinyConfig(
     hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
@@ -161,6 +164,86 @@ def test_split_windows_equal_the_whole_window(drawn, tmp_path):
 
     for a, b in zip(trained(1).parameters(), trained(4).parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-3)  # Adam divides rounding noise by its own size at the first steps
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), Distillation()], ids=["ce", "kd"])
+def test_lanes_have_the_gradients_of_one_batch_and_the_same_bits_every_time(drawn, tmp_path, objective):
+    threads = torch.get_num_threads()
+
+    def losses(number: int, name: str) -> tuple[list[float], VisionLanguageModel]:
+        torch.set_num_threads(number)
+        model, tutor = fresh(drawn), LiveTeacher(fresh(drawn))
+        assert lanes_for(model, 24) == number
+        config = FitConfig(epochs=4, rows=24, optimizer="muon", learning_rate=1e-4, muon_learning_rate=1e-3)
+        fit(model, drawn[1], objective, config, folder=tmp_path / name, seed=0, title="x", teacher=tutor)
+        assert torch.get_num_threads() == number
+        found = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return found, model
+
+    try:
+        one, two, again = losses(1, "one"), losses(2, "two"), losses(2, "again")
+    finally:
+        torch.set_num_threads(threads)
+    assert one[0] == pytest.approx(two[0], abs=1e-4)
+    for a, b in zip(one[1].parameters(), two[1].parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+    assert all(torch.equal(a, b) for a, b in zip(two[1].parameters(), again[1].parameters(), strict=True))
+
+
+def test_a_large_model_or_a_small_window_has_one_lane(drawn):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert lanes_for(fresh(drawn), 23) == 1 and lanes_for(fresh(drawn), 1000) == 2
+        with torch.device("meta"):
+            assert lanes_for(torch.nn.Linear(5000, 5000), 1000) == 1
+        assert lanes_for(torch.nn.Linear(5000, 5000), 1000) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def grounded(name: str, *boxes: Box) -> Sample:
+    ref = ImageRef("x.png", 64, 64)
+    turn = Turn(Task.VG, BoxedText(name), BoxedText("[box]" * len(boxes), boxes))
+    return Sample(f"x-{name}", (ref,), Modality.CT, (turn,), "x", names=(name,))
+
+
+def test_the_tower_is_asked_for_what_lies_under_each_image_token(drawn, monkeypatch):
+    model = fresh(drawn)
+    sight = Sight(model, ["kidney", "liver"])
+    monkeypatch.setattr(model.images, "pixels", lambda ref: np.zeros((64, 64, 3), np.uint8))
+    # 4 x 4 tokens: the liver covers the upper left one and a sliver of the next, the kidney half of the last
+    liver, kidney = Box(0.0, 0.0, 0.27, 0.25), Box(0.875, 0.75, 1.0, 1.0)
+    row = [grounded("liver", liver), grounded("kidney", kidney)]
+    glance = sight.encode([row, row[:1]])
+    asked = list(zip(glance.token_N.tolist(), glance.question_N.tolist(), glance.labels_N.tolist(), strict=True))
+    found = {(t, q): label - sight.first[q] for t, q, label in asked}
+    assert len(found) == len(asked) == 2 * 16 * 3 + 3 * 4 and glance.num_samples == 3
+    assert {t: found[t, 0] for t in range(32)} == {t: {0: 1, 15: 0, 16: 1}.get(t, 2) for t in range(32)}
+    assert [found[15, q] for q in (1, 2, 3, 4)] == [14, 12, 15, 15]
+    assert [found[0, q] for q in (1, 2, 3, 4)] == [0, 0, 4, 4]
+    assert (1, 1) not in found and [found[6, q] for q in (5, 6)] == [3, 5]
+    assert sight.hidden_states(glance).shape == (len(asked), 48)
+    with pytest.raises(BadInput, match="nothing can be frozen"):
+        sight.freeze(("vision",))
+    with pytest.raises(BadInput, match="name no structure"):
+        Sight(model, [])
+
+
+def test_the_tower_learns_through_fit_and_stays_the_models_own(drawn, tmp_path):
+    model = fresh(drawn)
+    where = [s for s in data.bare_pairs(drawn[1]) if s.task is Task.VG]
+    sight = Sight(model, [s.names[0] for s in where])
+    batch = sight.encode(rows_of(where))
+
+    def loss() -> float:
+        with torch.no_grad():
+            return (CrossEntropy()(sight(batch), sight.head.weight_VH, batch.labels_N).sum / len(batch.labels_N)).item()
+
+    before, tower = loss(), model.network.model.visual.patch_embed.proj.weight.clone()
+    fit(sight, where, CrossEntropy(), FitConfig(epochs=40, rows=8), folder=tmp_path, seed=0, title="see")
+    assert loss() < before / 2
+    assert not torch.equal(tower, model.network.model.visual.patch_embed.proj.weight)
 
 
 def test_distillation_leaves_the_teacher_alone_and_freezing_holds(drawn, tmp_path):

@@ -4,4 +4,15 @@ from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of
 from clinkd.model.sight import Sight
 from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
 
-__all__ = ["Batch", "Head", "Labelled", "OpenImage", "Sight", "VisionLanguageModel", "load", "new_tiny", "rows_of", "texts_of"]
+__all__ = [
+    "Batch",
+    "Head",
+    "Labelled",
+    "OpenImage",
+    "Sight",
+    "VisionLanguageModel",
+    "load",
+    "new_tiny",
+    "rows_of",
+    "texts_of",
+]

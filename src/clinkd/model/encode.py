@@ -199,9 +199,16 @@ def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: Ima
     pixels_TD, grids_I3 = images.patches(refs)
     row_N, column_N, labels_N = torch.tensor(answers).unbind(1)
     return Batch(
-        labels_N, sum(len(row) for row in rows), input_ids_BS, running_BS, mask_BSS[:, None], pixels_TD, grids_I3, row_N,
-        column_N,
-    )  # fmt: skip
+        labels_N=labels_N,
+        num_samples=sum(len(row) for row in rows),
+        input_ids_BS=input_ids_BS,
+        running_BS=running_BS,
+        mask_B1SS=mask_BSS[:, None],
+        pixels_TD=pixels_TD,
+        grids_I3=grids_I3,
+        answer_row_N=row_N,
+        answer_column_N=column_N,
+    )
 
 
 def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEncoder) -> Prompts:

@@ -119,9 +119,9 @@ def fit(
     alone = accelerator.num_processes == 1
     lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if alone else 1)
     parts = config.accumulate * lanes.number
-    windows = _windows(
-        rows, config, seed, first, num_steps, parts, accelerator.process_index, accelerator.num_processes
-    )
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    steps = (picked[mine] for picked in _windows(rows, config, seed, first, num_steps))
+    windows = ([picked[part::parts] for part in range(parts)] for picked in steps)
 
     def loss_of(batch: Labelled) -> Loss:
         found: Loss = trainee(batch.to(model.device), teacher)
@@ -173,9 +173,9 @@ def fit(
 
 
 def _windows(
-    rows: list[list[Sample]], config: FitConfig, seed: int, first: int, num_steps: int, parts: int, rank: int, ranks: int
-) -> Iterator[list[list[list[Sample]]]]:
-    """For each step, this process's `parts` micro-batches of rows."""
+    rows: list[list[Sample]], config: FitConfig, seed: int, first: int, num_steps: int
+) -> Iterator[list[list[Sample]]]:
+    """For each step, the rows of its window, over all processes and micro-batches."""
     orders: dict[int, np.ndarray] = {}
     for step in range(first, num_steps):
         picked = []
@@ -184,8 +184,7 @@ def _windows(
             if epoch not in orders:
                 orders = {epoch: np.random.default_rng([seed, epoch]).permutation(len(rows))}
             picked.append(_draw(rows[orders[epoch][index]], config.questions, seed, epoch))
-        mine = picked[rank::ranks]
-        yield [mine[part::parts] for part in range(parts)]
+        yield picked
 
 
 def _draw(row: list[Sample], most: int, seed: int, epoch: int) -> list[Sample]:
