@@ -254,3 +254,21 @@ def test_the_control_panel_starts_without_torch():
 
     code = "import sys, clinkd.experiments; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["teacher=null", "distill=null", "reflect.objective=distill"], "reflect.objective=distill needs `teacher`"),
+        (["distill=null", "reflect.objective=distill"], "reflect.objective=distill needs"),
+        (["teacher=null", "distill.kd_weight=0", "distill.targets=pseudo"], "distill.targets=pseudo needs a teacher"),
+        (["model.alpha=40"], r"model.alpha=40 .* 4 x 4 patches .* below 5.67"),
+        (["teacher.fit.accumulate=5"], r"teacher.fit.*rows=12 must be a multiple of accumulate=5"),
+        (["model.tiny.pretrain={vision: {freeze: [vision]}}"], r"model.tiny.pretrain.*vision.freeze.*set it to \[\]"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_before_any_work(given, says):
+    with pytest.raises(BadInput, match=says):
+        override(RunConfig(), given)
+    assert override(RunConfig(), ["teacher=null", "distill.kd_weight=0", "distill.targets=pseudo",
+                                  "distill.pseudo_from=base"]).teacher is None  # fmt: skip

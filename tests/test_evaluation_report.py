@@ -42,7 +42,7 @@ from clinkd.records import (
 )
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
-WHY = "SPICE is not installed"
+WHY = "SPICE is not part"
 
 
 def both(row: str, task: Task, metric: str, value: float | None, why: str | None = None) -> list[Score]:

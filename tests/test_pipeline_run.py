@@ -201,3 +201,33 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
     weights = [tmp_path / name / "model" / "model.safetensors" for name in ("stopped", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not (tmp_path / "stopped" / "seen").exists()
+
+
+def test_questions_and_pictures_that_cannot_be_are_refused(done, tmp_path, capsys):
+    image = tmp_path / "x.png"
+    Image.new("RGB", (80, 60), "grey").save(image)
+    for question, more, says in (
+        ("", [], "the question is empty"),
+        ("What is at [box]?", [], "no box as this model spells them, for example <x_"),
+        ("What?", ["--out", str(tmp_path / "x.jpgg")], "drawn on a .png or .jpg"),
+    ):
+        assert main(["ask", "--runs", str(done[0]), str(image), question, *more]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_recipe_that_was_not_edited_is_refused(tmp_path, capsys):
+    assert main(["recipe", "real"]) == 0
+    file = tmp_path / "real.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert main(["plan", str(file)]) == 2
+    assert "data.path" in capsys.readouterr().err
+
+
+def test_a_replaced_image_makes_other_data(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"one")
+    (tmp_path / "records.jsonl").write_text('{"id": "a", "image": "a.png"}\n')
+    config = override(EXPERIMENTS["real"](), [f"data.path={tmp_path}"])
+    before = plan(config)[0].identity
+    assert plan(config)[0].identity == before
+    (tmp_path / "a.png").write_bytes(b"another")
+    assert plan(config)[0].identity != before

@@ -15,7 +15,17 @@ import pytest
 
 from clinkd import storage
 from clinkd.records import BadInput
-from clinkd.storage import JsonLines, Manifest, progress, publish, read_json, sha256_file, write_atomic, write_json
+from clinkd.storage import (
+    JsonLines,
+    Manifest,
+    naming_full_disk,
+    progress,
+    publish,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 
 LIMIT = 200_000  # bytes: stands for a disk that is full
 
@@ -284,3 +294,13 @@ def test_durations_in_words(seconds, words):
 def test_rates_in_words():
     spelled = [storage.spell_rate(r, "it") for r in (None, 0.25, 1234.56)]
     assert spelled == ["- it/s", "4.0 s/it", "1,234.6 it/s"]
+
+
+def test_no_room_is_named_where_a_library_tells_it_in_words_only(tmp_path):
+    class LibraryError(Exception):
+        pass
+
+    with pytest.raises(BadInput, match=r"model: no room left to write .*--runs"), naming_full_disk(tmp_path / "model"):
+        raise LibraryError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(LibraryError), naming_full_disk(tmp_path / "model"):
+        raise LibraryError("I/O error: Permission denied (os error 13)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,9 @@ def test_the_tower_is_asked_for_what_lies_under_each_image_token(drawn, monkeypa
     assert [found[0, q] for q in (1, 2, 3, 4)] == [0, 0, 4, 4]
     assert (1, 1) not in found and [found[6, q] for q in (5, 6)] == [3, 5]
     assert sight.hidden_states(glance).shape == (len(asked), 48)
+    pointed = Turn(Task.ROC, BoxedText("[box]", (liver,)), BoxedText("liver"))  # asked for by its box only
+    only = sight.encode([[replace(row[0], turns=(pointed,))]])
+    assert only.labels_N.tolist() == sight.encode([row[:1]]).labels_N.tolist()
     with pytest.raises(BadInput, match="nothing can be frozen"):
         sight.freeze(("vision",))
     with pytest.raises(BadInput, match="name no structure"):

@@ -198,7 +198,9 @@ def _config(args: argparse.Namespace) -> RunConfig:
         check_given(args.what, config)
         return config
     if Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
-        return override(load(Path(args.what)), settings)
+        config = override(load(Path(args.what)), settings)
+        check_given(config.name, config)  # a recipe printed and not yet edited
+        return config
     raise _no_experiment(args.what)
 
 

@@ -103,12 +103,24 @@ class FitConfig(Knobs):
     freeze: tuple[Literal["vision", "merger", "text", "head"], ...] = knob((), "parts kept fixed")
     checkpoint_seconds: NonNegative = knob(20.0, "time between resumable checkpoints", speed_only=True)
 
+    @model_validator(mode="after")
+    def _micro_batches_are_equal(self) -> Self:
+        if self.rows % self.accumulate:
+            raise ValueError(f"rows={self.rows} must be a multiple of accumulate={self.accumulate}: change one of them")
+        return self
+
 
 class PretrainConfig(Knobs):
     """What a real base brings along and random weights lack, learned from the boxes and names of the training split."""
 
     vision: FitConfig | None = knob(FitConfig(), "the vision tower alone: which structure is at each image token")
     pairs: FitConfig | None = knob(FitConfig(), "the whole model: a bare name and its boxes, a box and its bare name")
+
+    @model_validator(mode="after")
+    def _the_tower_alone_has_no_parts(self) -> Self:
+        if self.vision is not None and self.vision.freeze:
+            raise ValueError(f"vision.freeze={list(self.vision.freeze)}: the tower is taught alone, set it to []")
+        return self
 
 
 class TinyConfig(Knobs):
@@ -146,6 +158,16 @@ class ModelConfig(Knobs):
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
     max_image_tokens: Count = knob(1024, "most merged vision tokens an image (pretrained base)")
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
+
+    @model_validator(mode="after")
+    def _a_tiny_image_fits_between_its_text(self) -> Self:
+        side = self.tiny.image_pixels // (2 * self.tiny.patch)  # two patches a side become one token
+        if self.base is None and self.positions == "tied" and self.alpha * (side - 1) >= side**2 + 1:
+            raise ValueError(
+                f"model.alpha={self.alpha:g} makes an image of {side} x {side} patches overlap the text around it: "
+                f"set it below {(side**2 + 1) / (side - 1):.3g}"
+            )
+        return self
 
 
 class TeacherConfig(Knobs):
@@ -247,7 +269,9 @@ class RunConfig(Knobs):
     name: FolderName = knob("demo", "folder under runs/")
     seed: Whole = knob(0, "of every random choice")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto = CUDA where present", speed_only=True)
-    threads: Whole = knob(0, "CPU threads of torch; 0 = the cores this process may use", speed_only=True)
+    threads: Whole = knob(
+        0, "CPU threads; 0 = the cores this process may use. Another number rounds otherwise", speed_only=True
+    )
     data: DataConfig = knob(DataConfig(), "the samples")
     model: ModelConfig = knob(ModelConfig(), "the model")
     teacher: TeacherConfig | None = knob(TeacherConfig(), "stage 1")
@@ -261,6 +285,19 @@ class RunConfig(Knobs):
     def _distillation_needs_a_teacher(self) -> Self:
         if self.distill is not None and self.distill.kd_weight > 0 and self.teacher is None:
             raise ValueError("distill.kd_weight > 0 needs a teacher: give `teacher`, or set distill.kd_weight=0")
+        if (
+            self.distill
+            and self.distill.targets != "truth"
+            and self.distill.pseudo_from == "teacher"
+            and not self.teacher
+        ):
+            raise ValueError(
+                f"distill.targets={self.distill.targets} needs a teacher: give `teacher`, or distill.pseudo_from=base"
+            )
+        if self.reflect and self.reflect.objective == "distill" and not (self.teacher and self.distill):
+            raise ValueError(
+                "reflect.objective=distill needs `teacher` and `distill`: give both, or set reflect.objective=ce"
+            )
         return self
 
 
@@ -406,11 +443,17 @@ def _validated(tree: dict[Any, Any]) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         troubles = [
-            # a rule of ours between knobs speaks for itself; the rest is put into our words
-            str(e["ctx"]["error"]) if e["type"] == "value_error" else _trouble(e["loc"], e["input"])
+            # a rule of ours between knobs speaks for itself, below its group's name; the rest is put into our words
+            _ruled(e["loc"], str(e["ctx"]["error"])) if e["type"] == "value_error" else _trouble(e["loc"], e["input"])
             for e in error.errors()
         ]
         raise BadInput("; ".join(dict.fromkeys(troubles))) from None
+
+
+def _ruled(loc: tuple[int | str, ...], rule: str) -> str:
+    """A rule that names its knobs in full stands alone; one of a group that several parents share is put below them."""
+    group = ".".join(map(str, loc))
+    return rule if not group or f"{group}." in rule else f"{group}: {rule}"
 
 
 def _check_names(model: type[Knobs], tree: Mapping[Any, Any], prefix: str) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -30,13 +31,20 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     """Turn "no space left" (also a quota, a file-size limit) inside the block into a BadInput that names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _number_in(error)
+        if number not in _NO_ROOM:
             raise
         raise BadInput(
-            f"{path}: no room left to write ({os.strerror(error.errno)}); "
+            f"{path}: no room left to write ({os.strerror(number)}); "
             "free some space, or choose another folder with --runs, then give the same command to go on"
         ) from error
+
+
+def _number_in(error: Exception) -> int | None:
+    """The system's error number where a library tells it in words only, as safetensors does."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -22,7 +22,7 @@ Counts = NDArray[np.float64]
 
 HEADLINE = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR", Task.QA: "Accuracy"}
 FACTS = "Facts F1"
-SPICE_WHY = "SPICE is not installed: it needs jars that pip cannot bring; the facts F1 beside it needs none"
+SPICE_WHY = "SPICE is not part of this version; the facts F1 beside it needs none"
 
 
 class Item(NamedTuple):

@@ -152,7 +152,7 @@ class Tied(PositionScheme):
             raise BadInput(
                 f"image {number + 1} of the batch ({height} x {width} patches) overlaps the text around it under "
                 f"model.alpha={self.alpha:g}: alpha * ({max(height, width)} - 1) must stay below {height * width + 1}; "
-                "lower model.alpha, or set model.square=true"
+                f"lower model.alpha{', or set model.square=true' if height != width else ''}"
             )
         height_I, width_I = grids_N2[tokens.image_I].unbind(1)
         centre_I = start_I - 1 + (span_N[tokens.image_I] + 1) / 2  # start - 1 is the paper's l

@@ -201,7 +201,7 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
         stock = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}") from None
-    kind = stock.get("model_type")
+    kind = stock.get("model_type") if isinstance(stock, dict) else None
     if knobs is None and kind != "clinkd":
         raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
     if kind not in ("qwen2_vl", "clinkd"):
@@ -212,7 +212,9 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
             folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
     except OSError as error:
-        raise BadInput(f"model.base={folder}: {str(error).splitlines()[0]}") from None
+        raise BadInput(
+            f"model.base={folder}: {str(error).splitlines()[0]} A folder with config.json and *.safetensors is wanted"
+        ) from None
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:
         what = "; ".join(

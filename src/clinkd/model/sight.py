@@ -40,7 +40,7 @@ class Glance(Labelled):
 class Sight(nn.Module):
     """Fits like a model: a hidden state is an image token plus the code of what it is asked.
 
-    Rows hold bare VG pairs ("the NAME" -> boxes). The read-out (`lm_head`, `slots`) is thrown away afterwards.
+    Rows hold bare pairs of name and box. The read-out (`lm_head`, `slots`) is thrown away afterwards.
     Raises BadInput where the samples name nothing.
     """
 
@@ -71,11 +71,16 @@ class Sight(nn.Module):
             raise BadInput(f"model.tiny.pretrain.vision.freeze={list(parts)}: nothing can be frozen here")
 
     def encode(self, rows: Sequence[Sequence[Sample]]) -> Glance:
-        """One row an image, its bare VG pairs; each image token gets its labels."""
+        """One row an image, its bare pairs; each image token gets its labels."""
         pixels_TD, grids_I3 = self.images.patches([row[0].images[0] for row in rows])
         asked, start = [], 0
         for row, (_, tall, wide) in zip(rows, (grids_I3 // self.merge).tolist(), strict=True):
-            objects = [(self.names[s.names[0]], box) for s in row if s.task is Task.VG for box in s.answer.boxes]
+            # a structure may be only pointed at, or only asked for: readers limit the questions of an image
+            objects = [
+                (self.names[s.names[0]], box)
+                for s in row
+                for box in (s.answer.boxes if s.task is Task.VG else s.question.boxes)
+            ]
             asked.append(self._labels(objects, tall, wide) + np.array([start, 0, 0]))
             start += tall * wide
         token_N, question_N, labels_N = torch.from_numpy(np.concatenate(asked)).unbind(1)

@@ -11,7 +11,7 @@ from clinkd.inference import ClipScorer, rerank
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Asked, Run
 from clinkd.pipeline.work import load_clip, load_model
-from clinkd.records import BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 TRAINED = ("reflect-", "distill", "teacher", "base")  # the run's last model, the latest kind first
 
@@ -19,6 +19,11 @@ TRAINED = ("reflect-", "distill", "teacher", "base")  # the run's last model, th
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
     """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
     config = run.config
+    out = overlay or Path(f"{image.stem}-answer.png")
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
+    if not question.strip():
+        raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
     picture = data.open_image(image.parent, image.name)
     names = [stage["name"] for stage in run.stages]
     last = next(n for kind in TRAINED for n in reversed(names) if n.startswith(kind))
@@ -28,7 +33,13 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
 
     model = load_model(run.stage(last), given).eval()
     ref = ImageRef(image.name, picture.width, picture.height)
-    turn = Turn(Task.QA, model.codec.decode(question).answer, BoxedText(""))
+    asked = model.codec.decode(question)
+    if asked.unread:
+        example = model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)))
+        raise BadInput(
+            f"the question holds {asked.unread[0]!r}, no box as this model spells them, for example {example}"
+        )
+    turn = Turn(Task.QA, asked.answer, BoxedText(""))
     sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
     prediction = Prediction("ask", tuple(model.generate([sample], config.answer)[0]), by=f"{run.folder.name}/{last}")
     if "clip" in names:
@@ -37,7 +48,6 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
         trusted = stage_record(run.stage("select"))["recorded"]["tasks reordered"]
         prediction = rerank({"ask": sample}, [prediction], scorer, trusted)[0]
     chosen = prediction.answer.answer
-    out = overlay or Path(f"{image.stem}-answer.png")
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
     return Asked(prediction, out)

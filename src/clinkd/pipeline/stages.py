@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from clinkd.config import DataConfig, ModelConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.records import BadInput
-from clinkd.storage import sha256_file
+from clinkd.storage import JsonLines, sha256_file
 
 
 def plan(config: RunConfig) -> list[Stage]:
@@ -59,7 +61,7 @@ def plan(config: RunConfig) -> list[Stage]:
 
 # Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
 VERSIONS = {
-    "prepare": 3, "base": 1, "teacher": 1, "pseudo": 1, "distill": 1, "reflect": 1, "clip": 1, "answer": 2,
+    "prepare": 3, "base": 2, "teacher": 1, "pseudo": 1, "distill": 1, "reflect": 1, "clip": 1, "answer": 2,
     "select": 2, "score": 1,
 }  # fmt: skip
 
@@ -74,7 +76,7 @@ def _later(step: str, **given: Any) -> Callable[[Work], None]:
 
 
 def _data_identity(config: DataConfig) -> dict[str, Any]:
-    """Phantoms are decided by their knobs; read data by what the file holds, not by where it lies alone."""
+    """Phantoms are decided by their knobs; read data by what the file holds, and by size and time of its images."""
     if config.path is None:
         return {"phantoms": config.phantoms.identity()}
     file = config.path / "records.jsonl" if config.path.is_dir() else config.path
@@ -82,7 +84,19 @@ def _data_identity(config: DataConfig) -> dict[str, Any]:
         raise BadInput(
             f"data.path={config.path}: no records.jsonl there; give a folder that holds one, with its images"
         )
-    return {**config.identity(), "phantoms": None, "sha256": sha256_file(file)}
+    return {**config.identity(), "phantoms": None, "sha256": sha256_file(file), "images": _images_identity(file)}
+
+
+def _images_identity(file: Path) -> str:
+    """A hash that changes when an image is replaced. What is wrong with a row is told when it is read, not here."""
+    told = hashlib.sha256()
+    for record in JsonLines(file).read():
+        name = record.get("image")
+        if isinstance(name, str):
+            with contextlib.suppress(OSError, ValueError):
+                found = (file.parent / name).stat()
+                told.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return told.hexdigest()
 
 
 def _model_identity(config: ModelConfig) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
             model = _pretrained(here, model, data.bare_pairs(train), config.tiny.pretrain)
         model.save(work.folder / "model")
         shutil.rmtree(work.folder / SEEN, ignore_errors=True)
+        _drop_checkpoints(work.folder / "fit-pairs")
     else:
         model = load(config.base, here.open_image, config)
         write_json(
@@ -104,15 +105,15 @@ def _pretrained(
 ) -> VisionLanguageModel:
     """First the tower, then the whole model on bare pairs; no sentence of the four tasks is seen."""
     here.work.record("bare pairs", len(pairs))
-    where = [s for s in pairs if s.task is Task.VG]
     seen, draft = here.work.folder / SEEN, here.work.folder / f".{SEEN}.part"
-    if config.vision and where:
+    if config.vision and pairs:
         if not seen.is_dir():
-            sight = Sight(model, [s.names[0] for s in where]).to(here.device)
-            _fit(here, sight, where, CrossEntropy(), config.vision, "see")
+            sight = Sight(model, [s.names[0] for s in pairs]).to(here.device)
+            folder = _fit(here, sight, pairs, CrossEntropy(), config.vision, "see")
             shutil.rmtree(draft, ignore_errors=True)
             model.save(draft)
             publish(draft, seen)
+            _drop_checkpoints(folder)
         model = load(seen, here.open_image).to(here.device)
     if config.pairs and pairs:
         _fit(here, model, pairs, CrossEntropy(), config.pairs, "pairs")
@@ -303,14 +304,15 @@ def _train(
     here: _Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
-    _fit(here, model, samples, objective, config, title, teacher, lap)
+    folder = _fit(here, model, samples, objective, config, title, teacher, lap)
     model.save(here.work.folder / "model")
+    _drop_checkpoints(folder)
 
 
 def _fit(
     here: _Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
-) -> None:  # fmt: skip
+) -> Path:  # fmt: skip
     folder = here.work.folder / f"fit-{title.split()[0]}"
     tutor = LiveTeacher(teacher) if teacher else None
     fitted = fit(
@@ -318,8 +320,14 @@ def _fit(
     )
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
     here.work.record(folder.name, done)
-    for checkpoint in (*folder.glob("step-*"), *folder.glob(".step-*")):
-        shutil.rmtree(checkpoint)
+    return folder
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    """Called once what they led to is saved: a stop in between goes on from the last one."""
+    for pattern in ("step-*", ".step-*", "damaged-*"):
+        for checkpoint in folder.glob(pattern):
+            shutil.rmtree(checkpoint)
 
 
 def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> list[Sample]:

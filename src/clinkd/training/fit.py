@@ -91,8 +91,8 @@ def fit(
 
     A step's gradient is the sum of the objective over the window's answer tokens, of all micro-batches and processes,
     divided once by their number. Which rows a step sees is a function of seed and step alone, so a run that was
-    interrupted ends with the bits of one that was not. `lap` (k, n): this is part k, from 0, of n equal parts of one
-    learning-rate curve, as the rounds of reflection are.
+    interrupted ends with the bits of one that was not, on as many threads. `lap` (k, n): this is part k, from 0, of n
+    equal parts of one learning-rate curve, as the rounds of reflection are.
 
     Raises BadInput where there is nothing to learn from, or the objective lacks its teacher.
     """
