@@ -231,3 +231,9 @@ def test_a_replaced_image_makes_other_data(tmp_path):
     assert plan(config)[0].identity == before
     (tmp_path / "a.png").write_bytes(b"another")
     assert plan(config)[0].identity != before
+
+
+def test_a_row_that_is_no_json_is_told_by_the_reader_of_the_data(tmp_path, capsys):
+    (tmp_path / "records.jsonl").write_text('{"id": broken\n')
+    assert main(["run", "real", "--runs", str(tmp_path / "runs"), "--set", f"data.path={tmp_path}"]) == 2
+    assert "row 1, id ?: row = " in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """From files to records and back: phantoms, readers, box codecs, images, splits."""
 
-from clinkd.data.boxes_jsonl import Problem, Reading, read
+from clinkd.data.boxes_jsonl import Problem, Reading, image_paths, read
 from clinkd.data.codecs import Codec, Decoded, codec
 from clinkd.data.images import open_image
 from clinkd.data.modality import read_modality
@@ -18,6 +18,7 @@ __all__ = [
     "counts",
     "divide",
     "draw_share",
+    "image_paths",
     "open_image",
     "read",
     "read_modality",

@@ -9,6 +9,7 @@ names are the patient's. Other keys are passed over.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -107,6 +108,16 @@ def read(path: Path, seed: int = 0, max_questions: int = 12, max_boxes: int = MO
     if rows == 0:
         raise BadInput(f"{file}: the file has no rows; give one JSON object a line")
     return Reading(tuple(samples), tuple(problems), dict(beyond), crowded)
+
+
+def image_paths(file: Path) -> Iterator[str]:
+    """The image that each row names, relative to the file's folder. Rows that cannot be read are for `read` to tell."""
+    with file.open("rb") as lines:
+        for line in lines:
+            with contextlib.suppress(_Fault):
+                record = _parse(line)
+                if isinstance(record, dict) and isinstance(record.get("image"), str):
+                    yield record["image"]
 
 
 class _Fault(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 from clinkd.config import DataConfig, ModelConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.records import BadInput
-from clinkd.storage import JsonLines, sha256_file
+from clinkd.storage import sha256_file
 
 
 def plan(config: RunConfig) -> list[Stage]:
@@ -89,14 +89,20 @@ def _data_identity(config: DataConfig) -> dict[str, Any]:
 
 def _images_identity(file: Path) -> str:
     """A hash that changes when an image is replaced. What is wrong with a row is told when it is read, not here."""
+    from clinkd.data import image_paths
+
     told = hashlib.sha256()
-    for record in JsonLines(file).read():
-        name = record.get("image")
-        if isinstance(name, str):
-            with contextlib.suppress(OSError, ValueError):
-                found = (file.parent / name).stat()
-                told.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    for name in image_paths(file):
+        with contextlib.suppress(OSError, ValueError):
+            size, modified = _stamp(file.parent / name)
+            told.update(f"{name} {size} {modified}\n".encode())
     return told.hexdigest()
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change: what tells a replaced file without reading it."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _model_identity(config: ModelConfig) -> dict[str, Any]:
@@ -106,9 +112,7 @@ def _model_identity(config: ModelConfig) -> dict[str, Any]:
         raise BadInput(
             f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted"
         )
-    weights = {
-        p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(Path(config.base).glob("*.safetensors"))
-    }
+    weights = {p.name: _stamp(p) for p in sorted(Path(config.base).glob("*.safetensors"))}
     return {
         **config.identity(),
         "tiny": None,

@@ -91,7 +91,7 @@ def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
             model = _pretrained(here, model, data.bare_pairs(train), config.tiny.pretrain)
         model.save(work.folder / "model")
         shutil.rmtree(work.folder / SEEN, ignore_errors=True)
-        _drop_checkpoints(work.folder / "fit-pairs")
+        _drop_checkpoints(work.folder)
     else:
         model = load(config.base, here.open_image, config)
         write_json(
@@ -109,11 +109,11 @@ def _pretrained(
     if config.vision and pairs:
         if not seen.is_dir():
             sight = Sight(model, [s.names[0] for s in pairs]).to(here.device)
-            folder = _fit(here, sight, pairs, CrossEntropy(), config.vision, "see")
+            _fit(here, sight, pairs, CrossEntropy(), config.vision, "see")
             shutil.rmtree(draft, ignore_errors=True)
             model.save(draft)
             publish(draft, seen)
-            _drop_checkpoints(folder)
+            _drop_checkpoints(here.work.folder)
         model = load(seen, here.open_image).to(here.device)
     if config.pairs and pairs:
         _fit(here, model, pairs, CrossEntropy(), config.pairs, "pairs")
@@ -304,15 +304,15 @@ def _train(
     here: _Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
-    folder = _fit(here, model, samples, objective, config, title, teacher, lap)
+    _fit(here, model, samples, objective, config, title, teacher, lap)
     model.save(here.work.folder / "model")
-    _drop_checkpoints(folder)
+    _drop_checkpoints(here.work.folder)
 
 
 def _fit(
     here: _Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
-) -> Path:  # fmt: skip
+) -> None:  # fmt: skip
     folder = here.work.folder / f"fit-{title.split()[0]}"
     tutor = LiveTeacher(teacher) if teacher else None
     fitted = fit(
@@ -320,13 +320,12 @@ def _fit(
     )
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
     here.work.record(folder.name, done)
-    return folder
 
 
-def _drop_checkpoints(folder: Path) -> None:
+def _drop_checkpoints(stage: Path) -> None:
     """Called once what they led to is saved: a stop in between goes on from the last one."""
     for pattern in ("step-*", ".step-*", "damaged-*"):
-        for checkpoint in folder.glob(pattern):
+        for checkpoint in stage.glob(f"fit-*/{pattern}"):
             shutil.rmtree(checkpoint)
 
 
