@@ -1,24 +1,37 @@
 """Boxes in model text, one spelling a model family; coordinates of any other kind are reported, never guessed.
 
+    qwen2-vl      <|box_start|>(x1,y1),(x2,y2)<|box_end|>   thousandths 0..999
+    qwen-vl       <box>(x1,y1),(x2,y2)</box>                thousandths 0..999
+    qwen2.5-vl    <|box_start|>(x1,y1),(x2,y2)<|box_end|>   pixels of the resized image, so its size must be given
+    qwen3-vl      {"bbox_2d": [x1, y1, x2, y2]}             thousandths 0..1000
+    normalised    [x1,y1,x2,y2]                             fractions 0..1, three decimals
+    digits        <|box_start|>03050912                     two digits a coordinate, middles of bins
+    locations     <x_03><y_05><x_09><y_12>                  special tokens, middles of bins
+
 Between `BoxedText` (words with `[box]` marks, boxes in fractions) and what a model reads and writes. Every codec names
 the special tokens its tokenizer needs and the step of its grid. A coordinate comes back within half a step, with two
-exceptions: a box thinner than a step is widened to one, and the grid [0,1000) of the Qwen spellings ends a step early.
+exceptions: a box thinner than a step is widened to one, and the grid [0,1000) of qwen2-vl and qwen-vl ends a step
+early. Qwen2.5-VL and Qwen3-VL answer with JSON of their own accord, a list of objects with "bbox_2d" and "label",
+often between ``` fences: both codecs read it, as "label[box], label[box]".
 """
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
+from clinkd.data.grids import Size
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
 
-SPELLINGS = ("qwen2-vl", "qwen-vl", "digits", "locations")
+SPELLINGS = ("qwen2-vl", "qwen-vl", "qwen2.5-vl", "qwen3-vl", "normalised", "digits", "locations")
 Corners = tuple[int, int, int, int]  # x1, y1, x2, y2 on a codec's grid
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _POINT = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
-_QWEN = re.compile(r"\((\d{1,4}),\s*(\d{1,4})\),\s*\((\d{1,4}),\s*(\d{1,4})\)")
 # whatever looks like a box in any spelling: text of another codec, torn marks, bare coordinates, a mark without box
 _LOOKS_LIKE_A_BOX = (
     r"<\|box_start\|>[\d\s,().+-]*(?:<\|box_end\|>)?|<\|box_end\|>|<box>[\d\s,().+-]*(?:</box>)?|</box>"
@@ -26,6 +39,10 @@ _LOOKS_LIKE_A_BOX = (
     + "|"
     + re.escape(BOX_MARK)
 )
+_QWEN2 = ("<|box_start|>", "<|box_end|>")
+_QWEN = ("<box>", "</box>")
+_REFS = ("<|object_ref_start|>", "<|object_ref_end|>")
+_FOREIGN = {"<|box_start|>": "qwen2-vl", "<|box_end|>": "qwen2-vl", "<box>": "qwen-vl", "</box>": "qwen-vl"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,110 +53,385 @@ class Decoded:
     unread: tuple[str, ...] = ()
 
 
+class _Piece(NamedTuple):
+    """What a piece of a model's text becomes."""
+
+    text: str
+    boxes: tuple[Box, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Codec(ABC):
-    """One spelling of boxes. `bins` values an axis; value k stands for (k + `offset`) / bins."""
+    """One spelling of boxes. `bins` steps an axis; value k stands for (k + `offset`) / bins.
+
+    Where `needs_size` is true, the grid is the resized image itself: `bins` is 0, and `encode`, `decode` and `why`
+    raise BadInput unless they get its size in pixels. Other codecs pass the size over.
+    """
 
     name: str
     bins: int
     special_tokens: tuple[str, ...]
     offset: float
-    own: str  # regular expression of one well-formed box
+    own: str  # regular expression of one well-formed box; its groups are the coordinates
     passed_over: tuple[str, ...] = ()  # marks around names that are not part of the words
+    border: bool = False  # the value `bins`, the right and the lower border, is written, too
+    marks: tuple[tuple[str, str], ...] = ()  # around a box
+    needs_size: ClassVar[bool] = False
+    others: ClassVar[str] = ""  # regular expression of what else this codec looks at, before what looks like a box
+    frame: ClassVar[str] = ""  # what coordinates are declared to be
+    _own: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _any: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _fixed: Size = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_any", re.compile(f"(?P<own>{self.own})|{_LOOKS_LIKE_A_BOX}"))
+        object.__setattr__(self, "_own", re.compile(self.own))
+        object.__setattr__(self, "_any", re.compile(f"(?P<own>{self.own})|{self.others}{_LOOKS_LIKE_A_BOX}"))
+        object.__setattr__(self, "_fixed", Size(self.bins, self.bins))
 
     @property
     def step(self) -> float:
-        """Distance of neighbouring grid values, in fractions of the image."""
+        """Distance of neighbouring grid values, in fractions of the image, where the grid is the codec's own."""
+        assert not self.needs_size, f"the grid of {self.name} is the image: see steps()"
         return 1 / self.bins
 
-    def encode(self, text: BoxedText) -> str:
-        """The text with each mark replaced by its box.
+    def steps(self, size: Size | None = None) -> tuple[float, float]:
+        """Distance of neighbouring grid values along x and y, in fractions of the image."""
+        grid = self._grid(size)
+        return 1 / grid.width, 1 / grid.height
+
+    def encode(self, text: BoxedText, size: Size | None = None) -> str:
+        """The text with each mark replaced by its box; `size` is that of the resized image, in pixels.
 
         Raises BadInput where the words already hold something that would be read as a box.
         """
         words = text.text.split(BOX_MARK)
         for piece in words:
-            if stray := next((m for m in self._any.finditer(piece) if m["own"] or "<" in m.group()), None):
+            if stray := next((m for m in self._any.finditer(piece) if self._misleads(m)), None):
                 raise BadInput(
                     f"the words of {text.text!r} hold {stray.group()!r}, a box written out: "
                     f"write {BOX_MARK} in its place and give the box beside the text"
                 )
+        grid = self._grid(size)
         pieces = [words[0]]
         for box, after in zip(text.boxes, words[1:], strict=True):
-            pieces.append(self._join(self._spell(self.corners(box)), after))
+            pieces.append(self._join(self._spell(self._corners(box, grid)), after))
         return "".join(pieces)
 
-    def decode(self, raw: str) -> Decoded:
+    def decode(self, raw: str, size: Size | None = None) -> Decoded:
         """The boxes that are spelled as this codec spells them, and what else looks like one."""
+        grid = self._grid(size)
+        if self._plain(raw):
+            return Decoded(BoxedText(raw))
+        for mark in self.passed_over:
+            raw = raw.replace(mark, "")
+        # What most texts are, whole boxes between plain words, is read without looking for anything else.
+        stride = 1 + self._own.groups
+        parts = self._own.split(raw)
+        if self._plain("".join(parts[::stride])):
+            read = [self._read(parts[i : i + stride - 1], grid) for i in range(1, len(parts), stride)]
+            boxes = tuple(box for box in read if box is not None)
+            if len(boxes) == len(read):
+                return Decoded(BoxedText(BOX_MARK.join(parts[::stride]), boxes))
+        return self._decode_with_care(raw, grid)
+
+    def _decode_with_care(self, raw: str, grid: Size) -> Decoded:
         boxes: list[Box] = []
         unread: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
-            box = self._box(self._values(match.group())) if match["own"] else None
-            if box is None:
-                unread.append(match.group())
-                return " "  # a blank, lest what stood around it join to a new mark
-            boxes.append(box)
-            return BOX_MARK
+            piece = self._piece(match, grid)
+            boxes.extend(piece.boxes)
+            unread.extend(piece.unread)
+            return piece.text
 
-        for mark in self.passed_over:
-            raw = raw.replace(mark, "")
         text = self._any.sub(replace, raw)
         return Decoded(BoxedText(text, tuple(boxes)), tuple(unread))
 
-    def corners(self, box: Box) -> Corners:
+    def why(self, piece: str, size: Size | None = None) -> str:
+        """Why a piece that `decode` left unread is no box, and the way out, in one line."""
+        if piece.strip() == BOX_MARK:
+            return f"{BOX_MARK} is kept for the places of boxes; write it otherwise"
+        grid = self._grid(size)
+        example = self._spell(self._corners(Box(0.25, 0.25, 0.5, 0.5), grid))
+        return (
+            self._foreign(piece)
+            or self._torn(piece)
+            or self._misplaced(self._numbers(piece), piece, grid)
+            or f"not as {self.name} spells a box; write it like {example}"
+        )
+
+    def corners(self, box: Box, size: Size | None = None) -> Corners:
         """A box on the grid, widened where both its edges fall on one value."""
-        x1, x2 = self._edges(box.x1, box.x2)
-        y1, y2 = self._edges(box.y1, box.y2)
-        return x1, y1, x2, y2
+        return self._corners(box, self._grid(size))
 
-    def _edges(self, low: float, high: float) -> tuple[int, int]:
-        first, last = (self._value(v) for v in (low, high))
-        if first < last:
-            return first, last
-        middle = (low + high) / 2 * self.bins - self.offset  # the neighbour on the side where the box lies
-        first = first - 1 if middle < first else first
-        first = min(max(first, 0), self.bins - 2)
-        return first, first + 1
+    # ---- what codecs do differently ----
 
-    def _value(self, fraction: float) -> int:
-        return min(max(int(fraction * self.bins - self.offset + 0.5), 0), self.bins - 1)
-
-    def _box(self, corners: Corners) -> Box | None:
-        """None where the corners are outside the grid, swapped or without area."""
-        if any((c + self.offset) / self.bins > 1 for c in corners):
-            return None
-        x1, y1, x2, y2 = ((c + self.offset) / self.bins for c in corners)
-        return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
-
-    def _join(self, box: str, after: str) -> str:
-        return box + after
+    def _grid(self, size: Size | None) -> Size:
+        """Steps along x and y."""
+        return self._fixed
 
     @abstractmethod
     def _spell(self, corners: Corners) -> str:
         """Grid values as text."""
 
-    @abstractmethod
-    def _values(self, spelled: str) -> Corners:
-        """Grid values of a match of `own`."""
+    def _join(self, box: str, after: str) -> str:
+        return box + after
+
+    def _plain(self, words: str) -> bool:
+        """Nothing in it can be a box or a part of one."""
+        return "<" not in words and "[" not in words and "(" not in words
+
+    def _misleads(self, match: re.Match[str]) -> bool:
+        """Words that would be read as a box, or as a torn one."""
+        return bool(match["own"]) or "<" in match.group()
+
+    def _read(self, coordinates: Sequence[str], grid: Size) -> Box | None:
+        """The box of the groups of `own`. None where it is outside the grid, swapped or without area."""
+        x1, y1, x2, y2 = coordinates
+        left, right = (int(x1) + self.offset) / grid.width, (int(x2) + self.offset) / grid.width
+        top, bottom = (int(y1) + self.offset) / grid.height, (int(y2) + self.offset) / grid.height
+        return Box(left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
+
+    def _piece(self, match: re.Match[str], grid: Size) -> _Piece:
+        """A match of `_any`."""
+        box = self._read(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
+        if box is None:
+            return _Piece(" ", (), (match.group(),))  # a blank, lest what stood around it join to a new mark
+        return _Piece(BOX_MARK, (box,))
+
+    def _numbers(self, piece: str) -> list[str] | None:
+        """The coordinates of a piece as they are written, None where they cannot be told."""
+        found = self._own.fullmatch(piece)
+        return [g for g in found.groups() if g is not None] if found else None
+
+    def _unfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+        """Why four coordinates that are not negative cannot be in the declared frame."""
+        if max(map(int, values)) >= grid.width:
+            return f"beyond the grid of {self.bins}"
+        return None
+
+    # ---- the grid ----
+
+    def _corners(self, box: Box, grid: Size) -> Corners:
+        x1, x2 = self._edges(box.x1, box.x2, grid.width)
+        y1, y2 = self._edges(box.y1, box.y2, grid.height)
+        return x1, y1, x2, y2
+
+    def _edges(self, low: float, high: float, bins: int) -> tuple[int, int]:
+        first, last = (self._value(v, bins) for v in (low, high))
+        if first < last:
+            return first, last
+        middle = (low + high) / 2 * bins - self.offset  # the neighbour on the side where the box lies
+        first = first - 1 if middle < first else first
+        first = min(max(first, 0), bins - (1 if self.border else 2))
+        return first, first + 1
+
+    def _value(self, fraction: float, bins: int) -> int:
+        return min(max(int(fraction * bins - self.offset + 0.5), 0), bins if self.border else bins - 1)
+
+    # ---- why a piece was not read ----
+
+    def _foreign(self, piece: str) -> str | None:
+        known = {mark for pair in self.marks for mark in pair} | set(self.special_tokens)
+        for mark, family in _FOREIGN.items():
+            if mark in piece and mark not in known:
+                return f"a box of {family} where {self.name} is declared; give --boxes {family}"
+        return None
+
+    def _torn(self, piece: str) -> str | None:
+        for opening, closing in self.marks:
+            if opening in piece and closing not in piece:
+                return f"no closing mark; write {closing} behind it"
+            if closing in piece and opening not in piece:
+                return f"no opening mark; write {opening} before it"
+        if self.marks and not any(opening in piece for opening, _ in self.marks):
+            return f"without its marks; write {self.marks[0][0]} before it and {self.marks[0][1]} behind it"
+        return None
+
+    def _misplaced(self, numbers: list[str] | None, piece: str, grid: Size) -> str | None:
+        if numbers is None:
+            return None
+        if len(numbers) != 4:
+            return f"four numbers are wanted, {len(numbers)} found; write x1, y1, x2, y2"
+        x1, y1, x2, y2 = (float(n) for n in numbers)
+        if min(x1, y1, x2, y2) < 0:
+            return "negative, so outside the image; correct it"
+        if unfit := self._unfit(numbers, piece, grid):
+            return unfit
+        for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
+            if high <= low:
+                return f"{axis}2 <= {axis}1 ({high:g} <= {low:g}); the upper left corner comes first"
+        return None
 
 
-class _Thousandths(Codec):
-    """`(x1,y1),(x2,y2)` between two marks, values round(1000 * fraction) up to 999; 1000 is read as the border."""
+class _Points(Codec):
+    """`(x1,y1),(x2,y2)` between two marks, whole numbers."""
 
     def _spell(self, corners: Corners) -> str:
         x1, y1, x2, y2 = corners
-        return f"{self.special_tokens[0]}({x1},{y1}),({x2},{y2}){self.special_tokens[1]}"
+        return f"{self.marks[0][0]}({x1},{y1}),({x2},{y2}){self.marks[0][1]}"
 
-    def _values(self, spelled: str) -> Corners:
-        found = _QWEN.search(spelled)
-        assert found is not None
-        x1, y1, x2, y2 = (int(v) for v in found.groups())
-        return x1, y1, x2, y2
+    def _numbers(self, piece: str) -> list[str] | None:
+        return re.findall(_NUMBER, piece)
+
+    def _unfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+        written = [float(v) for v in values]
+        if any("." in v for v in values):
+            if max(written) <= 1:
+                return f"fractions 0..1 where {self.frame} are declared; give --boxes normalised"
+            return f"decimals where {self.frame} are declared; round them"
+        return self._beyond(max(written[0::2]), max(written[1::2]), grid)
+
+    def _beyond(self, x: float, y: float, grid: Size) -> str | None:
+        if max(x, y) > self.bins:
+            return f"beyond the grid of {self.bins}; pixels of the resized image are --boxes qwen2.5-vl"
+        return None
+
+
+class _Thousandths(_Points):
+    """Values round(1000 * fraction) up to 999; 1000 is read as the border."""
+
+    frame = "thousandths [0,1000)"
+
+
+_OBJECT = r'\{(?=[^{}]*bbox_2d)(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}'
+_LIST = rf"\[\s*{_OBJECT}(?:\s*,\s*{_OBJECT})*(?:\s*,?\s*\])?"
+_BBOX = r"""["']?bbox_2d\b["']?(?:\s*:\s*\[(?P<bare>[^\[\]{}"]*\]?))?"""
+
+
+class _Answering(_Points):
+    """Reads the JSON that Qwen2.5-VL and Qwen3-VL answer with, beside boxes between marks."""
+
+    others = rf"(?P<json>```(?:json)?\s*(?:{_LIST}|{_OBJECT})\s*```|{_LIST}|{_OBJECT})|(?P<bbox>{_BBOX})|"
+    _object: ClassVar[re.Pattern[str]] = re.compile(_OBJECT)
+    _bbox: ClassVar[re.Pattern[str]] = re.compile(_BBOX)
+
+    def _plain(self, words: str) -> bool:
+        return super()._plain(words) and "bbox_2d" not in words
+
+    def _misleads(self, match: re.Match[str]) -> bool:
+        return super()._misleads(match) or "bbox_2d" in match.group()
+
+    def _piece(self, match: re.Match[str], grid: Size) -> _Piece:
+        if match["json"]:
+            return self._listed(match.group(), grid)
+        if match["bbox"]:
+            return self._entry("{" + match.group() + "}", match.group(), grid)
+        return super()._piece(match, grid)
+
+    def _listed(self, text: str, grid: Size) -> _Piece:
+        """Objects with more than a box, their fence and brackets gone; bare boxes are replaced where they stand."""
+        read = [(found, self._entry(found.group(), found.group(), grid)) for found in self._object.finditer(text)]
+        pieces = [piece for _, piece in read]
+        boxes = tuple(box for piece in pieces for box in piece.boxes)
+        unread = tuple(cut for piece in pieces for cut in piece.unread)
+        if any(piece.boxes and piece.text != BOX_MARK for piece in pieces):
+            return _Piece(", ".join(piece.text for piece in pieces if piece.boxes), boxes, unread)
+        kept, at = [], 0
+        for found, piece in read:
+            kept += [text[at : found.start()], piece.text]
+            at = found.end()
+        return _Piece("".join([*kept, text[at:]]), boxes, unread)
+
+    def _entry(self, text: str, whole: str, grid: Size) -> _Piece:
+        """One object: what is said beside its box (the label), then the box."""
+        none = _Piece(" ", (), (whole,))
+        try:
+            pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError):
+            return none
+        corners = [value for key, value in pairs if key == "bbox_2d"]
+        said = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
+        if len(corners) != 1 or "[" in said or "]" in said or self._any.search(said):
+            return none
+        if not isinstance(corners[0], list) or len(corners[0]) != 4 or any(type(c) is not int for c in corners[0]):
+            return none
+        if min(corners[0]) < 0 or (box := self._read(corners[0], grid)) is None:
+            return none
+        return _Piece(said + BOX_MARK, (box,))
+
+    def _torn(self, piece: str) -> str | None:
+        if "bbox_2d" not in piece:
+            return super()._torn(piece)
+        if "]" not in piece:
+            return "cut off before its end; write it anew"
+        try:
+            pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
+        except ValueError as error:
+            return f"not JSON ({error}); write it anew"
+        if [key for key, _ in pairs].count("bbox_2d") > 1:
+            return "bbox_2d stands twice in one object; give each box an object"
+        said = "".join(str(value) for key, value in pairs if key != "bbox_2d")
+        if "[" in said or "]" in said or self._any.search(said):
+            return "brackets or a box beside its own; take them out"
+        return None
+
+    def _numbers(self, piece: str) -> list[str] | None:
+        found = self._bbox.search(piece)
+        return re.findall(_NUMBER, found["bare"] or "") if found else super()._numbers(piece)
+
+
+class _Pixels(_Answering):
+    """Pixels of the resized image (`grids.smart_resize`), the value of its width or height for the border."""
+
+    frame = "pixels of the resized image"
+    needs_size = True
+
+    def _grid(self, size: Size | None) -> Size:
+        if size is None:
+            raise BadInput(f"boxes of {self.name} are pixels of the resized image: its size must be known")
+        return size
+
+    def _beyond(self, x: float, y: float, grid: Size) -> str | None:
+        if x > grid.width or y > grid.height:
+            size = f"{grid.width}x{grid.height}"
+            way_out = "pixels of the original? Scale them; or give the min_pixels and max_pixels they were made with"
+            return f"beyond the resized image of {size}: {way_out}"
+        return None
+
+
+class _Relative(_Answering):
+    """Values round(1000 * fraction), the border included, as the JSON of one box."""
+
+    frame = "thousandths 0..1000"
+
+    def _spell(self, corners: Corners) -> str:
+        x1, y1, x2, y2 = corners
+        return f'{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
+
+
+_REAL = r"(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+
+
+class _Normalised(Codec):
+    """`[x1,y1,x2,y2]` in fractions, written with three decimals, read with any; between marks of Qwen, too."""
+
+    # a list with decimals of which there are not four, or that is cut off
+    others = r"\[(?=[\s\d,eE+-]*\.\d)(?=[\s\d.eE+-]*,)[\s\d.,eE+-]+(?:\]|\Z)|"
+
+    def _spell(self, corners: Corners) -> str:
+        x1, y1, x2, y2 = (f"{c / self.bins:.3f}" for c in corners)
+        return f"[{x1},{y1},{x2},{y2}]"
+
+    def _read(self, coordinates: Sequence[str], grid: Size) -> Box | None:
+        x1, y1, x2, y2 = (float(c) for c in coordinates if c is not None)
+        return Box(x1, y1, x2, y2) if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 else None
+
+    def _numbers(self, piece: str) -> list[str] | None:
+        return re.findall(_REAL, piece)
+
+    def _torn(self, piece: str) -> str | None:
+        if "<" in piece:
+            return super()._torn(piece)
+        return "cut off before its end; write it anew" if "[" in piece and "]" not in piece else None
+
+    def _unfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+        if max(map(float, values)) <= 1:
+            return None
+        family = next((f for mark, f in _FOREIGN.items() if mark in piece), None)
+        way_out = f"thousandths are --boxes {family}" if family else "divide thousandths by 1000, pixels by the size"
+        return f"beyond 1 where fractions 0..1 are declared; {way_out}"
 
 
 class _Digits(Codec):
@@ -147,11 +439,6 @@ class _Digits(Codec):
 
     def _spell(self, corners: Corners) -> str:
         return self.special_tokens[0] + "".join(f"{c:02d}" for c in corners)
-
-    def _values(self, spelled: str) -> Corners:
-        digits = spelled[-8:]
-        x1, y1, x2, y2 = (int(digits[i : i + 2]) for i in (0, 2, 4, 6))
-        return x1, y1, x2, y2
 
     def _join(self, box: str, after: str) -> str:
         return f"{box} {after}" if after[:1].isdigit() else box + after  # a ninth digit would spoil the box
@@ -164,13 +451,18 @@ class _Locations(Codec):
         width = _padding(self.bins)
         return "".join(f"<{axis}_{c:0{width}d}>" for axis, c in zip("xyxy", corners, strict=True))
 
-    def _values(self, spelled: str) -> Corners:
-        x1, y1, x2, y2 = (int(v) for v in re.findall(r"\d+", spelled))
-        return x1, y1, x2, y2
-
 
 def _padding(bins: int) -> int:
     return max(2, len(str(bins - 1)))
+
+
+def _between(marks: tuple[str, str], inside: str) -> str:
+    return rf"{re.escape(marks[0])}\s*{inside}\s*{re.escape(marks[1])}"
+
+
+def _points(digits: int) -> str:
+    one = rf"(\d{{1,{digits}}})"
+    return rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)"
 
 
 def codec(name: str, bins: int = 1000) -> Codec:
@@ -181,22 +473,27 @@ def codec(name: str, bins: int = 1000) -> Codec:
     name or an impossible number of bins.
     """
     if name == "qwen2-vl":
-        own = rf"<\|box_start\|>\s*{_QWEN.pattern}\s*<\|box_end\|>"
-        names = ("<|object_ref_start|>", "<|object_ref_end|>")
-        return _Thousandths(name, 1000, ("<|box_start|>", "<|box_end|>"), 0, own, names)
+        return _Thousandths(name, 1000, _QWEN2, 0, _between(_QWEN2, _points(4)), _REFS, marks=(_QWEN2,))
     if name == "qwen-vl":
-        own = rf"<box>\s*{_QWEN.pattern}\s*</box>"
-        return _Thousandths(name, 1000, ("<box>", "</box>"), 0, own, ("<ref>", "</ref>"))
+        return _Thousandths(name, 1000, _QWEN, 0, _between(_QWEN, _points(4)), ("<ref>", "</ref>"), marks=(_QWEN,))
+    if name == "qwen2.5-vl":
+        return _Pixels(name, 0, _QWEN2, 0, _between(_QWEN2, _points(5)), _REFS, True, (_QWEN2,))
+    if name == "qwen3-vl":
+        return _Relative(name, 1000, (), 0, _between(_QWEN2, _points(4)), _REFS, True, (_QWEN2,))
+    if name == "normalised":
+        listed = rf"\[\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*\]"
+        loose = rf"[\[(]\s*{_REAL}\s*,\s*{_REAL}\s*\)?\s*,\s*\(?\s*{_REAL}\s*,\s*{_REAL}\s*[\])]"
+        own = "|".join((_between(_QWEN2, loose), _between(_QWEN, loose), listed))
+        return _Normalised(name, 1000, (), 0, own, (*_REFS, "<ref>", "</ref>"), True, (_QWEN2, _QWEN))
     if name == "digits":
         if not 10 <= bins <= 100:
             raise BadInput(f"model.box_bins={bins}: two digits spell 10..100 bins")
-        return _Digits(name, bins, ("<|box_start|>",), 0.5, r"<\|box_start\|>\s*[0-9]{8}(?![0-9])")
+        return _Digits(name, bins, _QWEN2[:1], 0.5, r"<\|box_start\|>\s*" + r"([0-9]{2})" * 4 + r"(?![0-9])")
     if name == "locations":
         if not 2 <= bins <= 1000:
             raise BadInput(f"model.box_bins={bins}: 2..1000 location tokens an axis are possible")
         width = _padding(bins)
         tokens = tuple(f"<{axis}_{k:0{width}d}>" for axis in "xy" for k in range(bins))
-        one = r"<{}_[0-9]{{" + str(width) + "}}>"
-        own = r"\s*".join(one.format(axis) for axis in "xyxy")
-        return _Locations(name, bins, tokens, 0.5, own)
-    raise BadInput(f"model.boxes={name}: one of {', '.join(SPELLINGS)} is wanted")
+        one = r"<{}_([0-9]{{" + str(width) + "}})>"
+        return _Locations(name, bins, tokens, 0.5, r"\s*".join(one.format(axis) for axis in "xyxy"))
+    raise BadInput(f"boxes={name}: one of {', '.join(SPELLINGS)} is wanted")
