@@ -1,0 +1,373 @@
+"""Whose left: words against boxes, and the change between the patient's left and the picture's.
+
+Standard views of CT, MR, X-ray and PET show the patient from the front or from the feet, so that the patient's left is
+at the picture's right. No other modality has such a rule, and a sagittal or lateral view has none either.
+
+A side word has the frame that stands with it ("of the image", "the patient's left"), else the one the sample declares.
+Some names hold a side word that is no place and so depend on no frame (`_NAMES`): chambers and vessels of the heart,
+parts of the liver and of the colon, the aortic arch, projections, handedness.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from clinkd.agreement import denied, mentions, sides
+from clinkd.records import BadInput, Box, BoxedText, Fact, Modality, Sample, Side, Task, Turn
+
+MARGIN = 0.1  # of the width: how far from the middle a box must lie to be on a side
+MIRRORED = frozenset({Modality.CT, Modality.MR, Modality.XRAY, Modality.PET})  # patient's left at the picture's right
+EXACT_GRID = 1_000_000  # boxes are written with six decimals
+
+_GAP = r"[\s_-]+"
+_LR = r"(?:left|right)"
+_PICTURE = (
+    r"(?:images?|pictures?|photos?|photographs?|scans?|slices?|films?|radiographs?|x-?rays?|views?|frames?|screens?"
+    r"|figures?|panels?|sections?)"
+)
+_PERSON = r"(?:patients?|body|subject|person)"
+_PLACE = (
+    r"(?:side|hand|half|part|portion|third|edge|border|margin|corner|quadrant|region|area|aspect|upper|lower|top"
+    r"|bottom|middle|central|cent(?:er|re)|and|or|/|left|right)"
+)
+_THE = r"(?:the|this|that|our|your|each)\s+(?:[\w-]+\s+)?"
+_WORD = re.compile(rf"(?<![^\W_])({_LR})(most|wards?|hand|sided|side)?(?![^\W_])", re.I)
+_BEHIND_IMAGE = re.compile(rf"(?:{_GAP}{_PLACE})*\s+of\s+{_THE}{_PICTURE}\b", re.I)
+_BEHIND_PATIENT = re.compile(rf"(?:{_GAP}{_PLACE})*\s+of\s+{_THE}{_PERSON}\b", re.I)
+_BEHIND_UNCLEAR = re.compile(
+    rf"(?:{_GAP}{_PLACE})*\s+(?:in|on|within)\s+{_THE}{_PICTURE}\b|(?:\s+\w+){{1,3}}\s+of\s+{_THE}{_PERSON}\b", re.I
+)
+_BETWEEN = rf"(?:(?:own|upper|lower|anterior|posterior)\s+)?(?:{_LR}\s+(?:or|and|than|versus|vs\.?)\s+(?:the\s+)?)?$"
+_BEFORE_IMAGE = re.compile(rf"\b(?:image|picture|photo|viewer|observer|reader|screen)(?:['’]s\s+|-){_BETWEEN}", re.I)
+_BEFORE_PATIENT = re.compile(
+    rf"\b(?:(?:patient|subject|person|body)(?:['’]s\s+|s['’]?\s+|-)|(?:his|her|their|anatomic(?:al)?)\s+){_BETWEEN}",
+    re.I,
+)
+_SIDE_OF = (
+    ("image", re.compile(rf"\b(?:side|half)\s+of\s+{_THE}{_PICTURE}\b", re.I)),
+    ("patient", re.compile(rf"\b(?:side|half)\s+of\s+{_THE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I)),
+)
+
+# Names that depend on no frame: they stay where words change their frame, and forbid a flip.
+_NAMES = re.compile(
+    rf"\b(?:{_LR}(?:{_GAP}(?:and|or){_GAP}{_LR})?(?:{_GAP}sided)?{_GAP}(?:main{_GAP})?(?:"
+    r"heart|ventric\w*|atri(?:um|a|al)\b|auric\w*|bundle|coronary|circumflex|anterior descending"
+    r"|hepatic|liver|portal|lobes? of (?:the )?liver|colon|colic|hemicolectomy|gastr\w+|aort\w+"
+    rf"|(?:anterior|posterior){_GAP}oblique|(?:lateral{_GAP})?decubitus"
+    rf"|lateral{_GAP}(?:views?|projections?|films?|radiographs?|position)|handed\w*|to{_GAP}{_LR}{_GAP}shunt\w*)"
+    r"|(?:levo|laevo|dextro)\w+|(?:levo|laevo|dextro)-\w+|situs)\b",
+    re.I,
+)
+_HEART = re.compile(r"\b(?:[LR]V|[LR]A|[LR]VH|LVEF|LAD|LCX|[LR]CA|[LR]AO|[LR]PO|[LR]BBB)\b")
+# Left and right that are no sides.
+_IDIOMS = re.compile(
+    r"\bright\s+(?:away|now|next\s+to|beside)\b|\ball\s+right\b|\bright\s+or\s+wrong\b|\bright-angled\b"
+    r"|\bright\s+(?:answer|choice|option|diagnosis)\b|\bat\s+(?:a\s+)?right\s+angles?\b|\bright\s+angles?\s+(?:to|with)\b"
+    r"|\bleft\s+(?:behind|over|untreated|in\s+place|in\s+situ|alone|out|intact|unchanged|open)\b",
+    re.I,
+)
+# What has a side that cannot be turned by turning a word, and why.
+_UNSAFE = (
+    (
+        re.compile(
+            r"(?<![\d/.])(?<!\d )\b[LR]\b(?!\s+wave|[\s-]*spine|/O)|\b(?:L[Tt]|R[Tt]|O[DS])\b|\b[lr]t\."
+            r"|\b[LR](?:UL|LL|ML|UQ|LQ|IF|UZ|LZ|MZ|UE|LE)\b"
+        ),
+        "an abbreviation; write left or right in full",
+    ),
+    (re.compile(r"\b(?:dext(?:er|ra|rum|ri)|sinist(?:er|ra|rum|ri))\b", re.I), "Latin; write left or right"),
+    (re.compile("[左右]"), "not English; translate it"),
+    (
+        re.compile(r"(?<!\bthe )\bright\s+(?:above|below|under|behind|after|before|at|in|here|there)\b", re.I),
+        "a side, or just there? Write it otherwise",
+    ),
+)
+_CLOCK = re.compile(r"\bo['’]?clock\b|\b(?:anti|counter-?)?clockwise\b", re.I)
+_OTHER_VIEW = re.compile(
+    rf"\bsagittal\b|\blateral{_GAP}(?:{_PICTURE}|projections?|chest|cxr|spine)\b|\bposterior{_GAP}view\b", re.I
+)
+# Pictures of one limb, one breast or one eye are of one side as a whole: their halves tell nothing.
+_ONE_SIDED = re.compile(
+    r"\b(?:knees?|hands?|foot|feet|wrists?|ankles?|legs?|arms?|elbows?|femurs?|femoral|tibia\w*|fibula\w*|hips?"
+    r"|shoulders?|humer\w+|fingers?|toes?|thighs?|calf|forearms?|radius|ulna|patell\w+|breasts?|mamm\w+|eyes?|retina\w*"
+    r"|fundus|macula\w*|optic|ears?|cochlea\w*|tooth|teeth|molars?|dental|(?:upper|lower)\s+(?:limb|extremity))\b",
+    re.I,
+)
+# Words by which a text speaks of two places, so that a side may not be that of the box.
+_RELATING = re.compile(
+    rf"\b{_LR}\s+(?:side\s+)?(?:of|to|from)\b|\b(?:adjacent|near|next|beside|between|from|towards?|into|across|relative"
+    r"|relation|compared|than|opposite|contralateral|medial|lateral|crosse?s?|crossing|midline|shift\w*|displac\w*"
+    r"|deviat\w*|rotat\w*|extend\w*|extension|abut\w*|mirror\w*)\b",
+    re.I,
+)
+_PIECES = re.compile(r"[.;,:!?\n]|\b(?:and|but|with|which|while|whereas|without|that)\b", re.I)
+
+Half = Literal["left", "right"]
+Frame = Literal["image", "patient", "unclear"]
+
+
+class _Word(NamedTuple):
+    """A side word of a text, and the frame that stands with it; None is that of the sample."""
+
+    start: int
+    end: int
+    side: Half
+    frame: Frame | None
+
+
+def _holds_side(text: str) -> bool:
+    lower = text.lower()
+    return "left" in lower or "right" in lower
+
+
+@lru_cache(maxsize=65536)
+def _words(text: str) -> tuple[_Word, ...]:
+    """The side words of a text, without those in names and idioms."""
+    if not _holds_side(text):
+        return ()
+    found = list(_WORD.finditer(text))
+    apart = [m.span() for pattern in (_NAMES, _IDIOMS) for m in pattern.finditer(text)]
+    return tuple(
+        _Word(m.start(), m.end(), "left" if m[1].lower() == "left" else "right", _frame(text, m.start(), m.end()))
+        for m in found
+        if not any(start <= m.start() < end for start, end in apart)
+    )
+
+
+def _frame(text: str, start: int, end: int) -> Frame | None:
+    before = text[max(0, start - 80) : start]
+    if _BEHIND_IMAGE.match(text, end) or _BEFORE_IMAGE.search(before):
+        return "image"
+    if _BEHIND_PATIENT.match(text, end) or _BEFORE_PATIENT.search(before):
+        return "patient"
+    return "unclear" if _BEHIND_UNCLEAR.match(text, end) else None
+
+
+def _asked_frame(question: str) -> str | None:
+    """The frame that a question asks in, where it says so: its answer is in that frame, too."""
+    said = next((w.frame for w in _words(question) if w.frame), None)
+    return said or next((frame for frame, pattern in _SIDE_OF if pattern.search(question)), None)
+
+
+def _texts(sample: Sample) -> Iterator[str]:
+    for turn in sample.turns:
+        yield turn.question.text
+        yield turn.answer.text
+    yield from sample.names
+    for fact in sample.facts:
+        yield fact.name
+        yield fact.side or ""
+
+
+def has_side_words(sample: Sample) -> bool:
+    """Left or right stand in its texts, in full or abbreviated; "bilateral" and names without a frame do not count."""
+    return any(_words(text) or _UNSAFE[0][0].search(text) or _UNSAFE[2][0].search(text) for text in _texts(sample))
+
+
+# ---- contradiction --------------------------------------------------------------------------------------------------
+
+
+def contradiction(sample: Sample) -> str | None:
+    """Why the boxes of a sample lie on the other side than its words say, in one line; None where they do not.
+
+    Only what is beyond doubt is told: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
+    mean one side only and no relation between places; the patient's left is judged in `MIRRORED` modalities alone.
+    """
+    texts = list(_texts(sample))
+    if not any(map(_holds_side, texts)) or any(_OTHER_VIEW.search(text) for text in texts):
+        return None
+    for number, turn in enumerate(sample.turns, start=1):
+        names = sample.names if number == len(sample.turns) else ()
+        for text, boxes in _tied(turn, names):
+            if found := _against(text, boxes, sample):
+                return found
+    return None
+
+
+def _tied(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[Box, ...]]]:
+    """Texts with the boxes they name."""
+    question, answer = turn.question, turn.answer
+    asked = _asked_frame(question.text)
+    if asked and any(w.frame is None for w in _words(answer.text)):
+        return
+    if turn.task is Task.VG and answer.boxes:
+        yield answer.words if _words(answer.words) else "; ".join(names), answer.boxes
+    elif turn.task is Task.ROC and question.boxes:
+        yield answer.words, question.boxes
+    elif turn.task is Task.RC and len(question.boxes) == 1:
+        pieces = [piece.strip() for piece in _PIECES.split(answer.words)]
+        stated = [piece for piece in pieces if _words(piece)]
+        if len(stated) == 1 and any(mentions(stated[0], _WORD.sub(" ", name)) for name in names):
+            yield stated[0], question.boxes
+
+
+def _against(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
+    affirmed = sides(text)
+    words = [w for w in _words(text) if w.side in affirmed]
+    frames = {w.frame or sample.side for w in words}
+    doubts = (_ONE_SIDED, _NAMES, _IDIOMS, *(pattern for pattern, _ in _UNSAFE))
+    if not words or "unclear" in frames or any(doubt.search(text) for doubt in doubts):
+        return None
+    if _RELATING.search(_without_frames(text)) or (len({w.frame for w in _words(text)}) > 1 and denied(text)):
+        return None
+    if "patient" in frames and sample.modality not in MIRRORED:
+        return None
+    if len(affirmed) > 1 and all(w.frame is None for w in words):
+        return None
+    halves = {_half(w.side, w.frame or sample.side) for w in words}
+    if len(halves) != 1:
+        return None
+    half = halves.pop()
+    wrong = [0.5 - b.centre[0] if half == "right" else b.centre[0] - 0.5 for b in boxes]
+    if min(wrong) <= MARGIN:
+        return None
+    word, box = _shown(text, words[0]), boxes[0]
+    other = "left" if half == "right" else "right"
+    declared = all(w.frame is None for w in words)
+    frame = f"side={sample.side}" if declared else "the frame it names"
+    another = f"give --side {'image' if sample.side == 'patient' else 'patient'}, or " if declared else ""
+    return (
+        f"{word!r} in {_short(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {other} half, "
+        f"where {frame} means the {half} one; {another}correct the word or the box"
+    )
+
+
+def _without_frames(text: str) -> str:
+    """The text without "of the image" and the like, which relate to no other place."""
+    return re.sub(rf"\bof\s+{_THE}(?:{_PICTURE}|{_PERSON})\b", "", text, flags=re.I)
+
+
+def _half(side: Half, frame: str) -> Half:
+    """The half of a standard view."""
+    if frame == "image":
+        return side
+    return "right" if side == "left" else "left"
+
+
+def _shown(text: str, word: _Word) -> str:
+    return text[word.start : word.end]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- another frame, another picture ---------------------------------------------------------------------------------
+
+
+def converted(sample: Sample, to: Side) -> Sample:
+    """The same sample with the words of the other frame: the patient's "left lung" is the "right lung" of the picture.
+
+    Words that say their frame themselves stay, and so do names without a frame. For standard views, which a picture
+    does not tell: a sagittal slice must be kept out by the caller. Raises BadInput where a change would be a guess: a
+    modality without a rule, an abbreviation, words that may be a side or not, a bare answer to a question that names a
+    frame.
+    """
+    if sample.side == to:
+        return sample
+    _refuse(sample, _UNSAFE)
+    words = [(text, w) for text in _texts(sample) for w in _words(text) if w.frame in (None, "unclear")]
+    if not words:
+        return replace(sample, side=to)
+    if sample.modality not in MIRRORED:
+        why = f"{sample.modality.value} has no rule for where the patient's left is; write the text anew for side={to}"
+        raise _refusal(sample, _shown(*words[0]), words[0][0], why)
+    for text, word in words:
+        if word.frame == "unclear":
+            raise _refusal(sample, _shown(text, word), text, 'whose left? Write "of the image" or "the patient\'s"')
+    _refuse(sample, ((_OTHER_VIEW, "a view without left and right; leave the sample out"),))
+    for turn in sample.turns:
+        answer = turn.answer.text
+        bare = next((w for w in _words(answer) if w.frame is None), None)
+        if bare and _asked_frame(turn.question.text):
+            why = "the question names a frame, the answer does not; write it into the answer"
+            raise _refusal(sample, _shown(answer, bare), answer, why)
+    return _mapped(sample, lambda text: _swapped(text, sample, lambda w: w.frame is None), lambda box: box, to)
+
+
+def flipped(sample: Sample) -> Sample:
+    """The sample of the picture mirrored left to right: boxes mirrored, side words of every frame swapped.
+
+    The order of boxes and the id stay. A box on the pixel grid of its image, or with six decimals, comes back exactly
+    when flipped twice. Raises BadInput where words cannot be mirrored: abbreviations, names of chambers of the heart
+    and the like, places on a clock.
+    """
+    name = "a name that a mirrored picture would belie; leave the sample out"
+    clock = "a place on a clock; leave the sample out"
+    _refuse(sample, (*_UNSAFE, (_NAMES, name), (_HEART, name), (_CLOCK, clock)))
+    width = sample.images[-1].width if sample.images else None
+    return _mapped(
+        sample, lambda text: _swapped(text, sample, lambda w: True), lambda box: _mirrored(box, width), sample.side
+    )
+
+
+def _mapped(sample: Sample, text: Callable[[str], str], box: Callable[[Box], Box], side: Side) -> Sample:
+    def boxed(value: BoxedText) -> BoxedText:
+        return BoxedText(text(value.text), tuple(box(b) for b in value.boxes))
+
+    def stated(fact: Fact) -> Fact:
+        return replace(fact, name=text(fact.name), side=text(fact.side) if fact.side else fact.side)
+
+    return replace(
+        sample,
+        turns=tuple(replace(t, question=boxed(t.question), answer=boxed(t.answer)) for t in sample.turns),
+        names=tuple(text(name) for name in sample.names),
+        facts=tuple(stated(fact) for fact in sample.facts),
+        side=side,
+    )
+
+
+def _mirrored(box: Box, width: int | None) -> Box:
+    return Box(_across(box.x2, width), box.y1, _across(box.x1, width), box.y2)
+
+
+def _across(x: float, width: int | None) -> float:
+    """1 - x, on the grid that x is on, so that no bit is lost."""
+    for grid in (width, EXACT_GRID):
+        if grid and round(x * grid) / grid == x:
+            return (grid - round(x * grid)) / grid
+    return 1 - x
+
+
+def _swapped(text: str, sample: Sample, chosen: Callable[[_Word], bool]) -> str:
+    """The chosen side words exchanged, their case kept."""
+    made = _exchange(text, sample, chosen)
+    if made != text and _exchange(made, sample, chosen) != text:
+        raise _refusal(sample, made, text, "swapped, the words mean something else; write them otherwise")
+    return made
+
+
+def _exchange(text: str, sample: Sample, chosen: Callable[[_Word], bool]) -> str:
+    pieces, at = [], 0
+    for word in _words(text):
+        if chosen(word):
+            pieces += [text[at : word.start], _other(_shown(text, word), text, sample)]
+            at = word.end
+    return "".join([*pieces, text[at:]])
+
+
+def _other(word: str, text: str, sample: Sample) -> str:
+    stem = 4 if word[0] in "lL" else 5
+    head, tail = word[:stem], word[stem:]
+    new = "right" if stem == 4 else "left"
+    for case in (str.lower, str.title, str.upper):
+        if head == case(head):
+            return case(new) + tail
+    raise _refusal(sample, word, text, "capitals within the word; write it in one case")
+
+
+def _refuse(sample: Sample, patterns: Iterable[tuple[re.Pattern[str], str]]) -> None:
+    for text in _texts(sample):
+        apart = [m.span() for m in _HEART.finditer(text)]
+        for pattern, why in patterns:
+            for found in pattern.finditer(text):
+                if pattern is _HEART or not any(start <= found.start() < end for start, end in apart):
+                    raise _refusal(sample, found.group(), text, why)
+
+
+def _refusal(sample: Sample, word: str, text: str, why: str) -> BadInput:
+    return BadInput(f"sample {sample.id}: {word!r} in {_short(text)!r}: {why}")

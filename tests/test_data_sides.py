@@ -1,0 +1,352 @@
+"""Whose left: contradictions of words and boxes, conversion between frames, flips."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clinkd.data import demand
+from clinkd.data.sides import contradiction, converted, flipped, has_side_words
+from clinkd.data.source import Source
+from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn
+
+LEFT, RIGHT, MIDDLE = Box(0.05, 0.1, 0.45, 0.9), Box(0.55, 0.1, 0.95, 0.9), Box(0.3, 0.1, 0.8, 0.9)  # of the picture
+
+
+SIDES: tuple[Side, ...] = ("patient", "image")
+
+
+def sample(
+    task: Task,
+    question: str,
+    answer: str,
+    *boxes: Box,
+    side: Side = "patient",
+    modality: Modality = Modality.XRAY,
+    names: tuple[str, ...] = (),
+    facts: tuple[Fact, ...] = (),
+) -> Sample:
+    asked, said = (boxes, ()) if "[box]" in question else ((), boxes)
+    turn = Turn(task, BoxedText(question, asked), BoxedText(answer, said))
+    return Sample("a1", (ImageRef("a.png", 512, 512),), modality, (turn,), "g", "", names, facts, side)
+
+
+def vg(answer: str, *boxes: Box, side: Side = "patient", modality: Modality = Modality.XRAY) -> Sample:
+    return sample(Task.VG, "Where is it?", answer + "[box]" * len(boxes), *boxes, side=side, modality=modality)
+
+
+def roc(answer: str, box: Box, *, side: Side = "patient", modality: Modality = Modality.XRAY) -> Sample:
+    return sample(Task.ROC, "What is [box]?", answer, box, side=side, modality=modality)
+
+
+def qa(question: str, answer: str, side: Side = "patient", modality: Modality = Modality.CT) -> Sample:
+    return sample(Task.QA, question, answer, side=side, modality=modality)
+
+
+# ---- contradiction --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer", ["left lung", "Left lung.", "the LEFT hemidiaphragm", "It is the left-sided effusion"]
+)
+@pytest.mark.parametrize("modality", [Modality.CT, Modality.MR, Modality.XRAY, Modality.PET])
+def test_a_word_on_the_wrong_half_is_told(answer: str, modality: Modality) -> None:
+    frames: tuple[tuple[Side, Side, Box, Box], ...] = (
+        ("patient", "image", RIGHT, LEFT),
+        ("image", "patient", LEFT, RIGHT),
+    )
+    for side, other, good, bad in frames:
+        for make in (roc, vg):
+            assert contradiction(make(answer, good, side=side, modality=modality)) is None
+            assert contradiction(make(answer, MIDDLE, side=side, modality=modality)) is None
+            found = contradiction(make(answer, bad, side=side, modality=modality))
+            assert found and "\n" not in found
+            assert re.search(rf"'left' in .*{bad.x1:.2f} to {bad.x2:.2f}.*side={side}.*--side {other}", found, re.I)
+
+
+def test_all_boxes_must_contradict_and_lie_beyond_the_margin() -> None:
+    assert contradiction(vg("left kidneys", LEFT, LEFT)) and contradiction(vg("left kidneys", LEFT, RIGHT)) is None
+    assert contradiction(roc("left lung", Box(0.3, 0, 0.49, 1))) is not None  # centre 0.395
+    assert contradiction(roc("left lung", Box(0.3, 0, 0.51, 1))) is None  # centre 0.405
+
+
+def test_names_tell_where_the_answer_is_silent() -> None:
+    bare = sample(Task.VG, "Where is it?", "[box]", LEFT, names=("left lung",))
+    assert contradiction(bare) and contradiction(replace(bare, names=("left lung", "right lung"))) is None
+    assert contradiction(replace(bare, names=())) is None
+
+
+def test_a_stated_frame_outweighs_the_declared_one() -> None:
+    for side in SIDES:
+        for text, good in (
+            ("nodule on the left of the image", LEFT),
+            ("nodule on the left side of this picture", LEFT),
+            ("nodule in the image's left half", LEFT),
+            ("nodule in the patient's left lung", RIGHT),
+            ("nodule on the left side of the body", RIGHT),
+        ):
+            bad = RIGHT if good is LEFT else LEFT
+            assert contradiction(roc(text, good, side=side)) is None
+            found = contradiction(roc(text, bad, side=side))
+            assert found and "--side" not in found and "correct the word or the box" in found
+    assert contradiction(roc("the left lung, on the right of the image", RIGHT)) is None
+    assert contradiction(roc("the left lung, on the right of the image", LEFT)) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lung", "bilateral opacities", "both lungs", "the left and the right lung", "not the left lung",
+        "left ventricle", "left atrium", "left lobe of the liver", "right-sided aortic arch", "left lateral decubitus",
+        "the tumour left of the heart", "mass adjacent to the left kidney", "mediastinal shift to the left",
+        "left knee", "left breast", "optic disc of the left eye", "fluid left in situ", "L lung", "left lung, OD",
+        "on the left in the image", "the lesion left to the midline", "left sagittal view", "left lung on lateral film",
+    ],
+)  # fmt: skip
+def test_doubt_is_no_contradiction(text: str) -> None:
+    for box in (LEFT, RIGHT):
+        assert contradiction(roc(text, box)) is None and contradiction(vg(text, box)) is None
+
+
+@pytest.mark.parametrize(
+    "modality", [Modality.ENDOSCOPY, Modality.ULTRASOUND, Modality.DERMOSCOPY, Modality.MICROSCOPY, Modality.OTHER]
+)
+def test_modalities_without_a_rule_are_judged_by_the_picture_only(modality: Modality) -> None:
+    assert contradiction(roc("left polyp", LEFT, modality=modality)) is None
+    assert contradiction(roc("left polyp", RIGHT, modality=modality)) is None
+    assert contradiction(roc("left polyp", LEFT, side="image", modality=modality)) is None
+    assert contradiction(roc("left polyp", RIGHT, side="image", modality=modality)) is not None
+
+
+@pytest.mark.parametrize(
+    ("answer", "names", "told"),
+    [
+        ("This is the left lung, in the upper third of the picture.", ("left lung",), True),
+        ("A mass is seen in the left lung.", ("lung",), True),
+        ("A mass is seen in the left lung.", (), False),  # of what is the box?
+        ("A mass with fluid in the left pleura.", ("mass",), False),  # the fluid's side
+        ("The left lung. It reaches the right diaphragm.", ("left lung",), False),
+    ],
+)
+def test_sentences_are_judged_where_the_side_is_that_of_the_named_structure(
+    answer: str, names: tuple[str, ...], told: bool
+) -> None:
+    found = contradiction(sample(Task.RC, "Describe [box].", answer, LEFT, names=names))
+    assert bool(found) is told
+    assert contradiction(sample(Task.RC, "Describe [box].", answer, RIGHT, names=names)) is None
+
+
+def test_an_answer_is_in_the_frame_of_its_question() -> None:
+    asked = sample(Task.ROC, "On which side of the image is [box]?", "left", LEFT)
+    assert contradiction(asked) is None
+
+
+def test_every_turn_is_looked_at() -> None:
+    bad, good = roc("left lung", LEFT), roc("left lung", RIGHT)
+    assert contradiction(replace(bad, turns=(*bad.turns, *good.turns)))
+
+
+def test_real_boxes_raise_no_false_alarm(shared: Path) -> None:
+    samples = demand(Source(shared / "data" / "dev", form="boxes"), Counter())
+    assert [s.id for s in samples if contradiction(s)] == []
+    sided = [s for s in samples if s.names and re.search("left|right", s.names[0])]
+    caught = [s for s in sided if contradiction(replace(s, side="image"))]  # declared wrongly, on purpose
+    assert len(sided) > 300 and len(caught) / len(sided) > 0.98
+    for s in samples:
+        try:
+            other = converted(s, "image")
+        except BadInput as error:
+            assert re.search(r"abbreviation|the question names a frame|a view without", str(error))
+        else:
+            assert converted(other, "patient") == s
+            assert contradiction(other) is None
+
+
+# ---- conversion -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("left lung", "right lung"),
+        ("Left lung, RIGHT kidney, right-sided mass", "Right lung, LEFT kidney, left-sided mass"),
+        ("leftmost, rightward, left_lung, lower-left", "rightmost, leftward, right_lung, lower-right"),
+        ("bilateral; both lungs; contralateral", "bilateral; both lungs; contralateral"),
+        ("left lateral ventricle", "right lateral ventricle"),
+        ("left ventricle and left lung", "left ventricle and right lung"),
+        ("left and right atria, left main bronchus", "left and right atria, right main bronchus"),
+        ("right lobe of the liver, right hepatic vein", "right lobe of the liver, right hepatic vein"),
+        ("right coronary artery, left anterior descending", "right coronary artery, left anterior descending"),
+        ("left-handed, dextrocardia, levoscoliosis, situs inversus, LV", None),
+        ("right sided aortic arch, left lateral decubitus, left anterior oblique", None),
+        ("left-to-right shunt", None),
+        ("a mass at a right angle to it, left in situ", None),
+        ("left lung, on the right of the image", "right lung, on the right of the image"),
+        ("left lung, on the image's right side", "right lung, on the image's right side"),
+        ("the patient's left lung", None),
+        ("the left side of the body", None),
+        ("copyright, brightness, cleft", None),
+        ("L4 vertebra, 1.5 L of fluid, L-spine, 5 mg/L", None),
+    ],
+)
+def test_words_change_their_frame_and_names_do_not(text: str, other: str | None) -> None:
+    for question, answer in (("What is it?", "{}"), ("Is it {}?", "Yes")):
+        before = qa(question.format(text), answer.format(text))
+        after = converted(before, "image")
+        assert after.side == "image" and after.answer.text == answer.format(other or text)
+        assert after.question.text == question.format(other or text)
+        assert converted(after, "patient") == before
+        assert converted(before, "patient") is before
+
+
+def test_names_facts_and_every_turn_are_converted_and_boxes_are_not() -> None:
+    facts = (Fact("left lung", "large", "left", "dark", 2), Fact("liver"))
+    before = replace(vg("left lung", RIGHT), names=("left lung",), facts=facts)
+    before = replace(before, turns=(*qa("Is the left lung clear?", "No").turns, *before.turns))
+    after = converted(before, "image")
+    assert after.names == ("right lung",) and after.answer == BoxedText("right lung[box]", (RIGHT,))
+    assert after.facts == (Fact("right lung", "large", "right", "dark", 2), Fact("liver"))
+    assert after.turns[0].question.text == "Is the right lung clear?"
+    assert contradiction(before) is None and contradiction(after) is None
+    assert converted(after, "patient") == before
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "modality", "why"),
+    [
+        ("Where?", "left polyp", Modality.ENDOSCOPY, "'left' in 'left polyp': endoscopy has no rule"),
+        ("Where?", "left edge", Modality.DERMOSCOPY, "dermoscopy has no rule"),
+        ("Where?", "left kidney", Modality.ULTRASOUND, "ultrasound has no rule"),
+        ("Where?", "left eye", Modality.FUNDUS, "fundus has no rule"),
+        ("Where?", "left cell", Modality.MICROSCOPY, "microscopy has no rule"),
+        ("Where?", "left thing", Modality.OTHER, "other has no rule"),
+        ("Is the R kidney normal?", "No", Modality.CT, "'R' in .*an abbreviation; write left or right in full"),
+        ("Where?", "RUL", Modality.XRAY, "'RUL' in .*an abbreviation"),
+        ("Where?", "lt. lung", Modality.XRAY, "an abbreviation"),
+        ("Which eye?", "OS", Modality.MR, "an abbreviation"),
+        ("Where?", "lobus dexter", Modality.CT, "Latin"),
+        ("Where?", "左肺", Modality.CT, "not English"),
+        ("Where?", "right below the diaphragm", Modality.CT, "'right below' in .*a side, or just there"),
+        ("Where?", "on the left in the image", Modality.CT, "whose left"),
+        ("Where?", "left lung of the patient", Modality.CT, "whose left"),
+        ("Which side of the image is it on?", "Left side", Modality.XRAY, "the question names a frame"),
+        ("What is on the patient's left side?", "a left mass", Modality.XRAY, "the question names a frame"),
+        ("Is this sagittal?", "left frontal lobe", Modality.MR, "'sagittal' in .*a view without left and right"),
+        ("Where?", "lEFT lung", Modality.CT, "capitals within the word"),
+    ],
+)
+def test_a_conversion_that_would_be_a_guess_is_refused(
+    question: str, answer: str, modality: Modality, why: str
+) -> None:
+    with pytest.raises(BadInput, match=why) as raised:
+        converted(qa(question, answer, modality=modality), "image")
+    assert str(raised.value).startswith("sample a1: ") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("modality", list(Modality))
+def test_without_side_words_only_the_declaration_changes(modality: Modality) -> None:
+    before = qa("Is there a polyp?", "yes, bilateral", modality=modality)
+    assert converted(before, "image") == replace(before, side="image") and not has_side_words(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("left lung", True), ("Right", True), ("on the left of the image", True), ("R kidney", True), ("RUL", True),
+        ("左肺", True), ("bilateral", False), ("left ventricle", False), ("all right", False), ("L4", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_side_words_are_found(text: str, held: bool) -> None:
+    assert has_side_words(qa("What?", f"x {text}")) is held
+    assert has_side_words(replace(qa("What?", "x"), names=(text,), facts=(Fact(text),))) is held
+
+
+# ---- flips ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flip_mirrors_boxes_and_swaps_words_of_every_frame() -> None:
+    before = replace(vg("The patient's left lung, on the right of the image", RIGHT), names=("left lung",))
+    after = flipped(before)
+    assert after.answer == BoxedText("The patient's right lung, on the left of the image[box]", (LEFT,))
+    assert after.names == ("right lung",) and after.id == before.id and after.side == before.side
+    assert contradiction(before) is None and contradiction(after) is None
+    assert flipped(roc("left polyp", LEFT, side="image", modality=Modality.ENDOSCOPY)).answer.text == "right polyp"
+
+
+def test_flipped_twice_is_the_same_and_boxes_are_mirrored_exactly() -> None:
+    dice = random.Random(1)
+    texts = ("left lung", "Bilateral.", "RIGHT-sided mass", "the image's left", "no side", "leftmost of the image")
+    for _ in range(2000):
+        width = dice.choice((512, 511, 1000, 37, 2431, None))
+        grid = width or 10 ** dice.randint(1, 6)
+        x1, x2 = sorted(dice.sample(range(grid + 1), 2))
+        before = vg(dice.choice(texts), Box(x1 / grid, 0.1, x2 / grid, 0.7))
+        before = replace(before, images=(ImageRef("a.png", width, width),))
+        after = flipped(before)
+        assert after.answer.boxes == (Box((grid - x2) / grid, 0.1, (grid - x1) / grid, 0.7),)
+        assert flipped(after) == before
+
+
+def test_any_box_is_mirrored_within_the_last_bit() -> None:
+    dice = random.Random(2)
+    for _ in range(2000):
+        x1, x2 = sorted((dice.random(), dice.random()))
+        after = flipped(vg("lung", Box(x1, 0, x2, 1)))
+        assert after.answer.boxes[0].x1 == pytest.approx(1 - x2, abs=1e-15)
+        again = flipped(after).answer.boxes[0]
+        assert again.x1 == pytest.approx(x1, abs=1e-15) and again.x2 == pytest.approx(x2, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("left ventricle", "'left ventricle' in .*a mirrored picture would belie"), ("dextrocardia", "belie"),
+        ("situs solitus", "belie"), ("LV", "belie"), ("right lobe of the liver", "belie"), ("at 3 o'clock", "clock"),
+        ("counterclockwise", "clock"), ("R kidney", "abbreviation"), ("LLL", "abbreviation"), ("右肺", "not English"),
+        ("right behind it", "just there"),
+    ],
+)  # fmt: skip
+def test_a_flip_that_words_cannot_follow_is_refused(text: str, why: str) -> None:
+    with pytest.raises(BadInput, match=rf"sample a1: .*{why}"):
+        flipped(qa("What?", text))
+
+
+# ---- any words ------------------------------------------------------------------------------------------------------
+
+WORDS = (
+    "left right Left RIGHT left-sided right-hand side lung kidney of the image picture patient's patient body in on ,"
+    " . and or both not bilateral ventricle lobe liver angle at a is no behind situ now below main leftmost viewer's R"
+)
+
+
+def test_whatever_the_words_each_change_is_undone_by_itself_and_never_changes_the_verdict() -> None:
+    dice = random.Random(5)
+    seen: Counter[str] = Counter()
+    for _ in range(8000):
+        question, answer = (" ".join(dice.choices(WORDS.split(), k=dice.randint(1, 8))) for _ in "qa")
+        task = dice.choice((Task.VG, Task.ROC, Task.RC))
+        texts = (question, answer + "[box]") if task is Task.VG else (question + "[box]", answer)
+        before = sample(
+            task, *texts, Box(0, 0, 0.3, 1), side=dice.choice(SIDES), names=(dice.choice(("lung", "left lung")),)
+        )
+        verdict = bool(contradiction(before))
+        seen[f"contradiction {verdict}"] += 1
+        try:
+            after = converted(before, "image" if before.side == "patient" else "patient")
+            assert converted(after, before.side) == before and bool(contradiction(after)) is verdict
+            seen["converted"] += 1
+        except BadInput:
+            seen["not converted"] += 1
+        try:
+            mirrored = flipped(before)
+            assert flipped(mirrored) == before and bool(contradiction(mirrored)) is verdict
+            seen["flipped"] += 1
+        except BadInput:
+            seen["not flipped"] += 1
+    assert len(seen) == 6 and min(seen.values()) > 300
