@@ -142,14 +142,26 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where an image lies (relative to its data root) and its size in pixels after orientation is applied."""
+    """Where an image lies (relative to its data root) and its size in pixels after orientation is applied.
+
+    `path#3` is the third frame of a file with several. The size is None where the image was not looked at yet.
+    `orientation` is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is
+    how the values of a DICOM become grey, where another than its own first one was chosen (see `clinkd.data.dicom`).
+    """
 
     path: str
-    width: int
-    height: int
+    width: int | None = None
+    height: int | None = None
+    orientation: int = 1
+    window: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"path": self.path, "width": self.width, "height": self.height}
+        made: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
+        if self.orientation != 1:
+            made["orientation"] = self.orientation
+        if self.window is not None:
+            made["window"] = self.window
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,59 +2,161 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import warnings
-from pathlib import Path
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
+from clinkd.data.dicom import Facts, describe, is_dicom, open_dicom, which_frame
 from clinkd.records import BadInput, ImageRef
 
 MAX_PIXELS = 40_000_000  # 120 MB as RGB
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # decoders that run no other program
-_WAY_OUT = f"give a readable image ({', '.join(FORMATS)})"
+_WAY_OUT = f"give a readable image ({', '.join(FORMATS)} or DICOM)"
 
 
 def open_image(
-    root: Path, image: ImageRef | str | Path, max_pixels: int = MAX_PIXELS, row: int | None = None
+    root: Path,
+    image: ImageRef | str | Path,
+    max_pixels: int = MAX_PIXELS,
+    row: int | None = None,
 ) -> Image.Image:
-    """The image at `root`/`image` as RGB, turned upright as its EXIF says; the first frame where there are several.
+    """The image at `root`/`image` as RGB, turned upright as its EXIF says; `a.tif#2` is a file's second frame.
 
-    Grey levels beyond 8 bits are stretched from the image's least to its greatest value; transparent parts become
-    black. Raises BadInput naming the path, and the row of a data file where given, when the path leads out of `root`,
-    or the file is missing, empty, larger than `max_pixels`, damaged, or no image.
+    Grey levels beyond 8 bits are stretched from the image's least to its greatest value, those of a DICOM by the
+    `window` of the ImageRef (see `clinkd.data.dicom`); transparent parts become black. Raises BadInput naming the path,
+    and the row of a data file where given, when the path leads out of `root`, or the file is missing, empty, larger
+    than `max_pixels`, damaged, no image, or of several frames of which none is named.
     """
-    relative = image.path if isinstance(image, ImageRef) else image
+    relative = image.path if isinstance(image, ImageRef) else str(image)
     place = f"row {row}, image {relative}" if row is not None else f"image {relative}"
-    path = _confined(root, relative, place)
+    path, frame = locate(root, relative, place)
+    if is_dicom(path):
+        window = image.window if isinstance(image, ImageRef) else None
+        return open_dicom(path, place, frame, window, max_pixels)
+    with _header(path, place, frame, max_pixels) as file:
+        file.load()
+        return _rgb(ImageOps.exif_transpose(file))
+
+
+def header(root: Path, relative: str, place: str) -> Facts | None:
+    """What the header of a DICOM tells; None where the file is another image."""
+    path, _ = locate(root, relative, place)
+    return describe(path, place) if is_dicom(path) else None
+
+
+def look(root: Path, relative: str, place: str, window: str | None = None, max_pixels: int = MAX_PIXELS) -> ImageRef:
+    """Size and orientation of an image from its header alone.
+
+    Raises BadInput as `open_image`, but for damage further in.
+    """
+    path, frame = locate(root, relative, place)
+    if is_dicom(path):
+        facts = describe(path, place, window)
+        which_frame(frame, facts.frames, relative, place)
+        _capped(facts.width, facts.height, place, max_pixels)
+        return ImageRef(relative, facts.width, facts.height, window=window)
+    with _header(path, place, frame, max_pixels) as file:
+        turned = _orientation(file)
+        # Pillow turns the size of a TIFF, but of no other, before its pixels are loaded.
+        lying = turned >= 5 and file.format != "TIFF"
+        width, height = file.size[::-1] if lying else file.size
+        return ImageRef(relative, width, height, turned)
+
+
+def count_frames(root: Path, relative: str, place: str) -> int:
+    """How many frames a file has, DICOM or other. Raises BadInput where it cannot be opened."""
+    path, _ = locate(root, relative, place)
+    if is_dicom(path):
+        return describe(path, place).frames
+    with _file(path, place) as file:
+        return _frames(file)
+
+
+def _orientation(file: Image.Image) -> int:
+    """The EXIF orientation, 1 where none is given. The pixels of a PNG are read only where it may stand behind them."""
+    exif = file.getexif() if not isinstance(file, PngImageFile) or _may_be_turned(file) else {}
+    turned = int(exif.get(ExifTags.Base.Orientation, 1))
+    return turned if 1 <= turned <= 8 else 1
+
+
+def _may_be_turned(file: PngImageFile) -> bool:
+    """Whether a PNG has a chunk from which Pillow takes an orientation; to ask Pillow itself decodes every PNG."""
+    stream = file.fp
+    assert stream is not None
+    at, back = 8, stream.tell()
+    found = False
+    while not found and len(head := (stream.seek(at), stream.read(8))[1]) == 8:
+        found = head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+        at += 12 + int.from_bytes(head[:4], "big")
+    stream.seek(back)
+    return found
+
+
+@contextlib.contextmanager
+def _header(path: Path, place: str, frame: int | None, max_pixels: int) -> Iterator[Image.Image]:
+    """The opened file at its frame, nothing decoded yet."""
+    with _file(path, place) as file:
+        file.seek(which_frame(frame, _frames(file), path.name, place) - 1)
+        _capped(file.width, file.height, place, max_pixels)
+        yield file
+
+
+@contextlib.contextmanager
+def _file(path: Path, place: str) -> Iterator[Image.Image]:
+    """The opened file; what decoders throw inside becomes BadInput."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise BadInput(f"{place}: cannot be read (it is a folder, or no file at all); {_WAY_OUT}")
         if path.stat().st_size == 0:
             raise BadInput(f"{place}: the file is empty (0 bytes); bring back the original, or leave it out")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that are not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > max_pixels:
-                    size = f"{file.width}x{file.height} pixels"
-                    raise BadInput(f"{place}: {size}, more than {max_pixels:,} in all; shrink it first")
-                file.load()
-                return _rgb(ImageOps.exif_transpose(file))
+                yield file
     except BadInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadInput(f"{place}: more than {max_pixels:,} pixels; shrink it first") from None
+        raise BadInput(f"{place}: more than {MAX_PIXELS:,} pixels; shrink it first") from None
     except FileNotFoundError:
-        raise BadInput(f"{place}: no such file in {root}; check the path") from None
+        hint = "; write / for the \\ in it" if "\\" in path.name else "; check the path"
+        raise BadInput(f"{place}: no such file in {path.parent}{hint}") from None
     except UnidentifiedImageError:
         raise BadInput(f"{place}: not an image; {_WAY_OUT}") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        TypeError,
-    ) as error:  # what damage makes of decoders
+    # what damage makes of decoders
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error) as error:
         raise BadInput(f"{place}: cannot be read ({error}); {_WAY_OUT}") from None
+
+
+def _frames(file: Image.Image) -> int:
+    return getattr(file, "n_frames", 1) if file.format != "MPO" else 1  # a camera's preview is no frame
+
+
+def _capped(width: int, height: int, place: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadInput(f"{place}: {width}x{height} pixels, more than {max_pixels:,} in all; shrink it first")
+
+
+def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:
+    """The file of an image, and the number of its frame where the name ends in one. Raises BadInput outside `root`."""
+    stem, sign, number = relative.rpartition("#")
+    path = _confined(root, relative, place)
+    if sign and number.isdecimal() and not path.exists():
+        return _confined(root, stem, place), int(number)
+    return path, None
+
+
+def stays_inside(relative: str) -> bool:
+    """Whether a path, by its words alone, stays below its root. Links are followed by `locate` only."""
+    path = PurePosixPath(relative)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in relative
 
 
 def _confined(root: Path, relative: str | Path, place: str) -> Path:

@@ -1,0 +1,127 @@
+"""A folder of DICOM files: a check of each, and the sheet that a person fills in with questions and boxes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from clinkd.data.dicom import describe, is_dicom
+from clinkd.data.images import count_frames, header, look
+from clinkd.data.rows import Entry, Fault, faulty
+from clinkd.data.source import Source
+from clinkd.records import BadInput
+
+INDEX = "DICOMDIR"
+TO_FILL_IN = ("question", "answer", "name", "x1", "y1", "x2", "y2")
+NO_QUESTION = "DICOM images without a question; clinkd data sheet writes a sheet to fill in"
+
+
+def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+    """Every DICOM of a folder, or the one file, as a row without samples, or as what is wrong with it.
+
+    Rows count the DICOM files, sorted folder by folder. `told` counts files of other kinds, DICOMDIRs, and links
+    that are not followed. Raises BadInput where there is no DICOM at all.
+    """
+    root = source.path if source.path.is_dir() else source.path.parent
+    number = 0
+    for path in _files(source.path, told):
+        if not is_dicom(path):
+            told["files that are not DICOM"] += 1
+        elif path.name == INDEX:
+            told[f"{INDEX} files, which list other files"] += 1
+        else:
+            number += 1
+            yield _checked(path, path.relative_to(root).as_posix(), number, told)
+    if number == 0:
+        raise BadInput(f"{source.path}: no DICOM file there; give the folder that holds them")
+
+
+def _checked(path: Path, relative: str, number: int, told: Counter[str]) -> Entry:
+    raw = {"image": relative}
+    try:
+        describe(path, relative)
+    except BadInput as error:
+        why = str(error).removeprefix(f"{relative}: ")
+        return faulty(path, number, Fault("image", relative, why), raw, {"id": relative})
+    told[NO_QUESTION] += 1
+    return Entry(str(path), number, raw=raw)
+
+
+def sheet(root: Path) -> Iterator[dict[str, str]]:
+    """A line for each picture below a folder, DICOM or other, with what its header tells and empty TO_FILL_IN.
+
+    Frames of a file with several have a line each, `path#1` and on. A file that cannot be opened comes out as its
+    path ("image") and what is wrong with it ("problem"), the way out included; so do links that are not followed.
+    Raises BadInput where `root` is no folder, or holds no file.
+    """
+    if not root.is_dir():
+        raise BadInput(f"{root}: no such folder; give the one that holds the images")
+    unfollowed: Counter[str] = Counter()
+    empty = True
+    for path in _files(root, unfollowed):
+        empty = False
+        relative = path.relative_to(root).as_posix()
+        try:
+            yield from _lines(root, relative)
+        except BadInput as error:
+            yield {"image": _printable(relative), "problem": str(error).removeprefix(f"{relative}: ")}
+    for reason, count in unfollowed.items():
+        empty = False
+        yield {"image": ".", "problem": f"{count} {reason}; put the files themselves there"}
+    if empty:
+        raise BadInput(f"{root}: the folder is empty; give the one that holds the images")
+
+
+def _lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
+    if _printable(relative) != relative:
+        raise BadInput(f"{relative}: a name that cannot be written into a sheet; rename the file")
+    facts = header(root, relative, relative)
+    frames = facts.frames if facts else count_frames(root, relative, relative)
+    modality, patient = (facts.modality.value, facts.patient) if facts else ("", "")
+    names = [f"{relative}#{k}" for k in range(1, frames + 1)] if frames > 1 else [relative]
+    ref = look(root, names[0], relative)
+    for name in names:
+        if facts is None and name is not names[0]:
+            ref = look(root, name, relative)  # frames of a TIFF have sizes of their own
+        known = {"image": name, "modality": modality, "patient": patient}
+        yield known | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
+
+
+def _printable(text: str) -> str:
+    """A path of the file system as text that any file takes; bytes of no known encoding become escapes."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _files(path: Path, told: Counter[str]) -> Iterator[Path]:
+    """All files below a folder, folder by folder; links to folders, and out of it, are not followed."""
+    if not path.exists():
+        raise BadInput(f"{path}: no such file or folder; check the path")
+    if not path.is_dir():
+        yield path
+        return
+    base = path.resolve()
+
+    def unreadable(error: OSError) -> None:
+        raise BadInput(f"{error.filename}: cannot be listed ({error.strerror}); make it readable")
+
+    for folder, folders, files in os.walk(path, onerror=unreadable):
+        folders.sort()
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        if links:
+            told["links to folders, which are not followed"] += len(links)
+        for name in sorted(files):
+            file = Path(folder, name)
+            if file.is_symlink() and not _leads_inside(file, base):
+                told["links that lead nowhere, or out of the folder"] += 1
+            else:
+                yield file
+
+
+def _leads_inside(link: Path, base: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(base)
+    except (OSError, RuntimeError):  # broken, or a loop
+        return False
