@@ -32,6 +32,22 @@ OVERALL = (
     "What does this image show?",
     "Can you give a summary of the image?",
 )
+SENTENCES = (  # the verb speaks of the box, not of the name, so that "the lungs" reads as well as "the liver"
+    "This region shows the {name}, centred in the {third} third of the picture, and takes up {share} of it.",
+    "Here one sees the {name}; the box is centred in the {third} third of the picture and covers {share} of it.",
+    "The box holds the {name}, has its centre in the {third} third of the picture and fills {share} of it.",
+    "Centred in the {third} third of the picture, on {share} of its area, this box shows the {name}.",
+)
+SHARES = (  # below this part of the picture's area: in words, because digits would read as a count of structures
+    (0.01, "less than a hundredth"),
+    (0.035, "a few hundredths"),
+    (0.075, "about a twentieth"),
+    (0.175, "about a tenth"),
+    (0.29, "about a quarter"),
+    (0.415, "about a third"),
+    (0.6, "about half"),
+    (0.85, "most"),
+)
 
 
 def where(name: str, boxes: Sequence[Box], dice: random.Random) -> Turn:
@@ -52,6 +68,17 @@ def what(box: Box, name: str, dice: random.Random) -> Turn:
 def describe(box: Box, sentence: str, dice: random.Random) -> Turn:
     """Referring captioning: one sentence about the box."""
     return Turn(Task.RC, BoxedText(dice.choice(DESCRIBE), (box,)), BoxedText(sentence))
+
+
+def sentence(name: str, box: Box, dice: random.Random) -> str:
+    """What a name and a box tell by themselves: the structure, the height of the box's centre, its share of the area.
+
+    Left and right are not said: whose left it is would have to be known.
+    """
+    middle = box.centre[1]
+    third = "upper" if middle < 1 / 3 else "middle" if middle < 2 / 3 else "lower"
+    share = next((words for bound, words in SHARES if box.area < bound), "nearly all")
+    return dice.choice(SENTENCES).format(name=name, third=third, share=share)
 
 
 def overall(text: str, dice: random.Random) -> Turn:

@@ -1,0 +1,133 @@
+"""One image with its boxes, names, sentences and questions: what readers of boxes make, and what is asked of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clinkd.data import questions
+from clinkd.data.rows import Fault, words
+from clinkd.data.source import Source
+from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """A checked image: `objects` are (name, box), `qa` (question, answer).
+
+    `incomplete`: names of which not all boxes are known; where they are is not asked.
+    """
+
+    id: str
+    image: ImageRef
+    modality: Modality
+    objects: tuple[tuple[str, Box], ...] = ()
+    qa: tuple[tuple[str, str], ...] = ()
+    group: str = ""  # the image where empty
+    origin: str = ""  # the collection it comes from
+    side: Side = "patient"
+    split: Split | None = None
+    incomplete: frozenset[str] = frozenset()
+
+
+def ask(record: Annotated, source: Source, left_out: Counter[str]) -> list[Sample]:
+    """The questions about a record: where each name is (all its boxes in one answer, left to right), what each box
+    holds, a sentence on each box, and the record's own.
+
+    A name with more than `max_boxes` boxes is not asked for, because an answer with a part of them would be untrue;
+    of more than `max_questions` questions a seeded draw is kept. `left_out` counts both.
+    """
+    dice = random.Random(f"{source.seed}/{record.id}")
+    unit = record.group or record.id
+
+    def sample(tag: str, turn: Turn, *names: str) -> Sample:
+        name = f"{record.id}-{tag}"
+        return Sample(
+            name, (record.image,), record.modality, (turn,), unit, record.origin, names, (), record.side, record.split
+        )
+
+    boxes: dict[str, list[Box]] = {}
+    for name, box in record.objects:
+        boxes.setdefault(name, []).append(box)
+    asked = []
+    for number, (name, places) in enumerate(boxes.items() if Task.VG in source.ask else (), start=1):
+        left_to_right = sorted(places, key=lambda b: (b.x1, b.y1, b.x2, b.y2))
+        turn = questions.where(name, left_to_right, dice)
+        if name in record.incomplete:
+            left_out["names of which not all boxes are known, so that where they are is not asked"] += 1
+        elif len(places) > source.max_boxes:
+            left_out[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
+        else:
+            asked.append(sample(f"vg{number}", turn, name))
+    for number, (name, box) in enumerate(record.objects if Task.ROC in source.ask else (), start=1):
+        asked.append(sample(f"roc{number}", questions.what(box, name, dice), name))
+    for number, (name, box) in enumerate(record.objects if Task.RC in source.ask else (), start=1):
+        asked.append(sample(f"rc{number}", questions.describe(box, questions.sentence(name, box, dice), dice), name))
+    for number, (question, answer) in enumerate(record.qa, start=1):
+        asked.append(sample(f"qa{number}", Turn(Task.QA, BoxedText(question), BoxedText(answer))))
+    kept = draw(asked, source.max_questions, source.seed)
+    if len(asked) > len(kept):
+        left_out[f"questions beyond max_questions={source.max_questions} an image"] += len(asked) - len(kept)
+    return kept
+
+
+def draw(asked: list[Sample], most: int | None, seed: int) -> list[Sample]:
+    """All, or `most` of them by a hash of their ids: one question more does not reshuffle the rest. Order is kept."""
+    if most is None or len(asked) <= most:
+        return asked
+    chosen = sorted(asked, key=lambda s: hashlib.sha256(f"{seed}/{s.id}".encode()).digest())[:most]
+    ids = {s.id for s in chosen}
+    return [s for s in asked if s.id in ids]
+
+
+def pixel_box(value: Any, field: str, image: ImageRef) -> Box:
+    """[x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive, as a Box."""
+    if image.width is None or image.height is None:
+        raise Fault(field, value, "boxes in pixels need the size of the image: let the images be opened")
+    x1, y1, x2, y2 = four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
+    width, height = image.width, image.height
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
+        how = _what_is_wrong(x1, y1, x2, y2)
+        raise Fault(field, value, f"{how} the image of {width}x{height} pixels; {wanted}")
+    if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in (x1, y1, x2, y2)):
+        raise Fault(field, value, "fractions of the image where pixels are declared; multiply by width and height")
+    return Box(x1 / width, y1 / height, x2 / width, y2 / height)
+
+
+def _what_is_wrong(x1: float, y1: float, x2: float, y2: float) -> str:
+    if min(x1, y1, x2, y2) < 0:
+        return "negative, so outside"
+    if x2 < x1 or y2 < y1:
+        return "swapped corners (x2 < x1 or y2 < y1), so no box in"
+    return "outside" if x1 < x2 and y1 < y2 else "empty in"
+
+
+def four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, float, float]:
+    """Four finite numbers, whatever their frame."""
+    numbers = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) in (int, float) for v in value)
+    if not numbers or not all(abs(v) < math.inf for v in value):
+        raise Fault(field, value, f"four numbers {wanted} are wanted")
+    a, b, c, d = value
+    return a, b, c, d
+
+
+def grouped(source: Source, path: str) -> str:
+    """The unit no split may tear: what `--group` finds in the path of the image, else the path."""
+    if source.group is None:
+        return path
+    found = re.search(source.group, path)
+    if found is None:
+        raise Fault("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
+    return found.group(1 if found.re.groups else 0)
+
+
+def names_of(objects: Sequence[tuple[int, dict[str, Any]]], key: str, label: str) -> list[str]:
+    """The name of each object."""
+    return [words(entry.get(label), f"{key}[{i}].{label}") for i, entry in objects]

@@ -1,0 +1,594 @@
+"""Files to rows: JSON lists as a stream, JSON lines, CSV and XLSX; each row with its place, each fault with a name.
+
+Nothing is skipped: a row comes out as a `Row`, or as an `Entry` with the problem that it could not be read for. Damage
+after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import datetime
+import itertools
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from clinkd.records import BOX_MARK, BadInput, Sample
+
+CHUNK_BYTES = 1 << 22
+MAX_ROW_BYTES = 1 << 24  # of one row; a file without row ends must not fill the memory
+MAX_SHEET_BYTES = 1 << 30  # of an XLSX, unpacked
+
+Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
+
+
+class Fault(Exception):
+    """What is wrong with one field of the row at hand. `why` holds the way out."""
+
+    def __init__(self, field: str, value: Any, why: str) -> None:
+        super().__init__(field, value, why)
+        self.field, self.value, self.why = field, value, why
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a row, or between rows (`kind` other than "row")."""
+
+    file: str
+    row: int  # from 1, as a person counts: lines of JSON lines, entries of a list, lines of a sheet with its head
+    id: str  # of the record, "?" where it has none
+    field: str
+    value: str
+    why: str  # what is wrong and the way out
+    kind: Kind = "row"
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}, id {self.id}: {self.field} = {self.value}: {self.why}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "row": self.row,
+            "id": self.id,
+            "field": self.field,
+            "value": self.value,
+            "reason": self.why,
+            "kind": self.kind,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record as the file has it. `raw` is what a quarantine keeps of it."""
+
+    file: Path
+    number: int
+    value: dict[str, Any]
+    raw: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of one row: samples, or a problem."""
+
+    file: str
+    row: int
+    samples: tuple[Sample, ...] = ()
+    problem: Problem | None = None
+    raw: Any = None
+
+
+def entries(rows: Iterable[Row | Entry], make: Callable[[Row], Sequence[Sample]]) -> Iterator[Entry]:
+    """Every row as its samples, or as the fault that `make` found in it."""
+    for row in rows:
+        if isinstance(row, Entry):
+            yield row
+            continue
+        try:
+            yield Entry(str(row.file), row.number, tuple(make(row)), raw=row.raw)
+        except Fault as fault:
+            yield faulty(row.file, row.number, fault, row.raw, row.value)
+
+
+def faulty(file: Path, number: int, fault: Fault, raw: Any, value: Any = None) -> Entry:
+    """The entry of a row that has a fault."""
+    name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
+    problem = Problem(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why)
+    return Entry(str(file), number, problem=problem, raw=raw)
+
+
+def short(value: Any) -> str:
+    """A value on one line of at most 80 characters."""
+    if not isinstance(value, str):
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except RecursionError:
+            value = "brackets within brackets"
+    text = _printable(value[:81])
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _printable(text: str) -> str:
+    """Text that any terminal and any file takes: line ends, control characters and torn encodings as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+# ---- fields ---------------------------------------------------------------------------------------------------------
+
+
+def text_of(entry: dict[str, Any], key: str, field: str | None = None) -> str:
+    """A text that says something, white space folded. Raises Fault where it is absent, empty, torn or holds a mark."""
+    return words(entry.get(key), field or key)
+
+
+def words(value: Any, field: str) -> str:
+    """`value` as a text that says something, white space folded."""
+    if not isinstance(value, str) or not value.strip():
+        raise Fault(field, value, "empty or not text; fill it in, or remove it")
+    if BOX_MARK in value:
+        raise Fault(field, value, f"{BOX_MARK} is kept for the places of boxes; write it otherwise")
+    check_whole(value, field)
+    return " ".join(value.split())
+
+
+def check_whole(value: str, field: str) -> None:
+    """Raise Fault where a text holds half a character, which no file can take."""
+    if value.isascii():
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        why = f"half a character at place {error.start + 1} (an escape or encoding torn apart); write the text anew"
+        raise Fault(field, value, why) from None
+
+
+def list_of(entry: dict[str, Any], key: str) -> list[Any]:
+    """A list, empty where the key is absent."""
+    value = entry.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Fault(key, value, "a list is wanted")
+    return value
+
+
+def objects_of(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a list, numbered from 0."""
+    for i, member in enumerate(list_of(entry, key)):
+        if not isinstance(member, dict):
+            raise Fault(f"{key}[{i}]", member, "an object is wanted")
+        yield i, member
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key given twice, of which JSON readers keep the last without a word, is a fault."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise Fault(twice, [value for key, value in pairs if key == twice], "the key stands twice; keep one of them")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
+_PLAIN = json.JSONDecoder()  # steps over a value that the other refuses
+_MEND = "mend or remove the row"
+_ONE_ENCODING = "save the whole file in one encoding, or name it with --encoding"
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BLANKS = " \t\r\n\ufeff"
+
+
+def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[Row | Entry]:
+    """Rows of a JSON list of objects, or of JSON lines. Raises BadInput where the file is absent, empty or neither.
+
+    Damage within a JSON list ends it: what stands before is delivered, and the last entry tells how much was not read.
+    """
+    encoding = known(encoding)
+    with _opened(file) as stream:
+        head = stream.read(64)
+        while head and not head.strip():
+            head = stream.read(64)
+    if not head:
+        raise BadInput(f"{file}: the file has no rows; give JSON, a list of objects or one object a line")
+    if (head[:2] in _WIDE_MARKS or head.count(b"\0") > len(head) / 3) and not _wide(encoding):
+        raise BadInput(f"{file}: written as UTF-16, it seems; save it as UTF-8, or give --encoding utf-16")
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    yield from _list_rows(file, encoding) if _wide(encoding) or start == b"[" else _line_rows(file, encoding)
+
+
+def known(encoding: str) -> str:
+    """The usual name of an encoding. Raises BadInput on an unknown one."""
+    try:
+        found = codecs.lookup(encoding).name
+        "a".encode(found)
+    except LookupError:
+        raise BadInput(f"--encoding {encoding}: no such encoding; utf-8, utf-16, latin-1 or cp1252 are usual") from None
+    return "utf-8" if found == "utf-8-sig" else found
+
+
+def _wide(encoding: str) -> bool:
+    """Whether even a letter takes several bytes."""
+    return encoding.startswith(("utf-16", "utf-32"))
+
+
+def _opened(file: Path) -> IO[bytes]:
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file; check the path")
+    return file.open("rb")
+
+
+def _line_rows(file: Path, encoding: str) -> Iterator[Row | Entry]:
+    found = False
+    offset = 0
+    with file.open("rb") as stream:
+        for number in itertools.count(1):
+            line = stream.readline(MAX_ROW_BYTES)
+            if not line:
+                break
+            read = len(line)
+            if not found and line.strip() == b"{":
+                raise BadInput(f"{file}: one object over several lines; give a list of objects, or one object a line")
+            if read == MAX_ROW_BYTES and not line.endswith(b"\n"):
+                found = True
+                read += _rest_of_line(stream)
+                why = f"longer than {MAX_ROW_BYTES:,} bytes (from byte {offset}); put one row on a line"
+                yield faulty(file, number, Fault("row", line[:80].decode(encoding, "replace"), why), None)
+            elif line.strip():
+                found = True
+                yield _line_row(file, number, line, encoding, offset)
+            offset += read
+    if not found:
+        raise BadInput(f"{file}: the file has no rows; give one JSON object a line")
+
+
+def _rest_of_line(stream: IO[bytes]) -> int:
+    """Step over the line; how many bytes that were."""
+    passed = 0
+    while piece := stream.readline(MAX_ROW_BYTES):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed
+
+
+def _line_row(file: Path, number: int, line: bytes, encoding: str, offset: int) -> Row | Entry:
+    try:
+        text = line.decode(encoding)
+    except UnicodeDecodeError as error:
+        raw = line.decode(encoding, "backslashreplace").strip()
+        why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
+        return faulty(file, number, Fault("row", raw, why), raw)
+    raw = text.strip(_BLANKS)
+    try:
+        value = _DECODER.decode(raw)
+    except json.JSONDecodeError as error:
+        before = text[: text.index(raw) + error.pos]
+        byte = offset + len(before.encode(encoding))
+        return faulty(file, number, Fault("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        return faulty(file, number, Fault("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
+    except Fault as fault:
+        return faulty(file, number, fault, raw)
+    return _object(file, number, value, raw)
+
+
+def _object(file: Path, number: int, value: Any, raw: str) -> Row | Entry:
+    if not isinstance(value, dict):
+        return faulty(file, number, Fault("row", value, f"not a JSON object; {_MEND}"), raw)
+    return Row(file, number, value, raw)
+
+
+class _Stream:
+    """The text of a file as a window that moves on; `byte` is the place in the file of `text[at]`."""
+
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        self.stream, self.encoding, self.wide = stream, encoding, _wide(encoding)
+        # What does not belong is kept as a lone surrogate, so that its row, and no other, is at fault.
+        self.errors = "surrogatepass" if self.wide else "surrogateescape"
+        self.decoder = codecs.getincrementaldecoder(encoding)(self.errors)
+        self.text, self.at, self.ended = "", 0, False
+        self.byte = len("".encode(encoding))  # a byte order mark is read away by the decoder
+
+    def more(self, wanted: int) -> None:
+        data = self.stream.read(wanted)
+        self.ended = len(data) < wanted
+        try:
+            read = self.decoder.decode(data, final=self.ended and not self.wide)
+        except UnicodeDecodeError as error:
+            raise _Broken(
+                self.byte + self.bytes_of(self.text[self.at :]), f"not {self.encoding}: {error.reason}"
+            ) from None
+        self.text = self.text[self.at :] + read
+        self.at = 0
+
+    def advance(self, end: int) -> str:
+        """Move to `text[end]` and give what lies between."""
+        passed = self.text[self.at : end]
+        self.byte += self.bytes_of(passed)
+        self.at = end
+        return passed
+
+    def bytes_of(self, text: str) -> int:
+        if self.wide:
+            return len(text.encode(self.encoding[:6] + "-le", self.errors))
+        return len(text) if text.isascii() else len(text.encode(self.encoding, self.errors))
+
+    def sign(self) -> str:
+        """The next character that is no blank, "" at the end of the file."""
+        while True:
+            end = self.at
+            while end < len(self.text) and self.text[end] in _BLANKS:
+                end += 1
+            self.advance(end)
+            if end < len(self.text) or self.ended:
+                return self.text[end : end + 1]
+            self.more(CHUNK_BYTES)
+
+    def fault(self, raw: str) -> Fault | None:
+        """What is wrong where the text just passed holds a byte of another encoding."""
+        if raw.isascii():
+            return None
+        try:
+            raw.encode()
+        except UnicodeEncodeError as error:
+            byte = self.byte - self.bytes_of(raw[error.start :])
+            shown = "half a character" if self.wide else f"0x{ord(raw[error.start]) - 0xDC00:02x}"
+            return Fault("row", raw, f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}")
+        return None
+
+
+class _Broken(Exception):
+    """Damage at a byte after which no row can be told from the next."""
+
+    def __init__(self, byte: int, why: str) -> None:
+        super().__init__(byte, why)
+        self.byte, self.why = byte, why
+
+
+def _list_rows(file: Path, encoding: str) -> Iterator[Row | Entry]:
+    """Rows of a JSON list, a window of it in memory at a time."""
+    with file.open("rb") as opened:
+        stream = _Stream(opened, encoding)
+        good: Row | None = None
+        number = 0
+        try:
+            if stream.sign() != "[":
+                hint = "; lines of JSON must be UTF-8" if stream.wide else ""
+                raise BadInput(f"{file}: not a JSON list of objects in {encoding}{hint}")
+            stream.advance(stream.at + 1)
+            if stream.sign() == "]":
+                raise BadInput(f"{file}: the list has no rows")
+            sign = ","
+            while sign == ",":
+                number += 1
+                row = _list_row(file, number, stream)
+                good = row if isinstance(row, Row) else good
+                yield row
+                if (sign := stream.sign()) not in (",", "]"):
+                    number += 1
+                    raise _Broken(stream.byte, f"{short(sign) or 'the file ends'} where , or ] is wanted")
+                stream.advance(stream.at + 1)
+            if stream.sign():
+                number += 1
+                raise _Broken(stream.byte, "something follows the end of the list")
+        except _Broken as broken:
+            yield _damage(file, number, stream, broken, good)
+
+
+def _damage(file: Path, number: int, stream: _Stream, broken: _Broken, good: Row | None) -> Entry:
+    size = file.stat().st_size
+    last = "no row before it is good"
+    if good is not None:
+        last = f"the last good row is {good.number}" + (
+            f" (id {short(good.value['id'])})" if "id" in good.value else ""
+        )
+    lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
+    why = f"not JSON at byte {broken.byte} ({broken.why}); {last}; {lost}; bring back a whole copy, or mend it"
+    value = stream.text[stream.at : stream.at + 200]
+    return faulty(file, number, Fault("file", value, why), value)
+
+
+def _list_row(file: Path, number: int, stream: _Stream) -> Row | Entry:
+    """The next value of the list as a row."""
+    stream.sign()
+    value, raw = _next_value(stream)
+    fault = stream.fault(raw) or (value if isinstance(value, Fault) else None)
+    return faulty(file, number, fault, raw) if fault else _object(file, number, value, raw)
+
+
+def _next_value(stream: _Stream) -> tuple[Any, str]:
+    """The next value and its text. A fault inside an otherwise whole value is given in the place of the value."""
+    wanted = CHUNK_BYTES
+    while True:
+        held = len(stream.text) - stream.at
+        try:
+            value, end = _value(stream)
+            if end < len(stream.text) or stream.ended or isinstance(value, dict):
+                return value, stream.advance(end)
+        except json.JSONDecodeError as error:
+            cut = _cut_short(error) or (not stream.ended and error.pos > len(stream.text) - 16)
+            if not cut or stream.ended or held >= MAX_ROW_BYTES:
+                why = error.msg
+                if cut and stream.ended:
+                    why = "the file ends inside a row" if held else "the file ends where a row is wanted"
+                elif cut:
+                    why = f"a row of more than {MAX_ROW_BYTES:,} bytes, or a quotation mark is missing"
+                raise _Broken(stream.byte + stream.bytes_of(stream.text[stream.at : error.pos]), why) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            raise _Broken(stream.byte, " ".join(str(error).split())) from None
+        stream.more(wanted)  # what seems wrong may be due to the window alone
+        wanted *= 2
+
+
+def _cut_short(error: json.JSONDecodeError) -> bool:
+    """Whether more text might make it JSON."""
+    if error.msg.startswith("Unterminated string"):
+        return True
+    left = error.doc[error.pos : error.pos + 16].strip()
+    return ("escape" in error.msg and len(left) < 12) or any(word.startswith(left) for word in _STARTS)
+
+
+_STARTS = ("true", "false", "null", "NaN", "-Infinity", "Infinity", ".", "e+", "e-", "E+", "E-")
+
+
+def _value(stream: _Stream) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(stream.text, stream.at)
+    except Fault as fault:
+        return fault, _PLAIN.raw_decode(stream.text, stream.at)[1]
+
+
+# ---- sheets ---------------------------------------------------------------------------------------------------------
+
+
+def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[Row | Entry]:
+    """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX; the first line names the columns.
+
+    Values are texts, "" where a cell is empty; lines and columns that are empty all through are passed over. `sheet`
+    names the one to read where an XLSX has several. Raises BadInput on a head that does not tell columns apart.
+    """
+    packed = file.suffix.lower() in (".xlsx", ".xlsm")
+    head: list[str] = []
+    width = 0  # of the head with its empty end, which every line of a CSV has as well
+    for number, cells in _xlsx(file, sheet) if packed else _csv(file, encoding):
+        if isinstance(cells, Fault):
+            yield faulty(file, number, cells, str(cells.value))
+        elif not any(cells):
+            continue
+        elif not head:
+            head, width = _head(file, _without_empty_end(cells)), len(cells)
+        else:
+            if packed or len(cells) == width:
+                cells = _without_empty_end(cells)
+                cells += [""] * (len(head) - len(cells))  # an XLSX leaves the empty end of a line away
+            yield _sheet_row(file, number, head, cells, encoding)
+    if not head:
+        raise BadInput(f"{file}: the sheet is empty; its first line names the columns")
+
+
+def _without_empty_end(cells: list[str]) -> list[str]:
+    end = len(cells)
+    while end and not cells[end - 1]:
+        end -= 1
+    return cells[:end]
+
+
+def _sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> Row | Entry:
+    if len(cells) != len(head):
+        why = f"{len(cells)} cells where the head has {len(head)}; quote a cell that holds a separator"
+        return faulty(file, number, Fault("row", cells, why), cells)
+    value = dict(zip(head, cells, strict=True))
+    for key, text in value.items():
+        try:
+            check_whole(text, key)
+        except Fault:
+            why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
+            return faulty(file, number, Fault(key, text, why), cells)
+    return Row(file, number, value, value)
+
+
+def _head(file: Path, cells: list[str]) -> list[str]:
+    names = [c.strip() for c in cells]
+    for place, name in enumerate(names, start=1):
+        if not name:
+            raise BadInput(f"{file}: column {place} has no name; the first line names the columns")
+        if names.count(name) > 1:
+            raise BadInput(f"{file}: the column {name!r} stands twice; rename one of them")
+    return names
+
+
+Cells = list[str] | Fault
+
+
+def _csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
+    encoding = known(encoding)
+    with _opened(file) as opened:
+        head = opened.read(1 << 16)
+    if head[:2] in _WIDE_MARKS:
+        encoding = "utf-16"
+    elif encoding == "utf-8":
+        encoding = "utf-8-sig"
+    first = head.decode(encoding, "replace").strip().partition("\n")[0]
+    separator = max(",;\t|", key=first.count)
+    with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        while True:
+            start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
+            try:
+                yield start, [c.strip() for c in next(reader)]
+            except StopIteration:
+                return
+            except csv.Error as error:
+                where = f"lines {start} to {reader.line_num}" if reader.line_num > start else f"line {start}"
+                yield (
+                    start,
+                    Fault("row", where, f"not CSV ({error}); mend the quotes of the row, these lines are left out"),
+                )
+            except UnicodeError as error:
+                raise BadInput(f"{file}: not {encoding} ({error}); name its encoding with --encoding") from None
+
+
+def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
+    import openpyxl
+
+    with _opened(file):
+        pass
+    try:
+        with zipfile.ZipFile(file) as packed:
+            size = sum(i.file_size for i in packed.infolist())
+        if size > MAX_SHEET_BYTES:
+            raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
+        # once for the values, once for the formulas: one that was never computed has no value, and is not empty
+        books = [openpyxl.load_workbook(file, read_only=True, data_only=only) for only in (True, False)]
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a damaged archive makes of the library
+        raise BadInput(f"{file}: not a readable XLSX ({type(error).__name__}); save it anew, or as CSV") from None
+    try:
+        names = books[0].sheetnames
+        if sheet is None and len(names) > 1:
+            raise BadInput(f"{file}: has the sheets {', '.join(names)}; name one with --sheet")
+        name = sheet or names[0]
+        if name not in names:
+            raise BadInput(f"{file}: has no sheet {name!r}; it has {', '.join(names)}")
+        both = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
+        for number in itertools.count(1):
+            try:
+                values, formulas = next(both)
+                cells: Cells = [_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
+            except StopIteration:
+                return
+            except Fault as fault:
+                cells = fault
+            except Exception as error:  # damage inside the archive
+                why = f"the sheet cannot be read from here on ({type(error).__name__}); save it anew, or as CSV"
+                yield number, Fault("file", name, why)
+                return
+            yield number, cells
+    finally:
+        for book in books:
+            book.close()
+
+
+def _cell(value: Any, formula: Any) -> str:
+    if value is None and isinstance(formula, str) and formula.startswith("="):
+        raise Fault("row", formula, "a formula that was never computed; open the sheet, save it, and try again")
+    if isinstance(value, str) and value.startswith("#") and value in _ERRORS:
+        raise Fault("row", value, "an error of the spreadsheet in a cell; mend it")
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime.date | datetime.datetime):
+        return value.isoformat()
+    return str(value).strip()
+
+
+_ERRORS = ("#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!")
