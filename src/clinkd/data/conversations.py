@@ -1,0 +1,459 @@
+"""Readers of conversations: Med-GRIT and Qwen-VL files, ShareGPT and LLaVA, ms-swift.
+
+    Med-GRIT   {"id", "conversations": [[question, answer], ...]}, <img>path</img> and <box> or <|box_start|> in it
+    Qwen-VL    {"id", "conversations": [{"from": "user", "value"}, ...]}, the same marks
+    ShareGPT   {"images": [...] or "image", "conversations": [{"from": "human", "value"}, ...]}, <image> in it
+    ms-swift   {"images", "messages": [{"role", "content"}], "objects": {"ref", "bbox", "bbox_type"}}, <bbox> in it
+
+One sample a question (`Source.turns` "split"), or one a conversation. Which task a question is, is taken from the name
+of a Med-GRIT test file, else from its boxes: a box in the answer is VG; one in the question with a bare name for an
+answer ROC, with a sentence RC; without boxes it is MIA in Med-GRIT and QA elsewhere. Boxes are of a row's last image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clinkd.data import grids
+from clinkd.data.annotated import four_numbers, grouped, pixel_box
+from clinkd.data.boxes_jsonl import modality_of
+from clinkd.data.codecs import Codec, codec
+from clinkd.data.modality import read_modality
+from clinkd.data.rows import Entry, Fault, Row, check_whole, entries, json_rows, list_of
+from clinkd.data.samples import assembled
+from clinkd.data.source import Pictures, Source
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
+
+TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
+SPLITS: dict[str, Split] = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
+    "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+OURS = "clinkd"  # key of what our writers add beside the conversation, so that nothing is lost on the way back
+BARE_WORDS = 6  # an answer of at most so many words without a full stop is a name
+KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", OURS}
+RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
+
+_IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
+_IMAGE = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
+_REF = re.compile(r"<ref>(.*?)</ref>|<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.S)
+_MAYBE_A_BOX = re.compile(r"[<(\[]|bbox_2d")
+_OBJECT = re.compile(
+    r"(?:<box>|<\|box_start\|>)?<bbox>(?:</box>|<\|box_end\|>)?"
+    r"|(?:<ref>|<\|object_ref_start\|>)?<ref-object>(?:</ref>|<\|object_ref_end\|>)?"
+)
+_ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+_FAMILIES = {"<|box_start|>": codec("qwen2-vl"), "<box>": codec("qwen-vl")}
+
+
+def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+    """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
+    pictures = Pictures(source)
+    for file in files(source.path):
+        make = partial(_samples, source=source, place=_place(file, source), pictures=pictures, told=told)
+        yield from entries(json_rows(file, source.encoding), make)
+
+
+def files(path: Path) -> list[Path]:
+    """The data files of a folder, or the file itself."""
+    if not path.is_dir():
+        return [path]
+    found = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".jsonl") and p.stem != "dataset_info"]
+    if not found:
+        raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a file's name and the source say of all its rows."""
+
+    name: str
+    task: Task | None
+    without_boxes: Task
+    split: Split | None
+    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, told by the marks of each text
+
+
+def _place(file: Path, source: Source) -> _Place:
+    words = re.split(r"[^a-z]+", file.stem.lower())
+    split = next((SPLITS[w] for w in words if w in SPLITS), None)
+    task = next((TESTS[w] for w in words if w in TESTS), None) if split == "test" else None
+    boxes = codec(source.boxes) if source.boxes else None
+    without = Task.MIA if source.form == "med-grit" else Task.QA
+    return _Place(file.stem.lower(), source.task or task, without, source.split or split, boxes)
+
+
+def _samples(row: Row, source: Source, place: _Place, pictures: Pictures, told: Counter[str]) -> list[Sample]:
+    value = row.value
+    for key in value.keys() - KEYS:
+        told[f"key {key!r} of rows, which a sample does not keep"] += 1
+    asked, images = _conversation(value, told)
+    refs = tuple([pictures.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(images)])
+    ours = value.get(OURS)
+    if ours is not None:
+        place = _ours(ours, place, source)
+    objects = None if value.get("objects") is None else _Objects(value["objects"], refs)
+    read_text: ReadText = objects or partial(_spelled, place, source, refs[-1])
+    made = [_turn(k, pair, read_text, place) for k, pair in enumerate(asked, start=1)]
+    if objects:
+        objects.check_used_up()
+    turns = tuple([turn for turn, _ in made])
+    if ours is not None:
+        return [_restored(value, ours, refs, turns)]
+    name = f"{_name(value)}{place.name}-{row.number}"
+    path = refs[0].path
+    modality = _modality(value, path, source)
+    parts = _parts(path)
+    unit = grouped(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
+    origin = parts[1] if len(parts) > 2 else place.name
+    side = source.side or "patient"
+    if source.turns == "keep" or len(made) == 1:
+        return [Sample(name, refs, modality, turns, unit, origin, made[-1][1], (), side, place.split)]
+    return [
+        Sample(f"{name}-{k}", refs, modality, (turn,), unit, origin, names, (), side, place.split)
+        for k, (turn, names) in enumerate(made, start=1)
+    ]
+
+
+def _name(value: dict[str, Any]) -> str:
+    """The row's own id in front of the place it has in its file; ids repeat in Med-GRIT, one for each question."""
+    given = value.get("id")
+    if given is None:
+        return ""
+    if not isinstance(given, str | int) or given == "":
+        raise Fault("id", given, "text or a number is wanted")
+    check_whole(str(given), "id")
+    return f"{given}-"
+
+
+# ---- what our own writer left ---------------------------------------------------------------------------------------
+
+
+def _ours(ours: Any, place: _Place, source: Source) -> _Place:
+    """The place, with the codec that the writer used."""
+    if not isinstance(ours, dict) or not isinstance(ours.get("tasks"), list):
+        raise Fault(OURS, ours, "not as the writer leaves it (an object with tasks); write the data anew")
+    name = ours.get("boxes", "qwen2-vl")
+    if source.boxes and source.boxes != name:
+        raise Fault(f"{OURS}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away")
+    try:
+        return replace(place, boxes=codec(name), task=None)
+    except BadInput as error:
+        raise Fault(f"{OURS}.boxes", name, str(error)) from None
+
+
+def _restored(
+    value: dict[str, Any], ours: dict[str, Any], refs: tuple[ImageRef, ...], turns: tuple[Turn, ...]
+) -> Sample:
+    """A sample with all that the writer said beside the conversation."""
+    tasks = ours["tasks"]
+    if len(tasks) != len(turns):
+        raise Fault(f"{OURS}.tasks", tasks, f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task")
+    for task in tasks:
+        if task not in list(Task):
+            raise Fault(f"{OURS}.tasks", task, f"one of {', '.join(Task)} is wanted")
+    known = tuple(replace(turn, task=Task(task)) for turn, task in zip(turns, tasks, strict=True))
+    return assembled(value.get("id"), refs, known, ours, f"{OURS}.")
+
+
+# ---- turns and images -----------------------------------------------------------------------------------------------
+
+
+def _conversation(value: dict[str, Any], told: Counter[str]) -> tuple[list[tuple[str, str]], list[Any]]:
+    """Questions and answers without image marks, and the paths of the images."""
+    key = "messages" if "messages" in value else "conversations"
+    if key not in value:
+        raise Fault("conversations", None, "no conversations and no messages; give the question and its answer")
+    if key == "messages" and "conversations" in value:
+        raise Fault("messages", value[key], "the row has conversations, too; keep one of them")
+    said = list_of(value, key)
+    turns = _pairs(said, key) if said and isinstance(said[0], list) else _alternating(said, key, told)
+    if value.get("system"):
+        told[_SYSTEM] += 1
+    listed = _listed(value)
+    first = turns[0][0]
+    marked = _IMG.findall(first) if "<img>" in first else []
+    if marked and listed:
+        raise Fault("images", listed, "images stand both in the text (<img>) and in a list; keep one of them")
+    if not marked:
+        marks = sum(asked.count("<image>") for asked, _ in turns)
+        if listed and not marks and key == "messages":
+            told["images without a mark in the text, taken as before the question (as ms-swift does)"] += 1
+        elif marks != len(listed):
+            why = f"{marks} <image> marks for {len(listed)} images; there must be one mark an image"
+            raise Fault("images", listed, why)
+        elif not listed:
+            raise Fault("image", None, "the row names no image (or its <img> mark is torn); give one")
+    bare = [(_without_images(asked, k, key, marked, told), answer) for k, (asked, answer) in enumerate(turns)]
+    for asked, answer in bare:
+        for text in (asked, answer):
+            if "<" in text and (mark := RESERVED.search(text)):
+                why = "a mark that is kept for images and turns stands in the text; remove it, or write it otherwise"
+                raise Fault(key, text, f"{mark.group()}: {why}")
+    return bare, marked or listed
+
+
+_SYSTEM = "system prompts, which a sample does not keep"
+
+
+def _listed(value: dict[str, Any]) -> list[Any]:
+    """The images that stand beside the text."""
+    one = value.get("image")
+    several = list_of(value, "images")
+    if one is None:
+        return several
+    if several:
+        raise Fault("images", several, "the row has image, too; keep one of them")
+    return one if isinstance(one, list) else [one]
+
+
+def _without_images(asked: str, turn: int, key: str, first: list[str], told: Counter[str]) -> str:
+    """The question without image marks; a sample has its images in front, so that is where they must stand."""
+    if "<im" not in asked:
+        return asked
+    marks = list(_IMG.finditer(asked)) or list(_IMAGE.finditer(asked))
+    if not marks:
+        return asked
+    if turn > 0:
+        again = [m[1] for m in marks if m.re is _IMG]
+        if len(again) != len(marks) or not set(again) <= set(first):
+            raise Fault(f"{key}[{turn}]", asked, "an image after the first question; make it a row of its own")
+        told["marks of an image that an earlier question of the row named already"] += 1
+    front, rest = asked[: marks[-1].end()], asked[marks[-1].end() :]
+    bare = marks[0].re.sub("", front)
+    if not bare.strip():
+        return rest
+    if not rest.strip():
+        told["images moved from behind the question to its front"] += 1
+        return bare
+    raise Fault(f"{key}[{turn}]", asked, "an image inside a sentence; put all images before the question, or behind it")
+
+
+def _pairs(said: list[Any], key: str) -> list[tuple[str, str]]:
+    turns = []
+    for k, pair in enumerate(said):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Fault(f"{key}[{k}]", pair, "[question, answer] is wanted")
+        turns.append((_text(pair[0], f"{key}[{k}][0]"), _text(pair[1], f"{key}[{k}][1]")))
+    return turns
+
+
+def _alternating(said: list[Any], key: str, told: Counter[str]) -> list[tuple[str, str]]:
+    turns: list[tuple[str, str]] = []
+    asked: str | None = None
+    for k, part in enumerate(said):
+        field = f"{key}[{k}]"
+        if not isinstance(part, dict):
+            raise Fault(field, part, "an object with who speaks and what is said is wanted")
+        who, text = part.get("from", part.get("role")), part.get("value", part.get("content"))
+        if who == "system":
+            told[_SYSTEM] += 1
+        elif who in _ASKS and asked is None:
+            asked = _text(text, field)
+        elif who in _ANSWERS and asked is not None:
+            turns.append((asked, _text(text, field)))
+            asked = None
+        elif who in _ASKS or who in _ANSWERS:
+            raise Fault(field, who, "question and answer must alternate, a question first")
+        else:
+            raise Fault(field, who, f"who speaks? one of {', '.join((*_ASKS, *_ANSWERS, 'system'))} is wanted")
+    if asked is not None:
+        raise Fault(f"{key}[{len(said) - 1}]", asked, "the last question has no answer; add it, or remove the question")
+    if not turns:
+        raise Fault(key, said, "empty; give a question and its answer")
+    return turns
+
+
+def _text(value: Any, field: str) -> str:
+    """What is said, the blanks and lines inside kept. A list of OpenAI's parts is joined, its images as marks."""
+    if isinstance(value, list):
+        value = "".join([_part(p, field) for p in value])
+    if not isinstance(value, str) or not (text := value.strip()):
+        raise Fault(field, value, "empty or not text; fill it in, or remove the turn")
+    check_whole(text, field)
+    return text
+
+
+def _part(part: Any, field: str) -> str:
+    """A part of OpenAI's content: {"type": "text", "text"}, {"type": "image"} with or without a path, "image_url"."""
+    if isinstance(part, dict):
+        kind, text = part.get("type"), part.get("text")
+        image = part.get(kind) if kind in ("image", "image_url") else None
+        path = image.get("url") if isinstance(image, dict) else image
+        if kind == "text" and isinstance(text, str):
+            return text
+        if kind == "image" and path is None:
+            return "<image>"
+        if isinstance(path, str) and ":" not in path:
+            return f"<img>{path}</img>"
+    raise Fault(field, part, "a part of type text, or image with the path of a file, is wanted")
+
+
+# ---- boxes ----------------------------------------------------------------------------------------------------------
+
+
+class _Read(NamedTuple):
+    """A text, and the names that stand in its marks."""
+
+    text: BoxedText
+    names: tuple[str, ...] = ()
+
+
+ReadText = Callable[[str, str], _Read]
+
+
+def _spelled(place: _Place, source: Source, image: ImageRef, text: str, field: str) -> _Read:
+    """A text with its boxes written out, in the family's spelling."""
+    if not _MAYBE_A_BOX.search(text):
+        return _Read(BoxedText(text))
+    chosen = place.boxes
+    if chosen is None:
+        chosen = _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
+    size = _resized(image, source, field) if chosen.needs_size else None
+    decoded = chosen.decode(text, size)
+    if decoded.unread:
+        piece = decoded.unread[0]
+        raise Fault(field, text if len(text) < 60 else piece, f"box {piece}: {chosen.why(piece, size)}")
+    found = _REF.findall(text) if "ref" in text else ()
+    names = tuple([a or b for a, b in found])
+    answer = decoded.answer
+    bare = answer.text.strip()
+    return _Read(answer if answer.text == bare else BoxedText(bare, answer.boxes), names)
+
+
+def _resized(image: ImageRef, source: Source, field: str) -> grids.Size:
+    if image.width is None or image.height is None:
+        raise Fault(field, image.path, "boxes in pixels need the size of the image: let the images be opened")
+    try:
+        return grids.smart_resize(image.width, image.height, 28, source.min_pixels, source.max_pixels)
+    except BadInput as error:
+        raise Fault("image", image.path, str(error)) from None
+
+
+class _Objects:
+    """Reads the texts of ms-swift: `<bbox>` and `<ref-object>` stand for the objects, in their order."""
+
+    def __init__(self, objects: Any, refs: Sequence[ImageRef]) -> None:
+        if not isinstance(objects, dict):
+            raise Fault("objects", objects, "an object with ref and bbox is wanted")
+        kind = objects.get("bbox_type", "real")
+        if kind not in ("real", "norm1"):
+            raise Fault("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
+        boxes, names = _list_in(objects, "bbox"), _list_in(objects, "ref")
+        of_image = _list_in(objects, "image_id") or [0] * len(boxes)  # where it is absent, the first
+        if any(i != len(refs) - 1 for i in of_image):
+            raise Fault(
+                "objects.image_id", of_image, "boxes must be of the last image; make each image a row of its own"
+            )
+        image = refs[-1]
+        self.boxes = [
+            _fractions(v, f"objects.bbox[{i}]") if kind == "norm1" else pixel_box(v, f"objects.bbox[{i}]", image)
+            for i, v in enumerate(boxes)
+        ]
+        self.names = [_text(v, f"objects.ref[{i}]") for i, v in enumerate(names)]
+        self.boxes_used = self.names_used = 0
+
+    def __call__(self, text: str, field: str) -> _Read:
+        for piece in _OBJECT.split(text):
+            stray = _FAMILIES["<|box_start|>"].decode(piece)
+            if stray.answer.boxes or stray.unread:
+                shown = stray.unread[0] if stray.unread else piece
+                raise Fault(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
+        names_before, boxes_before = self.names_used, self.boxes_used
+        read = _OBJECT.sub(partial(self._put, text, field), text)
+        boxes = self.boxes[boxes_before : self.boxes_used]
+        return _Read(BoxedText(read, tuple(boxes)), tuple(self.names[names_before : self.names_used]))
+
+    def _put(self, text: str, field: str, mark: re.Match[str]) -> str:
+        if "bbox" in mark.group():
+            self.boxes_used += 1
+            if self.boxes_used > len(self.boxes):
+                raise Fault(field, text, f"more <bbox> marks than the {len(self.boxes)} boxes of objects.bbox")
+            return BOX_MARK
+        self.names_used += 1
+        if self.names_used > len(self.names):
+            raise Fault(field, text, f"more <ref-object> marks than the {len(self.names)} names of objects.ref")
+        return self.names[self.names_used - 1]
+
+    def check_used_up(self) -> None:
+        """Raise Fault where no mark asked for an object."""
+        for key, used, given in (
+            ("bbox", self.boxes_used, len(self.boxes)),
+            ("ref", self.names_used, len(self.names)),
+        ):
+            if used < given:
+                why = f"{given} are given and {used} marks in the text ask for them; add marks, or remove the rest"
+                raise Fault(f"objects.{key}", given, why)
+
+
+def _list_in(objects: dict[str, Any], key: str) -> list[Any]:
+    try:
+        return list_of(objects, key)
+    except Fault as fault:
+        raise Fault(f"objects.{key}", fault.value, fault.why) from None
+
+
+def _fractions(value: Any, field: str) -> Box:
+    corners = four_numbers(value, field, "[x1, y1, x2, y2], fractions of the image,")
+    if max(corners) > 1:
+        raise Fault(field, value, "beyond 1 where fractions are declared; bbox_type real is pixels")
+    try:
+        return Box(*corners)
+    except BadInput as error:
+        raise Fault(field, value, str(error)) from None
+
+
+# ---- what a turn is -------------------------------------------------------------------------------------------------
+
+
+def _turn(number: int, pair: tuple[str, str], read_text: ReadText, place: _Place) -> tuple[Turn, tuple[str, ...]]:
+    """The turn, and the names it is about as far as the marks tell."""
+    asked, said = f"question {number}", f"answer {number}"
+    question, truth = read_text(pair[0], asked), read_text(pair[1], said)
+    for field, read, written in ((asked, question, pair[0]), (said, truth, pair[1])):
+        if not read.text.text:
+            raise Fault(field, written, "empty but for marks; fill it in, or remove the turn")
+    names = question.names + truth.names
+    if len(names) > 1:
+        names = tuple(dict.fromkeys(names))
+    task = place.task or _told_by_boxes(question.text, truth.text, place.without_boxes)
+    if task is Task.VG and not truth.text.boxes:
+        raise Fault(said, pair[1], "no box in an answer of visual grounding; add it")
+    if task in (Task.ROC, Task.RC) and not question.text.boxes:
+        raise Fault(asked, pair[0], f"no box in a question of {task}; add it")
+    if task is Task.ROC and not names:
+        names = (truth.text.words,)
+    return Turn(task, question.text, truth.text), names
+
+
+def _told_by_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
+    if answer.boxes:
+        return Task.VG
+    if question.boxes:
+        bare = len(answer.text.split()) <= BARE_WORDS and answer.text[-1] not in ".!?"
+        return Task.ROC if bare else Task.RC
+    return without
+
+
+def _parts(path: str) -> list[str]:
+    """The parts of a SA-Med2D name: modality_sub, dataset, case, slice."""
+    return path.rpartition("/")[2].split("--")
+
+
+def _modality(value: dict[str, Any], path: str, source: Source) -> Modality:
+    """What the row says, else what is said of the source, else what a SA-Med2D name begins with."""
+    if "modality" in value or source.modality is not None:
+        return modality_of(value.get("modality"), source)
+    prefix = _parts(path)[0].split("_")[0]
+    try:
+        return read_modality(prefix)
+    except BadInput:
+        why = "the name does not begin with a modality, as SA-Med2D's do; give one for all with --modality"
+        raise Fault("modality", path.rpartition("/")[2], why) from None
