@@ -1,0 +1,503 @@
+"""Reader of COCO: objects of a detection file as boxes, with what our own writer adds to an image.
+
+    {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name", "supercategory"}],
+     "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "segmentation", "iscrowd"}]}
+
+Boxes are pixels of the upright image, their width and height given. Where an annotation has no bbox, the extent of its
+polygons or of its run-length mask is taken. An image may carry "modality", "group" or "patient", and "split"; under
+"clinkd", as our writer leaves it, also "source" and "side". Other keys are passed over.
+
+A row is an image, numbered by its place in `images` from 1; a fault of one of its annotations is named
+`annotations[17].bbox`, counted from 0, and leaves the image out whole. Annotations that belong to no image, and
+categories that cannot be used, are rows of their own, numbered by their place in their list from 1. The file is held in
+memory whole (some six times its size), because COCO puts the boxes of an image anywhere in it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from clinkd.data.annotated import Annotated, ask, four_numbers, grouped
+from clinkd.data.boxes_jsonl import choice, modality_of
+from clinkd.data.conversations import SPLITS
+from clinkd.data.modality import read_modality
+from clinkd.data.rows import Entry, Fault, Row, entries, faulty, short, words
+from clinkd.data.source import Pictures, Source
+from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
+
+PARTS = ("images", "annotations", "categories")
+OURS = "clinkd"  # key of what our writer adds to an image
+EDGE_PIXELS = 0.01  # beyond the border by so much is rounding: COCO files are written with two decimals
+
+Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
+
+
+def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+    """Images of a file, or of the JSON files in a folder or its `annotations`. Raises BadInput on what is not COCO."""
+    pictures = Pictures(source)
+    used: dict[str, str] = {}
+    return itertools.chain.from_iterable(_entries(file, source, pictures, used, told) for file in files(source.path))
+
+
+def files(path: Path) -> list[Path]:
+    """The COCO files of a folder, or the file itself."""
+    if not path.is_dir():
+        return [path]
+    for folder in (path / "annotations", path):
+        if found := sorted(folder.glob("*.json")):
+            return found
+    raise BadInput(f"{path}: no .json file there or in its annotations folder; give the COCO file, and --images")
+
+
+def _entries(
+    file: Path, source: Source, pictures: Pictures, used: dict[str, str], told: Counter[str]
+) -> Iterator[Entry]:
+    data = _load(file, source.encoding)
+    yield from data.problems
+    make = partial(_samples, data=data, source=source, pictures=pictures, used=used, told=told)
+    yield from entries(data.rows(), make)
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """An annotation and how a person finds it."""
+
+    field: str  # annotations[17]
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A COCO file, indexed. `names` and `kinds`: category id -> name and supercategory. `problems` stand for what has
+    no image to be listed with. `twice`: image ids that more than one image has. `corners`: see `_all_corners`."""
+
+    file: Path
+    split: Split | None
+    images: list[Any]
+    annotations: dict[str | None, list[_Marked]]
+    names: dict[str | None, str]
+    kinds: dict[str | None, str]
+    twice: dict[str | None, int]
+    annotation_ids: Counter[str | None]
+    corners: bool
+    problems: tuple[Entry, ...]
+
+    def rows(self) -> Iterator[Row | Entry]:
+        for number, image in enumerate(self.images, start=1):
+            if isinstance(image, dict):
+                marked = self.annotations.get(_key(image.get("id")), [])
+                yield Row(self.file, number, image, {"image": image, "annotations": [m.value for m in marked]})
+            else:
+                yield faulty(self.file, number, Fault(f"images[{number - 1}]", image, "an object is wanted"), image)
+
+
+def _load(file: Path, encoding: str = "utf-8") -> _Data:
+    """A COCO file read whole. Raises BadInput where it is no JSON (with the byte), or not COCO."""
+    value = whole_json(file, encoding)
+    if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
+        have = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
+        raise BadInput(
+            f"{file}: not a COCO detection file, which has the lists {', '.join(PARTS)}; it is {short(have)}"
+        )
+    if not value["images"]:
+        raise BadInput(f"{file}: the list images is empty")
+    names, kinds, problems = _categories(file, value["categories"])
+    ids = Counter(_key(i.get("id")) for i in value["images"] if isinstance(i, dict))
+    by_image, strays = _by_image(file, value["annotations"], ids.keys() - {None})
+    parts = re.split(r"[^a-z]+", file.stem.lower())
+    return _Data(
+        file=file,
+        split=next((SPLITS[w] for w in parts if w in SPLITS), None),
+        images=value["images"],
+        annotations=by_image,
+        names=names,
+        kinds=kinds,
+        twice={k: n for k, n in ids.items() if n > 1},
+        annotation_ids=Counter(_key(a.get("id")) for a in value["annotations"] if isinstance(a, dict)),
+        corners=_all_corners(value["images"], by_image),
+        problems=(*problems, *strays),
+    )
+
+
+def whole_json(file: Path, encoding: str = "utf-8") -> Any:
+    """The value of a JSON file. Raises BadInput with the byte and the reason where it cannot be read."""
+    if not file.is_file():
+        raise BadInput(f"{file}: no such file; check the path")
+    data = file.read_bytes()
+    if not data.strip():
+        raise BadInput(f"{file}: the file is empty; bring back a whole copy")
+    if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise BadInput(f"{file}: written as UTF-16; save it as UTF-8, or give --encoding utf-16")
+    try:
+        text = data.decode(encoding)
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once_each)
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
+        raise BadInput(f"{file}: {byte}; save the file in one encoding, or name it with --encoding") from None
+    except json.JSONDecodeError as error:
+        byte_at = len(data) - len(error.doc[error.pos :].encode(encoding.removesuffix("-sig"), "surrogatepass"))
+        if encoding == "utf-16":
+            byte_at += 2  # the mark that encoding the rest writes anew
+        ends = byte_at >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+        cut = "the file ends inside a value" if ends else error.msg
+        why = f"not JSON at byte {byte_at:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
+        raise BadInput(f"{file}: {why}") from None
+    except (ValueError, RecursionError) as error:  # also a key twice, a number of thousands of digits
+        raise BadInput(f"{file}: not usable JSON ({' '.join(str(error).split())}); mend it") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return made
+
+
+def _key(value: Any) -> str | None:
+    """An id that can be looked up, 7 and "7" being one; None for what is neither a whole number nor a text."""
+    text = str(value).strip() if type(value) in (int, str) else ""
+    return text or None
+
+
+def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, str], dict[str | None, str], list[Entry]]:
+    """Names and supercategories by id, and the categories that cannot be used."""
+    names: dict[str | None, str] = {}
+    kinds: dict[str | None, str] = {}
+    problems = []
+    ids = Counter(_key(c.get("id")) for c in categories if isinstance(c, dict))
+    for k, category in enumerate(categories):
+        try:
+            if not isinstance(category, dict):
+                raise Fault(f"categories[{k}]", category, "an object is wanted")
+            key = _key(category.get("id"))
+            if key is None:
+                raise Fault(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
+            if ids[key] > 1:
+                raise Fault(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
+            names[key] = words(category.get("name"), f"categories[{k}].name")
+            kinds[key] = str(category.get("supercategory", ""))
+        except Fault as fault:
+            problems.append(faulty(file, k + 1, fault, category, category))
+    return names, kinds, problems
+
+
+def _by_image(
+    file: Path, annotations: list[Any], known: Iterable[str | None]
+) -> tuple[dict[str | None, list[_Marked]], list[Entry]]:
+    """Annotations by image id, and those that belong to no image of the file."""
+    known = set(known)
+    found: dict[str | None, list[_Marked]] = defaultdict(list)
+    strays = []
+    for k, annotation in enumerate(annotations):
+        field = f"annotations[{k}]"
+        if not isinstance(annotation, dict):
+            strays.append(faulty(file, k + 1, Fault(field, annotation, "an object is wanted"), annotation))
+        elif (key := _key(annotation.get("image_id"))) in known:
+            found[key].append(_Marked(field, annotation))
+        else:
+            why = "no image has this id; add the image, or remove the annotation"
+            fault = Fault(f"{field}.image_id", annotation.get("image_id"), why)
+            strays.append(faulty(file, k + 1, fault, annotation, annotation))
+    return found, strays
+
+
+def _all_corners(images: list[Any], by_image: dict[str | None, list[_Marked]]) -> bool:
+    """Whether the bbox of every annotation can be read as [x1, y1, x2, y2], and some as nothing else.
+
+    Then those that could be read both ways are not to be trusted either.
+    """
+    only_so = False
+    for image in images:
+        if not isinstance(image, dict) or not all(type(image.get(k)) is int for k in ("width", "height")):
+            continue
+        for marked in by_image.get(_key(image.get("id")), ()):
+            box = marked.value.get("bbox")
+            if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+                continue
+            if not _like_corners(box, image["width"], image["height"]):
+                return False
+            x, y, w, h = box
+            only_so = only_so or x + w > image["width"] + EDGE_PIXELS or y + h > image["height"] + EDGE_PIXELS
+    return only_so
+
+
+def _like_corners(box: Sequence[float], width: int, height: int) -> bool:
+    x1, y1, x2, y2 = box
+    return 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+
+
+# ---- an image -------------------------------------------------------------------------------------------------------
+
+
+def _samples(
+    row: Row, data: _Data, source: Source, pictures: Pictures, used: dict[str, str], told: Counter[str]
+) -> list[Sample]:
+    value = row.value
+    key = _key(value.get("id"))
+    if key is None:
+        raise Fault("id", value.get("id"), "no id; a whole number or a text is wanted")
+    if key in data.twice:
+        why = f"the id of {data.twice[key]} images, so whose annotations are whose? give each image one of its own"
+        raise Fault("id", key, why)
+    image = _image(value, source, pictures)
+    place = f"row {row.number} of {data.file.name}"
+    if used.setdefault(image.path, place) != place:
+        raise Fault("file_name", image.path, f"already used by {used[image.path]}; give each image one entry")
+    changed: Counter[str] = Counter()
+    marked = data.annotations.get(key, [])
+    crowds = frozenset(_name(m, data) for m in marked if m.value.get("iscrowd") == 1)
+    objects = tuple(found for m in marked if (found := _object(m, image, data, changed)) is not None)
+    if not objects:  # nothing is asked, so nothing more need be known of it
+        told.update(changed + Counter({"images without a box, of which nothing is asked": 1}))
+        return []
+    record = Annotated(
+        id=words(f"{data.file.stem}-{key}", "id"),
+        image=image,
+        modality=_modality(value, marked, data, source),
+        objects=objects,
+        group=_group(value, source, image),
+        origin=words(_said(value, "source"), "source") if _said(value, "source") else data.file.stem,
+        side=_side(value, source),
+        split=_split(value) or source.split or data.split,
+        incomplete=crowds,
+    )
+    samples = ask(record, source, changed)
+    told.update(changed)
+    return samples
+
+
+def _image(value: dict[str, Any], source: Source, pictures: Pictures) -> ImageRef:
+    """The image and its size: its own where it was opened, else what the file says."""
+    words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
+    image = pictures.ref(value["file_name"], "file_name")
+    for field in ("width", "height"):
+        given = value.get(field)
+        if given is None and source.open_images:
+            continue
+        if type(given) is not int or given < 1:
+            raise Fault(field, given, "a number of pixels is wanted; fill it in, or let the images be opened")
+    if image.width is None or image.height is None:
+        return ImageRef(image.path, value["width"], value["height"])
+    for field, found in (("width", image.width), ("height", image.height)):
+        if value.get(field) not in (None, found):
+            turned = " once it is turned upright, as its EXIF says" if image.orientation != 1 else ""
+            why = f"the image has {found} pixels{turned}; correct it, and the boxes with it"
+            raise Fault(field, value[field], why)
+    return image
+
+
+def _said(value: dict[str, Any], key: str) -> Any:
+    """What our writer, else the image itself, says under a key; None where neither does."""
+    ours = value.get(OURS)
+    if ours is not None and not isinstance(ours, dict):
+        raise Fault(OURS, ours, "an object is wanted, as the writer leaves it")
+    found = (ours or {}).get(key)
+    return value.get(key) if found is None else found
+
+
+def _modality(value: dict[str, Any], marked: Sequence[_Marked], data: _Data, source: Source) -> Modality:
+    """That of the image, else of the supercategories of its objects, else of the source."""
+    if (said := _said(value, "modality")) is not None:
+        return modality_of(said, source)
+    kinds = {k for m in marked if (k := data.kinds.get(_key(m.value.get("category_id"))))}
+    found = {m for kind in kinds if (m := _as_modality(kind)) is not None}
+    if len(found) > 1:
+        raise Fault("modality", sorted(found), "supercategories of several modalities in one image; give it a modality")
+    return found.pop() if found else modality_of(None, source)
+
+
+def _as_modality(kind: str) -> Modality | None:
+    try:
+        found = read_modality(kind)
+    except BadInput:
+        return None  # "organ", "animal"
+    return found if found is not Modality.OTHER else None  # "other" is said of anything
+
+
+def _group(value: dict[str, Any], source: Source, image: ImageRef) -> str:
+    for key in ("group", "patient"):
+        said = _said(value, key)
+        if said is not None:
+            return words(str(said) if type(said) is int else said, key)
+    return grouped(source, image.path)
+
+
+def _side(value: dict[str, Any], source: Source) -> Side:
+    side: Side | None = choice({"side": _said(value, "side")}, "side", get_args(Side))
+    return side or source.side or "patient"
+
+
+def _split(value: dict[str, Any]) -> Split | None:
+    said = _said(value, "split")
+    if said is None:
+        return None
+    if not isinstance(said, str) or said.lower() not in SPLITS:
+        raise Fault("split", said, "one of train, validation, test is wanted")
+    return SPLITS[said.lower()]
+
+
+# ---- an annotation --------------------------------------------------------------------------------------------------
+
+
+def _object(marked: _Marked, image: ImageRef, data: _Data, changed: Counter[str]) -> tuple[str, Box] | None:
+    """Name and box of an annotation; None for a crowd, which is no object of its own."""
+    field, value = marked.field, marked.value
+    key = _key(value.get("id"))
+    if value.get("id") is not None and (key is None or data.annotation_ids[key] > 1):
+        why = "no usable id" if key is None else f"the id of {data.annotation_ids[key]} annotations"
+        raise Fault(f"{field}.id", value["id"], f"{why}; give each a number of its own")
+    crowd = value.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise Fault(f"{field}.iscrowd", crowd, _of(value, "0 or 1 is wanted"))
+    if crowd:
+        changed["crowds (iscrowd), which are no single object"] += 1
+        return None
+    name = _name(marked, data)
+    shape = value.get("segmentation")
+    if value.get("bbox") in (None, []):
+        if not shape:
+            raise Fault(f"{field}.bbox", value.get("bbox"), _of(value, "no box and no segmentation; give one of them"))
+        field = f"{field}.segmentation"
+        return name, _fractions(_extent(shape, field, image), shape, field, value, image, changed)
+    for key in ("segmentation", "keypoints"):
+        if value.get(key):
+            changed[f"{key} of which the box alone is kept"] += 1
+    field = f"{field}.bbox"
+    return name, _fractions(_bbox(value, field, image, data.corners), value["bbox"], field, value, image, changed)
+
+
+def _name(marked: _Marked, data: _Data) -> str:
+    found = marked.value.get("category_id")
+    name = data.names.get(_key(found))
+    if name is None:
+        why = "no usable category has this id; see categories"
+        raise Fault(f"{marked.field}.category_id", found, _of(marked.value, why))
+    return name
+
+
+def _of(annotation: dict[str, Any], why: str) -> str:
+    """The reason with the annotation's id, by which its own tool finds it."""
+    return f"{why} (annotation id {short(annotation.get('id', '?'))})"
+
+
+def _bbox(value: dict[str, Any], field: str, image: ImageRef, corners: bool) -> Corners:
+    bbox = value["bbox"]
+    try:
+        x, y, w, h = four_numbers(bbox, field, "[x, y, width, height] in pixels")
+    except Fault as fault:
+        raise Fault(field, bbox, _of(value, fault.why)) from None
+    assert image.width is not None and image.height is not None
+    swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
+    if corners:
+        why = f"every bbox of the file can be [x1, y1, x2, y2], and some can be nothing else; {swap}"
+        raise Fault(field, bbox, _of(value, why))
+    if w <= 0 or h <= 0:
+        raise Fault(field, bbox, _of(value, "width or height is not above 0; mend or remove the annotation"))
+    beyond = x + w > image.width + EDGE_PIXELS or y + h > image.height + EDGE_PIXELS
+    if beyond and _like_corners((x, y, w, h), image.width, image.height):
+        raise Fault(field, bbox, _of(value, f"outside {_size(image)}; it looks like [x1, y1, x2, y2], but {swap}"))
+    return x, y, x + w, y + h
+
+
+def _size(image: ImageRef) -> str:
+    return f"the image of {image.width}x{image.height} pixels"
+
+
+def _fractions(
+    corners: Corners, given: Any, field: str, value: dict[str, Any], image: ImageRef, changed: Counter[str]
+) -> Box:
+    """Corners in pixels as a Box. What lies beyond the border by a rounding is put on it."""
+    assert image.width is not None and image.height is not None
+    x1, y1, x2, y2 = corners
+    over = max(-x1, -y1, x2 - image.width, y2 - image.height)
+    if not over <= EDGE_PIXELS:
+        raise Fault(field, given, _of(value, f"outside {_size(image)}; mend or remove the annotation"))
+    if over > 1e-6:
+        changed[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
+    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, image.width), min(y2, image.height)
+    if not (x1 < x2 and y1 < y2):
+        raise Fault(field, given, _of(value, "without area; mend or remove the annotation"))
+    return Box(x1 / image.width, y1 / image.height, x2 / image.width, y2 / image.height)
+
+
+# ---- segmentations --------------------------------------------------------------------------------------------------
+
+
+def _extent(shape: Any, field: str, image: ImageRef) -> Corners:
+    """The box around polygons or a run-length mask."""
+    if isinstance(shape, dict):
+        return _run_length(shape, field, image)
+    if not isinstance(shape, list) or not all(_is_polygon(p) for p in shape):
+        raise Fault(field, shape, "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted")
+    xs, ys = [x for p in shape for x in p[0::2]], [y for p in shape for y in p[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _is_polygon(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
+        return False
+    return all(type(v) in (int, float) and abs(v) < math.inf for v in value)
+
+
+def _run_length(shape: dict[str, Any], field: str, image: ImageRef) -> Corners:
+    """The extent of a mask in runs down its columns, background first (pycocotools `maskApi.c`)."""
+    if shape.get("size") != [image.height, image.width]:
+        raise Fault(
+            f"{field}.size", shape.get("size"), f"[{image.height}, {image.width}], that of the image, is wanted"
+        )
+    assert image.width is not None and image.height is not None
+    given = shape.get("counts")
+    try:
+        counts = unpacked(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise Fault(f"{field}.counts", given, f"not a run-length text ({error}); write the mask anew") from None
+    if not isinstance(counts, list) or not all(type(c) is int and c >= 0 for c in counts):
+        raise Fault(f"{field}.counts", given, "whole numbers, none below 0, or their packed text are wanted")
+    if sum(counts) != image.width * image.height:
+        why = f"the runs add up to {sum(counts):,} pixels where the image has {image.width * image.height:,}"
+        raise Fault(f"{field}.counts", given, f"{why}; write the mask anew")
+    ends = list(itertools.accumulate(counts))
+    runs = [(start, end) for start, end in zip(ends[0::2], ends[1::2], strict=False) if end > start]
+    if not runs:
+        raise Fault(f"{field}.counts", given, "a mask without a pixel; mend or remove the annotation")
+    height = image.height
+    first, last = runs[0][0] // height, (runs[-1][1] - 1) // height
+    if any(start // height != (end - 1) // height for start, end in runs):  # over the end of a column
+        return first, 0, last + 1, height
+    return first, min(s % height for s, _ in runs), last + 1, max((e - 1) % height for _, e in runs) + 1
+
+
+def unpacked(text: str) -> list[int]:
+    """Runs of pycocotools' text: six bits a character from "0" on, low bits first, from the third run on as the
+    difference to the run two before. Raises ValueError where it is not such a text."""
+    counts: list[int] = []
+    value = bits = 0
+    for place, character in enumerate(text):
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"{character!r} at place {place}")
+        value |= (code & 31) << bits
+        bits += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << bits
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = bits = 0
+    if bits:
+        raise ValueError("it ends inside a number")
+    return counts
