@@ -1,0 +1,254 @@
+"""Readers of medical question answering: VQA-RAD, SLAKE and LLaVA-Med-qa0.2k.
+
+    VQA-RAD    {"qid", "image_name", "question", "answer", "phrase_type", ...}, a list (osf.io/89kps), or a file a split
+    SLAKE      {"qid", "img_name", "question", "answer", "q_lang", "modality", ...}, train, validate and test.json
+    others     {"image", "question", "answer"}, as VQA-RAD and PathVQA lie on Hugging Face, images saved as files
+    LLaVA-Med  {"question_id", "image", "text", "gpt4_answer", "domain", "type"}, one object a line
+
+The split is that of the row ("split", or VQA-RAD's phrase_type test_...), else of `Source.split`, else of the file's
+name; VQA-RAD's other rows are train. VQA-RAD asks of the same images in train and in test. Its rows do not say how an
+image was made: `Source.modality` does for all, a key "modality" for a row, `modalities.csv` (columns image and
+modality) beside the file for each image. `Source.columns` maps image, question, answer, modality and id to other keys.
+SLAKE's Chinese half is left out, and counted: answers are judged in English. Images may lie below the root in "imgs",
+"VQA_RAD Image Folder" or "images", as the archives unpack.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from clinkd.data.annotated import grouped
+from clinkd.data.boxes_jsonl import modality_of
+from clinkd.data.conversations import SPLITS, files
+from clinkd.data.rows import Entry, Fault, Row, entries, faulty, json_rows, sheet_rows, words
+from clinkd.data.source import Pictures, Source
+from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, Turn
+
+FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
+MODALITIES = "modalities.csv"
+KEYS = {  # our name -> the keys that are looked for
+    "image": ("image_name", "img_name", "image"), "question": ("question",), "answer": ("answer",),
+    "modality": ("modality",), "id": ("qid", "id"),
+}  # fmt: skip
+# In the order in which LLaVA-Med's own evaluation takes the first of several (summarize_gpt_review.py, get_domain);
+# of its 193 questions that makes 37, 38, 44, 34 and 40.
+DOMAINS = {
+    "chest_xray": Modality.XRAY,
+    "mri": Modality.MR,
+    "histology": Modality.MICROSCOPY,
+    "gross": Modality.OTHER,
+    "ct_scan": Modality.CT,
+}
+TYPES = {"conversation": Task.QA, "detailed_description": Task.MIA, "detail_description": Task.MIA, "detail": Task.MIA}
+
+
+def form_of(row: dict[str, Any]) -> Literal["vqa", "llava-med-qa"] | None:
+    """Which of the two forms a row has; None where neither."""
+    if "gpt4_answer" in row:
+        return "llava-med-qa"
+    return "vqa" if {"question", "answer"} <= row.keys() and any(k in row for k in KEYS["image"]) else None
+
+
+def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+    """Rows of a file, or of all JSON files of a folder. Raises BadInput where none is there, or a knob does not fit."""
+    if source.task not in (None, Task.QA, Task.MIA):
+        raise BadInput(f"--task {source.task}: these questions have no boxes; QA or MIA is wanted")
+    if wrong := next((ours for ours in source.columns if ours not in KEYS), None):
+        raise BadInput(f"--columns {wrong}={source.columns[wrong]}: one of {', '.join(KEYS)} is wanted before the =")
+    folder = source.path if source.path.is_dir() else source.path.parent
+    images = next((f for f in FOLDERS if (source.root / f).is_dir()), None)
+    found = _Found(source, Pictures(source), images if source.images is None and not source.prefix else None, told)
+    if (folder / MODALITIES).is_file():
+        yield from _read_modalities(folder / MODALITIES, found)
+    for file in files(source.path):
+        make = partial(_samples, place=_place(file), found=found)
+        yield from entries(json_rows(file, source.encoding), make)
+
+
+class _Found:
+    """What is known of the data set while its rows are read."""
+
+    def __init__(self, source: Source, pictures: Pictures, folder: str | None, told: Counter[str]) -> None:
+        self.source, self.pictures, self.folder, self.told = source, pictures, folder, told
+        self.modalities: dict[str, Modality] = {}  # by image, as rows name it
+        self.ids: dict[str, str] = {}  # of samples -> the place where it was given
+
+    def path(self, name: str) -> str:
+        """An image as the root has it."""
+        if self.folder is None or name.startswith(f"{self.folder}/"):
+            return name
+        return f"{self.folder}/{name}"
+
+    def value(self, row: dict[str, Any], ours: str) -> tuple[str, Any]:
+        """The key that holds one of our names, and its value."""
+        keys = (self.source.columns[ours],) if ours in self.source.columns else KEYS[ours]
+        key = next((k for k in keys if k in row), keys[0])
+        return key, row.get(key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a file's name says of all its rows."""
+
+    name: str
+    split: Split | None
+
+
+def _place(file: Path) -> _Place:
+    name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
+    split = next((SPLITS[w] for w in re.sub(r"(train|test)set", r"\1", name).split("_") if w in SPLITS), None)
+    return _Place(name, split)
+
+
+def _read_modalities(file: Path, found: _Found) -> Iterator[Entry]:
+    """The modality of each image, from a sheet; only its faults come out as entries."""
+    rows: dict[str, int] = {}
+    for row in sheet_rows(file, found.source.encoding):
+        if isinstance(row, Entry):
+            yield row
+            continue
+        if not {"image", "modality"} <= row.value.keys():
+            raise BadInput(f"{file}: its columns are {', '.join(row.value)}; image and modality are wanted")
+        try:
+            image = words(row.value["image"], "image")
+            modality = modality_of(row.value["modality"] or None, found.source)
+            if found.modalities.setdefault(image, modality) is not modality:
+                why = f"row {rows[image]} says {found.modalities[image].value} of {image}; correct one of them"
+                raise Fault("modality", row.value["modality"], why)
+            rows.setdefault(image, row.number)
+        except Fault as fault:
+            yield faulty(file, row.number, fault, row.raw, row.value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A question as its row has it, the image and the id with the keys they stand under."""
+
+    turn: Turn
+    image: tuple[str, str]
+    id: tuple[str, Any]
+    modality: Modality
+    origin: str
+    split: Split | None
+
+
+def _samples(row: Row, place: _Place, found: _Found) -> list[Sample]:
+    value, form = row.value, found.source.form or form_of(row.value)
+    if form == "llava-med-qa":
+        return [_sample(row, _llava_med(value, found), place, found)]
+    language = value.get("q_lang")
+    if language not in (None, "en"):
+        found.told[f"questions in {language if isinstance(language, str) else 'no known language'}, left out"] += 1
+        return []
+    return [_sample(row, _item(value, place, found), place, found)]
+
+
+def _item(value: dict[str, Any], place: _Place, found: _Found) -> _Item:
+    image = _image(value, found)
+    question_key, question = found.value(value, "question")
+    answer_key, answer = found.value(value, "answer")
+    if type(answer) in (int, float):
+        found.told["answers that are numbers, taken as text"] += 1
+        answer = str(answer)
+    asked, truth = BoxedText(words(question, question_key)), BoxedText(words(answer, answer_key))
+    key, given = found.value(value, "modality")
+    known = found.modalities.get(image[1]) if given in (None, "") else None
+    return _Item(
+        turn=Turn(found.source.task or Task.QA, asked, truth),
+        image=image,
+        id=found.value(value, "id"),
+        modality=known or _modality(given, key, found.source),
+        origin="slake" if "img_name" in value else "vqarad" if "phrase_type" in value else place.name,
+        split=_split(value, place, found.source),
+    )
+
+
+def _llava_med(value: dict[str, Any], found: _Found) -> _Item:
+    kind, asked = value.get("type"), value.get("text")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise Fault("type", kind, f"one of {', '.join(TYPES)} is wanted")
+    question = words(asked.replace("<image>", " ") if isinstance(asked, str) else asked, "text")
+    answer = words(value.get("gpt4_answer"), "gpt4_answer")
+    return _Item(
+        turn=Turn(found.source.task or TYPES[kind], BoxedText(question), BoxedText(answer)),
+        image=("image", words(value.get("image"), "image")),
+        id=("question_id", value.get("question_id")),
+        modality=_domain(value, found),
+        origin="llava_med_qa",
+        split=found.source.split or "test",
+    )
+
+
+def _domain(value: dict[str, Any], found: _Found) -> Modality:
+    domain = value.get("domain")
+    if domain is None:
+        return _modality(value.get("modality"), "domain", found.source)
+    if not isinstance(domain, dict) or not all(isinstance(v, bool) for v in domain.values()):
+        raise Fault("domain", domain, "an object of true and false is wanted")
+    if unknown := [k for k, v in domain.items() if v and k not in DOMAINS]:
+        raise Fault("domain", unknown[0], f"unknown; one of {', '.join(DOMAINS)} is wanted")
+    true = [modality for k, modality in DOMAINS.items() if domain.get(k)]
+    if not true:
+        return _modality(None, "domain", found.source)
+    if len(true) > 1:
+        found.told["questions on figures of two domains, taken as the first in LLaVA-Med's order"] += 1
+    return true[0]
+
+
+def _modality(given: Any, field: str, source: Source) -> Modality:
+    """What the row says, else what is said of all."""
+    if given in (None, "") and source.modality is None:
+        why = f"the row does not say how its image was made; give one for all with --modality, or each in {MODALITIES}"
+        raise Fault(field, given, f"{why} (columns image, modality) beside the file")
+    return modality_of(given, source)
+
+
+def _image(value: dict[str, Any], found: _Found) -> tuple[str, str]:
+    """The key and the name of the image. Hugging Face's rows may hold the picture itself."""
+    key, name = found.value(value, "image")
+    if isinstance(name, dict):
+        if isinstance(name.get("path"), str) and not name.get("bytes"):
+            return key, words(name["path"], f"{key}.path")
+        raise Fault(key, "an object", "the row holds the picture itself; save it as a file, and give its path")
+    return key, words(name, key)
+
+
+def _split(value: dict[str, Any], place: _Place, source: Source) -> Split | None:
+    given = value.get("split")
+    if given is not None:
+        split = SPLITS.get(given.casefold()) if isinstance(given, str) else None
+        if split is None:
+            raise Fault("split", given, "train, validation or test is wanted")
+        return split
+    phrase = value.get("phrase_type")
+    if isinstance(phrase, str) and phrase.startswith("test"):
+        return "test"  # whatever is said of all: a test question must not be trained on
+    return source.split or place.split or ("train" if isinstance(phrase, str) else None)
+
+
+def _sample(row: Row, item: _Item, place: _Place, found: _Found) -> Sample:
+    image_key, name = item.image
+    ref = found.pictures.ref(found.path(name), image_key)
+    id_key, given = item.id
+    if given is not None and (type(given) not in (int, str) or not str(given).strip()):
+        raise Fault(id_key, given, "text or a number is wanted")
+    made = f"{place.name}-{str(given).strip()}" if given is not None else f"{place.name}-row{row.number}"
+    here = f"{row.file.name}, row {row.number}"
+    if found.ids.setdefault(made, here) != here:
+        raise Fault(id_key, given, f"already used by {found.ids[made]}; give each question its own")
+    return Sample(
+        id=made,
+        images=(ref,),
+        modality=item.modality,
+        turns=(item.turn,),
+        group=grouped(found.source, ref.path),
+        source=item.origin,
+        side=found.source.side or "patient",
+        split=item.split,
+    )
