@@ -267,10 +267,11 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def progress(total: int, title: str, unit: str = "it", done: int = 0) -> Iterator[Advance]:
+def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> Iterator[Advance]:
     """A bar with rate and time left on stderr; a line every ten seconds and one at the end where stderr is no terminal.
 
-    `done` of `total` were finished by an earlier attempt and do not count in the rate. Bars may be nested.
+    `total` None: how much there is shows at the end only. `done` of `total` were finished by an earlier attempt and do
+    not count in the rate. Bars may be nested.
     """
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
@@ -280,7 +281,7 @@ def progress(total: int, title: str, unit: str = "it", done: int = 0) -> Iterato
 class _Pace:
     """How fast it goes and how long it still takes, from the last half minute."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, total: int | None, done: int) -> None:
         self.total, self.done, self.first = total, done, done
         self.start = time.monotonic()
         self.marks = deque([(self.start, done)])
@@ -299,7 +300,13 @@ class _Pace:
         seconds = time.monotonic() - then
         return (self.done - done) / seconds if seconds > 0 and self.done > done else None
 
+    def spelled(self, unit: str) -> str:
+        """How far it is: "3/12 images", "3 rows" where the total is not known."""
+        return f"{self.done}/{self.total} {unit}" if self.total is not None else f"{self.done} {unit}"
+
     def left(self) -> str:
+        if self.total is None:
+            return ""
         rate = self.rate()
         return f"{spell_seconds(max(0, self.total - self.done) / rate)} left" if rate else "time left unknown"
 
@@ -324,7 +331,7 @@ def _spell(shown: dict[str, float | str]) -> str:
 
 
 @contextlib.contextmanager
-def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
+def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
     pace, last, latest = _Pace(total, done), time.monotonic(), ""
 
     def advance(n: int = 1, **shown: float | str) -> None:
@@ -333,13 +340,13 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
         latest = _spell(shown) or latest
         if time.monotonic() - last >= LOG_SECONDS:
             last = time.monotonic()
-            parts = [f"{title}: {pace.done}/{total} {unit}", spell_rate(pace.rate(), unit), pace.left(), latest]
+            parts = [f"{title}: {pace.spelled(unit)}", spell_rate(pace.rate(), unit), pace.left(), latest]
             print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
 
     yield advance
     seconds = time.monotonic() - pace.start
     rate = (pace.done - pace.first) / seconds if seconds > 0 and pace.done > pace.first else None
-    parts = [f"{title}: {pace.done}/{total} {unit} in {spell_seconds(seconds)}", spell_rate(rate, unit), latest]
+    parts = [f"{title}: {pace.spelled(unit)} in {spell_seconds(seconds)}", spell_rate(rate, unit), latest]
     print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
 
 
@@ -347,16 +354,16 @@ _screen: Progress | None = None  # the terminal has one live area: an inner bar 
 
 
 @contextlib.contextmanager
-def _bar(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
+def _bar(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
     global _screen
     outer = _screen
     screen = outer or _new_screen()
     pace = _Pace(total, done)
-    task = screen.add_task(title, total=total, completed=done, unit=unit, shown="", rate="", left="")
+    task = screen.add_task(title, total=total, completed=done, far=pace.spelled(unit), shown="", rate="", left="")
 
     def advance(n: int = 1, **shown: float | str) -> None:
         pace.add(n)
-        screen.update(task, advance=n, rate=spell_rate(pace.rate(), unit), left=pace.left())
+        screen.update(task, advance=n, far=pace.spelled(unit), rate=spell_rate(pace.rate(), unit), left=pace.left())
         if shown:
             screen.update(task, shown=_spell(shown))
 
@@ -379,7 +386,7 @@ def _new_screen() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    texts = ("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", "{task.fields[rate]}", "{task.fields[left]}")
+    texts = ("{task.fields[far]}", "{task.fields[rate]}", "{task.fields[left]}")
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),

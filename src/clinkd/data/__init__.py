@@ -1,24 +1,31 @@
-"""From files to records and back: phantoms, readers, box codecs, images, splits."""
+"""From files to records and back: readers, writers, checks, phantoms, box codecs, images, splits."""
 
-from clinkd.data.boxes_jsonl import Problem, Reading, image_paths, read
 from clinkd.data.codecs import Codec, Decoded, codec
+from clinkd.data.dataset import Samples, identity
+from clinkd.data.forms import FORMS, demand, read
 from clinkd.data.images import open_image
 from clinkd.data.modality import read_modality
 from clinkd.data.questions import bare_pairs
+from clinkd.data.rows import Entry, Problem
+from clinkd.data.source import Source
 from clinkd.data.split import divide, draw_share
 from clinkd.data.stats import counts
 
 __all__ = [
+    "FORMS",
     "Codec",
     "Decoded",
+    "Entry",
     "Problem",
-    "Reading",
+    "Samples",
+    "Source",
     "bare_pairs",
     "codec",
     "counts",
+    "demand",
     "divide",
     "draw_share",
-    "image_paths",
+    "identity",
     "open_image",
     "read",
     "read_modality",

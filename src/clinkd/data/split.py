@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import floor
+from typing import NamedTuple
 
 from clinkd.records import BadInput, Sample, Split, Task
 
@@ -19,32 +20,55 @@ def _lot(seed: int, what: str, key: str) -> float:
 def divide(samples: Sequence[Sample], validation_share: float, test_share: float, seed: int) -> list[Sample]:
     """The samples with `split` set; all samples of a group stay together, samples that have a split keep it.
 
-    A group's place follows from a hash of its name alone, so more data leave the old groups where they were, save this:
-    a source with three groups or more that got none in a split hands over the group that came nearest to it. Raises
-    BadInput on shares that leave nothing to train on, on a group already torn, or where a split stays empty.
+    See `place` for who goes where. Raises BadInput on shares that leave nothing to train on, on a group already torn,
+    or where a split stays empty.
     """
-    if validation_share + test_share >= 1:
-        raise BadInput(
-            f"data.validation_share={validation_share:g} and data.test_share={test_share:g} leave nothing to train on; "
-            "their sum must be below 1"
-        )
-    given: dict[str, Split | None] = {}
-    sources: dict[str, list[str]] = {}  # source -> groups that are free to be placed
+    groups: dict[str, Group] = {}
     for sample in samples:
-        if given.setdefault(sample.group, sample.split) != sample.split:
+        known = groups.setdefault(sample.group, Group(sample.source, sample.split))
+        if known.split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
-        if sample.split is None:
-            sources.setdefault(sample.source, []).append(sample.group)
-    placed: dict[str, Split] = {group: split for group, split in given.items() if split is not None}
-    for found in sources.values():
-        groups = [g for g in dict.fromkeys(found) if g not in placed]
-        placed.update(_place(groups, validation_share, test_share, seed))
+    placed = place(groups, validation_share, test_share, seed)
     split_samples = [replace(s, split=placed[s.group]) for s in samples]
     counts = Counter(s.split for s in split_samples)
     for name in ("train", "validation", "test"):
         if not counts[name]:
-            raise BadInput(f"the {name} split is empty: {len(given)} groups are too few; give more data")
+            raise BadInput(f"the {name} split is empty: {len(groups)} groups are too few; give more data")
     return split_samples
+
+
+class Group(NamedTuple):
+    """What may not be torn: the collection it comes from, and the split it was given, if any."""
+
+    source: str
+    split: Split | None
+
+
+def place(groups: Mapping[str, Group], validation_share: float, test_share: float, seed: int) -> dict[str, Split]:
+    """A split for every group; those that were given one keep it, save where nothing was given for validation.
+
+    A group's place follows from a hash of its name alone, so more data leave the old groups where they were, save this:
+    a source with three free groups or more that got none in a split hands over the group that came nearest to it. Where
+    no group is for validation (files of train and test only), `validation_share` of the train groups are put aside.
+    Raises BadInput on shares that leave nothing to train on.
+    """
+    if not 0 <= validation_share < 1 or not 0 <= test_share < 1 or validation_share + test_share >= 1:
+        raise BadInput(
+            f"data.validation_share={validation_share:g} and data.test_share={test_share:g} leave nothing to train on; "
+            "their sum must be below 1"
+        )
+    placed: dict[str, Split] = {name: g.split for name, g in groups.items() if g.split is not None}
+    free: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        if group.split is None:
+            free.setdefault(group.source, []).append(name)
+    for names in free.values():
+        placed.update(_place(names, validation_share, test_share, seed))
+    if "validation" not in placed.values():
+        for name in [n for n, split in placed.items() if split == "train"]:
+            if _lot(seed, "split", name) < validation_share:
+                placed[name] = "validation"
+    return placed
 
 
 def _place(groups: Sequence[str], validation: float, test: float, seed: int) -> dict[str, Split]:
@@ -54,6 +78,8 @@ def _place(groups: Sequence[str], validation: float, test: float, seed: int) -> 
     }  # fmt: skip
     placed = {g: next(s for s, (low, high) in bounds.items() if low <= lot[g] < high) for g in groups}
     for missing, (low, high) in bounds.items():
+        if low == high:
+            continue  # a share of nothing
         counts = Counter(placed.values())
         spare = [g for g in groups if counts[placed[g]] > 1]
         if len(groups) >= 3 and not counts[missing] and spare:

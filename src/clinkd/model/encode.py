@@ -93,6 +93,8 @@ class ImageEncoder:
     def target(self, ref: ImageRef) -> tuple[int, int]:
         """Height and width in pixels to which the image is resampled, before the vision tower."""
         width, height = ref.width, ref.height
+        if width is None or height is None:
+            raise BadInput(f"image {ref.path}: its size is not known; import the data again with its images")
         if self.square:
             width = height = max(1, round((width * height) ** 0.5))
         size = self.processor.size

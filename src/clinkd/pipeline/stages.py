@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,24 +77,9 @@ def _data_identity(config: DataConfig) -> dict[str, Any]:
     """Phantoms are decided by their knobs; read data by what the file holds, and by size and time of its images."""
     if config.path is None:
         return {"phantoms": config.phantoms.identity()}
-    file = config.path / "records.jsonl" if config.path.is_dir() else config.path
-    if not file.is_file():
-        raise BadInput(
-            f"data.path={config.path}: no records.jsonl there; give a folder that holds one, with its images"
-        )
-    return {**config.identity(), "phantoms": None, "sha256": sha256_file(file), "images": _images_identity(file)}
+    from clinkd import data
 
-
-def _images_identity(file: Path) -> str:
-    """A hash that changes when an image is replaced. What is wrong with a row is told when it is read, not here."""
-    from clinkd.data import image_paths
-
-    told = hashlib.sha256()
-    for name in image_paths(file):
-        with contextlib.suppress(OSError, ValueError):
-            size, modified = _stamp(file.parent / name)
-            told.update(f"{name} {size} {modified}\n".encode())
-    return told.hexdigest()
+    return {**config.identity(), "phantoms": None, **data.identity(config.path, data.Source(config.path).root)}
 
 
 def _stamp(path: Path) -> list[int]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,22 +52,20 @@ POINTER = "base.json"  # where a pretrained base lies: it is read there, not cop
 
 def prepare(work: Work, config: DataConfig) -> None:
     """Draw phantoms, or read the given data and split it by group; one file of samples a split."""
-    left_out: dict[str, Any] = {}
+    left_out = Counter[str]()
     if config.path is None:
         total = config.phantoms.train_images + config.phantoms.validation_images + config.phantoms.test_images
         with progress(total, "draw phantoms", "images") as advance:
             samples = phantoms.write(work.folder, config.phantoms, work.seed, config.workers, advance)
         root, lexicon = Path(), phantoms.LEXICON
     else:
-        reading = data.read(config.path, work.seed, config.max_questions, config.max_boxes)
-        found = reading.demand()
+        source = data.Source(
+            config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed
+        )
+        found = data.demand(source, left_out)
         samples = data.divide(found, config.validation_share, config.test_share, work.seed)
-        root = (config.path if config.path.is_dir() else config.path.parent).resolve()
+        root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
-        left_out = {
-            f"questions beyond data.max_questions={config.max_questions} an image": sum(reading.beyond_limit.values()),
-            f"names with more than data.max_boxes={config.max_boxes} boxes in one image": reading.crowded,
-        }
     for split in ("train", "validation", "test"):
         part = [s for s in samples if s.split == split]
         if not part:
@@ -76,7 +75,7 @@ def prepare(work: Work, config: DataConfig) -> None:
         _write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in part))
         work.record(split, {"questions": len(part), "images": len({i.path for s in part for i in s.images})})
     if left_out:
-        work.record("left out", left_out)
+        work.record("left out", dict(left_out))
     write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
 
 

@@ -1,0 +1,135 @@
+"""A data set as `clinkd data import` leaves it: samples.jsonl, dataset.json, and random access to the rows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import orjson
+
+from clinkd.data.source import ABOUT
+from clinkd.records import BadInput, Sample
+from clinkd.storage import sha256_file, write_atomic
+
+SAMPLES = "samples.jsonl"
+RECORDS = "records.jsonl"
+INDEX = ".samples.npy"  # where each line begins; made anew when it does not fit the file
+_CHUNK = 1 << 24
+
+
+def data_file(path: Path) -> Path:
+    """The file that holds the rows of a folder that a run can learn from, or the file itself.
+
+    Raises BadInput where there is none; other forms of data are imported first.
+    """
+    found = [path / name for name in (SAMPLES, RECORDS) if (path / name).is_file()] if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise BadInput(
+            f"data.path={path}: no {RECORDS} and no {SAMPLES} there; data of another form is imported first, with "
+            "clinkd data import"
+        )
+    return found[0]
+
+
+def identity(path: Path, root: Path) -> dict[str, str]:
+    """What a data set is: a hash of its file, and one of size and time of change of every image.
+
+    What is wrong with a row is told when it is read, not here. Raises BadInput as `data_file`.
+    """
+    file = data_file(path)
+    return {"sha256": sha256_file(file), "images": _stamps(file, root)}
+
+
+def _stamps(file: Path, root: Path) -> str:
+    import hashlib
+
+    told = hashlib.sha256()
+    for name in sorted(set(_image_paths(file))):
+        with contextlib.suppress(OSError, ValueError):
+            found = (root / name.rpartition("#")[0] if "#" in name else root / name).stat()
+            told.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return told.hexdigest()
+
+
+def _image_paths(file: Path) -> Iterator[str]:
+    """The images that the rows name."""
+    with file.open("rb") as lines:
+        for line in lines:
+            with contextlib.suppress(orjson.JSONDecodeError, AttributeError, TypeError, KeyError):
+                record: dict[str, Any] = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
+                named = [record["image"]] if "image" in record else [i["path"] for i in record["images"]]
+                yield from (name for name in named if isinstance(name, str))
+
+
+class Samples(Sequence[Sample]):
+    """The samples of a file of one JSON object a line, read one by one as they are asked for.
+
+    Holds 8 bytes a row in memory. `pread` and not a memory map: pages of a map stay in the memory of the process.
+    Raises BadInput naming the line where one is no sample.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path / SAMPLES if path.is_dir() else path
+        if not self.file.is_file():
+            raise BadInput(f"{self.file}: no such file; clinkd data import makes one")
+        self._starts = _starts(self.file)
+        self._opened = os.open(self.file, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Sample: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Sample]: ...
+    def __getitem__(self, at: int | slice) -> Sample | list[Sample]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        number = at + len(self) if at < 0 else at
+        if not 0 <= number < len(self):
+            raise IndexError(at)
+        start, end = int(self._starts[number]), int(self._starts[number + 1])
+        line = os.pread(self._opened, end - start, start)
+        try:
+            return Sample.from_json(orjson.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{self.file}, line {number + 1}: no sample ({error}); clinkd data check says more"
+            ) from None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self._opened)
+
+
+def _starts(file: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each line begins, and the end of the file, kept beside it for the next time."""
+    kept = file.with_name(INDEX)
+    size, modified = file.stat().st_size, file.stat().st_mtime_ns
+    with contextlib.suppress(OSError, ValueError):
+        found = np.load(kept, allow_pickle=False)
+        if found.dtype == np.int64 and found.size > 2 and (found[-1], found[-2]) == (modified, size):
+            return np.asarray(found[:-1])
+    marks = [np.zeros(1, np.int64)]
+    with file.open("rb") as stream:
+        offset = 0
+        while chunk := stream.read(_CHUNK):
+            marks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset + 1)
+            offset += len(chunk)
+    starts = np.concatenate(marks)
+    if starts[-1] != size:  # a last line without line end
+        starts = np.append(starts, size)
+    with contextlib.suppress(OSError, BadInput):  # a folder one may not write to: it is counted anew each time
+        import io
+
+        buffer = io.BytesIO()
+        np.save(buffer, np.append(starts, modified))
+        write_atomic(kept, buffer.getvalue())
+    return starts
+
+
+__all__ = ["ABOUT", "RECORDS", "SAMPLES", "Samples", "data_file", "identity"]

@@ -1,0 +1,145 @@
+"""Every form of data that can be read, and which one a path holds."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clinkd.data.dataset import RECORDS, SAMPLES
+from clinkd.data.dicom import is_dicom
+from clinkd.data.rows import Entry, Problem, Row, json_rows
+from clinkd.data.source import Source
+from clinkd.records import BadInput, Sample
+
+SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")
+HEAD_BYTES = 1 << 16
+MOST_LOOKED_AT = 100  # rows or files, before the form is called unknown
+FORMS = {  # name -> module of clinkd.data with the reader, what it is
+    "boxes": ("boxes_jsonl", "records.jsonl: one image a line with its boxes, names and questions"),
+    "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
+    "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
+    "swift": ("conversations", "ms-swift: messages and objects"),
+    "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
+    "coco": ("coco", "COCO: images, annotations and categories"),
+    "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
+    "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
+    "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
+    "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
+    "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
+}
+
+
+def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+    """Every row of a source, as samples or as a problem. `told` counts what was left out or changed, by reason.
+
+    Raises BadInput where nothing of the form is there, or the form cannot be told.
+    """
+    form = source.form or detect(source)
+    if form not in FORMS:
+        raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
+    module = importlib.import_module(f"clinkd.data.{FORMS[form][0]}")
+    found: Iterator[Entry] = module.read(replace(source, form=form), told)
+    return found
+
+
+def detect(source: Source) -> str:
+    """The form of a path, by what lies in a folder, or by the keys of a file's first row.
+
+    Raises BadInput where that does not tell it: the form is never guessed from less.
+    """
+    path = source.path
+    if path.is_dir():
+        return _of_folder(path, source.encoding)
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file or folder; check the path")
+    return _of_file(path, source.encoding) or _unknown(path)
+
+
+def _of_folder(folder: Path, encoding: str) -> str:
+    if (folder / SAMPLES).is_file():
+        return "samples"
+    if (folder / RECORDS).is_file():
+        return "boxes"
+    if (folder / "images").is_dir() and (folder / "masks").is_dir():
+        return "sa-med2d"
+    if (folder / "annotations").is_dir():
+        return "coco"
+    files = [p for p in sorted(folder.iterdir()) if p.is_file()]
+    rows = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
+    found = list(dict.fromkeys(form for p in rows if (form := _of_file(p, encoding)) is not None))
+    if len(found) > 1:
+        raise BadInput(f"{folder}: holds files of the forms {', '.join(found)}; give one of the files, or --form")
+    if found:
+        return found[0]
+    sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
+    if sheets:
+        raise BadInput(
+            f"{folder}: holds the sheet {sheets[0]}; give it by name, and the folder of images with --images"
+        )
+    if any(is_dicom(p) for p in itertools.islice(_files(folder), MOST_LOOKED_AT)):
+        return "dicom"
+    return _unknown(folder)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(names))
+
+
+def _of_file(file: Path, encoding: str) -> str | None:
+    if file.suffix.lower() in SHEETS:
+        return "sheet"
+    if is_dicom(file):
+        return "dicom"
+    with file.open("rb") as stream:
+        head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    if file.suffix.lower() not in (".json", ".jsonl"):
+        return None
+    if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
+        return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
+    good = (row for row in itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT) if isinstance(row, Row))
+    first = next(good, None)
+    return _of_row(first.value) if first is not None else None
+
+
+def _of_row(row: dict[str, Any]) -> str | None:
+    said = row.get("conversations")
+    if isinstance(row.get("annotations"), list) and "images" in row:
+        return "coco"
+    if "turns" in row and "images" in row:
+        return "samples"
+    if said:
+        return "med-grit" if isinstance(said, list) and isinstance(said[0], list) else "sharegpt"
+    if "messages" in row:
+        return "swift"
+    if "gpt4_answer" in row or "fig_caption" in row:
+        return "llava-med-qa"
+    if "image" in row and ("objects" in row or "qa" in row):
+        return "boxes"
+    return "vqa" if "question" in row and "answer" in row else None
+
+
+def _unknown(path: Path) -> NoReturn:
+    forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
+    raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
+
+
+def demand(source: Source, told: Counter[str]) -> list[Sample]:
+    """The samples of a source without fault. Raises BadInput with the first problem, and the number of others."""
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    for entry in read(source, told):
+        samples.extend(entry.samples)
+        if entry.problem:
+            problems.append(entry.problem)
+    if problems:
+        more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
+        raise BadInput(f"{problems[0]}{more}; clinkd data check {source.path} lists all")
+    return samples

@@ -1,0 +1,300 @@
+"""Any number of sources to one data set: checked, on one side, split by patient or image, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from clinkd import __version__
+from clinkd.data import forms, sides
+from clinkd.data.check import Checker, Checks, Findings, counted, quarantine
+from clinkd.data.dataset import SAMPLES
+from clinkd.data.images import locate, open_image
+from clinkd.data.rows import Entry, Problem, short
+from clinkd.data.source import ABOUT, Source
+from clinkd.data.split import Group, place
+from clinkd.records import BadInput, ImageRef, Sample, Side, Split
+from clinkd.storage import naming_full_disk, publish, read_json, sha256_file, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Shares of the groups held for validation and test. `anew` forgets the splits that the files gave."""
+
+    validation: float = 0.1
+    test: float = 0.2
+    seed: int = 0
+    anew: bool = False
+
+
+class NotClean(BadInput):
+    """There are bad rows, and no file was named to put them in."""
+
+    def __init__(self, found: Findings) -> None:
+        rows = f"{found.bad_rows} of {found.rows} rows are bad"
+        super().__init__(f"{rows}: mend them, or set them aside with --quarantine FILE; nothing was written")
+        self.found = found
+
+
+def import_data(
+    sources: Sequence[Source],
+    out: Path,
+    checks: Checks,
+    division: Division | None = None,
+    quarantine_file: Path | None = None,
+    side: Side | None = None,
+    copy: bool = False,
+) -> Findings:
+    """Read, check, divide (None leaves the splits as they are) and write `out`/samples.jsonl with its dataset.json.
+
+    `side`: to whose left all words are turned; sources that differ are refused without it. Images stay where they are
+    unless `copy`: then they go to `out`/images, DICOM as PNG without its header. Raises NotClean where rows are bad and
+    there is no `quarantine_file`; BadInput where `out` holds something, or a source cannot be read.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: exists and is not empty; choose a new folder")
+    draft = out.with_name(f".{out.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with naming_full_disk(out):
+            draft.mkdir(parents=True)
+            found = _write(sources, draft, out, checks, division, quarantine_file, side, copy)
+            if out.is_dir():
+                out.rmdir()
+            publish(draft, out)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return found
+
+
+def _write(
+    sources: Sequence[Source],
+    draft: Path,
+    out: Path,
+    checks: Checks,
+    division: Division | None,
+    quarantine_file: Path | None,
+    side: Side | None,
+    copy: bool,
+) -> Findings:
+    root = Path(os.path.commonpath([s.root.resolve() for s in sources]))
+    checker = Checker(checks, root if all(s.open_images for s in sources) else None)
+    spool = draft / "read.jsonl"
+    turn = _Turn(side)
+    with spool.open("wb") as lines:
+        for source in sources:
+            front = source.root.resolve().relative_to(root).as_posix()
+            for entry in counted(forms.read(source, checker.found.told), f"read {source.path.name}", "rows"):
+                made = turn(_moved(entry, "" if front == "." else f"{front}/"))
+                if division is not None and division.anew:
+                    made = replace(made, samples=tuple(replace(s, split=None) for s in made.samples))
+                if checker.see(made) is None:
+                    for sample in made.samples:
+                        lines.write(_line(sample, (made.file, made.row)))
+    found = checker.close()
+    if found.bad and quarantine_file is None:
+        raise NotClean(found)
+    if quarantine_file is not None:
+        quarantine(sources, found, quarantine_file)
+    placed = _finish(spool, draft, root, found, division, copy)
+    spool.unlink()
+    about = {
+        "root": "." if copy else os.path.relpath(root, out.resolve()) if _near(root, out) else str(root),
+        "side": turn.side,
+        "sources": [_told(s) for s in sources],
+        "rows": found.rows,
+        "samples": found.samples,
+        "quarantined": found.quarantined,
+        "left_out": dict(found.told),
+        "joined_groups": [list(pair) for pair in found.joined],
+        "split": asdict(division) if division else None,
+        "groups": dict(placed),
+        "clinkd": __version__,
+    }
+    write_json(draft / ABOUT, about)
+    return found
+
+
+def _near(root: Path, out: Path) -> bool:
+    """Whether the images lie beside the data set or in it, so that both may be moved together."""
+    return out.resolve().parent.is_relative_to(root) or root.is_relative_to(out.resolve())
+
+
+def _line(sample: Sample, place: tuple[str, int] | None = None) -> bytes:
+    record = sample.to_json()
+    if place is not None:
+        record["at"] = place
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _moved(entry: Entry, front: str) -> Entry:
+    """The entry with image paths from the common root."""
+    if not front:
+        return entry
+    moved = [replace(s, images=tuple(replace(i, path=front + i.path) for i in s.images)) for s in entry.samples]
+    return replace(entry, samples=tuple(moved))
+
+
+class _Turn:
+    """Words on the side that is wanted; without one, all must be on the side of the first."""
+
+    def __init__(self, wanted: Side | None) -> None:
+        self.wanted = wanted
+        self.side = wanted
+
+    def __call__(self, entry: Entry) -> Entry:
+        for sample in entry.samples:
+            self.side = self.side or sample.side
+            if sample.side == self.side:
+                continue
+            if self.wanted is None:
+                raise BadInput(
+                    f"{entry.file}, row {entry.row}: left and right are the {sample.side}'s here and the {self.side}'s "
+                    "in the rows before; give --turn-to patient or --turn-to image to convert"
+                )
+            try:
+                turned = tuple(sides.converted(s, self.wanted) for s in entry.samples)
+            except BadInput as error:
+                problem = Problem(entry.file, entry.row, short(sample.id), "side", sample.side, str(error), "side")
+                return replace(entry, samples=(), problem=problem)
+            return replace(entry, samples=turned)
+        return entry
+
+
+def _finish(
+    spool: Path, draft: Path, root: Path, found: Findings, division: Division | None, copy: bool
+) -> Counter[str]:
+    """The rows that stayed good, with their splits, into samples.jsonl; the number of groups in each split."""
+    leader = _leaders(found.joined)
+    groups: dict[str, Group] = {}
+    kept: set[str] = set()
+    for record in _good(spool, found):
+        group = leader.get(record["group"], record["group"])
+        kept.add(group)
+        groups.setdefault(group, Group(record["source"], record["split"]))
+    placed = place(groups, division.validation, division.test, division.seed) if division else {}
+    found.turns.clear()
+    found.samples = 0
+    store = _Copies(root, draft) if copy else None
+    with (draft / SAMPLES).open("wb") as lines:
+        for record in counted(_good(spool, found), "write samples", "samples"):
+            group = record["group"] = leader.get(record["group"], record["group"])
+            if division is not None:
+                record["split"] = placed[group]
+            if store is not None:
+                record["images"] = [store(ImageRef(**i)).to_json() for i in record["images"]]
+            lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            found.samples += 1
+            for turn in record["turns"]:
+                found.count(record["split"], record["modality"], turn["task"])
+    if not found.samples:
+        raise BadInput(f"no sample is left of {found.rows} rows; clinkd data check says why")
+    where: Mapping[str, Split | None] = placed if division else {g: group.split for g, group in groups.items()}
+    found.groups = Counter(where[g] or "-" for g in kept)
+    return found.groups
+
+
+def _good(spool: Path, found: Findings) -> Iterator[dict[str, Any]]:
+    with spool.open("rb") as lines:
+        for line in lines:
+            record = orjson.loads(line)
+            if tuple(record.pop("at")) not in found.between:
+                yield record
+
+
+def _leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Group -> the first of all groups that it is joined with."""
+    leader: dict[str, str] = {}
+
+    def find(group: str) -> str:
+        while leader.setdefault(group, group) != group:
+            group = leader[group]
+        return group
+
+    for one, two in pairs:
+        leader[find(two)] = find(one)
+    return {group: find(group) for group in leader}
+
+
+class _Copies:
+    """Images into the data set's own folder, each once."""
+
+    def __init__(self, root: Path, draft: Path) -> None:
+        self.root, self.draft = root, draft
+        self._made: dict[tuple[str, str | None], ImageRef] = {}
+
+    def __call__(self, image: ImageRef) -> ImageRef:
+        key = image.path, image.window
+        if key not in self._made:
+            self._made[key] = self._copy(image)
+        return self._made[key]
+
+    def _copy(self, image: ImageRef) -> ImageRef:
+        path, frame = locate(self.root, image.path, f"image {image.path}")
+        name = Path("images") / image.path
+        if frame is None and path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+            target = self.draft / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            return replace(image, path=name.as_posix())
+        made = name.with_name(f"{name.name.replace('#', '_')}.png")  # pixels alone: headers hold names
+        target = self.draft / made
+        target.parent.mkdir(parents=True, exist_ok=True)
+        open_image(self.root, image).save(target)
+        return ImageRef(made.as_posix(), image.width, image.height)
+
+
+def _told(source: Source) -> dict[str, Any]:
+    """A source as dataset.json keeps it."""
+    return {
+        "path": str(source.path.resolve()),
+        "form": source.form or forms.detect(source),
+        "side": source.side,
+        "sha256": sha256_file(source.path) if source.path.is_file() else None,
+    }
+
+
+def split_anew(folder: Path, division: Division) -> Counter[str]:
+    """Divide an imported data set again, and record it. The number of groups in each split.
+
+    Splits given by the files are kept unless `division.anew`. Raises BadInput where `folder` holds no data set.
+    """
+    file = folder / SAMPLES
+    if not file.is_file():
+        raise BadInput(f"{folder}: no {SAMPLES} there; make one with clinkd data import")
+    groups: dict[str, Group] = {}
+    for record in _records(file):
+        split = None if division.anew else record["split"]
+        groups.setdefault(record["group"], Group(record["source"], split))
+    placed = place(groups, division.validation, division.test, division.seed)
+    draft = file.with_name(f".{file.name}.part")
+    with naming_full_disk(file), draft.open("wb") as lines:
+        for record in _records(file):
+            record["split"] = placed[record["group"]]
+            lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        lines.flush()
+        os.fsync(lines.fileno())
+    draft.replace(file)
+    counts = Counter[str](placed[g] for g in groups)
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {"root": "."}
+    write_json(folder / ABOUT, {**about, "split": asdict(division), "groups": dict(counts)})
+    return counts
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record: dict[str, Any] = orjson.loads(line)
+                record["group"], record["source"], record["split"]
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise BadInput(f"{file}, line {number}: no sample ({error}); clinkd data check says more") from None
+            yield record

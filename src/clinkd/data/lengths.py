@@ -1,0 +1,70 @@
+"""How many tokens a sample takes: its image under the family's resize, its words, its boxes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from clinkd.data.codecs import codec
+from clinkd.data.grids import smart_resize
+from clinkd.records import BadInput, ImageRef, Sample
+
+PATCH = 28  # pixels a side of what becomes one token in Qwen2-VL
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 28 * 28 * 1280  # the family's resize
+BYTES_A_TOKEN = 4  # of English in a large vocabulary
+BOX_TOKENS = 20  # <|box_start|>(123,456),(789,987)<|box_end|>, a digit a token
+TURN_TOKENS = 10  # the marks around a question and its answer
+IMAGE_MARKS = 2
+
+
+class Counting(Protocol):
+    """Counts the tokens of a sample."""
+
+    how: str
+
+    def __call__(self, sample: Sample) -> int: ...
+
+
+class Estimate:
+    """Tokens of a sample without a tokenizer: four bytes of text a token, twenty tokens a box."""
+
+    how = "estimated: 4 bytes of text a token, 20 tokens a box"
+
+    def __call__(self, sample: Sample) -> int:
+        texts = [part for turn in sample.turns for part in (turn.question, turn.answer)]
+        words = sum(len(t.text) if t.text.isascii() else len(t.text.encode()) for t in texts)
+        boxes = sum(len(t.boxes) for t in texts)
+        told = -(-words // BYTES_A_TOKEN) + BOX_TOKENS * boxes + TURN_TOKENS * len(sample.turns)
+        return told + sum(_image_tokens(i) for i in sample.images)
+
+
+class Counted:
+    """Tokens of a sample as a model's own tokenizer counts them. Raises BadInput where there is no tokenizer.json."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        file = folder / "tokenizer.json" if folder.is_dir() else folder
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exceptions
+            raise BadInput(f"--tokenizer {folder}: no readable tokenizer.json there ({error})") from None
+        self.how = f"counted with {file}"
+        self._codec = codec("qwen2-vl")
+
+    def __call__(self, sample: Sample) -> int:
+        texts = [self._codec.encode(part) for turn in sample.turns for part in (turn.question, turn.answer)]
+        words = sum(len(e.ids) for e in self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        return words + TURN_TOKENS * len(sample.turns) + sum(_image_tokens(i) for i in sample.images)
+
+
+def _image_tokens(image: ImageRef) -> int:
+    """Tokens of one image; 0 where its size is not known."""
+    return _grid_tokens(image.width, image.height) if image.width and image.height else 0
+
+
+@lru_cache(maxsize=4096)
+def _grid_tokens(width: int, height: int) -> int:
+    size = smart_resize(width, height, PATCH, MIN_PIXELS, MAX_PIXELS)
+    return (size.width // PATCH) * (size.height // PATCH) + IMAGE_MARKS

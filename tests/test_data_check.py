@@ -1,0 +1,249 @@
+"""The check of data: what is wrong between rows, what opening the images shows, and what is told of good rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clinkd.agreement import iou_matrix
+from clinkd.cli import main
+from clinkd.data import Source
+from clinkd.data.check import Checks, Findings, check, quarantine
+from clinkd.data.guessability import median_hits
+from clinkd.data.lengths import Counted, Estimate
+from clinkd.data.near import BITS, Look, Pair, alike, examine
+from clinkd.pipeline import survey
+from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:
+    """A smooth random picture: two seeds look different to a perceptual hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def row(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"set_{number}", "image": f"images/{number}.png", "modality": "CT",
+        "objects": [{"name": "liver", "box": [10 + number, 10, 40 + number, 30]}],
+        "qa": [{"question": "Is there a mass?", "answer": "no"}],
+    } | changes  # fmt: skip
+
+
+def folder(root: Path, *rows: dict[str, Any]) -> Path:
+    for number, entry in enumerate(rows):
+        path = root / entry["image"]
+        if not path.exists():
+            picture(path, number)
+    (root / "records.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    return root
+
+
+def checked(path: Path, checks: Checks | None = None, **source: Any) -> Findings:
+    return check(Source(path, **source), checks or Checks(workers=1))
+
+
+def test_good_data_is_clean_and_counted(tmp_path: Path) -> None:
+    found = checked(folder(tmp_path, *(row(n) for n in range(8))))
+    assert found.clean and (found.rows, found.samples, found.images) == (8, 24, 8)
+    assert found.by_task_and_modality() == {"VG": {"ct": 8}, "ROC": {"ct": 8}, "QA": {"ct": 8}}
+    (liver,) = found.classes
+    assert (liver.name, len(liver.box_N4)) == ("liver", 8)  # asked for and asked about: one box
+    assert sum(found.lengths) == 24 and 0 < found.longest < 60
+    assert found.root == tmp_path and found.groups == {"-": 8}
+    assert {s.task for s in found.examples} == {Task.VG, Task.ROC, Task.QA}
+    assert checked(tmp_path).to_json() == found.to_json()
+
+
+def damaged(path: Path) -> None:
+    data = picture(path, 3).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def test_bad_rows_are_named_with_reasons(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(9)]
+    rows[1]["qa"] *= 2
+    rows[2]["group"], rows[2]["split"] = "patient-a", "train"
+    rows[3]["group"], rows[3]["split"] = "patient-a", "test"
+    rows[5]["objects"] = [{"name": "liver", "box": [90, 10, 400, 30]}]
+    rows[6]["modality"] = "thermography"
+    root = folder(tmp_path, *rows)
+    damaged(root / "images/4.png")
+    (root / "images/7.png").write_bytes(b"")
+    (root / "images/8.png").unlink()
+    found = checked(root)
+    told = {p.row: p for p in found.bad}
+    expected = {
+        2: ("question", "duplicate", "the same question and answer"),
+        4: ("group", "split", "in train in row 3"),
+        5: ("image", "row", "cannot be read"),
+        6: ("objects[0].box", "row", "outside the image"),
+        7: ("modality", "row", "thermography"),
+        8: ("image", "row", "empty"),
+        9: ("image", "row", "no such file"),
+    }
+    assert set(told) == set(expected) and len(found.bad) == len(expected)
+    for number, (field, kind, why) in expected.items():
+        assert (told[number].field, told[number].kind) == (field, kind) and why in told[number].why, told[number]
+        assert "\n" not in str(told[number]) and told[number].file.endswith("records.jsonl")
+    kept = quarantine([Source(root)], found, tmp_path / "aside.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
+    assert kept == len(lines) == 7 and {line["row"] for line in lines} == set(expected)
+    assert all(json.loads(line["raw"]) == rows[line["row"] - 1] for line in lines)  # the row as it was
+    assert json.loads((root / "records.jsonl").read_text().splitlines()[5]) == rows[5]  # the source is left as it is
+
+
+def test_kinds_can_be_allowed_and_are_still_told(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(3)]
+    rows[1]["qa"] *= 2
+    root = folder(tmp_path, *rows)
+    assert not checked(root).clean
+    found = checked(root, Checks(allow=frozenset({"duplicate"}), workers=1))
+    assert found.clean and [p.kind for p in found.warnings] == ["duplicate"]
+    with pytest.raises(BadInput, match="--allow nonsense"):
+        Checks(allow=frozenset({"nonsense"}))  # type: ignore[arg-type]
+
+
+def test_boxes_in_another_frame_are_suspected(tmp_path: Path) -> None:
+    boxes = [{"name": f"cell {k}", "box": [k % 5, k % 3, k % 5 + 4, k % 3 + 3]} for k in range(40)]
+    found = checked(folder(tmp_path, row(0, objects=boxes)), max_boxes=100)
+    (problem,) = found.bad
+    assert problem.kind == "frame" and problem.row == 0 and "upper left tenth" in problem.why
+    boxes[7]["box"] = [20, 20, 90, 60]
+    assert checked(folder(tmp_path, row(0, objects=boxes)), max_boxes=100).clean
+
+
+def test_the_length_limit_names_rows(tmp_path: Path) -> None:
+    rows = [row(0), row(1, qa=[{"question": "Is there a mass?", "answer": "no " * 300}])]
+    root = folder(tmp_path, *rows)
+    found = checked(root, Checks(max_length=100, workers=1))
+    (problem,) = found.bad
+    assert (problem.row, problem.kind, problem.field) == (2, "length", "tokens") and "max_length=100" in problem.why
+    assert checked(root, Checks(max_length=1000, workers=1)).clean
+
+
+def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"no": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    words.save(str(tmp_path / "tokenizer.json"))
+    sample = Sample(
+        "a", (ImageRef("a.png", 56, 84),), Modality.CT, (Turn(Task.QA, BoxedText("no no no"), BoxedText("no")),), "a"
+    )
+    marks = 10 + 2 + 2 * 3  # around question and answer, around the image, the image itself
+    assert Counted(tmp_path)(sample) == 4 + marks
+    assert Estimate()(sample) == 3 + marks  # ten bytes
+    with pytest.raises(BadInput, match="no readable tokenizer.json"):
+        Counted(tmp_path / "none")
+
+
+# ---- images that look the same --------------------------------------------------------------------------------------
+
+
+def test_copies_are_found_whatever_size_and_compression(tmp_path: Path) -> None:
+    first = Image.open(picture(tmp_path / "a.png", 1))
+    picture(tmp_path / "b.png", 2)
+    first.resize((200, 133), Image.Resampling.LANCZOS).save(tmp_path / "c.jpg", quality=60)
+    Image.fromarray((np.asarray(first) * 0.8 + 20).astype(np.uint8)).save(tmp_path / "d.png")
+    Image.new("RGB", (20, 20), (9, 9, 9)).save(tmp_path / "e.png")
+    Image.new("RGB", (30, 20), (99, 9, 9)).save(tmp_path / "f.png")
+    looks = list(
+        examine(tmp_path, [ImageRef(f"{n}") for n in ("a.png", "b.png", "c.jpg", "d.png", "e.png", "f.png")], 1)
+    )
+    assert alike(looks) == [Pair(0, 2), Pair(0, 3), Pair(2, 3)]
+    assert [look.flat for look in looks] == [False, False, False, False, True, True]
+
+
+def test_banding_finds_every_close_pair() -> None:
+    dice = random.Random(0)
+    hashes = [dice.getrandbits(64) for _ in range(60)]
+    for _ in range(60):
+        mask = sum(1 << bit for bit in dice.sample(range(64), dice.randint(0, 6)))
+        hashes.append(dice.choice(hashes) ^ mask)
+    shade = bytes(range(256))
+    found = alike([Look(None, h, shade) for h in hashes])
+    close = [Pair(i, j) for i in range(120) for j in range(i + 1, 120) if (hashes[i] ^ hashes[j]).bit_count() <= BITS]
+    assert found == close and len(close) > 20
+
+
+def test_workers_and_one_process_see_the_same(tmp_path: Path) -> None:
+    refs = [ImageRef(picture(tmp_path / f"{n}.png", n).name) for n in range(60)]
+    damaged(tmp_path / "7.png")
+    assert list(examine(tmp_path, refs, 2)) == list(examine(tmp_path, refs, 1))
+
+
+def test_near_duplicates_across_a_split_are_bad_and_else_told(tmp_path: Path) -> None:
+    rows = [row(n, split="train" if n < 2 else "test") for n in range(4)]
+    root = folder(tmp_path, *rows)
+    Image.open(root / "images/0.png").save(root / "images/3.png")
+    found = checked(root)
+    (problem,) = found.bad
+    assert (problem.row, problem.kind) == (4, "near-duplicate") and "images/0.png" in problem.why
+    for entry in rows:
+        del entry["split"]
+    found = checked(folder(tmp_path, *rows))
+    assert found.clean and [p.kind for p in found.warnings] == ["near-duplicate"]
+    assert found.joined == [("set_0", "set_3")]
+
+
+def test_the_median_of_the_others_equals_the_plain_way() -> None:
+    dice = np.random.default_rng(0)
+    for count in (1, 2, 3, 4, 7, 20, 21):
+        corner = dice.uniform(0.1, 0.4, (count, 2))
+        boxes = np.concatenate([corner, corner + dice.uniform(0.1, 0.5, (count, 2))], axis=1)
+        boxes[count // 2] = boxes[0]
+        hits = 0
+        for i in range(count if count > 1 else 0):
+            median = np.median(np.delete(boxes, i, 0), axis=0)
+            hits += bool(iou_matrix([Box(*boxes[i])], [Box(*median)])[0, 0] >= 0.5)
+        assert median_hits(boxes) == pytest.approx(hits / count)
+
+
+# ---- the door -------------------------------------------------------------------------------------------------------
+
+
+def test_the_program_form_and_the_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "good", row(0), row(1))
+    assert main(["data", "check", str(root), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], told["bad"], told["quarantined"]) == (2, [], 0)
+    assert told["by_task_and_modality"] == {"VG": {"ct": 2}, "ROC": {"ct": 2}, "QA": {"ct": 2}}
+    root = folder(tmp_path / "bad", row(0), row(1, modality="thermography"))
+    aside = tmp_path / "aside.jsonl"
+    assert main(["data", "check", str(root), "--json", "--quarantine", str(aside)]) != 0
+    told = json.loads(capsys.readouterr().out)
+    (problem,) = told["bad"]
+    assert {"file", "row", "field", "value", "reason"} <= set(problem)
+    assert (problem["row"], problem["field"], told["quarantined"]) == (2, "modality", 1)
+    assert main(["data", "check", str(root)]) != 0
+    assert "row 2, id set_1: modality" in capsys.readouterr().out
+
+
+def test_the_page_shows_counts_maps_faults_and_pictures(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(5)]
+    rows[3]["modality"] = "<b>thermo</b>"
+    found = checked(folder(tmp_path, *rows))
+    survey.write(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for words in ("5 rows, 12 samples", "ct, 4 boxes: where", "ct, 4 boxes: size", "Median box of each class", "liver"):
+        assert words in page, words
+    assert "&lt;b&gt;thermo&lt;/b&gt;" in page and "<b>thermo" not in page
+    assert page.count("data:image/") == len(found.examples) == 6
+    assert Counter(page)["\0"] == 0
+
+
+def test_real_images_are_clean(shared: Path) -> None:
+    found = check(Source(shared / "data" / "dev"), Checks(workers=2))
+    assert (found.rows, found.images) == (477, 477)
+    assert found.to_json()["images_opened"]
+    assert {p.kind for p in found.bad} <= {"duplicate", "side"}, found.bad

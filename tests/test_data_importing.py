@@ -1,0 +1,263 @@
+"""Sources to one data set: checked, split by group, recorded, written whole or not at all; and random access to it."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clinkd.cli import main
+from clinkd.config import DataConfig, RunConfig
+from clinkd.data import Samples, Source, demand, open_image
+from clinkd.data.check import Checks
+from clinkd.data.importing import Division, NotClean, import_data, split_anew
+from clinkd.pipeline import plan
+from clinkd.records import BadInput, Sample
+
+CHECKS = Checks(workers=1)
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC).save(path)
+
+
+def records(root: Path, count: int = 12, first: int = 0, **changes: Any) -> Path:
+    """A folder of records.jsonl: two images a patient."""
+    lines = []
+    for number in range(first, first + count):
+        picture(root / f"images/{number}.png", number)
+        row = {
+            "id": f"set_{number}", "image": f"images/{number}.png", "modality": "CT", "group": f"p{number // 2}",
+            "objects": [{"name": "left kidney", "box": [60, 10, 90, 30]}],
+            "qa": [{"question": "Is there a mass?", "answer": "no"}],
+        } | changes  # fmt: skip
+        lines.append(json.dumps(row))
+    (root / "records.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def about(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "dataset.json").read_text()))
+
+
+def test_one_source_becomes_a_data_set(tmp_path: Path) -> None:
+    source, out = Source(records(tmp_path / "a")), tmp_path / "out"
+    found = import_data([source], out, CHECKS, Division(0.2, 0.2))
+    assert found.clean and found.samples == 36
+    samples = Samples(out)
+    plain = demand(source, found.told)
+    assert [s.id for s in samples] == [s.id for s in plain]
+    split_of: dict[str, set[str | None]] = {}
+    for sample in samples:
+        split_of.setdefault(sample.group, set()).add(sample.split)
+    assert all(len(s) == 1 for s in split_of.values()) and len(split_of) == 6
+    assert {s for part in split_of.values() for s in part} == {"train", "validation", "test"}
+    told = about(out)
+    assert told["split"] == {"validation": 0.2, "test": 0.2, "seed": 0, "anew": False}
+    assert told["side"] == "patient" and told["samples"] == 36 and sum(told["groups"].values()) == 6
+    assert told["sources"][0]["form"] == "boxes"
+    again = import_data([source], tmp_path / "again", CHECKS, Division(0.2, 0.2))
+    assert again.samples == 36
+    assert (tmp_path / "again/samples.jsonl").read_bytes() == (out / "samples.jsonl").read_bytes()
+    for sample in (samples[0], samples[-1]):
+        assert open_image(Source(out).root, sample.images[0]).size == (96, 64)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_takes_the_data_set(tmp_path: Path) -> None:
+    import_data([Source(records(tmp_path / "a"))], tmp_path / "out", CHECKS, Division(0.2, 0.2))
+    config = RunConfig(name="x", data=DataConfig(path=tmp_path / "out"))
+    first = plan(config)[0]
+    assert plan(config)[0].identity == first.identity
+    picture(tmp_path / "a/images/3.png", 99)
+    assert plan(config)[0].identity != first.identity  # another image, another data set
+    found = demand(Source(tmp_path / "out"), json.loads("{}"))
+    assert len(found) == 36 and {s.split for s in found} == {"train", "validation", "test"}
+
+
+def test_two_sources_are_joined_below_one_root(tmp_path: Path) -> None:
+    sources = [Source(records(tmp_path / "a", 6)), Source(records(tmp_path / "b", 6, first=6))]
+    found = import_data(sources, tmp_path / "out", CHECKS, None)
+    assert found.samples == 36 and found.groups == {"-": 6}
+    paths = {s.images[0].path for s in Samples(tmp_path / "out")}
+    assert paths == {f"a/images/{n}.png" for n in range(6)} | {f"b/images/{n}.png" for n in range(6, 12)}
+    root = Source(tmp_path / "out").root.resolve()
+    assert root == tmp_path and all((root / p).is_file() for p in paths)
+    assert {s.split for s in Samples(tmp_path / "out")} == {None}
+
+
+def test_bad_rows_stop_everything_unless_set_aside(tmp_path: Path) -> None:
+    root = records(tmp_path / "a")
+    lines = (root / "records.jsonl").read_text().splitlines()
+    lines[3] = lines[3].replace('"CT"', '"thermo"')
+    (root / "records.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "images/5.png").write_bytes((root / "images/5.png").read_bytes()[:200])
+    with pytest.raises(NotClean, match="2 of 12 rows are bad") as caught:
+        import_data([Source(root)], tmp_path / "out", CHECKS)
+    assert [p.row for p in caught.value.found.bad] == [4, 6]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]  # nothing is left of it
+    found = import_data([Source(root)], tmp_path / "out", CHECKS, Division(), tmp_path / "aside.jsonl")
+    aside = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in aside] == [4, 6] and all(line["reason"] for line in aside)
+    assert found.quarantined == 2 and found.samples == 30 == len(Samples(tmp_path / "out"))
+    assert sum(n for by in found.by_task_and_modality().values() for n in by.values()) == 30
+    assert {s.id[:6] for s in Samples(tmp_path / "out")}.isdisjoint({"set_3-", "set_5-"})
+
+
+def test_sides_are_not_mixed_and_can_be_turned(tmp_path: Path) -> None:
+    patient = Source(records(tmp_path / "a", 6))
+    image = Source(
+        records(tmp_path / "b", 6, first=6, objects=[{"name": "right kidney", "box": [60, 10, 90, 30]}]), side="image"
+    )
+    with pytest.raises(BadInput, match="records.jsonl, row 1: left and right are the image's here and the patient's"):
+        import_data([patient, image], tmp_path / "out", CHECKS)
+    import_data([patient, image], tmp_path / "out", CHECKS, side="patient")
+    samples = list(Samples(tmp_path / "out"))
+    assert {s.side for s in samples} == {"patient"} and about(tmp_path / "out")["side"] == "patient"
+    assert {s.names for s in samples if s.names} == {("left kidney",)}
+    other = Source(
+        records(
+            tmp_path / "c", 4, first=20, modality="endoscopy", objects=[{"name": "left wall", "box": [6, 1, 9, 3]}]
+        ),
+        side="image",
+    )
+    with pytest.raises(NotClean) as caught:
+        import_data([other], tmp_path / "no", CHECKS, side="patient")
+    assert {p.kind for p in caught.value.found.bad} == {"side"} and len(caught.value.found.bad) == 4
+
+
+def test_images_that_look_the_same_stay_together(tmp_path: Path) -> None:
+    root = records(tmp_path / "a", 40)
+    for first, second in ((0, 39), (39, 20), (4, 11)):
+        Image.open(root / f"images/{first}.png").save(root / f"images/{second}.png")
+    import_data([Source(root)], tmp_path / "out", CHECKS, Division(0.3, 0.3))
+    groups = {s.images[0].path: (s.group, s.split) for s in Samples(tmp_path / "out")}
+    assert groups["images/0.png"] == groups["images/39.png"] == groups["images/20.png"]
+    assert groups["images/4.png"] == groups["images/11.png"] != groups["images/0.png"]
+    assert len({g for g, _ in groups.values()}) == 20 - 3
+
+
+def test_splits_given_by_the_files_are_kept_or_forgotten(tmp_path: Path) -> None:
+    root = records(tmp_path / "a", 40, split="train")
+    import_data([Source(root)], tmp_path / "kept", CHECKS, Division(0.2, 0.2))
+    kept = {s.split for s in Samples(tmp_path / "kept")}
+    assert kept == {"train", "validation"}  # nothing was given for validation: a part of train is put aside
+    import_data([Source(root)], tmp_path / "anew", CHECKS, Division(0.2, 0.2, anew=True))
+    assert {s.split for s in Samples(tmp_path / "anew")} == {"train", "validation", "test"}
+
+
+def test_splitting_again_is_recorded(tmp_path: Path) -> None:
+    import_data([Source(records(tmp_path / "a", 40))], tmp_path / "out", CHECKS, None)
+    counts = split_anew(tmp_path / "out", Division(0.1, 0.5, seed=3))
+    assert sum(counts.values()) == 20 and counts["test"] > counts["validation"] > 0
+    assert about(tmp_path / "out")["split"]["seed"] == 3 and about(tmp_path / "out")["groups"] == dict(counts)
+    samples = list(Samples(tmp_path / "out"))
+    assert len(samples) == 120
+    split_anew(tmp_path / "out", Division(0.1, 0.1, seed=4))
+    assert list(Samples(tmp_path / "out")) == samples  # given splits stay
+    split_anew(tmp_path / "out", Division(0.1, 0.1, seed=4, anew=True))
+    assert list(Samples(tmp_path / "out")) != samples
+    with pytest.raises(BadInput, match="no samples.jsonl"):
+        split_anew(tmp_path / "a", Division())
+
+
+def test_copies_make_a_set_that_can_be_carried_away(tmp_path: Path) -> None:
+    root = records(tmp_path / "a", 6)
+    Image.open(root / "images/1.png").save(root / "images/1.tif")
+    text = (root / "records.jsonl").read_text().replace("images/1.png", "images/1.tif")
+    (root / "records.jsonl").write_text(text)
+    import_data([Source(root)], tmp_path / "out", CHECKS, None, copy=True)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    (tmp_path / "a").rename(tmp_path / "gone")
+    samples = Samples(tmp_path / "moved")
+    assert len({s.images[0].path for s in samples}) == 6
+    for sample in samples:
+        with Image.open(tmp_path / "gone" / sample.images[0].path[7:].replace(".tif.png", ".tif")) as before:
+            after = open_image(Source(tmp_path / "moved").root, sample.images[0])
+            assert np.array_equal(np.asarray(before.convert("RGB")), np.asarray(after))
+    assert demand(Source(tmp_path / "moved"), json.loads("{}"))
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    root = records(tmp_path / "a", 6)
+    with pytest.raises(BadInput, match="exists and is not empty"):
+        import_data([Source(root)], root, CHECKS)
+    with pytest.raises(BadInput, match="below 1"):
+        import_data([Source(root)], tmp_path / "out", CHECKS, Division(0.6, 0.5))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- random access --------------------------------------------------------------------------------------------------
+
+
+def test_random_access_equals_reading_in_order(tmp_path: Path) -> None:
+    import_data([Source(records(tmp_path / "a", 20))], tmp_path / "out", CHECKS)
+    file = tmp_path / "out/samples.jsonl"
+    plain = [Sample.from_json(json.loads(line)) for line in file.read_text().splitlines()]
+    samples = Samples(tmp_path / "out")
+    assert list(samples) == plain and samples[3:9:2] == plain[3:9:2] and samples[-1] == plain[-1]
+    order = random.Random(0).choices(range(len(plain)), k=200)
+    assert [samples[k] for k in order] == [plain[k] for k in order]
+    with pytest.raises(IndexError):
+        samples[len(plain)]
+    with file.open("a") as more:  # the file grew: its index is made anew
+        more.write(json.dumps(plain[0].to_json()))
+    assert len(Samples(file)) == len(plain) + 1 and Samples(file)[-1] == plain[0]
+    with file.open("a") as more:
+        more.write("\n{}\n")
+    with pytest.raises(BadInput, match=f"line {len(plain) + 2}"):
+        Samples(file)[-1]
+    with pytest.raises(BadInput, match="clinkd data import"):
+        Samples(tmp_path)
+
+
+# ---- the door -------------------------------------------------------------------------------------------------------
+
+
+def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = records(tmp_path / "a")
+    out = tmp_path / "out"
+    words = ["data", "import", str(root), "--out", str(out), "--page", str(tmp_path / "page.html"), "--workers", "1"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "36 samples of 12 images" in told and "next     clinkd run real --set data.path=" in told
+    assert "data:image/" in (tmp_path / "page.html").read_text()
+    assert main(["data", "split", str(out), "--anew", "--test", "0.4"]) == 0
+    assert "test: " in capsys.readouterr().out
+    for kind, name in (("sharegpt", "s"), ("coco", "c.json"), ("jsonl", "j.jsonl")):
+        assert main(["data", "export", str(out), "--to", kind, "--out", str(tmp_path / name)]) == 0
+        assert "36 samples" in capsys.readouterr().out
+    assert (tmp_path / "s/dataset_info.json").is_file()
+    assert main(["data", "import", str(root), "--out", str(out)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--form", "nonsense"], "--form nonsense"),
+        (["--boxes", "nonsense"], "nonsense"),
+        (["--column", "question"], "OURS=THEIRS"),
+        (["--task", "XY"], "--task XY"),
+        (["--encoding", "utf-99"], "--encoding utf-99"),
+        (["--modality", "thermo"], "thermo"),
+        (["--max-length", "0"], "--max-length 0"),
+        (["--allow", "nothing"], "--allow nothing"),
+        (["--tokenizer", "nowhere"], "tokenizer.json"),
+        (["--max-boxes", "0"], "max_boxes=0"),
+        (["--group", "("], "not a regular expression"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
+) -> None:
+    assert main(["data", "check", str(records(tmp_path / "a", 2)), *flags]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert told in lines[-1] and lines[-1].startswith("clinkd: ")
