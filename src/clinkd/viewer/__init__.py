@@ -1,7 +1,8 @@
 """Records to pictures and pages: boxes on images, and HTML that needs no network and runs no script."""
 
 from clinkd.viewer.figure import Bar, bars
-from clinkd.viewer.overlay import ANSWER, ASKED, TRUTH, overlay
+from clinkd.viewer.maps import columns, heat
+from clinkd.viewer.overlay import ANSWER, ASKED, TRUTH, boxed, overlay
 from clinkd.viewer.page import Card, Html, charts, data_uri, gallery, key, note, page, paragraph, section, table
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "Card",
     "Html",
     "bars",
+    "boxed",
     "charts",
+    "columns",
     "data_uri",
     "gallery",
+    "heat",
     "key",
     "note",
     "overlay",

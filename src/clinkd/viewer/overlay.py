@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clinkd.records import Box
+from clinkd.records import Box, Sample
 
 # Okabe and Ito's palette for all kinds of colour vision; answers are dashed as well.
 TRUTH, ANSWER, ASKED = "#56B4E9", "#E69F00", "#F0E442"
@@ -43,6 +43,14 @@ def overlay(
         if label:
             taken.append(_label(draw, canvas, _pixels(box, canvas), label, colour or TRUTH, font, taken))
     return canvas
+
+
+def boxed(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.Image:
+    """A copy of `image` with the boxes of the sample's last turn: what is asked about, and the truth."""
+    asked, true = sample.question.boxes, sample.answer.boxes
+    labels = ["asked"] * len(asked) + ["truth"] * len(true)
+    colours = [ASKED] * len(asked) + [TRUTH] * len(true)
+    return overlay(image, [*asked, *true], labels, colours, side_pixels=side_pixels)
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:

@@ -94,9 +94,9 @@ def _table_row(row: Sequence[str]) -> str:
     return f'<tr><th scope="row"{kind}>{escape(row[0].strip())}</th>{cells}</tr>'
 
 
-def charts(figures: Sequence[Html]) -> Html:
-    """Figures side by side where there is room."""
-    return Html(f'<div class="charts">{"".join(figures)}</div>')
+def charts(figures: Sequence[Html], small: bool = False) -> Html:
+    """Figures side by side where there is room; `small` ones, four to the width of a desk."""
+    return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
 def key(entries: Sequence[tuple[str, str, bool]]) -> Html:

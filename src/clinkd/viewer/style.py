@@ -44,6 +44,7 @@ table.words td, table.words thead th { text-align: left; white-space: normal; mi
 .notes { font-size: .86rem; margin: .4rem 0 1.4rem; padding-left: 1.1rem; }
 .charts { display: grid; margin: 1.2rem 0 .6rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
+.charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); }
 figure { margin: 0; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .8rem .4rem; }
 .chart figcaption { color: var(--ink); font-weight: 600; font-size: .95rem; }

@@ -1,0 +1,427 @@
+"""The verbs of data: import, check, export, split, sheet, stats, show, phantoms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinkd.cli.screen import cores, show, tell
+from clinkd.cli.words import WRONG, Parser, add_verb
+
+if TYPE_CHECKING:
+    from clinkd.data import Source
+    from clinkd.data.check import Checks, Findings
+    from clinkd.records import Sample
+
+SHOWN = 20  # bad rows named on the screen; the page, --json and the quarantine name all
+
+
+def add(verbs: Any) -> None:
+    """Add `data` and its verbs."""
+    data = verbs.add_parser(
+        "data",
+        help="read, check, divide and write data, or draw phantoms",
+        description="Read, check, divide and write data, or draw phantoms.",
+        epilog="example: clinkd data check FOLDER",
+    )
+    kinds = data.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    source, checks, shares = _source_flags(), _check_flags(), _share_flags()
+
+    made = add_verb(
+        kinds,
+        "import",
+        _import,
+        "check data of any form, divide it by patient or image, and make a data set of it",
+        "clinkd data import sheet.csv --images scans --out mydata",
+        [source, checks, shares],
+    )
+    made.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the data set that is made")
+    made.add_argument("--no-split", action="store_true", help="leave the splits as the files give them")
+    made.add_argument("--turn-to", choices=["patient", "image"], help="turn all left and right words to this side")
+    made.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
+
+    made = add_verb(
+        kinds,
+        "check",
+        _check,
+        "say what is wrong with data, row by row; the exit status is 0 only if nothing is",
+        "clinkd data check FOLDER --page check.html",
+        [source, checks],
+    )
+    made.add_argument("path", type=Path)
+
+    made = add_verb(
+        kinds,
+        "export",
+        _export,
+        "write data for other programs",
+        "clinkd data export mydata --to sharegpt --out for-llama-factory",
+        [source],
+    )
+    made.add_argument("path", type=Path)
+    made.add_argument("--to", choices=["sharegpt", "coco", "jsonl"], required=True)
+    made.add_argument("--out", type=Path, required=True, help="a folder; a file for coco and jsonl")
+    made.add_argument("--spell", default="qwen2-vl", metavar="FAMILY", help="how boxes are spelled in text (qwen2-vl)")
+
+    made = add_verb(
+        kinds,
+        "split",
+        _split,
+        "divide an imported data set again",
+        "clinkd data split mydata --test 0.3 --seed 1",
+        [shares],
+    )
+    made.add_argument("path", type=Path, metavar="FOLDER")
+    made.add_argument("--seed", type=int, default=0, help="of the division")
+
+    made = add_verb(
+        kinds,
+        "sheet",
+        _sheet,
+        "write a sheet with a line for each image, to be filled in with questions, names and boxes",
+        "clinkd data sheet scans > sheet.csv",
+    )
+    made.add_argument("folder", type=Path)
+
+    made = add_verb(
+        kinds,
+        "stats",
+        _stats,
+        "count data and say what can be guessed without the images",
+        "clinkd data stats FOLDER",
+        [source],
+    )
+    made.add_argument("path", type=Path)
+
+    made = add_verb(kinds, "show", _show, "print one sample and draw its boxes", "clinkd data show FOLDER ID", [source])
+    made.add_argument("path", type=Path)
+    made.add_argument("id")
+    made.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
+
+    made = add_verb(
+        kinds,
+        "phantoms",
+        _phantoms,
+        "draw phantoms with questions into a folder",
+        "clinkd data phantoms phantoms --images 24",
+    )
+    made.add_argument("folder", type=Path)
+    made.add_argument("--images", type=int, help="images to learn from (the demo's number)")
+    made.add_argument("--seed", type=int, default=0)
+
+
+# ---- flags ----------------------------------------------------------------------------------------------------------
+
+
+def _source_flags() -> Parser:
+    made = Parser(add_help=False)
+    group = made.add_argument_group("where the data is, and what its rows do not say themselves")
+    group.add_argument("--form", help="of the data, where it cannot be told (see clinkd data check --form help)")
+    group.add_argument("--images", type=Path, metavar="FOLDER", help="that image paths start from (the file's own)")
+    group.add_argument("--prefix", default="", help="cut from the front of each image path")
+    group.add_argument("--no-images", action="store_true", help="do not open the images; sizes stay unknown")
+    group.add_argument("--boxes", metavar="FAMILY", help="how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...")
+    group.add_argument("--min-pixels", type=int, default=56 * 56, help="of the resize that Qwen2.5-VL boxes are in")
+    group.add_argument("--max-pixels", type=int, default=28 * 28 * 1280, help="of the same")
+    group.add_argument("--side", choices=["patient", "image"], help="whose left and right the words mean (patient)")
+    group.add_argument("--modality", help="of all images, where rows name none")
+    group.add_argument("--task", help="of all questions: VG, ROC, RC, MIA or QA")
+    group.add_argument("--all-in", choices=["train", "validation", "test"], help="the split of all rows")
+    group.add_argument("--group", metavar="REGEX", help="finds the patient in an image path")
+    group.add_argument(
+        "--column", action="append", default=[], metavar="OURS=THEIRS", help="the name of a column in the sheet"
+    )
+    group.add_argument("--sheet", help="of an XLSX with several")
+    group.add_argument("--classes", type=Path, metavar="JSON", help="the names of masks (the release's own file)")
+    group.add_argument("--specks", type=float, default=1e-4, help="share of a picture: smaller parts of masks are none")
+    group.add_argument("--encoding", default="utf-8", help="of text files (utf-8)")
+    group.add_argument("--turns", choices=["split", "keep"], default="split", help="a sample a question, or a talk")
+    group.add_argument("--ask", default="VG,ROC", metavar="TASKS", help="of boxes with names: VG, ROC, RC (VG,ROC)")
+    group.add_argument("--max-questions", type=int, help="most of one image, drawn by seed (all)")
+    group.add_argument("--max-boxes", type=int, default=4, help="a name with more in one image is not asked for (4)")
+    group.add_argument("--window", help="of DICOM: a number, a preset such as lung, or centre/width")
+    group.add_argument("--seed", type=int, default=0, help="of phrasings, draws and splits")
+    group.add_argument("--workers", type=int, default=cores(), help="processes that open images")
+    return made
+
+
+def _check_flags() -> Parser:
+    made = Parser(add_help=False)
+    group = made.add_argument_group("what is looked at, and where findings go")
+    group.add_argument("--max-length", type=int, metavar="TOKENS", help="rows with more are bad")
+    group.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="count with it (else estimated)")
+    group.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="tell, but do not count as bad: duplicate, split, near-duplicate, side, frame, length",
+    )
+    group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, with reasons")
+    group.add_argument("--page", type=Path, metavar="HTML", help="write counts, maps and a gallery to look at")
+    group.add_argument("--json", action="store_true", help="print the findings for a program")
+    return made
+
+
+def _share_flags() -> Parser:
+    made = Parser(add_help=False)
+    group = made.add_argument_group("splits, by patient or image")
+    group.add_argument("--validation", type=float, default=0.1, help="share of the groups (0.1)")
+    group.add_argument("--test", type=float, default=0.2, help="share of the groups (0.2)")
+    group.add_argument("--anew", action="store_true", help="forget the splits that the files give")
+    return made
+
+
+def _source(args: argparse.Namespace, path: Path) -> Source:
+    from clinkd.data import FORMS, Source, codec, read_modality
+    from clinkd.records import BadInput
+
+    if args.form is not None and args.form not in FORMS:
+        forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
+        raise BadInput(f"--form {args.form}: one of these is wanted: {forms}")
+    if args.boxes is not None:
+        codec(args.boxes)
+    columns = {}
+    for pair in args.column:
+        ours, sign, theirs = pair.partition("=")
+        if not sign or not ours or not theirs:
+            raise BadInput(f"--column {pair}: OURS=THEIRS is wanted, such as --column question=Frage")
+        columns[ours] = theirs
+    return Source(
+        path,
+        form=args.form,
+        images=args.images,
+        prefix=args.prefix,
+        open_images=not args.no_images,
+        boxes=args.boxes,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        side=args.side,
+        modality=read_modality(args.modality) if args.modality else None,
+        task=_task(args.task, "--task") if args.task else None,
+        split=args.all_in,
+        group=args.group,
+        columns=columns,
+        sheet=args.sheet,
+        classes=args.classes,
+        specks=args.specks,
+        encoding=_encoding(args.encoding),
+        turns=args.turns,
+        ask=tuple(_task(t, "--ask") for t in args.ask.split(",") if t) if args.ask != "none" else (),
+        max_questions=args.max_questions,
+        max_boxes=args.max_boxes,
+        window=args.window,
+        seed=args.seed,
+    )
+
+
+def _task(text: str, flag: str) -> Any:
+    from clinkd.records import BadInput, Task
+
+    try:
+        return Task(text.strip().upper())
+    except ValueError:
+        raise BadInput(f"{flag} {text}: one of {', '.join(Task)} is wanted") from None
+
+
+def _encoding(text: str) -> str:
+    import codecs
+
+    from clinkd.records import BadInput
+
+    try:
+        return codecs.lookup(text).name
+    except LookupError:
+        raise BadInput(f"--encoding {text}: no such encoding; utf-8, utf-16, cp1252 and latin-1 are common") from None
+
+
+def _checks(args: argparse.Namespace) -> Checks:
+    from clinkd.data.check import Checks
+    from clinkd.data.lengths import Counted, Estimate
+    from clinkd.records import BadInput
+
+    if args.max_length is not None and args.max_length < 1:
+        raise BadInput(f"--max-length {args.max_length}: 1 or more tokens are wanted")
+    tokens = Counted(args.tokenizer) if args.tokenizer else Estimate()
+    return Checks(args.max_length, tokens, frozenset(args.allow), args.workers)
+
+
+# ---- verbs ----------------------------------------------------------------------------------------------------------
+
+
+def _import(args: argparse.Namespace) -> int:
+    from clinkd.data.importing import Division, NotClean, import_data
+
+    sources = [_source(args, path) for path in args.paths]
+    division = None if args.no_split else Division(args.validation, args.test, args.seed, args.anew)
+    try:
+        found = import_data(sources, args.out, _checks(args), division, args.quarantine, args.turn_to, args.copy)
+    except NotClean as error:
+        _told(error.found, args)
+        tell(str(error))
+        return WRONG
+    _told(found, args)
+    if not args.json:
+        print(f"\ndata     {args.out}: {found.samples} samples of {found.images} images")
+        print(f"next     clinkd run real --set data.path={args.out}    learn from it")
+        print(f"         clinkd data show {args.out} ID    look at one")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from clinkd.data.check import check, quarantine
+
+    source = _source(args, args.path)
+    found = check(source, _checks(args))
+    if args.quarantine is not None:
+        quarantine([source], found, args.quarantine)
+    _told(found, args)
+    if not args.json:
+        tell_end = "clean" if found.clean else f"{found.bad_rows} of {found.rows} rows are bad"
+        print(f"\n{args.path}: {found.rows} rows, {found.samples} samples, {found.images} images: {tell_end}")
+    return 0 if found.clean else WRONG
+
+
+def _told(found: Findings, args: argparse.Namespace) -> None:
+    """Print what a check found, for people or a program, and write its page."""
+    from clinkd.data.check import named
+    from clinkd.pipeline import survey
+
+    if args.page is not None:
+        survey.write(found, args.page)
+    if args.json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        return
+    for line in named(found.bad, SHOWN):
+        print(f"bad      {line}")
+    for line in named(found.warnings, SHOWN):
+        print(f"look at  {line}")
+    for reason, count in found.told.most_common():
+        print(f"told     {count} {reason}")
+    show(survey.counts(found))
+    if found.quarantined:
+        print(f"aside    {args.quarantine}: {found.quarantined} rows, with reasons")
+    if args.page is not None:
+        print(f"page     {args.page}")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from clinkd.data import writers
+
+    left_out: Counter[str] = Counter()
+    samples = _samples(args)
+    if args.to == "sharegpt":
+        left_out = writers.write_sharegpt(samples, args.out, args.spell)
+    elif args.to == "coco":
+        left_out = writers.write_coco(samples, args.out)
+    else:
+        writers.write_jsonl(samples, args.out)
+    print(f"wrote    {args.out}: {len(samples)} samples")
+    for reason, count in left_out.items():
+        print(f"told     {count} {reason}")
+    return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    from clinkd.data.importing import Division, split_anew
+
+    counts = split_anew(args.path, Division(args.validation, args.test, args.seed, args.anew))
+    print(", ".join(f"{name}: {counts[name]} groups" for name in ("train", "validation", "test")))
+    return 0
+
+
+def _sheet(args: argparse.Namespace) -> int:
+    import csv
+
+    from clinkd.data.dicom_folder import sheet
+    from clinkd.records import BadInput
+
+    lines = None
+    wrong = 0
+    for line in sheet(args.folder):
+        if problem := line.pop("problem", ""):
+            wrong += 1
+            tell(problem)
+            continue
+        if lines is None:
+            lines = csv.DictWriter(sys.stdout, list(line))
+            lines.writeheader()
+        lines.writerow(line)
+    if lines is None:
+        raise BadInput(f"{args.folder}: no image that opens is there")
+    return WRONG if wrong else 0
+
+
+def _samples(args: argparse.Namespace) -> list[Sample]:
+    """The samples of a source; what is wrong with the other rows goes to stderr."""
+    from clinkd import data
+
+    told: Counter[str] = Counter()
+    samples: list[Sample] = []
+    for entry in data.read(_source(args, args.path), told):
+        samples.extend(entry.samples)
+        if entry.problem is not None:
+            print(f"left out: {entry.problem}", file=sys.stderr)
+    for reason, count in told.items():
+        print(f"told: {count} {reason}", file=sys.stderr)
+    return samples
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from clinkd import data
+    from clinkd.data import guessability
+    from clinkd.records import Task
+
+    samples = _samples(args)
+    show(data.counts(samples))
+    if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
+        root = _source(args, args.path).root
+        show(guessability.measure(guessability.sightings(samples, root)).table())
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    import difflib
+
+    from clinkd import data, viewer
+    from clinkd.records import BadInput
+
+    samples = {sample.id: sample for sample in _samples(args)}
+    sample = samples.get(args.id)
+    if sample is None:
+        near = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3)
+        raise BadInput(f"{args.id}: no sample of that id in {args.path}; near it: {', '.join(near) or 'none'}")
+    print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
+    out = args.out or Path(f"{sample.id.replace('/', '_')}.png")
+    picture = data.open_image(_source(args, args.path).root, sample.images[-1])
+    viewer.boxed(picture, sample).save(out, format="PNG")
+    print(f"picture  {out}")
+    return 0
+
+
+def _phantoms(args: argparse.Namespace) -> int:
+    from clinkd import data
+    from clinkd.config import PhantomConfig
+    from clinkd.data import phantoms
+    from clinkd.data.writers import write_jsonl
+    from clinkd.records import BadInput
+    from clinkd.storage import progress
+
+    if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
+        raise BadInput(f"{args.folder}: exists and is not empty; choose a new folder")
+    config = PhantomConfig()
+    if args.images is not None:
+        if args.images < 1:
+            raise BadInput(f"--images {args.images}: 1 or more are wanted")
+        config = config.model_copy(update={"train_images": args.images})
+    total = config.train_images + config.validation_images + config.test_images
+    with progress(total, "phantoms", "image") as advance:
+        samples = phantoms.write(args.folder, config, args.seed, workers=cores(), advance=advance)
+    write_jsonl(samples, args.folder / "samples.jsonl")
+    show(data.counts(samples))
+    return 0

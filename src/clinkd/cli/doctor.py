@@ -1,0 +1,78 @@
+"""Versions, machine and optional parts, for a bug report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+
+from clinkd import __version__
+from clinkd.cli.screen import cores
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Print one line a part."""
+    import platform
+    from importlib import metadata
+
+    lines = {
+        "clinkd": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": platform.platform(),
+        "cores": f"{cores()} usable of {os.cpu_count()}",
+        "memory": _memory(),
+    }
+    for package in (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "accelerate",
+        "numpy",
+        "pillow",
+        "pydantic",
+        "pycocoevalcap",
+    ):
+        try:
+            lines[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            lines[package] = f"not installed: pip install {package}"
+    lines["device"] = _device()
+    lines["java"] = _java()
+    later = "not installed; nothing in this version needs it"
+    lines["SPICE jars"] = later
+    browsers = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    lines["Chromium"] = next(filter(None, browsers), None) or later
+    for name, value in lines.items():
+        print(f"{name:<14} {value}")
+    return 0
+
+
+def _memory() -> str:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    except (ValueError, OSError):
+        return "unknown"
+    return f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f}"
+
+
+def _device() -> str:
+    try:
+        torch = importlib.import_module("torch")
+        if not torch.cuda.is_available():
+            return "cpu"
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"cuda {torch.version.cuda}: {', '.join(names)}"
+    except Exception as error:  # a broken torch is what a bug report is about
+        return f"unknown: torch does not import ({' '.join(str(error).split())[:120]})"
+
+
+def _java() -> str:
+    from clinkd.evaluation.captions import NotComputed, find_java
+
+    try:
+        return find_java()
+    except NotComputed as error:
+        return str(error)

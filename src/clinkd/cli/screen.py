@@ -1,0 +1,38 @@
+"""Tables and lines on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clinkd.records import Table
+
+
+def show(table: Table) -> None:
+    """Print a table with its notes."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Drawn
+
+    drawn = Drawn(title=escape(table.title), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for number, column in enumerate(table.columns):
+        drawn.add_column(escape(column), no_wrap=number == 0)
+    for row in table.rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(drawn)
+    for note in table.notes:
+        console.print(escape(note), style="dim")
+
+
+def tell(line: str) -> None:
+    """One line on stderr."""
+    print("clinkd:", " ".join(line.split()), file=sys.stderr)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

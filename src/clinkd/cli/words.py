@@ -1,0 +1,33 @@
+"""How a verb of the command line is made, and what its exit status means."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+FAILED, WRONG = 1, 2
+Verb = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for what is wrong with the words, and the way to the help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_verb(
+    among: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()
+) -> argparse.ArgumentParser:
+    """A verb among others, with its help, an example and --debug."""
+    made: argparse.ArgumentParser = among.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=f"example: {example}",
+        parents=list(parents),
+    )
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    made.set_defaults(verb=call)
+    return made
