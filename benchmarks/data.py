@@ -1,0 +1,165 @@
+"""Read, check and draw from a data set of the size of Med-GRIT-270k: seconds and memory.
+
+    python benchmarks/data.py [--rows 270000] [--folder DIR]
+
+Writes synthetic rows in Med-GRIT's own form (train.json with several turns a row, Test_{VG,RO,GC,MII}.json with one;
+nothing of Med-GRIT itself), then runs `clinkd data import` and `clinkd data check` on them without opening images, each
+in a process of its own, and reads samples at random from what was imported. The floor beside it is what the standard
+library takes to parse the same files and no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIXES = (
+    "ct_00",
+    "mr_t1",
+    "x_ray",
+    "pet_00",
+    "endoscopy_00",
+    "dermoscopy_00",
+    "fundus_photography_00",
+    "ultrasound_00",
+)
+NAMES = (
+    "left lung",
+    "right lung",
+    "liver",
+    "spleen",
+    "left kidney",
+    "bladder",
+    "polyp",
+    "optic disc",
+    "tumour",
+    "heart",
+)
+TESTS = {"VG": "vg", "RO": "roc", "GC": "rc", "MII": "mia"}
+SEEN = (
+    "The image shows a cross section at the level of the upper abdomen. The organs are of usual size and the outlines "
+    "are smooth. No free fluid is seen around them."
+)
+
+
+def _box(dice: random.Random) -> tuple[str, int]:
+    x, y = dice.randrange(0, 700), dice.randrange(0, 700)
+    width, height = dice.randrange(40, 299), dice.randrange(40, 299)
+    return f"<box>({x},{y}),({x + width},{y + height})</box>", x + width // 2
+
+
+def _turn(kind: str, dice: random.Random) -> list[str]:
+    box, middle = _box(dice)
+    name = dice.choice(NAMES)
+    if name.startswith(("left", "right")):  # where the patient's left is in a picture
+        name = f"{'left' if middle > 500 else 'right'} {name.split()[1]}"
+    if kind == "vg":
+        return [f"Where is the {name} located in the image?", f"The <ref>{name}</ref> is located at {box}."]
+    if kind == "roc":
+        return [f"What is in the region {box}?", name]
+    if kind == "rc":
+        return [
+            f"Can you describe {box}?",
+            f"In this region there is the {name}, of usual size and with a smooth edge.",
+        ]
+    return ["What can you interpret from the overall image?", f"{SEEN} Number {dice.randrange(10**6)}."]
+
+
+def _rows(
+    count: int, kinds: tuple[str, ...], turns: int, first: int, dice: random.Random
+) -> Iterator[dict[str, object]]:
+    for number in range(first, first + count):
+        stem = f"{PREFIXES[number % 8]}--SET{number % 40}--case{number // 6:06d}--x_{number % 6:04d}"
+        said = [_turn(dice.choice(kinds), dice) for _ in range(dice.randint(1, turns))]
+        said[0][0] = f"<img>images/{stem}.png</img>{said[0][0]}"
+        yield {"id": stem, "conversations": said}
+
+
+def write(folder: Path, rows: int, seed: int = 0) -> None:
+    """train.json with eight ninths of the rows, four test files with the rest; images are named, not made."""
+    dice = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    test = rows // 36
+    plan = [("train.json", rows - 4 * test, tuple(TESTS.values()), 3)]
+    plan += [(f"Test_{name}.json", test, (kind,), 1) for name, kind in TESTS.items()]
+    first = 0
+    for name, count, kinds, turns in plan:
+        with (folder / name).open("w", encoding="utf-8") as file:
+            file.write("[\n")
+            for at, row in enumerate(_rows(count, kinds, turns, first, dice)):
+                file.write(f"{',' if at else ''}{json.dumps(row)}\n")
+            file.write("]\n")
+        first += -(-count // 6) * 6
+
+
+def _measured(*words: str) -> tuple[float, float]:
+    """Seconds and peak megabytes of a command of its own."""
+    code = (
+        "import resource, subprocess, sys, time; t = time.perf_counter(); "
+        "rc = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode; s = time.perf_counter() - t; "
+        "print(rc, s, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
+    )
+    out = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True, check=True).stdout
+    status, seconds, megabytes = out.split()
+    if status != "0":
+        raise SystemExit(f"{' '.join(words)}: exit status {status}")
+    return float(seconds), float(megabytes)
+
+
+def _drawn(folder: Path, count: int) -> tuple[float, float, int]:
+    """Samples a second at random places, growth of this process in megabytes, rows of the set."""
+    from clinkd.data import Samples
+
+    samples = Samples(folder)
+    places = random.Random(0).choices(range(len(samples)), k=count)
+    samples[0]
+    before = _resident()
+    start = time.perf_counter()
+    for place in places:
+        samples[place]
+    return count / (time.perf_counter() - start), _resident() - before, len(samples)
+
+
+def _resident() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=270_000)
+    parser.add_argument("--folder", type=Path, help="where the rows are written, and kept (a temporary folder)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        home = args.folder or Path(temporary)
+        source, made = home / "medgrit", home / "imported"
+        if not source.is_dir():
+            write(source, args.rows)
+        size = sum(p.stat().st_size for p in source.iterdir()) / 1e6
+        print(f"{args.rows:,} rows, {size:.0f} MB")
+        floor, _ = _measured(sys.executable, "-c", "import json, sys; [json.load(open(p)) for p in sys.argv[1:]]",
+                             *map(str, sorted(source.iterdir())))  # fmt: skip
+        clinkd = [sys.executable, "-c", "import sys; from clinkd.cli import main; sys.exit(main(sys.argv[1:]))", "data"]
+        if made.is_dir():
+            raise SystemExit(f"{made}: is there already; remove it")
+        seconds, memory = _measured(*clinkd, "import", str(source), "--out", str(made), "--no-images")
+        ratio = f"{seconds / floor:4.1f} x json.load ({floor:.1f} s)"
+        print(f"import + check   {seconds:6.1f} s   {memory:5.0f} MB peak   {ratio}")
+        seconds, memory = _measured(*clinkd, "check", str(source), "--no-images", "--json")
+        print(f"check alone      {seconds:6.1f} s   {memory:5.0f} MB peak")
+        speed, growth, rows = _drawn(made, 10_000)
+        print(f"random access    {speed:8,.0f} samples/s of {rows:,}   {growth:.1f} MB more")
+        print(f"this process     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB peak")
+
+
+if __name__ == "__main__":
+    main()
