@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as oracle
 
-from clinkd.data import coco
-from clinkd.data.rows import Entry
-from clinkd.data.source import Source
+from clinkd.data.readers import coco
+from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Modality, Sample, Task
 
 WIDTH, HEIGHT = 100, 50

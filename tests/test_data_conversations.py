@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clinkd.data import conversations
-from clinkd.data.rows import Entry
-from clinkd.data.source import Source
+from clinkd.data.readers import conversations
+from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 STEM = "ct_00--AbdomenCT1K--Case_00001--z_0012"

@@ -25,8 +25,8 @@ from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr
 
 from clinkd.data import Source, open_image
 from clinkd.data.dicom import PRESETS, Facts, describe, is_dicom, open_dicom
-from clinkd.data.dicom_folder import NO_QUESTION, read, sheet
 from clinkd.data.images import look
+from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
 from clinkd.records import BadInput, ImageRef, Modality
 
 SHIPPED = Path(pydicom.__file__).parent / "data"

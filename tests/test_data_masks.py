@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinkd.data import masks
-from clinkd.data.rows import Entry
-from clinkd.data.source import Source
+from clinkd.data.readers import masks
+from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, Modality, Sample, Task
 
 STEM = "ct_00--KiTS--case_00001--x_0040"

@@ -11,8 +11,8 @@ import pytest
 
 from clinkd.agreement import conflicts, mentions, numbers, sides
 from clinkd.data import bare_pairs, questions
-from clinkd.data.annotated import Annotated, ask
-from clinkd.data.source import Source
+from clinkd.data.readers.annotated import Annotated, ask
+from clinkd.data.readers.source import Source
 from clinkd.records import BOX_MARK, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 
 HERE, THERE = Box(0.1, 0.1, 0.3, 0.3), Box(0.5, 0.5, 0.9, 0.9)

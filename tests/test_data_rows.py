@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clinkd.data import rows
-from clinkd.data.rows import Entry, Fault, Row, entries, json_rows, sheet_rows, short, text_of, words
+from clinkd.data.readers import rows
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, json_rows, sheet_rows, short, text_of, words
 from clinkd.records import BadInput
 
 

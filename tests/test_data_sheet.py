@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from clinkd.data import boxes_jsonl, sheet
 from clinkd.data.dicom import describe
-from clinkd.data.rows import Entry
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers import boxes as boxes_reader
+from clinkd.data.readers import sheet
+from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 HEAD = ("image", "modality", "patient", "question", "answer", "name", "x1", "y1", "x2", "y2", "sentence", "caption")
@@ -439,7 +440,7 @@ def test_a_sheet_asks_what_the_records_it_was_made_of_ask(tmp_path: Path, shared
             for s in samples(entries)
         )
 
-    oracle = content(list(boxes_jsonl.read(Source(short, images=folder), Counter())))
+    oracle = content(list(boxes_reader.read(Source(short, images=folder), Counter())))
     assert sum(oracle.values()) > 300
     assert content(read(file, images=folder)[0]) == oracle
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from clinkd.data import demand
+from clinkd.data.readers.source import Source
 from clinkd.data.sides import contradiction, converted, flipped, has_side_words
-from clinkd.data.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn
 
 LEFT, RIGHT, MIDDLE = Box(0.05, 0.1, 0.45, 0.9), Box(0.55, 0.1, 0.95, 0.9), Box(0.3, 0.1, 0.8, 0.9)  # of the picture

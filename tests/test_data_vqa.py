@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clinkd.data import vqa
-from clinkd.data.rows import Entry
-from clinkd.data.source import Source
+from clinkd.data.readers import vqa
+from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Modality, Sample, Task
 
 Row = dict[str, Any]

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clinkd.data import conversations, grids, samples, writers
+from clinkd.data import grids, writers
 from clinkd.data.codecs import codec
-from clinkd.data.rows import Entry
-from clinkd.data.source import Source
+from clinkd.data.readers import conversations, samples
+from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.source import Source
 from clinkd.data.writers import write_coco, write_jsonl, write_sharegpt
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Task, Turn
 

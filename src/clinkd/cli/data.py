@@ -303,7 +303,8 @@ def _told(found: Findings, args: argparse.Namespace) -> None:
         print(f"look at  {line}")
     for reason, count in found.told.most_common():
         print(f"told     {count} {reason}")
-    show(survey.counts(found))
+    if found.turns:
+        show(survey.counts(found))
     if found.quarantined:
         print(f"aside    {args.quarantine}: {found.quarantined} rows, with reasons")
     if args.page is not None:
@@ -338,7 +339,7 @@ def _split(args: argparse.Namespace) -> int:
 def _sheet(args: argparse.Namespace) -> int:
     import csv
 
-    from clinkd.data.dicom_folder import sheet
+    from clinkd.data.readers.dicom_folder import sheet
     from clinkd.records import BadInput
 
     lines = None

@@ -2,12 +2,10 @@
 
 from clinkd.data.codecs import Codec, Decoded, codec
 from clinkd.data.dataset import Samples, identity
-from clinkd.data.forms import FORMS, demand, read
 from clinkd.data.images import open_image
 from clinkd.data.modality import read_modality
 from clinkd.data.questions import bare_pairs
-from clinkd.data.rows import Entry, Problem
-from clinkd.data.source import Source
+from clinkd.data.readers import FORMS, Entry, Problem, Source, demand, read
 from clinkd.data.split import divide, draw_share
 from clinkd.data.stats import counts
 

@@ -19,12 +19,13 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.data import forms, sides
+from clinkd.data import sides
 from clinkd.data.guessability import median_hits
 from clinkd.data.lengths import Counting, Estimate
 from clinkd.data.near import Look, alike, examine
-from clinkd.data.rows import Entry, Kind, Problem, short
-from clinkd.data.source import Source
+from clinkd.data.readers import forms
+from clinkd.data.readers.rows import Entry, Kind, Problem, short
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, write_atomic
 
@@ -199,14 +200,15 @@ class Checker:
                 if kind not in self.checks.allow:
                     return problem
                 self.found.warnings.append(problem)
-        if not entry.samples:
+        if not entry.samples and not entry.images:
             return None
         self._row_file.append(file)
         self._row.append(entry.row)
         self._ids.update(dict.fromkeys(ids, number))
         self._said.update(dict.fromkeys(said, number))
         for sample in entry.samples:
-            self._remember(sample, number)
+            self._remember(sample.group, sample.split, sample.images, number)
+        self._remember(entry.group, None, entry.images, number)
         return None
 
     def _fault(
@@ -262,13 +264,15 @@ class Checker:
     def _group_name(self, image: int) -> str:
         return next(itertools.islice(self._groups, self._image_group[image], None))
 
-    def _remember(self, sample: Sample, entry: int) -> None:
-        split = _SPLITS.index(sample.split)
-        group = self._groups.setdefault(sample.group, len(self._groups))
+    def _remember(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int) -> None:
+        if not images:
+            return
+        split = _SPLITS.index(of)
+        group = self._groups.setdefault(name, len(self._groups))
         if group == len(self._group_entry):
             self._group_split.append(split)
             self._group_entry.append(entry)
-        for image in sample.images:
+        for image in images:
             at = self._images.setdefault(hash(image.path), len(self._images))
             if at == len(self._image_entry):
                 self._image_split.append(split)
@@ -335,6 +339,8 @@ class Checker:
 
     def _open(self, root: Path) -> list[Look]:
         looks: list[Look] = []
+        if not self._refs:
+            return looks
         with progress(len(self._refs), "open images", "images") as advance:
             for look in examine(root, self._refs, self.checks.workers):
                 looks.append(look)

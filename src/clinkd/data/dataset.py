@@ -11,11 +11,11 @@ from typing import Any, overload
 import numpy as np
 import orjson
 
-from clinkd.data.source import ABOUT
 from clinkd.records import BadInput, Sample
 from clinkd.storage import sha256_file, write_atomic
 
 SAMPLES = "samples.jsonl"
+ABOUT = "dataset.json"  # what is said of the whole set, beside its samples
 RECORDS = "records.jsonl"
 INDEX = ".samples.npy"  # where each line begins; made anew when it does not fit the file
 _CHUNK = 1 << 24
@@ -130,6 +130,3 @@ def _starts(file: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
         np.save(buffer, np.append(starts, modified))
         write_atomic(kept, buffer.getvalue())
     return starts
-
-
-__all__ = ["ABOUT", "RECORDS", "SAMPLES", "Samples", "data_file", "identity"]

@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 
 from clinkd import __version__
-from clinkd.data import forms, sides
+from clinkd.data import sides
 from clinkd.data.check import Checker, Checks, Findings, counted, quarantine
-from clinkd.data.dataset import SAMPLES
+from clinkd.data.dataset import ABOUT, SAMPLES
 from clinkd.data.images import locate, open_image
-from clinkd.data.rows import Entry, Problem, short
-from clinkd.data.source import ABOUT, Source
+from clinkd.data.readers import forms
+from clinkd.data.readers.rows import Entry, Problem, short
+from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, place
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
 from clinkd.storage import naming_full_disk, publish, read_json, sha256_file, write_json

@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
-from clinkd.data.annotated import Annotated, ask, draw, grouped, pixel_box
-from clinkd.data.boxes_jsonl import modality_of
-from clinkd.data.conversations import BARE_WORDS, SPLITS
 from clinkd.data.images import open_image, stays_inside
-from clinkd.data.rows import Entry, Fault, Row, faulty, sheet_rows, words
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.annotated import Annotated, ask, draw, grouped, pixel_box
+from clinkd.data.readers.boxes import modality_of
+from clinkd.data.readers.conversations import BARE_WORDS, SPLITS
+from clinkd.data.readers.rows import Entry, Fault, Row, faulty, sheet_rows, words
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
 CORNERS = ("x1", "y1", "x2", "y2")

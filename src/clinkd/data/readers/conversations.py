@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.data import grids
-from clinkd.data.annotated import four_numbers, grouped, pixel_box
-from clinkd.data.boxes_jsonl import modality_of
 from clinkd.data.codecs import Codec, codec
 from clinkd.data.modality import read_modality
-from clinkd.data.rows import Entry, Fault, Row, check_whole, entries, json_rows, list_of
-from clinkd.data.samples import assembled
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.annotated import four_numbers, grouped, pixel_box
+from clinkd.data.readers.boxes import modality_of
+from clinkd.data.readers.rows import Entry, Fault, Row, check_whole, entries, json_rows, list_of
+from clinkd.data.readers.samples import assembled
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json

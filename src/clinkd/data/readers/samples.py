@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from typing import Any, get_args
 
 from clinkd.data.dataset import SAMPLES
-from clinkd.data.rows import Entry, Fault, Row, check_whole, entries, json_rows, list_of, objects_of
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.rows import Entry, Fault, Row, check_whole, entries, json_rows, list_of, objects_of
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 _ANEW = "mend it, or import the data anew"

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
-from clinkd.data.annotated import Annotated, ask, grouped, pixel_box
 from clinkd.data.modality import read_modality
-from clinkd.data.rows import Entry, Fault, Row, entries, json_rows, objects_of, text_of
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.annotated import Annotated, ask, grouped, pixel_box
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, json_rows, objects_of, text_of
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Side, Split
 
 FILE = "records.jsonl"

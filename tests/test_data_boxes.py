@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from clinkd.agreement import iou
-from clinkd.data import Problem, Source, boxes_jsonl, codec, counts, demand, divide
+from clinkd.data import Problem, Source, codec, counts, demand, divide
 from clinkd.data import read as read_entries
+from clinkd.data.readers import boxes
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 
@@ -180,7 +181,7 @@ def test_caps_are_counted_and_never_cut_an_answer(tmp_path: Path) -> None:
     ],
 )
 def test_groups_and_sources_come_from_the_id(name: str, group: str, source: str) -> None:
-    assert boxes_jsonl.group(name) == group and boxes_jsonl.origin(name) == source
+    assert boxes.group(name) == group and boxes.origin(name) == source
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from clinkd.data.dicom import describe, is_dicom
 from clinkd.data.images import count_frames, header, look
-from clinkd.data.rows import Entry, Fault, faulty
-from clinkd.data.source import Source
-from clinkd.records import BadInput
+from clinkd.data.readers.rows import Entry, Fault, faulty
+from clinkd.data.readers.source import Source
+from clinkd.records import BadInput, ImageRef
 
 INDEX = "DICOMDIR"
 TO_FILL_IN = ("question", "answer", "name", "x1", "y1", "x2", "y2")
@@ -33,20 +33,22 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
             told[f"{INDEX} files, which list other files"] += 1
         else:
             number += 1
-            yield _checked(path, path.relative_to(root).as_posix(), number, told)
+            yield _checked(path, path.relative_to(root).as_posix(), number, source.window, told)
     if number == 0:
         raise BadInput(f"{source.path}: no DICOM file there; give the folder that holds them")
 
 
-def _checked(path: Path, relative: str, number: int, told: Counter[str]) -> Entry:
+def _checked(path: Path, relative: str, number: int, window: str | None, told: Counter[str]) -> Entry:
     raw = {"image": relative}
     try:
-        describe(path, relative)
+        facts = describe(path, relative, window)
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
         return faulty(path, number, Fault("image", relative, why), raw, {"id": relative})
     told[NO_QUESTION] += 1
-    return Entry(str(path), number, raw=raw)
+    names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
+    images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in names)
+    return Entry(str(path), number, raw=raw, images=images, group=facts.patient or relative)
 
 
 def sheet(root: Path) -> Iterator[dict[str, str]]:

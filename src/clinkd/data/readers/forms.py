@@ -13,15 +13,15 @@ from typing import Any, NoReturn
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.dicom import is_dicom
-from clinkd.data.rows import Entry, Problem, Row, json_rows
-from clinkd.data.source import Source
+from clinkd.data.readers.rows import Entry, Problem, Row, json_rows
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 
 SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files, before the form is called unknown
 FORMS = {  # name -> module of clinkd.data with the reader, what it is
-    "boxes": ("boxes_jsonl", "records.jsonl: one image a line with its boxes, names and questions"),
+    "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
     "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
     "swift": ("conversations", "ms-swift: messages and objects"),
@@ -43,7 +43,7 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
     form = source.form or detect(source)
     if form not in FORMS:
         raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
-    module = importlib.import_module(f"clinkd.data.{FORMS[form][0]}")
+    module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
     found: Iterator[Entry] = module.read(replace(source, form=form), told)
     return found
 

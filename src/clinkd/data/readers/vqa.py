@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from clinkd.data.annotated import grouped
-from clinkd.data.boxes_jsonl import modality_of
-from clinkd.data.conversations import SPLITS, files
-from clinkd.data.rows import Entry, Fault, Row, entries, faulty, json_rows, sheet_rows, words
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.annotated import grouped
+from clinkd.data.readers.boxes import modality_of
+from clinkd.data.readers.conversations import SPLITS, files
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, json_rows, sheet_rows, words
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, Turn
 
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")

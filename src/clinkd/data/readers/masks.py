@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from clinkd.data.annotated import Annotated, ask, grouped
-from clinkd.data.coco import whole_json
 from clinkd.data.images import FORMATS, locate, look
 from clinkd.data.modality import read_modality
-from clinkd.data.rows import Entry, Fault, Row, entries, faulty, words
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.annotated import Annotated, ask, grouped
+from clinkd.data.readers.coco import whole_json
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, words
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")

@@ -27,12 +27,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from clinkd.data.annotated import Annotated, ask, four_numbers, grouped
-from clinkd.data.boxes_jsonl import choice, modality_of
-from clinkd.data.conversations import SPLITS
 from clinkd.data.modality import read_modality
-from clinkd.data.rows import Entry, Fault, Row, entries, faulty, short, words
-from clinkd.data.source import Pictures, Source
+from clinkd.data.readers.annotated import Annotated, ask, four_numbers, grouped
+from clinkd.data.readers.boxes import choice, modality_of
+from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, short, words
+from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
 
 PARTS = ("images", "annotations", "categories")

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from clinkd.data.dataset import ABOUT
 from clinkd.data.dicom import Facts
 from clinkd.data.images import header, look, stays_inside
-from clinkd.data.rows import Fault, check_whole
+from clinkd.data.readers.rows import Fault, check_whole
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 from clinkd.storage import read_json
 
-ABOUT = "dataset.json"  # what `clinkd data import` says of a data set, beside its samples.jsonl
 MOST_BOXES = 4  # in one answer, unless the caller says otherwise
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from clinkd.records import BOX_MARK, BadInput, Sample
+from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 
 CHUNK_BYTES = 1 << 22
 MAX_ROW_BYTES = 1 << 24  # of one row; a file without row ends must not fill the memory
@@ -73,13 +73,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one row: samples, or a problem."""
+    """What became of one row: samples, or a problem; or images of a `group` of which nothing is asked yet."""
 
     file: str
     row: int
     samples: tuple[Sample, ...] = ()
     problem: Problem | None = None
     raw: Any = None
+    images: tuple[ImageRef, ...] = ()
+    group: str = ""
 
 
 def entries(rows: Iterable[Row | Entry], make: Callable[[Row], Sequence[Sample]]) -> Iterator[Entry]:

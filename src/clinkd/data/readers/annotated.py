@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
-from clinkd.data.rows import Fault, words
-from clinkd.data.source import Source
+from clinkd.data.readers.rows import Fault, words
+from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 
