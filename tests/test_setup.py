@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from clinkd import __version__, cli
+from clinkd.data import FORMS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -31,8 +33,6 @@ def shown_commands(program):
     """Lines of the README's code blocks that call `program`, as lists of words."""
     blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
     lines = [line.strip().removeprefix("$ ").partition("  #")[0] for block in blocks for line in block.splitlines()]
-    import shlex
-
     return [
         shlex.split(line.removeprefix(".venv/bin/")) for line in lines if re.match(rf"(\.venv/bin/)?{program} ", line)
     ]
@@ -49,6 +49,18 @@ def test_every_clinkd_command_of_the_readme_is_understood():
     for words in commands:
         shell = [i for i, word in enumerate(words) if word in (">", "|")]
         cli._parser().parse_args(words[1 : shell[0] if shell else None])
+
+
+def test_every_clinkd_command_of_the_data_page_is_understood():
+    text = (ROOT / "docs" / "DATA.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.M | re.S)
+    lines = [line.split("#", 1)[0] for block in blocks for line in block.splitlines() if line.startswith("clinkd ")]
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line)[1:]
+        cli._parser().parse_args(words[: words.index(">")] if ">" in words else words)
+    forms = set(re.findall(r"^\| `([a-z0-9-]+)` \|", text.split("## Forms")[1].split("###")[0], flags=re.M))
+    assert forms == set(FORMS)
 
 
 def test_make_help_lists_every_target():
