@@ -16,7 +16,7 @@ from clinkd import data
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, texts_of
-from clinkd.objectives import CrossEntropy, Distillation
+from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import LiveTeacher, fit
 from clinkd.training.lanes import lanes_for
@@ -47,7 +47,7 @@ def test_kl_of_a_model_with_itself_is_zero_and_the_parts_add_up():
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(7, 8), torch.randn(11, 8), torch.randint(11, (7,))
     ce = CrossEntropy()(hidden, weight, labels)
-    same = Distillation(0.5, 2.0)(hidden, weight, labels, hidden, weight)
+    same = Distillation(0.5, 2.0)(hidden, weight, labels, States(hidden, weight))
     assert same.parts["kl"].abs() < 1e-5
     assert same.sum == pytest.approx((ce.sum / 1.5).item(), rel=1e-5)
 
@@ -57,7 +57,7 @@ def test_distillation_equals_the_formula_in_fp64(temperature):
     torch.manual_seed(1)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
     teacher, head, labels = torch.randn(9, 6), torch.randn(13, 6), torch.randint(13, (9,))
-    loss = Distillation(0.5, temperature)(hidden, weight, labels, teacher, head)
+    loss = Distillation(0.5, temperature)(hidden, weight, labels, States(teacher, head))
     loss.sum.backward()
     h, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     logits = h @ w.T
@@ -75,7 +75,10 @@ def test_distillation_equals_the_formula_in_fp64(temperature):
 def test_unequal_vocabularies_are_refused():
     with pytest.raises(BadInput, match="11 vocabulary entries, the teacher 12"):
         Distillation()(
-            torch.randn(2, 4), torch.randn(11, 4), torch.tensor([0, 1]), torch.randn(2, 4), torch.randn(12, 4)
+            torch.randn(2, 4),
+            torch.randn(11, 4),
+            torch.tensor([0, 1]),
+            States(torch.randn(2, 4), torch.randn(12, 4)),
         )
 
 

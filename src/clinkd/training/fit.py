@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clinkd.config import FitConfig
 from clinkd.model import Batch, Labelled, Sight, VisionLanguageModel, rows_of
-from clinkd.objectives import CrossEntropy, Distillation, Loss
+from clinkd.objectives import CrossEntropy, Distillation, Loss, Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines, progress
 from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,11 +31,9 @@ Learner = VisionLanguageModel | Sight
 
 
 class Teacher(Protocol):
-    """Who shows the student what to say: last hidden states [N, G] at a batch's answer tokens, and its head [V, G]."""
+    """Who shows the student what to say at a batch's answer tokens."""
 
-    weight_VG: Tensor
-
-    def hidden_states(self, batch: Batch) -> Tensor: ...
+    def goal(self, batch: Batch) -> States | Samples: ...
 
 
 class LiveTeacher:
@@ -43,12 +41,10 @@ class LiveTeacher:
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.weight_VG = model.head.weight_VH
 
     @torch.no_grad()
-    def hidden_states(self, batch: Batch) -> Tensor:
-        found: Tensor = self.model.hidden_states(batch)
-        return found
+    def goal(self, batch: Batch) -> States:
+        return States(self.model.hidden_states(batch), self.model.head.weight_VH)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class _Trainee(nn.Module):
         hidden_NH, weight_VH = self.model.hidden_states(batch), self.model.head.weight_VH
         if isinstance(self.objective, Distillation):
             assert teacher is not None
-            return self.objective(hidden_NH, weight_VH, batch.labels_N, teacher.hidden_states(batch), teacher.weight_VG)
+            return self.objective(hidden_NH, weight_VH, batch.labels_N, teacher.goal(batch))
         return self.objective(hidden_NH, weight_VH, batch.labels_N)
 
 

@@ -1,0 +1,89 @@
+"""What a batch is trained on: cross-entropy, and distillation (CE + a T^2 KL) / (1 + a), straight from hidden states.
+
+Shapes: N answer tokens, H hidden width of the student, G of the teacher, V vocabulary, R rank. An objective returns
+sums and counts; the training loop alone divides, once, by the tokens of the whole accumulation window over all
+processes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clinkd.objectives.fused import Samples, Shares, States, fused
+from clinkd.records import BadInput
+
+__all__ = ["CrossEntropy", "Distillation", "Loss", "LowRank", "Samples", "States"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sum of the loss over `tokens` answer tokens; `parts` are the sums it is made of, detached, for the log."""
+
+    sum: Tensor
+    tokens: int
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class LowRank(NamedTuple):
+    """The part that LoRA adds to a head's logits: low_NR @ up_VR.T, where low is hidden @ A.T, scaled, and up is B."""
+
+    low_NR: Tensor
+    up_VR: Tensor
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log p(label), in float32. `chunk`: tokens at a time (by memory)."""
+
+    chunk: int | None = None
+
+    def __call__(self, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, added: LowRank | None = None) -> Loss:
+        low_NR, up_VR = added or (None, None)
+        total, ce, _ = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, None, Shares(1.0, 0.0, 1.0), self.chunk)
+        return Loss(total, labels_N.numel(), {"ce": ce})
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """(CE + a T^2 KL(teacher || student)) / (1 + a), paper, section Pseudo-Augmented Medical Distillation.
+
+    CE is taken at temperature 1; in the KL both distributions are softmax(logits / T). Both terms run over the same
+    tokens. (In print an "=" is missing, and the minus belongs to the first sum.) a may be infinite: T^2 KL alone.
+    """
+
+    kd_weight: float = 0.5
+    temperature: float = 2.0
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kd_weight >= 0:
+            raise BadInput(f"distill.kd_weight={self.kd_weight:g} must be 0 or more")
+        if not 0 < self.temperature < math.inf:
+            raise BadInput(f"distill.temperature={self.temperature:g} must be above 0")
+
+    @property
+    def shares(self) -> Shares:
+        kd = 1.0 if math.isinf(self.kd_weight) else self.kd_weight / (1 + self.kd_weight)
+        return Shares(1 - kd, kd * self.temperature**2, self.temperature)
+
+    def __call__(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        teacher: States | Samples,
+        added: LowRank | None = None,
+    ) -> Loss:
+        """Raises BadInput where teacher and student have unequal vocabularies."""
+        if isinstance(teacher, States) and len(weight_VH) != len(teacher.weight_VG):
+            raise BadInput(
+                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(teacher.weight_VG)}: "
+                "distillation needs the same tokenizer and head size on both sides"
+            )
+        low_NR, up_VR = added or (None, None)
+        total, ce, kl = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, teacher, self.shares, self.chunk)
+        return Loss(total, labels_N.numel(), {"ce": ce, "kl": kl})

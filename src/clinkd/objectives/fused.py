@@ -1,0 +1,223 @@
+"""Cross-entropy and distillation straight from hidden states: a chunk of tokens at a time, gradients with the value.
+
+No [N, V] matrix exists: of each chunk the logits are made, turned in place into the gradient of the loss, and used for
+the gradients of hidden states and head. So the memory that a loss token takes is that of its hidden state. Logits,
+softmax and sums are float32 whatever the dtype of the model; the head's gradient is summed in float32.
+
+Legend: N loss tokens, C of them in a chunk; H, G hidden widths of student and teacher; R rank of a low-rank part of the
+head; V vocabulary; K teacher samples a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # of one [C, V] matrix; about four exist at a time
+BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once where the head is stored in fewer bits
+
+
+@dataclass(frozen=True)
+class States:
+    """What the teacher thinks: its last hidden states [N, G] and its head [V, G], without gradients."""
+
+    hidden_NG: Tensor
+    weight_VG: Tensor
+
+    def part(self, rows: slice) -> States:
+        return States(self.hidden_NG[rows], self.weight_VG)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Draws from the teacher at the objective's temperature: vocabulary entries, their shares, and the exact entropy.
+
+    `shares_NK` estimate the teacher's distribution without bias and sum to 1 a token (random-sampling distillation,
+    ACL 2025 long 885); `entropy_N` is that of the whole distribution, natural log, so that the KL keeps its value.
+    """
+
+    entries_NK: Tensor
+    shares_NK: Tensor
+    entropy_N: Tensor
+
+    def part(self, rows: slice) -> Samples:
+        return Samples(self.entries_NK[rows], self.shares_NK[rows], self.entropy_N[rows])
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the parts make up the loss: `ce` times CE plus `kl` times KL(teacher || student), both at softmax(z / T)."""
+
+    ce: float
+    kl: float
+    temperature: float
+
+
+def fused(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`Fused` of its inputs, in their order."""
+    found: tuple[Tensor, Tensor, Tensor] = Fused.apply(*inputs)  # type: ignore[no-untyped-call]
+    return found
+
+
+class Fused(torch.autograd.Function):
+    """(loss, CE, KL), each summed over the tokens. CE and KL carry no gradient.
+
+    `low_NR`, `up_VR`: a low-rank part of the head, logits = hidden @ weight.T + low @ up.T (LoRA: low is the hidden
+    state times A, scaled; up is B). A head that needs no gradient costs none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        low_NR: Tensor | None,
+        up_VR: Tensor | None,
+        labels_N: Tensor,
+        teacher: States | Samples | None,
+        shares: Shares,
+        chunk: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (hidden_NH, weight_VH, low_NR, up_VR)
+        wanted = [t is not None and needed for t, needed in zip(inputs, ctx.needs_input_grad, strict=False)]
+        grads = [
+            torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32) if k % 2 else t.dtype)
+            if t is not None and wanted[k]
+            else None
+            for k, t in enumerate(inputs)
+        ]
+        size = chunk or _chunk(hidden_NH.device.type, weight_VH.shape[0])
+        exact = torch.promote_types(hidden_NH.dtype, torch.float32)
+        sums = torch.zeros(2, dtype=exact, device=hidden_NH.device)
+        for start in range(0, len(labels_N), size):
+            rows = slice(start, start + size)
+            logits_CV = _logits(hidden_NH[rows], weight_VH)
+            if low_NR is not None and up_VR is not None:
+                logits_CV += _logits(low_NR[rows], up_VR)
+            goal = teacher.part(rows) if teacher is not None else None
+            ce, kl, slope_CV = _chunk_loss(logits_CV, labels_N[rows], goal, shares, any(wanted))
+            sums += torch.stack([ce, kl])
+            if slope_CV is None:
+                continue
+            for k, (x_NK, weight_VK) in enumerate(((hidden_NH, weight_VH), (low_NR, up_VR))):
+                into_x, into_weight = grads[2 * k : 2 * k + 2]
+                if into_x is not None and weight_VK is not None:
+                    into_x[rows] = _times(slope_CV, weight_VK)
+                if into_weight is not None and x_NK is not None:
+                    _add_outer(into_weight, slope_CV, x_NK[rows])
+        ctx.grads = grads
+        ctx.mark_non_differentiable(sums)
+        return shares.ce * sums[0] + shares.kl * sums[1], sums[0].clone(), sums[1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the gradients were given away by the first backward; compute the loss again")
+        grads = [g if g is None else g.mul_(scale) for g in ctx.grads]
+        ctx.grads = None
+        return (*grads, None, None, None, None)
+
+
+def _chunk(device: str, vocabulary: int) -> int:
+    return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
+
+
+def _chunk_loss(
+    logits_CV: Tensor, labels_C: Tensor, goal: States | Samples | None, shares: Shares, slope: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """CE, KL and, where wanted, the slope of the loss by the logits. Overwrites the logits."""
+    norm_C1 = logits_CV.logsumexp(1, keepdim=True)
+    picked = labels_C[:, None]
+    ce = (norm_C1 - logits_CV.gather(1, picked)).sum()
+    kl, towards_CV = ce.new_zeros(()), None
+    if goal is not None:
+        student_CV = logits_CV / shares.temperature if shares.temperature != 1 else logits_CV.clone()
+        student_CV -= student_CV.logsumexp(1, keepdim=True)
+        kl, towards_CV = _to_states(student_CV, goal, shares) if isinstance(goal, States) else _to(student_CV, goal)
+    if not slope:
+        return ce, kl, None
+    slope_CV = logits_CV.sub_(norm_C1).exp_()
+    slope_CV.scatter_add_(1, picked, slope_CV.new_full(picked.shape, -1.0))
+    slope_CV *= shares.ce
+    if towards_CV is not None:
+        slope_CV.add_(towards_CV, alpha=shares.kl / shares.temperature)
+    return ce, kl, slope_CV
+
+
+def _to_states(student_CV: Tensor, goal: States, shares: Shares) -> tuple[Tensor, Tensor]:
+    """KL(q || p) and p - q, from log p and the teacher's states. Overwrites log p.
+
+    Taken from differences of logarithms, without cancellation: where student and teacher are nearly equal, p - q is
+    +-max(p, q) (1 - e^-|u|) with u = log p - log q, and the KL is the sum of -q u + p - q, whose terms are all >= 0.
+    """
+    teacher_CV = _logits(goal.hidden_NG, goal.weight_VG)
+    if shares.temperature != 1:
+        teacher_CV /= shares.temperature
+    teacher_CV -= teacher_CV.logsumexp(1, keepdim=True)
+    larger_CV = torch.maximum(student_CV, teacher_CV).exp_()
+    u_CV = student_CV.sub_(teacher_CV)
+    q_CV = teacher_CV.exp_()
+    apart_CV = u_CV.abs().neg_().expm1_().neg_().mul_(larger_CV)
+    apart_CV = torch.copysign(apart_CV, u_CV, out=larger_CV)
+    kl = (apart_CV - q_CV.mul_(u_CV)).sum()
+    return kl, apart_CV
+
+
+def _to(student_CV: Tensor, goal: Samples) -> tuple[Tensor, Tensor]:
+    """The same from draws: -H(q) - sum of shares log p, and p minus the shares. Overwrites log p."""
+    kl = -(goal.entropy_N.sum() + (goal.shares_NK * student_CV.gather(1, goal.entries_NK)).sum())
+    apart_CV = student_CV.exp_().scatter_add_(1, goal.entries_NK, -goal.shares_NK.to(student_CV.dtype))
+    return kl, apart_CV
+
+
+# ---- products, float32 inside whatever the model is stored in -------------------------------------------------------
+
+
+def _logits(x_CK: Tensor, weight_VK: Tensor) -> Tensor:
+    """x @ weight.T in float32 (float64 stays)."""
+    if _whole(x_CK, weight_VK):
+        return x_CK @ weight_VK.T
+    if x_CK.is_cuda:
+        return torch.mm(x_CK, weight_VK.T.to(x_CK.dtype), out_dtype=torch.float32)
+    x_CK = x_CK.float()
+    out_CV = x_CK.new_empty(len(x_CK), len(weight_VK))
+    for rows in _blocks(weight_VK):
+        torch.mm(x_CK, weight_VK[rows].float().T, out=out_CV[:, rows])
+    return out_CV
+
+
+def _times(slope_CV: Tensor, weight_VK: Tensor) -> Tensor:
+    """slope @ weight."""
+    if _whole(slope_CV, weight_VK):
+        return slope_CV @ weight_VK
+    if slope_CV.is_cuda:
+        return torch.mm(slope_CV.to(weight_VK.dtype), weight_VK, out_dtype=torch.float32)
+    out_CK = slope_CV.new_zeros(len(slope_CV), weight_VK.shape[1])
+    for rows in _blocks(weight_VK):
+        out_CK.addmm_(slope_CV[:, rows], weight_VK[rows].float())
+    return out_CK
+
+
+def _add_outer(total_VK: Tensor, slope_CV: Tensor, x_CK: Tensor) -> None:
+    """total += slope.T @ x."""
+    if _whole(slope_CV, x_CK):
+        total_VK.addmm_(slope_CV.T, x_CK)
+    elif slope_CV.is_cuda:
+        narrow_CV = slope_CV.to(x_CK.dtype)
+        for rows in _blocks(total_VK):
+            total_VK[rows] += torch.mm(narrow_CV[:, rows].T, x_CK, out_dtype=torch.float32)
+    else:
+        total_VK.addmm_(slope_CV.T, x_CK.float())
+
+
+def _whole(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64)
+
+
+def _blocks(weight_VK: Tensor) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, len(weight_VK), BLOCK)]
