@@ -305,6 +305,18 @@ def test_the_file_numbers_its_windows(tmp_path: Path) -> None:
         shown(widthless, "1")
 
 
+def test_a_voi_table_begins_at_a_rescaled_value(tmp_path: Path) -> None:
+    """PS3.3 C.11.2: a VOI LUT sees what the modality LUT gives, whose sign need not be that of the stored pixels."""
+    ramp = lut(-1024, 8, list(range(256)))
+    stored = np.array([[0, 1, 100, 255, 300]], np.uint16)
+    below = write(tmp_path / "a.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=[ramp])
+    assert shown(below)[0, :, 0].tolist() == [0, 1, 100, 255, 255]
+    high = lut(40000, 8, list(range(256)))
+    signed = np.array([[7232, 7233, 7332, 7487, 8000]], np.int16)
+    above = write(tmp_path / "b.dcm", signed, RescaleSlope=1, RescaleIntercept=32768, VOILUTSequence=[high])
+    assert shown(above)[0, :, 0].tolist() == [0, 1, 100, 255, 255]
+
+
 @pytest.mark.parametrize(
     ("window", "elements", "reason"),
     [
@@ -588,7 +600,7 @@ def test_deflated(tmp_path: Path) -> None:
 
 
 def test_a_deflated_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clinkd.data.dicom.MAX_INFLATED_BYTES", 1 << 22)
+    monkeypatch.setattr("clinkd.data.dicom_header.MAX_INFLATED_BYTES", 1 << 22)
     bomb = deflated(tmp_path / "a.dcm", squeeze(b"\0" * (200 << 20)))
     tracemalloc.start()
     with pytest.raises(BadInput, match="inflates to more than 4,194,304 bytes"):
@@ -709,7 +721,7 @@ def test_the_cap_comes_before_the_decoder(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadInput, match="30x20 pixels, more than 599 in all"):
         open_dicom(path, "a", None, None, 599)
-    monkeypatch.setattr("clinkd.data.dicom.MAX_ELEMENT_BYTES", 100)
+    monkeypatch.setattr("clinkd.data.dicom_header.MAX_ELEMENT_BYTES", 100)
     table = lut(0, 16, [0] * 100)
     with pytest.raises(BadInput, match=r"element \(0028,3010\) of the header has 2"):
         describe(write(tmp_path / "b.dcm", RAMP, VOILUTSequence=[table]), "b")

@@ -40,7 +40,7 @@ def open_image(
     if is_dicom(path):
         window = image.window if isinstance(image, ImageRef) else None
         return open_dicom(path, place, frame, window, max_pixels)
-    with _header(path, place, frame, max_pixels) as file:
+    with opened(path, place, frame, max_pixels) as file:
         file.load()
         return _rgb(ImageOps.exif_transpose(file))
 
@@ -62,7 +62,7 @@ def look(root: Path, relative: str, place: str, window: str | None = None, max_p
         which_frame(frame, facts.frames, relative, place)
         _capped(facts.width, facts.height, place, max_pixels)
         return ImageRef(relative, facts.width, facts.height, window=window)
-    with _header(path, place, frame, max_pixels) as file:
+    with opened(path, place, frame, max_pixels) as file:
         turned = _orientation(file)
         # Pillow turns the size of a TIFF, but of no other, before its pixels are loaded.
         lying = turned >= 5 and file.format != "TIFF"
@@ -100,8 +100,8 @@ def _may_be_turned(file: PngImageFile) -> bool:
 
 
 @contextlib.contextmanager
-def _header(path: Path, place: str, frame: int | None, max_pixels: int) -> Iterator[Image.Image]:
-    """The opened file at its frame, nothing decoded yet."""
+def opened(path: Path, place: str, frame: int | None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The opened file at its frame, nothing decoded yet; what decoders throw inside becomes BadInput."""
     with _file(path, place) as file:
         file.seek(which_frame(frame, _frames(file), path.name, place) - 1)
         _capped(file.width, file.height, place, max_pixels)

@@ -1,0 +1,313 @@
+"""Stored values of a DICOM to 8 bits: rescale and window (PS3.3 C.11, PS3.4 N.2), lookup tables, and palettes."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.data.dicom_header import GREY, Header, Refusal, modality_of, natural, numbers, term
+from clinkd.records import Modality
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Values = NDArray[Any]  # one frame, or the levels that may occur in it
+Grey = Callable[[Values], Values]  # rescaled values -> 0 (black) to 1 (white)
+
+# Centre and width in HU. Lung, bone, brain, liver and soft tissue are the defaults of the OHIF viewer; the rest are
+# customary and differ by some ten HU between books: give numbers where yours do.
+PRESETS = {
+    "lung": (-600, 1500),
+    "mediastinum": (40, 400),
+    "bone": (480, 2500),
+    "brain": (40, 80),
+    "stroke": (40, 40),
+    "subdural": (75, 215),
+    "abdomen": (60, 400),
+    "liver": (90, 150),
+    "soft-tissue": (40, 400),
+}
+
+
+# ---- grey -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Centre and width, and how grey follows values between them (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+
+    centre: float
+    width: float
+    function: str = "LINEAR_EXACT"
+
+    def __str__(self) -> str:
+        return f"{self.centre:g}/{self.width:g}"
+
+    @property
+    def usable(self) -> bool:
+        return self.width >= 1 if self.function == "LINEAR" else self.width > 0
+
+    def __call__(self, values: Values) -> Values:
+        if self.function == "SIGMOID":  # 1 / (1 + exp(-4 (x - c) / w)), in a form that cannot overflow
+            return (1 + np.tanh(2 * (values - self.centre) / self.width)) / 2
+        centre, width = self.centre, self.width
+        if self.function == "LINEAR":
+            centre, width = centre - 0.5, width - 1
+        if width == 0:
+            return (values > centre).astype(float)
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+
+
+def _group(header: Header, index: int, name: str) -> Dataset:
+    """The data set that says a functional group of a frame: its own, the shared one, or the file itself."""
+    ds = header.ds
+    own = ds.get("PerFrameFunctionalGroupsSequence") or []
+    shared = ds.get("SharedFunctionalGroupsSequence") or []
+    for groups in ([own[index]] if index < len(own) else [], shared):
+        if groups and groups[0].get(name):
+            found: Dataset = groups[0][name].value[0]
+            return found
+    return ds
+
+
+def vois_of(header: Header, index: int) -> list[_Table | _Window]:
+    """All VOI LUTs, then all windows, of a frame; a window without a usable width included, to keep the numbers."""
+    ds = _group(header, index, "FrameVOILUTSequence")
+    below = _below_zero(header, index)
+    tables: list[_Table | _Window] = [
+        _table(item.LUTDescriptor, item.LUTData, header, below)
+        for item in ds.get("VOILUTSequence") or []
+        if "LUTDescriptor" in item and "LUTData" in item
+    ]
+    function = term(ds, "VOILUTFunction", ("LINEAR", "LINEAR_EXACT", "SIGMOID"))
+    if not function and ds.get("VOILUTFunction"):
+        raise Refusal("its VOILUTFunction is not LINEAR, LINEAR_EXACT or SIGMOID; mend the header")
+    pairs = zip(numbers(ds, "WindowCenter"), numbers(ds, "WindowWidth"), strict=False)
+    return tables + [_Window(c, w, function or "LINEAR") for c, w in pairs]
+
+
+def grey_of(window: str | None, header: Header, index: int) -> Grey | None:
+    """The VOI that a window means for a frame; None for colour, and for least to greatest."""
+    wanted = (window or "auto").strip().lower()
+    if header.photometric not in GREY:
+        if wanted not in ("auto", "full"):
+            raise Refusal(f"window {wanted!r} of a picture in colour; windows are for grey values, leave it out")
+        return None
+    if wanted == "full":
+        return None
+    if wanted == "auto" or wanted.isdecimal():
+        return _of_the_file(wanted, header, index)
+    if wanted in PRESETS:
+        return _preset(wanted, header, index)
+    given = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", wanted)
+    if given is None or float(given[2]) == 0:
+        legal = f"auto, full, a number from 1, centre/width such as -600/1500, or one of {', '.join(PRESETS)}"
+        raise Refusal(f"window {wanted!r} is not known; give {legal}")
+    return _Window(float(given[1]), float(given[2]))
+
+
+def _of_the_file(wanted: str, header: Header, index: int) -> Grey | None:
+    """The VOI of that number, or the first that is usable."""
+    vois = vois_of(header, index)
+    usable = [v for v in vois if isinstance(v, _Table) or v.usable]
+    if wanted == "auto":
+        return usable[0] if usable else _as_stored(header, index)
+    if not 1 <= int(wanted) <= len(vois):
+        raise Refusal(f"window {wanted} of {len(vois)}; the file has no more, give another or leave it out")
+    chosen = vois[int(wanted) - 1]
+    if chosen not in usable:
+        raise Refusal(f"window {wanted} of the file is {chosen}, which has no width; give another or leave it out")
+    return chosen
+
+
+def _preset(wanted: str, header: Header, index: int) -> Grey:
+    rescale = _group(header, index, "PixelValueTransformationSequence")
+    units = term(rescale, "RescaleType", ("HU", "HU_MOD")) or not rescale.get("RescaleType")
+    rescaled = numbers(rescale, "RescaleIntercept") or header.ds.get("ModalityLUTSequence")
+    if modality_of(header.ds) is not Modality.CT or not units or not rescaled:
+        way_out = "give centre/width in its own units, or leave it out"
+        raise Refusal(f"window {wanted!r} is for CT in Hounsfield units, which this file is not; {way_out}")
+    return _Window(*PRESETS[wanted])
+
+
+def _as_stored(header: Header, index: int) -> Grey | None:
+    """Values of at most 8 bits without a rescale are grey as they are, so that frames of a film compare."""
+    bits = header.ds.get("BitsStored")
+    rescale = _group(header, index, "PixelValueTransformationSequence")
+    plain = header.keyword == "PixelData" and not header.signed and isinstance(bits, int) and 1 <= bits <= 8
+    same = numbers(rescale, "RescaleSlope") in ([], [1]) and numbers(rescale, "RescaleIntercept") in ([], [0])
+    if not plain or not same or header.ds.get("ModalityLUTSequence"):
+        return None
+    most = 2.0**bits - 1
+    return lambda values: np.clip(values / most, 0, 1)
+
+
+def eight_bits(stored: Values, grey: Grey | None, header: Header, index: int) -> NDArray[np.uint8]:
+    """Stored values of a frame as grey, or as RGB."""
+    if header.photometric == "PALETTE COLOR":
+        return _through_palette(stored, header)
+    return _colours(stored, header) if stored.ndim == 3 else _shown(stored, grey, header, index)
+
+
+def _colours(stored: Values, header: Header) -> NDArray[np.uint8]:
+    bits = natural(header.ds, "BitsStored")
+    if bits == 8 and stored.dtype == np.uint8:
+        return np.ascontiguousarray(stored)
+    return (np.clip(stored / (2.0**bits - 1), 0, 1) * 255).round().astype(np.uint8)
+
+
+def _shown(stored: Values, grey: Grey | None, header: Header, index: int) -> NDArray[np.uint8]:
+    """Stored values to grey of 8 bits."""
+    low, high = stored.min(), stored.max()
+    few = stored.dtype.kind in "iu" and int(high) - int(low) < 65536
+    # What is done to a value depends on it alone, so it is done once to each that may occur.
+    levels = np.arange(int(low), int(high) + 1) if few else stored
+    places = stored.astype(np.int64) - int(low) if few else None
+    values = _rescaled(levels, header, index)
+    if grey is None:
+        occurs = np.bincount(places.ravel(), minlength=len(levels)) > 0 if places is not None else True
+        grey = _least_to_greatest(values, occurs & ~_padding(levels, header))
+    shown = np.nan_to_num(grey(values), nan=0.0)
+    shown = 1 - shown if header.photometric == "MONOCHROME1" else shown
+    eight = (shown * 255).round().astype(np.uint8)
+    return eight[places] if places is not None else eight
+
+
+def _rescaled(levels: Values, header: Header, index: int) -> Values:
+    """The modality LUT (PS3.3 C.11.1)."""
+    if sequence := header.ds.get("ModalityLUTSequence"):
+        return _table(sequence[0].LUTDescriptor, sequence[0].LUTData, header).at(levels).astype(float)
+    ds = _group(header, index, "PixelValueTransformationSequence")
+    slope, intercept = (numbers(ds, k) for k in ("RescaleSlope", "RescaleIntercept"))
+    for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if not found and ds.get(keyword) not in (None, ""):
+            raise Refusal(f"its {keyword} is no number; mend the header")
+    return levels.astype(float) * (slope or [1.0])[0] + (intercept or [0.0])[0]
+
+
+def _padding(levels: Values, header: Header) -> Values:
+    """Which stored values stand for no tissue (PS3.3 C.7.5.1.1.2)."""
+    ends = [header.ds.get(k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    known = [_stored_value(v, header) for v in ends if v is not None]
+    if not known or levels.dtype.kind == "f":
+        return np.zeros(levels.shape, bool)
+    padded: Values = (levels >= min(known)) & (levels <= max(known))
+    return padded
+
+
+def _stored_value(value: Any, header: Header) -> int:
+    """A value of VR "US or SS" as the pixels are signed; writers often take the other VR."""
+    if isinstance(value, bytes):
+        value = int.from_bytes(value[:2], "little" if header.syntax.is_little_endian else "big")
+    return _as_signed(int(value), header.signed)
+
+
+def _as_signed(value: int, signed: bool) -> int:
+    """16 bits read with a sign or without."""
+    return (value + 32768) % 65536 - 32768 if signed else value % 65536
+
+
+def _least_to_greatest(values: Values, counted: Values) -> Grey:
+    finite = np.isfinite(values)
+    used = values[finite & counted] if (finite & counted).any() else values[finite]
+    low, high = (used.min(), used.max()) if used.size else (0.0, 0.0)
+    span = high - low
+    return lambda v: np.clip((v - low) / span, 0, 1) if span > 0 else np.zeros(v.shape)
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A lookup table: entry 0 for values up to `first`, the last one for all beyond its end (PS3.3 C.11.1.1)."""
+
+    first: int
+    bits: int
+    entries: Values
+
+    def __str__(self) -> str:
+        return "LUT"
+
+    def at(self, values: Values) -> Values:
+        places = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
+        found: Values = self.entries[places.astype(np.int64)]
+        return found
+
+    def __call__(self, values: Values) -> Values:
+        return self.at(values) / (2.0**self.bits - 1)
+
+
+def _below_zero(header: Header, index: int) -> bool:
+    """Whether values that a VOI LUT sees may be negative: they are rescaled ones, not those that are stored."""
+    if header.ds.get("ModalityLUTSequence"):
+        return False
+    bits = int(header.ds.get("BitsStored") or 16)
+    ends = np.array([0, 2**bits - 1]) - (2 ** (bits - 1) if header.signed else 0)
+    return bool(_rescaled(ends, header, index).min() < 0)
+
+
+def _table(descriptor: Any, data: Any, header: Header, signed: bool | None = None) -> _Table:
+    """A table from LUT Descriptor and LUT Data (PS3.3 C.7.6.3.1.5, C.11.1.1). Data may be bytes or numbers.
+
+    `signed`: whether the first value mapped may be negative (as the pixels, where not given).
+    """
+    if isinstance(descriptor, bytes):
+        descriptor = struct.unpack(f"{header.order}3H", descriptor[:6])
+    count, first, bits = (int(v) for v in descriptor)
+    count = count % 65536 or 65536  # 0 stands for 65536
+    words = f"{header.order}u2"
+    raw = data if isinstance(data, bytes) else np.asarray(data, words).tobytes()
+    entries = np.frombuffer(raw, words if len(raw) >= 2 * count else np.uint8)
+    if not 8 <= bits <= 16 or len(entries) < count:
+        raise Refusal("a lookup table of it is shorter than it says, or not of 8 to 16 bits; mend the header")
+    entries = entries[:count].astype(np.int64)
+    first = _as_signed(first, header.signed if signed is None else signed)
+    return _Table(first, max(bits, int(entries.max()).bit_length()), entries)
+
+
+def _through_palette(stored: Values, header: Header) -> NDArray[np.uint8]:
+    """PALETTE COLOR as RGB (PS3.3 C.7.9)."""
+    tables = [_palette(colour, header) for colour in ("Red", "Green", "Blue")]
+    # Some writers fill 16-bit tables with 8-bit colours, as the ACR-NEMA standard had them.
+    bits = 8 if max(int(t.entries.max()) for t in tables) < 256 else 16
+    planes = [t.at(stored) * 255 / (2**bits - 1) for t in tables]
+    return np.stack(planes, axis=-1).round().astype(np.uint8)
+
+
+def _palette(colour: str, header: Header) -> _Table:
+    descriptor = header.ds.get(f"{colour}PaletteColorLookupTableDescriptor")
+    plain = header.ds.get(f"{colour}PaletteColorLookupTableData")
+    segments = header.ds.get(f"Segmented{colour}PaletteColorLookupTableData")
+    if descriptor is None or (plain is None and segments is None):
+        raise Refusal("its palette is missing; mend the header, or convert it to RGB first")
+    return _table(descriptor, _unfolded(segments, int(descriptor[2]), header) if plain is None else plain, header)
+
+
+def _unfolded(segments: bytes, bits: int, header: Header) -> list[int]:
+    """The entries of a segmented table (PS3.3 C.7.9.2): runs and straight lines.
+
+    Segments that refer to others are refused: readers disagree on what their offset counts.
+    """
+    codes = np.frombuffer(segments, np.uint8 if bits == 8 else f"{header.order}u2").astype(int).tolist()
+    entries: list[int] = []
+    at = 0
+    while at + 2 < len(codes) and len(entries) < 65536:
+        kind, length = codes[at], codes[at + 1]
+        at += 2
+        if kind == 0:
+            entries.extend(codes[at : at + length])
+            at += length
+        elif kind == 1 and entries:
+            start, end = entries[-1], codes[at]
+            entries.extend(round(start + (end - start) * k / length) for k in range(1, length + 1))
+            at += 1
+        else:
+            raise Refusal("its palette is broken, or has segments that refer to others; convert it to RGB first")
+    return entries

@@ -1,0 +1,319 @@
+"""The header of a DICOM: fields of an allow-list, and sizes that are checked before any pixel is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from clinkd.records import BadInput, Modality
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MAX_INFLATED_BYTES = 1 << 28  # of a deflated data set
+MAX_ELEMENTS = 1_000_000  # of the top level: each costs microseconds
+MAX_ELEMENT_BYTES = 1 << 26  # of one header element that is read
+
+# PS3.3 C.7.3.1.1.1
+_MODALITIES = {
+    "CT": Modality.CT,
+    "MR": Modality.MR,
+    **dict.fromkeys(("CR", "DX", "MG", "RF", "XA", "IO", "PX"), Modality.XRAY),
+    "PT": Modality.PET,
+    **dict.fromkeys(("US", "IVUS"), Modality.ULTRASOUND),
+    "ES": Modality.ENDOSCOPY,
+    "DMS": Modality.DERMOSCOPY,
+    "OP": Modality.FUNDUS,
+    **dict.fromkeys(("GM", "SM"), Modality.MICROSCOPY),
+}
+
+_PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+_ALLOWED = (
+    "SOPClassUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID", "BurnedInAnnotation",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PixelDataProviderURL",
+    "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData", "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+)  # fmt: skip
+
+GREY = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+WHOLE = "bring back a whole copy, or leave it out"
+CONVERT = "decompress it first (gdcmconv --raw, dcmdjpeg)"
+_SHOWN = (*GREY, *COLOUR, "PALETTE COLOR")
+_UNDEFINED = 0xFFFFFFFF
+
+
+class Refusal(BadInput):
+    """A BadInput that does not name its place yet."""
+
+
+@dataclass(slots=True)
+class Header:
+    """The allowed elements of a file, and where its pixels lie: `length` bytes from `offset` of `stream`."""
+
+    ds: Dataset
+    stream: BinaryIO
+    syntax: Any  # pydicom UID
+    keyword: str
+    vr: str | None
+    offset: int
+    length: int
+    rows: int = 0
+    columns: int = 0
+    frames: int = 1
+    photometric: str = ""
+
+    @property
+    def signed(self) -> bool:
+        return self.keyword == "PixelData" and self.ds.get("PixelRepresentation") == 1
+
+    @property
+    def samples(self) -> int:
+        """Samples a pixel."""
+        return 3 if self.photometric in COLOUR else 1
+
+    @property
+    def order(self) -> str:
+        """Of bytes, as struct has it."""
+        return "<" if self.syntax.is_little_endian else ">"
+
+    @property
+    def syntax_name(self) -> str:
+        return _name_of(self.syntax, "transfer syntax ") or "unknown transfer syntax"
+
+
+@contextlib.contextmanager
+def opened(path: Path, place: str) -> Iterator[Header]:
+    """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput."""
+    step = "the header"
+    try:
+        with warnings.catch_warnings(), path.open("rb") as stream:
+            warnings.simplefilter("ignore")
+            header = _checked(_parsed(stream))
+            step = f"its elements or pixels ({header.syntax_name})"
+            yield header
+    except Refusal as refusal:
+        raise BadInput(f"{place}: {refusal}") from None
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput(f"{place}: no such file in {path.parent}; check the path") from None
+    except Exception as error:
+        kind = type(error).__name__  # not its words, which may be those of the header
+        raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
+
+
+def _parsed(file: BinaryIO) -> Header:
+    """Elements up to the pixels. Of a deflated data set, all of it is inflated in memory, up to a cap."""
+    from pydicom import uid
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset, read_partial
+
+    start = 132 if file.read(132)[128:] == b"DICM" else 0
+    file.seek(start)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    syntax = meta.get("TransferSyntaxUID")
+    allowed: list[Any] = [tag_for_keyword(k) for k in _ALLOWED]
+    seen = _Seen(file, frozenset(allowed))
+    if syntax == uid.DeflatedExplicitVRLittleEndian:
+        seen.stream = _inflated(file)
+        syntax = uid.ExplicitVRLittleEndian
+        ds = read_dataset(seen.stream, False, True, stop_when=seen, specific_tags=allowed)
+    else:
+        file.seek(0)
+        ds = read_partial(file, stop_when=seen, force=True, specific_tags=allowed)
+        if not syntax:
+            implicit, little = ds.original_encoding
+            syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
+            syntax = syntax if little else uid.ExplicitVRBigEndian
+    if not seen.elements:
+        raise Refusal("not a DICOM, though its name or first bytes say so; give the picture itself")
+    return Header(ds, seen.stream, uid.UID(syntax), seen.keyword, seen.vr, seen.offset, seen.length)
+
+
+class _Seen:
+    """Is asked at each element of the top level whether to stop there: at the pixels, whose place it remembers.
+
+    Raises Refusal at an element that ends behind the end of the file, or is too long to be read.
+    """
+
+    def __init__(self, stream: BinaryIO, allowed: frozenset[int]) -> None:
+        self.stream, self.allowed = stream, allowed
+        self.elements, self.keyword, self.offset, self.length = 0, "", 0, 0
+        self.vr: str | None = None
+        self.end = _size(stream)
+
+    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
+        at = self.stream.tell()
+        self.elements += 1
+        if self.elements > MAX_ELEMENTS:
+            raise Refusal(f"a header of more than {MAX_ELEMENTS:,} elements; leave it out")
+        if tag in _PIXELS:
+            self.keyword, self.vr, self.offset, self.length = _PIXELS[tag], vr, at, length
+            return True
+        if length == _UNDEFINED:
+            return False
+        left = self.end - at
+        if length <= left and (length <= MAX_ELEMENT_BYTES or tag not in self.allowed):
+            return False
+        name = f"element ({tag >> 16:04x},{tag & 0xFFFF:04x})"
+        if length > left:
+            raise Refusal(f"cut, or no DICOM: {name} says {length:,} bytes where {left:,} are left; {WHOLE}")
+        raise Refusal(f"{name} of the header has {length:,} bytes, more than {MAX_ELEMENT_BYTES:,}; leave it out")
+
+
+def _size(stream: BinaryIO) -> int:
+    at = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    stream.seek(at)
+    return end
+
+
+def _inflated(file: BinaryIO) -> BinaryIO:
+    """The data set that follows, inflated (PS3.5 A.5)."""
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    made = io.BytesIO()
+    data = file.read(1 << 20)
+    while data and not engine.eof:
+        made.write(engine.decompress(data, 1 << 24))
+        if made.tell() > MAX_INFLATED_BYTES:
+            raise Refusal(f"inflates to more than {MAX_INFLATED_BYTES:,} bytes; {CONVERT}")
+        data = engine.unconsumed_tail or file.read(1 << 20)
+    if not engine.eof:
+        raise Refusal(f"cut: the deflated data have no end; {WHOLE}")
+    made.seek(0)
+    return made
+
+
+def _checked(header: Header) -> Header:
+    """The header with its sizes, where these are possible and the bytes of the pixels are all there."""
+    ds = header.ds
+    if not header.keyword:
+        if "PixelDataProviderURL" in ds:
+            raise Refusal("a DICOM whose pixels lie on a server; store them in the file")
+        raise Refusal(f"a DICOM without pixels (SOP class {_class_name(ds)}); leave it out")
+    header.rows, header.columns = natural(ds, "Rows"), natural(ds, "Columns")
+    header.frames = natural(ds, "NumberOfFrames") if ds.get("NumberOfFrames") else 1
+    header.photometric = term(ds, "PhotometricInterpretation", _SHOWN)
+    if not header.photometric:
+        kinds = f"one of {', '.join(_SHOWN)} is read"
+        raise Refusal(f"its PhotometricInterpretation is missing or not one that is shown; {kinds}")
+    samples = natural(ds, "SamplesPerPixel") if "SamplesPerPixel" in ds else 1
+    if samples != header.samples:
+        raise Refusal(f"{samples} samples a pixel do not go with {header.photometric}; mend the header")
+    if header.photometric in GREY and term(ds, "PixelPresentation", ("COLOR", "MIXED")):
+        raise Refusal("grey with supplemental colours, which are not shown; convert it to RGB first")
+    decoder_of(header)
+    if not header.syntax.is_encapsulated:
+        _check_length(header)
+    elif header.frames > (pieces := _fragments(header)):
+        raise Refusal(f"says {header.frames} frames but holds {pieces} pieces of pixels; {WHOLE}")
+    return header
+
+
+def _check_length(header: Header) -> None:
+    """Raise Refusal where bytes of uncompressed pixels are missing."""
+    bits = header.rows * header.columns * header.samples * natural(header.ds, "BitsAllocated") * header.frames
+    wanted = -(-bits // 8)
+    if header.photometric == "YBR_FULL_422":  # two pixels share their colours
+        wanted = wanted // 3 * 2
+    if header.length == _UNDEFINED:
+        raise Refusal(f"compressed pixels under the name of {header.syntax_name}; mend the header")
+    have = min(header.length, _size(header.stream) - header.offset)
+    if have < wanted:
+        size = f"{header.columns}x{header.rows} pixels" + (f" in {header.frames} frames" if header.frames > 1 else "")
+        raise Refusal(f"cut: {size} need {wanted:,} bytes, and {have:,} are there; {WHOLE}")
+
+
+def _fragments(header: Header) -> int:
+    """How many pieces the compressed pixels have, their offset table aside (PS3.5 A.4)."""
+    stream, size, at = header.stream, _size(header.stream), header.offset
+    count = -1
+    while at + 8 <= size:
+        stream.seek(at)
+        tag, length = struct.unpack("<II", stream.read(8))
+        if tag == 0xE0DDFFFE:  # the end of the sequence
+            break
+        if tag != 0xE000FFFE:
+            raise Refusal(f"broken: what stands for compressed pixels are none ({WHOLE})")
+        at += 8 + length
+        if at > size:
+            raise Refusal(f"cut: a piece of {length:,} bytes of pixels ends behind the end of the file; {WHOLE}")
+        count += 1
+    return max(count, 0)
+
+
+def natural(ds: Dataset, keyword: str) -> int:
+    try:
+        value = int(ds[keyword].value)
+    except Exception:  # absent, empty, or a text where a number is wanted
+        raise Refusal(f"its {keyword} is missing or no number; mend the header, or leave it out") from None
+    if value < 1:
+        raise Refusal(f"its {keyword} is {value}; mend the header, or leave it out")
+    return value
+
+
+def numbers(ds: Dataset, keyword: str) -> list[float]:
+    """The values of an element, empty where it is absent or one of them is no number."""
+    from pydicom.multival import MultiValue
+
+    value = ds.get(keyword)
+    several = value if isinstance(value, MultiValue | list) else [value]
+    try:
+        found = [float(v) for v in several]
+    except (TypeError, ValueError):
+        return []
+    return found if all(np.isfinite(found)) else []
+
+
+def term(ds: Dataset, keyword: str, legal: tuple[str, ...]) -> str:
+    """The value of an element that is one of a few words, "" otherwise: no free text passes."""
+    value = str(ds.get(keyword) or "").strip().upper()
+    return value if value in legal else ""
+
+
+def modality_of(ds: Dataset) -> Modality:
+    return _MODALITIES.get(term(ds, "Modality", tuple(_MODALITIES)), Modality.OTHER)
+
+
+def _class_name(ds: Dataset) -> str:
+    from pydicom.uid import UID
+
+    uid = UID(str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or ""))
+    return _name_of(uid) or "not given"
+
+
+def _name_of(uid: Any, kind: str = "") -> str:
+    """The name of a known UID, `kind` and its number of another, "" of a text that is none: no free text passes."""
+    if uid.name != str(uid):
+        return str(uid.name)
+    return f"{kind}{uid}" if re.fullmatch(r"[0-9.]{1,64}", str(uid)) else ""
+
+
+def decoder_of(header: Header) -> Any:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    try:
+        decoder = get_decoder(header.syntax)
+    except NotImplementedError:
+        decoder = None
+    if decoder is None or not decoder.is_available:
+        raise Refusal(f"compressed as {header.syntax_name}, which is not read; {CONVERT}")
+    return decoder
