@@ -304,6 +304,7 @@ IN_IMAGE: list[tuple[Spoil, str, str]] = [
     (object_(bbox=[20, -0.5, 30, 20]), "annotations[1].bbox", "outside"),
     (object_(bbox=[70, 30, 90, 45]), "annotations[1].bbox", "looks like [x1, y1, x2, y2]"),
     (object_(bbox=[20, 10, 0, 20]), "annotations[1].bbox", "not above 0"),
+    (object_(bbox=[0.1, 0.2, 0.3, 0.4]), "annotations[1].bbox", "fractions of the image"),
     (object_(bbox=[20, 10, 30, -20]), "annotations[1].bbox", "not above 0"),
     (object_(bbox=[20, 10, 30]), "annotations[1].bbox", "four numbers"),
     (object_(bbox=[20, 10, 30, 20, 45]), "annotations[1].bbox", "four numbers"),

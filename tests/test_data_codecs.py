@@ -187,6 +187,12 @@ def test_long_and_broken_text_is_read_in_little_time() -> None:
             assert time.perf_counter() - started < 2, (c.name, bit)
 
 
+def test_brackets_without_end_are_reported() -> None:
+    c = codec("qwen3-vl")
+    (piece,) = c.decode('{"bbox_2d": ' + "[" * 100_000 + "]}").unread
+    assert "not JSON" in c.why(piece)
+
+
 @pytest.mark.parametrize(
     ("c", "raw", "boxes"),
     [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -392,6 +394,32 @@ def test_an_xlsx_gives_texts(tmp_path: Path) -> None:
     assert (
         formula[0] == 6 and "never computed" in formula[1] and error[0] == 7 and "error of the spreadsheet" in error[1]
     )
+
+
+def test_an_xlsx_is_read_to_its_end_whatever_it_says_of_its_size(tmp_path: Path) -> None:
+    file = workbook(tmp_path / "a.xlsx", [["id", "patient"], *([k, f"p{k}"] for k in range(5))])
+    packed = tmp_path / "b.xlsx"
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, re.sub(rb'<dimension ref="[^"]*"', b'<dimension ref="A1:A3"', data))
+    assert values(sheet_rows(packed)) == values(sheet_rows(file)) and len(values(sheet_rows(file))) == 5
+
+
+def test_excels_own_line_and_errors_in_a_csv(tmp_path: Path) -> None:
+    assert values(read(tmp_path, "sep=;\na;b\n1,5;2\n", name="a.csv")) == [{"a": "1,5", "b": "2"}]
+    for cell, why in (("#N/A", "error"), ("#BEZUG!", "error"), ("#NV", "error"), ("=SUMME(A1)", "never computed")):
+        (found,) = problems(read(tmp_path, f"a,b\n1,{cell}\n", name="a.csv"))
+        assert found[0] == 2 and why in found[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["what <|image_pad|> is it?", "a<|im_end|> x", "<image>", "<img>y</img>", "<box>", "a\x07b", "a\u202eb"]
+)
+def test_marks_of_models_and_unseen_signs_are_no_text(text: str) -> None:
+    with pytest.raises(Fault, match="mark of models|control character"):
+        rows.words(text, "question")
+    assert rows.words("a < b, c\u00a0d >  e", "question") == "a < b, c d > e"
 
 
 def test_an_xlsx_of_several_sheets_or_none_is_refused(tmp_path: Path) -> None:

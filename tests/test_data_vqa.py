@@ -259,7 +259,7 @@ def test_knobs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "test.json", [slake(0)])
     with pytest.raises(BadInput, match="--task VG"):
         read(file, task=Task.VG)
-    with pytest.raises(BadInput, match="--columns picture=x"):
+    with pytest.raises(BadInput, match="--column picture=x"):
         read(file, columns={"picture": "x"})
     with pytest.raises(BadInput, match="no such file"):
         read(tmp_path / "none.json")

@@ -61,6 +61,11 @@ class _Piece(NamedTuple):
     unread: tuple[str, ...] = ()
 
 
+def _cut(piece: str) -> _Piece:
+    """Left unread. A blank is in its place, lest what stood around it join to a new mark."""
+    return _Piece(" ", (), (piece,))
+
+
 @dataclass(frozen=True)
 class Codec(ABC):
     """One spelling of boxes. `bins` steps an axis; value k stands for (k + `offset`) / bins.
@@ -161,10 +166,6 @@ class Codec(ABC):
             or f"not as {self.name} spells a box; write it like {example}"
         )
 
-    def corners(self, box: Box, size: Size | None = None) -> Corners:
-        """A box on the grid, widened where both its edges fall on one value."""
-        return self._corners(box, self._grid(size))
-
     # ---- what codecs do differently ----
 
     def _grid(self, size: Size | None) -> Size:
@@ -197,7 +198,7 @@ class Codec(ABC):
         """A match of `_any`."""
         box = self._read(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
         if box is None:
-            return _Piece(" ", (), (match.group(),))  # a blank, lest what stood around it join to a new mark
+            return _cut(match.group())
         return _Piece(BOX_MARK, (box,))
 
     def _numbers(self, piece: str) -> list[str] | None:
@@ -214,6 +215,7 @@ class Codec(ABC):
     # ---- the grid ----
 
     def _corners(self, box: Box, grid: Size) -> Corners:
+        """A box on the grid, widened where both its edges fall on one value."""
         x1, x2 = self._edges(box.x1, box.x2, grid.width)
         y1, y2 = self._edges(box.y1, box.y2, grid.height)
         return x1, y1, x2, y2
@@ -266,7 +268,9 @@ class Codec(ABC):
 
 
 class _Points(Codec):
-    """`(x1,y1),(x2,y2)` between two marks, whole numbers."""
+    """`(x1,y1),(x2,y2)` between two marks: round(1000 * fraction) up to 999; 1000 is read as the border."""
+
+    frame = "thousandths [0,1000)"
 
     def _spell(self, corners: Corners) -> str:
         x1, y1, x2, y2 = corners
@@ -287,12 +291,6 @@ class _Points(Codec):
         if max(x, y) > self.bins:
             return f"beyond the grid of {self.bins}; pixels of the resized image are --boxes qwen2.5-vl"
         return None
-
-
-class _Thousandths(_Points):
-    """Values round(1000 * fraction) up to 999; 1000 is read as the border."""
-
-    frame = "thousandths [0,1000)"
 
 
 _OBJECT = r'\{(?=[^{}]*bbox_2d)(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}'
@@ -336,7 +334,7 @@ class _Answering(_Points):
 
     def _entry(self, text: str, whole: str, grid: Size) -> _Piece:
         """One object: what is said beside its box (the label), then the box."""
-        none = _Piece(" ", (), (whole,))
+        none = _cut(whole)
         try:
             pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
         except (ValueError, RecursionError):
@@ -358,7 +356,7 @@ class _Answering(_Points):
             return "cut off before its end; write it anew"
         try:
             pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"not JSON ({error}); write it anew"
         if [key for key, _ in pairs].count("bbox_2d") > 1:
             return "bbox_2d stands twice in one object; give each box an object"
@@ -473,9 +471,9 @@ def codec(name: str, bins: int = 1000) -> Codec:
     name or an impossible number of bins.
     """
     if name == "qwen2-vl":
-        return _Thousandths(name, 1000, _QWEN2, 0, _between(_QWEN2, _points(4)), _REFS, marks=(_QWEN2,))
+        return _Points(name, 1000, _QWEN2, 0, _between(_QWEN2, _points(4)), _REFS, marks=(_QWEN2,))
     if name == "qwen-vl":
-        return _Thousandths(name, 1000, _QWEN, 0, _between(_QWEN, _points(4)), ("<ref>", "</ref>"), marks=(_QWEN,))
+        return _Points(name, 1000, _QWEN, 0, _between(_QWEN, _points(4)), ("<ref>", "</ref>"), marks=(_QWEN,))
     if name == "qwen2.5-vl":
         return _Pixels(name, 0, _QWEN2, 0, _between(_QWEN2, _points(5)), _REFS, True, (_QWEN2,))
     if name == "qwen3-vl":

@@ -113,6 +113,7 @@ Frame = Literal["image", "patient", "unclear"]
 class _Word(NamedTuple):
     """A side word of a text, and the frame that stands with it; None is that of the sample."""
 
+    text: str
     start: int
     end: int
     side: Half
@@ -132,7 +133,7 @@ def _words(text: str) -> tuple[_Word, ...]:
     found = list(_WORD.finditer(text))
     apart = [m.span() for pattern in (_NAMES, _IDIOMS) for m in pattern.finditer(text)]
     return tuple(
-        _Word(m.start(), m.end(), "left" if m[1].lower() == "left" else "right", _frame(text, m.start(), m.end()))
+        _Word(m[0], *m.span(), "left" if m[1].lower() == "left" else "right", _frame(text, *m.span()))
         for m in found
         if not any(start <= m.start() < end for start, end in apart)
     )
@@ -195,7 +196,7 @@ def _tied(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[Box, 
     if asked and any(w.frame is None for w in _words(answer.text)):
         return
     if turn.task is Task.VG and answer.boxes:
-        yield answer.words if _words(answer.words) else "; ".join(names), answer.boxes
+        yield answer.words if _words(answer.words) else "; ".join(names) or question.words, answer.boxes
     elif turn.task is Task.ROC and question.boxes:
         yield answer.words, question.boxes
     elif turn.task is Task.RC and len(question.boxes) == 1:
@@ -206,18 +207,7 @@ def _tied(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[Box, 
 
 
 def _against(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
-    affirmed = sides(text)
-    words = [w for w in _words(text) if w.side in affirmed]
-    frames = {w.frame or sample.side for w in words}
-    doubts = (_ONE_SIDED, _NAMES, _IDIOMS, *(pattern for pattern, _ in _UNSAFE))
-    if not words or "unclear" in frames or any(doubt.search(text) for doubt in doubts):
-        return None
-    if _RELATING.search(_without_frames(text)) or (len({w.frame for w in _words(text)}) > 1 and denied(text)):
-        return None
-    if "patient" in frames and sample.modality not in MIRRORED:
-        return None
-    if len(affirmed) > 1 and all(w.frame is None for w in words):
-        return None
+    words = _beyond_doubt(text, sample)
     halves = {_half(w.side, w.frame or sample.side) for w in words}
     if len(halves) != 1:
         return None
@@ -225,15 +215,30 @@ def _against(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
     wrong = [0.5 - b.centre[0] if half == "right" else b.centre[0] - 0.5 for b in boxes]
     if min(wrong) <= MARGIN:
         return None
-    word, box = _shown(text, words[0]), boxes[0]
+    box = boxes[0]
     other = "left" if half == "right" else "right"
     declared = all(w.frame is None for w in words)
     frame = f"side={sample.side}" if declared else "the frame it names"
     another = f"give --side {'image' if sample.side == 'patient' else 'patient'}, or " if declared else ""
     return (
-        f"{word!r} in {_short(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {other} half, "
-        f"where {frame} means the {half} one; {another}correct the word or the box"
+        f"{words[0].text!r} in {_short(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {other} "
+        f"half, where {frame} means the {half} one; {another}correct the word or the box"
     )
+
+
+def _beyond_doubt(text: str, sample: Sample) -> list[_Word]:
+    """The side words that a text affirms; none where it may mean another place, or a side in no known frame."""
+    affirmed = sides(text)
+    words = [w for w in _words(text) if w.side in affirmed]
+    frames = {w.frame or sample.side for w in words}
+    doubts = (_ONE_SIDED, _NAMES, _IDIOMS, *(pattern for pattern, _ in _UNSAFE))
+    if not words or "unclear" in frames or any(doubt.search(text) for doubt in doubts):
+        return []
+    if _RELATING.search(_without_frames(text)) or (len({w.frame for w in _words(text)}) > 1 and denied(text)):
+        return []
+    if "patient" in frames and sample.modality not in MIRRORED:
+        return []
+    return [] if len(affirmed) > 1 and all(w.frame is None for w in words) else words
 
 
 def _without_frames(text: str) -> str:
@@ -246,10 +251,6 @@ def _half(side: Half, frame: str) -> Half:
     if frame == "image":
         return side
     return "right" if side == "left" else "left"
-
-
-def _shown(text: str, word: _Word) -> str:
-    return text[word.start : word.end]
 
 
 def _short(text: str) -> str:
@@ -275,17 +276,17 @@ def converted(sample: Sample, to: Side) -> Sample:
         return replace(sample, side=to)
     if sample.modality not in MIRRORED:
         why = f"{sample.modality.value} has no rule for where the patient's left is; write the text anew for side={to}"
-        raise _refusal(sample, _shown(*words[0]), words[0][0], why)
+        raise _refusal(sample, words[0][1].text, words[0][0], why)
     for text, word in words:
         if word.frame == "unclear":
-            raise _refusal(sample, _shown(text, word), text, 'whose left? Write "of the image" or "the patient\'s"')
+            raise _refusal(sample, word.text, text, 'whose left? Write "of the image" or "the patient\'s"')
     _refuse(sample, ((_OTHER_VIEW, "a view without left and right; leave the sample out"),))
     for turn in sample.turns:
         answer = turn.answer.text
         bare = next((w for w in _words(answer) if w.frame is None), None)
         if bare and _asked_frame(turn.question.text):
             why = "the question names a frame, the answer does not; write it into the answer"
-            raise _refusal(sample, _shown(answer, bare), answer, why)
+            raise _refusal(sample, bare.text, answer, why)
     return _mapped(sample, lambda text: _swapped(text, sample, lambda w: w.frame is None), lambda box: box, to)
 
 
@@ -345,7 +346,7 @@ def _exchange(text: str, sample: Sample, chosen: Callable[[_Word], bool]) -> str
     pieces, at = [], 0
     for word in _words(text):
         if chosen(word):
-            pieces += [text[at : word.start], _other(_shown(text, word), text, sample)]
+            pieces += [text[at : word.start], _other(word.text, text, sample)]
             at = word.end
     return "".join([*pieces, text[at:]])
 

@@ -20,7 +20,8 @@ import orjson
 
 from clinkd.data import grids
 from clinkd.data.codecs import Codec, codec
-from clinkd.data.readers.conversations import OURS, RESERVED
+from clinkd.data.readers.conversations import OURS
+from clinkd.data.readers.rows import RESERVED
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
 from clinkd.storage import naming_full_disk, sync_folder, write_json
 

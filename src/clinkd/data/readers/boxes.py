@@ -23,6 +23,7 @@ from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Side, Split
 
 FILE = "records.jsonl"
+KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SPLITS: tuple[Split, ...] = get_args(Split)
 SIDES: tuple[Side, ...] = get_args(Side)
 Word = TypeVar("Word", bound=str)
@@ -41,7 +42,11 @@ def read(source: Source, left_out: Counter[str]) -> Iterator[Entry]:
         record = _record(row, source, pictures)
         _once("id", record.id, ids, row.number)
         _once("image", record.image.path, images, row.number)
-        return ask(record, source, left_out)
+        left_out.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
+        asked = ask(record, source, left_out)
+        if not record.objects and not record.qa:
+            left_out["rows without objects and questions, of which nothing is asked"] += 1
+        return asked
 
     return entries(json_rows(file, source.encoding), make)
 

@@ -15,23 +15,22 @@ memory whole (some six times its size), because COCO puts the boxes of an image 
 
 from __future__ import annotations
 
-import codecs
 import itertools
-import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, ask, four_numbers, grouped
 from clinkd.data.readers.boxes import choice, modality_of
 from clinkd.data.readers.conversations import SPLITS
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, short, words
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, short, whole_json, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
 
@@ -78,21 +77,29 @@ class _Marked:
     field: str  # annotations[17]
     value: dict[str, Any]
 
+    def fault(self, key: str, why: str) -> Fault:
+        """One of its values at fault, the reason with the id by which its own tool finds it."""
+        why = f"{why} (annotation id {short(self.value.get('id', '?'))})"
+        return Fault(f"{self.field}.{key}", self.value.get(key), why)
+
+
+class _Category(NamedTuple):
+    name: str
+    modality: Modality | None  # where its supercategory is one
+
 
 @dataclass(frozen=True)
 class _Data:
-    """A COCO file, indexed. `names` and `kinds`: category id -> name and supercategory. `problems` stand for what has
-    no image to be listed with. `twice`: image ids that more than one image has. `corners`: see `_all_corners`."""
+    """A COCO file, indexed by ids. `problems` stand for what has no image to be listed with."""
 
     file: Path
     split: Split | None
     images: list[Any]
     annotations: dict[str | None, list[_Marked]]
-    names: dict[str | None, str]
-    kinds: dict[str | None, str]
-    twice: dict[str | None, int]
+    categories: dict[str | None, _Category]
+    image_ids: Counter[str | None]
     annotation_ids: Counter[str | None]
-    corners: bool
+    corners: bool  # see `_all_corners`
     problems: tuple[Entry, ...]
 
     def rows(self) -> Iterator[Row | Entry]:
@@ -104,18 +111,17 @@ class _Data:
                 yield faulty(self.file, number, Fault(f"images[{number - 1}]", image, "an object is wanted"), image)
 
 
-def _load(file: Path, encoding: str = "utf-8") -> _Data:
+def _load(file: Path, encoding: str) -> _Data:
     """A COCO file read whole. Raises BadInput where it is no JSON (with the byte), or not COCO."""
     value = whole_json(file, encoding)
     if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
         have = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
-        raise BadInput(
-            f"{file}: not a COCO detection file, which has the lists {', '.join(PARTS)}; it is {short(have)}"
-        )
+        lists = ", ".join(PARTS)
+        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {short(have)}")
     if not value["images"]:
         raise BadInput(f"{file}: the list images is empty")
-    names, kinds, problems = _categories(file, value["categories"])
-    ids = Counter(_key(i.get("id")) for i in value["images"] if isinstance(i, dict))
+    categories, problems = _categories(file, value["categories"])
+    ids = _ids(value["images"])
     by_image, strays = _by_image(file, value["annotations"], ids.keys() - {None})
     parts = re.split(r"[^a-z]+", file.stem.lower())
     return _Data(
@@ -123,48 +129,12 @@ def _load(file: Path, encoding: str = "utf-8") -> _Data:
         split=next((SPLITS[w] for w in parts if w in SPLITS), None),
         images=value["images"],
         annotations=by_image,
-        names=names,
-        kinds=kinds,
-        twice={k: n for k, n in ids.items() if n > 1},
-        annotation_ids=Counter(_key(a.get("id")) for a in value["annotations"] if isinstance(a, dict)),
+        categories=categories,
+        image_ids=ids,
+        annotation_ids=_ids(value["annotations"]),
         corners=_all_corners(value["images"], by_image),
         problems=(*problems, *strays),
     )
-
-
-def whole_json(file: Path, encoding: str = "utf-8") -> Any:
-    """The value of a JSON file. Raises BadInput with the byte and the reason where it cannot be read."""
-    if not file.is_file():
-        raise BadInput(f"{file}: no such file; check the path")
-    data = file.read_bytes()
-    if not data.strip():
-        raise BadInput(f"{file}: the file is empty; bring back a whole copy")
-    if encoding == "utf-8" and data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise BadInput(f"{file}: written as UTF-16; save it as UTF-8, or give --encoding utf-16")
-    try:
-        text = data.decode(encoding)
-        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once_each)
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
-        raise BadInput(f"{file}: {byte}; save the file in one encoding, or name it with --encoding") from None
-    except json.JSONDecodeError as error:
-        byte_at = len(data) - len(error.doc[error.pos :].encode(encoding.removesuffix("-sig"), "surrogatepass"))
-        if encoding == "utf-16":
-            byte_at += 2  # the mark that encoding the rest writes anew
-        ends = byte_at >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
-        cut = "the file ends inside a value" if ends else error.msg
-        why = f"not JSON at byte {byte_at:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
-        raise BadInput(f"{file}: {why}") from None
-    except (ValueError, RecursionError) as error:  # also a key twice, a number of thousands of digits
-        raise BadInput(f"{file}: not usable JSON ({' '.join(str(error).split())}); mend it") from None
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return made
 
 
 def _key(value: Any) -> str | None:
@@ -173,12 +143,16 @@ def _key(value: Any) -> str | None:
     return text or None
 
 
-def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, str], dict[str | None, str], list[Entry]]:
-    """Names and supercategories by id, and the categories that cannot be used."""
-    names: dict[str | None, str] = {}
-    kinds: dict[str | None, str] = {}
+def _ids(objects: list[Any]) -> Counter[str | None]:
+    """How often each id is given."""
+    return Counter(_key(o.get("id")) for o in objects if isinstance(o, dict))
+
+
+def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Category], list[Entry]]:
+    """The categories by id, and those that cannot be used."""
+    found: dict[str | None, _Category] = {}
     problems = []
-    ids = Counter(_key(c.get("id")) for c in categories if isinstance(c, dict))
+    ids = _ids(categories)
     for k, category in enumerate(categories):
         try:
             if not isinstance(category, dict):
@@ -188,18 +162,17 @@ def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, str
                 raise Fault(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
             if ids[key] > 1:
                 raise Fault(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
-            names[key] = words(category.get("name"), f"categories[{k}].name")
-            kinds[key] = str(category.get("supercategory", ""))
+            name = words(category.get("name"), f"categories[{k}].name")
+            found[key] = _Category(name, _as_modality(str(category.get("supercategory", ""))))
         except Fault as fault:
             problems.append(faulty(file, k + 1, fault, category, category))
-    return names, kinds, problems
+    return found, problems
 
 
 def _by_image(
-    file: Path, annotations: list[Any], known: Iterable[str | None]
+    file: Path, annotations: list[Any], known: Set[str | None]
 ) -> tuple[dict[str | None, list[_Marked]], list[Entry]]:
     """Annotations by image id, and those that belong to no image of the file."""
-    known = set(known)
     found: dict[str | None, list[_Marked]] = defaultdict(list)
     strays = []
     for k, annotation in enumerate(annotations):
@@ -224,20 +197,26 @@ def _all_corners(images: list[Any], by_image: dict[str | None, list[_Marked]]) -
     for image in images:
         if not isinstance(image, dict) or not all(type(image.get(k)) is int for k in ("width", "height")):
             continue
+        size = Size(image["width"], image["height"])
         for marked in by_image.get(_key(image.get("id")), ()):
             box = marked.value.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
                 continue
-            if not _like_corners(box, image["width"], image["height"]):
+            if not _like_corners(box, size):
                 return False
-            x, y, w, h = box
-            only_so = only_so or x + w > image["width"] + EDGE_PIXELS or y + h > image["height"] + EDGE_PIXELS
+            only_so = only_so or _beyond(box, size)
     return only_so
 
 
-def _like_corners(box: Sequence[float], width: int, height: int) -> bool:
+def _like_corners(box: Sequence[float], size: Size) -> bool:
     x1, y1, x2, y2 = box
-    return 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+    return 0 <= x1 < x2 <= size.width and 0 <= y1 < y2 <= size.height
+
+
+def _beyond(box: Sequence[float], size: Size) -> bool:
+    """Whether [x, y, width, height] leads out of the image at the right or below."""
+    x, y, w, h = box
+    return x + w > size.width + EDGE_PIXELS or y + h > size.height + EDGE_PIXELS
 
 
 # ---- an image -------------------------------------------------------------------------------------------------------
@@ -250,17 +229,19 @@ def _samples(
     key = _key(value.get("id"))
     if key is None:
         raise Fault("id", value.get("id"), "no id; a whole number or a text is wanted")
-    if key in data.twice:
-        why = f"the id of {data.twice[key]} images, so whose annotations are whose? give each image one of its own"
+    if data.image_ids[key] > 1:
+        why = f"the id of {data.image_ids[key]} images, so whose annotations are whose? give each image one of its own"
         raise Fault("id", key, why)
     image = _image(value, source, pictures)
     place = f"row {row.number} of {data.file.name}"
     if used.setdefault(image.path, place) != place:
         raise Fault("file_name", image.path, f"already used by {used[image.path]}; give each image one entry")
+    assert image.width is not None and image.height is not None
+    size = Size(image.width, image.height)
     changed: Counter[str] = Counter()
     marked = data.annotations.get(key, [])
     crowds = frozenset(_name(m, data) for m in marked if m.value.get("iscrowd") == 1)
-    objects = tuple(found for m in marked if (found := _object(m, image, data, changed)) is not None)
+    objects = tuple(found for m in marked if (found := _object(m, size, data, changed)) is not None)
     if not objects:  # nothing is asked, so nothing more need be known of it
         told.update(changed + Counter({"images without a box, of which nothing is asked": 1}))
         return []
@@ -313,8 +294,8 @@ def _modality(value: dict[str, Any], marked: Sequence[_Marked], data: _Data, sou
     """That of the image, else of the supercategories of its objects, else of the source."""
     if (said := _said(value, "modality")) is not None:
         return modality_of(said, source)
-    kinds = {k for m in marked if (k := data.kinds.get(_key(m.value.get("category_id"))))}
-    found = {m for kind in kinds if (m := _as_modality(kind)) is not None}
+    known = [data.categories.get(_key(m.value.get("category_id"))) for m in marked]
+    found = {c.modality for c in known if c is not None and c.modality is not None}
     if len(found) > 1:
         raise Fault("modality", sorted(found), "supercategories of several modalities in one image; give it a modality")
     return found.pop() if found else modality_of(None, source)
@@ -353,94 +334,83 @@ def _split(value: dict[str, Any]) -> Split | None:
 # ---- an annotation --------------------------------------------------------------------------------------------------
 
 
-def _object(marked: _Marked, image: ImageRef, data: _Data, changed: Counter[str]) -> tuple[str, Box] | None:
+def _object(marked: _Marked, size: Size, data: _Data, changed: Counter[str]) -> tuple[str, Box] | None:
     """Name and box of an annotation; None for a crowd, which is no object of its own."""
-    field, value = marked.field, marked.value
+    value = marked.value
     key = _key(value.get("id"))
     if value.get("id") is not None and (key is None or data.annotation_ids[key] > 1):
         why = "no usable id" if key is None else f"the id of {data.annotation_ids[key]} annotations"
-        raise Fault(f"{field}.id", value["id"], f"{why}; give each a number of its own")
-    crowd = value.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise Fault(f"{field}.iscrowd", crowd, _of(value, "0 or 1 is wanted"))
-    if crowd:
+        raise Fault(f"{marked.field}.id", value["id"], f"{why}; give each a number of its own")
+    if value.get("iscrowd", 0) not in (0, 1):
+        raise marked.fault("iscrowd", "0 or 1 is wanted")
+    if value.get("iscrowd"):
         changed["crowds (iscrowd), which are no single object"] += 1
         return None
     name = _name(marked, data)
     shape = value.get("segmentation")
     if value.get("bbox") in (None, []):
         if not shape:
-            raise Fault(f"{field}.bbox", value.get("bbox"), _of(value, "no box and no segmentation; give one of them"))
-        field = f"{field}.segmentation"
-        return name, _fractions(_extent(shape, field, image), shape, field, value, image, changed)
+            raise marked.fault("bbox", "no box and no segmentation; give one of them")
+        extent = _extent(shape, f"{marked.field}.segmentation", size)
+        return name, _fractions(extent, marked, "segmentation", size, changed)
     for key in ("segmentation", "keypoints"):
         if value.get(key):
             changed[f"{key} of which the box alone is kept"] += 1
-    field = f"{field}.bbox"
-    return name, _fractions(_bbox(value, field, image, data.corners), value["bbox"], field, value, image, changed)
+    return name, _fractions(_bbox(marked, size, data.corners), marked, "bbox", size, changed)
 
 
 def _name(marked: _Marked, data: _Data) -> str:
-    found = marked.value.get("category_id")
-    name = data.names.get(_key(found))
-    if name is None:
-        why = "no usable category has this id; see categories"
-        raise Fault(f"{marked.field}.category_id", found, _of(marked.value, why))
-    return name
+    category = data.categories.get(_key(marked.value.get("category_id")))
+    if category is None:
+        raise marked.fault("category_id", "no usable category has this id; see categories")
+    return category.name
 
 
-def _of(annotation: dict[str, Any], why: str) -> str:
-    """The reason with the annotation's id, by which its own tool finds it."""
-    return f"{why} (annotation id {short(annotation.get('id', '?'))})"
-
-
-def _bbox(value: dict[str, Any], field: str, image: ImageRef, corners: bool) -> Corners:
-    bbox = value["bbox"]
+def _bbox(marked: _Marked, size: Size, corners: bool) -> Corners:
     try:
-        x, y, w, h = four_numbers(bbox, field, "[x, y, width, height] in pixels")
+        bbox = four_numbers(marked.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except Fault as fault:
-        raise Fault(field, bbox, _of(value, fault.why)) from None
-    assert image.width is not None and image.height is not None
+        raise marked.fault("bbox", fault.why) from None
+    x, y, w, h = bbox
     swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
     if corners:
         why = f"every bbox of the file can be [x1, y1, x2, y2], and some can be nothing else; {swap}"
-        raise Fault(field, bbox, _of(value, why))
+        raise marked.fault("bbox", why)
     if w <= 0 or h <= 0:
-        raise Fault(field, bbox, _of(value, "width or height is not above 0; mend or remove the annotation"))
-    beyond = x + w > image.width + EDGE_PIXELS or y + h > image.height + EDGE_PIXELS
-    if beyond and _like_corners((x, y, w, h), image.width, image.height):
-        raise Fault(field, bbox, _of(value, f"outside {_size(image)}; it looks like [x1, y1, x2, y2], but {swap}"))
+        raise marked.fault("bbox", "width or height is not above 0; mend or remove the annotation")
+    if x + w <= 1 and y + h <= 1 and any(v != int(v) for v in bbox):
+        why = "fractions of the image where COCO has pixels; multiply by width and height"
+        raise marked.fault("bbox", why)
+    if _beyond(bbox, size) and _like_corners(bbox, size):
+        raise marked.fault("bbox", f"{_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
     return x, y, x + w, y + h
 
 
-def _size(image: ImageRef) -> str:
-    return f"the image of {image.width}x{image.height} pixels"
+def _outside(size: Size) -> str:
+    return f"outside the image of {size.width}x{size.height} pixels"
 
 
-def _fractions(
-    corners: Corners, given: Any, field: str, value: dict[str, Any], image: ImageRef, changed: Counter[str]
-) -> Box:
+def _fractions(corners: Corners, marked: _Marked, key: str, size: Size, changed: Counter[str]) -> Box:
     """Corners in pixels as a Box. What lies beyond the border by a rounding is put on it."""
-    assert image.width is not None and image.height is not None
     x1, y1, x2, y2 = corners
-    over = max(-x1, -y1, x2 - image.width, y2 - image.height)
+    over = max(-x1, -y1, x2 - size.width, y2 - size.height)
     if not over <= EDGE_PIXELS:
-        raise Fault(field, given, _of(value, f"outside {_size(image)}; mend or remove the annotation"))
+        raise marked.fault(key, f"{_outside(size)}; mend or remove the annotation")
     if over > 1e-6:
         changed[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
-    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, image.width), min(y2, image.height)
+    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size.width), min(y2, size.height)
     if not (x1 < x2 and y1 < y2):
-        raise Fault(field, given, _of(value, "without area; mend or remove the annotation"))
-    return Box(x1 / image.width, y1 / image.height, x2 / image.width, y2 / image.height)
+        raise marked.fault(key, "without area; mend or remove the annotation")
+    return Box(x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
 
 
 # ---- segmentations --------------------------------------------------------------------------------------------------
 
 
-def _extent(shape: Any, field: str, image: ImageRef) -> Corners:
+def _extent(shape: Any, field: str, size: Size) -> Corners:
     """The box around polygons or a run-length mask."""
     if isinstance(shape, dict):
-        return _run_length(shape, field, image)
+        return _run_length(shape, field, size)
     if not isinstance(shape, list) or not all(_is_polygon(p) for p in shape):
         raise Fault(field, shape, "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted")
     xs, ys = [x for p in shape for x in p[0::2]], [y for p in shape for y in p[1::2]]
@@ -453,13 +423,11 @@ def _is_polygon(value: Any) -> bool:
     return all(type(v) in (int, float) and abs(v) < math.inf for v in value)
 
 
-def _run_length(shape: dict[str, Any], field: str, image: ImageRef) -> Corners:
+def _run_length(shape: dict[str, Any], field: str, size: Size) -> Corners:
     """The extent of a mask in runs down its columns, background first (pycocotools `maskApi.c`)."""
-    if shape.get("size") != [image.height, image.width]:
-        raise Fault(
-            f"{field}.size", shape.get("size"), f"[{image.height}, {image.width}], that of the image, is wanted"
-        )
-    assert image.width is not None and image.height is not None
+    if shape.get("size") != [size.height, size.width]:
+        why = f"[{size.height}, {size.width}], that of the image, is wanted"
+        raise Fault(f"{field}.size", shape.get("size"), why)
     given = shape.get("counts")
     try:
         counts = unpacked(given) if isinstance(given, str) else given
@@ -467,14 +435,14 @@ def _run_length(shape: dict[str, Any], field: str, image: ImageRef) -> Corners:
         raise Fault(f"{field}.counts", given, f"not a run-length text ({error}); write the mask anew") from None
     if not isinstance(counts, list) or not all(type(c) is int and c >= 0 for c in counts):
         raise Fault(f"{field}.counts", given, "whole numbers, none below 0, or their packed text are wanted")
-    if sum(counts) != image.width * image.height:
-        why = f"the runs add up to {sum(counts):,} pixels where the image has {image.width * image.height:,}"
+    if sum(counts) != size.width * size.height:
+        why = f"the runs add up to {sum(counts):,} pixels where the image has {size.width * size.height:,}"
         raise Fault(f"{field}.counts", given, f"{why}; write the mask anew")
     ends = list(itertools.accumulate(counts))
     runs = [(start, end) for start, end in zip(ends[0::2], ends[1::2], strict=False) if end > start]
     if not runs:
         raise Fault(f"{field}.counts", given, "a mask without a pixel; mend or remove the annotation")
-    height = image.height
+    height = size.height
     first, last = runs[0][0] // height, (runs[-1][1] - 1) // height
     if any(start // height != (end - 1) // height for start, end in runs):  # over the end of a column
         return first, 0, last + 1, height

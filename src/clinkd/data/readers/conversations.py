@@ -25,7 +25,7 @@ from clinkd.data.codecs import Codec, codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import four_numbers, grouped, pixel_box
 from clinkd.data.readers.boxes import modality_of
-from clinkd.data.readers.rows import Entry, Fault, Row, check_whole, entries, json_rows, list_of
+from clinkd.data.readers.rows import RESERVED, Entry, Fault, Row, check_whole, entries, json_rows, list_of
 from clinkd.data.readers.samples import assembled
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
@@ -38,7 +38,6 @@ SPLITS: dict[str, Split] = {
 OURS = "clinkd"  # key of what our writers add beside the conversation, so that nothing is lost on the way back
 BARE_WORDS = 6  # an answer of at most so many words without a full stop is a name
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", OURS}
-RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
 _IMAGE = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
@@ -64,7 +63,7 @@ def files(path: Path) -> list[Path]:
     """The data files of a folder, or the file itself."""
     if not path.is_dir():
         return [path]
-    found = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".jsonl") and p.stem != "dataset_info"]
+    found = [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
     if not found:
         raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
     return found
@@ -423,7 +422,7 @@ def _turn(number: int, pair: tuple[str, str], read_text: ReadText, place: _Place
     names = question.names + truth.names
     if len(names) > 1:
         names = tuple(dict.fromkeys(names))
-    task = place.task or _told_by_boxes(question.text, truth.text, place.without_boxes)
+    task = place.task or told_by_boxes(question.text, truth.text, place.without_boxes)
     if task is Task.VG and not truth.text.boxes:
         raise Fault(said, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:
@@ -433,7 +432,8 @@ def _turn(number: int, pair: tuple[str, str], read_text: ReadText, place: _Place
     return Turn(task, question.text, truth.text), names
 
 
-def _told_by_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
+def told_by_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
+    """The task of a question by where its boxes stand; `without` where there are none."""
     if answer.boxes:
         return Task.VG
     if question.boxes:
@@ -451,9 +451,13 @@ def _modality(value: dict[str, Any], path: str, source: Source) -> Modality:
     """What the row says, else what is said of the source, else what a SA-Med2D name begins with."""
     if "modality" in value or source.modality is not None:
         return modality_of(value.get("modality"), source)
-    prefix = _parts(path)[0].split("_")[0]
+    return told_by_name(_parts(path)[0], path.rpartition("/")[2])
+
+
+def told_by_name(front: str, name: str) -> Modality:
+    """The modality that the front of a SA-Med2D name begins with. Raises Fault, `name` its value, on another name."""
     try:
-        return read_modality(prefix)
+        return read_modality(front.split("_")[0])
     except BadInput:
         why = "the name does not begin with a modality, as SA-Med2D's do; give one for all with --modality"
-        raise Fault("modality", path.rpartition("/")[2], why) from None
+        raise Fault("modality", name, why) from None

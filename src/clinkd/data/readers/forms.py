@@ -104,9 +104,12 @@ def _of_file(file: Path, encoding: str) -> str | None:
         return None
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
         return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
-    good = (row for row in itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT) if isinstance(row, Row))
-    first = next(good, None)
-    return _of_row(first.value) if first is not None else None
+    looked_at = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
+    first = next((row for row in looked_at if isinstance(row, Row)), None)
+    if first is not None:
+        return _of_row(first.value)
+    fault = next(row.problem for row in looked_at if isinstance(row, Entry))
+    raise BadInput(f"no row of the first {len(looked_at)} can be read: {fault}")
 
 
 def _of_row(row: dict[str, Any]) -> str | None:

@@ -31,16 +31,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from scipy import ndimage
 
-from clinkd.data.images import FORMATS, locate, look
-from clinkd.data.modality import read_modality
+from clinkd.data.images import locate, opened
 from clinkd.data.readers.annotated import Annotated, ask, grouped
-from clinkd.data.readers.coco import whole_json
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, words
+from clinkd.data.readers.conversations import told_by_name
+from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, whole_json, words
 from clinkd.data.readers.source import Pictures, Source
-from clinkd.records import BadInput, Box, ImageRef, Modality, Sample
+from clinkd.records import BadInput, Box, ImageRef, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
 LIST_FILE = "SAMed2D_v1.json"
@@ -227,15 +226,13 @@ def _samples(row: Row, folder: _Folder, source: Source, pictures: Pictures, told
     parts = stem.split("--")
     ours = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
     dataset = parts[1] if ours else ""
-    modality = _modality(parts, source)
-    unit = grouped(source, image.path) if source.group or not ours else "--".join(parts[1:-1])
     changed: Counter[str] = Counter()
     record = Annotated(
         id=stem,
         image=image,
-        modality=modality,
+        modality=source.modality or told_by_name(parts[0] if ours else "", parts[0]),
+        group=grouped(source, image.path) if source.group or not ours else "--".join(parts[1:-1]),
         objects=_objects(row.value, folder, dataset, image, changed),
-        group=unit,
         origin=dataset or source.path.resolve().name,
         side=source.side or "patient",
         split=source.split,
@@ -243,17 +240,6 @@ def _samples(row: Row, folder: _Folder, source: Source, pictures: Pictures, told
     samples = ask(record, source, changed)
     told.update(changed)
     return samples
-
-
-def _modality(parts: list[str], source: Source) -> Modality:
-    """That of the source, else what the name begins with."""
-    if source.modality is not None:
-        return source.modality
-    try:
-        return read_modality(parts[0].split("_")[0] if len(parts) >= 4 else "")
-    except BadInput:
-        why = "the name does not begin with a modality, as SA-Med2D's do; give one for all with --modality"
-        raise Fault("modality", parts[0], why) from None
 
 
 def _objects(
@@ -309,25 +295,15 @@ def regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> Region
 def _pixels(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     """Where a mask is set, [height, width]. Raises Fault where it is no mask of the image."""
     try:
-        seen = look(root, mask, mask)
+        path, frame = locate(root, mask, mask)
+        with opened(path, mask, frame) as file:
+            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
     except BadInput as error:
         raise Fault("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
-    if image.width is not None and (seen.width, seen.height) != (image.width, image.height):
-        why = f"{seen.width}x{seen.height} pixels where the image has {image.width}x{image.height}; bring its own mask"
+    height, width = values.shape[:2]
+    if image.width is not None and (width, height) != (image.width, image.height):
+        why = f"{width}x{height} pixels where the image has {image.width}x{image.height}; bring its own mask"
         raise Fault("mask", mask, why)
-    path, _ = locate(root, mask, mask)
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        TypeError,
-    ) as error:  # what damage makes of decoders
-        raise Fault("mask", mask, f"cannot be read ({error}); bring back the original") from None
     values = _one_channel(values, mask)
     inside = np.asarray(values != 0, dtype=np.bool_)
     if (values[inside] != 1).any() and (values[inside] != 255).any():

@@ -11,6 +11,7 @@ import csv
 import datetime
 import itertools
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ MAX_ROW_BYTES = 1 << 24  # of one row; a file without row ends must not fill the
 MAX_SHEET_BYTES = 1 << 30  # of an XLSX, unpacked
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
+
+
+RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
+_BOXES = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control, and turns of direction
 
 
 class Fault(Exception):
@@ -82,6 +88,7 @@ class Entry:
     raw: Any = None
     images: tuple[ImageRef, ...] = ()
     group: str = ""
+    left_out: str = ""  # why a row without fault makes no sample, where another row is to blame
 
 
 def entries(rows: Iterable[Row | Entry], make: Callable[[Row], Sequence[Sample]]) -> Iterator[Entry]:
@@ -96,10 +103,10 @@ def entries(rows: Iterable[Row | Entry], make: Callable[[Row], Sequence[Sample]]
             yield faulty(row.file, row.number, fault, row.raw, row.value)
 
 
-def faulty(file: Path, number: int, fault: Fault, raw: Any, value: Any = None) -> Entry:
+def faulty(file: Path, number: int, fault: Fault, raw: Any, value: Any = None, kind: Kind = "row") -> Entry:
     """The entry of a row that has a fault."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
-    problem = Problem(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why)
+    problem = Problem(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why, kind)
     return Entry(str(file), number, problem=problem, raw=raw)
 
 
@@ -133,8 +140,18 @@ def words(value: Any, field: str) -> str:
         raise Fault(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
         raise Fault(field, value, f"{BOX_MARK} is kept for the places of boxes; write it otherwise")
+    return plain(value, field)
+
+
+def plain(value: str, field: str) -> str:
+    """White space folded. Raises Fault where the text holds what a model takes for more than text."""
+    text = " ".join(value.split())
+    if "<" in text and (mark := RESERVED.search(text) or _BOXES.search(text)):
+        raise Fault(field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise")
     check_whole(value, field)
-    return " ".join(value.split())
+    if not text.isprintable() and (sign := _UNSEEN.search(text)):
+        raise Fault(field, value, f"the control character U+{ord(sign.group()):04X}; remove it")
+    return text
 
 
 def check_whole(value: str, field: str) -> None:
@@ -447,6 +464,35 @@ def _value(stream: _Stream) -> tuple[Any, int]:
         return fault, _PLAIN.raw_decode(stream.text, stream.at)[1]
 
 
+def whole_json(file: Path, encoding: str = "utf-8") -> Any:
+    """The value of a JSON file, read at once. Raises BadInput with the byte and the reason where it cannot be read."""
+    encoding = known(encoding)
+    with _opened(file) as stream:
+        data = stream.read()
+    if not data.strip():
+        raise BadInput(f"{file}: the file is empty; bring back a whole copy")
+    if encoding == "utf-8" and data[:2] in _WIDE_MARKS:
+        raise BadInput(f"{file}: written as UTF-16; save it as UTF-8, or give --encoding utf-16")
+    try:
+        return _DECODER.decode(data.decode(encoding).removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
+        raise BadInput(f"{file}: {byte}; save the file in one encoding, or name it with --encoding") from None
+    except json.JSONDecodeError as error:
+        byte_at = len(data) - len(error.doc[error.pos :].encode(encoding, "surrogatepass"))
+        if encoding == "utf-16":
+            byte_at += 2  # the mark that encoding the rest writes anew
+        ends = byte_at >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+        cut = "the file ends inside a value" if ends else error.msg
+        why = f"not JSON at byte {byte_at:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
+        raise BadInput(f"{file}: {why}") from None
+    except Fault as fault:
+        twice = f"the key {fault.field!r} stands twice in one object"
+        raise BadInput(f"{file}: not usable JSON ({twice}); mend it") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise BadInput(f"{file}: not usable JSON ({' '.join(str(error).split())}); mend it") from None
+
+
 # ---- sheets ---------------------------------------------------------------------------------------------------------
 
 
@@ -517,16 +563,21 @@ def _csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
         encoding = "utf-16"
     elif encoding == "utf-8":
         encoding = "utf-8-sig"
-    first = head.decode(encoding, "replace").strip().partition("\n")[0]
-    separator = max(",;\t|", key=first.count)
+    first = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
+    told = re.fullmatch(r"sep=(.)", first)  # Excel's own line that names the separator
+    separator = told[1] if told else max(",;\t|", key=first.count)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
             start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
             try:
-                yield start, [c.strip() for c in next(reader)]
+                cells = [c.strip() for c in next(reader)]
+                if not (told and start == 1):
+                    yield start, [_cell(c, c) for c in cells]
             except StopIteration:
                 return
+            except Fault as fault:
+                yield start, fault
             except csv.Error as error:
                 where = f"lines {start} to {reader.line_num}" if reader.line_num > start else f"line {start}"
                 yield (
@@ -560,6 +611,8 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
         name = sheet or names[0]
         if name not in names:
             raise BadInput(f"{file}: has no sheet {name!r}; it has {', '.join(names)}")
+        for book in books:
+            book[name].reset_dimensions()  # what the file says of its size may be wrong, and would cut it
         both = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
         for number in itertools.count(1):
             try:
@@ -580,7 +633,7 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
 
 
 def _cell(value: Any, formula: Any) -> str:
-    if value is None and isinstance(formula, str) and formula.startswith("="):
+    if value in (None, formula) and isinstance(formula, str) and formula.startswith("="):
         raise Fault("row", formula, "a formula that was never computed; open the sheet, save it, and try again")
     if isinstance(value, str) and value.startswith("#") and value in _ERRORS:
         raise Fault("row", value, "an error of the spreadsheet in a cell; mend it")
@@ -593,4 +646,7 @@ def _cell(value: Any, formula: Any) -> str:
     return str(value).strip()
 
 
-_ERRORS = ("#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!")
+_ERRORS = {
+    "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
+    "#NV", "#BEZUG!", "#WERT!", "#ZAHL!", "#ÜBERLAUF!",
+}  # fmt: skip

@@ -21,7 +21,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -29,16 +29,12 @@ from clinkd.data import questions
 from clinkd.data.images import open_image, stays_inside
 from clinkd.data.readers.annotated import Annotated, ask, draw, grouped, pixel_box
 from clinkd.data.readers.boxes import modality_of
-from clinkd.data.readers.conversations import BARE_WORDS, SPLITS
-from clinkd.data.readers.rows import Entry, Fault, Row, faulty, sheet_rows, words
+from clinkd.data.readers.columns import CORNERS, columns_of
+from clinkd.data.readers.conversations import SPLITS, told_by_boxes
+from clinkd.data.readers.rows import Entry, Fault, Row, faulty, plain, sheet_rows, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
-CORNERS = ("x1", "y1", "x2", "y2")
-OURS = (
-    "image", "modality", "patient", "question", "answer", "name", *CORNERS, "box", "split", "id", "side", "window",
-    "frame", "sentence", "caption",
-)  # fmt: skip
 SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm")
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # what boxes are in
 MANY = 1000  # names in a folder, and paths, beyond which no likeness is looked for
@@ -77,62 +73,6 @@ def sheet_of(path: Path) -> Path:
     return found[0]
 
 
-# ---- columns --------------------------------------------------------------------------------------------------------
-
-
-def columns_of(head: list[str], given: Mapping[str, str], file: Path, told: Counter[str]) -> dict[str, str]:
-    """Our name -> the sheet's, of what is used. Raises BadInput where the sheet cannot be understood by its head."""
-    there = f"{file}: its columns are {', '.join(head)}"
-    columns = {ours: _mapped(ours, theirs, head, there) for ours, theirs in given.items()}
-    for column in head:
-        ours = next((o for o in OURS if _bare(o) == _bare(column)), None)
-        if ours is None or ours in given or column in columns.values():
-            continue
-        if ours in columns:
-            raise BadInput(f"{there}; {columns[ours]!r} and {column!r} both mean {ours}: say which with --columns")
-        columns[ours] = column
-    boxes = _checked(columns, there)
-    if not boxes:  # "name" may well be that of the patient
-        left = {"name", "sentence"} - given.keys()
-        columns = {ours: theirs for ours, theirs in columns.items() if ours not in left}
-    if not ({"question", "caption"} & columns.keys() or (boxes and {"name", "sentence"} & columns.keys())):
-        wanted = "question and answer, name and box (or x1, y1, x2, y2), or caption"
-        raise BadInput(f"{there}; nothing to ask: {wanted} is wanted, as --columns caption=COLUMN")
-    for column in head:
-        if column not in columns.values():
-            told[f"column {column!r} is not used"] += 1
-    return columns
-
-
-def _checked(columns: dict[str, str], there: str) -> bool:
-    """Whether the columns hold boxes. Raises BadInput where columns that belong together are not."""
-    if "image" not in columns:
-        raise BadInput(f"{there}; none is the image: name it, as --columns image=COLUMN")
-    for together in (("question", "answer"), CORNERS):
-        given = [c for c in together if c in columns]
-        missing = next((c for c in together if c not in columns), None)
-        if given and missing:
-            raise BadInput(f"{there}; {', '.join(given)} without {missing}: name it, as --columns {missing}=COLUMN")
-    if "x1" in columns and "box" in columns:
-        raise BadInput(f"{there}; boxes stand both in {columns['box']} and in {columns['x1']} ...: rename one of them")
-    return "x1" in columns or "box" in columns
-
-
-def _mapped(ours: str, theirs: str, head: list[str], there: str) -> str:
-    if ours not in OURS:
-        raise BadInput(f"--columns {ours}={theirs}: one of {', '.join(OURS)} is wanted before the =")
-    if theirs in head:
-        return theirs
-    alike = [c for c in head if _bare(c) == _bare(theirs)]
-    if len(alike) != 1:
-        raise BadInput(f"{there}; there is no {theirs!r}: correct --columns {ours}={theirs}")
-    return alike[0]
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"[\s_]+", "", name.casefold())
-
-
 # ---- lines ----------------------------------------------------------------------------------------------------------
 
 
@@ -153,11 +93,7 @@ class _Line:
     @property
     def marked(self) -> bool:
         """Whether the box is spoken of in the question or the answer."""
-        return _speaks_of_a_box(self.turn)
-
-
-def _speaks_of_a_box(turn: Turn | None) -> bool:
-    return turn is not None and bool(turn.question.boxes or turn.answer.boxes)
+        return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
 class _Reader:
@@ -174,6 +110,7 @@ class _Reader:
         self.ids: dict[str, int] = {}
         self.said: dict[str, dict[str, tuple[str, int]]] = {}  # image -> what lines say of it, and which row says so
         self.doubtful: set[str] = set()  # images that a line at fault speaks of
+        self.patients_told = False  # by any line
 
     def entries(self, lines: Iterable[Row | Entry]) -> Iterator[Entry]:
         images: dict[str, list[_Line]] = {}
@@ -188,7 +125,8 @@ class _Reader:
             path = self._path(row)
             above = path or above
             if first != row.number:
-                made[place] = self._duplicate(row, first)
+                fault = Fault("row", list(row.value.values()), f"the same as row {first}; remove one of them")
+                made[place] = faulty(row.file, row.number, fault, row.raw, row.value, "duplicate")
                 continue
             try:
                 line = self._line(place, row, path)
@@ -217,12 +155,6 @@ class _Reader:
         path, frame = self._normal(self._cell(row, "image")), self._cell(row, "frame")
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
-    def _duplicate(self, row: Row, first: int) -> Entry:
-        fault = Fault("row", list(row.value.values()), f"the same as row {first}; remove one of them")
-        entry = faulty(row.file, row.number, fault, row.raw, row.value)
-        assert entry.problem is not None
-        return replace(entry, problem=replace(entry.problem, kind="duplicate"))
-
     def _cell(self, row: Row, ours: str) -> str:
         return str(row.value[self.columns[ours]]) if ours in self.columns else ""
 
@@ -234,21 +166,25 @@ class _Reader:
         box = self._box(row, image)
         name, sentence, caption = (self._words(row, key) for key in ("name", "sentence", "caption"))
         turn = self._turn(row, box)
-        if box is None and sentence:
-            raise Fault(
-                self._column("sentence"), sentence, "a sentence on a box, and no box; give it, or use a caption"
-            )
-        if box is None and name and turn is None:
-            why = f"no box for {name!r}; give it, or empty the name where the image does not show any"
-            raise Fault(self._box_field(), "", why)
-        if box is not None and not (name or sentence or _speaks_of_a_box(turn)):
-            way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
-            raise Fault(self._column("name"), "", f"the box has no name; {way_out}")
         given = self._cell(row, "id")
+        line = _Line(place, row, image, given, name, box, sentence, caption, turn)
+        self._check_box(line)
         if given and self.ids.setdefault(given, row.number) != row.number:
             raise Fault(self._column("id"), given, f"already used by row {self.ids[given]}; give each line its own")
         self._of_image(row, path)
-        return _Line(place, row, image, given, name, box, sentence, caption, turn)
+        return line
+
+    def _check_box(self, line: _Line) -> None:
+        """Raise Fault where a box is missing that the line speaks of, or a word for its box."""
+        if line.box is None and line.sentence:
+            why = "a sentence on a box, and no box; give it, or use a caption"
+            raise Fault(self._column("sentence"), line.sentence, why)
+        if line.box is None and line.name and line.turn is None:
+            why = f"no box for {line.name!r}; give it, or empty the name where the image does not show any"
+            raise Fault(self._box_field(), "", why)
+        if line.box is not None and not (line.name or line.sentence or line.marked):
+            way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
+            raise Fault(self._column("name"), "", f"the box has no name; {way_out}")
 
     def _ref(self, row: Row, path: str) -> ImageRef:
         column, frame = self._column("image"), self._cell(row, "frame")
@@ -272,19 +208,22 @@ class _Reader:
     def _box_field(self) -> str:
         return self.columns["box"] if "box" in self.columns else ",".join(self._column(c) for c in CORNERS)
 
-    def _box(self, row: Row, image: ImageRef) -> Box | None:
-        if "box" in self.columns:
-            cell = self._cell(row, "box")
-            texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
-            if cell and len(texts) != 4:
-                raise Fault(self.columns["box"], cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
-            corners = [_number(t, self.columns["box"], cell) for t in texts]
-        else:
-            cells = {c: self._cell(row, c) for c in CORNERS}
-            empty = [self._column(c) for c in CORNERS if not cells[c]]
+    def _corners(self, row: Row) -> list[float]:
+        """The four numbers of the line's box, none where it has no box."""
+        if "box" not in self.columns:
+            cells = [(self._column(c), self._cell(row, c)) for c in CORNERS]
+            empty = [column for column, text in cells if not text]
             if 0 < len(empty) < 4:
                 raise Fault(empty[0], "", "empty, where other corners of the box are given; fill it in")
-            corners = [] if empty else [_number(t, self._column(c), t) for c, t in cells.items()]
+            return [] if empty else [_number(text, column, text) for column, text in cells]
+        column, cell = self.columns["box"], self._cell(row, "box")
+        texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
+        if len(texts) not in (0, 4):
+            raise Fault(column, cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
+        return [_number(t, column, cell) for t in texts]
+
+    def _box(self, row: Row, image: ImageRef) -> Box | None:
+        corners = self._corners(row)
         if not corners:
             return None
         field = self._box_field()
@@ -309,7 +248,7 @@ class _Reader:
             if not text:
                 raise Fault(self._column(ours), "", f"empty, where the {other} is given; fill it in")
         question, truth = (self._boxed(ours, text, box) for ours, text in (("question", asked), ("answer", answer)))
-        task = self.source.task or _told_by_boxes(question, truth)
+        task = self.source.task or told_by_boxes(question, truth, Task.QA)
         if task is Task.VG and not truth.boxes:
             raise Fault(self._column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box")
         if task in (Task.ROC, Task.RC) and not question.boxes:
@@ -322,7 +261,7 @@ class _Reader:
             raise Fault(self._column(ours), text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them")
         if marks and box is None:
             raise Fault(self._column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
-        return BoxedText(" ".join(text.split()), (box,) * marks if box else ())
+        return BoxedText(plain(text, self._column(ours)), (box,) * marks if box else ())
 
     # ---- images
 
@@ -341,6 +280,7 @@ class _Reader:
         said = self.said.setdefault(path, {})
         if new["window"] and "window" not in said and self.source.open_images:
             self._check_window(new["window"], path)
+        self.patients_told |= bool(new["patient"])
         for key, value in new.items():
             if value and said.setdefault(key, (value, row.number))[0] != value:
                 self.doubtful.add(path)
@@ -360,16 +300,18 @@ class _Reader:
 
     def _image(self, path: str, lines: list[_Line]) -> dict[int, Entry]:
         """What becomes of the lines of an image."""
-        made = {line.place: Entry(str(line.row.file), line.row.number) for line in lines}
+        made = {line.place: Entry(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
         if path in self.doubtful or _file_of(path) in self.doubtful:
             self.told[LEFT] += len(lines)
-            return made
+            return {place: replace(entry, left_out=LEFT) for place, entry in made.items()}
         try:
             samples = self._samples(path, lines)
         except Fault as fault:
             first = lines[0].row
-            self.told[LEFT] += len(lines) - 1
-            return made | {lines[0].place: faulty(first.file, first.number, fault, first.raw, first.value)}
+            if len(lines) > 1:
+                self.told[LEFT] += len(lines) - 1
+            rest = {place: replace(entry, left_out=LEFT) for place, entry in made.items()}
+            return rest | {lines[0].place: faulty(first.file, first.number, fault, first.raw, first.value)}
         return made | {
             place: replace(made[place], samples=tuple(s for _, s in own))
             for place, own in itertools.groupby(samples, key=lambda s: s[0])
@@ -448,8 +390,9 @@ class _Reader:
         facts = self.pictures.dicom(self.source.prefix + path)
         if facts is not None and facts.patient:
             return facts.patient
-        if "patient" in self.columns:
-            self.told["images without a patient, each a group of its own"] += 1
+        if self.patients_told:
+            why = "empty, where other images have one: fill it in (merged cells down), or a split may tear a patient"
+            raise Fault(self._column("patient"), "", why)
         return _file_of(path)
 
 
@@ -471,15 +414,6 @@ def _number(text: str, field: str, cell: str) -> float:
         why = "a comma in a number: a decimal one is to be a point, one between thousands to be left out"
         raise Fault(field, cell, why)
     raise Fault(field, cell, "empty; four numbers are wanted" if not text else "not a number; correct it")
-
-
-def _told_by_boxes(question: BoxedText, answer: BoxedText) -> Task:
-    if answer.boxes:
-        return Task.VG
-    if question.boxes:
-        bare = len(answer.text.split()) <= BARE_WORDS and answer.text[-1] not in ".!?"
-        return Task.ROC if bare else Task.RC
-    return Task.QA
 
 
 class _Near:

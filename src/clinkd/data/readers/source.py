@@ -61,6 +61,8 @@ class Source:
         for knob, value in (("max_questions", self.max_questions), ("max_boxes", self.max_boxes)):
             if value is not None and value < 1:
                 raise BadInput(f"data.{knob}={value}: give 1 or more")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise BadInput(f"--min-pixels {self.min_pixels}, --max-pixels {self.max_pixels}: 0 < min <= max is wanted")
         if not 0 <= self.specks < 1:
             raise BadInput(f"--specks {self.specks:g}: a share of the picture from 0 to below 1 is wanted")
         if self.group is not None:

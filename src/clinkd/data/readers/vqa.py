@@ -60,7 +60,7 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
     if source.task not in (None, Task.QA, Task.MIA):
         raise BadInput(f"--task {source.task}: these questions have no boxes; QA or MIA is wanted")
     if wrong := next((ours for ours in source.columns if ours not in KEYS), None):
-        raise BadInput(f"--columns {wrong}={source.columns[wrong]}: one of {', '.join(KEYS)} is wanted before the =")
+        raise BadInput(f"--column {wrong}={source.columns[wrong]}: one of {', '.join(KEYS)} is wanted before the =")
     folder = source.path if source.path.is_dir() else source.path.parent
     images = next((f for f in FOLDERS if (source.root / f).is_dir()), None)
     found = _Found(source, Pictures(source), images if source.images is None and not source.prefix else None, told)
