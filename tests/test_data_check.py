@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 
 from clinkd.agreement import iou_matrix
 from clinkd.cli import main
-from clinkd.data import Source
+from clinkd.data import Source, near
 from clinkd.data.check import Checks, Findings, check, quarantine
 from clinkd.data.guessability import median_hits
 from clinkd.data.lengths import Counted, Estimate
@@ -109,8 +111,13 @@ def test_kinds_can_be_allowed_and_are_still_told(tmp_path: Path) -> None:
     assert not checked(root).clean
     found = checked(root, Checks(allow=frozenset({"duplicate"}), workers=1))
     assert found.clean and [p.kind for p in found.warnings] == ["duplicate"]
-    with pytest.raises(BadInput, match="--allow nonsense"):
-        Checks(allow=frozenset({"nonsense"}))  # type: ignore[arg-type]
+    for kind in ("nonsense", "row"):  # what cannot be read cannot be let through
+        with pytest.raises(BadInput, match=f"--allow {kind}"):
+            Checks(allow=frozenset({kind}))  # type: ignore[arg-type]
+    rows[1]["split"], rows[1]["group"], rows[2]["split"], rows[2]["group"] = "train", "p", "test", "p"
+    rows[2]["qa"] = [{"question": "Is there a mass?", "answer": "no " * 300}]
+    found = checked(folder(tmp_path, *rows), Checks(100, allow=frozenset({"duplicate", "split"}), workers=1))
+    assert [(p.row, p.kind) for p in found.bad] == [(3, "length")]  # an allowed fault does not hide another
 
 
 def test_boxes_in_another_frame_are_suspected(tmp_path: Path) -> None:
@@ -160,20 +167,59 @@ def test_copies_are_found_whatever_size_and_compression(tmp_path: Path) -> None:
     looks = list(
         examine(tmp_path, [ImageRef(f"{n}") for n in ("a.png", "b.png", "c.jpg", "d.png", "e.png", "f.png")], 1)
     )
-    assert alike(looks) == [Pair(0, 2), Pair(0, 3), Pair(2, 3)]
+    assert alike(looks, range(6), [0] * 6) == [Pair(0, 2), Pair(0, 3)]
+    assert alike(looks, [0, 1, 0, 0, 2, 3], [0] * 6) == []  # of one patient
     assert [look.flat for look in looks] == [False, False, False, False, True, True]
 
 
-def test_banding_finds_every_close_pair() -> None:
+def test_pairs_join_all_that_are_close_and_cross_every_split() -> None:
     dice = random.Random(0)
     hashes = [dice.getrandbits(64) for _ in range(60)]
     for _ in range(60):
         mask = sum(1 << bit for bit in dice.sample(range(64), dice.randint(0, 6)))
         hashes.append(dice.choice(hashes) ^ mask)
-    shade = bytes(range(256))
-    found = alike([Look(None, h, shade) for h in hashes])
-    close = [Pair(i, j) for i in range(120) for j in range(i + 1, 120) if (hashes[i] ^ hashes[j]).bit_count() <= BITS]
-    assert found == close and len(close) > 20
+    splits = [dice.randrange(2) for _ in hashes]
+    found = alike([Look(None, h, bytes(range(256))) for h in hashes], range(120), splits)
+    close = [(i, j) for j in range(120) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= BITS]
+    assert set(found) <= set(close) and len(close) > 20
+
+    def joined(pairs: Iterable[tuple[int, int]]) -> list[int]:
+        leader = list(range(120))
+        for i, j in pairs:
+            old, new = leader[j], leader[i]
+            leader = [new if k == old else k for k in leader]
+        return [leader.index(k) for k in leader]
+
+    assert joined(found) == joined(close)
+    torn = {j for i, j in close if splits[i] != splits[j]}
+    assert {j for i, j in found if splits[i] != splits[j]} == torn
+
+
+def test_a_thousand_copies_are_a_thousand_pairs() -> None:
+    looks = [Look(None, 7 << 40, bytes(range(256)))] * 1000
+    assert alike(looks, range(1000), [0] * 1000) == [Pair(0, k) for k in range(1, 1000)]
+
+
+def test_a_decoder_that_dies_is_the_fault_of_one_image(tmp_path: Path) -> None:
+    names = [picture(tmp_path / f"{n}.png", n).name for n in range(20)]
+    (tmp_path / "bad.dcm").write_bytes(b"")
+    refs = [ImageRef(n) for n in names] + [ImageRef("bad.dcm")]
+    with pytest.MonkeyPatch.context() as patch:  # a process that ends in the middle, as a crash of C code is
+        patch.setattr(near, "_examine", dies_of_the_last)
+        patch.setattr(near, "_look", dies_of_dicom)
+        looks = list(examine(tmp_path, refs, 2))
+    assert [look.why is None for look in looks] == [True] * 20 + [False]
+    assert looks[-1].why is not None and "crashed" in looks[-1].why
+
+
+def dies_of_the_last(root: Path, images: Sequence[ImageRef]) -> list[Look]:
+    return [dies_of_dicom(root, image) for image in images]
+
+
+def dies_of_dicom(root: Path, image: ImageRef) -> Look:
+    if image.path.endswith(".dcm"):
+        os._exit(3)
+    return Look(None, hash(image.path) % 2**64, bytes(256))
 
 
 def test_workers_and_one_process_see_the_same(tmp_path: Path) -> None:
@@ -207,6 +253,56 @@ def test_the_median_of_the_others_equals_the_plain_way() -> None:
             median = np.median(np.delete(boxes, i, 0), axis=0)
             hits += bool(iou_matrix([Box(*boxes[i])], [Box(*median)])[0, 0] >= 0.5)
         assert median_hits(boxes) == pytest.approx(hits / count)
+
+
+def test_outputs_never_replace_what_is_not_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "set", row(0), row(1, modality="thermography"))
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    for flag in ("--quarantine", "--page"):
+        for victim in ("records.jsonl", "images/0.png", "images"):
+            assert main(["data", "check", str(root), flag, str(root / victim)]) == 2
+            assert flag in capsys.readouterr().err.splitlines()[-1]
+    for kind in ("jsonl", "coco"):
+        assert main(["data", "export", str(root), "--to", kind, "--out", str(root / "records.jsonl")]) == 2
+    assert main(["data", "show", str(root), "set_0-vg1", "--out", str(root / "images/0.png")]) == 2
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+    page, aside = tmp_path / "p.html", tmp_path / "q.jsonl"
+    for _ in range(2):  # its own are replaced
+        assert main(["data", "check", str(root), "--page", str(page), "--quarantine", str(aside)]) == 2
+        assert main(["data", "show", str(root), "set_0-vg1", "--out", str(tmp_path / "x.png")]) == 0
+    assert len(aside.read_text().splitlines()) == 1
+    assert main(["data", "check", str(root), "--page", str(page), "--quarantine", str(page)]) == 2
+
+
+def test_torn_bytes_are_set_aside_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"id": f"r{k}", "image": f"{k}.png", "modality": "CT", "qa": [{"question": "caf\xe9?", "answer": "no"}]}
+        for k in (0, 1)
+    ]
+    folder(tmp_path, *rows)
+    text = json.dumps(rows, ensure_ascii=False).encode().replace(b"caf\xc3\xa9", b"caf\xe9", 1)
+    (tmp_path / "records.jsonl").rename(tmp_path / "old")
+    (tmp_path / "records.json").write_bytes(text)
+    aside = tmp_path / "q.jsonl"
+    words = ["data", "check", str(tmp_path / "records.json"), "--form", "boxes", "--json", "--quarantine", str(aside)]
+    assert main(words) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["bad"]
+    assert problem["row"] == 1 and "0xe9" in problem["reason"]
+    assert json.loads(aside.read_text())["row"] == 1
+
+
+def test_a_file_that_cannot_be_read_is_told_to_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content, told in (
+        ("none.json", None, "no such file"),
+        ("empty.json", "", "empty"),
+        ("bad.json", '[{"a": 1, "a": 2}]', "twice"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        assert main(["data", "check", str(tmp_path / name), "--json"]) == 2
+        said = capsys.readouterr()
+        (problem,) = json.loads(said.out)["bad"]
+        assert told in problem["reason"] and told in said.err.splitlines()[-1]
 
 
 # ---- the door -------------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from clinkd.cli import main
 from clinkd.config import DataConfig, RunConfig
@@ -78,7 +80,7 @@ def test_a_run_takes_the_data_set(tmp_path: Path) -> None:
     assert plan(config)[0].identity == first.identity
     picture(tmp_path / "a/images/3.png", 99)
     assert plan(config)[0].identity != first.identity  # another image, another data set
-    found = demand(Source(tmp_path / "out"), json.loads("{}"))
+    found = demand(Source(tmp_path / "out"), Counter())
     assert len(found) == 36 and {s.split for s in found} == {"train", "validation", "test"}
 
 
@@ -161,8 +163,6 @@ def test_splitting_again_is_recorded(tmp_path: Path) -> None:
     samples = list(Samples(tmp_path / "out"))
     assert len(samples) == 120
     split_anew(tmp_path / "out", Division(0.1, 0.1, seed=4))
-    assert list(Samples(tmp_path / "out")) == samples  # given splits stay
-    split_anew(tmp_path / "out", Division(0.1, 0.1, seed=4, anew=True))
     assert list(Samples(tmp_path / "out")) != samples
     with pytest.raises(BadInput, match="no samples.jsonl"):
         split_anew(tmp_path / "a", Division())
@@ -170,19 +170,75 @@ def test_splitting_again_is_recorded(tmp_path: Path) -> None:
 
 def test_copies_make_a_set_that_can_be_carried_away(tmp_path: Path) -> None:
     root = records(tmp_path / "a", 6)
-    Image.open(root / "images/1.png").save(root / "images/1.tif")
-    text = (root / "records.jsonl").read_text().replace("images/1.png", "images/1.tif")
+    Image.open(root / "images/1.png").transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(root / "images/0.png.bmp")
+    text = (root / "records.jsonl").read_text().replace("images/1.png", "images/0.png.bmp")
     (root / "records.jsonl").write_text(text)
+    (root / "images/1.png").rename(root / "images/0.png.bmp.png")  # the name that the copy of the other would take
+    text = text.replace("images/2.png", "images/0.png.bmp.png")
+    (root / "records.jsonl").write_text(text)
+    before = {s.id: np.asarray(open_image(root, s.images[0])) for s in demand(Source(root), Counter())}
+    notes = PngInfo()
+    notes.add_text("PatientName", "Canary")
+    Image.open(root / "images/3.png").save(root / "images/3.png", pnginfo=notes)
     import_data([Source(root)], tmp_path / "out", CHECKS, None, copy=True)
     (tmp_path / "out").rename(tmp_path / "moved")
     (tmp_path / "a").rename(tmp_path / "gone")
     samples = Samples(tmp_path / "moved")
     assert len({s.images[0].path for s in samples}) == 6
-    for sample in samples:
-        with Image.open(tmp_path / "gone" / sample.images[0].path[7:].replace(".tif.png", ".tif")) as before:
-            after = open_image(Source(tmp_path / "moved").root, sample.images[0])
-            assert np.array_equal(np.asarray(before.convert("RGB")), np.asarray(after))
-    assert demand(Source(tmp_path / "moved"), json.loads("{}"))
+    for sample in samples:  # none took the place of another
+        assert np.array_equal(before[sample.id], np.asarray(open_image(tmp_path / "moved", sample.images[0])))
+    assert all(b"Canary" not in p.read_bytes() for p in (tmp_path / "moved").rglob("*.*"))
+    assert demand(Source(tmp_path / "moved"), Counter())
+
+
+def test_what_a_conversion_refuses_is_in_the_quarantine(tmp_path: Path) -> None:
+    objects = [{"name": "left wall", "box": [6, 1, 9, 3]}]
+    root = records(tmp_path / "a", 4)
+    lines = (root / "records.jsonl").read_text().splitlines()
+    other = json.loads(lines[1]) | {"modality": "endoscopy", "objects": objects, "side": "image"}
+    (root / "records.jsonl").write_text("\n".join([lines[0], json.dumps(other), *lines[2:]]) + "\n")
+    for allow in (frozenset(), frozenset({"side"})):  # a row that cannot be turned is not let through
+        aside, out = tmp_path / f"q{len(allow)}.jsonl", tmp_path / f"out{len(allow)}"
+        found = import_data([Source(root)], out, Checks(allow=allow, workers=1), None, aside, side="patient")  # type: ignore[arg-type]
+        assert found.quarantined == 1 and json.loads(aside.read_text())["row"] == 2
+        assert len({s.images for s in Samples(out)}) == 3
+
+
+def test_a_doubtful_frame_is_not_laundered_by_a_quarantine(tmp_path: Path) -> None:
+    objects = [{"name": f"cell {k}", "box": [k % 5, k % 3, k % 5 + 4, k % 3 + 3]} for k in range(40)]
+    root = records(tmp_path / "a", 1, objects=objects)
+    with pytest.raises(NotClean):
+        import_data([Source(root, max_boxes=100)], tmp_path / "out", CHECKS, None, tmp_path / "q.jsonl")
+    allowed = Checks(allow=frozenset({"frame"}), workers=1)
+    assert import_data([Source(root, max_boxes=100)], tmp_path / "out", allowed, None).samples
+
+
+def test_an_allowed_split_is_taken_row_by_row(tmp_path: Path) -> None:
+    root = records(tmp_path / "a", 8, split="train")
+    lines = (root / "records.jsonl").read_text().splitlines()
+    lines[1] = lines[1].replace('"train"', '"test"')
+    (root / "records.jsonl").write_text("\n".join(lines) + "\n")
+    import_data([Source(root)], tmp_path / "out", Checks(allow=frozenset({"split"}), workers=1), Division())
+    assert {s.split for s in Samples(tmp_path / "out") if s.images[0].path == "images/1.png"} == {"test"}
+    assert {s.split for s in Samples(tmp_path / "out") if s.images[0].path == "images/0.png"} == {"train"}
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        records(tmp_path / name, 4)
+    sources = [Source(tmp_path / "a"), Source(tmp_path / "b")]
+    checks = Checks(allow=frozenset({"near-duplicate"}), workers=1)
+    import_data(sources, tmp_path / "out", checks, None)
+    assert len({s.id for s in Samples(tmp_path / "out")}) == 24
+    with pytest.raises(BadInput, match="given twice"):
+        import_data([sources[0], sources[0]], tmp_path / "twice", checks)
+
+
+def test_other_drafts_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".out.part").mkdir()
+    (tmp_path / ".out.part/x").write_text("mine")
+    import_data([Source(records(tmp_path / "a", 4))], tmp_path / "out", CHECKS, None)
+    assert (tmp_path / ".out.part/x").read_text() == "mine"
 
 
 def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
@@ -192,6 +248,12 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="below 1"):
         import_data([Source(root)], tmp_path / "out", CHECKS, Division(0.6, 0.5))
     assert not (tmp_path / "out").exists()
+    with pytest.raises(BadInput, match="inside the new data set"):
+        import_data([Source(root)], tmp_path / "out", CHECKS, None, tmp_path / "out/q.jsonl")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for wrong in (Source(root, images=tmp_path / "loop"), Source(tmp_path / "loop")):
+        with pytest.raises(BadInput, match="loop"):
+            import_data([wrong], tmp_path / "out", CHECKS)
 
 
 # ---- random access --------------------------------------------------------------------------------------------------
@@ -229,7 +291,7 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     told = capsys.readouterr().out
     assert "36 samples of 12 images" in told and "next     clinkd run real --set data.path=" in told
     assert "data:image/" in (tmp_path / "page.html").read_text()
-    assert main(["data", "split", str(out), "--anew", "--test", "0.4"]) == 0
+    assert main(["data", "split", str(out), "--test", "0.4"]) == 0
     assert "test: " in capsys.readouterr().out
     for kind, name in (("sharegpt", "s"), ("coco", "c.json"), ("jsonl", "j.jsonl")):
         assert main(["data", "export", str(out), "--to", kind, "--out", str(tmp_path / name)]) == 0

@@ -37,7 +37,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
             raise
         raise BadInput(
             f"{path}: no room left to write ({os.strerror(number)}); "
-            "free some space, or choose another folder with --runs, then give the same command to go on"
+            "free some space, or choose another folder, then give the same command to go on"
         ) from error
 
 
@@ -50,10 +50,13 @@ def _number_in(error: Exception) -> int | None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content` (text as UTF-8) so that a crash leaves the old file or the new one, never a part.
 
-    Missing parent folders are made. Raises BadInput on a full disk, with nothing left behind.
+    Missing parent folders are made. Halves of characters, as names of files may hold them, are written as an escape
+    that JSON reads back. Raises BadInput on a full disk, with nothing left behind, and where `path` is no plain file.
     """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)

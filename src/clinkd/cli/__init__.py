@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from clinkd.cli import data
+from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import show, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
@@ -20,18 +20,21 @@ if TYPE_CHECKING:
     from clinkd.config import RunConfig
     from clinkd.pipeline import Run
 
-STOPPED, ENDED = 130, 143
+STOPPED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 2 wrong input, 130 stopped, 1 a fault of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     args = _parser().parse_args(arguments)
     try:
         status: int = args.verb(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return _tell("stopped; the same command goes on where it was", STOPPED)
+        return _tell(f"stopped; {args.stopped}", STOPPED)
     except BrokenPipeError:  # `clinkd table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: clinkd run demo",
     )
     parser.add_argument("--version", action="version", version=_version())
-    parser.set_defaults(debug=False)
+    parser.set_defaults(debug=False, stopped="the same command goes on where it was")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     runs = Parser(add_help=False)
     runs.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
@@ -173,12 +176,8 @@ def _no_experiment(name: str) -> Exception:
 def _run(args: argparse.Namespace) -> int:
     from clinkd import pipeline
 
-    def end(*_: object) -> NoReturn:  # as Ctrl-C: drafts are closed in order
-        sys.exit(ENDED)
-
     config = _config(args)
-    with contextlib.suppress(ValueError):  # outside the main thread there is nothing to catch
-        signal.signal(signal.SIGTERM, end)
+    end_in_order()
     done = pipeline.run(config, args.runs, args.replace)
     _closing_screen(done, args.runs)
     return 0

@@ -9,8 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clinkd.cli.outputs import ASIDE, PAGE, PICTURE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import WRONG, Parser, add_verb
+from clinkd.records import BadInput
 
 if TYPE_CHECKING:
     from clinkd.data import Source
@@ -41,7 +43,9 @@ def add(verbs: Any) -> None:
     )
     made.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the data set that is made")
-    made.add_argument("--no-split", action="store_true", help="leave the splits as the files give them")
+    splits = made.add_mutually_exclusive_group()
+    splits.add_argument("--anew", action="store_true", help="forget the splits that the files give, and divide all")
+    splits.add_argument("--no-split", action="store_true", help="leave the splits as the files give them")
     made.add_argument("--turn-to", choices=["patient", "image"], help="turn all left and right words to this side")
     made.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
 
@@ -173,13 +177,12 @@ def _share_flags() -> Parser:
     group = made.add_argument_group("splits, by patient or image")
     group.add_argument("--validation", type=float, default=0.1, help="share of the groups (0.1)")
     group.add_argument("--test", type=float, default=0.2, help="share of the groups (0.2)")
-    group.add_argument("--anew", action="store_true", help="forget the splits that the files give")
     return made
 
 
 def _source(args: argparse.Namespace, path: Path) -> Source:
     from clinkd.data import FORMS, Source, codec, read_modality
-    from clinkd.records import BadInput
+    from clinkd.data.readers.rows import known
 
     if args.form is not None and args.form not in FORMS:
         forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
@@ -210,7 +213,7 @@ def _source(args: argparse.Namespace, path: Path) -> Source:
         sheet=args.sheet,
         classes=args.classes,
         specks=args.specks,
-        encoding=_encoding(args.encoding),
+        encoding=known(args.encoding),
         turns=args.turns,
         ask=tuple(_task(t, "--ask") for t in args.ask.split(",") if t) if args.ask != "none" else (),
         max_questions=args.max_questions,
@@ -221,7 +224,7 @@ def _source(args: argparse.Namespace, path: Path) -> Source:
 
 
 def _task(text: str, flag: str) -> Any:
-    from clinkd.records import BadInput, Task
+    from clinkd.records import Task
 
     try:
         return Task(text.strip().upper())
@@ -229,21 +232,9 @@ def _task(text: str, flag: str) -> Any:
         raise BadInput(f"{flag} {text}: one of {', '.join(Task)} is wanted") from None
 
 
-def _encoding(text: str) -> str:
-    import codecs
-
-    from clinkd.records import BadInput
-
-    try:
-        return codecs.lookup(text).name
-    except LookupError:
-        raise BadInput(f"--encoding {text}: no such encoding; utf-8, utf-16, cp1252 and latin-1 are common") from None
-
-
 def _checks(args: argparse.Namespace) -> Checks:
     from clinkd.data.check import Checks
     from clinkd.data.lengths import Counted, Estimate
-    from clinkd.records import BadInput
 
     if args.max_length is not None and args.max_length < 1:
         raise BadInput(f"--max-length {args.max_length}: 1 or more tokens are wanted")
@@ -257,6 +248,8 @@ def _checks(args: argparse.Namespace) -> Checks:
 def _import(args: argparse.Namespace) -> int:
     from clinkd.data.importing import Division, NotClean, import_data
 
+    _may_write(args)
+    end_in_order()
     sources = [_source(args, path) for path in args.paths]
     division = None if args.no_split else Division(args.validation, args.test, args.seed, args.anew)
     try:
@@ -274,10 +267,18 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from clinkd.data.check import check, quarantine
+    from clinkd.data.check import Findings, check, quarantine
+    from clinkd.data.readers import Problem
 
-    source = _source(args, args.path)
-    found = check(source, _checks(args))
+    _may_write(args)
+    try:
+        source = _source(args, args.path)
+        found = check(source, _checks(args))
+    except BadInput as error:
+        if args.json:  # what cannot be read at all is told to programs, too
+            problem = Problem(str(args.path), 0, "?", "file", "", str(error))
+            print(json.dumps(Findings(bad=[problem]).to_json(), indent=1))
+        raise
     if args.quarantine is not None:
         quarantine([source], found, args.quarantine)
     _told(found, args)
@@ -285,6 +286,13 @@ def _check(args: argparse.Namespace) -> int:
         tell_end = "clean" if found.clean else f"{found.bad_rows} of {found.rows} rows are bad"
         print(f"\n{args.path}: {found.rows} rows, {found.samples} samples, {found.images} images: {tell_end}")
     return 0 if found.clean else WRONG
+
+
+def _may_write(args: argparse.Namespace) -> None:
+    may_write("--page", args.page, PAGE)
+    may_write("--quarantine", args.quarantine, ASIDE)
+    if args.page is not None and args.quarantine is not None and args.page.absolute() == args.quarantine.absolute():
+        raise BadInput(f"--page {args.page} and --quarantine are one file; give each its own")
 
 
 def _told(found: Findings, args: argparse.Namespace) -> None:
@@ -312,12 +320,17 @@ def _told(found: Findings, args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from clinkd import data
     from clinkd.data import writers
 
     left_out: Counter[str] = Counter()
-    samples = _samples(args)
+    if args.to != "sharegpt":
+        may_write("--out", args.out)
+    end_in_order()
+    samples = data.demand(_source(args, args.path), left_out)
     if args.to == "sharegpt":
-        left_out = writers.write_sharegpt(samples, args.out, args.spell)
+        pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+        left_out = writers.write_sharegpt(samples, args.out, args.spell, **pixels)
     elif args.to == "coco":
         left_out = writers.write_coco(samples, args.out)
     else:
@@ -331,7 +344,7 @@ def _export(args: argparse.Namespace) -> int:
 def _split(args: argparse.Namespace) -> int:
     from clinkd.data.importing import Division, split_anew
 
-    counts = split_anew(args.path, Division(args.validation, args.test, args.seed, args.anew))
+    counts = split_anew(args.path, Division(args.validation, args.test, args.seed, anew=True))
     print(", ".join(f"{name}: {counts[name]} groups" for name in ("train", "validation", "test")))
     return 0
 
@@ -340,14 +353,13 @@ def _sheet(args: argparse.Namespace) -> int:
     import csv
 
     from clinkd.data.readers.dicom_folder import sheet
-    from clinkd.records import BadInput
 
     lines = None
     wrong = 0
     for line in sheet(args.folder):
         if problem := line.pop("problem", ""):
             wrong += 1
-            tell(problem)
+            tell(f"{line['image']}: {problem}")
             continue
         if lines is None:
             lines = csv.DictWriter(sys.stdout, list(line))
@@ -358,19 +370,23 @@ def _sheet(args: argparse.Namespace) -> int:
     return WRONG if wrong else 0
 
 
-def _samples(args: argparse.Namespace) -> list[Sample]:
-    """The samples of a source; what is wrong with the other rows goes to stderr."""
+def _samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
+    """The samples of a source, and how many rows are bad; what is wrong with them goes to stderr."""
     from clinkd import data
 
     told: Counter[str] = Counter()
     samples: list[Sample] = []
+    bad = 0
     for entry in data.read(_source(args, args.path), told):
         samples.extend(entry.samples)
-        if entry.problem is not None:
+        bad += entry.problem is not None
+        if entry.problem is not None and bad <= SHOWN:
             print(f"left out: {entry.problem}", file=sys.stderr)
+    if bad > SHOWN:
+        print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
     for reason, count in told.items():
         print(f"told: {count} {reason}", file=sys.stderr)
-    return samples
+    return samples, bad
 
 
 def _stats(args: argparse.Namespace) -> int:
@@ -378,29 +394,33 @@ def _stats(args: argparse.Namespace) -> int:
     from clinkd.data import guessability
     from clinkd.records import Task
 
-    samples = _samples(args)
+    samples, bad = _samples(args)
     show(data.counts(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
         root = _source(args, args.path).root
         show(guessability.measure(guessability.sightings(samples, root)).table())
-    return 0
+    return WRONG if bad else 0
 
 
 def _show(args: argparse.Namespace) -> int:
     import difflib
 
-    from clinkd import data, viewer
-    from clinkd.records import BadInput
+    from PIL.PngImagePlugin import PngInfo
 
-    samples = {sample.id: sample for sample in _samples(args)}
+    from clinkd import data, viewer
+
+    samples = {sample.id: sample for sample in _samples(args)[0]}
     sample = samples.get(args.id)
     if sample is None:
         near = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3)
         raise BadInput(f"{args.id}: no sample of that id in {args.path}; near it: {', '.join(near) or 'none'}")
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     out = args.out or Path(f"{sample.id.replace('/', '_')}.png")
+    may_write("--out", out, PICTURE)
     picture = data.open_image(_source(args, args.path).root, sample.images[-1])
-    viewer.boxed(picture, sample).save(out, format="PNG")
+    ours = PngInfo()
+    ours.add_text("Software", PICTURE.decode())
+    viewer.boxed(picture, sample).save(out, format="PNG", pnginfo=ours)
     print(f"picture  {out}")
     return 0
 
@@ -410,7 +430,6 @@ def _phantoms(args: argparse.Namespace) -> int:
     from clinkd.config import PhantomConfig
     from clinkd.data import phantoms
     from clinkd.data.writers import write_jsonl
-    from clinkd.records import BadInput
     from clinkd.storage import progress
 
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _BATCH = 256  # rows between two moves of a bar
 _SPLITS: tuple[Split | None, ...] = (None, "train", "validation", "test")
 _ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
+QUARANTINE = "quarantine"  # what every line of such a file says of itself
 EXAMPLES = 2  # of each task and modality
 FEW_BOXES = 30  # below this many the frame of a file's boxes cannot be doubted
 CORNER = 0.105  # of the image: where all boxes of a file lie in it, they are in hundredths, or in fractions
@@ -49,8 +50,11 @@ class Checks:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        if unknown := sorted(self.allow - set(get_args(Kind))):
-            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(get_args(Kind))} is wanted")
+        legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read cannot be let through
+        if unknown := sorted(self.allow - set(legal)):
+            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted")
+        if self.workers < 1:
+            raise BadInput(f"--workers {self.workers}: 1 or more are wanted")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,6 @@ class Findings:
     between: dict[tuple[str, int], Problem] = field(
         default_factory=dict
     )  # by file and row, where the row itself is fine
-    allowed: frozenset[Kind] = frozenset()
 
     @property
     def clean(self) -> bool:
@@ -149,10 +152,10 @@ class Checker:
 
     def __init__(self, checks: Checks, root: Path | None) -> None:
         self.checks = checks
-        self.found = Findings(root=root, counted=checks.tokens.how, allowed=checks.allow)
+        self.found = Findings(root=root, counted=checks.tokens.how)
         self._opening = root is not None
         self._files: dict[str, int] = {}
-        self._row_file, self._row = array("H"), array("I")  # of each entry with samples
+        self._row_file, self._row = array("I"), array("I")  # of each entry with samples
         self._ids: dict[int, int] = {}  # hash -> entry
         self._said: dict[int, int] = {}
         self._groups: dict[str, int] = {}
@@ -160,10 +163,11 @@ class Checker:
         self._images: dict[int, int] = {}  # hash of the path -> number
         self._image_split, self._image_group, self._image_entry = array("B"), array("I"), array("I")
         self._refs: list[ImageRef] = []  # of every image, where they are to be opened
+        self._image_id: list[str] = []  # of the first sample of each of them
         self._uses = array("I")  # entry, image, entry, image ...; likewise
         self._class: dict[tuple[Modality, str], int] = {}
         self._box, self._box_class = array("d"), array("I")
-        self._box_image, self._box_file = array("I"), array("H")
+        self._box_image, self._box_file = array("I"), array("I")
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
         self._spoiled: set[int] = set()  # entries that looked good until their images were opened
 
@@ -175,17 +179,17 @@ class Checker:
         if problem is not None:
             if entry.problem is None:
                 found.between[problem.file, problem.row] = problem
-            return self._note(problem)
+            found.bad.append(problem)
+            return problem
         for sample in entry.samples:
             self._count(sample)
         return None
 
-    def _note(self, problem: Problem) -> Problem | None:
-        if problem.kind in self.checks.allow:
-            self.found.warnings.append(problem)
-            return None
-        self.found.bad.append(problem)
-        return problem
+    def _note(self, problem: Problem) -> bool:
+        """Whether it counts as bad."""
+        allowed = problem.kind in self.checks.allow
+        (self.found.warnings if allowed else self.found.bad).append(problem)
+        return not allowed
 
     def _between(self, entry: Entry) -> Problem | None:
         """The first thing wrong between a row and those before it."""
@@ -194,8 +198,7 @@ class Checker:
         ids: list[int] = []
         said: list[int] = []
         for sample in entry.samples:
-            kind, where, value, why = self._fault(sample, entry, ids, said) or ("row", "", "", "")
-            if why:
+            for kind, where, value, why in self._faults(sample, ids, said):
                 problem = Problem(entry.file, entry.row, short(sample.id), where, short(value), why, kind)
                 if kind not in self.checks.allow:
                     return problem
@@ -207,53 +210,53 @@ class Checker:
         self._ids.update(dict.fromkeys(ids, number))
         self._said.update(dict.fromkeys(said, number))
         for sample in entry.samples:
-            self._remember(sample.group, sample.split, sample.images, number)
-        self._remember(entry.group, None, entry.images, number)
+            self._remember(sample.group, sample.split, sample.images, number, sample.id)
+        self._remember(entry.group, None, entry.images, number, entry.images[0].path if entry.images else "")
         return None
 
-    def _fault(
-        self, sample: Sample, entry: Entry, ids: list[int], said: list[int]
-    ) -> tuple[Kind, str, Any, str] | None:
+    def _faults(self, sample: Sample, ids: list[int], said: list[int]) -> Iterator[tuple[Kind, str, Any, str]]:
+        """Kind, field, value and reason of everything wrong between a sample and what was seen before."""
         key = hash(sample.id)
         if key in self._ids or key in ids:
-            return "duplicate", "id", sample.id, f"already used {self._where(self._ids.get(key))}; give each its own"
+            yield "duplicate", "id", sample.id, f"already used {self._where(self._ids.get(key))}; give each its own"
         ids.append(key)
         image = sample.images[-1].path if sample.images else ""
         for turn in sample.turns:
             key = hash((image, turn.question, turn.answer))
             if key in self._said or key in said:
                 why = f"the same question and answer of this image stand {self._where(self._said.get(key))}; remove one"
-                return "duplicate", "question", turn.question.text, why
+                yield "duplicate", "question", turn.question.text, why
             said.append(key)
             for name, text in (("question", turn.question), ("answer", turn.answer)):
                 if not text.text.strip():
-                    return "row", name, text.text, "empty; fill it in, or remove the turn"
+                    yield "row", name, text.text, "empty; fill it in, or remove the turn"
+        yield from self._torn(sample)
+        if (clash := sides.contradiction(sample)) is not None:
+            yield "side", "answer", sample.answer.text, clash
+        length = self.checks.tokens(sample)
+        self.found.lengths[bisect_left(LENGTHS, length)] += 1
+        self.found.longest = max(self.found.longest, length)
+        if self.checks.max_length is not None and length > self.checks.max_length:
+            limit = f"max_length={self.checks.max_length} tokens ({self.checks.tokens.how})"
+            yield "length", "tokens", length, f"more than {limit}; raise it, or split the row"
+
+    def _torn(self, sample: Sample) -> Iterator[tuple[Kind, str, Any, str]]:
+        """A group or image on two sides of a split, or an image in two groups."""
         here = _SPLITS.index(sample.split)
         group = self._groups.get(sample.group)
         if group is not None and self._group_split[group] != here:
             there = f"{_named(self._group_split[group])} {self._where(self._group_entry[group])}"
-            why = f"the group is in {there} and in {_named(here)} here; {_ONE_SIDE}"
-            return "split", "group", sample.group, why
+            yield "split", "group", sample.group, f"the group is in {there} and in {_named(here)} here; {_ONE_SIDE}"
         for ref in sample.images:
             at = self._images.get(hash(ref.path))
             if at is None:
                 continue
             if self._image_split[at] != here:
                 there = f"{_named(self._image_split[at])} {self._where(self._image_entry[at])}"
-                return "split", "image", ref.path, f"the image is in {there} and in {_named(here)} here; {_ONE_SIDE}"
-            if self._image_group[at] != group:
+                yield "split", "image", ref.path, f"the image is in {there} and in {_named(here)} here; {_ONE_SIDE}"
+            elif self._image_group[at] != group:
                 why = f"the image belongs to {self._group_name(at)} {self._where(self._image_entry[at])}"
-                return "split", "group", sample.group, f"{why}; an image has one patient"
-        if (clash := sides.contradiction(sample)) is not None:
-            return "side", "answer", sample.answer.text, clash
-        length = self.checks.tokens(sample)
-        self.found.lengths[bisect_left(LENGTHS, length)] += 1
-        self.found.longest = max(self.found.longest, length)
-        if self.checks.max_length is not None and length > self.checks.max_length:
-            limit = f"max_length={self.checks.max_length} tokens ({self.checks.tokens.how})"
-            why = f"more than {limit}; raise it, or split the row"
-            return "length", "tokens", length, why
-        return None
+                yield "split", "group", sample.group, f"{why}; an image has one patient"
 
     def _where(self, entry: int | None) -> str:
         if entry is None:
@@ -264,7 +267,7 @@ class Checker:
     def _group_name(self, image: int) -> str:
         return next(itertools.islice(self._groups, self._image_group[image], None))
 
-    def _remember(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int) -> None:
+    def _remember(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
         if not images:
             return
         split = _SPLITS.index(of)
@@ -273,15 +276,24 @@ class Checker:
             self._group_split.append(split)
             self._group_entry.append(entry)
         for image in images:
-            at = self._images.setdefault(hash(image.path), len(self._images))
+            at = self._number(image)
             if at == len(self._image_entry):
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
                 if self._opening:
                     self._refs.append(image)
+                    self._image_id.append(sample)
             if self._opening:
                 self._uses.extend((entry, at))
+
+    def _number(self, image: ImageRef) -> int:
+        """Of a picture: a DICOM in another window than before is another one, though the same image for splits."""
+        new = len(self._image_entry)
+        at = self._images.setdefault(hash(image.path), new)
+        if image.window is None:
+            return at
+        return self._images.setdefault(hash((image.path, image.window)), new if at != new else at)
 
     def _count(self, sample: Sample) -> None:
         self.found.samples += 1
@@ -315,7 +327,7 @@ class Checker:
     def close(self) -> Findings:
         """Open the images and compare them, if that was asked for, and count up."""
         found = self.found
-        found.images = len(self._images)
+        found.images = len(self._image_entry)
         self._frames()
         if found.root is not None:
             self._compare(self._open(found.root))
@@ -330,7 +342,7 @@ class Checker:
         """Boxes that all lie in one corner are in another frame than was declared."""
         box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
         for name, at in self._files.items():
-            mine = box_N4[np.frombuffer(self._box_file, np.uint16) == at]
+            mine = box_N4[np.frombuffer(self._box_file, np.uint32) == at]
             if len(mine) >= FEW_BOXES and mine.max() <= CORNER:
                 value = f"largest coordinate {mine.max():.4g} of the image in {len(mine)} boxes"
                 why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
@@ -349,39 +361,38 @@ class Checker:
         for at, look in enumerate(looks):
             if look.why is not None:
                 for entry in uses_P2[uses_P2[:, 1] == at, 0]:
-                    self._spoil(int(entry), "image", self._refs[at].path, look.why, "row")
+                    self._spoil(int(entry), at, look.why, "row")
             elif look.flat:
                 self.found.told["images of one colour all over"] += 1
         return looks
 
     def _compare(self, looks: Sequence[Look]) -> None:
-        for pair in alike(looks):
-            if self._image_group[pair.first] == self._image_group[pair.second]:
-                continue
+        for pair in alike(looks, self._image_group, self._image_split):
             one, two = (self._group_name(i) for i in pair)
             splits = [self._image_split[i] for i in pair]
             other = self._refs[pair.first].path
-            entry, value = self._image_entry[pair.second], self._refs[pair.second].path
+            entry = self._image_entry[pair.second]
             where = self._where(self._image_entry[pair.first])
             if splits[0] != splits[1]:
                 why = f"looks the same as {other} {where}, which is in {_named(splits[0])}; keep one of them"
-                self._spoil(entry, "image", value, why, "near-duplicate")
+                self._spoil(entry, pair.second, why, "near-duplicate")
             else:
                 self.found.joined.append((one, two))
                 why = f"looks the same as {other} {where}, of another patient or image; splits keep the two together"
-                self.found.warnings.append(self._problem(entry, "image", value, why, "near-duplicate"))
+                self.found.warnings.append(self._problem(entry, pair.second, why, "near-duplicate"))
 
-    def _spoil(self, entry: int, field_name: str, value: Any, why: str, kind: Kind) -> None:
+    def _spoil(self, entry: int, image: int, why: str, kind: Kind) -> None:
         if entry in self._spoiled:
             return
-        problem = self._note(self._problem(entry, field_name, value, why, kind))
-        if problem is not None:
+        problem = self._problem(entry, image, why, kind)
+        if self._note(problem):
             self._spoiled.add(entry)
             self.found.between[problem.file, problem.row] = problem
 
-    def _problem(self, entry: int, field_name: str, value: Any, why: str, kind: Kind) -> Problem:
+    def _problem(self, entry: int, image: int, why: str, kind: Kind) -> Problem:
         file = next(n for n, i in self._files.items() if i == self._row_file[entry])
-        return Problem(file, self._row[entry], "?", field_name, short(value), why, kind)
+        name = short(self._image_id[image])
+        return Problem(file, self._row[entry], name, "image", short(self._refs[image].path), why, kind)
 
     def _classes(self) -> list[ClassBoxes]:
         """The boxes of each class; one that is asked for and asked about counts once."""
@@ -429,14 +440,17 @@ def named(problems: Sequence[Problem], most: int) -> Iterator[str]:
 def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
     """Write every bad row to `file`, one JSON object a line with the row as it was and what is wrong; their number.
 
-    The sources are read once more, so that no row had to be kept in memory; they themselves stay as they are.
+    With them go good rows that were left out because of a bad one. The sources are read once more, so that no row had
+    to be kept in memory; they themselves stay as they are.
     """
-    lines: list[dict[str, Any]] = []
+    lines: list[str] = []
     for source in sources if found.bad else ():
         for entry in forms.read(source, Counter()):
-            problem = found.between.get((entry.file, entry.row)) if entry.problem is None else entry.problem
-            if problem is not None and problem.kind not in found.allowed:
-                lines.append({**problem.to_json(), "raw": entry.raw})
-    write_atomic(file, "".join(f"{json.dumps(line, ensure_ascii=False, default=str)}\n" for line in lines))
+            problem = entry.problem or found.between.get((entry.file, entry.row))
+            told = problem.to_json() if problem else {"file": entry.file, "row": entry.row, "reason": entry.left_out}
+            if problem is not None or entry.left_out:
+                line = {"clinkd": QUARANTINE, **told, "raw": entry.raw}
+                lines.append(json.dumps(line, ensure_ascii=False, default=str))
+    write_atomic(file, "".join(f"{line}\n" for line in lines))
     found.quarantined = len(lines)
     return len(lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +18,7 @@ from clinkd import __version__
 from clinkd.data import sides
 from clinkd.data.check import Checker, Checks, Findings, counted, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES
-from clinkd.data.images import locate, open_image
+from clinkd.data.images import open_image
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Entry, Problem, short
 from clinkd.data.readers.source import Source
@@ -56,24 +58,42 @@ def import_data(
     """Read, check, divide (None leaves the splits as they are) and write `out`/samples.jsonl with its dataset.json.
 
     `side`: to whose left all words are turned; sources that differ are refused without it. Images stay where they are
-    unless `copy`: then they go to `out`/images, DICOM as PNG without its header. Raises NotClean where rows are bad and
+    unless `copy`: then they go to `out`/images as PNG, without their headers. Raises NotClean where rows are bad and
     there is no `quarantine_file`; BadInput where `out` holds something, or a source cannot be read.
     """
+    out = _resolved(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out}: exists and is not empty; choose a new folder")
-    draft = out.with_name(f".{out.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        with naming_full_disk(out):
-            draft.mkdir(parents=True)
+    if quarantine_file is not None and _resolved(quarantine_file).is_relative_to(out):
+        raise BadInput(f"--quarantine {quarantine_file}: inside the new data set; put it beside")
+    paths = [_resolved(s.path) for s in sources]
+    if twice := next((p for p in paths if paths.count(p) > 1), None):
+        raise BadInput(f"{twice}: given twice; give each source once")
+    with naming_full_disk(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+        draft.chmod(0o777 & ~_umask())
+        try:
             found = _write(sources, draft, out, checks, division, quarantine_file, side, copy)
             if out.is_dir():
                 out.rmdir()
             publish(draft, out)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     return found
+
+
+def _umask() -> int:
+    os.umask(found := os.umask(0))
+    return found
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        raise BadInput(f"{path}: a loop of links; give the folder itself") from None
 
 
 def _write(
@@ -86,26 +106,33 @@ def _write(
     side: Side | None,
     copy: bool,
 ) -> Findings:
-    root = Path(os.path.commonpath([s.root.resolve() for s in sources]))
+    roots = [_resolved(s.root) for s in sources]
+    root = Path(os.path.commonpath(roots))
     checker = Checker(checks, root if all(s.open_images for s in sources) else None)
     spool = draft / "read.jsonl"
     turn = _Turn(side)
+    files: dict[str, int] = {}
     with spool.open("wb") as lines:
-        for source in sources:
-            front = source.root.resolve().relative_to(root).as_posix()
+        for number, (source, below) in enumerate(zip(sources, roots, strict=True), start=1):
+            front = below.relative_to(root).as_posix()
+            mark = f"{number}:" if len(sources) > 1 and (source.form or forms.detect(source)) != "samples" else ""
             for entry in counted(forms.read(source, checker.found.told), f"read {source.path.name}", "rows"):
-                made = turn(_moved(entry, "" if front == "." else f"{front}/"))
+                made = turn(_moved(entry, "" if front == "." else f"{front}/", mark))
+                if made.problem is not None and entry.problem is None:  # found here, so no reader will tell it again
+                    checker.found.between[made.file, made.row] = made.problem
                 if division is not None and division.anew:
                     made = replace(made, samples=tuple(replace(s, split=None) for s in made.samples))
                 if checker.see(made) is None:
-                    for sample in made.samples:
-                        lines.write(_line(sample, (made.file, made.row)))
+                    at = files.setdefault(made.file, len(files)), made.row
+                    lines.writelines(_line(sample, at) for sample in made.samples)
     found = checker.close()
-    if found.bad and quarantine_file is None:
+    if found.bad and (quarantine_file is None or any(p.row == 0 for p in found.bad)):
         raise NotClean(found)
     if quarantine_file is not None:
         quarantine(sources, found, quarantine_file)
-    placed = _finish(spool, draft, root, found, division, copy)
+    bad = {(files[file], row) for file, row in found.between if file in files}
+    keep = "split" in checks.allow
+    placed = _finish(_Spool(spool, bad), draft, root, found, division, copy, keep)
     spool.unlink()
     about = {
         "root": "." if copy else os.path.relpath(root, out.resolve()) if _near(root, out) else str(root),
@@ -129,19 +156,19 @@ def _near(root: Path, out: Path) -> bool:
     return out.resolve().parent.is_relative_to(root) or root.is_relative_to(out.resolve())
 
 
-def _line(sample: Sample, place: tuple[str, int] | None = None) -> bytes:
-    record = sample.to_json()
-    if place is not None:
-        record["at"] = place
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+def _line(sample: Sample, at: tuple[int, int]) -> bytes:
+    return orjson.dumps(sample.to_json() | {"at": at}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _moved(entry: Entry, front: str) -> Entry:
-    """The entry with image paths from the common root."""
-    if not front:
+def _moved(entry: Entry, front: str, mark: str) -> Entry:
+    """The entry with image paths from the common root, and ids of its source: two sheets may number rows alike."""
+    if not front and not mark:
         return entry
-    moved = [replace(s, images=tuple(replace(i, path=front + i.path) for i in s.images)) for s in entry.samples]
-    return replace(entry, samples=tuple(moved))
+    moved = tuple(
+        replace(s, id=mark + s.id, images=tuple(replace(i, path=front + i.path) for i in s.images))
+        for s in entry.samples
+    )
+    return replace(entry, samples=moved)
 
 
 class _Turn:
@@ -170,14 +197,32 @@ class _Turn:
         return entry
 
 
+@dataclass(frozen=True)
+class _Spool:
+    """Samples as they were read, and the places of rows that turned out bad."""
+
+    file: Path
+    bad: set[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with self.file.open("rb") as lines:
+            for line in lines:
+                record = orjson.loads(line)
+                if tuple(record.pop("at")) not in self.bad:
+                    yield record
+
+
 def _finish(
-    spool: Path, draft: Path, root: Path, found: Findings, division: Division | None, copy: bool
+    spool: _Spool, draft: Path, root: Path, found: Findings, division: Division | None, copy: bool, keep: bool
 ) -> Counter[str]:
-    """The rows that stayed good, with their splits, into samples.jsonl; the number of groups in each split."""
+    """The rows that stayed good, with their splits, into samples.jsonl; the number of groups in each split.
+
+    `keep`: a split that a file gave is kept row by row, also where it tears a group.
+    """
     leader = _leaders(found.joined)
     groups: dict[str, Group] = {}
     kept: set[str] = set()
-    for record in _good(spool, found):
+    for record in spool:
         group = leader.get(record["group"], record["group"])
         kept.add(group)
         groups.setdefault(group, Group(record["source"], record["split"]))
@@ -186,10 +231,10 @@ def _finish(
     found.samples = 0
     store = _Copies(root, draft) if copy else None
     with (draft / SAMPLES).open("wb") as lines:
-        for record in counted(_good(spool, found), "write samples", "samples"):
+        for record in counted(spool, "write samples", "samples"):
             group = record["group"] = leader.get(record["group"], record["group"])
             if division is not None:
-                record["split"] = placed[group]
+                record["split"] = (record["split"] if keep else None) or placed[group]
             if store is not None:
                 record["images"] = [store(ImageRef(**i)).to_json() for i in record["images"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
@@ -201,14 +246,6 @@ def _finish(
     where: Mapping[str, Split | None] = placed if division else {g: group.split for g, group in groups.items()}
     found.groups = Counter(where[g] or "-" for g in kept)
     return found.groups
-
-
-def _good(spool: Path, found: Findings) -> Iterator[dict[str, Any]]:
-    with spool.open("rb") as lines:
-        for line in lines:
-            record = orjson.loads(line)
-            if tuple(record.pop("at")) not in found.between:
-                yield record
 
 
 def _leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -231,6 +268,7 @@ class _Copies:
     def __init__(self, root: Path, draft: Path) -> None:
         self.root, self.draft = root, draft
         self._made: dict[tuple[str, str | None], ImageRef] = {}
+        self._taken: set[str] = set()
 
     def __call__(self, image: ImageRef) -> ImageRef:
         key = image.path, image.window
@@ -239,18 +277,24 @@ class _Copies:
         return self._made[key]
 
     def _copy(self, image: ImageRef) -> ImageRef:
-        path, frame = locate(self.root, image.path, f"image {image.path}")
-        name = Path("images") / image.path
-        if frame is None and path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            target = self.draft / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            return replace(image, path=name.as_posix())
-        made = name.with_name(f"{name.name.replace('#', '_')}.png")  # pixels alone: headers hold names
-        target = self.draft / made
+        """The upright picture as PNG: pixels alone, since headers of any form may hold names."""
+        shown = f"{image.path} {image.window}" if image.window else image.path
+        plain = re.sub("[^A-Za-z0-9._/-]", "_", shown)
+        name = self._free(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
+        target = self.draft / name
         target.parent.mkdir(parents=True, exist_ok=True)
         open_image(self.root, image).save(target)
-        return ImageRef(made.as_posix(), image.width, image.height)
+        return ImageRef(name, image.width, image.height)
+
+    def _free(self, name: str) -> str:
+        """The name, or one beside it where another image has it already."""
+        stem, dot, suffix = name.rpartition(".")
+        tried, number = name, 1
+        while tried.casefold() in self._taken:
+            number += 1
+            tried = f"{stem}_{number}{dot}{suffix}"
+        self._taken.add(tried.casefold())
+        return tried
 
 
 def _told(source: Source) -> dict[str, Any]:
@@ -264,17 +308,16 @@ def _told(source: Source) -> dict[str, Any]:
 
 
 def split_anew(folder: Path, division: Division) -> Counter[str]:
-    """Divide an imported data set again, and record it. The number of groups in each split.
+    """Divide an imported data set again, whatever its splits were, and record it. The number of groups in each split.
 
-    Splits given by the files are kept unless `division.anew`. Raises BadInput where `folder` holds no data set.
+    Raises BadInput where `folder` holds no data set.
     """
     file = folder / SAMPLES
     if not file.is_file():
         raise BadInput(f"{folder}: no {SAMPLES} there; make one with clinkd data import")
     groups: dict[str, Group] = {}
     for record in _records(file):
-        split = None if division.anew else record["split"]
-        groups.setdefault(record["group"], Group(record["source"], split))
+        groups.setdefault(record["group"], Group(record["source"], None))
     placed = place(groups, division.validation, division.test, division.seed)
     draft = file.with_name(f".{file.name}.part")
     with naming_full_disk(file), draft.open("wb") as lines:

@@ -6,6 +6,7 @@ Legend: N images, P pairs, T pixels of a thumbnail.
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ def examine(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Lo
         return
     jobs = deque(images[i : i + _JOB] for i in range(0, len(images), _JOB))
     while jobs:
-        with ProcessPoolExecutor(min(max(workers, 1), len(jobs)), mp_context=get_context("spawn")) as pool:
+        with _pool(min(workers, len(jobs))) as pool:
             try:
                 for looks in pool.map(partial(_examine, root), list(jobs)):
                     yield from looks
@@ -64,9 +65,18 @@ def examine(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Lo
             yield _alone(root, image)
 
 
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_silence)
+
+
+def _silence() -> None:
+    """Decoders in C write of damage to stderr; what it means is told by the Look."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _alone(root: Path, image: ImageRef) -> Look:
     """A Look by a process of its own, which may die."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with _pool(1) as pool:
         try:
             return pool.submit(_look, root, image).result()
         except BrokenProcessPool:
@@ -100,41 +110,57 @@ class Pair(NamedTuple):
     second: int
 
 
-def alike(looks: Sequence[Look]) -> list[Pair]:
-    """Pairs of images that show the same: hashes within 4 of 64 bits and thumbnails that correlate to 0.99.
+def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[int]) -> list[Pair]:
+    """Pairs of images of different groups that show the same: hashes within 4 of 64 bits, thumbnails alike to 0.99.
 
     Found whatever the size, the compression or the brightness; mirrored and cropped copies are not. Images of one
-    colour are like none. Every pair is found (of five bands of a hash, one is equal), without comparing all with all.
+    colour are like none. Given are enough pairs to join all that belong together, and one across splits for every image
+    that has any; so a thousand copies make a thousand pairs, not half a million. Of five bands of a hash one is equal,
+    so all need not be compared with all.
     """
     usable = np.array([i for i, look in enumerate(looks) if look.why is None and not look.flat], np.int64)
     if usable.size < 2:
         return []
-    hash_N = np.array([looks[i].hash for i in usable], np.uint64)
+    found = _Found(looks, usable, np.asarray(groups), np.asarray(splits))
     edges = np.linspace(0, 64, _BANDS + 1).astype(int)
-    found: list[NDArray[np.int64]] = []
     for low, high in itertools.pairwise(edges):
-        band_N = (hash_N >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
-        found += _close_in_band(band_N, hash_N)
-    pair_P2 = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)
-    return [Pair(int(usable[a]), int(usable[b])) for a, b in pair_P2 if _correlate(looks[usable[a]], looks[usable[b]])]
+        band_N = (found.hash_N >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        order = np.argsort(band_N, kind="stable")
+        starts = np.flatnonzero(np.diff(band_N[order], prepend=band_N[order[:1]] + np.uint64(1)))
+        for members in np.split(order, starts[1:]):
+            for place in range(len(members) - 1):  # a row at a time: a bucket of many must not fill the memory
+                found.compare(int(members[place]), members[place + 1 :])
+    return sorted(Pair(int(usable[a]), int(usable[b])) for a, b in found.pairs)
 
 
-def _close_in_band(band_N: NDArray[np.uint64], hash_N: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
-    """Pairs [P, 2] of equal band whose whole hashes are close."""
-    order = np.argsort(band_N, kind="stable")
-    starts = np.flatnonzero(np.diff(band_N[order], prepend=band_N[order[:1]] + np.uint64(1)))
-    found = []
-    for start, end in zip(starts, np.append(starts[1:], len(order)), strict=True):
-        members = np.sort(order[start:end])
-        for place, member in enumerate(members[:-1]):  # a row at a time: a bucket of many must not fill the memory
-            others = members[place + 1 :]
-            close = others[np.bitwise_count(hash_N[others] ^ hash_N[member]) <= BITS]
-            if close.size:
-                found.append(np.stack([np.full(close.size, member), close], axis=1))
-    return found
+class _Found:
+    """Pairs so far, and which images they join. Numbers here count the usable images, N of them."""
 
+    def __init__(
+        self, looks: Sequence[Look], usable: NDArray[np.int64], groups: NDArray[Any], splits: NDArray[Any]
+    ) -> None:
+        self.hash_N = np.array([looks[i].hash for i in usable], np.uint64)
+        self.group_N, self.split_N = groups[usable], splits[usable]
+        pixels = b"".join(looks[i].thumbnail for i in usable)
+        self.pixel_NT = np.frombuffer(pixels, np.uint8).reshape(len(usable), -1)
+        self.joined_N = np.arange(len(usable))  # the least number of those joined with each
+        self.told_N = np.zeros(len(usable), bool)  # has a pair across splits
+        self.pairs: list[tuple[int, int]] = []
 
-def _correlate(a: Look, b: Look) -> bool:
-    one, two = (np.frombuffer(look.thumbnail, np.uint8).astype(np.float64) for look in (a, b))
-    one, two = one - one.mean(), two - two.mean()
-    return bool(one @ two >= ALIKE * np.sqrt((one @ one) * (two @ two)))
+    def compare(self, one: int, others: NDArray[np.int64]) -> None:
+        """Keep the pairs of `one` with others that tell something new."""
+        across = self.split_N[others] != self.split_N[one]
+        new = (self.joined_N[others] != self.joined_N[one]) | (across & ~self.told_N[others])
+        others = others[new & (self.group_N[others] != self.group_N[one])]
+        others = others[np.bitwise_count(self.hash_N[others] ^ self.hash_N[one]) <= BITS]
+        if not others.size:
+            return
+        centred_PT = self.pixel_NT[others].astype(np.float64)
+        centred_PT -= centred_PT.mean(1, keepdims=True)
+        own_T = self.pixel_NT[one] - self.pixel_NT[one].mean()
+        together = centred_PT @ own_T
+        for other in others[together >= ALIKE * np.sqrt((centred_PT**2).sum(1) * (own_T @ own_T))]:
+            self.pairs.append((one, int(other)))
+            self.told_N[other] |= bool(self.split_N[other] != self.split_N[one])
+            least, greatest = sorted((self.joined_N[one], self.joined_N[other]))
+            self.joined_N[self.joined_N == greatest] = least

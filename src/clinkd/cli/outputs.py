@@ -1,0 +1,46 @@
+"""Where a command may write: never over a file that it did not make."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from clinkd.records import BadInput
+
+ENDED = 143
+PAGE, ASIDE, PICTURE = b"<title>Check of data</title>", b'{"clinkd": "quarantine"', b"clinkd"  # how each begins
+_HEAD_BYTES = 4096
+
+
+def may_write(flag: str, path: Path | None, mark: bytes | None = None) -> None:
+    """Raises BadInput where `path` is something else than a new file, or one that such a command made before.
+
+    `mark` stands near the start of the latter; without one, there may be no file.
+    """
+    if path is None:
+        return
+    parent = next(p for p in (path.absolute().parent, *path.absolute().parents) if p.exists())
+    if not parent.is_dir():
+        raise BadInput(f"{flag} {path}: {parent} is no folder; choose another place")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise BadInput(f"{flag} {path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head and (mark is None or mark not in head):
+        raise BadInput(f"{flag} {path}: is there already, and not of this command; choose another name")
+
+
+def end_in_order() -> None:
+    """Make SIGTERM close drafts as Ctrl-C does."""
+
+    def end(*_: object) -> NoReturn:
+        sys.exit(ENDED)
+
+    try:
+        signal.signal(signal.SIGTERM, end)
+    except ValueError:  # outside the main thread there is nothing to catch
+        return
