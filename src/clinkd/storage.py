@@ -47,22 +47,22 @@ def _number_in(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content` (text as UTF-8) so that a crash leaves the old file or the new one, never a part.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` at the end of the block: whole, or not at all.
 
-    Missing parent folders are made. Halves of characters, as names of files may hold them, are written as an escape
-    that JSON reads back. Raises BadInput on a full disk, with nothing left behind, and where `path` is no plain file.
+    Missing parent folders are made. Raises BadInput on a full disk, with nothing left behind, and where `path` is no
+    plain file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temp.open("wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(path)
@@ -70,6 +70,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             temp.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """`replacing` by `content` (text as UTF-8): a crash leaves the old file or the new one, never a part.
+
+    Halves of characters, as names of files may hold them, are written as an escape that JSON reads back.
+    """
+    with replacing(path) as file:
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:

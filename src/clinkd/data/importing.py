@@ -24,7 +24,7 @@ from clinkd.data.readers.rows import Entry, Problem, short
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, place
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
-from clinkd.storage import naming_full_disk, publish, read_json, sha256_file, write_json
+from clinkd.storage import naming_full_disk, publish, read_json, replacing, sha256_file, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,14 +319,10 @@ def split_anew(folder: Path, division: Division) -> Counter[str]:
     for record in _records(file):
         groups.setdefault(record["group"], Group(record["source"], None))
     placed = place(groups, division.validation, division.test, division.seed)
-    draft = file.with_name(f".{file.name}.part")
-    with naming_full_disk(file), draft.open("wb") as lines:
+    with replacing(file) as lines:
         for record in _records(file):
             record["split"] = placed[record["group"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-        lines.flush()
-        os.fsync(lines.fileno())
-    draft.replace(file)
     counts = Counter[str](placed[g] for g in groups)
     about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {"root": "."}
     write_json(folder / ABOUT, {**about, "split": asdict(division), "groups": dict(counts)})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,33 +22,12 @@ from clinkd.data.codecs import Codec, codec
 from clinkd.data.readers.conversations import OURS
 from clinkd.data.readers.rows import RESERVED
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
-from clinkd.storage import naming_full_disk, sync_folder, write_json
+from clinkd.storage import replacing, write_json
 
 DATASET_INFO = "dataset_info.json"
 WHOLE = "all"  # name of the file of samples that are of no split
 
 _FRAME = re.compile(r"#\d+$")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` at the end of the block: whole, or not at all.
-
-    Raises BadInput on a full disk, with nothing left behind.
-    """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temp.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temp.replace(path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
 
 
 def _json(value: Any, sample: Sample) -> bytes:
