@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clinkd.data import grids, writers
+from clinkd.data import grids
 from clinkd.data.codecs import codec
 from clinkd.data.readers import conversations, samples
 from clinkd.data.readers.rows import Entry
@@ -492,7 +492,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writers.os, "fsync", full)
+    monkeypatch.setattr("clinkd.storage.os.fsync", full)
     for write in (write_jsonl, write_coco, write_sharegpt):
         with pytest.raises(BadInput, match="no room left"):
             write([VG], tmp_path / "out" / write.__name__)  # type: ignore[operator]
