@@ -300,7 +300,7 @@ def test_no_room_is_named_where_a_library_tells_it_in_words_only(tmp_path):
     class LibraryError(Exception):
         pass
 
-    with pytest.raises(BadInput, match=r"model: no room left to write .*another folder"), naming_full_disk(tmp_path / "model"):
+    with pytest.raises(BadInput, match="model: no room left .* another folder"), naming_full_disk(tmp_path / "model"):
         raise LibraryError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(LibraryError), naming_full_disk(tmp_path / "model"):
         raise LibraryError("I/O error: Permission denied (os error 13)")
