@@ -275,3 +275,19 @@ def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(BadInput, match=r"no config\.json"):
         load(tmp_path, model.images.open_image)
+
+
+def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
+    folder, samples = drawn
+    shown = {"lung": 40, "bone": 200}
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return Image.new("RGB", (64, 64), (shown[ref.window or "lung"],) * 3)
+
+    config = ModelConfig(tiny=TINY)
+    model = new_tiny(config, texts_of(samples, config), 0, opened)
+    pair = [replace(samples[0], id=w, images=(replace(samples[0].images[0], window=w),)) for w in shown]
+    rows = rows_of(pair)
+    assert [[s.id for s in row] for row in rows] == [["lung"], ["bone"]]
+    halves = model.encode(rows).pixels_TD.chunk(2)
+    assert not torch.equal(*halves)

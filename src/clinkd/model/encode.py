@@ -73,9 +73,9 @@ class Prompts:
 
 def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
     """Samples that look at the same images, together, in order of first appearance; `most` a row (0: no limit)."""
-    by_images: OrderedDict[tuple[str, ...], list[Sample]] = OrderedDict()
+    by_images: OrderedDict[tuple[ImageRef, ...], list[Sample]] = OrderedDict()
     for sample in samples:
-        by_images.setdefault(tuple(i.path for i in sample.images), []).append(sample)
+        by_images.setdefault(sample.images, []).append(sample)
     rows = by_images.values()
     return [row[i : i + (most or len(row))] for row in rows for i in range(0, len(row), most or len(row))]
 
@@ -88,7 +88,7 @@ class ImageEncoder:
     ) -> None:
         self.processor, self.open_image, self.square = processor, open_image, square
         self.room = cache_bytes
-        self.cache: OrderedDict[str, np.ndarray] = OrderedDict()
+        self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
 
     def target(self, ref: ImageRef) -> tuple[int, int]:
         """Height and width in pixels to which the image is resampled, before the vision tower."""
@@ -114,16 +114,16 @@ class ImageEncoder:
 
     def pixels(self, ref: ImageRef) -> np.ndarray:
         """Resampled pixels, uint8 [height, width, 3]."""
-        found = self.cache.get(ref.path)
+        found = self.cache.get(ref)
         if found is None:
             tall, wide = self.target(ref)
             found = np.asarray(self.open_image(ref).resize((wide, tall), Image.Resampling.BICUBIC))
-            self.cache[ref.path] = found
+            self.cache[ref] = found
             self.room -= found.nbytes
             while self.room < 0 and len(self.cache) > 1:
                 self.room += self.cache.popitem(last=False)[1].nbytes
         else:
-            self.cache.move_to_end(ref.path)
+            self.cache.move_to_end(ref)
         return found
 
     def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
