@@ -19,6 +19,7 @@ from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, te
 from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import LiveTeacher, fit
+from clinkd.training.fit import _Trainee
 from clinkd.training.lanes import lanes_for
 
 TINY = TinyConfig(
@@ -278,7 +279,7 @@ def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
 
 
 def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
-    folder, samples = drawn
+    samples = drawn[1]
     shown = {"lung": 40, "bone": 200}
 
     def opened(ref: ImageRef) -> Image.Image:
@@ -291,3 +292,36 @@ def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
     assert [[s.id for s in row] for row in rows] == [["lung"], ["bone"]]
     halves = model.encode(rows).pixels_TD.chunk(2)
     assert not torch.equal(*halves)
+
+
+def test_one_vision_pass_serves_teacher_and_student(drawn, monkeypatch):
+    student, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
+    with torch.no_grad():
+        for p in teacher.model.network.model.language_model.parameters():
+            p.add_(0.01)
+    batch = student.encode(rows_of(drawn[1])[:4])
+    objective, passes = Distillation(), []
+    towers = [m.network.model.visual for m in (student, teacher.model)]
+    for tower in towers:
+        tower.register_forward_hook(lambda *_: passes.append(1))
+
+    def step() -> tuple[float, list[torch.Tensor]]:
+        student.zero_grad()
+        loss = _Trainee(student, objective, teacher)(batch, teacher)
+        loss.sum.backward()
+        return loss.sum.item(), [p.grad.clone() for p in student.parameters() if p.requires_grad]
+
+    student.network.model.language_model.requires_grad_(True)
+    assert not teacher.sees_as(student)  # a tower that learns is not shared
+    student.freeze(["vision", "merger"])
+    assert teacher.sees_as(student)
+    one = step()
+    assert len(passes) == 1
+    monkeypatch.setattr(LiveTeacher, "sees_as", lambda *_: False)
+    two = step()
+    assert len(passes) == 1 + 2 and one[0] == two[0]
+    assert all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True))
+    monkeypatch.undo()
+    with torch.no_grad():
+        next(iter(towers[1].parameters())).add_(1)
+    assert not teacher.sees_as(student)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,12 @@ class VisionLanguageModel(nn.Module):
         """Rows of samples that share their images, as a Batch on the CPU."""
         return encode_rows(rows, self.text, self.images)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """Last hidden states [N, H] at the tokens that predict an answer token."""
+    def see(self, batch: Batch) -> Any:
+        """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another."""
+        return self.network.model.get_image_features(batch.pixels_TD.to(self.dtype), batch.grids_I3, return_dict=True)
+
+    def hidden_states(self, batch: Batch, seen: Any = None) -> Tensor:
+        """Last hidden states [N, H] at the tokens that predict an answer token. `seen`: what `see` made already."""
         config = self.network.config
         image_BS = batch.input_ids_BS == config.image_token_id
         grids_N2 = batch.grids_I3[:, 1:] // config.vision_config.spatial_merge_size
@@ -83,7 +88,7 @@ class VisionLanguageModel(nn.Module):
             input_ids=batch.input_ids_BS,
             attention_mask=batch.mask_B1SS,
             position_ids=positions_3BS,
-            pixel_values=batch.pixels_TD.to(self.dtype),
+            mm_encoder_outputs={"image": self.see(batch) if seen is None else seen},
             image_grid_thw=batch.grids_I3,
             use_cache=False,
         ).last_hidden_state
@@ -147,6 +152,12 @@ class VisionLanguageModel(nn.Module):
         return [
             int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")
         ]
+
+    def sees_as(self, other: VisionLanguageModel) -> bool:
+        """Whether both make the same of an image, and will: tower and merger are equal and get no gradient."""
+        ours, theirs = (dict(m.network.model.visual.named_parameters()) for m in (self, other))
+        still = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
+        return still and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""

@@ -43,8 +43,12 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def goal(self, batch: Batch) -> States:
-        return States(self.model.hidden_states(batch), self.model.head.weight_VH)
+    def goal(self, batch: Batch, seen: Any = None) -> States:
+        return States(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
+
+    def sees_as(self, model: Learner) -> bool:
+        """Whether one vision pass serves both: tower and merger are equal and frozen."""
+        return isinstance(model, VisionLanguageModel) and self.model.sees_as(model)
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,22 @@ class Fitted:
 class _Trainee(nn.Module):
     """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss."""
 
-    def __init__(self, model: Learner, objective: CrossEntropy | Distillation) -> None:
+    def __init__(self, model: Learner, objective: CrossEntropy | Distillation, teacher: Teacher | None) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+        self.share_sight = isinstance(teacher, LiveTeacher) and teacher.sees_as(model)
 
     def forward(self, batch: Any, teacher: Teacher | None) -> Loss:
-        hidden_NH, weight_VH = self.model.hidden_states(batch), self.model.head.weight_VH
-        if isinstance(self.objective, Distillation):
-            assert teacher is not None
-            return self.objective(hidden_NH, weight_VH, batch.labels_N, teacher.goal(batch))
-        return self.objective(hidden_NH, weight_VH, batch.labels_N)
+        weight_VH = self.model.head.weight_VH
+        if not isinstance(self.objective, Distillation):
+            return self.objective(self.model.hidden_states(batch), weight_VH, batch.labels_N)
+        assert teacher is not None
+        if self.share_sight and isinstance(teacher, LiveTeacher) and isinstance(self.model, VisionLanguageModel):
+            with torch.no_grad():
+                seen = self.model.see(batch)
+            hidden_NH = self.model.hidden_states(batch, seen)
+            return self.objective(hidden_NH, weight_VH, batch.labels_N, teacher.goal(batch, seen))
+        return self.objective(self.model.hidden_states(batch), weight_VH, batch.labels_N, teacher.goal(batch))
 
 
 def fit(
@@ -106,7 +116,7 @@ def fit(
             f"{accelerator.num_processes} processes"
         )
     optimizers = make_optimizers(model, config)
-    trainee = accelerator.prepare_model(_Trainee(model, objective))
+    trainee = accelerator.prepare_model(_Trainee(model, objective, teacher))
     num_steps = math.ceil(config.epochs * len(rows) / config.rows)
     restored = load_checkpoint(folder, model, optimizers) or {"step": 0, "samples": 0, "losses": []}
     first, num_samples, losses = restored["step"], restored["samples"], list(restored["losses"])
