@@ -1,6 +1,6 @@
 """Records to tensors to records: the only room that knows transformers."""
 
-from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of
+from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of, template_identity
 from clinkd.model.sight import Sight
 from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
 
@@ -14,5 +14,6 @@ __all__ = [
     "load",
     "new_tiny",
     "rows_of",
+    "template_identity",
     "texts_of",
 ]

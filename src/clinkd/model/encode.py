@@ -9,6 +9,8 @@ its gradients are those of separate rows, at a fraction of the vision and prefix
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +47,8 @@ class Batch(Labelled):
 
     input_ids_BS; running_BS: index of each token in its own sequence; mask_B1SS: True where query (dim 2) sees key
     (dim 3); pixels_TD, grids_I3: the vision tower's input; answer_row_N, answer_column_N: the tokens whose hidden
-    state predicts an answer token; labels_N: that answer token.
+    state predicts an answer token; labels_N: that answer token; spans: id of each sample and number of its answer
+    tokens, in the order of labels_N.
     """
 
     input_ids_BS: Tensor
@@ -55,6 +58,7 @@ class Batch(Labelled):
     grids_I3: Tensor
     answer_row_N: Tensor
     answer_column_N: Tensor
+    spans: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: Ima
     """Training rows. Raises BadInput where the samples of a row look at different images."""
     lines: list[tuple[list[int], list[int], list[int]]] = []  # ids, segment of each token, running index
     answers: list[tuple[int, int, int]] = []  # row, column that predicts, label
+    spans: list[tuple[str, int]] = []
     refs: list[ImageRef] = []
     segments = iter(text.segments([s for row in rows for s in row]))
     for number, row in enumerate(rows):
@@ -177,12 +182,13 @@ def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: Ima
         ids = text.prefix([images.grid(r) for r in row[0].images])
         front = len(ids)
         owner, running = [0] * front, list(range(front))
-        for place, _ in enumerate(row, start=1):
-            start = len(ids)
+        for place, sample in enumerate(row, start=1):
+            start, before = len(ids), len(answers)
             for asked, answer in next(segments):
                 ids += asked
                 answers += [(number, len(ids) + k - 1, label) for k, label in enumerate(answer)]
                 ids += answer
+            spans.append((sample.id, len(answers) - before))
             owner += [place] * (len(ids) - start)
             running += range(front, front + len(ids) - start)
         lines.append((ids, owner, running))
@@ -210,6 +216,7 @@ def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: Ima
         grids_I3=grids_I3,
         answer_row_N=row_N,
         answer_column_N=column_N,
+        spans=tuple(spans),
     )
 
 
@@ -229,5 +236,12 @@ def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEn
 
 
 def template_identity(text: TextEncoder) -> dict[str, Any]:
-    """What a stored teacher or checkpoint must agree on: the words around a question, and the box spelling."""
-    return {"system": text.system, "codec": text.codec.name, "step": text.codec.step}
+    """What a stored teacher must agree on with its student: the words around a question, box spelling, vocabulary."""
+    entries = json.dumps(sorted(text.tokenizer.get_vocab().items()))
+    return {
+        "system": text.system,
+        "frame": text.frame,
+        "codec": text.codec.name,
+        "step": text.codec.step,
+        "vocabulary": hashlib.sha256(entries.encode()).hexdigest(),
+    }

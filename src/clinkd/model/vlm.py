@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from clinkd.config import AnswerConfig, ModelConfig
+from clinkd.config import AnswerConfig, LoraConfig, ModelConfig
 from clinkd.data import Codec, codec
-from clinkd.model import qwen2vl, tiny
+from clinkd.model import adapters, qwen2vl, tiny
 from clinkd.model.encode import (
     Batch,
     ImageEncoder,
@@ -25,6 +25,7 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
+from clinkd.objectives import LowRank
 from clinkd.records import BadInput, Candidate, Sample
 
 SYSTEM = "You are a helpful assistant."  # Qwen2-VL's own
@@ -38,12 +39,17 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer: logits = hidden @ weight_VH.T (Qwen2-VL has no bias)."""
+    """The output layer: logits = hidden @ weight_VH.T (Qwen2-VL has no bias), and what LoRA adds, if anything."""
 
     weight_VH: Tensor
+    lora: tuple[Tensor, Tensor, float] | None = None  # A [R, H], B [V, R], scale
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        return hidden_NH @ self.weight_VH.T
+    def added(self, hidden_NH: Tensor) -> LowRank | None:
+        """The addition, as a fused loss takes it."""
+        if self.lora is None:
+            return None
+        down_RH, up_VR, scale = self.lora
+        return LowRank((hidden_NH.to(down_RH.dtype) @ down_RH.T) * scale, up_VR)
 
 
 class VisionLanguageModel(nn.Module):
@@ -98,7 +104,7 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def head(self) -> Head:
-        return Head(self.network.lm_head.weight)
+        return Head(adapters.plain_weight(self.network.lm_head), adapters.factors(self.network.lm_head))
 
     @torch.inference_mode()
     def generate(self, samples: Sequence[Sample], config: AnswerConfig) -> list[list[Candidate]]:
@@ -140,11 +146,11 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.network.lm_head.weight.device
+        return self.head.weight_VH.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.lm_head.weight.dtype
+        return self.head.weight_VH.dtype
 
     @property
     def never(self) -> list[int]:
@@ -166,6 +172,22 @@ class VisionLanguageModel(nn.Module):
                 raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(PARTS)}")
             for name in PARTS[part]:
                 self.network.get_submodule(name).requires_grad_(False)
+
+    def adapt(self, config: LoraConfig, seed: int) -> None:
+        """Add what `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
+        prefixes = [name for part in config.parts for name in PARTS[part]]
+        adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
+
+    def merge(self) -> None:
+        """Put additions into the weights: the model is a plain one again."""
+        adapters.merge(self.network)
+
+    def recompute_blocks(self, on: bool) -> None:
+        """Keep only the inputs of blocks for the backward, and compute the rest again."""
+        if on:
+            self.network.activation_checkpointing_enable()
+        else:
+            self.network.activation_checkpointing_disable()
 
     def _read(self, ids: list[int], score: float | None) -> Candidate:
         ended = self.text.end in ids

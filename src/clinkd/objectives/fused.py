@@ -59,7 +59,8 @@ class Shares:
 
 def fused(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`Fused` of its inputs, in their order."""
-    found: tuple[Tensor, Tensor, Tensor] = Fused.apply(*inputs)  # type: ignore[no-untyped-call]
+    with torch.autocast(inputs[0].device.type, enabled=False):  # float32 here means float32
+        found: tuple[Tensor, Tensor, Tensor] = Fused.apply(*inputs)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -63,22 +63,36 @@ class Fitted:
 class _Trainee(nn.Module):
     """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss."""
 
-    def __init__(self, model: Learner, objective: CrossEntropy | Distillation, teacher: Teacher | None) -> None:
+    def __init__(
+        self,
+        model: Learner,
+        objective: CrossEntropy | Distillation,
+        teacher: Teacher | None,
+        precision: Literal["float32", "bf16"] = "float32",
+    ) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.precision = model, objective, precision
         self.share_sight = isinstance(teacher, LiveTeacher) and teacher.sees_as(model)
 
     def forward(self, batch: Any, teacher: Teacher | None) -> Loss:
-        weight_VH = self.model.head.weight_VH
+        # not accelerate's: its state is one for the whole process, and stages may differ
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self._loss(batch, teacher)
+
+    def _loss(self, batch: Any, teacher: Teacher | None) -> Loss:
+        head = self.model.head
         if not isinstance(self.objective, Distillation):
-            return self.objective(self.model.hidden_states(batch), weight_VH, batch.labels_N)
+            hidden_NH = self.model.hidden_states(batch)
+            return self.objective(hidden_NH, head.weight_VH, batch.labels_N, head.added(hidden_NH))
         assert teacher is not None
         if self.share_sight and isinstance(teacher, LiveTeacher) and isinstance(self.model, VisionLanguageModel):
             with torch.no_grad():
                 seen = self.model.see(batch)
             hidden_NH = self.model.hidden_states(batch, seen)
-            return self.objective(hidden_NH, weight_VH, batch.labels_N, teacher.goal(batch, seen))
-        return self.objective(self.model.hidden_states(batch), weight_VH, batch.labels_N, teacher.goal(batch))
+            goal: States | Samples = teacher.goal(batch, seen)
+        else:
+            hidden_NH, goal = self.model.hidden_states(batch), teacher.goal(batch)
+        return self.objective(hidden_NH, head.weight_VH, batch.labels_N, goal, head.added(hidden_NH))
 
 
 def fit(
@@ -108,6 +122,10 @@ def fit(
     if not rows:
         raise BadInput(f"{title}: no samples to train on")
     model.freeze(config.freeze)
+    if isinstance(model, VisionLanguageModel):
+        model.recompute_blocks(config.recompute == "blocks")
+        if config.lora is not None:
+            model.adapt(config.lora, seed)
     model.train()
     accelerator = Accelerator(cpu=model.device.type == "cpu")
     if config.rows % (config.accumulate * accelerator.num_processes):
@@ -116,7 +134,7 @@ def fit(
             f"{accelerator.num_processes} processes"
         )
     optimizers = make_optimizers(model, config)
-    trainee = accelerator.prepare_model(_Trainee(model, objective, teacher))
+    trainee = accelerator.prepare_model(_Trainee(model, objective, teacher, config.precision))
     num_steps = math.ceil(config.epochs * len(rows) / config.rows)
     restored = load_checkpoint(folder, model, optimizers) or {"step": 0, "samples": 0, "losses": []}
     first, num_samples, losses = restored["step"], restored["samples"], list(restored["losses"])
@@ -174,6 +192,9 @@ def fit(
                 save_checkpoint(folder, step + 1, model, optimizers, state)
                 saved = time.monotonic()
     model.eval()
+    if isinstance(model, VisionLanguageModel):
+        model.recompute_blocks(False)
+        model.merge()
     tail = losses[-max(1, num_steps // 10) :]
     return Fitted(num_steps, num_samples, sum(tail) / len(tail))
 

@@ -1,0 +1,64 @@
+"""Low-rank additions (LoRA, arXiv 2106.09685) to whole parts of a network, by peft; merged into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from clinkd.records import BadInput
+
+NAME = "default"
+
+
+def add(network: PreTrainedModel, prefixes: Sequence[str], rank: int, alpha: float, seed: int) -> None:
+    """An addition to every linear layer below `prefixes`; all else stops learning. It starts at zero.
+
+    Raises BadInput where a layer shares its weight with another: merging would change both.
+    """
+    chosen = [
+        name for name, m in network.named_modules() if isinstance(m, nn.Linear) and name.startswith(tuple(prefixes))
+    ]
+    if not chosen:
+        raise BadInput(f"fit.lora.parts: the network has no linear layer in {', '.join(prefixes)}")
+    if "lm_head" in chosen and network.get_submodule("lm_head").weight is network.get_input_embeddings().weight:
+        raise BadInput("fit.lora.parts: the head is one with the input table in this model; leave head out")
+    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=chosen)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, network, adapter_name=NAME)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(f".{NAME}." in name)
+
+
+def layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The layers with an addition."""
+    for name, module in network.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def merge(network: nn.Module) -> None:
+    """Put the additions into the weights, and the plain layers back in their places."""
+    for name, layer in list(layers(network)):
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, layer.get_base_layer())
+
+
+def factors(layer: nn.Module) -> tuple[Tensor, Tensor, float] | None:
+    """A [R, H], B [V, R] and the scale of a layer's addition, None where it has none."""
+    if not isinstance(layer, LoraLayer):
+        return None
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
+
+
+def plain_weight(layer: nn.Module) -> Tensor:
+    """The weight without any addition."""
+    base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+    assert isinstance(base.weight, Tensor)
+    return base.weight
