@@ -103,6 +103,18 @@ def test_ask_answers_about_an_image_and_draws(done, tmp_path, capsys):
     assert "not an image" in capsys.readouterr().err
 
 
+def test_the_model_can_be_carried_away_with_its_card(done, tmp_path, capsys):
+    out = tmp_path / "model"
+    assert main(["export", "--runs", str(done[0]), "--run", "demo", str(out)]) == 0
+    assert "gave the same logits" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    for words in ("Research use only", "stage `reflect-2`", "| VG |", "reflect-2: ", "kd_weight:", "torch "):
+        assert words in card, words
+    assert str(done[0]) not in card and not list(tmp_path.glob(".*"))
+    assert main(["export", "--runs", str(done[0]), "--run", "demo", str(out)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_to_the_same_table(done, tmp_path):
     given = command(tmp_path, "--set", "teacher.fit.checkpoint_seconds=0.001")
     code = "import sys, json; from clinkd.cli import main; sys.exit(main(json.loads(sys.argv[1])))"

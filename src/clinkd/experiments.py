@@ -15,6 +15,7 @@ from clinkd.config import (
     DataConfig,
     DistillConfig,
     FitConfig,
+    LoraConfig,
     ModelConfig,
     PretrainConfig,
     ReflectConfig,
@@ -66,8 +67,16 @@ def real(data: Path | None = None) -> RunConfig:
 
 
 def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
-    """The paper's method for a pretrained Qwen2-VL without a large GPU: vision fixed, at most 256 image tokens."""
-    fit = FitConfig(rows=8, accumulate=8, questions=4, learning_rate=2e-5, freeze=("vision", "merger"))
+    """The paper's method for a pretrained Qwen2-VL without a large GPU: LoRA, vision fixed, at most 256 image tokens."""
+    fit = FitConfig(
+        rows=8,
+        accumulate=8,
+        questions=4,
+        learning_rate=1e-4,  # of additions alone: five times that of all weights
+        freeze=("vision", "merger"),
+        lora=LoraConfig(),
+        recompute="blocks",
+    )
     return RunConfig(
         name="laptop",
         data=DataConfig(path=data),

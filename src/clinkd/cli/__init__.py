@@ -123,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("question")
     made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
     made.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
+    made = verb(
+        "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
+    )
+    made.add_argument("folder", type=Path)
+    made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
     verb("doctor", _doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
 
     data.add(verbs)
@@ -133,6 +138,17 @@ def _version() -> str:
     from clinkd import __version__
 
     return f"clinkd {__version__}"
+
+
+def _export(args: argparse.Namespace) -> int:
+    from clinkd import pipeline
+
+    end_in_order()
+    made = pipeline.export(pipeline.find(args.run, args.runs), args.folder)
+    by = "transformers' own Qwen2-VL class" if made.stock else "clinkd (its positions exist in no stock class)"
+    print(f"model    {made.folder}: of stage {made.stage}, loaded by {by}; loaded again, it gave the same logits")
+    print(f"card     {made.folder / 'README.md'}")
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

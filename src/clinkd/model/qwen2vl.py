@@ -40,7 +40,16 @@ from clinkd.records import BadInput
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
-__all__ = ["ClinkdConfig", "ClinkdForConditionalGeneration", "Qwen2VLImageProcessorPil", "build", "load_folder"]
+__all__ = [
+    "ClinkdConfig",
+    "ClinkdForConditionalGeneration",
+    "Qwen2VLImageProcessorPil",
+    "as_stock",
+    "build",
+    "is_stock",
+    "load_folder",
+    "load_written",
+]
 
 
 # A rope type that no other class knows: the stock class would take our weights under any model type, with a warning
@@ -187,6 +196,40 @@ def clinkd_config(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
 def build(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdForConditionalGeneration:
     """A model with random weights, drawn from torch's current generator."""
     return ClinkdForConditionalGeneration(clinkd_config(stock, knobs))
+
+
+def is_stock(config: ClinkdConfig) -> bool:
+    """Whether the stock class computes the same: Qwen2-VL's own positions and sections."""
+    knobs = scheme_knobs(config)
+    return knobs.positions == "mrope" and knobs.layout == "sections" and not knobs.spatial_reset
+
+
+def as_stock(network: ClinkdForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
+    """The same weights in the stock class, sharing their memory. Raises BadInput where positions are not stock."""
+    if not is_stock(network.config):
+        knobs = scheme_knobs(network.config)
+        raise BadInput(f"positions={knobs.positions}, layout={knobs.layout} exist in no stock class")
+    plain = network.config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version", "scheme", "system_turn"):
+        plain.pop(key, None)
+    text = plain["text_config"]
+    for key in ("model_type", "rope_layout", "rope_axes"):
+        text.pop(key, None)
+    text["rope_parameters"]["rope_type"] = "default"
+    with torch.device("meta"):
+        stock = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**plain))
+    stock.load_state_dict(network.state_dict(), assign=True)
+    stock.tie_weights()
+    stock.generation_config = network.generation_config
+    return stock
+
+
+def load_written(folder: Path, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:
+    """A folder that was just written, as whoever gets it will load it: by the stock class where that is its type."""
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    cls = ClinkdForConditionalGeneration if kind == ClinkdConfig.model_type else Qwen2VLForConditionalGeneration
+    loaded: Qwen2VLForConditionalGeneration = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return loaded
 
 
 def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> ClinkdForConditionalGeneration:

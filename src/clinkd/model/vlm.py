@@ -5,6 +5,7 @@ Shapes: B rows, S tokens, N answer tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,38 @@ class VisionLanguageModel(nn.Module):
         self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def save_stock(self, folder: Path) -> None:
+        """As `save`, for the stock Qwen2-VL classes. Raises BadInput where no stock class has these positions."""
+        qwen2vl.as_stock(self.network).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @torch.inference_mode()
+    def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
+        """Greatest difference of any logit between this model and the one written to `folder`, a question at a time."""
+        written = qwen2vl.load_written(folder, self.dtype).to(self.device).eval()
+        greatest = 0.0
+        for sample in samples:
+            prompt = encode_prompts([sample], self.text, self.images).to(self.device)
+            ours, theirs = (
+                network(
+                    input_ids=prompt.input_ids_BS,
+                    attention_mask=prompt.seen_BS,
+                    mm_token_type_ids=prompt.mm_types_BS,
+                    pixel_values=prompt.pixels_TD.to(self.dtype),
+                    image_grid_thw=prompt.grids_I3,
+                ).logits
+                for network in (self.network, written)
+            )
+            apart = float((ours - theirs).abs().max())
+            greatest = max(greatest, apart) if math.isfinite(apart) else math.inf
+        return greatest
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether `save_stock` can be: the positions are Qwen2-VL's own."""
+        return qwen2vl.is_stock(self.network.config)
 
     # -- about the model ------------------------------------------------------------------------------------------
 

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from clinkd.config import RunConfig
 from clinkd.pipeline.graph import Stage, StageStatus, Work, execute, outlook
-from clinkd.pipeline.runs import RUNS, Asked, Run, begin, find, finish, known, open_run, table
+from clinkd.pipeline.runs import RUNS, Asked, Exported, Run, begin, find, finish, known, open_run, table
 
 __all__ = [
     "RUNS",
     "Asked",
+    "Exported",
     "Run",
     "Stage",
     "StageStatus",
     "Work",
     "ask",
     "execute",
+    "export",
     "find",
     "known",
     "open_run",
@@ -45,6 +47,16 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     done = open_run(folder)
     finish(done)
     return done
+
+
+def export(run: Run, out: Path) -> Exported:
+    """Write the run's final model, with its processor and a card, to a new folder, and load it again to compare.
+
+    Raises BadInput for a run that is not finished, and where `out` holds something.
+    """
+    from clinkd.pipeline.exporting import export as write
+
+    return write(run, out)
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:

@@ -13,8 +13,6 @@ from clinkd.pipeline.runs import Asked, Run
 from clinkd.pipeline.work import load_clip, load_model
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 
-TRAINED = ("reflect-", "distill", "teacher", "base")  # the run's last model, the latest kind first
-
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
     """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
@@ -26,7 +24,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
         raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
     picture = data.open_image(image.parent, image.name)
     names = [stage["name"] for stage in run.stages]
-    last = next(n for kind in TRAINED for n in reversed(names) if n.startswith(kind))
+    last = run.last_trained
 
     def given(_: ImageRef) -> Image.Image:
         return picture

@@ -17,6 +17,7 @@ RUNS = Path("runs")
 RUN_RECORD = "run.json"
 SCORES = "table.json"
 REPORT = "report.html"
+TRAINED = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Run:
             if found.name == name:
                 raise BadInput(f"{self.folder}: its stage {name} is not done; `{self.command}` goes on with the run")
         raise BadInput(f"{self.folder}: no stage {name}; its stages are {', '.join(s['name'] for s in self.stages)}")
+
+    @property
+    def last_trained(self) -> str:
+        """The stage that makes the run's final model."""
+        names = [str(stage["name"]) for stage in self.stages]
+        return next(n for kind in TRAINED for n in reversed(names) if n.startswith(kind))
 
     @property
     def command(self) -> str:
@@ -80,6 +87,15 @@ class Asked:
 
     prediction: Prediction
     overlay: Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was written: by which stage it was made, and whether the stock Qwen2-VL class loads it."""
+
+    folder: Path
+    stage: str
+    stock: bool
 
 
 def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> Path:

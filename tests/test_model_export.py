@@ -1,0 +1,93 @@
+"""Export: with Qwen2-VL's own positions the folder is a plain Qwen2-VL, for any process and without any difference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clinkd import data
+from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
+from clinkd.data import phantoms
+from clinkd.model import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import encode_prompts
+from clinkd.records import BadInput, ImageRef, Sample
+
+TINY = TinyConfig(
+    hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
+)
+STRANGER = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+assert not any("clinkd" in name for name in sys.modules)
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1]).eval()
+assert type(model).__name__ == "Qwen2VLForConditionalGeneration"
+with torch.inference_mode():
+    save_file({"logits": model(**load_file(sys.argv[2])).logits}, sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    folder = tmp_path_factory.mktemp("phantoms")
+    config = PhantomConfig(train_images=8, validation_images=2, test_images=2)
+    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+
+
+def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageModel:
+    folder, samples = drawn
+    config = ModelConfig(tiny=TINY, **knobs)  # type: ignore[arg-type]
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return data.open_image(folder, ref)
+
+    return new_tiny(config, texts_of(samples, config), 0, opened).eval()
+
+
+def test_a_stranger_loads_the_folder_and_gets_the_same_logits(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:
+    model = fresh(drawn, positions="mrope", layout="sections")
+    assert model.is_stock
+    model.save_stock(tmp_path / "model")
+    assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
+    prompt = encode_prompts(drawn[1][:1], model.text, model.images)
+    given = {
+        "input_ids": prompt.input_ids_BS, "attention_mask": prompt.seen_BS, "mm_token_type_ids": prompt.mm_types_BS,
+        "pixel_values": prompt.pixels_TD, "image_grid_thw": prompt.grids_I3,
+    }  # fmt: skip
+    save_file({k: v.contiguous() for k, v in given.items()}, tmp_path / "given.safetensors")
+    words = [sys.executable, "-c", STRANGER, *(str(tmp_path / n) for n in ("model", "given.safetensors", "told"))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.inference_mode():
+        ours = model.network(**given).logits
+    theirs = load_file(tmp_path / "told")["logits"]
+    # another process may share out its threads otherwise; within one the difference is zero (above)
+    assert torch.allclose(ours, theirs, atol=1e-5) and ours.argmax(-1).equal(theirs.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    "knobs", [{}, {"positions": "mrope", "layout": "interleaved"}, {"positions": "gap", "layout": "sections"}]
+)
+def test_positions_of_our_own_are_no_stock_model(
+    drawn: tuple[Path, list[Sample]], tmp_path: Path, knobs: dict[str, str]
+) -> None:
+    model = fresh(drawn, **knobs)
+    assert not model.is_stock
+    with pytest.raises(BadInput, match="exist in no stock class"):
+        model.save_stock(tmp_path / "x")
+    model.save(tmp_path / "model")
+    assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
+
+
+def test_a_difference_is_seen(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:
+    model = fresh(drawn)
+    model.save(tmp_path / "model")
+    with torch.no_grad():
+        model.network.model.language_model.norm.weight[3] += 1e-3
+    assert model.difference(tmp_path / "model", drawn[1][:2]) > 0
