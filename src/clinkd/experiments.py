@@ -67,7 +67,7 @@ def real(data: Path | None = None) -> RunConfig:
 
 
 def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
-    """The paper's method for a pretrained Qwen2-VL without a large GPU: LoRA, vision fixed, at most 256 image tokens."""
+    """The paper's method for a pretrained Qwen2-VL without a GPU: LoRA, vision fixed, at most 256 image tokens."""
     fit = FitConfig(
         rows=8,
         accumulate=8,

@@ -1,0 +1,105 @@
+"""The recipes for pretrained weights, unedited but for two paths, on a stock Qwen2-VL folder and Med-GRIT files.
+
+The folder is of the stock layout and of a tiny size, its weights random: what runs is the code, not a result.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from clinkd import data
+from clinkd.cli import main
+from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
+from clinkd.data import codec, phantoms
+from clinkd.model import new_tiny, texts_of
+from clinkd.records import ImageRef, Sample, Task
+
+TESTS = {Task.VG: "VG", Task.ROC: "RO", Task.RC: "GC", Task.MIA: "MII"}
+
+
+def write_medgrit(folder: Path, images: Path, samples: list[Sample]) -> None:
+    """Phantoms in Med-GRIT's own form: train.json of several turns a row, four test files of one."""
+    family = codec("qwen-vl")
+    names: dict[str, str] = {}
+
+    def row(asked: list[Sample]) -> dict[str, object]:
+        path = asked[0].images[0].path
+        name = names.setdefault(path, f"{asked[0].modality}_00--PHANTOM--{len(names):04d}--x_0000.png")
+        if not (images / name).exists():
+            Image.open(folder.parent / "drawn" / path).save(images / name)
+        said = [[family.encode(s.question), family.encode(s.answer)] for s in asked]
+        said[0][0] = f"<img>images/{name}</img>{said[0][0]}"
+        return {"id": name.removesuffix(".png"), "conversations": said}
+
+    by_image: dict[str, list[Sample]] = {}
+    for s in samples:
+        by_image.setdefault(s.images[0].path, []).append(s)
+    held = {p for p, asked in by_image.items() if asked[0].split == "test"}
+    (folder / "train.json").write_text(json.dumps([row(a) for p, a in by_image.items() if p not in held]))
+    for task, name in TESTS.items():
+        rows = [row([s]) for p in held for s in by_image[p] if s.task is task]
+        (folder / f"Test_{name}.json").write_text(json.dumps(rows))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set imported from Med-GRIT files, and a stock Qwen2-VL folder."""
+    home = tmp_path_factory.mktemp("real")
+    config = PhantomConfig(train_images=8, validation_images=2, test_images=4, structures=1)
+    samples = phantoms.write(home / "drawn", config, 0)
+    for name in ("medgrit", "sa-med2d/images"):
+        (home / name).mkdir(parents=True)
+    write_medgrit(home / "medgrit", home / "sa-med2d/images", samples)
+    words = ["data", "import", str(home / "medgrit"), "--images", str(home / "sa-med2d"), "--out", str(home / "set")]
+    assert main([*words, "--validation", "0.2", "--workers", "1"]) == 0
+    tiny = TinyConfig(
+        hidden=48,
+        layers=2,
+        heads=2,
+        mlp=64,
+        vision_hidden=32,
+        vision_layers=1,
+        vision_heads=2,
+        vocabulary=400,
+        patch=14,
+        image_pixels=56,
+    )
+    knobs = ModelConfig(positions="mrope", layout="sections", boxes="qwen2-vl", tiny=tiny)
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return data.open_image(home / "drawn", ref)
+
+    new_tiny(knobs, texts_of(samples, knobs), 0, opened).save_stock(home / "base")
+    assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"
+    return home / "set", home / "base"
+
+
+@pytest.mark.parametrize("name", ["laptop", "paper"])
+def test_a_recipe_for_real_weights_runs_as_it_stands(
+    given: tuple[Path, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, base = given
+    words = ["run", name, "--runs", str(tmp_path), "--set", f"data.path={folder}", "--set", f"model.base={base}"]
+    assert main(words) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["table", name, "--runs", str(tmp_path), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    for task in ("VG", "ROC", "MIA"):
+        assert scores[task]["score"] is not None
+    assert {"teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(scores["wall_seconds"])
+    assert main(["export", str(tmp_path / "model"), "--runs", str(tmp_path), "--run", name]) == 0
+    vision = [k for k in weights(base) if "visual" in k]
+    before, after = weights(base), weights(tmp_path / "model")
+    changed = {k for k in before if k in after and before[k] != after[k]}
+    assert changed
+    assert (set(vision) & changed == set()) == (name == "laptop")  # its tower stays as it was
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {key: file.get_tensor(key).numpy().tobytes() for key in file.keys()}  # noqa: SIM118 - no dict
