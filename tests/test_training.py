@@ -83,17 +83,16 @@ def test_unequal_vocabularies_are_refused():
         )
 
 
-@pytest.mark.parametrize(
-    "knobs",
-    [
-        {"positions": "tied", "layout": "halves"},
-        {"positions": "mrope", "layout": "sections"},
-        {"positions": "gap", "layout": "sections"},
-        {"positions": "sequential", "layout": "sections"},
-        {"positions": "mrope", "layout": "interleaved", "spatial_reset": True},
-    ],
-    ids=str,
-)
+SCHEMES = [
+    {"positions": "tied", "layout": "halves"},
+    {"positions": "mrope", "layout": "sections"},
+    {"positions": "gap", "layout": "sections"},
+    {"positions": "sequential", "layout": "sections"},
+    {"positions": "mrope", "layout": "interleaved", "spatial_reset": True},
+]
+
+
+@pytest.mark.parametrize("knobs", SCHEMES, ids=str)
 def test_shared_prefix_rows_have_the_gradients_of_separate_rows(drawn, knobs):
     model = fresh(drawn, **knobs)
     row = rows_of(drawn[1])[0]
@@ -292,6 +291,32 @@ def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
     assert [[s.id for s in row] for row in rows] == [["lung"], ["bone"]]
     halves = model.encode(rows).pixels_TD.chunk(2)
     assert not torch.equal(*halves)
+
+
+@pytest.mark.parametrize("knobs", SCHEMES, ids=str)
+def test_packed_rows_do_not_see_each_other(drawn, knobs):
+    model = fresh(drawn, square=False, **knobs)
+    rows = [row[: 1 + k % 3] for k, row in enumerate(rows_of(drawn[1])[:7])]
+    model.images.limit(rows[2][0].images[0], 9)  # images of several sizes
+    model.images.limit(rows[4][0].images[0], 4)
+
+    def learned(line_tokens: int) -> tuple[torch.Tensor, list[torch.Tensor], tuple[int, ...]]:
+        model.line_tokens = line_tokens
+        model.zero_grad()
+        batch = model.encode(rows)
+        hidden = model.hidden_states(batch)
+        loss = CrossEntropy()(hidden, model.head.weight_VH, batch.labels_N)
+        loss.sum.backward()
+        assert [i for i, _ in batch.spans] == [s.id for row in rows for s in row]
+        gradients = [p.grad.clone() for p in model.parameters()]
+        return torch.cat([hidden.detach(), batch.labels_N[:, None]], 1), gradients, tuple(batch.input_ids_BS.shape)
+
+    alone, packed = learned(0), learned(200)
+    assert alone[2][0] == 7 and packed[2][0] < 5 and packed[2][1] <= 200
+    assert torch.allclose(packed[0], alone[0], atol=2e-5)
+    for ours, theirs in zip(packed[1], alone[1], strict=True):
+        assert (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-3) < 1e-3
+    assert learned(1)[2][0] == 7  # a row longer than a line has one for itself
 
 
 def test_one_vision_pass_serves_teacher_and_student(drawn, monkeypatch):

@@ -86,6 +86,16 @@ class DataConfig(Knobs):
         return self
 
 
+class LoraConfig(Knobs):
+    """Low-rank additions to the matrices of whole parts, trained in their place and merged into them at the end."""
+
+    rank: Count = knob(16, "columns of each addition")
+    alpha: Positive = knob(32.0, "the addition is scaled by alpha / rank")
+    parts: tuple[Literal["vision", "merger", "text", "head"], ...] = knob(
+        ("text",), "whose matrices; the rest is fixed"
+    )
+
+
 class FitConfig(Knobs):
     """One training stage. Steps are optimiser steps; a row is one image with its questions."""
 
@@ -101,6 +111,16 @@ class FitConfig(Knobs):
     clip: Positive = knob(1.0, "largest gradient norm")
     schedule: Literal["cosine", "constant"] = knob("cosine", "after the warm-up, to zero", paper="cosine")
     freeze: tuple[Literal["vision", "merger", "text", "head"], ...] = knob((), "parts kept fixed")
+    lora: LoraConfig | None = knob(None, "train low-rank additions alone", paper="full tuning")
+    max_tokens: Whole = knob(0, "most tokens of a row, images included; 0 = no limit. Nothing is ever cut")
+    pack: Whole = knob(0, "tokens of a line into which whole rows are packed; 0 = a row a line")
+    overlong: Literal["error", "drop", "shrink"] = knob(
+        "error", "a sample longer than max_tokens: stop, leave it out and list it, or give its images fewer tokens"
+    )
+    precision: Literal["float32", "bf16"] = knob("float32", "bf16: products in bfloat16, weights and sums in float32")
+    recompute: Literal["nothing", "blocks"] = knob(
+        "nothing", "blocks: keep the input of each block alone and compute it again in the backward (less memory)"
+    )
     checkpoint_seconds: NonNegative = knob(20.0, "time between resumable checkpoints", speed_only=True)
 
     @model_validator(mode="after")
@@ -187,6 +207,13 @@ class DistillConfig(Knobs):
     pseudo_share: Share = knob(
         0.5, "under mixed: share of the items outside the teacher's draw that get a pseudo-label"
     )
+    teacher_as: Literal["live", "states", "draws"] = knob(
+        "live",
+        "live: it runs beside the student; states, draws: it runs once over the split and is read from the disk, "
+        "exactly or by chance",
+        paper="live",
+    )
+    draws: Annotated[int, Field(ge=1, le=32767)] = knob(50, "under draws: entries drawn from its answer, a token")
     fit: FitConfig = knob(FitConfig(), "how it is trained")
 
 

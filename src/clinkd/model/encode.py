@@ -93,6 +93,13 @@ class ImageEncoder:
         self.processor, self.open_image, self.square = processor, open_image, square
         self.room = cache_bytes
         self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
+        self.limits: dict[ImageRef, int] = {}  # most tokens of single images
+
+    def limit(self, ref: ImageRef, tokens: int) -> None:
+        """Let an image have no more tokens than so many, from now on; the least of all limits given counts."""
+        self.limits[ref] = min(tokens, self.limits.get(ref, tokens))
+        if (found := self.cache.pop(ref, None)) is not None:
+            self.room += found.nbytes
 
     def target(self, ref: ImageRef) -> tuple[int, int]:
         """Height and width in pixels to which the image is resampled, before the vision tower."""
@@ -102,9 +109,10 @@ class ImageEncoder:
         if self.square:
             width = height = max(1, round((width * height) ** 0.5))
         size = self.processor.size
-        least, most = size["shortest_edge"], size["longest_edge"]
+        factor = self.processor.patch_size * self.processor.merge_size
+        most = min(size["longest_edge"], self.limits.get(ref, size["longest_edge"]) * factor**2)
+        least = min(size["shortest_edge"], most)
         try:
-            factor = self.processor.patch_size * self.processor.merge_size
             tall, wide = smart_resize(height, width, factor, min_pixels=least, max_pixels=most)
         except ValueError as error:
             raise BadInput(f"image {ref.path}: {error}") from None
@@ -168,44 +176,68 @@ class TextEncoder:
         return [[(next(ids), next(ids)) for _ in sample.turns] for sample in samples]
 
 
-def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: ImageEncoder) -> Batch:
-    """Training rows. Raises BadInput where the samples of a row look at different images."""
-    lines: list[tuple[list[int], list[int], list[int]]] = []  # ids, segment of each token, running index
-    answers: list[tuple[int, int, int]] = []  # row, column that predicts, label
+@dataclass(frozen=True)
+class _Row:
+    """A row before it has a place: its tokens, the segment of each (0: the shared prefix), its running index; the
+    answer tokens as (column that predicts, label)."""
+
+    ids: list[int]
+    owner: list[int]
+    running: list[int]
+    answers: list[tuple[int, int]]
+    images: tuple[ImageRef, ...]
+
+
+def encode_rows(
+    rows: Sequence[Sequence[Sample]], text: TextEncoder, images: ImageEncoder, line_tokens: int = 0
+) -> Batch:
+    """Training rows. Raises BadInput where the samples of a row look at different images.
+
+    `line_tokens`: rows are packed whole into lines of up to so many tokens (0: a row a line). Rows of a line do not see
+    each other, and each has the positions it would have alone.
+    """
+    made: list[_Row] = []
     spans: list[tuple[str, int]] = []
-    refs: list[ImageRef] = []
     segments = iter(text.segments([s for row in rows for s in row]))
-    for number, row in enumerate(rows):
+    for row in rows:
         if any(s.images != row[0].images for s in row):
             raise BadInput(f"sample {row[0].id}: the samples of a row must look at the same images")
-        refs.extend(row[0].images)
         ids = text.prefix([images.grid(r) for r in row[0].images])
         front = len(ids)
         owner, running = [0] * front, list(range(front))
+        answers: list[tuple[int, int]] = []
         for place, sample in enumerate(row, start=1):
             start, before = len(ids), len(answers)
             for asked, answer in next(segments):
                 ids += asked
-                answers += [(number, len(ids) + k - 1, label) for k, label in enumerate(answer)]
+                answers += [(len(ids) + k - 1, label) for k, label in enumerate(answer)]
                 ids += answer
             spans.append((sample.id, len(answers) - before))
             owner += [place] * (len(ids) - start)
             running += range(front, front + len(ids) - start)
-        lines.append((ids, owner, running))
-    longest = max(len(ids) for ids, _, _ in lines)
+        made.append(_Row(ids, owner, running, answers, row[0].images))
+    lines = _packed([len(r.ids) for r in made], line_tokens)
+    longest = max(sum(len(made[k].ids) for k in line) for line in lines)
     input_ids_BS = torch.full((len(lines), longest), text.pad)
-    owner_BS = torch.full((len(lines), longest), -1)
+    owner_BS, unit_BS = (torch.full((len(lines), longest), -1) for _ in range(2))
     running_BS = torch.zeros((len(lines), longest), dtype=torch.long)
-    for number, (ids, owner, running) in enumerate(lines):
-        input_ids_BS[number, : len(ids)] = torch.tensor(ids)
-        owner_BS[number, : len(ids)] = torch.tensor(owner)
-        running_BS[number, : len(ids)] = torch.tensor(running)
-    # A token sees itself and what stands before it in the shared prefix (segment 0) or in its own segment.
-    same_BSS = owner_BS[:, :, None] == owner_BS[:, None, :]
-    prefix_BSS = (owner_BS == 0)[:, None, :]
-    mask_BSS = (same_BSS | prefix_BSS).tril()
-    pixels_TD, grids_I3 = images.patches(refs)
-    row_N, column_N, labels_N = torch.tensor(answers).unbind(1)
+    places: dict[int, tuple[int, int]] = {}  # row -> its line and first column
+    for number, line in enumerate(lines):
+        start = 0
+        for k in line:
+            places[k] = number, start
+            end = start + len(made[k].ids)
+            input_ids_BS[number, start:end] = torch.tensor(made[k].ids)
+            owner_BS[number, start:end] = torch.tensor(made[k].owner)
+            running_BS[number, start:end] = torch.tensor(made[k].running)
+            unit_BS[number, start:end] = k
+            start = end
+    # A token sees, of its own row, itself and what stands before it in the shared prefix or in its own segment.
+    alike_BSS = (owner_BS[:, :, None] == owner_BS[:, None, :]) | (owner_BS == 0)[:, None, :]
+    mask_BSS = (alike_BSS & (unit_BS[:, :, None] == unit_BS[:, None, :])).tril()
+    pixels_TD, grids_I3 = images.patches([ref for line in lines for k in line for ref in made[k].images])
+    told = [(places[k][0], places[k][1] + column, label) for k, r in enumerate(made) for column, label in r.answers]
+    row_N, column_N, labels_N = torch.tensor(told).unbind(1)
     return Batch(
         labels_N=labels_N,
         num_samples=sum(len(row) for row in rows),
@@ -218,6 +250,22 @@ def encode_rows(rows: Sequence[Sequence[Sample]], text: TextEncoder, images: Ima
         answer_column_N=column_N,
         spans=tuple(spans),
     )
+
+
+def _packed(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Rows into lines of up to `most` tokens: the longest first, each into the first line that has room for it."""
+    if not most:
+        return [[k] for k in range(len(lengths))]
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        place = next((i for i, left in enumerate(room) if left >= lengths[k]), len(lines))
+        if place == len(lines):
+            lines.append([])
+            room.append(max(most, lengths[k]))
+        lines[place].append(k)
+        room[place] -= lengths[k]
+    return lines
 
 
 def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEncoder) -> Prompts:

@@ -74,6 +74,10 @@ class PositionScheme(ABC):
         saved_BS = torch.zeros_like(running_BS)
         saved_BS.view(-1)[tokens.last_N] = self.saved(grids_N2).to(saved_BS.dtype)
         before_BS = saved_BS.cumsum(1) - saved_BS
+        # Of other sequences in the same line nothing counts: each begins where the running index is 0.
+        columns_S = torch.arange(running_BS.shape[1], device=running_BS.device)
+        start_BS = torch.where(running_BS == 0, columns_S, 0).cummax(1).values
+        before_BS = before_BS - before_BS.gather(1, start_BS)
         positions_3T = (running_BS - before_BS).to(torch.float32).flatten().repeat(3, 1)
         start_I = tokens.first_I - before_BS.flatten()[tokens.flat_I]
         positions_3T[:, tokens.flat_I] = self.image(start_I.to(torch.float32), tokens, grids_N2)

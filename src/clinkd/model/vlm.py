@@ -73,13 +73,14 @@ class VisionLanguageModel(nn.Module):
         self.knobs = qwen2vl.scheme_knobs(network.config)
         self.codec: Codec = codec(self.knobs.boxes, self.knobs.box_bins)
         self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None)
+        self.line_tokens = 0  # of a line into which training rows are packed; 0: a row a line
         self.images = ImageEncoder(processor, open_image, self.knobs.square)
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
     def encode(self, rows: Sequence[Sequence[Sample]]) -> Batch:
         """Rows of samples that share their images, as a Batch on the CPU."""
-        return encode_rows(rows, self.text, self.images)
+        return encode_rows(rows, self.text, self.images, self.line_tokens)
 
     def see(self, batch: Batch) -> Any:
         """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another."""

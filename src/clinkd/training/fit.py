@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines, progress
 from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
 from clinkd.training.lanes import Lanes, lanes_for
+from clinkd.training.lengths import rows_within
 from clinkd.training.optimizers import make_optimizers, set_learning_rate, share_of_peak
+from clinkd.training.stops import stops_held
 
 LOG_EVERY = 10  # optimiser steps between two lines of the log
 Learner = VisionLanguageModel | Sight
@@ -110,20 +113,27 @@ def fit(
     """Train `model` in place on `samples`; go on from `folder`'s newest checkpoint where there is one.
 
     A step's gradient is the sum of the objective over the window's answer tokens, of all micro-batches and processes,
-    divided once by their number. Which rows a step sees is a function of seed and step alone, so a run that was
-    interrupted ends with the bits of one that was not, on as many threads. `lap` (k, n): this is part k, from 0, of n
-    equal parts of one learning-rate curve, as the rounds of reflection are.
+    divided once by their number. Which rows a step sees is a function of seed and step alone, and so is all chance in
+    it, so a run that was interrupted ends with the bits of one that was not, on as many threads and processes. `lap`
+    (k, n): this is part k, from 0, of n equal parts of one learning-rate curve, as the rounds of reflection are.
 
-    Raises BadInput where there is nothing to learn from, or the objective lacks its teacher.
+    SIGINT and SIGTERM wait for the end of the running step and a checkpoint of it.
+
+    Raises BadInput where there is nothing to learn from, where the objective lacks its teacher, for a checkpoint of
+    another training, and on a full disk, which leaves the last good checkpoint.
     """
     if isinstance(objective, Distillation) and teacher is None:
         raise BadInput(f"{title}: distillation needs a teacher")
-    rows = rows_of(samples)
+    if isinstance(model, VisionLanguageModel):
+        rows = rows_within(model, samples, config, folder, title)
+    else:
+        rows = rows_of(samples)
     if not rows:
         raise BadInput(f"{title}: no samples to train on")
     model.freeze(config.freeze)
     if isinstance(model, VisionLanguageModel):
         model.recompute_blocks(config.recompute == "blocks")
+        model.line_tokens = config.pack
         if config.lora is not None:
             model.adapt(config.lora, seed)
     model.train()
@@ -136,8 +146,12 @@ def fit(
     optimizers = make_optimizers(model, config)
     trainee = accelerator.prepare_model(_Trainee(model, objective, teacher, config.precision))
     num_steps = math.ceil(config.epochs * len(rows) / config.rows)
-    restored = load_checkpoint(folder, model, optimizers) or {"step": 0, "samples": 0, "losses": []}
-    first, num_samples, losses = restored["step"], restored["samples"], list(restored["losses"])
+    course = _course(rows, objective, config, seed, teacher, lap)
+    with accelerator.main_process_first():  # it sets aside what is damaged
+        restored = load_checkpoint(folder, model, optimizers, course)
+    first = last = restored.step
+    num_samples: int = restored.state.get("samples", 0)
+    losses: list[float] = restored.state.get("losses", [])
     saved = time.monotonic()
     trained = [p for p in model.parameters() if p.requires_grad]
     alone = accelerator.num_processes == 1
@@ -151,15 +165,30 @@ def fit(
         found: Loss = trainee(batch.to(model.device), teacher)
         return found
 
+    def keep(step: int) -> None:
+        """Save the state after so many steps, where it does not lie there already."""
+        nonlocal last, saved
+        if accelerator.is_main_process and step > last:
+            state = {"course": course, "samples": num_samples, "losses": losses}
+            save_checkpoint(folder, step, model, optimizers, state)
+        last, saved = step, time.monotonic()
+
     with (
+        stops_held(title) as stop,
         lanes.opened(),
         ThreadPoolExecutor(1) as ahead,
         _Log(folder, first, accelerator.is_main_process) as log,
         progress(num_steps, title, "steps", done=first) as advance,
     ):
+        log.report(restored.reports)
         for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
-            counts = torch.tensor([sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)])
-            tokens, seen = accelerator.reduce(counts.to(model.device), "sum").tolist()
+            words, questions = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
+            counts = torch.tensor([words, questions, stop.asked])  # the processes must stop at the same step
+            tokens, seen, stopped = accelerator.reduce(counts.to(model.device), "sum").tolist()
+            if stopped:
+                keep(step)
+                stop.hand_on()
+            torch.manual_seed(_dice(seed, step, accelerator.process_index))
             set_learning_rate(optimizers, share_of_peak((lap[0] + step / num_steps) / lap[1], config))
             sums: dict[str, Tensor] = {}
             if lanes.number > 1:
@@ -187,16 +216,41 @@ def fit(
             losses.append(shown["loss"])
             advance(1, loss=round(shown["loss"], 3))
             log.write(step + 1, {**shown, "grad_norm": float(norm), "tokens": tokens, "samples": seen})
-            if accelerator.is_main_process and time.monotonic() - saved > config.checkpoint_seconds:
-                state = {"samples": num_samples, "losses": losses}
-                save_checkpoint(folder, step + 1, model, optimizers, state)
-                saved = time.monotonic()
+            if time.monotonic() - saved > config.checkpoint_seconds:
+                keep(step + 1)
+        if stop.asked:
+            keep(num_steps)
+            stop.hand_on()
     model.eval()
     if isinstance(model, VisionLanguageModel):
         model.recompute_blocks(False)
+        model.line_tokens = 0
         model.merge()
     tail = losses[-max(1, num_steps // 10) :]
     return Fitted(num_steps, num_samples, sum(tail) / len(tail))
+
+
+def _course(
+    rows: list[list[Sample]], objective: CrossEntropy | Distillation, config: FitConfig, seed: int,
+    teacher: Teacher | None, lap: tuple[int, int],
+) -> dict[str, Any]:  # fmt: skip
+    """What decides every step from the weights at the start, as JSON values."""
+    said = hashlib.sha256()
+    for sample in (s for row in rows for s in row):
+        said.update(f"{sample.id}\0{sample.answer}\0".encode(errors="backslashreplace"))
+    return {
+        "fit": config.identity(),
+        "objective": str(objective),
+        "teacher": type(teacher).__name__ if teacher else None,
+        "seed": seed,
+        "lap": list(lap),
+        "samples": said.hexdigest()[:12],
+    }
+
+
+def _dice(seed: int, step: int, process: int) -> int:
+    """A seed for what chance there is in a step, so that no generator's state outlives it."""
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
 
 
 def _windows(
@@ -253,6 +307,12 @@ class _Log:
 
     def __enter__(self) -> _Log:
         return self
+
+    def report(self, lines: Sequence[str]) -> None:
+        """What was found damaged goes to stderr, too."""
+        for line in lines if self.main else ():
+            print(line, file=sys.stderr, flush=True)
+            self.lines.append({"damaged": line})
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         if not self.main or (step % LOG_EVERY and step > 1):

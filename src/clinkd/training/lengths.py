@@ -1,0 +1,102 @@
+"""Rows that fit: no sample is cut. What is too long stops the stage, is left out and listed, or gets smaller images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clinkd.config import FitConfig
+from clinkd.model import VisionLanguageModel, rows_of
+from clinkd.records import BadInput, Sample
+from clinkd.storage import JsonLines
+
+LISTED = "overlong.jsonl"
+
+
+@dataclass(frozen=True)
+class _Length:
+    """Tokens of a sample by itself: `front` up to the question, images included, `images` of these, and the `rest`."""
+
+    front: int
+    images: int
+    rest: int
+
+    @property
+    def whole(self) -> int:
+        return self.front + self.rest
+
+
+def rows_within(
+    model: VisionLanguageModel, samples: Sequence[Sample], config: FitConfig, folder: Path, title: str
+) -> list[list[Sample]]:
+    """Rows of samples that share their images, none longer than `config.max_tokens` (0: no limit).
+
+    Questions that do not fit into one row with the others of their image get a row of their own. A sample that is too
+    long by itself is dealt with as `config.overlong` says: "error" raises BadInput naming the first; "drop" leaves it
+    out, and lists it in `folder`/overlong.jsonl; "shrink" resamples its images to so many tokens that it fits, and
+    lists that, too. BadInput also where an image would have to shrink to nothing.
+    """
+    if not config.max_tokens:
+        return rows_of(samples)
+    lengths = _lengths(model, samples)
+    long = [s for s in samples if lengths[s.id].whole > config.max_tokens]
+    if long and config.overlong == "error":
+        worst, more = lengths[long[0].id], f" (and {len(long) - 1} more samples)" if len(long) > 1 else ""
+        raise BadInput(
+            f"{title}: sample {long[0].id} has {worst.whole} tokens, {worst.images} of them its images, and "
+            f"fit.max_tokens is {config.max_tokens}{more}; raise it, or set fit.overlong to drop or shrink"
+        )
+    for sample in long if config.overlong == "shrink" else ():
+        _shrink(model, sample, lengths[sample.id], config.max_tokens)
+    _list(folder, long, lengths, config)
+    if config.overlong == "drop":
+        gone = {s.id for s in long}
+        samples = [s for s in samples if s.id not in gone]
+    elif long:
+        lengths = _lengths(model, samples)
+    return [part for row in rows_of(samples) for part in _split(row, lengths, config.max_tokens)]
+
+
+def _lengths(model: VisionLanguageModel, samples: Sequence[Sample]) -> dict[str, _Length]:
+    found = {}
+    for sample, turns in zip(samples, model.text.segments(samples), strict=True):
+        grids = [model.images.grid(r) for r in sample.images]
+        front = len(model.text.prefix(grids))
+        rest = sum(len(asked) + len(answer) for asked, answer in turns)
+        found[sample.id] = _Length(front, sum(h * w for h, w in grids), rest)
+    return found
+
+
+def _shrink(model: VisionLanguageModel, sample: Sample, length: _Length, most: int) -> None:
+    """Let each image have its part of the tokens that the words leave."""
+    left = most - (length.whole - length.images)
+    each = left // len(sample.images)
+    if each < 1:
+        raise BadInput(
+            f"sample {sample.id}: its words alone have {length.whole - length.images} tokens, and fit.max_tokens is "
+            f"{most}; raise it, or set fit.overlong=drop"
+        )
+    for ref in sample.images:
+        model.images.limit(ref, each)
+
+
+def _split(row: list[Sample], lengths: dict[str, _Length], most: int) -> list[list[Sample]]:
+    """The questions of a row in as few rows as their order allows."""
+    parts: list[list[Sample]] = []
+    room = 0
+    for sample in row:
+        if not parts or lengths[sample.id].rest > room:
+            parts.append([])
+            room = most - lengths[sample.id].front
+        parts[-1].append(sample)
+        room -= lengths[sample.id].rest
+    return parts
+
+
+def _list(folder: Path, long: Sequence[Sample], lengths: dict[str, _Length], config: FitConfig) -> None:
+    (folder / LISTED).unlink(missing_ok=True)
+    with JsonLines(folder / LISTED) as lines:
+        for s in long:
+            found = lengths[s.id]
+            lines.append({"id": s.id, "tokens": found.whole, "image_tokens": found.images, "done": config.overlong})

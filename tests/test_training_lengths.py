@@ -1,0 +1,94 @@
+"""Rows that fit: long rows are parted, long samples refused, left out or shrunk; nothing is cut, all is listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clinkd import data
+from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
+from clinkd.data import phantoms
+from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.records import BadInput, ImageRef, Sample
+from clinkd.training.lengths import LISTED, rows_within
+
+TINY = TinyConfig(
+    hidden=48, layers=1, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
+)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    folder = tmp_path_factory.mktemp("phantoms")
+    config = PhantomConfig(train_images=12, validation_images=2, test_images=2)
+    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+
+
+@pytest.fixture
+def model(drawn: tuple[Path, list[Sample]]) -> VisionLanguageModel:
+    folder, samples = drawn
+    config = ModelConfig(tiny=TINY)
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return data.open_image(folder, ref)
+
+    return new_tiny(config, texts_of(samples, config), 0, opened)
+
+
+def tokens(model: VisionLanguageModel, row: list[Sample]) -> int:
+    return int(model.encode([row]).input_ids_BS.shape[1])
+
+
+def test_long_rows_are_parted_and_keep_every_question(
+    model: VisionLanguageModel, drawn: tuple[Path, list[Sample]], tmp_path: Path
+) -> None:
+    samples = drawn[1]
+    most = max(tokens(model, [s]) for s in samples)
+    assert most < max(tokens(model, row) for row in rows_of(samples))
+    rows = rows_within(model, samples, FitConfig(max_tokens=most), tmp_path, "x")
+    assert all(tokens(model, row) <= most for row in rows)
+    assert [s for row in rows for s in row] == [s for row in rows_of(samples) for s in row]
+    assert len(rows_of(samples)) < len(rows) < len(samples)
+    assert not (tmp_path / LISTED).exists()
+    assert rows_within(model, samples, FitConfig(), tmp_path, "x") == rows_of(samples)
+
+
+def test_long_samples_stop_or_are_left_out_and_listed(
+    model: VisionLanguageModel, drawn: tuple[Path, list[Sample]], tmp_path: Path
+) -> None:
+    samples = drawn[1]
+    sizes = {s.id: tokens(model, [s]) for s in samples}
+    most = sorted(sizes.values())[len(sizes) // 2]
+    long = [s.id for s in samples if sizes[s.id] > most]
+    with pytest.raises(
+        BadInput,
+        match=rf"sample {long[0]} has {sizes[long[0]]} tokens, 16 of them its images.*and {len(long) - 1} more",
+    ):
+        rows_within(model, samples, FitConfig(max_tokens=most), tmp_path, "x")
+    rows = rows_within(model, samples, FitConfig(max_tokens=most, overlong="drop"), tmp_path, "x")
+    kept = {s.id for row in rows for s in row}
+    assert kept == sizes.keys() - set(long)
+    listed = [json.loads(line) for line in (tmp_path / LISTED).read_text().splitlines()]
+    assert [entry["id"] for entry in listed] == long
+    assert all(entry["tokens"] == sizes[entry["id"]] and entry["done"] == "drop" for entry in listed)
+
+
+def test_images_shrink_and_words_stay(
+    model: VisionLanguageModel, drawn: tuple[Path, list[Sample]], tmp_path: Path
+) -> None:
+    samples = drawn[1]
+    before = {s.id: model.text.segments([s]) for s in samples}
+    sizes = {s.id: tokens(model, [s]) for s in samples}
+    most = max(sizes.values()) - 5
+    rows = rows_within(model, samples, FitConfig(max_tokens=most, overlong="shrink"), tmp_path, "x")
+    assert {s.id for row in rows for s in row} == sizes.keys()
+    assert all(tokens(model, row) <= most for row in rows)
+    assert {s.id: model.text.segments([s]) for s in samples} == before
+    shrunk = {ref for s in samples for ref in s.images if model.images.grid(ref) != (4, 4)}
+    long = [s for s in samples if sizes[s.id] > most]
+    assert shrunk == {ref for s in long for ref in s.images} and len(shrunk) < len({s.images for s in samples})
+    with pytest.raises(BadInput, match="its words alone have"):
+        rows_within(model, samples, FitConfig(max_tokens=12, overlong="shrink"), tmp_path, "x")
