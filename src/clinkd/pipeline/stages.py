@@ -35,7 +35,8 @@ def plan(config: RunConfig) -> list[Stage]:
     if config.distill:
         if config.distill.targets != "truth":
             author = teacher if config.distill.pseudo_from == "teacher" else base
-            knobs = {**config.distill.identity(), "fit": None, "answer": config.answer.identity()}
+            unused = {"fit": None, "teacher_as": None, "draws": None}
+            knobs = {**config.distill.identity(), **unused, "answer": config.answer.identity()}
             given = {"config": config.distill, "answers": config.answer, "teacher": config.teacher}
             pseudo = stage("pseudo", knobs, data, author, **given, **at)
         model = stage("distill", config.distill, data, base, teacher, pseudo, config=config.distill, **at)

@@ -39,10 +39,11 @@ from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.graph import Work
 from clinkd.records import BadInput, ImageRef, Prediction, Sample, Split, Task
 from clinkd.storage import JsonLines, progress, publish, read_json, write_atomic, write_json
-from clinkd.training import LiveTeacher, fit
+from clinkd.training import LiveTeacher, StoredTeacher, Teacher, finished, fit, identity_of, store
 
 DATA = "data.json"
 SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictions.jsonl"}  # files of answers
+STORE = "stored-teacher"
 SEEN = "seen"  # the model between the two halves of its pretraining
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
@@ -152,11 +153,30 @@ def distill(work: Work, config: DistillConfig, device: str, threads: int) -> Non
         empty = [i for i, text in said.items() if not text.text.strip()]
         train = [s.answered(said[s.id], "+pseudo") if s.id in said and s.id not in empty else s for s in train]
         work.record("pseudo-labels", {"used": len(said) - len(empty), "empty, truth kept": len(empty)})
+    student = here.model("base")
     if config.kd_weight > 0:
-        objective: CrossEntropy | Distillation = Distillation(config.kd_weight, config.temperature)
-        _train(here, here.model("base"), train, objective, config.fit, "distill", here.model("teacher"))
+        tutor = _tutor(here, student, train, config)
+        _train(here, student, train, Distillation(config.kd_weight, config.temperature), config.fit, "distill", tutor)
+        # Gigabytes that nobody reads again: a finished stage is never trained anew, and its variants are other stages.
+        shutil.rmtree(work.folder / STORE, ignore_errors=True)
     else:
-        _train(here, here.model("base"), train, CrossEntropy(), config.fit, "tune")
+        _train(here, student, train, CrossEntropy(), config.fit, "tune")
+
+
+def _tutor(here: _Room, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig) -> Teacher:
+    """The teacher beside the student, or what it thinks of all samples, which an attempt before may have written."""
+    if config.teacher_as == "live":
+        return LiveTeacher(here.model("teacher"))
+    folder, by = here.work.folder / STORE, here.work.inputs["teacher"] / "model"
+    identity = identity_of(
+        config.teacher_as, samples, by, student,
+        temperature=config.temperature, draws=config.draws, seed=here.work.seed,
+    )  # fmt: skip
+    if not finished(folder):
+        rows = config.fit.rows // config.fit.accumulate
+        store(folder, here.model("teacher"), samples, identity, title="store the teacher", rows_a_pass=rows)
+    here.work.record("stored teacher", {"bytes": sum(p.stat().st_size for p in folder.iterdir())})
+    return StoredTeacher(folder, identity)
 
 
 def reflect(
@@ -178,7 +198,7 @@ def reflect(
     write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
     work.record("reviewed", {"asked": len(asked), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
     fresh = fed_back(asked, corrections)
-    tutor = here.model("teacher") if config.objective == "distill" else None
+    tutor = LiveTeacher(here.model("teacher")) if config.objective == "distill" else None
     objective = Distillation(distill.kd_weight, distill.temperature) if tutor and distill else CrossEntropy()
     lap = (round - 1, config.rounds)
     _train(here, model, [*train, *fresh], objective, config.fit, f"reflect {round}/{config.rounds}", tutor, lap)
@@ -301,7 +321,7 @@ def load_clip(stage: Path, open_image: OpenImage) -> ImageTextModel:
 
 def _train(
     here: _Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
-    config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
+    config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     _fit(here, model, samples, objective, config, title, teacher, lap)
     model.save(here.work.folder / "model")
@@ -310,12 +330,11 @@ def _train(
 
 def _fit(
     here: _Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
-    config: FitConfig, title: str, teacher: VisionLanguageModel | None = None, lap: tuple[int, int] = (0, 1),
+    config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     folder = here.work.folder / f"fit-{title.split()[0]}"
-    tutor = LiveTeacher(teacher) if teacher else None
     fitted = fit(
-        model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=tutor, lap=lap
+        model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap
     )
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
     here.work.record(folder.name, done)

@@ -1,0 +1,360 @@
+"""A teacher on disk: what it thinks at every answer token, written once, read by memory map, so that no teacher runs.
+
+`states` are its exact last hidden states, from which the objective makes the whole distribution anew. `draws` are a few
+entries of softmax(logits / T) by chance, with shares that estimate the distribution without bias, and its exact entropy
+(random-sampling distillation, ACL 2025 long 885): some ten bytes an entry instead of two a vocabulary entry.
+
+A store is a folder:
+
+    about.json               what it was made from (`Identity`)
+    head.safetensors         weight_VG; states only
+    shard-00000.safetensors  hidden_NG, or entries_M, counts_M, kept_N, entropy_N
+    index.jsonl              a line a file: its seal, and the samples in it, in order: id, tokens, entries
+    manifest.json            checksums of all files, written last
+
+Shapes: N answer tokens, C of them at a time, G hidden width of the teacher, V vocabulary, K draws a token; M entries of
+all tokens, one after the other, those that were drawn more than once merged: token n has kept_N[n] of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from clinkd.config import differences
+from clinkd.model import Batch, VisionLanguageModel, rows_of, template_identity
+from clinkd.objectives import Samples, States
+from clinkd.records import BadInput, Sample
+from clinkd.storage import (
+    MANIFEST,
+    Advance,
+    JsonLines,
+    Manifest,
+    progress,
+    read_json,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
+from clinkd.training.fit import LiveTeacher
+
+ABOUT, INDEX, HEAD = "about.json", "index.jsonl", "head.safetensors"
+SHARD_SAMPLES = 256  # a few thousand tokens: what a kill can lose, and tens of megabytes at most
+CUMULATIVE_BYTES = 1 << 26  # of one [C, V] matrix of float64
+BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once
+Kind = Literal["states", "draws"]
+Shard = list[list[Sample]]  # whole rows: samples that share their images
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a store depends on; a store serves only who asks for the same.
+
+    `samples` (ids, images by name, questions, answers), `teacher` (weights, configuration, positions, tokenizer) and
+    `template` (the words around a question, box spelling, vocabulary) are digests. What lies in the image files is
+    not part of it: the pipeline ties it to the data by the stage. States serve any temperature.
+    """
+
+    kind: Kind
+    samples: str
+    teacher: str
+    template: str
+    temperature: float | None = None
+    draws: int | None = None
+    seed: int | None = None
+
+
+def identity_of(
+    kind: Kind,
+    samples: Sequence[Sample],
+    teacher: Path,
+    student: VisionLanguageModel,
+    *,
+    temperature: float,
+    draws: int,
+    seed: int,
+) -> Identity:
+    """The identity of a store of the teacher in the folder `teacher` (as `save` leaves it), for such a student.
+
+    Raises BadInput where that folder holds no weights, or two samples of one id differ.
+    """
+    said = [[s.id, [i.to_json() for i in s.images], [t.to_json() for t in s.turns]] for s in _in_order(samples)]
+    files = sorted(p for kind_ in ("*.safetensors", "*.json") for p in Path(teacher).glob(kind_))
+    if not any(p.suffix == ".safetensors" for p in files):
+        raise BadInput(f"{teacher}: no *.safetensors there; the folder of a saved model is wanted")
+    weights = _digest({p.name: sha256_file(p) for p in files})
+    common = (_digest(said), weights, _digest(template_identity(student.text)))
+    return Identity(kind, *common) if kind == "states" else Identity(kind, *common, temperature, draws, seed)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _in_order(samples: Sequence[Sample]) -> list[Sample]:
+    """Each once, by id: a store has the same bytes whatever the order of the samples."""
+    by_id: dict[str, Sample] = {}
+    for sample in samples:
+        if by_id.setdefault(sample.id, sample) != sample:
+            raise BadInput(f"sample {sample.id}: two samples have this id; a stored teacher finds its tokens by id")
+    return [by_id[name] for name in sorted(by_id)]
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def finished(folder: Path) -> bool:
+    """Whether `store` has come to its end in `folder`."""
+    return (folder / MANIFEST).is_file()
+
+
+def store(
+    folder: Path,
+    teacher: VisionLanguageModel,
+    samples: Sequence[Sample],
+    identity: Identity,
+    *,
+    title: str,
+    rows_a_pass: int,
+) -> None:
+    """Write what `teacher` thinks of `samples` into `folder`; go on where an earlier attempt was stopped.
+
+    Files that stand, and are whole, are not made again, and the end has the same bytes. `rows_a_pass`: images with all
+    their questions that go through the teacher at once (by memory). One process only.
+
+    Raises BadInput where the folder holds a store of something else, and on a full disk.
+    """
+    _claim(folder, identity)
+    files = _files_of(samples, identity.kind)
+    index = JsonLines(folder / INDEX)
+    done = _whole(index, folder, files, identity)
+    tutor = LiveTeacher(teacher)
+    total, before = (sum(_count(files[name]) for name in names) for names in (files, done))
+    with index, progress(total, title, "samples", done=before) as advance:
+        for name in [n for n in files if n not in done]:
+            shard = files[name]
+            tensors, spans = _thought(tutor, shard, identity, rows_a_pass, advance) if shard else (_head(teacher), [])
+            write_atomic(folder / name, save(tensors))
+            done[name] = {"id": name, "seal": _seal(folder / name, identity, spans), "samples": spans}
+            index.append(done[name])
+    write_atomic(folder / INDEX, "".join(json.dumps(done[name], ensure_ascii=False) + "\n" for name in files))
+    Manifest.write(folder)
+
+
+def _claim(folder: Path, identity: Identity) -> None:
+    if (folder / ABOUT).exists():
+        _same(folder, identity)
+    for torn in folder.glob(".*.tmp"):
+        torn.unlink()
+    write_json(folder / ABOUT, asdict(identity))
+
+
+def _same(folder: Path, identity: Identity) -> None:
+    there = read_json(folder / ABOUT)
+    apart = differences(asdict(identity), there if isinstance(there, dict) else {})
+    if apart:
+        told = "; ".join(map(str, apart))
+        raise BadInput(f"{folder}: the stored teacher is of something else: {told}; remove the folder to make it anew")
+
+
+def _files_of(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
+    """The files of a store and what each is to hold; the head holds no samples."""
+    shards: list[Shard] = [[]]
+    for row in rows_of(_in_order(samples)):
+        if _count(shards[-1]) >= SHARD_SAMPLES:
+            shards.append([])
+        shards[-1].append(row)
+    head: dict[str, Shard] = {HEAD: []} if kind == "states" else {}
+    return head | {f"shard-{number:05d}.safetensors": shard for number, shard in enumerate(shards)}
+
+
+def _count(shard: Shard) -> int:
+    return sum(map(len, shard))
+
+
+def _whole(index: JsonLines, folder: Path, files: Mapping[str, Shard], identity: Identity) -> dict[str, dict[str, Any]]:
+    """The index lines of files that need not be made again: sealed, and of the samples that they should hold."""
+    try:
+        lines = {line.get("id"): line for line in index.read()}
+    except BadInput:  # a damaged line: nothing is known of the files any more
+        index.path.unlink()
+        return {}
+    return {
+        name: lines[name]
+        for name, shard in files.items()
+        if name in lines
+        and (folder / name).is_file()
+        and _seal(folder / name, identity, lines[name].get("samples")) == lines[name].get("seal")
+        and [span[0] for span in lines[name]["samples"]] == [s.id for row in shard for s in row]
+    }
+
+
+def _seal(path: Path, identity: Identity, spans: Any) -> str:
+    """A digest of a file together with what the index says of it."""
+    return _digest([sha256_file(path), asdict(identity), spans])
+
+
+def _head(teacher: VisionLanguageModel) -> dict[str, Tensor]:
+    return {"weight_VG": teacher.head.weight_VH.detach().cpu().contiguous()}
+
+
+def _thought(
+    tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: int, advance: Advance
+) -> tuple[dict[str, Tensor], list[list[Any]]]:
+    """A shard's tensors, and id, tokens and entries of its samples."""
+    parts: list[dict[str, Tensor]] = []
+    spans: list[list[Any]] = []
+    for start in range(0, len(shard), rows_a_pass):
+        batch = tutor.model.encode(shard[start : start + rows_a_pass]).to(tutor.model.device)
+        goal = tutor.goal(batch)
+        part = {"hidden_NG": goal.hidden_NG} if identity.kind == "states" else drawn(goal, batch.spans, identity)
+        parts.append({name: tensor.cpu() for name, tensor in part.items()})
+        tokens = [number for _, number in batch.spans]
+        kept_N = parts[-1].get("kept_N", torch.zeros(sum(tokens), dtype=torch.long))
+        entries = [int(kept.sum()) for kept in torch.split(kept_N, tokens)]
+        spans += [[name, number, many] for (name, number), many in zip(batch.spans, entries, strict=True)]
+        advance(len(batch.spans))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, spans
+
+
+# ---- draws ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def drawn(goal: States, spans: Sequence[tuple[str, int]], identity: Identity) -> dict[str, Tensor]:
+    """entries_M, counts_M, kept_N and entropy_N of draws from softmax(logits / T).
+
+    Each of the K draws comes from a K-th of its own of the distribution (stratified, by the inverse of the cumulative
+    sum), so that the shares are as free of bias as independent draws, and never of more variance. By chance of the
+    seed and the sample's id alone.
+    """
+    assert identity.temperature and identity.draws and identity.seed is not None
+    size, device = len(goal.weight_VG), goal.hidden_NG.device
+    strata_NK = np.concatenate([_strata(name, number, identity.draws, identity.seed) for name, number in spans])
+    at_NK = torch.from_numpy(strata_NK).to(device)
+    chunk = max(1, CUMULATIVE_BYTES // (8 * size))
+    places, entropies = [], []
+    for start in range(0, len(at_NK), chunk):
+        rows = slice(start, start + chunk)
+        p_CV = (_logits(goal.hidden_NG[rows], goal.weight_VG).double() / identity.temperature).softmax(1)
+        entropies.append(torch.special.entr(p_CV).sum(1))
+        upto_CV = p_CV.cumsum(1)
+        places.append(torch.searchsorted(upto_CV, at_NK[rows] * upto_CV[:, -1:], right=True).clamp_(max=size - 1))
+    return _merged(torch.cat(places), size) | {"entropy_N": torch.cat(entropies).float()}
+
+
+def _strata(sample: str, tokens: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """One place by chance in each K-th of [0, 1), rising, for each token."""
+    chance = int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:16])
+    return (np.arange(draws) + np.random.default_rng(chance).random((tokens, draws))) / draws
+
+
+def _logits(hidden_CG: Tensor, weight_VG: Tensor) -> Tensor:
+    """In float32, as the objective makes them (float64 stays)."""
+    exact = torch.promote_types(hidden_CG.dtype, torch.float32)
+    return torch.cat([hidden_CG.to(exact) @ block.to(exact).T for block in torch.split(weight_VG, BLOCK)], 1)
+
+
+def _merged(places_NK: Tensor, size: int) -> dict[str, Tensor]:
+    """Rising draws, each entry once, with how often it was drawn."""
+    new_NK = torch.ones_like(places_NK, dtype=torch.bool)
+    new_NK[:, 1:] = places_NK[:, 1:] != places_NK[:, :-1]
+    starts_M = new_NK.flatten().nonzero().flatten()
+    counts_M = torch.diff(starts_M, append=starts_M.new_tensor([places_NK.numel()]))
+    fewest = _narrow(places_NK.shape[1])
+    return {
+        "entries_M": places_NK[new_NK].to(_narrow(size)),
+        "counts_M": counts_M.to(fewest),
+        "kept_N": new_NK.sum(1).to(fewest),
+    }
+
+
+def _narrow(most: int) -> torch.dtype:
+    """The narrowest whole numbers that hold 0 to `most`."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32) if most <= torch.iinfo(t).max)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Where a sample's tokens and entries stand."""
+
+    file: str
+    tokens: slice
+    entries: slice
+
+
+class StoredTeacher:
+    """The teacher of a finished store. Of a file only the asked rows are read, by memory map.
+
+    Every byte is checked once, here. Raises BadInput where the store was never finished, was made from something else
+    than `identity` says (naming it), or is damaged.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        if finished(folder):  # otherwise the manifest's own words are the right ones
+            _same(folder, identity)
+        Manifest.verify(folder)
+        self.folder, self.identity = folder, identity
+        self.places: dict[str, _Place] = {}
+        for line in JsonLines(folder / INDEX).read():
+            token = entry = 0
+            for name, tokens, entries in line["samples"]:
+                self.places[name] = _Place(line["id"], slice(token, token + tokens), slice(entry, entry + entries))
+                token, entry = token + tokens, entry + entries
+        self.files: dict[str, Any] = {}
+        self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
+
+    def goal(self, batch: Batch) -> States | Samples:
+        """What the teacher thinks at the batch's answer tokens, on the batch's device.
+
+        Raises BadInput naming a sample that is not in the store, or that has another number of answer tokens there.
+        """
+        places = [self._place(name, tokens) for name, tokens in batch.spans]
+        device = batch.labels_N.device
+        if self.head_VG is not None:
+            self.head_VG = self.head_VG.to(device)
+            return States(self._read("hidden_NG", places).to(device), self.head_VG)
+        assert self.identity.draws
+        kept_N, entropy_N = self._read("kept_N", places), self._read("entropy_N", places)
+        held_NK = torch.arange(int(kept_N.max())) < kept_N[:, None]
+        entries_NK = torch.zeros_like(held_NK, dtype=torch.long)
+        shares_NK = torch.zeros_like(held_NK, dtype=torch.float32)  # 0 where a token has fewer entries than others
+        entries_NK[held_NK] = self._read("entries_M", places).long()
+        shares_NK[held_NK] = self._read("counts_M", places).float() / self.identity.draws
+        return Samples(entries_NK.to(device), shares_NK.to(device), entropy_N.to(device))
+
+    def _place(self, sample: str, tokens: int) -> _Place:
+        place = self.places.get(sample)
+        if place is None:
+            raise BadInput(f"{self.folder}: sample {sample} is not in the stored teacher; store it for these samples")
+        known = place.tokens.stop - place.tokens.start
+        if known != tokens:
+            raise BadInput(
+                f"{self.folder}: sample {sample} has {tokens} answer tokens, {known} in the stored teacher; "
+                "remove the folder to make it anew"
+            )
+        return place
+
+    def _read(self, name: str, places: Sequence[_Place]) -> Tensor:
+        by_entry = name.endswith("_M")
+        rows = [self._file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
+        return torch.cat(rows)
+
+    def _file(self, name: str) -> Any:
+        found = self.files.get(name)
+        if found is None:
+            found = self.files[name] = safe_open(self.folder / name, "pt")
+        return found
