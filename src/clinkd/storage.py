@@ -78,12 +78,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Halves of characters, as names of files may hold them, are written as an escape that JSON reads back.
     """
     with replacing(path) as file:
-        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+        file.write(_bytes(content))
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
 
 
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of `value` as indented JSON. NaN and infinity are refused: other readers cannot take them."""
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, _json_bytes(value))
+
+
+def _json_bytes(value: Any) -> bytes:
+    return _bytes(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -143,21 +151,35 @@ class Manifest:
     @staticmethod
     def verify(folder: Path) -> None:
         """Raise BadInput naming the first file that is missing, cut, changed or unknown to the manifest."""
-        if not (folder / MANIFEST).is_file():
-            raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove the folder to make it anew")
-        listed = read_json(folder / MANIFEST).get("files", {})
-        for name, entry in listed.items():
+        listed = _listed(folder)
+        for name, (sha256, wanted) in listed.items():
             path = folder / name
             if not path.is_file():
                 raise BadInput(f"{path}: missing; remove {folder} to make it anew")
             size = path.stat().st_size
-            if size != entry["bytes"]:
-                raise BadInput(f"{path}: {size} bytes instead of {entry['bytes']}; remove {folder} to make it anew")
-            if sha256_file(path) != entry["sha256"]:
+            if size != wanted:
+                raise BadInput(f"{path}: {size} bytes instead of {wanted}; remove {folder} to make it anew")
+            if sha256_file(path) != sha256:
                 raise BadInput(f"{path}: damaged (its checksum differs); remove {folder} to make it anew")
         for path in _files(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 raise BadInput(f"{path}: not in {MANIFEST}; remove the file")
+
+
+def _listed(folder: Path) -> dict[str, tuple[str, int]]:
+    """Checksum and size of each file by a folder's manifest. Raises BadInput unless it stands as it was written."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove the folder to make it anew")
+    value = read_json(path)
+    try:
+        listed = {name: (entry["sha256"], entry["bytes"]) for name, entry in value["files"].items()}
+        whole = path.read_bytes() == _json_bytes(value)  # white space, too: who changed it may have changed more
+    except (AttributeError, KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise BadInput(f"{path}: damaged; remove {folder} to make it anew")
+    return listed
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,10 +1,22 @@
-"""Resumable checkpoints: weights and optimiser state in safetensors, published by a rename, verified when read."""
+"""Resumable checkpoints: weights and optimiser state in safetensors, published by a rename, verified when read.
+
+    step-0000120/
+      weights.safetensors      the trained parameters, by name
+      optimizers.safetensors   every tensor of their states: OPTIMISER.PARAMETER.KEY
+      state.json               step, course, and what else the loop keeps
+      manifest.json            size and SHA-256 of each, written last
+
+No state of a random generator is kept, as none outlives a step: `fit` draws from seed, step and process alone.
+"""
 
 from __future__ import annotations
 
-import json
+import errno
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +24,136 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clinkd.config import differences
 from clinkd.records import BadInput
-from clinkd.storage import Manifest, naming_full_disk, publish, write_json
+from clinkd.storage import Manifest, naming_full_disk, publish, read_json, sync_folder, write_json
 
 KEPT = 2
+WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d{7,})")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where to go on: steps that lie behind, `state` as it was saved (empty at the start), a line on each damage."""
+
+    step: int
+    state: dict[str, Any]
+    reports: tuple[str, ...]
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]
+    folder: Path, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Mapping[str, Any]
 ) -> None:
-    """Write `folder/step-NNNNNN` whole or not at all, and drop all but the newest two.
+    """Write `folder/step-NNNNNNN` whole or not at all, then drop what is older than the newest two that verify.
 
-    `state` is what else a resume needs, as JSON values.
+    Each of these is on the disk before the next begins: the files, the manifest of their checksums, the name. `state`
+    is what else a resume needs, as JSON values, and the `course` (see `load_checkpoint`).
+
+    Raises BadInput on a full disk, after making room again; the checkpoints before it stay.
     """
     final = folder / f"step-{step:07d}"
     draft = folder / f".{final.name}.part"
-    shutil.rmtree(draft, ignore_errors=True)
     with naming_full_disk(final):
-        draft.mkdir(parents=True)
-        trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, draft / "weights.safetensors")
-        save_file(_flat(optimizers), draft / "optimizers.safetensors")
-        write_json(draft / "state.json", {"step": step, **state})
-        Manifest.write(draft)
-        if not final.exists():
+        _make(folder)
+        _sweep(folder)
+        try:
+            draft.mkdir()
+            save_file({n: p.detach().contiguous() for n, p in _trained(model).items()}, draft / WEIGHTS)
+            save_file(_flat(optimizers), draft / OPTIMIZERS)
+            write_json(draft / STATE, {"step": step, **state})
+            Manifest.write(draft)
             publish(draft, final)
-    for old in checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        _prune(folder)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    found = {p: _NAME.fullmatch(p.name) for p in folder.glob("step-*") if p.is_dir()}
+    return sorted((p for p, named in found.items() if named), key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any] | None:
-    """Restore the newest checkpoint that verifies into model and optimisers; its state, or None where there is none.
+    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], course: Mapping[str, Any]
+) -> Restored:
+    """Restore the newest checkpoint that verifies into model and optimisers.
 
-    A damaged checkpoint is set aside as `damaged-...` and the one before it is taken.
+    One that is damaged is set aside as `damaged-...`, and the one before it is taken. `course` is what decides every
+    step, as JSON values.
+
+    Raises BadInput, with nothing changed, for a checkpoint of another course, or with other parameters than these.
     """
+    damages: list[str] = []
     for found in reversed(checkpoints(folder)):
-        try:
-            Manifest.verify(found)
-        except BadInput:
-            found.rename(found.with_name(f"damaged-{found.name}"))
-            continue
-        weights = load_file(found / "weights.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(weights[name])
-        _restore(optimizers, load_file(found / "optimizers.safetensors"))
-        state: dict[str, Any] = json.loads((found / "state.json").read_text(encoding="utf-8"))
-        return state
+        trouble = _trouble(found)
+        if trouble is None:
+            state = _restore(found, model, optimizers, course)
+            return Restored(state["step"], state, tuple(f"{d}; going on from {found.name}" for d in damages))
+        damages.append(f"{trouble}; set aside as {_set_aside(found).name}")
+    return Restored(0, {}, tuple(f"{d}; no other is left, so this begins anew" for d in damages))
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def _make(folder: Path) -> None:
+    """A new folder's own name must be on the disk, too, before what is in it can be counted on."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        sync_folder(folder.parent)
+
+
+def _prune(folder: Path) -> None:
+    """Drop what is older than the newest two that verify.
+
+    The older of these two is read for that: it may have been damaged since, and what is deleted does not come back.
+    Names are taken away, and that put on the disk, before files are: what is half deleted never passes for damaged.
+    """
+    older = checkpoints(folder)[:-1]
+    if len(older) < KEPT:
+        return
+    sound = 1  # the newest was written a moment ago
+    while older and sound < KEPT:
+        sound += _trouble(older.pop()) is None
+    for old in older:
+        old.rename(folder / f".{old.name}.old")
+    sync_folder(folder)
+    _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove drafts that a crash left, and what was being deleted."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
+
+
+def _trouble(checkpoint: Path) -> str | None:
+    """Which file is damaged, and how; None where all is well."""
+    try:
+        Manifest.verify(checkpoint)
+    except BadInput as error:
+        return str(error).rpartition("; remove ")[0]
+    except OSError as error:
+        if error.errno != errno.EIO:  # a worn disk refuses to read what it lost
+            raise
+        return f"{error.filename or checkpoint}: {os.strerror(errno.EIO)}"
     return None
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+    return checkpoint.rename(aside)
+
+
+# ---- contents -------------------------------------------------------------------------------------------------------
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _flat(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -79,11 +165,55 @@ def _flat(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     }
 
 
-def _restore(optimizers: Sequence[torch.optim.Optimizer], flat: dict[str, Tensor]) -> None:
+def _restore(
+    found: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], course: Mapping[str, Any]
+) -> dict[str, Any]:
+    state: dict[str, Any] = read_json(found / STATE)
+    trained, weights, flat = _trained(model), load_file(found / WEIGHTS), load_file(found / OPTIMIZERS)
+    odd = (
+        next((str(d) for d in differences(course, state["course"])), None)
+        or _odd_weights(trained, weights)
+        or _odd_state(optimizers, flat)
+    )
+    if odd:
+        raise BadInput(
+            f"{found}: is of another training ({odd}); give the settings back, or remove {found.parent} to begin anew"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(weights[name])
     for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
+        entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in flat.items():
             owner, index, key = name.split(".", 2)
             if int(owner) == number:
-                state.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+                entries.setdefault(int(index), {})[key] = tensor.clone()  # else it stays a map of the file
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    return state
+
+
+def _odd_weights(trained: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """Where trained parameters and saved ones differ in name, shape or type."""
+
+    def kind(tensor: Tensor | None) -> str:
+        return "not trained" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+    for name in [*trained, *(n for n in weights if n not in trained)]:
+        here, there = kind(trained.get(name)), kind(weights.get(name))
+        if here != there:
+            return f"{name} is {here} here and {there} there"
+    return None
+
+
+def _odd_state(optimizers: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> str | None:
+    """Where a saved tensor belongs to no parameter, or is neither of its shape nor a number."""
+    parameters = {
+        f"{number}.{index}": parameter.shape
+        for number, optimizer in enumerate(optimizers)
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    for name, tensor in flat.items():
+        shape = parameters.get(name.rpartition(".")[0])
+        if shape is None or (tensor.ndim and tensor.shape != shape):
+            return f"the optimiser's {name} is {list(tensor.shape)} there and {shape and list(shape)} here"
+    return None
