@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}  # of one [C, V] matrix; about four exist at a time
+CACHE_BYTES = 1 << 21  # of one matrix between two products, on a CPU
 BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once where the head is stored in fewer bits
 
 
@@ -100,16 +101,13 @@ class Fused(torch.autograd.Function):
             if low_NR is not None and up_VR is not None:
                 logits_CV += _logits(low_NR[rows], up_VR)
             goal = teacher.part(rows) if teacher is not None else None
-            ce, kl, slope_CV = _chunk_loss(logits_CV, labels_N[rows], goal, shares, any(wanted))
-            sums += torch.stack([ce, kl])
-            if slope_CV is None:
-                continue
+            sums += _losses(logits_CV, labels_N[rows], goal, shares, any(wanted))
             for k, (x_NK, weight_VK) in enumerate(((hidden_NH, weight_VH), (low_NR, up_VR))):
                 into_x, into_weight = grads[2 * k : 2 * k + 2]
                 if into_x is not None and weight_VK is not None:
-                    into_x[rows] = _times(slope_CV, weight_VK)
+                    into_x[rows] = _times(logits_CV, weight_VK)
                 if into_weight is not None and x_NK is not None:
-                    _add_outer(into_weight, slope_CV, x_NK[rows])
+                    _add_outer(into_weight, logits_CV, x_NK[rows])
         ctx.grads = grads
         ctx.mark_non_differentiable(sums)
         return shares.ce * sums[0] + shares.kl * sums[1], sums[0].clone(), sums[1].clone()
@@ -128,10 +126,28 @@ def _chunk(device: str, vocabulary: int) -> int:
     return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
 
 
-def _chunk_loss(
-    logits_CV: Tensor, labels_C: Tensor, goal: States | Samples | None, shares: Shares, slope: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """CE, KL and, where wanted, the slope of the loss by the logits. Overwrites the logits."""
+def _losses(logits_CV: Tensor, labels_C: Tensor, goal: States | Samples | None, shares: Shares, slope: bool) -> Tensor:
+    """CE and KL, summed; where wanted, the logits become the slope of the loss by themselves.
+
+    On a CPU a few tokens at a time: what is done to a logit a dozen times then stays in the cache.
+    """
+    teacher_CV = _logits(goal.hidden_NG, goal.weight_VG) if isinstance(goal, States) else None
+    step = (
+        len(labels_C) if logits_CV.is_cuda else max(1, CACHE_BYTES // (logits_CV.element_size() * logits_CV.shape[1]))
+    )
+    sums = logits_CV.new_zeros(2)
+    for start in range(0, len(labels_C), step):
+        rows = slice(start, start + step)
+        drawn = goal.part(rows) if isinstance(goal, Samples) else None
+        about = teacher_CV[rows] if teacher_CV is not None else drawn
+        sums += torch.stack(_loss(logits_CV[rows], labels_C[rows], about, shares, slope))
+    return sums
+
+
+def _loss(
+    logits_CV: Tensor, labels_C: Tensor, goal: Tensor | Samples | None, shares: Shares, slope: bool
+) -> tuple[Tensor, Tensor]:
+    """CE and KL of some tokens. Overwrites their logits by slopes, and the teacher's logits, if it is given so."""
     norm_C1 = logits_CV.logsumexp(1, keepdim=True)
     picked = labels_C[:, None]
     ce = (norm_C1 - logits_CV.gather(1, picked)).sum()
@@ -139,24 +155,22 @@ def _chunk_loss(
     if goal is not None:
         student_CV = logits_CV / shares.temperature if shares.temperature != 1 else logits_CV.clone()
         student_CV -= student_CV.logsumexp(1, keepdim=True)
-        kl, towards_CV = _to_states(student_CV, goal, shares) if isinstance(goal, States) else _to(student_CV, goal)
-    if not slope:
-        return ce, kl, None
-    slope_CV = logits_CV.sub_(norm_C1).exp_()
-    slope_CV.scatter_add_(1, picked, slope_CV.new_full(picked.shape, -1.0))
-    slope_CV *= shares.ce
-    if towards_CV is not None:
-        slope_CV.add_(towards_CV, alpha=shares.kl / shares.temperature)
-    return ce, kl, slope_CV
+        kl, towards_CV = _to(student_CV, goal) if isinstance(goal, Samples) else _to_all(student_CV, goal, shares)
+    if slope:
+        logits_CV.sub_(norm_C1).exp_()
+        logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, -1.0))
+        logits_CV *= shares.ce
+        if towards_CV is not None:
+            logits_CV.add_(towards_CV, alpha=shares.kl / shares.temperature)
+    return ce, kl
 
 
-def _to_states(student_CV: Tensor, goal: States, shares: Shares) -> tuple[Tensor, Tensor]:
-    """KL(q || p) and p - q, from log p and the teacher's states. Overwrites log p.
+def _to_all(student_CV: Tensor, teacher_CV: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
+    """KL(q || p) and p - q, from log p and the teacher's logits. Overwrites both.
 
     Taken from differences of logarithms, without cancellation: where student and teacher are nearly equal, p - q is
     +-max(p, q) (1 - e^-|u|) with u = log p - log q, and the KL is the sum of -q u + p - q, whose terms are all >= 0.
     """
-    teacher_CV = _logits(goal.hidden_NG, goal.weight_VG)
     if shares.temperature != 1:
         teacher_CV /= shares.temperature
     teacher_CV -= teacher_CV.logsumexp(1, keepdim=True)
