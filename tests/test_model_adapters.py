@@ -44,6 +44,7 @@ def fresh(drawn: Drawn) -> VisionLanguageModel:
 def untied(model: VisionLanguageModel) -> VisionLanguageModel:
     """With a head of its own, as the larger Qwen2-VL have it."""
     model.network.lm_head.weight = torch.nn.Parameter(model.network.lm_head.weight.detach().clone())
+    model.network.config.tie_word_embeddings = model.network.config.text_config.tie_word_embeddings = False
     return model
 
 

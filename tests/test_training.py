@@ -277,6 +277,14 @@ def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
         load(tmp_path, model.images.open_image)
 
 
+def test_the_log_tells_speed_and_memory(drawn, tmp_path):
+    model = fresh(drawn)
+    fit(model, drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert first["tokens_per_second"] == pytest.approx(first["tokens"] / first["seconds"], rel=0.2)
+    assert 50 < first["peak_memory_mb"] < 1e5
+
+
 def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
     samples = drawn[1]
     shown = {"lung": 40, "bone": 200}

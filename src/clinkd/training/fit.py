@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -214,8 +216,10 @@ def fit(
             if not math.isfinite(shown["loss"]):
                 raise BadInput(f"{title}: the loss is {shown['loss']} at step {step + 1}; lower fit.learning_rate")
             losses.append(shown["loss"])
-            advance(1, loss=round(shown["loss"], 3))
-            log.write(step + 1, {**shown, "grad_norm": float(norm), "tokens": tokens, "samples": seen})
+            pace = log.pace(tokens)
+            advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace))
+            figures = {**shown, "grad_norm": float(norm), "tokens": tokens, "samples": seen}
+            log.write(step + 1, {**figures, "tokens_per_second": pace, "peak_memory_mb": _peak_memory_mb(model.device)})
             if time.monotonic() - saved > config.checkpoint_seconds:
                 keep(step + 1)
         if stop.asked:
@@ -292,12 +296,20 @@ def _prefetch(
         yield coming.result()
 
 
+def _peak_memory_mb(device: torch.device) -> float:
+    """Most that was ever taken: of the GPU by tensors, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000  # KiB on Linux
+
+
 class _Log:
     """Figures by step, as JSON lines and for TensorBoard. A resumed run writes its repeated steps again."""
 
     def __init__(self, folder: Path, first: int, main: bool) -> None:
         self.main = main
         self.start = time.monotonic()
+        self.marks = deque([(self.start, 0)], maxlen=LOG_EVERY + 1)
         self.lines = JsonLines(folder / "log.jsonl")
         self.board: Any = None
         if main:
@@ -313,6 +325,12 @@ class _Log:
         for line in lines if self.main else ():
             print(line, file=sys.stderr, flush=True)
             self.lines.append({"damaged": line})
+
+    def pace(self, tokens: int) -> float:
+        """Answer tokens a second over the last steps, these of one step more."""
+        self.marks.append((time.monotonic(), tokens))
+        seconds = self.marks[-1][0] - self.marks[0][0]
+        return sum(n for _, n in list(self.marks)[1:]) / seconds if seconds > 0 else 0.0
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         if not self.main or (step % LOG_EVERY and step > 1):
