@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -129,6 +131,34 @@ def publish(draft: Path, final: Path) -> None:
     sync_folder(draft)
     draft.rename(final)
     sync_folder(final.parent)
+
+
+def demand_empty(folder: Path) -> None:
+    """Raise BadInput where `folder` is there and holds something, or is no folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A draft to fill, which becomes `final` at the end of the block: whole, or not at all.
+
+    Raises BadInput as `demand_empty`, and on a full disk.
+    """
+    demand_empty(final)
+    with naming_full_disk(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        try:
+            os.umask(mask := os.umask(0))
+            draft.chmod(0o777 & ~mask)  # a temporary folder is its owner's alone
+            yield draft
+            if final.is_dir():
+                final.rmdir()
+            publish(draft, final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
 
 
 def _sync_file(path: Path) -> None:

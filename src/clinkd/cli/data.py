@@ -430,10 +430,9 @@ def _phantoms(args: argparse.Namespace) -> int:
     from clinkd.config import PhantomConfig
     from clinkd.data import phantoms
     from clinkd.data.writers import write_jsonl
-    from clinkd.storage import progress
+    from clinkd.storage import demand_empty, progress
 
-    if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
-        raise BadInput(f"{args.folder}: exists and is not empty; choose a new folder")
+    demand_empty(args.folder)
     config = PhantomConfig()
     if args.images is not None:
         if args.images < 1:

@@ -27,7 +27,7 @@ from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Entry, Kind, Problem, short
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
-from clinkd.storage import progress, write_atomic
+from clinkd.storage import progress, replacing
 
 T = TypeVar("T")
 _BATCH = 256  # rows between two moves of a bar
@@ -261,8 +261,11 @@ class Checker:
     def _where(self, entry: int | None) -> str:
         if entry is None:
             return "earlier in this row"
-        name = next((n for n, i in self._files.items() if i == self._row_file[entry]), "")
-        return f"in row {self._row[entry]}" + (f" of {Path(name).name}" if len(self._files) > 1 else "")
+        of = f" of {Path(self._file(entry)).name}" if len(self._files) > 1 else ""
+        return f"in row {self._row[entry]}{of}"
+
+    def _file(self, entry: int) -> str:
+        return next(itertools.islice(self._files, self._row_file[entry], None))
 
     def _group_name(self, image: int) -> str:
         return next(itertools.islice(self._groups, self._image_group[image], None))
@@ -334,8 +337,7 @@ class Checker:
         found.groups.update(_SPLITS[split] or "-" for split in self._group_split)
         found.classes = self._classes()
         found.examples = [sample for kept in self._examples.values() for _, sample in kept]
-        order = self._files
-        found.bad.sort(key=lambda p: (order.get(p.file, -1), p.row))
+        found.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
         return found
 
     def _frames(self) -> None:
@@ -390,9 +392,8 @@ class Checker:
             self.found.between[problem.file, problem.row] = problem
 
     def _problem(self, entry: int, image: int, why: str, kind: Kind) -> Problem:
-        file = next(n for n, i in self._files.items() if i == self._row_file[entry])
         name = short(self._image_id[image])
-        return Problem(file, self._row[entry], name, "image", short(self._refs[image].path), why, kind)
+        return Problem(self._file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind)
 
     def _classes(self) -> list[ClassBoxes]:
         """The boxes of each class; one that is asked for and asked about counts once."""
@@ -443,14 +444,15 @@ def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
     With them go good rows that were left out because of a bad one. The sources are read once more, so that no row had
     to be kept in memory; they themselves stay as they are.
     """
-    lines: list[str] = []
-    for source in sources if found.bad else ():
-        for entry in forms.read(source, Counter()):
+    found.quarantined = 0
+    entries = (e for source in (sources if found.bad else ()) for e in forms.read(source, Counter()))
+    with replacing(file) as lines:
+        for entry in entries:
             problem = entry.problem or found.between.get((entry.file, entry.row))
+            if problem is None and not entry.left_out:
+                continue
             told = problem.to_json() if problem else {"file": entry.file, "row": entry.row, "reason": entry.left_out}
-            if problem is not None or entry.left_out:
-                line = {"clinkd": QUARANTINE, **told, "raw": entry.raw}
-                lines.append(json.dumps(line, ensure_ascii=False, default=str))
-    write_atomic(file, "".join(f"{line}\n" for line in lines))
-    found.quarantined = len(lines)
-    return len(lines)
+            line = json.dumps({"clinkd": QUARANTINE, **told, "raw": entry.raw}, ensure_ascii=False, default=str)
+            lines.write(f"{line}\n".encode(errors="backslashreplace"))
+            found.quarantined += 1
+    return found.quarantined

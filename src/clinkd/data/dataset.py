@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,8 +47,6 @@ def identity(path: Path, root: Path) -> dict[str, str]:
 
 
 def _stamps(file: Path, root: Path) -> str:
-    import hashlib
-
     told = hashlib.sha256()
     for name in sorted(set(_image_paths(file))):
         with contextlib.suppress(OSError, ValueError):
@@ -124,8 +124,6 @@ def _starts(file: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
     if starts[-1] != size:  # a last line without line end
         starts = np.append(starts, size)
     with contextlib.suppress(OSError, BadInput):  # a folder one may not write to: it is counted anew each time
-        import io
-
         buffer = io.BytesIO()
         np.save(buffer, np.append(starts, modified))
         write_atomic(kept, buffer.getvalue())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +22,7 @@ from clinkd.data.readers.rows import Entry, Problem, short
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, place
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
-from clinkd.storage import naming_full_disk, publish, read_json, replacing, sha256_file, write_json
+from clinkd.storage import new_folder, read_json, replacing, sha256_file, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +60,14 @@ def import_data(
     there is no `quarantine_file`; BadInput where `out` holds something, or a source cannot be read.
     """
     out = _resolved(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out}: exists and is not empty; choose a new folder")
     if quarantine_file is not None and _resolved(quarantine_file).is_relative_to(out):
         raise BadInput(f"--quarantine {quarantine_file}: inside the new data set; put it beside")
     paths = [_resolved(s.path) for s in sources]
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise BadInput(f"{twice}: given twice; give each source once")
-    with naming_full_disk(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-        draft.chmod(0o777 & ~_umask())
-        try:
-            found = _write(sources, draft, out, checks, division, quarantine_file, side, copy)
-            if out.is_dir():
-                out.rmdir()
-            publish(draft, out)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-    return found
-
-
-def _umask() -> int:
-    os.umask(found := os.umask(0))
-    return found
+    with new_folder(out) as draft:
+        told = [replace(s, form=s.form or forms.detect(s)) for s in sources]
+        return _write(told, draft, out, checks, division, quarantine_file, side, copy)
 
 
 def _resolved(path: Path) -> Path:
@@ -115,7 +96,7 @@ def _write(
     with spool.open("wb") as lines:
         for number, (source, below) in enumerate(zip(sources, roots, strict=True), start=1):
             front = below.relative_to(root).as_posix()
-            mark = f"{number}:" if len(sources) > 1 and (source.form or forms.detect(source)) != "samples" else ""
+            mark = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
             for entry in counted(forms.read(source, checker.found.told), f"read {source.path.name}", "rows"):
                 made = turn(_moved(entry, "" if front == "." else f"{front}/", mark))
                 if made.problem is not None and entry.problem is None:  # found here, so no reader will tell it again
@@ -301,7 +282,7 @@ def _told(source: Source) -> dict[str, Any]:
     """A source as dataset.json keeps it."""
     return {
         "path": str(source.path.resolve()),
-        "form": source.form or forms.detect(source),
+        "form": source.form,
         "side": source.side,
         "sha256": sha256_file(source.path) if source.path.is_file() else None,
     }

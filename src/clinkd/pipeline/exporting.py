@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,36 +13,23 @@ from clinkd.pipeline.graph import stage_record, versions
 from clinkd.pipeline.runs import Exported, Run, table
 from clinkd.pipeline.work import load_model, read_data, read_split
 from clinkd.records import BadInput, Sample
-from clinkd.storage import naming_full_disk, publish, write_atomic
+from clinkd.storage import new_folder, write_atomic
 
 CARD = "README.md"
 
 
 def export(run: Run, out: Path) -> Exported:
-    """Write the last model of a run to a new folder, load it again, and compare logits on a test question.
+    """Write the last model of a run to a new folder, load it again, and compare logits on questions.
 
     Raises BadInput where `out` holds something, the run has no finished model, or what was written says other things.
     """
     out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out}: exists and is not empty; choose a new folder")
-    stage = run.last_trained
-    prepared = run.stage("prepare")
-    open_image, _ = read_data(prepared)
-    model = load_model(run.stage(stage), open_image).eval()
-    asked = read_split(prepared, "validation")[:4]
-    with naming_full_disk(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-        try:
-            _write(run, model, asked, draft, stage)
-            if out.is_dir():
-                out.rmdir()
-            draft.chmod(0o755)
-            publish(draft, out)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    with new_folder(out) as draft:
+        stage = run.last_trained
+        prepared = run.stage("prepare")
+        open_image, _ = read_data(prepared)
+        model = load_model(run.stage(stage), open_image).eval()
+        _write(run, model, read_split(prepared, "validation")[:4], draft, stage)
     return Exported(out, stage, model.is_stock)
 
 

@@ -5,7 +5,7 @@
 
 Boxes are pixels of the upright image, left and top edge inclusive, right and bottom exclusive; "left" and "right" in
 names are the patient's unless the source says otherwise. "group" (the patient), "split" and "side" may be given; other
-keys are passed over.
+keys are counted.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
+from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, ask, grouped, pixel_box
 from clinkd.data.readers.rows import Entry, Fault, Row, entries, json_rows, objects_of, text_of
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Side, Split
 
-FILE = "records.jsonl"
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SPLITS: tuple[Split, ...] = get_args(Split)
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -31,9 +31,9 @@ Word = TypeVar("Word", bound=str)
 
 def read(source: Source, left_out: Counter[str]) -> Iterator[Entry]:
     """Rows of the file, or of the `records.jsonl` in a folder. Raises BadInput where there is none, or it is empty."""
-    file = source.path / FILE if source.path.is_dir() else source.path
+    file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
-        raise BadInput(f"{file}: no such file; data.path is a folder with {FILE} and its images")
+        raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
     pictures = Pictures(source)
     ids: dict[str, int] = {}
     images: dict[str, int] = {}

@@ -13,11 +13,10 @@ from typing import Any, NoReturn
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.dicom import is_dicom
-from clinkd.data.readers.rows import Entry, Problem, Row, json_rows
+from clinkd.data.readers.rows import SHEETS, Entry, Problem, Row, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 
-SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files, before the form is called unknown
 FORMS = {  # name -> module of clinkd.data with the reader, what it is

@@ -22,6 +22,7 @@ from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 
 CHUNK_BYTES = 1 << 22
 MAX_ROW_BYTES = 1 << 24  # of one row; a file without row ends must not fill the memory
+SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
 MAX_SHEET_BYTES = 1 << 30  # of an XLSX, unpacked
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]

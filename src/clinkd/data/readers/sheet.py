@@ -31,11 +31,10 @@ from clinkd.data.readers.annotated import Annotated, ask, draw, grouped, pixel_b
 from clinkd.data.readers.boxes import modality_of
 from clinkd.data.readers.columns import CORNERS, columns_of
 from clinkd.data.readers.conversations import SPLITS, told_by_boxes
-from clinkd.data.readers.rows import Entry, Fault, Row, faulty, plain, sheet_rows, words
+from clinkd.data.readers.rows import SHEETS, Entry, Fault, Row, faulty, plain, sheet_rows, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
-SUFFIXES = (".csv", ".tsv", ".xlsx", ".xlsm")
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # what boxes are in
 MANY = 1000  # names in a folder, and paths, beyond which no likeness is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
@@ -66,9 +65,9 @@ def sheet_of(path: Path) -> Path:
     """The file, or the one sheet of a folder. Raises BadInput where there are none or several."""
     if not path.is_dir():
         return path
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith((".", "~$")))
+    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
     if len(found) != 1:
-        several = f"the sheets {', '.join(p.name for p in found)}" if found else f"no sheet ({', '.join(SUFFIXES)})"
+        several = f"the sheets {', '.join(p.name for p in found)}" if found else f"no sheet ({', '.join(SHEETS)})"
         raise BadInput(f"{path}: has {several}; give the path of one")
     return found[0]
 
