@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from clinkd.cli import main
 from clinkd.config import RunConfig, override
 from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import Work, plan
+from clinkd.pipeline.machine import Machine
 
 SMALL = [
     "data.phantoms.train_images=40", "data.phantoms.validation_images=8", "data.phantoms.test_images=16",
@@ -62,6 +65,35 @@ def test_nothing_but_the_final_scoring_opens_the_test_split(done):
     line = next(x for x in done[1].splitlines() if x.startswith("OPENED"))
     # prepare writes it
     assert json.loads(line.removeprefix("OPENED ")) == ["answer", "prepare", "score", "select"]
+
+
+def torchrun(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clinkd"]
+    return subprocess.run([sys.executable, *words, *command(runs, *more)], capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_do_the_same_run(done, tmp_path):
+    told = torchrun(tmp_path)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert told.stdout.count("report  ") == 1 and told.stderr.count("[1/11] prepare: start") == 1
+    for stage in ("base", "teacher", "distill", "reflect-1", "reflect-2"):
+        here, there = (load_file(next((runs / "demo" / "stages" / stage / "model").glob("*.safetensors")))
+                       for runs in (tmp_path, done[0]))  # fmt: skip
+        assert here.keys() == there.keys()
+        for name, tensor in there.items():
+            torch.testing.assert_close(here[name], tensor, rtol=0, atol=1e-3, msg=f"{stage}: {name}")
+    here, there = (sorted((runs / "demo" / "stages" / "answer").glob("*.jsonl")) for runs in (tmp_path, done[0]))
+    assert [p.name for p in here] == [p.name for p in there] == ["predictions.jsonl", "validation.jsonl"]
+    for mine, theirs in zip(here, there, strict=True):
+        asked = [sorted(json.loads(line)["id"] for line in p.read_text().splitlines()) for p in (mine, theirs)]
+        assert asked[0] == asked[1]
+
+
+def test_a_process_too_many_is_told_once_and_before_any_work(tmp_path):
+    told = torchrun(tmp_path, "--set", "teacher.fit.rows=25")
+    lines = [line for line in told.stderr.splitlines() if line.startswith("clinkd:")]
+    assert told.returncode and len(lines) == 1 and "teacher.fit.rows=25 must be a multiple" in lines[0]
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_table_for_programs_has_its_form(done, capsys):
@@ -193,7 +225,7 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
 
     def base(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        work.base(Work(folder, inputs, 0, lambda key, value: None), config, "cpu", 2)
+        work.base(Work(folder, inputs, 0, lambda key, value: None), config, Machine("cpu", 2, False))
 
     taught: list[str] = []
     real = work.fit

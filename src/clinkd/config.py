@@ -299,6 +299,11 @@ class RunConfig(Knobs):
     threads: Whole = knob(
         0, "CPU threads; 0 = the cores this process may use. Another number rounds otherwise", speed_only=True
     )
+    shard: bool = knob(
+        False,
+        "several processes share the weights of a training (FSDP2), else each has all. Rounds otherwise",
+        speed_only=True,
+    )
     data: DataConfig = knob(DataConfig(), "the samples")
     model: ModelConfig = knob(ModelConfig(), "the model")
     teacher: TeacherConfig | None = knob(TeacherConfig(), "stage 1")
@@ -326,6 +331,25 @@ class RunConfig(Knobs):
                 "reflect.objective=distill needs `teacher` and `distill`: give both, or set reflect.objective=ce"
             )
         return self
+
+    @model_validator(mode="after")
+    def _muon_needs_whole_matrices(self) -> Self:
+        muon = next((name for name, fit in self.fits().items() if fit.optimizer == "muon"), None)
+        if self.shard and muon:
+            raise ValueError(f"shard=true: Muon needs whole matrices; set {muon}.optimizer=adamw, or shard=false")
+        return self
+
+    def fits(self) -> dict[str, FitConfig]:
+        """How each training of the run is done, by the name of its knobs."""
+        pretrain = self.model.tiny.pretrain if self.model.base is None else None
+        found = {
+            "model.tiny.pretrain.vision": pretrain.vision if pretrain else None,
+            "model.tiny.pretrain.pairs": pretrain.pairs if pretrain else None,
+            "teacher.fit": self.teacher.fit if self.teacher else None,
+            "distill.fit": self.distill.fit if self.distill else None,
+            "reflect.fit": self.reflect.fit if self.reflect else None,
+        }
+        return {name: fit for name, fit in found.items() if fit is not None}
 
 
 def load(path: Path) -> RunConfig:

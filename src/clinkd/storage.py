@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
+from clinkd import crew
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
@@ -335,11 +336,18 @@ def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> 
     """A bar with rate and time left on stderr; a line every ten seconds and one at the end where stderr is no terminal.
 
     `total` None: how much there is shows at the end only. `done` of `total` were finished by an earlier attempt and do
-    not count in the rate. Bars may be nested.
+    not count in the rate. Bars may be nested. Of several processes the main one speaks alone.
     """
+    if not crew.is_main():
+        yield _silent
+        return
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
         yield advance
+
+
+def _silent(n: int = 1, **_: float | str) -> None:
+    """For the processes of a crew that are not the main one."""
 
 
 class _Pace:

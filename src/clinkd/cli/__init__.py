@@ -7,10 +7,12 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clinkd import crew
 from clinkd.cli import data
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import show, tell
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from clinkd.pipeline import Run
 
 STOPPED = 130
+ECHO_SECONDS = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return _tell(f"stopped; {args.stopped}", STOPPED)
+        return _tell(f"stopped; {args.stopped}", STOPPED) if crew.is_main() else STOPPED
     except BrokenPipeError:  # `clinkd table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -47,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     from clinkd.records import BadInput
 
+    if isinstance(error, crew.Left):
+        gone = "another process of this run has ended; the same command goes on where it was"
+        return _tell(gone, FAILED) if crew.is_main() else FAILED
+    if not crew.is_main():
+        # The launcher ends this process as soon as the main one has failed: what both met is told once.
+        time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
         return _tell(str(error), WRONG)
     if isinstance(error, OSError):
@@ -195,7 +204,8 @@ def _run(args: argparse.Namespace) -> int:
     config = _config(args)
     end_in_order()
     done = pipeline.run(config, args.runs, args.replace)
-    _closing_screen(done, args.runs)
+    if crew.is_main():
+        _closing_screen(done, args.runs)
     return 0
 
 

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from clinkd import crew
+
 if TYPE_CHECKING:
     from clinkd.records import Table
 
@@ -30,7 +32,8 @@ def show(table: Table) -> None:
 
 def tell(line: str) -> None:
     """One line on stderr."""
-    print("clinkd:", " ".join(line.split()), file=sys.stderr)
+    who = "clinkd:" if crew.is_main() else f"clinkd, process {crew.rank()}:"
+    print(who, " ".join(line.split()), file=sys.stderr)
 
 
 def cores() -> int:

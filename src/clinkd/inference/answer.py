@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from clinkd import crew
 from clinkd.config import AnswerConfig
 from clinkd.model import VisionLanguageModel
 from clinkd.records import Prediction, Sample
@@ -16,19 +17,47 @@ def answer(
 ) -> list[Prediction]:
     """One Prediction a sample, first beam chosen, in the order of `samples`; those already in `file` are not redone.
 
-    Samples are batched by task and question length, so that short answers do not wait for long ones.
+    Samples are batched by task and question length, so that short answers do not wait for long ones. Of several
+    processes each answers its part; all return all.
     """
-    lines = JsonLines(file)
-    known = {record["id"]: Prediction.from_json(record) for record in lines.read()}
+    crew.alone(lambda: _collect(file))
+    known = _known(file)
     todo = sorted(
         (s for s in samples if s.id not in known),
         key=lambda s: (s.task.value, len(s.answer.text), len(s.question.text)),
     )
-    with lines, progress(len(samples), title, "answers", done=len(samples) - len(todo)) as advance:
-        for start in range(0, len(todo), config.batch):
-            batch = todo[start : start + config.batch]
+    # in turns: what is long comes last, for every process
+    mine = todo[crew.rank() :: crew.size()]
+    before, share = len(samples) - len(todo), len(mine) / max(1, len(todo))
+    with JsonLines(_part(file)) as lines, progress(len(samples), title, "answers", done=before) as advance:
+        for start in range(0, len(mine), config.batch):
+            batch = mine[start : start + config.batch]
             for sample, candidates in zip(batch, model.generate(batch, config), strict=True):
-                known[sample.id] = Prediction(sample.id, tuple(candidates), chosen=0, by=by)
-                lines.append(known[sample.id].to_json())
-            advance(len(batch))
+                lines.append(Prediction(sample.id, tuple(candidates), chosen=0, by=by).to_json())
+            advance(round(len(batch) / share))
+    crew.wait()
+    crew.alone(lambda: _collect(file))
+    known = _known(file)
     return [known[sample.id] for sample in samples]
+
+
+def _part(file: Path) -> Path:
+    """Where this process writes."""
+    return file if crew.is_main() else file.with_name(f"{file.name}.{crew.rank()}")
+
+
+def _collect(file: Path) -> None:
+    """Bring into `file` what other processes wrote, of this attempt or of one before it."""
+    known = JsonLines(file).ids()
+    with JsonLines(file) as lines:
+        for part in sorted(file.parent.glob(f"{file.name}.[0-9]*")):
+            for record in JsonLines(part).read():
+                if record["id"] not in known:
+                    lines.append(record)
+                    known.add(record["id"])
+            lines.close()  # on the disk before its source goes
+            part.unlink()
+
+
+def _known(file: Path) -> dict[str, Prediction]:
+    return {record["id"]: Prediction.from_json(record) for record in JsonLines(file).read()}

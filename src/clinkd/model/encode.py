@@ -76,10 +76,13 @@ class Prompts:
 
 
 def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
-    """Samples that look at the same images, together, in order of first appearance; `most` a row (0: no limit)."""
-    by_images: OrderedDict[tuple[ImageRef, ...], list[Sample]] = OrderedDict()
-    for sample in samples:
-        by_images.setdefault(sample.images, []).append(sample)
+    """Samples that look at the same images, together, in order of first appearance; `most` a row (0: no limit).
+
+    A sample without images has nothing to share and is a row of its own.
+    """
+    by_images: OrderedDict[tuple[ImageRef, ...] | int, list[Sample]] = OrderedDict()
+    for number, sample in enumerate(samples):
+        by_images.setdefault(sample.images or number, []).append(sample)
     rows = by_images.values()
     return [row[i : i + (most or len(row))] for row in rows for i in range(0, len(row), most or len(row))]
 
@@ -140,8 +143,16 @@ class ImageEncoder:
 
     def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
         """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
+        if not refs:
+            return self.blank()[0][:0], torch.zeros((0, 3), dtype=torch.long)
         made = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
         return made["pixel_values"], made["image_grid_thw"]
+
+    def blank(self) -> tuple[Tensor, Tensor]:
+        """Patches and grid of the smallest image there is, all zeros."""
+        merge, side = self.processor.merge_size, self.processor.patch_size
+        values = 3 * self.processor.temporal_patch_size * side**2
+        return torch.zeros((merge**2, values)), torch.tensor([[1, merge, merge]])
 
 
 class TextEncoder:

@@ -65,6 +65,11 @@ class Sight(nn.Module):
     def head(self) -> Head:
         return Head(self.lm_head.weight)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of the tower."""
+        return [*self.visual.blocks]
+
     def freeze(self, parts: Sequence[str]) -> None:
         """Raises BadInput: a tower that is taught alone has no parts to keep fixed."""
         if parts:

@@ -83,8 +83,15 @@ class VisionLanguageModel(nn.Module):
         return encode_rows(rows, self.text, self.images, self.line_tokens)
 
     def see(self, batch: Batch) -> Any:
-        """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another."""
-        return self.network.model.get_image_features(batch.pixels_TD.to(self.dtype), batch.grids_I3, return_dict=True)
+        """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another.
+
+        Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
+        through every module, or wait for each other for ever.
+        """
+        pixels_TD, grids_I3 = batch.pixels_TD, batch.grids_I3
+        if not len(grids_I3):
+            pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
+        return self.network.model.get_image_features(pixels_TD.to(self.dtype), grids_I3, return_dict=True)
 
     def hidden_states(self, batch: Batch, seen: Any = None) -> Tensor:
         """Last hidden states [N, H] at the tokens that predict an answer token. `seen`: what `see` made already."""
@@ -92,15 +99,17 @@ class VisionLanguageModel(nn.Module):
         image_BS = batch.input_ids_BS == config.image_token_id
         grids_N2 = batch.grids_I3[:, 1:] // config.vision_config.spatial_merge_size
         positions_3BS = self.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
+        seen = self.see(batch) if seen is None else seen
         hidden_BSH = self.network.model(
             input_ids=batch.input_ids_BS,
             attention_mask=batch.mask_B1SS,
             position_ids=positions_3BS,
-            mm_encoder_outputs={"image": self.see(batch) if seen is None else seen},
+            mm_encoder_outputs={"image": seen} if len(batch.grids_I3) else None,
             image_grid_thw=batch.grids_I3,
             use_cache=False,
         ).last_hidden_state
-        return hidden_BSH[batch.answer_row_N, batch.answer_column_N]
+        hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
+        return hidden_NH if len(batch.grids_I3) else hidden_NH + 0 * seen.pooler_output[0].sum()
 
     forward = hidden_states
 
@@ -119,7 +128,7 @@ class VisionLanguageModel(nn.Module):
             input_ids=prompts.input_ids_BS,
             attention_mask=prompts.seen_BS,
             mm_token_type_ids=prompts.mm_types_BS,
-            pixel_values=prompts.pixels_TD.to(self.dtype),
+            pixel_values=prompts.pixels_TD.to(self.dtype) if len(prompts.grids_I3) else None,
             image_grid_thw=prompts.grids_I3,
             max_new_tokens=config.max_new_tokens,
             num_beams=config.beams,
@@ -185,6 +194,11 @@ class VisionLanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.head.weight_VH.dtype
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Those of the vision tower and of the text part, where nearly all weights are."""
+        return [*self.network.model.visual.blocks, *self.network.model.language_model.layers]
 
     @property
     def never(self) -> list[int]:

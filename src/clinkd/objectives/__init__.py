@@ -8,7 +8,7 @@ processes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,13 +19,12 @@ from clinkd.records import BadInput
 __all__ = ["CrossEntropy", "Distillation", "Loss", "LowRank", "Samples", "States"]
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """Sum of the loss over `tokens` answer tokens; `parts` are the sums it is made of, detached, for the log."""
 
     sum: Tensor
     tokens: int
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Tensor]
 
 
 class LowRank(NamedTuple):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clinkd import crew
 from clinkd.config import RunConfig
 from clinkd.pipeline.graph import Stage, StageStatus, Work, execute, outlook
+from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.runs import RUNS, Asked, Exported, Run, begin, find, finish, known, open_run, table
 
 __all__ = [
@@ -39,13 +41,17 @@ def plan(config: RunConfig) -> list[Stage]:
 def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     """Do what is not done yet of a run in `runs/NAME`, and return it finished.
 
+    Several processes (`torchrun --nproc-per-node N -m clinkd run ...`) do it together.
+
     Raises BadInput where the folder holds another config and `replace` is not given, on a full disk, and on bad data.
     """
+    Machine.demand_even_shares(config)
     stages = plan(config)
-    folder = begin(config, stages, runs, replace)
+    folder = runs / config.name
+    crew.alone(lambda: begin(config, stages, runs, replace))
     execute(stages, folder)
     done = open_run(folder)
-    finish(done)
+    crew.alone(lambda: finish(done))
     return done
 
 

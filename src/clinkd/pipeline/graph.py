@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from clinkd import __version__
+from clinkd import __version__, crew
 from clinkd.config import Knobs, differences
 from clinkd.records import BadInput
 from clinkd.storage import naming_full_disk, publish, read_json, spell_seconds, write_json
@@ -37,7 +37,8 @@ class Stage:
     """One step of a run: `work` fills a folder from the folders of the stages it `needs`.
 
     `config` is all that decides the result beside `seed`, the needs and `version`, which is raised when the code
-    of the stage comes to do something else. `work` imports what is heavy only when it is called.
+    of the stage comes to do something else. `work` imports what is heavy only when it is called. Where several
+    processes do the run (`clinkd.crew`), those beside the main one take part in the stages done `together`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     needs: tuple[Stage, ...]
     work: Callable[[Work], None] = field(compare=False)
     seed: int = 0
+    together: bool = field(default=False, compare=False)
 
     @cached_property
     def identity(self) -> str:
@@ -79,7 +81,8 @@ def _plain(value: Any) -> Any:
 @dataclass(frozen=True)
 class Work:
     """What a stage's `work` is given: the draft `folder` (as an earlier attempt left it), the finished folders of its
-    needs by name, the seed, and `record`, which keeps a JSON value under a key of `stage.json`."""
+    needs by name, the seed, and `record`, which keeps a JSON value under a key of `stage.json` (of the main process).
+    """
 
     folder: Path
     inputs: Mapping[str, Path]
@@ -137,35 +140,59 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
     """Do every stage that is not done yet, in order, and return the finished folders by name.
 
     Finished stages are taken from `run_folder/../.stages`; links to them are kept in `run_folder/stages`. A stage at
-    which another process is working is waited for. Ctrl-C or a kill leave a draft with which the next call goes on.
-    Raises BadInput on a full disk, and whatever a stage raises.
+    which another process is working is waited for, if it is not of the same crew: in that the main process has the
+    lock, and the others follow it. Ctrl-C or a kill leave a draft with which the next call goes on.
+    Raises BadInput on a full disk, and whatever a stage raises; crew.Left where another process of the crew is gone.
     """
     cache = run_folder.parent / CACHE
-    with naming_full_disk(run_folder):
-        cache.mkdir(parents=True, exist_ok=True)
+    crew.alone(lambda: _make(cache))
     finished: dict[str, Path] = {}
     for number, stage in enumerate(stages, start=1):
         assert all(need.name in finished for need in stage.needs), f"{stage.name} comes before what it needs"
         assert stage.name not in finished, f"two stages are called {stage.name}"
         inputs = {need.name: finished[need.name] for need in stage.needs}
-        finished[stage.name] = _finish(stage, inputs, cache / stage.key, f"[{number}/{len(stages)}] {stage.name}")
-        link(run_folder / "stages" / stage.name, finished[stage.name])
+        finished[stage.name] = folder = cache / stage.key
+        if crew.is_main():
+            _finish(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
+            link(run_folder / "stages" / stage.name, folder)
+            crew.told((stage.key, True))
+        else:
+            _follow(stage, inputs, folder)
     return finished
 
 
-def _finish(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> Path:
+def _make(cache: Path) -> None:
+    with naming_full_disk(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+
+
+def _follow(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
+    """What a process beside the main one does about a stage: what it is told."""
+    done = False
+    while not done:
+        key, done = crew.told(("", True))
+        if key != stage.key:
+            raise BadInput(f"{stage.key}: process 0 is at {key}; all processes must get the same config and data")
+        place = folder if done else _draft(folder)
+        if not place.is_dir():
+            raise BadInput(f"{place}: not to be seen here; all processes must share the folder of runs")
+        if not done:
+            with crew.together():
+                stage.work(Work(place, dict(inputs), stage.seed, lambda key, value: None))
+
+
+def _finish(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
     if not folder.is_dir():
         lock = folder.with_name(folder.name + ".lock")
         with _lock(lock, title):
             if not folder.is_dir():  # else another process did it while this one waited
                 _do(stage, inputs, folder, title)
                 lock.unlink()  # who waits on the removed file, or makes it again, then finds the finished folder
-                return folder
+                return
     record = stage_record(folder)
     if record.get("identity") != stage.identity:
         raise BadInput(f"{folder}: holds something else than its name says; remove it to make it anew")
     _say(f"{title}: done before, in {spell_seconds(record['seconds'])}")
-    return folder
 
 
 def _do(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
@@ -176,7 +203,10 @@ def _do(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> N
         if not clock.finished:
             _say(f"{title}: {'going on with a draft' if clock.attempts > 1 else 'start'}")
             with clock.running():
-                stage.work(Work(draft, dict(inputs), stage.seed, clock.record))
+                if stage.together:
+                    crew.told((stage.key, False))
+                with crew.together():
+                    stage.work(Work(draft, dict(inputs), stage.seed, clock.record))
             clock.finish()
         publish(draft, folder)
     _say(f"{title}: done in {spell_seconds(clock.seconds())}")

@@ -98,8 +98,8 @@ class Exported:
     stock: bool
 
 
-def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> Path:
-    """Make or re-open the run's folder and write down what it is to hold; returns the folder.
+def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> None:
+    """Make or re-open the run's folder and write down what it is to hold.
 
     Raises BadInput where the folder holds a run of another config, naming the first knob that differs, unless
     `replace`: the finished stages of that other config stay in the cache.
@@ -126,7 +126,6 @@ def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace:
     write_atomic(folder / "config.yaml", recipe_text(config, heading))
     record = {"name": config.name, "config": plain, "stages": graph.described(stages), "versions": graph.versions()}
     write_json(folder / RUN_RECORD, record)
-    return folder
 
 
 def finish(run: Run) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from clinkd.config import DataConfig, ModelConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
+from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
 from clinkd.storage import sha256_file
 
@@ -17,13 +18,15 @@ def plan(config: RunConfig) -> list[Stage]:
 
     Raises BadInput where `data.path` or `model.base` is not there.
     """
-    at: dict[str, Any] = {"device": config.device, "threads": config.threads}
+    at: dict[str, Any] = {"machine": Machine.of(config)}
     made: list[Stage] = []
     given: dict[str, Any]
 
     def stage(name: str, knobs: Any, *needs: Stage | None, step: str | None = None, **given: Any) -> Stage:
         todo = _later(step or name, **given)
-        made.append(Stage(name, VERSIONS[step or name], knobs, tuple(n for n in needs if n), todo, config.seed))
+        kind = step or name
+        wanted = tuple(n for n in needs if n)
+        made.append(Stage(name, VERSIONS[kind], knobs, wanted, todo, config.seed, kind in TOGETHER))
         return made[-1]
 
     data = stage("prepare", _data_identity(config.data), config=config.data)
@@ -63,6 +66,10 @@ VERSIONS = {
     "prepare": 3, "base": 2, "teacher": 1, "pseudo": 1, "distill": 1, "reflect": 1, "clip": 1, "answer": 2,
     "select": 2, "score": 1,
 }  # fmt: skip
+
+
+# Where each of several processes takes a part: of the rows that are trained on, or of the questions to answer.
+TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer"}
 
 
 def _later(step: str, **given: Any) -> Callable[[Work], None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from clinkd import data
+from clinkd import crew, data
 from clinkd.agreement import Lexicon, closeness
 from clinkd.config import (
     AnswerConfig,
@@ -37,7 +36,8 @@ from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, 
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.graph import Work
-from clinkd.records import BadInput, ImageRef, Prediction, Sample, Split, Task
+from clinkd.pipeline.machine import Machine
+from clinkd.records import BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
 from clinkd.storage import JsonLines, progress, publish, read_json, write_atomic, write_json
 from clinkd.training import LiveTeacher, StoredTeacher, Teacher, finished, fit, identity_of, store
 
@@ -80,23 +80,22 @@ def prepare(work: Work, config: DataConfig) -> None:
     write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
 
 
-def base(work: Work, config: ModelConfig, device: str, threads: int) -> None:
+def base(work: Work, config: ModelConfig, machine: Machine) -> None:
     """The model before any training: random weights, or a check that the pretrained ones load with the scheme."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     if config.base is None:
         train = here.samples("train")
         texts = texts_of(train, config)
         model = new_tiny(config, texts, work.seed, here.open_image).to(here.device)
         if config.tiny.pretrain:
             model = _pretrained(here, model, data.bare_pairs(train), config.tiny.pretrain)
-        model.save(work.folder / "model")
-        shutil.rmtree(work.folder / SEEN, ignore_errors=True)
+        crew.alone(lambda: model.save(work.folder / "model"))
+        crew.alone(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
         _drop_checkpoints(work.folder)
     else:
         model = load(config.base, here.open_image, config)
-        write_json(
-            work.folder / POINTER, {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
-        )
+        at = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
+        crew.alone(lambda: write_json(work.folder / POINTER, at))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
@@ -110,9 +109,13 @@ def _pretrained(
         if not seen.is_dir():
             sight = Sight(model, [s.names[0] for s in pairs]).to(here.device)
             _fit(here, sight, pairs, CrossEntropy(), config.vision, "see")
-            shutil.rmtree(draft, ignore_errors=True)
-            model.save(draft)
-            publish(draft, seen)
+
+            def keep() -> None:
+                shutil.rmtree(draft, ignore_errors=True)
+                model.save(draft)
+                publish(draft, seen)
+
+            crew.alone(keep)
             _drop_checkpoints(here.work.folder)
         model = load(seen, here.open_image).to(here.device)
     if config.pairs and pairs:
@@ -120,19 +123,19 @@ def _pretrained(
     return model
 
 
-def teacher(work: Work, config: TeacherConfig, device: str, threads: int) -> None:
+def teacher(work: Work, config: TeacherConfig, machine: Machine) -> None:
     """A copy tuned on a share of the training images, stratified by task and modality."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     drawn = data.draw_share(here.samples("train"), config.share, work.seed)
     work.record("questions", len(drawn))
     _train(here, here.model("base"), drawn, CrossEntropy(), config.fit, "teacher")
 
 
 def pseudo(
-    work: Work, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, device: str, threads: int
+    work: Work, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, machine: Machine
 ) -> None:
     """Answers of the teacher (or the untrained base) to training questions outside the teacher's own draw."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     train = here.samples("train")
     own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in own]
@@ -144,9 +147,9 @@ def pseudo(
     work.record("questions", len(asked))
 
 
-def distill(work: Work, config: DistillConfig, device: str, threads: int) -> None:
+def distill(work: Work, config: DistillConfig, machine: Machine) -> None:
     """The teacher into a second copy of the base, over the whole training split."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     train = here.samples("train")
     if "pseudo" in work.inputs:
         said = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
@@ -158,7 +161,7 @@ def distill(work: Work, config: DistillConfig, device: str, threads: int) -> Non
         tutor = _tutor(here, student, train, config)
         _train(here, student, train, Distillation(config.kd_weight, config.temperature), config.fit, "distill", tutor)
         # Gigabytes that nobody reads again: a finished stage is never trained anew, and its variants are other stages.
-        shutil.rmtree(work.folder / STORE, ignore_errors=True)
+        crew.alone(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
     else:
         _train(here, student, train, CrossEntropy(), config.fit, "tune")
 
@@ -172,30 +175,40 @@ def _tutor(here: _Room, student: VisionLanguageModel, samples: Sequence[Sample],
         config.teacher_as, samples, by, student,
         temperature=config.temperature, draws=config.draws, seed=here.work.seed,
     )  # fmt: skip
-    if not finished(folder):
-        rows = config.fit.rows // config.fit.accumulate
-        store(folder, here.model("teacher"), samples, identity, title="store the teacher", rows_a_pass=rows)
+
+    def keep() -> None:
+        if not finished(folder):
+            rows = config.fit.rows // config.fit.accumulate
+            store(folder, here.model("teacher"), samples, identity, title="store the teacher", rows_a_pass=rows)
+
+    crew.alone(keep)
     here.work.record("stored teacher", {"bytes": sum(p.stat().st_size for p in folder.iterdir())})
     return StoredTeacher(folder, identity)
 
 
 def reflect(
     work: Work, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
-    distill: DistillConfig | None, device: str, threads: int,
+    distill: DistillConfig | None, machine: Machine,
 ) -> None:  # fmt: skip
     """One round: answer training questions, rewrite the wrong answers from the truth, train on both."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     model, train = here.model(previous), here.samples("train")
     asked = _share(train, config.review_share, work.seed, f"round {round}")
     greedy = answers.model_copy(update={"beams": 1, "candidates": 1})
     file = work.folder / "answers.jsonl"
     found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
-    similarity = LexicalSimilarity([s.answer.words for s in train])
-    corrections = review(asked, found, similarity, config, round)
-    corrections = correct(corrections, asked, OfflineCorrector(work.seed), here.lexicon)
-    _write_lines(work.folder / "corrections.jsonl", (c.to_json() for c in corrections))
-    table = summary(corrections, asked)
-    write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
+    kept = work.folder / "corrections.jsonl"
+
+    def keep() -> None:
+        similarity = LexicalSimilarity([s.answer.words for s in train])
+        corrections = review(asked, found, similarity, config, round)
+        corrections = correct(corrections, asked, OfflineCorrector(work.seed), here.lexicon)
+        _write_lines(kept, (c.to_json() for c in corrections))
+        table = summary(corrections, asked)
+        write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
+
+    crew.alone(keep)
+    corrections = [Correction.from_json(record) for record in JsonLines(kept).read()]
     work.record("reviewed", {"asked": len(asked), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
     fresh = fed_back(asked, corrections)
     tutor = LiveTeacher(here.model("teacher")) if config.objective == "distill" else None
@@ -204,9 +217,9 @@ def reflect(
     _train(here, model, [*train, *fresh], objective, config.fit, f"reflect {round}/{config.rounds}", tutor, lap)
 
 
-def clip(work: Work, config: ClipConfig, device: str, threads: int) -> None:
+def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
     """The image-text model that scores candidates: given, or trained on the training captions."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     if config.base is not None:
         ImageTextModel.load(config.base, here.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
@@ -225,9 +238,9 @@ def clip(work: Work, config: ClipConfig, device: str, threads: int) -> None:
     model.save(work.folder / "model")
 
 
-def answer(work: Work, config: AnswerConfig, previous: str, device: str, threads: int) -> None:
+def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
     """The final model's candidates for the test questions, and for those of validation, on which `select` decides."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     model = here.model(previous)
     by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
     for split, name in SPOKEN.items():
@@ -235,9 +248,9 @@ def answer(work: Work, config: AnswerConfig, previous: str, device: str, threads
         answer_samples(model, here.samples(split), config, file=file, by=by, title=f"answer {split}")
 
 
-def select(work: Work, config: SelectConfig, device: str, threads: int) -> None:
+def select(work: Work, config: SelectConfig, machine: Machine) -> None:
     """Every candidate scored against its image, the best one chosen where the scorer may be trusted with the task."""
-    here = _Room(work, device, threads)
+    here = _Room(work, machine)
     scorer, tasks = here.scorer(config), list(config.tasks)
 
     def chosen(split: Split, among: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
@@ -273,12 +286,8 @@ def score(work: Work, whole: RunConfig) -> None:
 class _Room:
     """Data, models and the machine, as a stage finds them."""
 
-    def __init__(self, work: Work, device: str, threads: int) -> None:
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-        if device == "cuda" and not torch.cuda.is_available():
-            raise BadInput("device=cuda: torch sees no GPU here; set device=auto")
-        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-        self.work = work
+    def __init__(self, work: Work, machine: Machine) -> None:
+        self.device, self.shard, self.work = torch.device(machine.ready()), machine.shard, work
         self.open_image, self.lexicon = read_data(work.inputs["prepare"])
 
     def samples(self, split: Split) -> list[Sample]:
@@ -324,7 +333,7 @@ def _train(
     config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     _fit(here, model, samples, objective, config, title, teacher, lap)
-    model.save(here.work.folder / "model")
+    crew.alone(lambda: model.save(here.work.folder / "model"))
     _drop_checkpoints(here.work.folder)
 
 
@@ -334,17 +343,22 @@ def _fit(
 ) -> None:  # fmt: skip
     folder = here.work.folder / f"fit-{title.split()[0]}"
     fitted = fit(
-        model, samples, objective, config, folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap
-    )
+        model, samples, objective, config,
+        folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap, shard=here.shard,
+    )  # fmt: skip
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
     here.work.record(folder.name, done)
 
 
 def _drop_checkpoints(stage: Path) -> None:
     """Called once what they led to is saved: a stop in between goes on from the last one."""
-    for pattern in ("step-*", ".step-*", "damaged-*"):
-        for checkpoint in stage.glob(f"fit-*/{pattern}"):
-            shutil.rmtree(checkpoint)
+
+    def drop() -> None:
+        for pattern in ("step-*", ".step-*", "damaged-*"):
+            for checkpoint in stage.glob(f"fit-*/{pattern}"):
+                shutil.rmtree(checkpoint)
+
+    crew.alone(drop)
 
 
 def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> list[Sample]:

@@ -24,9 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clinkd import crew
 from clinkd.config import differences
 from clinkd.records import BadInput
 from clinkd.storage import Manifest, naming_full_disk, publish, read_json, sync_folder, write_json
+from clinkd.training.shards import gathered, spread
 
 KEPT = 2
 WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.safetensors", "state.json"
@@ -48,10 +50,14 @@ def save_checkpoint(
     """Write `folder/step-NNNNNNN` whole or not at all, then drop what is older than the newest two that verify.
 
     Each of these is on the disk before the next begins: the files, the manifest of their checksums, the name. `state`
-    is what else a resume needs, as JSON values, and the `course` (see `load_checkpoint`).
+    is what else a resume needs, as JSON values, and the `course` (see `load_checkpoint`). Of several processes each
+    calls this, with its part of what is shared out, and the main one writes.
 
     Raises BadInput on a full disk, after making room again; the checkpoints before it stay.
     """
+    weights, states = gathered(_trained(model).items()), gathered(_flat(optimizers).items())
+    if not crew.is_main():
+        return
     final = folder / f"step-{step:07d}"
     draft = folder / f".{final.name}.part"
     with naming_full_disk(final):
@@ -59,8 +65,8 @@ def save_checkpoint(
         _sweep(folder)
         try:
             draft.mkdir()
-            save_file({n: p.detach().contiguous() for n, p in _trained(model).items()}, draft / WEIGHTS)
-            save_file(_flat(optimizers), draft / OPTIMIZERS)
+            save_file(weights, draft / WEIGHTS)
+            save_file(states, draft / OPTIMIZERS)
             write_json(draft / STATE, {"step": step, **state})
             Manifest.write(draft)
             publish(draft, final)
@@ -156,9 +162,14 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """In the order in which their states are numbered."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def _flat(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     return {
-        f"{number}.{index}.{key}": torch.as_tensor(value).contiguous()
+        f"{number}.{index}.{key}": torch.as_tensor(value)
         for number, optimizer in enumerate(optimizers)
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
@@ -181,13 +192,15 @@ def _restore(
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(spread(weights[name], parameter))
     for number, optimizer in enumerate(optimizers):
+        parameters = _parameters(optimizer)
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in flat.items():
             owner, index, key = name.split(".", 2)
             if int(owner) == number:
-                entries.setdefault(int(index), {})[key] = tensor.clone()  # else it stays a map of the file
+                owned = tensor.clone()  # else it stays a map of the file
+                entries.setdefault(int(index), {})[key] = spread(owned, parameters[int(index)]) if owned.ndim else owned
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
@@ -210,7 +223,7 @@ def _odd_state(optimizers: Sequence[torch.optim.Optimizer], flat: Mapping[str, T
     parameters = {
         f"{number}.{index}": parameter.shape
         for number, optimizer in enumerate(optimizers)
-        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        for index, parameter in enumerate(_parameters(optimizer))
     }
     for name, tensor in flat.items():
         shape = parameters.get(name.rpartition(".")[0])

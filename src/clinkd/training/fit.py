@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from clinkd import crew
 from clinkd.config import FitConfig
 from clinkd.model import Batch, Labelled, Sight, VisionLanguageModel, rows_of
 from clinkd.objectives import CrossEntropy, Distillation, Loss, Samples, States
@@ -29,6 +30,8 @@ from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
 from clinkd.training.lanes import Lanes, lanes_for
 from clinkd.training.lengths import rows_within
 from clinkd.training.optimizers import make_optimizers, set_learning_rate, share_of_peak
+from clinkd.training.shards import made_whole, whole
+from clinkd.training.shards import shard as sharded
 from clinkd.training.stops import stops_held
 
 LOG_EVERY = 10  # optimiser steps between two lines of the log
@@ -111,6 +114,7 @@ def fit(
     title: str,
     teacher: Teacher | None = None,
     lap: tuple[int, int] = (0, 1),
+    shard: bool = False,
 ) -> Fitted:
     """Train `model` in place on `samples`; go on from `folder`'s newest checkpoint where there is one.
 
@@ -119,6 +123,9 @@ def fit(
     it, so a run that was interrupted ends with the bits of one that was not, on as many threads and processes. `lap`
     (k, n): this is part k, from 0, of n equal parts of one learning-rate curve, as the rounds of reflection are.
 
+    Several processes (`clinkd.crew`) each take their part of every window. `shard`: they also share the weights, and
+    afterwards the main one alone has them, on the CPU; without it each has all.
+
     SIGINT and SIGTERM wait for the end of the running step and a checkpoint of it.
 
     Raises BadInput where there is nothing to learn from, where the objective lacks its teacher, for a checkpoint of
@@ -126,12 +133,78 @@ def fit(
     """
     if isinstance(objective, Distillation) and teacher is None:
         raise BadInput(f"{title}: distillation needs a teacher")
+    rows = _rows(model, samples, config, folder, title)
+    _dress(model, config, seed)
+    descent = _Descent(model, objective, teacher, config, title, shard)
+    num_steps = math.ceil(config.epochs * len(rows) / config.rows)
+    course = _course(rows, objective, config, seed, teacher, lap)
+    with descent.accelerator.main_process_first():  # it sets aside what is damaged
+        restored = load_checkpoint(folder, model, descent.optimizers, course)
+    first = last = restored.step
+    num_samples: int = restored.state.get("samples", 0)
+    losses: list[float] = restored.state.get("losses", [])
+    saved = time.monotonic()
+    windows = (descent.dealt(picked) for picked in _windows(rows, config, seed, first, num_steps))
+
+    def keep(step: int) -> None:
+        """Save the state after so many steps, where it does not lie there already."""
+        nonlocal last, saved
+        if step > last:
+            state = {"course": course, "samples": num_samples, "losses": losses}
+            save_checkpoint(folder, step, model, descent.optimizers, state)
+        last, saved = step, time.monotonic()
+
+    with (
+        stops_held(title) as stop,
+        descent.lanes.opened(),
+        ThreadPoolExecutor(1) as ahead,
+        _Log(folder, first) as log,
+        progress(num_steps, title, "steps", done=first) as advance,
+    ):
+        log.report(restored.reports)
+        for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
+            words, questions = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
+            due = crew.is_main() and time.monotonic() - saved > config.checkpoint_seconds
+            # the processes must save and stop at the same step
+            tokens, seen, stopped, save = descent.agreed(words, questions, stop.asked, due)
+            if stopped or save:
+                keep(step)
+            if stopped:
+                stop.hand_on()
+            torch.manual_seed(_dice(seed, step, crew.rank()))
+            set_learning_rate(descent.optimizers, share_of_peak((lap[0] + step / num_steps) / lap[1], config))
+            shown = descent.step(batches, tokens)
+            if not math.isfinite(shown["loss"]):
+                raise BadInput(f"{title}: the loss is {shown['loss']} at step {step + 1}; lower fit.learning_rate")
+            num_samples += seen
+            losses.append(shown["loss"])
+            pace = log.pace(tokens)
+            advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace))
+            figures = {**shown, "tokens": tokens, "samples": seen}
+            log.write(step + 1, {**figures, "tokens_per_second": pace, "peak_memory_mb": _peak_memory_mb(model.device)})
+        *_, stopped, save = descent.agreed(0, 0, stop.asked, time.monotonic() - saved > config.checkpoint_seconds)
+        if stopped or save:  # what follows, such as saving the model, may take long
+            keep(num_steps)
+        if stopped:
+            stop.hand_on()
+    made_whole(model)
+    _undress(model)
+    tail = losses[-max(1, num_steps // 10) :]
+    return Fitted(num_steps, num_samples, sum(tail) / len(tail))
+
+
+def _rows(model: Learner, samples: Sequence[Sample], config: FitConfig, folder: Path, title: str) -> list[list[Sample]]:
     if isinstance(model, VisionLanguageModel):
         rows = rows_within(model, samples, config, folder, title)
     else:
         rows = rows_of(samples)
     if not rows:
         raise BadInput(f"{title}: no samples to train on")
+    return rows
+
+
+def _dress(model: Learner, config: FitConfig, seed: int) -> None:
+    """Make of a plain model one that is trained as `config` says."""
     model.freeze(config.freeze)
     if isinstance(model, VisionLanguageModel):
         model.recompute_blocks(config.recompute == "blocks")
@@ -139,99 +212,82 @@ def fit(
         if config.lora is not None:
             model.adapt(config.lora, seed)
     model.train()
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
-    if config.rows % (config.accumulate * accelerator.num_processes):
-        raise BadInput(
-            f"{title}: fit.rows={config.rows} must be a multiple of fit.accumulate={config.accumulate} times the "
-            f"{accelerator.num_processes} processes"
-        )
-    optimizers = make_optimizers(model, config)
-    trainee = accelerator.prepare_model(_Trainee(model, objective, teacher, config.precision))
-    num_steps = math.ceil(config.epochs * len(rows) / config.rows)
-    course = _course(rows, objective, config, seed, teacher, lap)
-    with accelerator.main_process_first():  # it sets aside what is damaged
-        restored = load_checkpoint(folder, model, optimizers, course)
-    first = last = restored.step
-    num_samples: int = restored.state.get("samples", 0)
-    losses: list[float] = restored.state.get("losses", [])
-    saved = time.monotonic()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    alone = accelerator.num_processes == 1
-    lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if alone else 1)
-    parts = config.accumulate * lanes.number
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    steps = (picked[mine] for picked in _windows(rows, config, seed, first, num_steps))
-    windows = ([picked[part::parts] for part in range(parts)] for picked in steps)
 
-    def loss_of(batch: Labelled) -> Loss:
-        found: Loss = trainee(batch.to(model.device), teacher)
-        return found
 
-    def keep(step: int) -> None:
-        """Save the state after so many steps, where it does not lie there already."""
-        nonlocal last, saved
-        if accelerator.is_main_process and step > last:
-            state = {"course": course, "samples": num_samples, "losses": losses}
-            save_checkpoint(folder, step, model, optimizers, state)
-        last, saved = step, time.monotonic()
-
-    with (
-        stops_held(title) as stop,
-        lanes.opened(),
-        ThreadPoolExecutor(1) as ahead,
-        _Log(folder, first, accelerator.is_main_process) as log,
-        progress(num_steps, title, "steps", done=first) as advance,
-    ):
-        log.report(restored.reports)
-        for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
-            words, questions = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
-            counts = torch.tensor([words, questions, stop.asked])  # the processes must stop at the same step
-            tokens, seen, stopped = accelerator.reduce(counts.to(model.device), "sum").tolist()
-            if stopped:
-                keep(step)
-                stop.hand_on()
-            torch.manual_seed(_dice(seed, step, accelerator.process_index))
-            set_learning_rate(optimizers, share_of_peak((lap[0] + step / num_steps) / lap[1], config))
-            sums: dict[str, Tensor] = {}
-            if lanes.number > 1:
-                found = lanes.backward(loss_of, batches, trained, 1 / tokens)
-            else:
-                found = []
-                for number, batch in enumerate(batches, start=1):
-                    with accelerator.no_sync(trainee) if number < len(batches) else nullcontext():
-                        found.append(loss_of(batch))
-                        # data-parallel wrappers average over processes; the window's sum is wanted
-                        accelerator.backward(found[-1].sum * accelerator.num_processes / tokens)
-            for loss in found:
-                for name, part in {"loss": loss.sum.detach(), **loss.parts}.items():
-                    sums[name] = sums.get(name, torch.zeros_like(part)) + part
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            num_samples += seen
-            names = sorted(sums)
-            totals = accelerator.reduce(torch.stack([sums[n] for n in names]), "sum") / tokens
-            shown = dict(zip(names, totals.tolist(), strict=True))
-            if not math.isfinite(shown["loss"]):
-                raise BadInput(f"{title}: the loss is {shown['loss']} at step {step + 1}; lower fit.learning_rate")
-            losses.append(shown["loss"])
-            pace = log.pace(tokens)
-            advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace))
-            figures = {**shown, "grad_norm": float(norm), "tokens": tokens, "samples": seen}
-            log.write(step + 1, {**figures, "tokens_per_second": pace, "peak_memory_mb": _peak_memory_mb(model.device)})
-            if time.monotonic() - saved > config.checkpoint_seconds:
-                keep(step + 1)
-        if stop.asked:
-            keep(num_steps)
-            stop.hand_on()
+def _undress(model: Learner) -> None:
+    """The plain model again, with what it learned."""
     model.eval()
     if isinstance(model, VisionLanguageModel):
         model.recompute_blocks(False)
         model.line_tokens = 0
         model.merge()
-    tail = losses[-max(1, num_steps // 10) :]
-    return Fitted(num_steps, num_samples, sum(tail) / len(tail))
+
+
+class _Descent:
+    """Windows of rows to updates of the weights, on the lanes or processes there are."""
+
+    def __init__(
+        self, model: Learner, objective: CrossEntropy | Distillation, teacher: Teacher | None, config: FitConfig,
+        title: str, shard: bool,
+    ) -> None:  # fmt: skip
+        self.accelerator = Accelerator(cpu=model.device.type == "cpu")
+        self.processes = self.accelerator.num_processes
+        if config.rows % (config.accumulate * self.processes):
+            raise BadInput(
+                f"{title}: fit.rows={config.rows} must be a multiple of fit.accumulate={config.accumulate} times the "
+                f"{self.processes} processes"
+            )
+        self.model, self.teacher, self.clip = model, teacher, config.clip
+        trainee = _Trainee(model, objective, teacher, config.precision)
+        self.shared = shard and self.processes > 1
+        if self.shared:
+            self.trainee = sharded(trainee, model.blocks, model.device)
+        else:
+            self.trainee = self.accelerator.prepare_model(trainee)
+        self.optimizers = make_optimizers(model, config)  # of the parameters as they are now
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if self.processes == 1 else 1)
+        self.parts = config.accumulate * self.lanes.number
+
+    def dealt(self, rows: list[list[Sample]]) -> list[list[list[Sample]]]:
+        """This process's rows of a window, by micro-batch."""
+        mine = rows[crew.rank() :: self.processes]
+        return [mine[part :: self.parts] for part in range(self.parts)]
+
+    def agreed(self, *counts: int) -> list[int]:
+        """Their sums over the processes."""
+        found: list[int] = self.accelerator.reduce(torch.tensor(counts).to(self.model.device), "sum").tolist()
+        return found
+
+    def step(self, batches: Sequence[Labelled], tokens: int) -> dict[str, float]:
+        """One update by a window of `tokens` answer tokens over all processes; its mean losses and gradient norm."""
+        if self.lanes.number > 1:
+            found = self.lanes.backward(self._loss, batches, self.trained, 1 / tokens)
+        else:
+            found = [self._backward(b, tokens, last=b is batches[-1]) for b in batches]
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, self.clip))
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for loss in found:
+            for name, part in {"loss": loss.sum.detach(), **loss.parts}.items():
+                sums[name] = sums.get(name, torch.zeros_like(part)) + part
+        names = sorted(sums)
+        means = (self.accelerator.reduce(torch.stack([sums[n] for n in names]), "sum") / tokens).tolist()
+        return {**dict(zip(names, means, strict=True)), "grad_norm": float(norm)}
+
+    def _loss(self, batch: Labelled) -> Loss:
+        found: Loss = self.trainee(batch.to(self.model.device), self.teacher)
+        return found
+
+    def _backward(self, batch: Labelled, tokens: int, last: bool) -> Loss:
+        # Shards are summed after each micro-batch: whole gradients would have to be kept in between.
+        with nullcontext() if last or self.shared else self.accelerator.no_sync(self.trainee):
+            loss = self._loss(batch)
+            # data-parallel wrappers average over processes; the window's sum is wanted
+            self.accelerator.backward(loss.sum * self.processes / tokens)
+        return loss
 
 
 def _course(
@@ -306,13 +362,13 @@ def _peak_memory_mb(device: torch.device) -> float:
 class _Log:
     """Figures by step, as JSON lines and for TensorBoard. A resumed run writes its repeated steps again."""
 
-    def __init__(self, folder: Path, first: int, main: bool) -> None:
-        self.main = main
+    def __init__(self, folder: Path, first: int) -> None:
+        self.main = crew.is_main()
         self.start = time.monotonic()
         self.marks = deque([(self.start, 0)], maxlen=LOG_EVERY + 1)
         self.lines = JsonLines(folder / "log.jsonl")
         self.board: Any = None
-        if main:
+        if self.main:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clinkd import crew
 from clinkd.config import FitConfig
 from clinkd.model import VisionLanguageModel, rows_of
 from clinkd.records import BadInput, Sample
@@ -71,7 +72,7 @@ def _lengths(model: VisionLanguageModel, samples: Sequence[Sample]) -> dict[str,
 def _shrink(model: VisionLanguageModel, sample: Sample, length: _Length, most: int) -> None:
     """Let each image have its part of the tokens that the words leave."""
     left = most - (length.whole - length.images)
-    each = left // len(sample.images)
+    each = left // len(sample.images) if sample.images else 0
     if each < 1:
         raise BadInput(
             f"sample {sample.id}: its words alone have {length.whole - length.images} tokens, and fit.max_tokens is "
@@ -95,6 +96,8 @@ def _split(row: list[Sample], lengths: dict[str, _Length], most: int) -> list[li
 
 
 def _list(folder: Path, long: Sequence[Sample], lengths: dict[str, _Length], config: FitConfig) -> None:
+    if not crew.is_main():
+        return
     (folder / LISTED).unlink(missing_ok=True)
     with JsonLines(folder / LISTED) as lines:
         for s in long:

@@ -1,0 +1,55 @@
+"""What a run is given to work with: device, threads, and whether its processes share the weights of a training."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from clinkd import crew
+from clinkd.config import RunConfig
+from clinkd.records import BadInput
+
+
+@dataclass(frozen=True)
+class Machine:
+    """As the knobs of the same names say."""
+
+    device: str
+    threads: int
+    shard: bool
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Machine:
+        return cls(config.device, config.threads, config.shard)
+
+    @staticmethod
+    def demand_even_shares(config: RunConfig) -> None:
+        """Raises BadInput, naming the knob, where a training's rows cannot be shared out evenly."""
+        processes = crew.size()
+        for name, fit in config.fits().items():
+            if fit.rows % (fit.accumulate * processes):
+                raise BadInput(
+                    f"{name}.rows={fit.rows} must be a multiple of {name}.accumulate={fit.accumulate} times the "
+                    f"{processes} processes: change one of them"
+                )
+
+    def ready(self) -> str:
+        """Set torch's threads, and name the device of this process: "cpu", "cuda:1".
+
+        Raises BadInput where the device is not there, or another way to shard was asked for.
+        """
+        import torch
+
+        mine, processes = crew.here()
+        torch.set_num_threads(self.threads or max(1, len(os.sched_getaffinity(0)) // processes))
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise BadInput("accelerate launch --use_fsdp: start the processes without it, and set shard=true")
+        there = torch.cuda.is_available()
+        if self.device == "cuda" and not there:
+            raise BadInput("device=cuda: torch sees no GPU here; set device=auto")
+        if self.device == "cpu" or not there:
+            return "cpu"
+        if mine >= torch.cuda.device_count():
+            raise BadInput(f"{processes} processes on {torch.cuda.device_count()} GPUs: start one a GPU")
+        torch.cuda.set_device(mine)
+        return f"cuda:{mine}"
