@@ -283,6 +283,16 @@ def test_the_log_tells_speed_and_memory(drawn, tmp_path):
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert first["tokens_per_second"] == pytest.approx(first["tokens"] / first["seconds"], rel=0.2)
     assert 50 < first["peak_memory_mb"] < 1e5
+    assert 0 < first["mfu"] < 1
+
+
+def test_a_teacher_counts_what_it_does(drawn):
+    model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
+    batch = model.encode(rows_of(drawn[1])[:2])
+    parts = {name: work.forward for name, work in teacher.model.work(batch).items()}
+    assert teacher.flops(batch, sight=True) == sum(parts.values())
+    assert teacher.flops(batch, sight=False) == parts["text"] + parts["head"]
+    assert model.flops(batch) > 2.5 * sum(parts.values())
 
 
 def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):

@@ -24,6 +24,7 @@ from clinkd.objectives import Distillation, States
 from clinkd.objectives import Samples as Draws
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work, execute, stage_record
+from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
 from clinkd.training import LiveTeacher, StoredTeacher, finished, fit, identity_of, store, stored
 from clinkd.training.stored import Identity, Kind
@@ -470,7 +471,7 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
         Stage(n, 1, {}, (ready,), saved(m)) for n, m in (("base", bench.model()), ("teacher", bench.teacher))
     )
     student = Stage(
-        "distill", 1, config, (ready, base, taught), lambda w: steps.distill(w, config, device="cpu", threads=1)
+        "distill", 1, config, (ready, base, taught), lambda w: steps.distill(w, config, Machine("cpu", 1, False))
     )
     real, stores = steps.fit, []
 
@@ -492,6 +493,6 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     assert stage_record(done)["recorded"]["stored teacher"]["bytes"] > 1000
     assert {"teacher_as", "draws"} <= set(config.identity())
     plain = config.model_copy(update={"kd_weight": 0.0})
-    tuned = replace(student, config=plain, work=lambda w: steps.distill(w, plain, device="cpu", threads=1))
+    tuned = replace(student, config=plain, work=lambda w: steps.distill(w, plain, Machine("cpu", 1, False)))
     done = execute([ready, base, taught, tuned], tmp_path / "run")["distill"]
     assert (done / "model").is_dir() and "stored teacher" not in stage_record(done)["recorded"]

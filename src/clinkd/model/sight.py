@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clinkd.model import flops
 from clinkd.model.encode import Labelled
 from clinkd.model.vlm import Head, VisionLanguageModel
 from clinkd.records import BadInput, Box, Sample, Task
@@ -64,6 +65,11 @@ class Sight(nn.Module):
     @property
     def head(self) -> Head:
         return Head(self.lm_head.weight)
+
+    def flops(self, batch: Glance) -> int:
+        """Operations of a batch in training."""
+        parts = flops.seen(self.visual, batch.grids_I3).values()
+        return sum(w.all for w in [*parts, flops.linear(self.lm_head, len(batch.labels_N), True)])
 
     @property
     def blocks(self) -> list[nn.Module]:

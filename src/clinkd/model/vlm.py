@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clinkd.config import AnswerConfig, LoraConfig, ModelConfig
 from clinkd.data import Codec, codec
-from clinkd.model import adapters, qwen2vl, tiny
+from clinkd.model import adapters, flops, qwen2vl, tiny
 from clinkd.model.encode import (
     Batch,
     ImageEncoder,
@@ -194,6 +194,14 @@ class VisionLanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.head.weight_VH.dtype
+
+    def work(self, batch: Batch) -> dict[str, flops.Work]:
+        """Operations of a batch by part: vision, merger, text, head."""
+        return flops.passed(self.network, batch)
+
+    def flops(self, batch: Batch) -> int:
+        """Operations of a batch in training."""
+        return sum(part.all for part in self.work(batch).values())
 
     @property
     def blocks(self) -> list[nn.Module]:

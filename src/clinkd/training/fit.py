@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from clinkd import crew
 from clinkd.config import FitConfig
 from clinkd.model import Batch, Labelled, Sight, VisionLanguageModel, rows_of
+from clinkd.model.flops import peak_flops
 from clinkd.objectives import CrossEntropy, Distillation, Loss, Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines, progress
@@ -43,6 +45,10 @@ class Teacher(Protocol):
 
     def goal(self, batch: Batch) -> States | Samples: ...
 
+    def flops(self, batch: Batch, sight: bool) -> int:
+        """Operations it takes, those of its vision tower included if `sight`."""
+        ...
+
 
 class LiveTeacher:
     """A model that runs beside the student, in evaluation mode and without gradients."""
@@ -53,6 +59,10 @@ class LiveTeacher:
     @torch.no_grad()
     def goal(self, batch: Batch, seen: Any = None) -> States:
         return States(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
+
+    def flops(self, batch: Batch, sight: bool) -> int:
+        """Of one forward."""
+        return sum(w.forward for part, w in self.model.work(batch).items() if sight or part in ("text", "head"))
 
     def sees_as(self, model: Learner) -> bool:
         """Whether one vision pass serves both: tower and merger are equal and frozen."""
@@ -86,6 +96,11 @@ class _Trainee(nn.Module):
         # not accelerate's: its state is one for the whole process, and stages may differ
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self._loss(batch, teacher)
+
+    def flops(self, batch: Any, teacher: Teacher | None) -> int:
+        """Operations of a batch, forward and backward, those of the teacher included."""
+        mine: int = self.model.flops(batch)
+        return mine + (teacher.flops(batch, sight=not self.share_sight) if teacher else 0)
 
     def _loss(self, batch: Any, teacher: Teacher | None) -> Loss:
         head = self.model.head
@@ -166,7 +181,9 @@ def fit(
             words, questions = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
             due = crew.is_main() and time.monotonic() - saved > config.checkpoint_seconds
             # the processes must save and stop at the same step
-            tokens, seen, stopped, save = descent.agreed(words, questions, stop.asked, due)
+            tokens, seen, stopped, save, flops = descent.agreed(
+                words, questions, stop.asked, due, sum(map(descent.flops, batches))
+            )
             if stopped or save:
                 keep(step)
             if stopped:
@@ -178,11 +195,12 @@ def fit(
                 raise BadInput(f"{title}: the loss is {shown['loss']} at step {step + 1}; lower fit.learning_rate")
             num_samples += seen
             losses.append(shown["loss"])
-            pace = log.pace(tokens)
-            advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace))
-            figures = {**shown, "tokens": tokens, "samples": seen}
-            log.write(step + 1, {**figures, "tokens_per_second": pace, "peak_memory_mb": _peak_memory_mb(model.device)})
-        *_, stopped, save = descent.agreed(0, 0, stop.asked, time.monotonic() - saved > config.checkpoint_seconds)
+            pace, speed = log.pace(tokens, flops)
+            mfu = speed / descent.peak_flops
+            advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace), mfu=f"{mfu:.0%}")
+            figures = {**shown, "tokens": tokens, "samples": seen, "tokens_per_second": pace, "mfu": mfu}
+            log.write(step + 1, {**figures, "peak_memory_mb": _peak_memory_mb(model.device)})
+        stopped, save = descent.agreed(stop.asked, time.monotonic() - saved > config.checkpoint_seconds)
         if stopped or save:  # what follows, such as saving the model, may take long
             keep(num_steps)
         if stopped:
@@ -248,6 +266,9 @@ class _Descent:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if self.processes == 1 else 1)
         self.parts = config.accumulate * self.lanes.number
+        counted = torch.bfloat16 if config.precision == "bf16" or model.device.type == "cuda" else torch.float32
+        self.peak_flops = peak_flops(model.device, counted) * self.processes
+        self.flops = partial(trainee.flops, teacher=teacher)
 
     def dealt(self, rows: list[list[Sample]]) -> list[list[list[Sample]]]:
         """This process's rows of a window, by micro-batch."""
@@ -365,7 +386,7 @@ class _Log:
     def __init__(self, folder: Path, first: int) -> None:
         self.main = crew.is_main()
         self.start = time.monotonic()
-        self.marks = deque([(self.start, 0)], maxlen=LOG_EVERY + 1)
+        self.marks = deque([(self.start, 0, 0)], maxlen=LOG_EVERY + 1)
         self.lines = JsonLines(folder / "log.jsonl")
         self.board: Any = None
         if self.main:
@@ -382,11 +403,12 @@ class _Log:
             print(line, file=sys.stderr, flush=True)
             self.lines.append({"damaged": line})
 
-    def pace(self, tokens: int) -> float:
-        """Answer tokens a second over the last steps, these of one step more."""
-        self.marks.append((time.monotonic(), tokens))
+    def pace(self, tokens: int, flops: int) -> tuple[float, float]:
+        """Answer tokens and operations a second over the last steps, these of one step more."""
+        self.marks.append((time.monotonic(), tokens, flops))
         seconds = self.marks[-1][0] - self.marks[0][0]
-        return sum(n for _, n in list(self.marks)[1:]) / seconds if seconds > 0 else 0.0
+        words, work = (sum(mark[n] for mark in list(self.marks)[1:]) for n in (1, 2))
+        return (words / seconds, work / seconds) if seconds > 0 else (0.0, 0.0)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         if not self.main or (step % LOG_EVERY and step > 1):

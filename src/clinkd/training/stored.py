@@ -34,6 +34,7 @@ from torch import Tensor
 
 from clinkd.config import differences
 from clinkd.model import Batch, VisionLanguageModel, rows_of, template_identity
+from clinkd.model.flops import logits
 from clinkd.objectives import Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import (
@@ -316,6 +317,10 @@ class StoredTeacher:
                 token, entry = token + tokens, entry + entries
         self.files: dict[str, Any] = {}
         self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
+
+    def flops(self, batch: Batch, sight: bool) -> int:
+        """Of the stored states' logits; draws take none."""
+        return logits(self.head_VG, len(batch.labels_N)) if self.head_VG is not None else 0
 
     def goal(self, batch: Batch) -> States | Samples:
         """What the teacher thinks at the batch's answer tokens, on the batch's device.

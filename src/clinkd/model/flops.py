@@ -1,0 +1,118 @@
+"""Floating-point operations of a pass, counted from shapes: two a multiply-add, matrix products and attention only.
+
+The forward equals what torch's FlopCounterMode finds. In the backward a product costs one more product for its weight's
+gradient, where that learns, and one more for its input's, where something that learns stands before it; attention costs
+two forwards. What is computed again to save memory does not count: these are the model's operations, not the machine's.
+
+Shapes: B lines, S tokens of a line, N answer tokens, T vision patches, H hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clinkd.model.encode import Batch
+
+# Dense bfloat16, by a part of the name torch gives; NVIDIA's data sheets (half of the figures "with sparsity").
+PEAKS = {
+    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H800": 989e12, "A100": 312e12,
+    "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A6000": 155e12, "A10": 125e12, "RTX 4090": 165e12,
+    "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+class Work(NamedTuple):
+    """Operations of one part: the forward, and the backward for gradients of weights and of inputs."""
+
+    forward: int
+    weights: int
+    inputs: int
+
+    @property
+    def all(self) -> int:
+        return sum(self)
+
+
+def passed(network: Any, batch: Batch) -> dict[str, Work]:
+    """Operations of `batch` in a Qwen2-VL's vision, merger, text and head, with those of a backward to all that learns.
+
+    The gradient of a part's own input is counted wherever something learns in the part or before it, so a first layer
+    counts one product too many where nothing does before it.
+    """
+    visual, text, head = network.model.visual, network.model.language_model, network.lm_head
+    lines, size = batch.input_ids_BS.shape
+    width = text.config.num_attention_heads * (text.config.hidden_size // text.config.num_attention_heads)
+    flows = _learns(visual, text)
+    attention = 4 * len(text.layers) * lines * size**2 * width
+    return {
+        **seen(visual, batch.grids_I3),
+        "text": _sum(linear(text.layers, lines * size, flows), Work(attention, 0, 2 * attention * flows)),
+        "head": linear(head, len(batch.labels_N), _learns(visual, text, head)),
+    }
+
+
+def seen(visual: Any, grids_I3: Tensor) -> dict[str, Work]:
+    """Operations of tower and merger on images of these grids."""
+    images_I = _patches(grids_I3)
+    patches, width = sum(images_I), visual.config.embed_dim
+    embed = 2 * visual.patch_embed.proj.weight.numel() * patches
+    flows = _learns(visual.patch_embed, visual.blocks)
+    attention = 4 * len(visual.blocks) * width * sum(n**2 for n in images_I)
+    tower = _sum(
+        Work(embed, embed * _learns(visual.patch_embed), 0),  # pixels need no gradient
+        linear(visual.blocks, patches, flows),
+        Work(attention, 0, 2 * attention * flows),
+    )
+    return {"vision": tower, "merger": linear(visual.merger, patches // visual.spatial_merge_size**2, _learns(visual))}
+
+
+def linear(module: nn.Module, tokens: int, flows: bool) -> Work:
+    """The linear layers of a module, additions of LoRA among them, each on so many tokens."""
+    sizes = [(m.weight.numel(), m.weight.requires_grad) for m in module.modules() if isinstance(m, nn.Linear)]
+    every, learning = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
+    return Work(2 * tokens * every, 2 * tokens * learning, 2 * tokens * every * flows)
+
+
+def logits(weight_VH: Tensor, tokens: int) -> int:
+    """Operations of a head's logits at so many tokens."""
+    return 2 * tokens * weight_VH.numel()
+
+
+def _patches(grids_I3: Tensor) -> list[int]:
+    found: list[int] = grids_I3.prod(-1).tolist()
+    return found
+
+
+def _learns(*modules: nn.Module) -> bool:
+    return any(p.requires_grad for module in modules for p in module.parameters())
+
+
+def _sum(*parts: Work) -> Work:
+    return Work(*(sum(column) for column in zip(*parts, strict=True)))
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Most operations a second: of a known GPU as published (dense bfloat16), of anything else as measured here.
+
+    Measured are square products of `dtype` on the threads torch has now; the best of five.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = next((peak for part, peak in PEAKS.items() if part in name), None)
+        if known is not None:
+            return known
+    side = 1024 if device.type == "cpu" else 8192
+    matrix = torch.ones((side, side), device=device, dtype=dtype)
+    return 2 * side**3 / min(_seconds(matrix) for _ in range(5))
+
+
+def _seconds(matrix: Tensor) -> float:
+    start = time.perf_counter()
+    matrix @ matrix
+    if matrix.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,102 @@
+"""Counted operations equal those that torch's own counter finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from clinkd import data
+from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
+from clinkd.data import phantoms
+from clinkd.model import Batch, VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of, tiny
+from clinkd.model.flops import peak_flops
+from clinkd.objectives import CrossEntropy
+from clinkd.records import Sample
+
+CONFIG = ModelConfig(tiny=TinyConfig(layers=2, vision_layers=3))
+Drawn = tuple[VisionLanguageModel, list[Sample]]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    folder = tmp_path_factory.mktemp("phantoms")
+    config = PhantomConfig(train_images=4, validation_images=1, test_images=1)
+    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+
+
+@pytest.fixture(params=["tied", "untied", "grouped heads"])
+def model(drawn, request) -> VisionLanguageModel:
+    folder, samples = drawn
+    made = new_tiny(CONFIG, texts_of(samples, CONFIG), 0, lambda ref: data.open_image(folder, ref))
+    stock = tiny.stock_config(CONFIG.tiny, made.tokenizer)
+    stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = request.param == "tied"
+    if request.param == "grouped heads":
+        stock["text_config"]["num_key_value_heads"] = 1
+    made.network = qwen2vl.build(stock, CONFIG)
+    made.network.config.system_turn = False
+    return made
+
+
+def batch_of(model: VisionLanguageModel, samples: list[Sample], packed: bool = False) -> Batch:
+    model.line_tokens = 1000 if packed else 0
+    rows = rows_of(samples)
+    several = [[replace(s, id=s.id + "+", images=(*s.images, rows[0][0].images[0])) for s in rows[1][:2]]]
+    smaller = rows[2][0].images[0]
+    model.images.limit(smaller, 4)
+    return model.encode([*rows, *several])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_forward_has_the_operations_that_torch_counts(model, drawn, packed):
+    batch = batch_of(model, drawn[1], packed)
+    assert len({tuple(g) for g in batch.grids_I3.tolist()}) == 2, "grids differ"
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        hidden_NH = model.hidden_states(batch)
+        model.network.lm_head(hidden_NH)
+    counted = counter.get_flop_counts()
+    mine = {name: work.forward for name, work in model.work(batch).items()}
+    assert sum(mine.values()) == counter.get_total_flops()
+    whole = {name: sum(ops.values()) for name, ops in counted.items()}
+    assert mine["vision"] + mine["merger"] == whole["Qwen2VisionTransformerPretrainedModel"]
+    assert mine["merger"] == whole["Qwen2VisionTransformerPretrainedModel.merger"]
+    assert mine["text"] == whole["ClinkdModel.language_model"] and mine["head"] == whole["Linear"]
+
+
+WAYS = {
+    "all": ((), None),
+    "vision frozen": (("vision", "merger"), None),
+    "head and tower frozen": (("vision", "head"), None),
+    "additions": (("vision", "merger"), LoraConfig(rank=4)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_backward_has_the_operations_that_torch_counts(model, drawn, way):
+    frozen, lora = WAYS[way]
+    model.freeze(frozen)
+    if lora:
+        model.adapt(lora, 0)
+    batch = batch_of(model, drawn[1])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        hidden_NH = model.hidden_states(batch)
+        head = model.head
+        CrossEntropy()(hidden_NH, head.weight_VH, batch.labels_N, head.added(hidden_NH)).sum.backward()
+    mine = sum(work.all for work in model.work(batch).values())
+    found = counter.get_total_flops()
+    assert found <= mine <= 1.1 * found  # a first layer's input is one product too many, in a model of two layers
+
+
+def test_blind_batches_have_no_vision(model, drawn):
+    batch = model.encode([[replace(s, images=())] for s in drawn[1][:3]])
+    assert {n: w.all for n, w in model.work(batch).items() if n in ("vision", "merger")} == {
+        "vision": 0, "merger": 0,
+    }  # fmt: skip
+
+
+def test_a_peak_is_measured_where_none_is_known():
+    assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
