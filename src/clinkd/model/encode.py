@@ -27,6 +27,7 @@ from clinkd.data import Codec
 from clinkd.records import BadInput, ImageRef, Sample
 
 OpenImage = Callable[[ImageRef], Image.Image]
+KnownFeatures = Callable[[ImageRef], Tensor | None]  # merged features [tokens, H] of an image that was seen before
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Batch(Labelled):
     """Rows ready for the model.
 
     input_ids_BS; running_BS: index of each token in its own sequence; mask_B1SS: True where query (dim 2) sees key
-    (dim 3); pixels_TD, grids_I3: the vision tower's input; answer_row_N, answer_column_N: the tokens whose hidden
-    state predicts an answer token; labels_N: that answer token; spans: id of each sample and number of its answer
-    tokens, in the order of labels_N.
+    (dim 3); pixels_TD, grids_I3: the vision tower's input; seen_FH: its output, where that was known, and then there
+    are no pixels; answer_row_N, answer_column_N: the tokens whose hidden state predicts an answer token; labels_N: that
+    answer token; spans: id of each sample and number of its answer tokens, in the order of labels_N.
     """
 
     input_ids_BS: Tensor
@@ -59,6 +60,7 @@ class Batch(Labelled):
     answer_row_N: Tensor
     answer_column_N: Tensor
     spans: tuple[tuple[str, int], ...]
+    seen_FH: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class Prompts:
     mm_types_BS: Tensor
     pixels_TD: Tensor
     grids_I3: Tensor
+    seen_FH: Tensor | None
 
     def to(self, device: torch.device) -> Self:
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
 
 def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
@@ -97,6 +100,7 @@ class ImageEncoder:
         self.room = cache_bytes
         self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
         self.limits: dict[ImageRef, int] = {}  # most tokens of single images
+        self.known: KnownFeatures = lambda ref: None
 
     def limit(self, ref: ImageRef, tokens: int) -> None:
         """Let an image have no more tokens than so many, from now on; the least of all limits given counts."""
@@ -147,6 +151,15 @@ class ImageEncoder:
             return self.blank()[0][:0], torch.zeros((0, 3), dtype=torch.long)
         made = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
         return made["pixel_values"], made["image_grid_thw"]
+
+    def look(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Patches and grids of images, or no patches and the features of all: those that are known are not opened."""
+        seen = [found for ref in refs if (found := self.known(ref)) is not None]
+        if not refs or len(seen) < len(refs):
+            return (*self.patches(refs), None)
+        merge = self.processor.merge_size
+        grids = [(1, tall * merge, wide * merge) for tall, wide in map(self.grid, refs)]
+        return self.blank()[0][:0], torch.tensor(grids), torch.cat(seen)
 
     def blank(self) -> tuple[Tensor, Tensor]:
         """Patches and grid of the smallest image there is, all zeros."""
@@ -246,7 +259,7 @@ def encode_rows(
     # A token sees, of its own row, itself and what stands before it in the shared prefix or in its own segment.
     alike_BSS = (owner_BS[:, :, None] == owner_BS[:, None, :]) | (owner_BS == 0)[:, None, :]
     mask_BSS = (alike_BSS & (unit_BS[:, :, None] == unit_BS[:, None, :])).tril()
-    pixels_TD, grids_I3 = images.patches([ref for line in lines for k in line for ref in made[k].images])
+    pixels_TD, grids_I3, seen_FH = images.look([ref for line in lines for k in line for ref in made[k].images])
     told = [(places[k][0], places[k][1] + column, label) for k, r in enumerate(made) for column, label in r.answers]
     row_N, column_N, labels_N = torch.tensor(told).unbind(1)
     return Batch(
@@ -260,6 +273,7 @@ def encode_rows(
         answer_row_N=row_N,
         answer_column_N=column_N,
         spans=tuple(spans),
+        seen_FH=seen_FH,
     )
 
 
@@ -290,8 +304,8 @@ def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEn
     longest = max(map(len, lines))
     input_ids_BS = torch.tensor([[text.pad] * (longest - len(ids)) + ids for ids in lines])
     seen_BS = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in lines])
-    pixels_TD, grids_I3 = images.patches([r for s in samples for r in s.images])
-    return Prompts(input_ids_BS, seen_BS, (input_ids_BS == text.image_token).int(), pixels_TD, grids_I3)
+    looked = images.look([r for s in samples for r in s.images])
+    return Prompts(input_ids_BS, seen_BS, (input_ids_BS == text.image_token).int(), *looked)
 
 
 def template_identity(text: TextEncoder) -> dict[str, Any]:

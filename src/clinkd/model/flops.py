@@ -49,7 +49,7 @@ def passed(network: Any, batch: Batch) -> dict[str, Work]:
     flows = _learns(visual, text)
     attention = 4 * len(text.layers) * lines * size**2 * width
     return {
-        **seen(visual, batch.grids_I3),
+        **seen(visual, batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0]),
         "text": _sum(linear(text.layers, lines * size, flows), Work(attention, 0, 2 * attention * flows)),
         "head": linear(head, len(batch.labels_N), _learns(visual, text, head)),
     }

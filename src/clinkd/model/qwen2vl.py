@@ -23,6 +23,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen2_vl.configuration_qwen2_vl import (
     Qwen2VLConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "is_stock",
     "load_folder",
     "load_written",
+    "seen_before",
 ]
 
 
@@ -222,6 +224,11 @@ def as_stock(network: ClinkdForConditionalGeneration) -> Qwen2VLForConditionalGe
     stock.tie_weights()
     stock.generation_config = network.generation_config
     return stock
+
+
+def seen_before(features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
+    """Merged features of images, as the model takes them in the place of the tower's output."""
+    return BaseModelOutputWithPooling(pooler_output=features)
 
 
 def load_written(folder: Path, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:

@@ -22,6 +22,7 @@ from clinkd.model.encode import (
     Batch,
     ImageEncoder,
     OpenImage,
+    Prompts,
     TextEncoder,
     encode_prompts,
     encode_rows,
@@ -82,13 +83,16 @@ class VisionLanguageModel(nn.Module):
         """Rows of samples that share their images, as a Batch on the CPU."""
         return encode_rows(rows, self.text, self.images, self.line_tokens)
 
-    def see(self, batch: Batch) -> Any:
+    def see(self, batch: Batch | Prompts) -> Any:
         """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another.
 
         Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
         through every module, or wait for each other for ever.
         """
         pixels_TD, grids_I3 = batch.pixels_TD, batch.grids_I3
+        if batch.seen_FH is not None:
+            sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
+            return qwen2vl.seen_before(torch.split(batch.seen_FH.to(self.dtype), sizes))
         if not len(grids_I3):
             pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
         return self.network.model.get_image_features(pixels_TD.to(self.dtype), grids_I3, return_dict=True)
@@ -128,7 +132,7 @@ class VisionLanguageModel(nn.Module):
             input_ids=prompts.input_ids_BS,
             attention_mask=prompts.seen_BS,
             mm_token_type_ids=prompts.mm_types_BS,
-            pixel_values=prompts.pixels_TD.to(self.dtype) if len(prompts.grids_I3) else None,
+            mm_encoder_outputs={"image": self.see(prompts)} if len(prompts.grids_I3) else None,
             image_grid_thw=prompts.grids_I3,
             max_new_tokens=config.max_new_tokens,
             num_beams=config.beams,

@@ -1,6 +1,7 @@
 """Fit a model to samples under an objective, resumably."""
 
 from clinkd.training.fit import Fitted, LiveTeacher, Teacher, fit
-from clinkd.training.stored import StoredTeacher, finished, identity_of, store
+from clinkd.training.shelf import finished
+from clinkd.training.stored import StoredTeacher, identity_of, store
 
 __all__ = ["Fitted", "LiveTeacher", "StoredTeacher", "Teacher", "finished", "fit", "identity_of", "store"]

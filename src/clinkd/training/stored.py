@@ -4,13 +4,10 @@
 entries of softmax(logits / T) by chance, with shares that estimate the distribution without bias, and its exact entropy
 (random-sampling distillation, ACL 2025 long 885): some ten bytes an entry instead of two a vocabulary entry.
 
-A store is a folder:
+A store is a shelf (`shelf.py`) with these files; an item of the index is a sample's id, tokens and entries:
 
-    about.json               what it was made from (`Identity`)
     head.safetensors         weight_VG; states only
     shard-00000.safetensors  hidden_NG, or entries_M, counts_M, kept_N, entropy_N
-    index.jsonl              a line a file: its seal, and the samples in it, in order: id, tokens, entries
-    manifest.json            checksums of all files, written last
 
 Shapes: N answer tokens, C of them at a time, G hidden width of the teacher, V vocabulary, K draws a token; M entries of
 all tokens, one after the other, those that were drawn more than once merged: token n has kept_N[n] of them.
@@ -19,8 +16,7 @@ all tokens, one after the other, those that were drawn more than once merged: to
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,29 +24,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from clinkd.config import differences
 from clinkd.model import Batch, VisionLanguageModel, rows_of, template_identity
 from clinkd.model.flops import logits
 from clinkd.objectives import Samples, States
 from clinkd.records import BadInput, Sample
-from clinkd.storage import (
-    MANIFEST,
-    Advance,
-    JsonLines,
-    Manifest,
-    progress,
-    read_json,
-    sha256_file,
-    write_atomic,
-    write_json,
-)
+from clinkd.storage import Advance, sha256_file
 from clinkd.training.fit import LiveTeacher
+from clinkd.training.shelf import Filled, Shelf, digest
 
-ABOUT, INDEX, HEAD = "about.json", "index.jsonl", "head.safetensors"
+HEAD = "head.safetensors"
 SHARD_SAMPLES = 256  # a few thousand tokens: what a kill can lose, and tens of megabytes at most
 CUMULATIVE_BYTES = 1 << 26  # of one [C, V] matrix of float64
 BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once
@@ -94,13 +78,9 @@ def identity_of(
     files = sorted(p for kind_ in ("*.safetensors", "*.json") for p in Path(teacher).glob(kind_))
     if not any(p.suffix == ".safetensors" for p in files):
         raise BadInput(f"{teacher}: no *.safetensors there; the folder of a saved model is wanted")
-    weights = _digest({p.name: sha256_file(p) for p in files})
-    common = (_digest(said), weights, _digest(template_identity(student.text)))
+    weights = digest({p.name: sha256_file(p) for p in files})
+    common = (digest(said), weights, digest(template_identity(student.text)))
     return Identity(kind, *common) if kind == "states" else Identity(kind, *common, temperature, draws, seed)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _in_order(samples: Sequence[Sample]) -> list[Sample]:
@@ -115,9 +95,9 @@ def _in_order(samples: Sequence[Sample]) -> list[Sample]:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def finished(folder: Path) -> bool:
-    """Whether `store` has come to its end in `folder`."""
-    return (folder / MANIFEST).is_file()
+def shelf(folder: Path, identity: Identity) -> Shelf:
+    """Where a store of this identity stands."""
+    return Shelf(folder, "the stored teacher", asdict(identity))
 
 
 def store(
@@ -136,37 +116,14 @@ def store(
 
     Raises BadInput where the folder holds a store of something else, and on a full disk.
     """
-    _claim(folder, identity)
     files = _files_of(samples, identity.kind)
-    index = JsonLines(folder / INDEX)
-    done = _whole(index, folder, files, identity)
     tutor = LiveTeacher(teacher)
-    total, before = (sum(_count(files[name]) for name in names) for names in (files, done))
-    with index, progress(total, title, "samples", done=before) as advance:
-        for name in [n for n in files if n not in done]:
-            shard = files[name]
-            tensors, spans = _thought(tutor, shard, identity, rows_a_pass, advance) if shard else (_head(teacher), [])
-            write_atomic(folder / name, save(tensors))
-            done[name] = {"id": name, "seal": _seal(folder / name, identity, spans), "samples": spans}
-            index.append(done[name])
-    write_atomic(folder / INDEX, "".join(json.dumps(done[name], ensure_ascii=False) + "\n" for name in files))
-    Manifest.write(folder)
 
+    def make(name: str, advance: Advance) -> Filled:
+        return _thought(tutor, files[name], identity, rows_a_pass, advance) if files[name] else (_head(teacher), [])
 
-def _claim(folder: Path, identity: Identity) -> None:
-    if (folder / ABOUT).exists():
-        _same(folder, identity)
-    for torn in folder.glob(".*.tmp"):
-        torn.unlink()
-    write_json(folder / ABOUT, asdict(identity))
-
-
-def _same(folder: Path, identity: Identity) -> None:
-    there = read_json(folder / ABOUT)
-    apart = differences(asdict(identity), there if isinstance(there, dict) else {})
-    if apart:
-        told = "; ".join(map(str, apart))
-        raise BadInput(f"{folder}: the stored teacher is of something else: {told}; remove the folder to make it anew")
+    ids = {name: [s.id for row in shard for s in row] for name, shard in files.items()}
+    shelf(folder, identity).fill(ids, make, title, "samples")
 
 
 def _files_of(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
@@ -184,35 +141,11 @@ def _count(shard: Shard) -> int:
     return sum(map(len, shard))
 
 
-def _whole(index: JsonLines, folder: Path, files: Mapping[str, Shard], identity: Identity) -> dict[str, dict[str, Any]]:
-    """The index lines of files that need not be made again: sealed, and of the samples that they should hold."""
-    try:
-        lines = {line.get("id"): line for line in index.read()}
-    except BadInput:  # a damaged line: nothing is known of the files any more
-        index.path.unlink()
-        return {}
-    return {
-        name: lines[name]
-        for name, shard in files.items()
-        if name in lines
-        and (folder / name).is_file()
-        and _seal(folder / name, identity, lines[name].get("samples")) == lines[name].get("seal")
-        and [span[0] for span in lines[name]["samples"]] == [s.id for row in shard for s in row]
-    }
-
-
-def _seal(path: Path, identity: Identity, spans: Any) -> str:
-    """A digest of a file together with what the index says of it."""
-    return _digest([sha256_file(path), asdict(identity), spans])
-
-
 def _head(teacher: VisionLanguageModel) -> dict[str, Tensor]:
     return {"weight_VG": teacher.head.weight_VH.detach().cpu().contiguous()}
 
 
-def _thought(
-    tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: int, advance: Advance
-) -> tuple[dict[str, Tensor], list[list[Any]]]:
+def _thought(tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: int, advance: Advance) -> Filled:
     """A shard's tensors, and id, tokens and entries of its samples."""
     parts: list[dict[str, Tensor]] = []
     spans: list[list[Any]] = []
@@ -305,15 +238,13 @@ class StoredTeacher:
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        if finished(folder):  # otherwise the manifest's own words are the right ones
-            _same(folder, identity)
-        Manifest.verify(folder)
+        self.shelf = shelf(folder, identity)
         self.folder, self.identity = folder, identity
         self.places: dict[str, _Place] = {}
-        for line in JsonLines(folder / INDEX).read():
+        for file, items in self.shelf.opened().items():
             token = entry = 0
-            for name, tokens, entries in line["samples"]:
-                self.places[name] = _Place(line["id"], slice(token, token + tokens), slice(entry, entry + entries))
+            for name, tokens, entries in items:
+                self.places[name] = _Place(file, slice(token, token + tokens), slice(entry, entry + entries))
                 token, entry = token + tokens, entry + entries
         self.files: dict[str, Any] = {}
         self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
@@ -361,5 +292,5 @@ class StoredTeacher:
     def _file(self, name: str) -> Any:
         found = self.files.get(name)
         if found is None:
-            found = self.files[name] = safe_open(self.folder / name, "pt")
+            found = self.files[name] = self.shelf.file(name)
         return found
