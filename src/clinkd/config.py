@@ -129,6 +129,12 @@ class FitConfig(Knobs):
             raise ValueError(f"rows={self.rows} must be a multiple of accumulate={self.accumulate}: change one of them")
         return self
 
+    @property
+    def sight_stands_still(self) -> bool:
+        """Whether vision tower and merger learn nothing."""
+        still = {"vision", "merger"}
+        return still <= {*self.freeze} or (self.lora is not None and not still & {*self.lora.parts})
+
 
 class PretrainConfig(Knobs):
     """What a real base brings along and random weights lack, learned from the boxes and names of the training split."""
@@ -176,6 +182,9 @@ class ModelConfig(Knobs):
     boxes: Literal["qwen2-vl", "digits", "locations"] = knob("locations", "how boxes are spelled", paper="qwen2-vl")
     box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps an axis under `locations`, 10..100 under `digits`")
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
+    sight: Literal["live", "stored"] = knob(
+        "live", "stored: vision tower and merger, frozen throughout, see each image once and are read from the disk"
+    )
     max_image_tokens: Count = knob(1024, "most merged vision tokens an image (pretrained base)")
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
 
@@ -337,6 +346,21 @@ class RunConfig(Knobs):
         muon = next((name for name, fit in self.fits().items() if fit.optimizer == "muon"), None)
         if self.shard and muon:
             raise ValueError(f"shard=true: Muon needs whole matrices; set {muon}.optimizer=adamw, or shard=false")
+        return self
+
+    @model_validator(mode="after")
+    def _stored_sight_stands_still(self) -> Self:
+        for name, fit in self.fits().items() if self.model.sight == "stored" else ():
+            if not fit.sight_stands_still:
+                raise ValueError(
+                    f"model.sight=stored: {name} trains the vision tower or the merger; set {name}.freeze=[vision, "
+                    "merger], or model.sight=live"
+                )
+            if fit.max_tokens and fit.overlong == "shrink":
+                raise ValueError(
+                    f"model.sight=stored: {name}.overlong=shrink would see images at another size; set {name}.overlong="
+                    "drop, or model.sight=live"
+                )
         return self
 
     def fits(self) -> dict[str, FitConfig]:

@@ -67,7 +67,10 @@ def real(data: Path | None = None) -> RunConfig:
 
 
 def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
-    """The paper's method for a pretrained Qwen2-VL without a GPU: LoRA, vision fixed, at most 256 image tokens."""
+    """The paper's method for a pretrained Qwen2-VL without a GPU: LoRA, vision fixed, at most 256 image tokens.
+
+    What the vision tower sees and what the teacher thinks is made once and read from the disk.
+    """
     fit = FitConfig(
         rows=8,
         accumulate=8,
@@ -80,9 +83,9 @@ def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
     return RunConfig(
         name="laptop",
         data=DataConfig(path=data),
-        model=ModelConfig(base=base, layout="interleaved", boxes="qwen2-vl", max_image_tokens=256),
+        model=ModelConfig(base=base, layout="interleaved", boxes="qwen2-vl", max_image_tokens=256, sight="stored"),
         teacher=TeacherConfig(fit=fit),
-        distill=DistillConfig(fit=fit),
+        distill=DistillConfig(fit=fit, teacher_as="states"),
         reflect=ReflectConfig(review_share=0.25, fit=fit.model_copy(update={"epochs": 1.0})),
         answer=AnswerConfig(max_new_tokens=128, batch=4),
     )

@@ -95,6 +95,10 @@ class VisionLanguageModel(nn.Module):
             return qwen2vl.seen_before(torch.split(batch.seen_FH.to(self.dtype), sizes))
         if not len(grids_I3):
             pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
+        return self.tower(pixels_TD, grids_I3)
+
+    def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> Any:
+        """Features of patches: tower and merger."""
         return self.network.model.get_image_features(pixels_TD.to(self.dtype), grids_I3, return_dict=True)
 
     def hidden_states(self, batch: Batch, seen: Any = None) -> Tensor:

@@ -31,18 +31,19 @@ def plan(config: RunConfig) -> list[Stage]:
 
     data = stage("prepare", _data_identity(config.data), config=config.data)
     base = stage("base", _model_identity(config.model), data, config=config.model, **at)
+    seen = stage("see", {}, data, base, **at) if config.model.sight == "stored" else None
     teacher = pseudo = None
     model = base
     if config.teacher:
-        teacher = stage("teacher", config.teacher, data, base, config=config.teacher, **at)
+        teacher = stage("teacher", config.teacher, data, base, seen, config=config.teacher, **at)
     if config.distill:
         if config.distill.targets != "truth":
             author = teacher if config.distill.pseudo_from == "teacher" else base
             unused = {"fit": None, "teacher_as": None, "draws": None}
             knobs = {**config.distill.identity(), **unused, "answer": config.answer.identity()}
             given = {"config": config.distill, "answers": config.answer, "teacher": config.teacher}
-            pseudo = stage("pseudo", knobs, data, author, **given, **at)
-        model = stage("distill", config.distill, data, base, teacher, pseudo, config=config.distill, **at)
+            pseudo = stage("pseudo", knobs, data, author, seen, **given, **at)
+        model = stage("distill", config.distill, data, base, teacher, pseudo, seen, config=config.distill, **at)
     reflect = config.reflect
     for number in range(1, reflect.rounds + 1) if reflect else ():
         assert reflect
@@ -50,12 +51,12 @@ def plan(config: RunConfig) -> list[Stage]:
         given = {"config": reflect, "round": number, "answers": config.answer, "distill": config.distill}
         knobs = {**reflect.identity(), "round": number, "max_new_tokens": config.answer.max_new_tokens}
         model = stage(
-            f"reflect-{number}", knobs, data, model, tutor, step="reflect", previous=model.name, **given, **at
+            f"reflect-{number}", knobs, data, model, tutor, seen, step="reflect", previous=model.name, **given, **at
         )
     clip = None
     if config.select.scorer == "clip":
         clip = stage("clip", config.select.clip, data, base, config=config.select.clip, **at)
-    answer = stage("answer", config.answer, data, model, config=config.answer, previous=model.name, **at)
+    answer = stage("answer", config.answer, data, model, seen, config=config.answer, previous=model.name, **at)
     select = stage("select", config.select, data, answer, clip, config=config.select, **at)
     stage("score", config.evaluate, data, select, *[s for s in made if s.name.startswith("reflect-")], whole=config)
     return made
@@ -63,7 +64,7 @@ def plan(config: RunConfig) -> list[Stage]:
 
 # Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
 VERSIONS = {
-    "prepare": 3, "base": 2, "teacher": 1, "pseudo": 1, "distill": 1, "reflect": 1, "clip": 1, "answer": 2,
+    "prepare": 3, "base": 2, "see": 1, "teacher": 1, "pseudo": 1, "distill": 1, "reflect": 1, "clip": 1, "answer": 2,
     "select": 2, "score": 1,
 }  # fmt: skip
 

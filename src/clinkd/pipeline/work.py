@@ -39,11 +39,22 @@ from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
 from clinkd.storage import JsonLines, progress, publish, read_json, write_atomic, write_json
-from clinkd.training import LiveTeacher, StoredTeacher, Teacher, finished, fit, identity_of, store
+from clinkd.training import (
+    Gallery,
+    LiveTeacher,
+    StoredTeacher,
+    Teacher,
+    fill_gallery,
+    finished,
+    fit,
+    identity_of,
+    store,
+)
 
 DATA = "data.json"
 SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictions.jsonl"}  # files of answers
 STORE = "stored-teacher"
+GALLERY = "gallery"
 SEEN = "seen"  # the model between the two halves of its pretraining
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
@@ -97,6 +108,15 @@ def base(work: Work, config: ModelConfig, machine: Machine) -> None:
         at = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
         crew.alone(lambda: write_json(work.folder / POINTER, at))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
+
+
+def see(work: Work, machine: Machine) -> None:
+    """What the frozen tower makes of every image of every split."""
+    here = _Room(work, machine)
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    refs = {ref for split in splits for ref in read_images(work.inputs["prepare"], split)}
+    taken = fill_gallery(work.folder / GALLERY, here.model("base"), refs, "see images")
+    work.record("features", {"images": len(refs), "bytes": taken})
 
 
 def _pretrained(
@@ -289,12 +309,17 @@ class _Room:
     def __init__(self, work: Work, machine: Machine) -> None:
         self.device, self.shard, self.work = torch.device(machine.ready()), machine.shard, work
         self.open_image, self.lexicon = read_data(work.inputs["prepare"])
+        self.gallery: Gallery | None = None
 
     def samples(self, split: Split) -> list[Sample]:
         return read_split(self.work.inputs["prepare"], split)
 
     def model(self, stage: str) -> VisionLanguageModel:
-        return load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
+        model = load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
+        if "see" in self.work.inputs:
+            self.gallery = self.gallery or Gallery(self.work.inputs["see"] / GALLERY, model)
+            self.gallery.serve(model)
+        return model
 
     def scorer(self, config: SelectConfig) -> Scorer:
         if config.scorer == "clip":
@@ -311,6 +336,11 @@ def read_data(prepared: Path) -> tuple[OpenImage, Lexicon]:
 def read_split(prepared: Path, split: Split) -> list[Sample]:
     """The samples of one split. The test split is for answering, selecting and scoring only."""
     return [Sample.from_json(record) for record in JsonLines(prepared / f"{split}.jsonl").read()]
+
+
+def read_images(prepared: Path, split: Split) -> list[ImageRef]:
+    """The images of one split, without a look at its questions."""
+    return [ImageRef(**image) for record in JsonLines(prepared / f"{split}.jsonl").read() for image in record["images"]]
 
 
 def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:

@@ -66,7 +66,7 @@ class Shelf:
         Raises BadInput where the folder is made from something else, and on a full disk.
         """
         if (self.folder / ABOUT).exists():
-            self._demand_same()
+            self.demand_same(self.about)
         for torn in self.folder.glob(".*.tmp"):
             torn.unlink()
         write_json(self.folder / ABOUT, self.about)
@@ -88,7 +88,7 @@ class Shelf:
         Raises BadInput where the shelf was never filled, was made from something else (naming it), or is damaged.
         """
         if finished(self.folder):  # otherwise the manifest's own words are the right ones
-            self._demand_same()
+            self.demand_same(self.about)
         Manifest.verify(self.folder)
         return {line["id"]: line["items"] for line in JsonLines(self.folder / INDEX).read()}
 
@@ -96,9 +96,10 @@ class Shelf:
         """A file, mapped into memory."""
         return safe_open(self.folder / name, framework="pt")
 
-    def _demand_same(self) -> None:
+    def demand_same(self, about: Mapping[str, Any]) -> None:
+        """Raises BadInput, with what differs, where the folder is made from something else than `about` says."""
         there = read_json(self.folder / ABOUT)
-        apart = differences(self.about, there if isinstance(there, dict) else {})
+        apart = differences(about, there if isinstance(there, dict) else {})
         if apart:
             told = "; ".join(map(str, apart))
             raise BadInput(

@@ -1,0 +1,123 @@
+"""What a frozen vision tower makes of every image, made once, so that no stage opens or sees an image again.
+
+A gallery is a shelf (`shelf.py`) of safetensors files with a tensor [tokens, H] an image, under the image's key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clinkd.model import VisionLanguageModel
+from clinkd.records import BadInput, ImageRef
+from clinkd.storage import Advance
+from clinkd.training.shelf import Filled, Shelf, finished
+
+IMAGES_A_FILE = 64  # what a kill can lose: a hundred megabytes of a 2B model
+IMAGES_A_PASS = 8
+GB = 1e9
+
+
+def fill_gallery(folder: Path, model: VisionLanguageModel, images: Iterable[ImageRef], title: str) -> int:
+    """See each image once and write its features into `folder`, going on where it was stopped; the bytes of all.
+
+    Raises BadInput where the disk has less room than they take, or the folder is of another tower.
+    """
+    refs = {_key(ref): ref for ref in images}
+    names = sorted(refs)
+    parts = [names[k : k + IMAGES_A_FILE] for k in range(0, len(names), IMAGES_A_FILE)]
+    files = {f"images-{number:05d}.safetensors": part for number, part in enumerate(parts)}
+    sizes = {name: _tokens(model, ref) for name, ref in refs.items()}
+    needed = sum(sizes.values()) * model.head.weight_VH.shape[1] * model.dtype.itemsize
+    if not finished(folder):
+        _demand_room(folder, needed, len(refs))
+
+    def make(file: str, advance: Advance) -> Filled:
+        found: dict[str, Tensor] = {}
+        for start in range(0, len(files[file]), IMAGES_A_PASS):
+            asked = files[file][start : start + IMAGES_A_PASS]
+            found |= dict(zip(asked, _features(model, [refs[name] for name in asked]), strict=True))
+            advance(len(asked))
+        return found, [[name, sizes[name]] for name in files[file]]
+
+    _shelf(folder, model).fill(files, make, title, "images")
+    return needed
+
+
+class Gallery:
+    """The features of a filled gallery.
+
+    Every byte is checked once, here. Raises BadInput where it was never filled, is damaged, or is of another tower than
+    the model's.
+    """
+
+    def __init__(self, folder: Path, model: VisionLanguageModel) -> None:
+        self.shelf = _shelf(folder, model)
+        self.files = {name: file for file, items in self.shelf.opened().items() for name, _ in items}
+        self.opened: dict[str, Any] = {}
+
+    def serve(self, model: VisionLanguageModel) -> None:
+        """Let the model take its features from here. Raises BadInput where its tower is another one."""
+        self.shelf.demand_same(sight_of(model))
+        model.images.known = self.features
+
+    def features(self, ref: ImageRef) -> Tensor | None:
+        """Features [tokens, H] of an image, None where it is not here."""
+        key = _key(ref)
+        file = self.files.get(key)
+        if file is None:
+            return None
+        if file not in self.opened:
+            self.opened[file] = self.shelf.file(file)
+        found: Tensor = self.opened[file].get_tensor(key)
+        return found
+
+
+def _shelf(folder: Path, model: VisionLanguageModel) -> Shelf:
+    return Shelf(folder, "the gallery", sight_of(model))
+
+
+def sight_of(model: VisionLanguageModel) -> dict[str, Any]:
+    """What decides the features of an image: the weights of tower and merger, and how images are prepared."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.network.model.visual.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return {
+        "tower": weights.hexdigest()[:16],
+        "processor": json.loads(model.images.processor.to_json_string()),
+        "square": model.images.square,
+    }
+
+
+def _key(ref: ImageRef) -> str:
+    return json.dumps(ref.to_json(), sort_keys=True)
+
+
+def _tokens(model: VisionLanguageModel, ref: ImageRef) -> int:
+    tall, wide = model.images.grid(ref)
+    return tall * wide
+
+
+@torch.inference_mode()
+def _features(model: VisionLanguageModel, refs: Sequence[ImageRef]) -> list[Tensor]:
+    pixels_TD, grids_I3 = (t.to(model.device) for t in model.images.patches(refs))
+    return [f.cpu().contiguous() for f in model.tower(pixels_TD, grids_I3).pooler_output]
+
+
+def _demand_room(folder: Path, needed: int, images: int) -> None:
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    there = sum(p.stat().st_size for p in folder.glob("images-*")) if folder.exists() else 0
+    free = shutil.disk_usage(place).free
+    if needed - there > free:
+        raise BadInput(
+            f"{folder}: the features of {images} images take {needed / GB:.1f} GB and {free / GB:.1f} GB are free; "
+            "make room, lower model.max_image_tokens, or set model.sight=live"
+        )
