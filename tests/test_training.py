@@ -113,7 +113,7 @@ def test_shared_prefix_rows_have_the_gradients_of_separate_rows(drawn, knobs):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(drawn, tmp_path, optimizer, monkeypatch):
-    config = FitConfig(epochs=2, rows=8, questions=2, optimizer=optimizer, checkpoint_seconds=1e-9)
+    config = FitConfig(epochs=2, rows=8, questions=2, optimizer=optimizer, checkpoint_seconds=0)
     whole = fresh(drawn)
     fit(whole, drawn[1], CrossEntropy(), config, folder=tmp_path / "whole", seed=3, title="whole")
 
@@ -145,7 +145,7 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(drawn, tmp_path, o
 
 
 def test_a_damaged_checkpoint_is_set_aside(drawn, tmp_path):
-    config = FitConfig(epochs=2, rows=8, checkpoint_seconds=1e-9)
+    config = FitConfig(epochs=2, rows=8, checkpoint_seconds=0)
     whole = fresh(drawn)
     fit(whole, drawn[1], CrossEntropy(), config, folder=tmp_path, seed=3, title="whole")
     newest = sorted(tmp_path.glob("step-*"))[-1]

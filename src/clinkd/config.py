@@ -121,7 +121,11 @@ class FitConfig(Knobs):
     recompute: Literal["nothing", "blocks"] = knob(
         "nothing", "blocks: keep the input of each block alone and compute it again in the backward (less memory)"
     )
-    checkpoint_seconds: NonNegative = knob(20.0, "time between resumable checkpoints", speed_only=True)
+    checkpoint_seconds: NonNegative = knob(
+        20.0,
+        "least time between resumable checkpoints, which take a twentieth of it at most; 0 = after each step",
+        speed_only=True,
+    )
 
     @model_validator(mode="after")
     def _micro_batches_are_equal(self) -> Self:

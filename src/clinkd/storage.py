@@ -398,6 +398,11 @@ def spell_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def spell_bytes(megabytes: float) -> str:
+    """Megabytes in words: "310 MB", "4.1 GB"."""
+    return f"{megabytes / 1000:,.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
+
+
 def _spell(shown: dict[str, float | str]) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
-    from clinkd.pipeline import Run
+    from clinkd.pipeline import Forecast, Least, Outlook, Run
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
@@ -99,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         (
             "plan",
             _plan,
-            "print the stages of a run, and what would be done",
-            "clinkd plan demo --set distill.kd_weight=1",
+            "print the stages of a run, what would be done, and what it takes",
+            "clinkd plan demo --measure",
         ),
     ):
         made = verb(name, call, what, example)
@@ -108,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
         made.add_argument("--name", help="folder under --runs, in the place of the experiment's")
         made.add_argument("--seed", type=int, help="of every random choice")
+        if name == "plan":
+            made.add_argument(
+                "--measure", action="store_true", help="take a few steps of every stage: time, memory, disk"
+            )
+            made.add_argument("--json", action="store_true", help="for a program")
         if name == "run":
             made.add_argument("--replace", action="store_true", help="give a folder of another config to this one")
 
@@ -226,10 +232,30 @@ def _closing_screen(run: Run, runs: Path) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     from clinkd import pipeline
+
+    config = _config(args)
+    looks = pipeline.outlook(pipeline.plan(config), args.runs)
+    if args.measure:
+        end_in_order()
+        found = pipeline.forecast(config, args.runs)
+        _show_forecast(found, args.json)
+        found.demand_room(config)
+        return 0
+    counted = pipeline.least(config)
+    if args.json:
+        rows = [{"stage": x.status.name, "state": x.status.state, "seconds": None, "measured": False} for x in looks]
+        print(json.dumps({"stages": rows, "least": counted and asdict(counted)}, indent=1))
+    else:
+        _show_outlook(looks, counted)
+    if counted:
+        counted.demand_room(config, args.runs)
+    return 0
+
+
+def _show_outlook(looks: Sequence[Outlook], counted: Least | None) -> None:
     from clinkd.records import Table
     from clinkd.storage import spell_seconds
 
-    looks = pipeline.outlook(pipeline.plan(_config(args)), args.runs)
     words = {"done": "is done", "partial": "would go on", "missing": "would run"}
     rows = tuple(
         (
@@ -240,8 +266,39 @@ def _plan(args: argparse.Namespace) -> int:
         )
         for look in looks
     )
-    show(Table("plan", ("stage", "", "took", "because"), rows))
-    return 0
+    notes = ["--measure takes a few steps of every stage, and tells time, memory and disk"]
+    if counted:
+        notes.insert(0, f"by its weights alone: {counted}")
+    show(Table("plan", ("stage", "", "took", "because"), rows, tuple(notes)))
+
+
+def _show_forecast(found: Forecast, as_json: bool) -> None:
+    from clinkd.records import Table
+    from clinkd.storage import spell_bytes, spell_seconds
+
+    if as_json:
+        whole = {"seconds": found.seconds, "memory_mb": found.memory_mb, "disk_mb": found.disk_mb}
+        free = {"memory_mb": found.free_memory_mb, "disk_mb": found.free_disk_mb}
+        each = [{**asdict(e), "measured": True} for e in found.stages]
+        print(json.dumps({"stages": each, "whole": whole, "free": free}, indent=1))
+        return
+
+    def row(name: str, state: str, steps: int, seconds: float, memory: float, disk: float) -> tuple[str, ...]:
+        done = state == "done"
+        taken = ("", "") if done else (spell_seconds(seconds), spell_bytes(memory))
+        return (name, state, f"{steps:,}" if steps else "", *taken, spell_bytes(disk))
+
+    rows = [row(e.stage, e.state, e.steps, e.seconds, e.memory_mb, e.disk_mb) for e in found.stages]
+    rows.append(row("whole", "", sum(e.steps for e in found.todo), found.seconds, found.memory_mb, found.disk_mb))
+    show(Table(
+        "plan, measured in small",
+        ("stage", "", "steps", "time", "memory", "disk"),
+        tuple(rows),
+        (
+            f"free: {spell_bytes(found.free_memory_mb)} of memory, {spell_bytes(found.free_disk_mb)} of disk",
+            "disk of the whole: with what is there for a while, such as checkpoints",
+        ),
+    ))  # fmt: skip
 
 
 def _status(args: argparse.Namespace) -> int:

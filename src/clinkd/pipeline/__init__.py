@@ -6,14 +6,19 @@ from pathlib import Path
 
 from clinkd import crew
 from clinkd.config import RunConfig
-from clinkd.pipeline.graph import Stage, StageStatus, Work, execute, outlook
+from clinkd.pipeline.estimate import Estimate, Forecast, Least, least
+from clinkd.pipeline.graph import Outlook, Stage, StageStatus, Work, execute, outlook
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.runs import RUNS, Asked, Exported, Run, begin, find, finish, known, open_run, table
 
 __all__ = [
     "RUNS",
     "Asked",
+    "Estimate",
     "Exported",
+    "Forecast",
+    "Least",
+    "Outlook",
     "Run",
     "Stage",
     "StageStatus",
@@ -22,7 +27,9 @@ __all__ = [
     "execute",
     "export",
     "find",
+    "forecast",
     "known",
+    "least",
     "open_run",
     "outlook",
     "plan",
@@ -53,6 +60,16 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     done = open_run(folder)
     crew.alone(lambda: finish(done))
     return done
+
+
+def forecast(config: RunConfig, runs: Path = RUNS) -> Forecast:
+    """What each stage of a run under `runs` will take, from a run in small, in a process of its own.
+
+    Raises BadInput where that one fails.
+    """
+    from clinkd.pipeline.estimate import forecast as measured
+
+    return measured(config, [look.status for look in outlook(plan(config), runs)], runs)
 
 
 def export(run: Run, out: Path) -> Exported:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def prepare(work: Work, config: DataConfig) -> None:
     left_out = Counter[str]()
     if config.path is None:
         total = config.phantoms.train_images + config.phantoms.validation_images + config.phantoms.test_images
-        with progress(total, "draw phantoms", "images") as advance:
+        with _loop(work, "draw", total), progress(total, "draw phantoms", "images") as advance:
             samples = phantoms.write(work.folder, config.phantoms, work.seed, config.workers, advance)
         root, lexicon = Path(), phantoms.LEXICON
     else:
@@ -115,8 +117,10 @@ def see(work: Work, machine: Machine) -> None:
     here = _Room(work, machine)
     splits: tuple[Split, ...] = ("train", "validation", "test")
     refs = {ref for split in splits for ref in read_images(work.inputs["prepare"], split)}
-    taken = fill_gallery(work.folder / GALLERY, here.model("base"), refs, "see images")
-    work.record("features", {"images": len(refs), "bytes": taken})
+    model = here.model("base")
+    with _loop(work, "images", len(refs)):
+        taken = fill_gallery(work.folder / GALLERY, model, refs, "see images")
+    work.record("bytes", taken)
 
 
 def _pretrained(
@@ -160,10 +164,9 @@ def pseudo(
     own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in own]
     asked = outside if config.targets == "pseudo" else _share(outside, config.pseudo_share, work.seed, "pseudo")
-    file = work.folder / "predictions.jsonl"
-    answer_samples(
-        here.model(config.pseudo_from), asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels"
-    )
+    file, model = work.folder / "predictions.jsonl", here.model(config.pseudo_from)
+    with _loop(work, "answers", len(asked)):
+        answer_samples(model, asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels")
     work.record("questions", len(asked))
 
 
@@ -198,8 +201,9 @@ def _tutor(here: _Room, student: VisionLanguageModel, samples: Sequence[Sample],
 
     def keep() -> None:
         if not finished(folder):
-            rows = config.fit.rows // config.fit.accumulate
-            store(folder, here.model("teacher"), samples, identity, title="store the teacher", rows_a_pass=rows)
+            rows, model = config.fit.rows // config.fit.accumulate, here.model("teacher")
+            with _loop(here.work, "stored samples", len(samples)):
+                store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
     crew.alone(keep)
     here.work.record("stored teacher", {"bytes": sum(p.stat().st_size for p in folder.iterdir())})
@@ -216,7 +220,8 @@ def reflect(
     asked = _share(train, config.review_share, work.seed, f"round {round}")
     greedy = answers.model_copy(update={"beams": 1, "candidates": 1})
     file = work.folder / "answers.jsonl"
-    found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
+    with _loop(work, "answers", len(asked)):
+        found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
     kept = work.folder / "corrections.jsonl"
 
     def keep() -> None:
@@ -254,7 +259,9 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
                        "select.scorer=first")  # fmt: skip
     model = new_tiny_clip(here.model("base").tokenizer, config, work.seed, here.open_image)
-    work.record("loss", train_clip(model, pairs, config, work.seed))
+    with _loop(work, "pairs", round(config.epochs * len(pairs))):
+        loss = train_clip(model, pairs, config, work.seed)
+    work.record("loss", loss)
     model.save(work.folder / "model")
 
 
@@ -263,9 +270,10 @@ def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) ->
     here = _Room(work, machine)
     model = here.model(previous)
     by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
-    for split, name in SPOKEN.items():
-        file = work.folder / name
-        answer_samples(model, here.samples(split), config, file=file, by=by, title=f"answer {split}")
+    asked = {split: here.samples(split) for split in SPOKEN}
+    with _loop(work, "answers", sum(map(len, asked.values()))):
+        for split, name in SPOKEN.items():
+            answer_samples(model, asked[split], config, file=work.folder / name, by=by, title=f"answer {split}")
 
 
 def select(work: Work, config: SelectConfig, machine: Machine) -> None:
@@ -301,6 +309,14 @@ def score(work: Work, whole: RunConfig) -> None:
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _loop(work: Work, name: str, units: int) -> Iterator[None]:
+    """Record how long this attempt took over so many units of what a stage does again and again."""
+    start = time.monotonic()
+    yield
+    work.record(name, {"units": units, "seconds": round(time.monotonic() - start, 3)})
 
 
 class _Room:
@@ -377,7 +393,7 @@ def _fit(
         folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap, shard=here.shard,
     )  # fmt: skip
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
-    here.work.record(folder.name, done)
+    here.work.record(folder.name, {**done, "rows": fitted.num_rows, "trained parameters": fitted.num_trained})
 
 
 def _drop_checkpoints(stage: Path) -> None:

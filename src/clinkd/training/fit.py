@@ -36,7 +36,8 @@ from clinkd.training.shards import made_whole, whole
 from clinkd.training.shards import shard as sharded
 from clinkd.training.stops import stops_held
 
-LOG_EVERY = 10  # optimiser steps between two lines of the log
+LOG_EVERY = 10  # optimiser steps between two lines of the log, after as many that have a line each
+SAVING_SHARE = 0.05  # of the time, at most, where checkpoints are large
 Learner = VisionLanguageModel | Sight
 
 
@@ -71,11 +72,14 @@ class LiveTeacher:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a stage did: optimiser steps, samples seen (with repeats), mean loss over the last tenth of the steps."""
+    """What a stage did: rows there are, optimiser steps, samples seen (with repeats), mean loss over the last tenth of
+    the steps, and how many parameters learned."""
 
+    num_rows: int
     num_steps: int
     num_samples: int
     final_loss: float
+    num_trained: int
 
 
 class _Trainee(nn.Module):
@@ -158,16 +162,19 @@ def fit(
     first = last = restored.step
     num_samples: int = restored.state.get("samples", 0)
     losses: list[float] = restored.state.get("losses", [])
-    saved = time.monotonic()
+    saved, wait = time.monotonic(), config.checkpoint_seconds
     windows = (descent.dealt(picked) for picked in _windows(rows, config, seed, first, num_steps))
 
     def keep(step: int) -> None:
         """Save the state after so many steps, where it does not lie there already."""
-        nonlocal last, saved
+        nonlocal last, saved, wait
+        start = time.monotonic()
         if step > last:
             state = {"course": course, "samples": num_samples, "losses": losses}
             save_checkpoint(folder, step, model, descent.optimizers, state)
         last, saved = step, time.monotonic()
+        if config.checkpoint_seconds:
+            wait = max(config.checkpoint_seconds, (saved - start) / SAVING_SHARE)
 
     with (
         stops_held(title) as stop,
@@ -179,7 +186,7 @@ def fit(
         log.report(restored.reports)
         for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
             words, questions = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
-            due = crew.is_main() and time.monotonic() - saved > config.checkpoint_seconds
+            due = crew.is_main() and time.monotonic() - saved > wait
             # the processes must save and stop at the same step
             tokens, seen, stopped, save, flops = descent.agreed(
                 words, questions, stop.asked, due, sum(map(descent.flops, batches))
@@ -200,15 +207,16 @@ def fit(
             advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace), mfu=f"{mfu:.0%}")
             figures = {**shown, "tokens": tokens, "samples": seen, "tokens_per_second": pace, "mfu": mfu}
             log.write(step + 1, {**figures, "peak_memory_mb": _peak_memory_mb(model.device)})
-        stopped, save = descent.agreed(stop.asked, time.monotonic() - saved > config.checkpoint_seconds)
+        stopped, save = descent.agreed(stop.asked, time.monotonic() - saved > wait)
         if stopped or save:  # what follows, such as saving the model, may take long
             keep(num_steps)
         if stopped:
             stop.hand_on()
+    num_trained = sum(p.numel() for p in descent.trained)
     made_whole(model)
     _undress(model)
     tail = losses[-max(1, num_steps // 10) :]
-    return Fitted(num_steps, num_samples, sum(tail) / len(tail))
+    return Fitted(len(rows), num_steps, num_samples, sum(tail) / len(tail), num_trained)
 
 
 def _rows(model: Learner, samples: Sequence[Sample], config: FitConfig, folder: Path, title: str) -> list[list[Sample]]:
@@ -411,7 +419,7 @@ class _Log:
         return (words / seconds, work / seconds) if seconds > 0 else (0.0, 0.0)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        if not self.main or (step % LOG_EVERY and step > 1):
+        if not self.main or (step % LOG_EVERY and step > LOG_EVERY):
             return
         seconds = round(time.monotonic() - self.start, 2)
         self.lines.append({"step": step, "seconds": seconds, **{k: round(v, 6) for k, v in figures.items()}})
