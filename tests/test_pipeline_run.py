@@ -225,7 +225,7 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
 
     def base(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        work.base(Work(folder, inputs, 0, lambda key, value: None), config, Machine("cpu", 2, False))
+        work.base(Work(folder, inputs, 0, lambda key, value: None), config, Machine("cpu", 2))
 
     taught: list[str] = []
     real = work.fit

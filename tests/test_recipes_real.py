@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -17,6 +18,7 @@ from clinkd.cli import main
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import codec, phantoms
 from clinkd.model import new_tiny, texts_of
+from clinkd.model.qwen2vl import ClinkdModel
 from clinkd.records import ImageRef, Sample, Task
 
 TESTS = {Task.VG: "VG", Task.ROC: "RO", Task.RC: "GC", Task.MIA: "MII"}
@@ -81,23 +83,39 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("name", ["laptop", "paper"])
 def test_a_recipe_for_real_weights_runs_as_it_stands(
-    given: tuple[Path, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    given: tuple[Path, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     folder, base = given
+    looks: list[int] = []
+    look = ClinkdModel.get_image_features
+
+    def counted(self: ClinkdModel, pixels: object, grids: torch.Tensor, **more: object) -> object:
+        looks.append(len(grids))
+        return look(self, pixels, grids, **more)
+
+    monkeypatch.setattr(ClinkdModel, "get_image_features", counted)
     words = ["run", name, "--runs", str(tmp_path), "--set", f"data.path={folder}", "--set", f"model.base={base}"]
     assert main(words) == 0, capsys.readouterr().err
+    stored = name == "laptop"  # each image is looked at once, whatever is done with it
+    assert (looks == [1] * 14) == stored and len(looks) >= 14
     capsys.readouterr()
     assert main(["table", name, "--runs", str(tmp_path), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     for task in ("VG", "ROC", "MIA"):
         assert scores[task]["score"] is not None
     assert {"teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(scores["wall_seconds"])
+    assert ("see" in scores["wall_seconds"]) == stored
+    image = tmp_path / "other.png"
+    Image.new("RGB", (80, 60), "grey").save(image)
+    asked = ["ask", str(image), "Where is the kidney?", "--out", str(tmp_path / "drawn.png")]
+    assert main([*asked, "--runs", str(tmp_path), "--run", name]) == 0, capsys.readouterr().err
     assert main(["export", str(tmp_path / "model"), "--runs", str(tmp_path), "--run", name]) == 0
     vision = [k for k in weights(base) if "visual" in k]
     before, after = weights(base), weights(tmp_path / "model")
     changed = {k for k in before if k in after and before[k] != after[k]}
     assert changed
-    assert (set(vision) & changed == set()) == (name == "laptop")  # its tower stays as it was
+    assert (set(vision) & changed == set()) == stored  # its tower stays as it was
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from clinkd import data
@@ -284,6 +285,41 @@ def test_the_log_tells_speed_and_memory(drawn, tmp_path):
     assert first["tokens_per_second"] == pytest.approx(first["tokens"] / first["seconds"], rel=0.2)
     assert 50 < first["peak_memory_mb"] < 1e5
     assert 0 < first["mfu"] < 1
+
+
+def test_a_tracker_of_accelerate_gets_the_figures(drawn, tmp_path, monkeypatch):
+    told: list[tuple[str, object]] = []
+
+    class Notes(GeneralTracker):
+        name = "notes"
+        requires_logging_directory = False
+
+        def __init__(self, run_name: str, **_: object) -> None:
+            super().__init__()
+            told.append(("begun", run_name))
+
+        @property
+        def tracker(self) -> Notes:
+            return self
+
+        def store_init_configuration(self, values: dict[str, str]) -> None:
+            told.append(("knobs", values))
+
+        def log(self, values: dict[str, float], step: int | None = None, **_: object) -> None:
+            told.append(("figures", (step, values)))
+
+        def finish(self) -> None:
+            told.append(("ended", None))
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notes", Notes)
+    config = FitConfig(epochs=2, rows=4)
+    fit(fresh(drawn), drawn[1], CrossEntropy(), config, folder=tmp_path, seed=7, title="x", trackers=["notes"])
+    assert [what for what, _ in told[:2]] == ["begun", "knobs"] and told[-1] == ("ended", None)
+    knobs, figures = told[1][1], [value for what, value in told if what == "figures"]
+    assert knobs["seed"] == "7" and knobs["rows"] == "4"
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [step for step, _ in figures] == [line["step"] for line in lines]
+    assert figures[-1][1]["loss"] == pytest.approx(lines[-1]["loss"], abs=1e-5)
 
 
 def test_a_teacher_counts_what_it_does(drawn):

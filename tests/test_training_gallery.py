@@ -89,18 +89,47 @@ def test_an_image_that_is_not_there_is_seen_live(bench, tmp_path):
     assert batch.seen_FH is None and torch.equal(batch.pixels_TD, wanted)
 
 
+def test_one_image_has_the_very_bits_of_looking_at_it(bench, filled):
+    live, stored = bench.model(), served(bench, filled)
+    batches = [m.encode([bench.samples[:1]]) for m in (live, stored)]
+    assert batches[1].seen_FH is not None and len(batches[1].pixels_TD) == 0
+    assert torch.equal(*(m.hidden_states(b) for m, b in zip((live, stored), batches, strict=True)))
+
+
+def test_an_image_of_another_size_is_not_known(bench, filled):
+    model = bench.model()
+    Gallery(filled, model).serve(model)
+    model.images.limit(bench.images[0], 4)
+    assert model.encode([bench.samples[:1]]).seen_FH is None
+    assert model.encode([bench.samples[-1:]]).seen_FH is not None
+
+
+def test_a_tower_that_is_to_learn_is_not_served(bench, filled):
+    model = served(bench, filled)
+    model.network.requires_grad_(True)
+    with pytest.raises(BadInput, match="is to learn here; freeze both"):
+        model.hidden_states(model.encode([bench.samples[:1]]))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_fixed_tower_leaves_nothing_for_the_backward(bench, recompute):
+    model = bench.model().train()
+    model.recompute_blocks(recompute)
+    assert not model.see(model.encode([bench.samples[:1]])).pooler_output[0].requires_grad
+
+
 def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "IMAGES_A_FILE", 3)
     fill_gallery(tmp_path / "whole", bench.model(), bench.images, "see")
     passes = 0
     real = gallery._features
 
-    def few(model: VisionLanguageModel, refs: list[ImageRef]) -> list[Tensor]:
+    def few(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
         nonlocal passes
         passes += 1
-        if passes == 3:
+        if passes == 8:
             raise KeyboardInterrupt
-        return real(model, refs)
+        return real(model, ref)
 
     monkeypatch.setattr(gallery, "_features", few)
     with pytest.raises(KeyboardInterrupt):
@@ -109,7 +138,7 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
     with pytest.raises(BadInput, match="never finished"):
         Gallery(tmp_path / "parts", bench.model())
     fill_gallery(tmp_path / "parts", bench.model(), bench.images, "see")
-    assert passes == 3 + len(list((tmp_path / "parts").glob("images-*"))) - 2
+    assert passes == 8 + len(set(bench.images)) - 6, "whole files are not made again"
     whole, parts = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("whole", "parts"))
     assert whole == parts and len(whole) > 5
 

@@ -470,9 +470,7 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     base, taught = (
         Stage(n, 1, {}, (ready,), saved(m)) for n, m in (("base", bench.model()), ("teacher", bench.teacher))
     )
-    student = Stage(
-        "distill", 1, config, (ready, base, taught), lambda w: steps.distill(w, config, Machine("cpu", 1, False))
-    )
+    student = Stage("distill", 1, config, (ready, base, taught), lambda w: steps.distill(w, config, Machine("cpu", 1)))
     real, stores = steps.fit, []
 
     def killed(*arguments: object, **named: object) -> object:
@@ -493,6 +491,6 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     assert stage_record(done)["recorded"]["stored teacher"]["bytes"] > 1000
     assert {"teacher_as", "draws"} <= set(config.identity())
     plain = config.model_copy(update={"kd_weight": 0.0})
-    tuned = replace(student, config=plain, work=lambda w: steps.distill(w, plain, Machine("cpu", 1, False)))
+    tuned = replace(student, config=plain, work=lambda w: steps.distill(w, plain, Machine("cpu", 1)))
     done = execute([ready, base, taught, tuned], tmp_path / "run")["distill"]
     assert (done / "model").is_dir() and "stored teacher" not in stage_record(done)["recorded"]

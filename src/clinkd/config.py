@@ -317,6 +317,9 @@ class RunConfig(Knobs):
         "several processes share the weights of a training (FSDP2), else each has all. Rounds otherwise",
         speed_only=True,
     )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = knob(
+        (), "get the figures of each training, too; they may send them to a server of theirs", speed_only=True
+    )
     data: DataConfig = knob(DataConfig(), "the samples")
     model: ModelConfig = knob(ModelConfig(), "the model")
     teacher: TeacherConfig | None = knob(TeacherConfig(), "stage 1")

@@ -153,13 +153,17 @@ class ImageEncoder:
         return made["pixel_values"], made["image_grid_thw"]
 
     def look(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Patches and grids of images, or no patches and the features of all: those that are known are not opened."""
-        seen = [found for ref in refs if (found := self.known(ref)) is not None]
-        if not refs or len(seen) < len(refs):
+        """Patches and grids of images; where all are known, no patches and their features: none is opened.
+
+        One that is known at another size is not known.
+        """
+        grids = [self.grid(ref) for ref in refs]
+        seen = [self.known(ref) for ref in refs]
+        fitting = [f for f, (tall, wide) in zip(seen, grids, strict=True) if f is not None and len(f) == tall * wide]
+        if not refs or len(fitting) < len(refs):
             return (*self.patches(refs), None)
         merge = self.processor.merge_size
-        grids = [(1, tall * merge, wide * merge) for tall, wide in map(self.grid, refs)]
-        return self.blank()[0][:0], torch.tensor(grids), torch.cat(seen)
+        return self.blank()[0][:0], torch.tensor([(1, t * merge, w * merge) for t, w in grids]), torch.cat(fitting)
 
     def blank(self) -> tuple[Tensor, Tensor]:
         """Patches and grid of the smallest image there is, all zeros."""

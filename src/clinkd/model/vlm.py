@@ -88,14 +88,23 @@ class VisionLanguageModel(nn.Module):
 
         Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
         through every module, or wait for each other for ever.
+
+        Raises BadInput where they are known already, and tower or merger are to learn.
         """
         pixels_TD, grids_I3 = batch.pixels_TD, batch.grids_I3
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.network.model.visual.parameters())
         if batch.seen_FH is not None:
+            if learning:
+                raise BadInput(
+                    "model.sight=stored: the vision tower or the merger is to learn here; freeze both, or set "
+                    "model.sight=live"
+                )
             sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
             return qwen2vl.seen_before(torch.split(batch.seen_FH.to(self.dtype), sizes))
         if not len(grids_I3):
             pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
-        return self.tower(pixels_TD, grids_I3)
+        with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs all the same
+            return self.tower(pixels_TD, grids_I3)
 
     def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> Any:
         """Features of patches: tower and merger."""

@@ -52,7 +52,7 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
 
     Raises BadInput where the folder holds another config and `replace` is not given, on a full disk, and on bad data.
     """
-    Machine.demand_even_shares(config)
+    Machine.demand(config)
     stages = plan(config)
     folder = runs / config.name
     crew.alone(lambda: begin(config, stages, runs, replace))

@@ -1,7 +1,8 @@
-"""What a run is given to work with: device, threads, and whether its processes share the weights of a training."""
+"""What a run is given to work with: device, threads, how its processes share a training, and who gets its figures."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -16,15 +17,20 @@ class Machine:
 
     device: str
     threads: int
-    shard: bool
+    shard: bool = False
+    trackers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: RunConfig) -> Machine:
-        return cls(config.device, config.threads, config.shard)
+        return cls(config.device, config.threads, config.shard, config.trackers)
 
     @staticmethod
-    def demand_even_shares(config: RunConfig) -> None:
-        """Raises BadInput, naming the knob, where a training's rows cannot be shared out evenly."""
+    def demand(config: RunConfig) -> None:
+        """Raises BadInput, naming the knob, where a training's rows cannot be shared out evenly, or a tracker is not
+        installed."""
+        for tracker in config.trackers:
+            if importlib.util.find_spec(tracker) is None:
+                raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
         processes = crew.size()
         for name, fit in config.fits().items():
             if fit.rows % (fit.accumulate * processes):

@@ -323,7 +323,7 @@ class _Room:
     """Data, models and the machine, as a stage finds them."""
 
     def __init__(self, work: Work, machine: Machine) -> None:
-        self.device, self.shard, self.work = torch.device(machine.ready()), machine.shard, work
+        self.device, self.machine, self.work = torch.device(machine.ready()), machine, work
         self.open_image, self.lexicon = read_data(work.inputs["prepare"])
         self.gallery: Gallery | None = None
 
@@ -390,7 +390,8 @@ def _fit(
     folder = here.work.folder / f"fit-{title.split()[0]}"
     fitted = fit(
         model, samples, objective, config,
-        folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap, shard=here.shard,
+        folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap,
+        shard=here.machine.shard, trackers=here.machine.trackers,
     )  # fmt: skip
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
     here.work.record(folder.name, {**done, "rows": fitted.num_rows, "trained parameters": fitted.num_trained})

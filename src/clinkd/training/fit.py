@@ -8,9 +8,9 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,7 @@ def fit(
     teacher: Teacher | None = None,
     lap: tuple[int, int] = (0, 1),
     shard: bool = False,
+    trackers: Sequence[str] = (),
 ) -> Fitted:
     """Train `model` in place on `samples`; go on from `folder`'s newest checkpoint where there is one.
 
@@ -143,7 +144,8 @@ def fit(
     (k, n): this is part k, from 0, of n equal parts of one learning-rate curve, as the rounds of reflection are.
 
     Several processes (`clinkd.crew`) each take their part of every window. `shard`: they also share the weights, and
-    afterwards the main one alone has them, on the CPU; without it each has all.
+    afterwards the main one alone has them, on the CPU; without it each has all. `trackers` of accelerate ("wandb",
+    "mlflow") get the figures, too, each attempt as a run of its own.
 
     SIGINT and SIGTERM wait for the end of the running step and a checkpoint of it.
 
@@ -154,7 +156,7 @@ def fit(
         raise BadInput(f"{title}: distillation needs a teacher")
     rows = _rows(model, samples, config, folder, title)
     _dress(model, config, seed)
-    descent = _Descent(model, objective, teacher, config, title, shard)
+    descent = _Descent(model, objective, teacher, config, title, shard, trackers)
     num_steps = math.ceil(config.epochs * len(rows) / config.rows)
     course = _course(rows, objective, config, seed, teacher, lap)
     with descent.accelerator.main_process_first():  # it sets aside what is damaged
@@ -181,6 +183,7 @@ def fit(
         descent.lanes.opened(),
         ThreadPoolExecutor(1) as ahead,
         _Log(folder, first) as log,
+        _tracked(descent.accelerator, title, {**config.identity(), "seed": seed}) as track,
         progress(num_steps, title, "steps", done=first) as advance,
     ):
         log.report(restored.reports)
@@ -206,7 +209,10 @@ def fit(
             mfu = speed / descent.peak_flops
             advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace), mfu=f"{mfu:.0%}")
             figures = {**shown, "tokens": tokens, "samples": seen, "tokens_per_second": pace, "mfu": mfu}
-            log.write(step + 1, {**figures, "peak_memory_mb": _peak_memory_mb(model.device)})
+            figures["peak_memory_mb"] = _peak_memory_mb(model.device)
+            if log.is_due(step + 1):
+                log.write(step + 1, figures)
+                track(step + 1, figures)
         stopped, save = descent.agreed(stop.asked, time.monotonic() - saved > wait)
         if stopped or save:  # what follows, such as saving the model, may take long
             keep(num_steps)
@@ -254,9 +260,9 @@ class _Descent:
 
     def __init__(
         self, model: Learner, objective: CrossEntropy | Distillation, teacher: Teacher | None, config: FitConfig,
-        title: str, shard: bool,
+        title: str, shard: bool, trackers: Sequence[str],
     ) -> None:  # fmt: skip
-        self.accelerator = Accelerator(cpu=model.device.type == "cpu")
+        self.accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(trackers) or None)
         self.processes = self.accelerator.num_processes
         if config.rows % (config.accumulate * self.processes):
             raise BadInput(
@@ -388,6 +394,24 @@ def _peak_memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000  # KiB on Linux
 
 
+@contextmanager
+def _tracked(
+    accelerator: Accelerator, title: str, knobs: dict[str, Any]
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A call that gives a step's figures to accelerate's trackers, where there are any."""
+    if not accelerator.log_with:
+        yield lambda step, figures: None
+        return
+    names = {"wandb": {"name": title}, "mlflow": {"run_name": title}}
+    accelerator.init_trackers("clinkd", {k: str(v) for k, v in knobs.items()}, names)
+    try:
+        yield lambda step, figures: accelerator.log(figures, step)
+    finally:
+        # not end_training, which ends the group of processes, too, and other stages follow
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
 class _Log:
     """Figures by step, as JSON lines and for TensorBoard. A resumed run writes its repeated steps again."""
 
@@ -418,8 +442,13 @@ class _Log:
         words, work = (sum(mark[n] for mark in list(self.marks)[1:]) for n in (1, 2))
         return (words / seconds, work / seconds) if seconds > 0 else (0.0, 0.0)
 
+    @staticmethod
+    def is_due(step: int) -> bool:
+        """Whether a step has a line."""
+        return step <= LOG_EVERY or step % LOG_EVERY == 0
+
     def write(self, step: int, figures: dict[str, float]) -> None:
-        if not self.main or (step % LOG_EVERY and step > LOG_EVERY):
+        if not self.main:
             return
         seconds = round(time.monotonic() - self.start, 2)
         self.lines.append({"step": step, "seconds": seconds, **{k: round(v, 6) for k, v in figures.items()}})

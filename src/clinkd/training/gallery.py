@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from clinkd.storage import Advance
 from clinkd.training.shelf import Filled, Shelf, finished
 
 IMAGES_A_FILE = 64  # what a kill can lose: a hundred megabytes of a 2B model
-IMAGES_A_PASS = 8
 GB = 1e9
 
 
@@ -41,10 +40,9 @@ def fill_gallery(folder: Path, model: VisionLanguageModel, images: Iterable[Imag
 
     def make(file: str, advance: Advance) -> Filled:
         found: dict[str, Tensor] = {}
-        for start in range(0, len(files[file]), IMAGES_A_PASS):
-            asked = files[file][start : start + IMAGES_A_PASS]
-            found |= dict(zip(asked, _features(model, [refs[name] for name in asked]), strict=True))
-            advance(len(asked))
+        for name in files[file]:
+            found[name] = _features(model, refs[name])
+            advance(1)
         return found, [[name, sizes[name]] for name in files[file]]
 
     _shelf(folder, model).fill(files, make, title, "images")
@@ -107,9 +105,11 @@ def _tokens(model: VisionLanguageModel, ref: ImageRef) -> int:
 
 
 @torch.inference_mode()
-def _features(model: VisionLanguageModel, refs: Sequence[ImageRef]) -> list[Tensor]:
-    pixels_TD, grids_I3 = (t.to(model.device) for t in model.images.patches(refs))
-    return [f.cpu().contiguous() for f in model.tower(pixels_TD, grids_I3).pooler_output]
+def _features(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
+    """Of an image alone: beside others its last bits would depend on them."""
+    pixels_TD, grids_I3 = (t.to(model.device) for t in model.images.patches([ref]))
+    seen: Tensor = model.tower(pixels_TD, grids_I3).pooler_output[0]
+    return seen.cpu().contiguous()
 
 
 def _demand_room(folder: Path, needed: int, images: int) -> None:
