@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.utils.tensorboard
-from benchmarks.report import Row, show
+from benchmarks.report import Row, add_outputs, show
 
 from clinkd.cli.outputs import ENDED, end_in_order
 from clinkd.config import (
@@ -490,7 +490,7 @@ def main() -> int:
     parser.add_argument("--damages", type=int, default=100, help="of each kind for each file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--json", action="store_true")
+    add_outputs(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="clinkd-crashes-") as scratch:
         shop = Shop(Path(scratch))
@@ -504,7 +504,7 @@ def main() -> int:
         lost = any(row.ours != row.rival for row in rows)
         if lost:
             print(shop.log.read_text()[-5000:], file=sys.stderr)
-    show(rows, args.json)
+    show(rows, args)
     return int(lost)
 
 

@@ -1,6 +1,6 @@
 """Read, check and draw from a data set of the size of Med-GRIT-270k: seconds and memory.
 
-    python benchmarks/data.py [--rows 270000] [--folder DIR]
+    python -m benchmarks.data [--json] [--rows 270000] [--folder DIR]
 
 Writes synthetic rows in Med-GRIT's own form (train.json with several turns a row, Test_{VG,RO,GC,MII}.json with one;
 nothing of Med-GRIT itself), then runs `clinkd data import` and `clinkd data check` on them without opening images, each
@@ -14,13 +14,14 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.report import Row, add_outputs, show
 
 PREFIXES = (
     "ct_00",
@@ -138,27 +139,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=270_000)
     parser.add_argument("--folder", type=Path, help="where the rows are written, and kept (a temporary folder)")
+    add_outputs(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = args.folder or Path(temporary)
         source, made = home / "medgrit", home / "imported"
         if not source.is_dir():
             write(source, args.rows)
-        size = sum(p.stat().st_size for p in source.iterdir()) / 1e6
-        print(f"{args.rows:,} rows, {size:.0f} MB")
-        floor, _ = _measured(sys.executable, "-c", "import json, sys; [json.load(open(p)) for p in sys.argv[1:]]",
-                             *map(str, sorted(source.iterdir())))  # fmt: skip
+        floor, plain = _measured(
+            sys.executable, "-c", "import json, sys; [json.load(open(p)) for p in sys.argv[1:]]",
+            *map(str, sorted(source.iterdir())),
+        )  # fmt: skip
         clinkd = [sys.executable, "-c", "import sys; from clinkd.cli import main; sys.exit(main(sys.argv[1:]))", "data"]
         if made.is_dir():
             raise SystemExit(f"{made}: is there already; remove it")
         seconds, memory = _measured(*clinkd, "import", str(source), "--out", str(made), "--no-images")
-        ratio = f"{seconds / floor:4.1f} x json.load ({floor:.1f} s)"
-        print(f"import + check   {seconds:6.1f} s   {memory:5.0f} MB peak   {ratio}")
-        seconds, memory = _measured(*clinkd, "check", str(source), "--no-images", "--json")
-        print(f"check alone      {seconds:6.1f} s   {memory:5.0f} MB peak")
+        checked, checking = _measured(*clinkd, "check", str(source), "--no-images", "--json")
         speed, growth, rows = _drawn(made, 10_000)
-        print(f"random access    {speed:8,.0f} samples/s of {rows:,}   {growth:.1f} MB more")
-        print(f"this process     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB peak")
+        what, rival = f"{args.rows:,} rows of Med-GRIT's form", "json.load of the same files"
+        show(
+            [
+                Row(f"{what}: import and check, without images", seconds, floor, rival, "s"),
+                Row(f"{what}: peak memory of it", memory, plain, rival, "MB"),
+                Row(f"{what}: check alone", checked, floor, rival, "s"),
+                Row(f"{what}: peak memory of it", checking, plain, rival, "MB"),
+                Row(f"random access, {rows:,} samples", speed, 20_000, "goal", "samples/s"),
+                Row("memory that 10,000 of them add", growth, 100, "goal", "MB"),
+            ],
+            args,
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@
 
 Rivals, in the same run: `plain` is (CE + a T^2 KL) / (1 + a) by autograd on whole [N, V] logits in float32, as most
 trainers write it; `products` is the four matrix products that any such loss needs (logits of student and teacher, the
-gradients of hidden states and head) and nothing else. Each is the best of three; memory is the peak of a process of its
+gradients of hidden states and head) and nothing else; `TRL` (where it is installed: pip install trl==1.16.0) is its
+chunked divergence, KL(teacher || student) alone, against ours at a = infinity, and both that and its chunked log
+probability of the labels against the whole of ours. Each is the best of three; memory is the peak of a process of its
 own, at two numbers of tokens, so that its slope is what one loss token takes.
 """
 
@@ -18,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from benchmarks.report import Row, show
+from benchmarks.report import Row, add_outputs, show
 from torch import Tensor
 
 from clinkd.objectives import Distillation, States
@@ -65,7 +67,43 @@ def products(x: dict[str, Tensor]) -> None:
         into_VH.addmm_(logits_CV.T, x["hidden_NH"][rows])
 
 
-WAYS: dict[str, Callable[[dict[str, Tensor]], None]] = {"ours": ours, "plain": plain, "products": products}
+def ours_kl(x: dict[str, Tensor]) -> None:
+    teacher = States(x["teacher_NH"], x["head_VH"])
+    Distillation(float("inf"), TEMPERATURE)(x["hidden_NH"], x["weight_VH"], x["labels_N"], teacher).sum.backward()
+
+
+def trl_kl(x: dict[str, Tensor]) -> None:
+    _trl_kl(x).backward()
+
+
+def trl(x: dict[str, Tensor]) -> None:
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    given = x["hidden_NH"], x["weight_VH"], None, x["labels_N"]
+    says_N = ChunkedLogProbFunction.apply(*given, 1.0, 8192, None, 1.0, ())[0]
+    ((-says_N.sum() + KD * _trl_kl(x)) / (1 + KD)).backward()
+
+
+def _trl_kl(x: dict[str, Tensor]) -> Tensor:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    student, teacher = (x["hidden_NH"], x["weight_VH"], None), (x["teacher_NH"], x["head_VH"], None)
+    apart_N, _ = ChunkedDivergenceFunction.apply(*student, *teacher, 0.0, TEMPERATURE)
+    return TEMPERATURE**2 * apart_N.sum()
+
+
+def has_trl() -> bool:
+    try:
+        import trl.kernels.chunked_divergence  # noqa: F401
+    except ImportError as error:
+        print(f"TRL is left out ({error}): pip install trl==1.16.0", file=sys.stderr)
+        return False
+    return True
+
+
+WAYS: dict[str, Callable[[dict[str, Tensor]], None]] = {
+    "ours": ours, "plain": plain, "products": products, "ours_kl": ours_kl, "trl": trl, "trl_kl": trl_kl,
+}  # fmt: skip
 
 
 def seconds(way: str, x: dict[str, Tensor], repeats: int = 3) -> float:
@@ -106,7 +144,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1536)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", action="store_true")
+    add_outputs(parser)
     parser.add_argument("--peak", choices=[*WAYS], help=argparse.SUPPRESS)
     args = parser.parse_args()
     dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
@@ -117,14 +155,23 @@ def main() -> None:
     span = {"ours": (args.tokens, 3 * args.tokens), "plain": (args.tokens // 2, args.tokens)}
     slope = {w: (peak(w, many, args) - peak(w, few, args)) / (many - few) for w, (few, many) in span.items()}
     x: dict[str, Tensor] = inputs(args.tokens, args.hidden, args.vocabulary, args.device, dtype)
-    took = {way: seconds(way, x) for way in WAYS}
+    rivals = has_trl()
+    took = {way: seconds(way, x) for way in WAYS if rivals or way in ("ours", "plain", "products")}
     shape = f"{args.tokens} tokens, H {args.hidden}, V {args.vocabulary}, {args.device}"
     rows = [
         Row(f"KD loss and gradients, {shape}", took["ours"], took["plain"], "plain", "s"),
         Row(f"KD loss and gradients, {shape}", took["ours"], took["products"], "the four products", "s"),
         Row(f"memory by loss token, {shape}", slope["ours"], slope["plain"], "plain", "MB"),
     ]
-    show(rows, args.json)
+    if rivals:
+        rows += [
+            Row(f"KD loss and gradients, {shape}", took["ours"], took["trl"], "TRL's two chunked functions", "s"),
+            Row(f"KL alone and gradients, {shape}", took["ours_kl"], took["trl_kl"], "TRL's chunked divergence", "s"),
+        ]
+        slope["trl"] = (peak("trl", 3 * args.tokens, args) - peak("trl", args.tokens, args)) / (2 * args.tokens)
+        name = "TRL's two chunked functions"
+        rows.append(Row(f"memory by loss token, {shape}", slope["ours"], slope["trl"], name, "MB"))
+    show(rows, args)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """Share of a tiny training step that is spent on positions, for every scheme, in one run on the same rows.
 
-Usage: .venv/bin/python benchmarks/positions.py
+python -m benchmarks.positions [--json]
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
 from clinkd import data
@@ -32,33 +34,41 @@ def median(seconds: list[float]) -> float:
     return sorted(seconds)[len(seconds) // 2]
 
 
+def figures(folder: Path) -> list[Row]:
+    config = PhantomConfig(train_images=24, validation_images=1, test_images=1)
+    samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return data.open_image(folder, ref)
+
+    found = []
+    for knobs in SCHEMES:
+        model = new_tiny(ModelConfig(**knobs), texts_of(samples, ModelConfig()), 0, opened)
+        batch = model.encode([row[:3] for row in rows_of(samples)])
+        image_BS = batch.input_ids_BS == model.network.config.image_token_id
+        grids_N2 = batch.grids_I3[:, 1:] // 2
+        steps, places = [], []
+        for _ in range(21):
+            start = time.perf_counter()
+            loss = CrossEntropy()(model.hidden_states(batch), model.head.weight_VH, batch.labels_N)
+            (loss.sum / loss.tokens).backward()
+            steps.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            with torch.no_grad():
+                model.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
+            places.append(time.perf_counter() - start)
+        name = " ".join("reset" if v is True else str(v) for v in knobs.values())
+        found.append(Row(f"positions, {name}", 1e3 * median(places), 1e3 * median(steps), "the whole step", "ms"))
+    return found
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_outputs(parser)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = PhantomConfig(train_images=24, validation_images=1, test_images=1)
-        samples = [s for s in phantoms.write(Path(folder), config, 0) if s.split == "train"]
-
-        def opened(ref: ImageRef) -> Image.Image:
-            return data.open_image(Path(folder), ref)
-
-        print("scheme,step_ms,positions_ms,share_percent")
-        for knobs in SCHEMES:
-            model = new_tiny(ModelConfig(**knobs), texts_of(samples, ModelConfig()), 0, opened)
-            batch = model.encode([row[:3] for row in rows_of(samples)])
-            image_BS = batch.input_ids_BS == model.network.config.image_token_id
-            grids_N2 = batch.grids_I3[:, 1:] // 2
-            steps, places = [], []
-            for _ in range(21):
-                start = time.perf_counter()
-                loss = CrossEntropy()(model.hidden_states(batch), model.head.weight_VH, batch.labels_N)
-                (loss.sum / loss.tokens).backward()
-                steps.append(time.perf_counter() - start)
-                start = time.perf_counter()
-                with torch.no_grad():
-                    model.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
-                places.append(time.perf_counter() - start)
-            share = 100 * median(places) / median(steps)
-            name = "-".join(str(v) for v in knobs.values())
-            print(f"{name},{1e3 * median(steps):.1f},{1e3 * median(places):.2f},{share:.2f}")
+        show(figures(Path(folder)), args)
 
 
-main()
+if __name__ == "__main__":
+    main()

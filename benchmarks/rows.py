@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from benchmarks.report import Row, show
+from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
 from clinkd.config import ModelConfig, TinyConfig
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--line-tokens", type=int, default=384)
-    parser.add_argument("--json", action="store_true")
+    add_outputs(parser)
     args = parser.parse_args()
     dice = random.Random(0)
     big = round(args.image_tokens**0.5) * PATCH * MERGE
@@ -127,7 +127,7 @@ def main() -> None:
     count = len(rows)
     out.append(Row(what, count / packed, count / one, "one row a step", "samples/s"))
     out.append(Row(what, count / packed, count / grouped, "batches of like length", "samples/s"))
-    show(out, args.json)
+    show(out, args)
 
 
 if __name__ == "__main__":

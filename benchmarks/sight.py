@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.report import Row, show
+from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
 from clinkd import data
@@ -137,10 +137,10 @@ def rows_of_figures(bench: Bench, steps: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    add_outputs(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        show(rows_of_figures(Bench(Path(folder)), args.steps), args.json)
+        show(rows_of_figures(Bench(Path(folder)), args.steps), args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from benchmarks.report import Row, show
+from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 from torch import Tensor
 
@@ -164,10 +164,10 @@ def rows_of_figures(bench: Bench) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=50)
-    parser.add_argument("--json", action="store_true")
+    add_outputs(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        show(rows_of_figures(Bench(Path(folder), args.draws)), args.json)
+        show(rows_of_figures(Bench(Path(folder), args.draws)), args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""A step of distillation beside one of plain tuning: how much of the speed that counted operations allow is had.
+
+    python -m benchmarks.step [--json] [--shape small | 2b | 7b] [--device cuda] [--steps 12]
+
+Random weights, bare pairs of a drawn image of `--image-tokens` tokens and its questions, tower and merger fixed, one
+vision pass for teacher and student. Distillation with a live teacher has more to do than tuning; by the operations
+counted from shapes (`clinkd.model.flops`, equal to torch's FlopCounterMode; what is computed again does not count) it
+may run at a share of tuning's speed, and `ours` is the share it runs at. The ways take turns, step by step, so that
+whatever else the machine does meets all alike; medians after the warm-up. MFU is by the published dense bfloat16 peak
+of a GPU, on a CPU by square float32 products measured in this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.report import Row, add_outputs, show
+from PIL import Image
+
+from clinkd import data
+from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
+from clinkd.data import phantoms
+from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.model.flops import peak_flops
+from clinkd.objectives import CrossEntropy, Distillation, Loss
+from clinkd.records import ImageRef
+from clinkd.training import LiveTeacher, StoredTeacher, Teacher, identity_of, store
+
+# text width, layers, heads, key-value heads, feed-forward; vision width, layers, heads; vocabulary
+SHAPES = {
+    "small": (512, 6, 8, 2, 2048, 320, 8, 4, 8192),
+    "2b": (1536, 28, 12, 2, 8960, 1280, 32, 16, 151_936),
+    "7b": (3584, 28, 28, 4, 18_944, 1280, 32, 16, 152_064),
+}
+
+
+class Bench:
+    """A student, a teacher, its two stores, and batches."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        self.folder, self.args, self.device = folder, args, torch.device(args.device)
+        side = round(args.image_tokens**0.5) * 28
+        drawn = PhantomConfig(train_images=args.rows * 3, validation_images=1, test_images=1, image_pixels=side)
+        self.samples = [s for s in phantoms.write(folder, drawn, 0) if s.split == "train"]
+        self.student = self.model(side, 0)
+        teacher = self.model(side, 1)
+        teacher.network.model.visual.load_state_dict(self.student.network.model.visual.state_dict())
+        for model in (self.student, teacher):
+            model.freeze(("vision", "merger"))
+        self.tutors: dict[str, Teacher | None] = {"SFT": None, "KD live": LiveTeacher(teacher)}
+        self.tutors |= {f"KD {kind}": self.stored(teacher, kind) for kind in ("states", "draws")}
+        rows = [row[:4] for row in rows_of(self.samples)]
+        cut = [rows[k : k + args.rows] for k in range(0, len(rows) - args.rows + 1, args.rows)]
+        self.batches = [self.student.encode(part).to(self.device) for part in cut]
+
+    def model(self, side: int, seed: int) -> VisionLanguageModel:
+        def opened(ref: ImageRef) -> Image.Image:
+            return data.open_image(self.folder, ref)
+
+        width, layers, heads, shared, mlp, eyes, blocks, looks, vocabulary = SHAPES[self.args.shape]
+        tiny = TinyConfig(
+            hidden=width, layers=layers, heads=heads, mlp=mlp, vision_hidden=eyes, vision_layers=blocks,
+            vision_heads=looks, patch=14, image_pixels=side, init_std=0.02,
+        )  # fmt: skip
+        config = ModelConfig(tiny=tiny)
+        made = new_tiny(config, texts_of(self.samples, config), seed, opened)
+        from clinkd.model import qwen2vl
+        from clinkd.model.tiny import stock_config
+
+        stock: dict[str, Any] = stock_config(tiny, made.tokenizer)
+        stock["text_config"] |= {"num_key_value_heads": shared, "vocab_size": vocabulary}
+        torch.manual_seed(seed)
+        made.network = qwen2vl.build(stock, config)
+        made.network.config.system_turn = False
+        return made.to(self.device)
+
+    def stored(self, teacher: VisionLanguageModel, kind: Any) -> StoredTeacher:
+        by, folder = self.folder / "teacher", self.folder / kind
+        if not by.exists():
+            teacher.save(by)
+        identity = identity_of(kind, self.samples, by, self.student, temperature=2.0, draws=50, seed=0)
+        store(folder, teacher, self.samples, identity, title=kind, rows_a_pass=1)
+        return StoredTeacher(folder, identity)
+
+    def step(self, name: str, number: int) -> tuple[float, int, int]:
+        """Seconds, operations and samples of one step."""
+        batch, tutor, model = self.batches[number % len(self.batches)], self.tutors[name], self.student
+        work = model.flops(batch) + (tutor.flops(batch, sight=False) if tutor else 0)
+        model.zero_grad()
+        self.wait()
+        start = time.perf_counter()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.loss(name, batch)
+        (loss.sum / loss.tokens).backward()
+        self.wait()
+        return time.perf_counter() - start, work, batch.num_samples
+
+    def loss(self, name: str, batch: Any) -> Loss:
+        model, tutor = self.student, self.tutors[name]
+        seen = model.see(batch)
+        hidden_NH, weight_VH = model.hidden_states(batch, seen), model.head.weight_VH
+        if tutor is None:
+            return CrossEntropy()(hidden_NH, weight_VH, batch.labels_N)
+        goal = tutor.goal(batch, seen) if isinstance(tutor, LiveTeacher) else tutor.goal(batch)
+        return Distillation(0.5, 2.0)(hidden_NH, weight_VH, batch.labels_N, goal)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_mb(self, name: str) -> float:
+        """Of the GPU in a step of this way; on a CPU of the whole process."""
+        if self.device.type != "cuda":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        torch.cuda.reset_peak_memory_stats()
+        self.step(name, 0)
+        return torch.cuda.max_memory_allocated() / 1e6
+
+
+def figures(bench: Bench) -> list[Row]:
+    args, found = bench.args, {name: list[tuple[float, int, int]]() for name in bench.tutors}
+    for number in range(args.warm_up + args.steps):
+        for name in bench.tutors:
+            taken = bench.step(name, number)
+            if number >= args.warm_up:
+                found[name].append(taken)
+    seconds = {n: statistics.median(s for s, _, _ in taken) for n, taken in found.items()}
+    work = {n: statistics.median(w for _, w, _ in taken) for n, taken in found.items()}
+    samples = statistics.median(k for _, _, k in found["SFT"])
+    peak = peak_flops(bench.device, torch.bfloat16 if bench.device.type == "cuda" else torch.float32)
+    shape = f"{args.shape}, {args.rows} x {args.image_tokens} image tokens, {args.device}"
+    rows = []
+    for name in bench.tutors:
+        if name != "SFT":
+            had, allowed = seconds["SFT"] / seconds[name], work["SFT"] / work[name]
+            rows.append(
+                Row(f"{name}: speed by that of SFT, {shape}", had, allowed, "counted operations allow", "share")
+            )
+    for name in bench.tutors:
+        speed = work[name] / seconds[name]
+        rows.append(
+            Row(f"{name}: operations a second (the ratio is the MFU)", speed / 1e9, peak / 1e9, "peak", "GFLOP/s")
+        )
+    for name in bench.tutors:
+        rows.append(Row(f"{name}: samples a second", samples / seconds[name], samples / seconds["SFT"], "SFT", "1/s"))
+        rows.append(Row(f"{name}: peak memory", bench.peak_mb(name), bench.peak_mb("SFT"), "SFT", "MB"))
+    return rows if bench.device.type == "cuda" else [r for r in rows if "peak memory" not in r.what]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=[*SHAPES], default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=int, default=2, help="images a step")
+    parser.add_argument("--image-tokens", type=int, default=256)
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before the measured ones; 20 on a GPU")
+    parser.add_argument("--steps", type=int, default=12)
+    add_outputs(parser)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        show(figures(Bench(Path(folder), args)), args)
+
+
+if __name__ == "__main__":
+    main()
