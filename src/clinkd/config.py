@@ -121,6 +121,11 @@ class FitConfig(Knobs):
     recompute: Literal["nothing", "blocks"] = knob(
         "nothing", "blocks: keep the input of each block alone and compute it again in the backward (less memory)"
     )
+    compile: bool = knob(
+        False,
+        "blocks become one program each, in the first minutes (torch.compile; on a CPU it needs g++). Rounds otherwise",
+        speed_only=True,
+    )
     checkpoint_seconds: NonNegative = knob(
         20.0,
         "least time between resumable checkpoints, which take a twentieth of it at most; 0 = after each step",

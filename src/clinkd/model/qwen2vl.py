@@ -51,6 +51,7 @@ __all__ = [
     "load_folder",
     "load_written",
     "seen_before",
+    "uncompile",
 ]
 
 
@@ -224,6 +225,11 @@ def as_stock(network: ClinkdForConditionalGeneration) -> Qwen2VLForConditionalGe
     stock.tie_weights()
     stock.generation_config = network.generation_config
     return stock
+
+
+def uncompile(block: torch.nn.Module) -> None:
+    """Undo `block.compile()`; torch has no public word for it."""
+    block._compiled_call_impl = None
 
 
 def seen_before(features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:

@@ -6,6 +6,8 @@ Shapes: B rows, S tokens, N answer tokens, H hidden width, V vocabulary.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +263,19 @@ class VisionLanguageModel(nn.Module):
             self.network.activation_checkpointing_enable()
         else:
             self.network.activation_checkpointing_disable()
+
+    def compile_blocks(self, on: bool) -> None:
+        """Let torch make one program of each block of the text, for rows of any length; or undo that.
+
+        Raises BadInput where a CPU's programs cannot be made: without a C++ compiler.
+        """
+        if on and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+            raise BadInput("fit.compile=true: no g++ here; install it (apt install g++), or set fit.compile=false")
+        for block in self.network.model.language_model.layers:
+            if on:
+                block.compile(dynamic=True)
+            else:
+                qwen2vl.uncompile(block)
 
     def _read(self, ids: list[int], score: float | None) -> Candidate:
         ended = self.text.end in ids

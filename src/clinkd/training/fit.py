@@ -240,6 +240,7 @@ def _dress(model: Learner, config: FitConfig, seed: int) -> None:
     model.freeze(config.freeze)
     if isinstance(model, VisionLanguageModel):
         model.recompute_blocks(config.recompute == "blocks")
+        model.compile_blocks(config.compile)
         model.line_tokens = config.pack
         if config.lora is not None:
             model.adapt(config.lora, seed)
@@ -251,6 +252,7 @@ def _undress(model: Learner) -> None:
     model.eval()
     if isinstance(model, VisionLanguageModel):
         model.recompute_blocks(False)
+        model.compile_blocks(False)
         model.line_tokens = 0
         model.merge()
 
