@@ -6,8 +6,8 @@ Ours: the estimate. Rival: the real run of the same recipe, right after it, on t
 both, so that its load is told on stderr. `demo` runs as it stands. `laptop` runs on phantoms and on a small folder of
 the stock layout that is taught for a minute before, as a model that knows no end mark never ends an answer.
 
-Memory of the run is that of its own process, and, in a row of its own, of all its processes together: the Java programs
-of the scores, and those that draw. By stage it is looked at every PAUSE seconds; of the whole it is the system's peak.
+Memory is that of all processes of the run together, the Java programs of the scores and those that draw among them,
+looked at every PAUSE seconds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ RIVAL = "the run"
 
 @dataclass
 class Seen:
-    """What a run took. MB; `together` with the processes that it starts."""
+    """What a run took; MB of it and of the processes that it starts."""
 
     seconds: float = 0.0
     by_stage: dict[str, float] = field(default_factory=dict)  # seconds
-    memory: dict[str, float] = field(default_factory=dict)  # MB of its own process
+    memory: dict[str, float] = field(default_factory=dict)
     peak: float = 0.0
-    together: float = 0.0
 
 
 def planned(words: list[str], runs: Path) -> tuple[dict[str, dict[str, float]], dict[str, float], float]:
@@ -56,9 +55,8 @@ def watched(words: list[str], runs: Path) -> Seen:
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         while child.poll() is None:
-            now, most = _own(child.pid)
-            found.peak = max(found.peak, most)
-            found.together = max(found.together, sum(map(_share, _family(child.pid))))
+            now = _own(child.pid) + sum(map(_share, _family(child.pid)[1:]))
+            found.peak = max(found.peak, now)
             stage = next((p.name.rpartition("-")[0] for p in (runs / ".stages").glob("*.part")), None)
             if stage:
                 found.memory[stage] = max(found.memory.get(stage, 0.0), now)
@@ -74,13 +72,13 @@ def watched(words: list[str], runs: Path) -> Seen:
     return found
 
 
-def _own(pid: int) -> tuple[float, float]:
-    """MB that a process holds, and the most that it ever held."""
+def _own(pid: int) -> float:
+    """MB that a process holds."""
     with suppress(OSError):
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        if "VmRSS" in lines:
-            return int(lines["VmRSS"].split()[0]) / 1000, int(lines["VmHWM"].split()[0]) / 1000
-    return 0.0, 0.0
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1000
+    return 0.0
 
 
 def _share(pid: int) -> float:
@@ -116,7 +114,6 @@ def compared(name: str, words: list[str], runs: Path) -> list[Row]:
         Row(f"{name}, whole", whole["seconds"], sum(seen.by_stage.values()), f"{RIVAL}, its stages", "s"),
         Row(f"{name}, whole, from start to end", whole["seconds"], seen.seconds, RIVAL, "s"),
         Row(f"{name}, whole, memory", whole["memory_mb"], seen.peak, RIVAL, "MB"),
-        Row(f"{name}, whole, memory of all processes", whole["memory_mb"], seen.together, RIVAL, "MB"),
         Row(f"{name}, the plan itself", took, seen.seconds, RIVAL, "s"),
     ]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from clinkd import crew
 from clinkd.cli import data
 from clinkd.cli.outputs import end_in_order
-from clinkd.cli.screen import show, tell
+from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
 if TYPE_CHECKING:
@@ -297,6 +297,7 @@ def _show_forecast(found: Forecast, as_json: bool) -> None:
         (
             f"free: {spell_bytes(found.free_memory_mb)} of memory, {spell_bytes(found.free_disk_mb)} of disk",
             "disk of the whole: with what is there for a while, such as checkpoints",
+            f"from a run in small on {cores()} cores: a few steps of each training, answers of two lengths",
         ),
     ))  # fmt: skip
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,10 @@ def ways_out(config: RunConfig, stage: str) -> str:
             found.append("distill.teacher_as=states (no teacher beside the student)")
         if fit.recompute == "nothing":
             found.append(f"{name}.recompute=blocks")
+        if fit.precision == "float32":
+            found.append(f"{name}.precision=bf16")
+        if not fit.max_tokens:
+            found.append(f"{name}.max_tokens=2048 (and {name}.overlong=shrink)")
         if fit.accumulate < fit.rows:
             found.append(f"{name}.accumulate={fit.rows} (an image at a time)")
         if not config.shard:
@@ -195,17 +200,35 @@ def free_memory_mb() -> float:
         bounds.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
         return math.inf
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, taken = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, used))
-        except OSError:
-            continue
-        if most.isdigit():
-            bounds.append(int(most) - int(taken))
+    for group in _groups():
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with suppress(OSError):
+                most, taken = ((group / name).read_text().strip() for name in (limit, used))
+                if most.isdigit():
+                    bounds.append(int(most) - int(taken) + _reclaimable(group))
     return min(bounds) / 1e6
+
+
+def _groups() -> list[Path]:
+    """The control groups that bound this process's memory, each with all above it."""
+    root = Path("/sys/fs/cgroup")
+    found = {root, root / "memory"}
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, name = line.split(":", 2)
+            if kinds == "" or "memory" in kinds.split(","):
+                inner = (root / "memory" if kinds else root) / name.lstrip("/")
+                found |= {inner, *(p for p in inner.parents if p.is_relative_to(root))}
+    return sorted(found)
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of file pages that a group gives up when it needs room."""
+    with suppress(OSError):
+        for line in (group / "memory.stat").read_text().splitlines():
+            if line.split()[0] in ("inactive_file", "total_inactive_file"):
+                return int(line.split()[1])
+    return 0
 
 
 def free_disk_mb(runs: Path) -> float:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ from clinkd.storage import read_json, write_json
 STEPS = {True: 16, False: 4}  # of each training: a tiny model's first steps tell little
 HELD_IMAGES = 12  # for validation and test
 LEAST_TRAIN_IMAGES = 24
+LOOK_SECONDS = 0.2
 LONGEST, SHORTEST = 48, 8  # answers whose generation is timed, tokens
 
 
@@ -90,14 +93,15 @@ def _try(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
     folder.mkdir()
     recorded: dict[str, Any] = {}
     _forget_peak()
-    start = time.monotonic()
-    stage.work(Work(folder, inputs, stage.seed, recorded.__setitem__))
-    seconds = time.monotonic() - start
+    with _Helpers() as helpers:
+        start = time.monotonic()
+        stage.work(Work(folder, inputs, stage.seed, recorded.__setitem__))
+        seconds = time.monotonic() - start
     write_json(folder / "stage.json", {"identity": stage.identity, "seconds": seconds})
     return {
         "stage": stage.name,
         "seconds": seconds,
-        "memory_mb": _peak_mb(),
+        "memory_mb": _peak_mb() + helpers.peak_mb,
         "disk_mb": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
         "fits": {path.parent.name: _step_seconds(path) for path in sorted(folder.glob("fit-*/log.jsonl"))},
         "recorded": recorded,
@@ -192,6 +196,44 @@ def _peak_mb() -> float:
         return next(int(line.split()[1]) for line in told if line.startswith("VmHWM")) / 1000
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+class _Helpers:
+    """The most memory that programs started from here took together, looked at now and then."""
+
+    def __enter__(self) -> _Helpers:
+        self.peak_mb = 0.0
+        self.ended = threading.Event()
+        self.watch = threading.Thread(target=self._look, daemon=True)
+        self.watch.start()
+        return self
+
+    def _look(self) -> None:
+        while not self.ended.wait(LOOK_SECONDS):
+            self.peak_mb = max(self.peak_mb, sum(map(_held_mb, _children(os.getpid()))))
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.watch.join()
+
+
+def _children(process: int) -> list[int]:
+    """All below a process."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            below = [int(n) for n in (thread / "children").read_text().split()]
+            found += [n for child in below for n in (child, *_children(child))]
+    return found
+
+
+def _held_mb(process: int) -> float:
+    """Pages that several processes hold are divided among them."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1000
+    return 0.0
 
 
 if __name__ == "__main__":
