@@ -9,6 +9,7 @@ Shapes: B lines, S tokens of a line, N answer tokens, T vision patches, H hidden
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from clinkd.model.encode import Batch
 
-# Dense bfloat16, by a part of the name torch gives; NVIDIA's data sheets (half of the figures "with sparsity").
+# Dense bfloat16 (V100, T4: float16, they have no other), by words of the name torch gives, the longer before the
+# shorter; NVIDIA's data sheets (half of the figures "with sparsity").
 PEAKS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H800": 989e12, "A100": 312e12,
-    "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A6000": 155e12, "A10": 125e12, "RTX 4090": 165e12,
-    "V100": 125e12, "T4": 65e12,
+    "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+    "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A6000": 155e12,
+    "A10": 125e12, "A10G": 70e12, "RTX 4090": 165e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
+LESS = ("MIG", "Laptop GPU", "4090 D")  # a part of a GPU, or a slower one of the same name
 
 
 class Work(NamedTuple):
@@ -101,13 +104,21 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> flo
     Measured are square products of `dtype` on the threads torch has now; the best of five.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        known = next((peak for part, peak in PEAKS.items() if part in name), None)
+        known = published(torch.cuda.get_device_name(device))
         if known is not None:
             return known
     side = 1024 if device.type == "cpu" else 8192
     matrix = torch.ones((side, side), device=device, dtype=dtype)
     return 2 * side**3 / min(_seconds(matrix) for _ in range(5))
+
+
+def published(name: str) -> float | None:
+    """The peak of a GPU of this name, None where none is known."""
+
+    def says(part: str) -> bool:
+        return re.search(rf"\b{part}\b", name) is not None
+
+    return None if any(map(says, LESS)) else next((peak for part, peak in PEAKS.items() if says(part)), None)
 
 
 def _seconds(matrix: Tensor) -> float:
