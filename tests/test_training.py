@@ -20,7 +20,7 @@ from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, te
 from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import LiveTeacher, fit
-from clinkd.training.fit import _Trainee
+from clinkd.training.fit import _Descent, _Trainee
 from clinkd.training.lanes import lanes_for
 
 TINY = TinyConfig(
@@ -172,6 +172,23 @@ def test_split_windows_equal_the_whole_window(drawn, tmp_path):
 
 
 @pytest.mark.parametrize("objective", [CrossEntropy(), Distillation()], ids=["ce", "kd"])
+def test_micro_batches_hold_rows_of_like_length(drawn):
+    model = fresh(drawn)
+    config = FitConfig(rows=8, accumulate=4)
+    descent = _Descent(model, CrossEntropy(), None, config, "x", False, ())
+    window = [row[: 1 + k % 4] for k, row in enumerate(rows_of(drawn[1])[:8])]
+    parts = descent.dealt(window)
+    assert [len(p) for p in parts] == [2, 2, 2, 2]
+    assert sorted(map(str, (r for p in parts for r in p))) == sorted(map(str, window))
+    padded = [
+        sum(model.encode(batch).input_ids_BS.numel() for batch in deal)
+        for deal in (parts, [window[k::4] for k in range(4)])
+    ]
+    assert padded[0] <= padded[1] and len({len(r) for r in parts[0]}) == 1
+    packed = _Descent(model, CrossEntropy(), None, config.model_copy(update={"pack": 300}), "x", False, ())
+    assert packed.dealt(window) == [window[k : k + 2] for k in range(0, 8, 2)]
+
+
 def test_lanes_have_the_gradients_of_one_batch_and_the_same_bits_every_time(drawn, tmp_path, objective):
     threads = torch.get_num_threads()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from clinkd.data import phantoms
 from clinkd.experiments import laptop
 from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
 from clinkd.objectives import CrossEntropy
+from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.training import Gallery, fill_gallery, finished, gallery
 
@@ -118,6 +120,22 @@ def test_a_fixed_tower_leaves_nothing_for_the_backward(bench, recompute):
     assert not model.see(model.encode([bench.samples[:1]])).pooler_output[0].requires_grad
 
 
+def test_words_alone_need_no_tower_where_images_are_known(bench, filled, monkeypatch):
+    live, stored = bench.model(), served(bench, filled)
+    blind = [replace(bench.samples[0], images=())]
+    wanted = live.hidden_states(live.encode([blind]))
+    monkeypatch.setattr(stored, "tower", lambda *_: pytest.fail("the tower was asked"))
+    torch.testing.assert_close(stored.hidden_states(stored.encode([blind])), wanted)
+
+
+def test_how_images_are_seen_does_not_change_the_base():
+    config = RunConfig(model=ModelConfig(tiny=TINY))
+    stored = config.model_copy(update={"model": config.model.model_copy(update={"sight": "stored"})})
+    live, seen = ({s.name: s.identity for s in plan(c)} for c in (config, stored))
+    assert live["base"] == seen["base"] and live["clip"] == seen["clip"] and "see" in seen
+    assert live["teacher"] != seen["teacher"]
+
+
 def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "IMAGES_A_FILE", 3)
     fill_gallery(tmp_path / "whole", bench.model(), bench.images, "see")
@@ -160,8 +178,8 @@ def test_a_damaged_file_is_found(bench, tmp_path):
     written = bytearray(file.read_bytes())
     written[-5] ^= 1
     file.write_bytes(written)
-    with pytest.raises(BadInput, match="images-00000.safetensors: damaged"):
-        Gallery(tmp_path, bench.model())
+    with pytest.raises(BadInput, match="images-00000.safetensors: damaged .*; remove /whole/stage to make it anew"):
+        Gallery(tmp_path, bench.model(), owner=Path("/whole/stage"))
 
 
 def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatch):
@@ -170,13 +188,14 @@ def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatc
 
     monkeypatch.setattr(gallery, "_features", unseen)
     monkeypatch.setattr(gallery.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10}))
-    with pytest.raises(BadInput, match="take .* GB and 0.0 GB are free; make room"):
+    with pytest.raises(BadInput, match="take .* MB and 0 MB are free; make room"):
         fill_gallery(tmp_path / "new", bench.model(), bench.images, "see")
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        (["distill.fit.lora.parts=text,vision"], r"distill.fit trains the vision tower or the merger"),
         (["distill.fit.freeze=vision", "distill.fit.lora=null"], r"distill.fit trains the vision tower or the merger"),
         (["reflect.fit.lora.parts=text,merger", "reflect.fit.freeze=[]"], r"reflect.fit trains the vision tower"),
         (["teacher.fit.max_tokens=300", "teacher.fit.overlong=shrink"], r"teacher.fit.overlong=shrink would see"),

@@ -377,7 +377,7 @@ def test_a_stale_store_is_refused_and_named(bench: Bench, whole: dict[Kind, Path
         "kind is states here and draws there": bench.identity("states"),
     }
     for words, identity in stale.items():
-        with pytest.raises(BadInput, match=f"{words}.*remove the folder to make it anew"):
+        with pytest.raises(BadInput, match=f"{words}.*remove .* to make it anew"):
             StoredTeacher(whole["draws"], identity)
         with pytest.raises(BadInput, match=words):
             bench.store(whole["draws"], identity)

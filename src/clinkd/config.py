@@ -142,7 +142,7 @@ class FitConfig(Knobs):
     def sight_stands_still(self) -> bool:
         """Whether vision tower and merger learn nothing."""
         still = {"vision", "merger"}
-        return still <= {*self.freeze} or (self.lora is not None and not still & {*self.lora.parts})
+        return not still & {*self.lora.parts} if self.lora else still <= {*self.freeze}
 
 
 class PretrainConfig(Knobs):

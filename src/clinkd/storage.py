@@ -180,28 +180,32 @@ class Manifest:
         write_json(folder / MANIFEST, {"files": files})
 
     @staticmethod
-    def verify(folder: Path) -> None:
-        """Raise BadInput naming the first file that is missing, cut, changed or unknown to the manifest."""
-        listed = _listed(folder)
+    def verify(folder: Path, owner: Path | None = None) -> None:
+        """Raise BadInput naming the first file that is missing, cut, changed or unknown to the manifest.
+
+        `owner`: what to remove then, where that is more than `folder`.
+        """
+        owner = owner or folder
+        listed = _listed(folder, owner)
         for name, (sha256, wanted) in listed.items():
             path = folder / name
             if not path.is_file():
-                raise BadInput(f"{path}: missing; remove {folder} to make it anew")
+                raise BadInput(f"{path}: missing; remove {owner} to make it anew")
             size = path.stat().st_size
             if size != wanted:
-                raise BadInput(f"{path}: {size} bytes instead of {wanted}; remove {folder} to make it anew")
+                raise BadInput(f"{path}: {size} bytes instead of {wanted}; remove {owner} to make it anew")
             if sha256_file(path) != sha256:
-                raise BadInput(f"{path}: damaged (its checksum differs); remove {folder} to make it anew")
+                raise BadInput(f"{path}: damaged (its checksum differs); remove {owner} to make it anew")
         for path in _files(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 raise BadInput(f"{path}: not in {MANIFEST}; remove the file")
 
 
-def _listed(folder: Path) -> dict[str, tuple[str, int]]:
+def _listed(folder: Path, owner: Path) -> dict[str, tuple[str, int]]:
     """Checksum and size of each file by a folder's manifest. Raises BadInput unless it stands as it was written."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove the folder to make it anew")
+        raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove {owner} to make it anew")
     value = read_json(path)
     try:
         listed = {name: (entry["sha256"], entry["bytes"]) for name, entry in value["files"].items()}
@@ -209,7 +213,7 @@ def _listed(folder: Path) -> dict[str, tuple[str, int]]:
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
-        raise BadInput(f"{path}: damaged; remove {folder} to make it anew")
+        raise BadInput(f"{path}: damaged; remove {owner} to make it anew")
     return listed
 
 

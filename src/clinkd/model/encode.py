@@ -100,7 +100,7 @@ class ImageEncoder:
         self.room = cache_bytes
         self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
         self.limits: dict[ImageRef, int] = {}  # most tokens of single images
-        self.known: KnownFeatures = lambda ref: None
+        self.known: KnownFeatures | None = None
 
     def limit(self, ref: ImageRef, tokens: int) -> None:
         """Let an image have no more tokens than so many, from now on; the least of all limits given counts."""
@@ -158,12 +158,13 @@ class ImageEncoder:
         One that is known at another size is not known.
         """
         grids = [self.grid(ref) for ref in refs]
-        seen = [self.known(ref) for ref in refs]
+        seen = [self.known(ref) if self.known else None for ref in refs]
         fitting = [f for f, (tall, wide) in zip(seen, grids, strict=True) if f is not None and len(f) == tall * wide]
-        if not refs or len(fitting) < len(refs):
+        if self.known is None or len(fitting) < len(refs):
             return (*self.patches(refs), None)
         merge = self.processor.merge_size
-        return self.blank()[0][:0], torch.tensor([(1, t * merge, w * merge) for t, w in grids]), torch.cat(fitting)
+        grids_I3 = torch.tensor([(1, t * merge, w * merge) for t, w in grids], dtype=torch.long).reshape(-1, 3)
+        return self.blank()[0][:0], grids_I3, torch.cat(fitting) if fitting else torch.zeros((0, 0))
 
     def blank(self) -> tuple[Tensor, Tensor]:
         """Patches and grid of the smallest image there is, all zeros."""

@@ -89,7 +89,7 @@ class VisionLanguageModel(nn.Module):
         """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another.
 
         Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
-        through every module, or wait for each other for ever.
+        through every module, or wait for each other for ever. (Where images are known, no process looks at any.)
 
         Raises BadInput where they are known already, and tower or merger are to learn.
         """
@@ -102,7 +102,7 @@ class VisionLanguageModel(nn.Module):
                     "model.sight=live"
                 )
             sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
-            return qwen2vl.seen_before(torch.split(batch.seen_FH.to(self.dtype), sizes))
+            return qwen2vl.seen_before(torch.split(batch.seen_FH.to(self.dtype), sizes) if sizes else ())
         if not len(grids_I3):
             pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
         with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs all the same
@@ -128,7 +128,8 @@ class VisionLanguageModel(nn.Module):
             use_cache=False,
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
-        return hidden_NH if len(batch.grids_I3) else hidden_NH + 0 * seen.pooler_output[0].sum()
+        blank = () if len(batch.grids_I3) else seen.pooler_output
+        return hidden_NH + 0 * blank[0].sum() if blank else hidden_NH
 
     forward = hidden_states
 

@@ -98,16 +98,15 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _model_identity(config: ModelConfig) -> dict[str, Any]:
+    """What decides the base: the knobs, where it is tiny; else the files of the folder. How images are seen later on is
+    no part of it: the stages that need `see` are told from others by that."""
+    knobs = {**config.identity(), "sight": None}
     if config.base is None:
-        return config.identity()
+        return knobs
     if not (config.base / "config.json").is_file():
         raise BadInput(
             f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted"
         )
-    weights = {p.name: _stamp(p) for p in sorted(Path(config.base).glob("*.safetensors"))}
-    return {
-        **config.identity(),
-        "tiny": None,
-        "config.json": sha256_file(config.base / "config.json"),
-        "weights": weights,
-    }
+    files = {p.name: sha256_file(p) for p in sorted(config.base.glob("*.json"))}  # those of images and words, too
+    weights = {p.name: _stamp(p) for p in sorted(config.base.glob("*.safetensors"))}
+    return {**knobs, "tiny": None, "files": files, "weights": weights}

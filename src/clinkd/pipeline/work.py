@@ -333,7 +333,8 @@ class _Room:
     def model(self, stage: str) -> VisionLanguageModel:
         model = load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
         if "see" in self.work.inputs:
-            self.gallery = self.gallery or Gallery(self.work.inputs["see"] / GALLERY, model)
+            seen = self.work.inputs["see"]
+            self.gallery = self.gallery or Gallery(seen / GALLERY, model, owner=seen)
             self.gallery.serve(model)
         return model
 

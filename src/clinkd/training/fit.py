@@ -281,15 +281,29 @@ class _Descent:
         self.optimizers = make_optimizers(model, config)  # of the parameters as they are now
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if self.processes == 1 else 1)
-        self.parts = config.accumulate * self.lanes.number
+        self.accumulate = config.accumulate
+        self.grouped = config.accumulate > 1 and not config.pack
         counted = torch.bfloat16 if config.precision == "bf16" or model.device.type == "cuda" else torch.float32
         self.peak_flops = peak_flops(model.device, counted) * self.processes
         self.flops = partial(trainee.flops, teacher=teacher)
 
     def dealt(self, rows: list[list[Sample]]) -> list[list[list[Sample]]]:
-        """This process's rows of a window, by micro-batch."""
+        """This process's rows of a window, by micro-batch.
+
+        Rows of like length come together, so that little is padded, and all processes have long ones at a time; where
+        rows are packed, or there is one micro-batch, nothing is won by that.
+        """
+        if self.grouped:
+            rows = sorted(rows, key=self._length)
         mine = rows[crew.rank() :: self.processes]
-        return [mine[part :: self.parts] for part in range(self.parts)]
+        size = len(mine) // self.accumulate
+        together = [mine[k * size : (k + 1) * size] for k in range(self.accumulate)]
+        return [part[lane :: self.lanes.number] for part in together for lane in range(self.lanes.number)]
+
+    def _length(self, row: list[Sample]) -> float:
+        """Tokens of a row, roughly: those of its images, and one for three characters."""
+        words = sum(len(turn.question.text) + len(turn.answer.text) for s in row for turn in s.turns)
+        return sum(math.prod(self.model.images.grid(ref)) for ref in row[0].images) + words / 3
 
     def agreed(self, *counts: int) -> list[int]:
         """Their sums over the processes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from clinkd.model import VisionLanguageModel
 from clinkd.records import BadInput, ImageRef
-from clinkd.storage import Advance
+from clinkd.storage import Advance, spell_bytes
 from clinkd.training.shelf import Filled, Shelf, finished
 
 IMAGES_A_FILE = 64  # what a kill can lose: a hundred megabytes of a 2B model
-GB = 1e9
+PREPARED_BY = (
+    "size", "patch_size", "merge_size", "temporal_patch_size", "do_rescale", "rescale_factor", "do_normalize",
+    "image_mean", "image_std",
+)  # fmt: skip
 
 
 def fill_gallery(folder: Path, model: VisionLanguageModel, images: Iterable[ImageRef], title: str) -> int:
@@ -45,7 +48,7 @@ def fill_gallery(folder: Path, model: VisionLanguageModel, images: Iterable[Imag
             advance(1)
         return found, [[name, sizes[name]] for name in files[file]]
 
-    _shelf(folder, model).fill(files, make, title, "images")
+    _shelf(folder, model).fill(files, make, f"{title} ({spell_bytes(needed / 1e6)})", "images")
     return needed
 
 
@@ -53,11 +56,11 @@ class Gallery:
     """The features of a filled gallery.
 
     Every byte is checked once, here. Raises BadInput where it was never filled, is damaged, or is of another tower than
-    the model's.
+    the model's; to be removed is then `owner`, if that is more than the folder.
     """
 
-    def __init__(self, folder: Path, model: VisionLanguageModel) -> None:
-        self.shelf = _shelf(folder, model)
+    def __init__(self, folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> None:
+        self.shelf = _shelf(folder, model, owner)
         self.files = {name: file for file, items in self.shelf.opened().items() for name, _ in items}
         self.opened: dict[str, Any] = {}
 
@@ -78,8 +81,8 @@ class Gallery:
         return found
 
 
-def _shelf(folder: Path, model: VisionLanguageModel) -> Shelf:
-    return Shelf(folder, "the gallery", sight_of(model))
+def _shelf(folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> Shelf:
+    return Shelf(folder, "the gallery", sight_of(model), owner)
 
 
 def sight_of(model: VisionLanguageModel) -> dict[str, Any]:
@@ -90,9 +93,13 @@ def sight_of(model: VisionLanguageModel) -> dict[str, Any]:
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {
         "tower": weights.hexdigest()[:16],
-        "processor": json.loads(model.images.processor.to_json_string()),
+        "processor": {name: _plain(getattr(model.images.processor, name)) for name in PREPARED_BY},
         "square": model.images.square,
     }
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(dict(value) if isinstance(value, Mapping) else value, default=int))
 
 
 def _key(ref: ImageRef) -> str:
@@ -117,7 +124,8 @@ def _demand_room(folder: Path, needed: int, images: int) -> None:
     there = sum(p.stat().st_size for p in folder.glob("images-*")) if folder.exists() else 0
     free = shutil.disk_usage(place).free
     if needed - there > free:
+        takes, there_is = spell_bytes(needed / 1e6), spell_bytes(free / 1e6)
         raise BadInput(
-            f"{folder}: the features of {images} images take {needed / GB:.1f} GB and {free / GB:.1f} GB are free; "
-            "make room, lower model.max_image_tokens, or set model.sight=live"
+            f"{folder}: the features of {images} images take {takes} and {there_is} are free; make room, lower "
+            "model.max_image_tokens, or set model.sight=live"
         )

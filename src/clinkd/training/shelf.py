@@ -50,10 +50,13 @@ def finished(folder: Path) -> bool:
 
 
 class Shelf:
-    """`what` it holds, in words, and `about`, what it was made from, as JSON values."""
+    """`what` it holds, in words, and `about`, what it was made from, as JSON values.
 
-    def __init__(self, folder: Path, what: str, about: Mapping[str, Any]) -> None:
-        self.folder, self.what, self.about = folder, what, dict(about)
+    `owner`: what to remove where it is damaged, if that is more than its folder.
+    """
+
+    def __init__(self, folder: Path, what: str, about: Mapping[str, Any], owner: Path | None = None) -> None:
+        self.folder, self.what, self.about, self.owner = folder, what, dict(about), owner or folder
 
     def fill(
         self, files: Mapping[str, Sequence[str]], make: Callable[[str, Advance], Filled], title: str, unit: str
@@ -89,7 +92,7 @@ class Shelf:
         """
         if finished(self.folder):  # otherwise the manifest's own words are the right ones
             self.demand_same(self.about)
-        Manifest.verify(self.folder)
+        Manifest.verify(self.folder, self.owner)
         return {line["id"]: line["items"] for line in JsonLines(self.folder / INDEX).read()}
 
     def file(self, name: str) -> Any:
@@ -103,7 +106,7 @@ class Shelf:
         if apart:
             told = "; ".join(map(str, apart))
             raise BadInput(
-                f"{self.folder}: {self.what} is of something else: {told}; remove the folder to make it anew"
+                f"{self.folder}: {self.what} is of something else: {told}; remove {self.owner} to make it anew"
             )
 
     def _whole(self, index: JsonLines, files: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
