@@ -171,7 +171,6 @@ def test_split_windows_equal_the_whole_window(drawn, tmp_path):
         assert torch.allclose(a, b, atol=2e-3)  # Adam divides rounding noise by its own size at the first steps
 
 
-@pytest.mark.parametrize("objective", [CrossEntropy(), Distillation()], ids=["ce", "kd"])
 def test_micro_batches_hold_rows_of_like_length(drawn):
     model = fresh(drawn)
     config = FitConfig(rows=8, accumulate=4)
@@ -189,6 +188,7 @@ def test_micro_batches_hold_rows_of_like_length(drawn):
     assert packed.dealt(window) == [window[k : k + 2] for k in range(0, 8, 2)]
 
 
+@pytest.mark.parametrize("objective", [CrossEntropy(), Distillation()], ids=["ce", "kd"])
 def test_lanes_have_the_gradients_of_one_batch_and_the_same_bits_every_time(drawn, tmp_path, objective):
     threads = torch.get_num_threads()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,10 +17,12 @@ from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, T
 from clinkd.data import phantoms
 from clinkd.experiments import laptop
 from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
-from clinkd.objectives import CrossEntropy
+from clinkd.model.encode import encode_prompts
+from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample
-from clinkd.training import Gallery, fill_gallery, finished, gallery
+from clinkd.training import Gallery, LiveTeacher, fill_gallery, finished, gallery
+from clinkd.training.fit import _Trainee
 
 TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400)
 
@@ -80,6 +83,73 @@ def test_a_served_model_learns_and_answers_the_same_and_opens_no_image(bench, fi
     config = AnswerConfig(beams=3, candidates=3, max_new_tokens=12)
     said = [[[c.raw for c in one] for one in m.generate(bench.samples[:12], config)] for m in (live, stored)]
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("tutored", [False, True], ids=["ce", "kd"])
+def test_losses_and_gradients_are_those_of_looking(bench, tmp_path, tutored):
+    live, stored = bench.model().double(), bench.model(opens=False).double()
+    fill_gallery(tmp_path, live, bench.images, "see")
+    Gallery(tmp_path, stored).serve(stored)
+    tutor = LiveTeacher(bench.model().double()) if tutored else None
+    if tutor:
+        with torch.no_grad():  # it knows more: its text part is another one
+            tutor.model.network.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    found = []
+    for model in (live, stored):
+        batch = model.encode(rows_of(bench.samples))
+        assert (batch.seen_FH is None) == (model is live)
+        loss = _Trainee(model, Distillation() if tutor else CrossEntropy(), tutor)(batch, tutor).sum
+        loss.backward()
+        found.append({"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
+    assert len(found[0]) > 20
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-9)
+
+
+def test_a_teacher_with_another_tower_is_not_shown_the_students_features(bench, filled):
+    stored, tutor = served(bench, filled), LiveTeacher(bench.model(seed=1))
+    trainee = _Trainee(stored, Distillation(), tutor)
+    with pytest.raises(BadInput, match="the teacher's tower or merger is not the student's"):
+        trainee(stored.encode([bench.samples[:1]]), tutor)
+
+
+def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
+    """Rows with one image, two or three, of unequal sizes: the beams of a row must get the features of that row."""
+    sizes = [(64, 64), (96, 48), (48, 64), (64, 32)]
+    refs = [ImageRef(f"{k}.png", *size) for k, size in enumerate(sizes)]
+    drawn = {
+        ref: Image.fromarray(np.random.default_rng(k).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
+        for k, (ref, size) in enumerate(zip(refs, sizes, strict=True))
+    }
+    samples = phantoms.write(tmp_path, PhantomConfig(train_images=4, validation_images=1, test_images=1), 0)[:4]
+    looks = [(refs[0],), (refs[1], refs[2]), (refs[3],), (refs[2], refs[0], refs[3])]
+    asked = [replace(s, images=look) for s, look in zip(samples, looks, strict=True)]
+    config = ModelConfig(tiny=TINY, square=False, positions="mrope", layout="sections")
+
+    def model() -> VisionLanguageModel:
+        made = new_tiny(config, texts_of(asked, config), 0, drawn.__getitem__).eval()
+        made.images.processor.size = {"shortest_edge": 16**2, "longest_edge": 96**2}
+        return made
+
+    stored = model()
+    assert len({stored.images.grid(ref) for ref in refs}) == len(refs)
+    fill_gallery(tmp_path / "seen", stored, refs, "see")
+    Gallery(tmp_path / "seen", stored).serve(stored)
+    live, how = model(), AnswerConfig(beams=3, candidates=3, max_new_tokens=12)
+    prompts = encode_prompts(asked, live.text, live.images)
+    with torch.inference_mode():
+        made = live.network.generate(
+            input_ids=prompts.input_ids_BS, attention_mask=prompts.seen_BS, mm_token_type_ids=prompts.mm_types_BS,
+            pixel_values=prompts.pixels_TD, image_grid_thw=prompts.grids_I3, max_new_tokens=12, num_beams=3,
+            num_return_sequences=3, do_sample=False, length_penalty=1.0, eos_token_id=live.text.end,
+            pad_token_id=live.text.pad, suppress_tokens=live.never, return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+    said = [live._read(ids, None).raw for ids in made.sequences[:, prompts.input_ids_BS.shape[1] :].tolist()]
+    scored = list(zip(said, made.sequences_scores.tolist(), strict=True))
+    found = stored.generate(asked, how)
+    assert len(found) == len(asked) and len({one[0].raw for one in found}) > 1
+    for k, one in enumerate(found):
+        best = dict(reversed(scored[3 * k : 3 * k + 3]))  # beams that say the same count once, by the best of them
+        assert {c.raw: c.logprob for c in one} == pytest.approx(best, rel=1e-5)
 
 
 def test_an_image_that_is_not_there_is_seen_live(bench, tmp_path):
@@ -199,6 +269,7 @@ def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatc
         (["distill.fit.freeze=vision", "distill.fit.lora=null"], r"distill.fit trains the vision tower or the merger"),
         (["reflect.fit.lora.parts=text,merger", "reflect.fit.freeze=[]"], r"reflect.fit trains the vision tower"),
         (["teacher.fit.max_tokens=300", "teacher.fit.overlong=shrink"], r"teacher.fit.overlong=shrink would see"),
+        (["teacher.fit.lora.parts=text,vision"], r"teacher.fit trains .*; set teacher.fit.lora.parts=\[text\], or"),
     ],
 )
 def test_a_sight_that_moves_is_refused(settings, told):
@@ -206,3 +277,12 @@ def test_a_sight_that_moves_is_refused(settings, told):
         override(laptop(), settings)
     with pytest.raises(BadInput, match="model.sight=stored"):
         override(RunConfig(), ["model.sight=stored"])
+
+
+def test_a_tiny_tower_that_is_taught_first_is_refused_with_a_way_out_that_leads_out():
+    """Freezing it, which the other refusals say, is no way: a tower that is taught alone cannot be frozen."""
+    frozen = [f"{name}.freeze=[vision, merger]" for name in ("teacher.fit", "distill.fit", "reflect.fit")]
+    wanted = [*frozen, "model.tiny.pretrain={}", "model.sight=stored"]
+    with pytest.raises(BadInput, match=r"set model\.tiny\.pretrain=null"):
+        override(RunConfig(), wanted)
+    assert override(RunConfig(), [*wanted[:-2], "model.tiny.pretrain=null", "model.sight=stored"])

@@ -363,10 +363,16 @@ class RunConfig(Knobs):
     @model_validator(mode="after")
     def _stored_sight_stands_still(self) -> Self:
         for name, fit in self.fits().items() if self.model.sight == "stored" else ():
-            if not fit.sight_stands_still:
+            if name.startswith("model.tiny.pretrain."):
                 raise ValueError(
-                    f"model.sight=stored: {name} trains the vision tower or the merger; set {name}.freeze=[vision, "
-                    "merger], or model.sight=live"
+                    "model.sight=stored: model.tiny.pretrain teaches a tower first; set model.tiny.pretrain=null, or "
+                    "model.sight=live"
+                )
+            if not fit.sight_stands_still:
+                out = "lora.parts=[text]" if fit.lora else "freeze=[vision, merger]"
+                raise ValueError(
+                    f"model.sight=stored: {name} trains the vision tower or the merger; set {name}.{out}, or "
+                    "model.sight=live"
                 )
             if fit.max_tokens and fit.overlong == "shrink":
                 raise ValueError(

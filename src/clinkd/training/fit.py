@@ -118,6 +118,11 @@ class _Trainee(nn.Module):
             hidden_NH = self.model.hidden_states(batch, seen)
             goal: States | Samples = teacher.goal(batch, seen)
         else:
+            if isinstance(teacher, LiveTeacher) and batch.seen_FH is not None:
+                raise BadInput(
+                    "model.sight=stored: the teacher's tower or merger is not the student's, whose features were "
+                    "stored; set model.sight=live"
+                )
             hidden_NH, goal = self.model.hidden_states(batch), teacher.goal(batch)
         return self.objective(hidden_NH, head.weight_VH, batch.labels_N, goal, head.added(hidden_NH))
 

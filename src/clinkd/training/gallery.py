@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +87,16 @@ def _shelf(folder: Path, model: VisionLanguageModel, owner: Path | None = None) 
 
 def sight_of(model: VisionLanguageModel) -> dict[str, Any]:
     """What decides the features of an image: the weights of tower and merger, and how images are prepared."""
+    processor = json.loads(model.images.processor.to_json_string())
     weights = hashlib.sha256()
     for name, tensor in sorted(model.network.model.visual.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {
         "tower": weights.hexdigest()[:16],
-        "processor": {name: _plain(getattr(model.images.processor, name)) for name in PREPARED_BY},
+        "processor": {name: value for name, value in processor.items() if name in PREPARED_BY},
         "square": model.images.square,
     }
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(dict(value) if isinstance(value, Mapping) else value, default=int))
 
 
 def _key(ref: ImageRef) -> str:
