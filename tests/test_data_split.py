@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from clinkd.data import counts, divide, draw_share
+from clinkd.data import drawn as number_drawn
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 
@@ -91,7 +92,7 @@ def test_a_share_holds_whole_images_of_every_kind(share: float) -> None:
     drawn = draw_share(samples, share, seed=1)
     images = {s.group for s in drawn}
     assert [s for s in samples if s.group in images] == drawn
-    assert abs(len(images) - share * 700) <= 1
+    assert abs(len(images) - share * 700) <= 1 and len(images) == number_drawn(700, share, 1)
     kinds = Counter((s.modality, frozenset(tasks[s.group])) for s in {s.group: s for s in samples}.values())
     got = Counter((s.modality, frozenset(tasks[s.group])) for s in {s.group: s for s in drawn}.values())
     assert len(kinds) == 9 and all(abs(got[k] - share * n) <= 1 for k, n in kinds.items())
@@ -103,7 +104,7 @@ def test_a_share_is_drawn_by_seed_whatever_the_order() -> None:
     assert drawn != {s.id for s in draw_share(samples, 0.111, seed=2)}
     random.Random(0).shuffle(samples)
     assert drawn == {s.id for s in draw_share(samples, 0.111, seed=1)}
-    assert len({s.group for s in draw_share(samples, 0.0001, seed=1)}) == 1
+    assert len({s.group for s in draw_share(samples, 0.0001, seed=1)}) == 1 == number_drawn(700, 0.0001, 1)
     for share in (0, 1.5):
         with pytest.raises(BadInput, match=f"share={share:g}"):
             draw_share(samples, share, seed=1)

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
-from clinkd import pipeline
+from clinkd import data, pipeline
 from clinkd.cli import main
-from clinkd.config import FitConfig, ReflectConfig, RunConfig, override
+from clinkd.config import (
+    DataConfig,
+    FitConfig,
+    ModelConfig,
+    PhantomConfig,
+    ReflectConfig,
+    RunConfig,
+    TinyConfig,
+    override,
+)
+from clinkd.data import phantoms
+from clinkd.data.writers import write_jsonl
 from clinkd.experiments import demo, laptop, paper
-from clinkd.pipeline import estimate
+from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.objectives import CrossEntropy
+from clinkd.pipeline import StageStatus, Work, estimate, trial
+from clinkd.pipeline import work as steps
 from clinkd.pipeline.estimate import Estimate, Forecast
 from clinkd.pipeline.graph import stage_record
-from clinkd.records import BadInput
+from clinkd.records import BadInput, ImageRef, Prediction, Sample
+from clinkd.storage import JsonLines
+from clinkd.training import fit
 
 SMALL = [
     "data.phantoms.train_images=60", "data.phantoms.validation_images=6", "data.phantoms.test_images=8",
     "data.workers=1", "teacher.share=0.4", "reflect.review_share=0.1", "reflect.rounds=1", "select.scorer=first",
-    "answer.max_new_tokens=12", "distill.teacher_as=states", "distill.targets=mixed", "model.tiny.hidden=48",
-    "model.tiny.layers=1", "model.tiny.heads=2", "evaluate.replicates=20",
+    "answer.max_new_tokens=12", "answer.batch=8", "distill.teacher_as=states", "distill.targets=mixed",
+    "model.tiny.hidden=48", "model.tiny.layers=1", "model.tiny.heads=2", "evaluate.replicates=20",
 ]  # fmt: skip
 
 
@@ -53,13 +73,167 @@ def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(con
     stored = next(e for e in found.stages if e.stage == "distill")
     weights = stage_record(run.stage("base"))["recorded"]["parameters"]
     bytes_there = stage_record(run.stage("distill"))["recorded"]["stored teacher"]["bytes"]
-    assert stored.passing_mb == pytest.approx((36 * weights + bytes_there) / 1e6, rel=0.2)
-    done = replace(found, stages=tuple(replace(e, state="done") for e in found.stages))
-    assert done.seconds == done.memory_mb == done.disk_mb == 0
+    assert stored.passing_mb == pytest.approx((3 * 8 * weights + bytes_there) / 1e6, rel=0.2)  # by muon
+
+
+def test_what_is_done_takes_nothing_and_is_not_tried(config, told, tmp_path, monkeypatch):
+    looks = [look.status for look in pipeline.outlook(pipeline.plan(config), tmp_path)]
+    tried = {e.stage: e for e in told[1].stages}
+    raw = [{"stage": s.name, "recorded": {"parameters": 1}} for s in looks]
+    monkeypatch.setattr(estimate, "_trial", lambda *given: iter(raw))
+    monkeypatch.setattr(estimate, "_Sums", lambda *given: SimpleNamespace(estimate=lambda name, state: tried[name]))
+    half = [replace(s, state="done" if s.name in ("prepare", "base", "teacher") else "missing") for s in looks]
+    found = estimate.forecast(config, half, tmp_path)
+    assert [e.state for e in found.stages][:3] == ["done"] * 3
+    assert all(e.seconds == e.memory_mb == e.disk_mb == e.steps == 0 for e in found.stages[:3])
+    assert found.seconds == pytest.approx(sum(e.seconds for e in told[1].stages[3:]))
+    monkeypatch.setattr(estimate, "_trial", None)  # a call would fail
+    done = estimate.forecast(config, [replace(s, state="done") for s in looks], tmp_path)
+    assert done.seconds == done.memory_mb == done.disk_mb == 0 and len(done.stages) == len(looks)
+    done.demand_room(config)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
+    """Data of which the short rows of one modality come first."""
+    folder = tmp_path_factory.mktemp("given")
+    drawn = PhantomConfig(train_images=90, validation_images=20, test_images=20)
+    samples = phantoms.write(folder, drawn, 0)
+    samples.sort(key=lambda s: (s.modality, s.images[0].path))
+    write_jsonl(samples, folder / "samples.jsonl")
+    return folder, samples
+
+
+def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all(given, tmp_path):
+    folder, _ = given
+    config = override(demo(), [f"data.path={folder}", "model.tiny.pretrain=null", "select.scorer=first"])
+    config = override(config, ["teacher.fit.rows=2", "distill.fit.rows=24", "reflect.fit.rows=24"])
+    recorded: dict[str, object] = {}
+    steps.prepare(Work(tmp_path, {}, config.seed, recorded.__setitem__), config.data)
+    whole = steps.read_split(tmp_path, "train")
+    part = trial.Part(train=24, held=4, clip=40, scored=10)
+    lessened = trial._lessen(tmp_path, tmp_path / "wide", part, 1024)
+    left = steps.read_split(tmp_path, "train")
+    assert lessened["rows"] == {"all": 90, "tried": 24} and len(rows_of(left)) == 24
+    assert lessened["asked"]["train"] == len(left) and lessened["images"]["train"] == 24
+    wider = {split: steps.read_split(tmp_path / "wide", split) for split in ("train", "validation", "test")}
+    assert {split: len(rows_of(s)) for split, s in wider.items()} == {"train": 40, "validation": 10, "test": 10}
+    assert lessened["wide"]["asked"] == {split: len(s) for split, s in wider.items()}
+    steps.read_data(tmp_path / "wide")[0](wider["test"][0].images[0])  # its images are found from there, too
+    there, here = (Counter(row[0].modality for row in rows_of(s)) for s in (whole, left))
+    assert set(here) == set(there)
+    assert all(abs(here[m] - there[m] * 24 / 90) <= 1 for m in there)  # the first 24 rows are of three modalities
+
+    prepared = {**lessened, "recorded": recorded}
+    sums = estimate._Sums(config, {"prepare": prepared, "base": {"generate": {"open_seconds": 0.0, "image_mb": 0.0}}})
+    for kind, fit_config, drawn_here, drawn_there in (
+        ("teacher", config.teacher.fit, *(data.draw_share(s, config.teacher.share, 0) for s in (left, whole))),
+        ("distill", config.distill.fit, left, whole),
+    ):
+        tried = {"fits": {f"fit-{kind}": [1.0]}, "recorded": {f"fit-{kind}": {"rows": len(rows_of(drawn_here))}}}
+        steps_there = math.ceil(fit_config.epochs * len(rows_of(drawn_there)) / fit_config.rows)
+        assert sums._fits(kind, tried) == (steps_there, steps_there)
+
+
+def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
+    rows = rows_of(given[1])
+    few = trial.typical(rows, 8, 1024)
+
+    def weight(row: list[Sample]) -> int:
+        return sum(len(s.question.text) + len(s.answer.text) for s in row)
+
+    assert len(few) == 8 == len({id(r) for r in few})
+    assert max(map(weight, few)) == max(map(weight, rows))
+    mean, of_all = (np.mean([weight(r) for r in some]) for some in (few, rows))
+    assert mean == pytest.approx(of_all, rel=0.3)
+    assert trial.typical(rows, len(rows), 1024) == rows == trial.typical(rows, 1000, 1024)
+
+
+def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
+    samples = [Sample.from_json(s.to_json()) for s in given[1] if s.split == "test"]  # boxes rounded as on the disk
+    for split in ("validation", "test"):
+        steps._write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
+    trial._speak_well(tmp_path, tmp_path, 3)
+    for name in steps.SPOKEN.values():
+        said = [Prediction.from_json(r) for r in JsonLines(tmp_path / name).read()]
+        assert [p.id for p in said] == [s.id for s in samples]
+        assert all(p.answer.answer == s.answer for p, s in zip(said, samples, strict=True))
+        assert all(1 <= len(p.candidates) == len({c.answer for c in p.candidates}) <= 3 for p in said)
+        assert max(len(p.candidates) for p in said) == 3
+
+
+def tiny_model(given: tuple[Path, list[Sample]], boxes: str = "locations") -> VisionLanguageModel:
+    # wide, as matrices are what a real model consists of: muon keeps two states of the rest
+    tiny = TinyConfig(hidden=128, layers=2, heads=2, mlp=512, vision_hidden=64, vision_layers=1, vocabulary=300)
+    knobs = ModelConfig(tiny=tiny, boxes=boxes)
+
+    def opened(ref: ImageRef) -> Image.Image:
+        return data.open_image(given[0], ref)
+
+    return new_tiny(knobs, texts_of(given[1], knobs), 0, opened)
+
+
+# the more tokens a box is spelled with, the less is told by letters alone
+@pytest.mark.parametrize(("boxes", "part"), [("locations", 0.9), ("qwen2-vl", 0.5)])
+def test_tokens_of_an_answer_are_told_from_its_letters_and_boxes(given, boxes, part):
+    model = tiny_model(given, boxes)
+    a_character, a_box, any_case = trial._tokens(model, given[1][::7])
+    errors: dict[str, list[float]] = {"letters and boxes": [], "letters": []}
+    tokens_of = {s.id: len(turns[-1][1]) for s, turns in zip(given[1], model.text.segments(given[1]), strict=True)}
+    whole = sum(tokens_of.values())
+    a_letter = whole / sum(len(s.answer.text) for s in given[1])
+    guess_of = {s.id: a_character * c + a_box * b + any_case for s in given[1] for c, b in [trial._size(s)]}
+    assert sum(guess_of.values()) == pytest.approx(whole, rel=0.05)
+    for task in {s.task for s in given[1]}:
+        asked = [s for s in given[1] if s.task is task]
+        tokens = sum(tokens_of[s.id] for s in asked) / len(asked)
+        errors["letters and boxes"].append(abs(sum(guess_of[s.id] for s in asked) / len(asked) - tokens))
+        errors["letters"].append(abs(a_letter * sum(len(s.answer.text) for s in asked) / len(asked) - tokens))
+    assert max(errors["letters and boxes"]) < part * max(errors["letters"])
+
+
+def test_time_goes_with_what_it_is_taken_by():
+    """By hand: images opened once, and anew where they find no place; scores by answers, twins by training."""
+    counts = {"train": 1000, "validation": 50, "test": 200}
+    wide = {"train": 100, "validation": 10, "test": 20}
+    config = override(demo(), ["threads=2"]).model_copy(update={"data": DataConfig(path=Path("x"))})
+    whole = {s: {"questions": n, "images": n // 2} for s, n in counts.items()}
+    prepared = {
+        "recorded": whole, "asked": wide, "images": wide, "wide": {"asked": wide, "images": wide}, "answers": {},
+        "rows": {"all": 500, "tried": 50}, "sample_seconds": 0.001,
+    }  # fmt: skip
+    generate = {"open_seconds": 0.01, "image_mb": 0.5}
+    sums = estimate._Sums(config, {"prepare": prepared, "base": {"generate": generate}})
+    tried = {"fits": {"fit-distill": [0.1, 9.0, 0.1]}, "recorded": {"fit-distill": {"rows": 50}}}
+    epochs, rows = config.distill.fit.epochs, config.distill.fit.rows
+    steps_there = math.ceil(epochs * 500 / rows)
+    # 500 images of 0.5 MB find a place; on two threads beside the steps
+    assert sums._fits("distill", tried) == (steps_there, pytest.approx(0.1 * steps_there + 500 * 0.01 / 2))
+    generate["image_mb"] = 1.0
+    assert sums._fits("distill", tried)[1] == pytest.approx(0.1 * steps_there + epochs * 500 * 0.01 / 2)
+    assert sums._asked_images("test", 200) == 100 and sums._asked_images("test", 1) == pytest.approx(1, rel=0.01)
+
+    scored = {"seconds": 10.0, "fixed_seconds": 5.0, "blind_seconds": 1.0, "fits": {}, "recorded": {}}
+    assert sums._rest("score", scored, 0.0) == pytest.approx(5 + 4 * 200 / 20 + 1 * 1000 / 100)
+    assert sums._rest("select", {"seconds": 3.0}, 0.0) == pytest.approx(3 * 250 / 30)
+    assert sums._read("score") == pytest.approx(0.9) and sums._read("answer") == 0
+
+
+@pytest.mark.parametrize(("optimizer", "near"), [("adamw", 0.02), ("muon", 0.3)])
+def test_a_checkpoint_is_as_large_as_counted(given, optimizer, near, tmp_path):
+    model = tiny_model(given)
+    config = FitConfig(epochs=1, rows=8, optimizer=optimizer, checkpoint_seconds=0)
+    fitted = fit(model, given[1][:80], CrossEntropy(), config, folder=tmp_path, seed=0, title="fit")
+    kept = sorted(tmp_path.glob("step-*"))
+    bytes_there = sum(p.stat().st_size for p in kept[-1].glob("*.safetensors"))
+    assert len(kept) == estimate.CHECKPOINTS - 1  # one more while it is written
+    counted = fitted.num_trained * estimate._trained_bytes(config)
+    assert counted <= bytes_there and counted == pytest.approx(bytes_there, rel=near)
 
 
 def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsys, tmp_path):
-    found = told[1]
+    found = replace(told[1], load=0.1)
+    assert all(e.measured_steps > 0 for e in found.stages if e.steps)
     monkeypatch.setattr(pipeline, "forecast", lambda config, runs: found)
     words = ["plan", "demo", "--runs", str(tmp_path), "--measure"]
     assert main([*words, "--json"]) == 0
@@ -69,7 +243,11 @@ def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsy
     assert said["whole"]["seconds"] == pytest.approx(sum(s["seconds"] for s in said["stages"]))
     assert main(words) == 0
     table = capsys.readouterr().out
-    assert "whole" in table and "free: " in table
+    assert "whole" in table and "free: " in table and "other work" not in table
+    assert f"{sum(e.measured_steps for e in found.stages):,} steps of all trainings" in table
+    busy = replace(found, load=3.14)
+    monkeypatch.setattr(pipeline, "forecast", lambda config, runs: busy)
+    assert main(words) == 0 and "other work had 3.1 of the " in capsys.readouterr().out
     tight = replace(found, free_memory_mb=100.0)
     monkeypatch.setattr(pipeline, "forecast", lambda config, runs: tight)
     assert main(words) == 2
@@ -92,6 +270,13 @@ def test_a_trial_that_fails_or_is_killed_is_told_with_its_stage(config, tmp_path
     assert ended("kill -9 $$").startswith("the trial of base was killed: memory will not do; ")
     assert ended("echo 'clinkd.records.BadInput: too odd' >&2; exit 1") == "the trial of base failed: too odd"
     assert ended("exit 3") == "the trial of base failed: it ended with 3"
+    for said in (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory",
+        "MemoryError",
+    ):
+        told = ended(f'echo "{said}" >&2; exit 1')
+        assert told.startswith("the trial of base ran out of memory: "), told
 
 
 def base_of(folder: Path, **parts: int) -> Path:
@@ -115,8 +300,53 @@ def test_weights_are_counted_without_a_step(tmp_path):
     alone = alone.model_copy(update={"distill": alone.distill.model_copy(update={"fit": frozen})})
     assert (one := estimate.least(alone)) and one.memory_mb == 14 * 4 + 8 * 12
     light = estimate.least(laptop(base=base))
-    assert light and light.memory_mb == 14 * 4  # additions count for nothing, the teacher is on the disk
+    assert (
+        light and light.memory_mb == 14 * 4 and light.saved_mb == {}
+    )  # additions count for nothing, the teacher is on the disk
     assert estimate.least(demo()) is None
+    muon = override(paper(base=base), [f"{kind}.fit.optimizer=muon" for kind in ("teacher", "distill", "reflect")])
+    assert (lean := estimate.least(muon)) and lean.memory_mb == 2 * 14 * 4 + 14 * 8  # one state, not two
+    (base / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(BadInput, match=r"model.base: .*model.safetensors is damaged or no safetensors file"):
+        estimate.least(paper(base=base))
+
+
+def status_of(tmp_path: Path, **states: str) -> list[StageStatus]:
+    return [StageStatus(n.replace("_", "-"), "0", s, 1.0, tmp_path / n) for n, s in states.items()]
+
+
+def test_only_what_is_left_to_do_is_counted(tmp_path, monkeypatch):
+    base = base_of(tmp_path / "base", text=1_000_000)
+    config = paper(base=base).model_copy(update={"device": "cpu"})
+    made = status_of(tmp_path, teacher="done", distill="done", reflect_1="done", reflect_2="missing")
+    found = estimate.least(config, made)
+    assert found and found.stage == "reflect-2" and found.memory_mb == 4 + 12
+    assert found.disk_mb == 4 + 3 * 12
+    left = [*made[:3], *status_of(tmp_path, reflect_2="done")]
+    assert (only := estimate.least(config, left)) and (only.stage, only.memory_mb, only.disk_mb) == ("answer", 4, 0)
+    assert estimate.least(config, [*left, *status_of(tmp_path, answer="done")]) is None
+
+    draft = tmp_path / "reflect_2.part" / "fit-reflect" / "step-0000001"
+    draft.mkdir(parents=True)
+    (draft / "weights.safetensors").write_bytes(bytes(30_000_000))  # of the 40 MB that it is to take
+    halfway = estimate.least(config, [*made[:3], *status_of(tmp_path, reflect_2="partial")])
+    assert halfway and halfway.drafts_mb == 30
+    monkeypatch.setattr(estimate, "free_memory_mb", lambda: 1000.0)
+    monkeypatch.setattr(estimate, "free_disk_mb", lambda runs: 12.0)
+    halfway.demand_room(config, tmp_path)
+    with pytest.raises(BadInput, match="about 40 MB of disk and 12 MB are free"):
+        found.demand_room(config, tmp_path)
+
+
+def test_a_trial_is_not_begun_where_the_count_says_no(tmp_path, monkeypatch, capsys, given):
+    base = base_of(tmp_path / "base", text=1_000_000)
+    (base / "config.json").write_text("{}")
+    monkeypatch.setattr(estimate, "free_memory_mb", lambda: 10.0)
+    monkeypatch.setattr(pipeline, "forecast", None)  # a call would fail
+    words = ["plan", "paper", "--runs", str(tmp_path), "--measure", "--set", "device=cpu"]
+    assert main([*words, "--set", f"model.base={base}", "--set", f"data.path={given[0]}"]) == 2
+    err = capsys.readouterr().err
+    assert "distill takes about 20 MB of memory and 10 MB are free" in err and len(err.splitlines()) == 1
 
 
 def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch):
@@ -125,7 +355,8 @@ def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch
     assert least
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 30.0)
     config = config.model_copy(update={"device": "cpu"})
-    with pytest.raises(BadInput, match=r"distill takes about 40 MB of memory and 30 MB are free: set distill.fit.lora"):
+    knobs = r"set distill.fit.lora=\{\} \(24 MB less\), or distill.teacher_as=states \(8 MB less\), or "
+    with pytest.raises(BadInput, match="distill takes about 40 MB of memory and 30 MB are free: " + knobs):
         least.demand_room(config, tmp_path)
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 50.0)
     monkeypatch.setattr(estimate, "free_disk_mb", lambda runs: 50.0)
@@ -135,10 +366,17 @@ def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch
 
 def test_ways_out_name_what_is_not_done_yet():
     assert estimate.ways_out(paper(base=Path("x")), "distill").split(", or ")[:2] == [
-        "set distill.fit.lora={} (gradients and optimiser of additions alone)",
-        "distill.teacher_as=states (no teacher beside the student)",
+        "set distill.fit.lora={}",
+        "distill.teacher_as=states",
     ]
-    turned = override(laptop(base=Path("x")), ["shard=true"])
+    by_effect = estimate.savings(
+        override(paper(base=Path("x")), ["distill.fit.freeze=[vision,merger]"]), "distill", 9_000_000, 1_000_000
+    )
+    assert list(by_effect.items()) == [("distill.teacher_as=states", 36.0), ("distill.fit.lora={}", 12.0)]
+    assert estimate.savings(paper(base=Path("x")), "answer", 9, 9) == {}
+    turned = override(
+        laptop(base=Path("x")), ["shard=true", "distill.fit.precision=bf16", "distill.fit.max_tokens=1024"]
+    )
     assert estimate.ways_out(turned, "distill") == "a smaller base, or a larger machine, is needed"
     assert estimate.ways_out(laptop(base=Path("x")), "answer") == "set answer.batch=1"
     whole = Forecast((Estimate("answer", "missing", 0, 1.0, 10.0, 1.0, 0.0),), 5.0, 100.0)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
+BUSY = 0.25  # of the cores with other work, from which on a plan tells it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,15 +236,18 @@ def _plan(args: argparse.Namespace) -> int:
 
     config = _config(args)
     looks = pipeline.outlook(pipeline.plan(config), args.runs)
+    counted = pipeline.least(config, [look.status for look in looks])
     if args.measure:
+        if counted:
+            counted.demand_room(config, args.runs)  # else the trial would find out in its own way
         end_in_order()
         found = pipeline.forecast(config, args.runs)
-        _show_forecast(found, args.json)
+        _show_forecast(found, args.json, config.threads or cores())
         found.demand_room(config)
         return 0
-    counted = pipeline.least(config)
     if args.json:
-        rows = [{"stage": x.status.name, "state": x.status.state, "seconds": None, "measured": False} for x in looks]
+        unknown = dict.fromkeys(("steps", "seconds", "memory_mb", "disk_mb"))
+        rows = [{"stage": x.status.name, "state": x.status.state, **unknown, "measured": False} for x in looks]
         print(json.dumps({"stages": rows, "least": counted and asdict(counted)}, indent=1))
     else:
         _show_outlook(looks, counted)
@@ -272,24 +276,26 @@ def _show_outlook(looks: Sequence[Outlook], counted: Least | None) -> None:
     show(Table("plan", ("stage", "", "took", "because"), rows, tuple(notes)))
 
 
-def _show_forecast(found: Forecast, as_json: bool) -> None:
+def _show_forecast(found: Forecast, as_json: bool, threads: int) -> None:
     from clinkd.records import Table
     from clinkd.storage import spell_bytes, spell_seconds
 
     if as_json:
         whole = {"seconds": found.seconds, "memory_mb": found.memory_mb, "disk_mb": found.disk_mb}
         free = {"memory_mb": found.free_memory_mb, "disk_mb": found.free_disk_mb}
-        each = [{**asdict(e), "measured": True} for e in found.stages]
-        print(json.dumps({"stages": each, "whole": whole, "free": free}, indent=1))
+        each = [{**asdict(e), "measured": e.state != "done"} for e in found.stages]
+        print(json.dumps({"stages": each, "whole": whole, "free": free, "load": found.load}, indent=1))
         return
 
     def row(name: str, state: str, steps: int, seconds: float, memory: float, disk: float) -> tuple[str, ...]:
         done = state == "done"
         taken = ("", "") if done else (spell_seconds(seconds), spell_bytes(memory))
-        return (name, state, f"{steps:,}" if steps else "", *taken, spell_bytes(disk))
+        return (name, state, f"{steps:,}" if steps else "", *taken, "" if done else spell_bytes(disk))
 
+    measured = sum(e.measured_steps for e in found.stages)
     rows = [row(e.stage, e.state, e.steps, e.seconds, e.memory_mb, e.disk_mb) for e in found.stages]
     rows.append(row("whole", "", sum(e.steps for e in found.todo), found.seconds, found.memory_mb, found.disk_mb))
+    busy = f"other work had {found.load:.1f} of the {cores()} cores before: without it the run takes less time"
     show(Table(
         "plan, measured in small",
         ("stage", "", "steps", "time", "memory", "disk"),
@@ -297,7 +303,8 @@ def _show_forecast(found: Forecast, as_json: bool) -> None:
         (
             f"free: {spell_bytes(found.free_memory_mb)} of memory, {spell_bytes(found.free_disk_mb)} of disk",
             "disk of the whole: with what is there for a while, such as checkpoints",
-            f"from a run in small on {cores()} cores: a few steps of each training, answers of two lengths",
+            f"from a run in small on {threads} threads: {measured:,} steps of all trainings, answers of two lengths",
+            *([busy] if found.load > BUSY * cores() else []),
         ),
     ))  # fmt: skip
 

@@ -6,7 +6,7 @@ from clinkd.data.images import open_image
 from clinkd.data.modality import read_modality
 from clinkd.data.questions import bare_pairs
 from clinkd.data.readers import FORMS, Entry, Problem, Source, demand, read
-from clinkd.data.split import divide, draw_share
+from clinkd.data.split import divide, draw_share, drawn
 from clinkd.data.stats import counts
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "demand",
     "divide",
     "draw_share",
+    "drawn",
     "identity",
     "open_image",
     "read",

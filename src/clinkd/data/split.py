@@ -109,5 +109,10 @@ def draw_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sampl
     return [s for s in samples if _images(s) in drawn]
 
 
+def drawn(images: int, share: float, seed: int) -> int:
+    """How many of so many images `draw_share` draws."""
+    return max(1, floor(images * share + _lot(seed, "share", "start")))
+
+
 def _images(sample: Sample) -> str:
     return "\n".join(i.path for i in sample.images)

@@ -10,47 +10,71 @@ import gc
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from clinkd import evaluation
 from clinkd.config import AnswerConfig, FitConfig, RunConfig
-from clinkd.model import VisionLanguageModel
+from clinkd.model import VisionLanguageModel, rows_of
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.stages import plan
-from clinkd.records import Sample, Split
+from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
 from clinkd.storage import read_json, write_json
 
 STEPS = {True: 16, False: 4}  # of each training: a tiny model's first steps tell little
-HELD_IMAGES = 12  # for validation and test
-LEAST_TRAIN_IMAGES = 24
+CLIP_STEPS = 3
+MOST_CLIP_IMAGES = 256
+SCORED_IMAGES = 40  # of validation and of test, whose truths are scored as if they were answers
 LOOK_SECONDS = 0.2
 LONGEST, SHORTEST = 48, 8  # answers whose generation is timed, tokens
+OPENED = 24  # images whose opening is timed
+SIDE = 28  # pixels of an image token of Qwen2-VL
+
+
+@dataclass(frozen=True)
+class Part:
+    """How many images of each split the small run has: to train on, to answer about; for the CLIP; to score."""
+
+    train: int
+    held: int
+    clip: int
+    scored: int = SCORED_IMAGES
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Part:
+        rows = [fit.rows for fit in config.fits().values()]
+        train, held = (128, 12) if config.model.base is None else (24, 4)
+        train = max([train, *rows])
+        clip = config.select.clip
+        wanted = round(CLIP_STEPS * clip.rows / clip.epochs) if config.select.scorer == "clip" else 0
+        return cls(train, held, max(train, min(wanted, MOST_CLIP_IMAGES)))
 
 
 def small(config: RunConfig) -> RunConfig:
     """The run with a part of its images, a few steps a training, and short answers."""
-    rows = [fit.rows for fit in config.fits().values()]
-    clip = config.select.clip if config.select.scorer == "clip" and config.select.clip.base is None else None
-    images = max([LEAST_TRAIN_IMAGES, *rows, *([clip.rows] if clip else [])])
+    part = Part.of(config)
     drawn = config.data.phantoms.model_copy(
-        update={"train_images": images, "validation_images": HELD_IMAGES, "test_images": HELD_IMAGES}
+        update={"train_images": part.clip, "validation_images": part.scored, "test_images": part.scored}
     )
 
     def few(fit: FitConfig | None, share: float = 1.0) -> FitConfig | None:
         if fit is None:
             return None
-        of = max(1, round(share * images))
+        of = max(1, round(share * part.train))
         return fit.model_copy(
             update={"epochs": STEPS[config.model.base is None] * fit.rows / of, "checkpoint_seconds": 1e9}
         )
@@ -61,31 +85,42 @@ def small(config: RunConfig) -> RunConfig:
         tiny = config.model.tiny.model_copy(update={"pretrain": taught})
         changed["model"] = config.model.model_copy(update={"tiny": tiny})
     for name in ("teacher", "distill", "reflect"):
-        part = getattr(config, name)
-        if part is not None:
-            share = part.share if name == "teacher" else 1.0
-            changed[name] = part.model_copy(update={"fit": few(part.fit, share)})
-    if clip:
-        select = config.select
-        fewer = clip.model_copy(update={"epochs": 3.0 * clip.rows / images})
-        changed["select"] = select.model_copy(update={"clip": fewer})
+        group = getattr(config, name)
+        if group is not None:
+            share = group.share if name == "teacher" else 1.0
+            changed[name] = group.model_copy(update={"fit": few(group.fit, share)})
     changed["answer"] = config.answer.model_copy(update={"max_new_tokens": SHORTEST})
     return config.model_copy(update=changed)
 
 
 def run(config: RunConfig, folder: Path) -> None:
-    """Do the small run in `folder` and print what each stage took."""
-    mini = small(config)
+    """Do the small run in `folder` and print what each stage took.
+
+    What needs no large model, the CLIP and what looks at answers, sees more of the data: `wide`.
+    """
+    mini, part = small(config), Part.of(config)
     finished: dict[str, Path] = {}
+    wide = folder / "wide"
     on_gpu = Machine.of(config).ready() != "cpu"
     free = {"gpu_free_mb": torch.cuda.mem_get_info()[0] / 1e6} if on_gpu else {}
-    for stage in plan(mini):
+    stages = plan(mini)
+    for number, stage in enumerate(stages, start=1):
         finished[stage.name] = folder / stage.name
-        tried = _try(stage, {need.name: finished[need.name] for need in stage.needs}, folder / stage.name)
+        inputs = {need.name: finished[need.name] for need in stage.needs}
+        if stage.name in ("clip", "select", "score"):
+            inputs["prepare"] = wide
+        tried = _try(stage, inputs, folder / stage.name)
         if stage.name == "prepare":
-            tried |= free | _lessen(folder / "prepare", mini)
+            tried |= free | _lessen(folder / "prepare", wide, part, config.model.max_image_tokens)
         if stage.name == ("see" if mini.model.sight == "stored" else "base"):
             tried["generate"] = _generating(config, stage, finished)
+        if stage.name == "answer":
+            _speak_well(folder / "answer", wide, config.answer.candidates)
+        if stage.name == "score":
+            tried |= _scoring(stage, inputs, folder)
+        wanted = {need.name for later in stages[number:] for need in later.needs}
+        for name in finished.keys() - wanted:  # models are large
+            shutil.rmtree(finished.pop(name))
         print(json.dumps(tried), flush=True)
 
 
@@ -116,30 +151,94 @@ def _step_seconds(log: Path) -> list[float]:
     ]  # fmt: skip
 
 
-def _lessen(prepared: Path, mini: RunConfig) -> dict[str, Any]:
-    """Keep of each split so many images as the small run is to have. Characters of all answers there were, in the order
-    in which they are asked; questions and images kept of each split; memory of a sample.
+def _lessen(prepared: Path, wide: Path, part: Part, most_tokens: int) -> dict[str, Any]:
+    """Keep of each split so many rows as the small run is to have images, such as stand for all; `wide` gets more.
+
+    Of every answer there was, the characters beside its boxes, and the boxes, in the order in which they are asked;
+    questions, images and rows kept; memory and seconds of a sample.
     """
-    most: dict[Split, int] = {
-        "train": mini.data.phantoms.train_images, "validation": HELD_IMAGES, "test": HELD_IMAGES,
+    shutil.copytree(prepared, wide, ignore=shutil.ignore_patterns("images", "*.jsonl"))
+    about = read_json(prepared / steps.DATA)
+    write_json(wide / steps.DATA, {**about, "root": str((prepared / about["root"]).resolve())})
+    found: dict[str, Any] = {"answers": {}, "asked": {}, "images": {}, "wide": {"asked": {}, "images": {}}}
+    most: dict[Split, tuple[int, int]] = {
+        "train": (part.train, part.clip), "validation": (part.held, part.scored), "test": (part.held, part.scored),
     }  # fmt: skip
-    lengths: dict[str, list[int]] = {}
-    asked: dict[str, int] = {}
-    images: dict[str, int] = {}
     tracemalloc.start()
-    for split, number in most.items():
+    for split, (number, more) in most.items():
         samples = steps.read_split(prepared, split)
         if split == "train":
-            sample_mb = tracemalloc.get_traced_memory()[0] / len(samples) / 1e6
+            found["sample_mb"] = tracemalloc.get_traced_memory()[0] / len(samples) / 1e6
             tracemalloc.stop()
+            start = time.monotonic()
+            samples = steps.read_split(prepared, split)
+            found["sample_seconds"] = (time.monotonic() - start) / len(samples)
+        rows = rows_of(samples)
+        if split == "train":
+            found["rows"] = {"all": len(rows), "tried": min(number, len(rows))}
         in_order = sorted(samples, key=lambda s: (s.task.value, len(s.answer.text), len(s.question.text)))
-        lengths[split] = [len(s.answer.text) for s in in_order]
-        kept = dict.fromkeys(s.images for s in samples)
-        kept = dict.fromkeys(list(kept)[:number])
-        left = [s for s in samples if s.images in kept]
-        asked[split], images[split] = len(left), len(kept)
-        steps._write_lines(prepared / f"{split}.jsonl", (s.to_json() for s in left))
-    return {"answers": lengths, "asked": asked, "images": images, "sample_mb": sample_mb}
+        found["answers"][split] = [_size(s) for s in in_order]
+        for place, told, least in ((wide, found["wide"], more), (prepared, found, number)):
+            kept = {s.id for row in typical(rows, least, most_tokens) for s in row}
+            left = [s for s in samples if s.id in kept]
+            told["asked"][split], told["images"][split] = len(left), len({i for s in left for i in s.images})
+            steps._write_lines(place / f"{split}.jsonl", (s.to_json() for s in left))
+    return found
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    """Characters of the answer beside its boxes, and boxes: a box is spelled with many tokens."""
+    return len(sample.answer.text.replace(BOX_MARK, "")), len(sample.answer.boxes)
+
+
+def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
+    """So many rows that stand for all: of each modality its part, from short to long, the heaviest of all among them,
+    which decides the memory. `most_tokens`: of an image."""
+
+    def weight(row: list[Sample]) -> float:
+        images = sum(min((i.width or 0) * (i.height or 0) / SIDE**2, most_tokens) for i in row[0].images)
+        return images + sum(len(s.question.text) + len(s.answer.text) for s in row) / 3
+
+    if len(rows) <= number:
+        return list(rows)
+    order = sorted(rows, key=lambda row: (row[0].modality, weight(row)))
+    places = [int((k + 0.5) * len(order) / number) for k in range(number)]
+    heaviest = max(range(len(order)), key=lambda k: weight(order[k]))
+    nearest = min(range(number), key=lambda k: abs(places[k] - heaviest))
+    places[nearest] = heaviest
+    return [order[k] for k in places]
+
+
+def _speak_well(answered: Path, prepared: Path, candidates: int) -> None:
+    """Put truths in the place of what a model of a few steps says, as those are what a trained one comes near to: what
+    looks at answers afterwards takes longer over them."""
+    for split, name in steps.SPOKEN.items():
+        samples = steps.read_split(prepared, split)
+        said = []
+        for k, sample in enumerate(samples):
+            among = [samples[(k + n) % len(samples)].answer for n in range(candidates)]
+            distinct = list(dict.fromkeys(among))
+            said.append(Prediction(sample.id, tuple(Candidate(a.text, a) for a in distinct), by="truth"))
+        steps._write_lines(answered / name, (p.to_json() for p in said))
+
+
+def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
+    """Seconds that scores take whatever there is to score, such as the start of Java; and those of the blind twins,
+    which go with the training questions."""
+    few = folder / "few"
+    shutil.copytree(inputs["prepare"], few)
+    shutil.copytree(inputs["select"], few, dirs_exist_ok=True)
+    train, test = (steps.read_split(few, split) for split in ("train", "test"))
+    one = rows_of(test)[0]
+    for name, some in (("train", rows_of(train)[0]), ("test", one)):
+        steps._write_lines(few / f"{name}.jsonl", (s.to_json() for s in some))
+    said = [p for p in steps.read_predictions(few) if p.id in {s.id for s in one}]
+    steps._write_lines(few / "predictions.jsonl", (p.to_json() for p in said))
+    place = folder / "few-score"
+    fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place)["seconds"]
+    start = time.monotonic()
+    evaluation.blind_twins(train, test)
+    return {"fixed_seconds": fixed, "blind_seconds": time.monotonic() - start}
 
 
 def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> dict[str, Any]:
@@ -147,15 +246,15 @@ def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> d
     work = Work(finished[stage.name], finished, stage.seed, lambda key, value: None)
     here = steps._Room(work, Machine.of(config))
     model, samples = here.model("base"), here.samples("train")
-    tall, wide = model.images.target(samples[0].images[0])
+    found: dict[str, Any] = {"answer_tokens": _tokens(model, samples), **_opening(model, samples)}
     _forget_peak()
     asked = (samples * (1 + config.answer.batch // len(samples)))[: config.answer.batch]
-    found: dict[str, Any] = {"tokens_a_character": _density(model, samples), "image_mb": 3 * tall * wide / 1e6}
     for beams in sorted({1, config.answer.beams}):
         knobs = config.answer.model_copy(update={"beams": beams, "candidates": min(beams, config.answer.candidates)})
         timed = {n: _generate(model, asked, knobs, n) for n in (SHORTEST, LONGEST)}
-        a_token = (timed[LONGEST] - timed[SHORTEST]) / (LONGEST - SHORTEST)
-        found[str(beams)] = {"batch": timed[SHORTEST] - SHORTEST * a_token, "token": a_token}
+        # where other work disturbs it, the short one may have taken longer
+        a_token = max(0.0, timed[LONGEST] - timed[SHORTEST]) / (LONGEST - SHORTEST)
+        found[str(beams)] = {"batch": max(0.0, timed[SHORTEST] - SHORTEST * a_token), "token": a_token}
     return {**found, "memory_mb": _peak_mb()}
 
 
@@ -173,10 +272,19 @@ def _generate(model: VisionLanguageModel, asked: Sequence[Sample], config: Answe
     return best
 
 
-def _density(model: VisionLanguageModel, samples: Sequence[Sample]) -> float:
-    """Answer tokens by character of the answer's text."""
-    tokens = sum(len(turns[-1][1]) for turns in model.text.segments(samples))
-    return tokens / max(1, sum(len(s.answer.text) for s in samples))
+def _tokens(model: VisionLanguageModel, samples: Sequence[Sample]) -> list[float]:
+    """Tokens of an answer by character, by box, and in any case; by least squares."""
+    tokens_N = np.array([len(turns[-1][1]) for turns in model.text.segments(samples)])
+    told_N3 = np.array([(*_size(s), 1) for s in samples])
+    return [float(w) for w in np.linalg.lstsq(told_N3, tokens_N, rcond=None)[0]]
+
+
+def _opening(model: VisionLanguageModel, samples: Sequence[Sample]) -> dict[str, float]:
+    """Seconds to open an image and cut it to size, for the first time, and MB to keep it."""
+    refs = list(dict.fromkeys(i for s in samples for i in s.images))[:OPENED]
+    start = time.monotonic()
+    kept = sum(model.images.pixels(ref).nbytes for ref in refs)
+    return {"open_seconds": (time.monotonic() - start) / max(1, len(refs)), "image_mb": kept / max(1, len(refs)) / 1e6}
 
 
 def _forget_peak() -> None:

@@ -232,7 +232,8 @@ def reflect(
         table = summary(corrections, asked)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
 
-    crew.alone(keep)
+    with _loop(work, "corrections", len(asked)):
+        crew.alone(keep)
     corrections = [Correction.from_json(record) for record in JsonLines(kept).read()]
     work.record("reviewed", {"asked": len(asked), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
     fresh = fed_back(asked, corrections)
