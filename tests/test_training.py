@@ -14,11 +14,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from clinkd import data
-from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
+from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, States
-from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
+from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import LiveTeacher, fit
 from clinkd.training.fit import _Descent, _Trainee
 from clinkd.training.lanes import lanes_for
@@ -421,3 +421,11 @@ def test_one_vision_pass_serves_teacher_and_student(drawn, monkeypatch):
     with torch.no_grad():
         next(iter(towers[1].parameters())).add_(1)
     assert not teacher.sees_as(student)
+
+
+def test_candidates_stand_best_first_where_beams_say_the_same(drawn, monkeypatch):
+    model = fresh(drawn)
+    beams = iter([Candidate(said, BoxedText(said), p) for said, p in (("left", -1.0), ("right", -2.0), ("left", -3.0))])
+    monkeypatch.setattr(model, "_read", lambda *_: next(beams))
+    [found] = model.generate(drawn[1][:1], AnswerConfig(beams=3, candidates=3, max_new_tokens=2))
+    assert [(c.raw, c.logprob) for c in found] == [("left", -1.0), ("right", -2.0)]

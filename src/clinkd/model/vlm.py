@@ -165,7 +165,7 @@ class VisionLanguageModel(nn.Module):
         scores = made.sequences_scores.tolist() if config.beams > 1 else [None] * len(new_ids)
         read = [self._read(ids, score) for ids, score in zip(new_ids, scores, strict=True)]
         grouped = [read[i : i + config.candidates] for i in range(0, len(read), config.candidates)]
-        return [list({c.raw: c for c in reversed(group)}.values())[::-1] for group in grouped]
+        return [[c for k, c in enumerate(group) if all(c.raw != b.raw for b in group[:k])] for group in grouped]
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
