@@ -339,6 +339,17 @@ def test_a_tracker_of_accelerate_gets_the_figures(drawn, tmp_path, monkeypatch):
     assert figures[-1][1]["loss"] == pytest.approx(lines[-1]["loss"], abs=1e-5)
 
 
+def test_a_board_that_cannot_write_does_not_stop_a_training(drawn, tmp_path, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    told = [line for line in capsys.readouterr().err.splitlines() if "TensorBoard" in line]
+    assert len(told) == 1 and "log.jsonl has the figures" in told[0]
+    assert (tmp_path / "log.jsonl").read_text().count("step") > 1
+
+
 def test_a_teacher_counts_what_it_does(drawn):
     model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
     batch = model.encode(rows_of(drawn[1])[:2])

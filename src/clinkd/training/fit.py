@@ -473,10 +473,17 @@ class _Log:
             return
         seconds = round(time.monotonic() - self.start, 2)
         self.lines.append({"step": step, "seconds": seconds, **{k: round(v, 6) for k, v in figures.items()}})
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, step)
+        self._on_board(lambda board: [board.add_scalar(name, value, step) for name, value in figures.items()])
 
     def __exit__(self, *_: object) -> None:
         self.lines.close()
-        if self.board is not None:
-            self.board.close()
+        self._on_board(lambda board: board.close())
+
+    def _on_board(self, call: Callable[[Any], object]) -> None:
+        """TensorBoard shows what the lines hold: where its own thread could not write, training goes on without it."""
+        try:
+            if self.board is not None:
+                call(self.board)
+        except OSError as error:
+            self.board = None
+            print(f"TensorBoard: {error}; {self.lines.path} has the figures", file=sys.stderr, flush=True)
