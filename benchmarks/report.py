@@ -63,7 +63,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 def show(rows: Sequence[Row], args: argparse.Namespace) -> None:
     """Print rows, with commit, machine and versions, and write what else `add_outputs` was asked for."""
     about = machine()
-    told = [{**asdict(r), "ratio": r.ratio, **about} for r in rows]
+    told = [{**asdict(r), "ratio": r.ratio if r.rival else None, **about} for r in rows]  # JSON has no NaN
     if args.json:
         print(json.dumps(told, indent=1))
     else:

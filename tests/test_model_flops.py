@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import Batch, VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of, tiny
 from clinkd.model.flops import linear, peak_flops, published
-from clinkd.objectives import CrossEntropy
+from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import Sample
+from clinkd.training import LiveTeacher
 
 CONFIG = ModelConfig(tiny=TinyConfig(layers=2, vision_layers=3))
 Drawn = tuple[VisionLanguageModel, list[Sample]]
@@ -95,6 +97,26 @@ def test_a_backward_has_the_operations_that_torch_counts(model, drawn, way):
     assert sum(part.all for part in work.values()) == counter.get_total_flops() + unseen
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_step_beside_a_teacher_has_the_operations_that_torch_counts(model, drawn, shared):
+    teacher = LiveTeacher(copy.deepcopy(model))
+    model.freeze(("vision", "merger"))
+    batch = batch_of(model, drawn[1])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        seen = model.see(batch)
+        goal = teacher.goal(batch, seen if shared else None)
+        hidden_NH = model.hidden_states(batch, seen)
+        Distillation(0.5, 2.0)(hidden_NH, model.head.weight_VH, batch.labels_N, goal).sum.backward()
+    unseen = model.work(batch)["head"].weights  # added up in place, as above
+    assert model.flops(batch) + teacher.flops(batch, sight=not shared) == counter.get_total_flops() + unseen
+
+
+def test_measuring_a_peak_leaves_chance_as_it_was():
+    before = torch.get_rng_state()
+    peak_flops(torch.device("cpu"), torch.float32)
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_blind_batches_have_no_vision(model, drawn):
     batch = model.encode([[replace(s, images=())] for s in drawn[1][:3]])
     assert {n: w.all for n, w in model.work(batch).items() if n in ("vision", "merger")} == {
@@ -110,7 +132,9 @@ def test_a_peak_is_measured_where_none_is_known():
     ("name", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H200 NVL", 835e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A10G", 70e12), ("Tesla T4", 65e12), ("NVIDIA RTX A1000", None),
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A10G", 70e12), ("Tesla T4", 65e12),
+        ("Tesla V100-PCIE-32GB", 112e12), ("Tesla V100-SXM2-32GB", 125e12), ("NVIDIA H800 PCIe", 756e12),
+        ("NVIDIA RTX A1000", None),
         ("NVIDIA T400 4GB", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
     ],
