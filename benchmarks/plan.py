@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.report import Row, add_outputs, show
+
+from clinkd.pipeline import memory
 
 PAUSE = 0.2
 RIVAL = "the run"
@@ -55,7 +56,7 @@ def watched(words: list[str], runs: Path) -> Seen:
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         while child.poll() is None:
-            now = _own(child.pid) + sum(map(_share, _family(child.pid)[1:]))
+            now = memory.held_mb(child.pid) + memory.helpers_mb(child.pid)
             found.peak = max(found.peak, now)
             stage = next((p.name.rpartition("-")[0] for p in (runs / ".stages").glob("*.part")), None)
             if stage:
@@ -69,34 +70,6 @@ def watched(words: list[str], runs: Path) -> Seen:
     for record in (runs / ".stages").glob("*/stage.json"):
         stage = record.parent.name.rpartition("-")[0]
         found.by_stage[stage] = json.loads(record.read_text())["seconds"]
-    return found
-
-
-def _own(pid: int) -> float:
-    """MB that a process holds."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1000
-    return 0.0
-
-
-def _share(pid: int) -> float:
-    """MB of a process, pages that several hold divided among them."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1000
-    return 0.0
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for parent in found:
-        with suppress(OSError):
-            for thread in Path(f"/proc/{parent}/task").iterdir():
-                found += map(int, (thread / "children").read_text().split())
     return found
 
 

@@ -15,7 +15,7 @@ from clinkd import data
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import Batch, VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of, tiny
-from clinkd.model.flops import linear, peak_flops, published
+from clinkd.model.flops import Layers, peak_flops, published
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import Sample
 from clinkd.training import LiveTeacher
@@ -93,7 +93,7 @@ def test_a_backward_has_the_operations_that_torch_counts(model, drawn, way):
     if lora:  # nothing learns before the first products, so none of them needs its input's gradient
         first = model.network.model.language_model.layers[0].self_attn
         readers = [m for p in (first.q_proj, first.k_proj, first.v_proj) for m in (p.base_layer, p.lora_A)]
-        unseen += sum(linear(m, batch.input_ids_BS.numel(), True).inputs for m in readers)
+        unseen += sum(Layers.of(m).on(batch.input_ids_BS.numel(), True).inputs for m in readers)
     assert sum(part.all for part in work.values()) == counter.get_total_flops() + unseen
 
 

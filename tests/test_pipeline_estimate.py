@@ -36,7 +36,7 @@ from clinkd.pipeline import work as steps
 from clinkd.pipeline.estimate import Estimate, Forecast
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import BadInput, ImageRef, Prediction, Sample
-from clinkd.storage import JsonLines
+from clinkd.storage import JsonLines, write_lines
 from clinkd.training import fit
 
 SMALL = [
@@ -152,7 +152,7 @@ def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
 def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
     samples = [Sample.from_json(s.to_json()) for s in given[1] if s.split == "test"]  # boxes rounded as on the disk
     for split in ("validation", "test"):
-        steps._write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
+        write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
     trial._speak_well(tmp_path, tmp_path, 3)
     for name in steps.SPOKEN.values():
         said = [Prediction.from_json(r) for r in JsonLines(tmp_path / name).read()]
@@ -332,7 +332,7 @@ def test_only_what_is_left_to_do_is_counted(tmp_path, monkeypatch):
     halfway = estimate.least(config, [*made[:3], *status_of(tmp_path, reflect_2="partial")])
     assert halfway and halfway.drafts_mb == 30
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 1000.0)
-    monkeypatch.setattr(estimate, "free_disk_mb", lambda runs: 12.0)
+    monkeypatch.setattr(estimate, "free_bytes", lambda runs: 12e6)
     halfway.demand_room(config, tmp_path)
     with pytest.raises(BadInput, match="about 40 MB of disk and 12 MB are free"):
         found.demand_room(config, tmp_path)
@@ -359,7 +359,7 @@ def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch
     with pytest.raises(BadInput, match="distill takes about 40 MB of memory and 30 MB are free: " + knobs):
         least.demand_room(config, tmp_path)
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 50.0)
-    monkeypatch.setattr(estimate, "free_disk_mb", lambda runs: 50.0)
+    monkeypatch.setattr(estimate, "free_bytes", lambda runs: 50e6)
     with pytest.raises(BadInput, match=r"about 104 MB of disk and 50 MB are free: make room, or give another --runs"):
         least.demand_room(config, tmp_path)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clinkd import data
+from clinkd import data, storage
 from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, TinyConfig, override
 from clinkd.data import phantoms
 from clinkd.experiments import laptop
@@ -257,7 +257,7 @@ def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatc
         raise AssertionError("an image was seen")
 
     monkeypatch.setattr(gallery, "_features", unseen)
-    monkeypatch.setattr(gallery.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10}))
     with pytest.raises(BadInput, match="take .* MB and 0 MB are free; make room"):
         fill_gallery(tmp_path / "new", bench.model(), bench.images, "see")
 

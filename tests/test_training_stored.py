@@ -26,6 +26,7 @@ from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
+from clinkd.storage import write_lines
 from clinkd.training import LiveTeacher, StoredTeacher, finished, fit, identity_of, shelf, store, stored
 from clinkd.training.stored import Identity, Kind
 
@@ -460,7 +461,7 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     def prepare(work: Work) -> None:
         shutil.copytree(bench.folder / "data", work.folder, dirs_exist_ok=True)
         steps.write_json(work.folder / steps.DATA, {"root": "", "lexicon": phantoms.LEXICON.to_json()})
-        steps._write_lines(work.folder / "train.jsonl", (s.to_json() for s in bench.samples))
+        write_lines(work.folder / "train.jsonl", (s.to_json() for s in bench.samples))
 
     def saved(model: VisionLanguageModel) -> Callable[[Work], None]:
         return lambda work: model.save(work.folder / "model")

@@ -138,6 +138,14 @@ class FitConfig(Knobs):
             raise ValueError(f"rows={self.rows} must be a multiple of accumulate={self.accumulate}: change one of them")
         return self
 
+    def demand_even_shares(self, name: str, processes: int) -> None:
+        """Raises BadInput where so many processes cannot share out the rows evenly; `name`: of these knobs."""
+        if self.rows % (self.accumulate * processes):
+            raise BadInput(
+                f"{name}.rows={self.rows} must be a multiple of {name}.accumulate={self.accumulate} times the "
+                f"{processes} processes: change one of them"
+            )
+
     @property
     def sight_stands_still(self) -> bool:
         """Whether vision tower and merger learn nothing."""

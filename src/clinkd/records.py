@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 BOX_MARK = "[box]"
 
@@ -46,6 +46,7 @@ class Modality(StrEnum):
 PAPER_MODALITIES = tuple(Modality)[:8]
 Side = Literal["image", "patient"]  # whose left: the picture's, or the patient's
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True, slots=True)

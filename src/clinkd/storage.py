@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
@@ -221,6 +221,11 @@ def _files(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST and p.suffix != ".tmp"]
 
 
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """JSON objects, one a line, whole or not at all. Raises BadInput on a full disk."""
+    write_atomic(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))
+
+
 class JsonLines:
     """A file of JSON objects, one a line, that is appended to and read back after a crash.
 
@@ -400,6 +405,21 @@ def spell_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def standing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk of a path that need not be there yet."""
+    return shutil.disk_usage(standing(path)).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """What its files take, those in folders below it included; 0 where it is not there."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def spell_bytes(megabytes: float) -> str:

@@ -21,7 +21,9 @@ def may_write(flag: str, path: Path | None, mark: bytes | None = None) -> None:
     """
     if path is None:
         return
-    parent = next(p for p in (path.absolute().parent, *path.absolute().parents) if p.exists())
+    from clinkd.storage import standing
+
+    parent = standing(path.absolute().parent)
     if not parent.is_dir():
         raise BadInput(f"{flag} {path}: {parent} is no folder; choose another place")
     if not path.exists():

@@ -33,11 +33,13 @@ def answer(
         for start in range(0, len(mine), config.batch):
             batch = mine[start : start + config.batch]
             for sample, candidates in zip(batch, model.generate(batch, config), strict=True):
-                lines.append(Prediction(sample.id, tuple(candidates), chosen=0, by=by).to_json())
+                known[sample.id] = Prediction(sample.id, tuple(candidates), chosen=0, by=by)
+                lines.append(known[sample.id].to_json())
             advance(round(len(batch) / share))
-    crew.wait()
-    crew.alone(lambda: _collect(file))
-    known = _known(file)
+    if crew.size() > 1:
+        crew.wait()
+        crew.alone(lambda: _collect(file))
+        known = _known(file)
     return [known[sample.id] for sample in samples]
 
 
@@ -48,9 +50,10 @@ def _part(file: Path) -> Path:
 
 def _collect(file: Path) -> None:
     """Bring into `file` what other processes wrote, of this attempt or of one before it."""
-    known = JsonLines(file).ids()
+    parts = sorted(file.parent.glob(f"{file.name}.[0-9]*"))
+    known = JsonLines(file).ids() if parts else set()
     with JsonLines(file) as lines:
-        for part in sorted(file.parent.glob(f"{file.name}.[0-9]*")):
+        for part in parts:
             for record in JsonLines(part).read():
                 if record["id"] not in known:
                     lines.append(record)

@@ -157,10 +157,11 @@ class ImageEncoder:
 
         One that is known at another size is not known.
         """
-        grids = [self.grid(ref) for ref in refs]
-        seen = [self.known(ref) if self.known else None for ref in refs]
+        if self.known is None:
+            return (*self.patches(refs), None)
+        grids, seen = [self.grid(ref) for ref in refs], [self.known(ref) for ref in refs]
         fitting = [f for f, (tall, wide) in zip(seen, grids, strict=True) if f is not None and len(f) == tall * wide]
-        if self.known is None or len(fitting) < len(refs):
+        if len(fitting) < len(refs):
             return (*self.patches(refs), None)
         merge = self.processor.merge_size
         grids_I3 = torch.tensor([(1, t * merge, w * merge) for t, w in grids], dtype=torch.long).reshape(-1, 3)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -41,54 +42,73 @@ class Work(NamedTuple):
         return sum(self)
 
 
-def passed(network: Any, batch: Batch) -> dict[str, Work]:
-    """Operations of `batch` in a Qwen2-VL's vision, merger, text and head, with those of a backward to all that learns.
+def counter(network: Any) -> Callable[[Batch], dict[str, Work]]:
+    """A call that counts a batch's operations in a Qwen2-VL's vision, merger, text and head, with those of a backward
+    to all that learns. Layers and what learns of them are looked up now, once.
 
     The gradient of a part's own input is counted wherever something learns in the part or before it, so a first layer
     counts one product too many where nothing does before it.
     """
     visual, text, head = network.model.visual, network.model.language_model, network.lm_head
-    lines, size = batch.input_ids_BS.shape
     width = text.config.num_attention_heads * (text.config.hidden_size // text.config.num_attention_heads)
-    flows = _learns(visual, text)
-    attention = 4 * len(text.layers) * lines * size**2 * width
-    return {
-        **seen(visual, batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0]),
-        "text": _sum(linear(text.layers, lines * size, flows), Work(attention, 0, 2 * attention * flows)),
-        "head": linear(head, len(batch.labels_N), _learns(visual, text, head)),
-    }
+    flows, into_head = _learns(visual, text), _learns(visual, text, head)
+    look, blocks, output = looking(visual), Layers.of(text.layers), Layers.of(head)
+
+    def count(batch: Batch) -> dict[str, Work]:
+        lines, size = batch.input_ids_BS.shape
+        attention = 4 * len(text.layers) * lines * size**2 * width
+        return {
+            **look(batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0]),
+            "text": _sum(blocks.on(lines * size, flows), Work(attention, 0, 2 * attention * flows)),
+            "head": output.on(len(batch.labels_N), into_head),
+        }
+
+    return count
 
 
-def seen(visual: Any, grids_I3: Tensor) -> dict[str, Work]:
-    """Operations of tower and merger on images of these grids."""
-    images_I = _patches(grids_I3)
-    patches, width = sum(images_I), visual.config.embed_dim
-    embed = 2 * visual.patch_embed.proj.weight.numel() * patches
-    flows = _learns(visual.patch_embed, visual.blocks)
-    attention = 4 * len(visual.blocks) * width * sum(n**2 for n in images_I)
-    tower = _sum(
-        Work(embed, embed * _learns(visual.patch_embed), 0),  # pixels need no gradient
-        linear(visual.blocks, patches, flows),
-        Work(attention, 0, 2 * attention * flows),
+def looking(visual: Any) -> Callable[[Tensor], dict[str, Work]]:
+    """A call that counts the operations of tower and merger on images of given grids [I, 3]."""
+    width, embedded = visual.config.embed_dim, 2 * visual.patch_embed.proj.weight.numel()
+    opened, flows, into_merger = (
+        _learns(visual.patch_embed),
+        _learns(visual.patch_embed, visual.blocks),
+        _learns(visual),
     )
-    return {"vision": tower, "merger": linear(visual.merger, patches // visual.spatial_merge_size**2, _learns(visual))}
+    blocks, merger = Layers.of(visual.blocks), Layers.of(visual.merger)
+
+    def count(grids_I3: Tensor) -> dict[str, Work]:
+        images_I: list[int] = grids_I3.prod(-1).tolist()
+        patches = sum(images_I)
+        attention = 4 * len(visual.blocks) * width * sum(n**2 for n in images_I)
+        tower = _sum(
+            Work(embedded * patches, embedded * patches * opened, 0),  # pixels need no gradient
+            blocks.on(patches, flows),
+            Work(attention, 0, 2 * attention * flows),
+        )
+        return {"vision": tower, "merger": merger.on(patches // visual.spatial_merge_size**2, into_merger)}
+
+    return count
 
 
-def linear(module: nn.Module, tokens: int, flows: bool) -> Work:
-    """The linear layers of a module, additions of LoRA among them, each on so many tokens."""
-    sizes = [(m.weight.numel(), m.weight.requires_grad) for m in module.modules() if isinstance(m, nn.Linear)]
-    every, learning = sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns)
-    return Work(2 * tokens * every, 2 * tokens * learning, 2 * tokens * every * flows)
+class Layers(NamedTuple):
+    """The linear layers of a module, additions of LoRA among them: weights, and those of them that learn."""
+
+    every: int
+    learning: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layers:
+        sizes = [(m.weight.numel(), m.weight.requires_grad) for m in module.modules() if isinstance(m, nn.Linear)]
+        return cls(sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns))
+
+    def on(self, tokens: int, flows: bool) -> Work:
+        """Each layer on so many tokens."""
+        return Work(2 * tokens * self.every, 2 * tokens * self.learning, 2 * tokens * self.every * flows)
 
 
 def logits(weight_VH: Tensor, tokens: int) -> int:
     """Operations of a head's logits at so many tokens."""
     return 2 * tokens * weight_VH.numel()
-
-
-def _patches(grids_I3: Tensor) -> list[int]:
-    found: list[int] = grids_I3.prod(-1).tolist()
-    return found
 
 
 def _learns(*modules: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,9 +215,13 @@ class VisionLanguageModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.head.weight_VH.dtype
 
+    def counter(self) -> Callable[[Batch], dict[str, flops.Work]]:
+        """A call that counts the operations of a batch by part, vision, merger, text and head, as the model is now."""
+        return flops.counter(self.network)
+
     def work(self, batch: Batch) -> dict[str, flops.Work]:
-        """Operations of a batch by part: vision, merger, text, head."""
-        return flops.passed(self.network, batch)
+        """Operations of a batch by part."""
+        return self.counter()(batch)
 
     def flops(self, batch: Batch) -> int:
         """Operations of a batch in training."""

@@ -11,21 +11,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clinkd.config import FitConfig, RunConfig, dump
-from clinkd.pipeline.graph import StageStatus
-from clinkd.records import BadInput
-from clinkd.storage import progress, spell_bytes, write_json
+from clinkd.pipeline.graph import StageStatus, draft_of
+from clinkd.pipeline.memory import free_memory_mb
+from clinkd.records import SPLITS, BadInput
+from clinkd.storage import folder_bytes, free_bytes, progress, spell_bytes, standing, write_json
 
 FLOAT = 4  # bytes of a weight, whatever the file holds
 STATES = {"adamw": 2 * FLOAT, "muon": FLOAT}  # bytes of the optimiser's, a weight; muon's of matrices
 CHECKPOINTS = 3  # two kept, and one being written
 IMAGE_CACHE_MB = 256.0  # of resampled images, each training (clinkd.model.encode)
-SPLITS = ("train", "validation", "test")
 PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
 PIXEL_BYTES = 3 * FLOAT * 2  # of a CLIP's pixel, twice while they are put together
 OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
@@ -128,7 +127,7 @@ class Least:
         """Raises BadInput, with the way out, where even that is not free; a GPU's memory is not looked at."""
         if not (config.device != "cpu" and Path("/dev/nvidia0").exists()):
             _demand_memory(config, self.stage, self.memory_mb, free_memory_mb(), self.saved_mb)
-        _demand_disk(self.disk_mb, free_disk_mb(runs) + self.drafts_mb)
+        _demand_disk(self.disk_mb, free_bytes(runs) / 1e6 + self.drafts_mb)
 
 
 def least(config: RunConfig, states: Sequence[StageStatus] = ()) -> Least | None:
@@ -245,62 +244,9 @@ def ways_out(config: RunConfig, stage: str, saved_mb: Mapping[str, float] | None
     return "set " + ", or ".join(found) if found else "a smaller base, or a larger machine, is needed"
 
 
-# ---- the machine ----------------------------------------------------------------------------------------------------
-
-
-def free_memory_mb() -> float:
-    """Of main memory, for a new process: what the system says, or a container's limit where that is lower."""
-    bounds = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        bounds.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        return math.inf
-    for group in _groups():
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            with suppress(OSError):
-                most, taken = ((group / name).read_text().strip() for name in (limit, used))
-                if most.isdigit():
-                    bounds.append(int(most) - int(taken) + _reclaimable(group))
-    return min(bounds) / 1e6
-
-
-def _groups() -> list[Path]:
-    """The control groups that bound this process's memory, each with all above it."""
-    root = Path("/sys/fs/cgroup")
-    found = {root, root / "memory"}
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, kinds, name = line.split(":", 2)
-            if kinds == "" or "memory" in kinds.split(","):
-                inner = (root / "memory" if kinds else root) / name.lstrip("/")
-                found |= {inner, *(p for p in inner.parents if p.is_relative_to(root))}
-    return sorted(found)
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes of file pages that a group gives up when it needs room."""
-    with suppress(OSError):
-        for line in (group / "memory.stat").read_text().splitlines():
-            if line.split()[0] in ("inactive_file", "total_inactive_file"):
-                return int(line.split()[1])
-    return 0
-
-
-def free_disk_mb(runs: Path) -> float:
-    """On the disk of a folder that need not be there yet."""
-    return shutil.disk_usage(_there(runs)).free / 1e6
-
-
-def _there(runs: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
-
-
 def drafts_mb(states: Sequence[StageStatus]) -> float:
     """What stages that are half done have on the disk: the run goes on in it, and needs it no second time."""
-    folders = [s.folder.with_name(s.folder.name + ".part") for s in states if s.state == "partial"]
-    return sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file()) / 1e6
+    return sum(folder_bytes(draft_of(s.folder)) for s in states if s.state == "partial") / 1e6
 
 
 # ---- measured -------------------------------------------------------------------------------------------------------
@@ -314,7 +260,7 @@ def forecast(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> Fo
     """
     tried: dict[str, dict[str, Any]] = {}
     # before the trial takes some
-    free, room, load = free_memory_mb(), free_disk_mb(runs), os.getloadavg()[0]
+    free, room, load = free_memory_mb(), free_bytes(runs) / 1e6, os.getloadavg()[0]
     if all(s.state == "done" for s in states):
         return Forecast(tuple(_nothing(s.name) for s in states), free, room)
     with progress(len(states), "measure", "stages") as advance:
@@ -333,7 +279,7 @@ def _nothing(stage: str) -> Estimate:
 
 def _roomiest(runs: Path) -> Path:
     """Where the trial writes: its models are as large as the run's, and a folder for such things may be in memory."""
-    usual, place = Path(tempfile.gettempdir()), _there(runs)
+    usual, place = Path(tempfile.gettempdir()), standing(runs)
     if os.access(place, os.W_OK) and shutil.disk_usage(place).free > shutil.disk_usage(usual).free:
         return place
     return usual
@@ -383,7 +329,6 @@ class _Sums:
         self.images: dict[str, int] = {split: told[split]["images"] for split in SPLITS}
         if config.data.path is None:
             drawn = config.data.phantoms
-            mini_drawn = self.images["train"]
             whole = {
                 "train": drawn.train_images, "validation": drawn.validation_images, "test": drawn.test_images,
             }  # fmt: skip
@@ -391,8 +336,8 @@ class _Sums:
             self.images = whole
         rows = tried["prepare"]["rows"]
         self.mini_rows: int = rows["tried"]
+        self.rows: int = round(rows["all"] / told["train"]["images"] * self.images["train"])
         self.on_gpu = "gpu_free_mb" in tried["prepare"]
-        self.rows: int = rows["all"] if config.data.path else round(rows["all"] / mini_drawn * self.images["train"])
 
     def estimate(self, name: str, state: str) -> Estimate:
         """One stage."""

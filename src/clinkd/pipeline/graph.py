@@ -119,7 +119,7 @@ def status(described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[S
 
 def _status(stage: Mapping[str, Any], cache: Path) -> StageStatus:
     folder = cache / f"{stage['name']}-{stage['identity']}"
-    draft = _draft(folder)
+    draft = draft_of(folder)
     state: State = "done" if folder.is_dir() else "partial" if (draft / RECORD).is_file() else "missing"
     seconds = stage_record(folder if state == "done" else draft)["seconds"] if state != "missing" else 0.0
     return StageStatus(stage["name"], stage["identity"], state, seconds, folder)
@@ -132,7 +132,8 @@ def stage_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _draft(folder: Path) -> Path:
+def draft_of(folder: Path) -> Path:
+    """Where a stage works before its folder is finished."""
     return folder.with_name(folder.name + ".part")
 
 
@@ -173,7 +174,7 @@ def _follow(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
         key, done = crew.told(("", True))
         if key != stage.key:
             raise BadInput(f"{stage.key}: process 0 is at {key}; all processes must get the same config and data")
-        place = folder if done else _draft(folder)
+        place = folder if done else draft_of(folder)
         if not place.is_dir():
             raise BadInput(f"{place}: not to be seen here; all processes must share the folder of runs")
         if not done:
@@ -196,7 +197,7 @@ def _finish(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) 
 
 
 def _do(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
-    draft = _draft(folder)
+    draft = draft_of(folder)
     with naming_full_disk(draft):
         draft.mkdir(exist_ok=True)
         clock = _Clock(stage, draft)

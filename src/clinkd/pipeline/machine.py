@@ -31,13 +31,8 @@ class Machine:
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
                 raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
-        processes = crew.size()
         for name, fit in config.fits().items():
-            if fit.rows % (fit.accumulate * processes):
-                raise BadInput(
-                    f"{name}.rows={fit.rows} must be a multiple of {name}.accumulate={fit.accumulate} times the "
-                    f"{processes} processes: change one of them"
-                )
+            fit.demand_even_shares(name, crew.size())
 
     def ready(self) -> str:
         """Set torch's threads, and name the device of this process: "cpu", "cuda:1".

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from clinkd import evaluation
@@ -10,7 +9,7 @@ from clinkd.agreement import Lexicon
 from clinkd.config import Knobs, RunConfig, panel
 from clinkd.pipeline.graph import Work, stage_record
 from clinkd.records import Correction, Prediction, Sample
-from clinkd.storage import JsonLines, read_json, write_atomic, write_json
+from clinkd.storage import JsonLines, read_json, write_json, write_lines
 
 
 def write(work: Work, config: RunConfig) -> None:
@@ -30,8 +29,7 @@ def write(work: Work, config: RunConfig) -> None:
     corrections = [
         Correction.from_json(r) for folder in reflected for r in JsonLines(folder / "corrections.jsonl").read()
     ]
-    lines = (json.dumps(s.to_json(), ensure_ascii=False, allow_nan=False) for s in scores)
-    write_atomic(work.folder / "scores.jsonl", "\n".join(lines) + "\n")
+    write_lines(work.folder / "scores.jsonl", (s.to_json() for s in scores))
     write_json(work.folder / "table.json", evaluation.table_json(scores, {}))
     evaluation.write_report(
         work.folder / "report.html",

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import resource
 import shutil
 import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,12 +25,13 @@ import torch
 from clinkd import evaluation
 from clinkd.config import AnswerConfig, FitConfig, RunConfig
 from clinkd.model import VisionLanguageModel, rows_of
+from clinkd.pipeline import memory
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.stages import plan
 from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
-from clinkd.storage import read_json, write_json
+from clinkd.storage import folder_bytes, read_json, write_json, write_lines
 
 STEPS = {True: 16, False: 4}  # of each training: a tiny model's first steps tell little
 CLIP_STEPS = 3
@@ -137,7 +135,7 @@ def _try(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
         "stage": stage.name,
         "seconds": seconds,
         "memory_mb": _peak_mb() + helpers.peak_mb,
-        "disk_mb": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
+        "disk_mb": folder_bytes(folder) / 1e6,
         "fits": {path.parent.name: _step_seconds(path) for path in sorted(folder.glob("fit-*/log.jsonl"))},
         "recorded": recorded,
     }
@@ -182,7 +180,7 @@ def _lessen(prepared: Path, wide: Path, part: Part, most_tokens: int) -> dict[st
             kept = {s.id for row in typical(rows, least, most_tokens) for s in row}
             left = [s for s in samples if s.id in kept]
             told["asked"][split], told["images"][split] = len(left), len({i for s in left for i in s.images})
-            steps._write_lines(place / f"{split}.jsonl", (s.to_json() for s in left))
+            write_lines(place / f"{split}.jsonl", (s.to_json() for s in left))
     return found
 
 
@@ -219,7 +217,7 @@ def _speak_well(answered: Path, prepared: Path, candidates: int) -> None:
             among = [samples[(k + n) % len(samples)].answer for n in range(candidates)]
             distinct = list(dict.fromkeys(among))
             said.append(Prediction(sample.id, tuple(Candidate(a.text, a) for a in distinct), by="truth"))
-        steps._write_lines(answered / name, (p.to_json() for p in said))
+        write_lines(answered / name, (p.to_json() for p in said))
 
 
 def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
@@ -231,9 +229,9 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
     train, test = (steps.read_split(few, split) for split in ("train", "test"))
     one = rows_of(test)[0]
     for name, some in (("train", rows_of(train)[0]), ("test", one)):
-        steps._write_lines(few / f"{name}.jsonl", (s.to_json() for s in some))
+        write_lines(few / f"{name}.jsonl", (s.to_json() for s in some))
     said = [p for p in steps.read_predictions(few) if p.id in {s.id for s in one}]
-    steps._write_lines(few / "predictions.jsonl", (p.to_json() for p in said))
+    write_lines(few / "predictions.jsonl", (p.to_json() for p in said))
     place = folder / "few-score"
     fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place)["seconds"]
     start = time.monotonic()
@@ -244,7 +242,7 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
 def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> dict[str, Any]:
     """Seconds of a batch of short and of long answers, for one beam and for those of the final answers."""
     work = Work(finished[stage.name], finished, stage.seed, lambda key, value: None)
-    here = steps._Room(work, Machine.of(config))
+    here = steps.Room(work, Machine.of(config))
     model, samples = here.model("base"), here.samples("train")
     found: dict[str, Any] = {"answer_tokens": _tokens(model, samples), **_opening(model, samples)}
     _forget_peak()
@@ -291,19 +289,12 @@ def _forget_peak() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    memory.forget_peak()
 
 
 def _peak_mb() -> float:
     """Most that was taken since `_forget_peak`: of the GPU where there is one, else of memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        told = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in told if line.startswith("VmHWM")) / 1000
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else memory.peak_mb()
 
 
 class _Helpers:
@@ -318,30 +309,11 @@ class _Helpers:
 
     def _look(self) -> None:
         while not self.ended.wait(LOOK_SECONDS):
-            self.peak_mb = max(self.peak_mb, sum(map(_held_mb, _children(os.getpid()))))
+            self.peak_mb = max(self.peak_mb, memory.helpers_mb("self"))
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.watch.join()
-
-
-def _children(process: int) -> list[int]:
-    """All below a process."""
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            below = [int(n) for n in (thread / "children").read_text().split()]
-            found += [n for child in below for n in (child, *_children(child))]
-    return found
-
-
-def _held_mb(process: int) -> float:
-    """Pages that several processes hold are divided among them."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1000
-    return 0.0
 
 
 if __name__ == "__main__":

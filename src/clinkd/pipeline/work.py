@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,8 +37,8 @@ from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
-from clinkd.records import BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
-from clinkd.storage import JsonLines, progress, publish, read_json, write_atomic, write_json
+from clinkd.records import SPLITS, BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
+from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
     Gallery,
     LiveTeacher,
@@ -80,13 +78,13 @@ def prepare(work: Work, config: DataConfig) -> None:
         samples = data.divide(found, config.validation_share, config.test_share, work.seed)
         root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         part = [s for s in samples if s.split == split]
         if not part:
             raise BadInput(
                 f"data: no image falls into the {split} split; give more data or a larger data.{split}_share"
             )
-        _write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in part))
+        write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in part))
         work.record(split, {"questions": len(part), "images": len({i.path for s in part for i in s.images})})
     if left_out:
         work.record("left out", dict(left_out))
@@ -95,7 +93,7 @@ def prepare(work: Work, config: DataConfig) -> None:
 
 def base(work: Work, config: ModelConfig, machine: Machine) -> None:
     """The model before any training: random weights, or a check that the pretrained ones load with the scheme."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     if config.base is None:
         train = here.samples("train")
         texts = texts_of(train, config)
@@ -114,9 +112,8 @@ def base(work: Work, config: ModelConfig, machine: Machine) -> None:
 
 def see(work: Work, machine: Machine) -> None:
     """What the frozen tower makes of every image of every split."""
-    here = _Room(work, machine)
-    splits: tuple[Split, ...] = ("train", "validation", "test")
-    refs = {ref for split in splits for ref in read_images(work.inputs["prepare"], split)}
+    here = Room(work, machine)
+    refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
     model = here.model("base")
     with _loop(work, "images", len(refs)):
         taken = fill_gallery(work.folder / GALLERY, model, refs, "see images")
@@ -124,7 +121,7 @@ def see(work: Work, machine: Machine) -> None:
 
 
 def _pretrained(
-    here: _Room, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
+    here: Room, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
 ) -> VisionLanguageModel:
     """First the tower, then the whole model on bare pairs; no sentence of the four tasks is seen."""
     here.work.record("bare pairs", len(pairs))
@@ -149,7 +146,7 @@ def _pretrained(
 
 def teacher(work: Work, config: TeacherConfig, machine: Machine) -> None:
     """A copy tuned on a share of the training images, stratified by task and modality."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     drawn = data.draw_share(here.samples("train"), config.share, work.seed)
     work.record("questions", len(drawn))
     _train(here, here.model("base"), drawn, CrossEntropy(), config.fit, "teacher")
@@ -159,7 +156,7 @@ def pseudo(
     work: Work, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, machine: Machine
 ) -> None:
     """Answers of the teacher (or the untrained base) to training questions outside the teacher's own draw."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     train = here.samples("train")
     own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in own]
@@ -172,7 +169,7 @@ def pseudo(
 
 def distill(work: Work, config: DistillConfig, machine: Machine) -> None:
     """The teacher into a second copy of the base, over the whole training split."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     train = here.samples("train")
     if "pseudo" in work.inputs:
         said = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
@@ -189,7 +186,7 @@ def distill(work: Work, config: DistillConfig, machine: Machine) -> None:
         _train(here, student, train, CrossEntropy(), config.fit, "tune")
 
 
-def _tutor(here: _Room, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig) -> Teacher:
+def _tutor(here: Room, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig) -> Teacher:
     """The teacher beside the student, or what it thinks of all samples, which an attempt before may have written."""
     if config.teacher_as == "live":
         return LiveTeacher(here.model("teacher"))
@@ -206,7 +203,7 @@ def _tutor(here: _Room, student: VisionLanguageModel, samples: Sequence[Sample],
                 store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
     crew.alone(keep)
-    here.work.record("stored teacher", {"bytes": sum(p.stat().st_size for p in folder.iterdir())})
+    here.work.record("stored teacher", {"bytes": folder_bytes(folder)})
     return StoredTeacher(folder, identity)
 
 
@@ -215,7 +212,7 @@ def reflect(
     distill: DistillConfig | None, machine: Machine,
 ) -> None:  # fmt: skip
     """One round: answer training questions, rewrite the wrong answers from the truth, train on both."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     model, train = here.model(previous), here.samples("train")
     asked = _share(train, config.review_share, work.seed, f"round {round}")
     greedy = answers.model_copy(update={"beams": 1, "candidates": 1})
@@ -228,7 +225,7 @@ def reflect(
         similarity = LexicalSimilarity([s.answer.words for s in train])
         corrections = review(asked, found, similarity, config, round)
         corrections = correct(corrections, asked, OfflineCorrector(work.seed), here.lexicon)
-        _write_lines(kept, (c.to_json() for c in corrections))
+        write_lines(kept, (c.to_json() for c in corrections))
         table = summary(corrections, asked)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
 
@@ -245,7 +242,7 @@ def reflect(
 
 def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
     """The image-text model that scores candidates: given, or trained on the training captions."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     if config.base is not None:
         ImageTextModel.load(config.base, here.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
@@ -268,7 +265,7 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
 
 def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
     """The final model's candidates for the test questions, and for those of validation, on which `select` decides."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     model = here.model(previous)
     by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
     asked = {split: here.samples(split) for split in SPOKEN}
@@ -279,7 +276,7 @@ def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) ->
 
 def select(work: Work, config: SelectConfig, machine: Machine) -> None:
     """Every candidate scored against its image, the best one chosen where the scorer may be trusted with the task."""
-    here = _Room(work, machine)
+    here = Room(work, machine)
     scorer, tasks = here.scorer(config), list(config.tasks)
 
     def chosen(split: Split, among: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
@@ -299,7 +296,7 @@ def select(work: Work, config: SelectConfig, machine: Machine) -> None:
         work.record("gain on validation over the first beam", {t: round(100 * g, 2) for t, g in mean.items()})
     work.record("tasks reordered", tasks)
     _, predictions = chosen("test", tasks)
-    _write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in predictions))
+    write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in predictions))
 
 
 def score(work: Work, whole: RunConfig) -> None:
@@ -320,7 +317,7 @@ def _loop(work: Work, name: str, units: int) -> Iterator[None]:
     work.record(name, {"units": units, "seconds": round(time.monotonic() - start, 3)})
 
 
-class _Room:
+class Room:
     """Data, models and the machine, as a stage finds them."""
 
     def __init__(self, work: Work, machine: Machine) -> None:
@@ -377,7 +374,7 @@ def load_clip(stage: Path, open_image: OpenImage) -> ImageTextModel:
 
 
 def _train(
-    here: _Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
+    here: Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     _fit(here, model, samples, objective, config, title, teacher, lap)
@@ -386,7 +383,7 @@ def _train(
 
 
 def _fit(
-    here: _Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
+    here: Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     folder = here.work.folder / f"fit-{title.split()[0]}"
@@ -420,7 +417,3 @@ def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> lis
 def read_predictions(stage: Path, name: str = "predictions.jsonl") -> list[Prediction]:
     """What a stage answered."""
     return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    write_atomic(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from clinkd import crew
 from clinkd.config import FitConfig
 from clinkd.model import Batch, Labelled, Sight, VisionLanguageModel, rows_of
-from clinkd.model.flops import peak_flops
+from clinkd.model.flops import Work, peak_flops
 from clinkd.objectives import CrossEntropy, Distillation, Loss, Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines, progress
@@ -56,6 +56,7 @@ class LiveTeacher:
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.count = model.counter()
 
     @torch.no_grad()
     def goal(self, batch: Batch, seen: Any = None) -> States:
@@ -63,7 +64,7 @@ class LiveTeacher:
 
     def flops(self, batch: Batch, sight: bool) -> int:
         """Of one forward."""
-        return sum(w.forward for part, w in self.model.work(batch).items() if sight or part in ("text", "head"))
+        return sum(w.forward for part, w in self.count(batch).items() if sight or part in ("text", "head"))
 
     def sees_as(self, model: Learner) -> bool:
         """Whether one vision pass serves both: tower and merger are equal and frozen."""
@@ -95,6 +96,7 @@ class _Trainee(nn.Module):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
         self.share_sight = isinstance(teacher, LiveTeacher) and teacher.sees_as(model)
+        self.count: Callable[[Any], dict[str, Work]] = model.counter()
 
     def forward(self, batch: Any, teacher: Teacher | None) -> Loss:
         # not accelerate's: its state is one for the whole process, and stages may differ
@@ -103,7 +105,7 @@ class _Trainee(nn.Module):
 
     def flops(self, batch: Any, teacher: Teacher | None) -> int:
         """Operations of a batch, forward and backward, those of the teacher included."""
-        mine: int = self.model.flops(batch)
+        mine = sum(part.all for part in self.count(batch).values())
         return mine + (teacher.flops(batch, sight=not self.share_sight) if teacher else 0)
 
     def _loss(self, batch: Any, teacher: Teacher | None) -> Loss:
@@ -271,11 +273,7 @@ class _Descent:
     ) -> None:  # fmt: skip
         self.accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(trackers) or None)
         self.processes = self.accelerator.num_processes
-        if config.rows % (config.accumulate * self.processes):
-            raise BadInput(
-                f"{title}: fit.rows={config.rows} must be a multiple of fit.accumulate={config.accumulate} times the "
-                f"{self.processes} processes"
-            )
+        config.demand_even_shares(f"{title}: fit", self.processes)
         self.model, self.teacher, self.clip = model, teacher, config.clip
         trainee = _Trainee(model, objective, teacher, config.precision)
         self.shared = shard and self.processes > 1

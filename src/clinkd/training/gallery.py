@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from clinkd.model import VisionLanguageModel
 from clinkd.records import BadInput, ImageRef
-from clinkd.storage import Advance, spell_bytes
+from clinkd.storage import Advance, folder_bytes, free_bytes, spell_bytes
 from clinkd.training.shelf import Filled, Shelf, finished
 
 IMAGES_A_FILE = 64  # what a kill can lose: a hundred megabytes of a 2B model
@@ -117,9 +116,7 @@ def _features(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
 
 
 def _demand_room(folder: Path, needed: int, images: int) -> None:
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    there = sum(p.stat().st_size for p in folder.glob("images-*")) if folder.exists() else 0
-    free = shutil.disk_usage(place).free
+    there, free = folder_bytes(folder), free_bytes(folder)
     if needed - there > free:
         takes, there_is = spell_bytes(needed / 1e6), spell_bytes(free / 1e6)
         raise BadInput(

@@ -32,6 +32,7 @@ from clinkd.storage import (
     sha256_file,
     write_atomic,
     write_json,
+    write_lines,
 )
 
 ABOUT, INDEX = "about.json", "index.jsonl"
@@ -82,7 +83,7 @@ class Shelf:
                 write_atomic(self.folder / name, save(tensors))
                 done[name] = {"id": name, "seal": self._seal(name, items), "items": items}
                 index.append(done[name])
-        write_atomic(index.path, "".join(json.dumps(done[n], ensure_ascii=False) + "\n" for n in files))
+        write_lines(index.path, (done[name] for name in files))
         Manifest.write(self.folder)
 
     def opened(self) -> dict[str, Items]:

@@ -21,10 +21,9 @@ from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, ask, grouped, pixel_box
 from clinkd.data.readers.rows import Entry, Fault, Row, entries, json_rows, objects_of, text_of
 from clinkd.data.readers.source import Pictures, Source
-from clinkd.records import BadInput, ImageRef, Modality, Sample, Side, Split
+from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
-SPLITS: tuple[Split, ...] = get_args(Split)
 SIDES: tuple[Side, ...] = get_args(Side)
 Word = TypeVar("Word", bound=str)
 
