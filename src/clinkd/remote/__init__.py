@@ -1,0 +1,21 @@
+"""One narrow conversation with an OpenAI-compatible endpoint: what may leave, what it costs, and what came back."""
+
+from clinkd.remote.chat import Chat, Message, Reply, Step, client, spelled
+from clinkd.remote.journal import NANO, Journal, Ledger, OverBudget
+from clinkd.remote.scrub import Masked, Scrubber, common_words
+
+__all__ = [
+    "NANO",
+    "Chat",
+    "Journal",
+    "Ledger",
+    "Masked",
+    "Message",
+    "OverBudget",
+    "Reply",
+    "Scrubber",
+    "Step",
+    "client",
+    "common_words",
+    "spelled",
+]

@@ -1,0 +1,362 @@
+"""Calls to an OpenAI-compatible chat API: several at a time, each made once, paid once, and never more than the budget.
+
+What a server or a library says in an error is never repeated: it may hold what was sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from clinkd.config import ChatConfig
+from clinkd.records import BadInput
+from clinkd.remote.journal import NANO, Journal, OverBudget
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+PATIENCE_SECONDS = 300.0  # a server that asks for more is left alone, and the run stops
+_OVERHEAD_TOKENS = 64  # what a server's template may put around messages, each
+_NOT_DONE = {408, 409, 425, 429, 503}  # said no before any work
+_HOPELESS = {401, 402, 403, 404, 405, 410, 413, 415}
+_TELLING = ("insufficient_quota", "model_not_found", "invalid_api_key")  # words of the API that may be repeated
+_MILLION = 1_000_000
+
+Message = Mapping[str, Any]
+Step = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The texts that came back for one conversation, one a candidate, or `why` there are none."""
+
+    texts: tuple[str, ...] = ()
+    why: str | None = None
+
+
+class Chat:
+    """A model behind an endpoint, as `config` says, and the journal of what was asked of it.
+
+    Raises BadInput for an address that would send text in the clear over a public network, and where no key is set.
+    """
+
+    def __init__(self, config: ChatConfig, journal: Journal) -> None:
+        assert config.base_url and config.model
+        assert config.input_price is not None and config.output_price is not None
+        self.config, self.journal, self.model = config, journal, config.model
+        self._stopped = threading.Event()
+        self._free_at = 0.0  # on the monotonic clock: until then the server wants to be left alone
+        self._client = client(config)
+
+    # -- what would be sent -------------------------------------------------------------------------------------------
+
+    def body(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON of a call."""
+        config = self.config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": list(messages),
+            "temperature": config.temperature,
+            config.limit_as: config.max_tokens,
+        }
+        if config.candidates > 1:
+            body["n"] = config.candidates
+        if config.replies_as == "schema":
+            named = {"name": "reply", "strict": True, "schema": dict(schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        elif config.replies_as == "object":
+            body["response_format"] = {"type": "json_object"}
+        return body
+
+    def most(self, body: Mapping[str, Any]) -> int:
+        """What a call may cost at most, nano-dollars: no token is shorter than a byte."""
+        sent = len(spelled(body)) + _OVERHEAD_TOKENS * len(body["messages"])
+        return self._price(sent, self.config.max_tokens * self.config.candidates)
+
+    def _price(self, sent: int, written: int) -> int:
+        assert self.config.input_price is not None and self.config.output_price is not None
+        dollars = sent * self.config.input_price + written * self.config.output_price
+        return math.ceil(dollars * NANO / _MILLION)
+
+    def unpaid(self, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Those that would really be sent, each once: the journal knows the replies of the others."""
+        first = {key_of(b): b for b in bodies}
+        return [b for key, b in first.items() if self.journal.reply(key) is None and not self._skipped(key)]
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def replies(self, bodies: Sequence[Mapping[str, Any]], step: Step = lambda n: None) -> Iterator[Reply]:
+        """The reply to each, in order. Equal bodies are one call; one that was done before is not made again.
+
+        `step` is told of each that is ready. Raises BadInput where the budget is reached, the server refuses the key
+        or the model, or cannot be reached after `attempts`: what came back until then is in the journal.
+        """
+        keys = [key_of(body) for body in bodies]
+        first = dict(zip(keys, bodies, strict=True))
+        self.journal.enlist(first, self.model)
+        self._stopped.clear()
+        pool = ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="chat")
+        futures: dict[str, Future[Reply]] = {}
+        try:
+            for key, body in first.items():
+                futures[key] = pool.submit(self._settled, key, body)
+            for key in keys:
+                yield futures[key].result()
+                step(1)
+        finally:
+            self._stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)  # a call in flight is paid for: its reply is waited for
+
+    def _settled(self, key: str, body: Mapping[str, Any]) -> Reply:
+        import tenacity
+
+        if (known := self.journal.reply(key)) is not None:
+            return _kept(known)
+        if self._skipped(key):
+            return Reply(why=_LOST)
+        tries = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.config.attempts),
+            retry=tenacity.retry_if_exception_type(_Again),
+            wait=_wait,
+            sleep=self._rest,
+            reraise=True,
+        )
+        try:
+            return tries(self._attempt, key, body)
+        except _Again as last:
+            raise self._stop(f"{last.what}, {self.config.attempts} times") from None
+        except OverBudget as error:
+            raise self._stop(f"reflect.chat.budget: {error}; raise it", OverBudget) from None
+
+    def _skipped(self, key: str) -> bool:
+        return self.config.on_unknown == "skip" and self.journal.state(key) == "unknown"
+
+    def _attempt(self, key: str, body: Mapping[str, Any]) -> Reply:
+        """One call, written down before and after."""
+        self._wait_for_the_server()
+        if self._stopped.is_set():
+            raise self._stop("another call was refused")
+        reserve = self.most(body)
+        self._set_aside(key, reserve)
+        found = self._call(body)
+        if isinstance(found, _Done):
+            cost = reserve if found.tokens is None else self._price(*found.tokens)
+            self.journal.done(key, cost, found.reply)
+            return _kept(found.reply)
+        if isinstance(found, _Refused):
+            return self._refused(key, found, reserve)
+        if not found.sent:
+            self.journal.failed(key, found.what)
+            raise _Again(f"{_host(self.config)} cannot be reached")
+        return self._lost(key, found.what)
+
+    def _set_aside(self, key: str, reserve: int) -> None:
+        """Raises OverBudget where nothing in flight could leave enough of the budget over."""
+        budget = None if self.config.budget is None else round(self.config.budget * NANO)
+        while True:
+            flying = self.journal.ledger().reserved  # before the attempt: what ends in between is then looked at again
+            try:
+                self.journal.begin(key, self.model, reserve, budget)
+                return
+            except OverBudget:
+                if not flying or self._stopped.wait(0.05):
+                    raise
+
+    def _call(self, body: Mapping[str, Any]) -> _Done | _Refused | _Lost:
+        """What became of a call. No error of the library leaves this room: it knows what was sent."""
+        import openai
+        from openai.types.chat import ChatCompletion
+
+        try:  # the client's own method for this would put the body into another order than was told
+            found = self._client.post("/chat/completions", content=spelled(body), cast_to=ChatCompletion)
+            reply = json.dumps([{"text": c.message.content, "end": c.finish_reason} for c in found.choices])
+            used = found.usage
+            return _Done(reply, (used.prompt_tokens, used.completion_tokens) if used else None)
+        except openai.APIStatusError as error:
+            code = str(error.code or "")
+            plain = code if re.fullmatch(r"[a-z_]{3,40}", code) else ""
+            return _Refused(error.status_code, plain, error.response.headers.get("retry-after", "").strip())
+        except openai.APIConnectionError as error:
+            return _Lost("its answer was lost on the way", sent=not _never_connected(error))
+        except Exception:  # cut or garbled: it was answered and paid for, but is not to be read
+            return _Lost("its answer came garbled")
+
+    def _lost(self, key: str, what: str) -> Reply:
+        self.journal.unknown(key, what)
+        if self.config.on_unknown == "skip":
+            return Reply(why=_LOST)
+        raise _Again(f"{_host(self.config)} was called, and {what}")
+
+    def _refused(self, key: str, found: _Refused, reserve: int) -> Reply:
+        status, code = found.status, found.code
+        said = f"HTTP {status}" + (f" {code}" if code in _TELLING else "")
+        if status in (502, 504) or status >= 520:  # a gateway's: what stands behind it may have worked
+            return self._lost(key, f"its gateway gave up ({said})")
+        self.journal.failed(key, said, 0 if status < 500 or status in _NOT_DONE else reserve)
+        if status in _HOPELESS or code in _TELLING:
+            raise self._stop(f"the server says {said}: check base_url, model and the key")
+        if status in _NOT_DONE or status >= 500:
+            raise _Again(f"{_host(self.config)} says {said}", self._asked_to_wait(found.retry_after))
+        if not self.journal.answered(self.model):
+            raise self._stop(
+                f"the server says {said} to the first call: it may not know replies_as={self.config.replies_as} or "
+                f"limit_as={self.config.limit_as}"
+            )
+        return Reply(why=f"refused by the server ({said})")
+
+    def _asked_to_wait(self, value: str) -> float | None:
+        """Seconds, from a header in seconds or as a date (RFC 9110, 10.2.3). Raises BadInput for too long a wait."""
+        seconds: float | None = None
+        if re.fullmatch(r"\d{1,9}(?:\.\d+)?", value):
+            seconds = float(value)
+        elif value:
+            with contextlib.suppress(ValueError, TypeError):
+                seconds = max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        if seconds is not None and seconds > PATIENCE_SECONDS:
+            raise self._stop(f"the server wants to be left alone for {seconds:,.0f} s")
+        if seconds is not None:
+            self._free_at = max(self._free_at, time.monotonic() + seconds)
+        return seconds
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def _rest(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
+
+    def _wait_for_the_server(self) -> None:
+        """As long as it asked one of the threads to."""
+        while (left := self._free_at - time.monotonic()) > 0 and not self._stopped.wait(min(left, 1.0)):
+            pass
+
+    def _stop(self, why: str, kind: type[BadInput] = BadInput) -> BadInput:
+        self._stopped.set()
+        return kind(f"{why}; what came back is kept in {self.journal.path}, and the same command goes on from there")
+
+
+class _Again(Exception):
+    """The call may be made again, after so many seconds where the server told."""
+
+    def __init__(self, what: str, seconds: float | None = None) -> None:
+        super().__init__(what)
+        self.what, self.seconds = what, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    reply: str  # JSON
+    tokens: tuple[int, int] | None  # read and written, where the server counts them
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    status: int
+    code: str
+    retry_after: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    what: str
+    sent: bool = True
+
+
+_LOST = "the answer of the call was lost, and it is not paid for again (reflect.chat.on_unknown=skip)"
+
+
+def key_of(body: Mapping[str, Any]) -> str:
+    """The name of a call in the journal: a hash of all that decides it, model, prompt and parameters."""
+    return hashlib.sha256(spelled(body)).hexdigest()
+
+
+def spelled(body: Mapping[str, Any]) -> bytes:
+    """The bytes of a body, as they leave."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _kept(reply: str) -> Reply:
+    choices = json.loads(reply)
+    whole = tuple(c["text"] for c in choices if c["text"] and c["end"] in ("stop", None))
+    if whole:
+        return Reply(whole)
+    ends = sorted({str(c["end"]) for c in choices if re.fullmatch(r"\w{1,30}", str(c["end"]))} - {"stop", "None"})
+    return Reply(why=f"no whole reply (ended by {', '.join(ends)})" if ends else "an empty reply")
+
+
+def _wait(state: Any) -> float:
+    """As the server asks, else doubling from half a second, with a share of chance so that threads do not march."""
+    asked = state.outcome.exception().seconds
+    backoff = min(30.0, 0.5 * 2 ** (state.attempt_number - 1))
+    chance = 0.5 + int.from_bytes(os.urandom(2), "big") / 65536
+    return float(asked) if asked is not None else backoff * chance
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether a call failed before anything was sent."""
+    cause = error.__cause__
+    while cause is not None:
+        if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _host(config: ChatConfig) -> str:
+    """Scheme and host of the endpoint: what of an address may stand in a message."""
+    parts = urlsplit(config.base_url or "")
+    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+
+
+def client(config: ChatConfig) -> OpenAI:
+    """Raises BadInput for an address that may not be used, and where no key is set."""
+    url = config.base_url or ""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        usable = False
+    if not usable or parts.username or parts.query or parts.fragment:
+        raise BadInput(
+            "reflect.chat.base_url: an address such as https://api.openai.com/v1 is wanted, without a name, a key or "
+            "a query in it"
+        )
+    secure = parts.scheme == "https"
+    if not secure and not _nearby(str(parts.hostname)):
+        raise BadInput(
+            f"reflect.chat.base_url={_host(config)}: texts would go over a public network in the clear; use https"
+        )
+    key = os.environ.get(config.key_variable, "").strip()
+    if not key and secure:
+        raise BadInput(f"{config.key_variable}: not set; put the key of {_host(config)} there (and nowhere else)")
+    import openai
+
+    for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # below that, they log what is sent
+    # no redirect may carry a text elsewhere; a proxy sees what is not encrypted, so only https may go through one
+    http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=secure, timeout=config.timeout_seconds)
+    return openai.OpenAI(
+        base_url=url, api_key=key or "none", max_retries=0, timeout=config.timeout_seconds, http_client=http
+    )
+
+
+def _nearby(host: str) -> bool:
+    """This machine, a private address, or a name without dots or of a local domain."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.rstrip(".").endswith((".local", ".localhost", ".internal", ".lan", ".intranet"))
+    return address.is_loopback or address.is_private or address.is_link_local

@@ -1,0 +1,222 @@
+"""A ledger of calls that cost money (sqlite): each is written down, its price set aside, before it is made.
+
+    new -> inflight (price reserved) -> done | failed | unknown
+
+`failed`: the server said no, so nothing came of the call. `unknown`: it may have been done and paid for, but the answer
+was lost; its whole reserve then counts as spent. A call that was in flight when its process died is unknown, too. What
+is spent is therefore never less than what the server counts, as long as a reserve is never less than a price.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from clinkd.records import BadInput
+from clinkd.storage import naming_full_disk
+
+NANO = 1_000_000_000  # money is counted in whole billionths of a US dollar
+State = Literal["new", "inflight", "done", "failed", "unknown"]
+_TABLES = """
+create table if not exists calls (
+    key text primary key,
+    model text not null,
+    state text not null check (state in ('new', 'inflight', 'done', 'failed', 'unknown')),
+    calls integer not null default 0,     -- times it was made
+    reserved integer not null default 0,  -- of the call in flight, nano-dollars
+    spent integer not null default 0,     -- of all calls before it
+    reply text,
+    reason text,                          -- a word of ours, never one of the server's
+    changed text not null
+) strict, without rowid;
+create table if not exists ledger (id integer primary key check (id = 1), reserved integer, spent integer) strict;
+insert or ignore into ledger values (1, 0, 0);
+"""
+
+
+class OverBudget(BadInput):
+    """A call was not made, since it might pass the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Nano-dollars spent and set aside, and the number of calls in each state."""
+
+    spent: int
+    reserved: int
+    states: dict[State, int] = field(default_factory=dict)
+
+    @property
+    def dollars(self) -> float:
+        """Spent and set aside together."""
+        return (self.spent + self.reserved) / NANO
+
+
+class Journal:
+    """The calls in one file, of one process at a time (its threads may share it).
+
+    Every change is a transaction that is on the disk before the next line runs (WAL, synchronous=FULL): a kill at any
+    point loses no reply that was written, and forgets no price. Texts are not kept, but for the replies.
+
+    Raises BadInput where another process has the file, or it is none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._guard = threading.Lock()
+        with naming_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[bytes] = path.with_name(f"{path.name}.lock").open("ab")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise BadInput(f"{path}: another run uses this journal; wait for it, or name another file") from None
+        try:
+            new = not path.exists()
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            if new:
+                path.chmod(0o600)  # replies are texts about patients
+            for pragma in ("journal_mode=wal", "synchronous=full"):
+                self._db.execute(f"pragma {pragma}").close()
+            self._db.executescript(_TABLES)
+            with self._change():
+                self._lose("state = 'inflight'", (), "its process died")
+        except sqlite3.DatabaseError as error:
+            self._lock.close()
+            raise BadInput(
+                f"{path}: not a journal that can be read ({error}); remove it, or name another file"
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock.close()
+
+    # -- what is known ------------------------------------------------------------------------------------------------
+
+    def state(self, key: str) -> State | None:
+        """None where the call was never heard of."""
+        row = self._one("select state from calls where key = ?", key)
+        return row[0] if row else None
+
+    def reply(self, key: str) -> str | None:
+        """What came back, where the call is done."""
+        row = self._one("select reply from calls where key = ? and state = 'done'", key)
+        return row[0] if row else None
+
+    def answered(self, model: str) -> bool:
+        """Whether any call to that model was ever done."""
+        return self._one("select 1 from calls where model = ? and state = 'done' limit 1", model) is not None
+
+    def ledger(self) -> Ledger:
+        with self._guard:
+            reserved, spent = self._db.execute("select reserved, spent from ledger").fetchone()
+            states = dict(self._db.execute("select state, count(*) from calls group by state"))
+        return Ledger(spent, reserved, states)
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def enlist(self, keys: Iterable[str], model: str) -> None:
+        """Write down calls that are to be made; those known already stay as they are."""
+        with self._change():
+            self._db.executemany(
+                "insert or ignore into calls (key, model, state, changed) values (?, ?, 'new', ?)",
+                ((key, model, _now()) for key in keys),
+            )
+
+    def begin(self, key: str, model: str, reserve: int, budget: int | None) -> None:
+        """Set aside `reserve` nano-dollars and let the call be made.
+
+        Raises OverBudget, with nothing changed, where all that is spent and set aside would pass `budget`.
+        """
+        with self._change():
+            reserved, spent = self._db.execute("select reserved, spent from ledger").fetchone()
+            if budget is not None and spent + reserved + reserve > budget:
+                raise OverBudget(
+                    f"{(spent + reserved) / NANO:.4f} US dollars are spent or set aside, and the next call may cost "
+                    f"{reserve / NANO:.4f}: more than the budget of {budget / NANO:g}"
+                )
+            self._db.execute(
+                "insert into calls (key, model, state, calls, reserved, changed) values (?, ?, 'inflight', 1, ?, ?) "
+                "on conflict (key) do update set state = 'inflight', calls = calls + 1, reserved = excluded.reserved, "
+                "reason = null, changed = excluded.changed",
+                (key, model, reserve, _now()),
+            )
+            self._db.execute("update ledger set reserved = reserved + ?", (reserve,))
+
+    def done(self, key: str, cost: int, reply: str) -> None:
+        """The call came back, for `cost` nano-dollars."""
+        self._end(key, "done", cost, reply, None)
+
+    def failed(self, key: str, reason: str, cost: int = 0) -> None:
+        """The server said no."""
+        self._end(key, "failed", cost, None, reason)
+
+    def unknown(self, key: str, reason: str) -> None:
+        """Nobody knows what became of the call: its reserve counts as spent."""
+        with self._change():
+            self._lose("key = ? and state = 'inflight'", (key,), reason)
+
+    def _end(self, key: str, state: State, cost: int, reply: str | None, reason: str | None) -> None:
+        with self._change():
+            (reserved,) = self._db.execute(
+                "select reserved from calls where key = ? and state = 'inflight'", (key,)
+            ).fetchone()
+            self._db.execute(
+                "update calls set state = ?, reserved = 0, spent = spent + ?, reply = ?, reason = ?, changed = ? "
+                "where key = ?",
+                (state, cost, reply, reason, _now(), key),
+            )
+            self._db.execute("update ledger set reserved = reserved - ?, spent = spent + ?", (reserved, cost))
+
+    def _lose(self, which: str, values: tuple[Any, ...], reason: str) -> None:
+        self._db.execute(
+            "update ledger set spent = spent + lost, reserved = reserved - lost from "
+            f"(select coalesce(sum(reserved), 0) as lost from calls where {which})",
+            values,
+        )
+        self._db.execute(
+            "update calls set state = 'unknown', spent = spent + reserved, reserved = 0, reason = ?, changed = ? "
+            f"where {which}",
+            (reason, _now(), *values),
+        )
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        with self._guard, naming_full_disk(self.path):
+            self._db.execute("begin immediate")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            try:
+                self._db.execute("commit")
+            except sqlite3.OperationalError as error:
+                if "full" in str(error):
+                    raise OSError(os.strerror(28), "(os error 28)") from None
+                raise
+
+    def _one(self, query: str, value: str) -> tuple[Any, ...] | None:
+        with self._guard:
+            row: tuple[Any, ...] | None = self._db.execute(query, (value,)).fetchone()
+        return row
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

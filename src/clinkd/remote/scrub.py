@@ -1,0 +1,198 @@
+"""What may tell a person apart is taken out of a text before it leaves, and put back into what returns.
+
+A mark such as [NAME-1] stands in its place. Since a mark is undone on return, hiding too much costs little, and these
+rules hide rather too much than too little. They are no proof that a text is anonymous.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    r"nov(?:ember)?|dec(?:ember)?)"
+)
+_NAME = r"[^\W\d_][\w'’.-]*"
+_TITLE = r"(?:Dr|DR|Mr|Mrs|MRS|Ms|Miss|Prof|PROF|Herr|Frau|Hr|Fr|Mme|Mlle|Sr|Sra|Sig)\b\.?"
+_CAPITAL = rf"(?!{_TITLE})(?=[^\W\d_])(?![a-zß-öø-ÿ])[\w'’-]+"
+_RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(pattern, flags))
+    for kind, pattern, flags in (
+        ("LINK", r"\b(?:https?|ftp|file|s3)://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.I),
+        ("PATH", r"(?<![\w<])(?:[a-z]:)?(?:[\\/]+[^\s\\/:*?\"<>|()]+){2,}[\\/]?|~[\\/]\S+", re.I),
+        (
+            "PATH",
+            r"[^\s()\[\]]+\.(?:dcm|dicom|ima|png|jpe?g|tiff?|bmp|gif|nii(?:\.gz)?|mhd?|nrrd|txt|csv|json)\b",
+            re.I,
+        ),
+        ("DATE", r"\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?", re.I),
+        ("DATE", r"\b\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})\b", 0),
+        ("DATE", rf"\b\d{{1,2}}(?:st|nd|rd|th|\.)?\s+(?:of\s+)?{_MONTH}\b\.?(?:,?\s+\d{{2,4}}\b)?", re.I),
+        (
+            "DATE",
+            rf"\b{_MONTH}\b\.?\s+\d{{1,2}}(?:st|nd|rd|th)?\b(?:,?\s+\d{{4}}\b)?|\b{_MONTH}\b\.?,?\s+\d{{4}}\b",
+            re.I,
+        ),
+        ("DATE", r"\b\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s?[ap]\.?m\b\.?)?", re.I),
+        ("DATE", r"\b(?:19|20)\d{2}\b(?!\s*(?:mm|cm|ml|x)\b)", re.I),
+        ("AGE", r"\b(?:9\d|1[0-2]\d)(?=[\s-]*(?:years?|yrs?|y/?o)\b)", re.I),
+        ("NAME", r"[^\s^]+\^[^\s]*|\^[^\s]+", 0),  # as DICOM has them: Family^Given
+        (
+            "NAME",
+            rf"\b{_TITLE}"
+            rf"(?:\s+(?:Dr|med|Prof|von|van|de|der|del|la|le)\b\.?)*\s+{_CAPITAL}(?:\s+{_CAPITAL}){{0,2}}",
+            0,
+        ),
+        (
+            "NAME",
+            rf"(?<=\bpatient\s)(?!is\b|has\b|was\b|with\b|in\b|on\b){_CAPITAL}(?:,?\s+{_CAPITAL}){{0,2}}"
+            rf"|(?:(?<=\bnamed\s)|(?<=\bname\sis\s)|(?<=\bname:\s)|(?<=\bcalled\s)){_NAME}(?:,?\s+{_CAPITAL}){{0,2}}",
+            0,
+        ),
+        (
+            "ID",
+            r"(?:(?<=\bMRN\s)|(?<=\bMRN:\s)|(?<=\bID\s)|(?<=\bID:\s)|(?<=\baccession\s)|(?<=\bcase\s)|(?<=\bNo\.\s)|(?<=#))"
+            r"[\w./-]*\d[\w./-]*",
+            re.I,
+        ),
+        ("ID", r"\b\d+(?:\.\d+){3,}\b", 0),  # UIDs, IP addresses
+        ("ID", r"(?<!\w)\+?\(?\d[\d ()/-]{6,}\d\b", 0),  # telephone numbers
+        (
+            "ID",
+            r"\b(?!\d{1,3}-(?:year|month|week|day)s?\b)(?=[\w-]*\d)(?=[\w-]*[^\W\d_])(?=(?:[\w-]*\d){2})\w[\w-]{4,}\w\b",
+            0,
+        ),
+        ("ID", r"\b\d{5,}\b", 0),
+    )
+)
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_PLAIN_NUMBER = re.compile(r"\d{1,3}(?:[a-z]{1,2})?", re.I)
+_MARK = re.compile(r"\[(?:LINK|PATH|DATE|AGE|NAME|ID|WORD)-\d+\]")
+_SHORTEST = 3  # letters of a part of a name that is looked for in small letters, too
+
+
+@dataclass(slots=True)
+class Masked:
+    """One conversation: what was hidden in its texts, by mark. The same word gets the same mark throughout."""
+
+    scrubber: Scrubber
+    hidden: dict[str, str] = field(default_factory=dict)
+    _marks: dict[str, str] = field(default_factory=dict)
+
+    def hide(self, text: str) -> str:
+        """The text with marks in it."""
+        return "".join(piece if kind is None else self._mark(kind, piece) for kind, piece in self.scrubber.pieces(text))
+
+    def show(self, text: str) -> str:
+        """The text with its marks undone; one that stands for nothing stays."""
+        return _MARK.sub(lambda m: self.hidden.get(m[0], m[0]), text)
+
+    @staticmethod
+    def marks(text: str) -> list[str]:
+        """The marks that stand in a text, in order."""
+        return _MARK.findall(text)
+
+    def _mark(self, kind: str, piece: str) -> str:
+        known = self._marks.get(piece.casefold())
+        if known is None:
+            number = 1 + sum(mark.startswith(f"[{kind}-") for mark in self.hidden)
+            known = self._marks[piece.casefold()] = f"[{kind}-{number}]"
+            self.hidden[known] = piece
+        return known
+
+
+class Scrubber:
+    """Finds names, dates, identifiers, paths and links: by their form, and by what headers and paths say.
+
+    `terms`: values of header fields and parts of paths; they are found whole, and those with a "^" (names of persons)
+    part by part. `common`: words that more than one patient's texts hold; where given, every other word with a capital
+    letter or a digit in it is hidden, too.
+    """
+
+    def __init__(self, terms: Iterable[str] = (), common: Iterable[str] | None = None) -> None:
+        self._terms = _pattern_of(terms)
+        self._common = None if common is None else frozenset(w.casefold() for w in common)
+
+    def masked(self) -> Masked:
+        """A new conversation."""
+        return Masked(self)
+
+    def plain(self, text: str) -> str:
+        """The text with a word for what was hidden, for a page that people carry about."""
+        return "".join(piece if kind is None else f"[{kind.lower()}]" for kind, piece in self.pieces(text))
+
+    def pieces(self, text: str) -> list[tuple[str | None, str]]:
+        """The text in pieces, each with what kind of thing is to be hidden in it, or None."""
+        pieces: list[tuple[str | None, str]] = [(None, text)]
+        rules = [*([("ID", self._terms)] if self._terms else []), ("WORD", _MARK), *_RULES]
+        for kind, pattern in rules:
+            pieces = [part for piece in pieces for part in _split(piece, kind, pattern)]
+        if self._common is not None:
+            pieces = [part for piece in pieces for part in self._rare(piece)]
+        return pieces
+
+    def _rare(self, piece: tuple[str | None, str]) -> Iterator[tuple[str | None, str]]:
+        kind, text = piece
+        if kind is not None:
+            yield piece
+            return
+        assert self._common is not None
+        at = 0
+        for word in _WORD.finditer(text):
+            told = word[0].casefold() in self._common or (word[0].islower() and word[0].isalpha())
+            if not told and not _PLAIN_NUMBER.fullmatch(word[0]) and word[0] not in ("A", "I"):
+                yield from ((None, text[at : word.start()]), ("WORD", word[0]))
+                at = word.end()
+        yield None, text[at:]
+
+
+def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """The words that stand in texts of at least two groups; `texts` are (group, text)."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for group, text in texts:
+        for word in _WORD.findall(text):
+            seen = groups[word.casefold()]
+            if len(seen) < 2:
+                seen.add(group)
+    return frozenset(word for word, seen in groups.items() if len(seen) > 1)
+
+
+def _split(piece: tuple[str | None, str], kind: str, pattern: re.Pattern[str]) -> Iterator[tuple[str | None, str]]:
+    known, text = piece
+    if known is not None:
+        yield piece
+        return
+    at = 0
+    for match in pattern.finditer(text):
+        if match[0].strip():
+            yield from ((None, text[at : match.start()]), (kind, match[0]))
+            at = match.end()
+    yield None, text[at:]
+
+
+def _pattern_of(terms: Iterable[str]) -> re.Pattern[str] | None:
+    """All terms as one pattern, the longest first."""
+    wanted: dict[str, bool] = {}  # whether small and capital letters are the same
+    for term in terms:
+        term = " ".join(term.split())
+        if len(term) >= _SHORTEST and not _ordinary(term):
+            wanted[term] = True
+        if "^" in term or "=" in term:
+            for part in re.split(r"[\^=\s,]+", term):
+                if len(part) >= 2:
+                    wanted[part] = len(part) >= _SHORTEST
+    if not wanted:
+        return None
+    spelled = [
+        (r"\s+".join(map(re.escape, term.split())), free)
+        for term, free in sorted(wanted.items(), key=lambda t: -len(t[0]))
+    ]
+    return re.compile("|".join(rf"(?<!\w){'(?i:' if free else '(?:'}{s})(?!\w)" for s, free in spelled))
+
+
+def _ordinary(term: str) -> bool:
+    """A short number, as instance numbers are: it tells nobody apart, and may be a count in any text."""
+    return term.isdigit() and len(term) < 4
