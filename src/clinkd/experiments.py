@@ -96,7 +96,8 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
 
     AdamW, 2e-5, cosine; two epochs of distillation, then two rounds of review and one epoch; positions tied with
     alpha 2 and halves; a = 0.5; three beams. Ours, where the paper is silent: T = 2, 48 images a step, the teacher's
-    two epochs, the offline corrector in the place of GPT-4o.
+    two epochs, the offline corrector in the place of GPT-4o (reflect.corrector=chat is for that). It needs the extra
+    `embeddings`.
     """
     fit = FitConfig(epochs=2, rows=48, accumulate=8, learning_rate=2e-5)
     return RunConfig(
@@ -108,6 +109,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
         reflect=ReflectConfig(
             rounds=2,
             review_share=1,
+            similarity="embedding",
             threshold=0.8,
             box_iou=0,
             conflicts=False,

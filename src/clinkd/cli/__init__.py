@@ -21,7 +21,7 @@ from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
-    from clinkd.pipeline import Forecast, Least, Outlook, Run
+    from clinkd.pipeline import Forecast, Least, Leaving, Outlook, Run
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
@@ -140,6 +140,19 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
     made.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
     made = verb(
+        "correct",
+        _correct,
+        "correct the answers of a run's round once more, or print what would leave this machine for that",
+        "clinkd correct --set reflect.corrector=chat --set reflect.chat.model=M ... --dry-run",
+    )
+    made.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    made.add_argument("--round", type=int, default=1, metavar="N", help="of reflection (1)")
+    made.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
+    which = made.add_mutually_exclusive_group(required=True)
+    which.add_argument("--dry-run", action="store_true", help="print each call's bytes; its cost goes to stderr")
+    which.add_argument("--out", type=Path, metavar="FILE", help="write the corrections there, to read, edit and replay")
+    made.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
+    made = verb(
         "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
     )
     made.add_argument("folder", type=Path)
@@ -154,6 +167,34 @@ def _version() -> str:
     from clinkd import __version__
 
     return f"clinkd {__version__}"
+
+
+def _correct(args: argparse.Namespace) -> int:
+    from clinkd import pipeline
+
+    run = pipeline.find(args.run, args.runs)
+    end_in_order()
+    found = pipeline.correct(run, args.round, args.settings, args.out)
+    if isinstance(found, pipeline.Leaving):
+        return _show_leaving(found)
+    show(found.table)
+    print(f"corrections  {found.file}")
+    print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
+    print(f"             --set reflect.corrector=replay --set reflect.replay={found.file}")
+    return 0
+
+
+def _show_leaving(found: Leaving) -> int:
+    for body in found.bodies:
+        sys.stdout.buffer.write(body + b"\n")
+    sys.stdout.buffer.flush()
+    size = sum(map(len, found.bodies))
+    tell(f"{len(found.bodies)} calls, {size:,} bytes in all, would leave for {found.wrong} wrong answers")
+    tell(
+        f"they may cost up to {found.most_dollars:.4f} US dollars (a token is at least a byte, and every reply as long "
+        f"as it may be); {found.ledger.dollars:.4f} are spent or set aside in the journal"
+    )
+    return 0
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -1,20 +1,38 @@
 """Decide which answers miss the truth, rewrite those, and verify each rewrite by code."""
 
-from clinkd.correction.correctors import Corrector, OfflineCorrector, Rewrite, correct, fed_back
+from clinkd.correction.chat import ChatCorrector
+from clinkd.correction.correctors import (
+    Corrector,
+    OfflineCorrector,
+    ReplayCorrector,
+    Rewrite,
+    Rewritten,
+    Wrong,
+    correct,
+    fed_back,
+    to_do,
+)
+from clinkd.correction.embedding import EmbeddingSimilarity
 from clinkd.correction.review import review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
 from clinkd.correction.summary import summary
 from clinkd.correction.verify import verify
 
 __all__ = [
+    "ChatCorrector",
     "Corrector",
+    "EmbeddingSimilarity",
     "LexicalSimilarity",
     "OfflineCorrector",
+    "ReplayCorrector",
     "Rewrite",
+    "Rewritten",
     "Similarity",
+    "Wrong",
     "correct",
     "fed_back",
     "review",
     "summary",
+    "to_do",
     "verify",
 ]

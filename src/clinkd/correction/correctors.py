@@ -1,11 +1,14 @@
-"""Who rewrites a wrong answer, and what becomes of the rewrite: verified, fed back or refused."""
+"""Who rewrites wrong answers, and what becomes of the rewrites: verified, fed back or refused."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import orjson
 
 from clinkd.agreement import Lexicon
 from clinkd.correction.phrasing import rephrasings
@@ -21,14 +24,28 @@ class Rewrite:
     by: str
 
 
+class Wrong(NamedTuple):
+    """A sample and its reviewed answer, which is wrong: `answer.before` is what the model said."""
+
+    sample: Sample
+    answer: Correction
+
+
+class Rewritten(NamedTuple):
+    """Proposals for one wrong answer, best first; where there are none, `why`."""
+
+    proposals: tuple[Rewrite, ...]
+    why: str = "no rewrite was offered"
+
+
 class Corrector(Protocol):
-    """Rewrites a wrong answer so that it says what the truth says. Its proposals are verified by code, not here."""
+    """Rewrites wrong answers so that they say what the truth says. Its proposals are verified by code, not here."""
 
     @property
     def name(self) -> str: ...
 
-    def rewrite(self, sample: Sample, wrong: Correction) -> list[Rewrite]:
-        """Proposals, best first; none where it has nothing to offer. `wrong.before` is the model's answer."""
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+        """One for each, in order, as they become ready."""
         ...
 
 
@@ -42,37 +59,98 @@ class OfflineCorrector:
     seed: int
     name: str = "offline"
 
-    def rewrite(self, sample: Sample, wrong: Correction) -> list[Rewrite]:
-        truth = sample.answer
-        draw = random.Random(f"{self.seed}/{sample.id}/{wrong.round}")  # a text seed is hashed the same in any process
-        texts = [BoxedText(t, truth.boxes) for t in rephrasings(truth.text, sample.task, draw)]
-        return [Rewrite(t, self.name) for t in (*texts, truth)]
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+        for sample, answer in wrong:
+            truth = sample.answer
+            draw = random.Random(f"{self.seed}/{sample.id}/{answer.round}")  # a text seed is the same in any process
+            texts = [BoxedText(t, truth.boxes) for t in rephrasings(truth.text, sample.task, draw)]
+            yield Rewritten(tuple(Rewrite(t, self.name) for t in (*texts, truth)))
+
+
+class ReplayCorrector:
+    """What a file of corrections says, as a run or `clinkd correct --out` wrote it and a person may have edited it.
+
+    A line belongs to a wrong answer of the same sample and round. Its `after` is the proposal, by whom its `by` says
+    ("human" is kept); a line without one offers nothing.
+
+    Raises BadInput, naming the line, for one that is no correction, or two of one answer.
+    """
+
+    name = "replay"
+
+    def __init__(self, path: Path) -> None:
+        self._kept: dict[tuple[str, int], Correction] = {}
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"reflect.replay={path}: {error.strerror}; corrections.jsonl of a run is wanted") from None
+        except UnicodeDecodeError as error:
+            raise BadInput(f"reflect.replay={path}: not a text file in UTF-8 (byte {error.start})") from None
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                found = Correction.from_json(orjson.loads(line))
+                key = (found.id, found.round)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                kind = f"{error}" if isinstance(error, BadInput) else f"not a correction ({type(error).__name__})"
+                raise BadInput(f"reflect.replay={path}, line {number}: {kind}") from None
+            if key in self._kept:
+                raise BadInput(
+                    f"reflect.replay={path}, line {number}: sample {found.id!r} of round {found.round} stands twice; "
+                    "keep one line"
+                )
+            self._kept[key] = found
+
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+        for sample, answer in wrong:
+            kept = self._kept.get((sample.id, answer.round))
+            if kept is None:
+                yield Rewritten((), "the file has no line for it")
+            elif kept.after is None:
+                yield Rewritten((), kept.rejected or "its line has no rewrite")
+            else:
+                yield Rewritten((Rewrite(kept.after, kept.by or self.name),))
 
 
 def correct(
-    corrections: Iterable[Correction], samples: Sequence[Sample], corrector: Corrector, lexicon: Lexicon
+    corrections: Iterable[Correction],
+    samples: Sequence[Sample],
+    corrector: Corrector,
+    lexicon: Lexicon,
+    step: Callable[[int], None] = lambda n: None,
 ) -> list[Correction]:
     """The reviewed answers, in order, the wrong ones now with `after` and `by`, or with `rejected` and no `after`.
 
     The first proposal that `verify` lets pass is taken; where none does, the objection to the first is recorded and the
-    truth stays as it is. Answers found right, and those corrected or rejected before, pass through untouched.
+    truth stays as it is. Answers found right, and those corrected or rejected before, pass through untouched. `step` is
+    told of each wrong answer that is dealt with.
 
-    Raises BadInput for a correction whose sample is not among `samples`.
+    Raises BadInput for a correction whose sample is not among `samples`, and what the corrector raises.
     """
     known = {s.id: s for s in samples}
-    return [_corrected(c, _find(known, c), corrector, lexicon) for c in corrections]
+    found = list(corrections)
+    places = [n for n, c in enumerate(found) if to_do(c)]
+    wrong = [Wrong(_find(known, found[n]), found[n]) for n in places]
+    for place, (sample, answer), rewritten in zip(places, wrong, corrector.rewrite(wrong), strict=True):
+        found[place] = _taken(sample, answer, rewritten, corrector.name, lexicon)
+        step(1)
+    return found
 
 
-def _corrected(wrong: Correction, sample: Sample, corrector: Corrector, lexicon: Lexicon) -> Correction:
-    if not wrong.wrong or wrong.after is not None or wrong.rejected is not None:
-        return wrong
+def to_do(correction: Correction) -> bool:
+    """Whether an answer is wrong, and nobody has dealt with it yet."""
+    return correction.wrong and correction.after is None and correction.rejected is None
+
+
+def _taken(sample: Sample, wrong: Correction, rewritten: Rewritten, by: str, lexicon: Lexicon) -> Correction:
     objection = None
-    for proposal in corrector.rewrite(sample, wrong):
+    for proposal in rewritten.proposals:
         refused = verify(sample, proposal.answer, lexicon)
         if refused is None:
             return replace(wrong, after=proposal.answer, by=proposal.by)
-        objection = objection or refused
-    return replace(wrong, by=corrector.name, rejected=objection or "no rewrite was offered")
+        objection, by = (objection, by) if objection else (refused, proposal.by)
+    return replace(wrong, by=by, rejected=objection or rewritten.why)
 
 
 def fed_back(samples: Sequence[Sample], corrections: Iterable[Correction]) -> list[Sample]:

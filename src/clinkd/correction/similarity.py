@@ -32,9 +32,9 @@ class Similarity(Protocol):
         ...
 
 
-def text_hash(text: str) -> str:
-    """The key under which the vector of a reference text is kept."""
-    return hashlib.blake2b(normalise(text).encode(), digest_size=16).hexdigest()
+def text_hash(text: str, exact: bool = False) -> str:
+    """The key under which the vector of a reference text is kept: the same for all that read alike, or `exact`."""
+    return hashlib.blake2b((text if exact else normalise(text)).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from clinkd.data.codecs import Codec, Decoded, codec
 from clinkd.data.dataset import Samples, identity
+from clinkd.data.identifying import burnt_in, told_by
 from clinkd.data.images import open_image
 from clinkd.data.modality import read_modality
 from clinkd.data.questions import bare_pairs
@@ -18,6 +19,7 @@ __all__ = [
     "Samples",
     "Source",
     "bare_pairs",
+    "burnt_in",
     "codec",
     "counts",
     "demand",
@@ -28,4 +30,5 @@ __all__ = [
     "open_image",
     "read",
     "read_modality",
+    "told_by",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from clinkd import crew
@@ -9,21 +10,37 @@ from clinkd.config import RunConfig
 from clinkd.pipeline.estimate import Estimate, Forecast, Least, least
 from clinkd.pipeline.graph import Outlook, Stage, StageStatus, Work, execute, outlook
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.runs import RUNS, Asked, Exported, Run, begin, find, finish, known, open_run, table
+from clinkd.pipeline.runs import (
+    RUNS,
+    Asked,
+    Corrected,
+    Exported,
+    Leaving,
+    Run,
+    begin,
+    find,
+    finish,
+    known,
+    open_run,
+    table,
+)
 
 __all__ = [
     "RUNS",
     "Asked",
+    "Corrected",
     "Estimate",
     "Exported",
     "Forecast",
     "Least",
+    "Leaving",
     "Outlook",
     "Run",
     "Stage",
     "StageStatus",
     "Work",
     "ask",
+    "correct",
     "execute",
     "export",
     "find",
@@ -52,7 +69,11 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
 
     Raises BadInput where the folder holds another config and `replace` is not given, on a full disk, and on bad data.
     """
+    from clinkd.pipeline import correcting
+
     Machine.demand(config)
+    if config.reflect:
+        correcting.demand(config.reflect)
     stages = plan(config)
     folder = runs / config.name
     crew.alone(lambda: begin(config, stages, runs, replace))
@@ -90,3 +111,13 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     from clinkd.pipeline.asking import ask as answer
 
     return answer(run, image, question, overlay)
+
+
+def correct(run: Run, round: int, settings: Sequence[str], out: Path | None) -> Corrected | Leaving:
+    """Correct the answers of one of the run's rounds once more, into the file `out`; without it, tell what would leave.
+
+    `settings` are knobs as `--set` takes them. Raises BadInput where the answers are not there yet.
+    """
+    from clinkd.pipeline.correcting import recorrect
+
+    return recorrect(run, round, settings, out)

@@ -410,25 +410,33 @@ class _Sums:
         """Seconds of something that a stage does so many times."""
         if loop == "answers":
             return self._answering(kind)
+        if loop == "rechecks":
+            again = min(self.config.reflect.recheck, self._reviewed) if self.config.reflect else 0
+            return self._generation({"train": again}, 1)
         units: float = {
             "draw": sum(self.images.values()),
             "images": sum(self.images.values()),
             "stored samples": self.questions["train"],
             "pairs": self.config.select.clip.epochs * self.images["train"],
-            "corrections": self.config.reflect.review_share * self.questions["train"] if self.config.reflect else 0,
+            "corrections": self._reviewed,
         }[loop]
         return measured["seconds"] / measured["units"] * units
 
     def _answering(self, kind: str) -> float:
         config, train = self.config, self.questions["train"]
         if kind == "reflect" and config.reflect:
-            return self._generation({"train": config.reflect.review_share * train}, 1)
+            return self._generation({"train": self._reviewed}, 1)
         if kind == "pseudo" and config.distill:
             outside = train * (1 - config.teacher.share if config.teacher else 1.0)
             share = 1.0 if config.distill.targets == "pseudo" else config.distill.pseudo_share
             return self._generation({"train": share * outside}, config.answer.beams)
         asked = {split: float(self.questions[split]) for split in ("validation", "test")}
         return self._generation(asked, config.answer.beams)
+
+    @property
+    def _reviewed(self) -> float:
+        """Questions that a round reviews."""
+        return self.config.reflect.review_share * self.questions["train"] if self.config.reflect else 0.0
 
     def _generation(self, asked: Mapping[str, float], beams: int) -> float:
         """Batches in order of length: each takes as long as its longest answer."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import DataConfig, ModelConfig, RunConfig
+from clinkd.config import DataConfig, ModelConfig, ReflectConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
@@ -49,7 +49,7 @@ def plan(config: RunConfig) -> list[Stage]:
         assert reflect
         tutor = teacher if reflect.objective == "distill" else None
         given = {"config": reflect, "round": number, "answers": config.answer, "distill": config.distill}
-        knobs = {**reflect.identity(), "round": number, "max_new_tokens": config.answer.max_new_tokens}
+        knobs = {**_reflect_identity(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
         model = stage(
             f"reflect-{number}", knobs, data, model, tutor, seen, step="reflect", previous=model.name, **given, **at
         )
@@ -64,7 +64,7 @@ def plan(config: RunConfig) -> list[Stage]:
 
 # Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
 VERSIONS = {
-    "prepare": 3, "base": 2, "see": 1, "teacher": 1, "pseudo": 2, "distill": 1, "reflect": 1, "clip": 1, "answer": 3,
+    "prepare": 3, "base": 2, "see": 1, "teacher": 1, "pseudo": 2, "distill": 1, "reflect": 2, "clip": 1, "answer": 3,
     "select": 2, "score": 1,
 }  # fmt: skip
 
@@ -107,6 +107,24 @@ def _model_identity(config: ModelConfig) -> dict[str, Any]:
         raise BadInput(
             f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted"
         )
-    files = {p.name: sha256_file(p) for p in sorted(config.base.glob("*.json"))}  # those of images and words, too
-    weights = {p.name: _stamp(p) for p in sorted(config.base.glob("*.safetensors"))}
-    return {**knobs, "tiny": None, "files": files, "weights": weights}
+    return {**knobs, "tiny": None, **_files_of(config.base)}
+
+
+def _reflect_identity(config: ReflectConfig) -> dict[str, Any]:
+    """The knobs that count, and what the files they name hold."""
+    knobs = config.identity()
+    embedding, chat, replay = (
+        config.similarity == "embedding", config.corrector == "chat", config.corrector == "replay",
+    )  # fmt: skip
+    knobs["embedder"] = _files_of(config.embedder) if embedding and config.embedder else None
+    knobs["chat"] = knobs["chat"] if chat else None
+    knobs["replay"] = sha256_file(config.replay) if replay and config.replay else None
+    return knobs
+
+
+def _files_of(folder: Path) -> dict[str, Any]:
+    """What decides a model in a folder: its JSON files whole, its weights by size and time of change."""
+    return {
+        "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.json"))},
+        "weights": {p.relative_to(folder).as_posix(): _stamp(p) for p in sorted(folder.rglob("*.safetensors"))},
+    }

@@ -87,6 +87,8 @@ def small(config: RunConfig) -> RunConfig:
         if group is not None:
             share = group.share if name == "teacher" else 1.0
             changed[name] = group.model_copy(update={"fit": few(group.fit, share)})
+    if config.reflect:  # a trial pays nobody
+        changed["reflect"] = changed["reflect"].model_copy(update={"corrector": "offline"})
     changed["answer"] = config.answer.model_copy(update={"max_new_tokens": SHORTEST})
     return config.model_copy(update=changed)
 

@@ -28,13 +28,14 @@ from clinkd.config import (
     SelectConfig,
     TeacherConfig,
 )
-from clinkd.correction import LexicalSimilarity, OfflineCorrector, correct, fed_back, review, summary
+from clinkd.correction import fed_back, review, summary
 from clinkd.data import phantoms
 from clinkd.inference import ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
 from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
+from clinkd.pipeline.correcting import Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import SPLITS, BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
@@ -222,9 +223,9 @@ def reflect(
     kept = work.folder / "corrections.jsonl"
 
     def keep() -> None:
-        similarity = LexicalSimilarity([s.answer.words for s in train])
-        corrections = review(asked, found, similarity, config, round)
-        corrections = correct(corrections, asked, OfflineCorrector(work.seed), here.lexicon)
+        if kept.is_file():  # an attempt before this one was done with it
+            return
+        corrections = reviewed(here.desk, config, train, asked, found, round)
         write_lines(kept, (c.to_json() for c in corrections))
         table = summary(corrections, asked)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
@@ -238,6 +239,38 @@ def reflect(
     objective = Distillation(distill.kd_weight, distill.temperature) if tutor and distill else CrossEntropy()
     lap = (round - 1, config.rounds)
     _train(here, model, [*train, *fresh], objective, config.fit, f"reflect {round}/{config.rounds}", tutor, lap)
+    if config.recheck:
+        _recheck(here, model.eval(), asked, corrections, config, greedy, f"recheck {round}/{config.rounds}")
+
+
+def _recheck(
+    here: Room, model: VisionLanguageModel, asked: Sequence[Sample], corrections: Sequence[Correction],
+    config: ReflectConfig, answers: AnswerConfig, title: str,
+) -> None:  # fmt: skip
+    """Ask some of the reviewed questions again: what came of answers that were wrong, and of those that were right."""
+    was = {c.id: c.wrong for c in corrections}
+    drawn: list[Sample] = []
+    for wrong in (True, False):
+        kind = [s for s in asked if was[s.id] == wrong]
+        drawn += _share(kind, min(1.0, config.recheck / 2 / len(kind)), here.work.seed, "recheck") if kind else []
+    file = here.work.folder / "rechecked.jsonl"
+    with _loop(here.work, "rechecks", len(drawn)):
+        found = answer_samples(model, drawn, answers, file=file, by=title, title=title)
+
+    def keep() -> None:
+        desk = here.desk
+        similarity = similarity_of(desk, config, [s.answer.words for s in desk.train()])
+        now = {c.id: c for c in review(drawn, found, similarity, config, 0)}
+        lines = (
+            {
+                "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": was[s.id],
+                "after_wrong": now[s.id].wrong, "answer": now[s.id].before.to_json(),
+            }
+            for s in drawn
+        )  # fmt: skip
+        write_lines(here.work.folder / "effect.jsonl", lines)
+
+    crew.alone(keep)
 
 
 def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
@@ -324,6 +357,11 @@ class Room:
         self.device, self.machine, self.work = torch.device(machine.ready()), machine, work
         self.open_image, self.lexicon = read_data(work.inputs["prepare"])
         self.gallery: Gallery | None = None
+
+    @property
+    def desk(self) -> Desk:
+        work = self.work
+        return Desk(work.inputs["prepare"], work.folder.parent.parent, work.seed, str(self.device))
 
     def samples(self, split: Split) -> list[Sample]:
         return read_split(self.work.inputs["prepare"], split)

@@ -1,0 +1,123 @@
+"""Similarity by a sentence embedding, as in the paper; the vectors of references are kept on the disk."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.correction.similarity import text_hash
+from clinkd.records import BadInput
+from clinkd.storage import naming_full_disk
+
+Vectors = NDArray[np.float32]
+_AT_A_TIME = 1024  # texts between two writes
+
+
+class Embedder(Protocol):
+    """Texts to vectors [len(texts), width] of length 1. `identity` changes with its weights."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def embed(self, texts: Sequence[str]) -> Vectors: ...
+
+
+class EmbeddingSimilarity:
+    """Cosine of two sentence embeddings, where it is below 0 taken for 0.
+
+    It knows synonyms, which rules do not ("renal" is near "kidney"), and passes a wrong side ("left lung" against
+    "right lung": .98), so review tests sides, negation, counts and boxes beside it. Texts are embedded as they are
+    written: a sentence model knows capitals and punctuation.
+
+    Vectors of `references` are kept in the file `store` by a hash of their text (None: in memory alone), so a second
+    round, or another run on the same truths, embeds answers only. `step` is told of references as they are embedded.
+    """
+
+    name = "embedding"
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        references: Iterable[str],
+        store: Path | None = None,
+        step: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        self._embedder = embedder
+        texts = {text_hash(t, exact=True): t for t in references}
+        with _opened(store) as kept:
+            self._known = kept.read(embedder.identity, texts)
+            step(len(self._known))
+            todo = sorted((t, key) for key, t in texts.items() if key not in self._known)
+            for start in range(0, len(todo), _AT_A_TIME):
+                part = todo[start : start + _AT_A_TIME]
+                made = dict(zip((key for _, key in part), embedder.embed([t for t, _ in part]), strict=True))
+                kept.write(embedder.identity, made)
+                self._known |= made
+                step(len(part))
+
+    def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
+        """[len(a)] values in 0..1, rounded to 6 places; 1 exactly where the texts are equal, 0 where one is empty."""
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
+        keys = {text: text_hash(text, exact=True) for text in (*a, *b) if text.strip()}
+        fresh = sorted({t for t, key in keys.items() if key not in self._known})
+        new = dict(zip(fresh, self._embedder.embed(fresh), strict=True)) if fresh else {}
+
+        def vector(text: str) -> Vectors:
+            return new[text] if text in new else self._known[keys[text]]
+
+        return [
+            1.0 if x == y else 0.0 if x not in keys or y not in keys
+            else round(float(np.clip(vector(x) @ vector(y), 0, 1)), 6)
+            for x, y in zip(a, b, strict=True)
+        ]  # fmt: skip
+
+
+class _Store:
+    """Vectors in a sqlite file, or nowhere."""
+
+    def __init__(self, db: sqlite3.Connection | None) -> None:
+        self.db = db
+
+    def read(self, model: str, keys: Iterable[str]) -> dict[str, Vectors]:
+        if self.db is None:
+            return {}
+        found = {}
+        for key in keys:
+            row = self.db.execute("select vector from vectors where model = ? and text = ?", (model, key)).fetchone()
+            if row:
+                found[key] = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
+        return found
+
+    def write(self, model: str, vectors: dict[str, Vectors]) -> None:
+        if self.db is not None:
+            rows = [(model, key, v.astype("<f4").tobytes()) for key, v in vectors.items()]
+            with self.db:
+                self.db.executemany("insert or replace into vectors values (?, ?, ?)", rows)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[_Store]:
+    if path is None:
+        yield _Store(None)
+        return
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=60)
+        try:
+            db.execute("pragma journal_mode=wal")
+            db.execute(
+                "create table if not exists vectors (model text, text text, vector blob not null, "
+                "primary key (model, text)) strict, without rowid"
+            )
+            yield _Store(db)
+        except sqlite3.DatabaseError as error:
+            raise BadInput(f"{path}: not a store of vectors ({error}); remove it, it is made anew") from None
+        finally:
+            db.close()

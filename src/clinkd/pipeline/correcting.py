@@ -1,0 +1,212 @@
+"""Who compares and who corrects, as a config says; and corrections of a run's answers apart from the run."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clinkd import data
+from clinkd.agreement import Lexicon
+from clinkd.config import ChatConfig, ReflectConfig, override
+from clinkd.correction import (
+    ChatCorrector,
+    Corrector,
+    EmbeddingSimilarity,
+    LexicalSimilarity,
+    OfflineCorrector,
+    ReplayCorrector,
+    Similarity,
+    Wrong,
+    correct,
+    review,
+    summary,
+    to_do,
+)
+from clinkd.pipeline.graph import draft_of
+from clinkd.pipeline.runs import Corrected, Leaving, Run
+from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
+from clinkd.remote import Chat, Journal, Scrubber, client, common_words, spelled
+from clinkd.storage import JsonLines, progress, read_json, write_lines
+
+JOURNAL = "chat.sqlite"  # beside the runs
+VECTORS = "embeddings.sqlite"
+ANSWERS = "answers.jsonl"
+CORRECTIONS = "corrections.jsonl"
+FREE_OF_TEXT = (Modality.CT, Modality.MR, Modality.PET)  # in whose pictures names are not burnt in as a rule
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What corrections are made with: prepared data, and the folder of all runs, where what is paid for is kept."""
+
+    prepared: Path
+    runs: Path
+    seed: int
+    device: str = "cpu"
+
+    @property
+    def root(self) -> Path:
+        return self.prepared / str(read_json(self.prepared / "data.json")["root"])
+
+    @property
+    def lexicon(self) -> Lexicon:
+        return Lexicon.from_json(read_json(self.prepared / "data.json")["lexicon"])
+
+    def train(self) -> list[Sample]:
+        return [Sample.from_json(record) for record in JsonLines(self.prepared / "train.jsonl").read()]
+
+
+def demand(config: ReflectConfig) -> None:
+    """Raises BadInput, before any work, where the embedding or the file to replay is not there, or the chat API may not
+    be used."""
+    if config.similarity == "embedding":
+        from clinkd.model import embedder
+
+        embedder.demand(config.embedder)
+    if config.corrector == "replay":
+        assert config.replay
+        ReplayCorrector(config.replay)
+    if config.corrector == "chat":
+        assert config.chat
+        client(config.chat)
+
+
+def reviewed(
+    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
+    answers: Sequence[Prediction], round: int,
+) -> list[Correction]:  # fmt: skip
+    """The answers compared with their truths, the wrong ones corrected."""
+    similarity = similarity_of(desk, config, [s.answer.words for s in train])
+    found = review(asked, answers, similarity, config, round)
+    return corrected(desk, config, train, asked, found, similarity, f"correct {round}/{config.rounds}")
+
+
+def corrected(
+    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
+    found: Sequence[Correction], similarity: Similarity, title: str,
+) -> list[Correction]:  # fmt: skip
+    """Reviewed answers, with those corrected that are wrong."""
+    total = sum(map(to_do, found))
+    with corrector_of(desk, config, train, asked, similarity) as corrector, progress(total, title, "answers") as step:
+        return correct(found, asked, corrector, desk.lexicon, step)
+
+
+def similarity_of(desk: Desk, config: ReflectConfig, references: Sequence[str]) -> Similarity:
+    """Raises BadInput where the embedding is not there."""
+    if config.similarity == "offline":
+        return LexicalSimilarity(references)
+    from clinkd.model.embedder import TextEmbedder
+
+    embedder = TextEmbedder(config.embedder, desk.device) if config.embedder else TextEmbedder.packaged(desk.device)
+    with progress(len(set(references)), "embed truths", "texts") as step:
+        return EmbeddingSimilarity(embedder, references, desk.runs / VECTORS, step)
+
+
+@contextmanager
+def corrector_of(
+    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample], similarity: Similarity
+) -> Iterator[Corrector]:
+    """Raises BadInput where the journal is in use, no key is set, or pixels are asked for that must not leave."""
+    if config.corrector == "replay":
+        assert config.replay
+        yield ReplayCorrector(config.replay)
+    elif config.corrector == "offline":
+        yield OfflineCorrector(desk.seed)
+    else:
+        assert config.chat
+        picture = _pictures(desk.root, config.chat, asked)
+        with Journal(config.chat.journal or desk.runs / JOURNAL) as journal:
+            scrubbers = _scrubbers(desk.root, train)
+            yield ChatCorrector(Chat(config.chat, journal), similarity, scrubbers, config.chat.question, picture)
+
+
+def _scrubbers(root: Path, train: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
+    """By what the files of a sample say, and by the words that more than one patient's texts share."""
+    texts = ((s.group, text.words) for s in train for t in s.turns for text in (t.question, t.answer))
+    common = common_words(texts)
+    known: dict[tuple[ImageRef, ...], Scrubber] = {}
+
+    def of(sample: Sample) -> Scrubber:
+        if sample.images not in known:
+            terms = {term for image in sample.images for term in data.told_by(root, image)}
+            known[sample.images] = Scrubber(terms, common)
+        return known[sample.images]
+
+    return of
+
+
+def _pictures(root: Path, config: ChatConfig, asked: Sequence[Sample]) -> Callable[[Sample], str] | None:
+    """Pictures as PNG, made anew from their pixels, so that nothing of a header goes along."""
+    if not config.pixels:
+        return None
+    if risky := sorted({s.modality.value for s in asked if s.modality not in FREE_OF_TEXT}):
+        raise BadInput(
+            f"reflect.chat.pixels=true: there are pictures of {', '.join(risky)}, which may show names; only CT, MR "
+            "and PET may leave: set reflect.chat.pixels=false"
+        )
+    images = {image for s in asked for image in s.images}
+    if told := sum(data.burnt_in(root, image) for image in images):
+        raise BadInput(
+            f"reflect.chat.pixels=true: {told} DICOM files say that text is burnt into their pixels; set "
+            "reflect.chat.pixels=false"
+        )
+
+    def of(sample: Sample) -> str:
+        made = io.BytesIO()
+        data.open_image(root, sample.images[0]).save(made, "PNG")
+        return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode()
+
+    return of
+
+
+# -- beside a run -----------------------------------------------------------------------------------------------------
+
+
+def recorrect(run: Run, round: int, settings: Sequence[str], out: Path | None) -> Corrected | Leaving:
+    """Review and correct the answers of a round once more, under `settings`; or what would leave for it (`out` None).
+
+    The answers are those that the run's model gave in that round, which may still be under way.
+    Raises BadInput for a run without reflection, a round it does not have, and one whose answers are not there yet.
+    """
+    config = override(run.config, settings)
+    if run.config.reflect is None or config.reflect is None:
+        raise BadInput(f"{run.folder}: a run without reflection; give one with `reflect`")
+    if not 1 <= round <= run.config.reflect.rounds:
+        raise BadInput(f"--round {round}: the run has rounds 1 to {run.config.reflect.rounds}")
+    stage = next(s.folder for s in run.status() if s.name == f"reflect-{round}")
+    file = next((f / ANSWERS for f in (stage, draft_of(stage)) if (f / ANSWERS).is_file()), None)
+    if file is None:
+        raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
+    desk = Desk(run.stage("prepare"), run.folder.parent, config.seed)
+    train = desk.train()
+    answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
+    answered = {p.id for p in answers}
+    asked = [s for s in train if s.id in answered]
+    similarity = similarity_of(desk, config.reflect, [s.answer.words for s in train])
+    found = review(asked, answers, similarity, config.reflect, round)
+    if out is None:
+        return _leaving(desk, config.reflect, train, asked, found, similarity)
+    made = corrected(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
+    write_lines(out, (c.to_json() for c in made))
+    return Corrected(out, summary(made, asked))
+
+
+def _leaving(
+    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
+    found: Sequence[Correction], similarity: Similarity,
+) -> Leaving:  # fmt: skip
+    known = {s.id: s for s in asked}
+    wrong = [Wrong(known[c.id], c) for c in found if to_do(c)]
+    with corrector_of(desk, config, train, asked, similarity) as corrector:
+        if not isinstance(corrector, ChatCorrector):
+            raise BadInput(f"reflect.corrector={config.corrector}: nothing would leave this machine")
+        bodies: list[Mapping[str, Any]] = corrector.bodies(wrong)
+        unpaid = corrector.chat.unpaid(bodies)
+        most = sum(corrector.chat.most(body) for body in unpaid)
+        ledger = corrector.chat.journal.ledger()
+    return Leaving(tuple(map(spelled, unpaid)), len(wrong), most, ledger)
