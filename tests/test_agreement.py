@@ -9,6 +9,7 @@ import pytest
 from clinkd.agreement import (
     Lexicon,
     affirms,
+    alike,
     conflicts,
     iou,
     iou_matrix,
@@ -20,7 +21,7 @@ from clinkd.agreement import (
     read_facts,
     sides,
 )
-from clinkd.records import Box, Fact
+from clinkd.records import Box, BoxedText, Fact
 
 
 def some_boxes(draw: random.Random, count: int) -> list[Box]:
@@ -337,3 +338,51 @@ def sentence(fact: Fact, form: int) -> str:
         f"The {fact.name} on the {fact.side} is {predicate}" if predicate else f"A {fact.name} on the {fact.side}",
         f"There is a {noun}, seen on the {fact.side}",
     )[form]
+
+
+# ---- likeness of two answers ----------------------------------------------------------------------------------------
+
+
+def spoken(draw: random.Random) -> BoxedText:
+    words = draw.choices(["a", "left", "kidney", "is", "not", "Seen"], k=draw.randrange(5))
+    boxes = some_boxes(draw, draw.choice([0, 0, 1, 1, 2, 3]))
+    return BoxedText(" ".join([*words, *["[box]"] * len(boxes)]), tuple(boxes))
+
+
+def test_likeness_is_symmetric_and_1_for_the_same() -> None:
+    draw = random.Random(5)
+    for _ in range(500):
+        a, b = spoken(draw), spoken(draw)
+        assert 0 <= alike(a, b) <= 1
+        assert alike(a, b) == pytest.approx(alike(b, a), abs=1e-12)
+        assert alike(a, a) == 1
+
+
+def test_likeness_of_boxes_is_the_best_of_all_pairings() -> None:
+    draw = random.Random(6)
+    for _ in range(150):
+        a, b = sorted((some_boxes(draw, draw.randrange(1, 5)) for _ in range(2)), key=len)
+        overlap = iou_matrix(a, b)
+        best = max(sum(overlap[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(len(b)), len(a)))
+        texts = [BoxedText("[box]" * len(boxes), tuple(boxes)) for boxes in (a, b)]
+        assert alike(*texts) == pytest.approx(best / len(b))
+
+
+def test_likeness_where_only_one_has_boxes_is_none() -> None:
+    box = BoxedText("kidney [box]", (Box(0.1, 0.1, 0.4, 0.4),))
+    assert alike(box, BoxedText("kidney")) == alike(BoxedText("kidney"), box) == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ("The liver.", "the LIVER", 1.0),
+        ("left lung", "right lung", 0.5),
+        ("no mass", "mass", 2 / 3),
+        ("a a b", "a b b", 2 / 3),
+        ("", "", 1.0),
+        ("", "liver", 0.0),
+    ],
+)
+def test_likeness_of_words(a: str, b: str, wanted: float) -> None:
+    assert alike(BoxedText(a), BoxedText(b)) == pytest.approx(wanted)

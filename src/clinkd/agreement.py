@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -652,3 +653,21 @@ def closeness(answer: BoxedText, truth: BoxedText, facts: Sequence[Fact], lexico
         said = {t for f in read_facts(answer.text, lexicon) for t in f.tuples}
         return 2 * len(wanted & said) / (len(wanted) + len(said))
     return float(normalise(answer.text) == normalise(truth.text))
+
+
+def alike(a: BoxedText, b: BoxedText) -> float:
+    """How much two answers say the same, 0..1, without a truth; symmetric, and 1 for an answer and itself.
+
+    Where either has boxes, these alone count: the largest summed IoU of boxes paired one to one, over the number of
+    boxes of the answer that has more, so that a spare box counts against it. Else the F1 of normalised words, each as
+    often as it stands; their order is not looked at. Two answers without words are alike.
+    """
+    if a.boxes or b.boxes:
+        overlap = iou_matrix(a.boxes, b.boxes)
+        wide = overlap if len(a.boxes) <= len(b.boxes) else overlap.T
+        # not `match_boxes`: it prefers many pairs that barely touch to one good pair
+        met = sum(float(wide[row, column]) for row, column in enumerate(_assignment(-wide)))
+        return met / max(len(a.boxes), len(b.boxes))
+    said_a, said_b = (Counter(normalise(t.text).split()) for t in (a, b))
+    total = said_a.total() + said_b.total()
+    return 2 * (said_a & said_b).total() / total if total else 1.0

@@ -366,7 +366,11 @@ class AnswerConfig(Knobs):
 class SelectConfig(Knobs):
     """Semantic-aware selective generation: which candidate is the answer."""
 
-    scorer: Literal["clip", "first", "random"] = knob("clip", "first = the first beam", paper="clip")
+    scorer: Literal["clip", "agreement", "first", "random"] = knob(
+        "clip",
+        "agreement = the candidate most alike to the others, by boxes and words; first = the first beam",
+        paper="clip",
+    )
     trust: Literal["validated", "always"] = knob(
         "validated",
         "validated: a task is reordered only where the scorer beats the first beam on the validation split",

@@ -30,7 +30,7 @@ from clinkd.config import (
 )
 from clinkd.correction import fed_back, review, summary
 from clinkd.data import phantoms
-from clinkd.inference import ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
+from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
 from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
@@ -308,14 +308,18 @@ def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) ->
 
 
 def select(work: Work, config: SelectConfig, machine: Machine) -> None:
-    """Every candidate scored against its image, the best one chosen where the scorer may be trusted with the task."""
+    """Every candidate scored, the best one chosen where the scorer may be trusted with the task.
+
+    Rivals that cost nothing write their scores beside the scorer's: what selection gained is told against them.
+    """
     here = Room(work, machine)
     scorer, tasks = here.scorer(config), list(config.tasks)
+    rivals = [r for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
 
     def chosen(split: Split, among: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
         samples = {s.id: s for s in here.samples(split)}
         found = read_predictions(work.inputs["answer"], SPOKEN[split])
-        return samples, rerank(samples, found, scorer, among)
+        return samples, rerank(samples, found, scorer, among, rivals)
 
     if config.trust == "validated" and config.scorer != "first":
         samples, predictions = chosen("validation", tasks)
@@ -377,6 +381,8 @@ class Room:
     def scorer(self, config: SelectConfig) -> Scorer:
         if config.scorer == "clip":
             return ClipScorer(load_clip(self.work.inputs["clip"], self.open_image))
+        if config.scorer == "agreement":
+            return Agreement()
         return FirstBeam() if config.scorer == "first" else RandomScorer(self.work.seed)
 
 

@@ -1,0 +1,104 @@
+"""Self-consistency as a scorer: the medoid against a plain one, ties, the record, and who may choose."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clinkd.agreement import Lexicon, iou
+from clinkd.config import RunConfig, override
+from clinkd.inference import Agreement, RandomScorer, rerank
+from clinkd.pipeline import Work, plan, work
+from clinkd.pipeline.machine import Machine
+from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.storage import JsonLines, write_json, write_lines
+
+
+def box_at(x: float) -> BoxedText:
+    return BoxedText("The kidney is at [box].", (Box(x, 0.1, x + 0.2, 0.4),))
+
+
+def sample(id: str, task: Task = Task.VG, truth: BoxedText | None = None) -> Sample:
+    turn = Turn(task, BoxedText("Where?"), truth or box_at(0.1))
+    return Sample(id, (ImageRef(f"{id}.png", 8, 8),), Modality.CT, (turn,), group=id)
+
+
+def said(id: str, *answers: BoxedText) -> Prediction:
+    return Prediction(id, tuple(Candidate(a.text, a) for a in answers))
+
+
+def test_the_best_is_the_medoid() -> None:
+    draw = random.Random(0)
+    for _ in range(100):
+        answers = [box_at(draw.uniform(0, 0.7)) for _ in range(5)]
+        (scores,) = Agreement().scores([sample("a")], [said("a", *answers)])
+        by_hand = [sum(iou(a.boxes[0], b.boxes[0]) for b in answers if b is not a) / 4 for a in answers]
+        assert scores == pytest.approx(by_hand)
+
+
+def test_two_of_three_that_agree_beat_the_first_beam_and_ties_keep_its_place() -> None:
+    asked = {"a": sample("a"), "b": sample("b"), "c": sample("c")}
+    two = [said("a", box_at(0.7), box_at(0.1), box_at(0.11)), said("b", box_at(0.7), box_at(0.1))]
+    lone = said("c", box_at(0.5))
+    chosen = rerank(asked, [*two, lone], Agreement(), list(Task))
+    assert [p.chosen for p in chosen] == [1, 0, 0]
+    assert [c.scores["agreement"] for c in chosen[2].candidates] == [1.0]
+
+
+def test_answers_that_tie_by_symmetry_tie_to_the_last_bit() -> None:
+    draw = random.Random(1)
+    for _ in range(200):
+        pair = [BoxedText(" ".join(draw.choices("abcdefg", k=draw.randrange(1, 9)))) for _ in range(2)]
+        (scores,) = Agreement().scores([sample("a", Task.MIA)], [said("a", *pair, *reversed(pair))])
+        assert len(set(scores)) == 1
+
+
+def test_rivals_are_written_and_choose_nothing() -> None:
+    found = [said(str(i), *(box_at(x / 10) for x in (0, 5, 1))) for i in range(60)]
+    asked = {p.id: sample(p.id) for p in found}
+    done = rerank(asked, found, Agreement(), ["VG"], [RandomScorer(3)])
+    assert {frozenset(c.scores) for p in done for c in p.candidates} == {frozenset({"agreement", "random"})}
+    alone = rerank(asked, found, Agreement(), ["VG"])
+    assert [p.chosen for p in done] == [p.chosen for p in alone]
+    die = rerank(asked, found, RandomScorer(3), ["VG"], [Agreement()])
+    assert len({p.chosen for p in die}) == 3
+    assert [[c.scores for c in p.candidates] for p in die] == [[c.scores for c in p.candidates] for p in done]
+
+
+def test_the_record_alone_tells_the_choice() -> None:
+    """Scores that differ below what is written down are a tie, here and for who reads the record later."""
+
+    class Close:
+        name = "close"
+
+        def scores(self, samples: list[Sample], predictions: list[Prediction]) -> list[list[float]]:
+            return [[0.5, 0.5 + 1e-9] for _ in predictions]
+
+    (done,) = rerank({"a": sample("a")}, [said("a", box_at(0.1), box_at(0.5))], Close(), ["VG"])
+    assert done.chosen == 0 and done.candidates[0].scores == done.candidates[1].scores
+
+
+def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
+    config = override(RunConfig(), ["select.scorer=agreement", "select.trust=validated"])
+    assert "clip" not in {s.name for s in plan(config)}
+    inputs = {name: tmp_path / name for name in ("prepare", "answer")}
+    for folder in (*inputs.values(), tmp_path / "select"):
+        folder.mkdir()
+    write_json(inputs["prepare"] / "data.json", {"root": "", "lexicon": Lexicon(("kidney",)).to_json()})
+    caption = BoxedText("a small kidney")
+    asked = [sample("vg"), sample("mia", Task.MIA, caption)]
+    better = said("vg", box_at(0.7), box_at(0.1), box_at(0.11))  # the agreed one is the true one
+    worse = said("mia", caption, BoxedText("a large liver"), BoxedText("a large dark liver"))
+    for split, name in (("validation", "validation.jsonl"), ("test", "predictions.jsonl")):
+        write_lines(inputs["prepare"] / f"{split}.jsonl", (replace(s, split=split).to_json() for s in asked))
+        write_lines(inputs["answer"] / name, (p.to_json() for p in (better, worse)))
+    recorded: dict[str, object] = {}
+    stage = Work(tmp_path / "select", inputs, 0, recorded.__setitem__)
+    work.select(stage, config.select, Machine("cpu", 1))
+    assert recorded["tasks reordered"] == ["VG"]
+    found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
+    assert [p.chosen for p in found] == [1, 0]
+    assert all(set(c.scores) == {"agreement", "random"} for p in found for c in p.candidates)
