@@ -16,6 +16,7 @@ from PIL import Image
 
 from clinkd.agreement import Lexicon
 from clinkd.evaluation import (
+    Gain,
     choose_gallery,
     paper_tables,
     table_json,
@@ -89,6 +90,50 @@ def test_the_average_is_of_the_four_tasks_once_all_are_there(scores: list[Score]
     spice = both("model", Task.RC, "SPICE", 62.0)
     found = table_json([s for s in scores if s.metric != "SPICE"] + spice, {})
     assert found["average"] == (60 + 61 + 62 + 63) / 4 and "average_why" not in found
+
+
+def test_selection_for_a_program(scores: list[Score]) -> None:
+    more = [Score("agreement", Task.VG, "Recall", None, 57.0, 10, None, (50.0, 64.0))]
+    gained = Gain("agreement", Task.VG, "Recall", 2.0, (-1.0, 5.0))
+    found = table_json([*scores, *more], {}, [gained])["selection"]
+    assert list(found) == ["VG"] and list(found["VG"]) == ["Recall"]
+    rows = found["VG"]["Recall"]
+    assert list(rows) == ["first beam", "agreement", "model", "oracle"]
+    assert rows["first beam"] == {"score": 55.0, "interval": None}
+    own = {"score": 57.0, "interval": [50.0, 64.0], "gain": 2.0, "gain_interval": [-1.0, 5.0]}
+    assert rows["agreement"] == own
+    assert table_json(scores, {})["selection"] == {}
+
+
+def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
+    more = [s for row in ("agreement", "by clip") for s in both(row, Task.VG, "Recall", 57.0)]
+    gained = [
+        Gain("agreement", Task.VG, "Recall", 2.0, (-1.0, 5.0)),
+        Gain("by clip", Task.VG, "Recall", 2.0, (0.5, 3.5)),
+        Gain("by clip", Task.ROC, "Recall", -9.0, (-12.0, -6.0)),
+        Gain("by clip", Task.MIA, "mBMR", 1.0, (-12.0, 16.0)),
+        Gain("model", Task.VG, "Recall", 0.0, (0.0, 0.0)),
+        Gain("oracle", Task.VG, "Recall", 15.0, (10.0, 20.0)),
+    ]
+    table = next(t for t in tabulate([*scores, *more], gained) if t.title == "What selection gained")
+    assert table.columns == ("", "First beam", "Agreement", "By clip", "Chosen", "Oracle")
+    assert table.rows[:3] == (
+        ("VG Recall", "55.0", "57.0", "57.0", "60.0", "70.0"),
+        ("  above the first beam", "-", "+2.0", "+2.0", "+0.0", "+15.0"),
+        ("  95 % interval of that", "-", "[-1.0, 5.0]", "[0.5, 3.5]", "[0.0, 0.0]", "[10.0, 20.0]"),
+    )
+    assert table.notes[:4] == (
+        "Agreement: no gain and no loss: every interval spans 0.",
+        "By clip: better than the first beam in VG Recall +2.0; worse in ROC Recall -9.0; no difference seen in the "
+        "rest.",
+        "Chosen: scores as the first beam does, in every task.",
+        "The most that any choice among these candidates could gain (oracle): VG Recall +15.0.",
+    )
+
+
+def test_where_no_other_choice_scores_otherwise_selection_is_not_spoken_of(scores: list[Score]) -> None:
+    same = [Gain("model", Task.VG, "Recall", 0.0, (0.0, 0.0))]
+    assert [t.title for t in tabulate(scores, same)] == [t.title for t in tabulate(scores)]
 
 
 def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import captions, judge, metrics, score, score_by_source
+from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
 from clinkd.evaluation.captions import FIGURES, Caption, NotComputed, caption_counts, caption_figures
 from clinkd.records import (
     BadInput,
@@ -230,6 +230,90 @@ def test_first_beam_oracle_and_choice() -> None:
     scores = strict(items, [*rows, says(items[2], "cyst", "lung")])
     found = {row: values(scores, Task.ROC, row)["Recall"] for row in ("model", "first beam", "oracle")}
     assert found == pytest.approx({"model": 100 / 3, "first beam": 100 / 3, "oracle": 200 / 3})
+
+
+def weighed(of: Sample, *answers: BoxedText | str, chosen: int = 0, **scores: Sequence[float]) -> Prediction:
+    """An answer with what each scorer made of its candidates."""
+    said = says(of, *answers, chosen=chosen)
+    marks = [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
+    return replace(said, candidates=tuple(replace(c, scores=m) for c, m in zip(said.candidates, marks, strict=True)))
+
+
+def test_every_scorers_own_choice_is_a_row() -> None:
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(4)]
+    rows = [
+        weighed(items[0], "cyst", "liver", chosen=0, clip=(0.1, 0.2), random=(0.3, 0.3), agreement=(1, 1)),
+        weighed(items[1], "liver", "cyst", chosen=1, clip=(0.1, 0.2), random=(0.1, 0.9), agreement=(1, 0.5)),
+        weighed(items[2], "cyst", "liver", chosen=0, clip=(0.1, 0.2), random=(0.9, 0.1), agreement=(0.5, 1)),
+        weighed(items[3], "liver", "lung", chosen=0, clip=(0.2, 0.1), random=(0.9, 0.1), agreement=(0.5, 0.4)),
+    ]
+    scores = strict(items, rows)
+    found = {row: values(scores, Task.ROC, row)["Recall"] for row in dict.fromkeys(s.row for s in scores)}
+    assert found == {"model": 25, "first beam": 50, "random": 25, "agreement": 75, "by clip": 75, "oracle": 100}
+
+
+def test_a_scorer_that_left_some_candidates_out_is_no_row() -> None:
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(2)]
+    rows = [weighed(items[0], "cyst", "liver", clip=(0.1, 0.2), first=(0, -1)), says(items[1], "liver", "cyst")]
+    assert {s.row for s in strict(items, rows)} == {"model", "first beam", "oracle"}
+
+
+def test_a_scorers_choice_is_no_blind_twin() -> None:
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(4)]
+    items[3] = replace(items[3], source="other set")
+    rows = [weighed(s, "cyst", "liver", clip=(0, 1), random=(0, 1), agreement=(0, 1)) for s in items]
+    twin = [says(s, "liver" if i == 0 else "cyst") for i, s in enumerate(items)]
+    judged = judge(items, rows, {"constant": twin}, LEXICON, CONFIG)
+    found = table_json(judged.scores(), {}, judged.gains())
+    assert found["ROC"]["blind"] == 25 and set(found["ROC"]["blind_by"]) == {"constant"}
+    table = judged.by_source()
+    lines = {r[1]: dict(zip(table.columns, r, strict=True)) for r in table.rows}
+    assert (lines["set"]["Model"], lines["set"]["Which"]) == ("0.0", "constant")
+
+
+def gains(items: Sequence[Sample], rows: Sequence[Prediction]) -> dict[str, Gain]:
+    found = judge(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000)).gains()
+    return {g.row: g for g in found if g.metric == "Recall"}
+
+
+def test_a_gain_is_a_difference_of_means_with_a_paired_interval() -> None:
+    """One answer in two right; the scorer mends one in ten and spoils none. Unpaired, the interval would span 0."""
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(200)]
+    rows = [
+        weighed(s, *(("liver", "liver") if i % 2 else ("cyst", "liver" if i % 10 == 0 else "cyst")), clip=(0, 1))
+        for i, s in enumerate(items)
+    ]
+    found = gains(items, rows)
+    clip, model = found["by clip"], found["model"]
+    assert clip.value == pytest.approx(10) and found["oracle"].value == pytest.approx(10)
+    low, high = clip.interval or (0, 0)
+    assert high - low == pytest.approx(2 * 1.96 * 100 * np.sqrt(0.1 * 0.9 / 200), rel=0.15)
+    assert low > 0 and clip.certain
+    assert (model.value, model.interval, model.certain) == (0, (0, 0), False)
+    assert "first beam" not in found
+
+
+def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
+    """By brute force: the same draws of groups, the mean difference of each."""
+    draw = np.random.default_rng(4)
+    items = [sample(i, Task.ROC, "liver", names=("liver",), group=f"g{i // 3}") for i in range(90)]
+    right = draw.random((90, 2)) < 0.5
+    rows = [
+        weighed(s, *("liver" if r else "cyst" for r in pair), clip=(0, 1)) for s, pair in zip(items, right, strict=True)
+    ]
+    judged = judge(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
+    groups, weights = judged._drawn(Task.ROC, np.arange(90))
+    times = weights[:, groups].astype(float)  # [R, N]
+    by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
+    (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
+    assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, [2.5, 97.5])))
+
+
+def test_too_few_replicates_give_gains_without_intervals() -> None:
+    item = sample(1, Task.ROC, "liver", names=("liver",))
+    judged = judge([item], [says(item, "cyst", "liver")], {}, LEXICON, EvaluateConfig(replicates=1))
+    (oracle,) = [g for g in judged.gains() if (g.row, g.metric) == ("oracle", "Recall")]
+    assert (oracle.value, oracle.interval, oracle.certain) == (100, None, False)
 
 
 def test_the_mean_is_over_modalities_and_not_over_questions() -> None:

@@ -358,8 +358,9 @@ class Correction:
 class Score:
     """One figure, x100. `value` is None, with `why`, where it could not be computed: unscored is not zero.
 
-    `row` is who answered: "model", "first beam", "oracle", or a blind twin ("other image", "median box", "constant",
-    "question only"). `modality` None means the mean over non-empty modalities.
+    `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
+    "by clip": the scorer's, as if always trusted); or a blind twin ("other image", "median box", "constant", "question
+    only"). `modality` None means the mean over non-empty modalities.
     """
 
     row: str

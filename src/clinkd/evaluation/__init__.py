@@ -4,7 +4,7 @@ from clinkd.evaluation.blind import TWINS, blind_twins
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.report import choose_gallery, write_report, write_tables
-from clinkd.evaluation.score import Judged, judge, score, score_by_source
+from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
 from clinkd.evaluation.tables import paper_tables, table_json, tabulate, to_csv, to_html, to_markdown
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "TWINS",
     "Caption",
     "CaptionScores",
+    "Gain",
     "Judged",
     "NotComputed",
     "blind_twins",

@@ -1,4 +1,4 @@
-"""Predictions to scores: the model, its first beam, its oracle and its blind twins, by modality, with intervals."""
+"""Predictions to scores, by modality, with intervals: the model, other choices of its candidates, its blind twins."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from clinkd.evaluation.metrics import (
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
+_RIVALS = ("random", "agreement")  # scorers that stand beside every other one, by the name they go by in the record
+_BY = "by "
 _CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
 
 
@@ -37,6 +39,30 @@ class Figure(NamedTuple):
     values: Counts  # [F]
     answers: int
     intervals: Counts | None = None  # [F, 2]
+
+
+class Gain(NamedTuple):
+    """What a choice of candidates is above the first beam, x100, in the mean over modalities; below where negative.
+
+    None, as in a Score, where there is nothing to divide by. The interval is of the difference: the same images are
+    drawn for both.
+    """
+
+    row: str
+    task: Task
+    metric: str
+    value: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def certain(self) -> bool:
+        """The interval leaves out 0."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+def is_choice(row: str) -> bool:
+    """A row of the model's own candidates, however chosen; else it is a blind twin's."""
+    return row in (MODEL, FIRST_BEAM, ORACLE, *_RIVALS) or row.startswith(_BY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +85,7 @@ class Judged:
     rows: list[_Row]
     replicates: int
     _weights: dict[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]] = field(default_factory=dict)
+    _memory: dict[tuple[str, Task, tuple[str, ...]], Counts] = field(default_factory=dict)
 
     def scores(self) -> list[Score]:
         """One Score for each row, metric and non-empty modality, and for the mean over these (modality None)."""
@@ -68,9 +95,29 @@ class Judged:
             if row.counts is None:
                 found += _not_computed(row, row.measure.metrics, row.why, modalities)
             else:
-                found += _as_scores(row, self._figures(row, modalities))
+                told = is_choice(row.row) and row.measure is not FLAWS
+                found += _as_scores(row, self._figures(row, modalities, self._by_modality(row) if told else None))
             if row.task is Task.RC and row.measure is FACT_TUPLES:
                 found += _not_computed(row, (HEADLINE[Task.RC],), SPICE_WHY, modalities)
+        return found
+
+    def gains(self) -> list[Gain]:
+        """Each choice of candidates beside the first beam, for each metric that was computed."""
+        modalities = [s.modality for s in self.samples]
+        first = {(r.task, r.measure.metrics): r for r in self.rows if r.row == FIRST_BEAM}
+        found: list[Gain] = []
+        for row in self.rows:
+            if row.counts is None or row.measure is FLAWS or not is_choice(row.row) or row.row == FIRST_BEAM:
+                continue
+            pair = row, first[row.task, row.measure.metrics]
+            own, beam = (_mean(r.measure.figures(_summed(r, *_coded(r, modalities))), 0) for r in pair)
+            own_drawn, beam_drawn = (self._by_modality(r) for r in pair)
+            ends = np.full((len(own), 2), np.nan)
+            if own_drawn is not None and beam_drawn is not None:
+                ends = _percentiles(own_drawn[:, -1] - beam_drawn[:, -1])
+            for metric, value, interval in zip(row.measure.metrics, own - beam, ends, strict=True):
+                above = None if np.isnan(value) else 100 * float(value)
+                found.append(Gain(row.row, row.task, metric, above, _ends(interval)))
         return found
 
     def by_source(self) -> Table:
@@ -79,14 +126,15 @@ class Judged:
         best: dict[tuple[Task, str], dict[str, Figure]] = {}
         for row in self.rows:
             if row.measure.metrics[0] == _judged_by(row.task) and row.counts is not None:
-                for source, figure in self._figures(row, sources).items():
+                drawn = self._replicated(row, sources) if row.row == MODEL else None
+                for source, figure in self._figures(row, sources, drawn).items():
                     if source is not None:
                         best.setdefault((row.task, source), {})[row.row] = figure
         columns = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which", "Above it")
         lines = []
         for (task, source), figures in sorted(best.items(), key=lambda kv: (list(Task).index(kv[0][0]), kv[0][1])):
             own = figures[MODEL]
-            twins = {k: float(f.values[0]) for k, f in figures.items() if k not in (MODEL, FIRST_BEAM, ORACLE)}
+            twins = {k: float(f.values[0]) for k, f in figures.items() if not is_choice(k)}
             name = max(twins, key=lambda k: -1 if np.isnan(twins[k]) else twins[k], default=None)
             blind = twins[name] if name is not None else np.nan
             low_high = own.intervals[0] if own.intervals is not None else (np.nan, np.nan)
@@ -96,17 +144,17 @@ class Judged:
         notes = ("x100 over the questions of a source; intervals by bootstrap over patients or images.",)
         return Table("By source", columns, tuple(lines), notes)
 
-    def _figures(self, row: _Row, keys: Sequence[str]) -> dict[str | None, Figure]:
-        """Figures of each key with answers, in the order of first sight; under None the mean over those keys."""
+    def _figures(self, row: _Row, keys: Sequence[str], drawn: Counts | None) -> dict[str | None, Figure]:
+        """Figures of each key with answers, in the order of first sight; under None the mean over those keys.
+
+        Their intervals are those of the replicates `drawn`, as of `_replicated`.
+        """
         if row.counts is None or not len(row.places):
             return {}
-        names = list(dict.fromkeys(keys[p] for p in row.places))
-        code = {name: i for i, name in enumerate(names)}
-        codes = np.array([code[keys[p]] for p in row.places])
-        sums = np.zeros((len(names), row.counts.shape[1]))
-        np.add.at(sums, codes, row.counts)
+        codes, names = _coded(row, keys)
+        sums = _summed(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
-        intervals = self._intervals(row, codes, len(names)) if row.row == MODEL and row.measure is not FLAWS else None
+        intervals = None if drawn is None else _percentiles(drawn)
         found: dict[str | None, Figure] = {}
         for i, name in enumerate(names):
             if sums[i, 0]:
@@ -115,26 +163,33 @@ class Judged:
             found[None] = Figure(_mean(values, 0), int(sums[:, 0].sum()), None if intervals is None else intervals[-1])
         return found
 
-    def _intervals(self, row: _Row, codes: NDArray[np.intp], keys: int) -> Counts | None:
-        """[K + 1, F, 2] 2.5th and 97.5th percentiles, the last of the mean over keys; groups are drawn, not answers."""
+    def _by_modality(self, row: _Row) -> Counts | None:
+        """`_replicated` over modalities, kept: scores and gains both ask for it."""
+        key = row.row, row.task, row.measure.metrics
+        if key not in self._memory:
+            drawn = self._replicated(row, [s.modality for s in self.samples])
+            if drawn is None:
+                return None
+            self._memory[key] = drawn
+        return self._memory[key]
+
+    def _replicated(self, row: _Row, keys: Sequence[str]) -> Counts | None:
+        """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys; groups are drawn, not answers.
+        None where too few replicates are wanted for an interval."""
         if self.replicates < 2:
             return None
         assert row.counts is not None
+        codes, names = _coded(row, keys)
         groups, weights = self._drawn(row.task, row.places)
-        sums = np.zeros((weights.shape[1], keys, row.counts.shape[1]))
+        sums = np.zeros((weights.shape[1], len(names), row.counts.shape[1]))
         np.add.at(sums, (groups, codes), row.counts)
         flat = sums.reshape(len(sums), -1)
         drawn = []
         for start in range(0, len(weights), _CHUNK):
             part = weights[start : start + _CHUNK].astype(np.float64) @ flat
-            values = row.measure.figures(part.reshape(len(part), keys, -1))  # [R, K, F]
+            values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
             drawn.append(np.concatenate([values, _mean(values, 1)[:, None]], axis=1))
-        with np.errstate(invalid="ignore"):
-            every = np.concatenate(drawn)
-            some = ~np.isnan(every).all(axis=0)
-            every = np.where(some, every, 0.0)
-            ends = np.nanpercentile(every, [2.5, 97.5], axis=0)
-        return np.where(some[..., None], np.moveaxis(ends, 0, -1), np.nan)
+        return np.concatenate(drawn)
 
     def _drawn(self, task: Task, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
         """Group of each answer [N], and how often each group is drawn in each replicate [R, G]. The same draws for
@@ -211,7 +266,11 @@ def judge(
         MODEL: {i: enlist(i, p, p.chosen) for i, p in answered.items()},
         FIRST_BEAM: {i: enlist(i, p, 0) for i, p in answered.items()},
     }
+    for name in _scorers(answered.values()):
+        row = name if name in _RIVALS else f"{_BY}{name}"
+        chosen[row] = {i: enlist(i, p, _highest(p, name)) for i, p in answered.items()}
     for name, rows in twins.items():
+        assert not is_choice(name), f"{name!r} is no blind twin's name"
         chosen[name] = {i: enlist(i, p, p.chosen) for i, p in _by_place(rows, place, f"twin {name!r}").items()}
     candidates = {i: [enlist(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
 
@@ -248,6 +307,18 @@ def _by_place(predictions: Iterable[Prediction], place: Mapping[str, int], what:
     return dict(sorted(found.items()))
 
 
+def _scorers(predictions: Iterable[Prediction]) -> list[str]:
+    """Names of the scorers that scored every candidate of every prediction, the order of the beams itself aside."""
+    scored = [c.scores.keys() for p in predictions for c in p.candidates]
+    everywhere = set(scored[0]).intersection(*scored) if scored else set()
+    return [name for name in (*_RIVALS, *sorted(everywhere - {*_RIVALS, "first"})) if name in everywhere]
+
+
+def _highest(prediction: Prediction, scorer: str) -> int:
+    """The candidate that a scorer prefers; ties go to the earlier beam."""
+    return max(range(len(prediction.candidates)), key=lambda n: prediction.candidates[n].scores[scorer])
+
+
 def _best(
     measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
 ) -> dict[int, int]:
@@ -268,8 +339,7 @@ def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
                 why = "no question of this kind" if "/no" in metric or "Open" in metric else "nothing to divide by"
                 found.append(Score(row.row, row.task, metric, modality, None, figure.answers, why))
                 continue
-            ends = None if figure.intervals is None else figure.intervals[f]
-            interval = None if ends is None or np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
+            interval = None if figure.intervals is None else _ends(figure.intervals[f])
             found.append(Score(row.row, row.task, metric, modality, 100 * value, figure.answers, None, interval))
     return found
 
@@ -283,6 +353,32 @@ def _not_computed(row: _Row, metrics: Sequence[str], why: str | None, modalities
 def _judged_by(task: Task) -> str:
     """The metric of the per-source table: the headline, or for RC, whose headline is SPICE, the facts."""
     return FACTS if task is Task.RC else HEADLINE[task]
+
+
+def _coded(row: _Row, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
+    """The key of each answer [N] as a number, and the keys by their numbers, in the order of first sight."""
+    names = list(dict.fromkeys(keys[p] for p in row.places))
+    code = {name: i for i, name in enumerate(names)}
+    return np.array([code[keys[p]] for p in row.places]), names
+
+
+def _summed(row: _Row, codes: NDArray[np.intp], names: Sequence[str]) -> Counts:
+    """[K, C] counts of the answers of each key."""
+    assert row.counts is not None
+    sums = np.zeros((len(names), row.counts.shape[1]))
+    np.add.at(sums, codes, row.counts)
+    return sums
+
+
+def _percentiles(drawn: Counts) -> Counts:
+    """[R, ...] replicates -> [..., 2] 2.5th and 97.5th percentiles; NaN where no replicate has a figure."""
+    some = np.asarray(~np.isnan(drawn).all(axis=0))
+    ends = np.nanpercentile(np.where(some, drawn, 0.0), [2.5, 97.5], axis=0)
+    return np.where(some[..., None], np.moveaxis(ends, 0, -1), np.nan)
+
+
+def _ends(ends: Counts) -> tuple[float, float] | None:
+    return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
 
 
 def _mean(values: Counts, axis: int) -> Counts:

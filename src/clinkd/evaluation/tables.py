@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE
-from clinkd.evaluation.score import FIRST_BEAM, MODEL, ORACLE
+from clinkd.evaluation.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice
 from clinkd.records import PAPER_MODALITIES, Modality, Score, Table, Task
 from clinkd.viewer import table as to_html
 
@@ -45,7 +45,13 @@ class Board:
         return [m for m in Modality if m in there]
 
     def twins(self) -> list[str]:
-        return list(dict.fromkeys(r for r, _, _, _ in self._found if r not in (MODEL, FIRST_BEAM, ORACLE)))
+        return list(dict.fromkeys(r for r, _, _, _ in self._found if not is_choice(r)))
+
+    def choices(self) -> list[str]:
+        """Rows of the model's own candidates, the first beam first and the oracle last."""
+        there = dict.fromkeys(r for r, _, _, _ in self._found if is_choice(r))
+        last = [r for r in (MODEL, ORACLE) if r in there]
+        return [*(r for r in there if r == FIRST_BEAM), *(r for r in there if r not in (FIRST_BEAM, *last)), *last]
 
     def blind(self, task: Task, metric: str, modality: Modality | None = None) -> tuple[str, float] | None:
         """The best image-blind twin and its figure; None where none was computed."""
@@ -56,11 +62,14 @@ class Board:
 # ---- for a program --------------------------------------------------------------------------------------------------
 
 
-def table_json(scores: Sequence[Score], wall_seconds: Mapping[str, float]) -> dict[str, Any]:
+def table_json(
+    scores: Sequence[Score], wall_seconds: Mapping[str, float], gains: Sequence[Gain] = ()
+) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
     `blind` is the highest of the image-blind twins, in each modality anew. `by_modality` holds the modalities that
-    have questions of the task.
+    have questions of the task. `selection` holds, by task, metric and row, what other choices of the candidates score
+    in the mean over modalities, and their gain over the first beam, each with its 95 % interval or null.
     """
     board = Board(scores)
     found: dict[str, Any] = {"mode": "strict"}
@@ -73,8 +82,26 @@ def table_json(scores: Sequence[Score], wall_seconds: Mapping[str, float]) -> di
     found["average"] = None if missing else sum(found[t.value]["score"] for t in AVERAGED) / len(AVERAGED)
     if missing:
         found["average_why"] = f"{', '.join(missing)} not computed: a mean over the others would be another figure"
+    found["selection"] = _selection_json(board, gains)
     found["wall_seconds"] = dict(wall_seconds)
     return found
+
+
+def _selection_json(board: Board, gains: Sequence[Gain]) -> dict[str, Any]:
+    known = {(g.task, g.metric, g.row): g for g in gains}
+    found: dict[str, Any] = {}
+    for task, metric in dict.fromkeys((g.task, g.metric) for g in gains):
+        rows = found.setdefault(task.value, {}).setdefault(metric, {})
+        for row in board.choices():
+            if own := board.get(row, task, metric):
+                rows[row] = {"score": own.value, "interval": _pair_json(own.interval)}
+            if gain := known.get((task, metric, row)):
+                rows[row] |= {"gain": gain.value, "gain_interval": _pair_json(gain.interval)}
+    return found
+
+
+def _pair_json(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _task_json(board: Board, task: Task, metric: str) -> dict[str, Any]:
@@ -102,12 +129,14 @@ def _absent(board: Board, task: Task) -> str:
 # ---- for people -----------------------------------------------------------------------------------------------------
 
 
-def tabulate(scores: Sequence[Score]) -> list[Table]:
-    """Overall, by modality, outside the paper's eight modalities (where there are any), every metric, and flaws."""
+def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
+    """Overall, by modality, outside the paper's eight modalities and what selection gained (where there are any), every
+    metric, and flaws."""
     board = Board(scores)
     outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], "Outside the paper's modalities", False)
     tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, "Task by modality", True)]
-    return [*tables, *([outside] if outside.rows else []), _every_metric(board), _flaws(board)]
+    selection = [_selection(board, gains)] if any(g.value for g in gains) else []
+    return [*tables, *([outside] if outside.rows else []), *selection, _every_metric(board), _flaws(board)]
 
 
 def _columns(board: Board) -> list[tuple[Task, str]]:
@@ -126,7 +155,7 @@ def _overall(board: Board) -> Table:
     above = [
         s.value - b[1] if s and s.value is not None and b else None for s, b in zip(ends, best, strict=True)
     ]  # fmt: skip
-    lines.append(("  Model above it", *(MISSING if a is None else f"{a:+.1f}" for a in above), MISSING))
+    lines.append(("  Model above it", *(_signed(a) for a in above), MISSING))
     lines += [_line(board, t, f"  Blind: {t}", columns) for t in board.twins()]
     lines += [_line(board, FIRST_BEAM, "First beam, no selection", columns)]
     lines += [_line(board, ORACLE, "Best candidate (oracle)", columns)]
@@ -189,6 +218,60 @@ def _by_modality(board: Board, modalities: Sequence[Modality], title: str, mean:
     return Table(title, columns, tuple(lines), tuple(notes))
 
 
+_CHOICES = {
+    FIRST_BEAM: "First beam", "random": "Random", "agreement": "Agreement", MODEL: "Chosen", ORACLE: "Oracle",
+}  # fmt: skip
+
+
+def _selection(board: Board, gains: Sequence[Gain]) -> Table:
+    """Each way to choose among the candidates against the first beam, by task."""
+    known = {(g.task, g.metric, g.row): g for g in gains}
+    rows, lines, used = board.choices(), [], []
+    for task, metric in _columns(board):
+        if board.value(FIRST_BEAM, task, metric) is None:
+            continue
+        used += [known[task, metric, row] for row in rows if (task, metric, row) in known]
+        cells = [known.get((task, metric, row)) for row in rows]
+        lines.append((f"{task.value} {metric}", *(_cell(board.get(row, task, metric)) for row in rows)))
+        lines.append(("  above the first beam", *(_signed(g.value if g else None) for g in cells)))
+        lines.append(("  95 % interval of that", *(_interval(g) for g in cells)))
+    names = {row: _CHOICES.get(row, row.capitalize()) for row in rows}
+    notes = (
+        *(_verdict(names[row], [g for g in used if g.row == row]) for row in rows if row not in (FIRST_BEAM, ORACLE)),
+        _room([g for g in used if g.row == ORACLE]),
+        "x100, mean over modalities. Chosen is what was answered: the scorer's choice in the tasks where select.trust "
+        "lets it, else the first beam. By a scorer's name: its choice in every task. Random: one draw an answer. "
+        "Agreement: the candidate most alike to the others. Oracle: by the truth, which no selection can beat.",
+        "Drawn in pairs, by image (patient where known). By chance one interval in twenty leaves out 0.",
+    )  # fmt: skip
+    return Table("What selection gained", ("", *names.values()), tuple(lines), notes)
+
+
+def _verdict(name: str, gains: Sequence[Gain]) -> str:
+    """In words what a choice gained and lost; what spans 0 is neither."""
+    if all(g.interval is None for g in gains):
+        return f"{name}: without bootstrap replicates (evaluate.replicates) no gain can be told from chance."
+    if all(g.interval == (0, 0) for g in gains):
+        return f"{name}: scores as the first beam does, in every task."
+    parts = []
+    for said, sign in (("better than the first beam", 1), ("worse", -1)):
+        told = [f"{g.task.value} {g.metric} {g.value:+.1f}" for g in gains if g.certain and (g.value or 0) * sign > 0]
+        parts += [f"{said} in {', '.join(told)}"] if told else []
+    if not parts:
+        return f"{name}: no gain and no loss: every interval spans 0."
+    rest = "; no difference seen in the rest" if sum(g.certain for g in gains) < len(gains) else ""
+    return f"{name}: {'; '.join(parts)}{rest}."
+
+
+def _room(gains: Sequence[Gain]) -> str:
+    told = [f"{g.task.value} {g.metric} {g.value:+.1f}" for g in gains if g.value is not None]
+    return f"The most that any choice among these candidates could gain (oracle): {', '.join(told)}."
+
+
+def _signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.1f}"
+
+
 def _every_metric(board: Board) -> Table:
     rows = (MODEL, FIRST_BEAM, ORACLE, *board.twins())
     lines = []
@@ -229,7 +312,7 @@ def _cell(score: Score | None) -> str:
     return MISSING if score is None else _number(score.value)
 
 
-def _interval(score: Score | None) -> str:
+def _interval(score: Score | Gain | None) -> str:
     return f"[{score.interval[0]:.1f}, {score.interval[1]:.1f}]" if score and score.interval else MISSING
 
 

@@ -21,8 +21,8 @@ def write(work: Work, config: RunConfig) -> None:
     train, test = _samples(prepared / "train.jsonl"), _samples(prepared / "test.jsonl")
     predictions = [Prediction.from_json(r) for r in JsonLines(work.inputs["select"] / "predictions.jsonl").read()]
     judged = evaluation.judge(test, predictions, evaluation.blind_twins(train, test), lexicon, config.evaluate)
-    scores = judged.scores()
-    tables = evaluation.tabulate(scores)
+    scores, gains = judged.scores(), judged.gains()
+    tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(judged.by_source())
     reflected = [folder for name, folder in work.inputs.items() if name.startswith("reflect-")]
@@ -30,7 +30,7 @@ def write(work: Work, config: RunConfig) -> None:
         Correction.from_json(r) for folder in reflected for r in JsonLines(folder / "corrections.jsonl").read()
     ]
     write_lines(work.folder / "scores.jsonl", (s.to_json() for s in scores))
-    write_json(work.folder / "table.json", evaluation.table_json(scores, {}))
+    write_json(work.folder / "table.json", evaluation.table_json(scores, {}, gains))
     evaluation.write_report(
         work.folder / "report.html",
         run_name=config.name,
