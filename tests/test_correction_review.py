@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from clinkd.config import ReflectConfig
-from clinkd.correction import LexicalSimilarity, review, summary
-from clinkd.records import BadInput, Box, BoxedText, Candidate, Modality, Prediction, Sample, Task, Turn
+from clinkd.correction import LexicalSimilarity, reflection_tables, review, summary
+from clinkd.records import BadInput, Box, BoxedText, Candidate, Correction, Modality, Prediction, Sample, Task, Turn
 
 PAPER = ReflectConfig(box_iou=0, conflicts=False)
 
@@ -121,3 +121,56 @@ def test_summary_counts_what_was_reviewed() -> None:
     assert (rows[1]["reviewed"], rows[1]["wrong"], rows[1]["laterality"], rows[1]["rejected"]) == ("2", "1", "1", "1")
     for column in table.columns[3:]:
         assert int(rows[2][column]) == int(rows[0][column]) + int(rows[1][column])
+
+
+def found(id: str, *reasons: str, by: str = "", rejected: str | None = None, round: int = 1) -> Correction:
+    text = BoxedText("x")
+    return Correction(id, round, text, text, 0.5, reasons, text if by and rejected is None else None, by, rejected)
+
+
+FOUND = [
+    found("a"),
+    found("b", "similarity", by="offline"),
+    found("c", "similarity", "box", by="human"),
+    found("d", "box", by="gpt", rejected="boxes differ: 1 given, 2 in the truth"),
+    found("e", "laterality", "count", by="gpt", rejected="boxes differ: 3 given, 1 in the truth"),
+    found("f", "negation", by="gpt", rejected="length 90 characters against 12 of the truth"),
+    found("g", "count"),
+    found("h", "box", by="offline", round=2),
+]
+ASKED = [replace(sample(i, "kidney", task=t), modality=m) for i, t, m in zip(
+    "abcdefgh", [Task.VG] * 4 + [Task.ROC] * 4, [Modality.CT, Modality.PET] * 4, strict=True)]  # fmt: skip
+
+
+def test_what_one_test_alone_found() -> None:
+    by_test, _, reviewed = reflection_tables(FOUND, ASKED)
+    rows = {r[0].strip(): r[1:] for r in by_test.rows}
+    assert by_test.columns[1:4] == ("Round 1: found", "Round 1: % of wrong", "Round 1: alone")
+    assert rows["Words: similarity"] == ("2", "33.3", "1", "0", "0.0", "0")
+    assert rows["Boxes: IoU"] == ("2", "33.3", "1", "1", "100.0", "1")
+    # side and count are parts of one test: together they found it alone, neither of them did
+    assert rows["Contradictions"][:3] == ("3", "50.0", "3")
+    assert (rows["laterality"][:3], rows["count"][:3]) == (("1", "16.7", "0"), ("2", "33.3", "1"))
+    assert "round 2: 1 of 1 answers were wrong" in by_test.notes[0]
+    lines = {r[0]: dict(zip(reviewed.columns, r, strict=True)) for r in reviewed.rows[:6]}
+    assert list(lines) == ["Round 1, VG", "  ct", "  pet", "Round 1, ROC"]
+    assert (lines["Round 1, VG"]["Reviewed"], lines["Round 1, VG"]["% wrong"]) == ("4", "75.0")
+    assert lines["Round 1, VG"]["Box"] == "2 (1)"
+    assert reviewed.rows[-1][0] == "  pet" and reviewed.rows[-2][0] == "Round 2, ROC"
+
+
+def test_who_rewrote_and_why_it_was_refused() -> None:
+    rows = reflection_tables(FOUND, ASKED)[1].rows
+    assert rows == (
+        ("Wrong answers", "6", "1"),
+        ("Rewritten by offline", "1", "1"),
+        ("Rewritten by human", "1", "0"),
+        ("Refused: the truth stays", "3", "0"),
+        ("  boxes differ (gpt)", "2", "0"),
+        ("  length … characters against … of the truth (gpt)", "1", "0"),
+        ("Left as they were", "1", "0"),
+    )
+
+
+def test_nothing_reviewed_makes_no_table() -> None:
+    assert reflection_tables([], ASKED) == []

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
+from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from subprocess import run
@@ -15,9 +18,13 @@ import pytest
 from PIL import Image
 
 from clinkd.agreement import Lexicon
+from clinkd.correction import reflection_tables
 from clinkd.evaluation import (
+    Again,
     Gain,
     choose_gallery,
+    choose_rewritten,
+    effect_table,
     paper_tables,
     table_json,
     tabulate,
@@ -26,6 +33,7 @@ from clinkd.evaluation import (
     to_markdown,
     write_report,
 )
+from clinkd.evaluation.metrics import wilson
 from clinkd.records import (
     BadInput,
     Box,
@@ -215,7 +223,12 @@ def guessed(item: Sample) -> Prediction:
 @pytest.fixture
 def html(tmp_path: Path, scores: list[Score]) -> str:
     items = [hostile_sample(tmp_path, i) for i in range(2)]
-    fix = Correction("s0", 1, items[0].answer, items[0].answer, 0.3, (HOSTILE,), items[1].answer, HOSTILE)
+    found = ("s0", 1, items[0].answer, items[0].answer, 0.3, ("box",))
+    fixes = [
+        Correction(*found, items[1].answer, HOSTILE),
+        Correction(*found, None, HOSTILE, HOSTILE),
+    ]
+    later = Again(1, "s0", Task.VG, Modality.CT, True, False, items[0].answer)
     write_report(
         tmp_path / "report.html",
         run_name=HOSTILE,
@@ -224,7 +237,8 @@ def html(tmp_path: Path, scores: list[Score]) -> str:
         gallery=[(s, guessed(s)) for s in items],
         image_root=tmp_path,
         setup=[(HOSTILE, HOSTILE, HOSTILE)],
-        corrections=[fix],
+        reflection=[*reflection_tables(fixes, items), effect_table([later])],
+        rewritten=choose_rewritten(items, fixes, [later], 8),
         wall_seconds={HOSTILE: 2.0},
         lexicon=Lexicon((HOSTILE,)),
     )
@@ -237,7 +251,7 @@ def test_nothing_hostile_gets_through(html: str) -> None:
     assert not {"script", "iframe", "object", "link", "form"} & {t for t, _ in page.tags}
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on") or a == "style"]
     sources = [a["src"] for t, a in page.tags if t == "img"]
-    assert len(sources) == 2 and all((s or "").startswith("data:image/") for s in sources)
+    assert len(sources) == 4 and all((s or "").startswith("data:image/") for s in sources)
     assert all((a["href"] or "").startswith("#") for t, a in page.tags if t == "a")
 
 
@@ -266,7 +280,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path: Path, sco
     out = tmp_path / "out"
     with pytest.raises(BadInput, match="1.png"):
         write_report(out / "report.html", run_name="r", tables=[], scores=scores, gallery=[(item, guessed(item))],
-                     image_root=tmp_path, setup=[], corrections=[], wall_seconds={})  # fmt: skip
+                     image_root=tmp_path, setup=[], wall_seconds={})  # fmt: skip
     assert not out.exists()
 
 
@@ -276,6 +290,103 @@ def test_the_gallery_takes_turns_and_is_blind_to_the_answers(tmp_path: Path) -> 
     assert [s.modality for s, _ in chosen].count(Modality.CT) == 2
     assert len({s.group for s, _ in chosen}) == 4
     assert len(choose_gallery(items, [guessed(s) for s in items], 99)) == 10
+
+
+class Seen:
+    """A hook that marks what it lets through."""
+
+    def __call__(self, text: str) -> str:
+        return text.replace("SECRET", "[shown]")
+
+
+def test_every_text_of_people_and_models_goes_through_the_hook(tmp_path: Path, scores: list[Score]) -> None:
+    item = hostile_sample(tmp_path, 0)
+    secret = BoxedText("SECRET at [box]", (Box(0.2, 0.2, 0.6, 0.6),))
+    item = replace(item, turns=(Turn(Task.VG, secret, secret),))
+    said = Candidate("SECRET raw", secret, None, {}, ("(SECRET",))
+    fixes = [
+        Correction("s0", 1, secret, secret, 0.3, ("box",), secret, "offline"),
+        Correction("s0", 2, secret, secret, 0.3, ("box",), None, "offline", "names SECRET"),
+        Correction("s0", 3, secret, secret, 0.3, ("box",), None, "offline", "leaves out: SECRET"),
+    ]
+    later = [Again(1, "s0", Task.VG, Modality.CT, True, False, secret)]
+    write_report(
+        tmp_path / "report.html", run_name="r", tables=[], scores=scores, gallery=[(item, Prediction("s0", (said,)))],
+        image_root=tmp_path, setup=[], wall_seconds={}, reflection=[effect_table(later)],
+        rewritten=choose_rewritten([item], fixes, later, 8), shown=Seen(),
+    )  # fmt: skip
+    html = (tmp_path / "report.html").read_text()
+    # question, truth, answer, unread and raw; question, before and truth of three; rewritten, after, two refusals
+    assert html.count("[shown]") == 5 + 9 + 4 and "SECRET" not in html
+
+
+def wrong(number: int, task: Task, reasons: tuple[str, ...], refused: bool = False) -> tuple[Sample, Correction]:
+    turn = Turn(task, BoxedText("What?"), BoxedText("liver"))
+    kind = (Modality.CT, Modality.PET)[number % 2]
+    item = Sample(f"s{number}", (ImageRef(f"{number}.png", 8, 8),), kind, (turn,), f"g{number}")
+    after = None if refused else BoxedText("The liver.")
+    why = "boxes differ" if refused else None
+    return item, Correction(item.id, 1, BoxedText("lung"), item.answer, 0.1, reasons, after, "offline", why)
+
+
+def test_the_gallery_of_corrections_is_spread_and_bounded() -> None:
+    pairs = [wrong(i, Task.ROC, ("similarity",)) for i in range(200)]
+    pairs += [wrong(200 + i, Task.RC, ("similarity", "count")) for i in range(6)]
+    pairs += [wrong(300 + i, Task.MIA, ("laterality",)) for i in range(6)]
+    pairs += [wrong(400 + i, Task.MIA, ("negation",), refused=True) for i in range(30)]
+    items, fixes = [s for s, _ in pairs], [c for _, c in pairs]
+    right = replace(fixes[0], id="s1", reasons=(), after=None, by="")
+    later = [Again(1, f"s{i}", Task.ROC, Modality.CT, True, i % 4 == 0, BoxedText("liver")) for i in range(150, 160)]
+    chosen = choose_rewritten(items, [right, *fixes], later, 12)
+    assert len(chosen) == len({r.sample.id for r in chosen}) == 12 and all(r.correction.wrong for r in chosen)
+    kinds = Counter((r.sample.task, r.correction.rejected is not None) for r in chosen)
+    assert kinds == {(Task.ROC, False): 3, (Task.RC, False): 3, (Task.MIA, False): 3, (Task.MIA, True): 3}
+    assert {r.sample.modality for r in chosen if r.sample.task is Task.ROC} == {Modality.CT, Modality.PET}
+    assert all(r.again for r in chosen if r.sample.task is Task.ROC)  # those that were asked again come first
+    assert len(choose_rewritten(items, fixes[:3], [], 12)) == 3
+    assert len(choose_rewritten(items, fixes[-30:], [], 12)) == 12
+
+
+def test_effect_of_reflection_is_shares_of_both_kinds() -> None:
+    outcomes = [(True, False)] * 6 + [(True, True)] * 2 + [(False, False)] * 10
+    again = [
+        Again(1, str(i), Task.VG, (Modality.CT, Modality.PET)[i % 2], was, now, BoxedText("x"))
+        for i, (was, now) in enumerate(outcomes)
+    ]
+    table = effect_table(again)
+    assert [r[0] for r in table.rows] == ["Round 1, all", "Round 1, VG", "  CT", "  PET"]
+    # by hand, Wilson at z = 1.96: 6 of 8 and 0 of 10
+    assert table.rows[0][1:] == ("8", "6", "75.0", "[40.9, 92.9]", "10", "0", "0.0", "[0.0, 27.8]")
+    assert table.rows[2][1:4] == ("4", "3", "75.0")
+    none_wrong = effect_table([a for a in again if not a.before_wrong])
+    assert none_wrong.rows[0][1:5] == ("0", "0", "-", "-")
+
+
+@pytest.mark.parametrize(("part", "whole"), [(0, 7), (1, 9), (30, 80), (80, 80)])
+def test_wilson_against_its_definition(part: int, whole: int) -> None:
+    """Its ends are the shares p at which the observed one lies 1.96 standard errors of p away."""
+    low, high = wilson(part, whole)
+    share = part / whole
+    assert 0 <= low <= share <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / whole), rel=1e-6)
+
+
+def test_a_long_table_of_corrections_is_shown_in_short(tmp_path: Path, scores: list[Score]) -> None:
+    again = [
+        Again(n, str(i), t, m, True, False, BoxedText("x"))
+        for n in (1, 2)
+        for t in (Task.VG, Task.ROC, Task.RC)
+        for i, m in enumerate(tuple(Modality)[:8])
+    ]
+    write_report(tmp_path / "report.html", run_name="r", tables=[], scores=scores, gallery=[], image_root=tmp_path,
+                 setup=[], wall_seconds={}, reflection=[effect_table(again)])  # fmt: skip
+    html = (tmp_path / "report.html").read_text()
+    Page(html)
+    own = html[html.index('<section id="corrections"') :]
+    before, inside = own[: own.index("<details>")], own[own.index("<details>") : own.index("</details>")]
+    assert "Round 2, RC" in before and "Dermoscopy" not in before and inside.count("Dermoscopy") == 6
 
 
 def test_html_table_escapes() -> None:

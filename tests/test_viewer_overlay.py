@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
 from clinkd.records import Box, Table
-from clinkd.viewer import ANSWER, TRUTH, Bar, bars, data_uri, overlay, page, section, table
+from clinkd.viewer import ANSWER, LATER, TRUTH, Bar, bars, data_uri, key, overlay, page, section, table
 
 
 def coloured(image: Image.Image, colour: str) -> np.ndarray:
@@ -43,6 +44,17 @@ def test_answers_are_dashed() -> None:
     whole = coloured(overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (TRUTH,), side_pixels=400), TRUTH).sum()
     dashed = coloured(overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (ANSWER,), side_pixels=400), ANSWER).sum()
     assert 0.4 < dashed / whole < 0.8
+
+
+def test_three_kinds_of_boxes_are_told_apart_by_their_lines() -> None:
+    image = Image.new("RGB", (400, 400), (120, 120, 120))
+    shares = {}
+    for colour in (TRUTH, ANSWER, LATER):
+        drawn = overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (colour,), side_pixels=400)
+        shares[colour] = coloured(drawn, colour).sum() / (4 * 2 * 320)
+    assert shares[TRUTH] > 0.95 and 0.55 < shares[ANSWER] < 0.65 and 0.35 < shares[LATER] < 0.5
+    marked = key([("truth", TRUTH), ("before <b>", ANSWER), ("after", LATER)])
+    assert re.findall(r'stroke-dasharray="([^"]+)"', marked) == ["9 6", "3 4"] and "<b>" not in marked
 
 
 @pytest.mark.parametrize("box", [Box(0, 0, 1, 1), Box(0, 0, 0.001, 0.001), Box(0.999, 0.999, 1, 1)])

@@ -15,7 +15,7 @@ from clinkd.correction.correctors import (
 from clinkd.correction.embedding import EmbeddingSimilarity
 from clinkd.correction.review import review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
-from clinkd.correction.summary import summary
+from clinkd.correction.summary import reflection_tables, summary
 from clinkd.correction.verify import verify
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Wrong",
     "correct",
     "fed_back",
+    "reflection_tables",
     "review",
     "summary",
     "to_do",

@@ -3,22 +3,35 @@
 from clinkd.evaluation.blind import TWINS, blind_twins
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
 from clinkd.evaluation.metrics import FACTS, HEADLINE
-from clinkd.evaluation.report import choose_gallery, write_report, write_tables
+from clinkd.evaluation.report import Rewritten, choose_gallery, choose_rewritten, write_report, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
-from clinkd.evaluation.tables import paper_tables, table_json, tabulate, to_csv, to_html, to_markdown
+from clinkd.evaluation.tables import (
+    Again,
+    effect_table,
+    paper_tables,
+    table_json,
+    tabulate,
+    to_csv,
+    to_html,
+    to_markdown,
+)
 
 __all__ = [
     "FACTS",
     "HEADLINE",
     "TWINS",
+    "Again",
     "Caption",
     "CaptionScores",
     "Gain",
     "Judged",
     "NotComputed",
+    "Rewritten",
     "blind_twins",
     "caption_scores",
     "choose_gallery",
+    "choose_rewritten",
+    "effect_table",
     "judge",
     "paper_tables",
     "score",

@@ -7,6 +7,7 @@ computation. Shapes: N answers, C columns, F figures. Figures are 0..1, NaN wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,6 +53,13 @@ class Measure:
 def _share(part: Counts, whole: Counts) -> Counts:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole > 0, part / whole, np.nan)
+
+
+def wilson(part: int, whole: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), 0..1: it holds where the share is near 0 or 1, or of few."""
+    z = 1.959964
+    middle, spread = part + z * z / 2, z * math.sqrt(part * (whole - part) / whole + z * z / 4)
+    return max(0.0, (middle - spread) / (whole + z * z)), min(1.0, (middle + spread) / (whole + z * z))
 
 
 # ---- VG: boxes one to one -------------------------------------------------------------------------------------------

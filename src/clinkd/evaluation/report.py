@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
 
 from clinkd import viewer
 from clinkd.agreement import Lexicon, read_facts
 from clinkd.data import open_image
 from clinkd.evaluation.metrics import BOXES, FACTS, HEADLINE, NAMES, Item, Measure, Rules, particle
 from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.tables import TITLES, Board, paper_tables, to_csv, to_markdown
-from clinkd.records import Correction, Modality, Prediction, Sample, Score, Table, Task
+from clinkd.evaluation.tables import TITLES, Again, Board, paper_tables, to_csv, to_markdown
+from clinkd.records import Box, Correction, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.storage import write_atomic
-from clinkd.viewer import ANSWER, ASKED, TRUTH, Bar, Card, Html
+from clinkd.viewer import ANSWER, ASKED, LATER, TRUTH, Bar, Card, Html
 
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _NO_WORDS = Lexicon(())
+_LONG = 20  # rows of a table about the corrections that are shown at once
+
+
+class Rewritten(NamedTuple):
+    """A wrong answer of a review, what was made of it, and how its question was answered after the round."""
+
+    sample: Sample
+    correction: Correction
+    again: Again | None = None
 
 
 def write_report(
@@ -29,26 +42,37 @@ def write_report(
     gallery: Sequence[tuple[Sample, Prediction]],
     image_root: Path,
     setup: Sequence[tuple[str, str, str]],
-    corrections: Sequence[Correction],
     wall_seconds: Mapping[str, float],
+    reflection: Sequence[Table] = (),
+    rewritten: Sequence[Rewritten] = (),
     lexicon: Lexicon = _NO_WORDS,
     iou: float = 0.5,
+    shown: Callable[[str], str] = str,
 ) -> None:
     """Write the page, and beside it table.md and table.csv, each whole or not at all.
 
-    `setup` rows are (knob, value, the paper's value); images lie under `image_root`. Raises BadInput on an unreadable
-    image or a full disk.
+    `setup` rows are (knob, value, the paper's value); images lie under `image_root`. `reflection` are tables about the
+    corrections, `rewritten` some of them. Every question, answer and truth on the page has passed through `shown`.
+    Raises BadInput on an unreadable image or a full disk.
     """
     board = Board(scores)
     rules = Rules(iou, lexicon)
-    shown = [viewer.table(t) for t in tables]
-    sections = [viewer.section("Scores", [*shown[:1], _charts(board), *shown[1:]])]
+
+    def pictures(cards: Iterable[Card]) -> Html:
+        return viewer.gallery([_through(shown, c) for c in cards])
+
+    made = [viewer.table(t) for t in tables]
+    sections = [viewer.section("Scores", [*made[:1], _charts(board), *made[1:]])]
     if gallery:
-        colours = (("truth", TRUTH, False), ("answer", ANSWER, True), ("asked about", ASKED, False))
-        cards = [_card(s, p, image_root, rules) for s, p in gallery]
-        sections.append(viewer.section("Answers", [viewer.key(colours), viewer.gallery(cards)]))
-    if corrections:
-        sections.append(viewer.section("Corrections", _corrections(corrections)))
+        colours = (("truth", TRUTH), ("answer", ANSWER), ("asked about", ASKED))
+        cards = (_card(s, p, image_root, rules) for s, p in gallery)
+        sections.append(viewer.section("Answers", [viewer.key(colours), pictures(cards)]))
+    if reflection:
+        parts = [part for t in reflection for part in _in_short(t)]
+        if rewritten:
+            lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
+            parts += [viewer.key(lines), pictures(_rewritten_card(r, image_root) for r in rewritten)]
+        sections.append(viewer.section("Corrections", parts))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(setup))
     sections.append(viewer.section("Set-up", [viewer.table(knobs)]))
     if wall_seconds:
@@ -64,6 +88,14 @@ def write_report(
     )
     write_tables(path.parent, tables, scores)
     write_atomic(path, html)
+
+
+def _in_short(table: Table) -> list[Html]:
+    """A long table without the rows that belong to others, the whole one on demand."""
+    if len(table.rows) <= _LONG:
+        return [viewer.table(table)]
+    short = replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(" ")))
+    return [viewer.table(short), viewer.folded("Every row", [viewer.table(replace(table, notes=()))])]
 
 
 def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score]) -> None:
@@ -97,6 +129,36 @@ def choose_gallery(
     return [(s, answered[s.id]) for s in chosen]
 
 
+def choose_rewritten(
+    samples: Sequence[Sample], corrections: Sequence[Correction], again: Sequence[Again], count: int
+) -> list[Rewritten]:
+    """`count` wrong answers, a quarter of them refused rewritings where there are so many, each time of the task,
+    modality, reasons and round shown least so far. Those whose question was asked again come before others like them;
+    how it was answered then does not matter."""
+    known = {s.id: s for s in samples}
+    later = {(a.round, a.id): a for a in again}
+    wrong = [Rewritten(known[c.id], c, later.get((c.round, c.id))) for c in corrections if c.wrong]
+    refused = [r for r in wrong if r.correction.rejected is not None]
+    mended = [r for r in wrong if r.correction.after is not None]
+    few = min(len(refused), max(count // 4, count - len(mended)))
+    return [*_spread(mended, count - few), *_spread(refused, few)]
+
+
+def _spread(wrong: Sequence[Rewritten], count: int) -> list[Rewritten]:
+    piles: dict[tuple[object, ...], list[Rewritten]] = defaultdict(list)
+    for r in sorted(wrong, key=lambda r: r.again is None):  # stable: else in the order of the review
+        piles[r.sample.task, r.sample.modality, r.correction.reasons, r.correction.round].append(r)
+    shown: Counter[tuple[int, object]] = Counter()
+    chosen: list[Rewritten] = []
+    while len(chosen) < count and piles:
+        kind = min(piles, key=lambda k: (sum(shown[part] for part in enumerate(k)), -len(piles[k])))
+        chosen.append(piles[kind].pop(0))
+        shown.update(enumerate(kind))
+        if not piles[kind]:
+            del piles[kind]
+    return chosen
+
+
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +187,48 @@ def _figures(
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
 
+def _through(shown: Callable[[str], str], card: Card) -> Card:
+    """The card with all that people or models wrote put through `shown`: the one way of such text onto the page."""
+    lines = tuple((heading, shown(text)) for heading, text in card.lines)
+    return card._replace(lines=lines, folded=tuple(shown(text) for text in card.folded))
+
+
+def _rewritten_card(rewritten: Rewritten, root: Path) -> Card:
+    sample, correction, again = rewritten
+    before, truth, after = correction.before, correction.truth, again.answer if again else None
+    marks = [
+        *((b, "asked", ASKED) for b in sample.question.boxes),
+        *((b, "truth", TRUTH) for b in truth.boxes),
+        *((b, "before", ANSWER) for b in before.boxes),
+        *((b, "after", LATER) for b in (after.boxes if after else ())),
+    ]
+    picture = _drawn(root, sample, marks)
+    reasons = ", ".join(correction.reasons)
+    lines = [
+        ("Question", sample.question.text),
+        ("Answer before", before.text),
+        ("Truth", truth.text),
+        ("Found wrong by", f"{reasons} (similarity {correction.similarity:.2f})"),
+    ]
+    if correction.after is not None:
+        lines += [("Rewritten", correction.after.text), ("Written by", correction.by)]
+    else:
+        lines += [("Refused, the truth stays", correction.rejected or ""), ("Written by", correction.by)]
+    if after is not None:
+        lines.append(("Answer after the round", after.text))
+    alt = (
+        f"{TITLES[sample.modality]} image with {len(truth.boxes)} true boxes, {len(before.boxes)} of the answer before"
+    )
+    alt += f" and {len(after.boxes)} of the answer after" if after is not None else ""
+    title = f"Round {correction.round} · {sample.task.value} · {TITLES[sample.modality]}"
+    return Card(picture, alt, title, tuple(lines), None if again is None else not again.after_wrong)
+
+
+def _drawn(root: Path, sample: Sample, marks: Sequence[tuple[Box, str, str]]) -> Image.Image:
+    image = open_image(root, sample.images[0])
+    return viewer.overlay(image, [m[0] for m in marks], [m[1] for m in marks], [m[2] for m in marks])
+
+
 def _card(sample: Sample, prediction: Prediction, root: Path, rules: Rules) -> Card:
     answer, truth = prediction.answer.answer, sample.answer
     marks = [
@@ -132,8 +236,7 @@ def _card(sample: Sample, prediction: Prediction, root: Path, rules: Rules) -> C
         *((b, "truth", TRUTH) for b in truth.boxes),
         *((b, "answer", ANSWER) for b in answer.boxes),
     ]
-    image = open_image(root, sample.images[0])
-    picture = viewer.overlay(image, [m[0] for m in marks], [m[1] for m in marks], [m[2] for m in marks])
+    picture = _drawn(root, sample, marks)
     lines = [("Question", sample.question.text), ("Truth", truth.text), ("Answer", answer.text)]
     if prediction.answer.unread:
         lines.append(("Boxes that could not be read", ", ".join(prediction.answer.unread)))
@@ -174,41 +277,7 @@ def _whole(measure: Measure, item: Item, rules: Rules, metric: str) -> bool:
     return bool(measure.figures(measure.count([item], rules)[0])[measure.metrics.index(metric)] == 1)
 
 
-# ---- corrections, times ---------------------------------------------------------------------------------------------
-
-
-def _corrections(corrections: Sequence[Correction]) -> list[Html]:
-    rounds = sorted({c.round for c in corrections})
-    rows = []
-    for number in rounds:
-        own = [c for c in corrections if c.round == number]
-        wrong = [c for c in own if c.wrong]
-        why = Counter(r for c in wrong for r in c.reasons)
-        said = ", ".join(f"{r} {n}" for r, n in why.most_common()) or "-"
-        rewritten, refused = sum(c.after is not None for c in own), sum(c.rejected is not None for c in own)
-        rows.append((str(number), str(len(own)), str(len(wrong)), str(rewritten), str(refused), said))
-    columns = ("Round", "Reviewed", "Wrong", "Rewritten", "Refused", "Found by")
-    notes = ("Refused: the rewritten text did not keep the truth's boxes or meaning; the truth stays as it is.",)
-    parts = [viewer.table(Table("What became of the reviewed answers", columns, tuple(rows), notes))]
-    shown = [c for number in rounds for c in _varied([c for c in corrections if c.round == number and c.after], 6)]
-    if shown:
-        lines = tuple(
-            (str(c.round), c.before.text, c.truth.text, c.after.text if c.after else "", ", ".join(c.reasons), c.by)
-            for c in shown
-        )
-        heads = ("Round", "Answer", "Truth", "Rewritten", "Because of", "By")
-        parts.append(viewer.table(Table("Examples", heads, lines)))
-    return parts
-
-
-def _varied(corrections: Sequence[Correction], count: int) -> list[Correction]:
-    """Some of each reason rather than the first ones."""
-    seen: Counter[tuple[str, ...]] = Counter()
-    ranked: list[tuple[int, int, Correction]] = []
-    for c in corrections:
-        ranked.append((seen[c.reasons], len(ranked), c))
-        seen[c.reasons] += 1
-    return [c for _, _, c in sorted(ranked, key=lambda r: r[:2])[:count]]
+# ---- times -----------------------------------------------------------------------------------------------------------
 
 
 def _times(wall_seconds: Mapping[str, float]) -> Table:

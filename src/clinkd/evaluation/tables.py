@@ -5,14 +5,24 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE
+from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE, wilson
 from clinkd.evaluation.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice
-from clinkd.records import PAPER_MODALITIES, Modality, Score, Table, Task
+from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
 from clinkd.viewer import table as to_html
 
-__all__ = ["Board", "paper_tables", "table_json", "tabulate", "to_csv", "to_html", "to_markdown"]
+__all__ = [
+    "Again",
+    "Board",
+    "effect_table",
+    "paper_tables",
+    "table_json",
+    "tabulate",
+    "to_csv",
+    "to_html",
+    "to_markdown",
+]
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
 TITLES = {
@@ -314,6 +324,67 @@ def _cell(score: Score | None) -> str:
 
 def _interval(score: Score | Gain | None) -> str:
     return f"[{score.interval[0]:.1f}, {score.interval[1]:.1f}]" if score and score.interval else MISSING
+
+
+# ---- what reflection did --------------------------------------------------------------------------------------------
+
+
+class Again(NamedTuple):
+    """One question of a review that was asked again after the round's training, and whether it is wrong by the same
+    tests, before and after."""
+
+    round: int
+    id: str  # of the Sample
+    task: Task
+    modality: Modality
+    before_wrong: bool
+    after_wrong: bool
+    answer: BoxedText  # after
+
+    @classmethod
+    def from_json(cls, round: int, value: Mapping[str, Any]) -> Self:
+        return cls(
+            round=round,
+            id=value["id"],
+            task=Task(value["task"]),
+            modality=Modality(value["modality"]),
+            before_wrong=value["before_wrong"],
+            after_wrong=value["after_wrong"],
+            answer=BoxedText.from_json(value["answer"]),
+        )
+
+
+def effect_table(again: Sequence[Again]) -> Table:
+    """Of the answers that were wrong the share now right, of those that were right the share now wrong, by round, task
+    and modality, with 95 % Wilson intervals."""
+    lines = []
+    for number in sorted({a.round for a in again}):
+        whole = [a for a in again if a.round == number]
+        lines.append((f"Round {number}, all", *_turned(whole)))
+        for task in (t for t in Task if any(a.task is t for a in whole)):
+            some = [a for a in whole if a.task is task]
+            lines.append((f"Round {number}, {task.value}", *_turned(some)))
+            for modality in (m for m in Modality if any(a.modality is m for a in some)):
+                lines.append((f"  {TITLES[modality]}", *_turned([a for a in some if a.modality is modality])))
+    columns = ("", "Were wrong", "Now right", "%", "95 %", "Were right", "Now wrong", "%", "95 %")
+    notes = (
+        "Questions of the training split, asked again after the round's training and tested in the same way. Intervals "
+        "by Wilson, answers taken as independent.",
+        "The round trained on all samples beside the corrected ones: what the corrections alone did is told by a run "
+        "without them (reflect=null), not by this table. An answer picked for being wrong is also likelier to change.",
+    )
+    return Table("Asked again after the training", columns, tuple(lines), notes)
+
+
+def _turned(again: Sequence[Again]) -> tuple[str, ...]:
+    wrong, right = ([a for a in again if a.before_wrong is was] for was in (True, False))
+    pairs = (sum(not a.after_wrong for a in wrong), len(wrong)), (sum(a.after_wrong for a in right), len(right))
+    cells: list[str] = []
+    for part, whole in pairs:
+        ends = [100 * v for v in wilson(part, whole)] if whole else []
+        share = (f"{100 * part / whole:.1f}", f"[{ends[0]:.1f}, {ends[1]:.1f}]") if whole else (MISSING, MISSING)
+        cells += [f"{whole:,}", f"{part:,}", *share]
+    return tuple(cells)
 
 
 # ---- what the paper printed -----------------------------------------------------------------------------------------

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from clinkd import evaluation
 from clinkd.agreement import Lexicon
 from clinkd.config import Knobs, RunConfig, panel
+from clinkd.correction import reflection_tables
+from clinkd.evaluation import Again, Rewritten
 from clinkd.pipeline.graph import Work, stage_record
-from clinkd.records import Correction, Prediction, Sample
+from clinkd.records import Correction, Prediction, Sample, Table
 from clinkd.storage import JsonLines, read_json, write_json, write_lines
+
+EFFECT = "effect.jsonl"  # in the folder of a reflect stage: questions of its review, asked again after its training
 
 
 def write(work: Work, config: RunConfig) -> None:
@@ -25,10 +32,7 @@ def write(work: Work, config: RunConfig) -> None:
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(judged.by_source())
-    reflected = [folder for name, folder in work.inputs.items() if name.startswith("reflect-")]
-    corrections = [
-        Correction.from_json(r) for folder in reflected for r in JsonLines(folder / "corrections.jsonl").read()
-    ]
+    reviewed = Reviewed.of(work, train)
     write_lines(work.folder / "scores.jsonl", (s.to_json() for s in scores))
     write_json(work.folder / "table.json", evaluation.table_json(scores, {}, gains))
     evaluation.write_report(
@@ -39,11 +43,43 @@ def write(work: Work, config: RunConfig) -> None:
         gallery=evaluation.choose_gallery(test, predictions, config.evaluate.gallery),
         image_root=prepared / about["root"],
         setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in panel(config) if not isinstance(k.value, Knobs)],
-        corrections=corrections,
+        reflection=reviewed.tables(),
+        rewritten=reviewed.examples(config.evaluate.gallery),
         wall_seconds={name: stage_record(folder)["seconds"] for name, folder in work.inputs.items()},
         lexicon=lexicon,
         iou=config.evaluate.iou,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What the rounds of reflection left: their corrections, and the answers to the same questions after a round."""
+
+    samples: Sequence[Sample]
+    corrections: Sequence[Correction]
+    again: Sequence[Again]
+
+    @classmethod
+    def of(cls, work: Work, train: Sequence[Sample]) -> Self:
+        """Of the training questions at hand: a small run in a trial scores with few of them."""
+        known = {s.id for s in train}
+        corrections: list[Correction] = []
+        again: list[Again] = []
+        for name, folder in work.inputs.items():
+            if not name.startswith("reflect-"):
+                continue
+            corrections += [Correction.from_json(r) for r in JsonLines(folder / "corrections.jsonl").read()]
+            if (folder / EFFECT).is_file():
+                number = int(name.removeprefix("reflect-"))
+                again += [Again.from_json(number, r) for r in JsonLines(folder / EFFECT).read()]
+        return cls(train, [c for c in corrections if c.id in known], [a for a in again if a.id in known])
+
+    def tables(self) -> list[Table]:
+        effect = [evaluation.effect_table(self.again)] if self.again else []
+        return [*reflection_tables(self.corrections, self.samples), *effect]
+
+    def examples(self, count: int) -> list[Rewritten]:
+        return evaluation.choose_rewritten(self.samples, self.corrections, self.again, count)
 
 
 def _spell(value: object) -> str:

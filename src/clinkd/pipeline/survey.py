@@ -131,7 +131,7 @@ def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
         title = f"{sample.task}, {sample.modality.value}"
         cards.append(viewer.Card(picture, f"{title}: {sample.id}", title, (*lines, ("id", sample.id))))
     return [
-        viewer.key((("asked about", viewer.ASKED, False), ("truth", viewer.TRUTH, False))),
+        viewer.key((("asked about", viewer.ASKED), ("truth", viewer.TRUTH))),
         viewer.gallery(cards),
     ]
 

@@ -2,12 +2,13 @@
 
 from clinkd.viewer.figure import Bar, bars
 from clinkd.viewer.maps import columns, heat
-from clinkd.viewer.overlay import ANSWER, ASKED, TRUTH, boxed, overlay
-from clinkd.viewer.page import Card, Html, charts, data_uri, gallery, key, note, page, paragraph, section, table
+from clinkd.viewer.overlay import ANSWER, ASKED, LATER, TRUTH, boxed, overlay
+from clinkd.viewer.page import Card, Html, charts, data_uri, folded, gallery, key, note, page, paragraph, section, table
 
 __all__ = [
     "ANSWER",
     "ASKED",
+    "LATER",
     "TRUTH",
     "Bar",
     "Card",
@@ -17,6 +18,7 @@ __all__ = [
     "charts",
     "columns",
     "data_uri",
+    "folded",
     "gallery",
     "heat",
     "key",

@@ -9,9 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clinkd.records import Box, Sample
 
-# Okabe and Ito's palette for all kinds of colour vision; answers are dashed as well.
-TRUTH, ANSWER, ASKED = "#56B4E9", "#E69F00", "#F0E442"
-_DASH, _GAP = 9, 6  # pixels
+# Okabe and Ito's palette for all kinds of colour vision, and white; answers are dashed, later ones dotted as well.
+TRUTH, ANSWER, ASKED, LATER = "#56B4E9", "#E69F00", "#F0E442", "#FFFFFF"
+_DASHED = 9, 6  # pixels drawn and left out
+DASHES = {ANSWER: _DASHED, LATER: (3, 4)}
 _INK, _EDGE = "#000000", "#000000"
 
 
@@ -26,8 +27,8 @@ def overlay(
     """A copy of `image`, its longer side about `side_pixels`, with each box outlined and labelled.
 
     Small images are enlarged by whole factors without smoothing, so that what the model saw stays visible. Missing
-    labels are empty, missing colours are TRUTH. `dashed` None dashes the boxes of colour ANSWER. A label stands above
-    its box, else inside it, and steps aside for labels drawn before.
+    labels are empty, missing colours are TRUTH. `dashed` None dashes each box as DASHES has it for its colour. A label
+    stands above its box, else inside it, and steps aside for labels drawn before.
     """
     canvas = _resized(image.convert("RGB"), side_pixels)
     draw = ImageDraw.Draw(canvas)
@@ -37,7 +38,7 @@ def overlay(
     drawn = list(zip_longest(boxes, labels[: len(boxes)], colours[: len(boxes)]))
     for i, (box, _, colour) in enumerate(drawn):
         colour = colour or TRUTH
-        dash = colour == ANSWER if dashed is None else dashed[i]
+        dash = DASHES.get(colour) if dashed is None else _DASHED if dashed[i] else None
         _outline(draw, _pixels(box, canvas), colour, dash)
     for box, label, colour in drawn:
         if label:
@@ -71,21 +72,23 @@ def _pixels(box: Box, canvas: Image.Image) -> tuple[int, int, int, int]:
     return left, top, right, max(top + 1, round(box.y2 * canvas.height) - 1)
 
 
-def _outline(draw: ImageDraw.ImageDraw, at: tuple[int, int, int, int], colour: str, dashed: bool) -> None:
+def _outline(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int, int, int], colour: str, dash: tuple[int, int] | None
+) -> None:
     """Two coloured pixels inside one dark pixel on either side: visible on any tissue."""
     left, top, right, bottom = at
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_EDGE)
     if right - left > 6 and bottom - top > 6:
         draw.rectangle((left + 2, top + 2, right - 2, bottom - 2), outline=_EDGE)
-    if not dashed:
+    if dash is None:
         draw.rectangle(at, outline=colour, width=2)
         return
-    for x in range(left, right, _DASH + _GAP):
-        end = min(x + _DASH, right)
+    for x in range(left, right, sum(dash)):
+        end = min(x + dash[0] - 1, right)
         draw.rectangle((x, top, end, top + 1), fill=colour)
         draw.rectangle((x, bottom - 1, end, bottom), fill=colour)
-    for y in range(top, bottom, _DASH + _GAP):
-        end = min(y + _DASH, bottom)
+    for y in range(top, bottom, sum(dash)):
+        end = min(y + dash[0] - 1, bottom)
         draw.rectangle((left, y, left + 1, end), fill=colour)
         draw.rectangle((right - 1, y, right, end), fill=colour)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, NewType
 from PIL import Image
 
 from clinkd.records import Table
+from clinkd.viewer.overlay import DASHES
 from clinkd.viewer.style import STYLE
 
 Html = NewType("Html", str)
@@ -99,13 +100,20 @@ def charts(figures: Sequence[Html], small: bool = False) -> Html:
     return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
-def key(entries: Sequence[tuple[str, str, bool]]) -> Html:
-    """What the colours on the pictures mean: (text, colour, dashed)."""
+def folded(title: str, parts: Sequence[Html]) -> Html:
+    """Shown on demand."""
+    return Html(f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>")
+
+
+def key(entries: Sequence[tuple[str, str]]) -> Html:
+    """What the lines on the pictures mean: (text, colour); they are dashed as on the pictures."""
     items = []
-    for text, colour, dashed in entries:
-        dashes = ' stroke-dasharray="5 3"' if dashed else ""
-        line = f'fill="none" stroke="{escape(colour)}" stroke-width="3"{dashes}'
-        box = f'<rect x="1.5" y="1.5" width="19" height="11" {line}/>'
+    for text, colour in entries:
+        dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
+        place = 'x="2.5" y="2.5" width="17" height="9" fill="none"'
+        # as on the pictures, inside a dark line: white is seen on a white page, too
+        box = f'<rect {place} stroke="#000" stroke-width="5"/>'
+        box += f'<rect {place} stroke="{escape(colour)}" stroke-width="3"{dashes}/>'
         items.append(f'<li><svg aria-hidden="true" width="22" height="14">{box}</svg>{escape(text)}</li>')
     return Html(f'<ul class="key">{"".join(items)}</ul>')
 
