@@ -145,7 +145,7 @@ ASKED = [replace(sample(i, "kidney", task=t), modality=m) for i, t, m in zip(
 def test_what_one_test_alone_found() -> None:
     by_test, _, reviewed = reflection_tables(FOUND, ASKED)
     rows = {r[0].strip(): r[1:] for r in by_test.rows}
-    assert by_test.columns[1:4] == ("Round 1: found", "Round 1: % of wrong", "Round 1: alone")
+    assert by_test.columns[1:4] == ("Round 1: found", "% of wrong", "Alone")
     assert rows["Words: similarity"] == ("2", "33.3", "1", "0", "0.0", "0")
     assert rows["Boxes: IoU"] == ("2", "33.3", "1", "1", "100.0", "1")
     # side and count are parts of one test: together they found it alone, neither of them did

@@ -15,9 +15,13 @@ from safetensors.torch import load_file
 
 from clinkd.cli import main
 from clinkd.config import RunConfig, override
+from clinkd.evaluation import Again
 from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import Work, plan
 from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.reporting import Reviewed
+from clinkd.records import BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
+from clinkd.storage import write_lines
 
 SMALL = [
     "data.phantoms.train_images=40", "data.phantoms.validation_images=8", "data.phantoms.test_images=16",
@@ -108,7 +112,31 @@ def test_the_table_for_programs_has_its_form(done, capsys):
         }  # fmt: skip
     for task in ("RC", "MIA"):
         assert set(table[task]["facts"]) == {"score", "blind"}
+    choices = {"first beam", "random", "agreement", "by clip", "model", "oracle"}
+    assert all(set(table["selection"][t][m]) == choices for t, m in (("VG", "Recall"), ("RC", "Facts F1")))
+    assert table["selection"]["MIA"]["mBMR"]["model"]["score"] == table["MIA"]["score"]
     assert {"prepare", "teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(table["wall_seconds"])
+
+
+def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):
+    """The effect is shown where a reflect stage wrote it; corrections of questions that are not at hand are left out,
+    as in the small run of `clinkd plan --measure`."""
+    image, truth, round_1, round_2 = ImageRef("a.png", 8, 8), BoxedText("liver"), tmp_path / "1", tmp_path / "2"
+    round_1.mkdir()
+    round_2.mkdir()
+    train = [Sample(i, (image,), Modality.CT, (Turn(Task.ROC, BoxedText("?"), truth),), i) for i in ("a", "b")]
+    for number, folder in enumerate((round_1, round_2), start=1):
+        fixed = [Correction(i, number, BoxedText("lung"), truth, 0.1, ("box",), truth, "offline") for i in ("a", "far")]
+        write_lines(folder / "corrections.jsonl", (c.to_json() for c in fixed))
+    told = {"id": "a", "task": "ROC", "modality": "ct", "before_wrong": True, "after_wrong": False, "answer": "liver"}
+    work = Work(tmp_path, {"reflect-1": round_1, "reflect-2": round_2}, 0, lambda key, value: None)
+    assert "Asked again" not in [t.title[:11] for t in Reviewed.of(work, train).tables()]
+    write_lines(round_2 / "effect.jsonl", [told, {**told, "id": "far"}])
+    reviewed = Reviewed.of(work, train)
+    *_, effect = reviewed.tables()
+    assert effect.rows[0][:4] == ("Round 2, all", "1", "1", "100.0")
+    later = {(r.sample.id, r.correction.round): r.again for r in reviewed.examples(9)}
+    assert later == {("a", 1): None, ("a", 2): Again(2, "a", Task.ROC, Modality.CT, True, False, truth)}
 
 
 def test_a_second_run_has_nothing_to_do_and_says_so_without_torch(done):

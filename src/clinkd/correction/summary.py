@@ -68,7 +68,7 @@ def _by_test(corrections: Sequence[Correction]) -> Table:
             alone = sum(set(c.reasons) <= set(reasons) for c in found)
             row += [str(len(found)), _percent(len(found), len(wrong[n])), str(alone)]
         rows.append(tuple(row))
-    heads = tuple(f"Round {n}: {what}" for n in rounds for what in ("found", "% of wrong", "alone"))
+    heads = tuple(head for n in rounds for head in (f"Round {n}: found", "% of wrong", "Alone"))
     said = "; ".join(
         f"round {n}: {len(wrong[n]):,} of {sum(c.round == n for c in corrections):,} answers were wrong" for n in rounds
     )

@@ -71,6 +71,9 @@ def write_report(
         parts = [part for t in reflection for part in _in_short(t)]
         if rewritten:
             lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
+            parts.append(
+                viewer.paragraph("Before and after. ✓ and ✗ judge the answer after the round, where it is known.")
+            )
             parts += [viewer.key(lines), pictures(_rewritten_card(r, image_root) for r in rewritten)]
         sections.append(viewer.section("Corrections", parts))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(setup))
@@ -203,12 +206,11 @@ def _rewritten_card(rewritten: Rewritten, root: Path) -> Card:
         *((b, "after", LATER) for b in (after.boxes if after else ())),
     ]
     picture = _drawn(root, sample, marks)
-    reasons = ", ".join(correction.reasons)
     lines = [
         ("Question", sample.question.text),
         ("Answer before", before.text),
         ("Truth", truth.text),
-        ("Found wrong by", f"{reasons} (similarity {correction.similarity:.2f})"),
+        ("Found wrong by", f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"),
     ]
     if correction.after is not None:
         lines += [("Rewritten", correction.after.text), ("Written by", correction.by)]

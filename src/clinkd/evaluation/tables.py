@@ -371,7 +371,7 @@ def effect_table(again: Sequence[Again]) -> Table:
         "Questions of the training split, asked again after the round's training and tested in the same way. Intervals "
         "by Wilson, answers taken as independent.",
         "The round trained on all samples beside the corrected ones: what the corrections alone did is told by a run "
-        "without them (reflect=null), not by this table. An answer picked for being wrong is also likelier to change.",
+        "without them (reflect=null), not by this table. Of answers picked for being wrong some turn right by chance.",
     )
     return Table("Asked again after the training", columns, tuple(lines), notes)
 

@@ -110,11 +110,11 @@ def key(entries: Sequence[tuple[str, str]]) -> Html:
     items = []
     for text, colour in entries:
         dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
-        place = 'x="2.5" y="2.5" width="17" height="9" fill="none"'
+        place = 'x="2" y="2" width="36" height="12" fill="none"'
         # as on the pictures, inside a dark line: white is seen on a white page, too
-        box = f'<rect {place} stroke="#000" stroke-width="5"/>'
-        box += f'<rect {place} stroke="{escape(colour)}" stroke-width="3"{dashes}/>'
-        items.append(f'<li><svg aria-hidden="true" width="22" height="14">{box}</svg>{escape(text)}</li>')
+        box = f'<rect {place} stroke="#000" stroke-width="4"/>'
+        box += f'<rect {place} stroke="{escape(colour)}" stroke-width="2"{dashes}/>'
+        items.append(f'<li><svg aria-hidden="true" width="40" height="16">{box}</svg>{escape(text)}</li>')
     return Html(f'<ul class="key">{"".join(items)}</ul>')
 
 
