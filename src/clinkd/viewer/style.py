@@ -64,6 +64,7 @@ svg .bar { fill: var(--bar); } svg .twin { fill: var(--twin); } svg .grid { stro
 .card dl { margin: 0; font-size: .9rem; }
 .card dt { color: var(--soft); font-size: .78rem; margin-top: .45rem; }
 .card dd { margin: 0; overflow-wrap: anywhere; }
+.card h3 .good, .card h3 .bad { white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 details { margin-top: .6rem; font-size: .88rem; }
 summary { cursor: pointer; color: var(--accent); }
