@@ -35,8 +35,10 @@ from clinkd.storage import JsonLines, progress, read_json, write_lines
 
 JOURNAL = "chat.sqlite"  # beside the runs
 VECTORS = "embeddings.sqlite"
+# in the folder of a reflect stage
 ANSWERS = "answers.jsonl"
 CORRECTIONS = "corrections.jsonl"
+EFFECT = "effect.jsonl"  # questions of its review, asked again after its training
 FREE_OF_TEXT = (Modality.CT, Modality.MR, Modality.PET)  # in whose pictures names are not burnt in as a rule
 
 

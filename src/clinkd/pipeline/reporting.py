@@ -11,12 +11,13 @@ from clinkd import evaluation
 from clinkd.agreement import Lexicon
 from clinkd.config import Knobs, RunConfig, panel
 from clinkd.correction import reflection_tables
+from clinkd.data import told_by
 from clinkd.evaluation import Again, Rewritten
+from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import Work, stage_record
 from clinkd.records import Correction, Prediction, Sample, Table
+from clinkd.remote import Scrubber
 from clinkd.storage import JsonLines, read_json, write_json, write_lines
-
-EFFECT = "effect.jsonl"  # in the folder of a reflect stage: questions of its review, asked again after its training
 
 
 def write(work: Work, config: RunConfig) -> None:
@@ -32,7 +33,9 @@ def write(work: Work, config: RunConfig) -> None:
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(judged.by_source())
-    reviewed = Reviewed.of(work, train)
+    reviewed, root = Reviewed.of(work, train), prepared / str(about["root"])
+    gallery = evaluation.choose_gallery(test, predictions, config.evaluate.gallery)
+    rewritten = reviewed.examples(config.evaluate.gallery)
     write_lines(work.folder / "scores.jsonl", (s.to_json() for s in scores))
     write_json(work.folder / "table.json", evaluation.table_json(scores, {}, gains))
     evaluation.write_report(
@@ -40,15 +43,21 @@ def write(work: Work, config: RunConfig) -> None:
         run_name=config.name,
         tables=tables,
         scores=scores,
-        gallery=evaluation.choose_gallery(test, predictions, config.evaluate.gallery),
-        image_root=prepared / about["root"],
+        gallery=gallery,
+        image_root=root,
         setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in panel(config) if not isinstance(k.value, Knobs)],
         reflection=reviewed.tables(),
-        rewritten=reviewed.examples(config.evaluate.gallery),
+        rewritten=rewritten,
         wall_seconds={name: stage_record(folder)["seconds"] for name, folder in work.inputs.items()},
         lexicon=lexicon,
         iou=config.evaluate.iou,
+        shown=_scrubber(root, [s for s, _ in gallery] + [r.sample for r in rewritten]).plain,
     )
+
+
+def _scrubber(root: Path, samples: Sequence[Sample]) -> Scrubber:
+    """A page is carried about: what the files of these samples say of a person is not shown on it."""
+    return Scrubber({term for image in {i for s in samples for i in s.images} for term in told_by(root, image)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ class Reviewed:
         for name, folder in work.inputs.items():
             if not name.startswith("reflect-"):
                 continue
-            corrections += [Correction.from_json(r) for r in JsonLines(folder / "corrections.jsonl").read()]
+            corrections += [Correction.from_json(r) for r in JsonLines(folder / CORRECTIONS).read()]
             if (folder / EFFECT).is_file():
                 number = int(name.removeprefix("reflect-"))
                 again += [Again.from_json(number, r) for r in JsonLines(folder / EFFECT).read()]

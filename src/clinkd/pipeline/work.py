@@ -35,7 +35,7 @@ from clinkd.inference import answer as answer_samples
 from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
-from clinkd.pipeline.correcting import Desk, reviewed, similarity_of
+from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import SPLITS, BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
@@ -217,10 +217,10 @@ def reflect(
     model, train = here.model(previous), here.samples("train")
     asked = _share(train, config.review_share, work.seed, f"round {round}")
     greedy = answers.model_copy(update={"beams": 1, "candidates": 1})
-    file = work.folder / "answers.jsonl"
+    file = work.folder / ANSWERS
     with _loop(work, "answers", len(asked)):
         found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
-    kept = work.folder / "corrections.jsonl"
+    kept = work.folder / CORRECTIONS
 
     def keep() -> None:
         if kept.is_file():  # an attempt before this one was done with it
@@ -268,7 +268,7 @@ def _recheck(
             }
             for s in drawn
         )  # fmt: skip
-        write_lines(here.work.folder / "effect.jsonl", lines)
+        write_lines(here.work.folder / EFFECT, lines)
 
     crew.alone(keep)
 

@@ -60,6 +60,7 @@ class Chat:
         assert config.input_price is not None and config.output_price is not None
         self.config, self.journal, self.model = config, journal, config.model
         self._stopped = threading.Event()
+        self._reason: BadInput | None = None
         self._free_at = 0.0  # on the monotonic clock: until then the server wants to be left alone
         self._client = client(config)
 
@@ -110,6 +111,7 @@ class Chat:
         first = dict(zip(keys, bodies, strict=True))
         self.journal.enlist(first, self.model)
         self._stopped.clear()
+        self._reason = None
         pool = ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="chat")
         futures: dict[str, Future[Reply]] = {}
         try:
@@ -150,7 +152,7 @@ class Chat:
         """One call, written down before and after."""
         self._wait_for_the_server()
         if self._stopped.is_set():
-            raise self._stop("another call was refused")
+            raise self._reason or self._stop("stopped")
         reserve = self.most(body)
         self._set_aside(key, reserve)
         found = self._call(body)
@@ -169,12 +171,11 @@ class Chat:
         """Raises OverBudget where nothing in flight could leave enough of the budget over."""
         budget = None if self.config.budget is None else round(self.config.budget * NANO)
         while True:
-            flying = self.journal.ledger().reserved  # before the attempt: what ends in between is then looked at again
             try:
                 self.journal.begin(key, self.model, reserve, budget)
                 return
-            except OverBudget:
-                if not flying or self._stopped.wait(0.05):
+            except OverBudget as error:
+                if not error.reserved or self._stopped.wait(0.05):
                     raise
 
     def _call(self, body: Mapping[str, Any]) -> _Done | _Refused | _Lost:
@@ -245,7 +246,9 @@ class Chat:
 
     def _stop(self, why: str, kind: type[BadInput] = BadInput) -> BadInput:
         self._stopped.set()
-        return kind(f"{why}; what came back is kept in {self.journal.path}, and the same command goes on from there")
+        error = kind(f"{why}; what came back is kept in {self.journal.path}, and the same command goes on from there")
+        self._reason = self._reason or error  # told by whichever thread is asked first
+        return self._reason
 
 
 class _Again(Exception):

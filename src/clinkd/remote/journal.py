@@ -44,7 +44,9 @@ insert or ignore into ledger values (1, 0, 0);
 
 
 class OverBudget(BadInput):
-    """A call was not made, since it might pass the budget."""
+    """A call was not made, since it might pass the budget; `reserved` of it is set aside for calls in flight."""
+
+    reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +149,12 @@ class Journal:
         with self._change():
             reserved, spent = self._db.execute("select reserved, spent from ledger").fetchone()
             if budget is not None and spent + reserved + reserve > budget:
-                raise OverBudget(
+                error = OverBudget(
                     f"{(spent + reserved) / NANO:.4f} US dollars are spent or set aside, and the next call may cost "
                     f"{reserve / NANO:.4f}: more than the budget of {budget / NANO:g}"
                 )
+                error.reserved = reserved
+                raise error
             self._db.execute(
                 "insert into calls (key, model, state, calls, reserved, changed) values (?, ?, 'inflight', 1, ?, ?) "
                 "on conflict (key) do update set state = 'inflight', calls = calls + 1, reserved = excluded.reserved, "
