@@ -337,7 +337,20 @@ class ClipConfig(Knobs):
     """The image-text model that scores candidates."""
 
     base: FolderPath | None = knob(
-        None, "a CLIP folder (Hugging Face layout); None trains a tiny one on training captions"
+        None,
+        "a folder with a CLIP or SigLIP of transformers, or a model of open_clip (BiomedCLIP; an optional extra); "
+        "None trains a tiny one on training captions",
+    )
+    grounding: Literal["text", "crop", "both"] = knob(
+        "text",
+        "where a question or its answer has boxes, shown are: the whole image with the words without coordinates; the "
+        "crop of the box with the name asked for, or with the words about it; or both, and the mean counts",
+        paper="text",
+    )
+    overlong: Literal["split", "truncate"] = knob(
+        "split",
+        "a text beyond the token limit: pieces of whole sentences, of which the mean counts, or the sentences from the "
+        "start that fit",
     )
     epochs: Positive = knob(6.0, "passes, tiny CLIP only")
     rows: Count = knob(128, "image-caption pairs a step, tiny CLIP only")

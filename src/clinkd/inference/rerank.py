@@ -6,14 +6,19 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from itertools import chain
+from statistics import fmean
+from typing import Literal, Protocol
 
-from clinkd.agreement import alike
-from clinkd.model.clip import ImageTextModel
-from clinkd.records import BoxedText, Prediction, Sample
+from clinkd.agreement import alike, named
+from clinkd.model.clip import LOWEST, ImageTextModel, View
+from clinkd.records import BoxedText, Prediction, Sample, Task
 from clinkd.storage import progress
 
 BATCH = 64  # samples scored together
+
+Grounding = Literal["text", "crop", "both"]
+Shown = dict[str, list[tuple[View, str]]]  # of one candidate: for each part of its score, views with the words for them
 
 
 class Scorer(Protocol):
@@ -25,20 +30,68 @@ class Scorer(Protocol):
 
 
 class ClipScorer:
-    """Cosine of a CLIP between the image and the answer's words.
+    """Cosine of a CLIP between what it is shown of the image and what is said of it.
 
-    Coordinates mean nothing to a CLIP, so box marks are left out; candidates that differ in their boxes only tie, and
-    a tie keeps the order of the beams. The question is not shown, as in the paper.
+    Coordinates mean nothing to a CLIP. Under `text` it sees the whole image and the answer's words without box marks;
+    candidates that differ in their boxes only tie, and a tie keeps the order of the beams. Under `crop` it sees boxes:
+    where the question has some, their crops with the candidate's words; where it asks for some, the crops of the
+    candidate's own, with what the question names (`names` are the class names of the data), and a candidate without a
+    box scores lowest; where neither is so, it sees the same as under `text`. Under `both` the mean counts. The truth
+    is never looked at, and the question for its names alone.
     """
 
     name = "clip"
 
-    def __init__(self, model: ImageTextModel) -> None:
-        self.model = model
+    def __init__(self, model: ImageTextModel, grounding: Grounding, names: Sequence[str]) -> None:
+        self.model, self.grounding, self.names = model, grounding, tuple(names)
+        self.num_candidates = self.num_too_long = 0  # shown so far, and of these with a text beyond the token limit
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        texts = [[c.answer.words for c in p.candidates] for p in predictions]
-        return self.model.score([s.images[0] for s in samples], texts)
+        return [[marks[self.name] for marks in line] for line in self.parts(samples, predictions)]
+
+    def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
+        """What `scores` gives, and under `clip text` and `clip crop` what it is made of, where a crop is asked for."""
+        shown = [self._shown(s, p) for s, p in zip(samples, predictions, strict=True)]
+        looks = [look for line in shown for part in line for look in chain.from_iterable(part.values())]
+        self._count(shown)
+        cosines = iter(self.model.score(looks))
+        return [
+            [self._marks({k: [next(cosines) for _ in v] for k, v in part.items()}) for part in line] for line in shown
+        ]
+
+    def _shown(self, sample: Sample, prediction: Prediction) -> list[Shown]:
+        """What is looked at of each candidate."""
+        image, asked = sample.images[0], sample.question.boxes
+        wants_boxes = not asked and _asks_for_boxes(sample, prediction)
+        about = " and ".join(named(sample.question.words, self.names)) if wants_boxes else ""
+        made: list[Shown] = []
+        for candidate in prediction.candidates:
+            words = candidate.answer.words
+            part: Shown = {}
+            if self.grounding != "crop" or not (asked or wants_boxes):
+                part["clip text"] = [(View(image), words)]
+            if self.grounding != "text" and (asked or wants_boxes):
+                part["clip crop"] = [(View(image, box), about or words) for box in asked or candidate.answer.boxes]
+            made.append(part)
+        return made
+
+    def _marks(self, cosines: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        means = {part: fmean(values) if values else LOWEST for part, values in cosines.items()}
+        boxless = any(not values for values in cosines.values())
+        whole = LOWEST if boxless else fmean(means.values())
+        return {self.name: whole} if self.grounding == "text" else {self.name: whole, **means}
+
+    def _count(self, shown: Sequence[Sequence[Shown]]) -> None:
+        texts = list({text for line in shown for part in line for look in part.values() for _, text in look})
+        long = {text for text, too in zip(texts, self.model.too_long(texts), strict=True) if too}
+        for part in chain.from_iterable(shown):
+            self.num_candidates += 1
+            self.num_too_long += any(text in long for _, text in chain.from_iterable(part.values()))
+
+
+def _asks_for_boxes(sample: Sample, prediction: Prediction) -> bool:
+    """Whether the answer should hold boxes: by the task, or, of a free question, by what the first beam makes of it."""
+    return sample.task is Task.VG or (sample.task is Task.QA and bool(prediction.candidates[0].answer.boxes))
 
 
 class FirstBeam:
@@ -103,8 +156,8 @@ def rerank(
             asked = [samples[p.id] for p in batch]
             scored: Sequence[Prediction] = batch
             for judge in (*rivals, scorer):
-                found = judge.scores(asked, batch)
-                scored = [_noted(p, judge.name, own) for p, own in zip(scored, found, strict=True)]
+                found = _parts(judge, asked, batch)
+                scored = [_noted(p, own) for p, own in zip(scored, found, strict=True)]
             done += [
                 replace(p, chosen=_best(p, scorer.name) if s.task in tasks else 0)
                 for s, p in zip(asked, scored, strict=True)
@@ -113,11 +166,19 @@ def rerank(
     return done
 
 
-def _noted(prediction: Prediction, name: str, scores: Sequence[float]) -> Prediction:
-    candidates = zip(prediction.candidates, scores, strict=True)
-    return replace(
-        prediction, candidates=tuple(replace(c, scores={**c.scores, name: round(s, 6)}) for c, s in candidates)
+def _parts(scorer: Scorer, samples: Sequence[Sample], batch: Sequence[Prediction]) -> list[list[dict[str, float]]]:
+    """What is written beside each candidate: the score under the scorer's name, and what it is made of."""
+    if isinstance(scorer, ClipScorer):
+        return scorer.parts(samples, batch)
+    return [[{scorer.name: s} for s in line] for line in scorer.scores(samples, batch)]
+
+
+def _noted(prediction: Prediction, parts: Sequence[Mapping[str, float]]) -> Prediction:
+    candidates = (
+        replace(c, scores={**c.scores, **{name: round(s, 6) for name, s in part.items()}})
+        for c, part in zip(prediction.candidates, parts, strict=True)
     )
+    return replace(prediction, candidates=tuple(candidates))
 
 
 def _best(prediction: Prediction, name: str) -> int:

@@ -1,138 +1,202 @@
-"""An image-text model of the CLIP family: loaded from a folder, or a tiny one trained contrastively here.
+"""An image-text model of the CLIP family: read from a folder, or a tiny one trained contrastively here.
 
-Shapes: I images, K texts, P pieces of texts, E width of the shared space.
+Shapes: I images, D distinct texts, P pieces of texts, E width of the shared space.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from clinkd.config import ClipConfig
 from clinkd.model.encode import OpenImage
-from clinkd.records import BadInput, ImageRef
+from clinkd.model.open_clip_towers import CONFIG as OPEN_CLIP_CONFIG
+from clinkd.model.open_clip_towers import OpenClipTowers
+from clinkd.model.towers import KINDS, KNOB, ClipTowers, Towers, first_line, kind_of, read_towers
+from clinkd.records import BadInput, Box, ImageRef
 from clinkd.storage import progress
 
 TINY_TEXT_TOKENS = 77  # CLIP's own limit
+LOWEST = -1.0  # of a cosine: what a text without words scores
+# Of the box's sides, on each of them: a CLIP has seen things with what is around them, and a box that cuts its thing
+# is told from one that holds it by what the rim shows.
+MARGIN = 0.15
+LEAST_PIXELS = 4  # of a crop's sides: a box of a pixel or less would show one colour
+
+Overlong = Literal["split", "truncate"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown of an image: the crop of a box, or the whole where there is none."""
+
+    image: ImageRef
+    box: Box | None = None
+
+
+def cropped(picture: Image.Image, box: Box | None) -> Image.Image:
+    """The pixels of a box with a margin around it, never beyond the picture, never less than a few pixels wide."""
+    if box is None:
+        return picture
+    across = _span(box.x1, box.x2, picture.width)
+    down = _span(box.y1, box.y2, picture.height)
+    return picture.crop((across[0], down[0], across[1], down[1]))
+
+
+def _span(start: float, stop: float, pixels: int) -> tuple[int, int]:
+    """Whole pixels from a start to a stop in fractions, with the margin, widened where they are fewer than the least"""
+    middle, half = (start + stop) / 2 * pixels, (stop - start) * (0.5 + MARGIN) * pixels
+    half = max(half, LEAST_PIXELS / 2)
+    first = max(0, min(math.floor(middle - half), pixels - LEAST_PIXELS))
+    last = min(pixels, max(math.ceil(middle + half), LEAST_PIXELS))
+    return first, last
 
 
 class ImageTextModel:
-    """How well a text fits an image: the cosine of their CLIP embeddings, -1..1.
+    """How well a text fits what it is shown with: the cosine of their embeddings, -1..1.
 
-    A text longer than the model's token limit is not cut: it is split between sentences (a sentence that is too long
-    alone, between words) into pieces that fit, and scored by the mean over its pieces.
+    A text longer than the towers' token limit is `split` between sentences (a sentence that is too long alone, between
+    words) into pieces that fit, and scored by the mean over its pieces; or `truncate`d to the whole sentences from the
+    start that fit, at least the first, which is cut between words where it is too long alone.
     """
 
-    def __init__(
-        self,
-        network: CLIPModel,
-        tokenizer: PreTrainedTokenizerFast,
-        processor: CLIPImageProcessorPil,
-        open_image: OpenImage,
-    ) -> None:
-        self.network, self.tokenizer, self.processor, self.open_image = network, tokenizer, processor, open_image
-        self.limit = int(network.config.text_config.max_position_embeddings)
-        self.end = int(tokenizer.eos_token_id)  # older CLIPs carry a wrong one in their configuration
+    def __init__(self, towers: Towers, open_image: OpenImage, overlong: Overlong = "split") -> None:
+        self.towers, self.open_image, self.overlong = towers, open_image, overlong
 
     @classmethod
-    def load(cls, folder: Path, open_image: OpenImage) -> ImageTextModel:
-        """A CLIP in Hugging Face layout. Raises BadInput where the folder is none, or a weight is missing."""
-        if not (folder / "config.json").is_file():
-            raise BadInput(f"select.clip.base={folder}: no config.json there; a CLIP folder is wanted")
-        try:
-            network, report = CLIPModel.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            processor = CLIPImageProcessorPil.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+    def load(cls, folder: Path, open_image: OpenImage, overlong: Overlong = "split") -> ImageTextModel:
+        """A CLIP or SigLIP in Hugging Face layout, or a model in open_clip's; which, its configuration files say.
+
+        Raises BadInput where the folder is none of these, or does not fit itself.
+        """
+        kind = kind_of(folder)
+        if kind in KINDS:
+            towers: Towers = read_towers(folder, kind)
+        elif (folder / OPEN_CLIP_CONFIG).is_file():
+            towers = OpenClipTowers.read(folder)
+        else:
+            found = f"config.json names a {kind!r}" if kind else "no config.json there that names a model_type"
+            flexible = "; of SigLIP 2 those of fixed resolution are read" if kind == "siglip2" else ""
             raise BadInput(
-                f"select.clip.base={folder}: not a CLIP that can be read: {str(error).splitlines()[0]}"
-            ) from None
-        if missing := sorted(report["missing_keys"]):
-            raise BadInput(f"select.clip.base={folder}: weights are missing: {', '.join(missing[:3])} ({len(missing)})")
-        return cls(network.eval(), tokenizer, processor, open_image)
+                f"{KNOB}={folder}: {found}, and no {OPEN_CLIP_CONFIG} there; a folder with a "
+                f"{' or '.join(KINDS)} of transformers, or a model of open_clip, is wanted{flexible}"
+            )
+        _try_out(towers, folder)
+        return cls(towers, open_image, overlong)
 
     @torch.inference_mode()
-    def score(self, images: Sequence[ImageRef], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each image, the cosine with each of its texts. A text without words scores -1."""
-        flat = [text for group in texts for text in group]
-        pieces = [self.pieces(text) for text in flat]
-        distinct = sorted({piece for group in pieces for piece in group})
-        found = dict(zip(distinct, self.embed_texts(distinct), strict=True)) if distinct else {}
-        embedded = iter(pieces)
-        scored = []
-        for image_E, group in zip(self.embed_images(images), texts, strict=True):
-            cosines = [[float(found[p] @ image_E) for p in next(embedded)] for _ in group]
-            scored.append([float(np.mean(c)) if c else -1.0 for c in cosines])
-        return scored
+    def score(self, shown: Sequence[tuple[View, str]]) -> list[float]:
+        """The cosine of each text with what it is shown with; a text without words scores the lowest.
+
+        Equal views and texts are looked at once; views of one image that stand together open it once.
+        """
+        if not shown:
+            return []
+        texts = list(dict.fromkeys(text for _, text in shown))
+        long = {text for text, too in zip(texts, self.too_long(texts), strict=True) if too}
+        pieces = {text: self.pieces(text) if text in long else [text] if text.strip() else [] for text in texts}
+        distinct = sorted(set(chain.from_iterable(pieces.values())))
+        views = list(dict.fromkeys(view for view, _ in shown))
+        seen = dict(zip(views, self.towers.embed_pixels(self.pixels(views)).cpu(), strict=True))
+        read = dict(zip(distinct, self.towers.embed_texts(distinct).cpu(), strict=True)) if distinct else {}
+        return [
+            float(np.mean([float(read[p] @ seen[view]) for p in pieces[text]])) if pieces[text] else LOWEST
+            for view, text in shown
+        ]
+
+    def too_long(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is longer than the token limit."""
+        return [n > self.towers.limit for n in self.towers.lengths(texts)] if texts else []
 
     def pieces(self, text: str) -> list[str]:
-        """Runs of whole sentences, each within the token limit; their words together are the words of `text`."""
-        made: list[str] = []
-        for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
-            for unit in [sentence] if self._fits(sentence) else self._by_words(sentence):
-                joined = f"{made[-1]} {unit}" if made else unit
-                if made and self._fits(joined):
-                    made[-1] = joined
-                elif unit:
-                    made.append(unit)
-        return made
-
-    def _by_words(self, sentence: str) -> list[str]:
-        made: list[str] = []
-        for word in sentence.split():
-            joined = f"{made[-1]} {word}" if made else word
-            if made and self._fits(joined):
-                made[-1] = joined
-            else:
-                made.append(word)
-        return made
+        """What is embedded for a text: runs of whole sentences, each within the limit. Their words together are those
+        of the text under `split`; under `truncate` there is one, a start of the text."""
+        return (_split if self.overlong == "split" else _start)(text, self._fits)
 
     def _fits(self, text: str) -> bool:
-        return len(self._ids([text])[0]) <= self.limit
+        return not self.too_long([text])[0]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
-        return [line if line and line[-1] == self.end else [*line, self.end] for line in ids]
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors [P, E] of texts within the limit (a single endless word is the only thing ever cut)."""
-        ids = [[*line[: self.limit - 1], self.end] if len(line) > self.limit else line for line in self._ids(texts)]
-        longest = max(map(len, ids))
-        padded = torch.tensor([line + [self.end] * (longest - len(line)) for line in ids])
-        seen = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
-        device = self.network.device
-        found = self.network.get_text_features(padded.to(device), seen.to(device)).pooler_output
-        return F.normalize(found.float(), dim=-1).cpu() if not torch.is_grad_enabled() else F.normalize(found, dim=-1)
-
-    def embed_images(self, images: Sequence[ImageRef]) -> Tensor:
-        """Unit vectors [I, E]."""
-        return self.embed_pixels(self.pixels(images))
-
-    def pixels(self, images: Sequence[ImageRef]) -> Tensor:
+    def pixels(self, views: Sequence[View]) -> Tensor:
         """Processed pixels [I, 3, height, width]."""
-        found: Tensor = self.processor(images=[self.open_image(i) for i in images], return_tensors="pt")["pixel_values"]
-        return found
+        return self.towers.pixels(list(self.pictures(views)))
 
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        found = self.network.get_image_features(pixels.to(self.network.device)).pooler_output
-        return F.normalize(found.float(), dim=-1).cpu() if not torch.is_grad_enabled() else F.normalize(found, dim=-1)
+    def pictures(self, views: Sequence[View]) -> Iterator[Image.Image]:
+        """What each view shows."""
+        image: ImageRef | None = None
+        for view in views:
+            if view.image != image:
+                image, picture = view.image, self.open_image(view.image)
+            yield cropped(picture, view.box)
 
     def save(self, folder: Path) -> None:
-        """As transformers lays out a CLIP: `load` reads it, and so does `CLIPModel.from_pretrained`."""
-        self.network.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        """As transformers lays out a CLIP. Only a tiny one is ever saved: one that was given lies where it lies."""
+        assert isinstance(self.towers, ClipTowers)
+        self.towers.save(folder)
+
+
+def _try_out(towers: Towers, folder: Path) -> None:
+    """Raises BadInput where a blank picture or a word does not go through, before hours of answering are spent."""
+    try:
+        with torch.inference_mode():
+            image_IE = towers.embed_pixels(towers.pixels([Image.new("RGB", (32, 32))]))
+            text_PE = towers.embed_texts(["a"])
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise BadInput(
+            f"{KNOB}={folder}: the network does not take what its own processor and tokenizer make: {first_line(error)}"
+        ) from None
+    if image_IE.shape[1] != text_PE.shape[1] or not (image_IE.isfinite().all() and text_PE.isfinite().all()):
+        raise BadInput(
+            f"{KNOB}={folder}: images give {image_IE.shape[1]} numbers and texts {text_PE.shape[1]}, or some are not "
+            "finite; a whole CLIP is wanted"
+        )
+
+
+# -- texts longer than the limit ---------------------------------------------------------------------------------------
+
+
+def _sentences(text: str) -> list[str]:
+    return [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
+
+
+def _split(text: str, fits: Callable[[str], bool]) -> list[str]:
+    units = [u for s in _sentences(text) for u in ([s] if fits(s) else _runs(s.split(), fits))]
+    return _runs(units, fits)
+
+
+def _start(text: str, fits: Callable[[str], bool]) -> list[str]:
+    sentences = _sentences(text)
+    if not sentences:
+        return []
+    return _runs(sentences if fits(sentences[0]) else sentences[0].split(), fits)[:1]
+
+
+def _runs(units: Sequence[str], fits: Callable[[str], bool]) -> list[str]:
+    """Units joined by spaces to the longest runs that fit, in order; a unit that is too long alone is one of its own"""
+    made: list[str] = []
+    for unit in units:
+        joined = f"{made[-1]} {unit}" if made else unit
+        if made and fits(joined):
+            made[-1] = joined
+        else:
+            made.append(unit)
+    return made
+
+
+# -- a tiny one --------------------------------------------------------------------------------------------------------
 
 
 def new_tiny_clip(
@@ -154,46 +218,79 @@ def new_tiny_clip(
     processor = CLIPImageProcessorPil(
         size=side, do_center_crop=False, do_resize=True, resample=Image.Resampling.BICUBIC
     )
-    return ImageTextModel(network, tokenizer, processor, open_image)
+    return ImageTextModel(ClipTowers(network, tokenizer, processor), open_image, config.overlong)
 
 
-def train_clip(
-    model: ImageTextModel, pairs: Sequence[tuple[ImageRef, Sequence[str]]], config: ClipConfig, seed: int
-) -> float:
-    """Contrastive training on images with several captions each, one drawn a pass; the mean loss of the last pass.
+Captioned = tuple[View, Sequence[str]]  # a view and what is true of it
 
-    The loss is CLIP's symmetric cross-entropy, except that equal captions in a batch share the target evenly: short
+
+def train_clip(model: ImageTextModel, kinds: Sequence[Sequence[Captioned]], config: ClipConfig, seed: int) -> float:
+    """Contrastive training on views with several captions each, one drawn a pass; the mean loss of the last tenth.
+
+    Each step takes a batch of every kind (whole images, crops), compared among themselves alone; `config.epochs` counts
+    passes over the first kind. The loss is CLIP's symmetric cross-entropy over the distinct captions of a batch: short
     captions repeat, and calling a true caption false would teach nonsense.
     """
-    pixels = torch.cat([model.pixels([image]) for image, _ in pairs])
-    num_steps = max(1, round(config.epochs * len(pairs) / config.rows))
-    optimizer = torch.optim.AdamW(model.network.parameters(), lr=config.learning_rate, weight_decay=0.05)
-    curve = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=num_steps, pct_start=0.1)
+    towers = model.towers
+    assert isinstance(towers, ClipTowers)
+    num_steps = max(1, round(config.epochs * len(kinds[0]) / config.rows))
     rng = np.random.default_rng(seed)
+    decks = [_Deck(kind, _bytes(model, [view for view, _ in kind]), config.rows, rng) for kind in kinds]
+    optimizer = torch.optim.AdamW(towers.network.parameters(), lr=config.learning_rate, weight_decay=0.05)
+    curve = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=num_steps, pct_start=0.1)
     losses: list[float] = []
-    model.network.train()
-    order: list[int] = []
+    towers.network.train()
     with progress(num_steps, "clip", "steps") as advance:
         for _ in range(num_steps):
-            while len(order) < config.rows:
-                order += rng.permutation(len(pairs)).tolist()
-            picked, order = order[: config.rows], order[config.rows :]
-            captions = [pairs[i][1][int(rng.integers(len(pairs[i][1])))] for i in picked]
-            image_IE = model.embed_pixels(pixels[picked])
-            text_IE = model.embed_texts(captions)
-            logits_II = model.network.logit_scale.exp().clamp(max=100) * image_IE @ text_IE.T
-            same_II = torch.tensor([[a == b for b in captions] for a in captions], dtype=torch.float)
-            goal_II = (same_II / same_II.sum(1, keepdim=True)).to(logits_II.device)
-            loss = (F.cross_entropy(logits_II, goal_II) + F.cross_entropy(logits_II.T, goal_II)) / 2
+            loss = torch.stack([_contrast(towers, *deck.draw()) for deck in decks]).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(towers.network.parameters(), 1.0)
             optimizer.step()
             curve.step()
             losses.append(loss.item())
             advance(1, loss=round(losses[-1], 3))
-    model.network.eval()
+    towers.network.eval()
     if not losses or not np.isfinite(losses[-1]):
         raise BadInput(f"select.clip.learning_rate={config.learning_rate:g}: the loss is not finite; lower it")
     tail = losses[-max(1, len(losses) // 10) :]
     return sum(tail) / len(tail)
+
+
+def _contrast(towers: ClipTowers, bytes_: Tensor, captions: Sequence[str]) -> Tensor:
+    """The loss of one batch: each view finds its caption among the distinct ones, each caption its views."""
+    distinct = list(dict.fromkeys(captions))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (towers.processor.image_mean, towers.processor.image_std))
+    image_IE = towers.embed_pixels((bytes_ / 255 - mean) / std)
+    text_DE = towers.embed_texts(distinct)
+    logits_ID = towers.network.logit_scale.exp().clamp(max=100) * image_IE @ text_DE.T
+    right_I = torch.tensor([distinct.index(c) for c in captions], device=logits_ID.device)
+    of_D = F.one_hot(right_I, len(distinct)).to(logits_ID).T
+    return (F.cross_entropy(logits_ID, right_I) + F.cross_entropy(logits_ID.T, of_D / of_D.sum(1, keepdim=True))) / 2
+
+
+def _bytes(model: ImageTextModel, views: Sequence[View]) -> Tensor:
+    """Views at the tiny CLIP's size [I, 3, height, width], a byte a value: a fourth of what its pixels would take."""
+    towers = model.towers
+    assert isinstance(towers, ClipTowers)
+    side = (towers.processor.size["width"], towers.processor.size["height"])
+    made = torch.empty((len(views), 3, side[1], side[0]), dtype=torch.uint8)
+    for n, picture in enumerate(model.pictures(views)):
+        small = picture.convert("RGB").resize(side, towers.processor.resample)
+        made[n] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    return made
+
+
+class _Deck:
+    """Captioned views, drawn in batches without repetition until all were seen."""
+
+    def __init__(self, kind: Sequence[Captioned], bytes_: Tensor, rows: int, rng: np.random.Generator) -> None:
+        self.kind, self.bytes, self.rows, self.rng = kind, bytes_, rows, rng
+        self.order: list[int] = []
+
+    def draw(self) -> tuple[Tensor, list[str]]:
+        while len(self.order) < self.rows:
+            self.order += self.rng.permutation(len(self.kind)).tolist()
+        picked, self.order = self.order[: self.rows], self.order[self.rows :]
+        texts = [self.kind[i][1] for i in picked]
+        return self.bytes[picked], [t[int(self.rng.integers(len(t)))] for t in texts]

@@ -7,10 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from clinkd import data, viewer
-from clinkd.inference import ClipScorer, rerank
+from clinkd.inference import rerank
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Asked, Run
-from clinkd.pipeline.work import load_clip, load_model
+from clinkd.pipeline.work import clip_scorer, load_model, read_data
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 
@@ -41,7 +41,8 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
     prediction = Prediction("ask", tuple(model.generate([sample], config.answer)[0]), by=f"{run.folder.name}/{last}")
     if "clip" in names:
-        scorer = ClipScorer(load_clip(run.stage("clip"), given))
+        _, lexicon = read_data(run.stage("prepare"))
+        scorer = clip_scorer(run.stage("clip"), given, config.select.clip, lexicon)
         # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
         trusted = stage_record(run.stage("select"))["recorded"]["tasks reordered"]
         prediction = rerank({"ask": sample}, [prediction], scorer, trusted)[0]

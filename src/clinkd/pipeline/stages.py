@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import DataConfig, ModelConfig, ReflectConfig, RunConfig
+from clinkd.config import ClipConfig, DataConfig, ModelConfig, ReflectConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
@@ -16,7 +16,7 @@ from clinkd.storage import sha256_file
 def plan(config: RunConfig) -> list[Stage]:
     """The stages of a run, each after what it needs.
 
-    Raises BadInput where `data.path` or `model.base` is not there.
+    Raises BadInput where `data.path`, `model.base` or `select.clip.base` is not there.
     """
     at: dict[str, Any] = {"machine": Machine.of(config)}
     made: list[Stage] = []
@@ -55,7 +55,7 @@ def plan(config: RunConfig) -> list[Stage]:
         )
     clip = None
     if config.select.scorer == "clip":
-        clip = stage("clip", config.select.clip, data, base, config=config.select.clip, **at)
+        clip = stage("clip", _clip_identity(config.select.clip), data, base, config=config.select.clip, **at)
     answer = stage("answer", config.answer, data, model, seen, config=config.answer, previous=model.name, **at)
     select = stage("select", config.select, data, answer, clip, config=config.select, **at)
     stage("score", config.evaluate, data, select, *[s for s in made if s.name.startswith("reflect-")], whole=config)
@@ -64,8 +64,8 @@ def plan(config: RunConfig) -> list[Stage]:
 
 # Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
 VERSIONS = {
-    "prepare": 3, "base": 2, "see": 1, "teacher": 1, "pseudo": 2, "distill": 1, "reflect": 2, "clip": 1, "answer": 3,
-    "select": 3, "score": 2,
+    "prepare": 3, "base": 2, "see": 1, "teacher": 1, "pseudo": 2, "distill": 1, "reflect": 2, "clip": 2, "answer": 3,
+    "select": 4, "score": 2,
 }  # fmt: skip
 
 
@@ -122,9 +122,25 @@ def _reflect_identity(config: ReflectConfig) -> dict[str, Any]:
     return knobs
 
 
-def _files_of(folder: Path) -> dict[str, Any]:
-    """What decides a model in a folder: its JSON files whole, its weights by size and time of change."""
+def _files_of(folder: Path, *kinds: str) -> dict[str, Any]:
+    """What decides a model in a folder: its files of words (JSON, and others of `kinds`) whole, its weights by size and
+    time of change."""
+    words = sorted({p for kind in ("*.json", *kinds) for p in folder.rglob(kind)})
     return {
-        "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*.json"))},
+        "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in words},
         "weights": {p.relative_to(folder).as_posix(): _stamp(p) for p in sorted(folder.rglob("*.safetensors"))},
     }
+
+
+def _clip_identity(config: ClipConfig) -> dict[str, Any]:
+    """What decides the image-text model: the knobs, where it is tiny; else the files of the folder. What it is shown
+    and how texts are cut is a matter of `select`, except that a tiny one is taught crops where it will see some."""
+    knobs = {**config.identity(), "overlong": None}
+    if config.base is None:
+        return {**knobs, "grounding": "text" if config.grounding == "text" else "crop"}
+    if not any((config.base / name).is_file() for name in ("config.json", "open_clip_config.json")):
+        raise BadInput(
+            f"select.clip.base={config.base}: no config.json and no open_clip_config.json there; a folder with a CLIP "
+            "or SigLIP of transformers, or a model of open_clip, is wanted"
+        )
+    return {"base": knobs["base"], **_files_of(config.base, "*.json", "*.txt", "*.model")}

@@ -33,7 +33,7 @@ from clinkd.data import phantoms
 from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
 from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
-from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
+from clinkd.model.clip import Captioned, ImageTextModel, View, new_tiny_clip, train_clip
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
@@ -274,26 +274,45 @@ def _recheck(
 
 
 def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
-    """The image-text model that scores candidates: given, or trained on the training captions."""
+    """The image-text model that scores candidates: given, or trained on training captions, and on boxes with their
+    names and captions, where it is to be shown crops."""
     here = Room(work, machine)
     if config.base is not None:
         ImageTextModel.load(config.base, here.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
         return
-    captions: dict[ImageRef, list[str]] = {}
-    for sample in here.samples("train"):
-        captions.setdefault(sample.images[0], [])
-        if sample.task is not Task.VG and sample.answer.words:
-            captions[sample.images[0]].append(sample.answer.words)
-    pairs = [(image, texts) for image, texts in captions.items() if texts]
-    if len(pairs) < 2:
+    train = here.samples("train")
+    kinds = [kind for kind in _captioned(train, crops=config.grounding != "text") if len(kind) > 1]
+    if not kinds:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
                        "select.scorer=first")  # fmt: skip
     model = new_tiny_clip(here.model("base").tokenizer, config, work.seed, here.open_image)
-    with _loop(work, "pairs", round(config.epochs * len(pairs))):
-        loss = train_clip(model, pairs, config, work.seed)
+    with _loop(work, "pairs", round(config.epochs * len(kinds[0]))):
+        loss = train_clip(model, kinds, config, work.seed)
     work.record("loss", loss)
+    work.record("views", [len(kind) for kind in kinds])
     model.save(work.folder / "model")
+
+
+def _captioned(samples: Sequence[Sample], crops: bool) -> list[list[Captioned]]:
+    """Whole images with what is said of them; with `crops` also boxes, once with their names and once with sentences:
+    in a batch of either, what is not the caption is false, where "the liver" beside "a small liver" would not be."""
+    whole: dict[View, list[str]] = {}
+    boxed: dict[View, list[str]] = {}
+    named: dict[View, list[str]] = {}
+    for sample in samples:
+        words = sample.answer.words
+        if sample.task is not Task.VG and words:
+            whole.setdefault(View(sample.images[0]), []).append(words)
+        if sample.task is Task.RC and words:
+            for box in sample.question.boxes:
+                boxed.setdefault(View(sample.images[0], box), []).append(words)
+    for pair in data.bare_pairs(samples):
+        for box in (*pair.question.boxes, *pair.answer.boxes):
+            name = named.setdefault(View(pair.images[0], box), [])
+            name += [pair.names[0]] if pair.names[0] not in name else []
+    kinds = (whole, named, boxed) if crops else (whole,)
+    return [list(kind.items()) for kind in kinds]
 
 
 def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
@@ -333,6 +352,9 @@ def select(work: Work, config: SelectConfig, machine: Machine) -> None:
         work.record("gain on validation over the first beam", {t: round(100 * g, 2) for t, g in mean.items()})
     work.record("tasks reordered", tasks)
     _, predictions = chosen("test", tasks)
+    if isinstance(scorer, ClipScorer):
+        shown = {"candidates": scorer.num_candidates, "too long": scorer.num_too_long}
+        work.record("shown to the CLIP", {**shown, "token limit": scorer.model.towers.limit})
     write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in predictions))
 
 
@@ -380,7 +402,7 @@ class Room:
 
     def scorer(self, config: SelectConfig) -> Scorer:
         if config.scorer == "clip":
-            return ClipScorer(load_clip(self.work.inputs["clip"], self.open_image))
+            return clip_scorer(self.work.inputs["clip"], self.open_image, config.clip, self.lexicon)
         if config.scorer == "agreement":
             return Agreement()
         return FirstBeam() if config.scorer == "first" else RandomScorer(self.work.seed)
@@ -410,11 +432,11 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
     return load(stage / "model", open_image)
 
 
-def load_clip(stage: Path, open_image: OpenImage) -> ImageTextModel:
-    """The image-text model of a `clip` stage."""
+def clip_scorer(stage: Path, open_image: OpenImage, config: ClipConfig, lexicon: Lexicon) -> ClipScorer:
+    """The scorer with the image-text model of a `clip` stage."""
     pointer = stage / POINTER
     folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else stage / "model"
-    return ImageTextModel.load(folder, open_image)
+    return ClipScorer(ImageTextModel.load(folder, open_image, config.overlong), config.grounding, lexicon.names)
 
 
 def _train(
