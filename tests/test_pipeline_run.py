@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import Work, plan
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.reporting import Reviewed
-from clinkd.records import BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
+from clinkd.records import BadInput, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
 from clinkd.storage import write_lines
 
 SMALL = [
@@ -309,3 +310,66 @@ def test_a_row_that_is_no_json_is_told_by_the_reader_of_the_data(tmp_path, capsy
     (tmp_path / "records.jsonl").write_text('{"id": broken\n')
     assert main(["run", "real", "--runs", str(tmp_path / "runs"), "--set", f"data.path={tmp_path}"]) == 2
     assert "row 1, id ?: row = " in capsys.readouterr().err
+
+
+def test_a_replaced_clip_is_noticed_and_what_it_is_shown_is_a_matter_of_the_choice(tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for name in ("config.json", "vocab.txt", "model.safetensors", "README.md"):
+        (folder / name).write_text("{}")
+
+    def changed(*settings: str, base: Path | None = folder) -> set[str]:
+        given = [f"select.clip.base={base}"] if base else []
+        stages = plan(override(EXPERIMENTS["demo"](), [*given, *settings]))
+        now = {s.name: s.identity for s in stages}
+        try:
+            return {name for name in now if now[name] != known[base].get(name)}
+        finally:
+            known[base] = now
+
+    known: dict[Path | None, dict[str, str]] = {folder: {}, None: {}}
+    start = ("select.clip.grounding=text", "select.clip.overlong=split")
+    chosen = {"select", "score"}
+    assert changed(*start) and not changed(*start)
+    for name in ("config.json", "vocab.txt", "model.safetensors"):
+        (folder / name).write_text("another")
+        assert changed(*start) == {"clip", *chosen}, name
+    (folder / "README.md").write_text("another")
+    assert not changed(*start)
+    assert changed("select.clip.grounding=crop", start[1]) == chosen
+    assert changed("select.clip.grounding=crop", "select.clip.overlong=truncate") == chosen
+    assert changed("select.clip.grounding=crop", "select.clip.overlong=truncate", "select.clip.width=64") == chosen
+    # a tiny one is taught crops, where it is to see some, and nothing else
+    assert changed(*start, base=None) and changed("select.clip.grounding=crop", start[1], base=None) == {
+        "clip",
+        *chosen,
+    }
+    assert changed("select.clip.grounding=both", start[1], base=None) == chosen
+    assert changed("select.clip.grounding=both", "select.clip.overlong=truncate", base=None) == chosen
+    with pytest.raises(BadInput, match="no config.json and no open_clip_config.json there"):
+        changed(base=tmp_path)
+
+
+def test_what_the_clip_saw_is_recorded(done, tmp_path):
+    from clinkd.pipeline import work
+
+    stages = done[0] / "demo" / "stages"
+    settings = [*SMALL, "select.clip.grounding=both", "select.trust=always"]
+    select = override(EXPERIMENTS["demo"](), settings).select
+    inputs = {name: stages / name for name in ("prepare", "base", "answer")} | {"clip": tmp_path / "clip"}
+    told: dict[str, Any] = {}
+    for name in ("clip", "select"):
+        (tmp_path / name).mkdir()
+    work.clip(Work(tmp_path / "clip", inputs, 0, told.__setitem__), select.clip, Machine("cpu", 2))
+    work.select(Work(tmp_path / "select", inputs, 0, told.__setitem__), select, Machine("cpu", 2))
+    whole, names, sentences = told["views"]
+    assert 40 == whole <= sentences <= names
+    samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}
+    found = work.read_predictions(tmp_path / "select")
+    assert told["shown to the CLIP"]["candidates"] == sum(len(p.candidates) for p in found)
+    assert told["shown to the CLIP"]["token limit"] == 77 and told["shown to the CLIP"]["too long"] == 0
+    for p in found:
+        boxed = samples[p.id].task in ("VG", "ROC", "RC")
+        for c in p.candidates:
+            assert set(c.scores) == {"clip", "clip text", *(["clip crop"] if boxed else [])}
+        assert p.chosen == max(range(len(p.candidates)), key=lambda n: (p.candidates[n].scores["clip"], -n))
