@@ -56,8 +56,10 @@ def test_a_stranger_loads_the_folder_and_gets_the_same_logits(drawn: tuple[Path,
     model.save_stock(tmp_path / "model")
     assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
     prompt = encode_prompts(drawn[1][:1], model.text, model.images)
+    input_ids_BS, seen_BS = prompt.whole()
     given = {
-        "input_ids": prompt.input_ids_BS, "attention_mask": prompt.seen_BS, "mm_token_type_ids": prompt.mm_types_BS,
+        "input_ids": input_ids_BS, "attention_mask": seen_BS,
+        "mm_token_type_ids": (input_ids_BS == model.text.image_token).int(),
         "pixel_values": prompt.pixels_TD, "image_grid_thw": prompt.grids_I3,
     }  # fmt: skip
     save_file({k: v.contiguous() for k, v in given.items()}, tmp_path / "given.safetensors")

@@ -136,14 +136,18 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
     Gallery(tmp_path / "seen", stored).serve(stored)
     live, how = model(), AnswerConfig(beams=3, candidates=3, max_new_tokens=12)
     prompts = encode_prompts(asked, live.text, live.images)
+    input_ids_BS, seen_BS = prompts.whole()
+    pixels_TD, grids_I3 = live.images.patches([ref for look in looks for ref in look])
+    assert len(prompts.grids_I3) == len(refs) < len(grids_I3)  # equal images once
     with torch.inference_mode():
         made = live.network.generate(
-            input_ids=prompts.input_ids_BS, attention_mask=prompts.seen_BS, mm_token_type_ids=prompts.mm_types_BS,
-            pixel_values=prompts.pixels_TD, image_grid_thw=prompts.grids_I3, max_new_tokens=12, num_beams=3,
+            input_ids=input_ids_BS, attention_mask=seen_BS,
+            mm_token_type_ids=(input_ids_BS == live.text.image_token).int(),
+            pixel_values=pixels_TD, image_grid_thw=grids_I3, max_new_tokens=12, num_beams=3,
             num_return_sequences=3, do_sample=False, length_penalty=1.0, eos_token_id=live.text.end,
             pad_token_id=live.text.pad, suppress_tokens=live.never, return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
-    said = [live._read(ids, None).raw for ids in made.sequences[:, prompts.input_ids_BS.shape[1] :].tolist()]
+    said = [live._read(ids, None).raw for ids in made.sequences[:, input_ids_BS.shape[1] :].tolist()]
     scored = list(zip(said, made.sequences_scores.tolist(), strict=True))
     found = stored.generate(asked, how)
     assert len(found) == len(asked) and len({one[0].raw for one in found}) > 1

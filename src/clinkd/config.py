@@ -362,18 +362,54 @@ class ClipConfig(Knobs):
 class AnswerConfig(Knobs):
     """How the model answers."""
 
-    beams: Count = knob(3, "beam width, no sampling", paper=3)
-    candidates: Count = knob(3, "sequences kept a question", paper=3)
+    method: Literal["beams", "diverse", "sampling"] = knob(
+        "beams",
+        "beams: beam search, 1 beam is greedy; diverse: greedy groups, each kept from what those before it say; "
+        "sampling: draws. A knob of another method is refused",
+        paper="beams",
+    )
+    beams: Count = knob(3, "under beams: beam width", paper=3)
+    diversity: NonNegative = knob(
+        0.5, "under diverse: taken from a token's log-probability for every group before that says it"
+    )
+    temperature: Positive = knob(1.0, "under sampling: logits are divided by it")
+    top_p: Share = knob(
+        1.0, "under sampling: drawn is among the likeliest tokens that have this share of the probability; 1 = all"
+    )
+    candidates: Count = knob(
+        3, "answers kept a question, as many groups or draws; equal ones count once, so there may be fewer", paper=3
+    )
     max_new_tokens: Count = knob(96, "answers longer than this are cut, flagged and counted")
     batch: Count = knob(64, "questions generated together", speed_only=True)
 
     @model_validator(mode="after")
     def _a_beam_for_every_candidate(self) -> Self:
-        if self.candidates > self.beams:
+        if self.method == "beams" and self.candidates > self.beams:
             raise ValueError(
                 f"answer.candidates={self.candidates} is more than answer.beams={self.beams}: a beam gives one answer"
             )
         return self
+
+    @model_validator(mode="after")
+    def _no_knob_of_another_method(self) -> Self:
+        for name, method in {
+            "beams": "beams",
+            "diversity": "diverse",
+            "temperature": "sampling",
+            "top_p": "sampling",
+        }.items():
+            value = getattr(self, name)
+            if method != self.method and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"answer.{name}={value} does nothing under answer.method={self.method}: leave it out, or set "
+                    f"answer.method={method}"
+                )
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Rows that grow together for one question."""
+        return self.beams if self.method == "beams" else self.candidates
 
 
 class SelectConfig(Knobs):

@@ -1,6 +1,7 @@
 """Samples to tensors: prompts, shared-prefix rows, images.
 
-Shapes: B rows, S tokens of a row, N answer tokens of the batch, I images, T vision patches of all images.
+Shapes: B rows, S tokens of a row, N answer tokens of the batch, I images, P places of images, T vision patches of all
+images.
 
 A training row is one set of images with all questions about it: the images stand once, in front, and each question
 with its answer is a segment that sees the images and itself only, at the positions it would have alone. The loss and
@@ -65,14 +66,27 @@ class Batch(Labelled):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Left-padded questions for generation, one sample a row; mm_types_BS is 1 at image tokens."""
+    """Questions for generation, one sample a row of the second part; both parts are left-padded.
 
-    input_ids_BS: Tensor
-    seen_BS: Tensor
-    mm_types_BS: Tensor
+    front_US, front_seen_US: everything up to the images' end, once for all samples with equal images; front_B: whose
+    front stands before a sample's asked_BS, asked_seen_BS. pixels_TD, grids_I3, seen_FH are of the different images,
+    each once; shown_P: which of them stands at each place of the fronts.
+    """
+
+    front_US: Tensor
+    front_seen_US: Tensor
+    front_B: Tensor
+    asked_BS: Tensor
+    asked_seen_BS: Tensor
+    shown_P: Tensor
     pixels_TD: Tensor
     grids_I3: Tensor
     seen_FH: Tensor | None
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Each sample's front and question in one row [B, S], and 1 where a token is no padding."""
+        ids_BS = torch.cat([self.front_US[self.front_B], self.asked_BS], dim=1)
+        return ids_BS, torch.cat([self.front_seen_US[self.front_B], self.asked_seen_BS], dim=1)
 
     def to(self, device: torch.device) -> Self:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
@@ -301,17 +315,26 @@ def _packed(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEncoder) -> Prompts:
     """Questions for generation: earlier turns with their answers, the last turn without."""
-    lines = []
-    for sample, turns in zip(samples, text.segments(samples), strict=True):
-        ids = text.prefix([images.grid(r) for r in sample.images])
-        for asked, answer in turns[:-1]:
-            ids += [*asked, *answer]
-        lines.append([*ids, *turns[-1][0]])
+    front: dict[tuple[ImageRef, ...], int] = {}
+    front_B = torch.tensor([front.setdefault(s.images, len(front)) for s in samples])
+    place: dict[ImageRef, int] = {}
+    shown_P = torch.tensor([place.setdefault(r, len(place)) for refs in front for r in refs], dtype=torch.long)
+    asked = []
+    for turns in text.segments(samples):
+        ids = [t for question, answer in turns[:-1] for t in (*question, *answer)]
+        asked.append([*ids, *turns[-1][0]])
+    fronts = [text.prefix([images.grid(r) for r in refs]) for refs in front]
+    front_US, front_seen_US = _left_padded(fronts, text.pad)
+    asked_BS, asked_seen_BS = _left_padded(asked, text.pad)
+    looked = images.look(list(place))
+    return Prompts(front_US, front_seen_US, front_B, asked_BS, asked_seen_BS, shown_P, *looked)
+
+
+def _left_padded(lines: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Tokens, and 1 where one is no padding."""
     longest = max(map(len, lines))
-    input_ids_BS = torch.tensor([[text.pad] * (longest - len(ids)) + ids for ids in lines])
-    seen_BS = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in lines])
-    looked = images.look([r for s in samples for r in s.images])
-    return Prompts(input_ids_BS, seen_BS, (input_ids_BS == text.image_token).int(), *looked)
+    ids_BS = torch.tensor([[pad] * (longest - len(ids)) + [*ids] for ids in lines])
+    return ids_BS, torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in lines])
 
 
 def template_identity(text: TextEncoder) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Shapes: B rows, S tokens, N answer tokens, H hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -29,6 +31,7 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
+from clinkd.model.generate import Choose, Limits, Rows, beams, diverse, drawn, likeliest, lines
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, Candidate, Sample
 
@@ -138,34 +141,40 @@ class VisionLanguageModel(nn.Module):
         return Head(adapters.plain_weight(self.network.lm_head), adapters.factors(self.network.lm_head))
 
     @torch.inference_mode()
-    def generate(self, samples: Sequence[Sample], config: AnswerConfig) -> list[list[Candidate]]:
-        """Beam-search answers, best first, to one batch of samples; one list of candidates a sample.
+    def generate(self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0) -> list[list[Candidate]]:
+        """Answers, best first, to one batch of samples; one list of candidates a sample.
 
-        Candidates of a sample differ in what they say: equal texts keep their first, so there may be fewer than asked.
+        Candidates of a sample differ in what they say: equal texts keep their best, so there may be fewer than asked.
+        Best is whose mean log-probability a token is highest, by the model itself: without temperature, penalty or
+        limits. What is drawn depends on `seed` and the sample's id, not on the other samples; only where rounding
+        differs with the size of a batch can a draw at the very edge of two tokens fall to the other one.
         """
         prompts = encode_prompts(samples, self.text, self.images).to(self.device)
-        made = self.network.generate(
-            input_ids=prompts.input_ids_BS,
-            attention_mask=prompts.seen_BS,
-            mm_token_type_ids=prompts.mm_types_BS,
-            mm_encoder_outputs={"image": self.see(prompts)} if len(prompts.grids_I3) else None,
-            image_grid_thw=prompts.grids_I3,
-            max_new_tokens=config.max_new_tokens,
-            num_beams=config.beams,
-            num_return_sequences=config.candidates,
-            do_sample=False,
-            length_penalty=1.0,  # a sequence's score is its mean log-probability a token
-            eos_token_id=self.text.end,
-            pad_token_id=self.text.pad,
-            suppress_tokens=self.never,
-            return_dict_in_generate=True,
-            output_scores=config.beams > 1,
-        )
-        new_ids = made.sequences[:, prompts.input_ids_BS.shape[1] :].tolist()
-        scores = made.sequences_scores.tolist() if config.beams > 1 else [None] * len(new_ids)
-        read = [self._read(ids, score) for ids, score in zip(new_ids, scores, strict=True)]
-        grouped = [read[i : i + config.candidates] for i in range(0, len(read), config.candidates)]
-        return [[c for k, c in enumerate(group) if all(c.raw != b.raw for b in group[:k])] for group in grouped]
+        rows = Rows(self.network, prompts, self.features(prompts))
+        limits = Limits(self.text.end, config.max_new_tokens, self.never)
+        if config.method == "beams" and config.beams > 1:
+            made = beams(rows, config.beams, limits)
+        else:
+            made = lines(rows, config.candidates, self._choice(samples, config, seed), limits)
+        read = [[self._read(w.ids, w.logprob) for w in one] for one in made]
+        return [_best(one)[: config.candidates] for one in read]
+
+    def features(self, prompts: Prompts) -> Any:
+        """Merged features of the images at their places in the prompts' fronts; None where there are none."""
+        if not len(prompts.shown_P):
+            return None
+        one_each = self.see(prompts).pooler_output
+        return qwen2vl.seen_before(tuple(one_each[k] for k in prompts.shown_P.tolist()))
+
+    def _choice(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
+        """How the next token is chosen, where there are no beams to compare."""
+        if config.method == "beams":
+            return likeliest
+        if config.method == "diverse":
+            return diverse(config.candidates, config.diversity)
+        shape = config.candidates, config.max_new_tokens
+        dice = [_generator(f"{seed} {s.id}").random(shape) for s in samples]
+        return drawn(torch.from_numpy(np.concatenate(dice)).to(self.device), config.temperature, config.top_p)
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
@@ -186,13 +195,15 @@ class VisionLanguageModel(nn.Module):
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
+            input_ids_BS, seen_BS = prompt.whole()
+            pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
             ours, theirs = (
                 network(
-                    input_ids=prompt.input_ids_BS,
-                    attention_mask=prompt.seen_BS,
-                    mm_token_type_ids=prompt.mm_types_BS,
-                    pixel_values=prompt.pixels_TD.to(self.dtype),
-                    image_grid_thw=prompt.grids_I3,
+                    input_ids=input_ids_BS,
+                    attention_mask=seen_BS,
+                    mm_token_type_ids=(input_ids_BS == self.text.image_token).int(),
+                    pixel_values=pixels_TD.to(self.dtype),
+                    image_grid_thw=grids_I3,
                 ).logits
                 for network in (self.network, written)
             )
@@ -288,6 +299,16 @@ class VisionLanguageModel(nn.Module):
         raw = self.tokenizer.decode(ids, skip_special_tokens=False)
         decoded = self.codec.decode(raw)
         return Candidate(raw, decoded.answer, score, unread=decoded.unread, truncated=not ended)
+
+
+def _best(candidates: list[Candidate]) -> list[Candidate]:
+    """Best first; of those that say the same, the best one."""
+    ranked = sorted(candidates, key=lambda c: -(c.logprob or 0.0))
+    return [c for k, c in enumerate(ranked) if all(c.raw != b.raw for b in ranked[:k])]
+
+
+def _generator(seed: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()))
 
 
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:

@@ -39,7 +39,9 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
         )
     turn = Turn(Task.QA, asked.answer, BoxedText(""))
     sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
-    prediction = Prediction("ask", tuple(model.generate([sample], config.answer)[0]), by=f"{run.folder.name}/{last}")
+    prediction = Prediction(
+        "ask", tuple(model.generate([sample], config.answer, config.seed)[0]), by=f"{run.folder.name}/{last}"
+    )
     if "clip" in names:
         _, lexicon = read_data(run.stage("prepare"))
         scorer = clip_scorer(run.stage("clip"), given, config.select.clip, lexicon)

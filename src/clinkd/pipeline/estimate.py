@@ -429,18 +429,19 @@ class _Sums:
         if kind == "pseudo" and config.distill:
             outside = train * (1 - config.teacher.share if config.teacher else 1.0)
             share = 1.0 if config.distill.targets == "pseudo" else config.distill.pseudo_share
-            return self._generation({"train": share * outside}, config.answer.beams)
+            return self._generation({"train": share * outside}, config.answer.rows)
         asked = {split: float(self.questions[split]) for split in ("validation", "test")}
-        return self._generation(asked, config.answer.beams)
+        return self._generation(asked, config.answer.rows)
 
     @property
     def _reviewed(self) -> float:
         """Questions that a round reviews."""
         return self.config.reflect.review_share * self.questions["train"] if self.config.reflect else 0.0
 
-    def _generation(self, asked: Mapping[str, float], beams: int) -> float:
-        """Batches in order of length: each takes as long as its longest answer."""
-        pace: Mapping[str, float] = self.generate[str(beams)]
+    def _generation(self, asked: Mapping[str, float], rows: int) -> float:
+        """As if answers of like length were batched, each batch taking as long as its longest: what has ended leaves
+        its batch, so that a batch of several lengths takes about as long."""
+        pace: Mapping[str, float] = self.generate[str(rows)]
         batch = self.config.answer.batch
         seconds = 0.0
         a_character, a_box, any_case = self.generate["answer_tokens"]

@@ -242,19 +242,19 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
 
 
 def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> dict[str, Any]:
-    """Seconds of a batch of short and of long answers, for one beam and for those of the final answers."""
+    """Seconds of a batch of short and of long answers, for one row a question and for those of the final answers."""
     work = Work(finished[stage.name], finished, stage.seed, lambda key, value: None)
     here = steps.Room(work, Machine.of(config))
     model, samples = here.model("base"), here.samples("train")
     found: dict[str, Any] = {"answer_tokens": _tokens(model, samples), **_opening(model, samples)}
     _forget_peak()
     asked = (samples * (1 + config.answer.batch // len(samples)))[: config.answer.batch]
-    for beams in sorted({1, config.answer.beams}):
-        knobs = config.answer.model_copy(update={"beams": beams, "candidates": min(beams, config.answer.candidates)})
+    for rows in sorted({1, config.answer.rows}):
+        knobs = config.answer.model_copy(update={"beams": rows, "candidates": min(rows, config.answer.candidates)})
         timed = {n: _generate(model, asked, knobs, n) for n in (SHORTEST, LONGEST)}
         # where other work disturbs it, the short one may have taken longer
         a_token = max(0.0, timed[LONGEST] - timed[SHORTEST]) / (LONGEST - SHORTEST)
-        found[str(beams)] = {"batch": max(0.0, timed[SHORTEST] - SHORTEST * a_token), "token": a_token}
+        found[str(rows)] = {"batch": max(0.0, timed[SHORTEST] - SHORTEST * a_token), "token": a_token}
     return {**found, "memory_mb": _peak_mb()}
 
 

@@ -164,7 +164,7 @@ def pseudo(
     asked = outside if config.targets == "pseudo" else _share(outside, config.pseudo_share, work.seed, "pseudo")
     file, model = work.folder / "predictions.jsonl", here.model(config.pseudo_from)
     with _loop(work, "answers", len(asked)):
-        answer_samples(model, asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels")
+        answer_samples(model, asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels", seed=work.seed)
     work.record("questions", len(asked))
 
 
@@ -216,7 +216,7 @@ def reflect(
     here = Room(work, machine)
     model, train = here.model(previous), here.samples("train")
     asked = _share(train, config.review_share, work.seed, f"round {round}")
-    greedy = answers.model_copy(update={"beams": 1, "candidates": 1})
+    greedy = AnswerConfig(beams=1, candidates=1, max_new_tokens=answers.max_new_tokens, batch=answers.batch)
     file = work.folder / ANSWERS
     with _loop(work, "answers", len(asked)):
         found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
@@ -323,7 +323,9 @@ def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) ->
     asked = {split: here.samples(split) for split in SPOKEN}
     with _loop(work, "answers", sum(map(len, asked.values()))):
         for split, name in SPOKEN.items():
-            answer_samples(model, asked[split], config, file=work.folder / name, by=by, title=f"answer {split}")
+            answer_samples(
+                model, asked[split], config, file=work.folder / name, by=by, title=f"answer {split}", seed=work.seed
+            )
 
 
 def select(work: Work, config: SelectConfig, machine: Machine) -> None:

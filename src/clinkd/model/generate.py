@@ -1,0 +1,227 @@
+"""Answers to a batch of questions: beams, diverse groups, draws.
+
+Images, and what stands before a question, are computed once for all questions about them, and questions once a sample;
+then the rows are repeated, a row a beam, group or draw, and grow by a token a step. Rows that have ended are taken out:
+short answers do not wait for long ones. transformers' own `generate` repeats the rows first, so that every prompt is
+computed once a beam, and lets all of them grow until the last has ended; it also obeys the folder's
+generation_config.json, which here has no say.
+
+Shapes: B questions, K beams or groups or draws of a question, R rows that grow, S tokens a row has seen, L tokens of an
+answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from clinkd.model.encode import Prompts
+from clinkd.model.qwen2vl import ClinkdForConditionalGeneration
+
+NEVER = float("-inf")
+NONE = -1  # in the place of a token
+
+# From logits_RV, with NEVER at tokens that no answer holds, the row_R of each (question * K + k) and the step from 0: a
+# token_R.
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Written:
+    """New tokens of one answer, with its end mark unless it was cut; mean log-probability a token under the model."""
+
+    ids: list[int]
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When an answer ends: at the token `end`, or after `most` tokens. It holds none of the tokens `never`."""
+
+    end: int
+    most: int
+    never: list[int]
+
+
+class Rows:
+    """Rows that grow: their keys and values, what of them is no padding, and what they say next (logits_RV, float32).
+
+    `features` are the merged features of the images, one entry an image, in the order of their places.
+    """
+
+    def __init__(self, network: ClinkdForConditionalGeneration, prompts: Prompts, features: Any) -> None:
+        self.network = network
+        self.cache = DynamicCache(config=network.config)
+        self.seen_RS = prompts.front_seen_US
+        positions_3RN, _ = network.model.get_rope_index(
+            prompts.front_US,
+            (prompts.front_US == network.config.image_token_id).int(),
+            prompts.grids_I3[prompts.shown_P],
+            attention_mask=self.seen_RS,
+        )
+        self.logits_RV, self.position_3R1 = self._tell(prompts.front_US, positions_3RN, features)
+        self.keep(prompts.front_B)
+        self.grow(prompts.asked_BS, prompts.asked_seen_BS)
+
+    def keep(self, rows_N: Tensor) -> None:
+        """Only these rows from now on, in this order; one may be named several times."""
+        self.cache.reorder_cache(rows_N)
+        self.seen_RS, self.position_3R1 = self.seen_RS[rows_N], self.position_3R1[:, rows_N]
+        self.logits_RV = self.logits_RV[rows_N]
+
+    def grow(self, token_RN: Tensor, seen_RN: Tensor) -> None:
+        """Tokens more: text, at the positions after the newest one, which is text as well."""
+        self.seen_RS = torch.cat([self.seen_RS, seen_RN], dim=1)
+        self.logits_RV, self.position_3R1 = self._tell(token_RN, self.position_3R1 + seen_RN.cumsum(1), None)
+
+    def _tell(self, token_RN: Tensor, positions_3RN: Tensor, features: Any) -> tuple[Tensor, Tensor]:
+        """What the rows say next, and the position of their newest token."""
+        made = self.network(
+            input_ids=token_RN,
+            attention_mask=self.seen_RS,
+            position_ids=positions_3RN,
+            past_key_values=self.cache,
+            mm_encoder_outputs=None if features is None else {"image": features},
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return made.logits[:, -1].float(), positions_3RN[..., -1:]
+
+
+def beams(rows: Rows, width: int, limits: Limits) -> list[list[Written]]:
+    """For each question the `width` best answers that beam search finds, best first.
+
+    Sequences, scores and the rule for stopping are those of transformers' `generate` with num_beams=width,
+    length_penalty=1 and early_stopping=False: an answer's score is its mean log-probability, end mark included; a
+    question is done when it has `width` answers, and its best beam's mean so far is not above the worst of them.
+    """
+    made: list[list[Written]] = [[] for _ in rows.logits_RV]
+    device = rows.logits_RV.device
+    asked_B = torch.arange(len(made))
+    score_BK = torch.zeros(len(made), 1, device=device)  # of the beams that go on; at first there is one
+    said_BKL = torch.zeros(len(made), 1, 0, dtype=torch.long, device=device)
+    done_BK = torch.full((len(made), width), NEVER, device=device)
+    done_BKL = torch.full((len(made), width, 0), NONE, device=device)
+    for length in range(1, limits.most + 1):
+        # twice as many as go on: all of the better half may end here
+        logp_RV = rows.logits_RV.log_softmax(-1)
+        logp_RV[:, limits.never] = NEVER
+        vocabulary = logp_RV.shape[1]
+        total_BKV = logp_RV.view(*score_BK.shape, vocabulary) + score_BK[..., None]
+        best_BK, place_BK = total_BKV.flatten(1).topk(2 * width)
+        beam_BK, token_BK = place_BK // vocabulary, place_BK % vocabulary
+        fresh_BKL = torch.cat([_beams(said_BKL, beam_BK), token_BK[..., None]], dim=2)
+        ended_BK = (token_BK == limits.end) | (length == limits.most)
+
+        ripe_BK = (best_BK / length).masked_fill(~ended_BK, NEVER)
+        ripe_BK[:, width:] = NEVER  # of those that end, only such as were to go on
+        done_BK, order_BK = torch.cat([done_BK, ripe_BK], dim=1).topk(width)
+        done_BKL = torch.nn.functional.pad(done_BKL, (0, 1), value=NONE)
+        done_BKL = _beams(torch.cat([done_BKL, fresh_BKL], dim=1), order_BK)
+
+        score_BK, order_BK = best_BK.masked_fill(ended_BK, NEVER).topk(width)
+        going_B = (score_BK[:, 0] / length > done_BK[:, -1]) & (length < limits.most)
+        for b in (~going_B).nonzero()[:, 0].tolist():
+            told = zip(done_BKL[b].tolist(), done_BK[b].tolist(), strict=True)
+            made[asked_B[b]] = [Written([t for t in ids if t != NONE], score) for ids, score in told]
+        if not going_B.any():
+            return made
+        row_BK = score_BK.new_tensor(range(len(going_B)), dtype=torch.long)[:, None] * said_BKL.shape[1]
+        row_BK = row_BK + beam_BK.gather(1, order_BK)
+        said_BKL = _beams(fresh_BKL, order_BK)[going_B]
+        asked_B, score_BK, done_BK, done_BKL = (
+            asked_B[going_B.cpu()],
+            *(t[going_B] for t in (score_BK, done_BK, done_BKL)),
+        )
+        rows.keep(row_BK[going_B].flatten())
+        _grow(rows, said_BKL[..., -1].flatten())
+    raise AssertionError("the last step ends every answer")
+
+
+def _grow(rows: Rows, token_R: Tensor) -> None:
+    rows.grow(token_R[:, None], torch.ones_like(token_R[:, None]))
+
+
+def _beams(values_BKL: Tensor, of_BK: Tensor) -> Tensor:
+    return values_BKL.take_along_dim(of_BK[..., None], dim=1)
+
+
+def lines(rows: Rows, number: int, choose: Choose, limits: Limits) -> list[list[Written]]:
+    """For each question `number` answers, in the order of their rows, each grown by the token that `choose` names.
+
+    What `choose` does to the logits does not count in an answer's log-probability.
+    """
+    device = rows.logits_RV.device
+    row_R = torch.arange(len(rows.logits_RV) * number, device=device)
+    said_RL = torch.full((len(row_R), limits.most), NONE, device=device)
+    sum_R = torch.zeros(len(row_R), device=device)
+    rows.keep(row_R // number)
+    for step in range(limits.most):
+        allowed_RV = rows.logits_RV.clone()
+        allowed_RV[:, limits.never] = NEVER
+        token_R = choose(allowed_RV, row_R, step)
+        logit_R = rows.logits_RV.gather(1, token_R[:, None])[:, 0]
+        sum_R[row_R] += logit_R - rows.logits_RV.logsumexp(-1)
+        said_RL[row_R, step] = token_R
+        going_R = token_R != limits.end
+        if step + 1 == limits.most or not going_R.any():
+            break
+        if not going_R.all():
+            rows.keep(going_R.nonzero()[:, 0])
+            row_R, token_R = row_R[going_R], token_R[going_R]
+        _grow(rows, token_R)
+    ids = [[t for t in said if t != NONE] for said in said_RL.tolist()]
+    made = [Written(i, total / len(i)) for i, total in zip(ids, sum_R.tolist(), strict=True)]
+    return [made[k : k + number] for k in range(0, len(made), number)]
+
+
+def likeliest(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
+    """The likeliest token of each row: a greedy answer."""
+    return logits_RV.argmax(-1)
+
+
+def diverse(groups: int, strength: float) -> Choose:
+    """Diverse beam search (Vijayakumar et al. 2018, arXiv:1610.02424) with groups of one beam and Hamming diversity.
+
+    The groups of a question choose one after another; a token's log-probability is lowered by `strength` for every
+    group before that chooses it in the same step. One that has ended says nothing more.
+    """
+
+    def choose(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
+        question_R, group_R = row_R // groups, row_R % groups
+        said_BK = torch.full((int(question_R.max()) + 1, groups), NONE, device=row_R.device)
+        for group in range(groups):
+            mine_R = group_R == group
+            before_RK = said_BK[question_R[mine_R], :group]
+            penalty_RK = -strength * (before_RK != NONE).to(logits_RV.dtype)
+            lowered_RV = logits_RV[mine_R].scatter_add(1, before_RK.clamp(min=0), penalty_RK)
+            said_BK[question_R[mine_R], group] = lowered_RV.argmax(-1)
+        return said_BK[question_R, group_R]
+
+    return choose
+
+
+def drawn(dice_RL: Tensor, temperature: float, top_p: float) -> Choose:
+    """Draws from softmax(logits / temperature), among the likeliest tokens that together have `top_p` or more of it.
+
+    dice_RL: numbers in [0, 1), float64, one a row and step: they alone decide, whatever other rows there are.
+    """
+
+    def choose(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
+        share_RV = (logits_RV.double() / temperature).softmax(-1)
+        die_R1 = dice_RL[row_R, step, None]
+        if top_p == 1:
+            sum_RV = share_RV.cumsum(-1)
+            return torch.searchsorted(sum_RV, die_R1 * sum_RV[:, -1:], right=True)[:, 0]
+        share_RV, token_RV = share_RV.sort(-1, descending=True)
+        sum_RV = share_RV.cumsum(-1)
+        last_R1 = torch.searchsorted(sum_RV, sum_RV.new_full(die_R1.shape, top_p)).clamp(max=sum_RV.shape[1] - 1)
+        place_R1 = torch.searchsorted(sum_RV, die_R1 * sum_RV.gather(1, last_R1), right=True)
+        return token_RV.gather(1, place_R1)[:, 0]
+
+    return choose
