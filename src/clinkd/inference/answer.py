@@ -7,32 +7,39 @@ from pathlib import Path
 
 from clinkd import crew
 from clinkd.config import AnswerConfig
-from clinkd.model import VisionLanguageModel
+from clinkd.model import VisionLanguageModel, rows_of
 from clinkd.records import Prediction, Sample
 from clinkd.storage import JsonLines, progress
 
 
 def answer(
-    model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig, *, file: Path, by: str, title: str
+    model: VisionLanguageModel,
+    samples: Sequence[Sample],
+    config: AnswerConfig,
+    *,
+    file: Path,
+    by: str,
+    title: str,
+    seed: int = 0,
 ) -> list[Prediction]:
-    """One Prediction a sample, first beam chosen, in the order of `samples`; those already in `file` are not redone.
+    """One Prediction a sample, best candidate chosen, in the order of `samples`; those in `file` are not redone.
 
-    Samples are batched by task and question length, so that short answers do not wait for long ones. Of several
-    processes each answers its part; all return all.
+    All questions about an image stand together, so that it is seen once; images stand in the order of their longest
+    answer, so that few short answers are left alone with long ones. Of several processes each answers its part; all
+    return all. `seed` decides what is drawn under `answer.method=sampling`.
     """
     crew.alone(lambda: _collect(file))
     known = _known(file)
-    todo = sorted(
-        (s for s in samples if s.id not in known),
-        key=lambda s: (s.task.value, len(s.answer.text), len(s.question.text)),
-    )
+    todo = rows_of([s for s in samples if s.id not in known])
+    todo.sort(key=lambda row: max(len(s.answer.text) for s in row))
     # in turns: what is long comes last, for every process
-    mine = todo[crew.rank() :: crew.size()]
-    before, share = len(samples) - len(todo), len(mine) / max(1, len(todo))
+    mine = [s for row in todo[crew.rank() :: crew.size()] for s in row]
+    left = sum(map(len, todo))
+    before, share = len(samples) - left, len(mine) / max(1, left)
     with JsonLines(_part(file)) as lines, progress(len(samples), title, "answers", done=before) as advance:
         for start in range(0, len(mine), config.batch):
             batch = mine[start : start + config.batch]
-            for sample, candidates in zip(batch, model.generate(batch, config), strict=True):
+            for sample, candidates in zip(batch, model.generate(batch, config, seed), strict=True):
                 known[sample.id] = Prediction(sample.id, tuple(candidates), chosen=0, by=by)
                 lines.append(known[sample.id].to_json())
             advance(round(len(batch) / share))
