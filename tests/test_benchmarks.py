@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clinkd.records import BoxedText, Candidate
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "report")
 
@@ -28,6 +30,18 @@ def test_a_benchmark_has_the_options_of_all(name, monkeypatch, capsys):
         importlib.import_module(f"benchmarks.{name}").main()
     told = capsys.readouterr().out
     assert ended.value.code == 0 and all(option in told for option in ("--json", "--csv", "--plot"))
+
+
+def test_answers_are_timed_only_where_the_rival_says_the_same(tmp_path, monkeypatch):
+    bench = importlib.import_module("benchmarks.answers")
+    short = {name: config.model_copy(update={"max_new_tokens": 6}) for name, config in bench.METHODS.items()}
+    monkeypatch.setattr(bench, "METHODS", short)
+    model, samples = bench.trained(tmp_path, 0)
+    rows = bench.rows_of_figures(model.eval(), samples[:12], 4, [1, 8], "fresh")
+    assert len(rows) == 5 and all(r.ours > 0 and r.rival > 0 and r.unit == "answers/s" for r in rows)
+    monkeypatch.setattr(bench, "stock", lambda *_: [Candidate("no", BoxedText("no"))])
+    with pytest.raises(SystemExit, match="3 beams: 4 of 4 answers are not those of the rival"):
+        bench.rows_of_figures(model.eval(), samples[:12], 4, [1], "fresh")
 
 
 def test_rows_for_a_program_a_sheet_and_a_picture(tmp_path, capsys):
