@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from pydicom.data import get_testdata_file
 from safetensors.torch import load_file
 
 from clinkd.cli import main
@@ -153,12 +154,21 @@ def test_a_second_run_has_nothing_to_do_and_says_so_without_torch(done):
     assert time.monotonic() - start < 20
 
 
-def test_ask_answers_about_an_image_and_draws(done, tmp_path, capsys):
-    image = tmp_path / "x.png"
-    Image.new("RGB", (80, 60), "grey").save(image)
+@pytest.mark.parametrize("kind", ["png", "jpg", "dcm"])
+def test_ask_answers_about_an_image_and_draws(done, tmp_path, capsys, kind):
+    image = tmp_path / f"x.{kind}"
+    if kind == "dcm":
+        image.write_bytes(Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes())
+    else:
+        Image.new("RGB", (80, 60), "grey").save(image)
     out = tmp_path / "drawn.png"
     assert main(["ask", "--runs", str(done[0]), str(image), "Where is the kidney?", "--out", str(out)]) == 0
     assert Image.open(out).size[0] >= 80
+    told = capsys.readouterr().out
+    assert "candidates" in told and "clip" in told and str(out) in told
+
+
+def test_ask_says_what_is_no_image(done, tmp_path, capsys):
     (tmp_path / "no.png").write_text("not an image")
     assert main(["ask", "--runs", str(done[0]), str(tmp_path / "no.png"), "What?"]) == 2
     assert "not an image" in capsys.readouterr().err

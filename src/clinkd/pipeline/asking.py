@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from clinkd import data, viewer
-from clinkd.inference import rerank
+from clinkd.inference import Agreement, Scorer, rerank
+from clinkd.model import OpenImage
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Asked, Run
 from clinkd.pipeline.work import clip_scorer, load_model, read_data
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
+
+NAME_WORDS = 4  # of a class name or a short answer, at most
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
@@ -23,7 +27,6 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     if not question.strip():
         raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
     picture = data.open_image(image.parent, image.name)
-    names = [stage["name"] for stage in run.stages]
     last = run.last_trained
 
     def given(_: ImageRef) -> Image.Image:
@@ -39,16 +42,31 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
         )
     turn = Turn(Task.QA, asked.answer, BoxedText(""))
     sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
-    prediction = Prediction(
-        "ask", tuple(model.generate([sample], config.answer, config.seed)[0]), by=f"{run.folder.name}/{last}"
-    )
-    if "clip" in names:
-        _, lexicon = read_data(run.stage("prepare"))
-        scorer = clip_scorer(run.stage("clip"), given, config.select.clip, lexicon)
+    candidates = tuple(model.generate([sample], config.answer, config.seed)[0])
+    prediction = Prediction("ask", candidates, by=f"{run.folder.name}/{last}")
+    scorer = _scorer(run, given)
+    if scorer:
         # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
         trusted = stage_record(run.stage("select"))["recorded"]["tasks reordered"]
-        prediction = rerank({"ask": sample}, [prediction], scorer, trusted)[0]
+        judged = replace(sample, turns=(replace(turn, task=_task_of(sample, prediction)),))
+        prediction = rerank({"ask": judged}, [prediction], scorer, trusted)[0]
     chosen = prediction.answer.answer
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
     return Asked(prediction, out)
+
+
+def _scorer(run: Run, given: OpenImage) -> Scorer | None:
+    config = run.config.select
+    if config.scorer == "clip":
+        _, lexicon = read_data(run.stage("prepare"))
+        return clip_scorer(run.stage("clip"), given, config.clip, lexicon)
+    return Agreement() if config.scorer == "agreement" else None
+
+
+def _task_of(sample: Sample, prediction: Prediction) -> Task:
+    """Which task a free question is most like: by its boxes, and by what the first beam makes of it."""
+    said = prediction.candidates[0].answer
+    if sample.question.boxes:
+        return Task.ROC if len(said.words.split()) <= NAME_WORDS else Task.RC
+    return Task.VG if said.boxes else Task.QA if len(said.words.split()) <= NAME_WORDS else Task.MIA
