@@ -381,5 +381,5 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
     for p in found:
         boxed = samples[p.id].task in ("VG", "ROC", "RC")
         for c in p.candidates:
-            assert set(c.scores) == {"clip", "clip text", *(["clip crop"] if boxed else [])}
+            assert set(c.scores) == {"agreement", "random", "clip", "clip text", *(["clip crop"] if boxed else [])}
         assert p.chosen == max(range(len(p.candidates)), key=lambda n: (p.candidates[n].scores["clip"], -n))
