@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from clinkd import crew, data
-from clinkd.agreement import Lexicon, closeness
+from clinkd.agreement import Lexicon, closeness, iou
 from clinkd.config import (
     AnswerConfig,
     ClipConfig,
@@ -38,7 +39,7 @@ from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
-from clinkd.records import SPLITS, BadInput, Correction, ImageRef, Prediction, Sample, Split, Task
+from clinkd.records import SPLITS, BadInput, Box, Correction, ImageRef, Prediction, Sample, Split, Task
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
     Gallery,
@@ -57,6 +58,7 @@ SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictio
 STORE = "stored-teacher"
 GALLERY = "gallery"
 SEEN = "seen"  # the model between the two halves of its pretraining
+ELSEWHERE, MISSED = "elsewhere", 0.45  # what a tiny CLIP is told of a box whose IoU with every true one is below that
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
 
@@ -282,7 +284,7 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
         return
     train = here.samples("train")
-    kinds = [kind for kind in _captioned(train, crops=config.grounding != "text") if len(kind) > 1]
+    kinds = [kind for kind in _captioned(train, config.grounding != "text", work.seed) if len(kind) > 1]
     if not kinds:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
                        "select.scorer=first")  # fmt: skip
@@ -294,9 +296,10 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
     model.save(work.folder / "model")
 
 
-def _captioned(samples: Sequence[Sample], crops: bool) -> list[list[Captioned]]:
+def _captioned(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Captioned]]:
     """Whole images with what is said of them; with `crops` also boxes, once with their names and once with sentences:
-    in a batch of either, what is not the caption is false, where "the liver" beside "a small liver" would not be."""
+    in a batch of either, what is not the caption is false, where "the liver" beside "a small liver" would not be.
+    Among the names are boxes that miss every structure, so that a name comes to mean a place that fits."""
     whole: dict[View, list[str]] = {}
     boxed: dict[View, list[str]] = {}
     named: dict[View, list[str]] = {}
@@ -311,8 +314,32 @@ def _captioned(samples: Sequence[Sample], crops: bool) -> list[list[Captioned]]:
         for box in (*pair.question.boxes, *pair.answer.boxes):
             name = named.setdefault(View(pair.images[0], box), [])
             name += [pair.names[0]] if pair.names[0] not in name else []
+    named.update({view: [ELSEWHERE] for view in _elsewhere([*named], random.Random(f"{seed} elsewhere"))})
     kinds = (whole, named, boxed) if crops else (whole,)
     return [list(kind.items()) for kind in kinds]
+
+
+def _elsewhere(views: Sequence[View], dice: random.Random) -> list[View]:
+    """For each view of a box one of a like size nearby that meets no box of the image, where one is soon found."""
+    taken: dict[ImageRef, list[Box]] = {}
+    for view in views:
+        assert view.box
+        taken.setdefault(view.image, []).append(view.box)
+    made: list[View] = []
+    for view in views:
+        assert view.box
+        tries = (_moved(view.box, dice) for _ in range(20))
+        free = next((b for b in tries if max(iou(b, t) for t in taken[view.image]) < MISSED), None)
+        made += [View(view.image, free)] if free else []
+    return made
+
+
+def _moved(box: Box, dice: random.Random) -> Box:
+    """The box at another size and up to its own width and height away, inside the image."""
+    wide, high = (min(1.0, side * dice.uniform(0.7, 1.4)) for side in (box.width, box.height))
+    x = min(max(box.centre[0] + dice.uniform(-1, 1) * box.width - wide / 2, 0), 1 - wide)
+    y = min(max(box.centre[1] + dice.uniform(-1, 1) * box.height - high / 2, 0), 1 - high)
+    return Box(x, y, min(1.0, x + wide), min(1.0, y + high))
 
 
 def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
