@@ -64,3 +64,11 @@ def test_rows_for_a_program_a_sheet_and_a_picture(tmp_path, capsys):
         assert bars == [(47, 111, 159)] * 2 and drawn.width == report.WIDTH
     report.show(rows, parser.parse_args([]))
     assert "ratio 0.250" in capsys.readouterr().out
+
+
+def test_gains_over_seeds_are_students_intervals_of_paired_differences():
+    gains = importlib.import_module("benchmarks.gains")
+    ours, theirs = [51.0, 53.0, 52.0], [50.0, 50.5, 50.5]  # differences 1, 2.5, 1.5: mean 1.667, deviation .764
+    made = gains.row("VG", ours, theirs, "first beam")
+    assert made.what == "VG: +1.7 [-0.2, +3.6] over 3 seeds"  # 4.303 * .764 / sqrt(3) = 1.897
+    assert (made.ours, made.rival) == (52.0, pytest.approx(50.3333, abs=1e-4))

