@@ -260,8 +260,7 @@ def _recheck(
         found = answer_samples(model, drawn, answers, file=file, by=title, title=title)
 
     def keep() -> None:
-        desk = here.desk
-        similarity = similarity_of(desk, config, [s.answer.words for s in desk.train()])
+        similarity = similarity_of(here.desk, config, [s.answer.words for s in here.samples("train")])
         now = {c.id: c for c in review(drawn, found, similarity, config, 0)}
         lines = (
             {
