@@ -544,3 +544,14 @@ def test_a_tiny_clip_taught_crops_tells_names_by_them(tmp_path: Path) -> None:
     model.save(tmp_path / "kept")
     pair = [(View(ImageRef("100"), halves[0]), "liver")]
     assert ImageTextModel.load(tmp_path / "kept", painted).score(pair) == pytest.approx(model.score(pair), abs=1e-6)
+
+
+def test_a_tiny_clip_is_taught_the_pixels_it_is_later_shown(tmp_path: Path) -> None:
+    from clinkd.model.clip import _bytes
+
+    towers = ClipTowers.read(clip_folder(tmp_path / "new"))
+    towers.processor = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
+    model = ImageTextModel(towers, opened)
+    views = [View(IMAGES[0]), View(IMAGES[0], LEFT), View(IMAGES[1], RIGHT)]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (towers.processor.image_mean, towers.processor.image_std))
+    assert torch.allclose((_bytes(model, views) / 255 - mean) / std, model.pixels(views), atol=1e-5)

@@ -235,14 +235,17 @@ def train_clip(model: ImageTextModel, kinds: Sequence[Sequence[Captioned]], conf
     assert isinstance(towers, ClipTowers)
     num_steps = max(1, round(config.epochs * len(kinds[0]) / config.rows))
     rng = np.random.default_rng(seed)
-    decks = [_Deck(kind, _bytes(model, [view for view, _ in kind]), config.rows, rng) for kind in kinds]
+    views = sorted({view for kind in kinds for view, _ in kind}, key=lambda view: view.image.path)
+    bytes_, at = _bytes(model, views), {view: n for n, view in enumerate(views)}
+    decks = [_Deck([(at[view], captions) for view, captions in kind], config.rows, rng) for kind in kinds]
     optimizer = torch.optim.AdamW(towers.network.parameters(), lr=config.learning_rate, weight_decay=0.05)
     curve = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=num_steps, pct_start=0.1)
     losses: list[float] = []
     towers.network.train()
     with progress(num_steps, "clip", "steps") as advance:
         for _ in range(num_steps):
-            loss = torch.stack([_contrast(towers, *deck.draw()) for deck in decks]).mean()
+            drawn = [deck.draw() for deck in decks]
+            loss = torch.stack([_contrast(towers, bytes_[shown], captions) for shown, captions in drawn]).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(towers.network.parameters(), 1.0)
@@ -282,15 +285,15 @@ def _bytes(model: ImageTextModel, views: Sequence[View]) -> Tensor:
 
 
 class _Deck:
-    """Captioned views, drawn in batches without repetition until all were seen."""
+    """Captioned views, by their numbers, drawn in batches without repetition until all were seen."""
 
-    def __init__(self, kind: Sequence[Captioned], bytes_: Tensor, rows: int, rng: np.random.Generator) -> None:
-        self.kind, self.bytes, self.rows, self.rng = kind, bytes_, rows, rng
+    def __init__(self, kind: Sequence[tuple[int, Sequence[str]]], rows: int, rng: np.random.Generator) -> None:
+        self.kind, self.rows, self.rng = kind, rows, rng
         self.order: list[int] = []
 
-    def draw(self) -> tuple[Tensor, list[str]]:
+    def draw(self) -> tuple[list[int], list[str]]:
         while len(self.order) < self.rows:
             self.order += self.rng.permutation(len(self.kind)).tolist()
         picked, self.order = self.order[: self.rows], self.order[self.rows :]
         texts = [self.kind[i][1] for i in picked]
-        return self.bytes[picked], [t[int(self.rng.integers(len(t)))] for t in texts]
+        return [self.kind[i][0] for i in picked], [t[int(self.rng.integers(len(t)))] for t in texts]
