@@ -203,6 +203,40 @@ def test_a_server_that_counts_nothing_is_taken_at_the_most(api: ChatApi, tmp_pat
         assert journal.ledger().spent == chat.most(bodies[0])
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": -5000, "completion_tokens": -3}, {"prompt_tokens": "5", "completion_tokens": "3"},
+        {"prompt_tokens": 10**30, "completion_tokens": 3}, {"prompt_tokens": None, "completion_tokens": 3},
+        {"prompt_tokens": 5}, {"prompt_tokens": 0.5, "completion_tokens": 3}, {},
+        {"prompt_tokens": True, "completion_tokens": False}, [1, 2], "many",
+    ],
+)  # fmt: skip
+def test_a_count_that_cannot_be_is_none_and_the_reply_is_kept(api: ChatApi, tmp_path: Path, usage: Any) -> None:
+    api.script = lambda call: completion(["yes"], usage)
+    with Journal(tmp_path / "j.sqlite") as journal:
+        chat = Chat(config(api), journal)
+        bodies = asked(chat, "a")
+        assert [r.texts for r in chat.replies(bodies)] == [("yes",)]
+        assert journal.ledger().spent == chat.most(bodies[0]) and journal.ledger().reserved == 0
+
+
+def test_thoughts_that_are_counted_in_the_total_alone_are_paid_for(api: ChatApi, tmp_path: Path) -> None:
+    api.script = lambda call: completion(
+        ["yes"], {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 5 + 1 + 30}
+    )
+    assert talk(api, tmp_path, "a")[1].spent == round((5 * INPUT_PRICE + 31 * OUTPUT_PRICE) * 1000)
+
+
+@pytest.mark.parametrize("content", [[{"type": "text", "text": "yes"}], 5, {"a": 1}, True, None, ""])
+def test_a_reply_that_is_no_text_is_none(api: ChatApi, tmp_path: Path, content: Any) -> None:
+    api.script = lambda call: completion([content], None)
+    for _ in range(2):  # from the server, and from the journal
+        replies, _ = talk(api, tmp_path, "a")
+        assert replies[0].texts == () and replies[0].why == "an empty reply"
+    assert len(api.calls) == 1
+
+
 def test_a_redirect_is_not_followed(api: ChatApi, tmp_path: Path) -> None:
     with pytest.raises(BadInput):
         talk(api, tmp_path, "a", base_url=api.url.replace("/v1", "/moved"), attempts=1)

@@ -36,6 +36,7 @@ _NOT_DONE = {408, 409, 425, 429, 503}  # said no before any work
 _HOPELESS = {401, 402, 403, 404, 405, 410, 413, 415}
 _TELLING = ("insufficient_quota", "model_not_found", "invalid_api_key")  # words of the API that may be repeated
 _MILLION = 1_000_000
+_NO_COUNT = 10**9  # tokens: no call has so many
 
 Message = Mapping[str, Any]
 Step = Callable[[int], None]
@@ -186,8 +187,7 @@ class Chat:
         try:  # the client's own method for this would put the body into another order than was told
             found = self._client.post("/chat/completions", content=spelled(body), cast_to=ChatCompletion)
             reply = json.dumps([{"text": c.message.content, "end": c.finish_reason} for c in found.choices])
-            used = found.usage
-            return _Done(reply, (used.prompt_tokens, used.completion_tokens) if used else None)
+            return _Done(reply, _counted(found.usage))
         except openai.APIStatusError as error:
             code = str(error.code or "")
             plain = code if re.fullmatch(r"[a-z_]{3,40}", code) else ""
@@ -281,6 +281,15 @@ class _Lost:
 _LOST = "the answer of the call was lost, and it is not paid for again (reflect.chat.on_unknown=skip)"
 
 
+def _counted(usage: Any) -> tuple[int, int] | None:
+    """Tokens read and written, where the server's count can be believed; what it counts beside both was written, too."""
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    sent, written, both = (getattr(usage, name, None) for name in names)
+    if type(sent) is not int or type(written) is not int or not (0 <= sent < _NO_COUNT and 0 <= written < _NO_COUNT):
+        return None
+    return sent, max(written, both - sent if type(both) is int and both < _NO_COUNT else 0)
+
+
 def key_of(body: Mapping[str, Any]) -> str:
     """The name of a call in the journal: a hash of all that decides it, model, prompt and parameters."""
     return hashlib.sha256(spelled(body)).hexdigest()
@@ -293,7 +302,7 @@ def spelled(body: Mapping[str, Any]) -> bytes:
 
 def _kept(reply: str) -> Reply:
     choices = json.loads(reply)
-    whole = tuple(c["text"] for c in choices if c["text"] and c["end"] in ("stop", None))
+    whole = tuple(c["text"] for c in choices if isinstance(c["text"], str) and c["text"] and c["end"] in ("stop", None))
     if whole:
         return Reply(whole)
     ends = sorted({str(c["end"]) for c in choices if re.fullmatch(r"\w{1,30}", str(c["end"]))} - {"stop", "None"})
