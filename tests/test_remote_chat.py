@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+import gzip
 import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from chat_api import INPUT_PRICE, OUTPUT_PRICE, Answer, Call, ChatApi, completion, serving
 from clinkd.config import ChatConfig
@@ -147,6 +149,44 @@ def test_a_server_that_is_too_slow_is_a_lost_answer(api: ChatApi, tmp_path: Path
     api.seconds = 1.0
     replies, ledger = talk(api, tmp_path, "a", on_unknown="skip", timeout_seconds=0.3)
     assert "lost" in replies[0].why and ledger.spent >= api.charged > 0
+
+
+def dripping(seconds: float) -> StreamingResponse:
+    """A blank every tenth of a second, then a good answer: no single read is too slow."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(round(seconds * 10)):
+            yield b" "
+            await asyncio.sleep(0.1)
+        yield json.dumps(completion(["yes"], None)).encode()
+
+    return StreamingResponse(body(), media_type="application/json")
+
+
+def test_an_answer_that_drips_takes_no_longer_than_a_call_may(api: ChatApi, tmp_path: Path) -> None:
+    api.script = lambda call: dripping(0.5)
+    assert talk(api, tmp_path, "a", timeout_seconds=5)[0][0].texts == ("yes",)
+    api.script = lambda call: dripping(30)
+    since = time.monotonic()
+    replies, ledger = talk(api, tmp_path, "b", on_unknown="skip", timeout_seconds=1)
+    assert "lost" in replies[0].why and time.monotonic() - since < 5 and ledger.states == {"done": 1, "unknown": 1}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_answer_beyond_all_measure_is_a_lost_one(api: ChatApi, tmp_path: Path, packed: bool) -> None:
+    good = json.dumps(completion(["yes"], None)).encode()
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+
+    def answer(blanks: int) -> Response:
+        body = b" " * blanks + good
+        return Response(gzip.compress(body) if packed else body, 200, headers, "application/json")
+
+    api.script = lambda call: answer(100)
+    assert talk(api, tmp_path, "a")[0][0].texts == ("yes",)
+    assert api.calls[0].headers["accept-encoding"] == "identity"
+    api.script = lambda call: answer(60_000_000)
+    replies, _ = talk(api, tmp_path, "b", on_unknown="skip")
+    assert "lost" in replies[0].why
 
 
 def test_nobody_there_costs_nothing(api: ChatApi, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ _NOT_DONE = {408, 409, 425, 429, 503}  # said no before any work
 _HOPELESS = {401, 402, 403, 404, 405, 410, 413, 415}
 _TELLING = ("insufficient_quota", "model_not_found", "invalid_api_key")  # words of the API that may be repeated
 _MILLION = 1_000_000
+_LARGEST = 4 << 20  # bytes of an answer
 _NO_COUNT = 10**9  # tokens: no call has so many
 
 Message = Mapping[str, Any]
@@ -282,7 +284,7 @@ _LOST = "the answer of the call was lost, and it is not paid for again (reflect.
 
 
 def _counted(usage: Any) -> tuple[int, int] | None:
-    """Tokens read and written, where the server's count can be believed; what it counts beside both was written, too."""
+    """Tokens read and written, where the count can be believed; what is in the total alone was written, too."""
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     sent, written, both = (getattr(usage, name, None) for name in names)
     if type(sent) is not int or type(written) is not int or not (0 <= sent < _NO_COUNT and 0 <= written < _NO_COUNT):
@@ -359,10 +361,39 @@ def client(config: ChatConfig) -> OpenAI:
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)  # below that, they log what is sent
     # no redirect may carry a text elsewhere; a proxy sees what is not encrypted, so only https may go through one
-    http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=secure, timeout=config.timeout_seconds)
-    return openai.OpenAI(
-        base_url=url, api_key=key or "none", max_retries=0, timeout=config.timeout_seconds, http_client=http
+    http = openai.DefaultHttpxClient(
+        follow_redirects=False,
+        trust_env=secure,
+        timeout=config.timeout_seconds,
+        event_hooks={"request": [_started], "response": [partial(_read_whole, seconds=config.timeout_seconds)]},
     )
+    return openai.OpenAI(
+        base_url=url,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=config.timeout_seconds,
+        http_client=http,
+        default_headers={"Accept-Encoding": "identity"},
+    )
+
+
+def _started(request: Any) -> None:
+    request.extensions["started"] = time.monotonic()
+
+
+def _read_whole(response: Any, seconds: float) -> None:
+    """Read an answer, for so many seconds from the start of the call in all: the library counts each piece anew.
+
+    Raises TimeoutError past that, and for one that is larger than any answer: nobody knows its end.
+    """
+    until, left, pieces = response.request.extensions["started"] + seconds, _LARGEST, []
+    packed = response.headers.get("content-encoding", "identity") != "identity"  # not asked for
+    for piece in response.iter_bytes():
+        pieces.append(piece)
+        left -= len(piece)
+        if time.monotonic() > until or left < 0 or (packed and response.num_bytes_downloaded > _LARGEST // 64):
+            raise TimeoutError
+    response._content = b"".join(pieces)  # where the library keeps what was read
 
 
 def _nearby(host: str) -> bool:
