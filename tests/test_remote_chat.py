@@ -112,10 +112,23 @@ def test_a_rate_limit_holds_for_all_threads(api: ChatApi, tmp_path: Path) -> Non
     assert not [c for c in api.calls[2:] if c.at < told + 0.95]
 
 
-def test_too_long_a_wait_stops_the_run(api: ChatApi, tmp_path: Path) -> None:
-    api.script = at_first(no(429, **{"Retry-After": "86400"}))
-    with pytest.raises(BadInput, match="left alone for 86,400 s"):
+@pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 1990 00:00:00 GMT", "-5", "soon"])
+def test_a_wait_of_nothing_does_not_use_up_all_attempts_at_once(api: ChatApi, tmp_path: Path, value: str) -> None:
+    api.script = at_first(*[no(429, **{"Retry-After": value})] * 2)
+    assert talk(api, tmp_path, "a")[0][0].texts == ("yes",)
+    assert api.calls[1].at - api.calls[0].at >= 0.25 and api.calls[2].at - api.calls[1].at >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("86400", "86,400 s"), ("99999999999", "99,999,999,999 s"), ("9" * 400, "inf s"),
+     ("Fri, 31 Dec 9999 23:59:59 GMT", r"\d{3},\d{3},\d{3},\d{3} s")],
+)  # fmt: skip
+def test_too_long_a_wait_stops_the_run(api: ChatApi, tmp_path: Path, value: str, told: str) -> None:
+    api.script = at_first(no(429, **{"Retry-After": value}))
+    with pytest.raises(BadInput, match=f"left alone for {told}"):
         talk(api, tmp_path, "a")
+    assert len(api.calls) == 1
 
 
 @pytest.mark.parametrize("status", [500, 503, 408])

@@ -225,10 +225,10 @@ class Chat:
     def _asked_to_wait(self, value: str) -> float | None:
         """Seconds, from a header in seconds or as a date (RFC 9110, 10.2.3). Raises BadInput for too long a wait."""
         seconds: float | None = None
-        if re.fullmatch(r"\d{1,9}(?:\.\d+)?", value):
+        if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", value):
             seconds = float(value)
         elif value:
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
                 seconds = max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
         if seconds is not None and seconds > PATIENCE_SECONDS:
             raise self._stop(f"the server wants to be left alone for {seconds:,.0f} s")
@@ -312,11 +312,11 @@ def _kept(reply: str) -> Reply:
 
 
 def _wait(state: Any) -> float:
-    """As the server asks, else doubling from half a second, with a share of chance so that threads do not march."""
+    """As the server asks, and no less than doubling from half a second, by chance so that threads do not march."""
     asked = state.outcome.exception().seconds
     backoff = min(30.0, 0.5 * 2 ** (state.attempt_number - 1))
     chance = 0.5 + int.from_bytes(os.urandom(2), "big") / 65536
-    return float(asked) if asked is not None else backoff * chance
+    return max(float(asked or 0), backoff * chance)
 
 
 def _never_connected(error: BaseException) -> bool:
