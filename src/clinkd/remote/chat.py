@@ -316,7 +316,7 @@ def _wait(state: Any) -> float:
     asked = state.outcome.exception().seconds
     backoff = min(30.0, 0.5 * 2 ** (state.attempt_number - 1))
     chance = 0.5 + int.from_bytes(os.urandom(2), "big") / 65536
-    return max(float(asked or 0), backoff * chance)
+    return float(max(asked or 0.0, backoff * chance))
 
 
 def _never_connected(error: BaseException) -> bool:
