@@ -131,6 +131,40 @@ def test_a_file_that_is_no_journal_is_refused_and_left_alone(tmp_path: Path) -> 
     assert path.read_bytes() == b"my thesis, the only copy" * 100
 
 
+def test_another_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "j.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("create table vectors (model text)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="not a journal that can be read .it has a table vectors"):
+        Journal(path)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_is_told_in_a_line_and_costs_nothing_but_the_reply(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.begin("a", "m", 100, None)
+        pages = journal._db.execute("pragma page_count").fetchone()[0]
+        journal._db.execute(f"pragma max_page_count={pages + 1}")
+        with pytest.raises(BadInput, match=r"j\.sqlite: no room left to write"):
+            journal.done("a", 5, "x" * 100_000)
+        assert journal.state("a") == "inflight" and journal.ledger().reserved == 100
+        journal._db.execute(f"pragma max_page_count={pages + 100}")
+        journal.done("a", 5, "x" * 100_000)
+        assert journal.ledger().spent == 5 and journal.ledger().reserved == 0
+
+
+def test_a_disk_that_fails_is_told_in_a_line_and_no_call_is_made(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal._db.execute("pragma query_only=1")
+        with pytest.raises(BadInput, match=r"j\.sqlite: cannot be written \(attempt to write a readonly database\)"):
+            journal.begin("a", "m", 100, None)
+        journal._db.execute("pragma query_only=0")
+        assert journal.state("a") is None and journal.ledger().reserved == 0
+        journal.begin("a", "m", 100, None)
+
+
 def test_the_file_is_its_owners_alone_and_on_the_disk_at_every_commit(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         assert (tmp_path / "j.sqlite").stat().st_mode & 0o077 == 0

@@ -10,6 +10,7 @@ is spent is therefore never less than what the server counts, as long as a reser
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import sqlite3
@@ -84,19 +85,24 @@ class Journal:
             self._lock.close()
             raise BadInput(f"{path}: another run uses this journal; wait for it, or name another file") from None
         try:
-            new = not path.exists()
+            if not path.exists():
+                path.touch(0o600)  # replies are texts about patients
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            if new:
-                path.chmod(0o600)  # replies are texts about patients
+            tables = {name for (name,) in self._db.execute("select name from sqlite_master where type = 'table'")}
+            if others := tables - {"calls", "ledger"}:
+                raise sqlite3.DatabaseError(f"it has a table {min(others)}")
             for pragma in ("journal_mode=wal", "synchronous=full"):
                 self._db.execute(f"pragma {pragma}").close()
             self._db.executescript(_TABLES)
+            self._db.execute(
+                "select key, model, state, calls, reserved, spent, reply, reason, changed from calls"
+            ).close()
             with self._change():
                 self._lose("state = 'inflight'", (), "its process died")
         except sqlite3.DatabaseError as error:
             self._lock.close()
             raise BadInput(
-                f"{path}: not a journal that can be read ({error}); remove it, or name another file"
+                f"{path}: not a journal that can be read ({error}); move it away, or name another file"
             ) from None
 
     def __enter__(self) -> Self:
@@ -203,18 +209,19 @@ class Journal:
     @contextlib.contextmanager
     def _change(self) -> Iterator[None]:
         with self._guard, naming_full_disk(self.path):
-            self._db.execute("begin immediate")
             try:
+                self._db.execute("begin immediate")
                 yield
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            try:
                 self._db.execute("commit")
             except sqlite3.OperationalError as error:
                 if "full" in str(error):
-                    raise OSError(os.strerror(28), "(os error 28)") from None
-                raise
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                raise BadInput(
+                    f"{self.path}: cannot be written ({error}); mend that, then the same command goes on from there"
+                ) from None
+            finally:
+                if self._db.in_transaction:  # a full disk has ended it already
+                    self._db.execute("rollback")
 
     def _one(self, query: str, value: str) -> tuple[Any, ...] | None:
         with self._guard:
