@@ -90,6 +90,7 @@ def test_nothing_but_truth_and_answer_leaves_unless_the_question_is_asked_for(ap
         ("The kidney: <box>(250,100),(500,400)</box> https://x.example/a", "markup or a link"),
         ("The kidney <script>alert()</script> <box>(250,100),(500,400)</box>", "markup"),
         ("The kidney is at <box>(250,100),(500,400)</box>." + " It is there." * 20, "length"),
+        ("The kidney of [NAME] is at <box>(250,100),(500,400)</box>.", "markup"),
         ("The kidney of [NAME-1] is at <box>(250,100),(500,400)</box>.", "what was hidden"),
     ],
 )
@@ -112,14 +113,38 @@ def test_what_may_not_be_learned_from_is_refused_and_the_truth_kept(
         ('{"answer": "x"} and more', "no JSON"),
         ('{"answer": ""}', "leaves out: kidney"),
         (" ", "no JSON"),
+        ("[" * 90_000, "no JSON"),
+        ('{"answer": ' + "[" * 90_000, "no JSON"),
+        ("9" * 9000, "no JSON"),
+        ("{" + '"answer": NaN}', 'not {"answer": text}'),
+        ("x" * 4_000_000, "longer than any answer"),
+        ("```" + " " * 90_000, "no JSON"),
+        ("```", "no JSON"),
+        ('{"answer": "' + "no small kidney and " * 4000 + '"}', "length"),
+        ('{"answer": "It is the kidney\\ud800."}', "halves of characters"),
     ],
 )
 def test_a_reply_that_is_not_the_json_that_was_asked_for_is_refused(
     api: ChatApi, tmp_path: Path, reply: str, why: str
 ) -> None:
     api.script = lambda call: reply
+    since = time.monotonic()
     (found,) = corrected(api, tmp_path, [sample("kidney", ())])
+    assert time.monotonic() - since < 10
     assert found.after is None and why in str(found.rejected) and found.by == "m"
+
+
+def test_a_mark_may_neither_be_made_of_what_was_hidden_nor_change_places(api: ChatApi, tmp_path: Path) -> None:
+    told = Scrubber(["Box^Jane"])
+    truth = "On 2021-03-04 it grew, on 2022-05-06 the kidney of Jane box healed."
+    api.script = lambda call: said(call.data["truth"].replace("[DATE-1]", "[DATE-3]").replace("[DATE-2]", "[DATE-1]")
+                                   .replace("[DATE-3]", "[DATE-2]"))  # fmt: skip
+    (found,) = corrected(api, tmp_path, [sample(truth)], scrubber=told)
+    assert found.after is None and "in its order" in str(found.rejected)
+    api.script = lambda call: said(call.data["truth"].replace("[ID-2]", "[[ID-2]]"))
+    (found,) = corrected(api, tmp_path, [sample(truth)], scrubber=told, temperature=0.1)
+    assert "[ID-2]" in api.calls[1].data["truth"]
+    assert found.after is None and "Jane" not in str(found.rejected) and "box mark" in str(found.rejected)
 
 
 def test_a_fenced_reply_of_a_server_without_schemas_is_read(api: ChatApi, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 _BOXES = codec("qwen-vl")
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
+_LONGEST = 100_000  # characters of a reply
+_HALVES = re.compile("[\ud800-\udfff]")  # no file and no tokenizer can hold them
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,19 @@ class ChatCorrector:
 
     def _read(self, reply: str, truth: BoxedText, masked: Masked) -> BoxedText | str:
         """What a reply proposes, or why it proposes nothing."""
-        fenced = _FENCE.match(reply)
+        if len(reply) > _LONGEST:
+            return "the reply is longer than any answer"
         try:
-            found = json.loads(fenced[1] if fenced else reply)
-        except ValueError:
+            found = json.loads(_unfenced(reply))
+        except (ValueError, RecursionError):  # no JSON, or deeper than any that was asked for
             return "the reply is no JSON"
         text = found.get("answer") if isinstance(found, dict) and set(found) == {"answer"} else None
         if not isinstance(text, str):
             return 'the reply is not {"answer": text}'
-        if sorted(Masked.marks(text)) != sorted(Masked.marks(masked.hide(truth.text))):
-            return "what was hidden in the truth is not there once each"
+        if _HALVES.search(text):
+            return "halves of characters"
+        if Masked.marks(text) != Masked.marks(masked.hide(truth.text)):
+            return "what was hidden in the truth is not there once each and in its order"
         decoded = _BOXES.decode(text)
         if decoded.unread:
             return "a box that cannot be read"
@@ -110,7 +114,10 @@ class ChatCorrector:
         same = [_BOXES.encode(BoxedText("[box]", (b,))) for b in said.boxes] == [
             _BOXES.encode(BoxedText("[box]", (b,))) for b in truth.boxes
         ]
-        return BoxedText(masked.show(said.text).strip(), truth.boxes if same else said.boxes)
+        try:
+            return BoxedText(masked.show(said.text).strip(), truth.boxes if same else said.boxes)
+        except BadInput:  # its words stay in the house
+            return "a box mark that came of what was hidden"
 
     def _ranked(self, texts: Sequence[BoxedText], truth: BoxedText) -> tuple[Rewrite, ...]:
         alike = self.similarity.similar([t.words for t in texts], [truth.words] * len(texts))
@@ -123,6 +130,13 @@ class _Asked:
     body: Mapping[str, Any] | None
     masked: Masked
     why: str = ""
+
+
+def _unfenced(reply: str) -> str:
+    """Without the ``` that models without schemas like to put around JSON."""
+    reply = reply.strip()
+    fenced = len(reply) >= 6 and reply.startswith("```") and reply.endswith("```")
+    return reply[3:-3].removeprefix("json") if fenced else reply
 
 
 def _spelled(text: BoxedText, masked: Masked) -> str:

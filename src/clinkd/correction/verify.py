@@ -10,7 +10,8 @@ from clinkd.agreement import Lexicon, conflicts, denied, named, numbers, read_fa
 from clinkd.records import BoxedText, Sample
 
 _MARKUP = re.compile(
-    r"<[^>]*>?|&\w+;|&#\d+;|https?\S*|www\.\S+|\]\(|```|`|\*\*|__|^#+ |\{\{|\}\}|<\||\|>", re.IGNORECASE | re.MULTILINE
+    r"<[^>]*>?|\[(?!box\])[^\]]*\]?|&\w+;|&#\d+;|https?\S*|www\.\S+|\]\(|```|`|\*\*|__|^#+ |\{\{|\}\}|<\||\|>",
+    re.IGNORECASE | re.MULTILINE,
 )
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 _SHORTEST, _LONGEST, _SPARE = 0.5, 2.0, 20  # times the truth's length, and characters a short truth may grow by
@@ -30,7 +31,8 @@ def verify(sample: Sample, text: BoxedText, lexicon: Lexicon) -> str | None:
 
 
 def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator[str]:
-    """Every objection, the gravest first."""
+    """Every objection, the gravest first but for a length that is out of bounds."""
+    yield from _too_long(truth, text)  # first: what follows takes its time with a long text
     if text.boxes != truth.boxes:
         yield f"boxes differ: {len(text.boxes)} given, {len(truth.boxes)} in the truth, equal and in order wanted"
     names, wanted = named(text.words, lexicon.names), named(truth.words, lexicon.names)
@@ -53,9 +55,15 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
     yield from _form(truth, text)
 
 
+def _too_long(truth: BoxedText, text: BoxedText) -> Iterator[str]:
+    length, wanted = len(text.text), len(truth.text)
+    if length > _LONGEST * wanted + _SPARE:
+        yield f"length {length} characters against {wanted} of the truth"
+
+
 def _form(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     length, wanted = len(text.text), len(truth.text)
-    if not _SHORTEST * wanted <= length <= _LONGEST * wanted + _SPARE:
+    if length < _SHORTEST * wanted:
         yield f"length {length} characters against {wanted} of the truth"
     if not text.text.strip():
         yield "empty"
