@@ -167,6 +167,36 @@ VG = "The kidney is at [box] and the liver is at [box]."
         ("No", "The answer is yes.", (), "negation"),
         ("Yes", "It is.", (), "yes"),
         ("left lung", "the lung", (), "lung"),
+        # letters that look like others
+        ("There is a kidney.", "There is n\u043e kidney.", (), "alphabet"),
+        ("The kidney is seen.", "The l\u0435ft kidney is seen.", (), "alphabet"),
+        ("The kidney is seen.", "The r\u0131ght kidney is seen.", (), "alphabet"),
+        ("The kidney is seen.", "The le\u034fft kidney is seen.", (), "alphabet"),
+        ("The kidney is seen.", "The l\u00e9ft kidney is seen.", (), "left or right"),
+        ("The kidney is seen.", "The le\u0301ft kidney is seen.", (), "left or right"),
+        ("The kidney is seen.", "The \uff4ceft kidney is seen.", (), "left or right"),
+        ("The kidney is seen.", "The kidney and the \u0455pleen.", (), "alphabet"),
+        ("The kidney is seen.", "The \u216b kidneys are seen.", (), "alphabet"),
+        ("The kidney is seen.", "The kidney is seen at \uff12.", (), "alphabet"),
+        # the same names and boxes, but not to each other
+        (
+            "A kidney at [box], a liver at [box], a kidney at [box].",
+            "A kidney at [box], a kidney at [box], a liver at [box].",
+            BOXES,
+            "order",
+        ),
+        (
+            "Kidneys at [box], [box] and a liver at [box].",
+            "Kidneys at [box] and a liver at [box], [box].",
+            BOXES,
+            "order",
+        ),
+        (
+            "At [box] is a kidney, at [box] a liver, at [box] a kidney.",
+            "At [box] is a kidney. A liver is at [box]. At [box], too.",
+            BOXES,
+            "order",
+        ),
     ],
 )
 def test_corrupted_rewrites_are_refused(truth: str, text: str, boxes: tuple[Box, ...], why: str) -> None:
@@ -184,6 +214,13 @@ def test_corrupted_rewrites_are_refused(truth: str, text: str, boxes: tuple[Box,
         ("There is no tumor.", "No tumor is seen."),
         ("No", "The answer is no."),
         ("left lung", "It is the left lung."),
+        ("The kidney is enlarged.", "The kidney is h\u00e9 enlarged \u2013 \u201cclearly\u201d."),
+        ("\u0141. kidney \u00bd seen, M\u00fcller.", "Seen: kidney \u00bd, \u0142. Mu\u0308ller."),
+        (
+            "A kidney at [box], a liver at [box], a kidney at [box].",
+            "At [box] is a kidney. A liver is at [box]; there is a kidney at [box].",
+        ),
+        ("Kidneys at [box], [box] and a liver at [box].", "[box] and [box] are kidneys. It is a liver at [box]."),
         ("5.6cm focal, predominantly hypodense", "A focal, predominantly hypodense area of 5.6 cm"),
     ],
 )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import chain
 
 from clinkd.agreement import Lexicon, conflicts, denied, named, numbers, read_facts, sides, verdict
-from clinkd.records import BoxedText, Sample
+from clinkd.records import BOX_MARK, BoxedText, Sample
 
 _MARKUP = re.compile(
     r"<[^>]*>?|\[(?!box\])[^\]]*\]?|&\w+;|&#\d+;|https?\S*|www\.\S+|\]\(|```|`|\*\*|__|^#+ |\{\{|\}\}|<\||\|>",
     re.IGNORECASE | re.MULTILINE,
 )
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+")
 _DIGITS = re.compile(r"\d+(?:\.\d+)?")
 _SHORTEST, _LONGEST, _SPARE = 0.5, 2.0, 20  # times the truth's length, and characters a short truth may grow by
 
@@ -23,16 +25,36 @@ def verify(sample: Sample, text: BoxedText, lexicon: Lexicon) -> str | None:
     The boxes must be the truth's, exactly and in order. The lexicon's names must be the truth's, in the truth's order
     where there are several boxes; sides, counts, yes or no, and the attributes of each name must be kept; the length
     stays within bounds; no markup, links, control characters or figures that the truth does not hold.
+    Each box must go with the name that it goes with in the truth. Letters beyond ASCII that the truth does not hold are
+    read without their accents, too, and those of another alphabet, which only look like letters, are refused.
     The truth itself always passes.
     """
     if text == sample.answer:
         return None
-    return next(_objections(sample.answer, text, lexicon), None)
+    return next(_all_objections(sample.answer, text, lexicon), None)
+
+
+def _all_objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator[str]:
+    """To the text as it stands, and as it looks: "l\u00e9ft" is read as "left" by people, and by no rule."""
+    yield from _too_long(truth, text)  # first: what follows takes its time with a long text
+    known = set(unicodedata.normalize("NFC", truth.text + truth.text.casefold() + truth.text.upper()))
+    new = {c for c in unicodedata.normalize("NFC", text.text) if not c.isascii() and c not in known}
+    bare = {c: unicodedata.normalize("NFKD", c) for c in new}
+    looks = {c: b[0] for c, b in bare.items() if b[0].isascii() and b[0].isalpha() and all(map(_accent, b[1:]))}
+    if strange := sorted(c for c in new - set(looks) if unicodedata.category(c)[0] in "LMN"):
+        yield f"letters of another alphabet than the truth's: {', '.join(f'U+{ord(c):04X}' for c in strange[:5])}"
+    yield from _objections(truth, text, lexicon)
+    if looks:
+        plain = "".join(looks.get(c, c) for c in unicodedata.normalize("NFC", text.text))
+        yield from _objections(truth, BoxedText(plain, text.boxes), lexicon)
+
+
+def _accent(c: str) -> bool:
+    return unicodedata.category(c) == "Mn"
 
 
 def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator[str]:
     """Every objection, the gravest first but for a length that is out of bounds."""
-    yield from _too_long(truth, text)  # first: what follows takes its time with a long text
     if text.boxes != truth.boxes:
         yield f"boxes differ: {len(text.boxes)} given, {len(truth.boxes)} in the truth, equal and in order wanted"
     names, wanted = named(text.words, lexicon.names), named(truth.words, lexicon.names)
@@ -40,7 +62,7 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
         yield f"names what the truth does not: {', '.join(sorted(foreign))}"
     if gone := set(wanted) - set(names):
         yield f"leaves out: {', '.join(sorted(gone))}"
-    if len(truth.boxes) > 1 and names != wanted:
+    if len(truth.boxes) > 1 and (names != wanted or _owners(text, lexicon) != _owners(truth, lexicon)):
         yield "names stand in another order than their boxes"
     if clash := conflicts(text.words, truth.words):
         yield f"contradicts the truth: {', '.join(clash)}"
@@ -53,6 +75,21 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
     if set(read_facts(text.words, lexicon)) != set(read_facts(truth.words, lexicon)):
         yield "other attributes than the truth's"
     yield from _form(truth, text)
+
+
+def _owners(text: BoxedText, lexicon: Lexicon) -> list[str | None]:
+    """The name each box belongs to: the last before it in its sentence, or else the next, or that of the sentence
+    before."""
+    owners: list[str | None] = []
+    for sentence in _SENTENCE_END.split(text.text):
+        parts = [named(part, lexicon.names) for part in sentence.split(BOX_MARK)]
+        name = owners[-1] if owners else None
+        for at in range(1, len(parts)):
+            before, after = (list(chain.from_iterable(some)) for some in (parts[:at], parts[at:]))
+            said = before[-1:] if parts[0] else after[:1]
+            name = said[0] if said else name
+            owners.append(name)
+    return owners
 
 
 def _too_long(truth: BoxedText, text: BoxedText) -> Iterator[str]:
