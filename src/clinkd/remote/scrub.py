@@ -18,14 +18,19 @@ _MONTH = (
 _NAME = r"[^\W\d_][\w'’.-]*"
 _TITLE = r"(?:Dr|DR|Mr|Mrs|MRS|Ms|Miss|Prof|PROF|Herr|Frau|Hr|Fr|Mme|Mlle|Sr|Sra|Sig)\b\.?"
 _CAPITAL = rf"(?!{_TITLE})(?=[^\W\d_])(?![a-zß-öø-ÿ])[\w'’-]+"
+# each rule looks at a text once from where a word begins, lest a long one without blanks take time by its square
 _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern, flags))
     for kind, pattern, flags in (
-        ("LINK", r"\b(?:https?|ftp|file|s3)://\S+|\bwww\.\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.I),
-        ("PATH", r"(?<![\w<])(?:[a-z]:)?(?:[\\/]+[^\s\\/:*?\"<>|()]+){2,}[\\/]?|~[\\/]\S+", re.I),
+        ("LINK", r"\b(?:https?|ftp|file|s3)://\S+|\bwww\.\S+|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.I),
         (
             "PATH",
-            r"[^\s()\[\]]+\.(?:dcm|dicom|ima|png|jpe?g|tiff?|bmp|gif|nii(?:\.gz)?|mhd?|nrrd|txt|csv|json)\b",
+            r"(?:(?<![\w<\\/])|(?<=[\w<][\\/]))(?:[a-z]:)?(?:[\\/]+[^\s\\/:*?\"<>|()]+){2,}[\\/]?|~[\\/]\S+",
+            re.I,
+        ),
+        (
+            "PATH",
+            r"(?<![^\s()\[\]])[^\s()\[\]]+\.(?:dcm|dicom|ima|png|jpe?g|tiff?|bmp|gif|nii(?:\.gz)?|mhd?|nrrd|txt|csv|json)\b",
             re.I,
         ),
         ("DATE", r"\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?", re.I),
@@ -39,11 +44,11 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("DATE", r"\b\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:\s?[ap]\.?m\b\.?)?", re.I),
         ("DATE", r"\b(?:19|20)\d{2}\b(?!\s*(?:mm|cm|ml|x)\b)", re.I),
         ("AGE", r"\b(?:9\d|1[0-2]\d)(?=[\s-]*(?:years?|yrs?|y/?o)\b)", re.I),
-        ("NAME", r"[^\s^]+\^[^\s]*|\^[^\s]+", 0),  # as DICOM has them: Family^Given
+        ("NAME", r"(?<![^\s^])[^\s^]+\^[^\s]*|\^[^\s]+", 0),  # as DICOM has them: Family^Given
         (
             "NAME",
             rf"\b{_TITLE}"
-            rf"(?:\s+(?:Dr|med|Prof|von|van|de|der|del|la|le)\b\.?)*\s+{_CAPITAL}(?:\s+{_CAPITAL}){{0,2}}",
+            rf"(?:\s+(?:Dr|med|Prof|von|van|de|der|del|la|le)\b\.?){{0,8}}\s+{_CAPITAL}(?:\s+{_CAPITAL}){{0,2}}",
             0,
         ),
         (
@@ -62,7 +67,8 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("ID", r"(?<!\w)\+?\(?\d[\d ()/-]{6,}\d\b", 0),  # telephone numbers
         (
             "ID",
-            r"\b(?!\d{1,3}-(?:year|month|week|day)s?\b)(?=[\w-]*\d)(?=[\w-]*[^\W\d_])(?=(?:[\w-]*\d){2})\w[\w-]{4,}\w\b",
+            r"(?<![\w-])-*+(?:\d{1,3}-(?=(?:year|month|week|day)s?\b))?+"
+            r"(?=[\w-]*\d)(?=[\w-]*[^\W\d_])(?=(?:[\w-]*\d){2})\w[\w-]{4,}\w\b",
             0,
         ),
         ("ID", r"\b\d{5,}\b", 0),
