@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,20 @@ def test_what_headers_and_paths_say_is_found_in_any_spelling() -> None:
     ):  # fmt: skip
         assert gone not in scrubber.masked().hide(text), text
     assert scrubber.masked().hide("12 cysts in the liver, a quaggas") == "12 cysts in the liver, a quaggas"
+
+
+def test_an_accent_is_the_same_however_it_is_stored() -> None:
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        scrubber = Scrubber([unicodedata.normalize(form, "M\u00fcller^Zo\u00eb")])
+        text = unicodedata.normalize(other, "seen by m\u00fcller, zo\u00eb.")
+        assert scrubber.masked().hide(text) == "seen by [ID-1], [ID-2]."
+    assert Scrubber().masked().hide("seen by Dr. Mu\u0308ller") == "seen by [NAME-1]"
+    assert Scrubber(common=["m\u00fcller"]).masked().hide("Mu\u0308ller, Mo\u0308ller") == "M\u00fcller, [WORD-1]"
+
+
+def test_a_person_called_as_a_mark_is_hidden_and_the_mark_is_not() -> None:
+    masked = Scrubber(["Box^Jane"]).masked()
+    assert masked.hide("Jane Box has it at [box], [Box].") == "[ID-1] [ID-2] has it at [box], [[ID-2]]."
 
 
 def test_rare_words_with_a_capital_or_a_digit_are_hidden_where_words_are_known() -> None:

@@ -7,6 +7,7 @@ rules hide rather too much than too little. They are no proof that a text is ano
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -131,8 +132,9 @@ class Scrubber:
         return "".join(piece if kind is None else f"[{kind.lower()}]" for kind, piece in self.pieces(text))
 
     def pieces(self, text: str) -> list[tuple[str | None, str]]:
-        """The text in pieces, each with what kind of thing is to be hidden in it, or None."""
-        pieces: list[tuple[str | None, str]] = [(None, text)]
+        """The text in pieces, each with what kind of thing is to be hidden in it, or None; in NFC, so that an accent is
+        a part of its letter."""
+        pieces: list[tuple[str | None, str]] = [(None, unicodedata.normalize("NFC", text))]
         rules = [*([("ID", self._terms)] if self._terms else []), ("WORD", _MARK), *_RULES]
         for kind, pattern in rules:
             pieces = [part for piece in pieces for part in _split(piece, kind, pattern)]
@@ -159,7 +161,7 @@ def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
     """The words that stand in texts of at least two groups; `texts` are (group, text)."""
     groups: dict[str, set[str]] = defaultdict(set)
     for group, text in texts:
-        for word in _WORD.findall(text):
+        for word in _WORD.findall(unicodedata.normalize("NFC", text)):
             seen = groups[word.casefold()]
             if len(seen) < 2:
                 seen.add(group)
@@ -183,7 +185,7 @@ def _pattern_of(terms: Iterable[str]) -> re.Pattern[str] | None:
     """All terms as one pattern, the longest first."""
     wanted: dict[str, bool] = {}  # whether small and capital letters are the same
     for term in terms:
-        term = " ".join(term.split())
+        term = unicodedata.normalize("NFC", " ".join(term.split()))
         if len(term) >= _SHORTEST and not _ordinary(term):
             wanted[term] = True
         if "^" in term or "=" in term:
@@ -196,7 +198,8 @@ def _pattern_of(terms: Iterable[str]) -> re.Pattern[str] | None:
         (r"\s+".join(map(re.escape, term.split())), free)
         for term, free in sorted(wanted.items(), key=lambda t: -len(t[0]))
     ]
-    return re.compile("|".join(rf"(?<!\w){'(?i:' if free else '(?:'}{s})(?!\w)" for s, free in spelled))
+    words = "|".join(f"{'(?i:' if free else '(?:'}{s})" for s, free in spelled)
+    return re.compile(rf"(?<!\w)(?!(?<=\[)box\])(?:{words})(?!\w)")  # a person may be called Box, a mark may not
 
 
 def _ordinary(term: str) -> bool:
