@@ -290,6 +290,19 @@ def test_a_reply_that_is_no_text_is_none(api: ChatApi, tmp_path: Path, content: 
     assert len(api.calls) == 1
 
 
+def test_a_picture_of_few_bytes_may_cost_as_many_tokens_as_a_large_one(api: ChatApi, tmp_path: Path) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    api.script = lambda call: completion(["yes"], {"prompt_tokens": 48_169 + 30, "completion_tokens": 50})
+    with Journal(tmp_path / "j.sqlite") as journal:
+        chat = Chat(config(api, budget=0.05), journal)  # less than the call costs
+        body = chat.body([{"role": "user", "content": [{"type": "text", "text": "a"}, picture]}], SCHEMA)
+        with pytest.raises(OverBudget):
+            list(chat.replies([body]))
+        chat = Chat(config(api, budget=0.2), journal)
+        list(chat.replies([body]))
+        assert journal.ledger().spent <= chat.most(body)
+
+
 def test_a_redirect_is_not_followed(api: ChatApi, tmp_path: Path) -> None:
     with pytest.raises(BadInput):
         talk(api, tmp_path, "a", base_url=api.url.replace("/v1", "/moved"), attempts=1)

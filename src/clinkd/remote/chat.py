@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 300.0  # a server that asks for more is left alone, and the run stops
 _OVERHEAD_TOKENS = 64  # what a server's template may put around messages, each
+_PICTURE_TOKENS = 50_000  # gpt-4o-mini counts up to 48,169, and 8,500 for one whose PNG has a hundred bytes
 _NOT_DONE = {408, 409, 425, 429, 503}  # said no before any work
 _HOPELESS = {401, 402, 403, 404, 405, 410, 413, 415}
 _TELLING = ("insufficient_quota", "model_not_found", "invalid_api_key")  # words of the API that may be repeated
@@ -88,8 +89,9 @@ class Chat:
         return body
 
     def most(self, body: Mapping[str, Any]) -> int:
-        """What a call may cost at most, nano-dollars: no token is shorter than a byte."""
-        sent = len(spelled(body)) + _OVERHEAD_TOKENS * len(body["messages"])
+        """What a call may cost at most, nano-dollars: no token of a text is shorter than a byte."""
+        pictures = sum(part["type"] == "image_url" for m in body["messages"] for part in _parts(m["content"]))
+        sent = len(spelled(body)) + _OVERHEAD_TOKENS * len(body["messages"]) + _PICTURE_TOKENS * pictures
         return self._price(sent, self.config.max_tokens * self.config.candidates)
 
     def _price(self, sent: int, written: int) -> int:
@@ -281,6 +283,10 @@ class _Lost:
 
 
 _LOST = "the answer of the call was lost, and it is not paid for again (reflect.chat.on_unknown=skip)"
+
+
+def _parts(content: Any) -> Sequence[Mapping[str, Any]]:
+    return () if isinstance(content, str) else content
 
 
 def _counted(usage: Any) -> tuple[int, int] | None:
