@@ -318,6 +318,10 @@ def test_a_redirect_is_not_followed(api: ChatApi, tmp_path: Path) -> None:
         ("api.openai.com", "an address such as"),
         ("https://me:secret@api.example.org/v1", "an address such as"),
         ("https://api.example.org/v1?key=secret", "an address such as"),
+        ("https://:secret@api.example.org/v1", "an address such as"),
+        ("http://127.0.0.1\n/v1", "an address such as"),
+        ("http://134744072/v1", "in the clear"),  # 8.8.8.8, as resolvers take it
+        ("http://0x08080808/v1", "in the clear"),
         ("http://[::1", "an address such as"),
         ("https://api.example.org/v1", "NO_SUCH_KEY: not set"),
     ],
@@ -326,6 +330,16 @@ def test_an_address_that_may_not_be_used_is_refused(api: ChatApi, url: str, says
     with pytest.raises(BadInput, match=says) as told:
         client(config(api, base_url=url, key_variable="NO_SUCH_KEY"))
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["sk-secr\u00e9t", "sk-sec\nret", "sk-secret\u200b"])
+def test_a_key_that_cannot_be_sent_is_refused_before_any_call(
+    api: ChatApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(BadInput, match="OPENAI_API_KEY: holds a character that no key has") as told:
+        talk(api, tmp_path, "a")
+    assert "sk-" not in str(told.value)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "192.168.1.9", "10.0.0.3", "gpu01", "gpu.lan", "[::1]"])

@@ -346,10 +346,10 @@ def client(config: ChatConfig) -> OpenAI:
     url = config.base_url or ""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        usable = url.isprintable() and parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
     except ValueError:
         usable = False
-    if not usable or parts.username or parts.query or parts.fragment:
+    if not usable or "@" in parts.netloc or parts.query or parts.fragment:
         raise BadInput(
             "reflect.chat.base_url: an address such as https://api.openai.com/v1 is wanted, without a name, a key or "
             "a query in it"
@@ -362,6 +362,10 @@ def client(config: ChatConfig) -> OpenAI:
     key = os.environ.get(config.key_variable, "").strip()
     if not key and secure:
         raise BadInput(f"{config.key_variable}: not set; put the key of {_host(config)} there (and nowhere else)")
+    if not (key.isascii() and key.isprintable()):
+        raise BadInput(
+            f"{config.key_variable}: holds a character that no key has, perhaps from copying; put it there anew"
+        )
     import openai
 
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
@@ -407,5 +411,7 @@ def _nearby(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
+        if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host):  # an address all the same, of which nobody sees where it leads
+            return False
         return "." not in host or host.rstrip(".").endswith((".local", ".localhost", ".internal", ".lan", ".intranet"))
     return address.is_loopback or address.is_private or address.is_link_local
