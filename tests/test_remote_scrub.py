@@ -95,6 +95,14 @@ def test_a_person_called_as_a_mark_is_hidden_and_the_mark_is_not() -> None:
     assert masked.hide("Jane Box has it at [box], [Box].") == "[ID-1] [ID-2] has it at [box], [[ID-2]]."
 
 
+def test_every_part_of_a_path_or_a_comment_is_looked_for_unless_it_is_a_common_word() -> None:
+    common = common_words([(g, "the left kidney of a child") for g in ("a", "b")])
+    masked = Scrubber(["Okapi_jane-1970", "left kidney, reported by quagga"], common).masked()
+    assert masked.hide("the left kidney of jane OKAPI, says quagga") == (
+        "the left kidney of [ID-1] [ID-2], says [ID-3]"
+    )
+
+
 def test_rare_words_with_a_capital_or_a_digit_are_hidden_where_words_are_known() -> None:
     texts = [(g, "The T2 image shows Crohn disease.") for g in ("a", "b")] + [("c", "Xylo-7 and Quokka and wombat")]
     common = common_words(texts)

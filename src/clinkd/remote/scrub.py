@@ -78,6 +78,7 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _PLAIN_NUMBER = re.compile(r"\d{1,3}(?:[a-z]{1,2})?", re.I)
 _MARK = re.compile(r"\[(?:LINK|PATH|DATE|AGE|NAME|ID|WORD)-\d+\]")
+_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 _SHORTEST = 3  # letters of a part of a name that is looked for in small letters, too
 
 
@@ -116,12 +117,12 @@ class Scrubber:
 
     `terms`: values of header fields and parts of paths; they are found whole, and those with a "^" (names of persons)
     part by part. `common`: words that more than one patient's texts hold; where given, every other word with a capital
-    letter or a digit in it is hidden, too.
+    letter or a digit in it is hidden, too, and every other word of the terms, in small letters, too.
     """
 
     def __init__(self, terms: Iterable[str] = (), common: Iterable[str] | None = None) -> None:
-        self._terms = _pattern_of(terms)
         self._common = None if common is None else frozenset(w.casefold() for w in common)
+        self._terms = _pattern_of(terms, self._common)
 
     def masked(self) -> Masked:
         """A new conversation."""
@@ -181,7 +182,7 @@ def _split(piece: tuple[str | None, str], kind: str, pattern: re.Pattern[str]) -
     yield None, text[at:]
 
 
-def _pattern_of(terms: Iterable[str]) -> re.Pattern[str] | None:
+def _pattern_of(terms: Iterable[str], common: frozenset[str] | None) -> re.Pattern[str] | None:
     """All terms as one pattern, the longest first."""
     wanted: dict[str, bool] = {}  # whether small and capital letters are the same
     for term in terms:
@@ -192,6 +193,8 @@ def _pattern_of(terms: Iterable[str]) -> re.Pattern[str] | None:
             for part in re.split(r"[\^=\s,]+", term):
                 if len(part) >= 2:
                     wanted[part] = len(part) >= _SHORTEST
+        if common is not None:  # a folder named after a person, a name in a comment
+            wanted |= {word: True for word in _LONG_WORD.findall(term) if word.casefold() not in common}
     if not wanted:
         return None
     spelled = [
