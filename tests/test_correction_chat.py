@@ -134,6 +134,13 @@ def test_a_reply_that_is_not_the_json_that_was_asked_for_is_refused(
     assert found.after is None and why in str(found.rejected) and found.by == "m"
 
 
+def test_no_piece_of_a_name_stands_in_a_refusal(api: ChatApi, tmp_path: Path) -> None:
+    api.script = lambda call: said(call.data["truth"].replace("[ID-1]", "<[ID-1]>"))
+    truth = "Kidney of Jane Quaggastadt-Okapi seen."
+    (found,) = corrected(api, tmp_path, [sample(truth)], scrubber=Scrubber(["Quaggastadt-Okapi^Jane"]))
+    assert "markup" in str(found.rejected) and "Ja" not in str(found.rejected) and "Qu" not in str(found.rejected)
+
+
 def test_a_mark_may_neither_be_made_of_what_was_hidden_nor_change_places(api: ChatApi, tmp_path: Path) -> None:
     told = Scrubber(["Box^Jane"])
     truth = "On 2021-03-04 it grew, on 2022-05-06 the kidney of Jane box healed."
