@@ -21,9 +21,10 @@ from clinkd.config import RunConfig, override
 from clinkd.evaluation import Again
 from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import Work, plan
+from clinkd.pipeline.asking import trusts
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.reporting import Reviewed
-from clinkd.records import BadInput, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
+from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
 from clinkd.storage import write_lines
 
 SMALL = [
@@ -399,3 +400,17 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
         for c in p.candidates:
             assert set(c.scores) == {"agreement", "random", "clip", "clip text", *(["clip crop"] if boxed else [])}
         assert p.chosen == max(range(len(p.candidates)), key=lambda n: (p.candidates[n].scores["clip"], -n))
+
+
+def test_a_free_question_is_answered_as_the_run_answers_its_like():
+    box = Box(0, 0, 0.5, 0.5)
+    bare, boxed = BoxedText("Where?"), BoxedText("[box]", (box,))
+    gain = {"MIA": -3.0, "RC": -1.0, "ROC": 2.0, "VG": 1.0}
+    told = {"gain on validation over the first beam": gain, "tasks reordered": ["VG", "ROC"]}
+    assert trusts(told, bare, boxed) and not trusts(told, bare, bare)
+    assert not trusts(told, boxed, bare)  # it may be of either, and one is not trusted
+    assert trusts({**told, "tasks reordered": ["ROC", "RC"]}, boxed, bare)
+    only_roc = {"gain on validation over the first beam": {"ROC": 2.0}, "tasks reordered": ["ROC"]}
+    assert trusts(only_roc, boxed, bare) and not trusts(only_roc, bare, boxed)
+    always = {"tasks reordered": ["VG", "ROC", "RC", "MIA", "QA"]}
+    assert trusts(always, bare, boxed) and trusts(always, boxed, bare) and trusts(always, bare, bare)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,8 +15,6 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Asked, Run
 from clinkd.pipeline.work import clip_scorer, load_model, read_data
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
-
-NAME_WORDS = 4  # of a class name or a short answer, at most
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
@@ -47,9 +46,8 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     scorer = _scorer(run, given)
     if scorer:
         # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
-        trusted = stage_record(run.stage("select"))["recorded"]["tasks reordered"]
-        judged = replace(sample, turns=(replace(turn, task=_task_of(sample, prediction)),))
-        prediction = rerank({"ask": judged}, [prediction], scorer, trusted)[0]
+        trusted = trusts(stage_record(run.stage("select"))["recorded"], asked.answer, candidates[0].answer)
+        prediction = rerank({"ask": sample}, [prediction], scorer, [Task.QA] if trusted else [])[0]
     chosen = prediction.answer.answer
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
@@ -64,9 +62,10 @@ def _scorer(run: Run, given: OpenImage) -> Scorer | None:
     return Agreement() if config.scorer == "agreement" else None
 
 
-def _task_of(sample: Sample, prediction: Prediction) -> Task:
-    """Which task a free question is most like: by its boxes, and by what the first beam makes of it."""
-    said = prediction.candidates[0].answer
-    if sample.question.boxes:
-        return Task.ROC if len(said.words.split()) <= NAME_WORDS else Task.RC
-    return Task.VG if said.boxes else Task.QA if len(said.words.split()) <= NAME_WORDS else Task.MIA
+def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:
+    """Whether a run reorders answers to all tasks that a free question with this first answer may be of, among those
+    it had questions of; `recorded` is what its `select` kept."""
+    alike = (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
+    tasks = recorded["tasks reordered"]
+    met = recorded.get("gain on validation over the first beam", tasks)
+    return any(t in met for t in alike) and all(t in tasks for t in alike if t in met)
