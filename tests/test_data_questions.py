@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,14 @@ def test_bare_pairs_hold_each_name_and_box_of_an_image_once() -> None:
         (Task.VG, "b.png", BoxedText("the liver"), BoxedText("the liver[box] [box]", (HERE, THERE))),
     ]
     assert len({s.id for s in pairs}) == 3 and not {s.id for s in pairs} & {s.id for s in asked}
+
+
+def test_questions_without_a_name_of_their_own_make_pairs_where_their_answer_is_one() -> None:
+    """As Med-GRIT's rows are: the name of a place is in its words, that of a box is the answer."""
+    dice = random.Random(0)
+    asked = [
+        replace(sample("vg", questions.where("liver", [HERE], dice), "liver"), names=()),
+        replace(sample("roc", questions.what(HERE, "liver", dice), "liver"), names=()),
+    ]
+    (pair,) = bare_pairs(asked)
+    assert (pair.task, pair.answer, pair.names) == (Task.ROC, BoxedText("liver"), ("liver",))

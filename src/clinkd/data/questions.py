@@ -95,18 +95,19 @@ def bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     """Names and boxes without sentences: for each VG sample "the NAME" -> name and boxes, for each ROC one box -> name.
 
     What a general model has seen by the million before it meets a hospital's questions. Equal pairs of an image are
-    kept once; other tasks have no pair.
+    kept once; other tasks have no pair, nor has a question about a name that the data do not tell apart from the words.
     """
     found: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
     for s in samples:
-        if s.task is Task.VG:
+        name = s.names[0] if s.names else s.answer.words if s.task is Task.ROC else ""
+        if s.task is Task.VG and name:
             marks = " ".join([BOX_MARK] * len(s.answer.boxes))
-            the = f"the {s.names[0]}"
+            the = f"the {name}"
             turn = Turn(Task.VG, BoxedText(the), BoxedText(the + marks, s.answer.boxes))
-        elif s.task is Task.ROC:
-            turn = Turn(Task.ROC, BoxedText(BOX_MARK, s.question.boxes), BoxedText(s.names[0]))
+        elif s.task is Task.ROC and name and len(s.question.boxes) == 1:
+            turn = Turn(Task.ROC, BoxedText(BOX_MARK, s.question.boxes), BoxedText(name))
         else:
             continue
         key = s.images[0].path, turn.question, turn.answer
-        found.setdefault(key, replace(s, id=f"{s.id}-bare", turns=(turn,), facts=()))
+        found.setdefault(key, replace(s, id=f"{s.id}-bare", turns=(turn,), names=(name,), facts=()))
     return list(found.values())
