@@ -103,9 +103,11 @@ def _selection_json(board: Board, gains: Sequence[Gain]) -> dict[str, Any]:
     for task, metric in dict.fromkeys((g.task, g.metric) for g in gains):
         rows = found.setdefault(task.value, {}).setdefault(metric, {})
         for row in board.choices():
-            if own := board.get(row, task, metric):
-                rows[row] = {"score": own.value, "interval": _pair_json(own.interval)}
-            if gain := known.get((task, metric, row)):
+            own, gain = board.get(row, task, metric), known.get((task, metric, row))
+            if own is None:  # nothing of this kind was asked
+                continue
+            rows[row] = {"score": own.value, "interval": _pair_json(own.interval)}
+            if gain:
                 rows[row] |= {"gain": gain.value, "gain_interval": _pair_json(gain.interval)}
     return found
 
