@@ -241,7 +241,7 @@ def killed(api: ChatApi, folder: Path, kills: int, concurrency: int, dice: rando
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = 0
     while done < kills:
-        before, more = len(api.calls), dice.randrange(1, 9)
+        before, more = len(api.calls), dice.randrange(1, 5)
         process = subprocess.Popen(given, env=env)
         until = time.monotonic() + 60
         while process.poll() is None and len(api.calls) < before + more and time.monotonic() < until:
