@@ -1,6 +1,6 @@
 """One narrow conversation with an OpenAI-compatible endpoint: what may leave, what it costs, and what came back."""
 
-from clinkd.remote.chat import Chat, Message, Reply, Step, client, spelled
+from clinkd.remote.chat import Chat, Message, Reply, client, spelled
 from clinkd.remote.journal import NANO, Journal, Ledger, OverBudget
 from clinkd.remote.scrub import Masked, Scrubber, common_words
 
@@ -14,7 +14,6 @@ __all__ = [
     "OverBudget",
     "Reply",
     "Scrubber",
-    "Step",
     "client",
     "common_words",
     "spelled",

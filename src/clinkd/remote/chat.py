@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,7 +42,6 @@ _LARGEST = 4 << 20  # bytes of an answer
 _NO_COUNT = 10**9  # tokens: no call has so many
 
 Message = Mapping[str, Any]
-Step = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +105,10 @@ class Chat:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def replies(self, bodies: Sequence[Mapping[str, Any]], step: Step = lambda n: None) -> Iterator[Reply]:
+    def replies(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[Reply]:
         """The reply to each, in order. Equal bodies are one call; one that was done before is not made again.
 
-        `step` is told of each that is ready. Raises BadInput where the budget is reached, the server refuses the key
+        Raises BadInput where the budget is reached, the server refuses the key
         or the model, or cannot be reached after `attempts`: what came back until then is in the journal.
         """
         keys = [key_of(body) for body in bodies]
@@ -124,7 +123,6 @@ class Chat:
                 futures[key] = pool.submit(self._settled, key, body)
             for key in keys:
                 yield futures[key].result()
-                step(1)
         finally:
             self._stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)  # a call in flight is paid for: its reply is waited for
