@@ -10,7 +10,7 @@ import pytest
 
 from clinkd.agreement import Lexicon, iou
 from clinkd.config import RunConfig, override
-from clinkd.inference import Agreement, RandomScorer, rerank
+from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
 from clinkd.pipeline import Work, plan, work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
@@ -71,7 +71,7 @@ def test_rivals_are_written_and_choose_nothing() -> None:
 def test_the_record_alone_tells_the_choice() -> None:
     """Scores that differ below what is written down are a tie, here and for who reads the record later."""
 
-    class Close:
+    class Close(Scorer):
         name = "close"
 
         def scores(self, samples: list[Sample], predictions: list[Prediction]) -> list[list[float]]:

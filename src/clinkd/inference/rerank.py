@@ -28,8 +28,12 @@ class Scorer(Protocol):
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]: ...
 
+    def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
+        """What is written beside each candidate: the score under the scorer's name, and what it is made of, if told."""
+        return [[{self.name: s} for s in line] for line in self.scores(samples, predictions)]
 
-class ClipScorer:
+
+class ClipScorer(Scorer):
     """Cosine of a CLIP between what it is shown of the image and what is said of it.
 
     Coordinates mean nothing to a CLIP. Under `text` it sees the whole image and the answer's words without box marks;
@@ -94,7 +98,7 @@ def _asks_for_boxes(sample: Sample, prediction: Prediction) -> bool:
     return sample.task is Task.VG or (sample.task is Task.QA and bool(prediction.candidates[0].answer.boxes))
 
 
-class FirstBeam:
+class FirstBeam(Scorer):
     """The order of the beams themselves: selection switched off."""
 
     name = "first"
@@ -103,7 +107,7 @@ class FirstBeam:
         return [[float(-n) for n in range(len(p.candidates))] for p in predictions]
 
 
-class RandomScorer:
+class RandomScorer(Scorer):
     """A die, seeded by sample: what selection must beat."""
 
     name = "random"
@@ -116,7 +120,7 @@ class RandomScorer:
         return [[d.random() for _ in p.candidates] for d, p in zip(dice, predictions, strict=True)]
 
 
-class Agreement:
+class Agreement(Scorer):
     """Self-consistency: how alike a candidate is to the others of its sample, on average; the best is their medoid.
 
     Boxes by IoU, words by F1 (`agreement.alike`). Neither image nor question is looked at, and no model.
@@ -156,7 +160,7 @@ def rerank(
             asked = [samples[p.id] for p in batch]
             scored: Sequence[Prediction] = batch
             for judge in (*rivals, scorer):
-                found = _parts(judge, asked, batch)
+                found = judge.parts(asked, batch)
                 scored = [_noted(p, own) for p, own in zip(scored, found, strict=True)]
             done += [
                 replace(p, chosen=_best(p, scorer.name) if s.task in tasks else 0)
@@ -164,13 +168,6 @@ def rerank(
             ]
             advance(len(batch))
     return done
-
-
-def _parts(scorer: Scorer, samples: Sequence[Sample], batch: Sequence[Prediction]) -> list[list[dict[str, float]]]:
-    """What is written beside each candidate: the score under the scorer's name, and what it is made of."""
-    if isinstance(scorer, ClipScorer):
-        return scorer.parts(samples, batch)
-    return [[{scorer.name: s} for s in line] for line in scorer.scores(samples, batch)]
 
 
 def _noted(prediction: Prediction, parts: Sequence[Mapping[str, float]]) -> Prediction:
