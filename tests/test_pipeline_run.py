@@ -363,14 +363,15 @@ def test_a_replaced_clip_is_noticed_and_what_it_is_shown_is_a_matter_of_the_choi
 
 
 def test_a_tiny_clip_is_taught_training_boxes_and_some_that_miss_them(done):
+    from clinkd.model.clip_captions import ELSEWHERE, captioned
     from clinkd.pipeline import work
 
     train = work.read_split(done[0] / "demo" / "stages" / "prepare", "train")
-    whole, named, boxed = work._captioned(train, True, seed=0)
-    assert work._captioned(train, False, seed=0) == [whole] and work._captioned(train, True, seed=0)[1] == named
+    whole, named, boxed = captioned(train, True, seed=0)
+    assert captioned(train, False, seed=0) == [whole] and captioned(train, True, seed=0)[1] == named
     true = {(s.images[0], b): s.names[0] for s in train for b in (*s.question.boxes, *s.answer.boxes)}
-    missed = [(v.image, v.box) for v, texts in named if texts == [work.ELSEWHERE]]
-    assert {(v.image, v.box): texts[0] for v, texts in named if texts != [work.ELSEWHERE]} == true
+    missed = [(v.image, v.box) for v, texts in named if texts == [ELSEWHERE]]
+    assert {(v.image, v.box): texts[0] for v, texts in named if texts != [ELSEWHERE]} == true
     assert len(missed) > 0.8 * len(true)
     for image, box in missed:
         assert max(iou(box, b) for (i, b) in true if i == image) < 0.5

@@ -191,8 +191,8 @@ def _show_leaving(found: Leaving) -> int:
     size = sum(map(len, found.bodies))
     tell(f"{len(found.bodies)} calls, {size:,} bytes in all, would leave for {found.wrong} wrong answers")
     tell(
-        f"they may cost up to {found.most_dollars:.4f} US dollars (a token is at least a byte, and every reply as long "
-        f"as it may be); {found.ledger.dollars:.4f} are spent or set aside in the journal"
+        f"they may cost up to {found.most:.4f} US dollars (a token is at least a byte, and every reply as long "
+        f"as it may be); {found.spent:.4f} are spent or set aside in the journal"
     )
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clinkd.model.towers import first_line
 from clinkd.records import BadInput
 from clinkd.storage import sha256_file
 
@@ -45,8 +46,7 @@ class TextEmbedder:
                 model_kwargs={"use_safetensors": True},
             )  # fmt: skip
         except (OSError, ValueError, KeyError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f"reflect.embedder={folder}: cannot be loaded: {why}") from None
+            raise BadInput(f"reflect.embedder={folder}: cannot be loaded: {first_line(error)}") from None
         told = {p.relative_to(folder).as_posix(): sha256_file(p) for p in [*sorted(folder.rglob("*.json")), *weights]}
         self.identity = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()[:16]
 

@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 
 from clinkd import data, viewer
-from clinkd.inference import Agreement, Scorer, rerank
-from clinkd.model import OpenImage
+from clinkd.inference import rerank
 from clinkd.pipeline.graph import stage_record
+from clinkd.pipeline.prepared import about
 from clinkd.pipeline.runs import Asked, Run
-from clinkd.pipeline.work import clip_scorer, load_model, read_data
+from clinkd.pipeline.work import load_model, scorer_of
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 
@@ -43,8 +43,9 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
     candidates = tuple(model.generate([sample], config.answer, config.seed)[0])
     prediction = Prediction("ask", candidates, by=f"{run.folder.name}/{last}")
-    scorer = _scorer(run, given)
-    if scorer:
+    if config.select.scorer in ("clip", "agreement"):
+        clip = run.stage("clip") if config.select.scorer == "clip" else None
+        scorer = scorer_of(config.select, clip, given, about(run.stage("prepare")).lexicon, config.seed)
         # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
         trusted = trusts(stage_record(run.stage("select"))["recorded"], asked.answer, candidates[0].answer)
         prediction = rerank({"ask": sample}, [prediction], scorer, [Task.QA] if trusted else [])[0]
@@ -52,14 +53,6 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
     return Asked(prediction, out)
-
-
-def _scorer(run: Run, given: OpenImage) -> Scorer | None:
-    config = run.config.select
-    if config.scorer == "clip":
-        _, lexicon = read_data(run.stage("prepare"))
-        return clip_scorer(run.stage("clip"), given, config.clip, lexicon)
-    return Agreement() if config.scorer == "agreement" else None
 
 
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:

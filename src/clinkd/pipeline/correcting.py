@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from clinkd import data
-from clinkd.agreement import Lexicon
 from clinkd.config import ChatConfig, ReflectConfig, override
 from clinkd.correction import (
     ChatCorrector,
@@ -28,10 +27,11 @@ from clinkd.correction import (
     to_do,
 )
 from clinkd.pipeline.graph import draft_of
+from clinkd.pipeline.prepared import about, read_split, told_by
 from clinkd.pipeline.runs import Corrected, Leaving, Run
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
-from clinkd.remote import Chat, Journal, Scrubber, client, common_words, spelled
-from clinkd.storage import JsonLines, progress, read_json, write_lines
+from clinkd.remote import NANO, Chat, Journal, Scrubber, client, common_words, spelled
+from clinkd.storage import JsonLines, progress, write_lines
 
 JOURNAL = "chat.sqlite"  # beside the runs
 VECTORS = "embeddings.sqlite"
@@ -50,17 +50,6 @@ class Desk:
     runs: Path
     seed: int
     device: str = "cpu"
-
-    @property
-    def root(self) -> Path:
-        return self.prepared / str(read_json(self.prepared / "data.json")["root"])
-
-    @property
-    def lexicon(self) -> Lexicon:
-        return Lexicon.from_json(read_json(self.prepared / "data.json")["lexicon"])
-
-    def train(self) -> list[Sample]:
-        return [Sample.from_json(record) for record in JsonLines(self.prepared / "train.jsonl").read()]
 
 
 def demand(config: ReflectConfig) -> None:
@@ -95,7 +84,7 @@ def corrected(
     """Reviewed answers, with those corrected that are wrong."""
     total = sum(map(to_do, found))
     with corrector_of(desk, config, train, asked, similarity) as corrector, progress(total, title, "answers") as step:
-        return correct(found, asked, corrector, desk.lexicon, step)
+        return correct(found, asked, corrector, about(desk.prepared).lexicon, step)
 
 
 def similarity_of(desk: Desk, config: ReflectConfig, references: Sequence[str]) -> Similarity:
@@ -121,9 +110,9 @@ def corrector_of(
         yield OfflineCorrector(desk.seed)
     else:
         assert config.chat
-        picture = _pictures(desk.root, config.chat, asked)
+        picture = _pictures(about(desk.prepared).root, config.chat, asked)
         with Journal(config.chat.journal or desk.runs / JOURNAL) as journal:
-            scrubbers = _scrubbers(desk.root, train)
+            scrubbers = _scrubbers(about(desk.prepared).root, train)
             yield ChatCorrector(Chat(config.chat, journal), similarity, scrubbers, config.chat.question, picture)
 
 
@@ -135,8 +124,7 @@ def _scrubbers(root: Path, train: Sequence[Sample]) -> Callable[[Sample], Scrubb
 
     def of(sample: Sample) -> Scrubber:
         if sample.images not in known:
-            terms = {term for image in sample.images for term in data.told_by(root, image)}
-            known[sample.images] = Scrubber(terms, common)
+            known[sample.images] = Scrubber(told_by(root, [sample]), common)
         return known[sample.images]
 
     return of
@@ -185,7 +173,7 @@ def recorrect(run: Run, round: int, settings: Sequence[str], out: Path | None) -
     if file is None:
         raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
     desk = Desk(run.stage("prepare"), run.folder.parent, config.seed)
-    train = desk.train()
+    train = read_split(desk.prepared, "train")
     answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
     answered = {p.id for p in answers}
     asked = [s for s in train if s.id in answered]
@@ -211,4 +199,4 @@ def _leaving(
         unpaid = corrector.chat.unpaid(bodies)
         most = sum(corrector.chat.most(body) for body in unpaid)
         ledger = corrector.chat.journal.ledger()
-    return Leaving(tuple(map(spelled, unpaid)), len(wrong), most, ledger)
+    return Leaving(tuple(map(spelled, unpaid)), len(wrong), most / NANO, ledger.dollars)

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from clinkd import evaluation
-from clinkd.agreement import Lexicon
 from clinkd.config import Knobs, RunConfig, panel
 from clinkd.correction import reflection_tables
-from clinkd.data import told_by
 from clinkd.evaluation import Again, Rewritten
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import Work, stage_record
+from clinkd.pipeline.prepared import about, read_split, told_by
 from clinkd.records import Correction, Prediction, Sample, Table
 from clinkd.remote import Scrubber
-from clinkd.storage import JsonLines, read_json, write_json, write_lines
+from clinkd.storage import JsonLines, write_json, write_lines
 
 
 def write(work: Work, config: RunConfig) -> None:
     """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions."""
 
     prepared = work.inputs["prepare"]
-    about = read_json(prepared / "data.json")
-    lexicon = Lexicon.from_json(about["lexicon"])
-    train, test = _samples(prepared / "train.jsonl"), _samples(prepared / "test.jsonl")
+    root, lexicon = about(prepared)
+    train, test = read_split(prepared, "train"), read_split(prepared, "test")
     predictions = [Prediction.from_json(r) for r in JsonLines(work.inputs["select"] / "predictions.jsonl").read()]
     judged = evaluation.judge(test, predictions, evaluation.blind_twins(train, test), lexicon, config.evaluate)
     scores, gains = judged.scores(), judged.gains()
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(judged.by_source())
-    reviewed, root = Reviewed.of(work, train), prepared / str(about["root"])
+    reviewed = Reviewed.of(work, train)
     gallery = evaluation.choose_gallery(test, predictions, config.evaluate.gallery)
     rewritten = reviewed.examples(config.evaluate.gallery)
     write_lines(work.folder / "scores.jsonl", (s.to_json() for s in scores))
@@ -51,13 +48,9 @@ def write(work: Work, config: RunConfig) -> None:
         wall_seconds={name: stage_record(folder)["seconds"] for name, folder in work.inputs.items()},
         lexicon=lexicon,
         iou=config.evaluate.iou,
-        shown=_scrubber(root, [s for s, _ in gallery] + [r.sample for r in rewritten]).plain,
+        # a page is carried about: what the files of these samples say of a person is not shown on it
+        shown=Scrubber(told_by(root, [*(s for s, _ in gallery), *(r.sample for r in rewritten)])).plain,
     )
-
-
-def _scrubber(root: Path, samples: Sequence[Sample]) -> Scrubber:
-    """A page is carried about: what the files of these samples say of a person is not shown on it."""
-    return Scrubber({term for image in {i for s in samples for i in s.images} for term in told_by(root, image)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +88,3 @@ def _spell(value: object) -> str:
     if value is None:
         return ""
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _samples(path: Path) -> list[Sample]:
-    return [Sample.from_json(record) for record in JsonLines(path).read()]

@@ -11,7 +11,6 @@ from typing import Any
 from clinkd.config import RunConfig, differences, dump, load, recipe_text
 from clinkd.pipeline import graph
 from clinkd.records import BadInput, Modality, Prediction, Table, Task
-from clinkd.remote import NANO, Ledger
 from clinkd.storage import naming_full_disk, read_json, write_atomic, write_json
 
 RUNS = Path("runs")
@@ -112,17 +111,14 @@ class Leaving:
     """What would leave this machine for the corrections of a round.
 
     `bodies`: JSON of each call, as its bytes; answers that say the same are one call, and what is paid for already is
-    none. `wrong`: answers to correct. `most`: what the calls may cost, nano-dollars. `ledger`: of the journal as it is.
+    none. `wrong`: answers to correct. In US dollars: `most`, what the calls may cost, and `spent`, what is spent or set
+    aside in the journal.
     """
 
     bodies: tuple[bytes, ...]
     wrong: int
-    most: int
-    ledger: Ledger
-
-    @property
-    def most_dollars(self) -> float:
-        return self.most / NANO
+    most: float
+    spent: float
 
 
 def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> None:

@@ -29,6 +29,7 @@ from clinkd.pipeline import memory
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.prepared import DATA, read_split
 from clinkd.pipeline.stages import plan
 from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
@@ -158,20 +159,20 @@ def _lessen(prepared: Path, wide: Path, part: Part, most_tokens: int) -> dict[st
     questions, images and rows kept; memory and seconds of a sample.
     """
     shutil.copytree(prepared, wide, ignore=shutil.ignore_patterns("images", "*.jsonl"))
-    about = read_json(prepared / steps.DATA)
-    write_json(wide / steps.DATA, {**about, "root": str((prepared / about["root"]).resolve())})
+    about = read_json(prepared / DATA)
+    write_json(wide / DATA, {**about, "root": str((prepared / about["root"]).resolve())})
     found: dict[str, Any] = {"answers": {}, "asked": {}, "images": {}, "wide": {"asked": {}, "images": {}}}
     most: dict[Split, tuple[int, int]] = {
         "train": (part.train, part.clip), "validation": (part.held, part.scored), "test": (part.held, part.scored),
     }  # fmt: skip
     tracemalloc.start()
     for split, (number, more) in most.items():
-        samples = steps.read_split(prepared, split)
+        samples = read_split(prepared, split)
         if split == "train":
             found["sample_mb"] = tracemalloc.get_traced_memory()[0] / len(samples) / 1e6
             tracemalloc.stop()
             start = time.monotonic()
-            samples = steps.read_split(prepared, split)
+            samples = read_split(prepared, split)
             found["sample_seconds"] = (time.monotonic() - start) / len(samples)
         rows = rows_of(samples)
         if split == "train":
@@ -213,7 +214,7 @@ def _speak_well(answered: Path, prepared: Path, candidates: int) -> None:
     """Put truths in the place of what a model of a few steps says, as those are what a trained one comes near to: what
     looks at answers afterwards takes longer over them."""
     for split, name in steps.SPOKEN.items():
-        samples = steps.read_split(prepared, split)
+        samples = read_split(prepared, split)
         said = []
         for k, sample in enumerate(samples):
             among = [samples[(k + n) % len(samples)].answer for n in range(candidates)]
@@ -228,7 +229,7 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
     few = folder / "few"
     shutil.copytree(inputs["prepare"], few)
     shutil.copytree(inputs["select"], few, dirs_exist_ok=True)
-    train, test = (steps.read_split(few, split) for split in ("train", "test"))
+    train, test = (read_split(few, split) for split in ("train", "test"))
     one = rows_of(test)[0]
     for name, some in (("train", rows_of(train)[0]), ("test", one)):
         write_lines(few / f"{name}.jsonl", (s.to_json() for s in some))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from clinkd import crew, data
-from clinkd.agreement import Lexicon, closeness, iou
+from clinkd.agreement import Lexicon, closeness
 from clinkd.config import (
     AnswerConfig,
     ClipConfig,
@@ -34,12 +32,14 @@ from clinkd.data import phantoms
 from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
 from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
-from clinkd.model.clip import Captioned, ImageTextModel, View, new_tiny_clip, train_clip
+from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
+from clinkd.model.clip_captions import captioned
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
-from clinkd.records import SPLITS, BadInput, Box, Correction, ImageRef, Prediction, Sample, Split, Task
+from clinkd.pipeline.prepared import DATA, read_data, read_images, read_split
+from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
     Gallery,
@@ -53,12 +53,10 @@ from clinkd.training import (
     store,
 )
 
-DATA = "data.json"
 SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictions.jsonl"}  # files of answers
 STORE = "stored-teacher"
 GALLERY = "gallery"
 SEEN = "seen"  # the model between the two halves of its pretraining
-ELSEWHERE, MISSED = "elsewhere", 0.45  # what a tiny CLIP is told of a box whose IoU with every true one is below that
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
 
@@ -242,12 +240,13 @@ def reflect(
     lap = (round - 1, config.rounds)
     _train(here, model, [*train, *fresh], objective, config.fit, f"reflect {round}/{config.rounds}", tutor, lap)
     if config.recheck:
-        _recheck(here, model.eval(), asked, corrections, config, greedy, f"recheck {round}/{config.rounds}")
+        truths = [s.answer.words for s in train]
+        _recheck(here, model.eval(), asked, corrections, config, greedy, truths, f"recheck {round}/{config.rounds}")
 
 
 def _recheck(
     here: Room, model: VisionLanguageModel, asked: Sequence[Sample], corrections: Sequence[Correction],
-    config: ReflectConfig, answers: AnswerConfig, title: str,
+    config: ReflectConfig, answers: AnswerConfig, truths: Sequence[str], title: str,
 ) -> None:  # fmt: skip
     """Ask some of the reviewed questions again: what came of answers that were wrong, and of those that were right."""
     was = {c.id: c.wrong for c in corrections}
@@ -260,7 +259,7 @@ def _recheck(
         found = answer_samples(model, drawn, answers, file=file, by=title, title=title)
 
     def keep() -> None:
-        similarity = similarity_of(here.desk, config, [s.answer.words for s in here.samples("train")])
+        similarity = similarity_of(here.desk, config, truths)
         now = {c.id: c for c in review(drawn, found, similarity, config, 0)}
         lines = (
             {
@@ -283,7 +282,7 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
         return
     train = here.samples("train")
-    kinds = [kind for kind in _captioned(train, config.grounding != "text", work.seed) if len(kind) > 1]
+    kinds = [kind for kind in captioned(train, config.grounding != "text", work.seed) if len(kind) > 1]
     if not kinds:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
                        "select.scorer=first")  # fmt: skip
@@ -293,52 +292,6 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
     work.record("loss", loss)
     work.record("views", [len(kind) for kind in kinds])
     model.save(work.folder / "model")
-
-
-def _captioned(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Captioned]]:
-    """Whole images with what is said of them; with `crops` also boxes, once with their names and once with sentences:
-    in a batch of either, what is not the caption is false, where "the liver" beside "a small liver" would not be.
-    Among the names are boxes that miss every structure, so that a name comes to mean a place that fits."""
-    whole: dict[View, list[str]] = {}
-    boxed: dict[View, list[str]] = {}
-    named: dict[View, list[str]] = {}
-    for sample in samples:
-        words = sample.answer.words
-        if sample.task is not Task.VG and words:
-            whole.setdefault(View(sample.images[0]), []).append(words)
-        if sample.task is Task.RC and words:
-            for box in sample.question.boxes:
-                boxed.setdefault(View(sample.images[0], box), []).append(words)
-    for pair in data.bare_pairs(samples):
-        for box in (*pair.question.boxes, *pair.answer.boxes):
-            name = named.setdefault(View(pair.images[0], box), [])
-            name += [pair.names[0]] if pair.names[0] not in name else []
-    named.update({view: [ELSEWHERE] for view in _elsewhere([*named], random.Random(f"{seed} elsewhere"))})
-    kinds = (whole, named, boxed) if crops else (whole,)
-    return [list(kind.items()) for kind in kinds]
-
-
-def _elsewhere(views: Sequence[View], dice: random.Random) -> list[View]:
-    """For each view of a box one of a like size nearby that meets no box of the image, where one is soon found."""
-    taken: dict[ImageRef, list[Box]] = {}
-    for view in views:
-        assert view.box
-        taken.setdefault(view.image, []).append(view.box)
-    made: list[View] = []
-    for view in views:
-        assert view.box
-        tries = (_moved(view.box, dice) for _ in range(20))
-        free = next((b for b in tries if max(iou(b, t) for t in taken[view.image]) < MISSED), None)
-        made += [View(view.image, free)] if free else []
-    return made
-
-
-def _moved(box: Box, dice: random.Random) -> Box:
-    """The box at another size and up to its own width and height away, inside the image."""
-    wide, high = (min(1.0, side * dice.uniform(0.7, 1.4)) for side in (box.width, box.height))
-    x = min(max(box.centre[0] + dice.uniform(-1, 1) * box.width - wide / 2, 0), 1 - wide)
-    y = min(max(box.centre[1] + dice.uniform(-1, 1) * box.height - high / 2, 0), 1 - high)
-    return Box(x, y, min(1.0, x + wide), min(1.0, y + high))
 
 
 def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
@@ -429,27 +382,7 @@ class Room:
         return model
 
     def scorer(self, config: SelectConfig) -> Scorer:
-        if config.scorer == "clip":
-            return clip_scorer(self.work.inputs["clip"], self.open_image, config.clip, self.lexicon)
-        if config.scorer == "agreement":
-            return Agreement()
-        return FirstBeam() if config.scorer == "first" else RandomScorer(self.work.seed)
-
-
-def read_data(prepared: Path) -> tuple[OpenImage, Lexicon]:
-    """How to open an image of the prepared data, and its class names."""
-    known = read_json(prepared / DATA)
-    return partial(data.open_image, prepared / known["root"]), Lexicon.from_json(known["lexicon"])
-
-
-def read_split(prepared: Path, split: Split) -> list[Sample]:
-    """The samples of one split. The test split is for answering, selecting and scoring only."""
-    return [Sample.from_json(record) for record in JsonLines(prepared / f"{split}.jsonl").read()]
-
-
-def read_images(prepared: Path, split: Split) -> list[ImageRef]:
-    """The images of one split, without a look at its questions."""
-    return [ImageRef(**image) for record in JsonLines(prepared / f"{split}.jsonl").read() for image in record["images"]]
+        return scorer_of(config, self.work.inputs.get("clip"), self.open_image, self.lexicon, self.work.seed)
 
 
 def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
@@ -460,11 +393,17 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
     return load(stage / "model", open_image)
 
 
-def clip_scorer(stage: Path, open_image: OpenImage, config: ClipConfig, lexicon: Lexicon) -> ClipScorer:
-    """The scorer with the image-text model of a `clip` stage."""
-    pointer = stage / POINTER
-    folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else stage / "model"
-    return ClipScorer(ImageTextModel.load(folder, open_image, config.overlong), config.grounding, lexicon.names)
+def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
+    """The scorer that a config names; `clip` is the folder of that stage, where there is one."""
+    if config.scorer == "clip":
+        assert clip
+        pointer = clip / POINTER
+        folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else clip / "model"
+        model = ImageTextModel.load(folder, open_image, config.clip.overlong)
+        return ClipScorer(model, config.clip.grounding, lexicon.names)
+    if config.scorer == "agreement":
+        return Agreement()
+    return FirstBeam() if config.scorer == "first" else RandomScorer(seed)
 
 
 def _train(

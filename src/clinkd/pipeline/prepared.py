@@ -1,0 +1,51 @@
+"""The data of a run as `prepare` left them: where images lie, class names, samples. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from clinkd import data
+from clinkd.agreement import Lexicon
+from clinkd.records import ImageRef, Sample, Split
+from clinkd.storage import JsonLines, read_json
+
+DATA = "data.json"
+
+
+class About(NamedTuple):
+    """Where the images lie, and the class names."""
+
+    root: Path
+    lexicon: Lexicon
+
+
+def about(prepared: Path) -> About:
+    """What a `prepare` stage tells of its data."""
+    known = read_json(prepared / DATA)
+    return About(prepared / known["root"], Lexicon.from_json(known["lexicon"]))
+
+
+def read_data(prepared: Path) -> tuple[Callable[[ImageRef], Image.Image], Lexicon]:
+    """How to open an image of the prepared data, and its class names."""
+    root, lexicon = about(prepared)
+    return partial(data.open_image, root), lexicon
+
+
+def read_split(prepared: Path, split: Split) -> list[Sample]:
+    """The samples of one split. The test split is for answering, selecting and scoring only."""
+    return [Sample.from_json(record) for record in JsonLines(prepared / f"{split}.jsonl").read()]
+
+
+def read_images(prepared: Path, split: Split) -> list[ImageRef]:
+    """The images of one split, without a look at its questions."""
+    return [ImageRef(**image) for record in JsonLines(prepared / f"{split}.jsonl").read() for image in record["images"]]
+
+
+def told_by(root: Path, samples: Iterable[Sample]) -> set[str]:
+    """What the headers and paths of their images say of persons (`data.told_by`)."""
+    return {term for image in {i for s in samples for i in s.images} for term in data.told_by(root, image)}
