@@ -18,7 +18,7 @@ from clinkd.config import (
     panel,
     recipe_text,
 )
-from clinkd.experiments import EXPERIMENTS, REQUIRED, check_given, demo, paper, tuned
+from clinkd.experiments import EXPERIMENTS, REQUIRED, bird, check_given, demo, matched, paper, small, tuned
 from clinkd.records import BadInput
 
 
@@ -236,23 +236,41 @@ def test_the_paper_recipe_holds_the_papers_values():
             assert knob.value == expected, knob.name
 
 
+ROWS = ("bird", "tuned", "positions", "distilled", "selected", "reflected", "matched")
+
+
 def test_ablation_rows_change_only_what_their_name_says():
-    rows = {name: EXPERIMENTS[name]().identity() for name in ("tuned", "positions", "distilled", "selected")}
-    changed = {name: {d.knob for d in differences(row, rows["tuned"])} - {"name"} for name, row in rows.items()}
-    assert changed["tuned"] == set()
+    rows = {name: EXPERIMENTS[name]().identity() for name in ROWS}
+    changed = {name: {d.knob for d in differences(row, rows["bird"])} - {"name"} for name, row in rows.items()}
+    assert changed["bird"] == set()
+    assert changed["tuned"] == {"model.positions"}
     assert changed["positions"] == {"model.positions", "model.layout"}
-    assert changed["distilled"] == {"teacher", "distill.kd_weight", "distill.targets"}
-    assert changed["selected"] == {"select.scorer", "select.trust"}
+    assert changed["distilled"] == {"teacher", "distill.kd_weight"}
+    assert changed["selected"] == {"select.scorer"}
+    assert changed["reflected"] == {"reflect", "distill.fit.epochs"}
+    assert changed["matched"] == changed["distilled"] | {"distill.fit.epochs"}
+    control = {d.knob for d in differences(EXPERIMENTS["drawn"]().identity(), demo().identity())}
+    assert control == {"name", "reflect.rewrite", "reflect.recheck"}
 
 
 def test_rows_make_as_many_passes_as_the_whole_method():
     whole = demo()
     passes = whole.distill.fit.epochs + whole.reflect.rounds * whole.reflect.fit.epochs
-    for name in ("tuned", "positions", "distilled", "selected"):
+    for name in ("bird", "tuned", "positions", "distilled", "selected"):
         assert EXPERIMENTS[name]().distill.fit.epochs == passes
     reflected = EXPERIMENTS["reflected"]()
     assert reflected.distill.fit.epochs + reflected.reflect.rounds * reflected.reflect.fit.epochs == passes
     assert tuned(paper()).distill.fit.learning_rate == paper().distill.fit.learning_rate
+
+
+def test_the_row_of_equal_compute_counts_the_teachers_training():
+    """In forward passes over the data: three for a trained one, one more where a teacher thinks beside it."""
+    for base in (demo(), small()):
+        plain, row = bird(base), matched(base)
+        teacher = 3 * row.teacher.share * row.teacher.fit.epochs
+        assert teacher + 4 * row.distill.fit.epochs == pytest.approx(3 * plain.distill.fit.epochs, abs=1e-3)
+    with pytest.raises(BadInput, match=r"teacher.fit.epochs=40.*the teacher alone takes the compute"):
+        matched(override(demo(), ["teacher.fit.epochs=40"]))
 
 
 def test_the_control_panel_starts_without_torch():
@@ -269,6 +287,8 @@ def test_the_control_panel_starts_without_torch():
         (["distill=null", "reflect.objective=distill"], "reflect.objective=distill needs"),
         (["teacher=null", "distill.kd_weight=0", "distill.targets=pseudo"], "distill.targets=pseudo needs a teacher"),
         (["model.alpha=40"], r"model.alpha=40 .* 4 x 4 patches .* below 5.67"),
+        (["reflect.rewrite=random"], "reflect: rewrite=random .* set recheck=0"),
+        (["data.phantoms.tasks=[]"], "data.phantoms.tasks"),
         (["teacher.fit.accumulate=5"], r"teacher.fit.*rows=12 must be a multiple of accumulate=5"),
         (["model.tiny.pretrain={vision: {freeze: [vision]}}"], r"model.tiny.pretrain.*vision.freeze.*set it to \[\]"),
     ],

@@ -26,6 +26,7 @@ FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_l
 FolderPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Scheme = Literal["mrope", "tied", "gap", "sequential"]
 Layout = Literal["sections", "interleaved", "halves"]
+DrawnTask = Literal["VG", "ROC", "RC", "MIA"]
 
 
 def knob(default: Any, what: str, *, paper: Any = None, speed_only: bool = False) -> Any:
@@ -62,6 +63,9 @@ class PhantomConfig(Knobs):
     test_images: Count = knob(240, "images for the final scores, opened by nothing else")
     structures: Count = knob(2, "most structures an image; two images in five have one")
     image_pixels: Count = knob(96, "side of the drawn square image, pixels")
+    tasks: Annotated[tuple[DrawnTask, ...], Field(min_length=1)] = knob(
+        ("VG", "ROC", "RC", "MIA"), "questions that are asked, in all splits"
+    )
 
 
 class DataConfig(Knobs):
@@ -314,6 +318,12 @@ class ReflectConfig(Knobs):
     recheck: Whole = knob(
         300, "reviewed questions, right and wrong by halves, answered again after the round, to tell its effect"
     )
+    rewrite: Literal["wrong", "random"] = knob(
+        "wrong",
+        "which reviewed answers are rewritten: the wrong ones; random: as many, drawn by seed from all of them (a "
+        "control)",
+        paper="wrong",
+    )
     objective: Literal["ce", "distill"] = knob(
         "ce", "loss of a round; distill uses the same teacher", paper="ce | distill"
     )
@@ -328,6 +338,8 @@ class ReflectConfig(Knobs):
             assert self.chat
             if self.chat.budget is None and (self.chat.input_price or self.chat.output_price):
                 raise ValueError("corrector=chat costs money: give chat.budget, in US dollars")
+        if self.rewrite == "random" and self.recheck:
+            raise ValueError("rewrite=random says nothing of wrong answers, so none is asked again: set recheck=0")
         if self.corrector == "replay" and self.replay is None:
             raise ValueError("corrector=replay needs replay: give the file, or set corrector=offline")
         return self

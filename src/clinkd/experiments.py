@@ -14,9 +14,11 @@ from clinkd.config import (
     ClipConfig,
     DataConfig,
     DistillConfig,
+    EvaluateConfig,
     FitConfig,
     LoraConfig,
     ModelConfig,
+    PhantomConfig,
     PretrainConfig,
     ReflectConfig,
     RunConfig,
@@ -122,64 +124,117 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
     )
 
 
-def tuned(base: RunConfig | None = None) -> RunConfig:
-    """Table 2, row "Qwen2-VL-Med-GRIT-270k": stock positions, plain tuning, first beam.
+def small() -> RunConfig:
+    """One structure an image and its box asked for: half a minute a run, to compare over many seeds."""
+    drawn = PhantomConfig(
+        train_images=1200, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
+    )
+    return RunConfig(
+        name="small",
+        data=DataConfig(phantoms=drawn, workers=1),
+        model=ModelConfig(tiny=TinyConfig(pretrain=PretrainConfig(vision=_quick(1.0), pairs=None))),
+        teacher=TeacherConfig(fit=_quick(8.0)),
+        distill=DistillConfig(fit=_quick(4.0)),
+        reflect=None,
+        answer=AnswerConfig(beams=1, candidates=1, max_new_tokens=24),
+        select=SelectConfig(scorer="first"),
+        evaluate=EvaluateConfig(replicates=200, gallery=8),
+    )
+
+
+# -- the rows of the ablation: each is BiRD-like with one change ------------------------------------------------------
+
+
+def bird(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "BiRD" (BiRD-like): sequential positions, plain tuning, the first beam.
 
     It makes as many passes over the training data as distillation and reflection together, so that rows compare.
     """
     base = base or demo()
-    passes = base.distill.fit.epochs if base.distill else 0.0
-    passes += base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0
     fit = base.distill.fit if base.distill else FitConfig()
-    stock = base.model.model_copy(update={"positions": "mrope", "layout": "sections"})
     return base.model_copy(
         update={
-            "name": "tuned",
-            "model": stock,
+            "name": "bird",
+            "model": base.model.model_copy(update={"positions": "sequential", "layout": "sections"}),
             "teacher": None,
-            "distill": DistillConfig(kd_weight=0, fit=fit.model_copy(update={"epochs": passes})),
+            "distill": DistillConfig(kd_weight=0, fit=fit.model_copy(update={"epochs": passes(base)})),
             "reflect": None,
             "select": base.select.model_copy(update={"scorer": "first"}),
         }
     )
 
 
+def passes(base: RunConfig) -> float:
+    """Passes over the training data of a run after its base, the teacher's own aside."""
+    found = base.distill.fit.epochs if base.distill else 0.0
+    return found + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
+
+
+def tuned(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "Qwen2-VL-Med-GRIT-270k": stock M-RoPE, plain tuning, the first beam."""
+    return override(bird(base), ["name=tuned", "model.positions=mrope"])
+
+
 def positions(base: RunConfig | None = None) -> RunConfig:
-    """Table 2, row "BiRD+MCG-RoPE": plain tuning with the tied positions."""
+    """Table 2, row "BiRD+MCG-RoPE": plain tuning with the positions of the whole method."""
     base = base or demo()
-    return tuned(base).model_copy(update={"name": "positions", "model": base.model})
+    return bird(base).model_copy(update={"name": "positions", "model": base.model})
 
 
 def distilled(base: RunConfig | None = None) -> RunConfig:
-    """Table 2, row "BiRD+Pseudo-Labels-KD": stock positions, a teacher and its pseudo-labels, first beam."""
+    """Table 2, row "BiRD+Pseudo-Labels-KD": the teacher into a second copy, as many steps as plain tuning."""
     base = base or demo()
-    plain = tuned(base)
+    plain, kd = bird(base), base.distill or DistillConfig()
     assert plain.distill is not None
-    kd = base.distill or DistillConfig()
     return plain.model_copy(
         update={
             "name": "distilled",
             "teacher": base.teacher or TeacherConfig(),
-            "distill": kd.model_copy(update={"targets": "pseudo", "fit": plain.distill.fit}),
+            "distill": kd.model_copy(update={"fit": plain.distill.fit}),
         }
     )
 
 
-def reflected(base: RunConfig | None = None) -> RunConfig:
-    """Plain tuning, then reflective correction, with stock positions; the paper has no row for it."""
-    base = base or demo()
-    plain = tuned(base)
-    assert plain.distill is not None
-    fit = plain.distill.fit.model_copy(update={"epochs": base.distill.fit.epochs if base.distill else 1.0})
-    distill = plain.distill.model_copy(update={"fit": fit})
-    return plain.model_copy(
-        update={"name": "reflected", "distill": distill, "reflect": base.reflect or ReflectConfig()}
-    )
-
-
 def selected(base: RunConfig | None = None) -> RunConfig:
-    """Table 2, row "BiRD+SASG": plain tuning, the answer chosen among three beams by a CLIP."""
-    return override(tuned(base), ["name=selected", "select.scorer=clip", "select.trust=always"])
+    """Table 2, row "BiRD+SASG": plain tuning, the answer chosen among the beams as the whole method does."""
+    base = base or demo()
+    return bird(base).model_copy(update={"name": "selected", "select": base.select})
+
+
+def reflected(base: RunConfig | None = None) -> RunConfig:
+    """BiRD-like, then reflective correction, as many steps as plain tuning; the paper has no row for it."""
+    base = base or demo()
+    plain, reflect = bird(base), base.reflect or ReflectConfig()
+    assert plain.distill is not None
+    rest = max(0.1, passes(base) - reflect.rounds * reflect.fit.epochs)
+    fit = plain.distill.fit.model_copy(update={"epochs": rest})
+    distill = plain.distill.model_copy(update={"fit": fit})
+    return plain.model_copy(update={"name": "reflected", "distill": distill, "reflect": reflect})
+
+
+def matched(base: RunConfig | None = None) -> RunConfig:
+    """Control: distillation with no more compute than plain tuning, the teacher's training counted.
+
+    In forward passes over the training data: a trained pass is three, a teacher's pass beside it one more. So of the
+    3 P of plain tuning the teacher takes 3 share E, and (3 P - 3 share E) / 4 passes are left for the student.
+    """
+    base = base or demo()
+    kd = distilled(base)
+    assert kd.distill is not None and kd.teacher is not None
+    left = (3 * passes(base) - 3 * kd.teacher.share * kd.teacher.fit.epochs) / 4
+    if left <= 0:
+        raise BadInput(
+            f"teacher.fit.epochs={kd.teacher.fit.epochs:g}: the teacher alone takes the compute of plain tuning; "
+            "lower it for the row of equal compute"
+        )
+    fit = kd.distill.fit.model_copy(update={"epochs": round(left, 4)})
+    return kd.model_copy(update={"name": "matched", "distill": kd.distill.model_copy(update={"fit": fit})})
+
+
+def drawn(base: RunConfig | None = None) -> RunConfig:
+    """Control: the whole method, with as many rewrites, but of answers drawn at random instead of the wrong ones."""
+    base = base or demo()
+    return override(base, ["name=drawn", "reflect.rewrite=random", "reflect.recheck=0"])
 
 
 EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {
@@ -187,11 +242,15 @@ EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {
     "real": real,
     "laptop": laptop,
     "paper": paper,
+    "small": small,
+    "bird": bird,
     "tuned": tuned,
     "positions": positions,
     "distilled": distilled,
-    "reflected": reflected,
     "selected": selected,
+    "reflected": reflected,
+    "matched": matched,
+    "drawn": drawn,
 }
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {

@@ -13,7 +13,7 @@ from clinkd.correction.correctors import (
     to_do,
 )
 from clinkd.correction.embedding import EmbeddingSimilarity
-from clinkd.correction.review import review
+from clinkd.correction.review import at_random, review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
 from clinkd.correction.summary import reflection_tables, summary
 from clinkd.correction.verify import verify
@@ -29,6 +29,7 @@ __all__ = [
     "Rewritten",
     "Similarity",
     "Wrong",
+    "at_random",
     "correct",
     "fed_back",
     "reflection_tables",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clinkd.agreement import conflicts, match_boxes
 from clinkd.config import ReflectConfig
@@ -32,6 +34,14 @@ def review(
         Correction(s.id, round, a, s.answer, value, _reasons(a, s.answer, value, config))
         for (s, a), value in zip(reviewed, alike, strict=True)
     ]
+
+
+def at_random(reviewed: Sequence[Correction], seed: int) -> list[Correction]:
+    """The same answers, as many of them to be rewritten as were found wrong, but drawn by seed from all: what rewriting
+    does by itself, where it does not aim at mistakes. Their reason is "drawn", and no other answer has one."""
+    lot = {c.id: hashlib.sha256(f"{seed} rewrite {c.round} {c.id}".encode()).digest() for c in reviewed}
+    drawn = set(sorted(lot, key=lambda i: lot[i])[: sum(c.wrong for c in reviewed)])
+    return [replace(c, reasons=("drawn",) if c.id in drawn else ()) for c in reviewed]
 
 
 def _by_id(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, BoxedText]:

@@ -533,7 +533,7 @@ def write(
     ]
     found: list[Sample] = []
     for job, made in zip(jobs, _each(jobs, workers), strict=True):
-        found.extend(made)
+        found.extend(s for s in made if s.task.value in config.tasks)
         if advance is not None:
             advance(job.count)
     return found

@@ -21,6 +21,7 @@ from clinkd.correction import (
     ReplayCorrector,
     Similarity,
     Wrong,
+    at_random,
     correct,
     review,
     summary,
@@ -71,9 +72,10 @@ def reviewed(
     desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     answers: Sequence[Prediction], round: int,
 ) -> list[Correction]:  # fmt: skip
-    """The answers compared with their truths, the wrong ones corrected."""
+    """The answers compared with their truths, the wrong ones corrected, or as many others."""
     similarity = similarity_of(desk, config, [s.answer.words for s in train])
     found = review(asked, answers, similarity, config, round)
+    found = at_random(found, desk.seed) if config.rewrite == "random" else found
     return corrected(desk, config, train, asked, found, similarity, f"correct {round}/{config.rounds}")
 
 
@@ -179,6 +181,7 @@ def recorrect(run: Run, round: int, settings: Sequence[str], out: Path | None) -
     asked = [s for s in train if s.id in answered]
     similarity = similarity_of(desk, config.reflect, [s.answer.words for s in train])
     found = review(asked, answers, similarity, config.reflect, round)
+    found = at_random(found, desk.seed) if config.reflect.rewrite == "random" else found
     if out is None:
         return _leaving(desk, config.reflect, train, asked, found, similarity)
     made = corrected(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
