@@ -127,13 +127,13 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
 def small() -> RunConfig:
     """One structure an image and its box asked for: half a minute a run, to compare over many seeds."""
     drawn = PhantomConfig(
-        train_images=1200, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
+        train_images=960, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
     )
     return RunConfig(
         name="small",
         data=DataConfig(phantoms=drawn, workers=1),
-        model=ModelConfig(tiny=TinyConfig(pretrain=PretrainConfig(vision=_quick(1.0), pairs=None))),
-        teacher=TeacherConfig(fit=_quick(8.0)),
+        model=ModelConfig(tiny=TinyConfig(layers=2, pretrain=PretrainConfig(vision=_quick(1.0), pairs=None))),
+        teacher=TeacherConfig(fit=_quick(10.0)),
         distill=DistillConfig(fit=_quick(4.0)),
         reflect=None,
         answer=AnswerConfig(beams=1, candidates=1, max_new_tokens=24),
