@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Row, add_outputs, show
-from scipy.stats import t
 
+from clinkd.evaluation.compare import over_seeds
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.pipeline import open_run
 from clinkd.records import BadInput, Task
@@ -31,17 +31,10 @@ def choices(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def half(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of their mean; NaN for one value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-
-
 def row(what: str, ours: Sequence[float], theirs: Sequence[float], rival: str) -> Row:
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    mean, wide = statistics.fmean(differences), half(differences)
-    told = f"{what}: {mean:+.1f} [{mean - wide:+.1f}, {mean + wide:+.1f}] over {len(ours)} seeds"
+    found = over_seeds(ours, theirs)
+    interval = "no interval" if found.interval is None else "[{:+.1f}, {:+.1f}]".format(*found.interval)
+    told = f"{what}: {found.mean:+.1f} {interval} over {found.pairs} seeds"
     return Row(told, statistics.fmean(ours), statistics.fmean(theirs), rival, "x100")
 
 

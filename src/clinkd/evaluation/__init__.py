@@ -2,6 +2,7 @@
 
 from clinkd.evaluation.blind import TWINS, blind_twins
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
+from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.report import Rewritten, choose_gallery, choose_rewritten, write_report, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
@@ -26,6 +27,8 @@ __all__ = [
     "Gain",
     "Judged",
     "NotComputed",
+    "Paired",
+    "Pooled",
     "Rewritten",
     "blind_twins",
     "caption_scores",
@@ -33,7 +36,9 @@ __all__ = [
     "choose_rewritten",
     "effect_table",
     "judge",
+    "over_seeds",
     "paper_tables",
+    "pooled",
     "score",
     "score_by_source",
     "table_json",
