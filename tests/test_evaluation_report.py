@@ -69,16 +69,17 @@ def scores() -> list[Score]:
         ("constant", 20.0),
         ("other image", 30.0),
     ):
-        found += both(row, Task.VG, "Recall", value) + both(row, Task.ROC, "Recall", value + 1)
+        found += both(row, Task.VG, "F1", value) + both(row, Task.ROC, "Recall", value + 1)
         found += both(row, Task.RC, "SPICE", None, WHY) + both(row, Task.RC, "Facts F1", value + 2)
         found += both(row, Task.MIA, "mBMR", value + 3)
-    return found + both("median box", Task.VG, "Recall", 25.0)
+    return found + both("median box", Task.VG, "F1", 25.0)
 
 
 def test_json_for_a_program(scores: list[Score]) -> None:
     found = table_json(scores, {"teacher": 1.5})
     assert found["mode"] == "strict" and found["wall_seconds"] == {"teacher": 1.5}
     assert found["VG"] == {
+        "metric": "F1",
         "score": 60.0,
         "blind": 30.0,
         "blind_by": {"constant": 20.0, "other image": 30.0, "median box": 25.0},
@@ -101,11 +102,11 @@ def test_the_average_is_of_the_four_tasks_once_all_are_there(scores: list[Score]
 
 
 def test_selection_for_a_program(scores: list[Score]) -> None:
-    more = [Score("agreement", Task.VG, "Recall", None, 57.0, 10, None, (50.0, 64.0))]
-    gained = Gain("agreement", Task.VG, "Recall", 2.0, (-1.0, 5.0))
+    more = [Score("agreement", Task.VG, "F1", None, 57.0, 10, None, (50.0, 64.0))]
+    gained = Gain("agreement", Task.VG, "F1", 2.0, (-1.0, 5.0))
     found = table_json([*scores, *more], {}, [gained])["selection"]
-    assert list(found) == ["VG"] and list(found["VG"]) == ["Recall"]
-    rows = found["VG"]["Recall"]
+    assert list(found) == ["VG"] and list(found["VG"]) == ["F1"]
+    rows = found["VG"]["F1"]
     assert list(rows) == ["first beam", "agreement", "model", "oracle"]
     assert rows["first beam"] == {"score": 55.0, "interval": None}
     own = {"score": 57.0, "interval": [50.0, 64.0], "gain": 2.0, "gain_interval": [-1.0, 5.0]}
@@ -114,33 +115,32 @@ def test_selection_for_a_program(scores: list[Score]) -> None:
 
 
 def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
-    more = [s for row in ("agreement", "by clip") for s in both(row, Task.VG, "Recall", 57.0)]
+    more = [s for row in ("agreement", "by clip") for s in both(row, Task.VG, "F1", 57.0)]
     gained = [
-        Gain("agreement", Task.VG, "Recall", 2.0, (-1.0, 5.0)),
-        Gain("by clip", Task.VG, "Recall", 2.0, (0.5, 3.5)),
+        Gain("agreement", Task.VG, "F1", 2.0, (-1.0, 5.0)),
+        Gain("by clip", Task.VG, "F1", 2.0, (0.5, 3.5)),
         Gain("by clip", Task.ROC, "Recall", -9.0, (-12.0, -6.0)),
         Gain("by clip", Task.MIA, "mBMR", 1.0, (-12.0, 16.0)),
-        Gain("model", Task.VG, "Recall", 0.0, (0.0, 0.0)),
-        Gain("oracle", Task.VG, "Recall", 15.0, (10.0, 20.0)),
+        Gain("model", Task.VG, "F1", 0.0, (0.0, 0.0)),
+        Gain("oracle", Task.VG, "F1", 15.0, (10.0, 20.0)),
     ]
     table = next(t for t in tabulate([*scores, *more], gained) if t.title == "What selection gained")
     assert table.columns == ("", "First beam", "Agreement", "By clip", "Chosen", "Oracle")
     assert table.rows[:3] == (
-        ("VG Recall", "55.0", "57.0", "57.0", "60.0", "70.0"),
+        ("VG F1", "55.0", "57.0", "57.0", "60.0", "70.0"),
         ("  above the first beam", "-", "+2.0", "+2.0", "+0.0", "+15.0"),
         ("  95 % interval of that", "-", "[-1.0, 5.0]", "[0.5, 3.5]", "[0.0, 0.0]", "[10.0, 20.0]"),
     )
     assert table.notes[:4] == (
         "Agreement: no gain and no loss: every interval spans 0.",
-        "By clip: better than the first beam in VG Recall +2.0; worse in ROC Recall -9.0; no difference seen in the "
-        "rest.",
+        "By clip: better than the first beam in VG F1 +2.0; worse in ROC Recall -9.0; no difference seen in the rest.",
         "Chosen: scores as the first beam does, in every task.",
-        "The most that any choice among these candidates could gain (oracle): VG Recall +15.0.",
+        "The most that any choice among these candidates could gain (oracle): VG F1 +15.0.",
     )
 
 
 def test_where_no_other_choice_scores_otherwise_selection_is_not_spoken_of(scores: list[Score]) -> None:
-    same = [Gain("model", Task.VG, "Recall", 0.0, (0.0, 0.0))]
+    same = [Gain("model", Task.VG, "F1", 0.0, (0.0, 0.0))]
     assert [t.title for t in tabulate(scores, same)] == [t.title for t in tabulate(scores)]
 
 
@@ -150,8 +150,8 @@ def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:
     lines = {r[0].strip(): r for r in overall.rows}
     assert lines["Model"][column] == "not computed" and lines["Model"][-1] == "-"
     assert any(WHY in n for n in overall.notes)
-    assert lines["Best blind twin"][overall.columns.index("VG Recall")] == "30.0"
-    assert lines["Model above it"][overall.columns.index("VG Recall")] == "+30.0"
+    assert lines["Best blind twin"][overall.columns.index("VG F1")] == "30.0"
+    assert lines["Model above it"][overall.columns.index("VG F1")] == "+30.0"
     assert by_modality.columns[1:9] == ("CT", "MR", "X-ray", "PET", "Endoscopy", "Dermoscopy", "Fundus", "Ultrasound")
     assert by_modality.rows[0][1:3] == ("60.0", "-")
     assert "Outside the paper's modalities" not in [t.title for t in rest]
@@ -159,7 +159,7 @@ def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:
 
 
 def test_modalities_outside_the_paper_stand_apart(scores: list[Score]) -> None:
-    more = [Score("model", Task.VG, "Recall", Modality.MICROSCOPY, 40.0, 3)]
+    more = [Score("model", Task.VG, "F1", Modality.MICROSCOPY, 40.0, 3)]
     outside = next(t for t in tabulate(scores + more) if t.title.startswith("Outside"))
     assert outside.rows[0][1] == "40.0"
 

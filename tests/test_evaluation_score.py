@@ -107,7 +107,78 @@ def test_unread_boxes_are_counted_and_lower_precision() -> None:
 
 def test_no_answered_box_has_no_precision_but_a_recall_of_0() -> None:
     found = vg((BOX,), ())
-    assert (found["Recall"], found["Precision"], found["F1"]) == (0, None, 0)
+    assert (found["F1"], found["Precision"], found["Recall"]) == (0, None, 0)
+
+
+def test_the_headline_punishes_spare_boxes() -> None:
+    assert metrics.HEADLINE[Task.VG] == "F1" == metrics.BOXES.metrics[0]
+    assert vg((BOX,), (BOX, FAR))["F1"] == pytest.approx(200 / 3) and vg((BOX,), (BOX, FAR))["Recall"] == 100
+
+
+def test_a_box_where_none_is() -> None:
+    assert vg((), ())["False boxes where none is"] == 0 and vg((), ())["F1"] is None
+    assert vg((), (BOX,))["False boxes where none is"] == 100 and vg((), (BOX,))["F1"] == 0
+    assert vg((), (), unread=("(3, 4",))["False boxes where none is"] == 100  # claimed, though nobody can read it
+    assert vg((BOX,), (BOX,))["False boxes where none is"] is None
+
+
+def test_the_oracle_prefers_no_box_where_none_is() -> None:
+    item = sample(1, Task.VG, boxed())
+    scores = strict([item], [says(item, boxed(BOX), boxed())])
+    found = {row: values(scores, Task.VG, row)["False boxes where none is"] for row in ("model", "oracle")}
+    assert found == {"model": 100, "oracle": 0}
+
+
+def test_recall_by_size_is_of_the_truth_boxes_of_that_size() -> None:
+    tiny, middle, big = Box(0.02, 0.02, 0.1, 0.1), Box(0.2, 0.2, 0.4, 0.4), Box(0.4, 0.4, 0.9, 0.9)
+    found = vg((tiny, middle, big), (big, tiny))
+    assert [found[f"Recall, {size} boxes"] for size in ("small", "medium", "large")] == [100, 0, 100]
+    alone = vg((middle,), (middle,))
+    assert [alone[f"Recall, {size} boxes"] for size in ("small", "medium", "large")] == [None, 100, None]
+
+
+def mirrored(box: Box) -> Box:
+    return Box(1 - box.x2, box.y1, 1 - box.x1, box.y2)
+
+
+def test_a_box_on_the_wrong_side_is_a_swap() -> None:
+    middle, below = Box(0.4, 0.1, 0.6, 0.3), Box(0.1, 0.6, 0.3, 0.8)
+    assert vg((BOX,), (mirrored(BOX),))["Left-right swaps"] == 100
+    assert vg((BOX,), (below,))["Left-right swaps"] == 0  # wrong, but not mirrored
+    assert vg((BOX,), (BOX,))["Left-right swaps"] == 0
+    assert vg((middle,), (BOX,))["Left-right swaps"] is None  # it has no side
+    pair = (BOX, mirrored(BOX))
+    assert vg(pair, (BOX,))["Left-right swaps"] == 0  # one of two missed: the other stands where it should
+    assert vg(pair, pair)["Left-right swaps"] == 0
+    assert vg((BOX, FAR), (mirrored(BOX), mirrored(FAR)))["Left-right swaps"] == 100
+    assert vg((BOX, middle), (mirrored(BOX), middle))["Left-right swaps"] == 100  # of those with a side
+
+
+def test_one_box_for_one_is_counted_as_several_are() -> None:
+    """The way for most answers, all at once, against the way for any."""
+    draw = np.random.default_rng(3)
+
+    def some(around: Box | None = None) -> Box:
+        if around is not None and draw.random() < 0.7:
+            around = mirrored(around) if draw.random() < 0.5 else around
+            x, y = np.clip(np.array([around.x1, around.y1]) + draw.normal(0, 0.02, 2), 0, 0.6)
+            width, height = around.width, around.height
+        else:
+            (x, y), (width, height) = draw.uniform(0, 0.6, 2), draw.uniform(0.05, 0.4, 2)
+        return Box(float(x), float(y), float(x + width), float(y + height))
+
+    items = []
+    for i in range(400):
+        truth = some()
+        item = sample(i, Task.VG, boxed(truth))
+        items.append(metrics.Item(item, says(item, boxed(some(truth))).answer))
+    counts = metrics.BOXES.count(items, metrics.Rules(0.5, LEXICON))
+    found = [metrics._several(i.sample.answer.boxes, i.answer.answer.boxes, 0.5) for i in items]
+    by_hand = [
+        (*f.pairs, f.met, f.overlap, *f.truth_by_size, *f.found_by_size, f.sided, f.swapped) for f in found
+    ]  # fmt: skip
+    np.testing.assert_allclose(counts[:, 3:16], by_hand, rtol=1e-12)
+    assert 0 < counts[:, 15].sum() < counts[:, 14].sum() < 400  # swaps among those with a side, some without
 
 
 # ---- ROC ------------------------------------------------------------------------------------------------------------
@@ -142,6 +213,21 @@ def test_listing_all_classes_scores_0_for_every_class() -> None:
 def test_a_class_without_a_name_in_the_record_is_read_from_its_truth() -> None:
     item = sample(1, Task.ROC, "It is the cyst.")
     assert values(strict([item], [says(item, "a cyst")]), Task.ROC)["Recall"] == 100
+
+
+@pytest.mark.parametrize(
+    ("answer", "swapped"),
+    [
+        ("right lung", 100), ("the lung on the right", 100), ("left lung", 0), ("the lung", 0), ("right cyst", 0),
+        ("not the right lung", 0), ("both lungs", 0), ("", 0),
+    ],
+)  # fmt: skip
+def test_the_right_name_on_the_wrong_side(answer: str, swapped: float) -> None:
+    item = sample(1, Task.ROC, "left lung", names=("left lung",))
+    found = values(strict([item], [says(item, answer)]), Task.ROC)
+    assert found["Laterality swaps"] == swapped and found["Recall"] == (100 if answer == "left lung" else 0)
+    plain = sample(1, Task.ROC, "liver", names=("liver",))
+    assert values(strict([plain], [says(plain, answer)]), Task.ROC)["Laterality swaps"] is None
 
 
 # ---- RC, MIA --------------------------------------------------------------------------------------------------------
@@ -201,24 +287,83 @@ def test_mbmr_is_of_each_modality_as_a_corpus(monkeypatch: pytest.MonkeyPatch) -
     assert found == pytest.approx({Modality.CT: ct, Modality.PET: pet, None: (ct + pet) / 2})
 
 
+def claims(truth: str, answer: str, task: Task = Task.MIA) -> dict[str, float | None]:
+    item = sample(1, task, truth)
+    return values(strict([item], [says(item, answer)]), task)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_a_caption_without_stated_facts_is_judged_by_what_it_claims() -> None:
+    truth = "A small cyst in the liver, on the left."
+    same = claims(truth, "In the liver there is a small cyst on the left.")
+    assert [same[m] for m in metrics.CLAIMS.metrics] == [100, 100, 100, 0, 0]
+    other = claims(truth, "A large cyst of the lung on the right.")
+    assert [other[m] for m in metrics.CLAIMS.metrics] == [50, 0, 0, 100, 0]
+    silent = claims(truth, "A cyst.")
+    assert (silent["Laterality agreement"], silent["Laterality conflicts"]) == (0, 0)
+    assert silent["Class F1"] == pytest.approx(200 / 3)
+    denied = claims(truth, "No cyst in the liver.", Task.RC)
+    assert denied["Negation conflicts"] == 100 and denied["Class F1"] == pytest.approx(200 / 3)
+    unsided = claims("A cyst.", "A cyst on the left.")
+    assert unsided["Laterality agreement"] is None and unsided["Attribute F1"] is None
+
+
+@pytest.mark.usefixtures("no_java")
+def test_sides_exchanged_between_two_structures_do_not_agree() -> None:
+    found = claims("A cyst on the left, and a lung on the right.", "A lung on the left, and a cyst on the right.")
+    assert (found["Laterality agreement"], found["Laterality conflicts"], found["Class F1"]) == (0, 100, 100)
+
+
 # ---- QA -------------------------------------------------------------------------------------------------------------
 
 
 def test_question_answering_parts() -> None:
-    truths = ["yes", "no", "Right lower lobe", "Pleural effusion"]
-    answers = ["Yes, there is.", "yes", "right lower lobe.", "an effusion"]
+    truths = ["yes", "no", "Right lower lobe", "Pleural effusion", "a mass in the left upper lobe"]
+    answers = ["Yes, there is.", "yes", "right lower lobe.", "an effusion", "left upper lobe"]
     items = [sample(i, Task.QA, t) for i, t in enumerate(truths)]
     found = values(strict(items, [says(s, a) for s, a in zip(items, answers, strict=True)]), Task.QA)
-    assert found["Accuracy"] == 50
+    assert found["Accuracy"] == 40
     assert found["Yes/no accuracy"] == 50
-    assert found["Open accuracy"] == 50
-    assert found["Open recall of words"] == 75
+    assert found["Open accuracy"] == pytest.approx(100 / 3)
+    assert found["Open recall of words"] == pytest.approx(100 * (1 + 1 / 2 + 3 / 7) / 3)
+    assert (found["Short accuracy"], found["Short recall of words"]) == (50, 75)
+    assert found["Long recall of words"] == pytest.approx(300 / 7)
+    assert found["Long F1 of words"] == pytest.approx(100 * 2 * 3 / 10)
 
 
-@pytest.mark.parametrize(("answer", "right"), [("no, yes", 0), ("I think yes", 100), ("yes or no", 100), ("maybe", 0)])
+def test_words_said_again_and_again_do_not_raise_the_f1_of_words() -> None:
+    item = sample(1, Task.QA, "a mass in the left lobe")
+    found = values(strict([item], [says(item, "mass " * 40 + "in the left lobe a")]), Task.QA)
+    assert found["Long recall of words"] == 100 and (found["Long F1 of words"] or 0) < 30
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("no, yes", 0), ("I think yes", 100), ("yes or no", 0), ("yes, no mass", 100), ("maybe", 0)]
+)
 def test_yes_or_no(answer: str, right: float) -> None:
     item = sample(1, Task.QA, "yes")
     assert values(strict([item], [says(item, answer)]), Task.QA)["Yes/no accuracy"] == right
+
+
+# ---- flaws ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_could_not_be_judged_as_it_stands_is_counted() -> None:
+    item = sample(1, Task.VG, boxed(BOX))
+    kinds = {
+        "seen": Candidate("x", boxed(BOX)),
+        "none": Candidate("I see nothing", BoxedText("I see nothing")),
+        "unread": Candidate("(3, 4", BoxedText("(3, 4"), unread=("(3, 4",)),
+        "cut": Candidate("", BoxedText(""), truncated=True),
+    }
+    found = {
+        kind: values(strict([item], [Prediction(item.id, (said,))]), Task.VG) for kind, said in kinds.items()
+    }  # fmt: skip
+    none = {kind: f["No box where one was asked for"] for kind, f in found.items()}
+    assert none == {"seen": 0, "none": 100, "unread": 100, "cut": 100}
+    assert [found["cut"][m] for m in ("Truncated", "Empty")] == [100, 100] and found["unread"]["Unread boxes"] == 100
+    plain = sample(1, Task.ROC, "liver")
+    assert values(strict([plain], [says(plain, "")]), Task.ROC)["No box where one was asked for"] is None
 
 
 # ---- rows, modalities, intervals ------------------------------------------------------------------------------------

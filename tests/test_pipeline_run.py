@@ -117,7 +117,7 @@ def test_the_table_for_programs_has_its_form(done, capsys):
     for task in ("RC", "MIA"):
         assert set(table[task]["facts"]) == {"score", "blind"}
     choices = {"first beam", "random", "agreement", "by clip", "by clip text", "model", "oracle"}
-    assert all(set(table["selection"][t][m]) == choices for t, m in (("VG", "Recall"), ("RC", "Facts F1")))
+    assert all(set(table["selection"][t][m]) == choices for t, m in (("VG", "F1"), ("RC", "Facts F1")))
     assert table["selection"]["MIA"]["mBMR"]["model"]["score"] == table["MIA"]["score"]
     assert {"prepare", "teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(table["wall_seconds"])
 

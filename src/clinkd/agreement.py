@@ -23,14 +23,20 @@ from clinkd.records import BOX_MARK, Box, BoxedText, Fact
 
 def iou_matrix(truth: Sequence[Box], predicted: Sequence[Box]) -> NDArray[np.float64]:
     """Intersection over union of every pair, [len(truth), len(predicted)], 0..1; exactly 1 for equal boxes."""
-    a, b = _corners(truth)[:, None], _corners(predicted)[None, :]  # [T,1,4], [1,P,4]
+    return iou_of_corners(corners(truth), corners(predicted))
+
+
+def iou_of_corners(truth_T4: NDArray[np.float64], predicted_P4: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`iou_matrix` of rows x1, y1, x2, y2, one of each pair at least not empty."""
+    a, b = truth_T4[:, None], predicted_P4[None, :]  # [T,1,4], [1,P,4]
     low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])  # [T,P,2]
     both = np.prod(np.clip(high - low, 0, None), axis=-1)
     union = np.prod(a[..., 2:] - a[..., :2], axis=-1) + np.prod(b[..., 2:] - b[..., :2], axis=-1) - both
     return cast(NDArray[np.float64], both / union)  # a Box is never empty, so the union is positive
 
 
-def _corners(boxes: Sequence[Box]) -> NDArray[np.float64]:
+def corners(boxes: Sequence[Box]) -> NDArray[np.float64]:
+    """[N, 4] x1, y1, x2, y2 of each."""
     return np.array([(b.x1, b.y1, b.x2, b.y2) for b in boxes], dtype=np.float64).reshape(-1, 4)
 
 
@@ -43,7 +49,11 @@ def match_boxes(truth: Sequence[Box], predicted: Sequence[Box], iou: float) -> l
     """Pairs (truth index, predicted index), each box used once: as many pairs of IoU >= `iou` as there can be,
     and among those matchings the one of largest summed IoU. Ordered by truth index. `iou` 0 pairs touching boxes only.
     """
-    overlap = iou_matrix(truth, predicted)
+    return match_overlaps(iou_matrix(truth, predicted), iou)
+
+
+def match_overlaps(overlap: NDArray[np.float64], iou: float) -> list[tuple[int, int]]:
+    """`match_boxes` where the IoU of every pair, [T, P], is at hand."""
     fits = (overlap >= iou) & (overlap > 0)
     rows, columns = np.flatnonzero(fits.any(axis=1)), np.flatnonzero(fits.any(axis=0))
     if len(rows) == 0:
@@ -219,9 +229,9 @@ _UNSAID = {  # words that carry no finding: agreement on them, or their negation
 }  # fmt: skip
 
 
-_DESCRIBING = {  # adjectives that two structures of one image may well exchange without changing sides
+DESCRIBING = (  # adjectives that two structures of one image may well exchange without changing sides
     *("small", "large", "big", "little", "tiny", "huge", "medium", "bright", "dark", "light", "dim", "round", "oval"),
-}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +459,7 @@ def _bound_sides(text: str) -> dict[str, frozenset[str]]:
             for part in parts:
                 stated = _clause_sides(part, _negated(part))
                 for word in part:
-                    if stated and _says(word) and not (word in _SIDE_WORDS or word in _NUMBERS or word in _DESCRIBING):
+                    if stated and _says(word) and not (word in _SIDE_WORDS or word in _NUMBERS or word in DESCRIBING):
                         bound[_singular(word)] = bound.get(_singular(word), frozenset()) | stated
     return bound
 

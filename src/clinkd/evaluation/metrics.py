@@ -8,6 +8,7 @@ computation. Shapes: N answers, C columns, F figures. Figures are 0..1, NaN wher
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,13 +16,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.agreement import Lexicon, iou_matrix, listed, match_boxes, normalise, read_facts
+from clinkd.agreement import (
+    DESCRIBING,
+    Lexicon,
+    affirms,
+    conflicts,
+    corners,
+    iou_matrix,
+    iou_of_corners,
+    listed,
+    match_overlaps,
+    normalise,
+    read_facts,
+    sides,
+)
 from clinkd.evaluation.captions import FIGURES, Caption, caption_counts, caption_figures
-from clinkd.records import Candidate, Sample, Task
+from clinkd.records import Box, Candidate, Sample, Task
 
 Counts = NDArray[np.float64]
 
-HEADLINE = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR", Task.QA: "Accuracy"}
+HEADLINE = {Task.VG: "F1", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR", Task.QA: "Accuracy"}
 FACTS = "Facts F1"
 SPICE_WHY = "SPICE is not part of this version; the facts F1 beside it needs none"
 
@@ -64,44 +78,128 @@ def wilson(part: int, whole: int) -> tuple[float, float]:
 
 # ---- VG: boxes one to one -------------------------------------------------------------------------------------------
 
+# Areas, in shares of the image, up to which a box is small and medium: sides of a tenth and of three tenths. COCO's two
+# limits stand in the same ratio (32 and 96 pixels a side); shares of the image, since medical images have any size and
+# are resized before a model sees them.
+SIZES = (("small", 0.01), ("medium", 0.09), ("large", float("inf")))
+_LIMITS = np.array([limit for _, limit in SIZES[:-1]])
+
+
+class _Found(NamedTuple):
+    """The counts of one answer beside its numbers of boxes."""
+
+    pairs: Sequence[int]  # one to one at rules.iou, .25 and .75
+    met: int  # pairs of any overlap
+    overlap: float  # summed IoU of those
+    truth_by_size: NDArray[np.intp]  # [3] truth boxes
+    found_by_size: NDArray[np.intp]  # [3] those paired at rules.iou
+    sided: int  # truth boxes that are not their own mirror image
+    swapped: int  # of those the missed ones whose mirror image a spare box of the answer meets
+
+
+_BOX_COLUMNS = 18
+
 
 def _count_boxes(items: Sequence[Item], rules: Rules) -> Counts:
-    """Columns: answers, truth boxes, answered boxes, pairs at rules.iou, .25 and .75, all pairs, their summed IoU."""
-    return np.array([_boxes(item, rules.iou) for item in items]).reshape(len(items), 8)
+    """Columns: answers, truth boxes, answered boxes, pairs at rules.iou, .25 and .75, all pairs, their summed IoU,
+    truth boxes by size, found ones by size, truth boxes with a side, swapped ones, answers without a truth box, those
+    of them with a box."""
+    rows = np.zeros((len(items), _BOX_COLUMNS))
+    single: list[int] = []
+    for at, (row, item) in enumerate(zip(rows, items, strict=True)):
+        truth, answered = item.sample.answer.boxes, item.answer.answer.boxes
+        # A box that could not be read was claimed all the same: it lowers precision and finds nothing.
+        row[:3] = 1.0, len(truth), len(answered) + len(item.answer.unread)
+        row[16:] = not truth, not truth and row[2] > 0
+        if len(truth) == len(answered) == 1:
+            single.append(at)
+        elif truth:
+            found = _several(truth, answered, rules.iou)
+            row[3:16] = (
+                *found.pairs, found.met, found.overlap, *found.truth_by_size, *found.found_by_size, found.sided,
+                found.swapped,
+            )  # fmt: skip
+    if single:
+        rows[single, 3:16] = _one_to_one([items[at] for at in single], rules.iou)
+    return rows
 
 
-def _boxes(item: Item, iou: float) -> list[float]:
-    truth, answered = item.sample.answer.boxes, item.answer.answer.boxes
-    found = [len(match_boxes(truth, answered, threshold)) for threshold in (iou, 0.25, 0.75)]
-    overlaps = _overlaps(item)
-    # A box that could not be read was claimed all the same: it lowers precision and finds nothing.
-    claimed = len(answered) + len(item.answer.unread)
-    return [1.0, len(truth), claimed, *found, len(overlaps), sum(overlaps)]
-
-
-def _overlaps(item: Item) -> list[float]:
-    truth, answered = item.sample.answer.boxes, item.answer.answer.boxes
+def _several(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> _Found:
     overlap = iou_matrix(truth, answered)
-    return [float(overlap[t, a]) for t, a in match_boxes(truth, answered, 0.0)]
+    found, met = match_overlaps(overlap, iou), match_overlaps(overlap, 0.0)
+    sizes = np.searchsorted(_LIMITS, [b.area for b in truth], side="right")
+    mirror_T4 = _mirrored(corners(truth))
+    sided = _iou_rows(corners(truth), mirror_T4) < iou
+    hit, used = {t for t, _ in found}, {a for _, a in found}
+    missed = [t for t in range(len(truth)) if sided[t] and t not in hit]
+    spare = [a for a in range(len(answered)) if a not in used]
+    return _Found(
+        pairs=(len(found), len(match_overlaps(overlap, 0.25)), len(match_overlaps(overlap, 0.75))),
+        met=len(met),
+        overlap=float(sum(overlap[t, a] for t, a in met)),
+        truth_by_size=np.bincount(sizes, minlength=3),
+        found_by_size=np.bincount(sizes[sorted(hit)], minlength=3),
+        sided=int(sided.sum()),
+        swapped=len(match_overlaps(iou_of_corners(mirror_T4[missed], corners(answered)[spare]), iou)),
+    )
+
+
+def _one_to_one(items: Sequence[Item], iou: float) -> Counts:
+    """[N, 13] the counts of `_several` for answers of one box to a truth of one, all at once: most are so."""
+    truth = corners([i.sample.answer.boxes[0] for i in items])
+    answered = corners([i.answer.answer.boxes[0] for i in items])
+    mirror, overlap = _mirrored(truth), _iou_rows(truth, answered)
+    hit = overlap >= iou
+    sided = _iou_rows(truth, mirror) < iou
+    swapped = sided & ~hit & (_iou_rows(mirror, answered) >= iou)
+    area = (truth[:, 2] - truth[:, 0]) * (truth[:, 3] - truth[:, 1])
+    size = np.searchsorted(_LIMITS, area, side="right")[:, None] == np.arange(3)
+    parts = (hit, overlap >= 0.25, overlap >= 0.75, overlap > 0, overlap)
+    return np.column_stack([*parts, size, size & hit[:, None], sided, swapped]).astype(np.float64)
+
+
+def _mirrored(rows_N4: Counts) -> Counts:
+    """Where boxes would stand with left and right exchanged."""
+    return np.stack([1 - rows_N4[:, 2], rows_N4[:, 1], 1 - rows_N4[:, 0], rows_N4[:, 3]], axis=1)
+
+
+def _iou_rows(a_N4: Counts, b_N4: Counts) -> Counts:
+    """[N] the IoU of each pair of rows, by the same arithmetic as `iou_matrix`."""
+    low, high = np.maximum(a_N4[:, :2], b_N4[:, :2]), np.minimum(a_N4[:, 2:], b_N4[:, 2:])
+    both = np.prod(np.clip(high - low, 0, None), axis=-1)
+    areas = [np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a_N4, b_N4)]
+    return np.asarray(both / (areas[0] + areas[1] - both), dtype=np.float64)
 
 
 def _box_figures(sums: Counts) -> Counts:
-    _, truth, claimed, found, found_25, found_75, pairs, overlap = np.moveaxis(sums, -1, 0)
+    _, truth, claimed, found, found_25, found_75, pairs, overlap = np.moveaxis(sums[..., :8], -1, 0)
+    truth_by_size, found_by_size = np.moveaxis(sums[..., 8:11], -1, 0), np.moveaxis(sums[..., 11:14], -1, 0)
+    sided, swapped, boxless, sprayed = np.moveaxis(sums[..., 14:], -1, 0)
     return np.stack(
         [
-            _share(found, truth),
-            _share(found, claimed),
             _share(2 * found, truth + claimed),
+            _share(found, claimed),
+            _share(found, truth),
             _share(overlap, truth + claimed - pairs),  # a spare or a missing box counts as an IoU of 0
             _share(found_25, truth),
             _share(found_75, truth),
+            _share(sprayed, boxless),
+            *(_share(f, t) for f, t in zip(found_by_size, truth_by_size, strict=True)),
+            _share(swapped, sided),
         ],
         axis=-1,
     )
 
 
 BOXES = Measure(
-    (Task.VG,), ("Recall", "Precision", "F1", "mIoU", "Recall@0.25", "Recall@0.75"), _count_boxes, _box_figures
+    (Task.VG,),
+    (
+        *("F1", "Precision", "Recall", "mIoU", "Recall@0.25", "Recall@0.75", "False boxes where none is"),
+        *(f"Recall, {size} boxes" for size, _ in SIZES),
+        "Left-right swaps",
+    ),
+    _count_boxes,
+    _box_figures,
 )
 
 
@@ -109,14 +207,23 @@ BOXES = Measure(
 
 
 def _count_names(items: Sequence[Item], rules: Rules) -> Counts:
-    """Columns: answers, hits, answers that list another class."""
-    rows = []
-    for item in items:
-        truth = truth_names(item.sample, rules.lexicon)
-        said = {normalise(n) for n in listed(item.answer.answer.words, (*truth, *rules.lexicon.names))}
+    """Columns: answers, hits, answers that list another class, truths with a side in their name, swapped sides."""
+    rows = np.zeros((len(items), 5))
+    for row, item in zip(rows, items, strict=True):
+        words, truth = item.answer.answer.words, truth_names(item.sample, rules.lexicon)
+        new = [n for n in truth if n not in rules.lexicon.names]
+        said = {normalise(n) for n in listed(words, (*new, *rules.lexicon.names) if new else rules.lexicon.names)}
         right = {normalise(n) for n in truth}
-        rows.append([1.0, said == right, bool(said - right)])
-    return np.array(rows, dtype=np.float64).reshape(len(items), 3)
+        sided = [n for n in truth if len(sides(n)) == 1]
+        row[:] = 1.0, said == right, bool(said - right), bool(sided), any(_swapped(words, n) for n in sided)
+    return rows
+
+
+def _swapped(words: str, name: str) -> bool:
+    """The text affirms what a name stands for, and the other side only: "right lung", "lung on the right"."""
+    stated, own = sides(words), sides(name)
+    bare = " ".join(w for w in normalise(name).split() if w not in own)
+    return bool(stated) and not stated & own and affirms(words, bare)
 
 
 def truth_names(sample: Sample, lexicon: Lexicon) -> tuple[str, ...]:
@@ -126,11 +233,12 @@ def truth_names(sample: Sample, lexicon: Lexicon) -> tuple[str, ...]:
 
 
 def _name_figures(sums: Counts) -> Counts:
-    answers, hits, others = np.moveaxis(sums, -1, 0)
-    return np.stack([_share(hits, answers), _share(others, answers)], axis=-1)
+    answers, hits, others, sided, swapped = np.moveaxis(sums, -1, 0)
+    return np.stack([_share(hits, answers), _share(others, answers), _share(swapped, sided)], axis=-1)
 
 
-NAMES = Measure((Task.ROC,), ("Recall", "Lists another class"), _count_names, _name_figures)
+# Recall: of the questions, those answered with the right class and no other; a denied class is not named.
+NAMES = Measure((Task.ROC,), ("Recall", "Lists another class", "Laterality swaps"), _count_names, _name_figures)
 
 
 # ---- RC and MIA: words, and the facts in them -----------------------------------------------------------------------
@@ -167,38 +275,98 @@ FACT_TUPLES = Measure(
 )  # fmt: skip
 
 
-# ---- QA: yes or no, and short answers -------------------------------------------------------------------------------
+def _count_claims(items: Sequence[Item], rules: Rules) -> Counts:
+    """Columns: answers; class names in both, of the answer, of the truth; describing words, likewise; truths with a
+    side, answers that agree with it, answers that contradict it; answers that deny what the truth affirms or affirm
+    what it denies."""
+    lexicon = rules.lexicon
+    words = tuple(dict.fromkeys((*lexicon.sizes, *lexicon.brightness, *DESCRIBING)))
+    memory: dict[tuple[str, str], list[float]] = {}
+    rows = np.zeros((len(items), 11))
+    for row, item in zip(rows, items, strict=True):
+        pair = item.sample.answer.words, item.answer.answer.words
+        if pair not in memory:
+            memory[pair] = _claims(*pair, lexicon.names, words)
+        row[:] = memory[pair]
+    return rows
+
+
+def _claims(truth: str, answer: str, names: tuple[str, ...], describing: tuple[str, ...]) -> list[float]:
+    found = [1.0]
+    for among in (names, describing):
+        wanted, said = set(listed(truth, among)), set(listed(answer, among))
+        found += [len(wanted & said), len(said), len(wanted)]
+    clash, side = conflicts(answer, truth), sides(truth)
+    agree = side == sides(answer) and "laterality" not in clash
+    return [*found, bool(side), bool(side) and agree, bool(side) and "laterality" in clash, "negation" in clash]
+
+
+def _claim_figures(sums: Counts) -> Counts:
+    answers, *shared, sided, agree, against, denied = np.moveaxis(sums, -1, 0)
+    f1 = [_share(2 * both, said + truth) for both, said, truth in (shared[:3], shared[3:])]
+    return np.stack([*f1, _share(agree, sided), _share(against, sided), _share(denied, answers)], axis=-1)
+
+
+CLASS = "Class F1"
+# What can be judged where the data state no facts: the classes and the describing words that a text affirms, and sides.
+# A side that is left out agrees with none and contradicts none.
+CLAIMS = Measure(
+    (Task.RC, Task.MIA),
+    (CLASS, "Attribute F1", "Laterality agreement", "Laterality conflicts", "Negation conflicts"),
+    _count_claims,
+    _claim_figures,
+)
+
+
+# ---- QA: yes or no, short and longer answers ------------------------------------------------------------------------
+
+SHORT = 3  # words of a truth that is to be met exactly; longer ones are told by their words, as VQA-RAD's open ones are
 
 
 def _count_answers(items: Sequence[Item], rules: Rules) -> Counts:
-    """Columns: answers, yes/no questions, right ones, open questions, equal ones, summed recall of truth words."""
-    rows = np.zeros((len(items), 6))
+    """Columns: answers, yes/no questions, right ones; then for short and for longer truths: questions, equal answers,
+    summed recall of truth words, summed F1 of words."""
+    rows = np.zeros((len(items), 11))
     for row, item in zip(rows, items, strict=True):
         truth, answer = normalise(item.sample.answer.words), normalise(item.answer.answer.words)
+        row[0] = 1
         if truth in ("yes", "no"):
-            row[:] = 1, 1, particle(answer) == truth, 0, 0, 0
+            row[1:3] = 1, particle(answer) == truth
         else:
-            words = set(truth.split())
-            row[:] = 1, 0, 0, 1, answer == truth, len(words & set(answer.split())) / max(1, len(words))
+            wanted, said = Counter(truth.split()), Counter(answer.split())
+            both = (wanted & said).total()
+            kind = 3 if wanted.total() <= SHORT else 7
+            f1 = 2 * both / max(1, wanted.total() + said.total())
+            row[kind : kind + 4] = 1, answer == truth, both / max(1, wanted.total()), f1
     return rows
 
 
 def particle(answer: str) -> str | None:
-    """ "yes" or "no" where a normalised answer says so: by its first word, else by the only one of the two in it."""
+    """ "yes" or "no" where a normalised answer says so: by its first word, else by the only one of the two in it. Who
+    says "yes or no" says neither."""
     words = answer.split()
     said = {"yes", "no"} & set(words)
+    if len(said) == 2 and set(words) <= {"yes", "no", "or", "and"}:
+        return None
     return words[0] if words[:1] in (["yes"], ["no"]) else said.pop() if len(said) == 1 else None
 
 
 def _answer_figures(sums: Counts) -> Counts:
-    answers, closed, right, opened, equal, recall = np.moveaxis(sums, -1, 0)
-    shares = ((right + equal, answers), (right, closed), (equal, opened), (recall, opened))
-    return np.stack([_share(part, whole) for part, whole in shares], axis=-1)
+    answers, closed, right = np.moveaxis(sums[..., :3], -1, 0)
+    short, longer = sums[..., 3:7], sums[..., 7:]
+    opened = short + longer
+    parts = [_share(right + opened[..., 1], answers), _share(right, closed)]
+    for of, columns in ((opened, (1, 2, 3)), (short, (1, 2)), (longer, (2, 3))):
+        parts += [_share(of[..., c], of[..., 0]) for c in columns]
+    return np.stack(parts, axis=-1)
 
 
 ANSWERS = Measure(
     (Task.QA,),
-    ("Accuracy", "Yes/no accuracy", "Open accuracy", "Open recall of words"),
+    (
+        *("Accuracy", "Yes/no accuracy", "Open accuracy", "Open recall of words", "Open F1 of words"),
+        *("Short accuracy", "Short recall of words", "Long recall of words", "Long F1 of words"),
+    ),
     _count_answers,
     _answer_figures,
 )
@@ -208,15 +376,23 @@ ANSWERS = Measure(
 
 
 def _count_flaws(items: Sequence[Item], rules: Rules) -> Counts:
-    """Columns: answers, cut by the length limit, with an unreadable box, empty."""
-    rows = [[1, i.answer.truncated, bool(i.answer.unread), not i.answer.answer.text.strip()] for i in items]
-    return np.array(rows, dtype=np.float64).reshape(len(items), 4)
+    """Columns: answers, cut by the length limit, with an unreadable box, empty, to a truth with a box, those of these
+    without one that could be read."""
+    rows = np.zeros((len(items), 6))
+    for row, (sample, said) in zip(rows, items, strict=True):
+        asked = bool(sample.answer.boxes)
+        row[:4] = 1, said.truncated, bool(said.unread), not said.answer.text.strip()
+        row[4:] = asked, asked and not said.answer.boxes
+    return rows
 
 
 def _flaw_figures(sums: Counts) -> Counts:
-    return _share(sums[..., 1:], sums[..., :1])
+    answers, cut, unread, empty, asked, boxless = np.moveaxis(sums, -1, 0)
+    return np.stack([*(_share(x, answers) for x in (cut, unread, empty)), _share(boxless, asked)], axis=-1)
 
 
-FLAWS = Measure(tuple(Task), ("Truncated", "Unread boxes", "Empty"), _count_flaws, _flaw_figures)
+FLAWS = Measure(
+    tuple(Task), ("Truncated", "Unread boxes", "Empty", "No box where one was asked for"), _count_flaws, _flaw_figures
+)  # fmt: skip
 
-MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, ANSWERS, FLAWS)
+MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, CLAIMS, ANSWERS, FLAWS)

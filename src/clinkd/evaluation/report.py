@@ -276,7 +276,8 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
 
 
 def _whole(measure: Measure, item: Item, rules: Rules, metric: str) -> bool:
-    return bool(measure.figures(measure.count([item], rules)[0])[measure.metrics.index(metric)] == 1)
+    figure = measure.figures(measure.count([item], rules)[0])[measure.metrics.index(metric)]
+    return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table,
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 _RIVALS = ("random", "agreement")  # scorers that stand beside every other one, by the name they go by in the record
 _BY = "by "
+# Why there is no figure where there is nothing to divide by: of the questions, or of questions and answers.
+NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
 _CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
 
 
@@ -325,7 +327,8 @@ def _best(
     """Of each sample the candidate with the best headline figure on its own; ties go to the earlier beam."""
     if counts is None:
         return chosen[FIRST_BEAM]
-    worth = np.nan_to_num(measure.figures(counts)[:, 0], nan=-1.0)
+    # NaN: nothing was to be said and nothing was, as where no box is true and none is answered. That is right.
+    worth = np.nan_to_num(measure.figures(counts)[:, 0], nan=1.0)
     return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
 
 
@@ -336,7 +339,7 @@ def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
         for f, metric in enumerate(row.measure.metrics):
             value = float(figure.values[f])
             if np.isnan(value):
-                why = "no question of this kind" if "/no" in metric or "Open" in metric else "nothing to divide by"
+                why = NOTHING_SAID if metric.endswith(("F1", "recision")) else NOT_ASKED
                 found.append(Score(row.row, row.task, metric, modality, None, figure.answers, why))
                 continue
             interval = None if figure.intervals is None else _ends(figure.intervals[f])

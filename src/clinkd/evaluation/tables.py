@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE, wilson
-from clinkd.evaluation.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice
+from clinkd.evaluation.score import FIRST_BEAM, MODEL, NOT_ASKED, NOTHING_SAID, ORACLE, Gain, is_choice
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
 from clinkd.viewer import table as to_html
 
@@ -120,7 +120,8 @@ def _task_json(board: Board, task: Task, metric: str) -> dict[str, Any]:
     whole = _pair(board, task, metric, None)
     by = {t: board.value(t, task, metric) for t in board.twins() if board.get(t, task, metric)}
     modalities = {m.value: _pair(board, task, metric, m) for m in board.modalities(task, metric)}
-    found = {"score": whole["score"], "blind": whole["blind"], "blind_by": by, "by_modality": modalities}
+    found = {"metric": metric, "score": whole["score"], "blind": whole["blind"], "blind_by": by}
+    found["by_modality"] = modalities
     return {**found, "why": whole["why"]} if "why" in whole else found
 
 
@@ -173,7 +174,7 @@ def _overall(board: Board) -> Table:
     lines += [_line(board, ORACLE, "Best candidate (oracle)", columns)]
     notes = (
         "x100, strict mode, mean over the modalities that have questions. "
-        "VG Recall: boxes matched one to one at IoU 0.5, or as evaluate.iou says.",
+        "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
         "A blind twin answers without seeing the image: only what stands above the best of them was seen in the image.",
         "The oracle picks each answer by its truth: no selection can do better.",
         *_reasons(board, columns),
@@ -321,7 +322,7 @@ def _number(value: float | None, missing: str = NOT_COMPUTED) -> str:
 
 
 def _cell(score: Score | None) -> str:
-    return MISSING if score is None else _number(score.value)
+    return MISSING if score is None or score.why in (NOT_ASKED, NOTHING_SAID) else _number(score.value)
 
 
 def _interval(score: Score | Gain | None) -> str:
