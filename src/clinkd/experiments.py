@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from clinkd.config import (
     AnswerConfig,
@@ -237,6 +238,64 @@ def drawn(base: RunConfig | None = None) -> RunConfig:
     return override(base, ["name=drawn", "reflect.rewrite=random", "reflect.recheck=0"])
 
 
+def unreflected(base: RunConfig | None = None) -> RunConfig:
+    """The whole method without reflection: as many steps, all of them of distillation."""
+    base = base or demo()
+    assert base.distill is not None, "a method without distillation has no such row"
+    fit = base.distill.fit.model_copy(update={"epochs": passes(base)})
+    distill = base.distill.model_copy(update={"fit": fit})
+    return base.model_copy(update={"name": "unreflected", "distill": distill, "reflect": None})
+
+
+def whole(base: RunConfig | None = None) -> RunConfig:
+    """Table 2, row "ClinKD": the run itself."""
+    return (base or demo()).model_copy(update={"name": "whole"})
+
+
+class Row(NamedTuple):
+    """A row of an ablation: how it is made of a run, and the row it is told against."""
+
+    title: str
+    change: str  # to the row that it is told against
+    make: Callable[[RunConfig], RunConfig]
+    against: str | None
+    printed: str | None = None  # the row of the paper's Table 2
+
+
+ROWS: Mapping[str, Row] = {
+    "bird": Row("BiRD-like", "sequential positions, plain tuning, first beam", bird, None, "BiRD"),
+    "tuned": Row("Qwen2-VL, tuned", "M-RoPE", tuned, "bird", "Qwen2-VL, tuned"),
+    "positions": Row("+ MCG-RoPE", "tied positions", positions, "bird", "BiRD + MCG-RoPE"),
+    "distilled": Row("+ KD", "teacher and distillation", distilled, "bird", "BiRD + pseudo-label KD"),
+    "matched": Row("+ KD, equal compute", "the same, with no more compute than plain tuning", matched, "bird"),
+    "selected": Row("+ SASG", "the choice among beams", selected, "bird", "BiRD + SASG"),
+    "whole": Row("ClinKD", "all of these, and reflection", whole, "bird", "ClinKD"),
+    "drawn": Row("ClinKD, rewrites at random", "as many rewrites, of answers drawn at random", drawn, "whole"),
+    "unreflected": Row("ClinKD, no reflection", "distillation in its place", unreflected, "whole"),
+    "reflected": Row("+ reflection", "two rounds of review", reflected, "bird"),
+}
+TABLE_2 = ("bird", "tuned", "positions", "distilled", "selected", "whole", "matched", "drawn")
+
+
+class Sweep(NamedTuple):
+    """Values of one knob, on one row."""
+
+    title: str
+    row: str
+    knob: str
+    values: tuple[Any, ...]
+
+
+SWEEPS: Mapping[str, Sweep] = {
+    "alpha": Sweep("Step between patches", "positions", "model.alpha", (1, 2, 4)),
+    "weight": Sweep("Weight of the KL term, a", "distilled", "distill.kd_weight", (0.25, 0.5, 1, 2)),
+    "temperature": Sweep("Temperature, T", "distilled", "distill.temperature", (1, 2, 4)),
+    "share": Sweep("The teacher's share of the data", "distilled", "teacher.share", (0.05, 0.111, 0.25)),
+    "targets": Sweep("Labels of the CE term", "distilled", "distill.targets", ("truth", "pseudo", "mixed")),
+    "trust": Sweep("Where the choice may decide", "selected", "select.trust", ("validated", "always")),
+}
+
+
 EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {
     "demo": demo,
     "real": real,
@@ -251,6 +310,7 @@ EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {
     "reflected": reflected,
     "matched": matched,
     "drawn": drawn,
+    "unreflected": unreflected,
 }
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {

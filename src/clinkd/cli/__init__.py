@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinkd import crew
-from clinkd.cli import data
+from clinkd.cli import ablate, data
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
     verb("doctor", _doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
 
+    ablate.add(verbs, runs, _config)
     data.add(verbs)
     return parser
 

@@ -1,5 +1,6 @@
 """Predictions to scores, tables, figures, one HTML page. Never imports torch, and starts in a moment."""
 
+from clinkd.evaluation.ablation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.evaluation.blind import TWINS, blind_twins
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
 from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
@@ -24,12 +25,16 @@ __all__ = [
     "Again",
     "Caption",
     "CaptionScores",
+    "Finished",
     "Gain",
+    "Grid",
     "Judged",
     "NotComputed",
     "Paired",
     "Pooled",
     "Rewritten",
+    "ablation_json",
+    "ablation_tables",
     "blind_twins",
     "caption_scores",
     "choose_gallery",

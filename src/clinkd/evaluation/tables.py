@@ -392,7 +392,7 @@ def _turned(again: Sequence[Again]) -> tuple[str, ...]:
 
 # ---- what the paper printed -----------------------------------------------------------------------------------------
 
-_PRINTED = {
+PRINTED = {
     "LLaVA-Med": (0, 2.75, 8.18, 11.20, 5.53),
     "BiRD": (53.92, 65.33, 55.23, 52.17, 56.66),
     "Qwen2-VL, tuned": (55.43, 68.33, 57.39, 62.23, 61.37),
@@ -429,10 +429,10 @@ def paper_tables() -> list[Table]:
         "Printed in the paper, not computed here: Med-GRIT-270k test set, official scripts. Not comparable with ours."
     )
     columns = ("", "VG Recall@0.5", "ROC Recall", "RC SPICE", "MIA mBMR", "Average")
-    rows = tuple((name, *(f"{v:.2f}" for v in values)) for name, values in _PRINTED.items())
+    rows = tuple((name, *(f"{v:.2f}" for v in values)) for name, values in PRINTED.items())
     off = [
         f"the mean of the printed row {name} is {_rounded(mean)}, printed {values[-1]:.2f}"
-        for name, values in _PRINTED.items()
+        for name, values in PRINTED.items()
         if abs((mean := sum(values[:-1]) / 4) - values[-1]) > 0.0051
     ]
     tables = [Table("The paper's printed scores", columns, rows, (apart, *off))]

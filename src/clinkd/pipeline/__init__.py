@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clinkd import crew
 from clinkd.config import RunConfig
@@ -25,6 +26,9 @@ from clinkd.pipeline.runs import (
     table,
 )
 
+if TYPE_CHECKING:
+    from clinkd.pipeline.ablation import Ablation
+
 __all__ = [
     "RUNS",
     "Asked",
@@ -39,6 +43,7 @@ __all__ = [
     "Stage",
     "StageStatus",
     "Work",
+    "ablate",
     "ask",
     "correct",
     "execute",
@@ -81,6 +86,20 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     done = open_run(folder)
     crew.alone(lambda: finish(done))
     return done
+
+
+def ablate(
+    base: RunConfig, rows: Sequence[str], sweeps: Sequence[str], seeds: Sequence[int], runs: Path = RUNS,
+    workers: int = 1, say: Callable[[str], object] = print,
+) -> Ablation:  # fmt: skip
+    """Make the runs of an ablation under `runs`, and tell what each change did; `say` is told of each run that ends.
+
+    Raises BadInput, before any work, for an unknown row and for what no row can be made of.
+    """
+    from clinkd.pipeline.ablation import Plan
+    from clinkd.pipeline.ablation import ablate as make
+
+    return make(Plan.of(base, rows, sweeps, seeds), runs, workers, say)
 
 
 def forecast(config: RunConfig, runs: Path = RUNS) -> Forecast:

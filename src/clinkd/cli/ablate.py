@@ -1,0 +1,79 @@
+"""The verb `ablate`: one change a row, over seeds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from clinkd.cli.outputs import end_in_order
+from clinkd.cli.screen import show, tell
+from clinkd.cli.words import FAILED, add_verb
+from clinkd.config import RunConfig
+from clinkd.records import BadInput
+
+
+def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConfig]) -> None:
+    """Add `ablate`; `config_of` reads the run that its words name."""
+
+    def call(args: argparse.Namespace) -> int:
+        return _ablate(args, config_of(args))
+
+    made = add_verb(
+        verbs,
+        "ablate",
+        call,
+        "make runs that differ by one change each, and tell what each change did (the paper's Table 2)",
+        "clinkd ablate demo --seeds 0,1,2",
+        [runs],
+    )
+    made.add_argument("what", metavar="NAME|FILE.yaml", help="the whole method: an experiment, or a YAML file")
+    made.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
+    made.add_argument("--name", help="how the folders of these runs begin, in the place of the experiment's name")
+    made.add_argument("--rows", type=_names, metavar="A,B", help="rows (the paper's, and two controls)")
+    made.add_argument("--sweep", type=_names, default=(), metavar="A,B", help="values of one knob, beside the rows")
+    made.add_argument("--seeds", type=_seeds, default=(0,), metavar="0,1,2", help="also as 0-19 (0)")
+    made.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, each a process (1)")
+    made.add_argument("--list", action="store_true", help="name the rows and sweeps, and do nothing")
+    made.add_argument("--json", action="store_true", help="for a program")
+    made.set_defaults(seed=None)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        ends = [[int(v) for v in part.split("-")] for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: seeds are wanted, as 0,1,2 or 0-19") from None
+    return tuple(s for e in ends for s in range(e[0], e[-1] + 1))
+
+
+def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
+    import json
+
+    from clinkd import pipeline
+    from clinkd.experiments import ROWS, SWEEPS, TABLE_2
+
+    if args.list:
+        for name, row in ROWS.items():
+            print(f"{name:<12} {row.title}: {row.change}{f' (against {row.against})' if row.against else ''}")
+        for name, sweep in SWEEPS.items():
+            print(f"{name:<12} --sweep: {sweep.knob} {', '.join(map(str, sweep.values))} on {sweep.row}")
+        return 0
+    if args.workers < 1:
+        raise BadInput(f"--workers {args.workers}: give 1 or more")
+    rows = args.rows if args.rows is not None else () if args.sweep else TABLE_2
+    end_in_order()
+    found = pipeline.ablate(base, rows, args.sweep, args.seeds, args.runs, args.workers, tell)
+    if args.json:
+        print(json.dumps(json.loads((found.folder / "ablation.json").read_text()), indent=1))
+    else:
+        for table in found.tables:
+            show(table)
+        print(f"page     {found.folder / 'ablation.html'}")
+    for name, why in found.failed.items():
+        tell(f"{name}: {why}")
+    return FAILED if found.failed else 0

@@ -1,0 +1,220 @@
+"""Runs that differ by one change each, over seeds: scores by row, and what each change did, as tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clinkd.evaluation.compare import Paired, over_seeds, pooled
+from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.evaluation.score import MODEL
+from clinkd.evaluation.tables import AVERAGED, MISSING, PRINTED, Board
+from clinkd.experiments import Row
+from clinkd.records import Score, Table, Task
+
+AVERAGE = "Average of four"
+Column = tuple[Task, str] | None  # None is the average of four
+
+
+class Finished(NamedTuple):
+    """A finished run of a row. Student steps are those after the base; `passes` counts what was computed for them and
+    for the teacher, in forward passes over the training data (a trained one is three)."""
+
+    row: str
+    seed: int
+    scores: Sequence[Score]
+    steps: int
+    passes: float
+    seconds: float
+
+
+class Grid:
+    """Finished runs by row and seed."""
+
+    def __init__(self, rows: Mapping[str, Row], runs: Sequence[Finished]) -> None:
+        self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
+        self._runs = {(r.row, r.seed): r for r in runs}
+        self._boards = {key: Board(r.scores) for key, r in self._runs.items()}
+
+    def seeds(self, row: str) -> list[int]:
+        return sorted(s for r, s in self._runs if r == row)
+
+    def columns(self) -> list[Column]:
+        """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
+        wanted = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *_BESIDE.get(t, ())))]
+        found: list[Column] = [c for c in wanted if any(self.value(*key, c) is not None for key in self._runs)]
+        return [*found, None] if any(self.value(*key, None) is not None for key in self._runs) else found
+
+    def value(self, row: str, seed: int, column: Column) -> float | None:
+        """x100; None where it was not computed."""
+        board = self._boards[row, seed]
+        if column is not None:
+            return board.value(MODEL, *column)
+        four = [board.value(MODEL, t, HEADLINE[t]) for t in AVERAGED]
+        there = [v for v in four if v is not None]
+        return sum(there) / len(there) if len(there) == len(four) else None
+
+    def blind(self, row: str, seed: int, column: Column) -> float | None:
+        found = self._boards[row, seed].blind(*column) if column else None
+        return found[1] if found else None
+
+    def values(self, row: str, column: Column) -> list[float]:
+        return [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
+
+    def paired(self, row: str, column: Column) -> Paired | None:
+        """The row against the one it is told against, over the seeds that both have; None without one."""
+        against = self.rows[row].against
+        if against not in self.rows:
+            return None
+        both = [s for s in self.seeds(row) if s in self.seeds(against)]
+        pairs = [(self.value(row, s, column), self.value(against, s, column)) for s in both]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        return over_seeds([a for a, _ in known], [b for _, b in known]) if known else None
+
+    def run(self, row: str, seed: int) -> Finished:
+        return self._runs[row, seed]
+
+
+_BESIDE = {Task.VG: ("Recall", "mIoU"), Task.RC: (FACTS,), Task.MIA: (FACTS,)}
+
+
+def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Table]:
+    """For each titled group of rows its scores and its differences; then the paper's changes beside ours.
+
+    Rows without a finished run are left out.
+    """
+    tables = []
+    for title, names in groups.items():
+        there = [n for n in names if n in grid.rows]
+        if there:
+            tables.append(_scores(grid, title, there))
+        if told := [n for n in there if grid.rows[n].against in grid.rows]:
+            tables.append(_differences(grid, title, told))
+    printed = [n for n in grid.rows if grid.rows[n].printed and n != "bird"]
+    return [*tables, *([_beside_the_paper(grid, printed)] if printed and "bird" in grid.rows else [])]
+
+
+def ablation_json(grid: Grid) -> dict[str, Any]:
+    """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row it is told
+    against; x100."""
+    found: dict[str, Any] = {}
+    for name, row in grid.rows.items():
+        figures: dict[str, Any] = {}
+        for column in grid.columns():
+            if values := grid.values(name, column):
+                whole, gain = pooled(values), grid.paired(name, column)
+                figures[_title(column)] = {
+                    "mean": whole.mean,
+                    "interval": whole.interval,
+                    "by_seed": {s: grid.value(name, s, column) for s in grid.seeds(name)},
+                    "difference": gain and gain._asdict(),
+                }
+        runs = [grid.run(name, s) for s in grid.seeds(name)]
+        found[name] = {
+            "title": row.title,
+            "change": row.change,
+            "against": row.against,
+            "seeds": grid.seeds(name),
+            "steps": [r.steps for r in runs],
+            "passes": [round(r.passes, 3) for r in runs],
+            "scores": figures,
+        }
+    return found
+
+
+def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
+    columns, lines = grid.columns(), []
+    for name in names:
+        runs = [grid.run(name, s) for s in grid.seeds(name)]
+        cells, ends = [], []
+        for column in columns:
+            values = grid.values(name, column)
+            found = pooled(values) if values else None
+            cells.append(f"{found.mean:.1f}" if found else MISSING)
+            ends.append(f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]" if found and found.interval else MISSING)
+        work = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
+        lines.append((grid.rows[name].title, grid.rows[name].change, str(len(runs)), *cells, *work))
+        if any(e != MISSING for e in ends):
+            lines.append(("  95 % over seeds", "", "", *ends, "", ""))
+    blind = [_mean([b for s in grid.seeds(names[0]) if (b := grid.blind(names[0], s, c)) is not None]) for c in columns]
+    lines.append(("Best blind twin", f"of {grid.rows[names[0]].title}", "", *blind, "", ""))
+    heads = ("", "Change", "Seeds", *map(_title, columns), "Steps", "Passes")
+    notes = (
+        "x100, strict mode, mean over seeds of the mean over modalities; each seed draws weights and order anew, and "
+        "phantoms too. What was answered, so after selection where a row has one.",
+        "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "
+        "passes over the training data for student and teacher together, a trained pass counted as three.",
+    )
+    return Table(title, heads, tuple(lines), notes)
+
+
+def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
+    columns, lines, told = grid.columns(), [], 0
+    for name in names:
+        row = grid.rows[name]
+        found = [grid.paired(name, c) for c in columns]
+        told += sum(f is not None and f.interval is not None for f in found)
+        assert row.against
+        lines.append(
+            (f"{row.title} - {grid.rows[row.against].title}", *(_signed(f.mean if f else None) for f in found))
+        )
+        lines.append(("  95 %", *(_ends(f) for f in found)))
+        lines.append(("  smallest that would be seen", *(_smallest(f) for f in found)))
+        lines.append(("  in words", *(_verdict(f) for f in found)))
+    notes = (
+        "Pairs of runs with the same seed; Student's intervals over the seeds. Smallest: the true difference that as "
+        "many seeds of this spread would tell from 0 four times in five.",
+        f"{told} intervals: about {max(1, round(told / 20)) if told else 0} of them leave out 0 by chance alone.",
+    )
+    return Table(f"{title}: differences", ("", *map(_title, columns)), tuple(lines), notes)
+
+
+def _verdict(found: Paired | None) -> str:
+    if found is None or found.interval is None:
+        return MISSING
+    return ("better" if found.mean > 0 else "worse") if found.certain else "no difference seen"
+
+
+def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
+    """What each change added to BiRD: in the paper, and here. The data differ, so only signs and sizes compare."""
+    columns: list[Column] = [(t, HEADLINE[t]) for t in AVERAGED]
+    lines = []
+    for name in names:
+        printed = grid.rows[name].printed
+        assert printed
+        theirs = [a - b for a, b in zip(PRINTED[printed][:4], PRINTED["BiRD"][:4], strict=True)]
+        ours = [_against_bird(grid, name, c) for c in columns]
+        lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(_signed, ours)))
+    heads = ("Above BiRD", *(f"Paper {t.value}" for t in AVERAGED), *(f"Ours {t.value}" for t in AVERAGED))
+    notes = (
+        "Paper: differences of its printed Table 2 (Med-GRIT-270k, Qwen-VL, the official scripts, one run each, no "
+        "intervals). Ours: this page's data and model, strict mode. Other data and another model: only signs compare.",
+    )
+    return Table("The paper's changes beside ours", heads, tuple(lines), notes)
+
+
+def _against_bird(grid: Grid, name: str, column: Column) -> float | None:
+    both = [s for s in grid.seeds(name) if s in grid.seeds("bird")]
+    pairs = [(grid.value(name, s, column), grid.value("bird", s, column)) for s in both]
+    known = [a - b for a, b in pairs if a is not None and b is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _title(column: Column) -> str:
+    return f"{column[0].value} {column[1]}" if column else AVERAGE
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.1f}" if values else MISSING
+
+
+def _signed(value: float | None) -> str:
+    return MISSING if value is None else f"{value:+.1f}"
+
+
+def _ends(found: Paired | None) -> str:
+    return f"[{found.interval[0]:+.1f}, {found.interval[1]:+.1f}]" if found and found.interval else MISSING
+
+
+def _smallest(found: Paired | None) -> str:
+    return f"{found.smallest:.1f}" if found and found.smallest is not None else MISSING
