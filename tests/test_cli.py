@@ -16,7 +16,7 @@ from clinkd.pipeline.graph import Stage
 from clinkd.records import Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
 
-VERBS = ["run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor"]
+VERBS = ["run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report"]
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
 SCORES = {
     "mode": "strict",

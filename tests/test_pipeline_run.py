@@ -133,10 +133,10 @@ def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):
         fixed = [Correction(i, number, BoxedText("lung"), truth, 0.1, ("box",), truth, "offline") for i in ("a", "far")]
         write_lines(folder / "corrections.jsonl", (c.to_json() for c in fixed))
     told = {"id": "a", "task": "ROC", "modality": "ct", "before_wrong": True, "after_wrong": False, "answer": "liver"}
-    work = Work(tmp_path, {"reflect-1": round_1, "reflect-2": round_2}, 0, lambda key, value: None)
-    assert "Asked again" not in [t.title[:11] for t in Reviewed.of(work, train).tables()]
+    stages = {"reflect-1": round_1, "reflect-2": round_2}
+    assert "Asked again" not in [t.title[:11] for t in Reviewed.of(stages, train).tables()]
     write_lines(round_2 / "effect.jsonl", [told, {**told, "id": "far"}])
-    reviewed = Reviewed.of(work, train)
+    reviewed = Reviewed.of(stages, train)
     *_, effect = reviewed.tables()
     assert effect.rows[0][:4] == ("Round 2, all", "1", "1", "100.0")
     later = {(r.sample.id, r.correction.round): r.again for r in reviewed.examples(9)}

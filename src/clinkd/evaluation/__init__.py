@@ -2,10 +2,14 @@
 
 from clinkd.evaluation.ablation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.evaluation.blind import TWINS, blind_twins
+from clinkd.evaluation.browse import MOST, Answered, spread
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
+from clinkd.evaluation.cases import side_by_side
 from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
+from clinkd.evaluation.figures import Curve
+from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
 from clinkd.evaluation.metrics import FACTS, HEADLINE
-from clinkd.evaluation.report import Rewritten, choose_gallery, choose_rewritten, write_report, write_tables
+from clinkd.evaluation.report import write_report, write_shared, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
 from clinkd.evaluation.tables import (
     Again,
@@ -21,10 +25,13 @@ from clinkd.evaluation.tables import (
 __all__ = [
     "FACTS",
     "HEADLINE",
+    "MOST",
     "TWINS",
     "Again",
+    "Answered",
     "Caption",
     "CaptionScores",
+    "Curve",
     "Finished",
     "Gain",
     "Grid",
@@ -46,11 +53,15 @@ __all__ = [
     "pooled",
     "score",
     "score_by_source",
+    "side_by_side",
+    "spread",
     "table_json",
     "tabulate",
     "to_csv",
     "to_html",
     "to_markdown",
+    "verdict",
     "write_report",
+    "write_shared",
     "write_tables",
 ]

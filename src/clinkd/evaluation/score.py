@@ -122,6 +122,18 @@ class Judged:
                 found.append(Gain(row.row, row.task, metric, above, _ends(interval)))
         return found
 
+    def each(self) -> dict[str, dict[str, float]]:
+        """By sample, the figures of the model's answer to it alone, 0..1; those with nothing to divide by left out."""
+        found: dict[str, dict[str, float]] = {}
+        for row in self.rows:
+            if row.row != MODEL or row.counts is None or row.measure is FLAWS:
+                continue
+            values = row.measure.figures(row.counts)  # [N, F]
+            for place, own in zip(row.places, values.tolist(), strict=True):
+                known = found.setdefault(self.samples[place].id, {})
+                known |= {m: v for m, v in zip(row.measure.metrics, own, strict=True) if not np.isnan(v)}
+        return found
+
     def by_source(self) -> Table:
         """Task and source (the data set an image came from) against the model and its best blind twin."""
         sources = [s.source or "-" for s in self.samples]

@@ -31,6 +31,7 @@ TITLES = {
     Modality.ULTRASOUND: "Ultrasound", Modality.MICROSCOPY: "Microscopy", Modality.OTHER: "Other",
 }  # fmt: skip
 MISSING, NOT_COMPUTED = "-", "not computed"
+BY_MODALITY, OUTSIDE = "Task by modality", "Outside the paper's modalities"  # titles of tables
 
 
 class Board:
@@ -67,6 +68,16 @@ class Board:
         """The best image-blind twin and its figure; None where none was computed."""
         values = {t: v for t in self.twins() if (v := self.value(t, task, metric, modality)) is not None}
         return max(values.items(), key=lambda tv: tv[1]) if values else None
+
+    def columns(self) -> list[tuple[Task, str]]:
+        """What stands first of each task: its headline, and the facts; the paper's four tasks before others."""
+        columns = [(t, m) for t in Task for m in (HEADLINE[t], FACTS) if m in self.metrics(t)]
+        return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
+
+    def reasons(self, columns: Sequence[tuple[Task, str]]) -> list[str]:
+        """Why some of them could not be computed, in sentences."""
+        found = [self.get(MODEL, t, m) for t, m in columns]
+        return [f"{s.task.value} {s.metric} not computed: {s.why}." for s in found if s and s.value is None]
 
 
 # ---- for a program --------------------------------------------------------------------------------------------------
@@ -146,20 +157,15 @@ def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]
     """Overall, by modality, outside the paper's eight modalities and what selection gained (where there are any), every
     metric, and flaws."""
     board = Board(scores)
-    outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], "Outside the paper's modalities", False)
-    tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, "Task by modality", True)]
+    outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE, False)
+    tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, BY_MODALITY, True)]
     selection = [_selection(board, gains)] if any(g.value for g in gains) else []
     return [*tables, *([outside] if outside.rows else []), *selection, _every_metric(board), _flaws(board)]
 
 
-def _columns(board: Board) -> list[tuple[Task, str]]:
-    columns = [(t, m) for t in Task for m in (HEADLINE[t], FACTS) if m in board.metrics(t)]
-    return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
-
-
 def _overall(board: Board) -> Table:
     """Like the paper's Table 2: who answered against task."""
-    columns = _columns(board)
+    columns = board.columns()
     lines = [_line(board, MODEL, "Model", columns)]
     ends = [board.get(MODEL, t, m) for t, m in columns]
     lines.append(("  95 % interval", *(_interval(s) for s in ends), MISSING))
@@ -177,7 +183,7 @@ def _overall(board: Board) -> Table:
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
         "A blind twin answers without seeing the image: only what stands above the best of them was seen in the image.",
         "The oracle picks each answer by its truth: no selection can do better.",
-        *_reasons(board, columns),
+        *board.reasons(columns),
     )
     names = tuple(f"{t.value} {m}" for t, m in columns)
     return Table("Scores", ("", *names, "Average of four"), tuple(lines), notes)
@@ -204,7 +210,7 @@ def _mean_cell(board: Board, row: str | None) -> str:
 def _by_modality(board: Board, modalities: Sequence[Modality], title: str, mean: bool) -> Table:
     """Like the paper's Tables 3 and 4, each task with its best blind twin beneath."""
     lines, left_out = [], []
-    for task, metric in _columns(board):
+    for task, metric in board.columns():
         if not set(modalities) & set(board.modalities(task, metric)):
             continue
         own, blind = [], []
@@ -222,7 +228,7 @@ def _by_modality(board: Board, modalities: Sequence[Modality], title: str, mean:
     rest = [
         TITLES[m]
         for m in Modality
-        if m not in PAPER_MODALITIES and any(m in board.modalities(*c) for c in _columns(board))
+        if m not in PAPER_MODALITIES and any(m in board.modalities(*c) for c in board.columns())
     ]
     if left_out:
         notes.append(f"Not computed, so not shown: {', '.join(left_out)}.")
@@ -240,7 +246,7 @@ def _selection(board: Board, gains: Sequence[Gain]) -> Table:
     """Each way to choose among the candidates against the first beam, by task."""
     known = {(g.task, g.metric, g.row): g for g in gains}
     rows, lines, used = board.choices(), [], []
-    for task, metric in _columns(board):
+    for task, metric in board.columns():
         if board.value(FIRST_BEAM, task, metric) is None:
             continue
         used += [known[task, metric, row] for row in rows if (task, metric, row) in known]
@@ -310,11 +316,6 @@ def _flaws(board: Board) -> Table:
     heads = tuple(f"{m}, %" for m in FLAWS.metrics)
     notes = ("They are judged as they stand: what could not be read finds nothing.",)
     return Table("Answers with a flaw", ("Task", "Questions", *heads), tuple(lines), notes)
-
-
-def _reasons(board: Board, columns: Sequence[tuple[Task, str]]) -> list[str]:
-    found = [board.get(MODEL, t, m) for t, m in columns]
-    return [f"{s.task.value} {s.metric} not computed: {s.why}." for s in found if s and s.value is None]
 
 
 def _number(value: float | None, missing: str = NOT_COMPUTED) -> str:
@@ -417,7 +418,7 @@ _PRINTED_BY_MODALITY: dict[str, dict[Task, tuple[float | None, ...]]] = {
 }
 
 
-_PRINTED_AVERAGES = {
+PRINTED_AVERAGES = {
     "BiRD (Table 3)": (43.03, 48.02, 42.51, 53.85, 51.99, 80.45, 60.58, 69.78),
     "ClinKD (Table 4)": (61.93, 59.69, 67.76, 72.08, 57.97, 89.79, 80.37, 79.06),
 }
@@ -444,12 +445,12 @@ def paper_tables() -> list[Table]:
             if printed is not None and abs(mean - printed) > 0.0051:
                 off.append(f"the mean of the printed {task.value} row is {_rounded(mean)}, printed {printed:.2f}")
             lines.append((f"{task.value} {HEADLINE[task]}", *(MISSING if v is None else f"{v:.2f}" for v in values)))
-        for at, printed in enumerate(_PRINTED_AVERAGES[name]):
+        for at, printed in enumerate(PRINTED_AVERAGES[name]):
             there = [v for values in by_task.values() if (v := values[at]) is not None]
             if abs((mean := sum(there) / len(there)) - printed) > 0.0051:
                 column = TITLES[PAPER_MODALITIES[at]]
                 off.append(f"the mean of the printed {column} column is {_rounded(mean)}, printed {printed:.2f}")
-        lines.append(("Average", *(f"{v:.2f}" for v in _PRINTED_AVERAGES[name]), MISSING))
+        lines.append(("Average", *(f"{v:.2f}" for v in PRINTED_AVERAGES[name]), MISSING))
         heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Printed mean")
         tables.append(Table(f"The paper's printed scores by modality: {name}", heads, tuple(lines), (apart, *off)))
     return tables

@@ -55,6 +55,7 @@ __all__ = [
     "open_run",
     "outlook",
     "plan",
+    "report",
     "run",
     "table",
 ]
@@ -140,3 +141,14 @@ def correct(run: Run, round: int, settings: Sequence[str], out: Path | None) -> 
     from clinkd.pipeline.correcting import recorrect
 
     return recorrect(run, round, settings, out)
+
+
+def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
+    """Write the page of a finished run again, without scoring, and return where it is; `share`: one to be mailed,
+    without pixels and without a word that people or models wrote.
+
+    Raises BadInput for a run that is not finished.
+    """
+    from clinkd.pipeline.reporting import report as write
+
+    return write(run, out, share)

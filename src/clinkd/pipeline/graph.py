@@ -125,6 +125,22 @@ def _status(stage: Mapping[str, Any], cache: Path) -> StageStatus:
     return StageStatus(stage["name"], stage["identity"], state, seconds, folder)
 
 
+def lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
+    """The given finished stages and all that led to them, by name, each after what it needs."""
+    found: dict[str, Path] = {}
+
+    def follow(name: str, folder: Path) -> None:
+        if name in found or not (folder / RECORD).is_file():
+            return
+        for need, identity in read_json(folder / RECORD).get("needs", {}).items():
+            follow(need, folder.parent / f"{need}-{identity}")
+        found[name] = folder
+
+    for name, folder in finished.items():
+        follow(name, folder)
+    return found
+
+
 def stage_record(folder: Path) -> dict[str, Any]:
     """The `stage.json` of a stage's folder: name, identity, config, needs, seconds, attempts, started, finished,
     versions, recorded. Raises BadInput where it cannot be read."""

@@ -1,56 +1,232 @@
-"""The last stage: predictions to scores, tables and the page. Imports no torch."""
+"""The last stage: predictions to scores, tables and the page; and the page anew, of what was scored. Without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 from clinkd import evaluation
-from clinkd.config import Knobs, RunConfig, panel
+from clinkd.config import Knob, Knobs, RunConfig, panel
 from clinkd.correction import reflection_tables
-from clinkd.evaluation import Again, Rewritten
+from clinkd.evaluation import Again, Answered, Curve, Rewritten
+from clinkd.evaluation.metrics import Rules
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
-from clinkd.pipeline.graph import Work, stage_record
+from clinkd.pipeline.graph import Work, lineage, stage_record
 from clinkd.pipeline.prepared import about, read_split, told_by
-from clinkd.records import Correction, Prediction, Sample, Table
-from clinkd.remote import Scrubber
-from clinkd.storage import JsonLines, write_json, write_lines
+from clinkd.pipeline.runs import REPORT, SCORES, Run
+from clinkd.records import BadInput, Correction, Prediction, Sample, Score, Table
+from clinkd.remote import PlainPage
+from clinkd.storage import JsonLines, read_json, write_json, write_lines
+
+SCORED, TABLES, EACH = "scores.jsonl", "tables.json", "answers.jsonl"
+SHARED = "report-shared.html"
+BY_SOURCE = "By source"
+_TRAINED = {"teacher": "Teacher", "distill": "Distillation", "tune": "Plain tuning", "reflect": "Reflection, round"}
+_LINES = {"loss": "loss", "ce": "cross-entropy", "kl": "KL"}  # by their names in the log
 
 
 def write(work: Work, config: RunConfig) -> None:
-    """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions."""
-
+    """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions; and what
+    the page is made of, so that it can be made again without scoring."""
     prepared = work.inputs["prepare"]
-    root, lexicon = about(prepared)
+    _, lexicon = about(prepared)
     train, test = read_split(prepared, "train"), read_split(prepared, "test")
-    predictions = [Prediction.from_json(r) for r in JsonLines(work.inputs["select"] / "predictions.jsonl").read()]
+    predictions = _predictions(work.inputs["select"])
     judged = evaluation.judge(test, predictions, evaluation.blind_twins(train, test), lexicon, config.evaluate)
     scores, gains = judged.scores(), judged.gains()
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(judged.by_source())
-    reviewed = Reviewed.of(work, train)
-    gallery = evaluation.choose_gallery(test, predictions, config.evaluate.gallery)
-    rewritten = reviewed.examples(config.evaluate.gallery)
-    write_lines(work.folder / "scores.jsonl", (s.to_json() for s in scores))
-    write_json(work.folder / "table.json", evaluation.table_json(scores, {}, gains))
-    evaluation.write_report(
-        work.folder / "report.html",
-        run_name=config.name,
-        tables=tables,
-        scores=scores,
-        gallery=gallery,
-        image_root=root,
-        setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in panel(config) if not isinstance(k.value, Knobs)],
-        reflection=reviewed.tables(),
-        rewritten=rewritten,
-        wall_seconds={name: stage_record(folder)["seconds"] for name, folder in work.inputs.items()},
-        lexicon=lexicon,
-        iou=config.evaluate.iou,
-        # a page is carried about: what the files of these samples say of a person is not shown on it
-        shown=Scrubber(told_by(root, [*(s for s, _ in gallery), *(r.sample for r in rewritten)])).plain,
+    figures, rules = judged.each(), Rules(config.evaluate.iou, lexicon)
+    answered = {p.id: p for p in predictions}
+    each = (
+        {
+            "id": s.id,
+            "right": evaluation.verdict(s, answered[s.id], rules),
+            "figures": {k: round(v, 4) for k, v in figures.get(s.id, {}).items()},
+        }
+        for s in test
     )
+    write_lines(work.folder / EACH, each)
+    write_lines(work.folder / SCORED, (s.to_json() for s in scores))
+    write_json(work.folder / TABLES, [_table_json(t) for t in tables])
+    write_json(work.folder / SCORES, evaluation.table_json(scores, {}, gains))
+    _Scored(work.folder, lineage(work.inputs) or work.inputs, config, train).write(work.folder / REPORT)
+
+
+def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
+    """The page of a finished run anew, at `out` or in the run's folder; `share`: one without pixels and words.
+
+    Raises BadInput where the run is not finished, or was scored before this could be done.
+    """
+    folder = run.stage("score")
+    missing = [name for name in (EACH, SCORED, TABLES) if not (folder / name).is_file()]
+    if missing:
+        raise BadInput(f"{folder / missing[0]}: missing; `{run.command}` scores the run anew")
+    finished = {s.name: s.folder for s in run.status() if s.state == "done" and s.name != "score"}
+    train = read_split(finished["prepare"], "train")
+    made = _Scored(folder, finished, run.config, train)
+    path = out or run.folder / (SHARED if share else REPORT)
+    if share:
+        made.share(path)
+    else:
+        made.write(path.resolve())  # of the run's folder: what the link there points at
+    return path
+
+
+def _predictions(stage: Path) -> list[Prediction]:
+    return [Prediction.from_json(r) for r in JsonLines(stage / "predictions.jsonl").read()]
+
+
+def _table_json(table: Table) -> dict[str, Any]:
+    return {"title": table.title, "columns": table.columns, "rows": table.rows, "notes": table.notes}
+
+
+def _table(value: Mapping[str, Any]) -> Table:
+    rows = tuple(tuple(row) for row in value["rows"])
+    return Table(value["title"], tuple(value["columns"]), rows, tuple(value["notes"]))
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a page is made of: the folder of the scores, the stages that led to it, and the config."""
+
+    folder: Path
+    stages: Mapping[str, Path]
+    config: RunConfig
+    train: Sequence[Sample]
+
+    def write(self, path: Path) -> None:
+        """The page for those who may see the images."""
+        root, lexicon = about(self.stages["prepare"])
+        answered = self._answered()
+        count, reviewed = self.config.evaluate.gallery, self._reviewed()
+        rewritten = reviewed.examples(count)
+        on_page = evaluation.spread(answered, evaluation.MOST)
+        samples = [a.sample for a in on_page]
+        # a page is carried about: what the files of these samples say of a person is not shown on it
+        people = told_by(root, [*samples, *(r.sample for r in rewritten)])
+        evaluation.write_report(
+            path,
+            run_name=self.config.name,
+            tables=self._tables(),
+            scores=self._scores(),
+            gallery=evaluation.choose_gallery(samples, [a.prediction for a in on_page], count),
+            image_root=root,
+            setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in self._knobs()],
+            reflection=reviewed.tables(),
+            rewritten=rewritten,
+            wall_seconds=self._seconds(),
+            lexicon=lexicon,
+            iou=self.config.evaluate.iou,
+            shown=PlainPage(people),
+            answered=answered,
+            curves=trainings(self.stages),
+        )
+
+    def share(self, path: Path) -> None:
+        """The page for everybody: figures alone."""
+        reviewed = self._reviewed()
+        corrections = [replace(c, by=_known(c.by), rejected=c.rejected and "refused") for c in reviewed.corrections]
+        evaluation.write_shared(
+            path,
+            tables=[_unnamed(t) for t in self._tables()],
+            scores=self._scores(),
+            answered=self._answered(),
+            setup=[(k.name, _figure(k), _spell(k.paper)) for k in self._knobs()],
+            reflection=replace(reviewed, corrections=corrections).tables(),
+            wall_seconds=self._seconds(),
+            curves=trainings(self.stages),
+        )
+
+    def _answered(self) -> list[Answered]:
+        """Every question of the test split, in its order."""
+        answers = {p.id: p for p in _predictions(self.stages["select"])}
+        told = {r["id"]: r for r in JsonLines(self.folder / EACH).read()}
+        samples = read_split(self.stages["prepare"], "test")
+        return [
+            Answered(number, s, answers[s.id], told[s.id]["right"], told[s.id]["figures"])
+            for number, s in enumerate(samples, start=1)
+        ]
+
+    def _scores(self) -> list[Score]:
+        return [Score.from_json(r) for r in JsonLines(self.folder / SCORED).read()]
+
+    def _tables(self) -> list[Table]:
+        return [_table(value) for value in read_json(self.folder / TABLES)]
+
+    def _reviewed(self) -> Reviewed:
+        return Reviewed.of(self.stages, self.train)
+
+    def _knobs(self) -> list[Knob]:
+        return [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
+
+    def _seconds(self) -> dict[str, float]:
+        return {name: stage_record(folder)["seconds"] for name, folder in self.stages.items()}
+
+
+# ---- what a page for everybody leaves out ---------------------------------------------------------------------------
+
+
+def _unnamed(table: Table) -> Table:
+    """Data sets go by numbers, and notes keep no path and nothing in quotes."""
+    notes = tuple(re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "…", note) for note in table.notes)
+    if table.title != BY_SOURCE:
+        return replace(table, notes=notes)
+    names = {name: f"source {i}" for i, name in enumerate(dict.fromkeys(r[1] for r in table.rows), start=1)}
+    return replace(table, rows=tuple((r[0], names[r[1]], *r[2:]) for r in table.rows), notes=notes)
+
+
+def _known(by: str) -> str:
+    """Who corrected, where that is no name that somebody gave."""
+    return by if by in ("", "offline", "human") else "a model"
+
+
+def _figure(knob: Knob) -> str:
+    """The value of a knob where it is a number or one of the words that it can be; a path, name or address is not."""
+    value = knob.value
+    if value is None or isinstance(value, bool | int | float):
+        return _spell(value)
+    words = [str(v) for v in (value if isinstance(value, tuple | list) else (value,))]
+    choices = set(re.split(r"\W+", knob.wants)) if "|" in knob.wants else set()
+    numbers = all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", w) for w in words)
+    return _spell(value) if numbers or all(set(re.split(r"\W+", w)) <= choices for w in words) else "(given)"
+
+
+# ---- trainings ------------------------------------------------------------------------------------------------------
+
+
+def trainings(stages: Mapping[str, Path]) -> list[Curve]:
+    """The logs of teacher, distillation and reflection: the loss, and the parts it is made of where it has several."""
+    found = []
+    for stage, folder in stages.items():
+        for log in sorted(folder.glob("fit-*/log.jsonl")):
+            kind = log.parent.name.removeprefix("fit-")
+            if kind not in _TRAINED:
+                continue
+            number = stage.rpartition("-")[2] if kind == "reflect" else ""
+            series = _series(JsonLines(log).read())
+            if series:
+                found.append(Curve(f"{_TRAINED[kind]} {number}".strip(), series))
+    return found
+
+
+def _series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Each figure by step; of a step that was done again after a stop, the last."""
+    by_step = {line["step"]: line for line in lines if "step" in line}
+    names = [n for n in _LINES if any(n in line for line in by_step.values())]
+    if "kl" not in names:
+        names = [n for n in names if n == "loss"]  # else the cross-entropy is all there is to it
+    return {
+        _LINES[n]: [(float(step), float(by_step[step][n])) for step in sorted(by_step) if n in by_step[step]]
+        for n in names
+    }
+
+
+# ---- corrections ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +238,12 @@ class Reviewed:
     again: Sequence[Again]
 
     @classmethod
-    def of(cls, work: Work, train: Sequence[Sample]) -> Self:
+    def of(cls, stages: Mapping[str, Path], train: Sequence[Sample]) -> Self:
         """Of the training questions at hand: a small run in a trial scores with few of them."""
         known = {s.id for s in train}
         corrections: list[Correction] = []
         again: list[Again] = []
-        for name, folder in work.inputs.items():
+        for name, folder in stages.items():
             if not name.startswith("reflect-"):
                 continue
             corrections += [Correction.from_json(r) for r in JsonLines(folder / CORRECTIONS).read()]

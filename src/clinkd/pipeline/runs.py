@@ -17,6 +17,7 @@ RUNS = Path("runs")
 RUN_RECORD = "run.json"
 SCORES = "table.json"
 REPORT = "report.html"
+BESIDE = ("table.md", "table.csv")  # the same figures for reading and for a spreadsheet
 TRAINED = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
 
 
@@ -139,7 +140,7 @@ def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace:
             )
         if changed:
             shutil.rmtree(folder / "stages", ignore_errors=True)
-            for name in (SCORES, REPORT):
+            for name in (SCORES, REPORT, *BESIDE):
                 (folder / name).unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is no run of ours (no {RUN_RECORD}); choose another --name or --runs")
@@ -155,6 +156,10 @@ def finish(run: Run) -> None:
     """Show the results of the last stage in the run's own folder, by links."""
     for name in (SCORES, REPORT):
         graph.link(run.folder / name, run._result(name))
+    for name in BESIDE:
+        path = run.report().with_name(name)
+        if path.is_file():
+            graph.link(run.folder / name, path)
 
 
 def _without_speed(theirs: Mapping[str, Any], ours: RunConfig) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def plan(config: RunConfig) -> list[Stage]:
 # Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
 VERSIONS = {
     "prepare": 3, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2, "answer": 4,
-    "select": 4, "score": 4,
+    "select": 4, "score": 5,
 }  # fmt: skip
 
 

@@ -127,9 +127,14 @@ def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
             picture = viewer.boxed(data.open_image(root, sample.images[-1]), sample, side_pixels=320)
         except BadInput:
             continue  # listed among the bad rows
-        lines = (("asked", _said(sample.question)), ("truth", _said(sample.answer)), ("group", sample.group))
+        lines = (
+            viewer.Line("asked", _said(sample.question), "asked"),
+            viewer.Line("truth", _said(sample.answer), "truth"),
+            viewer.Line("group", sample.group),
+            viewer.Line("id", sample.id),
+        )
         title = f"{sample.task}, {sample.modality.value}"
-        cards.append(viewer.Card(picture, f"{title}: {sample.id}", title, (*lines, ("id", sample.id))))
+        cards.append(viewer.Card(picture, f"{title}: {sample.id}", title, lines))
     return [
         viewer.key((("asked about", viewer.ASKED), ("truth", viewer.TRUTH))),
         viewer.gallery(cards),

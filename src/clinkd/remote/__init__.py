@@ -2,7 +2,7 @@
 
 from clinkd.remote.chat import Chat, Message, Reply, client, spelled
 from clinkd.remote.journal import NANO, Journal, Ledger, OverBudget
-from clinkd.remote.scrub import Masked, Scrubber, common_words
+from clinkd.remote.scrub import Masked, PlainPage, Scrubber, common_words
 
 __all__ = [
     "NANO",
@@ -12,6 +12,7 @@ __all__ = [
     "Masked",
     "Message",
     "OverBudget",
+    "PlainPage",
     "Reply",
     "Scrubber",
     "client",

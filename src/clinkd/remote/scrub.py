@@ -158,6 +158,28 @@ class Scrubber:
         yield None, text[at:]
 
 
+class PlainPage:
+    """`Scrubber(terms).plain` for the texts of a page and terms by the thousand: for each text only the terms are
+    looked for of which a word stands in it, which finds the same."""
+
+    def __init__(self, terms: Iterable[str]) -> None:
+        self._by_word: dict[str, set[str]] = defaultdict(set)
+        for term in terms:
+            for word in _words(term) or {""}:  # one without a word is looked for in every text
+                self._by_word[word].add(term)
+        self._scrubbers: dict[frozenset[str], Scrubber] = {}
+
+    def __call__(self, text: str) -> str:
+        near = frozenset(t for word in (*_words(text), "") for t in self._by_word.get(word, ()))
+        if near not in self._scrubbers:
+            self._scrubbers[near] = Scrubber(near)
+        return self._scrubbers[near].plain(text)
+
+
+def _words(text: str) -> set[str]:
+    return {word.casefold() for word in re.findall(r"\w+", unicodedata.normalize("NFC", text))}
+
+
 def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
     """The words that stand in texts of at least two groups; `texts` are (group, text)."""
     groups: dict[str, set[str]] = defaultdict(set)

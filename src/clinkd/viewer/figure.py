@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from clinkd.viewer.page import Html
+from clinkd.viewer.shot import Html
 
 _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 34, 118, 360, 62, 30  # units of the drawing; it scales with the page
 

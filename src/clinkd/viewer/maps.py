@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from clinkd.viewer.page import Html
+from clinkd.viewer.shot import Html
 
 _SIDE, _MARGIN = 180, 26  # units of the drawing; it scales with the page
 _WIDTH, _HEIGHT, _FOOT = 560, 150, 34

@@ -1,4 +1,4 @@
-"""Self-contained HTML: everything escaped, one style sheet, pictures as data URIs, no script, a strict CSP.
+"""Self-contained HTML: everything escaped, one style sheet, pictures as data URIs, at most one script, a strict CSP.
 
 Only `Html` may be put into a page; what makes an `Html` from plain text escapes it.
 """
@@ -7,38 +7,64 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
+import json
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple, NewType
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from clinkd.records import Table
 from clinkd.viewer.overlay import DASHES
+from clinkd.viewer.shot import Html, Mark, Picture, boxed_words, shot, thumbnail
 from clinkd.viewer.style import STYLE
 
-Html = NewType("Html", str)
+_SIDE = 448  # pixels of a picture's longer side
 _NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
 
 
-class Card(NamedTuple):
-    """One picture with what is said about it. `verdict` is shown as right (True), wrong (False) or not at all."""
+class Line(NamedTuple):
+    """A text under its heading, and the kind of the boxes (of `shot.KINDS`) that its box marks stand for."""
 
-    picture: Image.Image
+    heading: str
+    text: str
+    boxes: str = ""
+
+
+class Card(NamedTuple):
+    """One picture with what is said about it. `verdict` is shown as right (True), wrong (False) or not at all.
+
+    `number`: of the picture, by which the page's script finds it.
+    """
+
+    picture: Image.Image | Picture
     alt: str
     title: str
-    lines: tuple[tuple[str, str], ...]  # heading, text
+    lines: tuple[Line, ...]
     verdict: bool | None = None
     folded: tuple[str, ...] = ()  # shown on demand, numbered
     folded_title: str = "All candidates"
+    marks: tuple[Mark, ...] = ()
+    number: int | None = None
 
 
-def page(title: str, sections: Sequence[Html], notice: str = "", lead: str = "", footer: str = "") -> str:
-    """A whole document. Sections made by `section` are listed in its navigation."""
-    digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+def page(
+    title: str,
+    sections: Sequence[Html],
+    notice: str = "",
+    lead: str = "",
+    footer: str = "",
+    script: str = "",
+    data: Any = None,
+) -> str:
+    """A whole document. Sections made by `section` are listed in its navigation.
+
+    The one `script`, where there is one, finds `data`, a JSON value, in the element with the id "data".
+    """
+    policy = f"default-src 'none'; img-src data:; style-src {_digest(STYLE)}; base-uri 'none'; form-action 'none'"
+    if script:
+        policy += f"; script-src {_digest(script)}; require-trusted-types-for 'script'"
     links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
     warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
     menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
@@ -53,8 +79,20 @@ def page(title: str, sections: Sequence[Html], notice: str = "", lead: str = "",
         f"{warning}"
         f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
         f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
-        "</body></html>\n"
+        f"{_scripted(script, data) if script else ''}</body></html>\n"
     )
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _scripted(script: str, data: Any) -> str:
+    """The data stand last: all else is there to be read before they are. No text in them can end their element."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return f'<script type="application/json" id="data">{text}</script>\n<script>{script}</script>'
 
 
 def section(title: str, parts: Sequence[Html]) -> Html:
@@ -69,6 +107,13 @@ def paragraph(text: str, soft: bool = False) -> Html:
     """Plain text as a paragraph."""
     kind = ' class="soft"' if soft else ""
     return Html(f"<p{kind}>{escape(text)}</p>")
+
+
+def article(title: str, parts: Sequence[Html]) -> Html:
+    """One thing among several of its kind, as wide as the page."""
+    return Html(
+        f'<article class="card case"><div class="body"><h3>{escape(title)}</h3>{"".join(parts)}</div></article>'
+    )
 
 
 def note(lines: Sequence[str]) -> Html:
@@ -100,6 +145,11 @@ def charts(figures: Sequence[Html], small: bool = False) -> Html:
     return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
+def apart(parts: Sequence[Html]) -> Html:
+    """Set apart by a dashed frame: of another kind than what is around it."""
+    return Html(f'<div class="apart">{"".join(parts)}</div>')
+
+
 def folded(title: str, parts: Sequence[Html]) -> Html:
     """Shown on demand."""
     return Html(f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>")
@@ -127,22 +177,13 @@ def _card(card: Card) -> str:
     mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[
         card.verdict
     ]
-    lines = "".join(f"<dt>{escape(h)}</dt><dd>{escape(t) or '(empty)'}</dd>" for h, t in card.lines)
+    lines = "".join(
+        f"<dt>{escape(x.heading)}</dt><dd>{boxed_words(x.text, x.boxes) or '(empty)'}</dd>" for x in card.lines
+    )
     folded = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.folded)
     more = f"<details><summary>{escape(card.folded_title)}</summary><ol>{folded}</ol></details>" if folded else ""
-    size = f'width="{card.picture.width}" height="{card.picture.height}"'
+    picture = card.picture if isinstance(card.picture, Picture) else thumbnail(card.picture, _SIDE)
     return (
-        f'<article class="card"><img {size} loading="lazy" alt="{escape(card.alt)}" src="{data_uri(card.picture)}">'
+        f'<article class="card">{shot(picture, card.marks, card.alt, card.number)}'
         f'<div class="body"><h3><span>{escape(card.title)}</span>{mark}</h3><dl>{lines}</dl>{more}</div></article>'
     )
-
-
-def data_uri(image: Image.Image) -> str:
-    """A picture as text: JPEG, or PNG where that is smaller (drawings, small phantoms)."""
-    best = b""
-    for kind, options in (("JPEG", {"quality": 84, "subsampling": 0, "optimize": True}), ("PNG", {"optimize": True})):
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, kind, **options)
-        if not best or len(buffer.getvalue()) < len(best):
-            best, mime = buffer.getvalue(), f"image/{kind.lower()}"
-    return f"data:{mime};base64,{base64.b64encode(best).decode()}"

@@ -1,15 +1,19 @@
 """The style sheet of every page: light and dark, readable on a phone, printable."""
 
-STYLE = """\
+from clinkd.viewer.overlay import ANSWER, ASKED, DASHES, LATER, TRUTH
+
+_PLAIN = """\
 :root {
   color-scheme: light dark;
   --back: #fbfbf9; --card: #ffffff; --ink: #1d2327; --soft: #59636b; --line: #dfe3e6; --accent: #0b6a9c;
   --bar: #0072b2; --twin: #b3a17a; --good: #00694d; --bad: #a83e00; --warn: #fff3d6; --warn-ink: #5c4300;
+  --hover: #eef4f8; --edge: #8a949c; --twin-ink: #76663f; --second: #b34a00; --third: #00694d;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --back: #14181b; --card: #1c2226; --ink: #e7ebee; --soft: #a3adb5; --line: #343c42; --accent: #6fc3f0;
     --bar: #56b4e9; --twin: #8d7c55; --good: #4cd6a9; --bad: #ff9a61; --warn: #3a3014; --warn-ink: #f3dda2;
+    --hover: #26313a; --edge: #6d7880; --twin-ink: #b9a476; --second: #ff9a61; --third: #4cd6a9;
   }
 }
 * { box-sizing: border-box; }
@@ -58,7 +62,16 @@ svg .bar { fill: var(--bar); } svg .twin { fill: var(--twin); } svg .grid { stro
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19.5rem), 1fr)); gap: 1rem;
   align-items: start; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; }
-.card img { display: block; width: 100%; height: auto; background: #000; image-rendering: auto; }
+.shot { position: relative; background: #000; }
+.shot > :first-child { display: block; width: 100%; height: auto; }
+.shot .small { image-rendering: pixelated; }
+.shot .blank { background: #30363b; }
+.over { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+.over rect { fill: none; vector-effect: non-scaling-stroke; }
+.over .edge { stroke: #000; stroke-width: 4.5; stroke-opacity: .75; } .over .line { stroke-width: 2.2; }
+.no-truth .over .truth, .no-answer .over .answer, .no-asked .over .asked { display: none; }
+.chip { border: 2px solid; border-radius: .2rem; padding: 0 .25rem; font-size: .78em;
+  background: #20262b; color: #fff; margin: 0 .05rem; }
 .card .body { padding: .6rem .9rem .8rem; }
 .card h3 { margin: 0 0 .3rem; display: flex; justify-content: space-between; gap: .6rem; }
 .card dl { margin: 0; font-size: .9rem; }
@@ -66,13 +79,61 @@ svg .bar { fill: var(--bar); } svg .twin { fill: var(--twin); } svg .grid { stro
 .card dd { margin: 0; overflow-wrap: anywhere; }
 .card h3 .good, .card h3 .bad { white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); }
+.card:focus-visible, #count:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; }
+#count { font-weight: 600; max-width: none; outline-offset: 4px; }
+.figures { font-size: .84rem; color: var(--soft); margin: 0 0 .3rem; font-variant-numeric: tabular-nums; }
+.foot { font-size: .8rem; margin: .7rem 0 0; }
+.case { margin: 0 0 1rem; } .case .shots { display: grid; gap: .8rem; margin-top: .7rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
+.case figure { font-size: .9rem; } .case figcaption { color: var(--ink); margin-top: .35rem; }
+.case .shot { border-radius: .4rem; overflow: hidden; }
+.filters { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: .6rem .8rem;
+  align-items: end; margin: 0 0 .8rem; padding: .8rem .9rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .6rem; }
+.filters label { display: block; font-size: .8rem; color: var(--soft); min-width: 0; }
+.filters .wide { grid-column: span 2; }
+select, input[type=search], button { font: inherit; font-size: .95rem; color: var(--ink); background: var(--back);
+  border: 1px solid var(--edge); border-radius: .4rem; padding: .38rem .55rem; width: 100%; min-height: 2.4rem; }
+button { width: auto; cursor: pointer; padding: .38rem .9rem; } button:hover { border-color: var(--accent); }
+.filters button { width: 100%; }
+button[aria-pressed=true] { border-color: var(--accent); color: var(--accent); }
+:is(a, button, select, input, summary):focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+details li button { min-height: 0; padding: .15rem .6rem; font-size: .82rem; margin: .2rem 0 .3rem; }
+details li p { margin: 0; overflow-wrap: anywhere; } .chosen > p:first-child { font-weight: 600; }
+.raw { font-family: ui-monospace, monospace; font-size: .78rem; color: var(--soft); }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.grid td { position: relative; padding: 0; } .grid td.gap { padding: .38rem .8rem; color: var(--soft); }
+.grid th { vertical-align: middle; } .grid td { vertical-align: middle; }
+.grid td a { display: block; padding: .38rem .8rem; text-decoration: none; color: inherit; }
+.grid td a:hover, .grid td a:focus-visible { background: var(--hover); } .grid td a:hover b { color: var(--accent); }
+.grid b { display: block; font-weight: 600; } .grid small { display: block; color: var(--twin-ink); font-size: .82rem; }
+.apart { border: 2px dashed var(--line); border-radius: .8rem; padding: 0 1rem 1rem; margin: 1rem 0; }
+svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
+svg .c0 { stroke: var(--bar); } svg .c1 { stroke: var(--second); stroke-dasharray: 7 3; }
+svg .c2 { stroke: var(--third); stroke-dasharray: 2 3; }
+svg .c3 { stroke: var(--soft); } svg .c4 { stroke: var(--ink); }
 details { margin-top: .6rem; font-size: .88rem; }
 summary { cursor: pointer; color: var(--accent); }
 details ol { padding-left: 1.2rem; margin: .4rem 0 0; }
 details li { margin: .25rem 0; overflow-wrap: anywhere; }
-.key { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; list-style: none; padding: 0; margin: .4rem 0 .9rem;
-  font-size: .9rem; }
+.key { border: 0; min-width: 0; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; list-style: none; padding: 0;
+  margin: .4rem 0 .9rem; font-size: .9rem; }
+.key input { margin: 0 .4rem 0 0; width: 1.05rem; height: 1.05rem; vertical-align: -2px; }
 .key svg { vertical-align: -2px; margin-right: .35rem; }
 footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size: .88rem; }
-@media print { .card { break-inside: avoid; } .scroll { overflow: visible; } }
+@media print { .card { break-inside: avoid; } .scroll { overflow: visible; }
+  #filter, #more, nav, .skip { display: none; }
+  body { font-size: 11pt; background: #fff; } a { color: inherit; } }
 """
+
+_KINDS = (("truth", TRUTH), ("answer", ANSWER), ("asked", ASKED), ("later", LATER))
+
+
+def _lines(kind: str, colour: str) -> str:
+    """How a kind of boxes is drawn on pictures, and marked in texts."""
+    dashes = f" stroke-dasharray: {' '.join(map(str, DASHES[colour]))};" if colour in DASHES else ""
+    border = f"border-color: {colour}; border-style: {'dashed' if dashes else 'solid'};"
+    return f".over .line.{kind} {{ stroke: {colour};{dashes} }} .chip.{kind} {{ {border} }}\n"
+
+
+STYLE = _PLAIN + "".join(_lines(kind, colour) for kind, colour in _KINDS)

@@ -1,0 +1,39 @@
+"""The verb that writes the page of a finished run again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clinkd.cli.outputs import REPORT, end_in_order, may_write
+from clinkd.cli.words import Parser, add_verb
+
+
+def add(verbs: Any, runs: Parser) -> None:
+    """Add `report`."""
+    made = add_verb(
+        verbs,
+        "report",
+        _report,
+        "write the page of a finished run again, or one to be mailed",
+        "clinkd report demo --share",
+        [runs],
+    )
+    made.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    made.add_argument(
+        "--share",
+        action="store_true",
+        help="without pixels, questions, answers, names, identifiers and paths: figures and boxes alone",
+    )
+    made.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (the run's folder)")
+    made.set_defaults(stopped="nothing was written")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from clinkd import pipeline
+
+    may_write("--out", args.out, REPORT)
+    end_in_order()
+    print(f"report   {pipeline.report(pipeline.find(args.run, args.runs), args.out, args.share)}")
+    return 0

@@ -1,0 +1,97 @@
+"""Pictures as text, embedded once, and boxes drawn over them as SVG: what lies beneath a box stays to be seen."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple, NewType
+
+from PIL import Image, ImageChops
+
+from clinkd.records import BOX_MARK, Box
+
+Html = NewType("Html", str)
+SMALL = 224  # pixels: a picture whose longer side has fewer is enlarged without smoothing
+_DRAWN = 160  # pixels: up to here PNG may be the smaller form, as of drawings
+KINDS = ("truth", "answer", "asked", "later")  # of boxes, in the style sheet
+
+
+class Picture(NamedTuple):
+    """An encoded picture: a data URI, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+class Mark(NamedTuple):
+    """A box on a picture, drawn as its kind is (one of KINDS)."""
+
+    box: Box
+    kind: str
+
+
+def thumbnail(image: Image.Image, side: int, quality: int = 84) -> Picture:
+    """A picture whose longer side has at most `side` pixels: JPEG, grey where it has no colour; or, of a small one, PNG
+    where that is smaller. It is never enlarged."""
+    made = image.convert("RGB")
+    if max(made.size) > side:
+        made.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    red, green, blue = made.split()
+    if ImageChops.difference(red, green).getbbox() is None and ImageChops.difference(red, blue).getbbox() is None:
+        made = red
+    kinds = [("JPEG", {"quality": quality, "optimize": True})]
+    if max(made.size) <= _DRAWN:
+        kinds.append(("PNG", {"optimize": True}))
+    coded = []
+    for kind, options in kinds:
+        buffer = io.BytesIO()
+        made.save(buffer, kind, **options)
+        coded.append((kind.lower(), buffer.getvalue()))
+    kind, best = min(coded, key=lambda pair: len(pair[1]))
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(best).decode()}", *made.size)
+
+
+def over(marks: Sequence[Mark]) -> Html:
+    """Boxes as a drawing that lies on a picture of any size."""
+    boxes = "".join(_outlined(mark) for mark in marks)
+    return Html(f'<svg class="over" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>')
+
+
+def _outlined(mark: Mark) -> str:
+    """A coloured line inside a dark one: visible on any tissue."""
+    box = mark.box
+    place = f'x="{box.x1:.4f}" y="{box.y1:.4f}" width="{box.width:.4f}" height="{box.height:.4f}"'
+    kind = escape(mark.kind)
+    return f'<rect class="edge {kind}" {place}/><rect class="line {kind}" {place}/>'
+
+
+def shot(picture: Picture, marks: Sequence[Mark], alt: str, number: int | None = None) -> Html:
+    """A picture with its boxes. The page's script finds it by `number`, where one is given."""
+    known = "" if number is None else f' data-picture="{number}"'
+    return Html(
+        f'<div class="shot"><img{known}{_kind(picture)} width="{picture.width}" height="{picture.height}" '
+        f'loading="lazy" alt="{escape(alt)}" src="{picture.uri}">{over(marks)}</div>'
+    )
+
+
+def repeated(picture: Picture, marks: Sequence[Mark], alt: str, name: str, first: bool) -> Html:
+    """A picture that stands on the page several times under the same `name`: embedded the first time only."""
+    size = f'width="{picture.width}" height="{picture.height}"'
+    inside = f'<image id="{escape(name)}" {size} href="{picture.uri}"/>' if first else f'<use href="#{escape(name)}"/>'
+    return Html(
+        f'<div class="shot"><svg role="img" aria-label="{escape(alt)}"{_kind(picture)} '
+        f'viewBox="0 0 {picture.width} {picture.height}">{inside}</svg>{over(marks)}</div>'
+    )
+
+
+def _kind(picture: Picture) -> str:
+    return ' class="small"' if max(picture.width, picture.height) < SMALL else ""
+
+
+def boxed_words(text: str, kind: str) -> Html:
+    """Words in which each box mark is a sign that looks like the box on the picture."""
+    sign = f'<span class="chip {escape(kind)}">box</span>'
+    return Html(sign.join(escape(part) for part in text.split(BOX_MARK)))
