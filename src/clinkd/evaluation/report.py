@@ -22,8 +22,8 @@ from clinkd.viewer import ANSWER, ASKED, LATER, SCRIPT, TRUTH, Choices, Html, Ke
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _NO_WORDS = Lexicon(())
 _LONG = 20  # rows of a table about the corrections that are shown at once
-_VERDICTS = (("", "right or wrong"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
-_ORDERS = (("", "worst first"), ("best", "best first"), ("given", "as in the test set"))
+_VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
+_ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
 
 def write_report(
@@ -133,23 +133,23 @@ def _browser(browsed: Browsed, cards: Html) -> Html:
     tasks = ((t.value, t.value) for t in Task if any(s.task is t for s in samples))
     modalities = ((m.value, TITLES[m]) for m in Modality if any(s.modality is m for s in samples))
     filters = [
-        Choices("task", "Task", _any("all tasks", tasks)),
-        Choices("modality", "Modality", _any("all modalities", modalities)),
+        Choices("task", "Task", _any(tasks)),
+        Choices("modality", "Modality", _any(modalities)),
         Choices("verdict", "Verdict", _VERDICTS),
-        Choices("by", "Score", _any("of each task", ((name, name) for name in metrics))),
+        Choices("by", "Score", [("", "task's own"), *((name, name) for name in metrics)]),
         Choices("order", "Order", _ORDERS),
     ]
     if len(sources) > 1:
         named = ((str(i), name or "not named") for i, name in enumerate(sources))
-        filters.insert(3, Choices("source", "Source", _any("all sources", named)))
+        filters.insert(3, Choices("source", "Source", _any(named)))
     keys = (Key("truth", TRUTH, "truth"), Key("answer", ANSWER, "answer"), Key("asked", ASKED, "asked about"))
     words = any("q" in entry for entry in browsed.data["samples"])
     search = "Words in question, truth or answer" if words else ""
     return Html(viewer.note(browsed.notes) + viewer.browser(filters, keys, cards, search))
 
 
-def _any(text: str, options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [("", text), *options]
+def _any(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [("", "all"), *options]
 
 
 def _cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[str], str]) -> Html:

@@ -22,14 +22,15 @@ def lines(title: str, series: Mapping[str, Points], across: str, up: str) -> Htm
     every = [p for points in thinned.values() for p in points]
     right, top = max(x for x, _ in every) or 1.0, max(max(y for _, y in every), 1e-9)
     step = _round_step(top)
-    top = step * -(-top // step)
-    parts = [*_frame(right, top, step, across, up)]
+    top = step * math.ceil(top / step - 1e-9)
+    parts = _frame(right, top, step, across, up)
+    start = float(_LEFT)
     for number, (name, points) in enumerate(thinned.items()):
         path = " ".join(f"{_x(x, right):.1f},{_y(y, top):.1f}" for x, y in points)
-        start = _LEFT + number * 92
         parts.append(f'<polyline class="curve c{number}" points="{path}"/>')
         parts.append(f'<line class="curve c{number}" x1="{start}" y1="14" x2="{start + 22}" y2="14"/>')
         parts.append(f'<text x="{start + 27}" y="18">{escape(name)}</text>')
+        start += 52 + 7 * len(name)
     said = "; ".join(
         f"{n}: from {p[0][1]:.3g} at {p[0][0]:g} to {p[-1][1]:.3g} at {p[-1][0]:g}" for n, p in thinned.items()
     )
@@ -66,8 +67,9 @@ def _frame(right: float, top: float, step: float, across: str, up: str) -> list[
         y = _y(k * step, top)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + _WIDTH}" y2="{y:.1f}"/>')
         parts.append(f'<text class="label small" x="{_LEFT - 7}" y="{y + 4:.1f}">{k * step:.4g}</text>')
-    for k in range(5):
-        x = right * k / 4
+    stride = max(1.0, _round_step(right))
+    for k in range(math.floor(right / stride) + 1):
+        x = k * stride
         parts.append(f'<text class="axis" x="{_x(x, right):.1f}" y="{_TOP + _HEIGHT + 16}">{x:,.0f}</text>')
     parts.append(f'<text class="axis" x="{_LEFT + _WIDTH / 2}" y="{_TOP + _HEIGHT + 36}">{escape(across)}</text>')
     middle = _TOP + _HEIGHT / 2

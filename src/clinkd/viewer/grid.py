@@ -27,7 +27,8 @@ def grid(
     body = "".join(f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows)
     return Html(
         f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0"><table class="grid">'
-        f"<caption>{escape(title)}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<caption>{escape(title)}</caption><thead><tr><td class="corner"></td>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
         f"{note(notes)}"
     )
 
@@ -35,7 +36,10 @@ def grid(
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return '<td class="gap">–</td>'
-    inside = f'<b aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.twin)}</small>'
+    kind = "" if any(c.isdigit() for c in cell.value) else ' class="soft"'
+    inside = (
+        f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.twin)}</small>'
+    )
     inside += f'<span class="unseen">{escape(cell.said)}</span>'
     if cell.link is None:
         return f'<td title="{escape(cell.said)}">{inside}</td>'

@@ -60,7 +60,7 @@ SCRIPT = r"""
     Object.entries(sample.f).map(([name, value]) => `${name} ${(100 * value).toFixed(0)}`).join(" · ");
 
   const weights = (candidate) => {
-    const said = candidate.l == null ? [] : [`log-probability a token ${candidate.l.toFixed(2)}`];
+    const said = candidate.l == null ? [] : [`log p a token ${candidate.l.toFixed(2)}`];
     said.push(...Object.entries(candidate.s).map(([name, value]) => `${name} ${value.toFixed(3)}`));
     return said.join(" · ") || "no scores";
   };
@@ -155,7 +155,7 @@ SCRIPT = r"""
     const part = shown < found.length ? `, the first ${shown} are shown` : "";
     const right = found.filter((sample) => sample.v === true).length;
     const judged = found.filter((sample) => sample.v !== null).length;
-    count.textContent = only ? `Question ${only}` : `${all}${part}; ${right} of ${judged} judged ones are right`;
+    count.textContent = only ? `Question ${only}` : `${all}${part}; ${right} right of ${judged} judged`;
     more.hidden = shown >= found.length;
     more.textContent = `${Math.min(STEP, found.length - shown)} more`;
   };
@@ -194,7 +194,7 @@ SCRIPT = r"""
       if (field.selectedIndex === -1) field.selectedIndex = 0;
     }
     show();
-    find("answers").scrollIntoView();
+    find("answers").scrollIntoView({ behavior: "instant" });
     count.focus({ preventScroll: true });
     return true;
   };

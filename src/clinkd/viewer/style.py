@@ -37,7 +37,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; pa
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; background: var(--card); }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .65rem .8rem .35rem; }
+caption { text-align: left; font-weight: 600; padding: .65rem .8rem .35rem; max-width: calc(100vw - 2.4rem); }
 th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 tbody tr + tr th, tbody tr + tr td { border-top: 1px solid var(--line); }
@@ -47,7 +47,7 @@ th.sub[scope=row] { padding-left: 1.9rem; color: var(--soft); font-weight: 400; 
 table.words td, table.words thead th { text-align: left; white-space: normal; min-width: 7rem; }
 .notes { font-size: .86rem; margin: .4rem 0 1.4rem; padding-left: 1.1rem; }
 .charts { display: grid; margin: 1.2rem 0 .6rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; align-items: start; }
 .charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); }
 figure { margin: 0; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .8rem .4rem; }
@@ -71,7 +71,7 @@ svg .bar { fill: var(--bar); } svg .twin { fill: var(--twin); } svg .grid { stro
 .over .edge { stroke: #000; stroke-width: 4.5; stroke-opacity: .75; } .over .line { stroke-width: 2.2; }
 .no-truth .over .truth, .no-answer .over .answer, .no-asked .over .asked { display: none; }
 .chip { border: 2px solid; border-radius: .2rem; padding: 0 .25rem; font-size: .78em;
-  background: #20262b; color: #fff; margin: 0 .05rem; }
+  background: #20262b; color: #fff; margin: 0 .12rem; }
 .card .body { padding: .6rem .9rem .8rem; }
 .card h3 { margin: 0 0 .3rem; display: flex; justify-content: space-between; gap: .6rem; }
 .card dl { margin: 0; font-size: .9rem; }
@@ -87,7 +87,7 @@ svg .bar { fill: var(--bar); } svg .twin { fill: var(--twin); } svg .grid { stro
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
 .case figure { font-size: .9rem; } .case figcaption { color: var(--ink); margin-top: .35rem; }
 .case .shot { border-radius: .4rem; overflow: hidden; }
-.filters { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: .6rem .8rem;
+.filters { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 7.6rem), 1fr)); gap: .6rem .8rem;
   align-items: end; margin: 0 0 .8rem; padding: .8rem .9rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; }
 .filters label { display: block; font-size: .8rem; color: var(--soft); min-width: 0; }
@@ -106,8 +106,13 @@ details li p { margin: 0; overflow-wrap: anywhere; } .chosen > p:first-child { f
 .grid th { vertical-align: middle; } .grid td { vertical-align: middle; }
 .grid td a { display: block; padding: .38rem .8rem; text-decoration: none; color: inherit; }
 .grid td a:hover, .grid td a:focus-visible { background: var(--hover); } .grid td a:hover b { color: var(--accent); }
-.grid b { display: block; font-weight: 600; } .grid small { display: block; color: var(--twin-ink); font-size: .82rem; }
-.apart { border: 2px dashed var(--line); border-radius: .8rem; padding: 0 1rem 1rem; margin: 1rem 0; }
+.grid .corner { position: sticky; left: 0; background: var(--card); border-bottom: 1px solid var(--line); }
+.grid tbody tr:first-child th { border-top: 0; }
+.grid b { display: block; font-weight: 600; } .grid b.soft { font-weight: 400; }
+.grid a b { text-decoration: underline; text-decoration-color: var(--edge); text-underline-offset: .2em; }
+ .grid small { display: block; color: var(--twin-ink); font-size: .82rem; }
+.apart { border: 2px dashed var(--line); border-radius: .8rem; padding: .8rem; min-width: 0; }
+.apart > .chart { border: 0; background: none; padding: 0; }
 svg .curve { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg .c0 { stroke: var(--bar); } svg .c1 { stroke: var(--second); stroke-dasharray: 7 3; }
 svg .c2 { stroke: var(--third); stroke-dasharray: 2 3; }

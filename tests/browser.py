@@ -1,0 +1,170 @@
+"""A headless Chromium that tests look at pages with, spoken to over its DevTools pipe."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--force-color-profile=srgb", "--remote-debugging-pipe",
+)  # fmt: skip
+SECONDS = 30.0
+
+
+def program() -> str:
+    """Where Chromium is; the test is skipped where it is nowhere."""
+    found = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+    )
+    if not found:
+        pytest.skip("no Chromium on PATH: install Debian's chromium to look at the pages")
+    return found
+
+
+class Browser:
+    """One page that can be looked at and clicked on. `told` holds what it complained about: errors, violations of the
+    policy, and requests for anything but the page itself and data URIs."""
+
+    def __init__(self, profile: Path) -> None:
+        ours, theirs = os.pipe(), os.pipe()
+
+        def place() -> None:  # the pipe is at 3 (it reads) and 4 (it writes)
+            low, high = (os.dup(fd) for fd in (ours[0], theirs[1]))
+            os.dup2(low, 3)
+            os.dup2(high, 4)
+
+        words = [program(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen(
+            words, preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        os.close(ours[0])
+        os.close(theirs[1])
+        self.write, self.read = ours[1], theirs[0]
+        self.numbers, self.kept, self.session = itertools.count(1), b"", ""
+        self.told: list[str] = []
+        self.events: list[dict[str, Any]] = []
+        target = next(t for t in self._targets() if t["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self.session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def _targets(self) -> list[dict[str, Any]]:
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            found: list[dict[str, Any]] = self.call("Target.getTargets")["targetInfos"]
+            if any(t["type"] == "page" for t in found):
+                return found
+            time.sleep(0.05)
+        raise TimeoutError("Chromium opened no page")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.write)
+        os.close(self.read)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = next(self.numbers)
+        asked = {"id": number, "method": method, "params": parameters}
+        if self.session:
+            asked["sessionId"] = self.session
+        os.write(self.write, json.dumps(asked).encode() + b"\0")
+        while True:
+            message = self._message()
+            if message.get("id") == number:
+                assert "error" not in message, (method, message["error"])
+                result: dict[str, Any] = message["result"]
+                return result
+
+    def _message(self) -> dict[str, Any]:
+        while b"\0" not in self.kept:
+            piece = os.read(self.read, 1 << 20)
+            assert piece, "Chromium ended"
+            self.kept += piece
+        line, _, self.kept = self.kept.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        self._note(message)
+        return message
+
+    def _note(self, message: dict[str, Any]) -> None:
+        about = message.get("params", {})
+        kind = message.get("method", "")
+        self.events.append({"method": kind})
+        if kind == "Runtime.exceptionThrown":
+            details = about["exceptionDetails"]
+            self.told.append(f"error: {details.get('exception', {}).get('description', details['text'])}")
+        elif kind == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
+            self.told.append(f"log: {about['entry']['text']}")
+        elif kind == "Runtime.consoleAPICalled":
+            self.told.append(f"console: {about['args']}")
+        elif kind == "Network.requestWillBeSent":
+            url = about["request"]["url"]
+            if not url.startswith("data:") and about.get("type") != "Document":
+                self.told.append(f"request: {url}")
+
+    def open(self, path: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False) -> float:
+        """Show a page from the start, and return the seconds until all of it stood."""
+        phone = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call("Page.navigate", url="about:blank")
+        self._until("Page.loadEventFired")
+        start = time.monotonic()
+        self.call("Page.navigate", url=path.resolve().as_uri() + (f"#{fragment}" if fragment else ""))
+        self._until("Page.loadEventFired")
+        return time.monotonic() - start
+
+    def _until(self, event: str) -> None:
+        end = time.monotonic() + SECONDS
+        while not any(e["method"] == event for e in self.events):
+            assert time.monotonic() < end, f"no {event}"
+            self._message()
+        self.events.clear()
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression on the page."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def click(self, selector: str) -> None:
+        """Press the mouse in the middle of an element."""
+        box = self.ask(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', "
+            "behavior: 'instant'}); const r = e.getBoundingClientRect(); "
+            "return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        self.ask("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def press(self, key: str) -> None:
+        """A key, down and up."""
+        codes = {"Tab": 9, "Enter": 13, " ": 32}
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        for kind in ("keyDown", "keyUp"):
+            more = {"text": text} if text and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key], **more)
+        self.ask("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def picture(self, path: Path, whole: bool = False) -> None:
+        """What is seen, as a PNG."""
+        made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(made["data"]))
