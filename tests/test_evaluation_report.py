@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,6 +23,7 @@ from clinkd.agreement import Lexicon
 from clinkd.correction import reflection_tables
 from clinkd.evaluation import (
     Again,
+    Answered,
     Gain,
     choose_gallery,
     choose_rewritten,
@@ -49,6 +52,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.viewer import SCRIPT
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
 WHY = "SPICE is not part"
@@ -193,16 +197,21 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
+        self.texts: dict[str, str] = {}  # of scripts, by id
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "rect", "line", "br"):
+        if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.texts[self.tags[-1][1].get("id") or ""] = data
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -248,17 +257,29 @@ def html(tmp_path: Path, scores: list[Score]) -> str:
 
 def test_nothing_hostile_gets_through(html: str) -> None:
     page = Page(html)
-    assert not {"script", "iframe", "object", "link", "form"} & {t for t, _ in page.tags}
-    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on") or a == "style"]
+    assert not {"iframe", "object", "link", "base"} & {t for t, _ in page.tags}
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on") or a in ("style", "action")]
     sources = [a["src"] for t, a in page.tags if t == "img"]
     assert len(sources) == 4 and all((s or "").startswith("data:image/") for s in sources)
     assert all((a["href"] or "").startswith("#") for t, a in page.tags if t == "a")
+    scripts = [a for t, a in page.tags if t == "script"]
+    assert scripts == [{"type": "application/json", "id": "data"}, {}] and page.texts[""] == SCRIPT
+    data = json.loads(page.texts["data"])
+    assert data["samples"][0]["q"] == data["samples"][0]["c"][0]["a"] == HOSTILE and "<" not in page.texts["data"]
 
 
-def test_the_policy_allows_the_style_and_the_pictures_only(html: str) -> None:
+def test_the_policy_allows_the_style_the_script_and_the_pictures_only(html: str) -> None:
     policy = next(a["content"] for t, a in Page(html).tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None and "default-src 'none'" in policy and "unsafe" not in policy
-    assert re.search(r"style-src 'sha256-[\w+/=]{44}'", policy)
+    assert policy is not None
+    kinds = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert kinds.pop("style-src") == f"'sha256-{digest(re.search('<style>(.*?)</style>', html, re.S)[1])}'"
+    assert kinds.pop("script-src") == f"'sha256-{digest(SCRIPT)}'"
+    none = {"default-src": "'none'", "base-uri": "'none'", "form-action": "'none'"}
+    assert kinds == {**none, "img-src": "data:", "require-trusted-types-for": "'script'"}
+
+
+def digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def test_the_page_can_be_read_aloud_and_opens_on_the_table(html: str) -> None:
@@ -269,9 +290,25 @@ def test_the_page_can_be_read_aloud_and_opens_on_the_table(html: str) -> None:
     assert all(a.get("scope") for t, a in page.tags if t == "th")
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
-    assert {(a["href"] or "")[1:] for t, a in page.tags if t == "a"} <= set(ids)
-    assert html.index("<table") < html.index("<svg")
+    links = {(a["href"] or "")[1:] for t, a in page.tags if t == "a"}
+    assert {link for link in links if "=" not in link} <= set(ids)
+    assert "task=VG&modality=ct&by=Recall" in links
+    assert html.index("Task by modality: model / best blind twin") < html.index("<svg")
     assert "Research use only" in html
+
+
+def test_a_picture_is_embedded_once_whatever_is_asked_about_it(tmp_path: Path, scores: list[Score]) -> None:
+    items = [hostile_sample(tmp_path, 0, task) for task in (Task.VG, Task.ROC, Task.RC)]
+    items = [replace(s, id=f"s{i}") for i, s in enumerate(items)]
+    answered = [Answered(i, s, guessed(s), None, {}) for i, s in enumerate(items, start=1)]
+    write_report(
+        tmp_path / "report.html", run_name="r", tables=[], scores=scores, gallery=[(items[1], guessed(items[1]))],
+        image_root=tmp_path, setup=[], wall_seconds={}, answered=answered,
+    )  # fmt: skip
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("data:image/") == 1
+    data = json.loads(Page(html).texts["data"])
+    assert data["pictures"] == [[None, 40, 30]] and [s["p"] for s in data["samples"]] == [0, 0, 0]
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path: Path, scores: list[Score]) -> None:
@@ -316,8 +353,9 @@ def test_every_text_of_people_and_models_goes_through_the_hook(tmp_path: Path, s
         rewritten=choose_rewritten([item], fixes, later, 8), shown=Seen(),
     )  # fmt: skip
     html = (tmp_path / "report.html").read_text()
-    # question, truth, answer, unread and raw; question, before and truth of three; rewritten, after, two refusals
-    assert html.count("[shown]") == 5 + 9 + 4 and "SECRET" not in html
+    # question, truth, answer, unread and raw, on the card and in the data; question, before and truth of three;
+    # rewritten, after, two refusals
+    assert html.count("[shown]") == 2 * 5 + 9 + 4 and "SECRET" not in html
 
 
 def wrong(number: int, task: Task, reasons: tuple[str, ...], refused: bool = False) -> tuple[Sample, Correction]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from clinkd.records import Box, Table
-from clinkd.viewer import ANSWER, LATER, TRUTH, Bar, bars, data_uri, key, overlay, page, section, table
+from clinkd.viewer import ANSWER, LATER, TRUTH, Bar, bars, key, lines, overlay, page, section, table, thumbnail
 
 
 def coloured(image: Image.Image, colour: str) -> np.ndarray:
@@ -74,9 +74,32 @@ def test_labels_of_two_boxes_in_one_place_do_not_cover_each_other() -> None:
 
 def test_a_picture_survives_the_page() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
-    kind, text = data_uri(image).split(",")
+    made = thumbnail(image, 448)
+    kind, text = made.uri.split(",")
     assert kind in ("data:image/png;base64", "data:image/jpeg;base64")
-    assert Image.open(io.BytesIO(base64.b64decode(text))).size == (30, 20)
+    assert Image.open(io.BytesIO(base64.b64decode(text))).size == (made.width, made.height) == (30, 20)
+
+
+def test_a_thumbnail_is_bounded_and_grey_only_where_the_image_is() -> None:
+    ramp = np.tile(np.arange(400, dtype=np.uint8)[:, None, None] % 200, (1, 600, 3))
+    opened = []
+    for values in (ramp, ramp + np.array([0, 0, 9], dtype=np.uint8)):
+        made = thumbnail(Image.fromarray(values), 300)
+        opened.append(Image.open(io.BytesIO(base64.b64decode(made.uri.split(",")[1]))))
+        assert (made.width, made.height) == opened[-1].size == (300, 200)
+    assert [o.mode for o in opened] == ["L", "RGB"]
+
+
+def test_curves_end_where_they_begin_and_say_so() -> None:
+    points = [(float(x), 8.0 / x) for x in range(1, 1001)]
+    drawn = lines("Loss <of>", {"loss": points, "KL": points[:3]}, "steps", "nats")
+    assert "loss: from 8 at 1 to 0.008 at 1000; KL: from 8 at 1 to 2.67 at 3" in drawn and "<of>" not in drawn
+    path = re.findall(r'points="([^"]+)"', drawn)
+    counts = [len(p.split()) for p in path]
+    assert counts == [160, 3]
+    x, y = (np.array([[float(v) for v in p.split(",")] for p in path[0].split()])).T
+    assert (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()  # y of a picture grows downwards
+    assert lines("none", {"loss": []}, "steps", "nats") == ""
 
 
 def test_bars_say_their_figures_and_their_gaps() -> None:

@@ -134,7 +134,7 @@ class _Scored:
         evaluation.write_shared(
             path,
             tables=[_unnamed(t) for t in self._tables()],
-            scores=self._scores(),
+            scores=[replace(s, why=s.why and _bare(s.why)) for s in self._scores()],
             answered=self._answered(),
             setup=[(k.name, _figure(k), _spell(k.paper)) for k in self._knobs()],
             reflection=replace(reviewed, corrections=corrections).tables(),
@@ -171,9 +171,14 @@ class _Scored:
 # ---- what a page for everybody leaves out ---------------------------------------------------------------------------
 
 
+def _bare(note: str) -> str:
+    """What this program says, without paths and what stands in quotes."""
+    return re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "…", note)
+
+
 def _unnamed(table: Table) -> Table:
-    """Data sets go by numbers, and notes keep no path and nothing in quotes."""
-    notes = tuple(re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "…", note) for note in table.notes)
+    """Data sets go by numbers."""
+    notes = tuple(map(_bare, table.notes))
     if table.title != BY_SOURCE:
         return replace(table, notes=notes)
     names = {name: f"source {i}" for i, name in enumerate(dict.fromkeys(r[1] for r in table.rows), start=1)}
