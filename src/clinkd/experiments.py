@@ -126,16 +126,19 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
 
 
 def small() -> RunConfig:
-    """One structure an image and its box asked for: half a minute a run, to compare over many seeds."""
+    """One structure an image and its box asked for: under a minute a run, to compare over many seeds (LOG.md)."""
     drawn = PhantomConfig(
         train_images=960, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
+    )
+    tiny = TinyConfig(
+        hidden=48, layers=2, mlp=128, vision_hidden=48, pretrain=PretrainConfig(vision=_quick(2.0), pairs=None)
     )
     return RunConfig(
         name="small",
         data=DataConfig(phantoms=drawn, workers=1),
-        model=ModelConfig(tiny=TinyConfig(layers=2, pretrain=PretrainConfig(vision=_quick(1.0), pairs=None))),
+        model=ModelConfig(box_bins=8, tiny=tiny),
         teacher=TeacherConfig(fit=_quick(10.0)),
-        distill=DistillConfig(fit=_quick(4.0)),
+        distill=DistillConfig(fit=_quick(8.0)),
         reflect=None,
         answer=AnswerConfig(beams=1, candidates=1, max_new_tokens=24),
         select=SelectConfig(scorer="first"),

@@ -9,7 +9,7 @@ from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
 from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
 from clinkd.evaluation.metrics import FACTS, HEADLINE
-from clinkd.evaluation.report import write_report, write_shared, write_tables
+from clinkd.evaluation.report import NOTICE, write_report, write_shared, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
 from clinkd.evaluation.tables import (
     Again,
@@ -26,6 +26,7 @@ __all__ = [
     "FACTS",
     "HEADLINE",
     "MOST",
+    "NOTICE",
     "TWINS",
     "Again",
     "Answered",

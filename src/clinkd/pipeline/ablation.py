@@ -86,6 +86,7 @@ def _swept(name: str, base: RunConfig) -> dict[str, Row]:
     sweep = SWEEPS[name]
     own = _knob(ROWS[sweep.row].make(base), sweep.knob)
     values = list(dict.fromkeys([*sweep.values, own]))
+    own = next(v for v in values if v == own)  # as the sweep spells it: 2, not 2.0
 
     def make(value: Any, of: RunConfig) -> RunConfig:
         return override(ROWS[sweep.row].make(of), [f"{sweep.knob}={value}"])
@@ -177,7 +178,8 @@ def _run_apart(config: RunConfig, runs: Path) -> str | None:
     if done.returncode == 0:
         folder.unlink(missing_ok=True)
         return None
-    return f"{said[-1] if said else f'exit status {done.returncode}'} (all it said: {folder})"
+    last = said[-1].removeprefix("clinkd: ") if said else f"exit status {done.returncode}"
+    return f"{last} (all it said: {folder})"
 
 
 # -- telling ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""Ablations: rows that are what they say, figures by hand, failures told, stages shared."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from clinkd import pipeline
+from clinkd.cli import main
+from clinkd.config import override
+from clinkd.evaluation import Finished, Grid, ablation_json, ablation_tables
+from clinkd.experiments import ROWS, SWEEPS, TABLE_2, small
+from clinkd.pipeline.ablation import Plan
+from clinkd.records import BadInput, Modality, Score, Task
+
+QUICK = [
+    "name=quick", "data.phantoms.train_images=24", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
+    "model.tiny.pretrain=null", "model.tiny.hidden=24", "model.tiny.vision_hidden=32", "model.tiny.layers=1",
+    "model.tiny.vision_layers=1", "model.tiny.mlp=24", "teacher.share=0.5", "teacher.fit.rows=4", "teacher.fit.epochs=1",
+    "distill.fit.rows=4", "distill.fit.epochs=2", "answer.max_new_tokens=4", "evaluate.replicates=20", "threads=1",
+]  # fmt: skip
+
+
+def score(task: Task, metric: str, value: float | None, row: str = "model") -> Score:
+    return Score(row, task, metric, None, value, 10, None if value is not None else "no jars")
+
+
+def finished(row: str, seed: int, vg: float, **more: float | None) -> Finished:
+    others = [score(Task(t), {"ROC": "Recall", "RC": "SPICE", "MIA": "mBMR"}[t], v) for t, v in more.items()]
+    blind = [score(Task.VG, "F1", 5.0 + seed, "constant")]
+    return Finished(row, seed, [score(Task.VG, "F1", vg), *others, *blind], 100, 7.2, 30.0)
+
+
+def table(tables, title):
+    return next(t for t in tables if t.title == title)
+
+
+def test_means_differences_and_the_smallest_seen_are_those_of_the_seeds():
+    bird, kd = [10.0, 12.0, 17.0], [13.0, 18.0, 19.0]
+    runs = [finished("bird", s, v) for s, v in enumerate(bird)] + [
+        finished("distilled", s, v) for s, v in enumerate(kd)
+    ]
+    grid = Grid(ROWS, runs)
+    tables = ablation_tables(grid, {"Rows": ("bird", "distilled", "whole")})
+    scores, gains, beside = tables
+    assert scores.columns == ("", "Change", "Seeds", "VG F1", "Steps", "Passes")
+    rows = {r[0]: r for r in scores.rows}
+    assert rows["BiRD-like"][2:] == ("3", "13.0", "100", "7.2") and rows["+ KD"][3] == "16.7"
+    assert rows["Best blind twin"][3] == "6.0" and "ClinKD" not in rows
+    gain = [b - a for a, b in zip(bird, kd, strict=True)]  # 3, 6, 2
+    half = 4.302653 * statistics.stdev(gain) / 3**0.5
+    mean = statistics.fmean(gain)
+    assert gains.rows[0] == ("+ KD - BiRD-like", f"{mean:+.1f}")
+    assert gains.rows[1][1] == f"[{mean - half:+.1f}, {mean + half:+.1f}]"
+    smallest = (4.302653 + 1.060660) * statistics.stdev(gain) / 3**0.5
+    assert gains.rows[2][1] == f"{smallest:.1f}" and gains.rows[3][1] == "no difference seen"
+    assert beside.rows == (("+ KD", "+9.19", "+14.19", "+11.98", "+12.15", "+3.7", "-", "-", "-"),)
+    found = ablation_json(grid)["distilled"]["scores"]["VG F1"]
+    assert found["by_seed"] == {0: 13.0, 1: 18.0, 2: 19.0} and found["difference"]["mean"] == pytest.approx(mean)
+
+
+def test_an_average_stands_only_where_all_four_tasks_were_judged():
+    four = {"ROC": 20.0, "RC": 30.0, "MIA": 40.0}
+    whole = Grid(ROWS, [finished("bird", 0, 10.0, **four)])
+    assert whole.columns()[-1] is None and whole.value("bird", 0, None) == 25.0
+    gap = Grid(ROWS, [finished("bird", 0, 10.0, **(four | {"RC": None}))])
+    assert None not in gap.columns() and gap.value("bird", 0, None) is None
+    assert (Task.RC, "SPICE") not in gap.columns()  # unscored is no zero
+
+
+def test_pairs_are_of_the_seeds_that_both_rows_have():
+    runs = [
+        finished("bird", 0, 10.0),
+        finished("bird", 1, 10.0),
+        finished("tuned", 1, 14.0),
+        finished("tuned", 2, 99.0),
+    ]
+    found = Grid(ROWS, runs).paired("tuned", (Task.VG, "F1"))
+    assert found.mean == 4.0 and found.pairs == 1 and found.interval is None
+    assert Grid(ROWS, runs[2:]).paired("tuned", (Task.VG, "F1")) is None  # its rival was not run
+
+
+def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
+    from clinkd.evaluation.tables import PRINTED
+
+    assert set(TABLE_2) <= set(ROWS) and len(TABLE_2) == 8
+    for row in ROWS.values():
+        assert row.against is None or row.against in ROWS
+        assert row.printed is None or row.printed in PRINTED
+    for sweep in SWEEPS.values():
+        assert sweep.row in ROWS
+
+
+def test_a_sweep_is_told_against_the_value_of_the_run_itself():
+    plan = Plan.of(small(), ["bird"], ["alpha"], [0])
+    swept = {n: r.against for n, r in plan.rows.items() if n.startswith("alpha")}
+    assert swept == {"alpha-1": "alpha-2", "alpha-2": None, "alpha-4": "alpha-2"}
+    assert plan.config("alpha-4", 3).model.alpha == 4 and plan.config("alpha-4", 3).name == "small-alpha-4-s3"
+    assert [g for g in plan.groups] == ["Rows", "Step between patches"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sweeps", "seeds", "says"),
+    [
+        (["brid"], [], [0], r"--rows brid: not known; did you mean bird\?"),
+        ([], ["alfa"], [0], r"--sweep alfa: not known; did you mean alpha\?"),
+        (["bird"], [], [0, 0], "a seed stands twice"),
+        (["drawn"], [], [0], "reflect"),  # this run has no reflection
+    ],
+)
+def test_what_no_row_can_be_made_of_is_refused_before_any_work(rows, sweeps, seeds, says, tmp_path):
+    with pytest.raises(BadInput, match=says):
+        pipeline.ablate(small(), rows, sweeps, seeds, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_made_told_and_their_stages_shared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["ablate", "small", "--runs", str(tmp_path), *(w for s in QUICK for w in ("--set", s))]
+    assert main([*words, "--rows", "bird,distilled,matched", "--seeds", "0"]) == 0
+    said = capsys.readouterr()
+    assert "[3/3] quick-matched-s0: done" in said.err and "differences" in said.out
+    folder = tmp_path / "quick-ablation"
+    found = json.loads((folder / "ablation.json").read_text())
+    assert found["bird"]["seeds"] == [0] and found["failed"] == {}
+    assert found["bird"]["steps"] == found["distilled"]["steps"] == [12]  # 24 images, 2 passes, 4 a step
+    assert found["bird"]["passes"] == [6.0] and found["distilled"]["passes"] == [9.5]
+    assert max(found["matched"]["passes"]) <= 6.6  # no more than plain tuning, up to whole steps
+    assert {len(list((tmp_path / ".stages").glob(f"{s}-*"))) for s in ("prepare", "base", "teacher")} == {1}
+    page = (folder / "ablation.html").read_text()
+    assert "BiRD-like" in page and "Content-Security-Policy" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert main([*words, "--rows", "bird", "--seeds", "0", "--json"]) == 0  # all there: told again at once
+    assert json.loads(capsys.readouterr().out)["bird"]["seeds"] == [0]
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
+    blocked = tmp_path / "quick-bird-s0"
+    blocked.mkdir()
+    (blocked / "mine.txt").write_text("not a run")
+    words = ["ablate", "small", "--runs", str(tmp_path), *(w for s in QUICK for w in ("--set", s))]
+    assert main([*words, "--rows", "bird,positions", "--workers", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "quick-bird-s0: failed:" in said and "is no run of ours" in said and "quick-positions-s0: done" in said
+    assert (blocked / "mine.txt").read_text() == "not a run"
+    assert not list(tmp_path.glob("quick-positions-s0.*"))  # the log of one that went well is not kept
+    assert "quick-bird-s0" in json.loads((tmp_path / "quick-ablation" / "ablation.json").read_text())["failed"]
+
+
+def test_a_control_draws_as_many_answers_whatever_was_found_wrong():
+    from clinkd.correction import at_random
+    from clinkd.records import BoxedText, Correction
+
+    text = BoxedText("a")
+    found = [Correction(f"s{i}", 1, text, text, 0.5, ("similarity",) if i % 5 == 0 else ()) for i in range(100)]
+    drawn = at_random(found, seed=0)
+    assert [c.id for c in drawn] == [c.id for c in found]
+    picked = {c.id for c in drawn if c.reasons == ("drawn",)}
+    assert len(picked) == sum(c.wrong for c in drawn) == 20
+    assert picked != {c.id for c in found if c.wrong}  # it does not aim at mistakes
+    assert at_random(found, seed=0) == drawn and at_random(found, seed=1) != drawn
+
+
+def test_phantoms_ask_some_tasks_alone(tmp_path):
+    from clinkd.data import phantoms
+
+    config = override(small(), QUICK).data.phantoms
+    found = phantoms.write(tmp_path, config, 0)
+    assert {s.task for s in found} == {Task.VG} and len({s.modality for s in found} & set(Modality)) == 8
