@@ -23,6 +23,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "WHEELHOUSE=folder   install from that folder, with no network (collect it with make wheelhouse)"
+	@echo "SPICE_JARS=folder   extras takes the jars of SPICE from that folder, with no network"
 	@echo "PYTHON=program      the Python, 3.11 or newer, that makes .venv (now $(PYTHON))"
 
 demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
@@ -48,8 +49,9 @@ format: $(V)/.dev  ## put the code into shape
 	$(V)/bin/ruff format
 	$(V)/bin/ruff check --fix
 
-extras:  ## install what pip cannot (nothing in this version)
-	@echo "extras: this version needs nothing that pip does not bring"
+extras: $(V)/.run  ## install what pip cannot: the jars of SPICE, by Maven, and Chromium, by apt-get as root
+	$(V)/bin/clinkd spice install $(if $(SPICE_JARS),--from "$(SPICE_JARS)")
+	@$(foreach name,$(CHROMIUMS),command -v $(name) >/dev/null || ) $(install_chromium)
 
 wheelhouse: $(V)/.made  ## collect every wheel into WHEELHOUSE (wheelhouse), for a machine without network
 	$(PIP) wheel --wheel-dir "$(WHEELS)" -c constraints.txt pip setuptools '.[dev]'
@@ -78,6 +80,14 @@ $(V)/.run: $(V)/.made pyproject.toml constraints.txt
 $(V)/.dev: $(V)/.run
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+# Only pictures of pages need a browser, so where there is none the rest goes on.
+CHROMIUMS := chromium chromium-browser google-chrome
+define install_chromium
+{ if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get install -y -qq chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }; \
+	else false; fi || echo "extras: no Chromium here; on Debian, as root: apt-get install chromium" >&2; }
+endef
 
 define check_wheelhouse
 @$(if $(WHEELHOUSE),ls "$(WHEELHOUSE)"/torch-*.whl >/dev/null 2>&1 || { echo "WHEELHOUSE=$(WHEELHOUSE): no wheels there; collect them with make wheelhouse on a machine with network" >&2; exit 2; },:)

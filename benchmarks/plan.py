@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.report import Row, add_outputs, show
 
-from clinkd.pipeline import memory
+from clinkd import memory
 
 PAUSE = 0.2
 RIVAL = "the run"

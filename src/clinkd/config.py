@@ -450,6 +450,9 @@ class EvaluateConfig(Knobs):
 
     iou: Share = knob(0.5, "a truth box is found at this IoU or more", paper=0.5)
     replicates: Whole = knob(1000, "bootstrap replicates, by image")
+    spice: Literal["headline", "all"] = knob(
+        "headline", "SPICE of RC, whose headline it is, or of all captions: those of MIA are long and take it minutes"
+    )
     gallery: Whole = knob(24, "pictures in the report", speed_only=True)
 
 

@@ -407,6 +407,13 @@ def spell_seconds(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept for all runs: CLINKD_CACHE, else clinkd in the user's cache."""
+    if own := os.environ.get("CLINKD_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "clinkd"
+
+
 def standing(path: Path) -> Path:
     """The path, or the nearest folder above it that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

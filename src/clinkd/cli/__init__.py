@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinkd import crew
-from clinkd.cli import ablate, data, report
+from clinkd.cli import ablate, data, report, spice
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add(verbs, runs, _config)
     data.add(verbs)
     report.add(verbs, runs)
+    spice.add(verbs)
     return parser
 
 

@@ -47,10 +47,9 @@ def doctor(_: argparse.Namespace) -> int:
             lines[package] = f"not installed: pip install {wanted}"
     lines["device"] = _device()
     lines["java"] = _java()
-    later = "not installed; nothing in this version needs it"
-    lines["SPICE jars"] = later
+    lines["SPICE"] = _spice()
     browsers = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    lines["Chromium"] = next(filter(None, browsers), None) or later
+    lines["Chromium"] = next(filter(None, browsers), None) or "not installed: make extras"
     for name, value in lines.items():
         print(f"{name:<22} {value}")
     return 0
@@ -74,6 +73,13 @@ def _device() -> str:
         return f"cuda {torch.version.cuda}: {', '.join(names)}"
     except Exception as error:  # a broken torch is what a bug report is about
         return f"unknown: torch does not import ({' '.join(str(error).split())[:120]})"
+
+
+def _spice() -> str:
+    from clinkd.evaluation import jars
+
+    reason = jars.trouble()
+    return f"{reason}: make extras, or clinkd spice install" if reason else str(jars.folder())
 
 
 def _java() -> str:

@@ -122,18 +122,26 @@ def caption_counts(captions: Sequence[Caption]) -> Counts:
     """
     if not captions:
         return np.zeros((0, len(COLUMNS)))
-    java, home = find_java(), _pycocoevalcap()
+    java, home = find_java(), find_pycocoevalcap()
     with _Meteor(java, home) as meteor:  # loads its tables while the tokenizer runs
-        texts = list(dict.fromkeys(_one_line(t) for c in captions for t in (c.candidate, *c.references)))
-        tokens = dict(zip(texts, _tokenize(java, home, texts), strict=True))
-        spoken = [
-            Caption(tokens[_one_line(c.candidate)], tuple(tokens[_one_line(r)] for r in c.references)) for c in captions
-        ]
+        spoken = tokenized(captions, java)
         unique = list(dict.fromkeys(spoken))
         rows = np.array([_bleu_and_rouge(c) for c in unique])
         rows = np.hstack([rows, meteor.counts(unique)])
     place = {caption: i for i, caption in enumerate(unique)}
     return cast(Counts, rows[[place[c] for c in spoken]])
+
+
+def tokenized(captions: Sequence[Caption], java: str) -> list[Caption]:
+    """Each text as its Penn Treebank tokens, lower case, without punctuation, a space apart.
+
+    Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
+    """
+    texts = list(dict.fromkeys(_one_line(t) for c in captions for t in (c.candidate, *c.references)))
+    tokens = dict(zip(texts, _tokenize(java, find_pycocoevalcap(), texts), strict=True))
+    return [
+        Caption(tokens[_one_line(c.candidate)], tuple(tokens[_one_line(r)] for r in c.references)) for c in captions
+    ]
 
 
 def _bleu_and_rouge(caption: Caption) -> list[float]:
@@ -194,7 +202,8 @@ def find_java() -> str:
     )
 
 
-def _pycocoevalcap() -> Path:
+def find_pycocoevalcap() -> Path:
+    """The folder of the package. Raises NotComputed where it is not installed."""
     spec = importlib.util.find_spec("pycocoevalcap")
     if spec is None or not spec.submodule_search_locations:
         raise NotComputed("pycocoevalcap is not installed; pip install pycocoevalcap==1.2, then evaluate again")
@@ -212,7 +221,7 @@ def _one_line(text: str) -> str:
 def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
     """Penn Treebank tokens, lower case, punctuation dropped, a space apart: PTBTokenizer.tokenize of pycocoevalcap."""
     command = [
-        *(java, *_UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
+        *(java, *UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
         *("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"),
     ]
     folder = home / "tokenizer"
@@ -234,7 +243,7 @@ def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
 
 
 # Java 17 writes in the locale's encoding, which is ASCII in a bare container.
-_UTF8 = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8")
+UTF8 = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8")
 
 
 class _Meteor:
@@ -249,7 +258,7 @@ class _Meteor:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
             self._process = subprocess.Popen(
-                [java, *_UTF8, "-Xmx2G", "-jar", "meteor-1.5.jar", *arguments],
+                [java, *UTF8, "-Xmx2G", "-jar", "meteor-1.5.jar", *arguments],
                 cwd=home / "meteor",
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

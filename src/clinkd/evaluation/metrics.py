@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,14 @@ from clinkd.agreement import (
     read_facts,
     sides,
 )
-from clinkd.evaluation.captions import FIGURES, Caption, caption_counts, caption_figures
+from clinkd.evaluation.captions import FIGURES, Caption, NotComputed, caption_counts, caption_figures
+from clinkd.evaluation.spice import FailedPair, spice_counts
 from clinkd.records import Box, Candidate, Sample, Task
 
 Counts = NDArray[np.float64]
 
 HEADLINE = {Task.VG: "F1", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR", Task.QA: "Accuracy"}
 FACTS = "Facts F1"
-SPICE_WHY = "SPICE is not part of this version; the facts F1 beside it needs none"
 
 
 class Item(NamedTuple):
@@ -244,8 +244,12 @@ NAMES = Measure((Task.ROC,), ("Recall", "Lists another class", "Laterality swaps
 # ---- RC and MIA: words, and the facts in them -----------------------------------------------------------------------
 
 
+def _captions(items: Sequence[Item]) -> list[Caption]:
+    return [Caption(i.answer.answer.words, (i.sample.answer.words,)) for i in items]
+
+
 def _count_captions(items: Sequence[Item], rules: Rules) -> Counts:
-    return caption_counts([Caption(i.answer.answer.words, (i.sample.answer.words,)) for i in items])
+    return caption_counts(_captions(items))
 
 
 CAPTIONS = Measure(
@@ -273,6 +277,17 @@ def _fact_figures(sums: Counts) -> Counts:
 FACT_TUPLES = Measure(
     (Task.RC, Task.MIA), (FACTS, "Facts precision", "Facts recall"), _count_facts, _fact_figures
 )  # fmt: skip
+
+
+def _count_spice(items: Sequence[Item], rules: Rules) -> Counts:
+    """Columns: answers, summed F-score."""
+    try:
+        return spice_counts(_captions(items))
+    except FailedPair as failed:
+        raise NotComputed(f"{items[failed.place].sample.id}: {failed}") from None
+
+
+SPICE = Measure((Task.RC,), ("SPICE",), _count_spice, lambda sums: _share(sums[..., 1:], sums[..., :1]))
 
 
 def _count_claims(items: Sequence[Item], rules: Rules) -> Counts:
@@ -395,4 +410,10 @@ FLAWS = Measure(
     tuple(Task), ("Truncated", "Unread boxes", "Empty", "No box where one was asked for"), _count_flaws, _flaw_figures
 )  # fmt: skip
 
-MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, CLAIMS, ANSWERS, FLAWS)
+MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
+
+
+def measures(spice: Literal["headline", "all"]) -> tuple[Measure, ...]:
+    """All, with SPICE for the task that it is the headline of, or for every task of captions."""
+    tasks = SPICE.tasks if spice == "headline" else CAPTIONS.tasks
+    return tuple(replace(m, tasks=tasks) if m is SPICE else m for m in MEASURES)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from clinkd.evaluation.captions import Caption, CaptionScores, caption_scores
+from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
+from clinkd.evaluation.spice import FailedPair, spice_counts
 from clinkd.records import BadInput
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in thousandths, corners in any order: the scripts do not look
@@ -97,6 +98,20 @@ def captioning(rows: Iterable[Answered]) -> dict[str, CaptionScores]:
     for row in rows:
         corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
     return caption_scores(corpora)
+
+
+def spice_by_modality(rows: Iterable[Answered]) -> dict[str, float]:
+    """RC: the mean SPICE (0..1) of each modality's answers. Raises NotComputed where SPICE cannot run, naming the row
+    that it fails on."""
+    rows = list(rows)
+    try:
+        scores = spice_counts([Caption(clean(row.response), (row.annotation,)) for row in rows])[:, 1]
+    except FailedPair as failed:
+        raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
+    found: dict[str, list[float]] = {}
+    for row, score in zip(rows, scores, strict=True):
+        found.setdefault(row.modality, []).append(float(score))
+    return {modality: sum(values) / len(values) for modality, values in found.items()}
 
 
 def mean_over_modalities(values: Iterable[float]) -> float:

@@ -14,16 +14,14 @@ from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation.captions import NotComputed
 from clinkd.evaluation.metrics import (
-    FACT_TUPLES,
     FACTS,
     FLAWS,
     HEADLINE,
-    MEASURES,
-    SPICE_WHY,
     Counts,
     Item,
     Measure,
     Rules,
+    measures,
 )
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 
@@ -99,8 +97,6 @@ class Judged:
             else:
                 told = is_choice(row.row) and row.measure is not FLAWS
                 found += _as_scores(row, self._figures(row, modalities, self._by_modality(row) if told else None))
-            if row.task is Task.RC and row.measure is FACT_TUPLES:
-                found += _not_computed(row, (HEADLINE[Task.RC],), SPICE_WHY, modalities)
         return found
 
     def gains(self) -> list[Gain]:
@@ -137,9 +133,10 @@ class Judged:
     def by_source(self) -> Table:
         """Task and source (the data set an image came from) against the model and its best blind twin."""
         sources = [s.source or "-" for s in self.samples]
+        metrics = {task: self._judged_by(task) for task in Task}
         best: dict[tuple[Task, str], dict[str, Figure]] = {}
         for row in self.rows:
-            if row.measure.metrics[0] == _judged_by(row.task) and row.counts is not None:
+            if row.measure.metrics[0] == metrics[row.task] and row.counts is not None:
                 drawn = self._replicated(row, sources) if row.row == MODEL else None
                 for source, figure in self._figures(row, sources, drawn).items():
                     if source is not None:
@@ -154,9 +151,14 @@ class Judged:
             low_high = own.intervals[0] if own.intervals is not None else (np.nan, np.nan)
             interval = "-" if np.isnan(low_high).any() else f"[{100 * low_high[0]:.0f}, {100 * low_high[1]:.0f}]"
             cells = (_cell(own.values[0]), interval, _cell(blind), name or "-", _cell(own.values[0] - blind, "+"))
-            lines.append((task.value, source, _judged_by(task), str(own.answers), *cells))
+            lines.append((task.value, source, metrics[task], str(own.answers), *cells))
         notes = ("x100 over the questions of a source; intervals by bootstrap over patients or images.",)
         return Table("By source", columns, tuple(lines), notes)
+
+    def _judged_by(self, task: Task) -> str:
+        """The metric of the table by source: the headline, or for RC without SPICE the facts."""
+        computed = {r.measure.metrics[0] for r in self.rows if r.task is task and r.counts is not None}
+        return HEADLINE[task] if HEADLINE[task] in computed or task is not Task.RC else FACTS
 
     def _figures(self, row: _Row, keys: Sequence[str], drawn: Counts | None) -> dict[str | None, Figure]:
         """Figures of each key with answers, in the order of first sight; under None the mean over those keys.
@@ -289,7 +291,7 @@ def judge(
     candidates = {i: [enlist(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
 
     rules, found = Rules(config.iou, lexicon), []
-    for measure in MEASURES:
+    for measure in measures(config.spice):
         mine = [k for k, item in enumerate(items) if item.sample.task in measure.tasks]
         if not mine:
             continue
@@ -363,11 +365,6 @@ def _not_computed(row: _Row, metrics: Sequence[str], why: str | None, modalities
     counts: Counter[Modality | None] = Counter(modalities[p] for p in row.places)
     counts[None] = len(row.places)
     return [Score(row.row, row.task, metric, m, None, n, why) for metric in metrics for m, n in counts.items()]
-
-
-def _judged_by(task: Task) -> str:
-    """The metric of the per-source table: the headline, or for RC, whose headline is SPICE, the facts."""
-    return FACTS if task is Task.RC else HEADLINE[task]
 
 
 def _coded(row: _Row, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:

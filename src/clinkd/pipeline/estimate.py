@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import FitConfig, RunConfig, dump
+from clinkd.memory import free_memory_mb
 from clinkd.pipeline.graph import StageStatus, draft_of
-from clinkd.pipeline.memory import free_memory_mb
 from clinkd.records import SPLITS, BadInput
 from clinkd.storage import folder_bytes, free_bytes, progress, spell_bytes, standing, write_json
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import ClipConfig, DataConfig, ModelConfig, ReflectConfig, RunConfig
+from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
@@ -58,7 +58,14 @@ def plan(config: RunConfig) -> list[Stage]:
         clip = stage("clip", _clip_identity(config.select.clip), data, base, config=config.select.clip, **at)
     answer = stage("answer", config.answer, data, model, seen, config=config.answer, previous=model.name, **at)
     select = stage("select", config.select, data, answer, clip, config=config.select, **at)
-    stage("score", config.evaluate, data, select, *[s for s in made if s.name.startswith("reflect-")], whole=config)
+    stage(
+        "score",
+        _evaluate_identity(config.evaluate),
+        data,
+        select,
+        *[s for s in made if s.name.startswith("reflect-")],
+        whole=config,
+    )
     return made
 
 
@@ -130,6 +137,13 @@ def _files_of(folder: Path, *kinds: str) -> dict[str, Any]:
         "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in words},
         "weights": {p.relative_to(folder).as_posix(): _stamp(p) for p in sorted(folder.rglob("*.safetensors"))},
     }
+
+
+def _evaluate_identity(config: EvaluateConfig) -> dict[str, Any]:
+    """The knobs, and which SPICE is installed: once there is one, what was not computed without is scored anew."""
+    from clinkd.evaluation import jars
+
+    return {**config.identity(), "SPICE jars": jars.identity()}
 
 
 def _clip_identity(config: ClipConfig) -> dict[str, Any]:

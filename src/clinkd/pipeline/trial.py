@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from clinkd import evaluation
+from clinkd import evaluation, memory
 from clinkd.config import AnswerConfig, FitConfig, RunConfig
+from clinkd.evaluation.spice import kept_at
 from clinkd.model import VisionLanguageModel, rows_of
-from clinkd.pipeline import memory
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
@@ -110,7 +110,8 @@ def run(config: RunConfig, folder: Path) -> None:
         inputs = {need.name: finished[need.name] for need in stage.needs}
         if stage.name in ("clip", "select", "score"):
             inputs["prepare"] = wide
-        tried = _try(stage, inputs, folder / stage.name)
+        with kept_at(folder / "spice.sqlite"):  # what other runs know would make it quicker than a first run is
+            tried = _try(stage, inputs, folder / stage.name)
         if stage.name == "prepare":
             tried |= free | _lessen(folder / "prepare", wide, part, config.model.max_image_tokens)
         if stage.name == ("see" if mini.model.sight == "stored" else "base"):
@@ -236,7 +237,8 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
     said = [p for p in steps.read_predictions(few) if p.id in {s.id for s in one}]
     write_lines(few / "predictions.jsonl", (p.to_json() for p in said))
     place = folder / "few-score"
-    fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place)["seconds"]
+    with kept_at(folder / "few.sqlite"):
+        fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place)["seconds"]
     start = time.monotonic()
     evaluation.blind_twins(train, test)
     return {"fixed_seconds": fixed, "blind_seconds": time.monotonic() - start}

@@ -1,0 +1,64 @@
+"""The verbs of SPICE: install, status."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clinkd.cli.outputs import end_in_order
+from clinkd.cli.words import FAILED, Parser, add_verb
+
+
+def add(verbs: Any) -> None:
+    """Add `spice` and its verbs."""
+    spice = verbs.add_parser(
+        "spice",
+        help="install what the SPICE metric runs on, or say whether it is there",
+        description="Install what the SPICE metric runs on, or say whether it is there.",
+        epilog="example: clinkd spice install",
+    )
+    kinds = spice.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    made = add_verb(
+        kinds,
+        "install",
+        _install,
+        "fetch the four jars of SPICE (387 MB) by Maven into the user's cache, or $CLINKD_CACHE, and check them",
+        "clinkd spice install --from DIR",
+    )
+    made.add_argument(
+        "--from", type=Path, metavar="DIR", dest="source", help="a folder that holds them; nothing is fetched"
+    )
+    made.set_defaults(stopped="the same command goes on with the download")
+    add_verb(
+        kinds,
+        "status",
+        _status,
+        "say whether SPICE can be computed here; the exit status is 0 only if it can",
+        "clinkd spice status",
+    )
+
+
+def _install(args: argparse.Namespace) -> int:
+    from clinkd.evaluation import jars
+
+    end_in_order()
+    new = jars.install(args.source)
+    print(f"SPICE    {jars.folder()}: {'installed' if new else 'was installed before'}")
+    return 0
+
+
+def _status(_: argparse.Namespace) -> int:
+    from clinkd.evaluation import jars
+    from clinkd.evaluation.captions import NotComputed
+    from clinkd.evaluation.spice import Store, ready, scores_file
+
+    try:
+        program = ready()
+    except NotComputed as reason:
+        print(reason)
+        return FAILED
+    print(f"jars     {jars.folder()}: the pinned ones")
+    print(f"java     {program.java}, with a heap of {program.heap_mb:,} MB (as much as three quarters of what is free)")
+    print(f"known    {Store(scores_file(), jars.version()).size():,} pairs in {scores_file()}")
+    return 0
