@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from clinkd.evaluation.blind import CONSTANT, MEDIAN_BOX, OTHER_IMAGE, QUESTION_ONLY, blind_twins
+from clinkd.evaluation.blind import (
+    CONSTANT,
+    IMAGES_SHUFFLED,
+    MEDIAN_BOX,
+    OTHER_IMAGE,
+    QUESTION_ONLY,
+    TWINS,
+    blind_twins,
+    images_shuffled,
+)
 from clinkd.records import Box, BoxedText, Fact, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 
@@ -133,3 +144,102 @@ def test_a_modality_without_training_falls_back_and_says_so() -> None:
     test = [sample("x", Task.QA, "Which organ?", "liver", modality=Modality.PET)]
     row = blind_twins(train, test)[CONSTANT][0]
     assert row.answer.answer.text == "liver" and "no training question of the modality" in row.by
+
+
+# ---- without a training split ---------------------------------------------------------------------------------------
+
+
+def question(task: Task, i: int, dice: random.Random, group: str, modality: Modality = Modality.CT) -> Sample:
+    """A question of any task with a truth that has nothing to do with it."""
+    box, name = square(dice.uniform(0, 0.7), dice.uniform(0, 0.7)), dice.choice(["liver", "cyst"])
+    size, side = dice.choice(["small", "large"]), dice.choice(["left", "right"])
+    text = f"A {size} {name} on the {side}."
+    asked: dict[Task, BoxedText | str] = {
+        Task.VG: f"Where is the {name}?", Task.ROC: BoxedText("What is at [box]?", (box,)),
+        Task.RC: BoxedText("Describe [box].", (box,)), Task.MIA: "Describe the image.", Task.QA: "Is it there?",
+    }  # fmt: skip
+    boxes = tuple(square(dice.uniform(0, 0.7), dice.uniform(0, 0.7)) for _ in range(dice.choice([1, 1, 2])))
+    truth: dict[Task, BoxedText | str] = {
+        Task.VG: BoxedText(" ".join(["[box]"] * len(boxes)), boxes), Task.ROC: name, Task.RC: text, Task.MIA: text,
+        Task.QA: dice.choice(["yes", "no", "maybe", "left"]),
+    }  # fmt: skip
+    facts = (Fact(name, size, side),) if task in (Task.RC, Task.MIA) and dice.random() < 0.5 else ()
+    names = (name,) if task is Task.VG else ()
+    name = f"{group}-{task}-{i}-{modality}"
+    return sample(name, task, asked[task], truth[task], group=group, names=names, facts=facts, modality=modality)
+
+
+def test_without_training_nobody_is_answered_from_the_own_group() -> None:
+    """Other truths for a whole group change no answer to it, of whichever twin; answers to other groups do change."""
+    dice = random.Random(5)
+    test = [
+        question(task, i, dice, f"g{g}", dice.choice([Modality.CT, Modality.PET]))
+        for g in range(10) for i in range(2) for task in Task
+    ]  # fmt: skip
+    before = {twin: answers(rows) for twin, rows in blind_twins([], test).items()}
+    assert before.keys() == set(TWINS) - {IMAGES_SHUFFLED} and all(len(a) for a in before.values())
+    elsewhere = 0
+    for group in sorted({s.group for s in test}):
+        other = {s.id: question(s.task, 0, dice, group) for s in test if s.group == group}
+        changed = [
+            replace(s, turns=(replace(s.turns[0], answer=other[s.id].answer),), facts=other[s.id].facts)
+            if s.id in other else s for s in test
+        ]  # fmt: skip
+        after = {twin: answers(rows) for twin, rows in blind_twins([], changed).items()}
+        for twin, found in before.items():
+            assert {i: found[i] for i in other if i in found} == {i: after[twin][i] for i in other if i in found}, twin
+            elsewhere += sum(after[twin][i] != answer for i, answer in found.items() if i not in other)
+    assert elsewhere > 50
+
+
+def test_without_training_the_median_is_of_the_class_in_other_images() -> None:
+    test = [where("liver", square(x, 0.1), f"l{i}") for i, x in enumerate((0.1, 0.2, 0.3, 0.6))]
+    test += [where("cyst", square(x, 0.7), f"c{i}") for i, x in enumerate((0.1, 0.5))]
+    found = blind_twins([], test)
+    lefts = {i: a.boxes[0].x1 for i, a in answers(found[MEDIAN_BOX]).items()}
+    assert lefts == pytest.approx({"l0": 0.3, "l1": 0.3, "l2": 0.2, "l3": 0.2, "c0": 0.5, "c1": 0.1})
+    every = {i: a.boxes[0].x1 for i, a in answers(found[CONSTANT]).items()}
+    assert every["l3"] == pytest.approx(0.2) and every["c1"] == pytest.approx(0.2)
+
+
+def test_without_training_the_constant_is_the_commonest_of_the_others() -> None:
+    test = [sample(f"a{i}", Task.QA, "Which?", "liver") for i in range(3)]
+    test += [sample(f"b{i}", Task.QA, "Which?", "cyst") for i in range(3)]
+    found = answers(blind_twins([], test)[CONSTANT])
+    # three of each: for one's own kind two others are left
+    assert {found[f"a{i}"].text for i in range(3)} == {"cyst"} and {found[f"b{i}"].text for i in range(3)} == {"liver"}
+
+
+def test_without_training_question_only_looks_questions_up() -> None:
+    test = [sample(f"{word}{i}", Task.QA, f"Is there a {word}?", said)
+            for word, said in (("fracture", "no"), ("heart", "yes")) for i in range(8)]  # fmt: skip
+    found = answers(blind_twins([], test)[QUESTION_ONLY])
+    assert all(found[s.id].text == s.answer.text for s in test)
+
+
+def test_a_lone_image_of_a_modality_is_answered_from_others_and_a_lone_image_from_none() -> None:
+    test = [sample("x", Task.QA, "Which organ?", "liver", modality=Modality.PET)]
+    assert blind_twins([], test) == {}
+    row, _ = blind_twins([], [*test, sample("a", Task.QA, "Which organ?", "lung")])[CONSTANT]
+    assert row.answer.answer.text == "lung" and "no other image of the modality" in row.by
+
+
+# ---- with another image ---------------------------------------------------------------------------------------------
+
+
+def test_shuffled_images_are_of_another_group_of_the_same_task_and_modality() -> None:
+    dice = random.Random(6)
+    test = [
+        replace(question(task, i, dice, f"g{g}", kind), images=(ImageRef(f"{kind}-g{g}.png", 64, 64),))
+        for kind in (Modality.CT, Modality.PET) for g in range(6) for i in range(2) for task in (Task.VG, Task.RC)
+    ]  # fmt: skip
+    found = {s.id: s for s in images_shuffled(test)}
+    assert found.keys() == {s.id for s in test}
+    taken: Counter[str] = Counter()
+    for own in test:
+        (image,) = found[own.id].images
+        assert replace(found[own.id], images=own.images) == own  # nothing else is another
+        assert image.path.startswith(own.modality) and image.path != own.images[0].path
+        taken[f"{own.task} {image.path}"] += 1
+    assert set(taken.values()) == {2}  # each image stands in for as many as it has
+    assert images_shuffled(test[:4]) == []  # one image
