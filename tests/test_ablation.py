@@ -99,7 +99,7 @@ def test_a_sweep_is_told_against_the_value_of_the_run_itself():
     swept = {n: r.against for n, r in plan.rows.items() if n.startswith("alpha")}
     assert swept == {"alpha-1": "alpha-2", "alpha-2": None, "alpha-4": "alpha-2"}
     assert plan.config("alpha-4", 3).model.alpha == 4 and plan.config("alpha-4", 3).name == "small-alpha-4-s3"
-    assert [g for g in plan.groups] == ["Rows", "Step between patches"]
+    assert list(plan.groups) == ["Rows", "Step between patches"]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_nothing_but_the_final_scoring_opens_the_test_split(done):
     line = next(x for x in done[1].splitlines() if x.startswith("OPENED"))
     # prepare writes it
-    assert json.loads(line.removeprefix("OPENED ")) == ["answer", "prepare", "score", "select"]
+    assert json.loads(line.removeprefix("OPENED ")) == ["answer", "prepare", "score", "select", "shuffle"]
 
 
 def torchrun(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +83,7 @@ def torchrun(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def test_two_processes_do_the_same_run(done, tmp_path):
     told = torchrun(tmp_path)
     assert told.returncode == 0, told.stderr[-2000:]
-    assert told.stdout.count("report  ") == 1 and told.stderr.count("[1/11] prepare: start") == 1
+    assert told.stdout.count("report  ") == 1 and told.stderr.count("[1/12] prepare: start") == 1
     for stage in ("base", "teacher", "distill", "reflect-1", "reflect-2"):
         here, there = (load_file(next((runs / "demo" / "stages" / stage / "model").glob("*.safetensors")))
                        for runs in (tmp_path, done[0]))  # fmt: skip
@@ -114,12 +114,33 @@ def test_the_table_for_programs_has_its_form(done, capsys):
         assert set(table[task]["by_modality"]) <= {
             "ct", "mr", "xray", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound", "microscopy", "other",
         }  # fmt: skip
+        assert "images shuffled" in table[task]["blind_by"] and table[task]["metric"]
     for task in ("RC", "MIA"):
         assert set(table[task]["facts"]) == {"score", "blind"}
     choices = {"first beam", "random", "agreement", "by clip", "by clip text", "model", "oracle"}
     assert all(set(table["selection"][t][m]) == choices for t, m in (("VG", "F1"), ("RC", "Facts F1")))
     assert table["selection"]["MIA"]["mBMR"]["model"]["score"] == table["MIA"]["score"]
     assert {"prepare", "teacher", "distill", "reflect-1", "reflect-2", "answer", "score"} <= set(table["wall_seconds"])
+
+
+def test_with_shuffled_images_the_model_answers_each_question_once(done):
+    """By the likeliest words alone, for other images than its own."""
+    asked = [json.loads(line) for line in (done[0] / "demo/stages/prepare/test.jsonl").read_text().splitlines()]
+    said = [json.loads(line) for line in (done[0] / "demo/stages/shuffle/predictions.jsonl").read_text().splitlines()]
+    assert sorted(a["id"] for a in said) == sorted(a["id"] for a in asked)
+    assert {(len(a["candidates"]), a["by"]) for a in said} == {(1, "images shuffled")}
+
+
+def test_without_shuffled_images_the_answers_stay_what_they_are():
+    with_them, without = (
+        {s.name: s for s in plan(override(EXPERIMENTS["demo"](), [f"evaluate.shuffled={on}"]))}
+        for on in ("true", "false")
+    )  # fmt: skip
+    assert with_them.keys() - without.keys() == {"shuffle"}
+    assert {n for n in without if with_them[n].identity != without[n].identity} == {"score"}
+    sampled = {s.name: s for s in plan(override(EXPERIMENTS["demo"](), ["answer.method=sampling"]))}
+    assert sampled["shuffle"].identity == with_them["shuffle"].identity  # how candidates are drawn is nothing to it
+    assert sampled["answer"].identity != with_them["answer"].identity
 
 
 def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):

@@ -423,6 +423,11 @@ class AnswerConfig(Knobs):
         """Rows that grow together for one question."""
         return self.beams if self.method == "beams" else self.candidates
 
+    @property
+    def first(self) -> AnswerConfig:
+        """One answer a question, by its likeliest words, as cheap as it gets."""
+        return AnswerConfig(beams=1, candidates=1, max_new_tokens=self.max_new_tokens, batch=self.batch)
+
 
 class SelectConfig(Knobs):
     """Semantic-aware selective generation: which candidate is the answer."""
@@ -452,6 +457,9 @@ class EvaluateConfig(Knobs):
     replicates: Whole = knob(1000, "bootstrap replicates, by image")
     spice: Literal["headline", "all"] = knob(
         "headline", "SPICE of RC, whose headline it is, or of all captions: those of MIA are long and take it minutes"
+    )
+    shuffled: bool = knob(
+        True, "ask the test questions again, each with another image of the task and modality: a twin that sees nothing"
     )
     gallery: Whole = knob(24, "pictures in the report", speed_only=True)
 

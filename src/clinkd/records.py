@@ -360,7 +360,7 @@ class Score:
 
     `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
     "by clip": the scorer's, as if always trusted); or a blind twin ("other image", "median box", "constant", "question
-    only"). `modality` None means the mean over non-empty modalities.
+    only", "images shuffled"). `modality` None means the mean over non-empty modalities.
     """
 
     row: str

@@ -1,7 +1,7 @@
 """Predictions to scores, tables, figures, one HTML page. Never imports torch, and starts in a moment."""
 
 from clinkd.evaluation.ablation import Finished, Grid, ablation_json, ablation_tables
-from clinkd.evaluation.blind import TWINS, blind_twins
+from clinkd.evaluation.blind import IMAGES_SHUFFLED, TWINS, blind_twins, images_shuffled
 from clinkd.evaluation.browse import MOST, Answered, spread
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
 from clinkd.evaluation.cases import side_by_side
@@ -25,6 +25,7 @@ from clinkd.evaluation.tables import (
 __all__ = [
     "FACTS",
     "HEADLINE",
+    "IMAGES_SHUFFLED",
     "MOST",
     "NOTICE",
     "TWINS",
@@ -48,6 +49,7 @@ __all__ = [
     "choose_gallery",
     "choose_rewritten",
     "effect_table",
+    "images_shuffled",
     "judge",
     "over_seeds",
     "paper_tables",

@@ -144,7 +144,8 @@ def least(config: RunConfig, states: Sequence[StageStatus] = ()) -> Least | None
     parts, done = _weights(config.model.base), {s.name for s in states if s.state == "done"}
     every = sum(parts.values())
     learning = {s: _learning(parts, fit) for s, fit in _trainings(config).items() if s not in done}
-    memory = {} if "answer" in done else {"answer": every * FLOAT / 1e6}
+    answering = [n for n in ("answer", "shuffle") if n not in done and (n == "answer" or config.evaluate.shuffled)]
+    memory = dict.fromkeys(answering[:1], every * FLOAT / 1000000.0)
     passing = 0.0
     for stage, number in learning.items():
         each = _trained_bytes(_trainings(config)[stage])
@@ -237,7 +238,7 @@ def ways_out(config: RunConfig, stage: str, saved_mb: Mapping[str, float] | None
             found.append(f"{name}.accumulate={fit.rows} (an image at a time)")
         if not config.shard:
             found.append("shard=true with several processes")
-    elif kind in ("answer", "pseudo") and config.answer.batch > 1:
+    elif kind in ("answer", "pseudo", "shuffle") and config.answer.batch > 1:
         found.append(f"answer.batch={max(1, config.answer.batch // 4)}")
     if config.model.base is not None and config.model.max_image_tokens > 256:
         found.append("model.max_image_tokens=256")
@@ -430,6 +431,8 @@ class _Sums:
             outside = train * (1 - config.teacher.share if config.teacher else 1.0)
             share = 1.0 if config.distill.targets == "pseudo" else config.distill.pseudo_share
             return self._generation({"train": share * outside}, config.answer.rows)
+        if kind == "shuffle":
+            return self._generation({"test": float(self.questions["test"])}, 1)
         asked = {split: float(self.questions[split]) for split in ("validation", "test")}
         return self._generation(asked, config.answer.rows)
 
@@ -476,7 +479,7 @@ class _Sums:
 
     def _read(self, kind: str) -> float:
         """Seconds that reading the training questions takes longer than those of the trial."""
-        if kind in ("prepare", "see", "answer", "select"):
+        if kind in ("prepare", "see", "answer", "select", "shuffle"):
             return 0.0
         seen = self.wide["asked"] if kind in ("clip", "score") else self.mini
         return max(0, self.questions["train"] - seen["train"]) * float(self.tried["prepare"]["sample_seconds"])
@@ -486,7 +489,7 @@ class _Sums:
     def _memory(self, kind: str, tried: Mapping[str, Any]) -> float:
         """What it took in small, and what more samples and images add; of a GPU, the former alone."""
         found: float = tried["memory_mb"]
-        if kind in ("answer", "pseudo", "reflect"):  # longer answers than those of the small run
+        if kind in ("answer", "pseudo", "reflect", "shuffle"):  # longer answers than those of the small run
             found = max(found, self.generate["memory_mb"])
         if self.on_gpu:
             return found
@@ -509,6 +512,8 @@ class _Sums:
             return taken * sum(self.images.values()) / sum(int(drawn[s]["images"]) for s in SPLITS)
         if kind == "select":
             return taken * self.questions["test"] / self.wide["asked"]["test"]
+        if kind == "shuffle":
+            return taken * self.questions["test"] / max(1, self.mini["test"])
         if kind in ("pseudo", "answer"):
             return taken * sum(self.questions.values()) / sum(self.mini.values())
         return taken

@@ -1,4 +1,5 @@
-"""The data of a run as `prepare` left them: where images lie, class names, samples. Imports no torch."""
+"""The data of a run as `prepare` left them: where images lie, class names, samples; and what was answered. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from PIL import Image
 
 from clinkd import data
 from clinkd.agreement import Lexicon
-from clinkd.records import ImageRef, Sample, Split
+from clinkd.records import ImageRef, Prediction, Sample, Split
 from clinkd.storage import JsonLines, read_json
 
 DATA = "data.json"
+PREDICTIONS = "predictions.jsonl"
 
 
 class About(NamedTuple):
@@ -44,6 +46,11 @@ def read_split(prepared: Path, split: Split) -> list[Sample]:
 def read_images(prepared: Path, split: Split) -> list[ImageRef]:
     """The images of one split, without a look at its questions."""
     return [ImageRef(**image) for record in JsonLines(prepared / f"{split}.jsonl").read() for image in record["images"]]
+
+
+def read_predictions(stage: Path, name: str = PREDICTIONS) -> list[Prediction]:
+    """What a stage answered."""
+    return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
 
 
 def told_by(root: Path, samples: Iterable[Sample]) -> set[str]:

@@ -15,7 +15,7 @@ from clinkd.evaluation import Again, Answered, Curve, Rewritten
 from clinkd.evaluation.metrics import Rules
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import Work, lineage, stage_record
-from clinkd.pipeline.prepared import about, read_split, told_by
+from clinkd.pipeline.prepared import about, read_predictions, read_split, told_by
 from clinkd.pipeline.runs import REPORT, SCORES, Run
 from clinkd.records import BadInput, Correction, Prediction, Sample, Score, Table
 from clinkd.remote import PlainPage
@@ -34,8 +34,8 @@ def write(work: Work, config: RunConfig) -> None:
     prepared = work.inputs["prepare"]
     _, lexicon = about(prepared)
     train, test = read_split(prepared, "train"), read_split(prepared, "test")
-    predictions = _predictions(work.inputs["select"])
-    judged = evaluation.judge(test, predictions, evaluation.blind_twins(train, test), lexicon, config.evaluate)
+    predictions = read_predictions(work.inputs["select"])
+    judged = evaluation.judge(test, predictions, _twins(work, train, test), lexicon, config.evaluate)
     scores, gains = judged.scores(), judged.gains()
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
@@ -75,10 +75,6 @@ def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
     else:
         made.write(path.resolve())  # of the run's folder: what the link there points at
     return path
-
-
-def _predictions(stage: Path) -> list[Prediction]:
-    return [Prediction.from_json(r) for r in JsonLines(stage / "predictions.jsonl").read()]
 
 
 def _table_json(table: Table) -> dict[str, Any]:
@@ -144,7 +140,7 @@ class _Scored:
 
     def _answered(self) -> list[Answered]:
         """Every question of the test split, in its order."""
-        answers = {p.id: p for p in _predictions(self.stages["select"])}
+        answers = {p.id: p for p in read_predictions(self.stages["select"])}
         told = {r["id"]: r for r in JsonLines(self.folder / EACH).read()}
         samples = read_split(self.stages["prepare"], "test")
         return [
@@ -232,6 +228,15 @@ def _series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, f
 
 
 # ---- corrections ----------------------------------------------------------------------------------------------------
+
+
+def _twins(work: Work, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
+    """Of the test questions at hand: a small run in a trial was asked others with shuffled images."""
+    twins = evaluation.blind_twins(train, test)
+    if "shuffle" in work.inputs:
+        known = {s.id for s in test}
+        twins[evaluation.IMAGES_SHUFFLED] = [p for p in readread_predictions(work.inputs["shuffle"]) if p.id in known]
+    return {twin: rows for twin, rows in twins.items() if rows}
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,26 +58,23 @@ def plan(config: RunConfig) -> list[Stage]:
         clip = stage("clip", _clip_identity(config.select.clip), data, base, config=config.select.clip, **at)
     answer = stage("answer", config.answer, data, model, seen, config=config.answer, previous=model.name, **at)
     select = stage("select", config.select, data, answer, clip, config=config.select, **at)
-    stage(
-        "score",
-        _evaluate_identity(config.evaluate),
-        data,
-        select,
-        *[s for s in made if s.name.startswith("reflect-")],
-        whole=config,
-    )
+    shuffle, one = None, config.answer.first
+    if config.evaluate.shuffled:
+        shuffle = stage("shuffle", one, data, model, seen, config=one, previous=model.name, **at)
+    rounds = [s for s in made if s.name.startswith("reflect-")]
+    stage("score", _evaluate_identity(config.evaluate), data, select, shuffle, *rounds, whole=config)
     return made
 
 
 # Raised when the code of a stage comes to do something else, so that what it made before is not taken for its work.
 VERSIONS = {
     "prepare": 3, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2, "answer": 4,
-    "select": 4, "score": 5,
+    "select": 4, "shuffle": 1, "score": 5,
 }  # fmt: skip
 
 
 # Where each of several processes takes a part: of the rows that are trained on, or of the questions to answer.
-TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer"}
+TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
 def _later(step: str, **given: Any) -> Callable[[Work], None]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +29,7 @@ from clinkd.model import VisionLanguageModel, rows_of
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.prepared import DATA, read_split
+from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions, read_split
 from clinkd.pipeline.stages import plan
 from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
@@ -117,7 +117,9 @@ def run(config: RunConfig, folder: Path) -> None:
         if stage.name == ("see" if mini.model.sight == "stored" else "base"):
             tried["generate"] = _generating(config, stage, finished)
         if stage.name == "answer":
-            _speak_well(folder / "answer", wide, config.answer.candidates)
+            _speak_well(folder / "answer", wide, steps.SPOKEN, config.answer.candidates)
+        if stage.name == "shuffle":
+            _speak_well(folder / "shuffle", wide, {"test": PREDICTIONS}, 1)
         if stage.name == "score":
             tried |= _scoring(stage, inputs, folder)
         wanted = {need.name for later in stages[number:] for need in later.needs}
@@ -211,10 +213,10 @@ def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list
     return [order[k] for k in places]
 
 
-def _speak_well(answered: Path, prepared: Path, candidates: int) -> None:
+def _speak_well(answered: Path, prepared: Path, spoken: Mapping[Split, str], candidates: int) -> None:
     """Put truths in the place of what a model of a few steps says, as those are what a trained one comes near to: what
     looks at answers afterwards takes longer over them."""
-    for split, name in steps.SPOKEN.items():
+    for split, name in spoken.items():
         samples = read_split(prepared, split)
         said = []
         for k, sample in enumerate(samples):
@@ -234,8 +236,8 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
     one = rows_of(test)[0]
     for name, some in (("train", rows_of(train)[0]), ("test", one)):
         write_lines(few / f"{name}.jsonl", (s.to_json() for s in some))
-    said = [p for p in steps.read_predictions(few) if p.id in {s.id for s in one}]
-    write_lines(few / "predictions.jsonl", (p.to_json() for p in said))
+    said = [p for p in read_predictions(few) if p.id in {s.id for s in one}]
+    write_lines(few / PREDICTIONS, (p.to_json() for p in said))
     place = folder / "few-score"
     with kept_at(folder / "few.sqlite"):
         fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place)["seconds"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from clinkd import crew, data
+from clinkd import crew, data, evaluation
 from clinkd.agreement import Lexicon, closeness
 from clinkd.config import (
     AnswerConfig,
@@ -38,7 +38,7 @@ from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.prepared import DATA, read_data, read_images, read_split
+from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
@@ -53,7 +53,7 @@ from clinkd.training import (
     store,
 )
 
-SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": "predictions.jsonl"}  # files of answers
+SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}  # files of answers
 STORE = "stored-teacher"
 GALLERY = "gallery"
 SEEN = "seen"  # the model between the two halves of its pretraining
@@ -162,7 +162,7 @@ def pseudo(
     own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in own]
     asked = outside if config.targets == "pseudo" else _share(outside, config.pseudo_share, work.seed, "pseudo")
-    file, model = work.folder / "predictions.jsonl", here.model(config.pseudo_from)
+    file, model = work.folder / PREDICTIONS, here.model(config.pseudo_from)
     with _loop(work, "answers", len(asked)):
         answer_samples(model, asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels", seed=work.seed)
     work.record("questions", len(asked))
@@ -336,7 +336,21 @@ def select(work: Work, config: SelectConfig, machine: Machine) -> None:
     if isinstance(scorer, ClipScorer):
         shown = {"candidates": scorer.num_candidates, "too long": scorer.num_too_long}
         work.record("shown to the CLIP", {**shown, "token limit": scorer.model.towers.limit})
-    write_lines(work.folder / "predictions.jsonl", (p.to_json() for p in predictions))
+    write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
+
+
+def shuffle(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
+    """What the final model says to the test questions when it is shown another image: a twin that sees nothing of what
+    it is asked about, and knows all that the model has learnt."""
+    here = Room(work, machine)
+    asked, file = evaluation.images_shuffled(here.samples("test")), work.folder / PREDICTIONS
+    if not asked:  # a single image
+        return write_lines(file, [])
+    model = here.model(previous)
+    with _loop(work, "answers", len(asked)):
+        answer_samples(
+            model, asked, config, file=file, by=evaluation.IMAGES_SHUFFLED, title="images shuffled", seed=work.seed
+        )
 
 
 def score(work: Work, whole: RunConfig) -> None:
@@ -445,8 +459,3 @@ def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> lis
     lot = {s.id: hashlib.sha256(f"{seed} {what} {s.id}".encode()).digest() for s in samples}
     kept = set(sorted(lot, key=lambda i: lot[i])[: max(1, round(share * len(samples)))])
     return [s for s in samples if s.id in kept]
-
-
-def read_predictions(stage: Path, name: str = "predictions.jsonl") -> list[Prediction]:
-    """What a stage answered."""
-    return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
