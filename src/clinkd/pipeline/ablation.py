@@ -16,9 +16,9 @@ from clinkd.config import RunConfig, override
 from clinkd.evaluation import Finished, Grid
 from clinkd.experiments import ROWS, SWEEPS, Row
 from clinkd.pipeline.graph import stage_record
-from clinkd.pipeline.prepared import about, read_split, told_by
+from clinkd.pipeline.prepared import about, read_predictions, read_split, told_by
 from clinkd.pipeline.runs import Run, open_run
-from clinkd.records import BadInput, Prediction, Score, Table
+from clinkd.records import BadInput, Score, Table
 from clinkd.remote import Scrubber
 from clinkd.storage import JsonLines, naming_full_disk, write_atomic, write_json
 
@@ -241,9 +241,6 @@ def _cases(plan: Plan, found: Mapping[tuple[str, int], Run]) -> viewer.Html | No
     prepared = next(iter(runs.values())).stage("prepare")
     root, lexicon = about(prepared)
     test = read_split(prepared, "test")
-    systems = {
-        title: [Prediction.from_json(p) for p in JsonLines(run.stage("select") / "predictions.jsonl").read()]
-        for title, run in runs.items()
-    }
+    systems = {title: read_predictions(run.stage("select")) for title, run in runs.items()}
     shown = Scrubber(told_by(root, test)).plain
     return evaluation.side_by_side(systems, test, root, lexicon=lexicon, iou=plan.base.evaluate.iou, shown=shown)

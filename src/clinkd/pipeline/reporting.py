@@ -235,7 +235,7 @@ def _twins(work: Work, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
     twins = evaluation.blind_twins(train, test)
     if "shuffle" in work.inputs:
         known = {s.id for s in test}
-        twins[evaluation.IMAGES_SHUFFLED] = [p for p in readread_predictions(work.inputs["shuffle"]) if p.id in known]
+        twins[evaluation.IMAGES_SHUFFLED] = [p for p in read_predictions(work.inputs["shuffle"]) if p.id in known]
     return {twin: rows for twin, rows in twins.items() if rows}
 
 
