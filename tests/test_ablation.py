@@ -20,7 +20,8 @@ QUICK = [
     "name=quick", "data.phantoms.train_images=24", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
     "model.tiny.pretrain=null", "model.tiny.hidden=24", "model.tiny.vision_hidden=32", "model.tiny.layers=1",
     "model.tiny.vision_layers=1", "model.tiny.mlp=24", "teacher.share=0.5", "teacher.fit.rows=4",
-    "teacher.fit.epochs=1",    "distill.fit.rows=4", "distill.fit.epochs=2", "answer.max_new_tokens=4", "evaluate.replicates=20", "threads=1",
+    "teacher.fit.epochs=1", "distill.fit.rows=4", "distill.fit.epochs=2", "answer.max_new_tokens=4",
+    "evaluate.replicates=20", "threads=1",
 ]  # fmt: skip
 
 
