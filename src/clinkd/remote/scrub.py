@@ -168,8 +168,14 @@ class PlainPage:
             for word in _words(term) or {""}:  # one without a word is looked for in every text
                 self._by_word[word].add(term)
         self._scrubbers: dict[frozenset[str], Scrubber] = {}
+        self._known: dict[str, str] = {}  # candidates often say the same
 
     def __call__(self, text: str) -> str:
+        if text not in self._known:
+            self._known[text] = self._plain(text)
+        return self._known[text]
+
+    def _plain(self, text: str) -> str:
         near = frozenset(t for word in (*_words(text), "") for t in self._by_word.get(word, ()))
         if near not in self._scrubbers:
             self._scrubbers[near] = Scrubber(near)

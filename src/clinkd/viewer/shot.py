@@ -37,11 +37,11 @@ def thumbnail(image: Image.Image, side: int, quality: int = 84) -> Picture:
     """A picture whose longer side has at most `side` pixels: JPEG, grey where it has no colour; or, of a small one, PNG
     where that is smaller. It is never enlarged."""
     made = image.convert("RGB")
-    if max(made.size) > side:
-        made.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     red, green, blue = made.split()
     if ImageChops.difference(red, green).getbbox() is None and ImageChops.difference(red, blue).getbbox() is None:
         made = red
+    if max(made.size) > side:
+        made.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     kinds = [("JPEG", {"quality": quality, "optimize": True})]
     if max(made.size) <= _DRAWN:
         kinds.append(("PNG", {"optimize": True}))
