@@ -16,7 +16,10 @@ from clinkd.pipeline.graph import Stage
 from clinkd.records import Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
 
-VERBS = ["run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report"]
+VERBS = [
+    "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
+    "ablate", "spice install", "spice status",
+]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
 SCORES = {
     "mode": "strict",

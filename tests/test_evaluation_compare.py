@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from clinkd.evaluation import over_seeds, pooled
+from clinkd.agreement import Lexicon
+from clinkd.cli import main
+from clinkd.config import EvaluateConfig
+from clinkd.evaluation import (
+    compare,
+    compare_answers,
+    compare_seeds,
+    comparison_json,
+    comparison_tables,
+    judge,
+    over_seeds,
+    pooled,
+)
+from clinkd.records import (
+    BadInput,
+    Box,
+    BoxedText,
+    Candidate,
+    ImageRef,
+    Modality,
+    Prediction,
+    Sample,
+    Task,
+    Turn,
+)
+from clinkd.storage import write_json, write_lines
+
+LEXICON = Lexicon(("liver", "cyst"))
+CONFIG = EvaluateConfig(replicates=200)
+BOX, FAR = Box(0.1, 0.1, 0.3, 0.3), Box(0.6, 0.6, 0.8, 0.8)
+RIGHT, WRONG = {Task.ROC: "liver", Task.VG: (BOX,)}, {Task.ROC: "cyst", Task.VG: (FAR,)}
+
+
+def said(of: str | tuple[Box, ...]) -> BoxedText:
+    return BoxedText(of) if isinstance(of, str) else BoxedText(" ".join(["[box]"] * len(of)), of)
+
+
+def asked(number: int, group: int, task: Task = Task.ROC, modality: Modality = Modality.CT) -> Sample:
+    turn = Turn(task, BoxedText("What?"), said(RIGHT[task]))
+    names = ("liver",) if task is Task.ROC else ()
+    return Sample(f"s{number}", (ImageRef(f"{group}.png", 64, 64),), modality, (turn,), f"g{group}", "set", names)
+
+
+def answered(samples: Sequence[Sample], right: Sequence[bool]) -> list[Prediction]:
+    texts = [said((RIGHT if r else WRONG)[s.task]) for s, r in zip(samples, right, strict=True)]
+    return [Prediction(s.id, (Candidate(t.text, t),)) for s, t in zip(samples, texts, strict=True)]
+
 
 # ---- over seeds -----------------------------------------------------------------------------------------------------
 
@@ -50,3 +101,202 @@ def test_pooled_seeds():
     low, high = stats.t.interval(0.95, 2, statistics.fmean(values), stats.sem(values))
     assert found.interval == pytest.approx((low, high)) and found.sd == statistics.stdev(values)
     assert pooled([5.0]) == (5.0, None, None, 1)
+
+
+# ---- over images ----------------------------------------------------------------------------------------------------
+
+
+def two(samples: Sequence[Sample], a: Sequence[bool], b: Sequence[bool], config: EvaluateConfig = CONFIG):
+    return compare_answers(
+        samples, ("ours", answered(samples, a)), ("theirs", answered(samples, b)), LEXICON, config
+    )  # fmt: skip
+
+
+def test_a_difference_is_that_of_the_two_systems_own_scores():
+    draw = np.random.default_rng(1)
+    kinds = list(product((Task.ROC, Task.VG), (Modality.CT, Modality.PET)))
+    samples = [asked(i, i // 3, *kinds[i % 4]) for i in range(120)]
+    a, b = draw.random((2, 120)) < 0.6
+    found = two(samples, a, b)
+    told = [judge(samples, answered(samples, right), {}, LEXICON, CONFIG).scores() for right in (a, b)]
+    own = [{(s.task, s.metric, s.modality): s for s in scores if s.row == "model"} for scores in told]
+    for task, metric in ((Task.ROC, "Recall"), (Task.VG, "F1"), (Task.VG, "mIoU")):
+        for modality in (None, Modality.CT, Modality.PET):
+            scores = [of[task, metric, modality] for of in own]
+            difference = found.get(task, metric, modality)
+            assert (difference.ours, difference.theirs) == pytest.approx([s.value for s in scores])
+            assert difference.answers == scores[0].count
+    swapped = two(samples, b, a)
+    assert swapped.head(Task.VG).value == pytest.approx(-found.head(Task.VG).value)
+    assert swapped.head(Task.VG).p == pytest.approx(found.head(Task.VG).p, abs=0.03)
+
+
+def test_a_system_is_no_better_than_itself():
+    samples = [asked(i, i) for i in range(20)]
+    right = [i % 3 == 0 for i in range(20)]
+    found = two(samples, right, right)
+    head = found.head(Task.ROC)
+    assert (head.value, head.interval, head.p, head.smallest) == (0, (0, 0), 1, 0)
+    assert found.sentences() == ["ROC Recall: no difference seen (+0.0 [+0.0, +0.0], p = 1); the data could have shown "
+                                 "one of 0.0 or more."]  # fmt: skip
+
+
+def test_what_is_plain_is_said():
+    samples = [asked(i, i, task) for i, task in enumerate([Task.ROC, Task.VG] * 40)]
+    found = two(samples, [True] * 80, [i % 8 == 0 or i % 4 in (1, 2) for i in range(80)])
+    assert all(p < 0.01 for p in found.corrected.values())
+    assert all("ours scores higher than theirs" in line for line in found.sentences())
+    other = two(samples, [False] * 80, [True] * 80)
+    assert all("theirs scores higher than ours (-100.0" in line for line in other.sentences())
+
+
+def test_p_by_exchange_is_the_sign_flip_test_for_a_mean():
+    """By full enumeration, for few images with one question each."""
+    a = [True, True, True, True, False, True, True, False]
+    b = [False, True, False, False, False, True, False, True]
+    samples = [asked(i, i) for i in range(8)]
+    differences = np.array(a, dtype=int) - np.array(b, dtype=int)
+    all_signs = np.array(list(product((-1, 1), repeat=8))) @ differences
+    exact = np.mean(np.abs(all_signs) >= abs(differences.sum()))
+    assert two(samples, a, b).head(Task.ROC).p == pytest.approx(exact, abs=0.03)
+
+
+def drawn(draw: np.random.Generator, task: Task, images: int, above: float = 0.0):
+    """Two systems, alike but for `above`, on images that are hard or easy for both, with one to four questions."""
+    groups = np.repeat(np.arange(images), draw.integers(1, 5, images))
+    easy = draw.uniform(0.2, 0.8, images)[groups]
+    samples = [asked(i, int(g), task) for i, g in enumerate(groups)]
+    a, b = (draw.random(len(groups)) < np.clip(easy + more, 0, 1) for more in (above, 0.0))
+    return two(samples, a, b, EvaluateConfig(replicates=200))
+
+
+@pytest.fixture
+def headlines_only(monkeypatch):
+    monkeypatch.setattr(compare, "EXCHANGES", 199)
+    monkeypatch.setattr(compare, "MAIN", dict.fromkeys(Task, ()))
+
+
+@pytest.mark.usefixtures("headlines_only")
+@pytest.mark.parametrize(
+    ("task", "images", "times"),
+    [
+        (Task.ROC, 30, 60),
+        (Task.VG, 8, 60),
+        pytest.param(Task.ROC, 30, 800, marks=pytest.mark.slow),
+        pytest.param(Task.VG, 8, 800, marks=pytest.mark.slow),
+    ],
+)
+def test_of_systems_that_are_alike_one_in_twenty_seems_better(task, images, times):
+    """Level of p, and coverage of the interval, the latter for images enough that a bootstrap may be trusted."""
+    draw, room = np.random.default_rng(7), 3 / times**0.5
+    heads = [drawn(draw, task, images).head(task) for _ in range(times)]
+    assert np.mean([h.p <= 0.05 for h in heads]) <= 0.05 + 0.22 * room
+    assert np.mean([h.p <= 0.5 for h in heads]) >= 0.4 - 0.5 * room  # under a half, since figures of few answers tie
+    if images > 20:
+        assert abs(np.mean([h.interval[0] <= 0 <= h.interval[1] for h in heads]) - 0.94) <= 0.02 + 0.24 * room
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("headlines_only")
+def test_the_smallest_difference_is_seen_in_four_of_five():
+    draw = np.random.default_rng(8)
+    smallest = statistics.fmean(drawn(draw, Task.ROC, 40).head(Task.ROC).smallest for _ in range(20))
+    seen = [drawn(draw, Task.ROC, 40, smallest / 100).head(Task.ROC).p <= 0.05 for _ in range(300)]
+    assert 0.7 <= np.mean(seen) <= 0.9
+
+
+@pytest.mark.usefixtures("headlines_only")
+def test_the_smallest_difference_is_that_of_a_binomial_for_single_answers():
+    draw = np.random.default_rng(9)
+    samples = [asked(i, i) for i in range(400)]
+    found = two(samples, draw.random(400) < 0.5, draw.random(400) < 0.5).head(Task.ROC)
+    assert found.smallest == pytest.approx(2.80 * 100 * (2 * 0.25 / 400) ** 0.5, rel=0.15)
+
+
+def test_holm():
+    assert compare.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert compare.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0} and compare.holm({}) == {}
+
+
+def test_only_what_was_answered_is_compared():
+    """Other candidates of either, better or worse, do not count."""
+    samples = [asked(i, i) for i in range(6)]
+    plain = answered(samples, [True] * 6)
+    more = [replace(p, candidates=(Candidate("cyst", BoxedText("cyst")), *p.candidates), chosen=1) for p in plain]
+    found = compare_answers(samples, ("a", more), ("b", plain), LEXICON, CONFIG)
+    assert (found.head(Task.ROC).ours, found.head(Task.ROC).value) == (100, 0)
+    with pytest.raises(BadInput, match="b: 1 of 6 questions are not answered, the first is 's5'"):
+        compare_answers(samples, ("a", plain), ("b", plain[:-1]), LEXICON, CONFIG)
+
+
+def test_seeds_are_compared_by_their_figures():
+    plain = EvaluateConfig(replicates=0)
+    pairs = []
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        samples = [asked(i, i, task) for i, task in enumerate([Task.ROC, Task.VG] * 30)]
+        pairs.append(two(samples, draw.random(60) < 0.9, draw.random(60) < 0.4, plain))
+    assert pairs[0].head(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
+    found = compare_seeds(pairs)
+    ours, theirs = [p.head(Task.VG).ours for p in pairs], [p.head(Task.VG).theirs for p in pairs]
+    assert found.found[Task.VG, "F1", None] == (pooled(ours), pooled(theirs), over_seeds(ours, theirs))
+    assert found.corrected == compare.holm({t: found.found[t, m, None][2].p for t, m in found.heads.items()})
+    assert all("scores higher" in line for line in found.sentences())
+    table, *_ = comparison_tables(found)
+    assert table.rows[0][:2] == ("VG F1", "4") and "(sd " in table.rows[0][2]
+    told = comparison_json(found)
+    assert told["over"] == "seeds" and told["tasks"]["VG"]["metrics"]["F1"]["seeds"] == 4
+    assert json.loads(json.dumps(told, allow_nan=False))["tasks"]["ROC"]["headline"] == "Recall"
+
+
+# ---- the verb -------------------------------------------------------------------------------------------------------
+
+
+def folder(place: Path, samples: Sequence[Sample], right: Sequence[bool], **told: object) -> Path:
+    """As `clinkd evaluate --out` writes it."""
+    place.mkdir()
+    write_lines(place / "samples.jsonl", (s.to_json() for s in samples))
+    write_lines(place / "predictions.jsonl", (p.to_json() for p in answered(samples, right)))
+    write_json(place / "evaluation.json", {"system": place.name, **told})
+    return place
+
+
+def test_folders_of_answers_are_compared(tmp_path, capsys):
+    samples = [asked(i, i, modality=Modality.CT if i % 2 else Modality.PET) for i in range(24)]
+    places = [
+        folder(tmp_path / n, samples, [i % k != 0 for i in range(24)]) for n, k in (("a", 12), ("b", 2), ("c", 3))
+    ]
+    assert main(["compare", *map(str, places), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(t["ours"], t["theirs"]) for t in told] == [("a", "b"), ("a", "c")]
+    of = told[0]["tasks"]["ROC"]
+    assert of["headline"] == "Recall" and of["p_holm"] < 0.01 and "a scores higher than b" in of["sentence"]
+    assert of["metrics"]["Recall"]["difference"] == pytest.approx(100 * (22 - 12) / 24)
+    assert set(of["metrics"]["Recall"]["by_modality"]) == {"ct", "pet"}
+    assert main(["compare", str(places[0]), str(places[1])]) == 0
+    shown = capsys.readouterr().out
+    assert "a beside b" in shown and "By modality" in shown and "a scores higher than b" in " ".join(shown.split())
+    seeds = ["compare", str(places[0]), str(places[2]), "--against", str(places[1]), str(places[1])]
+    assert main(seeds) == 0 and "a c beside b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a"], "nothing to compare it with"),
+        (["a", "b", "--against", "a"], "--against: 1 for 2 runs"),
+        (["a", "other"], "a and other were asked different test questions, such as 's0'"),
+        (["a", "finer"], "evaluate.iou=0.5 of a is 0.7 in finer"),
+        (["a", "nowhere"], "nowhere: no run of that name or path"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_in_a_line(tmp_path, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    samples = [asked(i, i) for i in range(4)]
+    folder(tmp_path / "a", samples, [True] * 4)
+    folder(tmp_path / "b", samples, [True] * 4)
+    folder(tmp_path / "other", [replace(s, turns=asked(0, 0, Task.VG).turns) for s in samples], [True] * 4)
+    folder(tmp_path / "finer", samples, [True] * 4, iou=0.7)
+    assert main(["compare", *words]) == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("clinkd: ") and told in line

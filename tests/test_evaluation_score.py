@@ -505,6 +505,34 @@ def test_by_source_stands_beside_the_best_twin() -> None:
     assert rows["set"]["Above it"] == "+66.7" and rows["other set"]["Questions"] == "1"
 
 
+def test_by_source_every_twin_is_told_and_how_far_the_best_lies_below() -> None:
+    """The interval is of the difference in pairs: the model is right wherever the twin is, and in half of the rest."""
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(200)]
+    items = [replace(s, source="a" if i < 160 else "b") for i, s in enumerate(items)]
+    model = [says(s, "liver" if i % 4 != 0 else "cyst") for i, s in enumerate(items)]
+    seen = [says(s, "liver" if i % 4 in (1, 2) else "cyst") for i, s in enumerate(items)]
+    twins = {"images shuffled": seen, "constant": [says(s, "cyst") for s in items[:160]]}
+    table = score_by_source(items, model, twins, LEXICON, EvaluateConfig(replicates=1000))
+    lines = {r[1]: dict(zip(table.columns, r, strict=True)) for r in table.rows}
+    first = lines["a"]
+    assert (first["Model"], first["Which"], first["Above it"]) == ("75.0", "images shuffled", "+25.0")
+    assert (first["Blind: images shuffled"], first["Blind: constant"]) == ("50.0", "0.0")
+    assert lines["b"]["Blind: constant"] == "-"  # it answered nothing there
+    low, high = (float(x) for x in first["95 % of that"].strip("[]").split(", "))
+    assert high - low == pytest.approx(2 * 1.96 * 100 * np.sqrt(0.25 * 0.75 / 160), rel=0.15) and low > 0
+
+
+def test_a_task_is_compared_by_its_headline_or_what_stands_for_it(no_java: None) -> None:
+    items = [
+        sample(1, Task.RC, "A cyst.", facts=(Fact("cyst"),)),
+        sample(2, Task.MIA, "A cyst."),
+        sample(3, Task.QA, "no"),
+    ]
+    judged = judge(items, [says(s, s.answer) for s in items], {}, LEXICON, CONFIG)
+    found = {task: judged.headline(task) for task in Task}
+    assert found == {Task.VG: None, Task.ROC: None, Task.RC: "Facts F1", Task.MIA: None, Task.QA: "Accuracy"}
+
+
 def test_a_sample_without_an_answer_is_named() -> None:
     items = [sample(i, Task.ROC, "liver") for i in range(2)]
     with pytest.raises(BadInput, match="1 of 2 samples.*'s1'"):

@@ -131,6 +131,16 @@ def test_with_shuffled_images_the_model_answers_each_question_once(done):
     assert {(len(a["candidates"]), a["by"]) for a in said} == {(1, "images shuffled")}
 
 
+def test_a_run_is_no_better_than_itself(done, capsys):
+    assert main(["compare", "demo", str(done[0] / "demo"), "--runs", str(done[0]), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["ours"], told["theirs"]) == ("demo (1)", "demo (2)")
+    assert {"VG", "ROC", "RC", "MIA"} <= told["tasks"].keys()
+    for task in told["tasks"].values():
+        head = task["metrics"][task["headline"]]
+        assert (head["difference"], head["interval"], head["p"], task["p_holm"]) == (0, [0, 0], 1, 1)
+
+
 def test_without_shuffled_images_the_answers_stay_what_they_are():
     with_them, without = (
         {s.name: s for s in plan(override(EXPERIMENTS["demo"](), [f"evaluate.shuffled={on}"]))}

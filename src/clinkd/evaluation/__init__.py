@@ -5,7 +5,18 @@ from clinkd.evaluation.blind import IMAGES_SHUFFLED, TWINS, blind_twins, images_
 from clinkd.evaluation.browse import MOST, Answered, spread
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
 from clinkd.evaluation.cases import side_by_side
-from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
+from clinkd.evaluation.compare import (
+    Compared,
+    Paired,
+    Pooled,
+    Seeds,
+    compare_answers,
+    compare_seeds,
+    comparison_json,
+    comparison_tables,
+    over_seeds,
+    pooled,
+)
 from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
 from clinkd.evaluation.metrics import FACTS, HEADLINE
@@ -33,6 +44,7 @@ __all__ = [
     "Answered",
     "Caption",
     "CaptionScores",
+    "Compared",
     "Curve",
     "Finished",
     "Gain",
@@ -42,12 +54,17 @@ __all__ = [
     "Paired",
     "Pooled",
     "Rewritten",
+    "Seeds",
     "ablation_json",
     "ablation_tables",
     "blind_twins",
     "caption_scores",
     "choose_gallery",
     "choose_rewritten",
+    "compare_answers",
+    "compare_seeds",
+    "comparison_json",
+    "comparison_tables",
     "effect_table",
     "images_shuffled",
     "judge",

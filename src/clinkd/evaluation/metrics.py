@@ -37,7 +37,7 @@ from clinkd.records import Box, Candidate, Sample, Task
 Counts = NDArray[np.float64]
 
 HEADLINE = {Task.VG: "F1", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR", Task.QA: "Accuracy"}
-FACTS = "Facts F1"
+FACTS, WORDS = "Facts F1", "mBMR"
 
 
 class Item(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from clinkd.evaluation.metrics import (
     FACTS,
     FLAWS,
     HEADLINE,
+    WORDS,
     Counts,
     Item,
     Measure,
@@ -60,6 +61,26 @@ class Gain(NamedTuple):
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """One row beside another under one metric, where both have an answer: for each of K keys (a modality, a source),
+    and last for the mean over them. Figures are 0..1, NaN where there is nothing to divide by."""
+
+    keys: tuple[str | None, ...]  # [K + 1], the last None
+    answers: tuple[int, ...]  # [K + 1]
+    ours: Counts  # [K + 1]
+    theirs: Counts  # [K + 1]
+    drawn: Counts | None  # [R, K + 1] differences of bootstrap replicates, drawn in pairs
+    exchanged: Counts | None  # [P, K + 1] differences where the rows' answers to the images of a group change places
+
+    @property
+    def interval(self) -> list[tuple[float, float] | None]:
+        """[K + 1] 95 % intervals of ours - theirs, x100."""
+        if self.drawn is None:
+            return [None] * len(self.keys)
+        return [_ends(ends) for ends in _percentiles(self.drawn)]
+
+
 def is_choice(row: str) -> bool:
     """A row of the model's own candidates, however chosen; else it is a blind twin's."""
     return row in (MODEL, FIRST_BEAM, ORACLE, *_RIVALS) or row.startswith(_BY)
@@ -75,6 +96,11 @@ class _Row:
     places: NDArray[np.intp]  # [N] index of the sample of each answer
     counts: Counts | None  # [N, C]; None where it could not be computed
     why: str | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Some of the answers are."""
+        return self.counts is not None and bool(self.counts[:, 0].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,34 +157,107 @@ class Judged:
         return found
 
     def by_source(self) -> Table:
-        """Task and source (the data set an image came from) against the model and its best blind twin."""
+        """Task and source (the data set an image came from) against the model and its blind twins, and how far above
+        the best of them it stands."""
         sources = [s.source or "-" for s in self.samples]
-        metrics = {task: self._judged_by(task) for task in Task}
-        best: dict[tuple[Task, str], dict[str, Figure]] = {}
-        for row in self.rows:
-            if row.measure.metrics[0] == metrics[row.task] and row.counts is not None:
-                drawn = self._replicated(row, sources) if row.row == MODEL else None
-                for source, figure in self._figures(row, sources, drawn).items():
-                    if source is not None:
-                        best.setdefault((row.task, source), {})[row.row] = figure
-        columns = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which", "Above it")
+        twins = [name for name in dict.fromkeys(r.row for r in self.rows) if not is_choice(name)]
         lines = []
-        for (task, source), figures in sorted(best.items(), key=lambda kv: (list(Task).index(kv[0][0]), kv[0][1])):
-            own = figures[MODEL]
-            twins = {k: float(f.values[0]) for k, f in figures.items() if not is_choice(k)}
-            name = max(twins, key=lambda k: -1 if np.isnan(twins[k]) else twins[k], default=None)
-            blind = twins[name] if name is not None else np.nan
-            low_high = own.intervals[0] if own.intervals is not None else (np.nan, np.nan)
-            interval = "-" if np.isnan(low_high).any() else f"[{100 * low_high[0]:.0f}, {100 * low_high[1]:.0f}]"
-            cells = (_cell(own.values[0]), interval, _cell(blind), name or "-", _cell(own.values[0] - blind, "+"))
-            lines.append((task.value, source, metrics[task], str(own.answers), *cells))
-        notes = ("x100 over the questions of a source; intervals by bootstrap over patients or images.",)
+        for task in Task:
+            metric = self.headline(task)
+            if metric is None:
+                continue
+            own = self._found(MODEL, task, metric)
+            assert own is not None
+            place = own.measure.metrics.index(metric)
+            figures = self._figures(own, sources, self._replicated(own, sources))
+            beside = {twin: found for twin in twins if (found := self.apart(task, metric, MODEL, twin, sources))}
+            for source in sorted(k for k in figures if k is not None):
+                figure = figures[source]
+                of = {
+                    t: (float(a.theirs[k]), float(a.ours[k]), a.interval[k])
+                    for t, a in beside.items() if source in a.keys for k in [a.keys.index(source)]
+                }  # fmt: skip
+                best = max((t for t in of if not np.isnan(of[t][0])), key=lambda t: of[t][0], default=None)
+                theirs, ours, ends = of[best] if best is not None else (np.nan, np.nan, None)
+                interval = None if figure.intervals is None else _ends(figure.intervals[place])
+                cells = (_cell(figure.values[place]), _spell(interval), _cell(theirs), best or "-")
+                above = (_cell(ours - theirs, "+"), _spell(ends, "+"))
+                blind = (_cell(of[t][0]) if t in of else "-" for t in twins)
+                lines.append((task.value, source, metric, str(figure.answers), *cells, *above, *blind))
+        heads = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which")
+        columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in twins))
+        notes = (
+            "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
+            "the best twin in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
+        )
         return Table("By source", columns, tuple(lines), notes)
 
-    def _judged_by(self, task: Task) -> str:
-        """The metric of the table by source: the headline, or for RC without SPICE the facts."""
-        computed = {r.measure.metrics[0] for r in self.rows if r.task is task and r.counts is not None}
-        return HEADLINE[task] if HEADLINE[task] in computed or task is not Task.RC else FACTS
+    def headline(self, task: Task) -> str | None:
+        """What a task is compared by: its headline; where that was not computed, the facts, else the words."""
+        found = (m for m in (HEADLINE[task], FACTS, WORDS) if (row := self._found(MODEL, task, m)) and row.judged)
+        return next(found, None)
+
+    def _found(self, row: str, task: Task, metric: str) -> _Row | None:
+        mine = (r for r in self.rows if (r.row, r.task) == (row, task) and metric in r.measure.metrics)
+        return next((r for r in mine if r.counts is not None), None)
+
+    def apart(
+        self, task: Task, metric: str, row: str, other: str, keys: Sequence[str], exchanges: int = 0
+    ) -> Apart | None:
+        """`row` beside `other`, by the key of each sample; None where either was not computed, or nothing is shared.
+
+        `exchanges`: how often the two change places in half of the groups, drawn at random: were they alike, each such
+        difference would be as likely as the one that was seen, whatever the metric (Noreen 1989).
+        """
+        pair = self._found(row, task, metric), self._found(other, task, metric)
+        if pair[0] is None or pair[1] is None:
+            return None
+        places = np.intersect1d(pair[0].places, pair[1].places)
+        ours, theirs = (_only(r, places) for r in pair if r)
+        codes, names = _coded(ours, keys)
+        sums = [_summed(r, codes, names) for r in (ours, theirs)]
+        there = sums[0][:, 0] > 0
+        if not there.any():
+            return None
+        at = ours.measure.metrics.index(metric)
+
+        def figures(of: Counts) -> Counts:
+            """[..., K, C] sums -> [..., K + 1]"""
+            found = ours.measure.figures(of)[..., at]
+            return np.concatenate([found, _mean(found, -1)[..., None]], axis=-1)
+
+        drawn = [self._replicated(r, keys) for r in (ours, theirs)]
+        kept = np.append(there, True)
+        answers = sums[0][:, 0].astype(int)
+        exchanged = self._exchanged(ours, theirs, codes, exchanges, figures) if exchanges else None
+        return Apart(
+            keys=(*(n for n, t in zip(names, there, strict=True) if t), None),
+            answers=(*answers[there].tolist(), int(answers.sum())),
+            ours=figures(sums[0])[kept],
+            theirs=figures(sums[1])[kept],
+            drawn=None if drawn[0] is None or drawn[1] is None else (drawn[0] - drawn[1])[:, kept, at],
+            exchanged=None if exchanged is None else exchanged[:, kept],
+        )
+
+    def _exchanged(
+        self, ours: _Row, theirs: _Row, codes: NDArray[np.intp], exchanges: int, figures: Callable[[Counts], Counts]
+    ) -> Counts:
+        assert ours.counts is not None and theirs.counts is not None
+        groups, weights = self._drawn(ours.task, ours.places)
+        by_group = []
+        for counts in (ours.counts, theirs.counts):
+            sums = np.zeros((weights.shape[1], int(codes.max()) + 1, counts.shape[1]))
+            np.add.at(sums, (groups, codes), counts)
+            by_group.append(sums)
+        flat = (by_group[0] - by_group[1]).reshape(weights.shape[1], -1)
+        whole, other = by_group[0].sum(0) + by_group[1].sum(0), by_group[1].sum(0)
+        rng = np.random.default_rng([1, *ours.task.value.encode()])
+        found = []
+        for start in range(0, exchanges, _CHUNK):
+            kept = rng.integers(2, size=(min(_CHUNK, exchanges - start), len(flat))).astype(np.float64)
+            mine = other + (kept @ flat).reshape(len(kept), *other.shape)
+            found.append(figures(mine) - figures(whole - mine))
+        return np.concatenate(found)
 
     def _figures(self, row: _Row, keys: Sequence[str], drawn: Counts | None) -> dict[str | None, Figure]:
         """Figures of each key with answers, in the order of first sight; under None the mean over those keys.
@@ -221,7 +320,7 @@ class Judged:
             ]
             codes = np.full(len(self.samples), -1)
             codes[places] = [code[self.samples[p].group] for p in places]
-            self._weights[task] = codes, np.array(drawn)
+            self._weights[task] = codes, np.array(drawn, dtype=np.uint8).reshape(self.replicates, size)
         codes, weights = self._weights[task]
         return codes[places], weights
 
@@ -367,6 +466,13 @@ def _not_computed(row: _Row, metrics: Sequence[str], why: str | None, modalities
     return [Score(row.row, row.task, metric, m, None, n, why) for metric in metrics for m, n in counts.items()]
 
 
+def _only(row: _Row, places: NDArray[np.intp]) -> _Row:
+    """The row's answers to these samples."""
+    assert row.counts is not None
+    kept = np.isin(row.places, places)
+    return replace(row, places=row.places[kept], counts=row.counts[kept])
+
+
 def _coded(row: _Row, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
     """The key of each answer [N] as a number, and the keys by their numbers, in the order of first sight."""
     names = list(dict.fromkeys(keys[p] for p in row.places))
@@ -398,6 +504,10 @@ def _mean(values: Counts, axis: int) -> Counts:
     there = ~np.isnan(values)
     count = there.sum(axis)
     return np.where(count > 0, np.where(there, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
+def _spell(ends: tuple[float, float] | None, sign: str = "") -> str:
+    return "-" if ends is None else f"[{ends[0]:{sign}.1f}, {ends[1]:{sign}.1f}]"
 
 
 def _cell(value: float, sign: str = "") -> str:
