@@ -21,6 +21,7 @@ VERBS = [
     "ablate", "spice install", "spice status",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
+VERBS += ["spice install", "spice status"]
 SCORES = {
     "mode": "strict",
     "VG": {

@@ -1,9 +1,9 @@
 """SPICE (Anderson et al. 2016) by its authors' program: the overlap of what two texts say, as tuples of a scene graph.
 
-`jars` says what it runs on. It takes ~10 s to start and ~15 ms a short text, and more than the cube of long ones (250
-words: 80 s), so it is given many pairs at a time, the long ones last, and what it said of a pair is kept on the disk.
-A pair that it fails on is named and nothing is scored: never is a number given for a part of the answers, or in the
-place of a parse that did not find its memory (which SPICE itself would count as an answer that says nothing).
+`jars` says what it runs on. It takes ~10 s to start, ~30 ms of a core for a short text, and with the cube of its length
+more for a long one (250 words: 80 s). So it is given many pairs at a time, the long ones last, and what it said of a
+pair is kept on the disk. A pair that it fails on is named and nothing is scored: never is a number given for a part of
+the answers, or in the place of a parse that found no memory (which SPICE would count as an answer that says nothing).
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ FREE_SHARE = 0.75  # of the free memory that the heap may take
 OUT_OF_MEMORY = 3  # exit status under -XX:+ExitOnOutOfMemoryError
 # CPU seconds, measured: bounds what a broken-off run loses against what starting anew costs (10 s)
 BATCH_SECONDS = 120.0
-PATIENCE = 20.0  # a machine may be slow or shared: so many times the CPU seconds are waited for, and two minutes more
+START_SECONDS, PATIENCE = (
+    300.0,
+    40.0,
+)  # waited for: so long, and so many times the CPU seconds: it may be a busy machine
 
 
 class FailedPair(NotComputed):
@@ -48,7 +51,9 @@ class FailedPair(NotComputed):
 class _Broken(Exception):
     """A batch came to nothing: the reason, and the pair, where it is of one alone."""
 
-    pair: Caption | None = None
+    def __init__(self, reason: str, pair: Caption | None = None) -> None:
+        super().__init__(reason)
+        self.pair = pair
 
 
 def spice_counts(captions: Sequence[Caption]) -> Counts:
@@ -95,9 +100,7 @@ def _scored(program: Program, batch: Sequence[Caption]) -> Iterator[tuple[Sequen
     except _Broken as reason:
         if len(batch) == 1:
             words = ", ".join(str(len(t.split())) for t in (batch[0].candidate, *batch[0].references))
-            alone = _Broken(f"{reason}, given one pair alone (texts of {words} words)")
-            alone.pair = batch[0]
-            raise alone from None
+            raise _Broken(f"{reason}, given one pair alone (texts of {words} words)", batch[0]) from None
         middle = len(batch) // 2
         yield from _scored(program, batch[:middle])
         yield from _scored(program, batch[middle:])
@@ -120,7 +123,7 @@ def _batches(captions: Sequence[Caption]) -> Iterator[list[Caption]]:
 
 def _cpu_seconds(caption: Caption) -> float:
     """Of parsing the texts of a pair, measured on texts of 10 to 250 words."""
-    return sum(0.01 + 5e-6 * len(t.split()) ** 3 for t in (caption.candidate, *caption.references))
+    return sum(0.03 + 5e-6 * len(t.split()) ** 3 for t in (caption.candidate, *caption.references))
 
 
 def _heap_mb() -> int:
@@ -161,7 +164,7 @@ class Program(NamedTuple):
             f"-Djava.io.tmpdir={asked.parent}", "-cp", self.class_path,
         )  # fmt: skip
         command = [*java, MAIN, str(asked), "-out", str(told), "-subset", "-silent"]
-        patience = 120 + PATIENCE * cpu_seconds
+        patience = START_SECONDS + PATIENCE * cpu_seconds
         try:
             done = subprocess.run(
                 command, cwd=asked.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
