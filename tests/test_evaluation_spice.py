@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -64,22 +65,34 @@ def official_scores(shared: Path) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def installed(users_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's SPICE, with scores known to nobody."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLINKD_CACHE", str(users_cache))
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores known to nobody else."""
+    return tmp_path_factory.mktemp("spice") / "scores.sqlite"
+
+
+@contextlib.contextmanager
+def real(cache: Path, store: Path) -> Iterator[None]:
+    """The SPICE that the user has installed."""
+    with pytest.MonkeyPatch.context() as patch, spice.kept_at(store):
+        patch.setenv("CLINKD_CACHE", str(cache))
         if reason := jars.trouble():
             pytest.skip(f"SPICE: {reason}; `clinkd spice install` (make extras) fetches it")
-        with spice.kept_at(tmp_path_factory.mktemp("spice") / "scores.sqlite"):
-            yield
+        yield
+
+
+@pytest.fixture
+def installed(users_cache: Path, store: Path) -> Iterator[None]:
+    with real(users_cache, store):
+        yield
 
 
 @pytest.fixture(scope="module")
-def sliced(installed: None, shared: Path) -> np.ndarray:
+def sliced(users_cache: Path, store: Path, shared: Path) -> np.ndarray:
     """Some published captions, ODD, and some official answers, through one start of SPICE."""
     rows = answered(shared)[::40]
     captions = [*published(shared)[0][:SLICE], *ODD, *(Caption(clean(r.response), (r.annotation,)) for r in rows)]
-    return spice.spice_counts(captions)[:, 1]
+    with real(users_cache, store):
+        return spice.spice_counts(captions)[:, 1]
 
 
 def test_a_slice_of_the_published_example_and_of_the_official_answers(sliced: np.ndarray, shared: Path) -> None:
