@@ -461,7 +461,7 @@ class EvaluateConfig(Knobs):
     shuffled: bool = knob(
         True, "ask the test questions again, each with another image of the task and modality: a twin that sees nothing"
     )
-    gallery: Whole = knob(24, "pictures in the report", speed_only=True)
+    gallery: Whole = knob(24, "answers that the report shows without its script, and corrections", speed_only=True)
 
 
 class RunConfig(Knobs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -46,9 +47,9 @@ def side_by_side(
     chosen = [s for s, _ in choose_gallery(common, first, count)]
     rules = Rules(iou, lexicon)
     articles = []
-    for number, sample in enumerate(chosen):
+    for sample in chosen:
         picture = viewer.thumbnail(open_image(image_root, sample.images[0]), side_pixels)
-        name = f"case-{number}"
+        name = f"case-{hashlib.sha256(repr((sample.id, *systems)).encode()).hexdigest()[:12]}"  # once on any page
         figures = [
             _answer(shown(system), sample, known[sample.id], rules, picture, name, first=place == 0, shown=shown)
             for place, (system, known) in enumerate(answers.items())

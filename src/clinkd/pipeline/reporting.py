@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -54,7 +54,7 @@ def write(work: Work, config: RunConfig) -> None:
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
     write_json(work.folder / TABLES, [_table_json(t) for t in tables])
     write_json(work.folder / SCORES, evaluation.table_json(scores, {}, gains))
-    _Scored(work.folder, lineage(work.inputs) or work.inputs, config, train).write(work.folder / REPORT)
+    _Scored(work.folder, {**lineage(work.inputs), **work.inputs}, config, train).write(work.folder / REPORT)
 
 
 def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
@@ -104,11 +104,11 @@ class _Scored:
         on_page = evaluation.spread(answered, evaluation.MOST)
         samples = [a.sample for a in on_page]
         # a page is carried about: what the files of these samples say of a person is not shown on it
-        people = told_by(root, [*samples, *(r.sample for r in rewritten)])
+        shown = PlainPage(told_by(root, [*samples, *(r.sample for r in rewritten)]))
         evaluation.write_report(
             path,
             run_name=self.config.name,
-            tables=self._tables(),
+            tables=[_sourced(t, shown) for t in self._tables()],
             scores=self._scores(),
             gallery=evaluation.choose_gallery(samples, [a.prediction for a in on_page], count),
             image_root=root,
@@ -118,7 +118,7 @@ class _Scored:
             wall_seconds=self._seconds(),
             lexicon=lexicon,
             iou=self.config.evaluate.iou,
-            shown=PlainPage(people),
+            shown=shown,
             answered=answered,
             curves=trainings(self.stages),
         )
@@ -175,10 +175,15 @@ def _bare(note: str) -> str:
 def _unnamed(table: Table) -> Table:
     """Data sets go by numbers."""
     notes = tuple(map(_bare, table.notes))
+    numbers: dict[str, str] = {}
+    return _sourced(replace(table, notes=notes), lambda name: numbers.setdefault(name, f"source {len(numbers) + 1}"))
+
+
+def _sourced(table: Table, shown: Callable[[str], str]) -> Table:
+    """A table by source with the names of the sources as they may be shown; another one as it is."""
     if table.title != BY_SOURCE:
-        return replace(table, notes=notes)
-    names = {name: f"source {i}" for i, name in enumerate(dict.fromkeys(r[1] for r in table.rows), start=1)}
-    return replace(table, rows=tuple((r[0], names[r[1]], *r[2:]) for r in table.rows), notes=notes)
+        return table
+    return replace(table, rows=tuple((row[0], shown(row[1]), *row[2:]) for row in table.rows))
 
 
 def _known(by: str) -> str:

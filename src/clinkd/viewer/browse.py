@@ -49,7 +49,8 @@ def browser(filters: Sequence[Choices], keys: Sequence[Key], cards: Html, search
         f'<form id="filter" role="search" aria-label="Which answers are shown" hidden><div class="filters">{chosen}'
         f'{search}<button type="reset">Show all</button></div></form>'
         f'<fieldset id="kinds" class="key"><legend class="unseen">Boxes that are drawn</legend>{boxes}</fieldset>'
-        f'<p id="count" role="status" tabindex="-1"></p><div id="cards">{cards}</div>'
+        '<noscript><p class="soft">The page\'s script is not running: only some answers are shown, and no filters.</p>'
+        f'</noscript><p id="count" role="status" tabindex="-1"></p><div id="cards">{cards}</div>'
         '<p><button id="more" type="button" hidden>More</button></p>'
     )
 

@@ -126,6 +126,8 @@ details li { margin: .25rem 0; overflow-wrap: anywhere; }
 .key input { margin: 0 .4rem 0 0; width: 1.05rem; height: 1.05rem; vertical-align: -2px; }
 .key svg { vertical-align: -2px; margin-right: .35rem; }
 footer { margin-top: 3rem; padding-bottom: 2.5rem; color: var(--soft); font-size: .88rem; }
+@media (max-width: 34rem) { svg.bars { font-size: 16px; } svg .axis { font-size: 14px; } svg .value { font-size: 15px; }
+  svg .small { font-size: 12.5px; } }
 @media print { .card { break-inside: avoid; } .scroll { overflow: visible; }
   #filter, #more, nav, .skip { display: none; }
   body { font-size: 11pt; background: #fff; } a { color: inherit; } }
