@@ -57,6 +57,51 @@ def test_published_example_of_coco(scores: dict[str, CaptionScores], shared: Pat
     assert (round(found.meteor, 3), round(found.rouge_l, 3)) == (expected["METEOR"], expected["ROUGE_L"])
 
 
+def test_cider_equals_the_published_example_and_the_scripts(shared: Path) -> None:
+    golden = shared / "data" / "golden"
+    corpora: dict[str, list[Caption]] = {"empty": [], "silent": [Caption("", ("",))]}
+    rows = [json.loads(line) for line in (golden / "coco_fakecap.jsonl").open()]
+    corpora["fakecap"] = [Caption(r["candidate"], tuple(r["references"])) for r in rows]
+    for line in (golden / "official" / "mia.jsonl").open():
+        row = Answered.from_json(json.loads(line))
+        corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
+    found = captions.cider(corpora)
+    published = json.loads((golden / "coco_fakecap_expected.json").read_text())["CIDEr"]
+    assert round(found.pop("fakecap"), 3) == published
+    assert found.pop("silent") == 0
+    expected = json.loads((golden / "official" / "expected.json").read_text())["mia_by_modality"]
+    assert found == pytest.approx({m: values["CIDEr"] for m, values in expected.items()}, abs=1e-6)
+
+
+def test_what_was_counted_is_remembered_and_meteor_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Meteor:
+        def __init__(self, *_: object) -> None:
+            started.append(self)
+            self.asked: list[Caption] = []
+
+        def counts(self, asked: list[Caption]) -> np.ndarray:
+            self.asked += asked
+            return np.arange(6.0 * len(asked)).reshape(len(asked), 6)
+
+        def close(self) -> None:
+            started.remove(self)
+
+    monkeypatch.setattr(captions, "_Meteor", Meteor)
+    with captions.remembering():
+        first = caption_counts(PLAIN[:3])
+        assert (caption_counts([PLAIN[1], PLAIN[0]]) == first[[1, 0]]).all()
+        caption_counts(PLAIN)
+        (meteor,) = started
+        assert len(meteor.asked) == len(set(meteor.asked)) == 4
+        monkeypatch.setattr(captions, "_tokenize", None)
+        assert captions.cider({"all": PLAIN})["all"] > 0
+    assert started == []
+    with pytest.raises(TypeError):  # outside, all is done anew
+        caption_counts(PLAIN)
+
+
 def test_official_scripts_by_modality(scores: dict[str, CaptionScores], shared: Path) -> None:
     expected = json.loads((shared / "data/golden/official/expected.json").read_text())
     for modality, values in expected["mia_by_modality"].items():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from clinkd.evaluation.official import Answered, boxes, classification, clean, grounding, mean_over_modalities
-from clinkd.records import BadInput
+from clinkd.evaluation import NotComputed, official
+from clinkd.evaluation.official import Answered, boxes, classification, clean, evaluate, grounding, mean_over_modalities
+from clinkd.records import BadInput, Task
 
 
 def answered(truth: str, response: str) -> Answered:
@@ -89,3 +91,41 @@ def test_classification_is_easily_pleased(response: str) -> None:
 def test_a_line_without_a_field_is_named() -> None:
     with pytest.raises(BadInput, match="prediction 7.*'response'"):
         Answered.from_json({"id": 7, "image": "ct_1.png", "annotation": "x"})
+
+
+def test_an_interval_is_of_images_and_its_middle_is_the_score() -> None:
+    rows = [Answered(str(n), f"ct_{n // 4}.png", TRUTH, TRUTH if (n // 4) % 2 else "no") for n in range(160)]
+    found = evaluate(rows, Task.VG)
+    assert found.score == 50 and found.unparsed == 80 and found.interval
+    low, high = found.interval
+    assert 50 - 20 < low < 40 and 60 < high < 50 + 20  # 40 images: +-15.5; were answers drawn, +-7.7
+    assert evaluate(rows, Task.VG, 0).interval is None
+
+
+def test_what_cannot_be_computed_has_a_reason_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: object) -> None:
+        raise NotComputed("no SPICE")
+
+    monkeypatch.setattr(official, "_spice_counts", missing)
+    rows = [answered("no box at all", "no")]
+    for task, why in ((Task.RC, "no SPICE"), (Task.QA, "mode strict"), (Task.VG, "no truth has a box")):
+        found = evaluate(rows, task)
+        assert found.score is None and why in (found.why or "") and found.to_json()["by_modality"]["ct"]["total"] == 1
+
+
+def test_captions_of_boxes_are_scored_by_the_mean_of_spice(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of SPICE itself are recorded; what is made of them is ours."""
+    folder = shared / "data/golden/official"
+    each = {str(r["id"]): r["SPICE"] for r in map(json.loads, (folder / "mia_spice_official.jsonl").open())}
+
+    def counts(rows: list[Answered]) -> official._Counted:
+        return official._Counted(
+            np.array([[1.0, each[r.id]] for r in rows]), lambda s: (s[..., 1] / s[..., 0])[..., None]
+        )
+
+    monkeypatch.setattr(official, "_spice_counts", counts)
+    found, expected = evaluate(golden(shared, "mia.jsonl"), Task.RC), json.loads((folder / "expected.json").read_text())
+    by_modality = {m: (share.score or 0) / 100 for m, share in found.by_modality.items()}
+    assert by_modality == pytest.approx(expected["rc_spice_by_modality"], abs=1e-7)
+    assert found.score == pytest.approx(100 * expected["rc_spice_mean_over_modalities"])
+    assert found.interval and found.interval[0] < found.score < found.interval[1]

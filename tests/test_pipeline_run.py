@@ -219,6 +219,26 @@ def test_the_model_can_be_carried_away_with_its_card(done, tmp_path, capsys):
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+def test_a_run_that_is_evaluated_answers_and_chooses_as_it_did(done, tmp_path, capsys):
+    """On its own test split, so what it said and scored there is known."""
+    runs, _ = done
+    stages = runs / "demo" / "stages"
+    test, out = stages / "prepare" / "test.jsonl", tmp_path / "out"
+    words = ["evaluate", "--run", "demo", "--runs", str(runs), "--data", str(test), "--out", str(out), "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    said = [
+        {r["id"]: (r["chosen"], [c["raw"] for c in r["candidates"]]) for r in map(json.loads, file.open())}
+        for file in (stages / "select" / "predictions.jsonl", out / "predictions.jsonl")
+    ]
+    assert said[0] == said[1]
+    table = json.loads((runs / "demo" / "table.json").read_text())
+    assert [told["strict"][t]["score"] for t in ("VG", "ROC", "MIA")] == [
+        table[t]["score"] for t in ("VG", "ROC", "MIA")
+    ]
+    assert set(told["official"]) == {"VG", "ROC", "RC", "MIA"} and told["system"] == "demo"
+
+
 def test_a_killed_run_goes_on_to_the_same_table(done, tmp_path):
     given = command(tmp_path, "--set", "teacher.fit.checkpoint_seconds=0.001")
     code = "import sys, json; from clinkd.cli import main; sys.exit(main(json.loads(sys.argv[1])))"

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinkd import crew
-from clinkd.cli import ablate, compare, data, report, spice
+from clinkd.cli import ablate, compare, data, evaluate, report, spice
 from clinkd.cli.outputs import end_in_order
-from clinkd.cli.screen import cores, show, tell
+from clinkd.cli.screen import cores, show, show_leaving, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
-    from clinkd.pipeline import Forecast, Least, Leaving, Outlook, Run
+    from clinkd.pipeline import Forecast, Least, Outlook, Run
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add(verbs, runs, _config)
     compare.add(verbs, runs)
     data.add(verbs)
+    evaluate.add(verbs)
     report.add(verbs, runs)
     spice.add(verbs)
     return parser
@@ -180,24 +181,12 @@ def _correct(args: argparse.Namespace) -> int:
     end_in_order()
     found = pipeline.correct(run, args.round, args.settings, args.out)
     if isinstance(found, pipeline.Leaving):
-        return _show_leaving(found)
+        show_leaving(found, f"{found.wrong} wrong answers")
+        return 0
     show(found.table)
     print(f"corrections  {found.file}")
     print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
     print(f"             --set reflect.corrector=replay --set reflect.replay={found.file}")
-    return 0
-
-
-def _show_leaving(found: Leaving) -> int:
-    for body in found.bodies:
-        sys.stdout.buffer.write(body + b"\n")
-    sys.stdout.buffer.flush()
-    size = sum(map(len, found.bodies))
-    tell(f"{len(found.bodies)} calls, {size:,} bytes in all, would leave for {found.wrong} wrong answers")
-    tell(
-        f"they may cost up to {found.most:.4f} US dollars (a token is at least a byte, and every reply as long "
-        f"as it may be); {found.spent:.4f} are spent or set aside in the journal"
-    )
     return 0
 
 

@@ -31,7 +31,7 @@ def add(verbs: Any) -> None:
         epilog="example: clinkd data check FOLDER",
     )
     kinds = data.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    source, checks, shares = _source_flags(), _check_flags(), _share_flags()
+    source, checks, shares = source_flags(), _check_flags(), _share_flags()
 
     made = add_verb(
         kinds,
@@ -122,7 +122,7 @@ def add(verbs: Any) -> None:
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
-def _source_flags() -> Parser:
+def source_flags() -> Parser:
     made = Parser(add_help=False)
     group = made.add_argument_group("where the data is, and what its rows do not say themselves")
     group.add_argument("--form", help="of the data, where it cannot be told (see clinkd data check --form help)")
@@ -180,7 +180,7 @@ def _share_flags() -> Parser:
     return made
 
 
-def _source(args: argparse.Namespace, path: Path) -> Source:
+def source_of(args: argparse.Namespace, path: Path) -> Source:
     from clinkd.data import FORMS, Source, codec, read_modality
     from clinkd.data.readers.rows import known
 
@@ -250,7 +250,7 @@ def _import(args: argparse.Namespace) -> int:
 
     _may_write(args)
     end_in_order()
-    sources = [_source(args, path) for path in args.paths]
+    sources = [source_of(args, path) for path in args.paths]
     division = None if args.no_split else Division(args.validation, args.test, args.seed, args.anew)
     try:
         found = import_data(sources, args.out, _checks(args), division, args.quarantine, args.turn_to, args.copy)
@@ -272,7 +272,7 @@ def _check(args: argparse.Namespace) -> int:
 
     _may_write(args)
     try:
-        source = _source(args, args.path)
+        source = source_of(args, args.path)
         found = check(source, _checks(args))
     except BadInput as error:
         if args.json:  # what cannot be read at all is told to programs, too
@@ -327,7 +327,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.to != "sharegpt":
         may_write("--out", args.out)
     end_in_order()
-    samples = data.demand(_source(args, args.path), left_out)
+    samples = data.demand(source_of(args, args.path), left_out)
     if args.to == "sharegpt":
         pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
         left_out = writers.write_sharegpt(samples, args.out, args.spell, **pixels)
@@ -377,7 +377,7 @@ def _samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     told: Counter[str] = Counter()
     samples: list[Sample] = []
     bad = 0
-    for entry in data.read(_source(args, args.path), told):
+    for entry in data.read(source_of(args, args.path), told):
         samples.extend(entry.samples)
         bad += entry.problem is not None
         if entry.problem is not None and bad <= SHOWN:
@@ -397,7 +397,7 @@ def _stats(args: argparse.Namespace) -> int:
     samples, bad = _samples(args)
     show(data.counts(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
-        root = _source(args, args.path).root
+        root = source_of(args, args.path).root
         show(guessability.measure(guessability.sightings(samples, root)).table())
     return WRONG if bad else 0
 
@@ -417,7 +417,7 @@ def _show(args: argparse.Namespace) -> int:
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     out = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", out, PICTURE)
-    picture = data.open_image(_source(args, args.path).root, sample.images[-1])
+    picture = data.open_image(source_of(args, args.path).root, sample.images[-1])
     ours = PngInfo()
     ours.add_text("Software", PICTURE.decode())
     viewer.boxed(picture, sample).save(out, format="PNG", pnginfo=ours)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from clinkd import crew
 
 if TYPE_CHECKING:
+    from clinkd.pipeline import Leaving
     from clinkd.records import Table
 
 
@@ -28,6 +29,19 @@ def show(table: Table) -> None:
     console.print(drawn)
     for note in table.notes:
         console.print(escape(note), style="dim")
+
+
+def show_leaving(found: Leaving, what: str) -> None:
+    """Print the bytes of each call that would be made for `what`, and tell on stderr what they may cost."""
+    for body in found.bodies:
+        sys.stdout.buffer.write(body + b"\n")
+    sys.stdout.buffer.flush()
+    size = sum(map(len, found.bodies))
+    tell(f"{len(found.bodies)} calls, {size:,} bytes in all, would leave for {what}")
+    tell(
+        f"they may cost up to {found.most:.4f} US dollars (a token is at least a byte, and every reply as long "
+        f"as it may be); {found.spent:.4f} are spent or set aside in the journal"
+    )
 
 
 def tell(line: str) -> None:

@@ -4,9 +4,10 @@ from clinkd.data.codecs import Codec, Decoded, codec
 from clinkd.data.dataset import Samples, identity
 from clinkd.data.identifying import burnt_in, told_by
 from clinkd.data.images import open_image
+from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
 from clinkd.data.questions import bare_pairs
-from clinkd.data.readers import FORMS, Entry, Problem, Source, demand, read
+from clinkd.data.readers import FORMS, Entry, Problem, Source, demand, detect, read
 from clinkd.data.split import divide, draw_share, drawn
 from clinkd.data.stats import counts
 
@@ -23,12 +24,14 @@ __all__ = [
     "codec",
     "counts",
     "demand",
+    "detect",
     "divide",
     "draw_share",
     "drawn",
     "identity",
     "open_image",
     "read",
+    "read_loosely",
     "read_modality",
     "told_by",
 ]

@@ -3,7 +3,7 @@
 from clinkd.evaluation.ablation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.evaluation.blind import IMAGES_SHUFFLED, TWINS, blind_twins, images_shuffled
 from clinkd.evaluation.browse import MOST, Answered, spread
-from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
+from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores, remembering
 from clinkd.evaluation.cases import side_by_side
 from clinkd.evaluation.compare import (
     Compared,
@@ -20,6 +20,7 @@ from clinkd.evaluation.compare import (
 from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
 from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.evaluation.outcome import MODES, Mode, Outcome
 from clinkd.evaluation.report import NOTICE, write_report, write_shared, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
 from clinkd.evaluation.tables import (
@@ -37,6 +38,7 @@ __all__ = [
     "FACTS",
     "HEADLINE",
     "IMAGES_SHUFFLED",
+    "MODES",
     "MOST",
     "NOTICE",
     "TWINS",
@@ -50,7 +52,9 @@ __all__ = [
     "Gain",
     "Grid",
     "Judged",
+    "Mode",
     "NotComputed",
+    "Outcome",
     "Paired",
     "Pooled",
     "Rewritten",
@@ -71,6 +75,7 @@ __all__ = [
     "over_seeds",
     "paper_tables",
     "pooled",
+    "remembering",
     "score",
     "score_by_source",
     "side_by_side",

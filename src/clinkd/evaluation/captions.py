@@ -1,5 +1,7 @@
 """BLEU-1..4, METEOR and ROUGE-L as pycocoevalcap 1.2 computes them, from counts that can be summed over any answers.
 
+CIDEr stands apart: it weighs words by all references of a corpus, so it is no function of such sums.
+
 The PTB tokenizer and METEOR are Java programs inside the pycocoevalcap wheel. Each is started once for all texts of a
 run. What they return for an answer is kept as one row of counts, and every figure is a function of a sum of such rows:
 so a corpus, a modality, a source or a bootstrap replicate costs one addition. Shapes: N answers, C = len(COLUMNS).
@@ -15,10 +17,13 @@ import subprocess
 import tempfile
 import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +84,37 @@ class CaptionScores:
         return (sum(self.bleu) + self.meteor + self.rouge_l) / 6
 
 
+@dataclass(slots=True)
+class _Memory:
+    """What was worked out: tokens of texts, and the counts of answers as they were given; and a METEOR that runs."""
+
+    tokens: dict[str, str] = field(default_factory=dict)
+    counts: dict[Caption, Counts] = field(default_factory=dict)
+    meteor: _Meteor | None = None
+
+    def close(self) -> None:
+        if self.meteor is not None:
+            self.meteor.close()
+
+
+_memory: _Memory | None = None
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Inside the block a text is tokenized once, an answer counted once, and METEOR started once, however often they
+    are asked for: the modes and the blind twins of an evaluation share most of their answers."""
+    global _memory
+    before = _memory
+    _memory = before or _Memory()
+    try:
+        yield
+    finally:
+        if before is None:
+            _memory.close()
+        _memory = before
+
+
 def caption_scores(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
     """Figures of each non-empty corpus. Raises NotComputed where Java or pycocoevalcap is missing."""
     counts = caption_counts([c for corpus in corpora.values() for c in corpus])
@@ -123,13 +159,47 @@ def caption_counts(captions: Sequence[Caption]) -> Counts:
     if not captions:
         return np.zeros((0, len(COLUMNS)))
     java, home = find_java(), find_pycocoevalcap()
-    with _Meteor(java, home) as meteor:  # loads its tables while the tokenizer runs
-        spoken = tokenized(captions, java)
-        unique = list(dict.fromkeys(spoken))
+    with remembering():
+        assert _memory is not None
+        _count(java, home, [c for c in dict.fromkeys(captions) if c not in _memory.counts], _memory)
+        return np.array([_memory.counts[c] for c in captions])
+
+
+def _count(java: str, home: Path, captions: Sequence[Caption], memory: _Memory) -> None:
+    if not captions:
+        return
+    if memory.meteor is None:
+        memory.meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
+    spoken = tokenized(captions, java)
+    unique = list(dict.fromkeys(spoken))
+    with ThreadPoolExecutor(1) as beside:  # METEOR counts on a core of its own, and one reader waits for it
+        matches = beside.submit(memory.meteor.counts, unique)
         rows = np.array([_bleu_and_rouge(c) for c in unique])
-        rows = np.hstack([rows, meteor.counts(unique)])
+        rows = np.hstack([rows, matches.result()])
     place = {caption: i for i, caption in enumerate(unique)}
-    return cast(Counts, rows[[place[c] for c in spoken]])
+    memory.counts.update((own, rows[place[said]]) for own, said in zip(captions, spoken, strict=True))
+
+
+def cider(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
+    """CIDEr of each non-empty corpus, mean over its answers, 0..10, by pycocoevalcap's own scorer.
+
+    Raises NotComputed as `caption_counts`.
+    """
+    from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+    everything = [c for corpus in corpora.values() for c in corpus]
+    spoken = dict(zip(everything, tokenized(everything, find_java()), strict=True))
+    found: dict[Key, float] = {}
+    for key, corpus in corpora.items():
+        if not corpus:
+            continue
+        scorer = CiderScorer()
+        for caption in corpus:
+            candidate, references = spoken[caption]
+            scorer += (candidate, references)
+        said = any(reference for caption in corpus for reference in spoken[caption].references)
+        found[key] = float(scorer.compute_score()[0]) if said else 0.0  # it cannot count a corpus without a word
+    return found
 
 
 def tokenized(captions: Sequence[Caption], java: str) -> list[Caption]:
@@ -137,21 +207,31 @@ def tokenized(captions: Sequence[Caption], java: str) -> list[Caption]:
 
     Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
     """
-    texts = list(dict.fromkeys(_one_line(t) for c in captions for t in (c.candidate, *c.references)))
-    tokens = dict(zip(texts, _tokenize(java, find_pycocoevalcap(), texts), strict=True))
-    return [
-        Caption(tokens[_one_line(c.candidate)], tuple(tokens[_one_line(r)] for r in c.references)) for c in captions
-    ]
+    memory = _memory or _Memory()
+    lines = {t: _one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))}
+    if fresh := [t for t in dict.fromkeys(lines.values()) if t not in memory.tokens]:
+        memory.tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
+    tokens = {text: memory.tokens[line] for text, line in lines.items()}
+    return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
 
 
 def _bleu_and_rouge(caption: Caption) -> list[float]:
-    from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
+    """The counts of pycocoevalcap's BleuScorer (closest reference length) and its ROUGE-L."""
+    own, length = _grams(caption.candidate), len(caption.candidate.split())
+    references = [_grams(r) for r in caption.references]
+    correct = [
+        sum(min(count, max(r[n].get(gram, 0) for r in references)) for gram, count in own[n].items()) for n in range(4)
+    ]
+    guessed = [max(0, length - n) for n in range(4)]
+    closest = min((abs(r - length), r) for r in (len(t.split()) for t in caption.references))[1]
+    return [1.0, _rouge_l(caption), length, closest, *correct, *guessed]
 
-    references = cook_refs(list(caption.references))
-    cooked = cook_test(caption.candidate, references)
-    length = cooked["testlen"]
-    closest = min((abs(r - length), r) for r in references[0])[1]
-    return [1.0, _rouge_l(caption), length, closest, *cooked["correct"], *cooked["guess"]]
+
+@lru_cache(maxsize=4096)
+def _grams(text: str) -> tuple[dict[tuple[str, ...], int], ...]:
+    """How often each run of one to four words stands in a text."""
+    words = text.split()
+    return tuple(Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4))
 
 
 def _rouge_l(caption: Caption) -> float:
@@ -215,6 +295,8 @@ def _one_line(text: str) -> str:
     one by a line in the tokenizer."""
     # Category C: control, format, surrogate, private use, unassigned. White space first, it holds some of them.
     folded = " ".join(text.split())
+    if folded.isprintable():  # nothing of category C, nor a space but the plain one
+        return folded
     return " ".join("".join(" " if unicodedata.category(c)[0] == "C" else c for c in folded).split())
 
 
@@ -269,12 +351,9 @@ class _Meteor:
             raise NotComputed(f"METEOR did not start ({error})") from error
         self._clock = threading.Timer(_SECONDS, self._process.kill)
         self._clock.daemon = True
-
-    def __enter__(self) -> Self:
         self._clock.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._clock.cancel()
         self._process.kill()
         self._process.wait()

@@ -7,19 +7,40 @@ punishes: boxes spelled `[x1, y1, x2, y2]`, corners the other way round. Nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.data import codec
+from clinkd.evaluation.captions import (
+    FIGURES,
+    Caption,
+    CaptionScores,
+    NotComputed,
+    caption_counts,
+    caption_figures,
+    caption_scores,
+    cider,
+)
+from clinkd.evaluation.outcome import Outcome, Share
 from clinkd.evaluation.spice import FailedPair, spice_counts
-from clinkd.records import BadInput
+from clinkd.records import BadInput, Candidate, Task
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in thousandths, corners in any order: the scripts do not look
 
 _BETWEEN_NEWLINES = re.compile(r"\n(.*?)\n")
 _TAGGED_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 _BARE_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
+
+METRICS = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR"}
+PARTS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")  # as the scripts print them; CIDEr beside these
+_SPELLED = codec("qwen-vl")
+_CHUNK = 64  # replicates worked out together
+
+Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +125,185 @@ def spice_by_modality(rows: Iterable[Answered]) -> dict[str, float]:
     """RC: the mean SPICE (0..1) of each modality's answers. Raises NotComputed where SPICE cannot run, naming the row
     that it fails on."""
     rows = list(rows)
-    try:
-        scores = spice_counts([Caption(clean(row.response), (row.annotation,)) for row in rows])[:, 1]
-    except FailedPair as failed:
-        raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
-    found: dict[str, list[float]] = {}
-    for row, score in zip(rows, scores, strict=True):
-        found.setdefault(row.modality, []).append(float(score))
-    return {modality: sum(values) / len(values) for modality, values in found.items()}
+    counted = _spice_counts(rows)
+    places = _places(rows, Task.RC)
+    return {m: float(counted.figures(counted.counts[list(own)].sum(0))[0]) for m, own in places.items()}
 
 
 def mean_over_modalities(values: Iterable[float]) -> float:
     """x100, over the modalities that have items. (The scripts divide by 8 always; the papers' own means do not.)"""
     values = list(values)
     return 100 * sum(values) / len(values)
+
+
+def respelled(answer: Candidate) -> str:
+    """An answer with its boxes as the scripts read them; as it was written where its words would be taken for boxes."""
+    try:
+        return _SPELLED.encode(answer.answer)
+    except BadInput:
+        return answer.raw
+
+
+# ---- a file of answers ----------------------------------------------------------------------------------------------
+
+
+class _Counted(NamedTuple):
+    """[N, C] counts of each answer, of which any sum has figures: the score first."""
+
+    counts: Counts
+    figures: Callable[[Counts], Counts]  # [..., C] -> [..., F], 0..1
+
+
+def evaluate(rows: Sequence[Answered], task: Task, replicates: int = 1000) -> Outcome:
+    """Score answers to one task as the scripts do; what cannot be computed has a reason, and no number.
+
+    The interval is ours: bootstrap by image of the mean over modalities.
+    """
+    if task is Task.QA:
+        return _without(rows, task, "Accuracy", "the papers' scripts know no free questions; see mode strict")
+    try:
+        counted = _counted(rows, task)
+    except NotComputed as reason:
+        return _without(rows, task, METRICS[task], str(reason))
+    places = _places(rows, task, counted)
+    if not places:
+        return _without(rows, task, METRICS[task], "no truth has a box, so there is none to be found")
+    sums = {m: counted.counts[own].sum(0) for m, own in places.items()}
+    shares = _shares(rows, task, sums, counted, places)
+    names = shares[next(iter(shares))].parts
+    parts = {name: sum(share.parts[name] for share in shares.values()) / len(shares) for name in names}
+    interval = _interval(rows, counted, places, replicates)
+    score = _mean(counted, places)
+    return Outcome(
+        "official", task, METRICS[task], score, shares, parts, _unparsed(rows, task), interval, answers=len(rows)
+    )
+
+
+def score_of(rows: Sequence[Answered], task: Task) -> float | None:
+    """The score alone, of a blind twin; None where it cannot be computed."""
+    try:
+        counted = None if task is Task.QA else _counted(rows, task)
+    except NotComputed:
+        return None
+    places = {} if counted is None else _places(rows, task, counted)
+    return _mean(counted, places) if counted and places else None
+
+
+def _places(rows: Sequence[Answered], task: Task, counted: _Counted) -> dict[str, list[int]]:
+    """The answers of each modality; those to a truth without a box are none of VG's."""
+    found: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if task is not Task.VG or counted.counts[place, 1]:
+            found.setdefault(row.modality, []).append(place)
+    return found
+
+
+def _mean(counted: _Counted, places: Mapping[str, Sequence[int]]) -> float:
+    return mean_over_modalities(float(counted.figures(counted.counts[list(own)].sum(0))[0]) for own in places.values())
+
+
+def _counted(rows: Sequence[Answered], task: Task) -> _Counted:
+    if task is Task.MIA:
+        return _caption_counts(rows)
+    return _spice_counts(rows) if task is Task.RC else _hit_counts(rows, task)
+
+
+def _hit_counts(rows: Sequence[Answered], task: Task) -> _Counted:
+    """Columns: hits, items."""
+    find = grounding if task is Task.VG else classification
+    found = [next(iter(find([row]).values()), Hits(0, 0)) for row in rows]
+    counts = np.array([[h.hits, h.total] for h in found], dtype=np.float64).reshape(len(rows), 2)
+    return _Counted(counts, _hit_share)
+
+
+def _hit_share(sums: Counts) -> Counts:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (sums[..., 0] / sums[..., 1])[..., None]
+
+
+def _caption_counts(rows: Sequence[Answered]) -> _Counted:
+    counts = caption_counts([_caption(row) for row in rows])
+    return _Counted(counts, lambda sums: np.roll(caption_figures(sums), 1, axis=-1))  # mBMR, the last, comes first
+
+
+def _caption(row: Answered) -> Caption:
+    return Caption(clean(row.response), (row.annotation,))
+
+
+def _shares(
+    rows: Sequence[Answered], task: Task, sums: Mapping[str, Counts], counted: _Counted,
+    places: Mapping[str, Sequence[int]],
+) -> dict[str, Share]:  # fmt: skip
+    if task is Task.RC:
+        return {m: Share(len(places[m]), 100 * float(counted.figures(s)[0])) for m, s in sums.items()}
+    if task is not Task.MIA:
+        shares = {m: Hits(int(s[0]), int(s[1])) for m, s in sums.items()}
+        return {m: Share(h.total, 100 * h.share, h.hits) for m, h in shares.items()}
+    weighed = cider({m: [_caption(rows[i]) for i in own] for m, own in places.items()})
+    assert FIGURES[:-1] == ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L")
+    found = {}
+    for m, own in places.items():
+        score, *figures = (100 * float(v) for v in counted.figures(sums[m]))
+        parts = dict(zip(PARTS, figures, strict=True)) | {"CIDEr": 100 * weighed[m]}
+        found[m] = Share(len(own), score, parts=parts)
+    return found
+
+
+def _spice_counts(rows: Sequence[Answered]) -> _Counted:
+    """Columns: answers, summed F-score. Raises NotComputed where SPICE cannot run, naming the row that it fails on."""
+    try:
+        counts = spice_counts([_caption(row) for row in rows])
+    except FailedPair as failed:
+        raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
+    return _Counted(counts, lambda sums: _hit_share(sums[..., ::-1]))
+
+
+def _without(rows: Sequence[Answered], task: Task, metric: str, why: str) -> Outcome:
+    shares = {m: Share(n, None) for m, n in _totals(rows).items()}
+    return Outcome("official", task, metric, None, shares, {}, _unparsed(rows, task), why=why, answers=len(rows))
+
+
+def _totals(rows: Sequence[Answered]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in rows:
+        found[row.modality] = found.get(row.modality, 0) + 1
+    return found
+
+
+def _unparsed(rows: Sequence[Answered], task: Task) -> int:
+    """Answers to VG in which the scripts find no box, where the truth has one."""
+    if task is not Task.VG:
+        return 0
+    return sum(bool(boxes(row.annotation)) and not boxes(clean(row.response)) for row in rows)
+
+
+def _interval(
+    rows: Sequence[Answered], counted: _Counted, places: Mapping[str, Sequence[int]], replicates: int
+) -> tuple[float, float] | None:
+    """95 %, x100: images are drawn, with all their answers, and the mean over modalities with items is taken anew."""
+    if replicates < 2:
+        return None
+    code = {image: i for i, image in enumerate(sorted({row.image for row in rows}))}
+    groups = np.array([code[row.image] for row in rows])
+    by_image = {}  # an image is of one modality, since its name tells it
+    for modality, own in places.items():
+        images, at = np.unique(groups[list(own)], return_inverse=True)
+        sums = np.zeros((len(images), counted.counts.shape[1]))
+        np.add.at(sums, at, counted.counts[list(own)])
+        by_image[modality] = images, sums
+    rng = np.random.default_rng([0, len(code)])
+    drawn: list[Counts] = []
+    for start in range(0, replicates, _CHUNK):
+        few = min(_CHUNK, replicates - start)
+        weights = np.array(
+            [np.bincount(rng.integers(len(code), size=len(code)), minlength=len(code)) for _ in range(few)]
+        )
+        figures = np.array([counted.figures(weights[:, images] @ sums)[:, 0] for images, sums in by_image.values()])
+        some = ~np.isnan(figures)
+        with np.errstate(invalid="ignore"):
+            drawn.append(np.where(some, figures, 0.0).sum(0) / some.sum(0))
+    low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+    return 100 * float(low), 100 * float(high)
 
 
 def _add(found: dict[str, Hits], modality: str, hits: int, total: int) -> None:

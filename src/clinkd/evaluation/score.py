@@ -125,6 +125,16 @@ class Judged:
                 found += _as_scores(row, self._figures(row, modalities, self._by_modality(row) if told else None))
         return found
 
+    def sums(self, task: Task, measure: Measure) -> dict[Modality, Counts]:
+        """[C] counts of the model's answers in each modality that has some; empty where they could not be had."""
+        modalities = [s.modality for s in self.samples]
+        found = [r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None]
+        if not found:
+            return {}
+        codes, names = _coded(found[0], modalities)
+        sums = _summed(found[0], codes, names)
+        return {Modality(name): own for name, own in zip(names, sums, strict=True) if own[0]}
+
     def gains(self) -> list[Gain]:
         """Each choice of candidates beside the first beam, for each metric that was computed."""
         modalities = [s.modality for s in self.samples]

@@ -114,39 +114,43 @@ def corrector_of(
         assert config.chat
         picture = _pictures(about(desk.prepared).root, config.chat, asked)
         with Journal(config.chat.journal or desk.runs / JOURNAL) as journal:
-            scrubbers = _scrubbers(about(desk.prepared).root, train)
-            yield ChatCorrector(Chat(config.chat, journal), similarity, scrubbers, config.chat.question, picture)
+            chat, scrubber = Chat(config.chat, journal), scrubbers(about(desk.prepared).root, train)
+            yield ChatCorrector(chat, similarity, scrubber, config.chat.question, picture)
 
 
-def _scrubbers(root: Path, train: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
-    """By what the files of a sample say, and by the words that more than one patient's texts share."""
-    texts = ((s.group, text.words) for s in train for t in s.turns for text in (t.question, t.answer))
+def scrubbers(root: Path, known: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
+    """By what the files of a sample say, and by the words that more than one patient's texts share, among `known`."""
+    texts = ((s.group, text.words) for s in known for t in s.turns for text in (t.question, t.answer))
     common = common_words(texts)
-    known: dict[tuple[ImageRef, ...], Scrubber] = {}
+    made: dict[tuple[ImageRef, ...], Scrubber] = {}
 
     def of(sample: Sample) -> Scrubber:
-        if sample.images not in known:
-            known[sample.images] = Scrubber(told_by(root, [sample]), common)
-        return known[sample.images]
+        if sample.images not in made:
+            made[sample.images] = Scrubber(told_by(root, [sample]), common)
+        return made[sample.images]
 
     return of
 
 
 def _pictures(root: Path, config: ChatConfig, asked: Sequence[Sample]) -> Callable[[Sample], str] | None:
-    """Pictures as PNG, made anew from their pixels, so that nothing of a header goes along."""
     if not config.pixels:
         return None
+    if risk := risk_of_pixels(root, asked):
+        raise BadInput(f"reflect.chat.pixels=true: {risk}; set reflect.chat.pixels=false")
+    return pictures(root)
+
+
+def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
+    """Why the pictures of these samples may show whom they are of; None where nothing speaks for it."""
     if risky := sorted({s.modality.value for s in asked if s.modality not in FREE_OF_TEXT}):
-        raise BadInput(
-            f"reflect.chat.pixels=true: there are pictures of {', '.join(risky)}, which may show names; only CT, MR "
-            "and PET may leave: set reflect.chat.pixels=false"
-        )
+        return f"there are pictures of {', '.join(risky)}, which may show names; only CT, MR and PET may leave"
     images = {image for s in asked for image in s.images}
-    if told := sum(data.burnt_in(root, image) for image in images):
-        raise BadInput(
-            f"reflect.chat.pixels=true: {told} DICOM files say that text is burnt into their pixels; set "
-            "reflect.chat.pixels=false"
-        )
+    told = sum(data.burnt_in(root, image) for image in images)
+    return f"{told} DICOM files say that text is burnt into their pixels" if told else None
+
+
+def pictures(root: Path) -> Callable[[Sample], str]:
+    """Pictures as PNG, made anew from their pixels, so that nothing of a header goes along."""
 
     def of(sample: Sample) -> str:
         made = io.BytesIO()

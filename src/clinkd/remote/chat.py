@@ -46,10 +46,12 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The texts that came back for one conversation, one a candidate, or `why` there are none."""
+    """The texts that came back for one conversation, one a candidate, or `why` there are none whole; `cut`: those that
+    were broken off at the limit."""
 
     texts: tuple[str, ...] = ()
     why: str | None = None
+    cut: tuple[str, ...] = ()
 
 
 class Chat:
@@ -312,7 +314,8 @@ def _kept(reply: str) -> Reply:
     if whole:
         return Reply(whole)
     ends = sorted({str(c["end"]) for c in choices if re.fullmatch(r"\w{1,30}", str(c["end"]))} - {"stop", "None"})
-    return Reply(why=f"no whole reply (ended by {', '.join(ends)})" if ends else "an empty reply")
+    cut = tuple(c["text"] for c in choices if isinstance(c["text"], str) and c["end"] == "length")
+    return Reply(why=f"no whole reply (ended by {', '.join(ends)})" if ends else "an empty reply", cut=cut)
 
 
 def _wait(state: Any) -> float:

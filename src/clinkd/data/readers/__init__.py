@@ -3,8 +3,8 @@
 A reader yields an `Entry` for each row of a `Source`: samples, or the problem that the row has. Nothing is skipped.
 """
 
-from clinkd.data.readers.forms import FORMS, demand, read
+from clinkd.data.readers.forms import FORMS, demand, detect, read
 from clinkd.data.readers.rows import Entry, Kind, Problem
 from clinkd.data.readers.source import Source
 
-__all__ = ["FORMS", "Entry", "Kind", "Problem", "Source", "demand", "read"]
+__all__ = ["FORMS", "Entry", "Kind", "Problem", "Source", "demand", "detect", "read"]

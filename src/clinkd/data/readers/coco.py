@@ -19,11 +19,11 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
@@ -56,6 +56,42 @@ def files(path: Path) -> list[Path]:
         if found := sorted(folder.glob("*.json")):
             return found
     raise BadInput(f"{path}: no .json file there or in its annotations folder; give the COCO file, and --images")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the ids of COCO files stand for, in all files of a source: paths of images and names of categories."""
+
+    images: Mapping[str, str]
+    categories: Mapping[str, str]
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """Raises BadInput where a file is not COCO."""
+        images: dict[str, str] = {}
+        categories: dict[str, str] = {}
+        for file in files(source.path):
+            data = _load(file, source.encoding)
+            for image in data.images:
+                if isinstance(image, dict) and (key := _key(image.get("id"))) is not None:
+                    images[key] = str(image.get("file_name")).strip().removeprefix(source.prefix)
+            categories |= {key: known.name for key, known in data.categories.items() if key is not None}
+        return cls(images, categories)
+
+    def image(self, key: Any) -> str:
+        """The path of an image. Raises Fault for an id that no image has."""
+        return _found(self.images, key, "image_id", "image")
+
+    def category(self, key: Any) -> str:
+        """The name of a category. Raises Fault for an id that none has."""
+        return _found(self.categories, key, "category_id", "category")
+
+
+def _found(known: Mapping[str, str], key: Any, field: str, what: str) -> str:
+    found = known.get(_key(key) or "")
+    if found is None:
+        raise Fault(field, key, f"no {what} of the data has this id; leave the row out, or give the data it is about")
+    return found
 
 
 def _entries(

@@ -1,0 +1,149 @@
+"""Answers scored by the papers' scripts and strictly, with intervals and blind twins: seconds and memory.
+
+    python -m benchmarks.scoring [--json] [--predictions 30000]
+
+A file of answers for each of VG, ROC, RC and MIA, in equal parts, of eight modalities and four questions an image;
+sentences are put together from those of drawn images, answers are truths with words and boxes changed, no two alike.
+SPICE is left out. The limits are what we hold ourselves to on two cores. CPU seconds are those of this process and of
+the Java programs that it starts; where other work runs beside, they tell more than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from benchmarks.report import Row, add_outputs, show
+
+from clinkd.data import phantoms
+from clinkd.evaluation import MODES, remembering
+from clinkd.pipeline import answering, evaluating
+from clinkd.records import ImageRef, Task
+
+SECONDS, MEGABYTES, IMPORT_SECONDS = 75.0, 2500.0, 1.0
+TASKS = (Task.VG, Task.ROC, Task.RC, Task.MIA)
+PREFIXES = ("ct", "mr", "x", "pet", "endoscopy", "dermoscopy", "fundus", "ultrasound")
+QUESTIONS = 4  # of an image
+
+
+def sentences() -> list[str]:
+    rng, dice, modalities = np.random.default_rng(0), random.Random(0), list(phantoms.STRUCTURES)
+    found = set()
+    for number in range(200):
+        image = phantoms.draw(rng, modalities[number % len(modalities)], structures=2)
+        drawn = phantoms.samples(image, ImageRef("x.png", 96, 96), "x", "test", dice)
+        found |= {s.answer.words for s in drawn if s.task in (Task.RC, Task.MIA)}
+    return sorted(found)
+
+
+def rows(task: Task, number: int, known: list[str]) -> Iterator[dict[str, object]]:
+    dice = random.Random(task.value)
+    words = sorted({w for text in known for w in text.split()})
+    names = phantoms.NAMES
+    for n in range(number):
+        image = n // QUESTIONS
+        name = dice.choice(names)
+        question = f"Where is the {name}?"
+        if task is Task.VG:
+            truth, answer = zip(*(_boxes(dice) for _ in range(dice.randint(1, 3))), strict=True)
+            truth, answer = (f"The {name} is at {' and '.join(b)}." for b in (truth, answer))
+        elif task is Task.ROC:
+            question = f"What is at {_boxes(dice)[0]}?"
+            truth, answer = f"{name}.", f"This is the {dice.choice([name, name, dice.choice(names)])}."
+        else:
+            question = f"Describe {_boxes(dice)[0]}." if task is Task.RC else "What does the image show?"
+            truth = " ".join(dice.sample(known, 1 if task is Task.RC else 3)) + f" Level {n}."
+            answer = " ".join(dice.choice(words) if dice.random() < 0.3 else w for w in truth.split())
+        yield {
+            "id": n,
+            "image": f"{PREFIXES[image % len(PREFIXES)]}_00--set--{image}.png",
+            "question": question,
+            "annotation": truth,
+            "response": f"{answer}<|im_end|>",
+        }
+
+
+def _boxes(dice: random.Random) -> tuple[str, str]:
+    x, y, w, h = dice.randrange(700), dice.randrange(700), dice.randrange(40, 290), dice.randrange(40, 290)
+    a, b = dice.randrange(-20, 21), dice.randrange(-20, 21)
+    moved = (max(x + a, 0), max(y + b, 0), x + w + a, y + h + b)
+    return (
+        f"<box>({x},{y}),({x + w},{y + h})</box>",
+        "<box>({},{}),({},{})</box>".format(*moved),
+    )
+
+
+def cpu() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the clock and of the processors."""
+    start, before = time.perf_counter(), cpu()
+    call()
+    return time.perf_counter() - start, cpu() - before
+
+
+def import_seconds() -> float:
+    """The median of five starts, that of an empty program taken off."""
+
+    def start(code: str) -> float:
+        return sorted(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))[1] for _ in range(5))[2]
+
+    return start("import clinkd.evaluation") - start("pass")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--predictions", type=int, default=30_000)
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="where the time goes, for pstats")
+    add_outputs(parser)
+    args = parser.parse_args()
+    each = args.predictions // len(TASKS)
+    known = sentences()
+    with tempfile.TemporaryDirectory() as temp:
+        files = {task: Path(temp, f"{task.value}.jsonl") for task in TASKS}
+        for task, file in files.items():
+            file.write_text("".join(f"{json.dumps(r)}\n" for r in rows(task, each, known)))
+
+        def score_all() -> None:
+            with remembering():
+                for task, file in files.items():
+                    answers = answering.read_released(file, task, "qwen-vl", MODES, None)
+                    start = time.perf_counter(), cpu()
+                    found = evaluating.evaluate(answers)
+                    told = {o.mode: o.score if o.score is None else round(o.score, 1) for o in found.outcomes}
+                    used = time.perf_counter() - start[0], cpu() - start[1]
+                    print(f"{task.value}: {told}, {used[0]:.1f} s, {used[1]:.1f} CPU s", file=sys.stderr)
+
+        if args.profile:
+            import cProfile
+
+            cProfile.runctx("score_all()", {}, {"score_all": score_all}, str(args.profile))
+            return
+        clock, processors = timed(score_all)
+    memory = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    what = f"{each * len(TASKS):,} answers in both modes"
+    show(
+        [
+            Row(f"{what}, by the clock", clock, SECONDS, "our limit", "s"),
+            Row(f"{what}, of the processors", processors, 2 * SECONDS, "our limit on two cores", "CPU s"),
+            Row(f"{what}, memory with that of Java", sum(memory), MEGABYTES, "our limit", "MB"),
+            Row("import of clinkd.evaluation", import_seconds(), IMPORT_SECONDS, "our limit", "CPU s"),
+        ],
+        args,
+    )
+
+
+if __name__ == "__main__":
+    main()

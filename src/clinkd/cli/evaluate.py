@@ -1,0 +1,230 @@
+"""The verb evaluate: answers from a file, a run, a model or an API, scored by the papers' scripts and strictly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clinkd.cli.data import source_flags, source_of
+from clinkd.cli.outputs import ASIDE, end_in_order, may_write
+from clinkd.cli.screen import show, show_leaving, tell
+from clinkd.cli.words import add_verb
+from clinkd.records import BadInput
+
+if TYPE_CHECKING:
+    from clinkd.config import ChatConfig
+    from clinkd.evaluation import Mode
+    from clinkd.pipeline.answering import Answers, TestSet
+    from clinkd.records import Task
+
+RELEASED = "qwen-vl"  # how the papers' files write boxes; marks of Qwen2-VL are read, too
+
+
+def add(verbs: Any) -> None:
+    """Add `evaluate`."""
+    made = add_verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "score answers as the papers' scripts do and strictly, with intervals, beside image-blind answers",
+        "clinkd evaluate --predictions answers.jsonl --task VG",
+        [source_flags()],
+    )
+    _add_answers(made.add_argument_group("whose answers, one of these four"))
+    _add_endpoint(made.add_argument_group("a model behind an API (--endpoint)"))
+    _add_scores(made.add_argument_group("how they are scored"))
+    made.set_defaults(stopped="what was answered is kept, and the same command goes on from there")
+
+
+def _add_answers(group: Any) -> None:
+    group.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="answers: the papers' rows {id, image, question, annotation, response}, with --task; or, with --data, "
+        "predictions.jsonl of a run, or COCO results",
+    )
+    group.add_argument("--run", help="a run's final model answers --data: a name under --runs, or a path")
+    group.add_argument(
+        "--model", metavar="FOLDER|NAME", help="a Qwen2-VL folder answers --data; with --endpoint, its name there"
+    )
+    group.add_argument("--endpoint", metavar="URL", help="a chat API answers --data, such as http://127.0.0.1:8000/v1")
+    group.add_argument("--data", type=Path, metavar="PATH", help="data of any form, with the questions and truths")
+    group.add_argument("--split", choices=["test", "validation", "train", "all"], default="test", help="of it (test)")
+    group.add_argument(
+        "--missing", choices=["refuse", "wrong"], default="refuse", help="questions without an answer (refuse)"
+    )
+    group.add_argument(
+        "--least", type=float, default=0.0, help="score of boxes in COCO results; lower ones are left out"
+    )
+    group.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="a knob of answer")
+    group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
+    group.add_argument("--as", dest="system", metavar="NAME", help="of the system, for tables and comparisons")
+
+
+def _add_endpoint(group: Any) -> None:
+    group.add_argument("--input-price", type=float, metavar="USD", help="of a million tokens sent; 0 = free")
+    group.add_argument("--output-price", type=float, metavar="USD", help="of a million tokens written")
+    group.add_argument("--budget", type=float, metavar="USD", help="that all calls in the journal may cost together")
+    group.add_argument(
+        "--pixels",
+        nargs="?",
+        const="safe",
+        choices=["safe", "all"],
+        help="send the images: of CT, MR and PET alone, without burnt-in text; `all` sends whatever the pictures show, "
+        "names of patients included. Without it the model answers blindly",
+    )
+    group.add_argument("--dry-run", action="store_true", help="print the bytes of each call; its cost goes to stderr")
+    group.add_argument(
+        "--journal", type=Path, metavar="FILE", help="of all calls and replies (chat.sqlite under --runs)"
+    )
+    group.add_argument(
+        "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="holds the key (OPENAI_API_KEY)"
+    )
+    group.add_argument(
+        "--max-tokens", type=int, default=400, help="of an answer; a longer one is cut and counted (400)"
+    )
+    group.add_argument(
+        "--limit-as",
+        choices=["max_tokens", "max_completion_tokens"],
+        default="max_tokens",
+        help="the API's word for it",
+    )
+    group.add_argument("--concurrency", type=int, default=4, help="calls at the same time (4)")
+
+
+def _add_scores(group: Any) -> None:
+    group.add_argument("--mode", choices=["official", "strict"], help="one way of scoring (both)")
+    group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, and score the rest")
+    group.add_argument("--replicates", type=int, default=1000, metavar="N", help="of the bootstrap (1000); 0 for none")
+    group.add_argument("--json", action="store_true", help="print the scores for a program")
+    group.add_argument("--out", type=Path, metavar="DIR", help="write answers, scores, tables and a page there")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from clinkd.config import EvaluateConfig
+    from clinkd.evaluation import MODES
+    from clinkd.pipeline import answering, evaluating
+
+    if args.replicates < 0:
+        raise BadInput(f"--replicates {args.replicates}: 0 or more are wanted")
+    may_write("--quarantine", args.quarantine, ASIDE)
+    if args.out is not None:
+        evaluating.may_write(args.out)
+    end_in_order()
+    modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
+    _one_of_four(args)
+    if args.endpoint is not None and args.dry_run:
+        leaving = answering.leaving(_chat(args), _test_set(args), args.runs, args.pixels)
+        show_leaving(leaving, f"{leaving.wrong} questions")
+        return 0
+    found = evaluating.evaluate(_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates))
+    if args.out is not None:
+        evaluating.write(found, args.out)
+    if args.json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        return 0
+    for table in found.tables():
+        show(table)
+    if args.out is not None:
+        print(f"\npage     {args.out / 'report.html'}")
+        print(f"data     {args.out}: samples, predictions and scores, a line each; table.json, table.md, table.csv")
+    return 0
+
+
+def _one_of_four(args: argparse.Namespace) -> None:
+    """Raises BadInput where it is not plain whose answers are meant, or what they answer."""
+    given = [
+        flag
+        for flag, value in (
+            ("--predictions", args.predictions),
+            ("--run", args.run),
+            ("--endpoint", args.endpoint),
+            ("--model", None if args.endpoint else args.model),
+        )
+        if value is not None
+    ]
+    if len(given) != 1:
+        said = " and ".join(given) or "none is given"
+        raise BadInput(f"whose answers? give one of --predictions, --run, --model, --endpoint ({said})")
+    if args.data is None and given != ["--predictions"]:
+        raise BadInput(f"{given[0]}: what is to be answered? give --data PATH")
+    if args.data is not None and args.quarantine is not None:
+        raise BadInput("--quarantine is for answers in the papers' form; clinkd data check --quarantine is for data")
+    if given[0] in ("--run", "--model") and args.out is None:
+        raise BadInput(f"{given[0]}: answers take time, and are kept as they come; give --out DIR")
+    if args.dry_run and args.endpoint is None:
+        raise BadInput("--dry-run: nothing leaves this machine without --endpoint")
+
+
+def _answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
+    from clinkd.pipeline import answering, find
+
+    if args.data is None:
+        boxes = args.boxes or RELEASED
+        return answering.read_released(args.predictions, _task(args), boxes, modes, args.quarantine, args.system)
+    test = _test_set(args)
+    if args.predictions is not None:
+        return answering.read_answers(args.predictions, test, args.missing, args.least, args.system)
+    if args.endpoint is not None:
+        return answering.ask_endpoint(_chat(args), test, args.runs, args.pixels, args.system)
+    if args.run is not None:
+        return answering.answer_with_run(find(args.run, args.runs), test, args.settings, args.out, args.system)
+    return answering.answer_with_model(Path(args.model), test, args.settings, args.out, args.system)
+
+
+def _test_set(args: argparse.Namespace) -> TestSet:
+    from clinkd.pipeline import answering
+
+    return answering.read_test_set(source_of(args, args.data), args.split)
+
+
+def _chat(args: argparse.Namespace) -> ChatConfig:
+    from pydantic import ValidationError
+
+    from clinkd.config import ChatConfig
+
+    if args.model is None:
+        raise BadInput("--endpoint: which model there? give --model NAME")
+    if args.input_price is None or args.output_price is None:
+        raise BadInput(
+            "--endpoint: give --input-price and --output-price, US dollars a million tokens; 0 if it is free"
+        )
+    if args.budget is None and (args.input_price or args.output_price):
+        raise BadInput("--endpoint: it costs money; give --budget, in US dollars")
+    if args.pixels == "all":
+        tell("--pixels all: every picture is sent as it is, and whatever text is burnt into it, names included")
+    if args.pixels is None:
+        tell("without --pixels the model is asked blindly: what it scores is a guess from the questions")
+    try:
+        return ChatConfig(
+            base_url=args.endpoint,
+            model=args.model,
+            key_variable=args.key_variable,
+            input_price=args.input_price,
+            output_price=args.output_price,
+            budget=args.budget,
+            temperature=0.0,
+            max_tokens=args.max_tokens,
+            limit_as=args.limit_as,
+            replies_as="text",
+            concurrency=args.concurrency,
+            journal=args.journal,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "--endpoint"
+        raise BadInput(f"{flag} {first['input']}: {first['msg'].lower()}") from None
+
+
+def _task(args: argparse.Namespace) -> Task:
+    from clinkd.records import Task
+
+    if args.task is None:
+        raise BadInput("--task: which task do the rows answer? one of VG, ROC, RC, MIA, QA")
+    try:
+        return Task(args.task.strip().upper())
+    except ValueError:
+        raise BadInput(f"--task {args.task}: one of {', '.join(Task)} is wanted") from None

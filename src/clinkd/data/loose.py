@@ -1,0 +1,83 @@
+"""Boxes in answers of other people's models: the spelling is free, the frame is declared, never guessed.
+
+    <box>(x1,y1),(x2,y2)</box>, <|box_start|>...<|box_end|>     the marks of Qwen-VL and Qwen2-VL, whatever is between
+    (x1, y1), (x2, y2)    [x1, y1, x2, y2]    [[x1, y1, x2, y2]]    x1=.., y1=.., x2=.., y2=..
+
+Two opposite corners make a box, whichever comes first. A codec (`clinkd.data.codecs`) says what the numbers count: what
+does not lie in its frame is left unread. Codecs whose boxes are special tokens read those, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from clinkd.data.codecs import Codec, Decoded
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
+
+FRAMES = {"qwen-vl": 1000.0, "qwen2-vl": 1000.0, "qwen3-vl": 1000.0, "normalised": 1.0}  # value of the far border
+
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+_COMMA = r"(?:\s*+[,;]\s*+|\s++)"  # possessive: a page of blanks is read once
+_TWO, _FOUR = _COMMA.join([_NUMBER] * 2), _COMMA.join([_NUMBER] * 4)
+_OPEN, _CLOSE = r"[(\[{]\s*+", r"\s*+[)\]}]"
+_CORNER = rf"{_OPEN}{_TWO}{_CLOSE}"
+_CORNERS = rf"{_CORNER}\s*+(?:[,;-]|and\b|to\b)?\s*+{_CORNER}"
+_NAMED = (r"""["']?\b{}["']?\s*+[:=]\s*+""" + _NUMBER).format
+_X1, _Y1, _X2, _Y2 = (_NAMED(rf"{axis}_?(?:{n}|{end})") for n, end in ((1, "min"), (2, "max")) for axis in "xy")
+_LISTED = rf"{_OPEN}{_FOUR}{_CLOSE}|{_X1}{_COMMA}{_Y1}{_COMMA}{_X2}{_COMMA}{_Y2}"
+_BARE = rf"{_CORNERS}|{_LISTED}"
+_END = r"</box>|<\|box_end\|>"
+_MARKED = rf"(?:<box>|<\|box_start\|>)(?P<inside>[^<]*(?={_END})|[\d\s,;.()\[\]{{}}+-]*)(?P<end>{_END})?"
+_ANY = re.compile(rf"{_MARKED}|(?P<bare>{_BARE})|(?P<stray>{_END})|{re.escape(BOX_MARK)}", re.I)
+_ANY_MARKED = re.compile(rf"{_MARKED}|(?P<bare>(?!))|(?P<stray>{_END})|{re.escape(BOX_MARK)}", re.I)
+_WHOLE = re.compile(_BARE, re.I)
+_NUMBERS = re.compile(rf"(?<![a-z_\d.]){_NUMBER}", re.I)  # the 1 of "x1" is none
+_REFS = re.compile(r"</?ref>|<\|object_ref_(?:start|end)\|>")
+
+
+def read_loosely(text: str, codec: Codec, bare: bool = True) -> Decoded:
+    """What an answer says, its boxes as fractions whatever their spelling; `bare` False: only those between marks.
+
+    `unread` lists what stands where a box does, but is none in the frame of `codec`.
+    Raises BadInput for a codec in pixels, which need the size of an image.
+    """
+    if codec.needs_size:
+        raise BadInput(f"boxes of {codec.name} are pixels of the resized image: its size must be known")
+    if codec.name not in FRAMES:
+        return codec.decode(text)
+    far = FRAMES[codec.name]
+    boxes: list[Box] = []
+    unread: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        found = _boxes(match, far)
+        if not found:
+            unread.extend([] if match["stray"] else [match.group()])
+            return " "
+        boxes.extend(found)
+        return " ".join([BOX_MARK] * len(found))
+
+    said = (_ANY if bare else _ANY_MARKED).sub(replace, _REFS.sub("", text))
+    return Decoded(BoxedText(said, tuple(boxes)), tuple(unread))
+
+
+def _boxes(match: re.Match[str], far: float) -> list[Box]:
+    """Those of a match of `_ANY`; none where a number is missing, or one of them lies outside the frame."""
+    piece = match["bare"] or match["inside"] or ""
+    if match["inside"] and not match["end"]:  # without its last bracket, the last number may be a part of one
+        whole = _WHOLE.match(piece.lstrip())
+        piece = whole.group() if whole else ""
+    numbers = [float(n) for n in _NUMBERS.findall(piece)]
+    if not numbers or len(numbers) % 4 or (far > 1 and max(numbers) <= 1 and "." in piece):
+        return []  # fractions where thousandths are declared are of another frame, not tiny
+    found = [_box(numbers[i : i + 4], far) for i in range(0, len(numbers), 4)]
+    whole_boxes = [box for box in found if box is not None]
+    return whole_boxes if len(whole_boxes) == len(found) else []
+
+
+def _box(corners: Sequence[float], far: float) -> Box | None:
+    (x1, x2), (y1, y2) = sorted(corners[0::2]), sorted(corners[1::2])
+    if not (0 <= x1 < x2 <= far and 0 <= y1 < y2 <= far):
+        return None
+    return Box(x1 / far, y1 / far, x2 / far, y2 / far)

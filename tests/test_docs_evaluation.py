@@ -1,0 +1,52 @@
+"""docs/EVALUATION.md: its commands are the program's, its row is scored, and its JSON has the form that is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from clinkd.cli import _parser, main
+from clinkd.data.modality import read_modality
+from clinkd.data.readers.conversations import TESTS
+from clinkd.pipeline.answering import _loose_codec
+from clinkd.records import PAPER_MODALITIES
+
+TEXT = (Path(__file__).parent.parent / "docs" / "EVALUATION.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+ROW, PRINTED = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.S))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_is_the_programs(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    assert words[:2] == ["clinkd", "evaluate"]
+    _parser().parse_args(words[1:])
+
+
+def test_every_flag_that_is_named_exists() -> None:
+    verbs = next(a for a in _parser()._actions if isinstance(a.choices, dict))
+    flags = {f for action in verbs.choices["evaluate"]._actions for f in action.option_strings}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) <= flags
+
+
+def test_the_row_is_scored_and_printed_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(ROW))
+    assert main(["evaluate", "--predictions", str(file), "--task", "VG", "--mode", "official", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told) == list(PRINTED) and told["score"] == 100
+    assert told["by_modality"]["ct"].keys() == PRINTED["by_modality"]["ct"].keys()
+    assert main(["evaluate", "--predictions", str(file), "--task", "VG", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out))[:2] == ["official", "strict"]
+
+
+def test_what_is_listed_is_all_there_is() -> None:
+    (prefixes,) = re.findall(r"first `_` is the modality: `([a-z ]+)`", TEXT)
+    assert [read_modality(p) for p in prefixes.split()] == list(PAPER_MODALITIES)
+    assert {f"Test_{name.upper()}.json" for name in TESTS} <= set(re.findall(r"`(Test_\w+\.json)`", TEXT))
+    for name in ("qwen-vl", "qwen2-vl", "qwen3-vl", "normalised"):
+        assert f"`{name}`" in TEXT and _loose_codec(name)
