@@ -126,7 +126,7 @@ def spice_by_modality(rows: Iterable[Answered]) -> dict[str, float]:
     that it fails on."""
     rows = list(rows)
     counted = _spice_counts(rows)
-    places = _places(rows, Task.RC)
+    places = _places(rows, Task.RC, counted)
     return {m: float(counted.figures(counted.counts[list(own)].sum(0))[0]) for m, own in places.items()}
 
 
