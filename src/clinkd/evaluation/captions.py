@@ -218,17 +218,17 @@ def tokenized(captions: Sequence[Caption], java: str) -> list[Caption]:
 def _bleu_and_rouge(caption: Caption) -> list[float]:
     """The counts of pycocoevalcap's BleuScorer (closest reference length) and its ROUGE-L."""
     own, length = _grams(caption.candidate), len(caption.candidate.split())
-    references = [_grams(r) for r in caption.references]
-    correct = [
-        sum(min(count, max(r[n].get(gram, 0) for r in references)) for gram, count in own[n].items()) for n in range(4)
-    ]
+    most, *others = (_grams(r) for r in caption.references)
+    for other in others:
+        most = tuple(a | b for a, b in zip(most, other, strict=True))  # the most of any reference
+    correct = [sum(min(a[gram], b[gram]) for gram in a.keys() & b.keys()) for a, b in zip(own, most, strict=True)]
     guessed = [max(0, length - n) for n in range(4)]
     closest = min((abs(r - length), r) for r in (len(t.split()) for t in caption.references))[1]
     return [1.0, _rouge_l(caption), length, closest, *correct, *guessed]
 
 
 @lru_cache(maxsize=4096)
-def _grams(text: str) -> tuple[dict[tuple[str, ...], int], ...]:
+def _grams(text: str) -> tuple[Counter[tuple[str, ...]], ...]:
     """How often each run of one to four words stands in a text."""
     words = text.split()
     return tuple(Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4))
