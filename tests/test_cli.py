@@ -21,7 +21,6 @@ VERBS = [
     "ablate", "evaluate", "spice install", "spice status",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
-VERBS += ["spice install", "spice status"]
 SCORES = {
     "mode": "strict",
     "VG": {

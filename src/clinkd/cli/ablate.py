@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import show, tell
 from clinkd.cli.words import FAILED, add_verb
-from clinkd.config import RunConfig
 from clinkd.records import BadInput
+
+if TYPE_CHECKING:
+    from clinkd.config import RunConfig
 
 
 def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConfig]) -> None:
