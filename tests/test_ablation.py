@@ -85,7 +85,7 @@ def test_pairs_are_of_the_seeds_that_both_rows_have():
 
 
 def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
-    from clinkd.evaluation.tables import PRINTED
+    from clinkd.evaluation.printed import PRINTED
 
     assert set(TABLE_2) <= set(ROWS) and len(TABLE_2) == 8
     for row in ROWS.values():

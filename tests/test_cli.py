@@ -18,7 +18,7 @@ from clinkd.storage import write_json
 
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
-    "ablate", "evaluate", "spice install", "spice status",
+    "ablate", "evaluate", "systems", "spice install", "spice status",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
 SCORES = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinkd import crew
-from clinkd.cli import ablate, compare, data, evaluate, report, spice
+from clinkd.cli import ablate, compare, data, evaluate, report, spice, systems
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add(verbs)
     report.add(verbs, runs)
     spice.add(verbs)
+    systems.add(verbs, runs)
     return parser
 
 

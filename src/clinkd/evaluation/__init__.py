@@ -21,12 +21,13 @@ from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.outcome import MODES, Mode, Outcome
+from clinkd.evaluation.printed import paper_tables
 from clinkd.evaluation.report import NOTICE, write_report, write_shared, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
+from clinkd.evaluation.systems import Result, System, system_tables
 from clinkd.evaluation.tables import (
     Again,
     effect_table,
-    paper_tables,
     table_json,
     tabulate,
     to_csv,
@@ -57,8 +58,10 @@ __all__ = [
     "Outcome",
     "Paired",
     "Pooled",
+    "Result",
     "Rewritten",
     "Seeds",
+    "System",
     "ablation_json",
     "ablation_tables",
     "blind_twins",
@@ -80,6 +83,7 @@ __all__ = [
     "score_by_source",
     "side_by_side",
     "spread",
+    "system_tables",
     "table_json",
     "tabulate",
     "to_csv",

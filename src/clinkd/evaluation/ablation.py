@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from clinkd.evaluation.compare import Paired, over_seeds, pooled
 from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.evaluation.printed import PRINTED
 from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.tables import AVERAGED, MISSING, PRINTED, Board
+from clinkd.evaluation.tables import AVERAGED, MISSING, Board
 from clinkd.experiments import Row
 from clinkd.records import Score, Table, Task
 

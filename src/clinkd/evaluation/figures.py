@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from clinkd import viewer
 from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.evaluation.printed import PRINTED_AVERAGES
 from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.tables import AVERAGED, PRINTED_AVERAGES, TITLES, Board
+from clinkd.evaluation.tables import AVERAGED, TITLES, Board
 from clinkd.records import PAPER_MODALITIES, Modality, Task
 from clinkd.viewer import Bar, Cell, Html
 

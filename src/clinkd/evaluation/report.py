@@ -14,7 +14,8 @@ from clinkd.evaluation.browse import Answered, Browsed, browse, without_words
 from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, answer_card, rewritten_card, verdict
 from clinkd.evaluation.metrics import Rules
-from clinkd.evaluation.tables import BY_MODALITY, OUTSIDE, TITLES, Board, paper_tables, to_csv, to_markdown
+from clinkd.evaluation.printed import paper_tables
+from clinkd.evaluation.tables import BY_MODALITY, OUTSIDE, TITLES, Board, to_csv, to_markdown
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.storage import write_atomic
 from clinkd.viewer import ANSWER, ASKED, LATER, SCRIPT, TRUTH, Choices, Html, Key

@@ -74,12 +74,27 @@ class TestSet:
 
     def answered(self, system: str, source: Mapping[str, Any], predictions: Sequence[Prediction]) -> Answers:
         """Answers to these questions."""
-        rows = {s.id: _as_row(s, p) for s, p in zip(self.samples, predictions, strict=True)}
+        rows = rows_of(self.samples, predictions)
         words = lexicon_of([*self.samples, *self.train])
         root = self.root if self.pictured else None
         return Answers(
             system, self.what, source, self.samples, predictions, rows, words, self.train, root, self.told
         )  # fmt: skip
+
+
+def rows_of(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, Answered]:
+    """By sample, the answers as lines of the papers' files; one prediction for each sample, in its order."""
+    return {s.id: _as_row(s, p) for s, p in zip(samples, predictions, strict=True)}
+
+
+def answers_of(
+    system: str, test_set: str, samples: Sequence[Sample], predictions: Sequence[Prediction], lexicon: Lexicon,
+    train: Sequence[Sample],
+) -> Answers:  # fmt: skip
+    """Answers that a run gave to its own test questions."""
+    given = {p.id: p for p in predictions}
+    ordered = [given[s.id] for s in samples]
+    return Answers(system, test_set, {"kind": "run"}, samples, ordered, rows_of(samples, ordered), lexicon, train)
 
 
 def lexicon_of(samples: Sequence[Sample]) -> Lexicon:

@@ -1,0 +1,128 @@
+"""Several systems beside each other in the paper's form: Table 1 (systems by tasks), Tables 3 and 4 (by modality)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clinkd.evaluation.outcome import Mode
+from clinkd.evaluation.printed import METRICS, ON_SECOND, PRINTED, PRINTED_BY_MODALITY, SECOND, TEST_SET
+from clinkd.evaluation.tables import AVERAGED, MISSING, TITLES
+from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
+
+NAMES: Mapping[Mode, Mapping[Task, str]] = {
+    "official": METRICS,
+    "strict": {Task.VG: "VG F1", Task.ROC: "ROC Recall", Task.RC: "RC SPICE", Task.MIA: "MIA mBMR"},
+}
+
+
+class Result(NamedTuple):
+    """One task of a system, x100. None: not computed; `blind` is the best image-blind twin."""
+
+    score: float | None
+    by_modality: Mapping[Modality, float | None]
+    interval: tuple[float, float] | None = None
+    blind: float | None = None
+    why: str | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Result:
+        """Of a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
+        names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
+        shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
+        ends = value.get("interval")
+        return cls(value.get("score"), shares, tuple(ends) if ends else None, value.get("blind"), value.get("why"))
+
+
+class System(NamedTuple):
+    """Who answered which test set, and what each task scored in one mode."""
+
+    name: str
+    test_set: str
+    results: Mapping[Task, Result]
+
+    @property
+    def average(self) -> float | None:
+        """Over the four tasks; None where one of them has no score."""
+        four = [self.results[t].score for t in AVERAGED if t in self.results]
+        there = [v for v in four if v is not None]
+        return sum(there) / len(there) if len(there) == len(AVERAGED) else None
+
+
+def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False) -> list[Table]:
+    """Table 1, then each system by modality. `same_data`: the test set is the paper's, so that its printed rows stand
+    in the same tables; else they stand apart (`paper_tables`). Printed rows are of the official scripts alone."""
+    printed = same_data and mode == "official"
+    return [_table_1(systems, mode, printed), *(_by_modality(s, mode, printed) for s in systems)]
+
+
+def _table_1(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
+    lines = []
+    for s in systems:
+        found = [s.results.get(t) for t in AVERAGED]
+        lines.append((s.name, s.test_set, *(_score(r) for r in found), _number(s.average)))
+        if any(r and r.interval for r in found):
+            lines.append(("  95 %", "", *(_ends(r) for r in found), MISSING))
+        if any(r and r.blind is not None for r in found):
+            lines.append(("  best blind twin", "", *(_number(r.blind if r else None) for r in found), MISSING))
+    if printed:
+        lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
+        lines += [
+            (f"Printed: {n}", SECOND, MISSING, MISSING, MISSING, f"{v:.2f}", MISSING) for n, v in ON_SECOND.items()
+        ]
+    notes = [
+        {"official": "x100 by the papers' own scripts, with their faults (docs/EVALUATION.md).",
+         "strict": "x100, strict mode: boxes one to one, names at word boundaries."}[mode],
+        *_whys(systems),
+        *([] if printed else ["The paper's printed rows are of another test set and stand apart."]),
+    ]  # fmt: skip
+    heads = ("System", "Test set", *NAMES[mode].values(), "Average")
+    return Table("Systems (the paper's Table 1)", heads, tuple(lines), tuple(notes))
+
+
+def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
+    lines = []
+    for task in AVERAGED:
+        result = system.results.get(task)
+        if result is None:
+            continue
+        cells = [_number(result.by_modality.get(m)) for m in PAPER_MODALITIES]
+        lines.append((NAMES[mode][task], *cells, _score(result)))
+        for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
+            lines.append((f"  printed, {name}", *(_number(v, 2) for v in by_task[task])))
+    average = [
+        _mean([r.by_modality.get(m) for t in AVERAGED if (r := system.results.get(t)) and m in r.by_modality])
+        for m in PAPER_MODALITIES
+    ]
+    lines.append(("Average", *map(_number, average), _number(system.average)))
+    heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Mean")
+    notes = (
+        "The mean is over all modalities with questions, also those outside the paper's eight. The average of a column "
+        "is over the tasks it has, and missing where one of them was not computed.",
+    )
+    title = f"{system.name} on {system.test_set} by modality (the paper's Tables 3 and 4)"
+    return Table(title, heads, tuple(lines), notes)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [v for v in values if v is not None]
+    return sum(there) / len(there) if there and len(there) == len(values) else None
+
+
+def _whys(systems: Sequence[System]) -> list[str]:
+    told = [(s.name, t, r.why) for s in systems for t, r in s.results.items() if r.score is None and r.why]
+    return [f"{name}: {task.value} not computed: {why}" for name, task, why in told if task in AVERAGED]
+
+
+def _score(result: Result | None) -> str:
+    if result is None:
+        return MISSING
+    return _number(result.score) if result.score is not None else "not computed" if result.by_modality else MISSING
+
+
+def _ends(result: Result | None) -> str:
+    return f"[{result.interval[0]:.1f}, {result.interval[1]:.1f}]" if result and result.interval else MISSING
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
