@@ -292,7 +292,7 @@ def test_the_page_can_be_read_aloud_and_opens_on_the_table(html: str) -> None:
     assert len(ids) == len(set(ids))
     links = {(a["href"] or "")[1:] for t, a in page.tags if t == "a"}
     assert {link for link in links if "=" not in link} <= set(ids)
-    assert "task=VG&modality=ct&by=Recall" in links
+    assert "task=VG&modality=ct&by=F1" in links
     assert html.index("Task by modality: model / best blind twin") < html.index("<svg")
     assert "Research use only" in html
 
