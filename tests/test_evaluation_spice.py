@@ -105,7 +105,9 @@ def test_odd_answers(sliced: np.ndarray) -> None:
     assert (nothing, perfect) == (0, 1) and 0 < plain < 1 and hostile == plain
 
 
-def test_what_is_known_starts_no_java_again(sliced: np.ndarray, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_starts_spice_no_more(
+    installed: None, sliced: np.ndarray, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spice.Program, "run", None)
     assert spice.spice_counts(published(shared)[0][:SLICE])[:, 1] == pytest.approx(sliced[:SLICE], abs=0)
 
@@ -144,6 +146,8 @@ PROGRAM = """#!{python}
 import json, sys, time
 asked, told = sys.argv[sys.argv.index("edu.anu.spice.SpiceScorer") + 1], sys.argv[sys.argv.index("-out") + 1]
 rows = json.load(open(asked))
+if "cannot-keep" in sys.argv:
+    sys.exit(1)
 open("{log}", "a").write(f"{{len(rows)}}\\n")
 words = [w for r in rows for w in r["test"].split()]
 if words.count("big") > 1 or "huge" in words:
@@ -224,13 +228,29 @@ def test_a_program_that_cannot_start_is_a_reason(fake: Path, monkeypatch: pytest
 
 
 def test_batches_hold_every_pair_once_the_long_ones_last_and_within_bounds() -> None:
-    captions = [pair("a " * n) for n in (40, 3, 200, 5, 7, 120, 300, 12)] + [pair(f"a {n}") for n in range(9000)]
+    answers = ["a " * n for n in (40, 3, 200, 5, 7, 120, 300, 12)] + [f"a {n}" for n in range(3000)]
+    captions = [Caption(a, (f"truth {n}",)) for n, a in enumerate(answers)]
     batches = list(spice._batches(captions))
     flat = [c for batch in batches for c in batch]
-    assert sorted(flat) == sorted(captions) and len(batches) > 4
-    costs = [spice._cpu_seconds(c) for c in flat]
+    assert sorted(flat) == sorted(captions) and len(batches) > 2
+    costs = [spice._cpu_seconds(spice._texts(c)) for c in flat]
     assert costs == sorted(costs)
-    assert all(len(b) == 1 or sum(map(spice._cpu_seconds, b)) <= spice.BATCH_SECONDS for b in batches)
+    assert all(len(b) == 1 or spice._cpu_seconds(spice._texts(*b)) <= spice.BATCH_SECONDS for b in batches)
+    # a text that stands in many pairs counts once
+    assert len(list(spice._batches([Caption(f"{n % 60}", (f"{n // 60}",)) for n in range(3600)]))) == 1
+
+
+def test_texts_of_many_pairs_are_read_first_once_each(fake: Path) -> None:
+    captions = [Caption("a " * (k + 1), (f"truth {n}",)) for k in range(9) for n in range(7)]
+    assert spice.spice_counts(captions)[:, 1] == pytest.approx([(k + 1) / 10 for k in range(9) for _ in range(7)])
+    assert sizes(fake) == [8, 63]  # 16 texts in 8 pairs; then all pairs
+
+
+def test_without_what_keeps_parses_the_scores_are_the_same(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spice, "_OPEN", ["cannot-keep"])
+    captions = [Caption("a " * (k + 1), (f"truth {n}",)) for k in range(9) for n in range(7)]
+    assert spice.spice_counts(captions)[:, 1] == pytest.approx([(k + 1) / 10 for k in range(9) for _ in range(7)])
+    assert sizes(fake) == [8, 63]
 
 
 @pytest.mark.parametrize(("free", "heap"), [(1200.0, 900), (4000.0, 3000), (64e3, 6000), (math.inf, 6000)])

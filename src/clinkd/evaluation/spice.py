@@ -1,9 +1,10 @@
 """SPICE (Anderson et al. 2016) by its authors' program: the overlap of what two texts say, as tuples of a scene graph.
 
 `jars` says what it runs on. It takes ~10 s to start, ~30 ms of a core for a short text, and with the cube of its length
-more for a long one (250 words: 80 s). So it is given many pairs at a time, the long ones last, and what it said of a
-pair is kept on the disk. A pair that it fails on is named and nothing is scored: never is a number given for a part of
-the answers, or in the place of a parse that found no memory (which SPICE would count as an answer that says nothing).
+more for a long one (250 words: 80 s). So it is given many pairs at a time, the long ones last; a text of many pairs is
+parsed once, and what was said of a pair is kept on the disk. A pair that it fails on is named and nothing is scored:
+never is a number given for a part of the answers, or in the place of a parse that found no memory (which SPICE would
+count as an answer that says nothing).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ FREE_SHARE = 0.75  # of the free memory that the heap may take
 OUT_OF_MEMORY = 3  # exit status under -XX:+ExitOnOutOfMemoryError
 # CPU seconds, measured: bounds what a broken-off run loses against what starting anew costs (10 s)
 BATCH_SECONDS = 120.0
+REPEATS = 50  # texts of a batch that it would parse again, from which on a second start is worth its while
 START_SECONDS, PATIENCE = (
     300.0,
     40.0,
@@ -56,6 +58,10 @@ class _Broken(Exception):
         self.pair = pair
 
 
+class _Crashed(_Broken):
+    """A batch came to nothing, since the program ended by a fault."""
+
+
 def spice_counts(captions: Sequence[Caption]) -> Counts:
     """[N, 2]: 1, and SPICE's F-score (0..1) of each answer. Equal pairs are worked out once, and once for all runs.
 
@@ -70,10 +76,14 @@ def spice_counts(captions: Sequence[Caption]) -> Counts:
     scores = store.read(unique)
     todo = [c for c in unique if c not in scores]
     if todo:
-        with progress(len(unique), "SPICE", "pair", done=len(scores)) as advance:
+        with (
+            tempfile.TemporaryDirectory(prefix="clinkd-spice-") as parses,
+            progress(len(unique), "SPICE", "pair", done=len(scores)) as advance,
+        ):
+            reader = _Reader(program, Path(parses))
             try:
                 for batch in _batches(todo):
-                    for part, found in _scored(program, batch):
+                    for part, found in _scored(reader, batch):
                         store.write(part, found)
                         scores |= zip(part, found, strict=True)
                         advance(len(part))
@@ -93,17 +103,17 @@ def scores_file() -> Path:
     return cache_folder() / "spice" / "scores.sqlite"
 
 
-def _scored(program: Program, batch: Sequence[Caption]) -> Iterator[tuple[Sequence[Caption], list[float]]]:
+def _scored(reader: _Reader, batch: Sequence[Caption]) -> Iterator[tuple[Sequence[Caption], list[float]]]:
     """The batch with its scores, in so few parts as it can be done in. Raises _Broken naming a pair."""
     try:
-        found = program.run(batch)
+        found = reader.score(batch)
     except _Broken as reason:
         if len(batch) == 1:
-            words = ", ".join(str(len(t.split())) for t in (batch[0].candidate, *batch[0].references))
+            words = ", ".join(str(len(text.split())) for text in _texts(batch[0]))
             raise _Broken(f"{reason}, given one pair alone (texts of {words} words)", batch[0]) from None
         middle = len(batch) // 2
-        yield from _scored(program, batch[:middle])
-        yield from _scored(program, batch[middle:])
+        yield from _scored(reader, batch[:middle])
+        yield from _scored(reader, batch[middle:])
     else:
         yield batch, found
 
@@ -111,19 +121,26 @@ def _scored(program: Program, batch: Sequence[Caption]) -> Iterator[tuple[Sequen
 def _batches(captions: Sequence[Caption]) -> Iterator[list[Caption]]:
     """Of about BATCH_SECONDS each, the short ones first."""
     batch: list[Caption] = []
+    seen: set[str] = set()
     spent = 0.0
-    for caption in sorted(captions, key=_cpu_seconds):
-        if batch and spent + _cpu_seconds(caption) > BATCH_SECONDS:
+    for caption in sorted(captions, key=lambda c: _cpu_seconds(_texts(c))):
+        new = [t for t in _texts(caption) if t not in seen]
+        if batch and spent + _cpu_seconds(new) > BATCH_SECONDS:
             yield batch
             batch, spent = [], 0.0
         batch.append(caption)
-        spent += _cpu_seconds(caption)
+        seen |= set(new)
+        spent += _cpu_seconds(new)
     yield batch
 
 
-def _cpu_seconds(caption: Caption) -> float:
-    """Of parsing the texts of a pair, measured on texts of 10 to 250 words."""
-    return sum(0.03 + 5e-6 * len(t.split()) ** 3 for t in (caption.candidate, *caption.references))
+def _texts(*captions: Caption) -> list[str]:
+    return [text for caption in captions for text in (caption.candidate, *caption.references)]
+
+
+def _cpu_seconds(texts: Sequence[str]) -> float:
+    """Of parsing, measured on texts of 10 to 250 words."""
+    return sum(0.03 + 5e-6 * len(text.split()) ** 3 for text in texts)
 
 
 def _heap_mb() -> int:
@@ -137,6 +154,38 @@ def _heap_mb() -> int:
     return heap
 
 
+class _Reader:
+    """Scores batches; what SPICE parsed is kept in the folder `parses` meanwhile.
+
+    SPICE parses each text that it has not kept, so also one that stands in a batch many times. Therefore the texts of
+    such a batch are first given to it once each. What it keeps holds the texts: it must not outlive the computation.
+    """
+
+    def __init__(self, program: Program, parses: Path) -> None:
+        self.program = program
+        self.parses: Path | None = parses
+        self.read: set[str] = set()
+
+    def score(self, batch: Sequence[Caption]) -> list[float]:
+        """F-scores. Raises _Broken."""
+        texts = [text for text in _texts(*batch) if text not in self.read]
+        new = list(dict.fromkeys(texts))
+        if len(texts) - len(new) >= REPEATS and self.parses:
+            self._run([Caption(a, (b,)) for a, b in zip(new[::2], [*new[1::2], new[-1]], strict=False)])
+        scores = self._run(batch)
+        self.read |= set(new)
+        return scores
+
+    def _run(self, batch: Sequence[Caption]) -> list[float]:
+        try:
+            return self.program.run(batch, self.parses)
+        except _Crashed:
+            if self.parses is None:
+                raise
+            self.parses = None  # the libraries by which it keeps parses do not work with every Java and machine
+            return self.program.run(batch, None)
+
+
 class Program(NamedTuple):
     """What is started for each batch."""
 
@@ -144,30 +193,31 @@ class Program(NamedTuple):
     class_path: str
     heap_mb: int
 
-    def run(self, batch: Sequence[Caption]) -> list[float]:
-        """F-scores. Raises _Broken."""
+    def run(self, batch: Sequence[Caption], parses: Path | None) -> list[float]:
+        """F-scores. What was parsed is kept in the folder `parses`, if one is given. Raises _Broken."""
         with tempfile.TemporaryDirectory(prefix="clinkd-spice-") as temp:
             asked, told = Path(temp, "asked.json"), Path(temp, "told.json")
             rows = [{"image_id": i, "test": c.candidate, "refs": c.references} for i, c in enumerate(batch)]
             asked.write_text(json.dumps(rows))
-            self._start(asked, told, sum(map(_cpu_seconds, batch)))
+            java = [*_OPEN, *self._java(asked.parent)] if parses else self._java(asked.parent)
+            kept = ["-cache", str(parses)] if parses else []
+            command = [self.java, *java, MAIN, str(asked), "-out", str(told), "-subset", "-silent", *kept]
+            self._start(command, asked.parent, START_SECONDS + PATIENCE * _cpu_seconds(_texts(*batch)))
             try:
                 found = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in json.loads(told.read_bytes())}
                 return [found[i] for i in range(len(batch))]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise _Broken(f"left no scores that can be read ({type(error).__name__}: {error})") from None
 
-    def _start(self, asked: Path, told: Path, cpu_seconds: float) -> None:
-        # A sentence that finds no memory must not be passed over: Java ends at once. `-cache` breaks since Java 16.
-        java = (
-            self.java, *UTF8, f"-Xmx{self.heap_mb}m", "-XX:+UseParallelGC", "-XX:+ExitOnOutOfMemoryError",
-            f"-Djava.io.tmpdir={asked.parent}", "-cp", self.class_path,
-        )  # fmt: skip
-        command = [*java, MAIN, str(asked), "-out", str(told), "-subset", "-silent"]
-        patience = START_SECONDS + PATIENCE * cpu_seconds
+    def _java(self, temp: Path) -> list[str]:
+        # A sentence that finds no memory must not be passed over: Java ends at once.
+        memory = [f"-Xmx{self.heap_mb}m", "-XX:+UseParallelGC", "-XX:+ExitOnOutOfMemoryError"]
+        return [*UTF8, *memory, f"-Djava.io.tmpdir={temp}", "-cp", self.class_path]
+
+    def _start(self, command: Sequence[str], folder: Path, patience: float) -> None:
         try:
             done = subprocess.run(
-                command, cwd=asked.parent, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
             )
         except subprocess.TimeoutExpired:
             raise _Broken(f"did not end within {patience:.0f} s") from None
@@ -176,7 +226,17 @@ class Program(NamedTuple):
         if done.returncode == OUT_OF_MEMORY:
             raise _Broken(f"found too little memory in a heap of {self.heap_mb} MB (it takes {MOST_MB} where free)")
         if done.returncode:
-            raise _Broken(f"ended with status {done.returncode} ({_last_words(done.stderr)})")
+            raise _Crashed(f"ended with status {done.returncode} ({_last_words(done.stderr)})")
+
+
+# The fst library, by which SPICE keeps what it parsed, looks into Java's own classes, which Java 16 closed.
+_OPEN = [
+    f"--add-opens=java.base/{package}=ALL-UNNAMED"
+    for package in (
+        *("java.io", "java.lang", "java.lang.reflect", "java.math", "java.net", "java.nio", "java.text", "java.time"),
+        *("java.util", "java.util.concurrent", "sun.nio.ch"),
+    )
+]
 
 
 def _last_words(stderr: bytes) -> str:
