@@ -117,6 +117,7 @@ def _sentences(text: str) -> tuple[tuple[str, ...], ...]:
     return tuple(s for s in found if any(w != "," for w in s))
 
 
+@lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
     """Case folded, NFKC, box marks and punctuation gone (a decimal point stays), words one space apart."""
     return " ".join(w for s in _sentences(text) for w in s if w != ",")
@@ -359,6 +360,7 @@ _RANKED = {"grade", "stage", "level", "type", "zone", "segment", "series", "figu
 _POINTING = {"the", "this", "that", "other", "another", "each", "every", "no", "any", "left", "right", "t", "which"}
 
 
+@lru_cache(maxsize=65536)
 def sides(text: str) -> frozenset[str]:
     """The sides a text states without denying them: of "left" and "right"; bilateral, or "both lungs", is both."""
     return frozenset().union(*(_clause_sides(c.words, c.negated) for c in _clauses(text)))

@@ -295,25 +295,20 @@ def _count_claims(items: Sequence[Item], rules: Rules) -> Counts:
     side, answers that agree with it, answers that contradict it; answers that deny what the truth affirms or affirm
     what it denies."""
     lexicon = rules.lexicon
-    words = tuple(dict.fromkeys((*lexicon.sizes, *lexicon.brightness, *DESCRIBING)))
-    memory: dict[tuple[str, str], list[float]] = {}
+    describing = tuple(dict.fromkeys((*lexicon.sizes, *lexicon.brightness, *DESCRIBING)))
+    read: dict[str, tuple[set[str], set[str]]] = {}  # a truth is held against many answers
     rows = np.zeros((len(items), 11))
     for row, item in zip(rows, items, strict=True):
-        pair = item.sample.answer.words, item.answer.answer.words
-        if pair not in memory:
-            memory[pair] = _claims(*pair, lexicon.names, words)
-        row[:] = memory[pair]
+        truth, answer = item.sample.answer.words, item.answer.answer.words
+        for text in (truth, answer):
+            if text not in read:
+                read[text] = set(listed(text, lexicon.names)), set(listed(text, describing))
+        shared = (n for w, s in zip(read[truth], read[answer], strict=True) for n in (len(w & s), len(s), len(w)))
+        clash, side = conflicts(answer, truth), sides(truth)
+        against = "laterality" in clash
+        agree = side == sides(answer) and not against
+        row[:] = 1, *shared, bool(side), bool(side) and agree, bool(side) and against, "negation" in clash
     return rows
-
-
-def _claims(truth: str, answer: str, names: tuple[str, ...], describing: tuple[str, ...]) -> list[float]:
-    found = [1.0]
-    for among in (names, describing):
-        wanted, said = set(listed(truth, among)), set(listed(answer, among))
-        found += [len(wanted & said), len(said), len(wanted)]
-    clash, side = conflicts(answer, truth), sides(truth)
-    agree = side == sides(answer) and "laterality" not in clash
-    return [*found, bool(side), bool(side) and agree, bool(side) and "laterality" in clash, "negation" in clash]
 
 
 def _claim_figures(sums: Counts) -> Counts:
