@@ -153,7 +153,7 @@ def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
     samples = [Sample.from_json(s.to_json()) for s in given[1] if s.split == "test"]  # boxes rounded as on the disk
     for split in ("validation", "test"):
         write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
-    trial._speak_well(tmp_path, tmp_path, 3)
+    trial._speak_well(tmp_path, tmp_path, steps.SPOKEN, 3)
     for name in steps.SPOKEN.values():
         said = [Prediction.from_json(r) for r in JsonLines(tmp_path / name).read()]
         assert [p.id for p in said] == [s.id for s in samples]
@@ -324,7 +324,11 @@ def test_only_what_is_left_to_do_is_counted(tmp_path, monkeypatch):
     assert found.disk_mb == 4 + 3 * 12
     left = [*made[:3], *status_of(tmp_path, reflect_2="done")]
     assert (only := estimate.least(config, left)) and (only.stage, only.memory_mb, only.disk_mb) == ("answer", 4, 0)
-    assert estimate.least(config, [*left, *status_of(tmp_path, answer="done")]) is None
+    answered = [*left, *status_of(tmp_path, answer="done")]
+    assert (shuffled := estimate.least(config, answered)) and (shuffled.stage, shuffled.memory_mb) == ("shuffle", 4)
+    assert estimate.least(config, [*answered, *status_of(tmp_path, shuffle="done")]) is None
+    plain = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"shuffled": False})})
+    assert estimate.least(plain, answered) is None
 
     draft = tmp_path / "reflect_2.part" / "fit-reflect" / "step-0000001"
     draft.mkdir(parents=True)
