@@ -136,9 +136,18 @@ def test_a_system_is_no_better_than_itself():
     right = [i % 3 == 0 for i in range(20)]
     found = two(samples, right, right)
     head = found.head(Task.ROC)
-    assert (head.value, head.interval, head.p, head.smallest) == (0, (0, 0), 1, 0)
-    assert found.sentences() == ["ROC Recall: no difference seen (+0.0 [+0.0, +0.0], p = 1); the data could have shown "
-                                 "one of 0.0 or more."]  # fmt: skip
+    assert (head.value, head.interval, head.p, head.smallest) == (0, (0, 0), 1, None)
+    assert found.sentences() == ["ROC Recall: no difference in any part."]
+    few = two(samples[:3], [True] * 3, [False] * 3).sentences()
+    assert len(few) == 1 and few[0].startswith(
+        "ROC Recall: +100.0 in every part, yet too few to tell it from chance (p"
+    )
+
+
+def test_what_is_not_seen_is_told_with_what_could_have_been():
+    samples = [asked(i, i) for i in range(40)]
+    (line,) = two(samples, [i % 2 == 0 for i in range(40)], [i % 4 in (0, 1) for i in range(40)]).sentences()
+    assert line.startswith("ROC Recall: no difference seen (+0.0 [") and "could have shown one of 3" in line
 
 
 def test_what_is_plain_is_said():

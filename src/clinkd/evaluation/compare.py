@@ -46,7 +46,7 @@ class Difference(NamedTuple):
     """Ours - theirs of one figure, x100: of a modality, or of the mean over them (None).
 
     `smallest`: the true difference that as many images would have told from 0 in 80 % of repetitions, from the spread
-    of the replicates: (1.96 + .84) of it. What could not be computed is None.
+    of the replicates: (1.96 + .84) of it. What could not be computed is None, as the last where nothing varies.
     """
 
     task: Task
@@ -152,7 +152,8 @@ def _told(apart: Apart, k: int) -> tuple[float | None, float | None]:
     p = (1 + int((by_chance >= seen - 1e-12).sum())) / (1 + len(by_chance))
     spread = float(np.nanstd(apart.drawn[:, k]))
     normal = statistics.NormalDist()
-    return p, 100 * (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)) * spread
+    factor = 100 * (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER))
+    return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
 
 
 def holm(p: Mapping[Key, float]) -> dict[Key, float]:
@@ -167,12 +168,15 @@ def holm(p: Mapping[Key, float]) -> dict[Key, float]:
 
 def _sentence(what: str, ours: str, theirs: str, found: Difference | Paired, p: float | None) -> str:
     value = found.value if isinstance(found, Difference) else found.mean
-    if p is None or found.interval is None or found.smallest is None:
+    if p is None or found.interval is None:
         return f"{what}: {ours} {value:+.1f} above {theirs}; of chance nothing is known."
     told = f"{value:+.1f} [{found.interval[0]:+.1f}, {found.interval[1]:+.1f}], p = {p:.2g}"
     if p < LEVEL:
         better = (ours, theirs) if value > 0 else (theirs, ours)
         return f"{what}: {better[0]} scores higher than {better[1]} ({told})."
+    if not found.smallest:
+        few = f"{value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})"
+        return f"{what}: {few if value else 'no difference in any part'}."
     return f"{what}: no difference seen ({told}); the data could have shown one of {found.smallest:.1f} or more."
 
 
