@@ -200,7 +200,8 @@ def test_of_systems_that_are_alike_one_in_twenty_seems_better(task, images, time
     draw, room = np.random.default_rng(7), 3 / times**0.5
     heads = [drawn(draw, task, images).head(task) for _ in range(times)]
     assert np.mean([h.p <= 0.05 for h in heads]) <= 0.05 + 0.22 * room
-    assert np.mean([h.p <= 0.5 for h in heads]) >= 0.4 - 0.5 * room  # under a half, since figures of few answers tie
+    # Under a half, since figures of few answers tie: .29 for the means of 8 images that are drawn so, .47 by half ties.
+    assert np.mean([h.p <= 0.5 for h in heads]) >= 0.29 - 0.5 * room
     if images > 20:
         assert abs(np.mean([h.interval[0] <= 0 <= h.interval[1] for h in heads]) - 0.94) <= 0.02 + 0.24 * room
 
