@@ -9,6 +9,8 @@ PYTHON ?= python3
 V := .venv
 PY := $(V)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+# a file of tests stays on one core: what it makes once is made once
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
 WHEELS := $(or $(WHEELHOUSE),wheelhouse)
 
 # With WHEELHOUSE=folder everything comes from that folder and pip opens no connection.
@@ -32,10 +34,10 @@ demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
 venv: $(V)/.dev  ## install into .venv, with the tools of the checks
 
 test: lint  ## install, then every check, with a slice of each slow one
-	$(PY) -m pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 test-all: lint  ## the same with the slow checks whole
-	$(PY) -m pytest -m "slow or not slow" --cov --cov-report=term
+	$(PYTEST) -m "slow or not slow" --cov --cov-report=term
 
 check: test  ## the same as test
 
