@@ -134,13 +134,15 @@ def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
             cells.append(f"{found.mean:.1f}" if found else MISSING)
             ends.append(f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]" if found and found.interval else MISSING)
         work = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
-        lines.append((grid.rows[name].title, grid.rows[name].change, str(len(runs)), *cells, *work))
+        lines.append((grid.rows[name].title, str(len(runs)), *cells, *work))
         if any(e != MISSING for e in ends):
-            lines.append(("  95 % over seeds", "", "", *ends, "", ""))
+            lines.append(("  95 % over seeds", "", *ends, "", ""))
     blind = [_mean([b for s in grid.seeds(names[0]) if (b := grid.blind(names[0], s, c)) is not None]) for c in columns]
-    lines.append(("Best blind twin", f"of {grid.rows[names[0]].title}", "", *blind, "", ""))
-    heads = ("", "Change", "Seeds", *map(_title, columns), "Steps", "Passes")
+    lines.append(("Best blind twin", "", *blind, "", ""))
+    heads = ("", "Seeds", *map(_title, columns), "Steps", "Passes")
     notes = (
+        *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
+        f"The blind twin is of {grid.rows[names[0]].title}, the best in each column.",
         "x100, strict mode, mean over seeds of the mean over modalities; each seed draws weights and order anew, and "
         "phantoms too. What was answered, so after selection where a row has one.",
         "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "
@@ -150,19 +152,21 @@ def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
 
 
 def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
-    columns, lines, told = grid.columns(), [], 0
+    columns, told = grid.columns(), 0
+    lines: list[tuple[str, ...]] = []
+    words: list[str] = []
     for name in names:
         row = grid.rows[name]
         found = [grid.paired(name, c) for c in columns]
         told += sum(f is not None and f.interval is not None for f in found)
         assert row.against
-        lines.append(
-            (f"{row.title} - {grid.rows[row.against].title}", *(_signed(f.mean if f else None) for f in found))
-        )
+        what = f"{row.title} - {grid.rows[row.against].title}"
+        words.append(_verdict(what, list(zip(columns, found, strict=True))))
+        lines.append((what, *(_signed(f.mean if f else None) for f in found)))
         lines.append(("  95 %", *(_ends(f) for f in found)))
         lines.append(("  smallest that would be seen", *(_smallest(f) for f in found)))
-        lines.append(("  in words", *(_verdict(f) for f in found)))
     notes = (
+        *words,
         "Pairs of runs with the same seed; Student's intervals over the seeds. Smallest: the true difference that as "
         "many seeds of this spread would tell from 0 four times in five.",
         f"{told} intervals: about {max(1, round(told / 20)) if told else 0} of them leave out 0 by chance alone.",
@@ -170,10 +174,17 @@ def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
     return Table(f"{title}: differences", ("", *map(_title, columns)), tuple(lines), notes)
 
 
-def _verdict(found: Paired | None) -> str:
-    if found is None or found.interval is None:
-        return MISSING
-    return ("better" if found.mean > 0 else "worse") if found.certain else "no difference seen"
+def _verdict(what: str, found: Sequence[tuple[Column, Paired | None]]) -> str:
+    known = [(c, f) for c, f in found if f is not None and f.interval is not None]
+    if not known:
+        return f"{what}: one seed tells no difference from chance."
+    parts = []
+    for said, sign in (("better in", 1), ("worse in", -1)):
+        told = [f"{_title(c)} {f.mean:+.1f}" for c, f in known if f.certain and f.mean * sign > 0]
+        parts += [f"{said} {', '.join(told)}"] if told else []
+    rest = "" if len(parts) and sum(f.certain for _, f in known) == len(known) else "no difference seen"
+    rest += " in the rest" if rest and parts else ""
+    return f"{what}: {'; '.join([*parts, *([rest] if rest else [])])}."
 
 
 def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
