@@ -1,0 +1,84 @@
+"""Pairs of an answer and its truth under SPICE: seconds the first time, and once their scores are known.
+
+    python -m benchmarks.spice CAPTIONS.jsonl [--json] [--pairs 7000]
+
+CAPTIONS.jsonl: lines with "references", a list of texts. A pair is one of these as the answer and one of another line
+as the truth, all pairs unlike. Needs SPICE (`clinkd spice install`). The rival is a program started for every hundred
+pairs, with nothing kept. CPU seconds stand beside the seconds, for a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.report import Row, add_outputs, show
+
+from clinkd.evaluation import spice
+from clinkd.evaluation.captions import Caption, tokenized
+
+AT_A_TIME = 100
+
+
+class Taken(NamedTuple):
+    seconds: float
+    cpu_seconds: float
+
+
+def pairs(texts: Sequence[Sequence[str]], number: int, seed: int = 0) -> list[Caption]:
+    """So many pairs of two lines' texts, no two alike."""
+    dice = random.Random(seed)
+    found: dict[Caption, None] = {}
+    while len(found) < number:
+        one, other = dice.sample(texts, 2)
+        found[Caption(dice.choice(one), (dice.choice(other),))] = None
+    return list(found)
+
+
+def timed(call: Callable[[], object]) -> Taken:
+    """Of this process and of those that it started."""
+
+    def cpu() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(u.ru_utime + u.ru_stime for u in used)
+
+    start, before = time.perf_counter(), cpu()
+    call()
+    return Taken(time.perf_counter() - start, cpu() - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("captions", type=Path, metavar="CAPTIONS.jsonl")
+    parser.add_argument("--pairs", type=int, default=7000)
+    add_outputs(parser)
+    args = parser.parse_args()
+    texts = [json.loads(line)["references"] for line in args.captions.read_text().splitlines()]
+    asked = pairs(texts, args.pairs)
+    with tempfile.TemporaryDirectory() as temp, spice.kept_at(Path(temp, "scores.sqlite")):
+        first, known = (timed(lambda: spice.spice_counts(asked)) for _ in range(2))
+    program = spice.ready()
+    some = tokenized(asked[:AT_A_TIME], program.java)
+    plain = timed(lambda: program.run(some, None))
+    times, name = len(asked) / len(some), f"{len(some)} at a time, from {len(some)}"
+    what = f"{len(asked)} pairs of {len({t for c in asked for t in (c.candidate, *c.references)})} texts"
+    show(
+        [
+            Row(f"{what}, the first time", first.seconds, plain.seconds * times, name, "s"),
+            Row("the same, CPU", first.cpu_seconds, plain.cpu_seconds * times, name, "s"),
+            Row("the same pairs, their scores known", known.seconds, first.seconds, "the first time", "s"),
+            Row("the same, CPU", known.cpu_seconds, first.cpu_seconds, "the first time", "s"),
+        ],
+        args,
+    )
+
+
+if __name__ == "__main__":
+    main()
