@@ -68,7 +68,8 @@ def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(con
         recorded = stage_record(folder)["recorded"]
         assert guess.steps == sum(v["steps"] for k, v in recorded.items() if k.startswith("fit-")), guess.stage
         taken = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6
-        assert guess.disk_mb == pytest.approx(taken, rel=0.4, abs=0.2), guess.stage
+        near = 0.6 if guess.stage == "score" else 0.4  # a part of its page is there whatever the number of questions
+        assert guess.disk_mb == pytest.approx(taken, rel=near, abs=0.2), guess.stage
         assert guess.seconds >= 0 and 300 < guess.memory_mb < 10_000
     stored = next(e for e in found.stages if e.stage == "distill")
     weights = stage_record(run.stage("base"))["recorded"]["parameters"]
