@@ -32,7 +32,7 @@ def score(task: Task, metric: str, value: float | None, row: str = "model") -> S
 def finished(row: str, seed: int, vg: float, **more: float | None) -> Finished:
     others = [score(Task(t), {"ROC": "Recall", "RC": "SPICE", "MIA": "mBMR"}[t], v) for t, v in more.items()]
     blind = [score(Task.VG, "F1", 5.0 + seed, "constant")]
-    return Finished(row, seed, [score(Task.VG, "F1", vg), *others, *blind], 100, 7.2, 30.0)
+    return Finished(row, seed, [score(Task.VG, "F1", vg), *others, *blind], 100, 7.2)
 
 
 def table(tables, title):
@@ -96,7 +96,7 @@ def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
     assert set(TABLE_2) <= set(ROWS) and len(TABLE_2) == 8
     for row in ROWS.values():
         assert row.against is None or row.against in ROWS
-        assert row.printed is None or row.printed in PRINTED
+        assert row.printed is None or (row.printed in PRINTED and row.against in (None, "bird"))
     for sweep in SWEEPS.values():
         assert sweep.row in ROWS
 

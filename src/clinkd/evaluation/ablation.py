@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from clinkd.evaluation.compare import Paired, over_seeds, pooled
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.printed import PRINTED
-from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.tables import AVERAGED, MISSING, Board
+from clinkd.evaluation.score import MODEL, spelled
+from clinkd.evaluation.tables import AVERAGED, MISSING, Board, signed
 from clinkd.experiments import Row
 from clinkd.records import Score, Table, Task
 
@@ -26,7 +26,6 @@ class Finished(NamedTuple):
     scores: Sequence[Score]
     steps: int
     passes: float
-    seconds: float
 
 
 class Grid:
@@ -132,7 +131,7 @@ def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
             values = grid.values(name, column)
             found = pooled(values) if values else None
             cells.append(f"{found.mean:.1f}" if found else MISSING)
-            ends.append(f"[{found.interval[0]:.1f}, {found.interval[1]:.1f}]" if found and found.interval else MISSING)
+            ends.append(spelled(found.interval if found else None))
         work = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
         lines.append((grid.rows[name].title, str(len(runs)), *cells, *work))
         if any(e != MISSING for e in ends):
@@ -162,8 +161,8 @@ def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
         assert row.against
         what = f"{row.title} - {grid.rows[row.against].title}"
         words.append(_verdict(what, list(zip(columns, found, strict=True))))
-        lines.append((what, *(_signed(f.mean if f else None) for f in found)))
-        lines.append(("  95 %", *(_ends(f) for f in found)))
+        lines.append((what, *(signed(f.mean if f else None) for f in found)))
+        lines.append(("  95 %", *(spelled(f.interval if f else None, "+") for f in found)))
         lines.append(("  smallest that would be seen", *(_smallest(f) for f in found)))
     notes = (
         *words,
@@ -195,8 +194,8 @@ def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
         printed = grid.rows[name].printed
         assert printed
         theirs = [a - b for a, b in zip(PRINTED[printed][:4], PRINTED["BiRD"][:4], strict=True)]
-        ours = [_against_bird(grid, name, c) for c in columns]
-        lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(_signed, ours)))
+        ours = [found.mean if (found := grid.paired(name, c)) else None for c in columns]
+        lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(signed, ours)))
     heads = ("Above BiRD", *(f"Paper {t.value}" for t in AVERAGED), *(f"Ours {t.value}" for t in AVERAGED))
     notes = (
         "Paper: differences of its printed Table 2 (Med-GRIT-270k, Qwen-VL, the official scripts, one run each, no "
@@ -205,27 +204,12 @@ def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
     return Table("The paper's changes beside ours", heads, tuple(lines), notes)
 
 
-def _against_bird(grid: Grid, name: str, column: Column) -> float | None:
-    both = [s for s in grid.seeds(name) if s in grid.seeds("bird")]
-    pairs = [(grid.value(name, s, column), grid.value("bird", s, column)) for s in both]
-    known = [a - b for a, b in pairs if a is not None and b is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _title(column: Column) -> str:
     return f"{column[0].value} {column[1]}" if column else AVERAGE
 
 
 def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.1f}" if values else MISSING
-
-
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.1f}"
-
-
-def _ends(found: Paired | None) -> str:
-    return f"[{found.interval[0]:+.1f}, {found.interval[1]:+.1f}]" if found and found.interval else MISSING
 
 
 def _smallest(found: Paired | None) -> str:

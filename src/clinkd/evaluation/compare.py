@@ -19,7 +19,7 @@ import numpy as np
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation.metrics import CLASS, FACTS, WORDS
-from clinkd.evaluation.score import MODEL, Apart, Judged, judge
+from clinkd.evaluation.score import MODEL, Apart, Judged, judge, spelled
 from clinkd.evaluation.tables import TITLES
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 
@@ -329,15 +329,15 @@ def _lines(compared: Compared | Seeds) -> list[tuple[_Of, tuple[str, ...]]]:
         return [
             (
                 _Of(d.task, d.metric, d.modality),
-                (str(d.answers), f"{d.ours:.1f}", f"{d.theirs:.1f}", f"{d.value:+.1f}", _spell(d.interval), _p(d.p),
-                 _number(d.smallest)),
+                (str(d.answers), f"{d.ours:.1f}", f"{d.theirs:.1f}", f"{d.value:+.1f}", spelled(d.interval, "+"),
+                 _p(d.p), _number(d.smallest)),
             )
             for d in compared.differences
         ]  # fmt: skip
     return [
         (
             _Of(*key),
-            (str(pair.pairs), _spread(a), _spread(b), f"{pair.mean:+.1f}", _spell(pair.interval), _p(pair.p),
+            (str(pair.pairs), _spread(a), _spread(b), f"{pair.mean:+.1f}", spelled(pair.interval, "+"), _p(pair.p),
              _number(pair.smallest)),
         )
         for key, (a, b, pair) in compared.found.items()
@@ -346,10 +346,6 @@ def _lines(compared: Compared | Seeds) -> list[tuple[_Of, tuple[str, ...]]]:
 
 def _spread(of: Pooled) -> str:
     return f"{of.mean:.1f}" if of.sd is None else f"{of.mean:.1f} (sd {of.sd:.1f})"
-
-
-def _spell(interval: Interval | None) -> str:
-    return "-" if interval is None else f"[{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
 def _p(p: float | None) -> str:

@@ -190,8 +190,8 @@ class Judged:
                 best = max((t for t in of if not np.isnan(of[t][0])), key=lambda t: of[t][0], default=None)
                 theirs, ours, ends = of[best] if best is not None else (np.nan, np.nan, None)
                 interval = None if figure.intervals is None else _ends(figure.intervals[place])
-                cells = (_cell(figure.values[place]), _spell(interval), _cell(theirs), best or "-")
-                above = (_cell(ours - theirs, "+"), _spell(ends, "+"))
+                cells = (_cell(figure.values[place]), spelled(interval), _cell(theirs), best or "-")
+                above = (_cell(ours - theirs, "+"), spelled(ends, "+"))
                 blind = (_cell(of[t][0]) if t in of else "-" for t in twins)
                 lines.append((task.value, source, metric, str(figure.answers), *cells, *above, *blind))
         heads = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which")
@@ -516,7 +516,8 @@ def _mean(values: Counts, axis: int) -> Counts:
     return np.where(count > 0, np.where(there, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
-def _spell(ends: tuple[float, float] | None, sign: str = "") -> str:
+def spelled(ends: tuple[float, float] | None, sign: str = "") -> str:
+    """An interval as a cell; `sign` "+" where it is of a difference."""
     return "-" if ends is None else f"[{ends[0]:{sign}.1f}, {ends[1]:{sign}.1f}]"
 
 

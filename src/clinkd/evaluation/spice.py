@@ -36,10 +36,8 @@ OUT_OF_MEMORY = 3  # exit status under -XX:+ExitOnOutOfMemoryError
 # CPU seconds, measured: bounds what a broken-off run loses against what starting anew costs (10 s)
 BATCH_SECONDS = 120.0
 REPEATS = 50  # texts of a batch that it would parse again, from which on a second start is worth its while
-START_SECONDS, PATIENCE = (
-    300.0,
-    40.0,
-)  # waited for: so long, and so many times the CPU seconds: it may be a busy machine
+# waited for: so long, and so many times the CPU seconds: it may be a busy machine
+START_SECONDS, PATIENCE = 300.0, 40.0
 
 
 class FailedPair(NotComputed):

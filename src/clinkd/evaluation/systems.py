@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from clinkd.evaluation.outcome import Mode
 from clinkd.evaluation.printed import METRICS, ON_SECOND, PRINTED, PRINTED_BY_MODALITY, SECOND, TEST_SET
+from clinkd.evaluation.score import spelled
 from clinkd.evaluation.tables import AVERAGED, MISSING, TITLES
 from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
 
@@ -62,7 +63,7 @@ def _table_1(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
         found = [s.results.get(t) for t in AVERAGED]
         lines.append((s.name, s.test_set, *(_score(r) for r in found), _number(s.average)))
         if any(r and r.interval for r in found):
-            lines.append(("  95 %", "", *(_ends(r) for r in found), MISSING))
+            lines.append(("  95 %", "", *(spelled(r.interval if r else None) for r in found), MISSING))
         if any(r and r.blind is not None for r in found):
             lines.append(("  best blind twin", "", *(_number(r.blind if r else None) for r in found), MISSING))
     if printed:
@@ -118,10 +119,6 @@ def _score(result: Result | None) -> str:
     if result is None:
         return MISSING
     return _number(result.score) if result.score is not None else "not computed" if result.by_modality else MISSING
-
-
-def _ends(result: Result | None) -> str:
-    return f"[{result.interval[0]:.1f}, {result.interval[1]:.1f}]" if result and result.interval else MISSING
 
 
 def _number(value: float | None, digits: int = 1) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE, wilson
-from clinkd.evaluation.score import FIRST_BEAM, MODEL, NOT_ASKED, NOTHING_SAID, ORACLE, Gain, is_choice
+from clinkd.evaluation.score import FIRST_BEAM, MODEL, NOT_ASKED, NOTHING_SAID, ORACLE, Gain, is_choice, spelled
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
 from clinkd.viewer import table as to_html
 
@@ -173,7 +173,7 @@ def _overall(board: Board) -> Table:
     above = [
         s.value - b[1] if s and s.value is not None and b else None for s, b in zip(ends, best, strict=True)
     ]  # fmt: skip
-    lines.append(("  Model above it", *(_signed(a) for a in above), MISSING))
+    lines.append(("  Model above it", *(signed(a) for a in above), MISSING))
     lines += [_line(board, t, f"  Blind: {t}", columns) for t in board.twins()]
     lines += [_line(board, FIRST_BEAM, "First beam, no selection", columns)]
     lines += [_line(board, ORACLE, "Best candidate (oracle)", columns)]
@@ -251,7 +251,7 @@ def _selection(board: Board, gains: Sequence[Gain]) -> Table:
         used += [known[task, metric, row] for row in rows if (task, metric, row) in known]
         cells = [known.get((task, metric, row)) for row in rows]
         lines.append((f"{task.value} {metric}", *(_cell(board.get(row, task, metric)) for row in rows)))
-        lines.append(("  above the first beam", *(_signed(g.value if g else None) for g in cells)))
+        lines.append(("  above the first beam", *(signed(g.value if g else None) for g in cells)))
         lines.append(("  95 % interval of that", *(_interval(g) for g in cells)))
     names = {row: _CHOICES.get(row, row.capitalize()) for row in rows}
     notes = (
@@ -286,7 +286,8 @@ def _room(gains: Sequence[Gain]) -> str:
     return f"The most that any choice among these candidates could gain (oracle): {', '.join(told)}."
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """A difference as a cell."""
     return MISSING if value is None else f"{value:+.1f}"
 
 
@@ -326,7 +327,7 @@ def _cell(score: Score | None) -> str:
 
 
 def _interval(score: Score | Gain | None) -> str:
-    return f"[{score.interval[0]:.1f}, {score.interval[1]:.1f}]" if score and score.interval else MISSING
+    return spelled(score.interval if score else None)
 
 
 # ---- what reflection did --------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from clinkd import evaluation, viewer
 from clinkd.config import RunConfig, override
 from clinkd.evaluation import Finished, Grid
 from clinkd.experiments import ROWS, SWEEPS, Row
+from clinkd.pipeline.comparing import Judgeable, cases
 from clinkd.pipeline.graph import stage_record
-from clinkd.pipeline.prepared import about, read_predictions, read_split, told_by
+from clinkd.pipeline.prepared import about, read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
-from clinkd.records import BadInput, Score, Table
-from clinkd.remote import Scrubber
-from clinkd.storage import JsonLines, naming_full_disk, write_atomic, write_json
+from clinkd.records import BadInput, Table
+from clinkd.storage import naming_full_disk, write_atomic, write_json
 
 STUDENT, TUTOR = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
 
@@ -84,7 +84,7 @@ def _demand_known(flag: str, names: Sequence[str], among: Iterable[str]) -> None
 def _swept(name: str, base: RunConfig) -> dict[str, Row]:
     """A row for each value of a sweep, told against the value that the run itself has."""
     sweep = SWEEPS[name]
-    own = _knob(ROWS[sweep.row].make(base), sweep.knob)
+    own = reduce(getattr, sweep.knob.split("."), ROWS[sweep.row].make(base))
     values = list(dict.fromkeys([*sweep.values, own]))
     own = next(v for v in values if v == own)  # as the sweep spells it: 2, not 2.0
 
@@ -102,17 +102,10 @@ def _swept(name: str, base: RunConfig) -> dict[str, Row]:
     }
 
 
-def _knob(config: RunConfig, name: str) -> Any:
-    found: Any = config
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
-
-
 # -- making -----------------------------------------------------------------------------------------------------------
 
 
-def ablate(plan: Plan, runs: Path, workers: int, say: Any = print) -> Ablation:
+def ablate(plan: Plan, runs: Path, workers: int, say: Callable[[str], object] = print) -> Ablation:
     """Make every run that is not done, `workers` at a time, then the tables, the page, and JSON beside them.
 
     Stages are shared between rows as between any runs. A run that fails is named, and the others go on. With several
@@ -211,8 +204,7 @@ def _finished(row: str, seed: int, run: Run) -> Finished:
                 passes += (4 if name == "fit-distill" else 3) * fit["samples"] / fit["rows"]
             elif stage.name == TUTOR:
                 passes += 3 * recorded["questions"] / train * fit["samples"] / fit["rows"]
-    scores = [Score.from_json(r) for r in JsonLines(run.stage("score") / "scores.jsonl").read()]
-    return Finished(row, seed, scores, steps, passes, sum(run.wall_seconds().values()))
+    return Finished(row, seed, read_scores(run.stage("score")), steps, passes)
 
 
 def _page(plan: Plan, found: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]) -> str:
@@ -233,14 +225,9 @@ def _page(plan: Plan, found: Mapping[tuple[str, int], Run], tables: Sequence[Tab
 
 
 def _cases(plan: Plan, found: Mapping[tuple[str, int], Run]) -> viewer.Html | None:
-    """The first seed's rows over the same questions (the paper's Figure 4)."""
-    rows = [r for r in plan.rows if (r, plan.seeds[0]) in found]
-    if len(rows) < 2:
+    """Of the first seed's rows."""
+    runs = {row.title: found[name, plan.seeds[0]] for name, row in plan.rows.items() if (name, plan.seeds[0]) in found}
+    if not runs:
         return None
-    runs = {plan.rows[r].title: found[r, plan.seeds[0]] for r in rows}
-    prepared = next(iter(runs.values())).stage("prepare")
-    root, lexicon = about(prepared)
-    test = read_split(prepared, "test")
-    systems = {title: read_predictions(run.stage("select")) for title, run in runs.items()}
-    shown = Scrubber(told_by(root, test)).plain
-    return evaluation.side_by_side(systems, test, root, lexicon=lexicon, iou=plan.base.evaluate.iou, shown=shown)
+    root = about(next(iter(runs.values())).stage("prepare")).root
+    return cases({title: Judgeable.of_run(run) for title, run in runs.items()}, root)

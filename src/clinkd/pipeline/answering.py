@@ -29,7 +29,6 @@ from clinkd.remote import NANO, Chat, Journal, spelled
 from clinkd.storage import read_json, write_json
 
 ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to what
-PREDICTIONS = "predictions.jsonl"
 FILES_OF_COCO = "coco"
 _NO_WORDS = Lexicon(())
 _SPELLED = codec("qwen-vl")  # what the papers' scripts read

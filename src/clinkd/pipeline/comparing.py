@@ -1,19 +1,20 @@
-"""Runs, or folders of evaluated answers, beside each other. Imports no torch."""
+"""Runs, or folders of evaluated answers, beside each other: in figures, and case by case. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from clinkd import evaluation
+from clinkd import evaluation, viewer
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Compared, Seeds
-from clinkd.pipeline.prepared import PREDICTIONS, about, read_predictions, read_split
+from clinkd.pipeline.prepared import PREDICTIONS, about, read_predictions, read_split, told_by
 from clinkd.pipeline.runs import RUN_RECORD, Run, find
 from clinkd.records import BadInput, Prediction, Sample, Task
+from clinkd.remote import PlainPage
 from clinkd.storage import JsonLines, progress, read_json
 
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"
@@ -51,10 +52,15 @@ class Judgeable:
     @classmethod
     def find(cls, wanted: str, runs: Path) -> Self:
         """The run of that name under `runs` or at that path, else the folder at that path."""
-        folder = Path(wanted).expanduser()
-        if (folder / EVALUATION).is_file() and not any((f / RUN_RECORD).is_file() for f in (runs / wanted, folder)):
-            return cls.of_folder(folder)
-        return cls.of_run(find(wanted, runs))
+        folder = evaluated(wanted, runs)
+        return cls.of_folder(folder) if folder else cls.of_run(find(wanted, runs))
+
+
+def evaluated(wanted: str, runs: Path) -> Path | None:
+    """The folder of `clinkd evaluate --out` at that path, unless a run goes by this name or path."""
+    folder = Path(wanted).expanduser()
+    is_run = any((f / RUN_RECORD).is_file() for f in (runs / wanted, folder))
+    return folder if (folder / EVALUATION).is_file() and not is_run else None
 
 
 def _names_of(samples: Sequence[Sample]) -> Lexicon:
@@ -105,3 +111,19 @@ def _demand_same(ours: Judgeable, theirs: Judgeable) -> None:
         raise BadInput(
             f"evaluate.iou={ours.iou:g} of {ours.name} is {theirs.iou:g} in {theirs.name}: no fair comparison"
         )
+
+
+# ---- case by case ---------------------------------------------------------------------------------------------------
+
+
+def cases(answered: Mapping[str, Judgeable], root: Path) -> viewer.Html | None:
+    """The same questions answered by each, over their images under `root` (the paper's Figure 4); None where fewer than
+    two have answered, or not the same."""
+    first, *others = answered.values()
+    known = [{s.id: s for s in of.samples} for of in others]
+    common = [s for s in first.samples if all(of.get(s.id) == s for of in known)]
+    if not others or not common:
+        return None
+    said = {name: of.predictions for name, of in answered.items()}
+    shown = PlainPage(told_by(root, common))
+    return evaluation.side_by_side(said, common, root, lexicon=first.lexicon, iou=first.iou, shown=shown)

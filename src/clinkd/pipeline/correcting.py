@@ -74,9 +74,17 @@ def reviewed(
 ) -> list[Correction]:  # fmt: skip
     """The answers compared with their truths, the wrong ones corrected, or as many others."""
     similarity = similarity_of(desk, config, [s.answer.words for s in train])
-    found = review(asked, answers, similarity, config, round)
-    found = at_random(found, desk.seed) if config.rewrite == "random" else found
+    found = _picked(desk, config, asked, answers, similarity, round)
     return corrected(desk, config, train, asked, found, similarity, f"correct {round}/{config.rounds}")
+
+
+def _picked(
+    desk: Desk, config: ReflectConfig, asked: Sequence[Sample], answers: Sequence[Prediction], similarity: Similarity,
+    round: int,
+) -> list[Correction]:  # fmt: skip
+    """The answers reviewed; those with a reason are to be rewritten."""
+    found = review(asked, answers, similarity, config, round)
+    return at_random(found, desk.seed) if config.rewrite == "random" else found
 
 
 def corrected(
@@ -184,8 +192,7 @@ def recorrect(run: Run, round: int, settings: Sequence[str], out: Path | None) -
     answered = {p.id for p in answers}
     asked = [s for s in train if s.id in answered]
     similarity = similarity_of(desk, config.reflect, [s.answer.words for s in train])
-    found = review(asked, answers, similarity, config.reflect, round)
-    found = at_random(found, desk.seed) if config.reflect.rewrite == "random" else found
+    found = _picked(desk, config.reflect, asked, answers, similarity, round)
     if out is None:
         return _leaving(desk, config.reflect, train, asked, found, similarity)
     made = corrected(desk, config.reflect, train, asked, found, similarity, f"correct {round}")

@@ -145,7 +145,7 @@ def least(config: RunConfig, states: Sequence[StageStatus] = ()) -> Least | None
     every = sum(parts.values())
     learning = {s: _learning(parts, fit) for s, fit in _trainings(config).items() if s not in done}
     answering = [n for n in ("answer", "shuffle") if n not in done and (n == "answer" or config.evaluate.shuffled)]
-    memory = dict.fromkeys(answering[:1], every * FLOAT / 1000000.0)
+    memory = dict.fromkeys(answering[:1], every * FLOAT / 1e6)
     passing = 0.0
     for stage, number in learning.items():
         each = _trained_bytes(_trainings(config)[stage])

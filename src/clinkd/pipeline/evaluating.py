@@ -11,13 +11,14 @@ from clinkd import evaluation
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import MODES, Gain, Mode, Outcome, official, strict
 from clinkd.evaluation.official import Answered
-from clinkd.pipeline.answering import ASKED, PREDICTIONS, Answers, sha256_of
-from clinkd.pipeline.prepared import told_by
+from clinkd.evaluation.score import spelled
+from clinkd.pipeline.answering import ASKED, Answers, sha256_of
+from clinkd.pipeline.comparing import EVALUATION, SAMPLES
+from clinkd.pipeline.prepared import PREDICTIONS, SCORED, told_by
+from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
 from clinkd.remote import Scrubber
 from clinkd.storage import write_json, write_lines
-
-RECORD = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,20 @@ def _overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
         blind = f"{best[1]:.1f} ({best[0]})" if best else "-"
         above = "-" if best is None or o.score is None else f"{o.score - best[1]:+.1f}"
         flaws = (str(o.unparsed) if o.task is Task.VG else "-", str(o.truncated), str(o.empty))
-        interval = "-" if o.interval is None else f"[{o.interval[0]:.1f}, {o.interval[1]:.1f}]"
         score = "not computed" if o.score is None else f"{o.score:.1f}"
-        rows.append((o.task.value, _TITLES[o.mode], o.metric, f"{o.answers:,}", score, interval, blind, above, *flaws))
+        rows.append(
+            (
+                o.task.value,
+                _TITLES[o.mode],
+                o.metric,
+                f"{o.answers:,}",
+                score,
+                spelled(o.interval),
+                blind,
+                above,
+                *flaws,
+            )
+        )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if o.score is None else []
     notes += [f"{count:,} {what}" for what, count in answers.told.items()]
     notes.append(
@@ -137,16 +149,16 @@ def _by_modality(outcomes: Sequence[Outcome]) -> Table:
 def write(found: Evaluation, folder: Path) -> None:
     """A folder with all that was asked, answered and scored, its tables, and a page to look at."""
     answers = found.answers
-    write_lines(folder / "samples.jsonl", (s.to_json() for s in answers.samples))
+    write_lines(folder / SAMPLES, (s.to_json() for s in answers.samples))
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
-    write_lines(folder / "scores.jsonl", (s.to_json() for s in found.scores))
+    write_lines(folder / SCORED, (s.to_json() for s in found.scores))
     by_scripts = {o.task.value: o.to_json() for o in found.outcomes if o.mode == "official"}
     strictly = evaluation.table_json(found.scores, {}, found.gains) if found.scores else {"mode": "official"}
-    write_json(folder / "table.json", {**strictly, "official": by_scripts})
+    write_json(folder / SCORES, {**strictly, "official": by_scripts})
     gallery = [] if answers.root is None else evaluation.choose_gallery(answers.samples, answers.predictions, 24)
     root = answers.root or Path()
     evaluation.write_report(
-        folder / "report.html",
+        folder / REPORT,
         run_name=answers.system,
         tables=[*found.tables(), *found.strict_tables],
         scores=found.scores,
@@ -157,7 +169,7 @@ def write(found: Evaluation, folder: Path) -> None:
         lexicon=answers.lexicon,
         shown=Scrubber(told_by(root, [s for s, _ in gallery]) if gallery else ()).plain,
     )
-    write_json(folder / RECORD, _record(found))  # last: a folder with it is whole
+    write_json(folder / EVALUATION, _record(found))  # last: a folder with it is whole
 
 
 def _record(found: Evaluation) -> dict[str, Any]:
@@ -179,8 +191,8 @@ def _record(found: Evaluation) -> dict[str, Any]:
 def may_write(folder: Path) -> None:
     """Raises BadInput where `folder` holds something else than an evaluation, whole or under way."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
-        raise BadInput(f"--out {folder}: exists and is no evaluation (no {RECORD}); choose a new folder")
+        raise BadInput(f"--out {folder}: exists and is no evaluation (no {EVALUATION}); choose a new folder")
 
 
 def _ours(folder: Path) -> bool:
-    return (folder / RECORD).is_file() or (folder / ASKED).is_file()
+    return (folder / EVALUATION).is_file() or (folder / ASKED).is_file()

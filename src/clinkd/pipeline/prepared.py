@@ -1,5 +1,5 @@
-"""The data of a run as `prepare` left them: where images lie, class names, samples; and what was answered. Imports no
-torch."""
+"""The data of a run as `prepare` left them: where images lie, class names, samples; and what was answered and scored.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 
 from clinkd import data
 from clinkd.agreement import Lexicon
-from clinkd.records import ImageRef, Prediction, Sample, Split
+from clinkd.records import ImageRef, Prediction, Sample, Score, Split
 from clinkd.storage import JsonLines, read_json
 
 DATA = "data.json"
-PREDICTIONS = "predictions.jsonl"
+PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
 
 
 class About(NamedTuple):
@@ -51,6 +51,11 @@ def read_images(prepared: Path, split: Split) -> list[ImageRef]:
 def read_predictions(stage: Path, name: str = PREDICTIONS) -> list[Prediction]:
     """What a stage answered."""
     return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
+
+
+def read_scores(stage: Path) -> list[Score]:
+    """What those answers scored."""
+    return [Score.from_json(record) for record in JsonLines(stage / SCORED).read()]
 
 
 def told_by(root: Path, samples: Iterable[Sample]) -> set[str]:

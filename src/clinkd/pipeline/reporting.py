@@ -15,13 +15,13 @@ from clinkd.evaluation import Again, Answered, Curve, Rewritten
 from clinkd.evaluation.metrics import Rules
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import Work, lineage, stage_record
-from clinkd.pipeline.prepared import about, read_predictions, read_split, told_by
+from clinkd.pipeline.prepared import SCORED, about, read_predictions, read_scores, read_split, told_by
 from clinkd.pipeline.runs import REPORT, SCORES, Run
-from clinkd.records import BadInput, Correction, Prediction, Sample, Score, Table
+from clinkd.records import BadInput, Correction, Prediction, Sample, Table
 from clinkd.remote import PlainPage
 from clinkd.storage import JsonLines, read_json, write_json, write_lines
 
-SCORED, TABLES, EACH = "scores.jsonl", "tables.json", "answers.jsonl"
+TABLES, EACH = "tables.json", "answers.jsonl"
 SHARED = "report-shared.html"
 BY_SOURCE = "By source"
 _TRAINED = {"teacher": "Teacher", "distill": "Distillation", "tune": "Plain tuning", "reflect": "Reflection, round"}
@@ -109,7 +109,7 @@ class _Scored:
             path,
             run_name=self.config.name,
             tables=[_sourced(t, shown) for t in self._tables()],
-            scores=self._scores(),
+            scores=read_scores(self.folder),
             gallery=evaluation.choose_gallery(samples, [a.prediction for a in on_page], count),
             image_root=root,
             setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in self._knobs()],
@@ -130,7 +130,7 @@ class _Scored:
         evaluation.write_shared(
             path,
             tables=[_unnamed(t) for t in self._tables()],
-            scores=[replace(s, why=s.why and _bare(s.why)) for s in self._scores()],
+            scores=[replace(s, why=s.why and _bare(s.why)) for s in read_scores(self.folder)],
             answered=self._answered(),
             setup=[(k.name, _figure(k), _spell(k.paper)) for k in self._knobs()],
             reflection=replace(reviewed, corrections=corrections).tables(),
@@ -147,9 +147,6 @@ class _Scored:
             Answered(number, s, answers[s.id], told[s.id]["right"], told[s.id]["figures"])
             for number, s in enumerate(samples, start=1)
         ]
-
-    def _scores(self) -> list[Score]:
-        return [Score.from_json(r) for r in JsonLines(self.folder / SCORED).read()]
 
     def _tables(self) -> list[Table]:
         return [_table(value) for value in read_json(self.folder / TABLES)]

@@ -10,11 +10,10 @@ from clinkd import evaluation, viewer
 from clinkd.evaluation import Mode, Result, System
 from clinkd.pipeline import evaluating
 from clinkd.pipeline.answering import answers_of
-from clinkd.pipeline.comparing import EVALUATION, Judgeable
-from clinkd.pipeline.prepared import about, read_split, told_by
-from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find
-from clinkd.records import BadInput, Prediction, Sample, Table, Task
-from clinkd.remote import Scrubber
+from clinkd.pipeline.comparing import EVALUATION, Judgeable, cases, evaluated
+from clinkd.pipeline.prepared import about, read_split
+from clinkd.pipeline.runs import SCORES, Run, find
+from clinkd.records import BadInput, Table, Task
 from clinkd.storage import read_json, write_atomic
 
 
@@ -41,15 +40,10 @@ def systems(
     return Systems(found, tables, page)
 
 
-def _is_folder(name: str, runs: Path) -> bool:
-    folder = Path(name).expanduser()
-    return (folder / EVALUATION).is_file() and not any((f / RUN_RECORD).is_file() for f in (runs / name, folder))
-
-
 def _system(name: str, runs: Path, mode: Mode) -> System:
-    if not _is_folder(name, runs):
+    folder = evaluated(name, runs)
+    if folder is None:
         return _of_run(find(name, runs), mode)
-    folder = Path(name).expanduser()
     told, table = read_json(folder / EVALUATION), read_json(folder / SCORES)
     if mode not in told["modes"]:
         raise BadInput(f"{name}: not evaluated in mode {mode}, only {', '.join(told['modes'])}; evaluate it again")
@@ -78,21 +72,9 @@ def _results(tasks: dict[str, dict[str, object]]) -> dict[Task, Result]:
 
 def _page(wanted: Sequence[str], runs: Path, tables: Sequence[Table]) -> str:
     sections = [viewer.section("Systems", [viewer.table(t) for t in tables])]
-    answered = [Judgeable.find(name, runs) for name in wanted]
-    roots = [about(find(n, runs).stage("prepare")).root for n in wanted if not _is_folder(n, runs)]
-    common = _common(answered)
-    if roots and common and len(answered) > 1:
-        said: dict[str, Sequence[Prediction]] = {j.name: j.predictions for j in answered}
-        cases = evaluation.side_by_side(
-            said, common, roots[0], lexicon=answered[0].lexicon, iou=answered[0].iou,
-            shown=Scrubber(told_by(roots[0], common)).plain,
-        )  # fmt: skip
-        sections.append(viewer.section("The same questions, answered by each", [cases]))
+    answered = {of.name: of for of in (Judgeable.find(name, runs) for name in wanted)}
+    roots = [about(find(name, runs).stage("prepare")).root for name in wanted if not evaluated(name, runs)]
+    if roots and (beside := cases(answered, roots[0])):
+        sections.append(viewer.section("The same questions, answered by each", [beside]))
     sections.append(viewer.section("The paper's figures", [viewer.table(t) for t in evaluation.paper_tables()]))
     return viewer.page("ClinKD: systems side by side", sections, notice=evaluation.NOTICE)
-
-
-def _common(answered: Sequence[Judgeable]) -> list[Sample]:
-    """Questions, the same in all, that all of them answered."""
-    others = [{s.id: s for s in j.samples} for j in answered[1:]]
-    return [s for s in answered[0].samples if all(o.get(s.id) == s for o in others)]
