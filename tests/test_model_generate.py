@@ -94,7 +94,7 @@ def written(
 ) -> list[list[generation.Written]]:
     with torch.inference_mode():
         limits = generation.Limits(model.text.end, config.max_new_tokens, model.never)
-        return generation.beams(rows_of(model, samples), config.beams, limits)
+        return generation.finished(generation.beams(rows_of(model, samples), config.beams, limits))
 
 
 def stock(model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig) -> list[list[Candidate]]:
@@ -323,7 +323,13 @@ def test_first_tokens_of_a_model_are_drawn_by_its_probabilities(asked, temperatu
     model, number = ids_of(fresh(asked), monkeypatch), 8000
     kept: list[list[generation.Written]] = []
     lines = generation.lines
-    monkeypatch.setattr(vlm, "lines", lambda *given: kept.extend(lines(*given)) or kept)
+
+    def keeping(*given):
+        made = yield from lines(*given)
+        kept.extend(made)
+        return made
+
+    monkeypatch.setattr(vlm, "lines", keeping)
     how = AnswerConfig(
         method="sampling", temperature=temperature, top_p=top_p, candidates=number, max_new_tokens=1, batch=1
     )
@@ -346,6 +352,49 @@ def test_the_seed_and_the_sample_decide_what_is_drawn(asked):
     alike = [replace(asked[0], id=name) for name in ("a", "b")]  # one question, two ids
     one, other = told(model.generate(alike, how, 1))
     assert one != other and len(one) == 3
+
+
+@METHODS
+def test_drafts_grow_a_token_a_step_and_end_as_the_answers(asked, how):
+    model = fresh(asked)
+    told: dict[int, list[str]] = {n: [] for n in range(len(asked))}
+    writing = model.writing(asked, how, 5)
+    while True:
+        try:
+            leading = next(writing)
+        except StopIteration as done:
+            answers = done.value
+            break
+        lengths = {len(ids) for ids in leading.said_BL.tolist()}
+        assert lengths == {max(map(len, told.values())) + 1}
+        for number, draft in model.drafts(leading).items():
+            told[number].append(draft.text)
+    assert [[c.raw for c in one] for one in answers] == [[c.raw for c in one] for one in model.generate(asked, how, 5)]
+    assert sum(len(steps) > 2 for steps in told.values()) > len(asked) / 2
+    if how.candidates == 1:  # one line alone: each draft is a beginning of the answer
+        for number, steps in told.items():
+            assert all(answers[number][0].answer.text.startswith(draft.rstrip()) for draft in steps)
+
+
+def test_an_answer_that_nobody_waits_for_is_not_computed_to_its_end(asked):
+    model, calls = fresh(asked), []
+    model.network.model.language_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    writing = model.writing(asked, BEAMS)
+    next(writing)
+    before = len(calls)
+    writing.close()
+    assert len(calls) == before < MOST
+    assert [c.raw for [c, *_] in model.generate(asked, BEAMS)]  # and the model is as it was
+
+
+def test_what_was_seen_can_be_forgotten(asked):
+    model = fresh(asked)
+    model.images.forget()
+    room = model.images.room
+    model.generate(asked, GREEDY)
+    assert model.images.cache and model.images.room < room
+    model.images.forget()
+    assert not model.images.cache and model.images.room == room
 
 
 # ---- a file of answers ----------------------------------------------------------------------------------------------

@@ -408,6 +408,8 @@ def _ask(args: argparse.Namespace) -> int:
     asked = pipeline.ask(pipeline.find(args.run, args.runs), args.image, args.question, args.out)
     prediction = asked.prediction
     print(prediction.answer.answer.text)
+    if asked.doubt:
+        print(f"uncertain: {asked.doubt}")
     for box in prediction.answer.answer.boxes:
         print(f"box      {box.x1:.3f} {box.y1:.3f} {box.x2:.3f} {box.y2:.3f}   (fractions of width and height)")
     names = list(dict.fromkeys(name for candidate in prediction.candidates for name in candidate.scores))

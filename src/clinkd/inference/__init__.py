@@ -1,6 +1,6 @@
 """Answer samples with several candidates, choose one by looking at the image."""
 
 from clinkd.inference.answer import answer
-from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
+from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, judged, rerank
 
-__all__ = ["Agreement", "ClipScorer", "FirstBeam", "RandomScorer", "Scorer", "answer", "rerank"]
+__all__ = ["Agreement", "ClipScorer", "FirstBeam", "RandomScorer", "Scorer", "answer", "judged", "rerank"]

@@ -157,17 +157,26 @@ def rerank(
     with progress(len(predictions), f"select by {scorer.name}", "answers") as advance:
         for start in range(0, len(predictions), BATCH):
             batch = predictions[start : start + BATCH]
-            asked = [samples[p.id] for p in batch]
-            scored: Sequence[Prediction] = batch
-            for judge in (*rivals, scorer):
-                found = judge.parts(asked, batch)
-                scored = [_noted(p, own) for p, own in zip(scored, found, strict=True)]
-            done += [
-                replace(p, chosen=_best(p, scorer.name) if s.task in tasks else 0)
-                for s, p in zip(asked, scored, strict=True)
-            ]
+            done += judged([samples[p.id] for p in batch], batch, scorer, tasks, rivals)
             advance(len(batch))
     return done
+
+
+def judged(
+    samples: Sequence[Sample],
+    predictions: Sequence[Prediction],
+    scorer: Scorer,
+    tasks: Sequence[str],
+    rivals: Sequence[Scorer] = (),
+) -> list[Prediction]:
+    """As `rerank`, for one batch: a prediction for each sample, in order."""
+    scored = predictions
+    for judge in (*rivals, scorer):
+        found = judge.parts(samples, predictions)
+        scored = [_noted(p, own) for p, own in zip(scored, found, strict=True)]
+    return [
+        replace(p, chosen=_best(p, scorer.name) if s.task in tasks else 0) for s, p in zip(samples, scored, strict=True)
+    ]
 
 
 def _noted(prediction: Prediction, parts: Sequence[Mapping[str, float]]) -> Prediction:

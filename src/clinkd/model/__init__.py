@@ -1,6 +1,7 @@
 """Records to tensors to records: the only room that knows transformers."""
 
 from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of, template_identity
+from clinkd.model.generate import Leading
 from clinkd.model.sight import Sight
 from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
 
@@ -8,6 +9,7 @@ __all__ = [
     "Batch",
     "Head",
     "Labelled",
+    "Leading",
     "OpenImage",
     "Sight",
     "VisionLanguageModel",

@@ -122,6 +122,11 @@ class ImageEncoder:
         if (found := self.cache.pop(ref, None)) is not None:
             self.room += found.nbytes
 
+    def forget(self) -> None:
+        """Keep no pixels of the images seen so far."""
+        self.room += sum(pixels.nbytes for pixels in self.cache.values())
+        self.cache.clear()
+
     def target(self, ref: ImageRef) -> tuple[int, int]:
         """Height and width in pixels to which the image is resampled, before the vision tower."""
         width, height = ref.width, ref.height

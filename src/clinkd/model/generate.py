@@ -12,9 +12,9 @@ answer, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,26 @@ class Written:
 
     ids: list[int]
     logprob: float
+
+
+class Leading(NamedTuple):
+    """What is written so far: of each question that still is, its number and the tokens of its first row or beam."""
+
+    question_B: Tensor
+    said_BL: Tensor
+
+
+Writing = Generator[Leading, None, list[list[Written]]]  # a step at a time; who closes it ends the work
+
+
+def finished(writing: Writing) -> list[list[Written]]:
+    """The answers, when all is written."""
+    while True:
+        try:
+            next(writing)
+        except StopIteration as done:
+            made: list[list[Written]] = done.value
+            return made
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ class Rows:
         return made.logits[:, -1].float(), positions_3RN[..., -1:]
 
 
-def beams(rows: Rows, width: int, limits: Limits) -> list[list[Written]]:
+def beams(rows: Rows, width: int, limits: Limits) -> Writing:
     """For each question the `width` best answers that beam search finds, best first.
 
     Sequences, scores and the rule for stopping are those of transformers' `generate` with num_beams=width,
@@ -138,6 +158,7 @@ def beams(rows: Rows, width: int, limits: Limits) -> list[list[Written]]:
             asked_B[going_B.cpu()],
             *(t[going_B] for t in (score_BK, done_BK, done_BKL)),
         )
+        yield Leading(asked_B, said_BKL[:, 0])
         rows.keep(row_BK[going_B].flatten())
         _grow(rows, said_BKL[..., -1].flatten())
     raise AssertionError("the last step ends every answer")
@@ -151,7 +172,7 @@ def _beams(values_BKL: Tensor, of_BK: Tensor) -> Tensor:
     return values_BKL.take_along_dim(of_BK[..., None], dim=1)
 
 
-def lines(rows: Rows, number: int, choose: Choose, limits: Limits) -> list[list[Written]]:
+def lines(rows: Rows, number: int, choose: Choose, limits: Limits) -> Writing:
     """For each question `number` answers, in the order of their rows, each grown by the token that `choose` names.
 
     What `choose` does to the logits does not count in an answer's log-probability.
@@ -174,6 +195,8 @@ def lines(rows: Rows, number: int, choose: Choose, limits: Limits) -> list[list[
         if not going_R.all():
             rows.keep(going_R.nonzero()[:, 0])
             row_R, token_R = row_R[going_R], token_R[going_R]
+        first_R = row_R % number == 0
+        yield Leading(row_R[first_R] // number, said_RL[row_R[first_R], : step + 1])
         _grow(rows, token_R)
     ids = [[t for t in said if t != NONE] for said in said_RL.tolist()]
     made = [Written(i, total / len(i)) for i, total in zip(ids, sum_R.tolist(), strict=True)]

@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
-from clinkd.model.generate import Choose, Limits, Rows, beams, diverse, drawn, likeliest, lines
+from clinkd.model.generate import Choose, Leading, Limits, Rows, beams, diverse, drawn, likeliest, lines
 from clinkd.objectives import LowRank
-from clinkd.records import BadInput, Candidate, Sample
+from clinkd.records import BadInput, BoxedText, Candidate, Sample
 
 SYSTEM = "You are a helpful assistant."  # Qwen2-VL's own
 PARTS = {
@@ -140,7 +140,6 @@ class VisionLanguageModel(nn.Module):
     def head(self) -> Head:
         return Head(adapters.plain_weight(self.network.lm_head), adapters.factors(self.network.lm_head))
 
-    @torch.inference_mode()
     def generate(self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0) -> list[list[Candidate]]:
         """Answers, best first, to one batch of samples; one list of candidates a sample.
 
@@ -149,15 +148,37 @@ class VisionLanguageModel(nn.Module):
         limits. What is drawn depends on `seed` and the sample's id, not on the other samples; only where rounding
         differs with the size of a batch can a draw at the very edge of two tokens fall to the other one.
         """
+        writing = self.writing(samples, config, seed)
+        while True:
+            try:
+                next(writing)
+            except StopIteration as done:
+                answers: list[list[Candidate]] = done.value
+                return answers
+
+    @torch.inference_mode()
+    def writing(
+        self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0
+    ) -> Generator[Leading, None, list[list[Candidate]]]:
+        """As `generate`, a token a step, with what leads so far; closed early, the rest is never computed."""
         prompts = encode_prompts(samples, self.text, self.images).to(self.device)
         rows = Rows(self.network, prompts, self.features(prompts))
         limits = Limits(self.text.end, config.max_new_tokens, self.never)
         if config.method == "beams" and config.beams > 1:
-            made = beams(rows, config.beams, limits)
+            made = yield from beams(rows, config.beams, limits)
         else:
-            made = lines(rows, config.candidates, self._choice(samples, config, seed), limits)
+            made = yield from lines(rows, config.candidates, self._choice(samples, config, seed), limits)
         read = [[self._read(w.ids, w.logprob) for w in one] for one in made]
         return [_best(one)[: config.candidates] for one in read]
+
+    def drafts(self, leading: Leading) -> dict[int, BoxedText]:
+        """What a step of `writing` tells, read: by the number of the sample. A box half written is left out."""
+        told = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
+        return {number: self._read(ids, None).answer for number, ids in told}
+
+    def length(self, raw: str) -> int:
+        """Tokens of an answer that was written to its end, the end mark among them."""
+        return len(self.tokenizer.encode(raw, add_special_tokens=False)) + 1
 
     def features(self, prompts: Prompts) -> Any:
         """Merged features of the images at their places in the prompts' fronts; None where there are none."""

@@ -191,8 +191,8 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     Answers are kept in the folder `out` as they come; the same call goes on from there.
     """
     from clinkd.inference import rerank
+    from clinkd.pipeline.models import load_model, scorer_of
     from clinkd.pipeline.prepared import about
-    from clinkd.pipeline.work import load_model, scorer_of
 
     config = override(run.config, settings)
     last, open_image = run.last_trained, partial(data.open_image, test.root)

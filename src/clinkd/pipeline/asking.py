@@ -1,58 +1,214 @@
-"""Ask a finished run's model about one image."""
+"""Ask a model about images, one question or many at once: of a finished run, or of a folder that holds one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from clinkd import data, viewer
-from clinkd.inference import rerank
+from clinkd.agreement import Lexicon
+from clinkd.config import AnswerConfig, ModelConfig, RunConfig
+from clinkd.inference import Scorer, judged
+from clinkd.inference.doubt import Doubt, doubt
+from clinkd.model import Leading, VisionLanguageModel, load
 from clinkd.pipeline.graph import stage_record
+from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.models import load_model, scorer_of
 from clinkd.pipeline.prepared import about
 from clinkd.pipeline.runs import Asked, Run
-from clinkd.pipeline.work import load_model, scorer_of
-from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.records import (
+    BOX_MARK,
+    BadInput,
+    Box,
+    BoxedText,
+    ImageRef,
+    Modality,
+    Prediction,
+    Sample,
+    Task,
+    Turn,
+)
+from clinkd.storage import read_json
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: pictures as the model is to see them, and a conversation whose last answer is wanted."""
+
+    pictures: tuple[Image.Image, ...]
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def of(cls, picture: Image.Image, text: BoxedText) -> Question:
+        """One question about one picture. Raises BadInput for an empty one."""
+        return cls((picture,), (Turn(Task.QA, text, BoxedText("")),))
+
+    @property
+    def text(self) -> BoxedText:
+        return self.turns[-1].question
+
+
+class Answer(NamedTuple):
+    """A prediction, how far its candidates agree, and whether the run's scorer had a say in the choice."""
+
+    prediction: Prediction
+    doubt: Doubt
+    reordered: bool
+
+
+# What leads while it is written, by the number of the question; read when it is asked for, since few steps are shown.
+Drafts = Callable[[], Mapping[int, BoxedText]]
+
+
+@dataclass
+class Answerer:
+    """A model with what chooses among its candidates. Of the pictures nothing is kept when a batch is answered."""
+
+    name: str
+    config: RunConfig
+    model: VisionLanguageModel
+    shown: dict[str, Image.Image]  # of the batch at hand, by what `ImageRef.path` says
+    names: tuple[str, ...] = ()
+    scorer: Scorer | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # what the run's `select` kept
+
+    @classmethod
+    def of_run(cls, run: Run) -> Answerer:
+        """A finished run's final model, and its choice. Raises BadInput where the run is not that far."""
+        shown: dict[str, Image.Image] = {}
+
+        def given(ref: ImageRef) -> Image.Image:
+            return shown[ref.path]
+
+        config, last = run.config, run.last_trained
+        device = Machine.of(config).ready()
+        model = load_model(run.stage(last), given).to(device).eval()
+        prepared = run.stage("prepare")
+        lexicon = about(prepared).lexicon if (prepared / "data.json").is_file() else Lexicon(())
+        made = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
+        if config.select.scorer in ("clip", "agreement"):
+            clip = run.stage("clip") if config.select.scorer == "clip" else None
+            made.scorer = scorer_of(config.select, clip, given, lexicon, config.seed)
+            made.recorded = stage_record(run.stage("select"))["recorded"]
+        return made
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Answerer:
+        """A model that `clinkd export` wrote, or a stock Qwen2-VL; its first beam is the answer.
+
+        Raises BadInput where the folder is no such model.
+        """
+        shown: dict[str, Image.Image] = {}
+
+        def given(ref: ImageRef) -> Image.Image:
+            return shown[ref.path]
+
+        stock = ModelConfig(base=folder, positions="mrope", layout="sections", boxes="qwen2-vl", square=False)
+        kind = read_json(folder / "config.json").get("model_type")
+        config = RunConfig()
+        model = load(folder, given, None if kind == "clinkd" else stock)
+        return cls(folder.name, config, model.to(Machine.of(config).ready()).eval(), shown)
+
+    def read(self, text: str) -> BoxedText:
+        """A question as people type it, boxes spelled as the model spells them.
+
+        Raises BadInput for an empty one, and for what looks like a box of another spelling.
+        """
+        if not text.strip():
+            raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
+        asked = self.model.codec.decode(text)
+        if asked.unread:
+            example = self.model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)))
+            raise BadInput(
+                f"the question holds {asked.unread[0]!r}, no box as this model spells them, for example {example}"
+            )
+        return asked.answer
+
+    def as_seen(self, text: BoxedText) -> BoxedText:
+        """A text as the model gets it: its boxes on the grid of the model's spelling."""
+        return self.model.codec.decode(self.model.codec.encode(text)).answer
+
+    def answering(self, questions: Sequence[Question], how: AnswerConfig) -> Generator[Drafts, None, list[Answer]]:
+        """Answers to a batch, a token a step; the last step gives them all. Closed early, the rest is never computed.
+
+        An answer does not depend on the questions beside it. Raises BadInput for a picture that cannot be seen.
+        """
+        samples = [self._sample(question) for question in questions]
+        try:
+            made = yield from self._written(samples, how)
+            predictions = [
+                Prediction(s.id, tuple(candidates), by=self.name) for s, candidates in zip(samples, made, strict=True)
+            ]
+            return self._chosen(samples, predictions)
+        finally:
+            self.shown.clear()
+            self.model.images.forget()
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers to a batch, as the run answers."""
+        writing = self.answering(questions, self.config.answer)
+        while True:
+            try:
+                next(writing)
+            except StopIteration as done:
+                answers: list[Answer] = done.value
+                return answers
+
+    def _written(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
+        writing = self.model.writing(samples, how, self.config.seed)
+        while True:
+            try:
+                leading: Leading = next(writing)
+            except StopIteration as done:
+                return list(done.value)
+            yield partial(self.model.drafts, leading)
+
+    def _sample(self, question: Question) -> Sample:
+        """The question as the house knows it. Its id says what is asked: draws depend on it, and on nothing else."""
+        refs = []
+        for picture in question.pictures:
+            path = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+            self.shown[path] = picture
+            refs.append(ImageRef(path, picture.width, picture.height))
+        said = repr([r.path for r in refs] + [t.to_json() for t in question.turns])
+        own = hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()
+        return Sample(own, tuple(refs), Modality.OTHER, question.turns, group=own, side="image")
+
+    def _chosen(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[Answer]:
+        trusted = [
+            self.scorer is not None and trusts(self.recorded, s.question, p.candidates[0].answer)
+            for s, p in zip(samples, predictions, strict=True)
+        ]
+        if self.scorer is not None:
+            # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
+            scored = judged(samples, predictions, self.scorer, [Task.QA])
+            predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
+        return [
+            Answer(p, doubt(p, [self.model.length(c.raw) for c in p.candidates], self.names), trust)
+            for p, trust in zip(predictions, trusted, strict=True)
+        ]
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
     """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
-    config = run.config
     out = overlay or Path(f"{image.stem}-answer.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
     if not question.strip():
         raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
     picture = data.open_image(image.parent, image.name)
-    last = run.last_trained
-
-    def given(_: ImageRef) -> Image.Image:
-        return picture
-
-    model = load_model(run.stage(last), given).eval()
-    ref = ImageRef(image.name, picture.width, picture.height)
-    asked = model.codec.decode(question)
-    if asked.unread:
-        example = model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)))
-        raise BadInput(
-            f"the question holds {asked.unread[0]!r}, no box as this model spells them, for example {example}"
-        )
-    turn = Turn(Task.QA, asked.answer, BoxedText(""))
-    sample = Sample("ask", (ref,), Modality.OTHER, (turn,), group="ask", side="image")
-    candidates = tuple(model.generate([sample], config.answer, config.seed)[0])
-    prediction = Prediction("ask", candidates, by=f"{run.folder.name}/{last}")
-    if config.select.scorer in ("clip", "agreement"):
-        clip = run.stage("clip") if config.select.scorer == "clip" else None
-        scorer = scorer_of(config.select, clip, given, about(run.stage("prepare")).lexicon, config.seed)
-        # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
-        trusted = trusts(stage_record(run.stage("select"))["recorded"], asked.answer, candidates[0].answer)
-        prediction = rerank({"ask": sample}, [prediction], scorer, [Task.QA] if trusted else [])[0]
-    chosen = prediction.answer.answer
+    answerer = Answerer.of_run(run)
+    [found] = answerer.answers([Question.of(picture, answerer.read(question))])
+    chosen = found.prediction.answer.answer
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
-    return Asked(prediction, out)
+    return Asked(found.prediction, out, found.doubt.why)
 
 
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:

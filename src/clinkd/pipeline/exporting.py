@@ -10,9 +10,9 @@ from typing import Any
 from clinkd.config import RunConfig, recipe_text
 from clinkd.model import VisionLanguageModel
 from clinkd.pipeline.graph import stage_record, versions
+from clinkd.pipeline.models import load_model
 from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.pipeline.runs import Exported, Run, table
-from clinkd.pipeline.work import load_model
 from clinkd.records import BadInput, Sample
 from clinkd.storage import new_folder, write_atomic
 

@@ -84,10 +84,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Asked:
-    """The answer to one question, and the PNG on which its boxes are drawn."""
+    """The answer to one question, the PNG on which its boxes are drawn, and why the answer is uncertain, if it is."""
 
     prediction: Prediction
     overlay: Path
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)

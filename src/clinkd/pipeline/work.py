@@ -29,15 +29,16 @@ from clinkd.config import (
 )
 from clinkd.correction import fed_back, review, summary
 from clinkd.data import phantoms
-from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank
+from clinkd.inference import Agreement, ClipScorer, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
-from clinkd.model import OpenImage, Sight, VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.model.clip_captions import captioned
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.models import POINTER, load_model, scorer_of
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
@@ -57,7 +58,6 @@ SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTION
 STORE = "stored-teacher"
 GALLERY = "gallery"
 SEEN = "seen"  # the model between the two halves of its pretraining
-POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
@@ -397,27 +397,6 @@ class Room:
 
     def scorer(self, config: SelectConfig) -> Scorer:
         return scorer_of(config, self.work.inputs.get("clip"), self.open_image, self.lexicon, self.work.seed)
-
-
-def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
-    """The model a stage left, or the pretrained one it points to."""
-    if (stage / POINTER).is_file():
-        pointer = read_json(stage / POINTER)
-        return load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
-    return load(stage / "model", open_image)
-
-
-def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
-    """The scorer that a config names; `clip` is the folder of that stage, where there is one."""
-    if config.scorer == "clip":
-        assert clip
-        pointer = clip / POINTER
-        folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else clip / "model"
-        model = ImageTextModel.load(folder, open_image, config.clip.overlong)
-        return ClipScorer(model, config.clip.grounding, lexicon.names)
-    if config.scorer == "agreement":
-        return Agreement()
-    return FirstBeam() if config.scorer == "first" else RandomScorer(seed)
 
 
 def _train(

@@ -1,0 +1,35 @@
+"""Models that stages left, opened again, and what chooses among their answers. What trains is not loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clinkd.agreement import Lexicon
+from clinkd.config import ModelConfig, SelectConfig
+from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer
+from clinkd.model import OpenImage, VisionLanguageModel, load
+from clinkd.model.clip import ImageTextModel
+from clinkd.storage import read_json
+
+POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
+
+
+def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
+    """The model a stage left, or the pretrained one it points to."""
+    if (stage / POINTER).is_file():
+        pointer = read_json(stage / POINTER)
+        return load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
+    return load(stage / "model", open_image)
+
+
+def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
+    """The scorer that a config names; `clip` is the folder of that stage, where there is one."""
+    if config.scorer == "clip":
+        assert clip
+        pointer = clip / POINTER
+        folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else clip / "model"
+        model = ImageTextModel.load(folder, open_image, config.clip.overlong)
+        return ClipScorer(model, config.clip.grounding, lexicon.names)
+    if config.scorer == "agreement":
+        return Agreement()
+    return FirstBeam() if config.scorer == "first" else RandomScorer(seed)
