@@ -31,8 +31,8 @@ def test_one_candidate_is_certain():
 def test_other_names_are_no_likeness_however_alike_the_words(share):
     found = of(candidate("This is the liver.", share), candidate("This is the spleen.", 1 - share))
     assert found.support == pytest.approx(share)
-    assert found.uncertain is (share < 0.75)
-    assert found.why == (None if share > 0.75 else "the candidates disagree in their names")
+    assert found.uncertain is (share < 0.6)
+    assert found.why == (None if share > 0.6 else "the candidates disagree in their names")
 
 
 def test_contradictions_are_told_by_their_kind():

@@ -314,7 +314,11 @@ class ReflectConfig(Knobs):
         paper="chat: GPT-4o",
     )
     chat: ChatConfig | None = knob(None, "that model; nothing leaves this machine without it")
-    replay: FolderPath | None = knob(None, "that file: corrections.jsonl of a run, or of `clinkd correct --out`")
+    replay: FolderPath | None = knob(
+        None,
+        "a file of corrections (of a run, of `clinkd correct --out`, or of the page of `clinkd serve`): its lines come "
+        "first, and the corrector rewrites the rest; under replay nobody does",
+    )
     recheck: Whole = knob(
         300, "reviewed questions, right and wrong by halves, answered again after the round, to tell its effect"
     )

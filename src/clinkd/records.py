@@ -81,8 +81,13 @@ class Box:
     def centre(self) -> tuple[float, float]:
         return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2."""
+        return self.x1, self.y1, self.x2, self.y2
+
     def to_json(self) -> list[float]:
-        return [round(v, 6) for v in (self.x1, self.y1, self.x2, self.y2)]
+        return [round(v, 6) for v in self.corners]
 
     @classmethod
     def from_json(cls, value: list[float]) -> Self:

@@ -2,6 +2,7 @@
 
 from clinkd.correction.chat import ChatCorrector
 from clinkd.correction.correctors import (
+    HUMAN,
     Corrector,
     OfflineCorrector,
     ReplayCorrector,
@@ -10,15 +11,17 @@ from clinkd.correction.correctors import (
     Wrong,
     correct,
     fed_back,
+    first_from,
     to_do,
 )
 from clinkd.correction.embedding import EmbeddingSimilarity
 from clinkd.correction.review import at_random, review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
 from clinkd.correction.summary import reflection_tables, summary
-from clinkd.correction.verify import verify
+from clinkd.correction.verify import presentable, verify
 
 __all__ = [
+    "HUMAN",
     "ChatCorrector",
     "Corrector",
     "EmbeddingSimilarity",
@@ -32,6 +35,8 @@ __all__ = [
     "at_random",
     "correct",
     "fed_back",
+    "first_from",
+    "presentable",
     "reflection_tables",
     "review",
     "summary",

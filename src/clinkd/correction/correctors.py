@@ -12,8 +12,10 @@ import orjson
 
 from clinkd.agreement import Lexicon
 from clinkd.correction.phrasing import rephrasings
-from clinkd.correction.verify import verify
+from clinkd.correction.verify import presentable, verify
 from clinkd.records import BadInput, BoxedText, Correction, Sample
+
+HUMAN = "human"  # in the place of a corrector's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,26 @@ class ReplayCorrector:
                 )
             self._kept[key] = found
 
+    def knows(self, correction: Correction) -> bool:
+        """Whether the file has a line for it."""
+        return (correction.id, correction.round) in self._kept
+
+    def taught(self, samples: Sequence[Sample], lexicon: Lexicon) -> list[Sample]:
+        """The samples, those with another answer that a person says differ from their truth: that person knows better.
+
+        What keeps the truth's meaning is a rewrite and changes no sample. Raises BadInput for a person's answer that
+        is empty or holds markup.
+        """
+        told = {c.id: c.after for _, c in sorted(self._kept.items()) if c.by == HUMAN and c.after is not None}
+        made = []
+        for sample in samples:
+            answer = told.get(sample.id)
+            if answer is not None and (fault := presentable(sample.answer, answer)):
+                raise BadInput(f"reflect.replay: the person's answer to {sample.id!r}: {fault}")
+            other = answer is not None and verify(sample, answer, lexicon) is not None
+            made.append(replace(sample.answered(answer, ""), names=()) if other and answer is not None else sample)
+        return made
+
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
         for sample, answer in wrong:
             kept = self._kept.get((sample.id, answer.round))
@@ -136,6 +158,14 @@ def correct(
         found[place] = _taken(sample, answer, rewritten, corrector.name, lexicon)
         step(1)
     return found
+
+
+def first_from(
+    file: ReplayCorrector, corrections: Sequence[Correction], samples: Sequence[Sample], lexicon: Lexicon
+) -> list[Correction]:
+    """The reviewed answers, in order, with those dealt with that the file has a line for."""
+    done = iter(correct([c for c in corrections if file.knows(c)], samples, file, lexicon))
+    return [next(done) if file.knows(c) else c for c in corrections]
 
 
 def to_do(correction: Correction) -> bool:

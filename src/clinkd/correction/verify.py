@@ -98,16 +98,25 @@ def _too_long(truth: BoxedText, text: BoxedText) -> Iterator[str]:
         yield f"length {length} characters against {wanted} of the truth"
 
 
+def presentable(truth: BoxedText, text: BoxedText) -> str | None:
+    """Why a text may not be learned from, even where a person who knows better than the truth wrote it."""
+    return next(_faults(truth, text), None)
+
+
 def _form(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     length, wanted = len(text.text), len(truth.text)
     if length < _SHORTEST * wanted:
         yield f"length {length} characters against {wanted} of the truth"
+    yield from _faults(truth, text)
+    counted = {str(n) for n in numbers(truth.words)}
+    if figures := set(_DIGITS.findall(text.text)) - set(_DIGITS.findall(truth.text)) - counted:
+        yield f"figures the truth does not hold: {', '.join(sorted(figures))}"
+
+
+def _faults(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     if not text.text.strip():
         yield "empty"
     if marks := [m for m in _MARKUP.findall(text.text) if m not in truth.text]:
         yield f"markup or a link: {marks[0][:2]!r}..."  # no more: half a name is found by no scrubber
     if any(unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" for c in set(text.text) - set(truth.text)):
         yield "control characters"
-    counted = {str(n) for n in numbers(truth.words)}
-    if figures := set(_DIGITS.findall(text.text)) - set(_DIGITS.findall(truth.text)) - counted:
-        yield f"figures the truth does not hold: {', '.join(sorted(figures))}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from clinkd.agreement import alike, conflicts, named
 from clinkd.records import Candidate, Prediction
 
-CERTAIN = 0.75  # support from which an answer counts as agreed on; what it tells on the demo is in LOG.md
+CERTAIN = 0.6  # support from which an answer counts as agreed on; what it tells on the demo is in LOG.md
 
 
 class Doubt(NamedTuple):

@@ -180,6 +180,12 @@ class VisionLanguageModel(nn.Module):
         """Tokens of an answer that was written to its end, the end mark among them."""
         return len(self.tokenizer.encode(raw, add_special_tokens=False)) + 1
 
+    def prompt_length(self, sample: Sample) -> int:
+        """Tokens that stand before an answer: the images, all that is said, and the marks around them."""
+        *before, (asked, _) = self.text.segments([sample])[0]
+        front = self.text.prefix([self.images.grid(ref) for ref in sample.images])
+        return len(front) + sum(len(q) + len(a) for q, a in before) + len(asked)
+
     def features(self, prompts: Prompts) -> Any:
         """Merged features of the images at their places in the prompts' fronts; None where there are none."""
         if not len(prompts.shown_P):

@@ -55,11 +55,16 @@ class Question:
 
 
 class Answer(NamedTuple):
-    """A prediction, how far its candidates agree, and whether the run's scorer had a say in the choice."""
+    """A prediction, how far its candidates agree, and whether the run's scorer had a say in the choice.
+
+    `asked_tokens`: of the prompt, pictures and all; `said_tokens`: of the answer, its end mark among them.
+    """
 
     prediction: Prediction
     doubt: Doubt
     reordered: bool
+    asked_tokens: int
+    said_tokens: int
 
 
 # What leads while it is written, by the number of the question; read when it is asked for, since few steps are shown.
@@ -189,10 +194,12 @@ class Answerer:
             # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
             scored = judged(samples, predictions, self.scorer, [Task.QA])
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
-        return [
-            Answer(p, doubt(p, [self.model.length(c.raw) for c in p.candidates], self.names), trust)
-            for p, trust in zip(predictions, trusted, strict=True)
-        ]
+        return [self._told(*found) for found in zip(samples, predictions, trusted, strict=True)]
+
+    def _told(self, sample: Sample, prediction: Prediction, trusted: bool) -> Answer:
+        lengths = [self.model.length(c.raw) for c in prediction.candidates]
+        asked, said = self.model.prompt_length(sample), lengths[prediction.chosen]
+        return Answer(prediction, doubt(prediction, lengths, self.names), trusted, asked, said)
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:

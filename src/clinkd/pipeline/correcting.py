@@ -23,6 +23,7 @@ from clinkd.correction import (
     Wrong,
     at_random,
     correct,
+    first_from,
     review,
     summary,
     to_do,
@@ -60,8 +61,7 @@ def demand(config: ReflectConfig) -> None:
         from clinkd.model import embedder
 
         embedder.demand(config.embedder)
-    if config.corrector == "replay":
-        assert config.replay
+    if config.replay:
         ReplayCorrector(config.replay)
     if config.corrector == "chat":
         assert config.chat
@@ -82,9 +82,19 @@ def _picked(
     desk: Desk, config: ReflectConfig, asked: Sequence[Sample], answers: Sequence[Prediction], similarity: Similarity,
     round: int,
 ) -> list[Correction]:  # fmt: skip
-    """The answers reviewed; those with a reason are to be rewritten."""
+    """The answers reviewed; those with a reason are to be rewritten, but for those that a file has a line for."""
     found = review(asked, answers, similarity, config, round)
-    return at_random(found, desk.seed) if config.rewrite == "random" else found
+    found = at_random(found, desk.seed) if config.rewrite == "random" else found
+    if config.replay is None or config.corrector == "replay":
+        return found
+    return first_from(ReplayCorrector(config.replay), found, asked, about(desk.prepared).lexicon)
+
+
+def taught(desk: Desk, config: ReflectConfig, train: Sequence[Sample]) -> list[Sample]:
+    """The training samples, with the answers of a person in the place of those truths that the person overruled."""
+    if config.replay is None:
+        return list(train)
+    return ReplayCorrector(config.replay).taught(train, about(desk.prepared).lexicon)
 
 
 def corrected(
@@ -187,7 +197,7 @@ def recorrect(run: Run, round: int, settings: Sequence[str], out: Path | None) -
     if file is None:
         raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
     desk = Desk(run.stage("prepare"), run.folder.parent, config.seed)
-    train = read_split(desk.prepared, "train")
+    train = taught(desk, config.reflect, read_split(desk.prepared, "train"))
     answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
     answered = {p.id for p in answers}
     asked = [s for s in train if s.id in answered]

@@ -117,12 +117,10 @@ def _model_identity(config: ModelConfig) -> dict[str, Any]:
 def _reflect_identity(config: ReflectConfig) -> dict[str, Any]:
     """The knobs that count, and what the files they name hold."""
     knobs = config.identity()
-    embedding, chat, replay = (
-        config.similarity == "embedding", config.corrector == "chat", config.corrector == "replay",
-    )  # fmt: skip
+    embedding, chat = config.similarity == "embedding", config.corrector == "chat"
     knobs["embedder"] = _files_of(config.embedder) if embedding and config.embedder else None
     knobs["chat"] = knobs["chat"] if chat else None
-    knobs["replay"] = sha256_file(config.replay) if replay and config.replay else None
+    knobs["replay"] = sha256_file(config.replay) if config.replay else None
     return knobs
 
 

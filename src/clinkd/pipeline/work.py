@@ -35,7 +35,7 @@ from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.model.clip_captions import captioned
 from clinkd.objectives import CrossEntropy, Distillation
-from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of
+from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of, taught
 from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import POINTER, load_model, scorer_of
@@ -214,7 +214,9 @@ def reflect(
 ) -> None:  # fmt: skip
     """One round: answer training questions, rewrite the wrong answers from the truth, train on both."""
     here = Room(work, machine)
-    model, train = here.model(previous), here.samples("train")
+    model, given = here.model(previous), here.samples("train")
+    train = taught(here.desk, config, given)
+    work.record("truths overruled by a person", sum(a is not b for a, b in zip(given, train, strict=True)))
     asked = _share(train, config.review_share, work.seed, f"round {round}")
     greedy = AnswerConfig(beams=1, candidates=1, max_new_tokens=answers.max_new_tokens, batch=answers.batch)
     file = work.folder / ANSWERS

@@ -1,0 +1,48 @@
+"""The verb serve: the page and the API."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clinkd.cli.words import Parser, add_verb
+
+
+def add(verbs: Any, runs: Parser) -> None:
+    """Add `serve`."""
+    made = add_verb(
+        verbs,
+        "serve",
+        _serve,
+        "look at a run and ask its model: a page in the browser, and an API as OpenAI's, with boxes",
+        "clinkd serve demo",
+        [runs],
+    )
+    made.add_argument(
+        "what", nargs="?", metavar="RUN|MODEL", help="a run, by name or path, or a model's folder; the newest run"
+    )
+    made.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
+    made.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    made.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="holds the token; else that of CLINKD_TOKEN, or a new one"
+    )
+    made.add_argument("--batch", type=int, default=16, metavar="N", help="questions answered together (16)")
+    made.add_argument("--queue", type=int, default=64, metavar="N", help="questions that may wait (64)")
+    made.add_argument("--seconds", type=float, default=60.0, metavar="S", help="within which an answer is given (60)")
+    made.set_defaults(stopped="nothing was kept but what was decided on corrections")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from clinkd.records import BadInput
+    from clinkd.serving.limits import Limits
+    from clinkd.serving.server import serve
+
+    for flag, value in (("--batch", args.batch), ("--queue", args.queue), ("--seconds", args.seconds)):
+        if not 0 < value < 10**6:
+            raise BadInput(f"{flag} {value:g}: a number above 0 is wanted")
+    if not 0 <= args.port < 65536:
+        raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
+    limits = Limits(batch=args.batch, queue=args.queue, seconds=args.seconds)
+    serve(args.what, args.runs, args.host, args.port, args.token_file, limits, lambda line: print(line, flush=True))
+    return 0

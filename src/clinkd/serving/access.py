@@ -1,0 +1,190 @@
+"""The one door of the server: who may come in, how much may be carried in, and what is written down of a visit.
+
+Every route but `/healthz` wants the token: as `Authorization: Bearer`, as every client of OpenAI's API sends it, or as
+the cookie that opening the printed address sets. A cookie is sent by a browser whoever asks it to, so with one alone
+nothing is changed for a page of another origin.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from clinkd.serving.limits import Limits
+
+OPEN = "/healthz"
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+_HEADERS = {
+    "cache-control": "no-store",
+    "content-security-policy": CSP,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_ASK = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>ClinKD: token wanted</title><h1>Token wanted</h1>
+<p>Open the address that <code>clinkd serve</code> printed, or give its token here.</p>
+<form method="get" action="/"><label>Token <input name="token" type="password" autocomplete="off" required></label>
+<button>Open</button></form><p>Research use only, not for clinical decisions.</p></html>"""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _TooLarge(Exception):
+    """More than one request may carry."""
+
+
+class _Crowded(Exception):
+    """More than all requests may carry together."""
+
+
+class Door:
+    """An ASGI app in front of another one."""
+
+    def __init__(self, app: App, token: str, limits: Limits, cookie: str = "clinkd") -> None:
+        self.app, self.limits, self.cookie = app, limits, cookie
+        self._token = token.encode()
+        self._held = 0  # bytes of all bodies that are held now
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)  # the server's own start and stop; there are no web sockets
+            return
+        visit = _Visit(scope, receive, send, self)
+        try:
+            refused = self._refused(scope)
+            await (refused(visit) if refused else self.app(scope, visit.receive, visit.send))
+        except _TooLarge:
+            await visit.refuse(413, f"a body of more than {self.limits.body_bytes:,} bytes", "too_large")
+        except _Crowded:
+            await visit.refuse(503, "too much is being uploaded; come again in 1 s", "crowded")
+        except Exception as error:
+            # its words, which may be a patient's, are not told; where the reply has begun, it ends here
+            print(f"clinkd: a fault of the program ({type(error).__name__})", file=sys.stderr)
+            await visit.refuse(500, "a fault of the program", "fault")
+        finally:
+            self._held -= visit.bytes_in
+            visit.note()
+
+    # -- who may come in ----------------------------------------------------------------------------------------------
+
+    def _refused(self, scope: Scope) -> Callable[[_Visit], Awaitable[None]] | None:
+        """How a visit is turned away; None where it may go on."""
+        if scope["path"] == OPEN:
+            return None
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and self._fits(given.strip()):
+            return None
+        if "authorization" not in headers and self._fits(self._in_cookie(headers.get("cookie", ""))):
+            if scope["method"] in ("GET", "HEAD") or _same_origin(headers):
+                return None
+            return lambda visit: visit.refuse(403, "asked by a page of another origin", "origin")
+        offered = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["path"] == "/" and scope["method"] == "GET" and self._fits(offered):
+            return lambda visit: visit.let_in(offered)
+        if scope["path"] == "/" and "text/html" in headers.get("accept", ""):
+            return lambda visit: visit.reply(401, _ASK, "text/html; charset=utf-8")
+        return lambda visit: visit.refuse(401, "the token is missing or wrong: give Authorization: Bearer", "token")
+
+    def _fits(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token)
+
+    def _in_cookie(self, header: str) -> str:
+        try:
+            found = SimpleCookie(header).get(self.cookie)
+        except CookieError:
+            return ""
+        return found.value if found else ""
+
+    # -- how much may be carried in -----------------------------------------------------------------------------------
+
+    def hold(self, length: int) -> bool:
+        """Whether there is room for so many bytes more; they are held until the visit ends."""
+        if self._held + length > self.limits.held_bytes:
+            return False
+        self._held += length
+        return True
+
+
+def _same_origin(headers: dict[str, str]) -> bool:
+    return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "\0")
+
+
+class _Visit:
+    """One request and its reply."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, door: Door) -> None:
+        self.scope, self._receive, self._send, self.door = scope, receive, send, door
+        self.start = time.monotonic()
+        self.status, self.bytes_in, self.bytes_out = 0, 0, 0
+        self.complete = False  # whether the body was read to its end
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            length = len(message.get("body", b""))
+            if self.bytes_in + length > self.door.limits.body_bytes:
+                raise _TooLarge
+            if not self.door.hold(length):
+                raise _Crowded
+            self.bytes_in += length
+            self.complete = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = {k for k, _ in message["headers"]}
+            more = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in own]
+            message = {**message, "headers": [*message["headers"], *more]}
+        else:
+            self.bytes_out += len(message.get("body", b""))
+        await self._send(message)
+
+    async def refuse(self, status: int, why: str, code: str) -> None:
+        """A failure as OpenAI's API tells one. What is left of the body is not read."""
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        body = {"error": {"message": why, "type": kind, "code": code, "param": None}}
+        extra = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}.get(status)
+        await self.reply(status, json.dumps(body).encode(), "application/json", extra)
+
+    async def reply(self, status: int, body: bytes, kind: str, extra: list[tuple[bytes, bytes]] | None = None) -> None:
+        if self.status:  # it has begun
+            return
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *(extra or [])]
+        if not self.complete and self.scope["method"] not in ("GET", "HEAD"):
+            headers.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b"" if self.scope["method"] == "HEAD" else body})
+
+    async def let_in(self, token: str) -> None:
+        """Keep the token as a cookie, and out of the address that is seen."""
+        cookie = f"{self.door.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
+        await self.reply(303, b"", "text/plain", [(b"location", b"/"), (b"set-cookie", cookie.encode())])
+
+    def note(self) -> None:
+        """A line of the log: no path but that of a known route, no query, no text, no address."""
+        route = getattr(self.scope.get("route"), "path", OPEN if self.scope["path"] == OPEN else "-")
+        spent = (time.monotonic() - self.start) * 1000
+        when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        method = self.scope["method"] if self.scope["method"].isalpha() else "-"
+        sizes = f"{self.bytes_in} bytes in, {self.bytes_out} out"
+        print(f"{when} {method} {route} {self.status or 'gone'} {spent:.0f} ms, {sizes}", file=sys.stderr)

@@ -1,0 +1,383 @@
+"""The routes: OpenAI's API and our own, the page, and the corrections. Nothing here is written to disk but decisions on
+corrections, and nothing is fetched from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from clinkd import __version__
+from clinkd.data.dicom import PRESETS
+from clinkd.pipeline.reviewing import Review, Reviewed
+from clinkd.records import BadInput, BoxedText, Modality
+from clinkd.serving import chat, schemas
+from clinkd.serving.asking import WORDINGS, Answered, Desk, box_of, content_of, one_turn
+from clinkd.serving.engine import Full, Late, Unable
+from clinkd.serving.limits import NOTICE
+
+PAGE = Path(__file__).parent / "page"
+_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_REPORT_CSP = "frame-ancestors 'none'"  # the report's own policy stands in it, and is stricter
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.Failure, "description": what}
+    for status, what in {
+        400: "The request is wrong: one line says what",
+        401: "The token is missing or wrong",
+        403: "Asked by a page of another origin",
+        413: "The body is larger than is allowed",
+        429: "The queue is full; Retry-After says when to come again",
+        500: "A fault of the program",
+        503: "There is no model to ask, or too much is being uploaded",
+        504: "No answer in time",
+    }.items()
+}
+_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": schemas.Failure, "description": "There is no such thing"}}
+T = TypeVar("T")
+
+
+class Missing(Exception):
+    """There is no such thing."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server shows: a model by its name, and, where it is a run's, the run's report and its corrections."""
+
+    name: str
+    desk: Desk
+    run: str | None = None
+    report: Path | None = None
+    review: Review | None = None
+
+
+def create(served: Served) -> FastAPI:
+    """All routes, without the door (see `access`). Starting it starts the engine."""
+
+    @asynccontextmanager
+    async def alive(_: FastAPI) -> AsyncIterator[None]:
+        desk.engine.start()
+        warming = asyncio.create_task(asyncio.to_thread(desk.decoders.warm))
+        yield
+        await warming
+        desk.engine.stop()
+        await asyncio.to_thread(desk.decoders.close)
+
+    desk = served.desk
+    app = FastAPI(
+        title="ClinKD",
+        version=__version__,
+        summary="Ask a vision-language model about a medical image, with boxes in and out.",
+        description=f"{NOTICE} Boxes are [x1, y1, x2, y2], fractions of width and height, origin top left.",
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=alive,
+        responses=_FAILURES,
+    )
+    _add_faults(app)
+    _add_page(app, served)
+    _add_model(app, served)
+    _add_openai(app, served)
+    if served.review is not None:
+        _add_corrections(app, served.review)
+    return app
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def _add_faults(app: FastAPI) -> None:
+    async def told(_: Request, error: Exception) -> Response:
+        status, body, headers = _fault(error)
+        return JSONResponse(body, status, headers)
+
+    for kind in (BadInput, Full, Late, Unable, Missing, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, told)
+
+
+def _fault(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for what went wrong. Of a fault of ours no more is told than that there was one."""
+    status, code, param, headers = 500, "fault", None, {}
+    why = "a fault of the program"
+    if isinstance(error, RequestValidationError):
+        status, code = 400, "invalid"
+        why, param = _first(error)
+    elif isinstance(error, BadInput):
+        status, code, why = 400, "invalid", str(error)
+    elif isinstance(error, Full):
+        status, code, why, headers = 429, "full", str(error), {"retry-after": str(error.seconds)}
+    elif isinstance(error, Late):
+        status, code, why = 504, "late", str(error)
+    elif isinstance(error, Unable):
+        status, code, why, headers = 503, "no_model", str(error), {"retry-after": "10"}
+    elif isinstance(error, Missing):
+        status, code, why = 404, "missing", str(error)
+    elif isinstance(error, HTTPException):
+        status, code, why, headers = error.status_code, "invalid", str(error.detail), dict(error.headers or {})
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return status, {"error": {"message": why, "type": kind, "code": code, "param": param}}, headers
+
+
+def _first(error: RequestValidationError) -> tuple[str, str | None]:
+    """The first thing that is wrong with a body, without the value, and where it stands."""
+    found = error.errors()[0]
+    place = ".".join(str(part) for part in found["loc"] if part != "body" and not str(part).startswith("function-"))
+    return f"{place[:200]}: {found['msg'][:200]}" if place else found["msg"][:200], place[:200] or None
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def _add_page(app: FastAPI, served: Served) -> None:
+    desk = served.desk
+
+    @app.get("/healthz", tags=["page"])
+    async def healthz() -> schemas.Health:
+        """Whether the model is there. The only route that wants no token."""
+        return schemas.Health(status=desk.engine.state, version=__version__)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return _file("index.html")
+
+    @app.get("/assets/{name}", include_in_schema=False)
+    async def assets(name: str) -> Response:
+        return _file(name)
+
+    @app.get("/report", include_in_schema=False)
+    async def report() -> Response:
+        if served.report is None or not served.report.is_file():
+            raise Missing("no report: the run is not finished, or a model is served without its run")
+        return FileResponse(served.report, media_type="text/html", headers={"content-security-policy": _REPORT_CSP})
+
+    @app.get("/v1/about", tags=["page"])
+    async def about() -> schemas.About:
+        """What is served, and what it takes."""
+        answerer, limits = desk.engine.answerer, desk.limits
+        rounds = served.review.rounds if served.review else []
+        known = {"name": served.run, "report": served.report is not None, "rounds": rounds} if served.run else None
+        return schemas.About(
+            name=served.name,
+            version=__version__,
+            notice=NOTICE,
+            state=desk.engine.state,
+            why=desk.engine.why,
+            run=schemas.AboutRun.model_validate(known) if known else None,
+            names=list(answerer.names) if answerer else [],
+            questions=WORDINGS,
+            modalities=[m.value for m in Modality],
+            presets={name: (float(centre), float(width)) for name, (centre, width) in PRESETS.items()},
+            limits=schemas.Caps(
+                body_bytes=limits.body_bytes, pixels=limits.pixels, frames=limits.frames, queue=limits.queue,
+                seconds=limits.seconds,
+            ),
+            candidates=answerer.config.answer.candidates if answerer else 0,
+            selection=answerer.config.select.scorer if answerer and answerer.scorer else "first",
+        )  # fmt: skip
+
+
+def _file(name: str) -> Response:
+    """A file of the page. Only names that are there are ever looked for."""
+    known = {path.name: path for path in PAGE.iterdir() if path.suffix in _KINDS}
+    if name not in known:
+        raise Missing("no such file")
+    return FileResponse(known[name], media_type=_KINDS[known[name].suffix])
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def _add_model(app: FastAPI, served: Served) -> None:
+    desk = served.desk
+
+    @app.post("/v1/open", tags=["images"])
+    async def open(body: schemas.OpenRequest) -> schemas.OpenReply:
+        """One frame of an image as the model would see it, and what is needed to look at it otherwise."""
+        found = await desk.picture(body.image, body.frame, body.window, grey=True)
+        grey = None
+        if found.grey is not None:
+            values = base64.b64encode(found.grey).decode()
+            about = found.about
+            grey = schemas.Grey(values=values, inverted=about["inverted"], low=about["low"], high=about["high"])
+        kept = {k: v for k, v in found.about.items() if k in schemas.OpenReply.model_fields}
+        picture = await asyncio.to_thread(_png, found.picture)
+        uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        return schemas.OpenReply.model_validate({**kept, "picture": uri, "grey": grey})
+
+    @app.post("/v1/ground", tags=["questions"])
+    async def ground(request: Request, body: schemas.GroundRequest) -> schemas.Answer:
+        """Where something is: its boxes."""
+        picture = await desk.picture(body.image, body.frame, body.window)
+        read = one_turn(picture, WORDINGS["where"].replace("{name}", body.phrase))
+        return (await unless_left(request, _last(desk.ask(picture, read)))).reply
+
+    @app.post("/v1/refer", tags=["questions"])
+    async def refer(request: Request, body: schemas.ReferRequest) -> schemas.Answer:
+        """What is in a box, or what can be said of it."""
+        picture = await desk.picture(body.image, body.frame, body.window)
+        size = picture.picture.size if body.unit == "pixel" else None
+        boxes = [box_of(corners, size) for corners in body.boxes]
+        marks = " ".join(["[box]"] * len(boxes))
+        read = one_turn(picture, WORDINGS[body.task].replace("[box]", marks), boxes)
+        return (await unless_left(request, _last(desk.ask(picture, read)))).reply
+
+    @app.post(
+        "/v1/sr",
+        tags=["images"],
+        response_class=Response,
+        responses={200: {"content": {"application/dicom": {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    async def sr(body: schemas.ReportRequest) -> Response:
+        """Boxes and texts about a DICOM as a structured report (TID 1500), unverified and partial."""
+        regions = [{"box": list(box_of(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
+        made = await desk.decoders.report(
+            content_of(body.image), frame=body.frame, regions=regions, question=body.question.text,
+            answer=body.answer.text, model=served.name, version=__version__,
+        )  # fmt: skip
+        head = {"content-disposition": 'attachment; filename="report.dcm"'}
+        return Response(made, media_type="application/dicom", headers=head)
+
+
+def _png(picture: Any) -> bytes:
+    made = io.BytesIO()
+    picture.save(made, "PNG", compress_level=1)
+    return made.getvalue()
+
+
+async def _last(told: AsyncIterator[schemas.Draft | Answered]) -> Answered:
+    async for what in told:
+        if isinstance(what, Answered):
+            return what
+    raise AssertionError("every question ends in an answer or an error")
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """The work's result, unless who asked is gone: then it is given up at once."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Late("who asked has left")
+        return doing.result()
+    finally:
+        doing.cancel()
+        leaving.cancel()
+        await asyncio.gather(doing, leaving, return_exceptions=True)
+
+
+# -- OpenAI's API -----------------------------------------------------------------------------------------------------
+
+
+def _add_openai(app: FastAPI, served: Served) -> None:
+    desk, started = served.desk, int(time.time())
+
+    @app.get("/v1/models", tags=["openai"])
+    async def models() -> schemas.Models:
+        """The one model that is served."""
+        return schemas.Models(object="list", data=[schemas.Model(id=served.name, created=started)])
+
+    @app.post(
+        "/v1/chat/completions",
+        tags=["openai"],
+        response_model=schemas.ChatReply,
+        responses={**_MISSING, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    )
+    async def completions(request: Request, body: schemas.ChatRequest) -> Any:
+        """A conversation about one image, given as a data URI. With `stream`, server-sent events."""
+        if body.model != served.name:
+            raise Missing(f"no model of that name; {served.name} is served")
+        asked = chat.Conversation(body, desk.limits)
+        picture = await desk.picture(asked.image, body.clinkd.frame, body.clinkd.window)
+        if not body.stream:
+            return await unless_left(request, chat.whole(desk, body, picture, asked))
+        desk.engine.demand_room()  # else the refusal would come with a status of 200
+        events = chat.streamed(desk, body, picture, asked, lambda error: _fault(error)[1])
+        return StreamingResponse(events, media_type="text/event-stream")
+
+
+# -- corrections ------------------------------------------------------------------------------------------------------
+
+
+def _add_corrections(app: FastAPI, review: Review) -> None:
+    @app.get("/v1/corrections", tags=["corrections"])
+    async def corrections(
+        round: int = Query(1, ge=1, le=1000),
+        state: Literal["open", "decided", "all"] = "all",
+        offset: int = Query(0, ge=0, le=10**9),
+        limit: int = Query(20, ge=1, le=100),
+    ) -> schemas.Items:
+        """Answers of a round that were wrong, with their rewrites, and what a person decided."""
+        found = review.of_round(round)
+        decided = [r for r in found if r.decided is not None]
+        open_ = [r for r in found if r.decided is None]
+        chosen = {"open": open_, "decided": decided, "all": found}[state]
+        return schemas.Items(
+            round=round, rounds=review.rounds, total=len(chosen), open=len(open_), decided=len(decided),
+            file=review.file.name, command=review.command,
+            items=[_item(r) for r in chosen[offset : offset + limit]],
+        )  # fmt: skip
+
+    @app.get(
+        "/v1/corrections/image",
+        tags=["corrections"],
+        response_class=Response,
+        responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    async def image(id: str = Query(max_length=500), round: int = Query(1, ge=1, le=1000)) -> Response:
+        """The picture that a question is about."""
+        picture = await asyncio.to_thread(review.picture, id, round)
+        return Response(await asyncio.to_thread(_png, picture), media_type="image/png")
+
+    @app.put("/v1/corrections", tags=["corrections"])
+    async def decide(body: schemas.DecideRequest) -> schemas.Item:
+        """Accept, edit or reject a rewrite, or take that back. It is written to the file at once."""
+        after = None
+        if body.text is not None or body.boxes is not None:
+            after = BoxedText(body.text or "", tuple(box_of(c) for c in body.boxes or ()))
+        if body.verdict == "undo":
+            work = partial(review.undo, body.id, body.round)
+        else:
+            work = partial(review.decide, body.id, body.round, body.verdict, after)
+        return _item(await asyncio.to_thread(work))
+
+
+def _item(found: Reviewed) -> schemas.Item:
+    c, sample = found.correction, found.sample
+    image = sample.images[0]
+    verdict, decided = found.verdict, found.decided
+    return schemas.Item(
+        id=c.id,
+        round=c.round,
+        modality=sample.modality.value,
+        task=sample.task.value,
+        question=schemas.marked(sample.question),
+        before=schemas.marked(c.before),
+        truth=schemas.marked(c.truth),
+        after=schemas.marked(c.after) if c.after else None,
+        by=c.by,
+        reasons=list(c.reasons),
+        rejected=c.rejected,
+        image=schemas.Size(width=image.width or 0, height=image.height or 0),
+        decision=schemas.Decision(
+            verdict=verdict, after=schemas.marked(decided.after) if decided and decided.after else None
+        )
+        if verdict
+        else None,
+    )

@@ -1,0 +1,154 @@
+"""From a request to a question in the queue, and from its answer to a reply."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from clinkd.data import questions
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
+from clinkd.serving import schemas
+from clinkd.serving.decoding import Decoders, Opened
+from clinkd.serving.engine import Asked, Engine, Given
+from clinkd.serving.limits import NOTICE, Limits
+from clinkd.serving.phrases import phrases
+
+if TYPE_CHECKING:
+    from clinkd.pipeline.asking import Answerer, Question
+
+# The first wording of each task in which models are taught; {name} is what is asked for.
+WORDINGS = {
+    "where": questions.WHERE[0],
+    "what": questions.WHAT[0],
+    "describe": questions.DESCRIBE[1],
+    "overall": questions.OVERALL[2],
+}
+
+
+class Desk:
+    """Where questions are made and answers are written out: the engine, the decoders and their caps."""
+
+    def __init__(self, engine: Engine, decoders: Decoders, limits: Limits) -> None:
+        self.engine, self.decoders, self.limits = engine, decoders, limits
+
+    async def picture(self, image: str, frame: int | None, window: str | None, grey: bool = False) -> Opened:
+        """The frame of an image given as a data URI. Raises BadInput."""
+        return await self.decoders.open(content_of(image), frame, window, grey)
+
+    async def ask(
+        self, picture: Opened, read: Callable[[Answerer], Question], ignored: Sequence[str] = (),
+        most: int | None = None, drafts: bool = False,
+    ) -> AsyncIterator[schemas.Draft | Answered]:  # fmt: skip
+        """Drafts, where they are wanted, then the answer."""
+        start = time.monotonic()
+        most = None if most is None else min(most, self.limits.tokens)
+        asked = Asked(read, most, drafts)
+        async for told in self.engine.ask(asked, self.limits.seconds):
+            if isinstance(told, Given):
+                yield Answered(told, picture, self._written(told, picture, ignored, time.monotonic() - start))
+            else:
+                yield schemas.Draft(text=told.text, boxes=[list(b.corners) for b in told.boxes])
+
+    def _written(self, given: Given, picture: Opened, ignored: Sequence[str], seconds: float) -> schemas.Answer:
+        assert self.engine.answerer
+        (prediction, doubt, reordered, *_), size = given.answer, picture.picture.size
+        chosen, asked = prediction.answer.answer, given.question.text
+        named = zip(chosen.boxes, phrases(chosen, asked.text, self.engine.answerer.names), strict=True)
+        seen = self.engine.answerer.as_seen(asked).boxes
+        return schemas.Answer(
+            text=chosen.text,
+            boxes=[
+                schemas.NamedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size), phrase=p, span=at)
+                for b, (p, at) in named
+            ],
+            asked=[schemas.PlacedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size)) for b in seen],
+            candidates=[
+                schemas.Told(
+                    text=c.answer.text,
+                    boxes=[list(b.corners) for b in c.answer.boxes],
+                    logprob=c.logprob,
+                    weight=weight,
+                    likeness=likeness,
+                    scores=c.scores,
+                    chosen=n == prediction.chosen,
+                    truncated=c.truncated,
+                    unread=list(c.unread),
+                )
+                for n, (c, weight, likeness) in enumerate(
+                    zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
+                )
+            ],
+            support=doubt.support,
+            uncertain=doubt.uncertain,
+            why=doubt.why,
+            reordered=reordered,
+            image=schemas.Size(width=size[0], height=size[1]),
+            ignored=list(ignored),
+            seconds=round(seconds, 4),
+            notice=NOTICE,
+        )
+
+
+class Answered:
+    """An answer with the reply that tells it."""
+
+    def __init__(self, given: Given, picture: Opened, reply: schemas.Answer) -> None:
+        self.given, self.picture, self.reply = given, picture, reply
+
+    @property
+    def raw(self) -> str:
+        """As the model wrote it."""
+        return self.given.answer.prediction.answer.raw
+
+    @property
+    def finish(self) -> Literal["stop", "length"]:
+        return "length" if self.given.answer.prediction.answer.truncated else "stop"
+
+    @property
+    def usage(self) -> schemas.Usage:
+        asked, said = self.given.answer.asked_tokens, self.given.answer.said_tokens
+        return schemas.Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=asked + said)
+
+
+def content_of(image: str) -> bytes:
+    """The bytes of a data URI. Raises BadInput where it is none in base64; no other address is ever opened."""
+    head, _, body = image.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64")):
+        raise BadInput("image: not a data URI in base64 (data:image/png;base64,...); no other address is opened")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput("image: its base64 is broken") from None
+
+
+def box_of(corners: Sequence[float], size: tuple[int, int] | None = None) -> Box:
+    """A box in fractions; `size`: of the image, where the corners are pixels. Raises BadInput."""
+    wide, high = size or (1, 1)
+    x1, y1, x2, y2 = corners
+    return Box(x1 / wide, y1 / high, x2 / wide, y2 / high)
+
+
+def one_turn(picture: Opened, text: str, boxes: Sequence[Box] = ()) -> Callable[[Answerer], Question]:
+    """How a single question is made of its words, once there is a model to make it for."""
+
+    def read(answerer: Answerer) -> Question:
+        from clinkd.pipeline.asking import Question
+
+        return Question.of(picture.picture, spelled(answerer, text, boxes))
+
+    return read
+
+
+def spelled(answerer: Answerer, text: str, boxes: Sequence[Box]) -> BoxedText:
+    """Words with a `[box]` mark for each box; without any mark, boxes as the model spells them are read.
+
+    Raises BadInput for what cannot be shown to the model.
+    """
+    if not boxes and BOX_MARK not in text:
+        return answerer.read(text)
+    made = BoxedText(text, tuple(boxes))
+    answerer.as_seen(made)
+    return made

@@ -1,0 +1,404 @@
+"""What requests and replies hold, as JSON. Boxes are [x1, y1, x2, y2], fractions of width and height unless told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from clinkd.records import Box, BoxedText
+
+Corners = Annotated[list[float], Field(min_length=4, max_length=4, description="x1, y1, x2, y2")]
+DataUri = Annotated[
+    str,
+    Field(
+        pattern=r"^data:[\w.+-]*/?[\w.+-]*;base64,",
+        description="data:image/png;base64,... (also JPEG, BMP, TIFF, GIF, WebP and DICOM); no other address is opened",
+    ),
+]
+Frame = Annotated[int | None, Field(ge=1, description="of a file with several, from 1; the first by default")]
+Window = Annotated[
+    str | None,
+    Field(
+        max_length=64,
+        description="how the values of a DICOM become grey: auto, full, the file's n-th, centre/width, or a preset",
+    ),
+]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+class Fault(Reply):
+    message: str
+    type: str
+    code: str | None = None
+    param: str | None = None
+
+
+class Failure(Reply):
+    """What went wrong, as OpenAI's API tells it."""
+
+    error: Fault
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+class PlacedBox(Reply):
+    """A box in fractions of the image and in its pixels."""
+
+    box: Corners
+    pixels: Corners
+
+
+class NamedBox(PlacedBox):
+    """A box of an answer. `span`: where its phrase stands in the text, in characters; null where it does not."""
+
+    phrase: str
+    span: tuple[int, int] | None
+
+
+class Told(Reply):
+    """One candidate. `logprob`: mean a token (natural log); `weight`: its probability among the candidates;
+    `likeness`: to the chosen one."""
+
+    text: str
+    boxes: list[Corners]
+    logprob: float | None
+    weight: float
+    likeness: float
+    scores: dict[str, float]
+    chosen: bool
+    truncated: bool
+    unread: list[str]
+
+
+class Size(Reply):
+    width: int
+    height: int
+
+
+class Answer(Reply):
+    """What the model answers. `text` has a `[box]` mark at the place of each of `boxes`.
+
+    `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the likeness of
+    all candidates to the chosen one, by weight; the answer is uncertain below 0.6. `reordered`: whether the scorer
+    decided among the candidates, or only shows its scores. `ignored`: what of the request had no effect.
+    """
+
+    text: str
+    boxes: list[NamedBox]
+    asked: list[PlacedBox]
+    candidates: list[Told]
+    support: float
+    uncertain: bool
+    why: str | None
+    reordered: bool
+    image: Size
+    ignored: list[str]
+    seconds: float
+    notice: str
+
+
+class Draft(Reply):
+    """What leads while the answer is written; it may change."""
+
+    text: str
+    boxes: list[Corners]
+
+
+# -- OpenAI's chat completions ----------------------------------------------------------------------------------------
+
+
+class ImageUrl(Request):
+    url: DataUri
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class TextPart(Request):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Request):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(Request):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class Extension(Request):
+    """Beyond OpenAI's API: `boxes` stand for the `[box]` marks in the user's texts, in order."""
+
+    boxes: list[Corners] = []
+    frame: Frame = None
+    window: Window = None
+
+
+class StreamOptions(Request):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatRequest(Request):
+    """One image, and a conversation about it. Sampling parameters have no effect, and the reply says so."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    n: Literal[1] | None = None
+    clinkd: Extension = Extension()
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    user: str | None = None
+
+    @property
+    def ignored(self) -> list[str]:
+        """Parameters that were given and have no effect."""
+        names = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "user")
+        found = [name for name in names if getattr(self, name) is not None]
+        return found + ["system message"] * any(m.role in ("system", "developer") for m in self.messages)
+
+
+class ChatMessage(Reply):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(Reply):
+    index: int = 0
+    message: ChatMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class Usage(Reply):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatReply(Reply):
+    """`content` is the answer as the model wrote it, boxes in its own spelling; `clinkd` has them typed."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    clinkd: Answer
+
+
+class Model(Reply):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "clinkd"
+
+
+class Models(Reply):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+# -- grounding and referring ------------------------------------------------------------------------------------------
+
+
+class Pictured(Request):
+    image: DataUri
+    frame: Frame = None
+    window: Window = None
+
+
+class GroundRequest(Pictured):
+    """Where something is."""
+
+    phrase: Annotated[str, Field(min_length=1, max_length=500, description="what to look for, as `liver`")]
+
+
+class ReferRequest(Pictured):
+    """What is in a box, or what can be said of it."""
+
+    boxes: Annotated[list[Corners], Field(min_length=1, max_length=32)]
+    unit: Literal["fraction", "pixel"] = "fraction"
+    task: Literal["what", "describe"] = "what"
+
+
+class OpenRequest(Pictured):
+    """One frame to look at."""
+
+
+class Grey(Reply):
+    """The values of a frame after the modality LUT: float32, little-endian, row by row, in base64."""
+
+    values: str
+    inverted: bool
+    low: float
+    high: float
+
+
+class OpenReply(Reply):
+    """`window`: the centre and width that `picture` was made with, null where another way led to it. `windows`: those
+    of the file. `hounsfield`: whether presets fit. `burned_in`: what the file says of text in its picture."""
+
+    width: int
+    height: int
+    frames: int
+    frame: int
+    dicom: bool
+    modality: str
+    burned_in: str
+    windows: list[str]
+    hounsfield: bool
+    window: tuple[float, float] | None
+    picture: str
+    grey: Grey | None
+
+
+class Said(Request):
+    text: Annotated[str, Field(max_length=4000)]
+
+
+class Region(Request):
+    box: Corners
+    label: Annotated[str, Field(max_length=64)] = ""
+    by: Literal["model", "person"]
+
+
+class ReportRequest(Request):
+    image: DataUri
+    frame: Frame = None
+    question: Said
+    answer: Said
+    regions: Annotated[list[Region], Field(max_length=256)]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Health(Reply):
+    status: Literal["loading", "ready", "failed"]
+    version: str
+
+
+class AboutRun(Reply):
+    name: str
+    report: bool
+    rounds: list[int]
+
+
+class Caps(Reply):
+    body_bytes: int
+    pixels: int
+    frames: int
+    queue: int
+    seconds: float
+
+
+class About(Reply):
+    """What is served, for the page: `questions` by task, as the model was taught them."""
+
+    name: str
+    version: str
+    notice: str
+    state: Literal["loading", "ready", "failed"]
+    why: str | None
+    run: AboutRun | None
+    names: list[str]
+    questions: dict[str, str]
+    modalities: list[str]
+    presets: dict[str, tuple[float, float]]
+    limits: Caps
+    candidates: int
+    selection: str
+
+
+# -- corrections ------------------------------------------------------------------------------------------------------
+
+
+class Marked(Reply):
+    """Words with a `[box]` mark at the place of each box."""
+
+    text: str
+    boxes: list[Corners]
+
+
+class Decision(Reply):
+    verdict: Literal["accept", "edit", "reject"]
+    after: Marked | None
+
+
+class Item(Reply):
+    """An answer that the run found wrong, and what became of it. `after`: the run's rewrite; `rejected`: why there is
+    none. `decision`: what a person made of it."""
+
+    id: str
+    round: int
+    modality: str
+    task: str
+    question: Marked
+    before: Marked
+    truth: Marked
+    after: Marked | None
+    by: str
+    reasons: list[str]
+    rejected: str | None
+    image: Size
+    decision: Decision | None
+
+
+class Items(Reply):
+    round: int
+    rounds: list[int]
+    total: int
+    open: int
+    decided: int
+    file: str
+    command: str
+    items: list[Item]
+
+
+class DecideRequest(Request):
+    """`text` with `[box]` marks and `boxes` are wanted for an edit, and for it alone."""
+
+    id: Annotated[str, Field(max_length=500)]
+    round: Annotated[int, Field(ge=1)]
+    verdict: Literal["accept", "edit", "reject", "undo"]
+    text: Annotated[str | None, Field(max_length=4000)] = None
+    boxes: Annotated[list[Corners] | None, Field(max_length=256)] = None
+
+    @field_validator("text")
+    @classmethod
+    def _words(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the text is empty")
+        return value
+
+
+def marked(text: BoxedText) -> Marked:
+    return Marked(text=text.text, boxes=[list(b.corners) for b in text.boxes])
+
+
+def in_pixels(box: Box, width: int, height: int) -> list[float]:
+    return [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]
