@@ -20,12 +20,12 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from clinkd.data.dicom_grey import PRESETS, Values, eight_bits, grey_of, vois_of
+from clinkd.data.dicom_grey import PRESETS, GreyFrame, Values, colours, grey_frame, grey_of, hounsfield, vois_of
 from clinkd.data.dicom_header import (
     CONVERT,
     GREY,
@@ -36,14 +36,16 @@ from clinkd.data.dicom_header import (
     modality_of,
     natural,
     opened,
+    reading,
     term,
 )
+from clinkd.data.limits import ON_DISK, Limits
 from clinkd.records import BadInput, Modality
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["PRESETS", "Facts", "describe", "is_dicom", "open_dicom", "which_frame"]
+__all__ = ["PRESETS", "DicomFrame", "Facts", "describe", "is_dicom", "open_dicom", "read_frame", "which_frame"]
 
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"{", b"[", b"%PDF", b"PK")
@@ -70,21 +72,34 @@ class Facts:
     windows: tuple[str, ...] = ()
 
 
-def is_dicom(path: Path) -> bool:
+@dataclass(frozen=True, slots=True)
+class DicomFrame:
+    """One frame: its picture as `open_dicom` gives it, and what the picture was made from."""
+
+    facts: Facts  # `windows` are those of the frame
+    number: int  # from 1
+    picture: Image.Image
+    window: tuple[float, float] | None  # centre and width that the picture shows; None for colour, LUT and SIGMOID
+    hounsfield: bool
+    grey: GreyFrame | None  # None for colour
+
+
+def is_dicom(file: Path | BinaryIO) -> bool:
     """Whether a file is a DICOM by its first 140 bytes, or, where these are no other known kind, by its suffix.
 
     False where there is no file, or it is empty.
     """
     try:
-        if not path.is_file():
+        if isinstance(file, Path) and not file.is_file():
             return False
-        with path.open("rb") as file:
-            head = file.read(140)
-    except OSError:
+        with reading(file, "") as stream:
+            head = stream.read(140)
+    except (OSError, BadInput):
         return False
     if head[128:132] == b"DICM" or _bare_start(head):
         return True
-    return bool(head) and path.suffix.lower() in _SUFFIXES and not head.lstrip().startswith(_PICTURES)
+    named = isinstance(file, Path) and file.suffix.lower() in _SUFFIXES
+    return bool(head) and named and not head.lstrip().startswith(_PICTURES)
 
 
 def _bare_start(head: bytes) -> bool:
@@ -101,46 +116,90 @@ def _bare_start(head: bytes) -> bool:
     return head[4:6] in _VRS or (length <= 64 and length % 2 == 0)
 
 
-def describe(path: Path, place: str, window: str | None = None) -> Facts:
+def describe(file: Path | BinaryIO, place: str, window: str | None = None, limits: Limits = ON_DISK) -> Facts:
     """What the header tells; no pixel is decoded.
 
     Raises BadInput, `place` in front, where the file is missing, cut, no DICOM, or holds no pixels, and where `window`
     does not fit its first frame.
     """
-    with opened(path, place) as header:
-        ds = header.ds
+    with opened(file, place, limits) as header:
         grey_of(window, header, 0)
-        return Facts(
-            header.columns,
-            header.rows,
-            header.frames,
-            modality_of(ds),
-            _pseudonym(ds, "IssuerOfPatientID", "PatientID"),
-            _pseudonym(ds, "StudyInstanceUID"),
-            term(ds, "BurnedInAnnotation", ("YES", "NO")),
-            tuple(str(v) for v in vois_of(header, 0)) if header.photometric in GREY else (),
-        )
+        return _facts(header, 0)
 
 
-def open_dicom(path: Path, place: str, frame: int | None, window: str | None, max_pixels: int) -> Image.Image:
+def open_dicom(
+    file: Path | BinaryIO, place: str, frame: int | None, window: str | None, limits: Limits = ON_DISK
+) -> Image.Image:
     """One frame as 8-bit RGB. `frame` counts from 1, `window` is as the head of this module tells.
 
     Colours of more than 8 bits are scaled by BitsStored. Raises BadInput, `place` in front, as `describe`, and where
-    the frame is larger than `max_pixels` or not named among several, the window does not fit, or the pixels cannot be
+    the frame is larger than allowed or not named among several, the window does not fit, or the pixels cannot be
     decoded.
     """
-    with opened(path, place) as header:
-        number = which_frame(frame, header.frames, path.name, place)
-        if header.rows * header.columns > max_pixels:
-            raise Refusal(f"{header.columns}x{header.rows} pixels, more than {max_pixels:,} in all; shrink it first")
-        grey = grey_of(window, header, number - 1)
-        stored = _decoded(header, number - 1)
-        return Image.fromarray(eight_bits(stored, grey, header, number - 1)).convert("RGB")
+    with opened(file, place, limits) as header:
+        number = _number(file, frame, header, place, limits)
+        return _rendered(header, number - 1, window).picture
+
+
+def read_frame(
+    file: Path | BinaryIO, place: str, frame: int | None, window: str | None, limits: Limits = ON_DISK
+) -> DicomFrame:
+    """As `open_dicom`, with what the header tells and the grey values that the picture was made from."""
+    with opened(file, place, limits) as header:
+        number = _number(file, frame, header, place, limits)
+        facts = _facts(header, number - 1)
+        made = _rendered(header, number - 1, window)
+        units = made.grey is not None and hounsfield(header, number - 1)
+        return DicomFrame(facts, number, made.picture, made.window, units, made.grey)
+
+
+def _facts(header: Header, index: int) -> Facts:
+    ds = header.ds
+    return Facts(
+        header.columns,
+        header.rows,
+        header.frames,
+        modality_of(ds),
+        _pseudonym(ds, "IssuerOfPatientID", "PatientID"),
+        _pseudonym(ds, "StudyInstanceUID"),
+        term(ds, "BurnedInAnnotation", ("YES", "NO")),
+        tuple(str(v) for v in vois_of(header, index)) if header.photometric in GREY else (),
+    )
+
+
+def _number(file: Path | BinaryIO, frame: int | None, header: Header, place: str, limits: Limits) -> int:
+    """Of the frame meant, from 1, where it is there and small enough."""
+    number = which_frame(frame, header.frames, name_of(file), place)
+    if header.rows * header.columns > limits.pixels:
+        raise Refusal(f"{header.columns}x{header.rows} pixels, more than {limits.pixels:,} in all; shrink it first")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    picture: Image.Image
+    window: tuple[float, float] | None
+    grey: GreyFrame | None
+
+
+def _rendered(header: Header, index: int, window: str | None) -> _Rendered:
+    """A frame through its window; that the window fits is known before any pixel is decoded."""
+    voi = grey_of(window, header, index)
+    stored = _decoded(header, index)
+    if header.photometric not in GREY:
+        return _Rendered(Image.fromarray(colours(stored, header)).convert("RGB"), None, None)
+    frame = grey_frame(stored, header, index)
+    grey = voi or frame.ramp
+    return _Rendered(Image.fromarray(frame.shown(grey)).convert("RGB"), grey.linear, frame)
 
 
 def _pseudonym(ds: Dataset, *keywords: str) -> str:
     *front, last = (str(ds.get(k) or "").strip() for k in keywords)
     return hashlib.blake2b("\0".join((*front, last)).encode(), digest_size=8).hexdigest() if last else ""
+
+
+def name_of(file: Path | BinaryIO) -> str:
+    return file.name if isinstance(file, Path) else "image"
 
 
 def which_frame(frame: int | None, frames: int, name: str, place: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Values = NDArray[Any]  # one frame, or the levels that may occur in it
-Grey = Callable[[Values], Values]  # rescaled values -> 0 (black) to 1 (white)
 
 # Centre and width in HU. Lung, bone, brain, liver and soft tissue are the defaults of the OHIF viewer; the rest are
 # customary and differ by some ten HU between books: give numbers where yours do.
@@ -50,6 +48,15 @@ class _Window:
         return f"{self.centre:g}/{self.width:g}"
 
     @property
+    def linear(self) -> tuple[float, float] | None:
+        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
+        if self.function == "SIGMOID":
+            return None
+        if self.function == "LINEAR_EXACT":
+            return self.centre, self.width
+        return (self.centre - 0.5, self.width - 1) if self.width > 1 else None
+
+    @property
     def usable(self) -> bool:
         return self.width >= 1 if self.function == "LINEAR" else self.width > 0
 
@@ -62,6 +69,46 @@ class _Window:
         if width == 0:
             return (values > centre).astype(float)
         return np.clip((values - centre) / width + 0.5, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ramp:
+    """From the least value, black, to the greatest, white; black all over where there is no span between them."""
+
+    low: float
+    span: float
+
+    @property
+    def linear(self) -> tuple[float, float] | None:
+        return (self.low + self.span / 2, self.span) if self.span > 0 else None
+
+    def __call__(self, values: Values) -> Values:
+        return np.clip((values - self.low) / self.span, 0, 1) if self.span > 0 else np.zeros(values.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A lookup table: entry 0 for values up to `first`, the last one for all beyond its end (PS3.3 C.11.1.1)."""
+
+    first: int
+    bits: int
+    entries: Values
+
+    linear = None  # tables of one straight line are not told from others
+
+    def __str__(self) -> str:
+        return "LUT"
+
+    def at(self, values: Values) -> Values:
+        places = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
+        found: Values = self.entries[places.astype(np.int64)]
+        return found
+
+    def __call__(self, values: Values) -> Values:
+        return self.at(values) / (2.0**self.bits - 1)
+
+
+Grey = _Window | _Ramp | _Table  # rescaled values -> 0 (black) to 1 (white)
 
 
 def _group(header: Header, index: int, name: str) -> Dataset:
@@ -106,7 +153,7 @@ def grey_of(window: str | None, header: Header, index: int) -> Grey | None:
     if wanted in PRESETS:
         return _preset(wanted, header, index)
     given = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", wanted)
-    if given is None or float(given[2]) == 0:
+    if given is None or float(given[2]) == 0 or not all(np.isfinite([float(g) for g in given.groups()])):
         legal = f"auto, full, a number from 1, centre/width such as -600/1500, or one of {', '.join(PRESETS)}"
         raise Refusal(f"window {wanted!r} is not known; give {legal}")
     return _Window(float(given[1]), float(given[2]))
@@ -126,11 +173,16 @@ def _of_the_file(wanted: str, header: Header, index: int) -> Grey | None:
     return chosen
 
 
-def _preset(wanted: str, header: Header, index: int) -> Grey:
+def hounsfield(header: Header, index: int) -> bool:
+    """Whether the rescaled values of a frame are Hounsfield units, which PRESETS are for."""
     rescale = _group(header, index, "PixelValueTransformationSequence")
     units = term(rescale, "RescaleType", ("HU", "HU_MOD")) or not rescale.get("RescaleType")
     rescaled = numbers(rescale, "RescaleIntercept") or header.ds.get("ModalityLUTSequence")
-    if modality_of(header.ds) is not Modality.CT or not units or not rescaled:
+    return modality_of(header.ds) is Modality.CT and bool(units) and bool(rescaled)
+
+
+def _preset(wanted: str, header: Header, index: int) -> Grey:
+    if not hounsfield(header, index):
         way_out = "give centre/width in its own units, or leave it out"
         raise Refusal(f"window {wanted!r} is for CT in Hounsfield units, which this file is not; {way_out}")
     return _Window(*PRESETS[wanted])
@@ -144,15 +196,12 @@ def _as_stored(header: Header, index: int) -> Grey | None:
     same = numbers(rescale, "RescaleSlope") in ([], [1]) and numbers(rescale, "RescaleIntercept") in ([], [0])
     if not plain or not same or header.ds.get("ModalityLUTSequence"):
         return None
-    most = 2.0**bits - 1
-    return lambda values: np.clip(values / most, 0, 1)
+    return _Ramp(0, 2.0**bits - 1)
 
 
-def eight_bits(stored: Values, grey: Grey | None, header: Header, index: int) -> NDArray[np.uint8]:
-    """Stored values of a frame as grey, or as RGB."""
-    if header.photometric == "PALETTE COLOR":
-        return _through_palette(stored, header)
-    return _colours(stored, header) if stored.ndim == 3 else _shown(stored, grey, header, index)
+def colours(stored: Values, header: Header) -> NDArray[np.uint8]:
+    """Stored values of a frame in colour as RGB of 8 bits."""
+    return _through_palette(stored, header) if header.photometric == "PALETTE COLOR" else _colours(stored, header)
 
 
 def _colours(stored: Values, header: Header) -> NDArray[np.uint8]:
@@ -162,21 +211,52 @@ def _colours(stored: Values, header: Header) -> NDArray[np.uint8]:
     return (np.clip(stored / (2.0**bits - 1), 0, 1) * 255).round().astype(np.uint8)
 
 
-def _shown(stored: Values, grey: Grey | None, header: Header, index: int) -> NDArray[np.uint8]:
-    """Stored values to grey of 8 bits."""
+@dataclass(frozen=True, slots=True)
+class GreyFrame:
+    """A frame after the modality LUT. What is done to a value depends on it alone, so it is done once to each."""
+
+    levels: Values  # rescaled: each value that may occur, or the frame itself
+    places: Values | None  # of each pixel's value among `levels`; None where these are the frame itself
+    counted: Values  # which of `levels` are finite, occur, and are no padding
+    inverted: bool  # MONOCHROME1: the least value is white
+
+    @property
+    def ramp(self) -> Grey:
+        low, high = self.ends
+        return _Ramp(low, high - low)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value that count."""
+        used = self.levels[self.counted]
+        return (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
+
+    def shown(self, grey: Grey) -> NDArray[np.uint8]:
+        """As grey of 8 bits."""
+        shown = np.nan_to_num(grey(self.levels), nan=0.0)
+        shown = 1 - shown if self.inverted else shown
+        return self._spread((shown * 255).round().astype(np.uint8))
+
+    def single(self) -> NDArray[np.float32]:
+        """The values; NaN, which is shown as the least value is, as the least number."""
+        most = float(np.finfo(np.float32).max)
+        finite = np.nan_to_num(self.levels, nan=-most, posinf=most, neginf=-most)
+        return self._spread(np.clip(finite, -most, most).astype(np.float32))
+
+    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self.places is None else values[self.places]
+
+
+def grey_frame(stored: Values, header: Header, index: int) -> GreyFrame:
     low, high = stored.min(), stored.max()
     few = stored.dtype.kind in "iu" and int(high) - int(low) < 65536
-    # What is done to a value depends on it alone, so it is done once to each that may occur.
     levels = np.arange(int(low), int(high) + 1) if few else stored
     places = stored.astype(np.int64) - int(low) if few else None
     values = _rescaled(levels, header, index)
-    if grey is None:
-        occurs = np.bincount(places.ravel(), minlength=len(levels)) > 0 if places is not None else True
-        grey = _least_to_greatest(values, occurs & ~_padding(levels, header))
-    shown = np.nan_to_num(grey(values), nan=0.0)
-    shown = 1 - shown if header.photometric == "MONOCHROME1" else shown
-    eight = (shown * 255).round().astype(np.uint8)
-    return eight[places] if places is not None else eight
+    occurs = np.bincount(places.ravel(), minlength=len(levels)) > 0 if places is not None else True
+    finite = np.isfinite(values)
+    counted = finite & occurs & ~_padding(levels, header)
+    return GreyFrame(values, places, counted if counted.any() else finite, header.photometric == "MONOCHROME1")
 
 
 def _rescaled(levels: Values, header: Header, index: int) -> Values:
@@ -213,35 +293,7 @@ def _as_signed(value: int, signed: bool) -> int:
     return (value + 32768) % 65536 - 32768 if signed else value % 65536
 
 
-def _least_to_greatest(values: Values, counted: Values) -> Grey:
-    finite = np.isfinite(values)
-    used = values[finite & counted] if (finite & counted).any() else values[finite]
-    low, high = (used.min(), used.max()) if used.size else (0.0, 0.0)
-    span = high - low
-    return lambda v: np.clip((v - low) / span, 0, 1) if span > 0 else np.zeros(v.shape)
-
-
 # ---- tables ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A lookup table: entry 0 for values up to `first`, the last one for all beyond its end (PS3.3 C.11.1.1)."""
-
-    first: int
-    bits: int
-    entries: Values
-
-    def __str__(self) -> str:
-        return "LUT"
-
-    def at(self, values: Values) -> Values:
-        places = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
-        found: Values = self.entries[places.astype(np.int64)]
-        return found
-
-    def __call__(self, values: Values) -> Values:
-        return self.at(values) / (2.0**self.bits - 1)
 
 
 def _below_zero(header: Header, index: int) -> bool:

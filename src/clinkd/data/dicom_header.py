@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from clinkd.data.limits import ON_DISK, Limits
 from clinkd.records import BadInput, Modality
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAX_INFLATED_BYTES = 1 << 28  # of a deflated data set
 MAX_ELEMENTS = 1_000_000  # of the top level: each costs microseconds
 MAX_ELEMENT_BYTES = 1 << 26  # of one header element that is read
 
@@ -55,6 +55,7 @@ _ALLOWED = (
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 WHOLE = "bring back a whole copy, or leave it out"
+INFLATE = "inflate it first (gdcmconv --raw)"
 CONVERT = "decompress it first (gdcmconv --raw, dcmdjpeg)"
 _SHOWN = (*GREY, *COLOUR, "PALETTE COLOR")
 _UNDEFINED = 0xFFFFFFFF
@@ -100,27 +101,41 @@ class Header:
 
 
 @contextlib.contextmanager
-def opened(path: Path, place: str) -> Iterator[Header]:
+def reading(file: Path | BinaryIO, place: str) -> Iterator[BinaryIO]:
+    """A file, or bytes in memory, from the first byte on. Raises BadInput where the file is missing."""
+    if not isinstance(file, Path):
+        file.seek(0)
+        yield file
+        return
+    try:
+        stream = file.open("rb")
+    except FileNotFoundError:
+        hint = "write / for the \\ in it" if "\\" in file.name else "check the path"
+        raise BadInput(f"{place}: no such file in {file.parent}; {hint}") from None
+    with stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def opened(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK) -> Iterator[Header]:
     """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput."""
     step = "the header"
     try:
-        with warnings.catch_warnings(), path.open("rb") as stream:
+        with warnings.catch_warnings(), reading(file, place) as stream:
             warnings.simplefilter("ignore")
-            header = _checked(_parsed(stream))
+            header = _checked(_parsed(stream, limits), limits)
             step = f"its elements or pixels ({header.syntax_name})"
             yield header
     except Refusal as refusal:
         raise BadInput(f"{place}: {refusal}") from None
     except BadInput:
         raise
-    except FileNotFoundError:
-        raise BadInput(f"{place}: no such file in {path.parent}; check the path") from None
     except Exception as error:
         kind = type(error).__name__  # not its words, which may be those of the header
         raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
 
 
-def _parsed(file: BinaryIO) -> Header:
+def _parsed(file: BinaryIO, limits: Limits) -> Header:
     """Elements up to the pixels. Of a deflated data set, all of it is inflated in memory, up to a cap."""
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
@@ -128,17 +143,19 @@ def _parsed(file: BinaryIO) -> Header:
 
     start = 132 if file.read(132)[128:] == b"DICM" else 0
     file.seek(start)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    metered: Any = _Metered(file, limits.header_bytes)
+    meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
     allowed: list[Any] = [tag_for_keyword(k) for k in _ALLOWED]
     seen = _Seen(file, frozenset(allowed))
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        seen.stream = _inflated(file)
+        seen.stream = _inflated(file, limits.inflated_bytes)
         syntax = uid.ExplicitVRLittleEndian
-        ds = read_dataset(seen.stream, False, True, stop_when=seen, specific_tags=allowed)
+        metered = _Metered(seen.stream, limits.header_bytes)
+        ds = read_dataset(metered, False, True, stop_when=seen, specific_tags=allowed)
     else:
         file.seek(0)
-        ds = read_partial(file, stop_when=seen, force=True, specific_tags=allowed)
+        ds = read_partial(metered, stop_when=seen, force=True, specific_tags=allowed)
         if not syntax:
             implicit, little = ds.original_encoding
             syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
@@ -146,6 +163,21 @@ def _parsed(file: BinaryIO) -> Header:
     if not seen.elements:
         raise Refusal("not a DICOM, though its name or first bytes say so; give the picture itself")
     return Header(ds, seen.stream, uid.UID(syntax), seen.keyword, seen.vr, seen.offset, seen.length)
+
+
+class _Metered:
+    """A stream of which only so much is read: each element of a header costs a hundred times its bytes in memory."""
+
+    def __init__(self, stream: BinaryIO, most: int) -> None:
+        self.stream, self.most, self.left = stream, most, most
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size if 0 <= size <= self.left else self.left + 1)
+        self.left -= len(data)
+        if self.left < 0:
+            raise Refusal(f"a header of more than {self.most:,} bytes; leave it out")
+        return data
 
 
 class _Seen:
@@ -186,15 +218,17 @@ def _size(stream: BinaryIO) -> int:
     return end
 
 
-def _inflated(file: BinaryIO) -> BinaryIO:
-    """The data set that follows, inflated (PS3.5 A.5)."""
+def _inflated(file: BinaryIO, most: int) -> BinaryIO:
+    """The data set that follows, inflated to at most so many bytes (PS3.5 A.5)."""
+    if not most:
+        raise Refusal(f"deflated: what it inflates to can take any memory; {INFLATE}")
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     made = io.BytesIO()
     data = file.read(1 << 20)
     while data and not engine.eof:
         made.write(engine.decompress(data, 1 << 24))
-        if made.tell() > MAX_INFLATED_BYTES:
-            raise Refusal(f"inflates to more than {MAX_INFLATED_BYTES:,} bytes; {CONVERT}")
+        if made.tell() > most:
+            raise Refusal(f"inflates to more than {most:,} bytes; {CONVERT}")
         data = engine.unconsumed_tail or file.read(1 << 20)
     if not engine.eof:
         raise Refusal(f"cut: the deflated data have no end; {WHOLE}")
@@ -202,7 +236,7 @@ def _inflated(file: BinaryIO) -> BinaryIO:
     return made
 
 
-def _checked(header: Header) -> Header:
+def _checked(header: Header, limits: Limits) -> Header:
     """The header with its sizes, where these are possible and the bytes of the pixels are all there."""
     ds = header.ds
     if not header.keyword:
@@ -211,6 +245,8 @@ def _checked(header: Header) -> Header:
         raise Refusal(f"a DICOM without pixels (SOP class {_class_name(ds)}); leave it out")
     header.rows, header.columns = natural(ds, "Rows"), natural(ds, "Columns")
     header.frames = natural(ds, "NumberOfFrames") if ds.get("NumberOfFrames") else 1
+    if header.frames > limits.frames:
+        raise Refusal(f"{header.frames:,} frames, more than {limits.frames:,}; cut it into shorter ones")
     header.photometric = term(ds, "PhotometricInterpretation", _SHOWN)
     if not header.photometric:
         kinds = f"one of {', '.join(_SHOWN)} is read"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from clinkd.data.dicom import Facts, describe, is_dicom, open_dicom, which_frame
+from clinkd.data.dicom import Facts, describe, is_dicom, name_of, open_dicom, which_frame
+from clinkd.data.dicom_header import reading
+from clinkd.data.limits import MAX_PIXELS, ON_DISK, Limits
 from clinkd.records import BadInput, ImageRef
 
-MAX_PIXELS = 40_000_000  # 120 MB as RGB
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # decoders that run no other program
+_FILMS = ("PNG", "GIF", "WEBP")  # a frame of which is made from those before it
 _WAY_OUT = f"give a readable image ({', '.join(FORMATS)} or DICOM)"
 
 
@@ -37,12 +38,18 @@ def open_image(
     relative = image.path if isinstance(image, ImageRef) else str(image)
     place = f"row {row}, image {relative}" if row is not None else f"image {relative}"
     path, frame = locate(root, relative, place)
+    limits = Limits(pixels=max_pixels)
     if is_dicom(path):
         window = image.window if isinstance(image, ImageRef) else None
-        return open_dicom(path, place, frame, window, max_pixels)
-    with opened(path, place, frame, max_pixels) as file:
-        file.load()
-        return _rgb(ImageOps.exif_transpose(file))
+        return open_dicom(path, place, frame, window, limits)
+    return open_picture(path, place, frame, limits)
+
+
+def open_picture(file: Path | BinaryIO, place: str, frame: int | None, limits: Limits = ON_DISK) -> Image.Image:
+    """A picture that is no DICOM as `open_image` gives it. Raises BadInput, `place` in front, as `open_image`."""
+    with opened(file, place, frame, limits) as picture:
+        picture.load()
+        return _rgb(ImageOps.exif_transpose(picture))
 
 
 def header(root: Path, relative: str, place: str) -> Facts | None:
@@ -62,7 +69,7 @@ def look(root: Path, relative: str, place: str, window: str | None = None, max_p
         which_frame(frame, facts.frames, relative, place)
         _capped(facts.width, facts.height, place, max_pixels)
         return ImageRef(relative, facts.width, facts.height, window=window)
-    with opened(path, place, frame, max_pixels) as file:
+    with opened(path, place, frame, Limits(pixels=max_pixels)) as file:
         turned = _orientation(file)
         # Pillow turns the size of a TIFF, but of no other, before its pixels are loaded.
         lying = turned >= 5 and file.format != "TIFF"
@@ -73,10 +80,13 @@ def look(root: Path, relative: str, place: str, window: str | None = None, max_p
 def count_frames(root: Path, relative: str, place: str) -> int:
     """How many frames a file has, DICOM or other. Raises BadInput where it cannot be opened."""
     path, _ = locate(root, relative, place)
-    if is_dicom(path):
-        return describe(path, place).frames
-    with _file(path, place) as file:
-        return _frames(file)
+    return describe(path, place).frames if is_dicom(path) else picture_frames(path, place)
+
+
+def picture_frames(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK) -> int:
+    """How many frames a picture has that is no DICOM. Raises BadInput where it cannot be opened, or has too many."""
+    with _file(file, place) as picture:
+        return _frames(picture, place, limits)
 
 
 def _orientation(file: Image.Image) -> int:
@@ -100,43 +110,62 @@ def _may_be_turned(file: PngImageFile) -> bool:
 
 
 @contextlib.contextmanager
-def opened(path: Path, place: str, frame: int | None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(file: Path | BinaryIO, place: str, frame: int | None, limits: Limits = ON_DISK) -> Iterator[Image.Image]:
     """The opened file at its frame, nothing decoded yet; what decoders throw inside becomes BadInput."""
-    with _file(path, place) as file:
-        file.seek(which_frame(frame, _frames(file), path.name, place) - 1)
-        _capped(file.width, file.height, place, max_pixels)
-        yield file
+    with _file(file, place) as picture:
+        number = which_frame(frame, _frames(picture, place, limits), name_of(file), place)
+        if number > 1 and picture.format in _FILMS:
+            _capped(picture.width, picture.height, place, limits.pixels)
+            if picture.width * picture.height * number > limits.film_pixels:
+                more = f"more than {limits.film_pixels:,} pixels to decode up to frame {number}"
+                raise BadInput(f"{place}: {more}; give that frame alone")
+        picture.seek(number - 1)
+        _capped(picture.width, picture.height, place, limits.pixels)
+        yield picture
 
 
 @contextlib.contextmanager
-def _file(path: Path, place: str) -> Iterator[Image.Image]:
+def _file(file: Path | BinaryIO, place: str) -> Iterator[Image.Image]:
     """The opened file; what decoders throw inside becomes BadInput."""
+    on_disk = isinstance(file, Path)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for without end
             raise BadInput(f"{place}: cannot be read (it is a folder, or no file at all); {_WAY_OUT}")
-        if path.stat().st_size == 0:
-            raise BadInput(f"{place}: the file is empty (0 bytes); bring back the original, or leave it out")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), reading(file, place) as stream:
             warnings.simplefilter("ignore")  # of metadata that are not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                yield file
+            if not stream.read(1):
+                raise BadInput(f"{place}: the file is empty (0 bytes); bring back the original, or leave it out")
+            stream.seek(0)
+            with Image.open(stream, formats=FORMATS) as picture:
+                yield picture
     except BadInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadInput(f"{place}: more than {MAX_PIXELS:,} pixels; shrink it first") from None
-    except FileNotFoundError:
-        hint = "; write / for the \\ in it" if "\\" in path.name else "; check the path"
-        raise BadInput(f"{place}: no such file in {path.parent}{hint}") from None
     except UnidentifiedImageError:
         raise BadInput(f"{place}: not an image; {_WAY_OUT}") from None
-    # what damage makes of decoders
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error) as error:
-        raise BadInput(f"{place}: cannot be read ({error}); {_WAY_OUT}") from None
+    except Exception as error:  # what damage makes of decoders; of what others send, not in words that may be theirs
+        said = error if on_disk else type(error).__name__
+        raise BadInput(f"{place}: cannot be read ({said}); {_WAY_OUT}") from None
 
 
-def _frames(file: Image.Image) -> int:
-    return getattr(file, "n_frames", 1) if file.format != "MPO" else 1  # a camera's preview is no frame
+def _frames(picture: Image.Image, place: str, limits: Limits) -> int:
+    if picture.format == "MPO":  # a camera's preview is no frame
+        return 1
+    if picture.format == "TIFF" and limits.frames < ON_DISK.frames:  # to count them all takes the square of them
+        with contextlib.suppress(EOFError):
+            picture.seek(limits.frames)
+            raise _too_many(place, limits)
+        picture.seek(0)
+    frames: int = getattr(picture, "n_frames", 1)
+    if frames > limits.frames:
+        raise _too_many(place, limits)
+    return frames
+
+
+def _too_many(place: str, limits: Limits) -> BadInput:
+    return BadInput(f"{place}: more than {limits.frames:,} frames; cut it into shorter ones")
 
 
 def _capped(width: int, height: int, place: str, max_pixels: int) -> None:

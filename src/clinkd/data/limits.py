@@ -1,0 +1,22 @@
+"""What an image may cost at most: limits that are checked before anything is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_PIXELS = 40_000_000  # 120 MB as RGB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one file."""
+
+    pixels: int = MAX_PIXELS  # of one frame
+    frames: int = 1 << 31  # as many as a DICOM header can say
+    film_pixels: int = 1 << 40  # of an animation from its first frame to the one that is asked for: all are decoded
+    header_bytes: int = 1 << 30  # that are read of a DICOM header
+    inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses these before they are inflated
+
+
+ON_DISK = Limits()
+UPLOADS = Limits(frames=4096, film_pixels=16 * MAX_PIXELS, header_bytes=8 << 20, inflated_bytes=0)

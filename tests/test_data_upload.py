@@ -1,0 +1,250 @@
+"""Files that others send: as `open_image` shows them, within limits, and with errors that tell nothing of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import uid
+from pydicom.data import get_testdata_file
+
+from clinkd.data import open_image
+from clinkd.data.dicom import describe, is_dicom
+from clinkd.data.limits import UPLOADS, Limits
+from clinkd.data.upload import Shown, show
+from clinkd.records import BadInput, ImageRef, Modality
+
+SHIPPED = Path(pydicom.__file__).parent / "data"
+
+
+def shipped() -> list[Path]:
+    files = sorted(p for p in SHIPPED.rglob("*") if p.is_file() and "TINY_ALPHA" not in p.parts)
+    return [p for p in files if is_dicom(p)]
+
+
+def saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    made = io.BytesIO()
+    image.save(made, form, **options)
+    return made.getvalue()
+
+
+def film(form: str, frames: int) -> bytes:
+    drawn = [Image.new("L", (8, 6), 255 * k // max(frames - 1, 1)) for k in range(frames)]
+    return saved(drawn[0], form, save_all=True, append_images=drawn[1:])
+
+
+def windowed(shown: Shown) -> np.ndarray[Any, Any]:
+    """What a page draws of the values it was sent."""
+    assert shown.grey is not None and shown.window is not None
+    centre, width = shown.window
+    values = shown.grey.values.astype(np.float64)
+    drawn = np.clip((values - (centre - width / 2)) / width, 0, 1)
+    return np.round(255 * (1 - drawn if shown.grey.inverted else drawn))
+
+
+def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
+    compared, linear = 0, 0
+    for path in shipped():
+        content = path.read_bytes()
+        try:
+            facts = describe(path, "x")
+            frame = facts.frames  # the last
+            picture = open_image(path.parent, f"{path.name}#{frame}")
+        except BadInput:
+            with pytest.raises(BadInput):
+                show(content)
+            continue
+        try:
+            shown = show(content, frame, values=True)
+        except BadInput as refused:
+            assert "deflated" in str(refused), path
+            continue
+        assert (np.asarray(shown.picture) == np.asarray(picture)).all() and shown.picture.mode == "RGB", path
+        assert (shown.width, shown.height, shown.frames, shown.frame) == (facts.width, facts.height, frame, frame)
+        assert shown.dicom and (shown.modality, shown.burned_in) == (facts.modality, facts.burned_in)
+        compared += 1
+        if shown.grey is None:
+            assert shown.window is None
+            continue
+        assert shown.grey.values.dtype == np.float32 and shown.grey.values.shape == (facts.height, facts.width)
+        assert shown.grey.low <= shown.grey.high
+        for window in (None, "full", "1", "40/400", "lung", "0.25/0.5"):
+            try:
+                again = show(content, frame, window, values=True)
+            except BadInput:
+                assert window in ("1", "lung") and not (again.hounsfield and window == "lung")
+                continue
+            if again.window is not None:
+                assert np.abs(windowed(again) - np.asarray(again.picture)[..., 0]).max() <= 1, (path, window)
+                linear += 1
+    assert compared >= 95 and linear >= 150
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
+def test_presets_fit_hounsfield_units_only(name: str) -> None:
+    content = Path(str(get_testdata_file(name, download=False))).read_bytes()
+    shown = show(content)
+    assert shown.hounsfield is (name == "CT_small.dcm") is (shown.modality is Modality.CT)
+    if shown.hounsfield:
+        assert show(content, window="lung").window == (-600, 1500)
+    else:
+        with pytest.raises(BadInput, match="is for CT in Hounsfield units"):
+            show(content, window="lung")
+
+
+@pytest.mark.parametrize("name", ["liver_1frame.dcm", "examples_overlay.dcm", "693_J2KI.dcm", "examples_palette.dcm"])
+def test_values_are_sent_where_asked_for(name: str) -> None:
+    content = Path(str(get_testdata_file(name, download=False))).read_bytes()
+    plain, whole = show(content), show(content, values=True)
+    assert plain.grey is None and (plain.window, plain.windows) == (whole.window, whole.windows)
+    assert (whole.grey is None) == (name == "examples_palette.dcm")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_pictures_are_shown_as_they_are_opened(tmp_path: Path, form: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"exif": exif} if form in ("PNG", "JPEG", "TIFF", "WEBP") else {}
+    content = saved(Image.fromarray(pixels), form, **options)
+    (tmp_path / "a").write_bytes(content)
+    shown = show(content, values=True)
+    assert (np.asarray(shown.picture) == np.asarray(open_image(tmp_path, "a"))).all()
+    assert (shown.width, shown.height) == ((20, 30) if options else (30, 20))
+    assert (shown.frames, shown.frame, shown.dicom, shown.modality) == (1, 1, False, Modality.OTHER)
+    assert (shown.burned_in, shown.windows, shown.window, shown.grey) == ("", (), None, None)
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_frames_count_from_one_and_the_first_is_shown(tmp_path: Path, form: str) -> None:
+    content = film(form, 3)
+    (tmp_path / "a").write_bytes(content)
+    assert show(content).frame == 1 and show(content).frames == 3
+    for frame in (1, 2, 3):
+        wanted = open_image(tmp_path, f"a#{frame}")
+        assert (np.asarray(show(content, frame).picture) == np.asarray(wanted)).all()
+    for frame in (0, 4, -1):
+        with pytest.raises(BadInput, match=f"frame {frame} of 3"):
+            show(content, frame)
+    with pytest.raises(BadInput, match="more than 2 frames"):
+        show(content, limits=dataclasses.replace(UPLOADS, frames=2))
+
+
+@pytest.mark.parametrize(
+    "window", ["nan", "nan/400", "40/inf", "40/-400", "40/0", "1e3/4", "9" * 400, "1/" + "9" * 38 + "9" * 400, "0", "7"]
+)
+@pytest.mark.parametrize("name", ["CT_small.dcm", "SC_rgb_small_odd.dcm", "picture"])
+def test_windows_that_are_none_are_refused(window: str, name: str) -> None:
+    picture = saved(Image.new("L", (4, 4)), "PNG")
+    content = picture if name == "picture" else Path(str(get_testdata_file(name, download=False))).read_bytes()
+    with pytest.raises(BadInput, match="window") as found:
+        show(content, window=window)
+    assert len(str(found.value)) < 300 and "\n" not in str(found.value)
+
+
+def test_a_window_must_be_finite(tmp_path: Path) -> None:
+    path = Path(str(get_testdata_file("CT_small.dcm", download=False)))
+    with pytest.raises(BadInput, match="is not known"):
+        open_image(path.parent, ImageRef(path.name, window="1/" + "9" * 400))
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+def element(group: int, number: int, vr: bytes, value: bytes) -> bytes:
+    long = vr in (b"OB", b"OW", b"SQ", b"UN", b"UT")
+    length = struct.pack("<2xI", len(value)) if long else struct.pack("<H", len(value))
+    return struct.pack("<HH", group, number) + vr + length + value
+
+
+def part_10(syntax: str, body: bytes) -> bytes:
+    name = syntax.encode() + b"\0" * (len(syntax) % 2)
+    meta = element(2, 0x10, b"UI", name)
+    return b"\0" * 128 + b"DICM" + element(2, 0, b"UL", struct.pack("<I", len(meta))) + meta + body
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    rows = zlib.compress(b"\0" * (width + 1) * min(height, 10))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def deflated(body: bytes) -> bytes:
+    engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return part_10(uid.DeflatedExplicitVRLittleEndian, engine.compress(body) + engine.flush())
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Small files that would take much memory or time, and what is said of each."""
+    zeros = zlib.compress(b"\0" * (100 << 20), 9)
+    many = element(8, 0x60, b"CS", b"CT") + b"".join(element(9, 1, b"UN", b"") for _ in range(1_000_000))
+    nested = b"\xfe\xff\0\xe0\xff\xff\xff\xff" + element(9, 1, b"UN", b"") * 1_000_000
+    control = chunk(b"acTL", struct.pack(">II", 1 << 30, 0))
+    ifd = struct.pack("<H", 0)
+    tiff = b"II*\0" + struct.pack("<I", 8)
+    for k in range(5000):
+        tiff += ifd + struct.pack("<I", 8 + 6 * (k + 1) if k < 4999 else 0)
+    return {
+        "deflated": (deflated(b"\0" * (100 << 20)), "deflated"),
+        "elements": (part_10(uid.ExplicitVRLittleEndian, many), "header of more than 8,388,608 bytes"),
+        "nested": (
+            part_10(uid.ExplicitVRLittleEndian, b"\x40\0\x75\x02SQ\0\0\xff\xff\xff\xff" + nested),
+            "header of more than 8,388,608 bytes",
+        ),
+        "text": (png(4, 4, chunk(b"zTXt", b"a\0\0" + zeros)), "image"),
+        "international": (png(4, 4, chunk(b"iTXt", b"a\0\1\0\0\0" + zeros)), "image"),
+        "profile": (png(4, 4, chunk(b"iCCP", b"a\0\0" + zeros)), "image"),
+        "pixels": (png(60_000, 60_000), "shrink it first"),
+        "wide": (png(9_000, 9_000), "9000x9000 pixels, more than 40,000,000"),
+        "frames": (png(4, 4, control), "more than 4,096 frames"),
+        "directories": (tiff, "image"),
+        "gif": (film("GIF", 2)[:-1] + film("GIF", 2)[-200:-1] * 1 + b";", "image"),
+    }
+
+
+BOMBS = bombs()
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_before_they_are_decoded(name: str) -> None:
+    content, said = BOMBS[name]
+    tracemalloc.start()
+    try:
+        show(content)
+    except BadInput as error:
+        assert said in str(error)
+    else:
+        assert name in ("text", "international", "profile", "gif")  # what is unpacked of these is bounded, too
+    assert tracemalloc.get_traced_memory()[1] < (1500 << 20 if name in ("elements", "nested") else 64 << 20)
+    tracemalloc.stop()
+
+
+def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Limits(pixels=599)
+    ct = Path(str(get_testdata_file("CT_small.dcm", download=False))).read_bytes()
+    monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    contents = [saved(Image.new("L", (30, 20)), form) for form in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")]
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    for content in (ct, *contents):
+        with pytest.raises(BadInput, match="more than 599 in all"):
+            show(content, limits=small)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"no image", b"%PDF-1.7", b"<svg/>", b"\0" * 400, b"DICM" * 40])
+def test_what_is_no_image_is_refused(content: bytes) -> None:
+    with pytest.raises(BadInput, match="image: "):
+        show(content)
