@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,3 +30,29 @@ def shared() -> Path:
     if not (folder / "data" / "dev" / "records.jsonl").is_file():
         pytest.skip(f"no real data at {folder}: set CLINKD_SHARED to the folder that holds data/dev/records.jsonl")
     return folder
+
+
+SMALL_RUN = [
+    "data.phantoms.train_images=32", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
+    "data.workers=1", "teacher.share=0.5", "teacher.fit.epochs=1", "distill.fit.epochs=1", "reflect.fit.epochs=1",
+    "reflect.review_share=0.1", "reflect.recheck=0", "select.clip.epochs=1", "select.clip.rows=16",
+    "answer.max_new_tokens=16", "evaluate.shuffled=false", "evaluate.replicates=20", "model.tiny.hidden=48",
+    "model.tiny.layers=1", "model.tiny.heads=2", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run on few phantoms, `RUNS/small`, made once for all processes of a session. It has the
+    stages of the demo and has learned next to nothing. Copy it before changing it."""
+    from clinkd.cli import main
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    runs = base / "small-run"
+    with (base / "small-run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (runs / "small" / "report.html").exists():
+            settings = (word for knob in SMALL_RUN for word in ("--set", knob))
+            assert main(["run", "demo", "--runs", str(runs), "--name", "small", *settings]) == 0
+    return runs / "small"

@@ -18,7 +18,7 @@ from clinkd.storage import write_json
 
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
-    "ablate", "evaluate", "systems", "spice install", "spice status",
+    "ablate", "evaluate", "systems", "serve", "spice install", "spice status",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
 SCORES = {
@@ -157,6 +157,12 @@ BAD = [
     (["table"], "no runs yet"),
     (["why", "teacher"], "no runs yet"),
     (["ask", "x.png", "Where?"], "no runs yet"),
+    (["serve"], "no runs yet"),
+    (["serve", "nosuch"], "nosuch: no run of that name or path"),
+    (["serve", "--host", "0.0.0.0"], "--host 0.0.0.0: other machines could ask; give a token first"),
+    (["serve", "--queue", "0"], "--queue 0: a number above 0 is wanted"),
+    (["serve", "--port", "70000"], "--port 70000: 0 to 65535 is wanted"),
+    (["serve", "--token-file", "none"], "--token-file none: cannot be read"),
     (["data", "stats", "nowhere"], "no such file"),
     (["data", "phantoms", "new", "--images", "0"], "--images 0"),
 ]

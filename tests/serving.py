@@ -1,0 +1,94 @@
+"""A server of ours on the loopback interface, in this process, for tests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from clinkd.pipeline.asking import Answerer
+from clinkd.pipeline.reviewing import Review
+from clinkd.pipeline.runs import open_run
+from clinkd.serving.access import Door
+from clinkd.serving.app import Served, create
+from clinkd.serving.asking import Desk
+from clinkd.serving.decoding import Decoders
+from clinkd.serving.engine import Engine
+from clinkd.serving.limits import Limits
+
+TOKEN = "a-token-for-these-tests"
+LIMITS = Limits(body_bytes=4 << 20, held_bytes=16 << 20, pixels=1_000_000, queue=64, decoders=1)
+
+
+class Server:
+    """Where it is, and a client that holds the token."""
+
+    def __init__(self, served: Served, port: int) -> None:
+        self.served, self.port, self.url = served, port, f"http://127.0.0.1:{port}"
+        self.engine = served.desk.engine
+        self.client = httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
+
+    def post(self, path: str, **body: Any) -> httpx2.Response:
+        return self.client.post(path, json=body)
+
+    def until_ready(self) -> None:
+        end = time.monotonic() + 60
+        while self.client.get("/healthz").json()["status"] == "loading":
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(run: Path, **caps: Any) -> Iterator[Server]:
+    """The server of a run, with its model loaded."""
+    limits, found = replace(LIMITS, **caps), open_run(run)
+    desk = Desk(Engine(lambda: Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits)
+    with listening(Served(found.folder.name, desk, found.folder.name, found.report(), Review(found))) as server:
+        server.until_ready()
+        yield server
+
+
+@contextmanager
+def listening(served: Served) -> Iterator[Server]:
+    """Whatever is served, behind the door."""
+    door = Door(create(served), TOKEN, served.desk.limits)
+    config = uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", access_log=False, http="h11", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < end
+        time.sleep(0.01)
+    try:
+        made = Server(served, server.servers[0].sockets[0].getsockname()[1])
+        with made.client:
+            yield made
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def picture(width: int = 96, height: int = 96, seed: int = 0) -> Image.Image:
+    """A picture of no meaning."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8))
+
+
+def uri(content: bytes | Image.Image, kind: str = "image/png") -> str:
+    """As a data URI."""
+    if isinstance(content, Image.Image):
+        made = io.BytesIO()
+        content.save(made, "PNG")
+        content = made.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
