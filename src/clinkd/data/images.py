@@ -155,7 +155,8 @@ def _frames(picture: Image.Image, place: str, limits: Limits) -> int:
         return 1
     if picture.format == "TIFF" and limits.frames < ON_DISK.frames:  # to count them all takes the square of them
         with contextlib.suppress(EOFError):
-            picture.seek(limits.frames)
+            for index in range(1, limits.frames + 1):  # one by one: a leap beyond the end makes Pillow miscount
+                picture.seek(index)
             raise _too_many(place, limits)
         picture.seek(0)
     frames: int = getattr(picture, "n_frames", 1)

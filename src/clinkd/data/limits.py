@@ -19,4 +19,4 @@ class Limits:
 
 
 ON_DISK = Limits()
-UPLOADS = Limits(frames=4096, film_pixels=16 * MAX_PIXELS, header_bytes=8 << 20, inflated_bytes=0)
+UPLOADS = Limits(frames=4096, film_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0)
