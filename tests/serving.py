@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from clinkd.serving.asking import Desk
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import Limits
+from clinkd.serving.server import configured
 
 TOKEN = "a-token-for-these-tests"
 LIMITS = Limits(body_bytes=4 << 20, held_bytes=16 << 20, pixels=1_000_000, queue=64, decoders=1)
@@ -63,16 +65,17 @@ def serving(run: Path, **caps: Any) -> Iterator[Server]:
 def listening(served: Served) -> Iterator[Server]:
     """Whatever is served, behind the door."""
     door = Door(create(served), TOKEN, served.desk.limits)
-    config = uvicorn.Config(door, host="127.0.0.1", port=0, log_level="error", access_log=False, http="h11", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    own = socket.socket()
+    own.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(configured(door))
+    thread = threading.Thread(target=server.run, args=([own],), daemon=True)
     thread.start()
     end = time.monotonic() + 60
     while not server.started:
         assert thread.is_alive() and time.monotonic() < end
         time.sleep(0.01)
     try:
-        made = Server(served, server.servers[0].sockets[0].getsockname()[1])
+        made = Server(served, own.getsockname()[1])
         with made.client:
             yield made
     finally:

@@ -176,9 +176,10 @@ class VisionLanguageModel(nn.Module):
         told = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
         return {number: self._read(ids, None).answer for number, ids in told}
 
-    def length(self, raw: str) -> int:
-        """Tokens of an answer that was written to its end, the end mark among them."""
-        return len(self.tokenizer.encode(raw, add_special_tokens=False)) + 1
+    def length(self, candidate: Candidate) -> int:
+        """Tokens of an answer, its end mark among them where it was not cut; as the tokenizer would spell it, which
+        need not be how the model did."""
+        return len(self.tokenizer.encode(candidate.raw, add_special_tokens=False)) + (not candidate.truncated)
 
     def prompt_length(self, sample: Sample) -> int:
         """Tokens that stand before an answer: the images, all that is said, and the marks around them."""

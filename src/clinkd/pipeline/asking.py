@@ -197,7 +197,7 @@ class Answerer:
         return [self._told(*found) for found in zip(samples, predictions, trusted, strict=True)]
 
     def _told(self, sample: Sample, prediction: Prediction, trusted: bool) -> Answer:
-        lengths = [self.model.length(c.raw) for c in prediction.candidates]
+        lengths = [max(1, self.model.length(c)) for c in prediction.candidates]
         asked, said = self.model.prompt_length(sample), lengths[prediction.chosen]
         return Answer(prediction, doubt(prediction, lengths, self.names), trusted, asked, said)
 

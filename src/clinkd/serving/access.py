@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 from clinkd.serving.limits import Limits
@@ -47,12 +47,8 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class _TooLarge(Exception):
-    """More than one request may carry."""
-
-
-class _Crowded(Exception):
-    """More than all requests may carry together."""
+class _Refused(Exception):
+    """The visit has had its reply; what the app makes of it does not count any more."""
 
 
 class Door:
@@ -71,10 +67,8 @@ class Door:
         try:
             refused = self._refused(scope)
             await (refused(visit) if refused else self.app(scope, visit.receive, visit.send))
-        except _TooLarge:
-            await visit.refuse(413, f"a body of more than {self.limits.body_bytes:,} bytes", "too_large")
-        except _Crowded:
-            await visit.refuse(503, "too much is being uploaded; come again in 1 s", "crowded")
+        except _Refused:
+            pass
         except Exception as error:
             # its words, which may be a patient's, are not told; where the reply has begun, it ends here
             print(f"clinkd: a fault of the program ({type(error).__name__})", file=sys.stderr)
@@ -135,6 +129,7 @@ class _Visit:
         self.scope, self._receive, self._send, self.door = scope, receive, send, door
         self.start = time.monotonic()
         self.status, self.bytes_in, self.bytes_out = 0, 0, 0
+        self.refused = False
         self.complete = False  # whether the body was read to its end
 
     async def receive(self) -> Message:
@@ -142,14 +137,22 @@ class _Visit:
         if message["type"] == "http.request":
             length = len(message.get("body", b""))
             if self.bytes_in + length > self.door.limits.body_bytes:
-                raise _TooLarge
+                await self._turn_away(413, f"a body of more than {self.door.limits.body_bytes:,} bytes", "too_large")
             if not self.door.hold(length):
-                raise _Crowded
+                await self._turn_away(503, "too much is being uploaded; come again in 1 s", "crowded")
             self.bytes_in += length
             self.complete = not message.get("more_body", False)
         return message
 
+    async def _turn_away(self, status: int, why: str, code: str) -> NoReturn:
+        """Reply in the app's place, which may take what is raised here for its own trouble with the body."""
+        await self.refuse(status, why, code)
+        self.refused = True
+        raise _Refused
+
     async def send(self, message: Message) -> None:
+        if self.refused:
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = {k for k, _ in message["headers"]}

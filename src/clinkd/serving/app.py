@@ -131,10 +131,11 @@ def _fault(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
 
 
 def _first(error: RequestValidationError) -> tuple[str, str | None]:
-    """The first thing that is wrong with a body, without the value, and where it stands."""
-    found = error.errors()[0]
-    place = ".".join(str(part) for part in found["loc"] if part != "body" and not str(part).startswith("function-"))
-    return f"{place[:200]}: {found['msg'][:200]}" if place else found["msg"][:200], place[:200] or None
+    """What is wrong with a body, without the value, and where: of several kinds a part may be of, the nearest."""
+    found = max(error.errors(), key=lambda e: len(e["loc"]))
+    place = ".".join(str(part) for part in found["loc"] if part != "body" and "[" not in str(part))[:200]
+    what = found["msg"].removeprefix("Value error, ")[:200]
+    return (f"{place}: {what}", place) if place else (what, None)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------

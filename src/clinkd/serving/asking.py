@@ -114,12 +114,9 @@ class Answered:
 
 
 def content_of(image: str) -> bytes:
-    """The bytes of a data URI. Raises BadInput where it is none in base64; no other address is ever opened."""
-    head, _, body = image.partition(",")
-    if not (head.startswith("data:") and head.endswith(";base64")):
-        raise BadInput("image: not a data URI in base64 (data:image/png;base64,...); no other address is opened")
+    """The bytes of a data URI. Raises BadInput where its base64 is broken."""
     try:
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode(image.partition(",")[2], validate=True)
     except (binascii.Error, ValueError):
         raise BadInput("image: its base64 is broken") from None
 

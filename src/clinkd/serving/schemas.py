@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from clinkd.records import Box, BoxedText
 
 Corners = Annotated[list[float], Field(min_length=4, max_length=4, description="x1, y1, x2, y2")]
+_DATA_URI = re.compile(r"^data:[\w.+-]*/?[\w.+-]*;base64,")
+
+
+def _is_data_uri(value: str) -> str:
+    if not _DATA_URI.match(value):
+        raise ValueError("not a data URI in base64 (data:image/png;base64,...); no other address is opened")
+    return value
+
+
 DataUri = Annotated[
     str,
+    AfterValidator(_is_data_uri),
     Field(
-        pattern=r"^data:[\w.+-]*/?[\w.+-]*;base64,",
+        json_schema_extra={"pattern": _DATA_URI.pattern},
         description="data:image/png;base64,... (also JPEG, BMP, TIFF, GIF, WebP and DICOM); no other address is opened",
     ),
 ]

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import uvicorn
+
 from clinkd.pipeline.reviewing import Review
 from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, find
 from clinkd.records import BadInput
+from clinkd.serving.access import Door
 from clinkd.serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -100,9 +103,6 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: str, limits: Limits) -> None:
-    import uvicorn
-
-    from clinkd.serving.access import Door
     from clinkd.serving.app import Served, create
     from clinkd.serving.asking import Desk
     from clinkd.serving.decoding import Decoders
@@ -123,8 +123,12 @@ def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: st
         served = Served(Path(wanted or "").resolve().name, desk)
     port = listening.getsockname()[1]
     door = Door(create(served), token, limits, cookie=f"clinkd-{port}")
-    config = uvicorn.Config(
+    uvicorn.Server(configured(door)).run(sockets=[listening])
+
+
+def configured(door: Door) -> uvicorn.Config:
+    """How the web server runs: its own log would hold paths and addresses."""
+    return uvicorn.Config(
         door, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="on",
         timeout_graceful_shutdown=5, timeout_keep_alive=30, limit_concurrency=1024, http="h11", ws="none",
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listening])
