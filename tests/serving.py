@@ -52,10 +52,10 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, **caps: Any) -> Iterator[Server]:
-    """The server of a run, with its model loaded."""
+def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[Server]:
+    """The server of a run, with its model loaded, or with one that is `opened` already."""
     limits, found = replace(LIMITS, **caps), open_run(run)
-    desk = Desk(Engine(lambda: Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits)
+    desk = Desk(Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits)
     with listening(Served(found.folder.name, desk, found.folder.name, found.report(), Review(found))) as server:
         server.until_ready()
         yield server

@@ -1,0 +1,351 @@
+"""The queue before the model: batches, bounds, deadlines, those who leave; and the processes that open files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from clinkd.pipeline.asking import Answerer, Question
+from clinkd.pipeline.runs import open_run
+from clinkd.records import BadInput, BoxedText
+from clinkd.serving.decoding import TURN, Decoders
+from clinkd.serving.engine import Asked, Engine, Full, Given, Late, Unable
+from serving import LIMITS, Server, picture, serving, uri
+
+
+class Held(Answerer):
+    """The model of a run, which begins a batch only when it is let, and notes what it is given."""
+
+    def hold(self) -> None:
+        self.gate, self.batches, self.steps = threading.Event(), [], []
+
+    def answering(self, questions, how):
+        self.batches.append([q.text.text for q in questions])
+        self.gate.wait(30)
+        self.steps.append(0)
+        writing = super().answering(questions, how)
+        while True:
+            try:
+                drafts = next(writing)
+            except StopIteration as done:
+                return done.value
+            self.steps[-1] += 1
+            yield drafts
+
+
+@pytest.fixture(scope="module")
+def opened(small_run: Path) -> Held:
+    found = Answerer.of_run(open_run(small_run))
+    return Held(**vars(found))
+
+
+@pytest.fixture
+def engine(opened: Held) -> Iterator[Engine]:
+    opened.hold()
+    made = Engine(lambda: opened, batch=3, queue=5)
+    made.start()
+    yield made
+    opened.gate.set()
+    made.stop()
+
+
+def question(text: str, most: int | None = None) -> Asked:
+    return Asked(lambda _: Question.of(picture(), BoxedText(text)), most)
+
+
+async def answered(engine: Engine, asked: Asked, seconds: float = 30) -> str:
+    """The answer's text, or what was raised."""
+    try:
+        async for told in engine.ask(asked, seconds):
+            if isinstance(told, Given):
+                return told.answer.prediction.answer.raw
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError
+
+
+async def until(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def test_those_who_wait_are_answered_together_in_order(engine, opened):
+    async def ask() -> list[str]:
+        tasks = []
+        for n in range(5):
+            tasks.append(asyncio.create_task(answered(engine, question(f"q{n}", most=9 if n == 2 else None))))
+            if n == 0:  # it is alone, and the others come while it is answered
+                await until(lambda: opened.batches)
+        await until(lambda: engine.waiting == 4)
+        opened.gate.set()
+        return await asyncio.gather(*tasks)
+
+    found = asyncio.run(ask())
+    assert not [text for text in found if "Error" in text]
+    assert opened.batches == [["q0"], ["q1", "q3", "q4"], ["q2"]]  # one length a batch
+
+
+def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
+    async def ask() -> list[str]:
+        first = asyncio.create_task(answered(engine, question("first")))
+        await until(lambda: opened.batches)
+        waiting = [asyncio.create_task(answered(engine, question(f"q{n}"))) for n in range(5)]
+        await until(lambda: engine.waiting == 5)
+        with pytest.raises(Full) as full:
+            engine.demand_room()
+        assert full.value.seconds >= 1
+        told = await answered(engine, question("too many"))
+        opened.gate.set()
+        await asyncio.gather(first, *waiting)
+        return [told, await answered(engine, question("later"))]
+
+    told, later = asyncio.run(ask())
+    assert told.startswith("Full: ") and not later.startswith("Full")
+    assert "too many" not in str(opened.batches)
+
+
+def test_who_is_late_or_gone_is_not_answered_and_makes_room(engine, opened):
+    async def ask() -> tuple[str, ...]:
+        first = asyncio.create_task(answered(engine, question("first")))
+        await until(lambda: opened.batches)
+        late = asyncio.create_task(answered(engine, question("late"), 0.05))
+        gone = asyncio.create_task(answered(engine, question("gone")))
+        await until(lambda: engine.waiting == 2)
+        told = await late
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        stays = asyncio.create_task(answered(engine, question("stays")))
+        opened.gate.set()
+        return told, await first, await stays
+
+    late, *others = asyncio.run(ask())
+    assert late == "Late: no answer within 0.05 s" and not any("Error" in text for text in others)
+    assert opened.batches == [["first"], ["stays"]]
+
+
+def test_a_batch_that_nobody_waits_for_is_given_up(engine, opened):
+    async def ask() -> int:
+        leaving = asyncio.create_task(answered(engine, question("x", most=90)))
+        await until(lambda: opened.batches)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        opened.gate.set()
+        await answered(engine, question("y", most=90))
+        return opened.steps[0]
+
+    # the model was never asked for the first, or asked for a step or two
+    assert asyncio.run(ask()) <= 2 < opened.steps[-1]
+
+
+def test_one_bad_question_does_not_cost_the_others_theirs(engine, opened):
+    def misspelled(_: Answerer) -> Question:  # found out only when the batch is encoded
+        return Question.of(picture(), BoxedText("<box>(1,2),(3,4)</box>"))
+
+    def bad(_: Answerer) -> Question:
+        raise BadInput("this one is bad")
+
+    def broken(_: Answerer) -> Question:
+        raise RuntimeError("patient Zqxwvogel")
+
+    async def ask() -> list[str]:
+        first = asyncio.create_task(answered(engine, question("first")))
+        await until(lambda: opened.batches)
+        kinds = [question("good"), Asked(misspelled), Asked(bad), Asked(broken), question("fine")]
+        tasks = [asyncio.create_task(answered(engine, q)) for q in kinds]
+        await until(lambda: engine.waiting == 5)
+        opened.gate.set()
+        return [await first, *await asyncio.gather(*tasks)]
+
+    _, good, told, bad_told, broken_told, fine = asyncio.run(ask())
+    assert "Error" not in good + fine
+    assert told.startswith("BadInput") and "\n" not in told
+    assert bad_told == "BadInput: this one is bad" and broken_told == "RuntimeError: a fault of the program"
+
+
+def test_a_model_that_cannot_be_opened_is_told_to_all(capfd):
+    def fails() -> Answerer:
+        time.sleep(0.05)
+        raise OSError("/secret/place")
+
+    engine = Engine(fails, 2, 2)
+    engine.start()
+
+    async def ask() -> list[str]:
+        early = await answered(engine, question("early"))
+        await until(lambda: engine.state == "failed")
+        return [early, await answered(engine, question("after"))]
+
+    for told in asyncio.run(ask()):
+        assert told.startswith("Unable: the model could not be opened (OSError, ") and "secret" not in told
+    assert "secret" not in capfd.readouterr().err
+
+
+def test_a_stop_is_told_to_those_who_wait(engine, opened):
+    async def ask() -> list[str]:
+        first = asyncio.create_task(answered(engine, question("first")))
+        await until(lambda: opened.batches)
+        waits = asyncio.create_task(answered(engine, question("waits")))
+        await until(lambda: engine.waiting == 1)
+        engine.stop()
+        opened.gate.set()
+        return [await first, await waits, await answered(engine, question("after"))]
+
+    first, *others = asyncio.run(ask())
+    assert "Error" not in first and all(o.startswith("Unable: the server stops") for o in others)
+
+
+def test_errors_have_their_own_names():
+    assert not issubclass(Late, (Full, Unable, BadInput))
+
+
+# ---- over a socket --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(small_run: Path, opened: Held) -> Iterator[Server]:
+    opened.hold()
+    with serving(small_run, opened=opened, batch=1, queue=2, seconds=3.0) as found:
+        yield found
+        opened.gate.set()
+
+
+def test_a_crowded_server_says_when_to_come_again_and_a_slow_one_that_it_is_late(server, opened):
+    opened.hold()
+    body = {"image": uri(picture()), "phrase": "liver"}
+    chat = {"model": "small", "stream": True, "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": body["image"]}}, {"type": "text", "text": "What?"}]}]}  # fmt: skip
+
+    async def crowd() -> tuple[list[httpx2.Response], httpx2.Response, httpx2.Response]:
+        async with httpx2.AsyncClient(base_url=server.url, headers=server.client.headers, timeout=30) as client:
+            first = asyncio.create_task(client.post("/v1/ground", json=body))
+            await until(lambda: opened.batches)
+            two = [asyncio.create_task(client.post("/v1/ground", json=body)) for _ in range(2)]
+            await until(lambda: server.engine.waiting == 2)
+            refused = await client.post("/v1/ground", json=body)
+            streamed = await client.post("/v1/chat/completions", json=chat)
+            late = await asyncio.gather(first, *two)
+            return late, refused, streamed
+
+    late, *refused = asyncio.run(crowd())
+    for told in refused:
+        assert told.status_code == 429 and int(told.headers["retry-after"]) >= 1
+        assert told.json()["error"]["type"] == "rate_limit_error"
+    assert [r.status_code for r in late] == [504] * 3 and late[0].json()["error"]["code"] == "late"
+    opened.gate.set()
+    assert server.post("/v1/ground", **body).status_code == 200
+
+
+def test_who_hangs_up_is_forgotten(server, opened):
+    opened.hold()
+    body = {"image": uri(picture()), "phrase": "liver"}
+
+    async def leave() -> None:
+        async with httpx2.AsyncClient(base_url=server.url, headers=server.client.headers, timeout=30) as client:
+            first = asyncio.create_task(client.post("/v1/ground", json=body))
+            await until(lambda: opened.batches)
+            waits = asyncio.create_task(client.post("/v1/ground", json={**body, "phrase": "gone"}))
+            await until(lambda: server.engine.waiting == 1)
+            for task in (first, waits):
+                task.cancel()
+            await asyncio.gather(first, waits, return_exceptions=True)
+
+    asyncio.run(leave())
+    time.sleep(0.3)
+    opened.gate.set()
+    assert server.post("/v1/ground", **body).status_code == 200
+    assert all("gone" not in text for batch in opened.batches for text in batch)
+
+
+# ---- processes that open files --------------------------------------------------------------------------------------
+
+
+def png(side: int = 8) -> bytes:
+    return base64.b64decode(uri(picture(side, side)).partition(",")[2])
+
+
+def test_a_lost_decoder_loses_one_file_and_no_more():
+    decoders = Decoders(LIMITS)
+
+    async def open_all() -> None:
+        first = await decoders.open(png(), None, None)
+        assert first.picture.size == (8, 8) and first.picture.tobytes() == picture(8, 8).tobytes()
+        process = decoders._idle.get()
+        decoders._idle.put(process)
+        os.kill(process.process.pid, signal.SIGKILL)
+        process.process.join()
+        with pytest.raises(BadInput, match="could not be decoded"):
+            await decoders.open(png(), None, None)
+        assert (await decoders.open(png(), None, None)).picture.size == (8, 8)
+
+    try:
+        asyncio.run(open_all())
+    finally:
+        decoders.close()
+
+
+def test_decoders_may_take_so_much_memory_and_time_and_write_nothing():
+    decoders = Decoders(replace(LIMITS, pixels=40_000_000, decoder_bytes=900 << 20, decoder_seconds=5.0))
+
+    async def limits_of() -> dict[str, str]:
+        await decoders.open(png(), None, None)
+        process = decoders._idle.get()
+        decoders._idle.put(process)
+        lines = Path(f"/proc/{process.process.pid}/limits").read_text().splitlines()
+        return {line[:25].strip(): line[26:47].strip() for line in lines}
+
+    try:
+        found = asyncio.run(limits_of())
+        assert found["Max address space"] == str(900 << 20) and found["Max file size"] == "0"
+        assert found["Max core file size"] == "0" and 5 <= int(found["Max cpu time"]) <= 30
+        assert resource.getrlimit(resource.RLIMIT_AS)[0] != 900 << 20  # ours is left alone
+
+        async def too_much() -> None:
+            with pytest.raises(BadInput, match="memory|decoded"):
+                await decoders.open(deep(), None, None)
+            assert (await decoders.open(png(), None, None)).picture.size == (8, 8)
+
+        asyncio.run(too_much())
+    finally:
+        decoders.close()
+
+
+def deep() -> bytes:
+    """Few bytes that become a picture of 16 bits within the cap of pixels, and floats beyond that of memory."""
+    made = io.BytesIO()
+    Image.new("I;16", (6000, 6000)).save(made, "PNG")
+    return made.getvalue()
+
+
+def test_a_decoder_serves_its_turn_and_is_replaced():
+    decoders = Decoders(LIMITS)
+
+    async def pids() -> set[int]:
+        found = set()
+        for _ in range(2):
+            await decoders.open(png(), None, None)
+            process = decoders._idle.get()
+            process.served = TURN - 1
+            found.add(process.process.pid)
+            decoders._idle.put(process)
+            await decoders.open(png(), None, None)
+        return found
+
+    try:
+        assert len(asyncio.run(pids())) == 2
+    finally:
+        decoders.close()
