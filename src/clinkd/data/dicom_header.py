@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -59,6 +61,13 @@ INFLATE = "inflate it first (gdcmconv --raw)"
 CONVERT = "decompress it first (gdcmconv --raw, dcmdjpeg)"
 _SHOWN = (*GREY, *COLOUR, "PALETTE COLOR")
 _UNDEFINED = 0xFFFFFFFF
+
+
+@cache
+def _quiet() -> None:
+    """What these log of values and names may be a patient's."""
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 class Refusal(BadInput):
@@ -117,13 +126,17 @@ def reading(file: Path | BinaryIO, place: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def opened(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK) -> Iterator[Header]:
-    """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput."""
+def opened(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
+    """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput.
+
+    `also` are keywords of elements beside the allowed ones.
+    """
     step = "the header"
+    _quiet()
     try:
         with warnings.catch_warnings(), reading(file, place) as stream:
             warnings.simplefilter("ignore")
-            header = _checked(_parsed(stream, limits), limits)
+            header = _checked(_parsed(stream, limits, also), limits)
             step = f"its elements or pixels ({header.syntax_name})"
             yield header
     except Refusal as refusal:
@@ -135,7 +148,7 @@ def opened(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK) -> Itera
         raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
 
 
-def _parsed(file: BinaryIO, limits: Limits) -> Header:
+def _parsed(file: BinaryIO, limits: Limits, also: tuple[str, ...] = ()) -> Header:
     """Elements up to the pixels. Of a deflated data set, all of it is inflated in memory, up to a cap."""
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
@@ -146,7 +159,7 @@ def _parsed(file: BinaryIO, limits: Limits) -> Header:
     metered: Any = _Metered(file, limits.header_bytes)
     meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
-    allowed: list[Any] = [tag_for_keyword(k) for k in _ALLOWED]
+    allowed: list[Any] = [tag_for_keyword(k) for k in (*_ALLOWED, *also)]
     seen = _Seen(file, frozenset(allowed))
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         seen.stream = _inflated(file, limits.inflated_bytes)
@@ -163,6 +176,25 @@ def _parsed(file: BinaryIO, limits: Limits) -> Header:
     if not seen.elements:
         raise Refusal("not a DICOM, though its name or first bytes say so; give the picture itself")
     return Header(ds, seen.stream, uid.UID(syntax), seen.keyword, seen.vr, seen.offset, seen.length)
+
+
+def read_whole(content: bytes, limits: Limits) -> Dataset:
+    """All elements of a DICOM without pixels, as far as the limits go. What a library throws is left to the caller."""
+    from pydicom import uid
+    from pydicom.filereader import read_dataset, read_partial
+
+    _quiet()
+    stream = io.BytesIO(content)
+    if content[128:132] == b"DICM":
+        stream.seek(132)
+        metered: Any = _Metered(stream, limits.header_bytes)
+        meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+            metered = _Metered(_inflated(stream, limits.inflated_bytes), limits.header_bytes)
+            return read_dataset(metered, False, True)
+        stream.seek(0)
+    metered = _Metered(stream, limits.header_bytes)
+    return read_partial(metered, stop_when=lambda tag, vr, length: tag in _PIXELS, force=True)
 
 
 class _Metered:

@@ -1,0 +1,391 @@
+"""Answers as DICOM Structured Reports, and back: TID 1500 with a rectangle for each region (PS3.16 A, PS3.3 C.18.6)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from clinkd.data.dicom import is_dicom, which_frame
+from clinkd.data.dicom_header import Refusal, opened, read_whole
+from clinkd.data.limits import UPLOADS, Limits
+from clinkd.data.upload import PLACE
+from clinkd.records import BadInput, Box
+
+if TYPE_CHECKING:
+    from highdicom.sr import (
+        MeasurementsAndQualitativeEvaluations,
+        ObserverContext,
+        PlanarROIMeasurementsAndQualitativeEvaluations,
+    )
+    from pydicom import Dataset
+    from pydicom.sr.coding import Code
+
+    Group = MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations
+
+NOTICE = "Research use only. Not for diagnosis or treatment. Made by a program and not verified."
+SCHEME = "99CLINKD"  # codes of our own (PS3.16 8.2: a designator that begins with 99 is a private one)
+_REPORT = "the report"
+
+# Structures whose names are those of SNOMED CT as PS3.16 lists its codes, which pydicom carries.
+_STRUCTURES = frozenset(
+    [
+        "abdomen", "adrenal gland", "aorta", "bladder", "bone", "brain", "breast", "cardiomegaly", "chest", "clavicle",
+        "colon", "cyst", "diaphragm", "duodenum", "esophagus", "eye", "femur", "gallbladder", "head", "heart",
+        "hepatic vein", "inferior vena cava", "kidney", "left atrium", "left ventricle", "lesion", "liver", "lung",
+        "mandible", "mass", "mediastinum", "neoplasm", "nodule", "pancreas", "pelvis", "pleural effusion",
+        "portal vein", "prostate", "rectum", "rib", "right atrium", "right ventricle", "skin", "small intestine",
+        "spinal cord", "spine", "spleen", "sternum", "stomach", "thoracic aorta", "thyroid", "trachea", "uterus",
+        "vertebra",
+    ]
+)  # fmt: skip
+
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_REQUIRED = (  # of the patient and the study: type 2, so they stand empty where nothing is known
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+_OPTIONAL = ("IssuerOfPatientID", "StudyDescription", "PatientAge", "PatientSize", "PatientWeight")
+_STAND_IN = "1.2.840.10008.5.1.4.1.1.7.2"  # a multi-frame secondary capture
+_WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box in an answer. `label` is what is there ("" where nobody says), `by` who drew the box."""
+
+    box: Box
+    label: str
+    by: Literal["model", "person"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What answered."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a report says, of frame `frame` (from 1) of the image whose SOPInstanceUID is `instance`."""
+
+    question: str
+    answer: str
+    regions: tuple[Region, ...]
+    model: Model
+    instance: str
+    frame: int
+
+
+def write_report(
+    source: bytes,
+    frame: int | None,
+    question: str,
+    answer: str,
+    regions: Sequence[Region],
+    model: Model,
+    limits: Limits = UPLOADS,
+) -> bytes:
+    """A Comprehensive SR of an answer about one frame (the first where none is named) of the DICOM `source`.
+
+    Corners are in pixels of the frame, (0, 0) at the top left corner of the top left pixel (PS3.3 C.18.6.1.2), as
+    float32. Patient and study are copied from the source; elements of them that the standard does not allow are left
+    empty. Nothing of the pixels is decoded or copied. The report is partial, unverified, and says that it is for
+    research. Raises BadInput where the source is no DICOM image that opens, lacks a UID without which nothing can refer
+    to it, or has no such frame, and where a box is too small for float32.
+    """
+    stream = io.BytesIO(source)
+    if not is_dicom(stream):
+        raise BadInput(f"{PLACE}: not a DICOM, so no structured report can refer to it; give the DICOM file itself")
+    keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
+    with opened(stream, PLACE, limits, also=keywords) as header:
+        number = which_frame(1 if frame is None else frame, header.frames, "image", PLACE)
+        evidence = _evidence(header.ds)
+        known = _References(evidence, number if header.frames > 1 else None)
+        corners = [_corners(region.box, header.columns, header.rows) for region in regions]
+        groups = [_group(n, r, c, known, model) for n, (r, c) in enumerate(zip(regions, corners, strict=True), 1)]
+        return _encoded(_report(question, answer, groups or [_no_region(known, model)], known, model))
+
+
+def read_report(content: bytes, width: int, height: int, limits: Limits = UPLOADS) -> Report:
+    """What a report of `write_report` says, its boxes as fractions of a frame of `width` x `height` pixels.
+
+    Raises BadInput where it is no such report.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read(read_whole(content, limits), width, height)
+    except Refusal as refusal:
+        raise BadInput(f"{_REPORT}: {refusal}") from None
+    except BadInput:
+        raise
+    except Exception as error:
+        kind = type(error).__name__  # not its words, which may be those of the report
+        raise BadInput(f"{_REPORT}: not a structured report of ClinKD ({kind}); give the file it wrote") from None
+
+
+# ---- the source -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _References:
+    """The image that all regions lie in."""
+
+    evidence: Dataset
+    frame: int | None  # None where the image has one only
+
+    @property
+    def frames(self) -> list[int] | None:
+        return None if self.frame is None else [self.frame]
+
+
+def _evidence(ds: Dataset) -> Dataset:
+    """What a report repeats of its source, each element as the standard allows it or empty."""
+    from pydicom import Dataset
+
+    kept = Dataset()
+    for keyword in _UIDS:
+        said = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)+", said) or len(said) > 64:
+            raise Refusal(f"its {keyword} is missing or not valid, so no report can refer to it; mend the header")
+        setattr(kept, keyword, said)
+    for keyword in (*_REQUIRED, *_OPTIONAL):
+        value = _valid(ds, keyword)
+        if value or keyword in _REQUIRED:
+            setattr(kept, keyword, value)
+    return kept
+
+
+def _valid(ds: Dataset, keyword: str) -> str:
+    """The text of an element, "" where it is missing, has several values, or is not one that its VR allows."""
+    from pydicom import config
+    from pydicom.datadict import dictionary_VR
+    from pydicom.valuerep import validate_value
+
+    try:
+        vr, value = dictionary_VR(keyword), str(ds[keyword].value).strip()
+        legal = ds[keyword].VM == 1 and (keyword != "PatientSex" or value in ("M", "F", "O"))
+        validate_value(vr, value, config.RAISE)
+        if vr == "DA":
+            datetime.strptime(value, "%Y%m%d")
+    except Exception:  # absent, broken, or not to be decoded
+        return ""
+    return value if legal and "\\" not in value and value.isprintable() else ""
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def _corners(box: Box, columns: int, rows: int) -> Any:
+    """The rectangle as a closed polyline: five (column, row) pairs of float32."""
+    x1, x2 = (np.float32(x * columns) for x in (box.x1, box.x2))
+    y1, y2 = (np.float32(y * rows) for y in (box.y1, box.y2))
+    if x1 == x2 or y1 == y2:
+        raise Refusal(f"a box of {columns}x{rows} pixels is too small to be written; draw a larger one")
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], np.float32)
+
+
+def _group(number: int, region: Region, corners: Any, known: _References, model: Model) -> Group:
+    """TID 1410 of a region."""
+    from highdicom import sr
+
+    # The class of the image is set at the end: highdicom refuses those it does not know, retired ones among them.
+    image = sr.SourceImageForRegion(_STAND_IN, known.evidence.SOPInstanceUID, known.frames)
+    rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, corners, image)
+    if known.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
+        rectangle.PixelOriginInterpretation = "FRAME"
+        image.ReferencedSOPSequence[0].ReferencedFrameNumber = known.frame or 1
+    label = " ".join(_plain(region.label).split())
+    group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(identifier=f"{number}: {label}".strip()),
+        referenced_region=rectangle,
+        finding_type=_finding(label) if label else None,
+        algorithm_id=_algorithm(model) if region.by == "model" else None,
+    )
+    if region.by == "person":
+        group[0].ContentSequence.extend(_person())
+    return group
+
+
+def _no_region(known: _References, model: Model) -> Group:
+    """TID 1501 of the image as a whole: a report has at least one group."""
+    from highdicom import sr
+
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(identifier="0: the image"),
+        algorithm_id=_algorithm(model),
+        source_images=[
+            sr.SourceImageForMeasurementGroup(_STAND_IN, known.evidence.SOPInstanceUID, known.frames),
+        ],
+    )
+
+
+def _report(question: str, answer: str, groups: list[Group], known: _References, model: Model) -> Dataset:
+    from highdicom import UID, ContentQualificationValues, sr
+    from highdicom.coding_schemes import CodingSchemeIdentificationItem
+    from pydicom.sr.codedict import codes
+
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=_device(model)),
+        procedure_reported=codes.SCT.ImagingProcedure,
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    texts = ((_own("question", "Question asked"), question), (_own("answer", "Answer given"), answer))
+    for name, text in (*texts, (codes.DCM.Comment, NOTICE)):
+        if plain := _plain(text):
+            contains = sr.RelationshipTypeValues.CONTAINS
+            content[0].ContentSequence.append(sr.TextContentItem(name, plain, contains))
+    real = known.evidence.SOPClassUID
+    known.evidence.SOPClassUID = _STAND_IN
+    report = sr.ComprehensiveSR(
+        evidence=[known.evidence],
+        content=content[0],
+        series_instance_uid=UID(),
+        series_number=1,
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer="ClinKD",
+        manufacturer_model_name=_line(model.name) or None,
+        software_versions=_line(model.version) or None,
+        series_description="ClinKD, research use only",
+        content_qualification=ContentQualificationValues.RESEARCH,
+        coding_schemes=[CodingSchemeIdentificationItem(SCHEME, name="ClinKD", version="1")],
+        specific_character_set="ISO_IR 192",
+    )
+    for element in report.iterall():
+        if element.keyword == "ReferencedSOPClassUID":
+            element.value = real
+    return report
+
+
+def _encoded(report: Dataset) -> bytes:
+    import pydicom
+
+    made = io.BytesIO()
+    pydicom.dcmwrite(made, report, enforce_file_format=True)
+    return made.getvalue()
+
+
+def _finding(label: str) -> Any:
+    """The code of a structure: SNOMED CT where its name is known, else one of our own, made of the label."""
+    from pydicom.sr.codedict import codes
+
+    name = re.sub(r"^(the|an?) ", "", " ".join(label.lower().split()))
+    if name in _STRUCTURES:
+        return getattr(codes.SCT, name.title().replace(" ", ""))
+    return _own(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), _line(label))
+
+
+def _own(value: str, meaning: str) -> Code:
+    from pydicom.sr.coding import Code
+
+    return Code(value, SCHEME, meaning)
+
+
+def _algorithm(model: Model) -> Any:
+    from highdicom import sr
+
+    return sr.AlgorithmIdentification(name=_plain(model.name) or "unknown", version=_plain(model.version) or "unknown")
+
+
+def _device(model: Model) -> ObserverContext:
+    """TID 1004. The UID is always the same of a model."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    identity = generate_uid(entropy_srcs=["clinkd", _plain(model.name), _plain(model.version)])
+    about = sr.DeviceObserverIdentifyingAttributes(
+        uid=identity, name=_plain(model.name) or "unknown", manufacturer_name="ClinKD"
+    )
+    return sr.ObserverContext(observer_type=_coded(codes.DCM.Device), observer_identifying_attributes=about)
+
+
+def _person() -> ObserverContext:
+    """TID 1003. Who drew a box is not asked for, and not told."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    about = sr.PersonObserverIdentifyingAttributes(name="Reader^Anonymous")
+    return sr.ObserverContext(observer_type=_coded(codes.DCM.Person), observer_identifying_attributes=about)
+
+
+def _coded(code: Code) -> Any:
+    from highdicom import sr
+
+    return sr.CodedConcept.from_code(code)
+
+
+def _plain(text: str) -> str:
+    """Text that an element may hold: no control characters but the ends of lines, nothing that is not Unicode."""
+    whole = text.encode("utf-8", "replace").decode().replace("\r\n", "\n")
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in whole).strip()
+
+
+def _line(text: str) -> str:
+    """Text for a VR of 64 characters in one line (LO)."""
+    return " ".join(_plain(text).replace("\\", "/").split())[:64].strip()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read(ds: Dataset, width: int, height: int) -> Report:
+    if ds.get("Modality") != "SR" or "ContentSequence" not in ds:
+        raise Refusal("not a structured report of ClinKD; give the file it wrote")
+    texts = {_code(item): str(item.TextValue) for item in _children(ds, "TEXT")}
+    regions, images = [], []
+    for measured in _children(ds, "CONTAINER", "126010"):  # Imaging Measurements
+        for group in _children(measured, "CONTAINER", "125007"):  # Measurement Group
+            images += [_image(item) for item in _children(group, "IMAGE")]
+            for rectangle in _children(group, "SCOORD", "111030"):  # Image Region
+                images += [_image(item) for item in _children(rectangle, "IMAGE")]
+                label = _text(group, "112039").partition(":")[2].strip()  # Tracking Identifier
+                by: Literal["model", "person"] = "model" if _text(group, "111001") else "person"  # Algorithm Name
+                regions.append(Region(_bounds(rectangle, width, height), label, by))
+    if len(set(images)) != 1:
+        raise Refusal("of no image, or of several; give a report that ClinKD wrote")
+    ((instance, frame),) = set(images)
+    name, version = _text(ds, "121013"), str(ds.get("SoftwareVersions") or "")  # Device Observer Name
+    return Report(
+        texts.get("question", ""), texts.get("answer", ""), tuple(regions), Model(name, version), instance, frame
+    )
+
+
+def _children(item: Dataset, kind: str, code: str = "") -> Iterator[Dataset]:
+    for child in item.get("ContentSequence") or []:
+        if child.get("ValueType") == kind and (not code or _code(child) == code):
+            yield child
+
+
+def _code(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].get("CodeValue") or "")
+
+
+def _text(item: Dataset, code: str) -> str:
+    return next((str(child.TextValue) for child in _children(item, "TEXT", code)), "")
+
+
+def _image(item: Dataset) -> tuple[str, int]:
+    """SOPInstanceUID, and the number of the frame."""
+    reference = item.ReferencedSOPSequence[0]
+    return str(reference.ReferencedSOPInstanceUID), int(reference.get("ReferencedFrameNumber") or 1)
+
+
+def _bounds(rectangle: Dataset, width: int, height: int) -> Box:
+    points = np.array(rectangle.GraphicData, np.float64).reshape(-1, 2)
+    if rectangle.GraphicType != "POLYLINE" or len(points) != 5 or (points[0] != points[-1]).any():
+        raise Refusal("a region of it is no rectangle; give a report that ClinKD wrote")
+    (x1, y1), (x2, y2) = points.min(0) / (width, height), points.max(0) / (width, height)
+    return Box(float(x1), float(y1), float(x2), float(y2))

@@ -1,0 +1,302 @@
+"""Answers as DICOM SR: the round trip, what pydicom, highdicom and dcmtk read in them, and odd sources."""
+
+from __future__ import annotations
+
+import io
+import random
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom import sr
+from pydicom import Dataset, uid
+from pydicom.data import get_testdata_file
+from pydicom.sr.codedict import codes
+
+from clinkd.data.dicom import describe, is_dicom
+from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, read_report, write_report
+from clinkd.records import BadInput, Box
+
+SHIPPED = Path(pydicom.__file__).parent / "data"
+MODEL = Model("tiny-demo", "2026.11")
+LABELS = (
+    "liver",
+    "the left kidney",
+    "a tumour of the Ösophagus",
+    "肝臓",
+    "",
+    "x" * 200,
+    "back\\slash",
+    "Small Intestine",
+)
+
+
+def file(name: str) -> bytes:
+    return Path(str(get_testdata_file(name, download=False))).read_bytes()
+
+
+def region(dice: random.Random) -> Region:
+    x1, x2 = sorted(dice.choice((0, 1, dice.random(), dice.random(), 1 / 3)) for _ in range(2))
+    y1, y2 = sorted(dice.random() for _ in range(2))
+    box = Box(x1, y1, x2, y2) if x2 - x1 > 1e-3 and y2 - y1 > 1e-3 else Box(0, 0, 1, 1)
+    return Region(box, dice.choice(LABELS), dice.choice(("model", "person")))
+
+
+def in_pixels(box: Box, columns: int, rows: int) -> list[np.float32]:
+    ends = ((box.x1, columns), (box.y1, rows), (box.x2, columns), (box.y2, rows))
+    return [np.float32(share * size) for share, size in ends]
+
+
+def parsed(content: bytes) -> sr.ComprehensiveSR:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return sr.ComprehensiveSR.from_dataset(pydicom.dcmread(io.BytesIO(content)))
+
+
+def made(content: bytes, *regions: Region, frame: int | None = None) -> bytes:
+    return write_report(content, frame, "Where is it?", "Here.", regions, MODEL)
+
+
+def test_the_round_trip_over_all_files_is_exact() -> None:
+    dice = random.Random(0)
+    trips, films = 0, 0
+    warnings.simplefilter("ignore")  # pydicom's, of these files
+    for path in sorted(p for p in SHIPPED.rglob("*") if p.is_file() and "TINY_ALPHA" not in p.parts):
+        if not is_dicom(path):
+            continue
+        try:
+            facts = describe(path, "x")
+            frame = dice.choice((None, facts.frames))
+            wanted = tuple(region(dice) for _ in range(dice.randrange(4)))
+            question, answer = dice.choice(LABELS), "Two lines\nof an answer, 2\\3; ü and 肝.\n" * dice.randrange(3)
+            content = write_report(path.read_bytes(), frame, question, answer, wanted, MODEL)
+        except BadInput:
+            continue
+        report = read_report(content, facts.width, facts.height)
+        assert (report.question, report.answer, report.model) == (question, answer.strip(), MODEL)
+        assert report.frame == (frame or 1)
+        assert report.instance == str(pydicom.dcmread(path, force=True, stop_before_pixels=True).SOPInstanceUID)
+        assert [(r.label, r.by) for r in report.regions] == [(r.label, r.by) for r in wanted]
+        for found, meant in zip(report.regions, wanted, strict=True):
+            size = (facts.width, facts.height)
+            assert in_pixels(found.box, *size) == in_pixels(meant.box, *size)
+        trips += 1
+        films += facts.frames > 1
+    assert trips >= 90 and films >= 7
+
+
+def test_highdicom_finds_the_regions() -> None:
+    box = Box(0.25, 0.5, 0.75, 1)
+    regions = (Region(box, "the liver", "model"), Region(box, "left kidney", "person"), Region(box, "", "person"))
+    report = parsed(made(file("CT_small.dcm"), *regions))
+    assert isinstance(report.content, sr.MeasurementReport)
+    groups = report.content.get_planar_roi_measurement_groups()
+    assert len(groups) == 3 and len({g.tracking_uid for g in groups}) == 3
+    for group in groups:
+        assert group.roi.graphic_type is sr.GraphicTypeValues.POLYLINE
+        assert group.roi.value.tolist() == [[32, 64], [96, 64], [96, 128], [32, 128], [32, 64]]
+    assert groups[0].finding_type == codes.SCT.Liver
+    assert (groups[1].finding_type.scheme_designator, groups[1].finding_type.meaning) == ("99CLINKD", "left kidney")
+    assert groups[2].finding_type is None
+    found = report.content.get_planar_roi_measurement_groups(tracking_uid=groups[1].tracking_uid)
+    assert len(found) == 1 and found[0].tracking_identifier == "2: left kidney"
+
+
+def items(ds: Dataset) -> list[Dataset]:
+    below = ds.get("ContentSequence") or []
+    return [x for child in below for x in (child, *items(child))]
+
+
+def named(ds: Dataset, meaning: str) -> list[Any]:
+    found = [i for i in items(ds) if i.ConceptNameCodeSequence[0].CodeMeaning == meaning]
+    return [i.get("TextValue") or i.get("PersonName") or i.get("UID") for i in found]
+
+
+def test_what_a_report_states() -> None:
+    source = pydicom.dcmread(io.BytesIO(file("CT_small.dcm")))
+    box = Box(0, 0, 0.5, 0.5)
+    content = made(file("CT_small.dcm"), Region(box, "liver", "model"), Region(box, "cyst", "person"))
+    ds = pydicom.dcmread(io.BytesIO(content))
+    assert ds.SOPClassUID == uid.ComprehensiveSRStorage and ds.Modality == "SR"
+    assert (ds.CompletionFlag, ds.VerificationFlag, ds.PreliminaryFlag) == ("PARTIAL", "UNVERIFIED", "PRELIMINARY")
+    assert ds.ContentQualification == "RESEARCH" and "research use only" in ds.SeriesDescription
+    assert named(ds, "Comment") == [NOTICE] and NOTICE.startswith("Research use only")
+    assert ds.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    assert (ds.PatientID, ds.PatientName) == (source.PatientID, source.PatientName)
+    assert (ds.StudyInstanceUID, ds.StudyDate) == (source.StudyInstanceUID, source.StudyDate)
+    assert ds.SeriesInstanceUID != source.SeriesInstanceUID and ds.SOPInstanceUID != source.SOPInstanceUID
+    assert "PixelData" not in ds and len(content) < 20_000
+    (evidence,) = ds.CurrentRequestedProcedureEvidenceSequence
+    (instance,) = evidence.ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert instance.ReferencedSOPClassUID == source.SOPClassUID == uid.CTImageStorage
+    classes = {e.value for e in ds.iterall() if e.keyword == "ReferencedSOPClassUID"}
+    assert classes == {uid.CTImageStorage}
+    assert named(ds, "Algorithm Name") == ["tiny-demo"] and named(ds, "Algorithm Version") == ["2026.11"]
+    assert named(ds, "Person Observer Name") == ["Reader^Anonymous"]
+    assert not [i for i in items(ds) if "ReferencedFrameNumber" in i]  # one frame needs no number
+    again = pydicom.dcmread(io.BytesIO(made(file("CT_small.dcm"))))
+    assert named(ds, "Device Observer UID") == named(again, "Device Observer UID")
+
+
+def test_a_frame_is_named_where_there_are_several() -> None:
+    film = file("examples_ybr_color.dcm")
+    ds = pydicom.dcmread(io.BytesIO(made(film, Region(Box(0, 0, 1, 1), "", "model"), frame=7)))
+    references = [i.ReferencedSOPSequence[0] for i in items(ds) if i.ValueType == "IMAGE"]
+    assert [r.ReferencedFrameNumber for r in references] == [7]
+    with pytest.raises(BadInput, match="frame 999 of"):
+        made(film, frame=999)
+
+
+def test_every_structure_has_its_code() -> None:
+    assert len(_STRUCTURES) > 50
+    regions = [Region(Box(0, 0, 1, 1), f"the {name}", "model") for name in sorted(_STRUCTURES)]
+    groups = parsed(made(file("MR_small.dcm"), *regions)).content.get_planar_roi_measurement_groups()
+    for name, group in zip(sorted(_STRUCTURES), groups, strict=True):
+        assert group.finding_type.scheme_designator == "SCT" and group.finding_type.meaning.lower() == name
+
+
+# ---- odd sources ----------------------------------------------------------------------------------------------------
+
+
+def changed(name: str = "CT_small.dcm", **elements: Any) -> bytes:
+    ds = pydicom.dcmread(str(get_testdata_file(name, download=False)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for keyword, value in elements.items():
+            if value is None:
+                delattr(ds, keyword)
+            else:
+                element = pydicom.DataElement(
+                    keyword, pydicom.datadict.dictionary_VR(keyword), value, validation_mode=pydicom.config.IGNORE
+                )
+                ds[keyword] = element
+        out = io.BytesIO()
+        ds.save_as(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"])
+@pytest.mark.parametrize("value", [None, "", "Kanarienvogel", "1." * 40 + "1"])
+def test_a_source_without_uids_is_refused(keyword: str, value: str | None) -> None:
+    content = changed(**{keyword: value})
+    if keyword.startswith("SOP") and not value:  # the file's meta information says it, too
+        assert made(content)
+        return
+    with pytest.raises(BadInput, match=f"its {keyword} is missing or not valid") as found:
+        made(content)
+    assert "Kanarien" not in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientID", None), ("PatientID", "x" * 200), ("PatientID", "a\\b"), ("PatientID", "a\nb"),
+        ("PatientName", None), ("PatientName", "x" * 300), ("PatientBirthDate", "19991399"),
+        ("PatientBirthDate", "Kanarienvogel"), ("StudyDate", "2001.01.01"), ("StudyTime", "noon"),
+        ("PatientSex", "Kanarienvogel"), ("PatientSex", None), ("StudyID", "x" * 99), ("AccessionNumber", "x" * 99),
+        ("PatientAge", "old"), ("StudyDescription", "x" * 99),
+    ],
+)  # fmt: skip
+def test_what_the_standard_does_not_allow_stands_empty(
+    keyword: str, value: str | None, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = changed(**{keyword: value})
+    caplog.clear()
+    capfd.readouterr()
+    with warnings.catch_warnings(record=True) as noise:
+        warnings.simplefilter("always")
+        content = made(source, Region(Box(0, 0, 1, 1), "liver", "model"))
+    assert (noise, capfd.readouterr(), caplog.records) == ([], ("", ""), [])
+    ds = pydicom.dcmread(io.BytesIO(content))
+    assert not ds.get(keyword)
+    assert len(parsed(content).content.get_planar_roi_measurement_groups()) == 1
+
+
+@pytest.mark.parametrize("name", ["Yamada^Tarou=山田^太郎=やまだ^たろう", "Buc^Jérôme", "Single", ""])
+@pytest.mark.parametrize("charset", ["ISO_IR 192", ["", "ISO 2022 IR 87"], "ISO_IR 100"])
+def test_names_are_copied_in_any_character_set(name: str, charset: Any) -> None:
+    legal = name if charset != "ISO_IR 100" else name.partition("=")[0]
+    try:
+        content = changed(SpecificCharacterSet=charset, PatientName=legal)
+        kept = str(pydicom.dcmread(io.BytesIO(content)).PatientName)
+    except (UnicodeEncodeError, ValueError):
+        pytest.skip("not of that character set")
+    ds = pydicom.dcmread(io.BytesIO(made(content)))
+    assert str(ds.PatientName) == kept and ds.SpecificCharacterSet == "ISO_IR 192"
+
+
+def test_retired_and_private_classes_are_referred_to() -> None:
+    for known in ("1.2.840.10008.5.1.4.1.1.6", "1.2.840.99999.1", "1.2.840.10008.5.1.4.1.1.77.1.6"):
+        ds = pydicom.dcmread(io.BytesIO(made(changed(SOPClassUID=known), Region(Box(0, 0, 1, 1), "liver", "model"))))
+        assert {e.value for e in ds.iterall() if e.keyword == "ReferencedSOPClassUID"} == {known}
+        origin = [i.get("PixelOriginInterpretation") for i in items(ds) if i.ValueType == "SCOORD"]
+        assert origin == (["FRAME"] if known.endswith("77.1.6") else [None])
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\0", "a\tb\x1b[31m", "\r\n", "\u202e", "x" * 100_000])
+def test_any_text_can_be_written(text: str) -> None:
+    regions = [Region(Box(0, 0, 1, 1), text, "model")]
+    content = write_report(file("CT_small.dcm"), None, text, text, regions, Model(text, text))
+    report = read_report(content, 128, 128)
+    assert report.question == report.answer and report.question.isprintable()
+    assert len(parsed(content).content.get_planar_roi_measurement_groups()) == 1
+
+
+def test_sources_that_are_refused() -> None:
+    image = io.BytesIO()
+    from PIL import Image
+
+    Image.new("L", (4, 4)).save(image, "PNG")
+    for content, said in (
+        (image.getvalue(), "not a DICOM, so no structured report"),
+        (b"", "not a DICOM"),
+        (file("image_dfl.dcm"), "deflated"),
+        (file("reportsi.dcm"), "without pixels"),
+        (file("MR_truncated.dcm"), "cut"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            made(content)
+    with pytest.raises(BadInput, match="too small to be written"):
+        made(file("CT_small.dcm"), Region(Box(0.5, 0, 0.5 + 1e-12, 1), "", "model"))
+
+
+def test_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
+    assert made(file("JPEG2000.dcm"), Region(Box(0, 0, 1, 1), "", "model"))
+
+
+def test_what_is_no_report_of_ours_is_refused() -> None:
+    for content in (b"", b"nothing", file("CT_small.dcm"), file("reportsi.dcm"), file("test-SR.dcm")):
+        with pytest.raises(BadInput, match="the report: ") as found:
+            read_report(content, 10, 10)
+        assert "\n" not in str(found.value)
+    good = made(file("CT_small.dcm"), Region(Box(0, 0, 1, 1), "liver", "model"))
+    with pytest.raises(BadInput):  # of a smaller picture
+        read_report(good, 64, 64)
+    dice = random.Random(0)
+    for _ in range(100):
+        broken = bytearray(good[: dice.choice((len(good), dice.randrange(len(good))))])
+        for _ in range(dice.choice((1, 10))):
+            broken[dice.randrange(len(broken))] = dice.randrange(256)
+        try:
+            read_report(bytes(broken), 128, 128)
+        except BadInput as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dcmtk is not installed")
+def test_dcmtk_reads_it(tmp_path: Path) -> None:
+    regions = [Region(Box(0, 0, 0.5, 1), label, by) for label in ("liver", "cyst", "") for by in ("model", "person")]  # type: ignore[arg-type]
+    for number, content in enumerate((made(file("CT_small.dcm"), *regions), made(file("examples_ybr_color.dcm")))):
+        path = tmp_path / f"{number}.dcm"
+        path.write_bytes(content)
+        done = subprocess.run(["dsrdump", "+Pl", str(path)], capture_output=True, text=True, check=True, timeout=60)
+        assert "Comprehensive SR Document" in done.stdout
+        told = [line for line in done.stderr.splitlines() if "ISO_IR 192" not in line]  # UTF-8, which it reads
+        assert told == []
