@@ -17,12 +17,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from clinkd.records import BadInput, Box
 from clinkd.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from clinkd.data.limits import Limits as FileLimits
 
 TURN = 200  # files that one process opens
 _REPLY_BYTES = 1 << 30
@@ -169,11 +172,9 @@ def _done(asked: dict[str, Any], content: bytes, limits: Limits) -> tuple[dict[s
 def _show(
     content: bytes, limits: Limits, frame: int | None, window: str | None, grey: bool
 ) -> tuple[dict[str, Any], Sequence[bytes]]:
-    from clinkd.data import upload
-    from clinkd.data.limits import UPLOADS
+    from clinkd.data.upload import show
 
-    caps = replace(UPLOADS, pixels=limits.pixels, frames=limits.frames)
-    shown = upload.show(content, frame, window, caps, grey)
+    shown = show(content, frame, window, _caps(limits), grey)
     about: dict[str, Any] = {
         "width": shown.width,
         "height": shown.height,
@@ -193,13 +194,21 @@ def _show(
     return about, blobs
 
 
-def _report(
-    content: bytes, limits: Limits, frame: int | None, regions: Sequence[dict[str, Any]], **told: str
-) -> tuple[dict[str, Any], Sequence[bytes]]:
-    from clinkd.data import structured_report
+def _caps(limits: Limits) -> FileLimits:
+    from clinkd.data.limits import UPLOADS
 
-    found = [structured_report.Region(Box.from_json(r["box"]), r["label"], r["by"]) for r in regions]
-    return {}, [structured_report.write_report(content, frame, regions=found, **told)]
+    return replace(UPLOADS, pixels=limits.pixels, frames=limits.frames)
+
+
+def _report(
+    content: bytes, limits: Limits, frame: int | None, regions: Sequence[dict[str, Any]], question: str, answer: str,
+    model: str, version: str,
+) -> tuple[dict[str, Any], Sequence[bytes]]:  # fmt: skip
+    from clinkd.data.structured_report import Model, Region, write_report
+
+    found = [Region(Box(*r["box"]), r["label"], r["by"]) for r in regions]
+    caps = _caps(limits)
+    return {}, [write_report(content, frame, question, answer, found, Model(model, version), caps)]
 
 
 _DOING: dict[str, Callable[..., tuple[dict[str, Any], Sequence[bytes]]]] = {"show": _show, "report": _report}

@@ -1,0 +1,189 @@
+"""A person decides on a run's corrections over the API, and the next run trains on what was decided."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clinkd.agreement import Lexicon
+from clinkd.cli import main
+from clinkd.correction import HUMAN, OfflineCorrector, ReplayCorrector, correct, first_from
+from clinkd.pipeline.reviewing import FILE, Review
+from clinkd.pipeline.runs import open_run
+from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
+from clinkd.storage import JsonLines
+from serving import Server, serving
+
+
+@pytest.fixture(scope="module")
+def run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one's own, to decide on."""
+    runs = tmp_path_factory.mktemp("runs") / "runs"
+    shutil.copytree(small_run.parent, runs, symlinks=True)
+    return runs / "small"
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[Server]:
+    with serving(run) as found:
+        yield found
+
+
+def listed(server: Server, **query: object) -> dict[str, object]:
+    return server.client.get("/v1/corrections", params=query).json()
+
+
+def put(server: Server, item: dict[str, object], verdict: str, **more: object) -> dict[str, object]:
+    told = server.client.put(
+        "/v1/corrections", json={"id": item["id"], "round": item["round"], "verdict": verdict, **more}
+    )
+    assert told.status_code == 200, told.text
+    return told.json()
+
+
+def test_wrong_answers_stand_there_with_picture_truth_and_rewrite(server, run):
+    found = listed(server, limit=100)
+    kept = [Correction.from_json(r) for r in JsonLines(run / "stages" / "reflect-1" / "corrections.jsonl").read()]
+    wrong = [c for c in kept if c.wrong]
+    assert found["rounds"] == [1, 2] and found["total"] == found["open"] == len(wrong) > 10
+    for item, c in zip(found["items"], wrong, strict=True):
+        assert item["id"] == c.id and item["truth"]["text"] == c.truth.text and item["reasons"] == list(c.reasons)
+        assert item["after"]["text"] == c.after.text and item["by"] == "offline" and item["decision"] is None
+    first = found["items"][0]
+    picture = server.client.get("/v1/corrections/image", params={"id": first["id"], "round": 1})
+    assert picture.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(picture.content)).size == (first["image"]["width"], first["image"]["height"])
+    pages = [listed(server, limit=4, offset=n)["items"] for n in range(0, len(wrong), 4)]
+    assert [i for page in pages for i in page] == found["items"]
+
+
+def test_what_is_decided_is_written_at_once_and_can_be_taken_back(server, run):
+    accepted, edited, rejected, undone = listed(server)["items"][:4]
+    assert not (run / FILE).exists()
+    put(server, accepted, "accept")
+    new = {"text": "Look, here[box].", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+    told = put(server, edited, "edit", **new)
+    assert told["decision"] == {"verdict": "edit", "after": new}
+    put(server, rejected, "reject")
+    put(server, undone, "reject")
+    assert put(server, undone, "undo")["decision"] is None
+    lines = {c.id: c for r in JsonLines(run / FILE).read() for c in [Correction.from_json(r)]}
+    assert set(lines) == {accepted["id"], edited["id"], rejected["id"]}
+    assert all(c.by == HUMAN and c.round == 1 for c in lines.values())
+    assert lines[accepted["id"]].after.text == accepted["after"]["text"]
+    assert lines[edited["id"]].after == BoxedText(new["text"], (Box(*new["boxes"][0]),))
+    assert lines[rejected["id"]].after is None and "person" in lines[rejected["id"]].rejected
+    decided, still_open = listed(server, state="decided"), listed(server, state="open")
+    assert [i["decision"]["verdict"] for i in decided["items"]] == ["accept", "edit", "reject"]
+    assert decided["decided"] == 3 and still_open["total"] == still_open["open"] == listed(server)["total"] - 3
+    again = Review(open_run(run))  # a server that is started anew knows them
+    assert [r.verdict for r in again.of_round(1) if r.decided] == ["accept", "edit", "reject"]
+    put(server, accepted, "reject")
+    put(server, accepted, "accept")  # the latest counts
+    assert {json.loads(line)["id"] for line in (run / FILE).read_text().splitlines()} == set(lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"verdict": "edit"}, "the new text is missing"),
+        ({"verdict": "accept", "text": "x"}, "takes no text"),
+        ({"verdict": "edit", "text": "At [box]."}, "1 [box] marks but 0 boxes"),
+        ({"verdict": "edit", "text": "At [box].", "boxes": [[0.5, 0, 0.25, 1]]}, "empty or outside"),
+        ({"verdict": "edit", "text": "<b>x</b>"}, "markup"),
+        ({"verdict": "edit", "text": "a\u0007"}, "control"),
+        ({"verdict": "edit", "text": "  "}, "the text is empty"),
+        ({"verdict": "perhaps"}, "verdict"),
+        ({"verdict": "reject", "id": "nobody"}, "no wrong answer of that sample"),
+        ({"verdict": "reject", "round": 7}, "no wrong answer of that sample"),
+    ],
+)  # fmt: skip
+def test_a_bad_decision_is_refused_and_changes_nothing(server, run, more, says):
+    item = listed(server)["items"][5]
+    before = (run / FILE).read_bytes() if (run / FILE).exists() else None
+    told = server.client.put("/v1/corrections", json={"id": item["id"], "round": 1, **more})
+    assert told.status_code == 400 and says in told.json()["error"]["message"]
+    assert ((run / FILE).read_bytes() if (run / FILE).exists() else None) == before
+    assert server.client.get("/v1/corrections", params={"round": 9}).status_code == 400
+
+
+def test_the_next_run_trains_on_what_a_person_decided(server, run, monkeypatch):
+    items = [i for i in listed(server, limit=100)["items"] if i["truth"]["boxes"]][-3:]
+    box = [[0.125, 0.25, 0.375, 0.5]]
+    put(server, items[0], "edit", text=items[0]["truth"]["text"], boxes=box * len(items[0]["truth"]["boxes"]))
+    put(server, items[1], "accept")
+    put(server, items[2], "reject")
+    monkeypatch.chdir(run.parent)
+    words = listed(server)["command"].split()
+    assert words[:2] == ["clinkd", "run"]
+    assert main(words[1:]) == 0
+    folder = run.parent / "small-corrected" / "stages"
+    first = {c["id"]: c for c in map(json.loads, (folder / "reflect-1" / "corrections.jsonl").read_text().splitlines())}
+    edited, accepted, rejected = (first[i["id"]] for i in items)
+    # the person's box is the truth now: it is what the answer was held against, and what is trained on
+    assert edited["truth"]["boxes"] == box and edited["after"]["boxes"] == box and edited["by"] == HUMAN
+    assert accepted["by"] == HUMAN and accepted["after"] == items[1]["after"]
+    assert rejected["after"] is None and "person" in rejected["rejected"]
+    others = [c for c in first.values() if c["reasons"] and c["by"] not in (HUMAN, "replay")]
+    assert others and all(c["by"] == "offline" and c["after"] for c in others)
+    record = json.loads((folder / "reflect-1" / "stage.json").read_text())
+    assert record["recorded"]["truths overruled by a person"] >= 1
+    second = [json.loads(x) for x in (folder / "reflect-2" / "corrections.jsonl").read_text().splitlines()]
+    assert all(c["truth"]["boxes"] == box for c in second if c["id"] == items[0]["id"])  # in later rounds, too
+
+
+# ---- the file, without a server -------------------------------------------------------------------------------------
+
+LEXICON = Lexicon(("liver", "spleen"))
+
+
+def sample(name: str, text: str, *boxes: Box) -> Sample:
+    turn = Turn(Task.VG, BoxedText("Where?"), BoxedText(text, boxes))
+    return Sample(name, (), Modality.CT, (turn,), name, names=("liver",))
+
+
+def wrong(one: Sample, **more: object) -> Correction:
+    made = Correction(one.id, 1, BoxedText("no"), one.answer, 0.1, ("similarity",))
+    return replace(made, **more)
+
+
+def test_a_person_overrules_the_truth_and_nobody_else_does(tmp_path):
+    here, there = Box(0, 0, 0.5, 0.5), Box(0.5, 0.5, 1, 1)
+    samples = [sample(n, "The liver[box].", here) for n in ("moved", "said", "model", "other")]
+    moved = wrong(samples[0], after=BoxedText("The liver[box].", (there,)), by=HUMAN)
+    said = wrong(samples[1], after=BoxedText("Here is the liver[box].", (here,)), by=HUMAN)
+    model = wrong(samples[2], after=BoxedText("The liver[box].", (there,)), by="a model")
+    file = tmp_path / "c.jsonl"
+    file.write_text("".join(json.dumps(c.to_json()) + "\n" for c in (moved, said, model)))
+    replay = ReplayCorrector(file)
+    taught = replay.taught(samples, LEXICON)
+    assert taught[0].answer.boxes == (there,) and taught[0].id == "moved"
+    assert taught[1:] == samples[1:]
+    found = first_from(replay, [wrong(s) for s in taught], taught, LEXICON)
+    assert [c.after is not None for c in found] == [True, True, False, False]
+    assert found[2].rejected and found[3].rejected is None
+    rest = correct(found, taught, OfflineCorrector(0), LEXICON)
+    assert [c.by for c in rest] == [HUMAN, HUMAN, "a model", "offline"]
+    bad = wrong(samples[0], after=BoxedText("<script>", ()), by=HUMAN)
+    file.write_text(json.dumps(bad.to_json()) + "\n")
+    with pytest.raises(BadInput, match="the person's answer to 'moved': markup"):
+        ReplayCorrector(file).taught(samples, LEXICON)
+
+
+def test_a_file_of_something_else_is_told_and_left(run):
+    own = run / FILE
+    kept = own.read_bytes() if own.exists() else b""
+    own.write_text('{"id": "x"}\n')
+    with pytest.raises(BadInput, match="not a file of corrections"):
+        Review(open_run(run))
+    assert own.read_text() == '{"id": "x"}\n'
+    own.write_bytes(kept)
+    assert os.path.getsize(own) == len(kept)
