@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import struct
@@ -22,6 +23,7 @@ from clinkd.data.dicom import describe, is_dicom
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.data.upload import Shown, show
 from clinkd.records import BadInput, ImageRef, Modality
+from mutations import mutants, seeds, survivors
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
 
@@ -258,3 +260,52 @@ def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPa
 def test_what_is_no_image_is_refused(content: bytes) -> None:
     with pytest.raises(BadInput, match="image: "):
         show(content)
+
+
+# ---- damage ---------------------------------------------------------------------------------------------------------
+
+
+def judged(content: bytes) -> str:
+    """ "" where a file is shown, or refused as it should be; else what is wrong."""
+    try:
+        shown = show(content, values=True)
+        for frame in {1, shown.frames}:
+            again = show(content, frame, "full", values=True)
+            if again.picture.mode != "RGB" or not 0 < again.width * again.height <= UPLOADS.pixels:
+                return "not a picture"
+            if again.grey is not None and not np.isfinite(again.grey.values).all():
+                return "values that JSON cannot say"
+    except BadInput as error:
+        said = str(error)
+        marks = ("\n", "Traceback", "/", "0x", "site-packages", "tmp", "CompressedSamples", "Errno")
+        plain = said.replace("/width", "").replace("-600/1500", "").replace("pixels/", "")
+        return f"tells {said!r}" if any(m in plain for m in marks) or len(said) > 400 else ""
+    except BaseException as error:
+        return f"raises {type(error).__name__}: {error}"
+    return ""
+
+
+def wrong(count: int, seed: int, folder: Path) -> list[str]:
+    said = survivors("test_data_upload:judged", count, seed, folder, 30 + count)
+    assert len(said) == count
+    return [line for line in said if not line.endswith(": ")]
+
+
+def test_damage_is_shown_or_refused(tmp_path: Path) -> None:
+    assert wrong(100, 0, tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_much_damage_is_shown_or_refused(tmp_path: Path, seed: int) -> None:
+    assert wrong(500, seed, tmp_path) == []
+
+
+def test_mutants_are_the_same_each_time_and_many_still_open() -> None:
+    first, second = list(mutants(60, 5)), list(mutants(60, 5))
+    assert first == second and len({m.content for m in first}) == 60
+    opened = 0
+    for content in seeds().values():
+        with contextlib.suppress(BadInput):
+            opened += show(content).frames > 0
+    assert opened >= len(seeds()) - 3  # but for the deflated one, and what has no pixels
