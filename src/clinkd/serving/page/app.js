@@ -1,0 +1,479 @@
+/** The page of `clinkd serve`: what is open, what was asked, and who is told of it. Nothing is kept in the browser. */
+
+import { Panel, marksOf } from "./answer.js";
+import { ask, Failure, fetched, spelled } from "./ask.js";
+import { View } from "./canvas.js";
+import { Corrections } from "./corrections.js";
+import { brief, complain, find, make, paused, say } from "./dom.js";
+import { saveAnswer, savePicture, saveReport } from "./download.js";
+import { open, read } from "./picture.js";
+
+const MOST_ENTRIES = 50; // questions that can be come back to
+const view = new View(find("stage"));
+const panel = new Panel(find("answer"), find("candidates"));
+
+let about = null; // what the server tells of itself
+let picture = null; // the frame that is shown
+let boxesOf = new Map(); // a person's boxes by frame, of the file that is open
+let entry = null; // the answer that is shown, with its question and picture
+let opening = null, asking = null; // what can be aborted
+const entries = [];
+
+/** Do what may fail; what went wrong becomes one line. */
+async function attempt(act) {
+  complain("");
+  try {
+    return await act();
+  } catch (error) {
+    if (error.name === "AbortError") return undefined;
+    complain(error instanceof Failure ? error.message : "This page met a fault of its own. Reload it.");
+    if (!(error instanceof Failure)) throw error;
+    return undefined;
+  }
+}
+
+// ---- the server -----------------------------------------------------------------------------------------------------
+
+const STATES = { loading: "model is loading", ready: "model is ready", failed: "model failed" };
+
+async function acquaint() {
+  about = await fetched("/v1/about");
+  find("model").textContent = about.name;
+  find("notice").textContent = about.notice;
+  document.title = `${about.name} · ClinKD`;
+  find("names").replaceChildren(...about.names.map((name) => make("option", { value: name })));
+  find("to-report").hidden = !about.run?.report;
+  find("to-corrections").hidden = !about.run?.rounds.length;
+  route();
+}
+
+async function watch() {
+  let status;
+  try {
+    ({ status } = await fetched("/healthz"));
+    if (!about || about.state !== status) await acquaint();
+    find("state").textContent = status === "failed" && about.why ? `${STATES.failed}: ${about.why}` : STATES[status];
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    status = "gone";
+    find("state").textContent = error.message;
+  }
+  find("state").dataset.state = status;
+  setTimeout(watch, status === "loading" ? 1000 : 15_000);
+}
+
+// ---- a file and its frames ------------------------------------------------------------------------------------------
+
+async function take(file) {
+  await attempt(async () => {
+    asking?.abort();
+    say(`Opening ${file.name}`);
+    const source = await read(file, about?.limits.body_bytes ?? Infinity);
+    const opened = await load(source, null, null);
+    if (!opened) return;
+    boxesOf = new Map();
+    display(opened, []);
+  });
+}
+
+/** A frame by the server; the newest wish wins. */
+async function load(source, frame, window) {
+  opening?.abort();
+  const mine = (opening = new AbortController());
+  find("stage").setAttribute("aria-busy", "true");
+  try {
+    return await open(source, frame, window, mine.signal);
+  } finally {
+    if (opening === mine) find("stage").setAttribute("aria-busy", "false");
+  }
+}
+
+const snapshot = () => view.of("person");
+
+/** Another frame or another window of the file that is open. */
+async function reload(frame, window) {
+  await attempt(async () => {
+    const opened = await load(picture.source, frame, window);
+    if (frame === picture.frame) {
+      picture = opened;
+      view.show(picture.canvas, described());
+      levels();
+      return;
+    }
+    asking?.abort();
+    boxesOf.set(picture.frame, snapshot());
+    display(opened, boxesOf.get(opened.frame) ?? []);
+  });
+}
+
+/** Show a frame with these boxes, and no answer yet. */
+function display(opened, marks) {
+  picture = opened;
+  entry = null;
+  panel.clear();
+  find("answer-card").hidden = true;
+  find("hint").hidden = true;
+  view.show(picture.canvas, described());
+  view.replace("model", []);
+  view.replace("candidate", []);
+  view.replace("person", marks);
+  const { width, height, frames, frame, dicom, modality, burned_in: burned } = picture.about;
+  const parts = [`${width} × ${height} pixels`, ...(dicom ? [`DICOM ${modality}`] : []), ...(frames > 1 ? [`${frames} frames`] : [])];
+  find("facts").textContent = parts.join(" · ");
+  find("burned").hidden = burned !== "YES";
+  find("frames").hidden = frames < 2;
+  Object.assign(find("frame"), { max: frames, value: frame });
+  find("frame-said").textContent = `${frame} of ${frames}`;
+  levels();
+  boxes();
+  say(`Opened: ${parts.join(", ")}`);
+}
+
+const described = () => {
+  const { width, height, frames, frame } = picture.about;
+  return `Image of ${width} by ${height} pixels${frames > 1 ? `, frame ${frame} of ${frames}` : ""}`;
+};
+
+const toFrame = paused(80, (frame) => reload(frame, picture.shown.window));
+
+function step(frames) {
+  const slider = find("frame");
+  if (!picture || slider.closest("[hidden]")) return;
+  slider.value = Number(slider.value) + frames;
+  slide();
+}
+
+function slide() {
+  find("frame-said").textContent = `${find("frame").value} of ${picture.about.frames}`;
+  toFrame(Number(find("frame").value));
+}
+
+// ---- window and level -----------------------------------------------------------------------------------------------
+
+function levels() {
+  const { grey, dicom, windows, hounsfield } = picture.about;
+  const shown = dicom && grey;
+  find("levels").hidden = !shown;
+  find("modes").querySelector("[data-mode=level]").hidden = !shown;
+  if (!shown) {
+    if (view.mode === "level") choose("draw");
+    return;
+  }
+  const wanted = picture.shown.window;
+  const own = wanted?.includes("/") ? [[wanted, "your own"]] : [];
+  const known = [
+    ["auto", "as the file says"], ...windows.map((w, n) => [String(n + 1), `${n + 1} of the file: ${w}`]),
+    ["full", "least to greatest value"],
+    ...(hounsfield ? Object.entries(about.presets).map(([name, level]) => [name, `${name} ${level.join("/")}`]) : []), ...own,
+  ];
+  find("window").replaceChildren(...known.map(([value, text]) => make("option", { value }, text)));
+  find("window").value = wanted ?? "auto";
+  const [centre, width] = picture.shown.level;
+  const linear = picture.shown.own || picture.about.window;
+  find("centre").value = linear ? brief(centre, 4) : "";
+  find("width").value = linear ? brief(width, 4) : "";
+}
+
+function level(centre, width, name) {
+  picture.level(centre, width, name);
+  levels();
+}
+
+let before = null; // centre and width when a drag began
+view.addEventListener("level", ({ detail: { starts, dx, dy } }) => {
+  if (!picture.about.grey) return;
+  if (starts) before = picture.shown.level;
+  const each = Math.max(before[1], picture.leastWidth) / 256;
+  level(before[0] - dy * each, before[1] + dx * each);
+});
+
+find("window").addEventListener("change", ({ target: { value } }) => {
+  const preset = about.presets[value];
+  if (preset) level(...preset, value);
+  else reload(picture.frame, value);
+});
+for (const id of ["centre", "width"]) {
+  find(id).addEventListener("change", () => {
+    const [centre, width] = ["centre", "width"].map((name) => find(name).valueAsNumber);
+    if (Number.isFinite(centre) && width > 0) level(centre, width);
+    else levels();
+  });
+}
+
+// ---- boxes ----------------------------------------------------------------------------------------------------------
+
+const SIDES = ["left", "top", "right", "bottom"];
+
+/** Numbers of a person's boxes, to read and to type. */
+function boxes() {
+  const marks = snapshot(), list = find("boxes");
+  find("boxes-part").hidden = !marks.length;
+  const rows = new Map([...list.children].map((row) => [row.dataset.key, row]));
+  for (const [key, row] of rows) if (!marks.some((m) => m.key === key)) row.remove();
+  for (const mark of marks) {
+    const row = rows.get(mark.key) ?? list.appendChild(rowOf(mark));
+    row.classList.toggle("selected", mark.key === view.selected);
+    row.querySelectorAll("input").forEach((input, i) => {
+      if (input !== document.activeElement) input.value = brief(mark.box[i] * measure(i), 2);
+    });
+  }
+  const chosen = subject();
+  find("insert").textContent = chosen ? `Insert box ${chosen.name}` : "Insert box";
+  find("about-box").textContent = chosen ? `“This” is your box ${chosen.name}.` : "“This” is the box that you draw.";
+}
+
+const measure = (i) => (i % 2 ? picture.about.height : picture.about.width);
+
+function rowOf({ key, name }) {
+  const numbers = SIDES.map((side, i) => make("input", {
+    type: "number", step: "any", min: 0, max: measure(i), inputmode: "decimal", "aria-label": `Box ${name}, ${side} in pixels`,
+    change: ({ target }) => type(key, i, target),
+  }));
+  return make("li", { "data-key": key },
+    make("button", { type: "button", class: "chip person", "aria-label": `Go to box ${name}`, click: () => view.visit(key) }, name),
+    ...numbers,
+    make("button", { type: "button", "aria-label": `Delete box ${name}`, click: () => { view.remove(key); find("stage").focus(); } }, "×"));
+}
+
+function type(key, i, input) {
+  const box = [...view.marks.get(key).box];
+  box[i] = input.valueAsNumber / measure(i);
+  const fits = box[0] >= 0 && box[1] >= 0 && box[2] <= 1 && box[3] <= 1 && box[0] < box[2] && box[1] < box[3];
+  input.setAttribute("aria-invalid", String(!fits));
+  complain(fits ? "" : `No such box: left < right <= ${picture.about.width} and top < bottom <= ${picture.about.height} are wanted.`);
+  if (fits) view.put(key, box);
+}
+
+/** The box that is meant by "this": the one that is selected, or else the newest. */
+const subject = () => {
+  const marks = snapshot();
+  return marks.find((m) => m.key === view.selected) ?? marks.at(-1) ?? null;
+};
+
+view.addEventListener("marks", boxes);
+view.addEventListener("select", () => picture && boxes());
+view.addEventListener("zoom", () => { find("zoom").textContent = `${Math.round(100 * view.scale)} %`; });
+view.addEventListener("frame", ({ detail }) => step(detail));
+view.addEventListener("mode", ({ detail }) => choose(detail));
+view.addEventListener("point", ({ detail }) => light(detail));
+view.addEventListener("press", ({ detail }) => {
+  const link = find("answer").querySelector(`[data-keys~="${detail}"]`);
+  link?.scrollIntoView({ block: "nearest" });
+});
+panel.addEventListener("point", ({ detail }) => light(detail));
+panel.addEventListener("visit", ({ detail }) => view.visit(detail));
+panel.addEventListener("candidate", ({ detail }) => {
+  find("stage").classList.toggle("trying", Boolean(detail));
+  view.replace("candidate", (detail ?? []).map((box, i) => (
+    { key: `candidate-${i + 1}`, kind: "candidate", box, name: String(i + 1), says: `Box ${i + 1} of the candidate` })));
+});
+
+function light(keys) {
+  view.light(keys);
+  panel.light(keys);
+}
+
+function choose(mode) {
+  const buttons = [...find("modes").children];
+  if (buttons.find((b) => b.dataset.mode === mode)?.hidden) return;
+  view.mode = mode;
+  for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+  find("stage").dataset.mode = mode;
+  view.render();
+}
+
+// ---- questions ------------------------------------------------------------------------------------------------------
+
+/** Ask about what is shown; `text` may have marks. */
+async function put(text) {
+  if (!picture) throw new Failure("Open an image first.");
+  const marks = snapshot(), { shown } = picture;
+  const question = spelled(text, marks);
+  const made = { picture, shown, marks, text, question, answer: null, time: new Date().toISOString() };
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  entry = null;
+  find("answer-card").hidden = false;
+  find("asked").textContent = text;
+  find("saving").hidden = find("stop").hidden = false;
+  saving(null);
+  view.replace("model", []);
+  view.replace("candidate", []);
+  panel.wait();
+  try {
+    for await (const news of ask(picture.source.uri, question, { frame: picture.frame, window: shown.window }, mine.signal)) {
+      if (asking !== mine) return;
+      if (news.draft) {
+        panel.draft(news.draft);
+        view.replace("model", news.draft.boxes.map((box, i) => (
+          { key: `model-${i + 1}`, kind: "model", box, name: String(i + 1), says: `Draft of the model’s box ${i + 1}` })));
+      } else made.answer = news.answer;
+    }
+  } catch (error) {
+    if (asking === mine) {
+      view.replace("model", []);
+      panel.clear();
+      if (error.name === "AbortError") find("answer").append(make("p", { class: "soft" }, "Stopped."));
+      else find("answer-card").hidden = true;
+    }
+    throw error;
+  } finally {
+    if (asking === mine) {
+      asking = null;
+      find("stop").hidden = true;
+    }
+  }
+  remember(made);
+  present(made);
+}
+
+function present(made) {
+  entry = made;
+  find("answer-card").hidden = false;
+  find("asked").textContent = made.text;
+  panel.show(made.answer);
+  view.replace("candidate", []);
+  view.replace("model", marksOf(made.answer));
+  saving(made);
+  for (const item of find("history").querySelectorAll("button")) {
+    item.setAttribute("aria-current", String(entries[Number(item.dataset.number)] === made));
+  }
+}
+
+function saving(made) {
+  const dicom = made?.picture.about.dicom;
+  find("saving").hidden = !made;
+  find("save-sr").disabled = !dicom;
+  find("sr-why").textContent = made && !dicom ? "A DICOM SR needs a DICOM image; this one is none." : "";
+}
+
+function remember(made) {
+  if (entries.length === MOST_ENTRIES) {
+    entries.shift();
+    find("history").lastElementChild.remove();
+    for (const item of find("history").querySelectorAll("button")) item.dataset.number -= 1;
+  }
+  const { width, height } = made.picture.about;
+  const thumb = make("canvas", { width: 48, height: 48, "aria-hidden": "true" });
+  const scale = Math.min(48 / width, 48 / height);
+  thumb.getContext("2d").drawImage(made.picture.canvas, 24 - (scale * width) / 2, 24 - (scale * height) / 2, scale * width, scale * height);
+  const words = make("span", {}, make("b", {}, made.text), make("br"), make("span", { class: "soft" }, made.answer.text.replaceAll("[box]", " ▢ ")));
+  find("history").prepend(make("li", {}, make("button", {
+    type: "button", "data-number": entries.length, click: ({ currentTarget }) => back(entries[Number(currentTarget.dataset.number)]),
+  }, thumb, words)));
+  entries.push(made);
+  find("history-card").hidden = false;
+}
+
+/** An earlier question with its image, boxes and answer. */
+function back(made) {
+  complain("");
+  asking?.abort();
+  opening?.abort();
+  if (made.picture.source !== picture.source) boxesOf = new Map();
+  else if (made.picture.frame !== picture.frame) boxesOf.set(picture.frame, snapshot());
+  made.picture.show(made.shown);
+  display(made.picture, made.marks);
+  present(made);
+  say("An earlier question is shown again.");
+}
+
+const phrased = (task, name = "") => {
+  if (!about) throw new Failure("The server has not answered yet. Try again in a moment.");
+  const marked = (text) => {
+    const box = subject();
+    if (!box) throw new Failure("Draw a box first: this question is about one.");
+    return text.replace("[box]", `[box ${box.name}]`);
+  };
+  const text = about.questions[task].replace("{name}", () => name);
+  return text.includes("[box]") ? marked(text) : text;
+};
+
+find("where-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(() => {
+    const name = find("name").value.trim();
+    if (!picture) throw new Failure("Open an image first.");
+    if (!name) throw new Failure("Say what to look for.");
+    return put(phrased("where", name));
+  });
+});
+find("tasks").addEventListener("click", ({ target }) => {
+  const { task } = target.dataset;
+  if (!task) return;
+  attempt(() => {
+    if (!picture) throw new Failure("Open an image first.");
+    return put(phrased(task));
+  });
+});
+find("free-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(() => {
+    const text = find("question").value.trim();
+    if (!text) throw new Failure("The question is empty. Write one.");
+    return put(text);
+  });
+});
+find("question").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  find("free-form").requestSubmit();
+});
+find("insert").addEventListener("click", () => attempt(() => {
+  const box = subject(), field = find("question");
+  if (!box) throw new Failure("Draw a box first.");
+  field.setRangeText(`[box ${box.name}]`, field.selectionStart, field.selectionEnd, "end");
+  field.focus();
+}));
+find("stop").addEventListener("click", () => asking?.abort());
+
+find("save-png").addEventListener("click", () => attempt(() => {
+  const { shown } = entry.picture;
+  entry.picture.show(entry.shown); // as it was asked about
+  const saved = savePicture(entry.picture.canvas, [...entry.marks, ...marksOf(entry.answer)], about.notice, entry.time);
+  entry.picture.show(shown);
+  return saved;
+}));
+find("save-json").addEventListener("click", () => attempt(() => saveAnswer(entry, about)));
+find("save-sr").addEventListener("click", () => attempt(() => saveReport(entry)));
+
+// ---- opening, dropping, switching -----------------------------------------------------------------------------------
+
+find("file").addEventListener("change", ({ target }) => {
+  if (target.files[0]) take(target.files[0]);
+  target.value = ""; // the same file may be opened again
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  find("stage").classList.add("dropping");
+});
+addEventListener("dragleave", () => find("stage").classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  find("stage").classList.remove("dropping");
+  if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+});
+find("frame").addEventListener("input", slide);
+find("modes").addEventListener("click", ({ target }) => target.dataset.mode && choose(target.dataset.mode));
+find("zoom-in").addEventListener("click", () => view.zoom(1.25));
+find("zoom-out").addEventListener("click", () => view.zoom(0.8));
+find("zoom-fit").addEventListener("click", () => view.fit());
+
+let corrections = null;
+
+function route() {
+  if (!["", "#ask", "#corrections"].includes(location.hash)) return; // a jump within the view
+  const wanted = location.hash === "#corrections" && about?.run?.rounds.length;
+  find("ask").hidden = Boolean(wanted);
+  find("corrections").hidden = !wanted;
+  for (const [id, here] of [["to-ask", !wanted], ["to-corrections", wanted]]) {
+    if (here) find(id).setAttribute("aria-current", "page");
+    else find(id).removeAttribute("aria-current");
+  }
+  complain("");
+  if (wanted && !corrections) corrections = new Corrections(find("corrections"), about.run.rounds, attempt);
+}
+
+addEventListener("hashchange", route);
+choose("draw");
+watch();

@@ -1,0 +1,97 @@
+/** Pictures: a file opened by the server, frame by frame, and its grey values through a window. */
+
+import { fetched, Failure } from "./ask.js";
+import { decimal } from "./dom.js";
+
+/**
+ * A file as it is sent: nothing of it is kept anywhere but in this page.
+ * @param {File} file
+ * @param {number} most bytes that a request may have
+ * @returns {Promise<{uri: string}>}
+ */
+export async function read(file, most) {
+  if (file.size * 4 > (most - 65536) * 3) { // base64, and room for the rest of a request
+    throw new Failure(`The file has ${Math.ceil(file.size / 1e6)} MB, more than the server takes. Shrink it first.`);
+  }
+  const uri = await new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(new Failure("The file could not be read."));
+    reader.readAsDataURL(file);
+  });
+  const base64 = uri.slice(uri.indexOf(",") + 1);
+  return { uri: `data:${file.type || "application/dicom"};base64,${base64}` };
+}
+
+/** One frame of a file, as the server shows it. Throws Failure. */
+export async function open(source, frame, window, signal) {
+  const body = { image: source.uri, frame, window };
+  const about = await fetched("/v1/open", { method: "POST", body, signal });
+  const image = new Image();
+  image.src = about.picture;
+  await image.decode();
+  const grey = about.grey && { ...about.grey, values: floats(about.grey.values) };
+  const { picture: _, ...told } = about;
+  return new Picture(source, { ...told, grey }, image, window);
+}
+
+function floats(base64) {
+  const bytes = Uint8Array.fromBase64?.(base64) ?? Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const view = new DataView(bytes.buffer);
+  const values = new Float32Array(bytes.length / 4);
+  for (let i = 0; i < values.length; i++) values[i] = view.getFloat32(4 * i, true);
+  return values;
+}
+
+/** A frame with its pixels on `canvas`. */
+export class Picture {
+  /** @param {{uri: string}} source */
+  constructor(source, about, image, window) {
+    Object.assign(this, { source, about, image });
+    this.canvas = document.createElement("canvas");
+    this.canvas.width = about.width;
+    this.canvas.height = about.height;
+    const { low, high } = about.grey ?? { low: 0, high: 1 };
+    this.first = { window, level: about.window ?? [(low + high) / 2, Math.max(high - low, 1e-6)], own: false };
+    this.show(this.first);
+  }
+
+  get frame() { return this.about.frames > 1 ? this.about.frame : null; }
+
+  /** How far apart the grey values are, at least. */
+  get leastWidth() {
+    const span = this.about.grey.high - this.about.grey.low;
+    return span > 64 ? 1 : Math.max(span, 1e-3) / 1000;
+  }
+
+  /**
+   * Show it as the server did, or with a window of one's own.
+   * @param {{window: string | null, level: number[], own: boolean}} shown what is asked for, and its centre and width
+   */
+  show(shown) {
+    this.shown = shown;
+    const context = this.canvas.getContext("2d");
+    if (!shown.own) {
+      context.drawImage(this.image, 0, 0);
+      return;
+    }
+    const { values, inverted } = this.about.grey;
+    const [centre, width] = shown.level;
+    const low = centre - width / 2, times = 255 / width;
+    const made = (this.made ??= context.createImageData(this.about.width, this.about.height));
+    const bytes = made.data; // clamped to 0..255, rounded, and NaN is 0
+    for (let i = 0, at = 0; i < values.length; i++, at += 4) {
+      bytes[at] = (values[i] - low) * times;
+      const grey = inverted ? 255 - bytes[at] : bytes[at];
+      bytes[at] = bytes[at + 1] = bytes[at + 2] = grey;
+      bytes[at + 3] = 255;
+    }
+    context.putImageData(made, 0, 0);
+  }
+
+  /** A window of one's own; `name` where it is a preset. */
+  level(centre, width, name = null) {
+    const level = [Number(centre.toPrecision(6)), Math.max(this.leastWidth, Number(width.toPrecision(6)))];
+    this.show({ window: name ?? level.map(decimal).join("/"), level, own: true });
+  }
+}
