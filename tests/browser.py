@@ -9,9 +9,10 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pytest
 
@@ -21,6 +22,17 @@ FLAGS = (
     "--force-color-profile=srgb", "--remote-debugging-pipe",
 )  # fmt: skip
 SECONDS = 30.0
+KEYS = {
+    "Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "PageUp": 33, "PageDown": 34, "ArrowLeft": 37,
+    "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "+": 187, "-": 189,
+}  # fmt: skip
+HELD = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
+
+
+class Sent(NamedTuple):
+    method: str
+    path: str
+    body: Any
 
 
 def program() -> str:
@@ -35,7 +47,8 @@ def program() -> str:
 
 class Browser:
     """One page that can be looked at and clicked on. `told` holds what it complained about: errors, violations of the
-    policy, and requests for anything but the page itself and data URIs."""
+    policy, and requests for anything but the page itself, its server, and data URIs. `sent` holds what was put or
+    posted to that server."""
 
     def __init__(self, profile: Path) -> None:
         ours, theirs = os.pipe(), os.pipe()
@@ -51,15 +64,18 @@ class Browser:
         )
         os.close(ours[0])
         os.close(theirs[1])
-        self.write, self.read = ours[1], theirs[0]
+        self.writes, self.reads = ours[1], theirs[0]
         self.numbers, self.kept, self.session = itertools.count(1), b"", ""
         self.told: list[str] = []
+        self.sent: list[Sent] = []
+        self.origin = ""
         self.events: list[dict[str, Any]] = []
         target = next(t for t in self._targets() if t["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self.session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
+        self.call("Network.enable", maxPostDataSize=1 << 26)
 
     def _targets(self) -> list[dict[str, Any]]:
         end = time.monotonic() + SECONDS
@@ -76,15 +92,15 @@ class Browser:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self.write)
-        os.close(self.read)
+        os.close(self.writes)
+        os.close(self.reads)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self.numbers)
         asked = {"id": number, "method": method, "params": parameters}
         if self.session:
             asked["sessionId"] = self.session
-        os.write(self.write, json.dumps(asked).encode() + b"\0")
+        os.write(self.writes, json.dumps(asked).encode() + b"\0")
         while True:
             message = self._message()
             if message.get("id") == number:
@@ -94,7 +110,7 @@ class Browser:
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self.kept:
-            piece = os.read(self.read, 1 << 20)
+            piece = os.read(self.reads, 1 << 20)
             assert piece, "Chromium ended"
             self.kept += piece
         line, _, self.kept = self.kept.partition(b"\0")
@@ -114,12 +130,20 @@ class Browser:
         elif kind == "Runtime.consoleAPICalled":
             self.told.append(f"console: {about['args']}")
         elif kind == "Network.requestWillBeSent":
-            url = about["request"]["url"]
-            if not url.startswith("data:") and about.get("type") != "Document":
+            url, body = about["request"]["url"], about["request"].get("postData")
+            ours = url.startswith(("data:", f"blob:{self.origin}/")) or (self.origin and url.startswith(self.origin))
+            if not ours and about.get("type") != "Document":
                 self.told.append(f"request: {url}")
+            if body:
+                self.sent.append(Sent(about["request"]["method"], url.removeprefix(self.origin), json.loads(body)))
 
     def open(self, path: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False) -> float:
         """Show a page from the start, and return the seconds until all of it stood."""
+        return self.visit(path.resolve().as_uri() + (f"#{fragment}" if fragment else ""), width, height, dark)
+
+    def visit(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> float:
+        """The same for any address; requests to its server are its own affair."""
+        self.origin = url[: url.index("/", 8)] if url.startswith("http") else ""
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -127,7 +151,7 @@ class Browser:
         self.call("Page.navigate", url="about:blank")
         self._until("Page.loadEventFired")
         start = time.monotonic()
-        self.call("Page.navigate", url=path.resolve().as_uri() + (f"#{fragment}" if fragment else ""))
+        self.call("Page.navigate", url=url)
         self._until("Page.loadEventFired")
         return time.monotonic() - start
 
@@ -153,16 +177,81 @@ class Browser:
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
-        self.ask("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+        self.settle()
 
-    def press(self, key: str) -> None:
-        """A key, down and up."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32}
-        text = {"Enter": "\r", " ": " "}.get(key, "")
+    def press(self, key: str, *held: str) -> None:
+        """A key, down and up, while others are held: Alt, Control, Meta, Shift."""
+        text = {"Enter": "\r", " ": " "}.get(key, key if len(key) == 1 else "")
+        modifiers = sum(HELD[name] for name in held)
+        code = KEYS.get(key) or ord(key.upper())
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key], **more)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=modifiers,
+                      **more)  # fmt: skip
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what was just done has been drawn."""
         self.ask("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+    def until(self, expression: str, seconds: float = SECONDS) -> Any:
+        """The value of an expression as soon as it is true."""
+        end = time.monotonic() + seconds
+        while not (found := self.ask(expression)):
+            assert time.monotonic() < end, (expression, self.told)
+            time.sleep(0.02)
+        return found
+
+    def type(self, selector: str, text: str) -> None:
+        """Type a text into a field, in the place of what is there."""
+        self.ask(f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.focus(); e.select(); }})()")
+        self.call("Input.insertText", text=text)
+
+    def pick(self, selector: str, value: str) -> None:
+        """Choose in a list, or set a slider."""
+        self.ask(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.value = {json.dumps(value)}; "
+            "for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {bubbles: true})); })()"
+        )
+
+    def mouse(self, *path: tuple[float, float], button: str = "left") -> None:
+        """Press at the first point, go over the others, and let go at the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(path) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*path, path[-1]], strict=True):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=1, clickCount=1)
+        self.settle()
+
+    def hover(self, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.settle()
+
+    def wheel(self, x: float, y: float, down: float) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=down)
+        self.settle()
+
+    def touch(self, *steps: Sequence[tuple[float, float]]) -> None:
+        """Fingers: where they touch first, where they go, and all of them up."""
+        for number, points in enumerate([*steps, ()]):
+            kind = "touchEnd" if not points else "touchMove" if number else "touchStart"
+            at = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=at)
+        self.settle()
+
+    def choose(self, selector: str, path: Path) -> None:
+        """Give a file to an input of files."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def drop(self, x: float, y: float, path: Path) -> None:
+        """Let a file fall on the page."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def downloads(self, folder: Path) -> None:
+        """Where files go that the page gives away."""
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def picture(self, path: Path, whole: bool = False) -> None:
         """What is seen, as a PNG."""

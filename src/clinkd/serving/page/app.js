@@ -287,6 +287,7 @@ function choose(mode) {
 /** Ask about what is shown; `text` may have marks. */
 async function put(text) {
   if (!picture) throw new Failure("Open an image first.");
+  if (!about) throw new Failure("The server has not answered yet. Try again in a moment.");
   const marks = snapshot(), { shown } = picture;
   const question = spelled(text, marks);
   const made = { picture, shown, marks, text, question, answer: null, time: new Date().toISOString() };
@@ -301,7 +302,8 @@ async function put(text) {
   view.replace("candidate", []);
   panel.wait();
   try {
-    for await (const news of ask(picture.source.uri, question, { frame: picture.frame, window: shown.window }, mine.signal)) {
+    const seen = { frame: picture.frame, window: shown.window };
+    for await (const news of ask(about.name, picture.source.uri, question, seen, mine.signal)) {
       if (asking !== mine) return;
       if (news.draft) {
         panel.draft(news.draft);
@@ -379,7 +381,6 @@ function back(made) {
 }
 
 const phrased = (task, name = "") => {
-  if (!about) throw new Failure("The server has not answered yet. Try again in a moment.");
   const marked = (text) => {
     const box = subject();
     if (!box) throw new Failure("Draw a box first: this question is about one.");

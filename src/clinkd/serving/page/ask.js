@@ -55,15 +55,16 @@ async function* events(reply) {
 
 /**
  * Drafts, each of which may still change, then the answer. Throws Failure.
+ * @param {string} model its name
  * @param {string} image a data URI
  * @param {{text: string, boxes: number[][]}} question with a [box] mark for each box
  * @param {{frame: number | null, window: string | null}} shown
  * @param {AbortSignal} signal
  */
-export async function* ask(image, question, shown, signal) {
+export async function* ask(model, image, question, shown, signal) {
   const content = [{ type: "text", text: question.text }, { type: "image_url", image_url: { url: image } }];
   const body = {
-    model: "clinkd", stream: true, messages: [{ role: "user", content }], clinkd: { boxes: question.boxes, ...shown },
+    model, stream: true, messages: [{ role: "user", content }], clinkd: { boxes: question.boxes, ...shown },
   };
   let answer = null;
   for await (const event of events(await call("/v1/chat/completions", { method: "POST", body, signal }))) {
