@@ -68,7 +68,8 @@ async function take(file) {
   await attempt(async () => {
     asking?.abort();
     say(`Opening ${file.name}`);
-    const source = await read(file, about?.limits.body_bytes ?? Infinity);
+    if (!about) await acquaint();
+    const source = await read(file, about.limits.body_bytes);
     const opened = await load(source, null, null);
     if (!opened) return;
     boxesOf = new Map();
@@ -194,8 +195,9 @@ find("window").addEventListener("change", ({ target: { value } }) => {
 });
 for (const id of ["centre", "width"]) {
   find(id).addEventListener("change", () => {
-    const [centre, width] = ["centre", "width"].map((name) => find(name).valueAsNumber);
-    if (Number.isFinite(centre) && width > 0) level(centre, width);
+    const [centre, width] = ["centre", "width"].map((name, i) => (
+      Number.isFinite(find(name).valueAsNumber) ? find(name).valueAsNumber : picture.shown.level[i]));
+    if (width > 0) level(centre, width);
     else levels();
   });
 }
@@ -287,7 +289,6 @@ function choose(mode) {
 /** Ask about what is shown; `text` may have marks. */
 async function put(text) {
   if (!picture) throw new Failure("Open an image first.");
-  if (!about) throw new Failure("The server has not answered yet. Try again in a moment.");
   const marks = snapshot(), { shown } = picture;
   const question = spelled(text, marks);
   const made = { picture, shown, marks, text, question, answer: null, time: new Date().toISOString() };
@@ -301,6 +302,7 @@ async function put(text) {
   view.replace("model", []);
   view.replace("candidate", []);
   panel.wait();
+  find("answer-card").scrollIntoView({ block: "nearest" });
   try {
     const seen = { frame: picture.frame, window: shown.window };
     for await (const news of ask(about.name, picture.source.uri, question, seen, mine.signal)) {

@@ -206,8 +206,7 @@ export class View extends EventTarget {
     const text = draw("text", { class: "name" }, mark.name);
     const grips = mark.editable ? GRIPS.map(([h, v]) => grip(h, v)) : [];
     const group = draw("g", {
-      class: `mark ${mark.kind}`, "data-key": mark.key, tabindex: 0, role: mark.editable ? "application" : "img",
-      "aria-roledescription": mark.editable ? "box" : null,
+      class: `mark ${mark.kind}`, "data-key": mark.key, tabindex: 0, role: mark.editable ? "group" : "button",
     }, edge, line, hit, plate, text, ...grips);
     this.over.insertBefore(group, mark.editable ? this.ghost : this.over.querySelector(".mark.editable") ?? this.ghost);
     if (mark.editable) group.classList.add("editable");

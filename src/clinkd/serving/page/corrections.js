@@ -23,7 +23,7 @@ export class Corrections {
   constructor(root, rounds, attempt) {
     Object.assign(this, { root, attempt, items: [], at: 0, offset: 0, editing: false, busy: false });
     this.#build(rounds);
-    root.addEventListener("keydown", (event) => this.#key(event));
+    addEventListener("keydown", (event) => this.#key(event));
     this.load();
   }
 
@@ -83,8 +83,8 @@ export class Corrections {
     this.bar = make("progress", { max: 1, value: 0, "aria-label": "Decided" });
     this.list = make("ol", { class: "items", "aria-label": "Corrections" });
     this.pages = make("p", { class: "soft small" });
-    this.earlier = make("button", { type: "button", click: () => this.#page(-PAGE) }, "Earlier");
-    this.later = make("button", { type: "button", click: () => this.#page(PAGE) }, "Later");
+    this.earlier = make("button", { type: "button", click: () => this.#page(false) }, "Earlier");
+    this.later = make("button", { type: "button", click: () => this.#page(true) }, "Later");
     this.command = make("code", { tabindex: 0 });
     this.file = make("code");
     this.shortcuts = make("input", { type: "checkbox", checked: true });
@@ -132,8 +132,10 @@ export class Corrections {
             make("label", { class: "check" }, this.shortcuts, "These keys are on")))));
   }
 
-  #page(by) {
-    this.offset = Math.max(0, this.offset + by);
+  /** Those after, or those before; what was decided here is no longer among the open ones, nor the other way round. */
+  #page(forward) {
+    const stay = this.items.filter((item) => this.state.value === "all" || Boolean(item.decision) === (this.state.value === "decided"));
+    this.offset = Math.max(0, this.offset + (forward ? stay.length : -PAGE));
     this.load();
   }
 
@@ -153,12 +155,16 @@ export class Corrections {
       const mark = verdict ? VERDICTS[verdict] : item.after ? "open" : "open, no rewrite";
       return make("li", {}, make("button", { type: "button", "data-number": n, click: () => this.go(n) },
         make("span", { class: `verdict ${verdict ?? ""}` }, mark), " ",
-        make("span", {}, `${item.task} · ${item.modality} · `, item.question.text)));
+        make("span", {}, `${item.task} · ${item.modality} · ${item.question.text.replaceAll("[box]", "▢")}`)));
     });
+    const held = this.list.contains(document.activeElement);
     this.list.replaceChildren(...rows);
+    if (held) this.list.querySelectorAll("button")[this.at]?.focus();
   }
 
   go(n) {
+    if (n < 0 && !this.earlier.disabled) this.#page(false);
+    if (n >= this.items.length && !this.later.disabled) this.#page(true);
     if (!this.items[n]) return;
     this.at = n;
     this.show();
@@ -209,8 +215,10 @@ export class Corrections {
   }
 
   #act(all) {
+    const held = this.actions.contains(document.activeElement);
     this.actions.replaceChildren(...all.map(([name, text, click, disabled]) =>
       make("button", { type: "button", click, disabled, "data-verdict": name, class: name === "accept" || name === "save" ? "strong" : "" }, text)));
+    if (held) this.detail.focus({ preventScroll: true });
   }
 
   async #picture(item) {
@@ -222,6 +230,7 @@ export class Corrections {
       const canvas = make("canvas", { width: image.naturalWidth, height: image.naturalHeight });
       canvas.getContext("2d").drawImage(image, 0, 0);
       this.view.show(canvas, `${item.modality} image of ${canvas.width} by ${canvas.height} pixels`);
+      this.view.fit();
     });
   }
 
@@ -239,7 +248,7 @@ export class Corrections {
     this.text.value = lettered(from, marks);
     this.hint = make("p", { class: "soft small", id: "edit-help" });
     const insert = make("button", { type: "button", click: () => this.#insert() }, "Insert box");
-    this.detail.replaceChildren(this.detail.firstElementChild, this.words, make("label", { class: "rewriting" }, "Your rewrite", this.text), this.hint, insert);
+    this.detail.replaceChildren(this.detail.firstElementChild, this.words, make("label", { class: "rewriting" }, "Your rewrite", this.text), this.hint, make("div", { class: "bar" }, insert));
     this.#act([["save", "Save", () => this.#save(), false], ["cancel", "Cancel", () => { complain(""); this.show(); }, false]]);
     this.#tidy();
     this.text.focus();
@@ -273,7 +282,7 @@ export class Corrections {
 
   #key(event) {
     const typing = event.target.closest("input:not([type=checkbox]), textarea, select");
-    if (typing || event.ctrlKey || event.altKey || event.metaKey || !this.shortcuts.checked || this.editing) return;
+    if (this.root.hidden || typing || event.ctrlKey || event.altKey || event.metaKey || !this.shortcuts.checked || this.editing) return;
     const act = {
       a: () => this.decide("accept"), e: () => this.edit(), r: () => this.decide("reject"), u: () => this.items[this.at]?.decision && this.decide("undo"),
       j: () => this.go(this.at + 1), k: () => this.go(this.at - 1),
