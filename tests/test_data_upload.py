@@ -159,6 +159,74 @@ def test_a_window_must_be_finite(tmp_path: Path) -> None:
         open_image(path.parent, ImageRef(path.name, window="1/" + "9" * 400))
 
 
+def in_grey(pixels: np.ndarray[Any, Any], **elements: Any) -> bytes:
+    """A DICOM of [rows, columns] numbers: MONOCHROME2 unless told otherwise."""
+    ds = pydicom.Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = uid.CTImageStorage, "1.2.3.4", "CT"
+    ds.Rows, ds.Columns = pixels.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated = 8 * pixels.dtype.itemsize
+    if pixels.dtype.kind == "f":
+        ds.FloatPixelData = pixels.tobytes()
+    else:
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation = ds.BitsAllocated, ds.BitsAllocated - 1, 1
+        ds.PixelData = pixels.tobytes()
+        ds["PixelData"].VR = "OW"
+    for keyword, value in elements.items():
+        setattr(ds, keyword, value)
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    made = io.BytesIO()
+    pydicom.dcmwrite(made, ds, enforce_file_format=True)
+    return made.getvalue()
+
+
+RAMP = np.arange(-1100, 1100, dtype=np.int16).reshape(44, 50)
+TABLE = pydicom.Dataset()
+TABLE.LUTDescriptor, TABLE.LUTData = [4, 0, 8], np.array([0, 255, 10, 20], np.uint16).tobytes()
+TABLE["LUTDescriptor"].VR, TABLE["LUTData"].VR = "US", "OW"
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("elements", "window"),
+    [
+        ({}, (-0.5, 2199)),  # least to greatest
+        ({"WindowCenter": 40, "WindowWidth": 400}, (39.5, 399)),  # PS3.3 C.11.2.1.2.1
+        ({"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": "LINEAR_EXACT"}, (40, 400)),
+        ({"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": "SIGMOID"}, None),
+        ({"WindowCenter": 40, "WindowWidth": 1}, None),  # a step
+        ({"VOILUTSequence": [TABLE]}, None),
+        ({"PixelPaddingValue": -1100}, (0, 2198)),
+        ({"RescaleSlope": 2, "RescaleIntercept": -24}, (-25, 4398)),
+    ],
+)
+def test_the_window_is_the_one_that_is_shown(
+    photometric: str, elements: dict[str, Any], window: tuple[float, float] | None
+) -> None:
+    shown = show(in_grey(RAMP, PhotometricInterpretation=photometric, **elements), values=True)
+    assert shown.window == window and shown.grey is not None
+    assert shown.grey.inverted is (photometric == "MONOCHROME1")
+    rescaled = RAMP.astype(float) * elements.get("RescaleSlope", 1) + elements.get("RescaleIntercept", 0)
+    assert (shown.grey.values == rescaled).all()
+    if window is not None:
+        assert np.abs(windowed(shown) - np.asarray(shown.picture)[..., 0]).max() <= 1
+
+
+def test_values_that_are_no_numbers_are_sent_as_numbers() -> None:
+    odd = np.array([[0, 1, 2, np.nan, np.inf, -np.inf, 3, 4]], np.float32)
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        shown = show(in_grey(odd, PhotometricInterpretation=photometric), values=True)
+        assert shown.grey is not None and np.isfinite(shown.grey.values).all()
+        assert (shown.grey.low, shown.grey.high, shown.window) == (0, 4, (2, 4))
+        assert (windowed(shown) == np.asarray(shown.picture)[..., 0]).all()
+
+
+def test_a_frame_of_one_value_has_no_window() -> None:
+    shown = show(in_grey(np.full((4, 4), 7, np.int16)), values=True)
+    assert shown.window is None and shown.grey is not None and (shown.grey.low, shown.grey.high) == (7, 7)
+
+
 # ---- limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +324,24 @@ def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPa
             show(content, limits=small)
 
 
+def test_what_a_decoder_goes_over_is_limited() -> None:
+    """A scan of a JPEG costs a hundred bytes, and as much time as the picture."""
+    once = dataclasses.replace(UPLOADS, decoded_pixels=30 * 20 * 12)
+    scans = saved(Image.new("L", (30, 20)), "JPEG", progressive=True)
+    last = scans[scans.rindex(b"\xff\xda") : -2]
+    assert show(scans, limits=once).frames == 1
+    many = scans[:-2] + last * 12 + scans[-2:]
+    assert show(many).frames == 1
+    with pytest.raises(BadInput, match="18 scans of 30x20 pixels, more than 7,200 pixels"):
+        show(many, limits=once)
+    for form in ("GIF", "WEBP", "PNG"):
+        strip = film(form, 5)
+        few = dataclasses.replace(UPLOADS, decoded_pixels=8 * 6 * 3)
+        assert show(strip, 3, limits=few).frame == 3
+        with pytest.raises(BadInput, match="more than 144 pixels to decode up to frame 4"):
+            show(strip, 4, limits=few)
+
+
 @pytest.mark.parametrize("content", [b"", b"\0", b"no image", b"%PDF-1.7", b"<svg/>", b"\0" * 400, b"DICM" * 40])
 def test_what_is_no_image_is_refused(content: bytes) -> None:
     with pytest.raises(BadInput, match="image: "):
@@ -277,7 +363,7 @@ def judged(content: bytes) -> str:
                 return "values that JSON cannot say"
     except BadInput as error:
         said = str(error)
-        marks = ("\n", "Traceback", "/", "0x", "site-packages", "tmp", "CompressedSamples", "Errno")
+        marks = ("\n", "Traceback", "/", "0x7f", "<_io", "site-packages", "tmp", "CompressedSamples", "Errno")
         plain = said.replace("/width", "").replace("-600/1500", "").replace("pixels/", "")
         return f"tells {said!r}" if any(m in plain for m in marks) or len(said) > 400 else ""
     except BaseException as error:
@@ -309,3 +395,16 @@ def test_mutants_are_the_same_each_time_and_many_still_open() -> None:
         with contextlib.suppress(BadInput):
             opened += show(content).frames > 0
     assert opened >= len(seeds()) - 3  # but for the deflated one, and what has no pixels
+
+
+def test_scans_of_a_jpeg_in_a_dicom_are_limited() -> None:
+    ds = pydicom.dcmread(str(get_testdata_file("SC_rgb_jpeg_dcmtk.dcm", download=False)))
+    stream = pydicom.encaps.get_frame(ds.PixelData, 0, number_of_frames=1)
+    end = stream.rindex(b"\xff\xd9")
+    ds.PixelData = pydicom.encaps.encapsulate(
+        [stream[:end] + stream[stream.rindex(b"\xff\xda") : end] * 9 + stream[end:]]
+    )
+    made = io.BytesIO()
+    ds.save_as(made)
+    with pytest.raises(BadInput, match="10 scans of 100x100 pixels, more than 99,999 pixels"):
+        show(made.getvalue(), limits=dataclasses.replace(UPLOADS, decoded_pixels=99_999))

@@ -295,7 +295,16 @@ def _coded(header: Header, index: int) -> _Coded | None:
     if coded.samples != samples or not 1 <= coded.precision <= allocated:
         inside = f"the compressed pixels have {coded.samples} samples of {coded.precision} bits"
         raise Refusal(f"{inside}, the header says {samples} in {allocated} bits; mend the header")
+    scans, most = scans_of(data), header.limits.decoded_pixels
+    if header.syntax not in uid.JPEG2000TransferSyntaxes and scans * header.rows * header.columns > most:
+        more = f"{scans:,} scans of {header.columns}x{header.rows} pixels, more than {most:,} pixels"
+        raise Refusal(f"{more}; {CONVERT}")
     return coded
+
+
+def scans_of(jpeg: bytes) -> int:
+    """How often a decoder goes over a picture: SOS marks (ISO/IEC 10918-1 B.2.3), which no coded bytes look like."""
+    return jpeg.count(b"\xff\xda")
 
 
 def _jpeg_2000(data: bytes) -> _Coded | None:

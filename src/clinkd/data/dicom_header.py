@@ -89,6 +89,7 @@ class Header:
     columns: int = 0
     frames: int = 1
     photometric: str = ""
+    limits: Limits = ON_DISK
 
     @property
     def signed(self) -> bool:
@@ -136,7 +137,7 @@ def opened(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK, also: tu
     try:
         with warnings.catch_warnings(), reading(file, place) as stream:
             warnings.simplefilter("ignore")
-            header = _checked(_parsed(stream, limits, also), limits)
+            header = _checked(_parsed(stream, limits, also))
             step = f"its elements or pixels ({header.syntax_name})"
             yield header
     except Refusal as refusal:
@@ -175,7 +176,8 @@ def _parsed(file: BinaryIO, limits: Limits, also: tuple[str, ...] = ()) -> Heade
             syntax = syntax if little else uid.ExplicitVRBigEndian
     if not seen.elements:
         raise Refusal("not a DICOM, though its name or first bytes say so; give the picture itself")
-    return Header(ds, seen.stream, uid.UID(syntax), seen.keyword, seen.vr, seen.offset, seen.length)
+    syntax = uid.UID(syntax)
+    return Header(ds, seen.stream, syntax, seen.keyword, seen.vr, seen.offset, seen.length, limits=limits)
 
 
 def read_whole(content: bytes, limits: Limits) -> Dataset:
@@ -268,9 +270,9 @@ def _inflated(file: BinaryIO, most: int) -> BinaryIO:
     return made
 
 
-def _checked(header: Header, limits: Limits) -> Header:
+def _checked(header: Header) -> Header:
     """The header with its sizes, where these are possible and the bytes of the pixels are all there."""
-    ds = header.ds
+    ds, limits = header.ds, header.limits
     if not header.keyword:
         if "PixelDataProviderURL" in ds:
             raise Refusal("a DICOM whose pixels lie on a server; store them in the file")

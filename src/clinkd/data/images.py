@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from clinkd.data.dicom import Facts, describe, is_dicom, name_of, open_dicom, which_frame
+from clinkd.data.dicom import Facts, describe, is_dicom, name_of, open_dicom, scans_of, which_frame
 from clinkd.data.dicom_header import reading
 from clinkd.data.limits import MAX_PIXELS, ON_DISK, Limits
 from clinkd.records import BadInput, ImageRef
@@ -48,6 +48,13 @@ def open_image(
 def open_picture(file: Path | BinaryIO, place: str, frame: int | None, limits: Limits = ON_DISK) -> Image.Image:
     """A picture that is no DICOM as `open_image` gives it. Raises BadInput, `place` in front, as `open_image`."""
     with opened(file, place, frame, limits) as picture:
+        if picture.format in ("JPEG", "MPO") and limits.decoded_pixels < ON_DISK.decoded_pixels:
+            with reading(file, place) as stream:
+                at, scans = stream.tell(), scans_of(stream.read())
+                stream.seek(at)
+            if scans * picture.width * picture.height > limits.decoded_pixels:
+                more = f"{scans:,} scans of {picture.width}x{picture.height} pixels"
+                raise BadInput(f"{place}: {more}, more than {limits.decoded_pixels:,} pixels; save it anew as a PNG")
         picture.load()
         return _rgb(ImageOps.exif_transpose(picture))
 
@@ -116,8 +123,8 @@ def opened(file: Path | BinaryIO, place: str, frame: int | None, limits: Limits 
         number = which_frame(frame, _frames(picture, place, limits), name_of(file), place)
         if number > 1 and picture.format in _FILMS:
             _capped(picture.width, picture.height, place, limits.pixels)
-            if picture.width * picture.height * number > limits.film_pixels:
-                more = f"more than {limits.film_pixels:,} pixels to decode up to frame {number}"
+            if picture.width * picture.height * number > limits.decoded_pixels:
+                more = f"more than {limits.decoded_pixels:,} pixels to decode up to frame {number}"
                 raise BadInput(f"{place}: {more}; give that frame alone")
         picture.seek(number - 1)
         _capped(picture.width, picture.height, place, limits.pixels)

@@ -13,10 +13,10 @@ class Limits:
 
     pixels: int = MAX_PIXELS  # of one frame
     frames: int = 1 << 31  # as many as a DICOM header can say
-    film_pixels: int = 1 << 40  # of an animation from its first frame to the one that is asked for: all are decoded
+    decoded_pixels: int = 1 << 40  # gone over for one frame: those before it in an animation, each scan of a JPEG
     header_bytes: int = 1 << 30  # that are read of a DICOM header
     inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses these before they are inflated
 
 
 ON_DISK = Limits()
-UPLOADS = Limits(frames=4096, film_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0)
+UPLOADS = Limits(frames=4096, decoded_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0)
