@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clinkd.evaluation import captions
 from clinkd.storage import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,23 @@ def shared() -> Path:
     if not (folder / "data" / "dev" / "records.jsonl").is_file():
         pytest.skip(f"no real data at {folder}: set CLINKD_SHARED to the folder that holds data/dev/records.jsonl")
     return folder
+
+
+@pytest.fixture(scope="session")
+def counted() -> Iterator[captions._Memory]:
+    """What one METEOR has counted so far."""
+    memory = captions._Memory()
+    yield memory
+    memory.close()
+
+
+@pytest.fixture(scope="module")
+def one_meteor(counted: captions._Memory) -> Iterator[None]:
+    """Files that evaluate in this process share one METEOR: to start it takes twelve seconds of a core, to ask it
+    none. What it counts is held against published figures elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captions, "_memory", counted)
+        yield
 
 
 SMALL_RUN = [
