@@ -48,6 +48,13 @@ def mutants(count: int, seed: int = 0) -> Iterator[Mutant]:
         yield Mutant(f"{name} {seed}/{number}", content)
 
 
+def damaged(content: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
+    """So many kinds of damage to one content, the same ones each time."""
+    for number in range(count):
+        dice = random.Random(f"{seed}/{number}")
+        yield dice.choice(DAMAGE)(content, dice)
+
+
 @cache
 def seeds() -> dict[str, bytes]:
     """Whole files by name."""

@@ -7,6 +7,7 @@ import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
@@ -15,7 +16,7 @@ from clinkd import data
 from clinkd.correction import HUMAN, presentable
 from clinkd.pipeline.correcting import CORRECTIONS
 from clinkd.pipeline.prepared import about, read_split
-from clinkd.pipeline.runs import Run
+from clinkd.pipeline.runs import RUNS, Run
 from clinkd.records import BadInput, BoxedText, Correction, Sample
 from clinkd.storage import JsonLines, write_lines
 
@@ -69,9 +70,12 @@ class Review:
 
     @property
     def command(self) -> str:
-        """What trains on the decisions."""
-        replay = shlex.quote(f"reflect.replay={self.file}")
-        return f"{self.run.command} --name {self.run.folder.name}-corrected --set {replay}"
+        """What trains on the decisions, to be given where the server was started; or, where the run was named by an
+        absolute path, which is nobody's business, in the folder of the runs."""
+        folder = Path(self.run.folder.name) if self.run.folder.is_absolute() else self.run.folder
+        words = ["clinkd", "run", str(folder / "config.yaml"), "--name", f"{folder.name}-corrected"]
+        words += [] if folder.parent == RUNS else ["--runs", str(folder.parent)]
+        return shlex.join([*words, "--set", f"reflect.replay={folder / FILE}"])
 
     def of_round(self, round: int) -> list[Reviewed]:
         """All wrong answers of a round. Raises BadInput for a round that the run does not have."""
