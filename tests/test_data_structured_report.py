@@ -19,8 +19,10 @@ from pydicom.data import get_testdata_file
 from pydicom.sr.codedict import codes
 
 from clinkd.data.dicom import describe, is_dicom
+from clinkd.data.limits import UPLOADS
 from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, read_report, write_report
 from clinkd.records import BadInput, Box
+from mutations import survivors
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
 MODEL = Model("tiny-demo", "2026.11")
@@ -300,3 +302,23 @@ def test_dcmtk_reads_it(tmp_path: Path) -> None:
         assert "Comprehensive SR Document" in done.stdout
         told = [line for line in done.stderr.splitlines() if "ISO_IR 192" not in line]  # UTF-8, which it reads
         assert told == []
+
+
+def judged(content: bytes) -> str:
+    """ "" where a report of a damaged source is written and read, or refused as it should be; else what is wrong."""
+    try:
+        report = made(content, Region(Box(0, 0, 1, 1), "liver", "model"))
+        facts = describe(io.BytesIO(content), "x", limits=UPLOADS)
+        if read_report(report, facts.width, facts.height).regions[0].label != "liver":
+            return "another label"
+    except BadInput as error:
+        return "tells much" if "\n" in str(error) or len(str(error)) > 400 else ""
+    except BaseException as error:
+        return f"raises {type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_damaged_sources_are_reported_on_or_refused(tmp_path: Path, count: int) -> None:
+    said = survivors("test_data_structured_report:judged", count, 3, tmp_path, 60 + count)
+    assert len(said) == count and [line for line in said if not line.endswith(": ")] == []

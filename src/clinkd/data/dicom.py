@@ -16,7 +16,11 @@ Only the fields of an allow-list are ever parsed, and no text of a header stands
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "DicomFrame", "Facts", "describe", "is_dicom", "open_dicom", "read_frame", "which_frame"]
 
+_APART_SECONDS = 60.0
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"{", b"[", b"%PDF", b"PK")
 _VRS = frozenset(b"UL UI CS SH LO US ST DA TM OB".split())  # those a file may begin with
@@ -229,6 +234,8 @@ def _decoded(header: Header, index: int) -> Values:
     options = as_pixel_options(header.ds, pixel_keyword=header.keyword, pixel_vr=header.vr)
     options["number_of_frames"] = header.frames
     for plugin in plugins:
+        if plugin == "gdcm" and header.limits.apart:
+            return _decoded_apart(header, index)
         header.stream.seek(header.offset)
         try:
             values, said = decoder.as_array(header.stream, index=index, decoding_plugin=plugin, **options)
@@ -241,6 +248,36 @@ def _decoded(header: Header, index: int) -> Values:
     if values.ndim == 3 and said["photometric_interpretation"] not in ("RGB", "YBR_ICT", "YBR_RCT"):
         raise Refusal(f"its pixels ({name}) cannot be brought to RGB; {CONVERT}")
     return values
+
+
+def _decoded_apart(header: Header, index: int) -> Values:
+    """The same by a process of its own, which a broken file may end."""
+    header.stream.seek(0)
+    try:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "from clinkd.data.dicom import decode_for_another; decode_for_another()",
+                str(index),
+            ],
+            input=header.stream.read(),
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            timeout=_APART_SECONDS,
+            check=True,
+        )
+        values: Values = np.load(io.BytesIO(done.stdout), allow_pickle=False)
+    except (subprocess.SubprocessError, OSError, ValueError, EOFError):
+        raise Refusal(f"its pixels ({header.syntax_name}) cannot be decoded; {CONVERT}, or {WHOLE}") from None
+    return values
+
+
+def decode_for_another() -> None:
+    """What `_decoded_apart` runs: a DICOM from stdin, the index of a frame as argument, its values to stdout."""
+    with opened(io.BytesIO(sys.stdin.buffer.read()), "stdin") as header:
+        np.save(sys.stdout.buffer, _decoded(header, int(sys.argv[1])), allow_pickle=False)
 
 
 def _bits(header: Header, index: int) -> Values:
@@ -340,6 +377,8 @@ def _plugins(header: Header, coded: _Coded | None, available: tuple[str, ...]) -
 
     if "gdcm" not in available:
         return available
+    if header.syntax in (uid.JPEGLSLossless, uid.JPEGLSNearLossless):
+        return ("pyjpegls",)
     _quiet_gdcm()
     if coded is None or "pillow" not in available:
         return ("gdcm",)

@@ -16,7 +16,8 @@ class Limits:
     decoded_pixels: int = 1 << 40  # gone over for one frame: those before it in an animation, each scan of a JPEG
     header_bytes: int = 1 << 30  # that are read of a DICOM header
     inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses these before they are inflated
+    apart: bool = False  # whether a decoder that may end its process gets one of its own: a second more for a frame
 
 
 ON_DISK = Limits()
-UPLOADS = Limits(frames=4096, decoded_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0)
+UPLOADS = Limits(frames=4096, decoded_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0, apart=True)
