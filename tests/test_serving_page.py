@@ -88,12 +88,20 @@ def places(page: Browser, *fractions: tuple[float, float], stage: str = "#stage"
     return [(x + a * w, y + b * h) for a, b in fractions]
 
 
+WHERE = """(() => { window.pressed = []; const note = (e) => { const c = document.querySelector('#stage canvas');
+  const r = c.getBoundingClientRect(); pressed.push((e.clientX - r.x) / r.width, (e.clientY - r.y) / r.height); };
+  for (const name of ['pointerdown', 'pointerup']) addEventListener(name, note, {capture: true, once: true}); })()"""
+
+
 def draw(page: Browser, *corners: tuple[float, float]) -> list[float]:
-    """A box by the mouse; its fractions, from the very points that the mouse was at."""
+    """A box by the mouse; its fractions, by where the pointer really went down and up."""
     first, last = places(page, *corners)
     middle = (first[0] / 2 + last[0] / 2, first[1] / 2 + last[1] / 2)
+    page.ask(WHERE)
     page.mouse(first, middle, last)
-    return [v for corner in corners for v in corner]
+    pressed: list[float] = page.ask("pressed")
+    assert pressed == pytest.approx([v for corner in corners for v in corner], abs=0.01)
+    return pressed
 
 
 def answered(page: Browser) -> Any:
@@ -166,7 +174,9 @@ def test_zoom_and_pan_keep_the_point_under_the_pointer(page, png):
     page.mouse((500, 400), (520, 410), (530, 420))
     assert places(page, (0, 0))[0] == pytest.approx((left[0] - 10, left[1] + 20), abs=0.1)
     page.press("0")
-    box = page.ask("(({width, height}) => [width, height])(document.querySelector('#stage canvas').getBoundingClientRect())")
+    box = page.ask(
+        "(({width, height}) => [width, height])(document.querySelector('#stage canvas').getBoundingClientRect())"
+    )
     room = page.ask("[document.getElementById('stage').clientWidth, document.getElementById('stage').clientHeight]")
     assert min(room[0] / box[0], room[1] / box[1]) == pytest.approx(1)
 
@@ -179,7 +189,7 @@ def test_a_box_by_the_mouse_is_sent_exactly(page, png):
     drawn = draw(page, (0.2, 0.3), (0.55, 0.7))
     page.click("[data-task=what]")
     body = answered(page)
-    assert body["clinkd"]["boxes"][0] == pytest.approx(drawn, abs=1e-3)  # a pointer is at whole pixels at worst
+    assert body["clinkd"]["boxes"][0] == pytest.approx(drawn, abs=1e-12)
     assert question(body) == "What is at [box]?" and body["model"] == "small" and body["stream"] is True
     assert text(page, "#asked") == "What is at [box A]?"
 
@@ -195,6 +205,18 @@ def test_a_box_is_moved_resized_and_deleted_by_the_mouse(page, png):
     page.click("#boxes li button:last-child")
     page.click("[data-task=describe]")
     assert text(page, "#error") == "Draw a box first: this question is about one."
+
+
+def test_a_box_under_others_can_still_be_held_by_its_corner(page, png):
+    open_file(page, png)
+    draw(page, (0.3, 0.3), (0.6, 0.6))
+    page.press("Escape")
+    draw(page, (0.1, 0.1), (0.9, 0.9))
+    page.mouse(*places(page, (0.45, 0.45)))
+    assert page.ask("document.activeElement.dataset.key") == "person-A"  # the smaller one is taken by a click
+    page.mouse(*places(page, (0.6, 0.6), (0.65, 0.65), (0.7, 0.75)))
+    page.click("[data-task=what]")
+    assert answered(page)["clinkd"]["boxes"][0] == pytest.approx([0.3, 0.3, 0.7, 0.75], abs=0.01)
 
 
 def test_a_box_by_a_finger(page, png):
@@ -216,7 +238,9 @@ def test_a_box_by_the_keyboard_alone(page, png):
     page.press("ArrowDown", "Control")
     page.press("ArrowLeft", "Shift")
     wanted = [made[0] + 1.2, made[1] + 0.08, made[2], made[3] + 0.08]
-    assert page.ask("[...document.querySelectorAll('#boxes input')].map((e) => +e.value)") == pytest.approx(wanted, abs=0.011)
+    assert page.ask("[...document.querySelectorAll('#boxes input')].map((e) => +e.value)") == pytest.approx(
+        wanted, abs=0.011
+    )
     said = page.ask("document.activeElement.getAttribute('aria-label')")
     assert said.startswith("Your box A, from ") and f"{100 * wanted[0] / WIDE:.1f} % left" in said
     page.press("Delete")
@@ -262,7 +286,7 @@ def test_a_question_of_ones_own_has_its_boxes_in_order(page, png):
     page.press("Enter", "Control")
     body = answered(page)
     assert question(body) == "Is [box] larger than [box]"
-    assert body["clinkd"]["boxes"] == [pytest.approx(second, abs=1e-3), pytest.approx(first, abs=1e-3)]
+    assert body["clinkd"]["boxes"] == [pytest.approx(second, abs=1e-12), pytest.approx(first, abs=1e-12)]
     page.type("#question", "What is [box C]?")
     page.press("Enter", "Control")
     page.until("document.getElementById('error').textContent.includes('There is no box for [box C]')")
@@ -315,10 +339,15 @@ def faked(page: Browser, png: Path) -> None:
 
 def test_drafts_are_shown_as_drafts_and_phrases_are_linked_to_boxes_both_ways(page, png):
     faked(page, png)
-    assert "may still change" in text(page, "#answer") and page.ask("document.getElementById('answer').ariaBusy") == "true"
+    assert (
+        "may still change" in text(page, "#answer") and page.ask("document.getElementById('answer').ariaBusy") == "true"
+    )
     page.ask("finish()")
     page.until("document.getElementById('answer').ariaBusy === 'false'")
-    assert page.ask("[...document.querySelectorAll('#answer .phrase')].map((e) => e.textContent)") == ["liver", "kidneys"]
+    assert page.ask("[...document.querySelectorAll('#answer .phrase')].map((e) => e.textContent)") == [
+        "liver",
+        "kidneys",
+    ]
     assert text(page, "#answer .words") == "The 𝛼 liver1 and the kidneys23."
     assert "Uncertain" in text(page, "#answer .badge") and "disagree in their boxes" in text(page, "#answer .doubt")
     lit = "[...document.querySelectorAll('.mark.lit')].map((e) => e.dataset.key)"
@@ -415,7 +444,9 @@ def test_a_window_by_dragging_is_the_one_that_the_model_sees(page, server):
     assert np.abs(pixels(page) - theirs).max() <= 1 and np.ptp(theirs) > 50
     for chosen in ("lung", "full"):
         page.pick("#window", chosen)
-        page.until(f"document.getElementById('stage').ariaBusy !== 'true' && document.getElementById('window').value === '{chosen}'")
+        page.until(
+            f"document.getElementById('stage').ariaBusy !== 'true' && document.getElementById('window').value === '{chosen}'"
+        )
         assert np.abs(pixels(page) - from_server(server, path, window=chosen).astype(int)).max() <= 1
     page.pick("#centre", "40")
     page.pick("#width", "400")
@@ -498,7 +529,7 @@ def test_a_report_is_saved_for_a_dicom(page, film, tmp_path):
     assert ds.Modality == "SR" and ds.VerificationFlag == "UNVERIFIED"
     sent = next(s for s in page.sent if s.path == "/v1/sr").body
     assert sent["frame"] == 2 and sent["regions"][-1]["by"] == "person"
-    assert sent["regions"][-1]["box"] == pytest.approx(drawn, abs=2e-3)
+    assert sent["regions"][-1]["box"] == pytest.approx(drawn, abs=1e-6)
 
 
 # ---- corrections -----------------------------------------------------------------------------------------------------
@@ -507,7 +538,9 @@ def test_a_report_is_saved_for_a_dicom(page, film, tmp_path):
 @pytest.fixture
 def review(page: Browser, server: Server) -> Browser:
     page.visit(f"{server.url}/#corrections", 1280, 900)
-    page.until("document.querySelectorAll('.items button').length > 2 && !!document.querySelector('#corrections canvas')")
+    page.until(
+        "document.querySelectorAll('.items button').length > 2 && !!document.querySelector('#corrections canvas')"
+    )
     page.sent.clear()
     return page
 
@@ -519,7 +552,9 @@ def decided(page: Browser, count: int) -> None:
 def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server):
     assert len(server.client.get("/v1/corrections", params={"round": 2, "state": "open"}).json()["items"]) > 2
     decided(review, 0)
-    index = review.ask("[...document.querySelectorAll('.items button')].findIndex((b) => !b.textContent.includes('no rewrite'))")
+    index = review.ask(
+        "[...document.querySelectorAll('.items button')].findIndex((b) => !b.textContent.includes('no rewrite'))"
+    )
     review.click(f".items li:nth-child({index + 1}) button")
     review.press("a")
     decided(review, 1)
@@ -538,7 +573,9 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
     review.click("[data-verdict=save]")
     decided(review, 3)
     sent = review.sent[-1].body
-    assert sent["verdict"] == "edit" and sent["text"].startswith("It is here: [box]") and len(sent["boxes"]) == before + 1
+    assert (
+        sent["verdict"] == "edit" and sent["text"].startswith("It is here: [box]") and len(sent["boxes"]) == before + 1
+    )
     told = server.client.get("/v1/corrections", params={"round": sent["round"], "state": "decided"}).json()
     kept = next(i for i in told["items"] if i["id"] == sent["id"])["decision"]
     assert kept["verdict"] == "edit" and kept["after"]["text"] == sent["text"]
@@ -556,7 +593,9 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
 def test_the_command_for_the_next_run_is_shown_and_copied(review, server):
     command = server.client.get("/v1/corrections", params={"round": 1}).json()["command"]
     assert text(review, ".command code") == command and command.startswith("clinkd run")
-    review.call("Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    review.call(
+        "Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
     review.click(".command button")
     review.until("document.getElementById('said').textContent === 'The command is copied.'")
     assert review.ask("navigator.clipboard.readText()") == command
@@ -605,7 +644,9 @@ def test_everything_has_a_name_contrast_and_room_on_any_screen(page, server, fil
         assert page.ask(NAMES) == [] and page.ask(SMALL) == [] and page.ask(FAINT) == []
         assert page.ask("document.documentElement.scrollWidth") == width
         page.ask("scrollTo(0, document.body.scrollHeight)")
-        bottom = page.ask("(({top, bottom}) => [top, bottom])(document.getElementById('notice').getBoundingClientRect())")
+        bottom = page.ask(
+            "(({top, bottom}) => [top, bottom])(document.getElementById('notice').getBoundingClientRect())"
+        )
         assert 0 <= bottom[0] < bottom[1] < 200 and "Research use only" in text(page, "#notice")
 
 
@@ -614,7 +655,11 @@ def test_the_focus_is_seen_and_goes_in_the_order_of_the_page(page, png):
     page.ask("document.querySelector('.skip').focus()")
     order = []
     while page.press("Tab") or page.ask("document.activeElement !== document.body"):
-        order.append(page.ask("document.activeElement.id || document.activeElement.dataset.task || document.activeElement.textContent"))
+        order.append(
+            page.ask(
+                "document.activeElement.id || document.activeElement.dataset.task || document.activeElement.textContent"
+            )
+        )
         seen = page.ask("(({outlineStyle, outlineWidth}) => outlineStyle !== 'none' && parseFloat(outlineWidth) >= 2)"
                         "(getComputedStyle(document.activeElement.id === 'file' ? document.activeElement.parentElement "
                         ": document.activeElement))")  # fmt: skip
@@ -641,6 +686,8 @@ def test_the_page_has_the_colours_of_the_reports():
 
 def test_no_markup_is_made_of_words():
     for path in PAGE.glob("*.js"):
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|localStorage|eval\(", path.read_text())
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|localStorage|eval\(", path.read_text()
+        )
     html = (PAGE / "index.html").read_text()
     assert not re.search(r"\sstyle=|\son\w+=|https?://|<script(?![^>]*src=)", html)

@@ -19,6 +19,7 @@ export const KINDS = {
 const DRAG = 4; // CSS pixels below which a press is a click
 const SCALE = 40; // CSS pixels of one pixel, at most
 const GRIPS = [["w", "n"], ["e", "n"], ["w", "s"], ["e", "s"], ["", "n"], ["", "s"], ["w", ""], ["e", ""]];
+const ALONG = { w: 0, n: 0, "": 0.5, e: 1, s: 1 };
 const CLEAR = 64; // CSS pixels of a side from which it has a grip in its middle
 
 const clip = (value, low = 0, high = 1) => Math.min(high, Math.max(low, value));
@@ -204,10 +205,10 @@ export class View extends EventTarget {
     const hit = draw("rect", { class: "hit" });
     const plate = draw("rect", { class: "plate", fill: colour, rx: 2 });
     const text = draw("text", { class: "name" }, mark.name);
-    const grips = mark.editable ? GRIPS.map(([h, v]) => grip(h, v)) : [];
+    const grips = mark.editable ? GRIPS.map(([h, v]) => new Grip(h, v)) : [];
     const group = draw("g", {
       class: `mark ${mark.kind}`, "data-key": mark.key, tabindex: 0, role: mark.editable ? "group" : "button",
-    }, edge, line, hit, plate, text, ...grips);
+    }, edge, line, hit, plate, text, ...grips.map((one) => one.element));
     this.over.insertBefore(group, mark.editable ? this.ghost : this.over.querySelector(".mark.editable") ?? this.ghost);
     if (mark.editable) group.classList.add("editable");
     const made = { group, edge, line, hit, plate, text, grips, width: text.getBBox().width };
@@ -231,11 +232,8 @@ export class View extends EventTarget {
     const chosen = this.selected === mark.key;
     node.group.classList.toggle("selected", chosen);
     for (const one of node.grips) {
-      const [h, v] = [one.dataset.h, one.dataset.v];
-      const roomy = (h || width >= CLEAR) && (v || height >= CLEAR);
-      one.setAttribute("visibility", chosen && roomy && this.mode === "draw" ? "visible" : "hidden");
-      const at = (word, low, high, from, size) => from + (word === low ? 0 : word === high ? size : size / 2);
-      one.setAttribute("transform", `translate(${at(h, "w", "e", left, width)} ${at(v, "n", "s", top, height)})`);
+      const roomy = (one.h || width >= CLEAR) && (one.v || height >= CLEAR);
+      one.place(left + width * one.along[0], top + height * one.along[1], chosen && roomy && this.mode === "draw");
     }
     const [x1, y1, x2, y2] = mark.box;
     const place = `from ${percent(x1)} left, ${percent(y1)} top, to ${percent(x2)} left, ${percent(y2)} top`;
@@ -276,9 +274,9 @@ export class View extends EventTarget {
     if (this.mode === "level") return { kind: "level" };
     const chosen = this.marks.get(this.selected);
     if (chosen?.editable) {
-      const held = event.target.closest(".grip");
+      const held = this.nodes.get(chosen.key).grips.find((one) => one.held(at));
       const before = chosen.box, [x, y] = this.#fraction(at);
-      if (held) return { kind: "resize", h: held.dataset.h, v: held.dataset.v, before, start: [x, y] };
+      if (held) return { kind: "resize", h: held.h, v: held.v, before, start: [x, y] };
       if (holds(before, x, y)) return { kind: "move", before, start: [x, y] };
     }
     return { kind: this.makes ? "draw" : "pan", start: this.#fraction(at) };
@@ -452,10 +450,25 @@ const outline = (rect, [x, y, width, height]) => {
   for (const [name, value] of Object.entries({ x, y, width, height })) rect.setAttribute(name, Math.max(value, -1e5));
 };
 
-/** What a side or corner is held by: large to the finger, small to the eye, and more outside of the box than inside. */
-const grip = (h, v) => {
-  const push = (word, low, high) => (word === low ? -6 : word === high ? 6 : 0);
-  return draw("g", { class: `grip ${v}${h}`, "data-h": h, "data-v": v, visibility: "hidden" },
-    draw("rect", { class: "wide", x: push(h, "w", "e") - 12, y: push(v, "n", "s") - 12, width: 24, height: 24 }),
-    draw("rect", { class: "knob", x: -4.5, y: -4.5, width: 9, height: 9, rx: 2 }));
-};
+/** What a side or corner is held by: large to the finger, small to the eye, and more outside of the box than inside.
+ * It is found by its place and not by what lies on top, so that boxes over each other do not cover it. */
+class Grip {
+  /** @param {string} h "w", "e" or "" @param {string} v "n", "s" or "" */
+  constructor(h, v) {
+    Object.assign(this, { h, v, along: [ALONG[h], ALONG[v]], seen: false, middle: [0, 0] });
+    this.element = draw("g", { class: `grip ${v}${h}` },
+      draw("rect", { class: "wide", x: this.#out(0) - 12, y: this.#out(1) - 12, width: 24, height: 24 }),
+      draw("rect", { class: "knob", x: -4.5, y: -4.5, width: 9, height: 9, rx: 2 }));
+  }
+
+  #out(axis) { return 12 * (this.along[axis] - 0.5); }
+
+  place(x, y, seen) {
+    this.seen = seen;
+    this.middle = [x + this.#out(0), y + this.#out(1)];
+    this.element.setAttribute("visibility", seen ? "visible" : "hidden");
+    this.element.setAttribute("transform", `translate(${x} ${y})`);
+  }
+
+  held([x, y]) { return this.seen && Math.abs(x - this.middle[0]) <= 12 && Math.abs(y - this.middle[1]) <= 12; }
+}

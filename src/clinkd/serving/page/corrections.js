@@ -128,6 +128,8 @@ export class Corrections {
             make("div", { class: "command" }, this.command, copy)),
           make("section", { class: "card small" },
             make("h3", {}, "Keys"),
+            make("p", {}, "On the image while you edit: Enter makes a box, arrows move it, Shift with arrows moves its right or ",
+              "lower edge, Ctrl makes steps finer, Delete removes it."),
             make("p", {}, ...KEYS.flatMap(([key, what]) => [make("kbd", {}, key), ` ${what}  `])),
             make("label", { class: "check" }, this.shortcuts, "These keys are on")))));
   }
