@@ -29,6 +29,7 @@ from clinkd.serving.engine import Full, Late, Unable
 from clinkd.serving.limits import NOTICE
 
 PAGE = Path(__file__).parent / "page"
+PAGE_SECONDS = 0.3  # in which a page that is waiting is shown: while torch is imported, all else stands still
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _REPORT_CSP = "frame-ancestors 'none'"  # the report's own policy stands in it, and is stricter
 _FAILURES: dict[int | str, dict[str, Any]] = {
@@ -68,12 +69,16 @@ def create(served: Served) -> FastAPI:
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
-        desk.engine.start()
-        warming = asyncio.create_task(asyncio.to_thread(desk.decoders.warm))
+        starting = asyncio.create_task(started())
         yield
-        await warming
+        await starting
         desk.engine.stop()
         await asyncio.to_thread(desk.decoders.close)
+
+    async def started() -> None:
+        await asyncio.sleep(PAGE_SECONDS)
+        desk.engine.start()
+        await asyncio.to_thread(desk.decoders.warm)
 
     desk = served.desk
     app = FastAPI(
@@ -143,6 +148,12 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
 
 def _add_page(app: FastAPI, served: Served) -> None:
     desk = served.desk
+    files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.suffix in _KINDS}
+
+    def file(name: str) -> Response:
+        if name not in files:
+            raise Missing("no such file")
+        return Response(files[name], media_type=_KINDS[Path(name).suffix])
 
     @app.get("/healthz", tags=["page"])
     async def healthz() -> schemas.Health:
@@ -151,11 +162,11 @@ def _add_page(app: FastAPI, served: Served) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return _file("index.html")
+        return file("index.html")
 
     @app.get("/assets/{name}", include_in_schema=False)
     async def assets(name: str) -> Response:
-        return _file(name)
+        return file(name)
 
     @app.get("/report", include_in_schema=False)
     async def report() -> Response:
@@ -187,14 +198,6 @@ def _add_page(app: FastAPI, served: Served) -> None:
             candidates=answerer.config.answer.candidates if answerer else 0,
             selection=answerer.config.select.scorer if answerer and answerer.scorer else "first",
         )  # fmt: skip
-
-
-def _file(name: str) -> Response:
-    """A file of the page. Only names that are there are ever looked for."""
-    known = {path.name: path for path in PAGE.iterdir() if path.suffix in _KINDS}
-    if name not in known:
-        raise Missing("no such file")
-    return FileResponse(known[name], media_type=_KINDS[known[name].suffix])
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
