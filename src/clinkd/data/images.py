@@ -210,9 +210,12 @@ def _confined(root: Path, relative: str | Path, place: str) -> Path:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
-        values = np.where(np.isfinite(values), values, 0)
+        values[~np.isfinite(values)] = 0
         low, span = values.min(), max(values.max() - values.min(), 1e-12)
-        return Image.fromarray(((values - low) / span * 255).round().astype(np.uint8)).convert("RGB")
+        values -= low  # in place: each copy of a large image is 320 MB
+        values /= span
+        values *= 255
+        return Image.fromarray(values.round(out=values).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, (0, 0, 0, 255)), clear).convert("RGB")
