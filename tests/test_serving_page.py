@@ -1,4 +1,4 @@
-"""The page of `clinkd serve` in a browser: images, boxes, questions, downloads and corrections, by mouse, finger and key."""
+"""The page of `clinkd serve` in a browser: images, boxes, questions, downloads, corrections; by mouse, finger, key."""
 
 from __future__ import annotations
 
@@ -444,9 +444,8 @@ def test_a_window_by_dragging_is_the_one_that_the_model_sees(page, server):
     assert np.abs(pixels(page) - theirs).max() <= 1 and np.ptp(theirs) > 50
     for chosen in ("lung", "full"):
         page.pick("#window", chosen)
-        page.until(
-            f"document.getElementById('stage').ariaBusy !== 'true' && document.getElementById('window').value === '{chosen}'"
-        )
+        page.until(f"document.getElementById('window').value === '{chosen}'")
+        page.until("document.getElementById('stage').ariaBusy !== 'true'")
         assert np.abs(pixels(page) - from_server(server, path, window=chosen).astype(int)).max() <= 1
     page.pick("#centre", "40")
     page.pick("#width", "400")
@@ -546,7 +545,7 @@ def review(page: Browser, server: Server) -> Browser:
 
 
 def decided(page: Browser, count: int) -> None:
-    page.until(f"document.querySelector('.progress').textContent.startsWith('{count} of ')")
+    page.until(f"document.querySelector('#c-progress').textContent.startsWith('{count} of ')")
 
 
 def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server):
@@ -580,9 +579,7 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
     kept = next(i for i in told["items"] if i["id"] == sent["id"])["decision"]
     assert kept["verdict"] == "edit" and kept["after"]["text"] == sent["text"]
     assert kept["after"]["boxes"] == [pytest.approx(b) for b in sent["boxes"]]
-    review.pick("#corrections .talking select:nth-of-type(1)", str(sent["round"]))
-    review.ask("[...document.querySelectorAll('#corrections select')].at(-1).value = 'decided'")
-    review.ask("[...document.querySelectorAll('#corrections select')].at(-1).dispatchEvent(new Event('change'))")
+    review.pick("#c-state", "decided")
     review.until("document.querySelectorAll('.items button').length === 3")
     for left in (2, 1, 0):
         review.click(f".items li:nth-child({3 - left}) button")
@@ -603,15 +600,18 @@ def test_the_command_for_the_next_run_is_shown_and_copied(review, server):
 
 # ---- for all ---------------------------------------------------------------------------------------------------------
 
-NAMES = """[...document.querySelectorAll('button, a, input, select, textarea, [tabindex="0"], summary, meter, progress')]
+NAMES = """[...document.querySelectorAll(
+    'button, a, input, select, textarea, [tabindex="0"], summary, meter, progress')]
   .filter((e) => e.checkVisibility() && !(e.ariaLabel || e.getAttribute('aria-labelledby') || e.textContent.trim()
     || [...(e.labels ?? [])].some((l) => l.textContent.trim()))).map((e) => e.outerHTML)"""
 SMALL = """[...document.querySelectorAll('button, a, select, input:not([type=file]), textarea, summary')]
-  .filter((e) => e.checkVisibility() && !e.closest('.skip, .words')).map((e) => [e, (e.closest('.check') ?? e).getBoundingClientRect()])
+  .filter((e) => e.checkVisibility() && !e.closest('.skip, .words'))
+  .map((e) => [e, (e.closest('.check') ?? e).getBoundingClientRect()])
   .filter(([, r]) => r.width < 24 || r.height < 24).map(([e]) => e.outerHTML)"""
 FAINT = """(() => {
   const parts = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const shine = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const shine = (c) => c.slice(0, 3).map((v) => linear(v / 255))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const back = (e) => { for (; e; e = e.parentElement) { const c = parts(getComputedStyle(e).backgroundColor);
     if (c.length && c[3] !== 0) return c; } return [255, 255, 255]; };

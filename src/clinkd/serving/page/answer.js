@@ -12,7 +12,8 @@ export const marksOf = (answer) =>
 /** Words with a chip at the place of each box, by the names given. */
 export function chipped(text, kind, names) {
   const parts = text.split("[box]");
-  return parts.flatMap((part, i) => (i ? [make("span", { class: `chip ${kind}` }, names[i - 1] ?? "box"), part] : [part]));
+  const chip = (name = "box") => make("span", { class: `chip ${kind}` }, name);
+  return parts.flatMap((part, i) => (i ? [chip(names[i - 1]), part] : [part]));
 }
 
 /** Words whose phrases and chips are linked to the marks of `marksOf`. @param {Answer} answer */
@@ -35,10 +36,9 @@ function linked(answer) {
   for (const { from, to, keys, chip } of pieces) {
     if (from < done) continue; // within a phrase already
     made.push(letters.slice(done, from).join(""));
+    const about = chip ? { class: "chip model", "aria-label": `Box ${chip}` } : { class: "phrase" };
     const words = chip ?? letters.slice(from, to).join("");
-    const named = chip ? { "aria-label": `Box ${chip}` } : {};
-    made.push(make("button", { type: "button", class: chip ? "chip model" : "phrase", "data-keys": keys.join(" "), ...named },
-      words));
+    made.push(make("button", { type: "button", "data-keys": keys.join(" "), ...about }, words));
     done = to;
   }
   return [...made, letters.slice(done).join("")];
@@ -59,7 +59,8 @@ export class Panel extends EventTarget {
     for (const name of ["pointerleave", "focusout"]) words.addEventListener(name, () => tell("point", []));
     words.addEventListener("click", (e) => keys(e).length && tell("visit", keys(e)[0]));
     const boxes = (event) => event.target.closest?.("[data-candidate]")?.boxes ?? null;
-    for (const name of ["pointerover", "focusin"]) candidates.addEventListener(name, (e) => tell("candidate", boxes(e)));
+    const looked = (e) => tell("candidate", boxes(e));
+    for (const name of ["pointerover", "focusin"]) candidates.addEventListener(name, looked);
     for (const name of ["pointerleave", "focusout"]) candidates.addEventListener(name, () => tell("candidate", null));
   }
 
@@ -85,15 +86,16 @@ export class Panel extends EventTarget {
   show(answer) {
     const said = make("p", { class: "words" }, ...linked(answer));
     if (!answer.text.trim()) said.append(make("span", { class: "soft" }, "The answer is empty."));
-    const doubt = answer.uncertain
-      ? [make("p", { class: "doubt" }, make("b", { class: "badge" }, "Uncertain"), ` ${answer.why ?? ""}`)] : [];
+    const badge = make("b", { class: "badge" }, "Uncertain");
+    const doubt = answer.uncertain ? [make("p", { class: "doubt" }, badge, ` ${answer.why ?? ""}`)] : [];
     const chosen = answer.candidates.find((c) => c.chosen);
-    const cut = chosen?.truncated ? [make("p", { class: "soft small" }, "It was cut at its greatest length.")] : [];
-    const unread = chosen?.unread.length
-      ? [make("p", { class: "soft small" }, `What stands for a box but could not be read: ${chosen.unread.join(", ")}`)] : [];
-    const agree = answer.candidates.length > 1 ? `, ${Math.round(100 * answer.support)} % agreement of candidates` : "";
-    this.words.replaceChildren(said, ...doubt, ...cut, ...unread,
-      make("p", { class: "soft small" }, `${brief(answer.seconds)} s${agree}`));
+    const notes = [
+      ...(chosen?.truncated ? ["It was cut at its greatest length."] : []),
+      ...(chosen?.unread.length ? [`Meant as a box, but not to be read: ${chosen.unread.join(", ")}`] : []),
+      `${brief(answer.seconds)} s` +
+        (answer.candidates.length > 1 ? `, ${Math.round(100 * answer.support)} % agreement of candidates` : ""),
+    ];
+    this.words.replaceChildren(said, ...doubt, ...notes.map((note) => make("p", { class: "soft small" }, note)));
     this.words.setAttribute("aria-busy", "false");
     this.candidates.replaceChildren(...(answer.candidates.length > 1 ? [this.#candidates(answer)] : []));
   }

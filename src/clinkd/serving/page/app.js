@@ -4,7 +4,7 @@ import { Panel, marksOf } from "./answer.js";
 import { ask, Failure, fetched, spelled } from "./ask.js";
 import { View } from "./canvas.js";
 import { Corrections } from "./corrections.js";
-import { brief, complain, find, make, paused, say } from "./dom.js";
+import { brief, button, complain, find, make, paused, say } from "./dom.js";
 import { saveAnswer, savePicture, saveReport } from "./download.js";
 import { open, read } from "./picture.js";
 
@@ -119,7 +119,10 @@ function display(opened, marks) {
   view.replace("candidate", []);
   view.replace("person", marks);
   const { width, height, frames, frame, dicom, modality, burned_in: burned } = picture.about;
-  const parts = [`${width} × ${height} pixels`, ...(dicom ? [`DICOM ${modality}`] : []), ...(frames > 1 ? [`${frames} frames`] : [])];
+  const parts = [
+    `${width} × ${height} pixels`,
+    ...(dicom ? [`DICOM ${modality}`] : []), ...(frames > 1 ? [`${frames} frames`] : []),
+  ];
   find("facts").textContent = parts.join(" · ");
   find("burned").hidden = burned !== "YES";
   find("frames").hidden = frames < 2;
@@ -162,10 +165,11 @@ function levels() {
   }
   const wanted = picture.shown.window;
   const own = wanted?.includes("/") ? [[wanted, "your own"]] : [];
+  const presets = hounsfield ? Object.entries(about.presets) : [];
   const known = [
     ["auto", "as the file says"], ...windows.map((w, n) => [String(n + 1), `${n + 1} of the file: ${w}`]),
     ["full", "least to greatest value"],
-    ...(hounsfield ? Object.entries(about.presets).map(([name, level]) => [name, `${name} ${level.join("/")}`]) : []), ...own,
+    ...presets.map(([name, level]) => [name, `${name} ${level.join("/")}`]), ...own,
   ];
   find("window").replaceChildren(...known.map(([value, text]) => make("option", { value }, text)));
   find("window").value = wanted ?? "auto";
@@ -221,20 +225,19 @@ function boxes() {
   }
   const chosen = subject();
   find("insert").textContent = chosen ? `Insert box ${chosen.name}` : "Insert box";
-  find("about-box").textContent = chosen ? `“This” is your box ${chosen.name}.` : "“This” is the box that you draw.";
+  find("about-box").textContent = `“This” is ${chosen ? `your box ${chosen.name}` : "the box that you draw"}.`;
 }
 
 const measure = (i) => (i % 2 ? picture.about.height : picture.about.width);
 
 function rowOf({ key, name }) {
   const numbers = SIDES.map((side, i) => make("input", {
-    type: "number", step: "any", min: 0, max: measure(i), inputmode: "decimal", "aria-label": `Box ${name}, ${side} in pixels`,
-    change: ({ target }) => type(key, i, target),
+    type: "number", step: "any", min: 0, max: measure(i), inputmode: "decimal",
+    "aria-label": `Box ${name}, ${side} in pixels`, change: ({ target }) => type(key, i, target),
   }));
-  return make("li", { "data-key": key },
-    make("button", { type: "button", class: "chip person", "aria-label": `Go to box ${name}`, click: () => view.visit(key) }, name),
-    ...numbers,
-    make("button", { type: "button", "aria-label": `Delete box ${name}`, click: () => { view.remove(key); find("stage").focus(); } }, "×"));
+  const go = button(name, () => view.visit(key), { class: "chip person", "aria-label": `Go to box ${name}` });
+  const drop = () => { view.remove(key); find("stage").focus(); };
+  return make("li", { "data-key": key }, go, ...numbers, button("×", drop, { "aria-label": `Delete box ${name}` }));
 }
 
 function type(key, i, input) {
@@ -242,7 +245,8 @@ function type(key, i, input) {
   box[i] = input.valueAsNumber / measure(i);
   const fits = box[0] >= 0 && box[1] >= 0 && box[2] <= 1 && box[3] <= 1 && box[0] < box[2] && box[1] < box[3];
   input.setAttribute("aria-invalid", String(!fits));
-  complain(fits ? "" : `No such box: left < right <= ${picture.about.width} and top < bottom <= ${picture.about.height} are wanted.`);
+  const { width, height } = picture.about;
+  complain(fits ? "" : `No such box: left < right <= ${width} and top < bottom <= ${height} are wanted.`);
   if (fits) view.put(key, box);
 }
 
@@ -266,9 +270,11 @@ panel.addEventListener("point", ({ detail }) => light(detail));
 panel.addEventListener("visit", ({ detail }) => view.visit(detail));
 panel.addEventListener("candidate", ({ detail }) => {
   find("stage").classList.toggle("trying", Boolean(detail));
-  view.replace("candidate", (detail ?? []).map((box, i) => (
-    { key: `candidate-${i + 1}`, kind: "candidate", box, name: String(i + 1), says: `Box ${i + 1} of the candidate` })));
+  view.replace("candidate", numbered("candidate", detail ?? [], "Box of the candidate"));
 });
+
+const numbered = (kind, boxes, says) =>
+  boxes.map((box, i) => ({ key: `${kind}-${i + 1}`, kind, box, name: String(i + 1), says: `${says} ${i + 1}` }));
 
 function light(keys) {
   view.light(keys);
@@ -309,8 +315,7 @@ async function put(text) {
       if (asking !== mine) return;
       if (news.draft) {
         panel.draft(news.draft);
-        view.replace("model", news.draft.boxes.map((box, i) => (
-          { key: `model-${i + 1}`, kind: "model", box, name: String(i + 1), says: `Draft of the model’s box ${i + 1}` })));
+        view.replace("model", numbered("model", news.draft.boxes, "Draft of the model’s box"));
       } else made.answer = news.answer;
     }
   } catch (error) {
@@ -360,11 +365,12 @@ function remember(made) {
   const { width, height } = made.picture.about;
   const thumb = make("canvas", { width: 48, height: 48, "aria-hidden": "true" });
   const scale = Math.min(48 / width, 48 / height);
-  thumb.getContext("2d").drawImage(made.picture.canvas, 24 - (scale * width) / 2, 24 - (scale * height) / 2, scale * width, scale * height);
-  const words = make("span", {}, make("b", {}, made.text), make("br"), make("span", { class: "soft" }, made.answer.text.replaceAll("[box]", " ▢ ")));
-  find("history").prepend(make("li", {}, make("button", {
-    type: "button", "data-number": entries.length, click: ({ currentTarget }) => back(entries[Number(currentTarget.dataset.number)]),
-  }, thumb, words)));
+  const [wide, high] = [scale * width, scale * height];
+  thumb.getContext("2d").drawImage(made.picture.canvas, 24 - wide / 2, 24 - high / 2, wide, high);
+  const said = make("span", { class: "soft" }, made.answer.text.replaceAll("[box]", " ▢ "));
+  const link = button(thumb, () => back(entries[Number(link.dataset.number)]), { "data-number": entries.length });
+  link.append(make("span", {}, make("b", {}, made.text), make("br"), said));
+  find("history").prepend(make("li", {}, link));
   entries.push(made);
   find("history-card").hidden = false;
 }

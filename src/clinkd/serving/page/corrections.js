@@ -3,11 +3,11 @@
 import { chipped } from "./answer.js";
 import { Failure, fetched, spelled } from "./ask.js";
 import { View } from "./canvas.js";
-import { complain, make, say } from "./dom.js";
+import { button, complain, find, make, say } from "./dom.js";
 
 const PAGE = 20;
 const VERDICTS = { accept: "accepted", edit: "edited", reject: "rejected" };
-const KEYS = [["A", "accept"], ["E", "edit"], ["R", "reject"], ["U", "undo"], ["J", "next"], ["K", "previous"]];
+const NONE = { open: "Nothing is open here.", decided: "Nothing is decided here yet.", all: "There is nothing here." };
 const KINDS = [["asked", "Question"], ["model", "Model’s answer"], ["truth", "Truth"], ["rewrite", "Rewrite"]];
 
 /** "[box]" marks by the names of their boxes, as they are edited. */
@@ -22,8 +22,9 @@ export class Corrections {
   /** @param {HTMLElement} root @param {number[]} rounds @param {(act: () => any) => Promise<any>} attempt */
   constructor(root, rounds, attempt) {
     Object.assign(this, { root, attempt, items: [], at: 0, offset: 0, editing: false, busy: false });
-    this.#build(rounds);
-    addEventListener("keydown", (event) => this.#key(event));
+    this.view = new View(find("c-stage"));
+    this.view.makes = null;
+    this.#wire(rounds);
     this.load();
   }
 
@@ -32,12 +33,12 @@ export class Corrections {
   async load() {
     await this.attempt(async () => {
       const words = new URLSearchParams({
-        round: this.round.value, state: this.state.value, offset: String(this.offset), limit: String(PAGE),
+        round: find("c-round").value, state: find("c-state").value, offset: String(this.offset), limit: String(PAGE),
       });
       const told = await fetched(`/v1/corrections?${words}`);
       Object.assign(this, { items: told.items, total: told.total, counts: { open: told.open, decided: told.decided } });
-      this.command.textContent = told.command;
-      this.file.textContent = told.file;
+      find("c-command").textContent = told.command;
+      find("c-file").textContent = told.file;
       this.at = 0;
       this.#list();
       this.#progress();
@@ -52,7 +53,7 @@ export class Corrections {
     this.busy = true;
     await this.attempt(async () => {
       try {
-        if (verdict === "accept" && !item.after) throw new Failure("There is no rewrite to accept. Edit it, or reject it.");
+        if (verdict === "accept" && !item.after) throw new Failure("There is no rewrite to accept. Edit or reject it.");
         const body = { id: item.id, round: item.round, verdict, ...more };
         const now = await fetched("/v1/corrections", { method: "PUT", body });
         const change = Number(Boolean(now.decision)) - Number(Boolean(item.decision));
@@ -61,7 +62,7 @@ export class Corrections {
         this.items[this.items.indexOf(item)] = now;
         this.#list();
         this.#progress();
-        say(`${now.decision ? VERDICTS[now.decision.verdict] : "open again"}. ${this.progress.textContent}`);
+        say(`${now.decision ? VERDICTS[now.decision.verdict] : "open again"}. ${find("c-progress").textContent}`);
         const next = verdict === "undo" ? -1 : this.items.findIndex((other, n) => n > this.at && !other.decision);
         if (next >= 0) this.at = next;
         this.show();
@@ -73,82 +74,50 @@ export class Corrections {
 
   // ---- what is there all the time -----------------------------------------------------------------------------------
 
-  #build(rounds) {
+  #wire(rounds) {
     const again = () => { this.offset = 0; this.load(); };
-    const choice = (all, chosen) => make("select", { change: again },
-      ...all.map(([value, text]) => make("option", { value, selected: value === chosen }, text)));
-    this.round = choice(rounds.map((n) => [String(n), `round ${n}`]), String(rounds.at(-1)));
-    this.state = choice([["open", "open"], ["decided", "decided"], ["all", "all"]], "open");
-    this.progress = make("p", { class: "progress" });
-    this.bar = make("progress", { max: 1, value: 0, "aria-label": "Decided" });
-    this.list = make("ol", { class: "items", "aria-label": "Corrections" });
-    this.pages = make("p", { class: "soft small" });
-    this.earlier = make("button", { type: "button", click: () => this.#page(false) }, "Earlier");
-    this.later = make("button", { type: "button", click: () => this.#page(true) }, "Later");
-    this.command = make("code", { tabindex: 0 });
-    this.file = make("code");
-    this.shortcuts = make("input", { type: "checkbox", checked: true });
-    const stage = make("div", { class: "stage", tabindex: 0, role: "application", "aria-label": "Image of the correction" });
-    this.view = new View(stage);
-    this.view.makes = null;
-    this.kinds = KINDS.map(([kind, text]) => make("label", { class: "check" },
-      make("input", { type: "checkbox", checked: true, change: ({ target }) => stage.classList.toggle(`no-${kind}`, !target.checked) }),
-      make("span", { class: `chip ${kind}` }, text)));
-    this.detail = make("div", { class: "detail", tabindex: -1 });
-    this.actions = make("div", { class: "bar", role: "group", "aria-label": "Verdict" });
+    const on = (id, act, name = "click") => find(id).addEventListener(name, act);
+    find("c-round").append(...rounds.map((n) => make("option", { value: n }, `round ${n}`)));
+    find("c-round").value = rounds.at(-1);
+    on("c-round", again, "change");
+    on("c-state", again, "change");
+    on("c-earlier", () => this.#page(false));
+    on("c-later", () => this.#page(true));
+    on("c-kinds", ({ target }) => find("c-stage").classList.toggle(`no-${target.value}`, !target.checked), "change");
+    on("c-out", () => this.view.zoom(0.8));
+    on("c-in", () => this.view.zoom(1.25));
+    on("c-fit", () => this.view.fit());
+    on("c-copy", () => this.attempt(() => this.#copy()));
     this.view.addEventListener("marks", () => this.#tidy());
-    const copied = async () => {
-      await navigator.clipboard.writeText(this.command.textContent);
+    addEventListener("keydown", (event) => this.#key(event));
+  }
+
+  async #copy() {
+    try {
+      await navigator.clipboard.writeText(find("c-command").textContent);
       say("The command is copied.");
-    };
-    const copy = make("button", { type: "button", click: () => this.attempt(() => copied().catch(() => {
-      getSelection().selectAllChildren(this.command);
+    } catch {
+      getSelection().selectAllChildren(find("c-command"));
       throw new Failure("The browser does not let this page copy. The command is selected: copy it by hand.");
-    })) }, "Copy");
-    this.root.append(
-      make("h2", {}, "Corrections"),
-      make("p", { class: "soft" }, "Answers of the model to training questions that missed the truth, and how they were rewritten. ",
-        "What you decide is saved at once; the next run can learn from it."),
-      make("div", { class: "two" },
-        make("section", { class: "looking", "aria-label": "Image of the correction" }, stage,
-          make("div", { class: "bar" }, ...this.kinds),
-          make("div", { class: "bar" },
-            make("button", { type: "button", "aria-label": "Zoom out", click: () => this.view.zoom(0.8) }, "−"),
-            make("button", { type: "button", "aria-label": "Zoom in", click: () => this.view.zoom(1.25) }, "+"),
-            make("button", { type: "button", click: () => this.view.fit() }, "Fit"))),
-        make("div", { class: "talking" },
-          make("section", { class: "card", "aria-label": "This correction" }, this.detail, this.actions),
-          make("section", { class: "card", "aria-label": "All corrections" },
-            make("div", { class: "bar" }, make("label", {}, "Round ", this.round), make("label", {}, "Show ", this.state)),
-            this.bar, this.progress, this.list,
-            make("div", { class: "bar" }, this.earlier, this.later, this.pages)),
-          make("section", { class: "card" },
-            make("h3", {}, "Learn from it"),
-            make("p", { class: "small soft" }, "Decisions are in ", this.file, ". The next run:"),
-            make("div", { class: "command" }, this.command, copy)),
-          make("section", { class: "card small" },
-            make("h3", {}, "Keys"),
-            make("p", {}, "On the image while you edit: Enter makes a box, arrows move it, Shift with arrows moves its right or ",
-              "lower edge, Ctrl makes steps finer, Delete removes it."),
-            make("p", {}, ...KEYS.flatMap(([key, what]) => [make("kbd", {}, key), ` ${what}  `])),
-            make("label", { class: "check" }, this.shortcuts, "These keys are on")))));
+    }
   }
 
   /** Those after, or those before; what was decided here is no longer among the open ones, nor the other way round. */
   #page(forward) {
-    const stay = this.items.filter((item) => this.state.value === "all" || Boolean(item.decision) === (this.state.value === "decided"));
+    const state = find("c-state").value;
+    const stay = this.items.filter((item) => state === "all" || Boolean(item.decision) === (state === "decided"));
     this.offset = Math.max(0, this.offset + (forward ? stay.length : -PAGE));
     this.load();
   }
 
   #progress() {
     const { open, decided } = this.counts;
-    this.progress.textContent = `${decided} of ${open + decided} decided`;
-    Object.assign(this.bar, { max: open + decided || 1, value: decided });
-    this.earlier.disabled = this.offset === 0;
-    this.later.disabled = this.offset + this.items.length >= this.total;
+    find("c-progress").textContent = `${decided} of ${open + decided} decided`;
+    Object.assign(find("c-bar"), { max: open + decided || 1, value: decided });
+    find("c-earlier").disabled = this.offset === 0;
+    find("c-later").disabled = this.offset + this.items.length >= this.total;
     const last = this.offset + this.items.length;
-    this.pages.textContent = this.items.length ? `${this.offset + 1} to ${last} of ${this.total}` : "";
+    find("c-pages").textContent = this.items.length ? `${this.offset + 1} to ${last} of ${this.total}` : "";
   }
 
   #list() {
@@ -159,18 +128,18 @@ export class Corrections {
         make("span", { class: `verdict ${verdict ?? ""}` }, mark), " ",
         make("span", {}, `${item.task} · ${item.modality} · ${item.question.text.replaceAll("[box]", "▢")}`)));
     });
-    const held = this.list.contains(document.activeElement);
-    this.list.replaceChildren(...rows);
-    if (held) this.list.querySelectorAll("button")[this.at]?.focus();
+    const held = find("c-list").contains(document.activeElement);
+    find("c-list").replaceChildren(...rows);
+    if (held) find("c-list").querySelectorAll("button")[this.at]?.focus();
   }
 
   go(n) {
-    if (n < 0 && !this.earlier.disabled) this.#page(false);
-    if (n >= this.items.length && !this.later.disabled) this.#page(true);
+    if (n < 0 && !find("c-earlier").disabled) this.#page(false);
+    if (n >= this.items.length && !find("c-later").disabled) this.#page(true);
     if (!this.items[n]) return;
     this.at = n;
     this.show();
-    this.detail.focus({ preventScroll: true });
+    find("c-detail").focus({ preventScroll: true });
   }
 
   // ---- one correction -----------------------------------------------------------------------------------------------
@@ -180,13 +149,12 @@ export class Corrections {
     this.editing = false;
     this.view.makes = null;
     this.view.select(null);
-    for (const button of this.list.querySelectorAll("button")) {
+    for (const button of find("c-list").querySelectorAll("button")) {
       button.setAttribute("aria-current", String(Number(button.dataset.number) === this.at));
     }
     if (!item) {
-      const none = { open: "Nothing is open here.", decided: "Nothing is decided here yet." }[this.state.value] ?? "There is nothing here.";
-      this.detail.replaceChildren(make("p", {}, none));
-      this.actions.replaceChildren();
+      find("c-detail").replaceChildren(make("p", {}, NONE[find("c-state").value]));
+      find("c-actions").replaceChildren();
       for (const [kind] of KINDS) this.view.replace(kind, []);
       this.view.stage.hidden = true;
       return;
@@ -196,31 +164,35 @@ export class Corrections {
     const after = item.decision?.verdict === "edit" ? item.decision.after : item.after;
     const parts = { asked: item.question, model: item.before, truth: item.truth, rewrite: after };
     for (const [kind, text] of KINDS) {
-      const prefix = kind === "model" ? "answer" : kind;
-      const names = named(prefix, parts[kind]?.boxes ?? []);
-      this.view.replace(kind, (parts[kind]?.boxes ?? []).map((box, i) => ({ key: `${kind}-${i}`, kind, box, name: names[i], says: `${text}, box ${i + 1}` })));
+      const boxes = parts[kind]?.boxes ?? [], names = named(kind === "model" ? "answer" : kind, boxes);
+      this.view.replace(kind, boxes.map((box, i) => (
+        { key: `${kind}-${i}`, kind, box, name: names[i], says: `${text}, box ${i + 1}` })));
     }
-    const row = (kind, title) => [make("dt", {}, title), make("dd", {}, ...(parts[kind]
-      ? chipped(parts[kind].text, kind, named("box", parts[kind].boxes).map((name) => name.replace("box ", "")))
-      : [make("span", { class: "soft" }, item.rejected ? `none: ${item.rejected}` : "none")]))];
+    const none = make("span", { class: "soft" }, item.rejected ? `none: ${item.rejected}` : "none");
+    const words = (kind) => chipped(parts[kind].text, kind, named("box", parts[kind].boxes));
+    const row = (kind, title) => [make("dt", {}, title), make("dd", {}, ...(parts[kind] ? words(kind) : [none]))];
     const verdict = item.decision?.verdict;
-    this.words = make("dl", {}, ...row("asked", "Question"), ...row("model", "The model answered"), ...row("truth", "Truth"),
+    this.words = make("dl", {},
+      ...row("asked", "Question"), ...row("model", "The model answered"), ...row("truth", "Truth"),
       make("dt", {}, "Why it was wrong"), make("dd", {}, item.reasons.join(", ") || "–"),
       ...row("rewrite", verdict === "edit" ? "Your rewrite" : `Rewrite${item.by ? ` (${item.by})` : ""}`));
-    this.detail.replaceChildren(
-      make("h3", {}, `${item.task} · ${item.modality} `, make("span", { class: `verdict ${verdict ?? ""}` }, verdict ? VERDICTS[verdict] : "open")),
+    find("c-detail").replaceChildren(
+      make("h3", {}, `${item.task} · ${item.modality} `,
+        make("span", { class: `verdict ${verdict ?? ""}` }, verdict ? VERDICTS[verdict] : "open")),
       this.words);
     this.#act([
-      ["accept", "Accept", () => this.decide("accept"), !item.after], ["edit", "Edit", () => this.edit(), false],
-      ["reject", "Reject", () => this.decide("reject"), false], ["undo", "Undo", () => this.decide("undo"), !item.decision],
+      ["accept", "Accept", () => this.decide("accept"), !item.after],
+      ["edit", "Edit", () => this.edit()],
+      ["reject", "Reject", () => this.decide("reject")],
+      ["undo", "Undo", () => this.decide("undo"), !item.decision],
     ]);
   }
 
   #act(all) {
-    const held = this.actions.contains(document.activeElement);
-    this.actions.replaceChildren(...all.map(([name, text, click, disabled]) =>
-      make("button", { type: "button", click, disabled, "data-verdict": name, class: name === "accept" || name === "save" ? "strong" : "" }, text)));
-    if (held) this.detail.focus({ preventScroll: true });
+    const held = find("c-actions").contains(document.activeElement);
+    find("c-actions").replaceChildren(...all.map(([name, text, click, disabled = false], n) => (
+      button(text, click, { disabled, "data-verdict": name, class: n ? "" : "strong" }))));
+    if (held) find("c-detail").focus({ preventScroll: true });
   }
 
   async #picture(item) {
@@ -249,9 +221,10 @@ export class Corrections {
     this.text = make("textarea", { rows: 4, maxlength: 4000, "aria-describedby": "edit-help" });
     this.text.value = lettered(from, marks);
     this.hint = make("p", { class: "soft small", id: "edit-help" });
-    const insert = make("button", { type: "button", click: () => this.#insert() }, "Insert box");
-    this.detail.replaceChildren(this.detail.firstElementChild, this.words, make("label", { class: "rewriting" }, "Your rewrite", this.text), this.hint, make("div", { class: "bar" }, insert));
-    this.#act([["save", "Save", () => this.#save(), false], ["cancel", "Cancel", () => { complain(""); this.show(); }, false]]);
+    find("c-detail").replaceChildren(find("c-detail").firstElementChild, this.words,
+      make("label", { class: "rewriting" }, "Your rewrite", this.text), this.hint,
+      make("div", { class: "bar" }, button("Insert box", () => this.#insert())));
+    this.#act([["save", "Save", () => this.#save()], ["cancel", "Cancel", () => { complain(""); this.show(); }]]);
     this.#tidy();
     this.text.focus();
   }
@@ -284,9 +257,11 @@ export class Corrections {
 
   #key(event) {
     const typing = event.target.closest("input:not([type=checkbox]), textarea, select");
-    if (this.root.hidden || typing || event.ctrlKey || event.altKey || event.metaKey || !this.shortcuts.checked || this.editing) return;
+    const off = this.root.hidden || this.editing || !find("c-shortcuts").checked;
+    if (off || typing || event.ctrlKey || event.altKey || event.metaKey) return;
     const act = {
-      a: () => this.decide("accept"), e: () => this.edit(), r: () => this.decide("reject"), u: () => this.items[this.at]?.decision && this.decide("undo"),
+      a: () => this.decide("accept"), e: () => this.edit(), r: () => this.decide("reject"),
+      u: () => this.items[this.at]?.decision && this.decide("undo"),
       j: () => this.go(this.at + 1), k: () => this.go(this.at - 1),
     }[event.key.toLowerCase()];
     if (!act) return;

@@ -16,6 +16,9 @@ const fill = (made, attributes, inside) => {
 /** An HTML element; functions among the attributes listen to the event of that name. */
 export const make = (name, attributes = {}, ...inside) => fill(document.createElement(name), attributes, inside);
 
+/** A button that does something. */
+export const button = (text, click, more = {}) => make("button", { type: "button", click, ...more }, text);
+
 /** An SVG element. */
 export const draw = (name, attributes = {}, ...inside) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, inside);

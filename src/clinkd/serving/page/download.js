@@ -66,7 +66,8 @@ function burn(context, { kind, box: [x1, y1, x2, y2], name }, width, height, siz
   context.strokeRect(...at);
   const wide = context.measureText(name).width + 0.6 * size, high = 1.25 * size;
   const [left, top] = [at[0], at[1]];
-  const y = corner[0] === "n" ? (top >= high ? top - high : top) : (y2 * height + high <= height ? y2 * height : y2 * height - high);
+  const end = y2 * height; // the label is outside, or else inside
+  const y = corner[0] === "n" ? Math.max(top - high, top < high ? top : 0) : end + high <= height ? end : end - high;
   const x = corner[1] === "w" ? left : Math.max(0, x2 * width - wide);
   context.fillStyle = colour;
   context.fillRect(x, y, wide, high);
@@ -76,14 +77,14 @@ function burn(context, { kind, box: [x1, y1, x2, y2], name }, width, height, siz
 
 /** The answer and what it is about; neither the picture nor the name of its file, which may name a patient. */
 export function saveAnswer(entry, about) {
-  const { width, height } = entry.picture.about;
-  const placed = (box) => ({ fractions: box, pixels: [box[0] * width, box[1] * height, box[2] * width, box[3] * height] });
+  const { width, height, frame, frames } = entry.picture.about;
+  const placed = (box) => ({ fractions: box, pixels: box.map((v, i) => v * (i % 2 ? height : width)) });
   const made = {
     notice: about.notice,
     model: about.name,
     version: about.version,
     time: entry.time,
-    image: { width, height, frame: entry.picture.about.frame, frames: entry.picture.about.frames, window: entry.shown.window },
+    image: { width, height, frame, frames, window: entry.shown.window },
     question: { text: entry.question.text, boxes: entry.question.boxes.map(placed) },
     answer: {
       text: entry.answer.text,
