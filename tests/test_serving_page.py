@@ -140,6 +140,32 @@ def test_a_file_is_opened_by_the_button_and_by_a_drop(page, png):
     assert (pixels(page) == np.asarray(Image.open(png))).all()
 
 
+def test_a_jpeg_and_a_text_burned_in_are_told_as_they_are(page, server, tmp_path):
+    path = tmp_path / "picture.jpg"
+    picture(90, 70).save(path, quality=80)
+    open_file(page, path)
+    assert (pixels(page) == from_server(server, path)).all() and page.ask("document.getElementById('burned').hidden")
+    ds = dcmread(get_testdata_file("CT_small.dcm"))
+    ds.BurnedInAnnotation = "YES"
+    ds.save_as(tmp_path / "burned.dcm")
+    open_file(page, tmp_path / "burned.dcm")
+    assert page.ask("document.getElementById('burned').checkVisibility()")
+
+
+def test_the_line_of_state_follows_the_model(page, server):
+    try:
+        server.engine.state, server.engine.why = "failed", "its folder is empty"
+        page.visit(server.url + "/", 1280, 900)
+        page.until("document.getElementById('state').textContent === 'model failed: its folder is empty'")
+        server.engine.state, server.engine.why = "loading", None
+        page.visit(server.url + "/", 1280, 900)
+        page.until("document.getElementById('state').textContent === 'model is loading'")
+    finally:
+        server.engine.state, server.engine.why = "ready", None
+    page.until("document.getElementById('state').textContent === 'model is ready'")
+    assert text(page, "#model") == "small"
+
+
 def test_what_is_no_image_is_told_in_a_line(page, tmp_path):
     path = tmp_path / "words.png"
     path.write_text("no image at all")
@@ -492,11 +518,20 @@ def arrived(folder: Path, ending: str) -> bytes:
     return found[0].read_bytes()
 
 
+URLS = """(() => { window.made = []; window.revoked = []; window.later = [];
+  const { createObjectURL: make, revokeObjectURL: revoke } = URL;
+  URL.createObjectURL = (blob) => { const url = make(blob); made.push(url); return url; };
+  URL.revokeObjectURL = (url) => { revoked.push(url); revoke(url); };
+  const real = setTimeout;
+  window.setTimeout = (act, ms) => (ms === 10000 ? later.push(act) : real(act, ms)); })()"""
+
+
 def test_picture_and_answer_are_saved(page, png, tmp_path):
     faked(page, png)
     page.ask("finish()")
     page.until("!document.getElementById('saving').hidden")
     page.downloads(tmp_path)
+    page.ask(URLS)
     page.click("#save-png")
     page.click("#save-json")
     told = json.loads(arrived(tmp_path, "json"))
@@ -511,8 +546,10 @@ def test_picture_and_answer_are_saved(page, png, tmp_path):
     same = (seen[:HIGH] == plain).all(-1)
     assert same[50:78, 10:60].all() and not same[8, 12:48].any()  # untouched beside the boxes, drawn on their sides
     assert np.ptp(seen[HIGH:]) > 200  # words below
+    page.ask("later.forEach((act) => act())")
+    assert page.ask("made.length === 2 && made.every((url) => revoked.includes(url))")
     assert page.ask("document.getElementById('save-sr').disabled")
-    assert "no" in text(page, "#sr-why") or "none" in text(page, "#sr-why")
+    assert text(page, "#sr-why") == "A DICOM SR needs a DICOM image; this one is none."
 
 
 def test_a_report_is_saved_for_a_dicom(page, film, tmp_path):
@@ -585,6 +622,47 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
         review.click(f".items li:nth-child({3 - left}) button")
         review.press("u")
         decided(review, left)
+
+
+MANY = """(() => {
+  const pixel = document.createElement('canvas').toDataURL();
+  const { set } = Object.getOwnPropertyDescriptor(HTMLImageElement.prototype, 'src');
+  Object.defineProperty(HTMLImageElement.prototype, 'src', { set(_) { set.call(this, pixel); } });
+  const real = fetch, all = [...Array(45).keys()].map((n) => ({
+    id: `item ${n}`, round: 1, modality: 'ct', task: 'VG', question: {text: `question ${n}`, boxes: []},
+    before: {text: 'so', boxes: []}, truth: {text: 'yes', boxes: []}, after: {text: 'no', boxes: []}, by: '',
+    reasons: [], rejected: null, image: {width: 1, height: 1}, decision: null }));
+  window.decided = [];
+  window.fetch = (path, how = {}) => {
+    const told = (value) => Promise.resolve(new Response(JSON.stringify(value)));
+    if (how.method === 'PUT') {
+      const { id, verdict } = JSON.parse(how.body), found = all.find((item) => item.id === id);
+      decided.push(id);
+      found.decision = {verdict, after: null};
+      return told(structuredClone(found));
+    }
+    const asked = new URLSearchParams(path.split('?')[1]), open = all.filter((item) => !item.decision);
+    const at = Number(asked.get('offset'));
+    return path.startsWith('/v1/corrections') ? told({round: 1, rounds: [1], total: open.length, open: open.length,
+      decided: 45 - open.length, file: 'f', command: 'c', items: open.slice(at, at + 20)}) : real(path, how);
+  };
+})()"""
+
+
+def test_no_open_correction_is_passed_over_from_page_to_page(review):
+    review.ask(MANY)
+    review.pick("#c-round", "1")
+    review.until("document.getElementById('c-pages').textContent === '1 to 20 of 45'")
+    for number in range(45):
+        review.until(
+            f"document.querySelector('#c-list [aria-current=true]')?.textContent.endsWith('question {number}')"
+        )
+        review.press("r")
+        review.until(f"decided.length === {number + 1}")
+        decided(review, number + 1)
+        if number in (19, 39):
+            review.press("j")
+    assert review.ask("decided") == [f"item {n}" for n in range(45)]
 
 
 def test_the_command_for_the_next_run_is_shown_and_copied(review, server):
