@@ -7,6 +7,7 @@ import { button, complain, find, make, say } from "./dom.js";
 
 const PAGE = 20;
 const VERDICTS = { accept: "accepted", edit: "edited", reject: "rejected" };
+const LETTERS = { accept: "A", edit: "E", reject: "R", undo: "U" };
 const NONE = { open: "Nothing is open here.", decided: "Nothing is decided here yet.", all: "There is nothing here." };
 const KINDS = [["asked", "Question"], ["model", "Model’s answer"], ["truth", "Truth"], ["rewrite", "Rewrite"]];
 
@@ -191,7 +192,9 @@ export class Corrections {
   #act(all) {
     const held = find("c-actions").contains(document.activeElement);
     find("c-actions").replaceChildren(...all.map(([name, text, click, disabled = false], n) => (
-      button(text, click, { disabled, "data-verdict": name, class: n ? "" : "strong" }))));
+      button(text, click, {
+        disabled, "data-verdict": name, class: n ? "" : "strong", "aria-keyshortcuts": LETTERS[name],
+      }))));
     if (held) find("c-detail").focus({ preventScroll: true });
   }
 
