@@ -15,6 +15,14 @@ from clinkd.storage import cache_folder
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure() -> None:
+    """Of several processes of tests each stays on a core of its own, with all that it starts: where two take two
+    threads each, as torch does by the number of cores, they wait for each other."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def users_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The user's own cache, which tests leave alone unless they ask for it: they find an empty one, without SPICE."""

@@ -38,7 +38,7 @@ CORPORA = {
 
 
 @pytest.fixture(scope="module")
-def scores(shared: Path) -> dict[str, CaptionScores]:
+def scores(shared: Path, counted: captions._Memory) -> dict[str, CaptionScores]:
     """Every corpus of this file, through one tokenizer and one METEOR."""
     corpora = dict(CORPORA)
     golden = shared / "data" / "golden"
@@ -47,7 +47,9 @@ def scores(shared: Path) -> dict[str, CaptionScores]:
     for line in (golden / "official" / "mia.jsonl").open():
         row = Answered.from_json(json.loads(line))
         corpora.setdefault(f"mia {row.modality}", []).append(Caption(clean(row.response), (row.annotation,)))
-    return caption_scores(corpora)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captions, "_memory", counted)
+        return caption_scores(corpora)
 
 
 def test_published_example_of_coco(scores: dict[str, CaptionScores], shared: Path) -> None:

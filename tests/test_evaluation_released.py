@@ -111,6 +111,7 @@ def test_a_full_stop_of_the_truth_is_demanded_by_the_scripts_alone(tmp_path: Pat
     assert strict_hits(found["official"]) == (0, 1) and strict_hits(found["strict"]) == (1, 1)
 
 
+@pytest.mark.usefixtures("one_meteor")
 def test_captions_keep_every_paragraph_and_no_line_is_shifted(tmp_path: Path) -> None:
     truth = "The liver is large and bright."
     hostile = "The liver\r is large\u2028 and\x0b bright."

@@ -265,6 +265,7 @@ def test_facts_are_counted_tuple_by_tuple() -> None:
     assert other["Facts F1"] == 0  # an attribute belongs to its name
 
 
+@pytest.mark.usefixtures("one_meteor")
 def test_mbmr_is_of_each_modality_as_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: dict[Caption, captions.Counts] = {}
 

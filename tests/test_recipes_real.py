@@ -21,6 +21,7 @@ from clinkd.model import new_tiny, texts_of
 from clinkd.model.qwen2vl import ClinkdModel
 from clinkd.records import ImageRef, Sample, Task
 
+pytestmark = pytest.mark.usefixtures("one_meteor")
 TESTS = {Task.VG: "VG", Task.ROC: "RO", Task.RC: "GC", Task.MIA: "MII"}
 
 
