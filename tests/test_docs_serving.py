@@ -1,0 +1,64 @@
+"""docs/SERVING.md: its commands are the program's, its routes and figures those there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from clinkd.cli import _parser
+from clinkd.config import override
+from clinkd.experiments import demo
+from clinkd.inference.doubt import CERTAIN
+from clinkd.pipeline.reviewing import FILE
+from clinkd.serving.app import Served, create
+from clinkd.serving.asking import Desk
+from clinkd.serving.decoding import Decoders
+from clinkd.serving.engine import Engine
+from clinkd.serving.limits import NOTICE, Limits
+
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "SERVING.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_is_one_of_the_programs(line: str, tmp_path: Path) -> None:
+    words = shlex.split(line, comments=True)
+    assert words[0] == "clinkd"
+    args = _parser().parse_args(words[1:])
+    if words[1] == "run":
+        file = tmp_path / FILE
+        file.touch()
+        override(demo(), [f"reflect.replay={file}"])
+        assert args.settings == [f"reflect.replay=runs/demo/{FILE}"]
+
+
+def test_every_route_is_told() -> None:
+    limits = Limits()
+
+    def never() -> None:
+        raise AssertionError
+
+    class Review:
+        rounds = (1,)
+
+    desk = Desk(Engine(never, 1, 1), Decoders(limits), limits)
+    described = create(Served("x", desk, "x", None, Review())).openapi()["paths"]
+    told = {m for cell in re.findall(r"^\| (`.*?) \|", TEXT, re.M) for m in re.findall(r"(/[\w/]+)", cell)}
+    assert told == set(described)
+
+
+def test_figures_and_pictures_are_those_there_are() -> None:
+    limits = Limits()
+    assert NOTICE.rstrip(".").lower() in TEXT.lower()
+    assert f"below {CERTAIN:g}" in TEXT and FILE in TEXT
+    for said in (
+        f"{limits.body_bytes >> 20} MB", f"{limits.held_bytes >> 20} MB", f"{limits.pixels // 10**6} million pixels",
+        f"{limits.frames:,} frames", f"{limits.decoder_bytes >> 30} GB", f"{limits.decoder_seconds:g} s each",
+    ):  # fmt: skip
+        assert said in " ".join(TEXT.split()), said
+    for picture in re.findall(r"!\[.+?\]\((\S+?)\)", TEXT):
+        assert (DOCS / picture).is_file()
