@@ -7,6 +7,7 @@ import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from PIL import Image
 from clinkd import data
 from clinkd.correction import HUMAN, presentable
 from clinkd.pipeline.correcting import CORRECTIONS
-from clinkd.pipeline.prepared import about, read_split
+from clinkd.pipeline.prepared import about
 from clinkd.pipeline.runs import RUNS, Run
 from clinkd.records import BadInput, BoxedText, Correction, Sample
 from clinkd.storage import JsonLines, write_lines
@@ -51,15 +52,27 @@ class Review:
         """Raises BadInput where a file that is there already is none of ours."""
         self.run, self.file = run, run.folder / FILE
         done = [s for s in run.status() if s.name.startswith("reflect-") and s.state == "done"]
-        found = [Correction.from_json(r) for s in done for r in JsonLines(s.folder / CORRECTIONS).read()]
-        self._wrong = {(c.id, c.round): c for c in found if c.wrong}
-        self.rounds = sorted({c.round for c in found})
-        prepared = run.stage("prepare")
-        self._root = about(prepared).root
-        wanted = {i for i, _ in self._wrong}
-        self._samples = {s.id: s for s in read_split(prepared, "train") if s.id in wanted} if wanted else {}
+        self._stages = {int(s.name.removeprefix("reflect-")): s.folder for s in done}
+        self._prepared = run.stage("prepare")
         self._decided = self._read()
         self._lock = threading.Lock()
+
+    @property
+    def rounds(self) -> list[int]:
+        """Of reflection, those that are done."""
+        return sorted(self._stages)
+
+    @cached_property
+    def _wrong(self) -> dict[tuple[str, int], Correction]:
+        """Read when somebody looks: seconds, in a large run."""
+        lines = (r for n in self.rounds for r in JsonLines(self._stages[n] / CORRECTIONS).read() if r["reasons"])
+        return {(c.id, c.round): c for c in map(Correction.from_json, lines)}
+
+    @cached_property
+    def _samples(self) -> dict[str, Sample]:
+        wanted = {id for id, _ in self._wrong}
+        lines = (r for r in JsonLines(self._prepared / "train.jsonl").read() if r["id"] in wanted)
+        return {s.id: s for s in map(Sample.from_json, lines)}
 
     def _read(self) -> dict[tuple[str, int], Correction]:
         try:
@@ -92,7 +105,7 @@ class Review:
 
     def picture(self, id: str, round: int) -> Image.Image:
         """What the question is about. Raises BadInput where there is none, or it cannot be opened."""
-        return data.open_image(self._root, self.one(id, round).sample.images[0])
+        return data.open_image(about(self._prepared).root, self.one(id, round).sample.images[0])
 
     def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> Reviewed:
         """Keep a decision, in the place of an earlier one; `after` is wanted for an edit, and for it alone.

@@ -328,7 +328,7 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         limit: int = Query(20, ge=1, le=100),
     ) -> schemas.Items:
         """Answers of a round that were wrong, with their rewrites, and what a person decided."""
-        found = review.of_round(round)
+        found = await asyncio.to_thread(review.of_round, round)
         decided = [r for r in found if r.decided is not None]
         open_ = [r for r in found if r.decided is None]
         chosen = {"open": open_, "decided": decided, "all": found}[state]
