@@ -1,0 +1,69 @@
+"""Are uncertain answers wrong more often? Of a finished run's test answers, by task.
+
+    python -m benchmarks.doubt RUN [--json]
+
+An answer counts as wrong where its boxes meet the truth by less than IoU 0.5, or where it names other structures than
+the truth or contradicts it. Uncertain is what `clinkd serve` calls so. AUC: how well the support tells right answers
+from wrong ones, 0.5 being chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.report import Row, add_outputs, show
+from transformers import AutoTokenizer
+
+from clinkd.agreement import alike, conflicts, named
+from clinkd.inference.doubt import CERTAIN, doubt
+from clinkd.pipeline.prepared import about, read_predictions, read_split
+from clinkd.pipeline.runs import find
+from clinkd.records import BoxedText, Candidate
+
+
+def wrong(answer: BoxedText, truth: BoxedText, names: tuple[str, ...]) -> bool:
+    if truth.boxes:
+        return alike(answer, truth) < 0.5
+    other = set(named(answer.words, names)) != set(named(truth.words, names))
+    return other or bool(conflicts(answer.words, truth.words))
+
+
+def auc(right: list[float], missed: list[float]) -> float:
+    pairs = [(a > b) + 0.5 * (a == b) for a in right for b in missed]
+    return sum(pairs) / len(pairs) if pairs else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    add_outputs(parser)
+    args = parser.parse_args()
+    run = find(args.run, args.runs)
+    prepared = run.stage("prepare")
+    names = about(prepared).lexicon.names
+    tokenizer = AutoTokenizer.from_pretrained(run.stage(run.last_trained) / "model")
+    test = {s.id: s for s in read_split(prepared, "test")}
+
+    def length(candidate: Candidate) -> int:
+        return max(1, len(tokenizer.encode(candidate.raw, add_special_tokens=False)) + (not candidate.truncated))
+
+    support: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
+    for prediction in read_predictions(run.stage("select")):
+        sample = test[prediction.id]
+        found = doubt(prediction, [length(c) for c in prediction.candidates], names)
+        support[sample.task.value][wrong(prediction.answer.answer, sample.answer, names)].append(found.support)
+    rows = []
+    for task, by in support.items():
+        unsure, sure = ([sum(v < CERTAIN for v in by[w]) for w in (True, False)],
+                        [sum(v >= CERTAIN for v in by[w]) for w in (True, False)])  # fmt: skip
+        shares = [100 * missed / max(1, missed + right) for missed, right in (unsure, sure)]
+        print(f"{task}: {sum(unsure)} of {sum(unsure) + sum(sure)} uncertain, AUC {auc(by[False], by[True]):.2f}")
+        rows.append(Row(f"{task}, uncertain answers that are wrong", shares[0], shares[1], "of certain ones", "%"))
+    show(rows, args)
+
+
+if __name__ == "__main__":
+    main()
