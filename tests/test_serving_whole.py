@@ -89,7 +89,6 @@ def the_whole_way(page: Browser, server: Server, run: Path, folder: Path) -> lis
 
     page.click("#to-corrections")
     page.until("document.querySelectorAll('.items button').length > 2")
-    page.pick("#c-round", "1")
     page.until("document.querySelector('#c-progress').textContent.startsWith('0 of ')")
     edited = []
     for number in range(3):
@@ -126,7 +125,7 @@ def test_open_draw_ask_see_save_correct_and_learn(which, request, tmp_path, monk
         ).json()["command"]
     monkeypatch.chdir(runs)
     assert main(shlex.split(command)[1:]) == 0
-    stage = runs / f"{which}-corrected" / "stages" / "reflect-1"
+    stage = runs / f"{which}-corrected" / "stages" / "reflect-2"  # the page begins with the last round
     made = {c["id"]: c for c in map(json.loads, (stage / "corrections.jsonl").open())}
     assert len(set(edited)) == 3
     for name in edited:
