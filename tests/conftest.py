@@ -61,7 +61,8 @@ def one_meteor(counted: captions._Memory) -> Iterator[None]:
 SMALL_RUN = [
     "data.phantoms.train_images=32", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
     "data.workers=1", "teacher.share=0.5", "teacher.fit.epochs=1", "distill.fit.epochs=1", "reflect.fit.epochs=1",
-    'data.phantoms.tasks=["VG","ROC"]', "reflect.review_share=0.2", "reflect.recheck=0", "select.clip.epochs=1", "select.clip.rows=16",
+    'data.phantoms.tasks=["VG","ROC"]', "reflect.review_share=0.2", "reflect.recheck=0",
+    "select.clip.epochs=1", "select.clip.rows=16",
     "answer.max_new_tokens=16", "evaluate.shuffled=false", "evaluate.replicates=20", "model.tiny.hidden=48",
     "model.tiny.layers=1", "model.tiny.heads=2", "threads=1",
 ]  # fmt: skip
