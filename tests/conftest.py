@@ -58,6 +58,18 @@ def one_meteor(counted: captions._Memory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def failing_java(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Java that fails, for processes that are started here: they score without METEOR, whose start takes longer than
+    all else that they do. Its folder, the first of PATH."""
+    java = tmp_path_factory.mktemp("bin") / "java"
+    java.write_text("#!/bin/sh\nexit 1\n")
+    java.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{java.parent}{os.pathsep}{os.environ['PATH']}")
+        yield str(java.parent)
+
+
 SMALL_RUN = [
     "data.phantoms.train_images=32", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
     "data.workers=1", "teacher.share=0.5", "teacher.fit.epochs=1", "distill.fit.epochs=1", "reflect.fit.epochs=1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,8 @@ SMALL = [
     "data.workers=1", "teacher.share=0.4", "reflect.review_share=0.1", "reflect.rounds=1", "select.scorer=first",
     "answer.max_new_tokens=12", "answer.batch=8", "distill.teacher_as=states", "distill.targets=mixed",
     "model.tiny.hidden=48", "model.tiny.layers=1", "model.tiny.heads=2", "evaluate.replicates=20",
+    "model.tiny.pretrain.vision.rows=12", "model.tiny.pretrain.pairs.rows=12", "teacher.fit.rows=8",
+    "distill.fit.rows=8", "reflect.fit.rows=8", "threads=1",
 ]  # fmt: skip
 
 
@@ -53,7 +56,8 @@ def config() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def told(config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Forecast]:
+def told(config, failing_java, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Forecast]:
+    """What a trial tells that scores captions without METEOR."""
     runs = tmp_path_factory.mktemp("runs")
     return runs, pipeline.forecast(config, runs)
 
@@ -75,6 +79,13 @@ def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(con
     weights = stage_record(run.stage("base"))["recorded"]["parameters"]
     bytes_there = stage_record(run.stage("distill"))["recorded"]["stored teacher"]["bytes"]
     assert stored.passing_mb == pytest.approx((3 * 8 * weights + bytes_there) / 1e6, rel=0.2)  # by muon
+
+
+@pytest.mark.slow
+def test_what_meteor_takes_is_counted(config, told, failing_java, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.environ["PATH"].removeprefix(failing_java + os.pathsep))
+    seconds = [{e.stage: e.seconds for e in f.stages}["score"] for f in (told[1], pipeline.forecast(config, tmp_path))]
+    assert seconds[1] > seconds[0] + 1
 
 
 def test_what_is_done_takes_nothing_and_is_not_tried(config, told, tmp_path, monkeypatch):
