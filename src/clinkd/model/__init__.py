@@ -1,7 +1,7 @@
 """Records to tensors to records: the only room that knows transformers."""
 
 from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of, template_identity
-from clinkd.model.generate import Leading
+from clinkd.model.generate import Leading, finished
 from clinkd.model.sight import Sight
 from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
 
@@ -13,6 +13,7 @@ __all__ = [
     "OpenImage",
     "Sight",
     "VisionLanguageModel",
+    "finished",
     "load",
     "new_tiny",
     "rows_of",

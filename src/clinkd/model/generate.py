@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from clinkd.model.qwen2vl import ClinkdForConditionalGeneration
 
 NEVER = float("-inf")
 NONE = -1  # in the place of a token
+T = TypeVar("T")
 
 # From logits_RV, with NEVER at tokens that no answer holds, the row_R of each (question * K + k) and the step from 0: a
 # token_R.
@@ -49,13 +50,13 @@ class Leading(NamedTuple):
 Writing = Generator[Leading, None, list[list[Written]]]  # a step at a time; who closes it ends the work
 
 
-def finished(writing: Writing) -> list[list[Written]]:
-    """The answers, when all is written."""
+def finished(writing: Generator[Any, None, T]) -> T:
+    """What a work that goes step by step ends in."""
     while True:
         try:
             next(writing)
         except StopIteration as done:
-            made: list[list[Written]] = done.value
+            made: T = done.value
             return made
 
 

@@ -31,7 +31,7 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
-from clinkd.model.generate import Choose, Leading, Limits, Rows, beams, diverse, drawn, likeliest, lines
+from clinkd.model.generate import Choose, Leading, Limits, Rows, beams, diverse, drawn, finished, likeliest, lines
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, BoxedText, Candidate, Sample
 
@@ -148,13 +148,7 @@ class VisionLanguageModel(nn.Module):
         limits. What is drawn depends on `seed` and the sample's id, not on the other samples; only where rounding
         differs with the size of a batch can a draw at the very edge of two tokens fall to the other one.
         """
-        writing = self.writing(samples, config, seed)
-        while True:
-            try:
-                next(writing)
-            except StopIteration as done:
-                answers: list[list[Candidate]] = done.value
-                return answers
+        return finished(self.writing(samples, config, seed))
 
     @torch.inference_mode()
     def writing(

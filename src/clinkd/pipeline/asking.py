@@ -16,7 +16,7 @@ from clinkd.agreement import Lexicon
 from clinkd.config import AnswerConfig, ModelConfig, RunConfig
 from clinkd.inference import Scorer, judged
 from clinkd.inference.doubt import Doubt, doubt
-from clinkd.model import Leading, VisionLanguageModel, load
+from clinkd.model import Leading, VisionLanguageModel, finished, load
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, scorer_of
@@ -157,13 +157,7 @@ class Answerer:
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers to a batch, as the run answers."""
-        writing = self.answering(questions, self.config.answer)
-        while True:
-            try:
-                next(writing)
-            except StopIteration as done:
-                answers: list[Answer] = done.value
-                return answers
+        return finished(self.answering(questions, self.config.answer))
 
     def _written(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
         writing = self.model.writing(samples, how, self.config.seed)
