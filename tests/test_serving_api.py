@@ -254,6 +254,10 @@ def test_bodies_have_a_cap_whether_they_say_their_length_or_not(server):
     for content in (large, iter([large[:1000], large[1000:]])):
         told = server.client.post("/v1/open", content=content, headers={"content-type": "application/json"})
         assert told.status_code == 413 and "more than 4,194,304 bytes" in said(told)
+    for size in (LIMITS.body_bytes + 1, LIMITS.body_bytes * 3 // 2):  # who is refused is told, and can go on
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            told = server.client.post("/v1/open", content=b"x" * size, headers=headers)
+            assert told.status_code == (401 if headers else 413) and said(told)
     assert server.client.get("/healthz").status_code == 200
 
 

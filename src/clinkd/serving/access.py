@@ -7,6 +7,7 @@ nothing is changed for a page of another origin.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import sys
@@ -39,6 +40,8 @@ _ASK = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="view
 <p>Open the address that <code>clinkd serve</code> printed, or give its token here.</p>
 <form method="get" action="/"><label>Token <input name="token" type="password" autocomplete="off" required></label>
 <button>Open</button></form><p>Research use only, not for clinical decisions.</p></html>"""
+
+_FINISH_SECONDS = 5.0  # in which who is refused may end what is being sent
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -136,12 +139,12 @@ class _Visit:
         message = await self._receive()
         if message["type"] == "http.request":
             length = len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
             if self.bytes_in + length > self.door.limits.body_bytes:
                 await self._turn_away(413, f"a body of more than {self.door.limits.body_bytes:,} bytes", "too_large")
             if not self.door.hold(length):
                 await self._turn_away(503, "too much is being uploaded; come again in 1 s", "crowded")
             self.bytes_in += length
-            self.complete = not message.get("more_body", False)
         return message
 
     async def _turn_away(self, status: int, why: str, code: str) -> NoReturn:
@@ -163,7 +166,7 @@ class _Visit:
         await self._send(message)
 
     async def refuse(self, status: int, why: str, code: str) -> None:
-        """A failure as OpenAI's API tells one. What is left of the body is not read."""
+        """A failure as OpenAI's API tells one."""
         kind = "invalid_request_error" if status < 500 else "server_error"
         body = {"error": {"message": why, "type": kind, "code": code, "param": None}}
         extra = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}.get(status)
@@ -172,11 +175,24 @@ class _Visit:
     async def reply(self, status: int, body: bytes, kind: str, extra: list[tuple[bytes, bytes]] | None = None) -> None:
         if self.status:  # it has begun
             return
+        await self._let_finish()
         headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *(extra or [])]
         if not self.complete and self.scope["method"] not in ("GET", "HEAD"):
             headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": b"" if self.scope["method"] == "HEAD" else body})
+
+    async def _let_finish(self) -> None:
+        """Throw away what is left of a body, for a while: who is still sending would else find the connection broken
+        and never see the reply."""
+        end, left = time.monotonic() + _FINISH_SECONDS, 2 * self.door.limits.body_bytes
+        while not self.complete and left > 0:
+            try:
+                message = await asyncio.wait_for(self._receive(), max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            self.complete = message["type"] != "http.request" or not message.get("more_body", False)
 
     async def let_in(self, token: str) -> None:
         """Keep the token as a cookie, and out of the address that is seen."""
