@@ -118,10 +118,12 @@ class ReplayCorrector:
         made = []
         for sample in samples:
             answer = told.get(sample.id)
-            if answer is not None and (fault := presentable(sample.answer, answer)):
-                raise BadInput(f"reflect.replay: the person's answer to {sample.id!r}: {fault}")
-            other = answer is not None and verify(sample, answer, lexicon) is not None
-            made.append(replace(sample.answered(answer, ""), names=()) if other and answer is not None else sample)
+            if answer is not None:
+                if fault := presentable(sample.answer, answer):
+                    raise BadInput(f"reflect.replay: the person's answer to {sample.id!r}: {fault}")
+                if verify(sample, answer, lexicon) is not None:
+                    sample = replace(sample.answered(answer, ""), names=())
+            made.append(sample)
         return made
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:

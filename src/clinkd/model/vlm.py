@@ -173,7 +173,8 @@ class VisionLanguageModel(nn.Module):
     def length(self, candidate: Candidate) -> int:
         """Tokens of an answer, its end mark among them where it was not cut; as the tokenizer would spell it, which
         need not be how the model did."""
-        return len(self.tokenizer.encode(candidate.raw, add_special_tokens=False)) + (not candidate.truncated)
+        said = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
+        return max(1, said + (not candidate.truncated))
 
     def prompt_length(self, sample: Sample) -> int:
         """Tokens that stand before an answer: the images, all that is said, and the marks around them."""

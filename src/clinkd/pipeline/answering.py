@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from clinkd import data
 from clinkd.agreement import Lexicon
-from clinkd.config import AnswerConfig, ChatConfig, ModelConfig, RunConfig, override
+from clinkd.config import AnswerConfig, ChatConfig, RunConfig, override
 from clinkd.data import Codec, codec
 from clinkd.data.readers.coco import Names
 from clinkd.evaluation import Mode, released
@@ -210,12 +210,10 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
 
 def answer_with_model(folder: Path, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
     """A model in a folder answers: one that was exported, or a stock Qwen2-VL. Kept as by `answer_with_run`."""
-    from clinkd.model import load
+    from clinkd.pipeline.models import load_foreign
 
     config = override(RunConfig(), settings)
-    stock = ModelConfig(base=folder, positions="mrope", layout="sections", boxes="qwen2-vl", square=False)
-    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-    model = load(folder, partial(data.open_image, test.root), None if kind == "clinkd" else stock)
+    model = load_foreign(folder, partial(data.open_image, test.root))
     found = _answered_here(model, _stamp(folder), config, test, out)
     return test.answered(system or folder.name, {"kind": "model", "folder": folder.name}, found)
 

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from clinkd import data, viewer
-from clinkd.agreement import Lexicon
-from clinkd.config import AnswerConfig, ModelConfig, RunConfig
+from clinkd.config import AnswerConfig, RunConfig
 from clinkd.inference import Scorer, judged
 from clinkd.inference.doubt import Doubt, doubt
-from clinkd.model import Leading, VisionLanguageModel, finished, load
+from clinkd.model import Leading, VisionLanguageModel, finished
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import load_model, scorer_of
+from clinkd.pipeline.models import load_foreign, load_model, scorer_of
 from clinkd.pipeline.prepared import about
 from clinkd.pipeline.runs import Asked, Run
 from clinkd.records import (
@@ -34,7 +33,6 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.storage import read_json
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,13 @@ class Answer(NamedTuple):
 Drafts = Callable[[], Mapping[int, BoxedText]]
 
 
+class _Shown(dict[str, Image.Image]):
+    """The pictures of the batch at hand, by what `ImageRef.path` says."""
+
+    def open(self, ref: ImageRef) -> Image.Image:
+        return self[ref.path]
+
+
 @dataclass
 class Answerer:
     """A model with what chooses among its candidates. Of the pictures nothing is kept when a batch is answered."""
@@ -78,7 +83,7 @@ class Answerer:
     name: str
     config: RunConfig
     model: VisionLanguageModel
-    shown: dict[str, Image.Image]  # of the batch at hand, by what `ImageRef.path` says
+    shown: _Shown
     names: tuple[str, ...] = ()
     scorer: Scorer | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)  # what the run's `select` kept
@@ -86,20 +91,14 @@ class Answerer:
     @classmethod
     def of_run(cls, run: Run) -> Answerer:
         """A finished run's final model, and its choice. Raises BadInput where the run is not that far."""
-        shown: dict[str, Image.Image] = {}
-
-        def given(ref: ImageRef) -> Image.Image:
-            return shown[ref.path]
-
-        config, last = run.config, run.last_trained
+        shown, config, last = _Shown(), run.config, run.last_trained
         device = Machine.of(config).ready()
-        model = load_model(run.stage(last), given).to(device).eval()
-        prepared = run.stage("prepare")
-        lexicon = about(prepared).lexicon if (prepared / "data.json").is_file() else Lexicon(())
+        model = load_model(run.stage(last), shown.open).to(device).eval()
+        lexicon = about(run.stage("prepare")).lexicon
         made = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None
-            made.scorer = scorer_of(config.select, clip, given, lexicon, config.seed)
+            made.scorer = scorer_of(config.select, clip, shown.open, lexicon, config.seed)
             made.recorded = stage_record(run.stage("select"))["recorded"]
         return made
 
@@ -109,15 +108,8 @@ class Answerer:
 
         Raises BadInput where the folder is no such model.
         """
-        shown: dict[str, Image.Image] = {}
-
-        def given(ref: ImageRef) -> Image.Image:
-            return shown[ref.path]
-
-        stock = ModelConfig(base=folder, positions="mrope", layout="sections", boxes="qwen2-vl", square=False)
-        kind = read_json(folder / "config.json").get("model_type")
-        config = RunConfig()
-        model = load(folder, given, None if kind == "clinkd" else stock)
+        shown, config = _Shown(), RunConfig()
+        model = load_foreign(folder, shown.open)
         return cls(folder.name, config, model.to(Machine.of(config).ready()).eval(), shown)
 
     def read(self, text: str) -> BoxedText:
@@ -125,8 +117,7 @@ class Answerer:
 
         Raises BadInput for an empty one, and for what looks like a box of another spelling.
         """
-        if not text.strip():
-            raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
+        _demand_words(text)
         asked = self.model.codec.decode(text)
         if asked.unread:
             example = self.model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)))
@@ -191,7 +182,7 @@ class Answerer:
         return [self._told(*found) for found in zip(samples, predictions, trusted, strict=True)]
 
     def _told(self, sample: Sample, prediction: Prediction, trusted: bool) -> Answer:
-        lengths = [max(1, self.model.length(c)) for c in prediction.candidates]
+        lengths = [self.model.length(c) for c in prediction.candidates]
         asked, said = self.model.prompt_length(sample), lengths[prediction.chosen]
         return Answer(prediction, doubt(prediction, lengths, self.names), trusted, asked, said)
 
@@ -201,8 +192,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     out = overlay or Path(f"{image.stem}-answer.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
-    if not question.strip():
-        raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
+    _demand_words(question)  # before a model is loaded
     picture = data.open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
     [found] = answerer.answers([Question.of(picture, answerer.read(question))])
@@ -210,6 +200,11 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
     return Asked(found.prediction, out, found.doubt.why)
+
+
+def _demand_words(question: str) -> None:
+    if not question.strip():
+        raise BadInput('the question is empty: ask something, as "Where is the kidney?"')
 
 
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:

@@ -22,6 +22,13 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
     return load(stage / "model", open_image)
 
 
+def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
+    """A model that no run at hand made: one that was exported, or a stock Qwen2-VL."""
+    stock = ModelConfig(base=folder, positions="mrope", layout="sections", boxes="qwen2-vl", square=False)
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    return load(folder, open_image, None if kind == "clinkd" else stock)
+
+
 def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
     """The scorer that a config names; `clip` is the folder of that stage, where there is one."""
     if config.scorer == "clip":

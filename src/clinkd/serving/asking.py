@@ -48,7 +48,7 @@ class Desk:
         asked = Asked(read, most, drafts)
         async for told in self.engine.ask(asked, self.limits.seconds):
             if isinstance(told, Given):
-                yield Answered(told, picture, self._written(told, picture, ignored, time.monotonic() - start))
+                yield Answered(told, self._written(told, picture, ignored, time.monotonic() - start))
             else:
                 yield schemas.Draft(text=told.text, boxes=[list(b.corners) for b in told.boxes])
 
@@ -95,8 +95,8 @@ class Desk:
 class Answered:
     """An answer with the reply that tells it."""
 
-    def __init__(self, given: Given, picture: Opened, reply: schemas.Answer) -> None:
-        self.given, self.picture, self.reply = given, picture, reply
+    def __init__(self, given: Given, reply: schemas.Answer) -> None:
+        self.given, self.reply = given, reply
 
     @property
     def raw(self) -> str:

@@ -108,15 +108,11 @@ class _Process:
             self.pipe.send_bytes(json.dumps(asked).encode())
             self.pipe.send_bytes(content)
             if not self.pipe.poll(seconds):
-                raise BadInput(_LOST)
+                raise TimeoutError
             told = json.loads(self.pipe.recv_bytes(1 << 20))
             return told, [self.pipe.recv_bytes(_REPLY_BYTES) for _ in range(int(told.pop("blobs")))]
         except (EOFError, OSError, ValueError, KeyError):
-            self.served = TURN
             raise BadInput(_LOST) from None
-        except BadInput:
-            self.served = TURN
-            raise
 
     def end(self) -> None:
         self.pipe.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clinkd.data.limits import UPLOADS
+
 NOTICE = "Research use only, not for clinical decisions."
 
 
@@ -13,8 +15,8 @@ class Limits:
 
     body_bytes: int = 64 << 20
     held_bytes: int = 256 << 20
-    pixels: int = 40_000_000  # of a frame
-    frames: int = 4096  # of a file
+    pixels: int = UPLOADS.pixels  # of a frame
+    frames: int = UPLOADS.frames  # of a file
     text: int = 4000  # characters of one question or answer
     turns: int = 16  # questions of one conversation
     boxes: int = 32  # in one question
