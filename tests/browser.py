@@ -257,3 +257,12 @@ class Browser:
         """What is seen, as a PNG."""
         made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(made["data"]))
+
+
+def arrived(folder: Path, ending: str) -> bytes:
+    """What the page has given away, as soon as it is there."""
+    end = time.monotonic() + 20
+    while not (found := [p for p in folder.glob(f"*.{ending}") if p.stat().st_size]):
+        assert time.monotonic() < end, list(folder.iterdir())
+        time.sleep(0.02)
+    return found[0].read_bytes()

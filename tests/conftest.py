@@ -62,12 +62,18 @@ def one_meteor(counted: captions._Memory) -> Iterator[None]:
 def failing_java(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Java that fails, for processes that are started here: they score without METEOR, whose start takes longer than
     all else that they do. Its folder, the first of PATH."""
-    java = tmp_path_factory.mktemp("bin") / "java"
+    folder = tmp_path_factory.mktemp("bin")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_java(folder, patch)
+        yield str(folder)
+
+
+def fail_java(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Put a Java that fails into a folder, and that first into PATH."""
+    java = folder / "java"
     java.write_text("#!/bin/sh\nexit 1\n")
     java.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{java.parent}{os.pathsep}{os.environ['PATH']}")
-        yield str(java.parent)
+    patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 SMALL_RUN = [

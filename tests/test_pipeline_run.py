@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.reporting import Reviewed
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
 from clinkd.storage import write_lines
+from conftest import fail_java
 
 SMALL = [
     "data.phantoms.train_images=40", "data.phantoms.validation_images=8", "data.phantoms.test_images=16",
@@ -77,11 +77,9 @@ def test_nothing_but_the_final_scoring_opens_the_test_split(done):
 @pytest.fixture
 def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that are started here score without METEOR, which takes longer than all else that they do."""
-    java = tmp_path / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text("#!/bin/sh\nexit 1\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{java.parent}{os.pathsep}{os.environ['PATH']}")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    fail_java(folder, monkeypatch)
 
 
 def torchrun(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:

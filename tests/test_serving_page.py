@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian
 
-from browser import Browser, program
+from browser import Browser, arrived, program
 from clinkd.serving.app import PAGE
 from clinkd.viewer.style import STYLE
 from serving import TOKEN, Server, picture, serving, uri
@@ -508,14 +507,6 @@ def test_frames_by_slider_and_keys_keep_their_own_boxes(page, server, film):
 
 
 # ---- files to keep ---------------------------------------------------------------------------------------------------
-
-
-def arrived(folder: Path, ending: str) -> bytes:
-    end = time.monotonic() + 20
-    while not (found := [p for p in folder.glob(f"*.{ending}") if p.stat().st_size]):
-        assert time.monotonic() < end, list(folder.iterdir())
-        time.sleep(0.02)
-    return found[0].read_bytes()
 
 
 URLS = """(() => { window.made = []; window.revoked = []; window.later = [];

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import time
 from pathlib import Path
 
 import httpx2
 import pytest
 from pydicom.data import get_testdata_file
 
-from browser import Browser, program
+from browser import Browser, arrived, program
 from clinkd.cli import main
 from clinkd.correction import HUMAN
 from clinkd.data.structured_report import read_report
@@ -44,16 +43,6 @@ def told(page: Browser) -> dict[str, object]:
     """The answer that stands there, by what is saved of it."""
     page.until("document.getElementById('answer').ariaBusy !== 'true' && !document.getElementById('saving').hidden")
     return page.ask("document.querySelector('#answer .words').textContent")
-
-
-def arrived(folder: Path, kind: str) -> bytes:
-    end = time.monotonic() + 20
-    while not (found := [p for p in folder.glob(f"*.{kind}") if p.stat().st_size]):
-        assert time.monotonic() < end, kind
-        time.sleep(0.05)
-    content = found[0].read_bytes()
-    found[0].unlink()
-    return content
 
 
 def the_whole_way(page: Browser, server: Server, run: Path, folder: Path) -> list[str]:
