@@ -24,7 +24,7 @@ from clinkd.records import ImageRef
 SCHEMES = [
     {"positions": "tied", "layout": "halves"},
     {"positions": "mrope", "layout": "sections"},
-    {"positions": "mrope", "layout": "interleaved", "spatial_reset": True},
+    {"positions": {"kind": "mrope", "spatial_reset": True}, "layout": "interleaved"},
     {"positions": "gap", "layout": "sections"},
     {"positions": "sequential", "layout": "sections"},
 ]

@@ -10,11 +10,11 @@ import pytest
 
 from clinkd import pipeline
 from clinkd.cli import main
-from clinkd.config import override
 from clinkd.evaluation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.experiments import ROWS, SWEEPS, TABLE_2, small
 from clinkd.pipeline.ablation import Plan
 from clinkd.records import BadInput, Modality, Score, Task
+from clinkd.settings import override
 
 QUICK = [
     "name=quick", "data.phantoms.train_images=24", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
@@ -105,7 +105,9 @@ def test_a_sweep_is_told_against_the_value_of_the_run_itself():
     plan = Plan.of(small(), ["bird"], ["alpha"], [0])
     swept = {n: r.against for n, r in plan.rows.items() if n.startswith("alpha")}
     assert swept == {"alpha-1": "alpha-2", "alpha-2": None, "alpha-4": "alpha-2"}
-    assert plan.config("alpha-4", 3).model.alpha == 4 and plan.config("alpha-4", 3).name == "small-alpha-4-s3"
+    assert (
+        plan.config("alpha-4", 3).model.positions.stride == 4 and plan.config("alpha-4", 3).name == "small-alpha-4-s3"
+    )
     assert list(plan.groups) == ["Rows", "Step between patches"]
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from clinkd.cli import _parser
-from clinkd.config import RunConfig, override, panel
+from clinkd.config import RunConfig
 from clinkd.experiments import demo
+from clinkd.settings import override, panel
 
 TEXT = (Path(__file__).parent.parent / "docs" / "CORRECTION.md").read_text()
 KNOBS = re.findall(r"`((?:reflect|select|answer)\.[a-z_.]+)(?:=([^`]+))?`", TEXT)

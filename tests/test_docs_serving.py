@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from clinkd.cli import _parser
-from clinkd.config import override
 from clinkd.experiments import demo
 from clinkd.inference.doubt import CERTAIN
 from clinkd.pipeline.reviewing import FILE
@@ -18,6 +17,7 @@ from clinkd.serving.asking import Desk
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import NOTICE, Limits
+from clinkd.settings import override
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "SERVING.md").read_text()

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from clinkd import pipeline
-from clinkd.config import DistillConfig, RunConfig, TeacherConfig, override
+from clinkd.config import DistillConfig, RunConfig, TeacherConfig
 from clinkd.pipeline import graph, runs
 from clinkd.pipeline.graph import Stage, execute
 from clinkd.records import BadInput
+from clinkd.settings import change_knobs, override
 from clinkd.storage import read_json, write_json
 
 
@@ -77,9 +78,13 @@ def test_a_changed_knob_runs_its_stage_and_what_needs_it_only(shop, tmp_path):
 
 def test_identity_ignores_speed_and_sees_everything_else(shop):
     base = TeacherConfig()
-    fast = base.model_copy(update={"fit": base.fit.model_copy(update={"checkpoint_seconds": 1.0})})
+    fast = change_knobs(base, fit=change_knobs(base.fit, checkpoint_seconds=1.0))
     stage = shop.stages()[1]
-    same = [replace(stage, config=fast), replace(stage, work=print), replace(stage, config=base.identity())]
+    same = [
+        replace(stage, config=fast),
+        replace(stage, work=print),
+        replace(stage, config=base.identity(), knobs=TeacherConfig),
+    ]
     assert {s.identity for s in same} == {stage.identity}
     others = [
         replace(stage, name="tutor"),

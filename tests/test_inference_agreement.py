@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from clinkd.agreement import Lexicon, iou
-from clinkd.config import RunConfig, override
+from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
 from clinkd.pipeline import Work, plan, work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.settings import override
 from clinkd.storage import JsonLines, write_json, write_lines
 
 

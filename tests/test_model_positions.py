@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from clinkd.config import ModelConfig
+from clinkd.config import NAMED_POSITIONS, AffinePositions, Layout, ModelConfig, MRopePositions, Positions
 from clinkd.model import qwen2vl
-from clinkd.model.positions import Gap, MRope, PositionScheme, Sequential, Tied, position_scheme, rotary_pairs
+from clinkd.model.positions import Affine, MRope, PositionScheme, Sequential, position_scheme, rotary_pairs
 from clinkd.records import BadInput
 
 PAD, IMAGE, START, END = 0, 5, 3, 4
@@ -31,15 +32,20 @@ STOCK = {
     "image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id": START, "vision_end_token_id": END,
     "tie_word_embeddings": True,
 }  # fmt: skip
-SCHEMES = [
-    {"positions": "mrope", "layout": "sections"},
-    {"positions": "mrope", "layout": "interleaved", "spatial_reset": True},
-    {"positions": "gap", "layout": "sections"},
-    {"positions": "sequential", "layout": "sections"},
-    {"positions": "tied", "layout": "halves"},
-    {"positions": "tied", "layout": "interleaved", "alpha": 1.0},
-    {"positions": "tied", "layout": "sections", "alpha": 1.5},
+MEMBERS: tuple[type[Positions], ...] = get_args(get_args(Positions)[0])
+SCHEMES: list[tuple[Positions, Layout]] = [
+    *((setting, "sections") for setting in NAMED_POSITIONS.values()),
+    (NAMED_POSITIONS["tied"], "halves"),
+    (MRopePositions(spatial_reset=True), "interleaved"),
+    (AffinePositions(stride=1), "interleaved"),
+    (AffinePositions(stride=1.5), "sections"),
+    (AffinePositions(stride=0.75, gap=1.5, resume="extent"), "sections"),  # text between whole positions, too
+    (AffinePositions(stride=1, gap=1, resume="tokens"), "halves"),
 ]
+assert {type(setting) for setting, _ in SCHEMES} == {*MEMBERS} and {layout for _, layout in SCHEMES} == {
+    *get_args(Layout)
+}
+KNOBS = [ModelConfig(base=".", positions=positions, layout=layout) for positions, layout in SCHEMES]
 GRIDS = [[(3, 3)], [(2, 4), (4, 2)], [(5, 3)], [(1, 2), (4, 4), (3, 2)], []]
 
 
@@ -125,12 +131,12 @@ def run(scheme: PositionScheme, grids: list[tuple[int, int]]) -> Tensor:
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.7, 2.0])
 @pytest.mark.parametrize("grids", [[(3, 3)], [(4, 4), (3, 5)], [(2, 3), (6, 4), (5, 5)]])
 def test_tied_equals_the_papers_equations(grids, alpha):
-    assert torch.allclose(run(Tied(alpha), grids)[1:].T, torch.tensor(literal(grids, alpha)), atol=1e-5)
+    assert torch.allclose(run(Affine(alpha), grids)[1:].T, torch.tensor(literal(grids, alpha)), atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (4, 4), (4, 6), (7, 5)])
 def test_tied_gaps_are_equal_on_both_sides(grid):
-    found = run(Tied(2.0), [grid])
+    found = run(Affine(2.0), [grid])
     image = found[1:, 3:-5]
     text_before, text_after = found[1:, 2], found[1:, -5]
     assert torch.equal(image.amin(1) - text_before, text_after - image.amax(1))
@@ -142,19 +148,19 @@ def test_tied_indices_are_integers_exactly_when_the_patch_count_is_odd():
     for h in range(2, 8):
         for w in range(2, 8):
             if 2 * (max(h, w) - 1) < h * w + 1:
-                whole = bool((run(Tied(2.0), [(h, w)]) % 1 == 0).all())
+                whole = bool((run(Affine(2.0), [(h, w)]) % 1 == 0).all())
                 assert whole == (h * w % 2 == 1)
 
 
 def test_tied_refuses_an_image_that_overlaps_its_text():
-    with pytest.raises(BadInput, match=r"image 2 .*1 x 9.*model\.alpha"):
-        run(Tied(2.0), [(3, 3), (1, 9)])
-    run(Tied(1.0), [(1, 9)])  # at alpha 1 a row is plain text
+    with pytest.raises(BadInput, match=r"image 2 .*1 x 9.*model\.positions\.stride"):
+        run(Affine(2.0), [(3, 3), (1, 9)])
+    run(Affine(1.0), [(1, 9)])  # at stride 1 a row is plain text
 
 
 def test_gap_is_stock_with_wider_steps():
     grids = [(3, 2), (2, 2)]
-    stock, gap = run(MRope(), grids), run(Gap(), grids)
+    stock, gap = run(MRope(), grids), run(Affine(1.0, 2.0, "extent"), grids)
     image = torch.tensor(sequence(grids)) == IMAGE
     steps = (gap - stock)[0].tolist()
     turns = [1 if image[i] != image[i - 1] else 0 for i in range(1, len(image))]
@@ -180,9 +186,65 @@ def test_image_tokens_must_fit_the_grids():
         MRope().positions(torch.ones(1, 5, dtype=torch.bool), torch.arange(5)[None], torch.tensor([[2, 3]]))
 
 
-def test_knobs_that_do_not_go_together_are_refused():
-    with pytest.raises(BadInput, match=r"model\.spatial_reset"):
-        position_scheme(ModelConfig(positions="tied", spatial_reset=True))
+WORKED = {  # one image of 2 x 3 patches behind the text positions 0, 1, 2: (height, width), then the text behind
+    "tied": ([4.5, 4.5, 4.5, 6.5, 6.5, 6.5], [3.5, 5.5, 7.5, 3.5, 5.5, 7.5], 9, 5.5),
+    "gap": ([4, 4, 4, 5, 5, 5], [4, 5, 6, 4, 5, 6], 8, 4),
+    "mrope": ([3, 3, 3, 4, 4, 4], [3, 4, 5, 3, 4, 5], 6, 3),
+    "native": ([3, 3, 3, 4, 4, 4], [3, 4, 5, 3, 4, 5], 6, 3),
+    "sequential": ([3, 4, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8], 9, None),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_POSITIONS)
+def test_a_named_setting_places_two_by_three_patches_as_its_row_says(name):
+    places = run(position_scheme(NAMED_POSITIONS[name], qwen2vl.NATIVE), [(2, 3)])
+    height, width, behind, time = WORKED[name]
+    assert places[1, 3:9].tolist() == height and places[2, 3:9].tolist() == width
+    assert places[:, 9].tolist() == [behind] * 3 and places[:, :3].tolist() == [[0, 1, 2]] * 3
+    assert time is None or places[0, 3:9].tolist() == [time] * 6
+
+
+def test_stride_and_gap_count_apart():
+    """METHOD's table of the tie taken apart, on one image of h x w patches behind l = 2."""
+    for h, w in [(2, 3), (3, 3), (4, 2)]:
+        stride = run(Affine(2.0, 1.0, "extent"), [(h, w)])
+        assert stride[1, 3] == stride[2, 3] == 3 and stride[0, 3 + h * w] == 2 + 2 + 2 * (max(h, w) - 1)
+        gap = run(Affine(1.0, "equal", "tokens"), [(h, w)])
+        assert gap[1, 3] == 2 + (w * h + 1) / 2 - (h - 1) / 2 and gap[0, 3 + h * w] == 2 + w * h + 1
+        stock = run(Affine(1.0, 1.0, "extent"), [(h, w)])
+        assert torch.equal(stock, run(MRope(), [(h, w)]))
+
+
+@pytest.mark.parametrize("gap", ["equal", 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("stride", [0.5, 1.0, 2.0, 3.5])
+def test_an_image_is_refused_exactly_where_a_patch_would_not_stand_between_its_text(stride, gap):
+    for grid in [(1, 4), (2, 3), (3, 3), (5, 2), (6, 6)]:
+        span, longest = grid[0] * grid[1], max(grid)
+        first = (span + 1) / 2 - stride * (longest - 1) / 2 if gap == "equal" else gap
+        fits = first > 0 and first + stride * (longest - 1) < span + 1
+        try:
+            places = run(Affine(stride, gap, "tokens"), [grid])[1:, 3:-5]
+        except BadInput:
+            assert not fits
+        else:
+            assert fits and places.min() > 2 and places.max() < 2 + span + 1
+
+
+def test_text_behind_an_extent_never_overlaps():
+    for stride in (0.5, 3.0, 7.0):
+        places = run(Affine(stride, 0.25, "extent"), [(2, 5)])
+        assert places[:, 3:13].min() > 2 and places[1:, 3:13].max() < places[0, 13]
+
+
+def test_every_member_has_a_scheme_to_which_all_its_knobs_go():
+    for member in MEMBERS:
+        scheme = position_scheme(member(), qwen2vl.NATIVE)
+        knobs = {name: value for name, value in member() if name != "kind"}
+        assert {name: getattr(scheme, name) for name in knobs} == knobs
+        for name, value in knobs.items():
+            other = {"gap": 2.5, "resume": "extent"}.get(name, not value if isinstance(value, bool) else 0.25)
+            changed = member(**{name: other, **({"gap": 2.5} if name == "resume" else {})})
+            assert getattr(position_scheme(changed, qwen2vl.NATIVE), name) == other
 
 
 def test_layouts_share_out_every_pair():
@@ -196,15 +258,17 @@ def test_layouts_share_out_every_pair():
         rotary_pairs("halves", (1, 2), 7, (2, 2, 3))
 
 
-@pytest.mark.parametrize("knobs", SCHEMES[:1])
-def test_hub_weights_load_completely(stock, folder, knobs):
-    ours = qwen2vl.load_folder(folder, ModelConfig(**knobs), torch.float32).eval()
+@pytest.mark.parametrize("positions", ["mrope", "native"])
+def test_hub_weights_load_completely(stock, folder, positions):
+    knobs = ModelConfig(positions=positions, layout="sections")
+    ours = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
+    assert qwen2vl.is_stock(ours.config)
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
         assert torch.equal(ours(**given).logits, stock(**given).logits)
 
 
-@pytest.mark.parametrize("positions", ["mrope", "gap", "sequential", "tied"])
+@pytest.mark.parametrize("positions", NAMED_POSITIONS)
 def test_interleaved_leaves_text_as_the_pretrained_model_has_it(stock, folder, positions):
     ours = qwen2vl.load_folder(folder, ModelConfig(positions=positions, layout="interleaved"), torch.float32).eval()
     ids = torch.arange(7, 40)[None]
@@ -212,9 +276,9 @@ def test_interleaved_leaves_text_as_the_pretrained_model_has_it(stock, folder, p
         assert torch.equal(ours(ids).logits, stock(ids).logits)
 
 
-@pytest.mark.parametrize("knobs", SCHEMES, ids=lambda k: "-".join(map(str, k.values())))
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_cached_decoding_equals_a_full_forward(folder, knobs):
-    model = qwen2vl.load_folder(folder, ModelConfig(**knobs), torch.float32).eval()
+    model = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
     given = batch_of(GRIDS[:-1])
     made = model.generate(
         **given, max_new_tokens=6, min_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True,
@@ -230,9 +294,9 @@ def test_cached_decoding_equals_a_full_forward(folder, knobs):
     assert (torch.stack(made.logits, 1) - full).abs().max() <= 1e-5 * max(1.0, full.abs().max().item())
 
 
-@pytest.mark.parametrize("knobs", SCHEMES, ids=lambda k: "-".join(map(str, k.values())))
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
-    model = qwen2vl.load_folder(folder, ModelConfig(**knobs), torch.float32).eval()
+    model = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
     search = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False,
               "suppress_tokens": [IMAGE, 6], "pad_token_id": PAD}  # fmt: skip
     rows = GRIDS[:-1]
@@ -248,11 +312,12 @@ def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
         assert torch.equal(together[3 * k : 3 * k + 3], model.generate(**alone, **search)[:, -5:])
 
 
-@pytest.mark.parametrize("knobs", SCHEMES, ids=lambda k: "-".join(map(str, k.values())))
+@pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_a_saved_model_comes_back_with_its_scheme(folder, knobs, tmp_path):
-    model = qwen2vl.load_folder(folder, ModelConfig(**knobs), torch.float32).eval()
+    model = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
     model.save_pretrained(tmp_path)
     back = qwen2vl.load_folder(tmp_path, None, torch.float32).eval()
+    assert qwen2vl.scheme_knobs(back.config) == knobs  # stored whole
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
         assert torch.equal(model(**given).logits, back(**given).logits)

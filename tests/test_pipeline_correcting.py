@@ -19,11 +19,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from chat_api import INPUT_PRICE, OUTPUT_PRICE, ChatApi, serving
 from clinkd.cli import main
-from clinkd.config import ReflectConfig, override
+from clinkd.config import ReflectConfig
 from clinkd.data import told_by
 from clinkd.experiments import demo
 from clinkd.pipeline import correcting, plan
 from clinkd.records import BadInput, ImageRef
+from clinkd.settings import override
 
 SMALL = [
     "data.validation_share=0.2", "data.test_share=0.2", "data.workers=1", "teacher=null", "distill.kd_weight=0",

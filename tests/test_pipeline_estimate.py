@@ -17,16 +17,7 @@ from safetensors.numpy import save_file
 
 from clinkd import data, pipeline
 from clinkd.cli import main
-from clinkd.config import (
-    DataConfig,
-    FitConfig,
-    ModelConfig,
-    PhantomConfig,
-    ReflectConfig,
-    RunConfig,
-    TinyConfig,
-    override,
-)
+from clinkd.config import DataConfig, FitConfig, ModelConfig, PhantomConfig, ReflectConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.writers import write_jsonl
 from clinkd.experiments import demo, laptop, paper
@@ -37,6 +28,7 @@ from clinkd.pipeline import work as steps
 from clinkd.pipeline.estimate import Estimate, Forecast
 from clinkd.pipeline.graph import stage_record
 from clinkd.records import BadInput, ImageRef, Prediction, Sample
+from clinkd.settings import override
 from clinkd.storage import JsonLines, write_lines
 from clinkd.training import fit
 

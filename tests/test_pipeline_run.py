@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from clinkd.agreement import iou
 from clinkd.cli import main
-from clinkd.config import RunConfig, override
+from clinkd.config import RunConfig
 from clinkd.evaluation import Again
 from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import Work, graph, plan
@@ -26,6 +26,7 @@ from clinkd.pipeline.graph import Stage
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.reporting import Reviewed
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
+from clinkd.settings import override
 from clinkd.storage import write_lines
 from conftest import fail_java
 
@@ -310,7 +311,7 @@ def test_stages_are_shared_where_only_later_knobs_differ():
         (["model.base=NOWHERE"], "config.json"),
         (["data.path=NOWHERE"], r"records.jsonl"),
         (["distill.temprature=3"], "temperature"),
-        (["model.alpha=40"], "model.alpha"),
+        (["model.positions.stride=40"], "model.positions.stride"),
     ],
 )
 def test_bad_input_is_one_line(given, says, tmp_path, capsys):

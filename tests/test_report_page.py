@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_file
 from browser import Browser, program
 from clinkd.agreement import Lexicon
 from clinkd.cli import main
-from clinkd.config import RunConfig, override
+from clinkd.config import RunConfig
 from clinkd.evaluation import (
     Answered,
     Curve,
@@ -53,6 +53,7 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.remote import PlainPage, Scrubber
+from clinkd.settings import override
 from clinkd.storage import write_json, write_lines
 from clinkd.viewer import page, section
 
@@ -471,7 +472,7 @@ def test_a_run_that_was_scored_by_an_older_version_is_told_so(finished, capsys):
 
 
 def test_a_knob_is_shared_where_it_is_a_figure_or_a_choice():
-    from clinkd.config import panel
+    from clinkd.settings import panel
 
     config = override(EXPERIMENTS["demo"](), ["data.path=/data/Charité", "select.tasks=[VG, MIA]", "device=cpu"])
     told = {k.name: _figure(k) for k in panel(config)}

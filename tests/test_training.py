@@ -89,7 +89,7 @@ SCHEMES = [
     {"positions": "mrope", "layout": "sections"},
     {"positions": "gap", "layout": "sections"},
     {"positions": "sequential", "layout": "sections"},
-    {"positions": "mrope", "layout": "interleaved", "spatial_reset": True},
+    {"positions": {"kind": "mrope", "spatial_reset": True}, "layout": "interleaved"},
 ]
 
 

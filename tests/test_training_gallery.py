@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clinkd import data, storage
-from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, TinyConfig, override
+from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.experiments import laptop
 from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
@@ -21,6 +21,7 @@ from clinkd.model.encode import encode_prompts
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample
+from clinkd.settings import override
 from clinkd.training import Gallery, LiveTeacher, fill_gallery, finished, gallery
 from clinkd.training.fit import _Trainee
 

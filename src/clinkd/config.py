@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from clinkd.records import BadInput
+from clinkd.settings import Knobs, knob
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -24,35 +19,8 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 FolderPath = Annotated[Path, AfterValidator(Path.expanduser)]
-Scheme = Literal["mrope", "tied", "gap", "sequential"]
 Layout = Literal["sections", "interleaved", "halves"]
 DrawnTask = Literal["VG", "ROC", "RC", "MIA"]
-
-
-def knob(default: Any, what: str, *, paper: Any = None, speed_only: bool = False) -> Any:
-    """A field with its meaning; `paper` is the paper's value, `speed_only` keeps it out of a stage's identity."""
-    extra = {"paper": paper, "speed_only": speed_only}
-    return Field(default=default, description=what, json_schema_extra=extra)
-
-
-class Knobs(BaseModel):
-    """Frozen; unknown keys are refused by `load`, with the nearest name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the result: every knob but those that change speed only. Plain JSON values."""
-        found: dict[str, Any] = {}
-        for name, info in type(self).model_fields.items():
-            extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-            if not extra.get("speed_only"):
-                value = getattr(self, name)
-                found[name] = value.identity() if isinstance(value, Knobs) else _plain(value)
-        return found
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
 class PhantomConfig(Knobs):
@@ -188,18 +156,88 @@ class TinyConfig(Knobs):
     pretrain: PretrainConfig | None = knob(None, "what is learned before the method begins; null = nothing")
 
 
+class PositionKnobs(Knobs):
+    """What every kind of positions has."""
+
+    @property
+    def name(self) -> str:
+        """The word for this setting, or its knobs."""
+        knobs = ", ".join(f"{name}={value}" for name, value in self)
+        return next((word for word, setting in NAMED_POSITIONS.items() if setting == self), knobs)
+
+
+class AffinePositions(PositionKnobs):
+    """On each axis patch v, from 1 on, stands at start + stride (v - 1); l is the last text position before the image.
+
+    `gap` is the distance from l to the first patch on every axis. With `equal` the patches stand on each axis in the
+    middle between the text on both sides, so that the gaps to it are equal (the paper's MCG-RoPE; RoPE-Tie-v2).
+    """
+
+    kind: Literal["affine"] = knob("affine", "a start and a stride, the same on every axis")
+    stride: Positive = knob(2.0, "step between neighbouring patches (the paper's alpha and gamma)", paper=2)
+    gap: Literal["equal"] | Positive = knob(
+        "equal", "from the text before to the first patch; equal: as far as from the last patch to the text behind",
+        paper="equal",
+    )  # fmt: skip
+    resume: Literal["tokens", "extent"] = knob(
+        "tokens",
+        "where the text goes on: after as many positions as the image has tokens, or a gap behind its longer side",
+        paper="tokens",
+    )
+
+    @model_validator(mode="after")
+    def _equal_gaps_need_both_ends(self) -> Self:
+        if self.gap == "equal" and self.resume == "extent":
+            raise ValueError("gap=equal needs both ends of the text: set resume=tokens, or give gap a number")
+        return self
+
+
+class MRopePositions(PositionKnobs):
+    """Stock Qwen2-VL: one step a patch, right behind the text; the text goes on behind the longer side."""
+
+    kind: Literal["mrope"] = knob("mrope", "as Qwen2-VL has them")
+    spatial_reset: bool = knob(False, "height and width start at 0 in every image")
+
+
+class SequentialPositions(PositionKnobs):
+    """One index for every token, as in Qwen-VL, BiRD and LLaVA."""
+
+    kind: Literal["sequential"] = knob("sequential", "one index for every token")
+
+
+class NativePositions(PositionKnobs):
+    """Whatever the base has of its own."""
+
+    kind: Literal["native"] = knob("native", "those of the base itself")
+
+
+Positions = Annotated[
+    AffinePositions | MRopePositions | SequentialPositions | NativePositions, Field(discriminator="kind")
+]
+# The settings that have a name, each a row of the table in PAPER.md.
+NAMED_POSITIONS: Mapping[str, Positions] = {
+    "tied": AffinePositions(stride=2, gap="equal", resume="tokens"),  # the paper's MCG-RoPE
+    "gap": AffinePositions(stride=1, gap=2, resume="extent"),  # the paper's released code
+    "mrope": MRopePositions(),
+    "sequential": SequentialPositions(),
+    "native": NativePositions(),
+}
+
+
 class ModelConfig(Knobs):
     """The vision-language model and its positions."""
+
+    renamed: ClassVar = {"alpha": "positions.stride", "spatial_reset": "positions.spatial_reset"}
 
     base: FolderPath | None = knob(
         None, "a Qwen2-VL folder (stock Hugging Face layout); None trains a tiny one from scratch"
     )
-    positions: Scheme = knob("tied", "position scheme of image tokens", paper="tied")
-    alpha: Positive = knob(2.0, "step between neighbouring patches under `tied` (the paper's alpha and gamma)", paper=2)
+    positions: Positions = knob(
+        NAMED_POSITIONS["tied"], "positions of image tokens: a name, or knobs", paper="tied", words=NAMED_POSITIONS
+    )
     layout: Layout = knob(
         "halves", "which rotary pairs an axis gets; `interleaved` for pretrained text", paper="halves"
     )
-    spatial_reset: bool = knob(False, "under `mrope`: height and width start at 0 in every image")
     boxes: Literal["qwen2-vl", "digits", "locations"] = knob("locations", "how boxes are spelled", paper="qwen2-vl")
     box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps an axis under `locations`, 10..100 under `digits`")
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
@@ -209,15 +247,36 @@ class ModelConfig(Knobs):
     max_image_tokens: Count = knob(1024, "most merged vision tokens an image (pretrained base)")
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
 
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _positions_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return NAMED_POSITIONS.get(value, value)
+        return {"kind": "affine", **value} if isinstance(value, Mapping) else value
+
     @model_validator(mode="after")
     def _a_tiny_image_fits_between_its_text(self) -> Self:
         side = self.tiny.image_pixels // (2 * self.tiny.patch)  # two patches a side become one token
-        if self.base is None and self.positions == "tied" and self.alpha * (side - 1) >= side**2 + 1:
-            raise ValueError(
-                f"model.alpha={self.alpha:g} makes an image of {side} x {side} patches overlap the text around it: "
-                f"set it below {(side**2 + 1) / (side - 1):.3g}"
-            )
+        places, most = self.positions, side**2 + 1
+        if self.base is None and isinstance(places, AffinePositions) and places.resume == "tokens":
+            gap = 0 if places.gap == "equal" else places.gap
+            if gap + places.stride * (side - 1) >= most:
+                raise ValueError(
+                    f"model.positions.stride={places.stride:g} makes an image of {side} x {side} patches overlap the "
+                    f"text around it: set it below {(most - gap) / (side - 1):.3g}"
+                )
         return self
+
+    @classmethod
+    def from_older(cls, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Version 0.1.0 had the name of a scheme, an alpha that counted under `tied` and a reset under `mrope`."""
+        values = dict(tree)
+        alpha, reset = values.pop("alpha", None), values.pop("spatial_reset", None)
+        if values.get("positions") == "tied" and alpha is not None:
+            values["positions"] = {**NAMED_POSITIONS["tied"].identity(), "stride": alpha}
+        if values.get("positions") == "mrope" and reset is not None:
+            values["positions"] = {**NAMED_POSITIONS["mrope"].identity(), "spatial_reset": reset}
+        return values
 
 
 class TeacherConfig(Knobs):
@@ -552,300 +611,3 @@ class RunConfig(Knobs):
             "reflect.fit": self.reflect.fit if self.reflect else None,
         }
         return {name: fit for name, fit in found.items() if fit is not None}
-
-
-def load(path: Path) -> RunConfig:
-    """The run in a YAML file; knobs it does not name keep their defaults. Raises BadInput naming file and knob.
-
-    Relative paths inside count from the current folder, and `~` is the home folder.
-    """
-    path = Path(path).expanduser()
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; `clinkd recipe demo > {path.name}` writes one to edit") from None
-    except IsADirectoryError:
-        raise BadInput(f"{path}: a folder, where a YAML file is wanted") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {_yaml_trouble(error)}") from None
-    if not isinstance(tree, dict):
-        raise BadInput(f"{path}: knobs as `name: value` are wanted; `clinkd recipe demo` prints a whole file")
-    try:
-        return _validated(tree)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
-
-
-def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
-    """The config with `settings`, each "a.b=VALUE" with VALUE in YAML, put in one after the other, then checked whole.
-
-    Raises BadInput for an unknown knob (with the nearest name), a wrong value, or a way through a stage left out.
-    """
-    tree = config.model_dump()
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name.strip():
-            raise BadInput(f"--set {setting}: NAME=VALUE is wanted, for example --set distill.kd_weight=0.25")
-        _put(tree, name.strip(), text.strip())
-    return _validated(tree)
-
-
-def dump(config: Knobs) -> dict[str, Any]:
-    """Every knob as plain JSON values; `RunConfig` loads it back equal."""
-    return config.model_dump(mode="json")
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """One knob of a config, for people to read: `name` with dots, what it `wants`, the paper's value or None."""
-
-    name: str
-    value: Any
-    what: str
-    wants: str
-    paper: Any
-    speed_only: bool
-
-
-def panel(config: Knobs, prefix: str = "") -> Iterator[Knob]:
-    """All knobs in order, a group (its `value` a Knobs) before its members; a stage left out has the value None."""
-    for name, info in type(config).model_fields.items():
-        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-        value = getattr(config, name)
-        yield Knob(
-            name=prefix + name,
-            value=value,
-            what=info.description or "",
-            wants=_wanted(info),
-            paper=_plain(extra.get("paper")),
-            speed_only=bool(extra.get("speed_only")),
-        )
-        if isinstance(value, Knobs):
-            yield from panel(value, f"{prefix}{name}.")
-
-
-def recipe_text(config: RunConfig, heading: str = "") -> str:
-    """The config as YAML to copy and edit, each knob under its meaning, choices and the paper's value.
-
-    Loading the text gives an equal config.
-    """
-    lines = [f"# {line}".rstrip() for line in heading.splitlines()]
-    for knob_ in panel(config):
-        depth = knob_.name.count(".")
-        indent, name = "  " * depth, knob_.name.rpartition(".")[2]
-        about = [knob_.what] if knob_.what else []
-        about += [] if isinstance(knob_.value, Knobs) else [knob_.wants]
-        about += [f"paper: {_spell(knob_.paper)}"] if knob_.paper is not None else []
-        about += ["changes speed only"] if knob_.speed_only else []
-        if depth == 0 and lines:
-            lines.append("")
-        lines += textwrap.wrap("; ".join(about), 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
-        lines.append(f"{indent}{name}:" + ("" if isinstance(knob_.value, Knobs) else f" {_spell(knob_.value)}"))
-    return "\n".join(lines) + "\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One knob that two configs disagree on; a value is None where a config has no such knob."""
-
-    knob: str
-    ours: Any
-    theirs: Any
-
-    def __str__(self) -> str:
-        if isinstance(self.ours, Mapping) or isinstance(self.theirs, Mapping):
-            return f"{self.knob} is left out " + ("here and not there" if self.ours is None else "there and not here")
-        return f"{self.knob} is {_spell(self.ours)} here and {_spell(self.theirs)} there"
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[Difference]:
-    """The knobs, with dots, in which two plain trees (as of `identity` or `dump`) differ, in the order of `ours`."""
-    found: list[Difference] = []
-    for name in [*ours, *(n for n in theirs if n not in ours)]:
-        mine, other = ours.get(name), theirs.get(name)
-        if isinstance(mine, Mapping) and isinstance(other, Mapping):
-            found += differences(mine, other, f"{prefix}{name}.")
-        elif mine != other:
-            found.append(Difference(f"{prefix}{name}", mine, other))
-    return found
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_trouble(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())
-
-
-def _validated(tree: dict[Any, Any]) -> RunConfig:
-    _check_names(RunConfig, tree, "")
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        troubles = [
-            # a rule of ours between knobs speaks for itself, below its group's name; the rest is put into our words
-            _ruled(e["loc"], str(e["ctx"]["error"])) if e["type"] == "value_error" else _trouble(e["loc"], e["input"])
-            for e in error.errors()
-        ]
-        raise BadInput("; ".join(dict.fromkeys(troubles))) from None
-
-
-def _ruled(loc: tuple[int | str, ...], rule: str) -> str:
-    """A rule that names its knobs in full stands alone; one of a group that several parents share is put below them."""
-    group = ".".join(map(str, loc))
-    return rule if not group or f"{group}." in rule else f"{group}: {rule}"
-
-
-def _check_names(model: type[Knobs], tree: Mapping[Any, Any], prefix: str) -> None:
-    for key, value in tree.items():
-        info = model.model_fields.get(key)
-        if info is None:
-            raise BadInput(_unknown(model, str(key), prefix))
-        group = _group(info)
-        if group is not None and isinstance(value, Mapping):
-            _check_names(group, value, f"{prefix}{key}.")
-        elif isinstance(value, bool) and bool not in _kinds(info):  # Python would take true for 1
-            raise BadInput(_wrong(f"{prefix}{key}", value, info))
-
-
-def _unknown(model: type[Knobs], key: str, prefix: str) -> str:
-    near = difflib.get_close_matches(key, model.model_fields, n=1)
-    if near:
-        return f"{prefix}{key}: no such knob; did you mean {prefix}{near[0]}?"
-    every = {name.rpartition(".")[2]: name for name in reversed(list(_all_names(RunConfig)))}
-    elsewhere = difflib.get_close_matches(key, every, n=1, cutoff=0.75)
-    if elsewhere:
-        return f"{prefix}{key}: no such knob; did you mean {every[elsewhere[0]]}?"
-    where = f"{prefix.rstrip('.')} has" if prefix else "a run has"
-    return f"{prefix}{key}: no such knob; {where} {', '.join(model.model_fields)}"
-
-
-def _all_names(model: type[Knobs], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        if group := _group(info):
-            yield from _all_names(group, f"{prefix}{name}.")
-
-
-def _put(tree: dict[str, Any], name: str, text: str) -> None:
-    model, prefix = RunConfig, ""
-    *groups, last = name.split(".")
-    for key in groups:
-        info = model.model_fields.get(key)
-        if info is None:
-            raise BadInput(_unknown(model, key, prefix))
-        group = _group(info)
-        if group is None:
-            raise BadInput(f"{name}: {prefix}{key} is a single knob, with nothing under it")
-        if tree[key] is None:
-            stage = f"{prefix}{key}"
-            raise BadInput(f"{name}: {stage} is left out here (null); bring it in first with --set {stage}={{}}")
-        model, prefix = group, f"{prefix}{key}."  # type: ignore[assignment]
-        if not isinstance(tree[key], dict):
-            raise BadInput(_wrong(prefix.rstrip("."), tree[key], info))
-        # what an earlier setting gave as a part has the defaults under it
-        tree[key] = {**{k: v for k, v in group().model_dump().items() if k not in tree[key]}, **tree[key]}
-        tree = tree[key]
-    found = model.model_fields.get(last)
-    if found is None:
-        raise BadInput(_unknown(model, last, prefix))
-    tree[last] = _value(name, text, found)
-
-
-def _value(name: str, text: str, info: FieldInfo) -> Any:
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{name}={text}: not valid YAML: {_yaml_trouble(error)}") from None
-    kinds = _kinds(info)
-    if value is not None and not isinstance(value, str) and (str in kinds or Path in kinds):
-        return text  # a name or folder such as 2026 is text all the same
-    if tuple in kinds and isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types a knob may have, without None."""
-    bare = _bare(annotation)
-    parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
-    return [_bare(part) for part in parts if part is not NoneType]
-
-
-def _kinds(info: FieldInfo) -> list[Any]:
-    return [get_origin(member) or member for member in _members(info.annotation)]
-
-
-def _group(info: FieldInfo) -> type[Knobs] | None:
-    return next((m for m in _members(info.annotation) if isinstance(m, type) and issubclass(m, Knobs)), None)
-
-
-def _wanted(info: FieldInfo) -> str:
-    words = " or ".join(_in_words(member) for member in _members(info.annotation))
-    if any(getattr(bound, "pattern", None) for bound in info.metadata):
-        words = "a folder's name of letters, digits and . _ -"
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    bounds = [
-        f"{sign} {limit:g}"
-        for bound in info.metadata
-        for key, sign in signs.items()
-        if (limit := getattr(bound, key, None)) is not None
-    ]
-    nullable = NoneType in get_args(_bare(info.annotation))
-    return words + (f" {' and '.join(bounds)}" if bounds else "") + (" or null" if nullable else "")
-
-
-def _in_words(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " | ".join(str(choice) for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        return f"a list of {_in_words(_bare(get_args(kind)[0]))}"
-    if isinstance(kind, type) and issubclass(kind, Knobs):
-        return "a group of knobs"
-    return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "text")
-
-
-def _trouble(location: tuple[int | str, ...], value: Any) -> str:
-    """`location` may end inside a list, whose knob is then the one to name."""
-    model: type[Knobs] | None = RunConfig
-    names: list[str] = []
-    info: FieldInfo | None = None
-    for part in location:
-        if model is None or part not in model.model_fields:
-            break
-        names.append(str(part))
-        info = model.model_fields[str(part)]
-        model = _group(info)
-    assert info is not None, f"an error outside every knob: {location}"
-    return _wrong(".".join(names), value, info)
-
-
-def _wrong(name: str, value: Any, info: FieldInfo) -> str:
-    return f"{name}: {textwrap.shorten(_spell(value), 60)} given, {_wanted(info)} wanted"
-
-
-def _spell(value: Any) -> str:
-    """A value as YAML on one line."""
-    plain = value.model_dump(mode="json") if isinstance(value, Knobs) else _plain(value)
-    try:
-        text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
-    except yaml.YAMLError:
-        return str(value)
-    return text.removesuffix("...\n").strip()

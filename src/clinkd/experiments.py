@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.config import (
+    NAMED_POSITIONS,
     AnswerConfig,
     ClipConfig,
     DataConfig,
@@ -26,9 +27,9 @@ from clinkd.config import (
     SelectConfig,
     TeacherConfig,
     TinyConfig,
-    override,
 )
 from clinkd.records import BadInput
+from clinkd.settings import change_knobs, override
 
 
 def _quick(epochs: float, rows: int = 24, questions: int = 0) -> FitConfig:
@@ -90,7 +91,7 @@ def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
         model=ModelConfig(base=base, layout="interleaved", boxes="qwen2-vl", max_image_tokens=256, sight="stored"),
         teacher=TeacherConfig(fit=fit),
         distill=DistillConfig(fit=fit, teacher_as="states"),
-        reflect=ReflectConfig(review_share=0.25, fit=fit.model_copy(update={"epochs": 1.0})),
+        reflect=ReflectConfig(review_share=0.25, fit=change_knobs(fit, epochs=1.0)),
         answer=AnswerConfig(max_new_tokens=128, batch=4),
     )
 
@@ -107,7 +108,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
     return RunConfig(
         name="paper",
         data=DataConfig(path=data, test_share=0.111),
-        model=ModelConfig(base=base, positions="tied", alpha=2, layout="halves", boxes="qwen2-vl", square=True),
+        model=ModelConfig(base=base, positions=NAMED_POSITIONS["tied"], layout="halves", boxes="qwen2-vl", square=True),
         teacher=TeacherConfig(share=0.111, fit=fit),
         distill=DistillConfig(kd_weight=0.5, temperature=2, targets="truth", fit=fit),
         reflect=ReflectConfig(
@@ -118,7 +119,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
             box_iou=0,
             conflicts=False,
             objective="ce",
-            fit=fit.model_copy(update={"epochs": 1.0}),
+            fit=change_knobs(fit, epochs=1.0),
         ),
         answer=AnswerConfig(beams=3, candidates=3, max_new_tokens=256, batch=16),
         select=SelectConfig(scorer="clip", trust="always", clip=ClipConfig(grounding="text")),
@@ -156,15 +157,14 @@ def bird(base: RunConfig | None = None) -> RunConfig:
     """
     base = base or demo()
     fit = base.distill.fit if base.distill else FitConfig()
-    return base.model_copy(
-        update={
-            "name": "bird",
-            "model": base.model.model_copy(update={"positions": "sequential", "layout": "sections"}),
-            "teacher": None,
-            "distill": DistillConfig(kd_weight=0, fit=fit.model_copy(update={"epochs": passes(base)})),
-            "reflect": None,
-            "select": base.select.model_copy(update={"scorer": "first"}),
-        }
+    return change_knobs(
+        base,
+        name="bird",
+        model=change_knobs(base.model, positions="sequential", layout="sections"),
+        teacher=None,
+        distill=DistillConfig(kd_weight=0, fit=change_knobs(fit, epochs=passes(base))),
+        reflect=None,
+        select=change_knobs(base.select, scorer="first"),
     )
 
 
@@ -182,7 +182,7 @@ def tuned(base: RunConfig | None = None) -> RunConfig:
 def positions(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD+MCG-RoPE": plain tuning with the positions of the whole method."""
     base = base or demo()
-    return bird(base).model_copy(update={"name": "positions", "model": base.model})
+    return change_knobs(bird(base), name="positions", model=base.model)
 
 
 def distilled(base: RunConfig | None = None) -> RunConfig:
@@ -190,19 +190,18 @@ def distilled(base: RunConfig | None = None) -> RunConfig:
     base = base or demo()
     plain, kd = bird(base), base.distill or DistillConfig()
     assert plain.distill is not None
-    return plain.model_copy(
-        update={
-            "name": "distilled",
-            "teacher": base.teacher or TeacherConfig(),
-            "distill": kd.model_copy(update={"fit": plain.distill.fit}),
-        }
+    return change_knobs(
+        plain,
+        name="distilled",
+        teacher=base.teacher or TeacherConfig(),
+        distill=change_knobs(kd, fit=plain.distill.fit),
     )
 
 
 def selected(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD+SASG": plain tuning, the answer chosen among the beams as the whole method does."""
     base = base or demo()
-    return bird(base).model_copy(update={"name": "selected", "select": base.select})
+    return change_knobs(bird(base), name="selected", select=base.select)
 
 
 def reflected(base: RunConfig | None = None) -> RunConfig:
@@ -211,9 +210,9 @@ def reflected(base: RunConfig | None = None) -> RunConfig:
     plain, reflect = bird(base), base.reflect or ReflectConfig()
     assert plain.distill is not None
     rest = max(0.1, passes(base) - reflect.rounds * reflect.fit.epochs)
-    fit = plain.distill.fit.model_copy(update={"epochs": rest})
-    distill = plain.distill.model_copy(update={"fit": fit})
-    return plain.model_copy(update={"name": "reflected", "distill": distill, "reflect": reflect})
+    fit = change_knobs(plain.distill.fit, epochs=rest)
+    distill = change_knobs(plain.distill, fit=fit)
+    return change_knobs(plain, name="reflected", distill=distill, reflect=reflect)
 
 
 def matched(base: RunConfig | None = None) -> RunConfig:
@@ -231,8 +230,8 @@ def matched(base: RunConfig | None = None) -> RunConfig:
             f"teacher.fit.epochs={kd.teacher.fit.epochs:g}: the teacher alone takes the compute of plain tuning; "
             "lower it for the row of equal compute"
         )
-    fit = kd.distill.fit.model_copy(update={"epochs": round(left, 4)})
-    return kd.model_copy(update={"name": "matched", "distill": kd.distill.model_copy(update={"fit": fit})})
+    fit = change_knobs(kd.distill.fit, epochs=round(left, 4))
+    return change_knobs(kd, name="matched", distill=change_knobs(kd.distill, fit=fit))
 
 
 def drawn(base: RunConfig | None = None) -> RunConfig:
@@ -245,14 +244,14 @@ def unreflected(base: RunConfig | None = None) -> RunConfig:
     """The whole method without reflection: as many steps, all of them of distillation."""
     base = base or demo()
     assert base.distill is not None, "a method without distillation has no such row"
-    fit = base.distill.fit.model_copy(update={"epochs": passes(base)})
-    distill = base.distill.model_copy(update={"fit": fit})
-    return base.model_copy(update={"name": "unreflected", "distill": distill, "reflect": None})
+    fit = change_knobs(base.distill.fit, epochs=passes(base))
+    distill = change_knobs(base.distill, fit=fit)
+    return change_knobs(base, name="unreflected", distill=distill, reflect=None)
 
 
 def whole(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "ClinKD": the run itself."""
-    return (base or demo()).model_copy(update={"name": "whole"})
+    return change_knobs(base or demo(), name="whole")
 
 
 class Row(NamedTuple):
@@ -290,7 +289,7 @@ class Sweep(NamedTuple):
 
 
 SWEEPS: Mapping[str, Sweep] = {
-    "alpha": Sweep("Step between patches", "positions", "model.alpha", (1, 2, 4)),
+    "alpha": Sweep("Step between patches", "positions", "model.positions.stride", (1, 2, 4)),
     "weight": Sweep("Weight of the KL term, a", "distilled", "distill.kd_weight", (0.25, 0.5, 1, 2)),
     "temperature": Sweep("Temperature, T", "distilled", "distill.temperature", (1, 2, 4)),
     "share": Sweep("The teacher's share of the data", "distilled", "teacher.share", (0.05, 0.111, 0.25)),

@@ -213,8 +213,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    from clinkd.config import load, override
     from clinkd.experiments import EXPERIMENTS, check_given
+    from clinkd.pipeline.runs import load_config
+    from clinkd.settings import override
 
     settings = list(args.settings)
     settings += [f"name={args.name}"] if args.name is not None else []
@@ -224,7 +225,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
         check_given(args.what, config)
         return config
     if Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
-        config = override(load(Path(args.what)), settings)
+        config = override(load_config(Path(args.what)), settings)
         check_given(config.name, config)  # a recipe printed and not yet edited
         return config
     raise _no_experiment(args.what)
@@ -368,8 +369,8 @@ def _why(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> int:
-    from clinkd.config import recipe_text
     from clinkd.experiments import EXPERIMENTS, REQUIRED
+    from clinkd.settings import recipe_text
 
     if args.name is None:
         for name, make in EXPERIMENTS.items():

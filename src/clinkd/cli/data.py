@@ -430,6 +430,7 @@ def _phantoms(args: argparse.Namespace) -> int:
     from clinkd.config import PhantomConfig
     from clinkd.data import phantoms
     from clinkd.data.writers import write_jsonl
+    from clinkd.settings import change_knobs
     from clinkd.storage import demand_empty, progress
 
     demand_empty(args.folder)
@@ -437,7 +438,7 @@ def _phantoms(args: argparse.Namespace) -> int:
     if args.images is not None:
         if args.images < 1:
             raise BadInput(f"--images {args.images}: 1 or more are wanted")
-        config = config.model_copy(update={"train_images": args.images})
+        config = change_knobs(config, train_images=args.images)
     total = config.train_images + config.validation_images + config.test_images
     with progress(total, "phantoms", "image") as advance:
         samples = phantoms.write(args.folder, config, args.seed, workers=cores(), advance=advance)

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from clinkd.config import Layout, ModelConfig
+from clinkd.config import AffinePositions, Layout, MRopePositions, NativePositions, Positions, SequentialPositions
 from clinkd.records import BadInput
 
 TIME, HEIGHT, WIDTH = 0, 1, 2
@@ -71,8 +72,8 @@ class PositionScheme(ABC):
             return running_BS.to(torch.float32).expand(3, *running_BS.shape)
         tokens = ImageTokens.find(image_BS, running_BS, grids_N2)
         # How much shorter than its token count each image is, seen from the text behind it.
-        saved_BS = torch.zeros_like(running_BS)
-        saved_BS.view(-1)[tokens.last_N] = self.saved(grids_N2).to(saved_BS.dtype)
+        saved_BS = torch.zeros_like(running_BS, dtype=torch.float32)
+        saved_BS.view(-1)[tokens.last_N] = self.saved(grids_N2).to(torch.float32)
         before_BS = saved_BS.cumsum(1) - saved_BS
         # Of other sequences in the same line nothing counts: each begins where the running index is 0.
         columns_S = torch.arange(running_BS.shape[1], device=running_BS.device)
@@ -84,7 +85,7 @@ class PositionScheme(ABC):
         return positions_3T.view(3, *running_BS.shape)
 
     def saved(self, grids_N2: Tensor) -> Tensor:
-        """By how many positions each image is shorter than its number of tokens."""
+        """By how many positions [N], perhaps not whole, each image is shorter than its number of tokens."""
         return torch.zeros_like(grids_N2[:, 0])
 
     @abstractmethod
@@ -112,21 +113,6 @@ class MRope(PositionScheme):
 
 
 @dataclass(frozen=True)
-class Gap(PositionScheme):
-    """The paper's released code: stock M-RoPE with a step of `gap` (stock: 1) from text to image and back."""
-
-    gap: int = 2
-    axes = (TIME, HEIGHT, WIDTH)
-
-    def saved(self, grids_N2: Tensor) -> Tensor:
-        return grids_N2.prod(1) - grids_N2.amax(1) - 2 * (self.gap - 1)
-
-    def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
-        origin_I = start_I + (self.gap - 1)
-        return torch.stack([origin_I, origin_I + tokens.row_I - 1, origin_I + tokens.column_I - 1])
-
-
-@dataclass(frozen=True)
 class Sequential(PositionScheme):
     """One plain index for every token, as in Qwen-VL, BiRD and LLaVA."""
 
@@ -136,52 +122,82 @@ class Sequential(PositionScheme):
 
 
 @dataclass(frozen=True)
-class Tied(PositionScheme):
-    """MCG-RoPE (paper, Methodology; RoPE-Tie-v2, kexue.fm/archives/10352), any alpha.
+class Affine(PositionScheme):
+    """On each axis patch v, in 1..n, stands at start + stride (v - 1); the text before ends at l.
 
-    An image of h x w patches keeps the h*w positions its tokens take in the running index. On each axis its patches
-    stand symmetrically about the middle of that span: position = centre + alpha (v - (n + 1) / 2), v in 1..n, with
-    centre = l + (wh + 1) / 2 for a text that ends at l. So the gaps to the text on both sides are equal, and the text
-    behind the image stands at its plain running index. Time, where a layout uses it, is the centre.
+    gap: start = l + gap on every axis. With "equal" the patches stand on each axis in the middle between the text on
+    both sides, start = l + (wh + 1) / 2 - stride (n - 1) / 2, so that the gaps to it are equal.
+    resume: the text goes on at l + wh + 1, its plain running index ("tokens"), or gap behind the longer side
+    ("extent").
+
+    `tied`, MCG-RoPE (paper, Methodology; RoPE-Tie-v2, kexue.fm/archives/10352), is (alpha, equal, tokens), and time,
+    where a layout uses it, is the centre; `gap`, the paper's released code, is (1, 2, extent).
     """
 
-    alpha: float = 2.0
+    stride: float = 2.0
+    gap: float | Literal["equal"] = "equal"
+    resume: Literal["tokens", "extent"] = "tokens"
+
+    @property
+    def axes(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (HEIGHT, WIDTH) if self.gap == "equal" else (TIME, HEIGHT, WIDTH)
+
+    def saved(self, grids_N2: Tensor) -> Tensor:
+        if self.gap == "equal" or self.resume == "tokens":
+            return torch.zeros_like(grids_N2[:, 0])
+        return grids_N2.prod(1) + 1 - (2 * self.gap + self.stride * (grids_N2.amax(1) - 1))
 
     def image(self, start_I: Tensor, tokens: ImageTokens, grids_N2: Tensor) -> Tensor:
-        span_N = grids_N2.prod(1)
-        over_N = self.alpha * (grids_N2.amax(1) - 1) >= span_N + 1
-        if bool(over_N.any()):
-            number = int(over_N.nonzero()[0])
-            height, width = grids_N2[number].tolist()
-            raise BadInput(
-                f"image {number + 1} of the batch ({height} x {width} patches) overlaps the text around it under "
-                f"model.alpha={self.alpha:g}: alpha * ({max(height, width)} - 1) must stay below {height * width + 1}; "
-                f"lower model.alpha{', or set model.square=true' if height != width else ''}"
-            )
+        self._check_overlap(grids_N2)
+        before_I = start_I - 1  # the paper's l
+        if self.gap != "equal":
+            first_I = before_I + self.gap
+            steps_I = (torch.zeros_like(tokens.row_I), tokens.row_I - 1, tokens.column_I - 1)
+            return torch.stack([first_I + self.stride * step_I for step_I in steps_I])
         height_I, width_I = grids_N2[tokens.image_I].unbind(1)
-        centre_I = start_I - 1 + (span_N[tokens.image_I] + 1) / 2  # start - 1 is the paper's l
+        centre_I = before_I + (grids_N2.prod(1)[tokens.image_I] + 1) / 2
         return torch.stack(
             [
                 centre_I,
-                centre_I + self.alpha * (tokens.row_I - (height_I + 1) / 2),
-                centre_I + self.alpha * (tokens.column_I - (width_I + 1) / 2),
+                centre_I + self.stride * (tokens.row_I - (height_I + 1) / 2),
+                centre_I + self.stride * (tokens.column_I - (width_I + 1) / 2),
             ]
         )
 
+    def _check_overlap(self, grids_N2: Tensor) -> None:
+        """Raise BadInput where the last patch of an axis would not stand before the text that goes on (PAPER.md).
 
-def position_scheme(config: ModelConfig) -> PositionScheme:
-    """The scheme that `model.positions`, `model.alpha` and `model.spatial_reset` name."""
-    if config.spatial_reset and config.positions != "mrope":
-        raise BadInput(f"model.spatial_reset=true goes with model.positions=mrope, not {config.positions}")
-    match config.positions:
-        case "mrope":
-            return MRope(config.spatial_reset)
-        case "gap":
-            return Gap()
-        case "sequential":
+        With equal gaps that is gap > 0, hence stride (n - 1) < wh + 1; with a gap of its own, gap + stride (n - 1) <
+        wh + 1; behind an extent text never overlaps.
+        """
+        if self.resume == "extent":
+            return
+        gap = 0.0 if self.gap == "equal" else self.gap
+        over_N = gap + self.stride * (grids_N2.amax(1) - 1) >= grids_N2.prod(1) + 1
+        if not bool(over_N.any()):
+            return
+        number = int(over_N.nonzero()[0])
+        height, width = grids_N2[number].tolist()
+        start = f"{gap:g} + " if gap else ""
+        raise BadInput(
+            f"image {number + 1} of the batch ({height} x {width} patches) overlaps the text around it under "
+            f"model.positions.stride={self.stride:g}: {start}stride * ({max(height, width)} - 1) must stay below "
+            f"{height * width + 1}; lower model.positions.stride"
+            f"{', or set model.square=true' if height != width else ''}"
+        )
+
+
+def position_scheme(knobs: Positions, native: PositionScheme) -> PositionScheme:
+    """The scheme that the knobs describe; `native` is that of the base itself."""
+    match knobs:
+        case AffinePositions():
+            return Affine(knobs.stride, knobs.gap, knobs.resume)
+        case MRopePositions():
+            return MRope(knobs.spatial_reset)
+        case SequentialPositions():
             return Sequential()
-        case "tied":
-            return Tied(config.alpha)
+        case NativePositions():
+            return native
 
 
 @dataclass(frozen=True)

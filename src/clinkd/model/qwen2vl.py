@@ -35,8 +35,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbeddin
 from transformers.utils import logging as transformers_logging
 
 from clinkd.config import Layout, ModelConfig
-from clinkd.model.positions import PositionScheme, RotaryPairs, position_scheme, rotary_pairs
+from clinkd.model.positions import MRope, PositionScheme, RotaryPairs, position_scheme, rotary_pairs
 from clinkd.records import BadInput
+from clinkd.settings import modernise
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -60,6 +61,9 @@ __all__ = [
 ROPE_TYPE = "clinkd"
 
 
+NATIVE = MRope()  # the positions of Qwen2-VL itself
+
+
 class ClinkdTextConfig(Qwen2VLTextConfig):
     """Stock text configuration plus what decides the rotary pairs."""
 
@@ -71,8 +75,7 @@ class ClinkdTextConfig(Qwen2VLTextConfig):
 class ClinkdConfig(Qwen2VLConfig):
     """Stock configuration under a model type of our own, so that no Auto class takes it for a stock model.
 
-    `scheme` holds the ModelConfig fields that a checkpoint must carry: positions, alpha, layout, spatial_reset, and
-    how boxes and images are spelled.
+    `scheme` holds the ModelConfig that the checkpoint was made with, but for NOT_CARRIED.
     """
 
     model_type = "clinkd"
@@ -122,7 +125,7 @@ class ClinkdModel(Qwen2VLModel):
 
     def __init__(self, config: ClinkdConfig) -> None:
         super().__init__(config)
-        self.scheme: PositionScheme = position_scheme(scheme_knobs(config))
+        self.scheme: PositionScheme = position_scheme(scheme_knobs(config).positions, NATIVE)
         self.language_model.rotary_emb = ClinkdRotaryEmbedding(config.text_config)
 
     def get_rope_index(
@@ -173,18 +176,23 @@ for _stock in ("Qwen2VLForConditionalGeneration", "Qwen2VLModel"):
         register_checkpoint_conversion_mapping(_stock.replace("Qwen2VL", "Clinkd"), _mapping, overwrite=True)
 
 
-SCHEME_FIELDS = ("positions", "alpha", "layout", "spatial_reset", "boxes", "box_bins", "square", "max_image_tokens")
+# Knobs that say how a base comes about, not what a checkpoint is.
+NOT_CARRIED = {"base", "tiny", "sight"}
 
 
 def scheme_knobs(config: ClinkdConfig) -> ModelConfig:
     """The ModelConfig a checkpoint was made with, as far as the checkpoint must know it."""
-    return ModelConfig(**(config.scheme or {}))
+    unknown: list[str] = []
+    knobs = modernise(config.scheme or {}, ModelConfig, unknown)
+    if unknown:
+        raise BadInput(f"config.json: scheme.{unknown[0]}: not known to this version of clinkd, which is older")
+    return ModelConfig(base=Path("."), **knobs)  # a checkpoint is its own base
 
 
 def clinkd_config(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
     """A stock configuration (as a dict) with our scheme written into it."""
     stock = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
-    config = ClinkdConfig(**stock, scheme={name: getattr(knobs, name) for name in SCHEME_FIELDS})
+    config = ClinkdConfig(**stock, scheme=knobs.model_dump(mode="json", exclude=NOT_CARRIED))
     rope = config.text_config.rope_parameters
     if rope["rope_type"] not in ("default", ROPE_TYPE):
         raise BadInput(
@@ -192,7 +200,7 @@ def clinkd_config(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
         )
     rope["rope_type"] = ROPE_TYPE
     config.text_config.rope_layout = knobs.layout
-    config.text_config.rope_axes = list(position_scheme(knobs).axes)
+    config.text_config.rope_axes = list(position_scheme(knobs.positions, NATIVE).axes)
     return config
 
 
@@ -204,14 +212,14 @@ def build(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdForConditionalGene
 def is_stock(config: ClinkdConfig) -> bool:
     """Whether the stock class computes the same: Qwen2-VL's own positions and sections."""
     knobs = scheme_knobs(config)
-    return knobs.positions == "mrope" and knobs.layout == "sections" and not knobs.spatial_reset
+    return position_scheme(knobs.positions, NATIVE) == NATIVE and knobs.layout == "sections"
 
 
 def as_stock(network: ClinkdForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
     """The same weights in the stock class, sharing their memory. Raises BadInput where positions are not stock."""
     if not is_stock(network.config):
         knobs = scheme_knobs(network.config)
-        raise BadInput(f"positions={knobs.positions}, layout={knobs.layout} exist in no stock class")
+        raise BadInput(f"positions={knobs.positions.name}, layout={knobs.layout} exist in no stock class")
     plain = network.config.to_dict()
     for key in ("model_type", "architectures", "transformers_version", "scheme", "system_turn"):
         plain.pop(key, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd import evaluation, viewer
-from clinkd.config import RunConfig, override
+from clinkd.config import RunConfig
 from clinkd.evaluation import Finished, Grid
 from clinkd.experiments import ROWS, SWEEPS, Row
 from clinkd.pipeline.comparing import Judgeable, cases
@@ -20,6 +20,7 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.prepared import about, read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
+from clinkd.settings import override
 from clinkd.storage import naming_full_disk, write_atomic, write_json
 
 STUDENT, TUTOR = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
@@ -156,7 +157,7 @@ def _run_here(config: RunConfig, runs: Path) -> str | None:
 
 def _run_apart(config: RunConfig, runs: Path) -> str | None:
     """In a process of its own. None, or the last line it said."""
-    from clinkd.config import recipe_text
+    from clinkd.settings import recipe_text
 
     folder = runs / f"{config.name}.log"
     with naming_full_disk(runs):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from clinkd import data
 from clinkd.agreement import Lexicon
-from clinkd.config import AnswerConfig, ChatConfig, RunConfig, override
+from clinkd.config import AnswerConfig, ChatConfig, RunConfig
 from clinkd.data import Codec, codec
 from clinkd.data.readers.coco import Names
 from clinkd.evaluation import Mode, released
@@ -26,6 +26,7 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Leaving, Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import NANO, Chat, Journal, spelled
+from clinkd.settings import override
 from clinkd.storage import read_json, write_json
 
 ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to what

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd import data
-from clinkd.config import ChatConfig, ReflectConfig, override
+from clinkd.config import ChatConfig, ReflectConfig
 from clinkd.correction import (
     ChatCorrector,
     Corrector,
@@ -33,6 +33,7 @@ from clinkd.pipeline.prepared import about, read_split, told_by
 from clinkd.pipeline.runs import Corrected, Leaving, Run
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
 from clinkd.remote import NANO, Chat, Journal, Scrubber, client, common_words, spelled
+from clinkd.settings import override
 from clinkd.storage import JsonLines, progress, write_lines
 
 JOURNAL = "chat.sqlite"  # beside the runs

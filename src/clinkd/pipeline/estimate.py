@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import FitConfig, RunConfig, dump
+from clinkd.config import FitConfig, RunConfig
 from clinkd.memory import free_memory_mb
 from clinkd.pipeline.graph import StageStatus, draft_of
 from clinkd.records import SPLITS, BadInput
+from clinkd.settings import dump
 from clinkd.storage import folder_bytes, free_bytes, progress, spell_bytes, standing, write_json
 
 FLOAT = 4  # bytes of a weight, whatever the file holds

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import RunConfig, recipe_text
+from clinkd.config import RunConfig
 from clinkd.model import VisionLanguageModel
 from clinkd.pipeline.graph import stage_record, versions
 from clinkd.pipeline.models import load_model
 from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.pipeline.runs import Exported, Run, table
 from clinkd.records import BadInput, Sample
+from clinkd.settings import change_knobs, recipe_text
 from clinkd.storage import new_folder, write_atomic
 
 CARD = "README.md"
@@ -71,7 +72,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         how,
         "",
-        f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions}` ({knobs.layout})"
+        f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
         "" if model.text.system else "Prompts open with the user's turn: there is no system turn.",
         "After writing, the folder was loaded again and gave the same logits, bit for bit, on validation questions.",
@@ -100,9 +101,9 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
 def _without_paths(config: RunConfig) -> RunConfig:
     """Folders by their last name alone: a card is read by others."""
     path, base = config.data.path, config.model.base
-    data = config.data.model_copy(update={"path": Path(path.name) if path else None})
-    model = config.model.model_copy(update={"base": Path(base.name) if base else None})
-    return config.model_copy(update={"data": data, "model": model})
+    data = change_knobs(config.data, path=Path(path.name) if path else None)
+    model = change_knobs(config.model, base=Path(base.name) if base else None)
+    return change_knobs(config, data=data, model=model)
 
 
 _STOCK = """```python

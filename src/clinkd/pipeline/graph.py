@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinkd import __version__, crew
-from clinkd.config import Knobs, differences
 from clinkd.records import BadInput
+from clinkd.settings import Knobs, complete, differences, without_defaults
 from clinkd.storage import naming_full_disk, publish, read_json, spell_seconds, write_json
 
 CACHE = ".stages"  # inside the folder of all runs
@@ -36,9 +36,10 @@ HEARTBEAT_SECONDS = 2.0  # what a kill -9 can lose of a stage's clock
 class Stage:
     """One step of a run: `work` fills a folder from the folders of the stages it `needs`.
 
-    `config` is all that decides the result beside `seed`, the needs and `version`, which is raised when the code
-    of the stage comes to do something else. `work` imports what is heavy only when it is called. Where several
-    processes do the run (`clinkd.crew`), those beside the main one take part in the stages done `together`.
+    `config` is all that decides the result beside `seed`, the needs and `version`, which is raised when the code of
+    the stage, or a default among its knobs, comes to do something else; `knobs` is the group by whose names and
+    defaults it is read. `work` imports what is heavy only when it is called. Where several processes do the run
+    (`clinkd.crew`), those beside the main one take part in the stages done `together`.
     """
 
     name: str
@@ -48,12 +49,30 @@ class Stage:
     work: Callable[[Work], None] = field(compare=False)
     seed: int = 0
     together: bool = field(default=False, compare=False)
+    knobs: type[Knobs] | None = field(default=None, compare=False)
 
     @cached_property
     def identity(self) -> str:
-        """Twelve hexadecimal digits that are equal exactly where the result is to be the same."""
-        described = {**_described(self), "needs": {need.name: need.identity for need in self.needs}}
+        """Twelve hexadecimal digits that are equal exactly where the result is to be the same.
+
+        What equals its default is left out, so a new knob that does nothing changes no identity.
+        """
+        needs = {need.name: need.identity for need in self.needs}
+        described = {**_described(self), "config": self.essence(_described(self)["config"]), "needs": needs}
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+
+    def essence(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the result in a stored `config` of this stage, perhaps of an older version: no defaults."""
+        group = self._group
+        return without_defaults(complete(config, group), group)
+
+    def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored `config` of this stage with every knob of today."""
+        return complete(config, self._group)
+
+    @property
+    def _group(self) -> type[Knobs]:
+        return self.knobs or (type(self.config) if isinstance(self.config, Knobs) else Knobs)
 
     @property
     def key(self) -> str:
@@ -114,15 +133,47 @@ def described(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 def status(described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[StageStatus]:
     """How far each stage of a run (as of `described`) has come, in order."""
-    return [_status(stage, cache) for stage in described_stages]
+    return [_status(s["name"], s["identity"], cache / f"{s['name']}-{s['identity']}") for s in described_stages]
 
 
-def _status(stage: Mapping[str, Any], cache: Path) -> StageStatus:
-    folder = cache / f"{stage['name']}-{stage['identity']}"
+def _status(name: str, identity: str, folder: Path) -> StageStatus:
     draft = draft_of(folder)
     state: State = "done" if folder.is_dir() else "partial" if (draft / RECORD).is_file() else "missing"
     seconds = stage_record(folder if state == "done" else draft)["seconds"] if state != "missing" else 0.0
-    return StageStatus(stage["name"], stage["identity"], state, seconds, folder)
+    return StageStatus(name, identity, state, seconds, folder)
+
+
+def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path | None:
+    """The folder, finished or a draft, in which an older version did the same under another identity, if there is one.
+
+    The same is: seed, version of the code, the knobs by today's names and defaults, and the needs by their `inputs`.
+    """
+    ours = _described(stage)
+    needs = {name: folder.resolve().name for name, folder in inputs.items()}
+    drafts_last = sorted(cache.glob(f"{stage.name}-*/{RECORD}"), key=lambda path: path.parent.suffix == ".part")
+    for folder in (path.parent for path in drafts_last):
+        try:
+            record = stage_record(folder)
+            same = all(record[key] == ours[key] for key in ("name", "seed", "version"))
+            same &= {name: f"{name}-{identity}" for name, identity in record["needs"].items()} == needs
+            if same and stage.essence(record["config"]) == stage.essence(ours["config"]):
+                return folder.resolve()
+        except (BadInput, KeyError, AttributeError):
+            continue  # none that could be taken over
+    return None
+
+
+def _take_over(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
+    """Let `folder`, where it is neither finished nor begun, be what an older version did of the same stage."""
+    older = None if folder.is_dir() or draft_of(folder).is_dir() else older_folder(stage, inputs, folder.parent)
+    if older is None:
+        return
+    if older.suffix != ".part":
+        link(folder, older)
+        return
+    with _lock(older.with_suffix(".lock"), stage.name), naming_full_disk(folder):
+        older.rename(draft_of(folder))
+    older.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
@@ -170,6 +221,7 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
         inputs = {need.name: finished[need.name] for need in stage.needs}
         finished[stage.name] = folder = cache / stage.key
         if crew.is_main():
+            _take_over(stage, inputs, folder)
             _finish(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
             link(run_folder / "stages" / stage.name, folder)
             crew.told((stage.key, True))
@@ -207,7 +259,7 @@ def _finish(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) 
                 lock.unlink()  # who waits on the removed file, or makes it again, then finds the finished folder
                 return
     record = stage_record(folder)
-    if record.get("identity") != stage.identity:
+    if f"{stage.name}-{record.get('identity')}" != folder.resolve().name:
         raise BadInput(f"{folder}: holds something else than its name says; remove it to make it anew")
     _say(f"{title}: done before, in {spell_seconds(record['seconds'])}")
 
@@ -329,19 +381,46 @@ def link(link: Path, folder: Path) -> None:
         temp.replace(link)
 
 
-def why(name: str, described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[str]:
+Completed = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+
+
+def why(
+    name: str,
+    described_stages: Sequence[Mapping[str, Any]],
+    cache: Path,
+    completed: Completed = lambda _, config: config,
+) -> list[str]:
     """What keeps the stage `name` from being the nearest other one in the cache, a line for each cause.
 
     A cause is a knob, the seed, the version of the code, or a needed stage, which is followed down to its own cause.
+    `completed` gives the stored config of a stage, perhaps of an older version, with all knobs by today's names.
     """
-    by_name = {stage["name"]: stage for stage in described_stages}
+
+    def read(stage: Mapping[str, Any]) -> dict[str, Any]:
+        needs = {need: _place(cache, need, identity) for need, identity in stage["needs"].items()}
+        return {**stage, "config": completed(stage["name"], stage["config"]), "needs": needs}
+
+    def cached(name: str) -> list[dict[str, Any]]:
+        return [read(record) for record in _cached(cache, name)]
+
+    by_name = {stage["name"]: read(stage) for stage in described_stages}
     if name not in by_name:
         raise BadInput(f"{name}: no such stage in this run; its stages are {', '.join(by_name)}")
     stage = by_name[name]
-    others = [r for r in _cached(cache, name) if r["identity"] != stage["identity"]]
+    here = _place(cache, name, stage["identity"])
+    others = [record for record in cached(name) if _key(record) != here]
     if not others:
         return [f"{name}: no other {name} is in {cache}"]
-    return _nearest(stage, others, by_name, cache)
+    return _nearest(stage, others, by_name, cached)
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return f"{record['name']}-{record['identity']}"
+
+
+def _place(cache: Path, name: str, identity: str) -> str:
+    """The name of the folder that holds a stage: its own, or that of an older version which was taken over."""
+    return (cache / f"{name}-{identity}").resolve().name
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,23 +434,36 @@ class Outlook:
 def outlook(stages: Sequence[Stage], runs: Path) -> list[Outlook]:
     """What `execute` would do about each stage in a run under `runs`."""
     plain, cache = described(stages), runs / CACHE
-    return [Outlook(s, () if s.state == "done" else tuple(why(s.name, plain, cache))) for s in status(plain, cache)]
+    readers = {stage.name: stage.completed for stage in stages}
+    folders: dict[str, Path] = {}
+    for stage in stages:
+        own = cache / stage.key
+        begun = own.is_dir() or draft_of(own).is_dir()
+        older = None if begun else older_folder(stage, {need.name: folders[need.name] for need in stage.needs}, cache)
+        folders[stage.name] = older.with_suffix("") if older else own
+    states = [_status(stage.name, stage.identity, folders[stage.name]) for stage in stages]
+    return [
+        Outlook(s, () if s.state == "done" else tuple(why(s.name, plain, cache, lambda n, config: readers[n](config))))
+        for s in states
+    ]
+
+
+Cached = Callable[[str], list[dict[str, Any]]]
 
 
 def _nearest(
     stage: Mapping[str, Any],
     others: Sequence[Mapping[str, Any]],
     by_name: Mapping[str, Mapping[str, Any]],
-    cache: Path,
+    cached: Cached,
 ) -> list[str]:
-    return min((_causes(stage, other, by_name, cache) for other in others), key=len)
+    return min((_causes(stage, other, by_name, cached) for other in others), key=len)
 
 
 def _causes(
-    stage: Mapping[str, Any], other: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]], cache: Path
+    stage: Mapping[str, Any], other: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]], cached: Cached
 ) -> list[str]:
-    there = f"{other['name']}-{other['identity']}"
-    name = stage["name"]
+    there, name = _key(other), stage["name"]
     lines = [f"{name}: {d} ({there})" for d in differences(stage["config"], other["config"])]
     for key, words in (("seed", "the seed"), ("version", "the version of its code")):
         if stage[key] != other[key]:
@@ -383,10 +475,11 @@ def _causes(
         if ours is None or theirs is None:
             lines.append(f"{name}: needs {need} only {'there' if ours is None else 'here'} ({there})")
             continue
-        known = [r for r in _cached(cache, need) if r["identity"] == theirs]
-        if known:
-            lines += [line for line in _nearest(by_name[need], known, by_name, cache) if line not in lines]
+        nearest = [record for record in cached(need) if _key(record) == theirs]
+        if nearest:
+            lines += [line for line in _nearest(by_name[need], nearest, by_name, cached) if line not in lines]
         else:
+            ours, theirs = (place.removeprefix(f"{need}-") for place in (ours, theirs))
             lines.append(f"{name}: its {need} is {ours} here and {theirs} there ({there})")
     return lines
 
@@ -394,7 +487,7 @@ def _causes(
 def _cached(cache: Path, name: str) -> list[dict[str, Any]]:
     """The records of all finished stages of that name."""
     folders = (path.parent for path in sorted(cache.glob(f"{name}-*/{RECORD}")))
-    records = (stage_record(folder) for folder in folders if folder.suffix != ".part")
+    records = (stage_record(folder) for folder in folders if folder.suffix != ".part" and not folder.is_symlink())
     return [record for record in records if record["name"] == name]
 
 

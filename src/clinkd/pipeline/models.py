@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clinkd.agreement import Lexicon
-from clinkd.config import ModelConfig, SelectConfig
+from clinkd.config import NAMED_POSITIONS, ModelConfig, SelectConfig
 from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer
 from clinkd.model import OpenImage, VisionLanguageModel, load
 from clinkd.model.clip import ImageTextModel
@@ -24,7 +24,9 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
 
 def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
     """A model that no run at hand made: one that was exported, or a stock Qwen2-VL."""
-    stock = ModelConfig(base=folder, positions="mrope", layout="sections", boxes="qwen2-vl", square=False)
+    stock = ModelConfig(
+        base=folder, positions=NAMED_POSITIONS["native"], layout="sections", boxes="qwen2-vl", square=False
+    )
     kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     return load(folder, open_image, None if kind == "clinkd" else stock)
 

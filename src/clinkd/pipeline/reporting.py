@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from clinkd import evaluation
-from clinkd.config import Knob, Knobs, RunConfig, panel
+from clinkd.config import RunConfig
 from clinkd.correction import reflection_tables
 from clinkd.evaluation import Again, Answered, Curve, Rewritten
 from clinkd.evaluation.metrics import Rules
@@ -19,6 +19,7 @@ from clinkd.pipeline.prepared import SCORED, about, read_predictions, read_score
 from clinkd.pipeline.runs import REPORT, SCORES, Run
 from clinkd.records import BadInput, Correction, Prediction, Sample, Table
 from clinkd.remote import PlainPage
+from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import JsonLines, read_json, write_json, write_lines
 
 TABLES, EACH = "tables.json", "answers.jsonl"

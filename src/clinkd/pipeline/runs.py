@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import RunConfig, differences, dump, load, recipe_text
+from clinkd.config import RunConfig
 from clinkd.pipeline import graph
+from clinkd.pipeline.knobs import completed
 from clinkd.records import BadInput, Modality, Prediction, Table, Task
+from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
 from clinkd.storage import naming_full_disk, read_json, write_atomic, write_json
 
 RUNS = Path("runs")
@@ -39,7 +42,7 @@ class Run:
 
     def why(self, stage: str) -> list[str]:
         """What tells the stage from the nearest other one that was made before, a line for each cause."""
-        return graph.why(stage, self.stages, self.cache)
+        return graph.why(stage, self.stages, self.cache, completed)
 
     def stage(self, name: str) -> Path:
         """The finished folder of a stage. Raises BadInput where the run has no such stage, or has not finished it."""
@@ -133,7 +136,7 @@ def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace:
     plain = dump(config)
     if (folder / RUN_RECORD).is_file():
         theirs = _record(folder)["config"]
-        changed = differences(config.identity(), _without_speed(theirs, config))
+        changed = differences(config.identity(), complete(theirs, RunConfig))
         if changed and not replace:
             raise BadInput(
                 f"{folder}: holds a run of another config ({changed[0]}); "
@@ -163,20 +166,23 @@ def finish(run: Run) -> None:
             graph.link(run.folder / name, path)
 
 
-def _without_speed(theirs: Mapping[str, Any], ours: RunConfig) -> dict[str, Any]:
-    """The stored config without knobs that change speed only; one that no longer loads is compared as it stands."""
-    try:
-        return RunConfig.model_validate(theirs).identity()
-    except ValueError:
-        known = ours.identity()
-        return {k: v for k, v in theirs.items() if k in known}
-
-
 def open_run(folder: Path) -> Run:
     """The run in a folder. Raises BadInput where there is none."""
     if not (folder / RUN_RECORD).is_file():
         raise BadInput(f"{folder}: no run there (no {RUN_RECORD})")
-    return Run(folder, load(folder / "config.yaml"), _record(folder)["stages"])
+    return Run(folder, load_config(folder / "config.yaml"), _record(folder)["stages"])
+
+
+def load_config(path: Path) -> RunConfig:
+    """The config in a YAML file. That of a run's folder may be of an older version: its knobs are read by today's
+    names, and those that are no more are told and left out. Raises BadInput naming file and knob.
+    """
+    if not path.expanduser().with_name(RUN_RECORD).is_file():
+        return load(path, RunConfig)
+    config, unknown = load_stored(path, RunConfig)
+    for name in unknown:
+        print(f"{path}: {name}: no knob of this version; left out", file=sys.stderr)
+    return config
 
 
 def _record(folder: Path) -> dict[str, Any]:

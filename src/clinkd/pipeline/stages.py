@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig
 from clinkd.pipeline.graph import Stage, Work
+from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
 from clinkd.storage import sha256_file
@@ -26,7 +27,7 @@ def plan(config: RunConfig) -> list[Stage]:
         todo = _later(step or name, **given)
         kind = step or name
         wanted = tuple(n for n in needs if n)
-        made.append(Stage(name, VERSIONS[kind], knobs, wanted, todo, config.seed, kind in TOGETHER))
+        made.append(Stage(name, VERSIONS[kind], knobs, wanted, todo, config.seed, kind in TOGETHER, KNOBS.get(kind)))
         return made[-1]
 
     data = stage("prepare", _data_identity(config.data), config=config.data)
@@ -39,8 +40,8 @@ def plan(config: RunConfig) -> list[Stage]:
     if config.distill:
         if config.distill.targets != "truth":
             author = teacher if config.distill.pseudo_from == "teacher" else base
-            unused = {"fit": None, "teacher_as": None, "draws": None}
-            knobs = {**config.distill.identity(), **unused, "answer": config.answer.identity()}
+            knobs = _without(config.distill.identity(), "fit", "teacher_as", "draws")
+            knobs["answer"] = config.answer.identity()
             given = {"config": config.distill, "answers": config.answer, "teacher": config.teacher}
             pseudo = stage("pseudo", knobs, data, author, seen, **given, **at)
         model = stage("distill", config.distill, data, base, teacher, pseudo, seen, config=config.distill, **at)
@@ -73,6 +74,11 @@ VERSIONS = {
 }  # fmt: skip
 
 
+def _without(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The knobs without some that do not count for a stage; they then read as if they had their defaults."""
+    return {name: value for name, value in knobs.items() if name not in names}
+
+
 # Where each of several processes takes a part: of the rows that are trained on, or of the questions to answer.
 TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
@@ -92,7 +98,8 @@ def _data_identity(config: DataConfig) -> dict[str, Any]:
         return {"phantoms": config.phantoms.identity()}
     from clinkd import data
 
-    return {**config.identity(), "phantoms": None, **data.identity(config.path, data.Source(config.path).root)}
+    knobs = _without(config.identity(), "phantoms")
+    return {**knobs, **data.identity(config.path, data.Source(config.path).root)}
 
 
 def _stamp(path: Path) -> list[int]:
@@ -104,14 +111,14 @@ def _stamp(path: Path) -> list[int]:
 def _model_identity(config: ModelConfig) -> dict[str, Any]:
     """What decides the base: the knobs, where it is tiny; else the files of the folder. How images are seen later on is
     no part of it: the stages that need `see` are told from others by that."""
-    knobs = {**config.identity(), "sight": None}
+    knobs = _without(config.identity(), "sight")
     if config.base is None:
         return knobs
     if not (config.base / "config.json").is_file():
         raise BadInput(
             f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted"
         )
-    return {**knobs, "tiny": None, **_files_of(config.base)}
+    return {**_without(knobs, "tiny"), **_files_of(config.base)}
 
 
 def _reflect_identity(config: ReflectConfig) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _evaluate_identity(config: EvaluateConfig) -> dict[str, Any]:
 def _clip_identity(config: ClipConfig) -> dict[str, Any]:
     """What decides the image-text model: the knobs, where it is tiny; else the files of the folder. What it is shown
     and how texts are cut is a matter of `select`, except that a tiny one is taught crops where it will see some."""
-    knobs = {**config.identity(), "overlong": None}
+    knobs = _without(config.identity(), "overlong")
     if config.base is None:
         return {**knobs, "grounding": "text" if config.grounding == "text" else "crop"}
     if not any((config.base / name).is_file() for name in ("config.json", "open_clip_config.json")):

@@ -32,6 +32,7 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions, read_split
 from clinkd.pipeline.stages import plan
 from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
+from clinkd.settings import change_knobs
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
 
 STEPS = {True: 16, False: 4}  # of each training: a tiny model's first steps tell little
@@ -66,32 +67,30 @@ class Part:
 def small(config: RunConfig) -> RunConfig:
     """The run with a part of its images, a few steps a training, and short answers."""
     part = Part.of(config)
-    drawn = config.data.phantoms.model_copy(
-        update={"train_images": part.clip, "validation_images": part.scored, "test_images": part.scored}
+    drawn = change_knobs(
+        config.data.phantoms, train_images=part.clip, validation_images=part.scored, test_images=part.scored
     )
 
     def few(fit: FitConfig | None, share: float = 1.0) -> FitConfig | None:
         if fit is None:
             return None
         of = max(1, round(share * part.train))
-        return fit.model_copy(
-            update={"epochs": STEPS[config.model.base is None] * fit.rows / of, "checkpoint_seconds": 1e9}
-        )
+        return change_knobs(fit, epochs=STEPS[config.model.base is None] * fit.rows / of, checkpoint_seconds=1e9)
 
-    changed: dict[str, Any] = {"data": config.data.model_copy(update={"phantoms": drawn})}
+    changed: dict[str, Any] = {"data": change_knobs(config.data, phantoms=drawn)}
     if config.model.base is None and (pretrain := config.model.tiny.pretrain):
-        taught = pretrain.model_copy(update={"vision": few(pretrain.vision), "pairs": few(pretrain.pairs)})
-        tiny = config.model.tiny.model_copy(update={"pretrain": taught})
-        changed["model"] = config.model.model_copy(update={"tiny": tiny})
+        taught = change_knobs(pretrain, vision=few(pretrain.vision), pairs=few(pretrain.pairs))
+        tiny = change_knobs(config.model.tiny, pretrain=taught)
+        changed["model"] = change_knobs(config.model, tiny=tiny)
     for name in ("teacher", "distill", "reflect"):
         group = getattr(config, name)
         if group is not None:
             share = group.share if name == "teacher" else 1.0
-            changed[name] = group.model_copy(update={"fit": few(group.fit, share)})
+            changed[name] = change_knobs(group, fit=few(group.fit, share))
     if config.reflect:  # a trial pays nobody
-        changed["reflect"] = changed["reflect"].model_copy(update={"corrector": "offline"})
-    changed["answer"] = config.answer.model_copy(update={"max_new_tokens": SHORTEST})
-    return config.model_copy(update=changed)
+        changed["reflect"] = change_knobs(changed["reflect"], corrector="offline")
+    changed["answer"] = change_knobs(config.answer, max_new_tokens=SHORTEST)
+    return change_knobs(config, **changed)
 
 
 def run(config: RunConfig, folder: Path) -> None:
@@ -255,7 +254,8 @@ def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> d
     _forget_peak()
     asked = (samples * (1 + config.answer.batch // len(samples)))[: config.answer.batch]
     for rows in sorted({1, config.answer.rows}):
-        knobs = config.answer.model_copy(update={"beams": rows, "candidates": min(rows, config.answer.candidates)})
+        beams = {"beams": rows} if config.answer.method == "beams" else {}
+        knobs = change_knobs(config.answer, candidates=min(rows, config.answer.candidates), **beams)
         timed = {n: _generate(model, asked, knobs, n) for n in (SHORTEST, LONGEST)}
         # where other work disturbs it, the short one may have taken longer
         a_token = max(0.0, timed[LONGEST] - timed[SHORTEST]) / (LONGEST - SHORTEST)
@@ -270,7 +270,7 @@ def _generate(model: VisionLanguageModel, asked: Sequence[Sample], config: Answe
     try:
         for _ in range(2):
             start = time.monotonic()
-            model.generate(asked, config.model_copy(update={"max_new_tokens": tokens}))
+            model.generate(asked, change_knobs(config, max_new_tokens=tokens))
             best = min(best, time.monotonic() - start)
     finally:
         model.text.end = end

@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clinkd import crew
-from clinkd.config import differences
+from clinkd.config import FitConfig
 from clinkd.records import BadInput
+from clinkd.settings import complete, differences
 from clinkd.storage import Manifest, naming_full_disk, publish, read_json, sync_folder, write_json
 from clinkd.training.shards import gathered, spread
 
@@ -176,13 +177,18 @@ def _flat(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     }
 
 
+def _read_course(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The course in a checkpoint, perhaps of an older version, with every knob of a training by today's names."""
+    return {**stored, "fit": complete(stored["fit"], FitConfig)} if "fit" in stored else dict(stored)
+
+
 def _restore(
     found: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], course: Mapping[str, Any]
 ) -> dict[str, Any]:
     state: dict[str, Any] = read_json(found / STATE)
     trained, weights, flat = _trained(model), load_file(found / WEIGHTS), load_file(found / OPTIMIZERS)
     odd = (
-        next((str(d) for d in differences(course, state["course"])), None)
+        next((str(d) for d in differences(course, _read_course(state["course"]))), None)
         or _odd_weights(trained, weights)
         or _odd_state(optimizers, flat)
     )

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from clinkd.config import differences
 from clinkd.records import BadInput
+from clinkd.settings import differences
 from clinkd.storage import (
     MANIFEST,
     Advance,

@@ -1,0 +1,37 @@
+"""By which group of knobs the stored config of each kind of stage is read, also that of an older version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clinkd.config import (
+    AnswerConfig,
+    ClipConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ReflectConfig,
+    SelectConfig,
+    TeacherConfig,
+)
+from clinkd.settings import Knobs, complete
+
+
+class PseudoKnobs(DistillConfig):
+    """What decides pseudo-labels."""
+
+    answer: AnswerConfig = AnswerConfig()
+
+
+KNOBS: dict[str, type[Knobs]] = {
+    "prepare": DataConfig, "base": ModelConfig, "teacher": TeacherConfig, "pseudo": PseudoKnobs,
+    "distill": DistillConfig, "reflect": ReflectConfig, "clip": ClipConfig, "answer": AnswerConfig,
+    "select": SelectConfig, "shuffle": AnswerConfig, "score": EvaluateConfig,
+}  # fmt: skip
+
+
+def completed(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The stored knobs of the stage `name`, perhaps of an older version, all of them and by today's names."""
+    return complete(config, KNOBS.get(name.rpartition("-")[0] or name, Knobs))

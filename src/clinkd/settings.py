@@ -1,0 +1,498 @@
+"""The machinery behind `config`: knobs as YAML, `--set`, unknown names, help, identity, and trees of older versions."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from clinkd.records import BadInput
+
+
+def knob(
+    default: Any, what: str, *, paper: Any = None, speed_only: bool = False, words: Mapping[str, Knobs] | None = None
+) -> Any:
+    """A field with its meaning.
+
+    `paper` is the paper's value; `speed_only` keeps the knob out of a stage's identity; `words` are the names under
+    which whole groups may be given in the place of their members.
+    """
+    extra = {"paper": paper, "speed_only": speed_only, "words": words or {}}
+    return Field(default=default, description=what, json_schema_extra=extra)
+
+
+class Knobs(BaseModel):
+    """A group of knobs, frozen. Unknown keys are refused by `load`, with the nearest name.
+
+    `renamed` are the names that knobs of the group had in older versions, with those of today (with dots below the
+    group); `from_older` reads a stored group of an older version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: every knob but those that change speed only. Plain JSON values."""
+        values: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            if not _extra(info).get("speed_only"):
+                value = getattr(self, name)
+                values[name] = value.identity() if isinstance(value, Knobs) else _plain(value)
+        return values
+
+    @classmethod
+    def from_older(cls, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """A stored tree of this group with today's names of its knobs."""
+        return {cls.renamed.get(name, name): value for name, value in tree.items()}
+
+
+K = TypeVar("K", bound=Knobs)
+
+
+def _extra(info: FieldInfo) -> Mapping[str, Any]:
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def change_knobs(config: K, **knobs: Any) -> K:
+    """The group with some knobs changed, checked whole. Raises ValueError where a rule between knobs is broken."""
+    return type(config).model_validate({**{name: getattr(config, name) for name in type(config).model_fields}, **knobs})
+
+
+# -- files and settings -----------------------------------------------------------------------------------------------
+
+
+def load(path: Path, root: type[K]) -> K:
+    """The config in a YAML file; knobs it does not name keep their defaults. Raises BadInput naming file and knob.
+
+    Relative paths inside count from the current folder, and `~` is the home folder.
+    """
+    path = Path(path).expanduser()
+    tree = _read(path)
+    try:
+        return _validated(root, tree)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def load_stored(path: Path, root: type[K]) -> tuple[K, list[str]]:
+    """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks."""
+    unknown: list[str] = []
+    try:
+        return _validated(root, modernise(_read(path), root, unknown)), unknown
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; `clinkd recipe demo > {path.name}` writes one to edit") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: a folder, where a YAML file is wanted") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not valid YAML: {_yaml_trouble(error)}") from None
+    if not isinstance(tree, dict):
+        raise BadInput(f"{path}: knobs as `name: value` are wanted; `clinkd recipe demo` prints a whole file")
+    return tree
+
+
+def override(config: K, settings: Iterable[str]) -> K:
+    """The config with `settings`, each "a.b=VALUE" with VALUE in YAML, put in one after the other, then checked whole.
+
+    Raises BadInput for an unknown knob (with the nearest name), a wrong value, or a way through a stage left out.
+    """
+    tree = config.model_dump()
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise BadInput(f"--set {setting}: NAME=VALUE is wanted, for example --set distill.kd_weight=0.25")
+        _put(type(config), tree, name.strip(), text.strip())
+    return _validated(type(config), tree)
+
+
+def dump(config: Knobs) -> dict[str, Any]:
+    """Every knob as plain JSON values; its class loads it back equal."""
+    return config.model_dump(mode="json")
+
+
+# -- identity, and trees of older versions ----------------------------------------------------------------------------
+
+
+def modernise(tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], prefix: str = "") -> dict[str, Any]:
+    """A stored tree with today's names; the names of knobs that are no more are put into `unknown` and left out."""
+    values: dict[str, Any] = {}
+    for name, value in group.from_older(tree).items():
+        info = group.model_fields.get(name)
+        if info is None:
+            unknown.append(prefix + name)
+        elif isinstance(value, Mapping) and (inner := _group(info, value)):
+            values[name] = modernise(value, inner, unknown, f"{prefix}{name}.")
+        else:
+            values[name] = value
+    return values
+
+
+def complete(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, Any]:
+    """A tree as of `Knobs.identity`, perhaps a part of one or of an older version, with every knob that decides.
+
+    What is not named, or null where a knob is never null, has its default. Keys that are no knobs stay.
+    """
+    values = dict(group.from_older(tree))
+    for name, info in group.model_fields.items():
+        if _extra(info).get("speed_only"):
+            values.pop(name, None)
+            continue
+        value = values.get(name)
+        if name not in values or (value is None and not _nullable(info)):
+            default = info.default
+            value = default.identity() if isinstance(default, Knobs) else _plain(default)
+        if isinstance(value, str) and value in _extra(info).get("words", {}):
+            value = _extra(info)["words"][value].identity()
+        inner = _group(info, value)
+        values[name] = complete(value, inner) if inner and isinstance(value, Mapping) else value
+    return values
+
+
+def without_defaults(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, Any]:
+    """A complete tree without the knobs that equal their defaults: a new knob that does nothing leaves it as it is.
+
+    What tells the members of a union apart (a literal of one value) always stays. Equal trees come of equal ones only:
+    a group is compared as a whole with the default of its field.
+    """
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        info = group.model_fields.get(name)
+        default = info.default if info else None
+        if info is None or _is_tag(info):
+            values[name] = value
+        elif inner := (_group(info, value) if isinstance(value, Mapping) else None):
+            shortened = without_defaults(value, inner)
+            same = isinstance(default, Knobs) and shortened == without_defaults(default.identity(), type(default))
+            values |= {} if same else {name: shortened}
+        elif value != (_plain(default) if not isinstance(default, Knobs) else default):
+            values[name] = value
+    return values
+
+
+def _nullable(info: FieldInfo) -> bool:
+    return NoneType in get_args(_bare(info.annotation))
+
+
+def _is_tag(info: FieldInfo) -> bool:
+    return get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1
+
+
+# -- help -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One knob of a config, for people to read: `name` with dots, what it `wants`, the paper's value or None."""
+
+    name: str
+    value: Any
+    what: str
+    wants: str
+    paper: Any
+    speed_only: bool
+
+
+def panel(config: Knobs, prefix: str = "") -> Iterator[Knob]:
+    """All knobs in order, a group (its `value` a Knobs) before its members; a stage left out has the value None."""
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        yield Knob(
+            name=prefix + name,
+            value=value,
+            what=info.description or "",
+            wants=_wanted(info),
+            paper=_plain(_extra(info).get("paper")),
+            speed_only=bool(_extra(info).get("speed_only")),
+        )
+        if isinstance(value, Knobs):
+            yield from panel(value, f"{prefix}{name}.")
+
+
+def recipe_text(config: Knobs, heading: str = "") -> str:
+    """The config as YAML to copy and edit, each knob under its meaning, choices and the paper's value.
+
+    Loading the text gives an equal config.
+    """
+    lines = [f"# {line}".rstrip() for line in heading.splitlines()]
+    for knob_ in panel(config):
+        depth = knob_.name.count(".")
+        indent, name = "  " * depth, knob_.name.rpartition(".")[2]
+        group = isinstance(knob_.value, Knobs)
+        about = [knob_.what] if knob_.what else []
+        about += [knob_.wants] if not group or knob_.wants != A_GROUP else []
+        about += [f"paper: {_spell(knob_.paper)}"] if knob_.paper is not None else []
+        about += ["changes speed only"] if knob_.speed_only else []
+        if depth == 0 and lines:
+            lines.append("")
+        lines += textwrap.wrap("; ".join(about), 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ")
+        lines.append(f"{indent}{name}:" + ("" if group else f" {_spell(knob_.value)}"))
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One knob that two configs disagree on; a value is None where a config has no such knob."""
+
+    knob: str
+    ours: Any
+    theirs: Any
+
+    def __str__(self) -> str:
+        if isinstance(self.ours, Mapping) or isinstance(self.theirs, Mapping):
+            return f"{self.knob} is left out " + ("here and not there" if self.ours is None else "there and not here")
+        return f"{self.knob} is {_spell(self.ours)} here and {_spell(self.theirs)} there"
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[Difference]:
+    """The knobs, with dots, in which two plain trees (as of `identity` or `dump`) differ, in the order of `ours`."""
+    unequal: list[Difference] = []
+    for name in [*ours, *(n for n in theirs if n not in ours)]:
+        mine, other = ours.get(name), theirs.get(name)
+        if isinstance(mine, Mapping) and isinstance(other, Mapping):
+            unequal += differences(mine, other, f"{prefix}{name}.")
+        elif mine != other:
+            unequal.append(Difference(f"{prefix}{name}", mine, other))
+    return unequal
+
+
+# -- checks, in our own words -----------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_trouble(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def _validated(root: type[K], tree: dict[Any, Any]) -> K:
+    _check_names(root, root, tree, "")
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        troubles = []
+        for e in error.errors():
+            name, info = _knob_at(root, e["loc"])
+            # a rule of ours between knobs speaks for itself, below its group's name; the rest is put into our words
+            ours = e["type"] == "value_error"
+            troubles.append(_ruled(name, str(e["ctx"]["error"])) if ours else _wrong(name, e["input"], info))
+        raise BadInput("; ".join(dict.fromkeys(troubles))) from None
+
+
+def _ruled(group: str, rule: str) -> str:
+    """A rule that names its knobs in full stands alone; one of a group that several parents share is put below them."""
+    return rule if not group or f"{group}." in rule else f"{group}: {rule}"
+
+
+def _check_names(root: type[Knobs], model: type[Knobs], tree: Mapping[Any, Any], prefix: str) -> None:
+    for key, value in tree.items():
+        info = model.model_fields.get(key)
+        if info is None:
+            raise BadInput(_unknown(root, model, str(key), prefix))
+        group = _group(info, value)
+        if group is not None and isinstance(value, Mapping):
+            _check_names(root, group, value, f"{prefix}{key}.")
+        elif isinstance(value, bool) and bool not in _kinds(info):  # Python would take true for 1
+            raise BadInput(_wrong(f"{prefix}{key}", value, info))
+
+
+def _unknown(root: type[Knobs], model: type[Knobs], key: str, prefix: str) -> str:
+    if key in model.renamed:
+        return f"{prefix}{key}: now called {prefix}{model.renamed[key]}"
+    near = difflib.get_close_matches(key, model.model_fields, n=1)
+    if near:
+        return f"{prefix}{key}: no such knob; did you mean {prefix}{near[0]}?"
+    every = {name.rpartition(".")[2]: name for name in reversed(list(_all_names(root)))}
+    elsewhere = difflib.get_close_matches(key, every, n=1, cutoff=0.75)
+    if elsewhere and every[elsewhere[0]] != prefix + key:
+        return f"{prefix}{key}: no such knob; did you mean {every[elsewhere[0]]}?"
+    where = f"{prefix.rstrip('.')} has" if prefix else "a run has"
+    return f"{prefix}{key}: no such knob; {where} {', '.join(model.model_fields)}"
+
+
+def _all_names(model: type[Knobs], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for group in _groups(info):
+            yield from _all_names(group, f"{prefix}{name}.")
+
+
+def _put(root: type[Knobs], tree: dict[str, Any], name: str, text: str) -> None:
+    model, prefix = root, ""
+    *groups, last = name.split(".")
+    for key in groups:
+        info = model.model_fields.get(key)
+        if info is None:
+            raise BadInput(_unknown(root, model, key, prefix))
+        if not _groups(info):
+            raise BadInput(f"{name}: {prefix}{key} is a single knob, with nothing under it")
+        if tree[key] is None:
+            stage = f"{prefix}{key}"
+            raise BadInput(f"{name}: {stage} is left out here (null); bring it in first with --set {stage}={{}}")
+        if isinstance(tree[key], str) and tree[key] in _extra(info).get("words", {}):
+            tree[key] = _extra(info)["words"][tree[key]].model_dump()
+        if not isinstance(tree[key], dict):
+            raise BadInput(_wrong(f"{prefix}{key}", tree[key], info))
+        group = _group(info, tree[key])
+        assert group is not None, f"{name}: a field with groups has one for every value"
+        model, prefix = group, f"{prefix}{key}."
+        # what an earlier setting gave as a part has the defaults under it
+        tree[key] = {**{k: v for k, v in group().model_dump().items() if k not in tree[key]}, **tree[key]}
+        tree = tree[key]
+    info = model.model_fields.get(last)
+    if info is None:
+        raise BadInput(_unknown(root, model, last, prefix))
+    tree[last] = _value(name, text, info)
+
+
+def _value(name: str, text: str, info: FieldInfo) -> Any:
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{name}={text}: not valid YAML: {_yaml_trouble(error)}") from None
+    kinds = _kinds(info)
+    if value is not None and not isinstance(value, str) and (str in kinds or Path in kinds):
+        return text  # a name or folder such as 2026 is text all the same
+    if tuple in kinds and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _metadata(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types a knob may have, without None."""
+    bare = _bare(annotation)
+    parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
+    return [_bare(part) for part in parts if part is not NoneType]
+
+
+def _kinds(info: FieldInfo) -> list[Any]:
+    return [get_origin(member) or member for member in _members(info.annotation)]
+
+
+def _groups(info: FieldInfo) -> list[type[Knobs]]:
+    """The groups of knobs that a field may hold: none, one, or the members of a union."""
+    return [m for m in _members(info.annotation) if isinstance(m, type) and issubclass(m, Knobs)]
+
+
+def _group(info: FieldInfo, value: Any) -> type[Knobs] | None:
+    """The group that reads `value`: of a union the member whose tag it bears, else that of the field's default."""
+    groups = _groups(info)
+    if len(groups) < 2:
+        return groups[0] if groups else None
+    tag = info.discriminator
+    assert isinstance(tag, str), "members of a union of groups are told apart by a tag"
+    given = value.get(tag) if isinstance(value, Mapping) else None
+    return next((g for g in groups if g.model_fields[tag].default == given), type(info.default))
+
+
+A_GROUP = "a group of knobs"
+
+
+def _wanted(info: FieldInfo) -> str:
+    bare = _bare(info.annotation)
+    parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
+    words = [
+        _in_words(_bare(part)) + _bounds(get_args(part)[1:] if get_origin(part) is Annotated else ())
+        for part in parts
+        if part is not NoneType
+    ]
+    if named := _extra(info).get("words"):
+        words = [" | ".join(named), A_GROUP]
+    text = " or ".join(dict.fromkeys(words))
+    if any(getattr(bound, "pattern", None) for bound in info.metadata):
+        text = "a folder's name of letters, digits and . _ -"
+    return text + _bounds(info.metadata) + (" or null" if _nullable(info) else "")
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    """The limits of a number among the metadata of its type, to stand behind its name."""
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [
+        f"{sign} {limit:g}"
+        for data in metadata
+        for bound in getattr(data, "metadata", [data])
+        for key, sign in signs.items()
+        if (limit := getattr(bound, key, None)) is not None
+    ]
+    return f" {' and '.join(limits)}" if limits else ""
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " | ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list of {_in_words(_bare(get_args(kind)[0]))}"
+    if isinstance(kind, type) and issubclass(kind, Knobs):
+        return A_GROUP
+    return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "text")
+
+
+def _knob_at(root: type[Knobs], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+    """The name and the field of the knob of an error, whose location may end inside a list or name a union's member."""
+    model: type[Knobs] | None = root
+    names: list[str] = []
+    info: FieldInfo | None = None
+    for part in location:
+        if model is not None and part in model.model_fields:
+            names.append(str(part))
+            info = model.model_fields[str(part)]
+            model = _group(info, None)
+        elif info is not None and isinstance(info.discriminator, str):
+            model = _group(info, {info.discriminator: part})
+        else:
+            break
+    return ".".join(names), info
+
+
+def _wrong(name: str, value: Any, info: FieldInfo | None) -> str:
+    assert info is not None, f"an error outside every knob: {name}"
+    return f"{name}: {textwrap.shorten(_spell(value), 60)} given, {_wanted(info)} wanted"
+
+
+def _spell(value: Any) -> str:
+    """A value as YAML on one line."""
+    plain = value.model_dump(mode="json") if isinstance(value, Knobs) else _plain(value)
+    try:
+        text = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+    except yaml.YAMLError:
+        return str(value)
+    return text.removesuffix("...\n").strip()
