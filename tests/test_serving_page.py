@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from browser import Browser, arrived, program
 from clinkd.serving.app import PAGE
-from clinkd.viewer.style import STYLE
+from clinkd.viewer.page import STYLE
 from serving import TOKEN, Server, picture, serving, uri
 
 WIDE, HIGH = 120, 80  # of the picture in most tests

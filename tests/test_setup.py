@@ -16,7 +16,8 @@ from clinkd import __version__, cli
 from clinkd.data import FORMS
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 WISHES = [*PROJECT["dependencies"], *(w for extra in PROJECT["optional-dependencies"].values() for w in extra)]
 
 
@@ -159,6 +160,13 @@ def test_a_wheelhouse_without_wheels_is_named(tmp_path):
     (tmp_path / ".venv" / ".made").touch()
     status, lines = make(tmp_path, ".venv/.run", "WHEELHOUSE=empty")
     assert status != 0 and "WHEELHOUSE=empty: no wheels there; collect them with make wheelhouse" in lines[0]
+
+
+def test_a_wheel_holds_every_file_that_is_no_python():
+    package = ROOT / "src" / "clinkd"
+    packed = {file for glob in PYPROJECT["tool"]["setuptools"]["package-data"]["clinkd"] for file in package.glob(glob)}
+    files = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert files == packed and {package / "viewer" / "page.css", package / "viewer" / "page.js"} < files
 
 
 def test_rooms_that_must_start_without_torch_do():

@@ -11,12 +11,27 @@ import pytest
 from PIL import Image, ImageColor
 
 from clinkd.records import Box, Table
-from clinkd.viewer import ANSWER, LATER, TRUTH, Bar, bars, key, lines, overlay, page, section, table, thumbnail
+from clinkd.viewer import ANSWER, ASKED, LATER, TRUTH, Bar, bars, key, lines, overlay, page, section, table, thumbnail
+from clinkd.viewer.overlay import DASHES
+from clinkd.viewer.page import STYLE
 
 
 def coloured(image: Image.Image, colour: str) -> np.ndarray:
     """[H, W] where the picture has exactly this colour."""
     return (np.array(image) == np.array(ImageColor.getrgb(colour))).all(-1)
+
+
+@pytest.mark.parametrize(("kind", "colour"), [("truth", TRUTH), ("answer", ANSWER), ("asked", ASKED), ("later", LATER)])
+def test_the_style_sheet_draws_boxes_as_the_pictures_do(kind: str, colour: str) -> None:
+    line = dict(part.strip().split(": ") for part in _rule(f".over .line.{kind}").split(";") if part.strip())
+    dashes = {"stroke-dasharray": " ".join(map(str, DASHES[colour]))} if colour in DASHES else {}
+    assert line == {"stroke": colour, **dashes}
+    chip = _rule(f".chip.{kind}")
+    assert f"border-color: {colour};" in chip and f"border-style: {'dashed' if dashes else 'solid'};" in chip
+
+
+def _rule(selector: str) -> str:
+    return re.findall(rf"{re.escape(selector)} {{(.*?)}}", STYLE)[0]
 
 
 def test_an_outline_runs_along_its_box() -> None:

@@ -7,6 +7,7 @@ from clinkd.viewer.grid import Cell, grid
 from clinkd.viewer.maps import columns, heat
 from clinkd.viewer.overlay import ANSWER, ASKED, LATER, TRUTH, boxed, overlay
 from clinkd.viewer.page import (
+    SCRIPT,
     Card,
     Line,
     apart,
@@ -21,7 +22,6 @@ from clinkd.viewer.page import (
     section,
     table,
 )
-from clinkd.viewer.script import SCRIPT
 from clinkd.viewer.shot import Html, Mark, Picture, boxed_words, repeated, shot, thumbnail
 
 __all__ = [

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -18,8 +19,12 @@ from PIL import Image
 from clinkd.records import Table
 from clinkd.viewer.overlay import DASHES
 from clinkd.viewer.shot import Html, Mark, Picture, boxed_words, shot, thumbnail
-from clinkd.viewer.style import STYLE
 
+# The style sheet of every page: light and dark, readable on a phone, printable.
+STYLE = resources.files(__package__).joinpath("page.css").read_text("utf-8")
+# The one script of a page. It shows the answers that the page's data hold, and makes text nodes and no markup. Which
+# answers are shown stands in the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
+SCRIPT = resources.files(__package__).joinpath("page.js").read_text("utf-8")
 _SIDE = 448  # pixels of a picture's longer side
 _NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
 

@@ -1,9 +1,3 @@
-"""The one script of a page: it shows the answers that the page's data hold. It makes text nodes and no markup.
-
-Which answers are shown stands in the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
-"""
-
-SCRIPT = r"""
 "use strict";
 (() => {
   const find = (id) => document.getElementById(id);
@@ -217,4 +211,3 @@ SCRIPT = r"""
   form.hidden = false;
   if (!read()) show();
 })();
-"""
