@@ -128,7 +128,7 @@ def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
         Gain("model", Task.VG, "F1", 0.0, (0.0, 0.0)),
         Gain("oracle", Task.VG, "F1", 15.0, (10.0, 20.0)),
     ]
-    table = next(t for t in tabulate([*scores, *more], gained) if t.title == "What selection gained")
+    table = next(t for t in tabulate([*scores, *more], gained) if t.key == "selection")
     assert table.columns == ("", "First beam", "Agreement", "By clip", "Chosen", "Oracle")
     assert table.rows[:3] == (
         ("VG F1", "55.0", "57.0", "57.0", "60.0", "70.0"),

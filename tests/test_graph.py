@@ -124,6 +124,39 @@ def test_a_failed_stage_goes_on_in_its_draft_and_its_time_adds_up(shop, tmp_path
     assert record["finished"] and record["config"] == TeacherConfig().identity() and "torch" in record["versions"]
 
 
+def test_what_a_stage_of_version_0_1_recorded_is_read_by_the_keys_of_today(tmp_path):
+    fit = {"steps": 48, "rows": 48, "trained parameters": 58968}
+    recorded = {
+        "gain on validation over the first beam": {"VG": 0.0}, "tasks reordered": ["VG"], "fit-distill": fit,
+        "stored teacher": {"bytes": 142201}, "pseudo-labels": {"used": 9, "empty, truth kept": 1},
+        "shown to the CLIP": {"candidates": 4, "too long": 1, "token limit": 77}, "answers": {"units": 96},
+        "truths overruled by a person": 3, "left out": {"a bad row": 2},
+    }  # fmt: skip
+    write_json(tmp_path / "stage.json", {"name": "select", "seconds": 1.5, "recorded": recorded})
+    assert graph.stage_record(tmp_path) == {
+        "name": "select",
+        "seconds": 1.5,
+        "recorded": {
+            "validation_gain": {"VG": 0.0}, "reordered_tasks": ["VG"],
+            "fit-distill": {"steps": 48, "rows": 48, "trained_parameters": 58968}, "stored_teacher": {"bytes": 142201},
+            "pseudo_labels": {"used": 9, "empty": 1},
+            "clip_inputs": {"candidates": 4, "too_long": 1, "token_limit": 77},
+            "answers": {"units": 96}, "overruled_truths": 3, "left_out": {"a bad row": 2},
+        },
+    }  # fmt: skip
+
+
+def test_a_draft_of_version_0_1_goes_on_with_the_keys_of_today(shop, tmp_path):
+    shop.fail["teacher"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        execute(shop.stages(), tmp_path / "a")
+    (draft,) = tmp_path.glob(".stages/teacher-*.part/stage.json")
+    write_json(draft, {**read_json(draft), "recorded": {"stored teacher": {"bytes": 1}}})
+    shop.fail.clear()
+    record = read_json(execute(shop.stages(), tmp_path / "a")["teacher"] / "stage.json")
+    assert record["recorded"]["stored_teacher"] == {"bytes": 1} and "stored teacher" not in record["recorded"]
+
+
 def test_a_stage_killed_between_its_end_and_its_renaming_is_not_done_again(shop, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(graph, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

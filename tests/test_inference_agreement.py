@@ -99,7 +99,7 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
     recorded: dict[str, object] = {}
     stage = Work(tmp_path / "select", inputs, 0, recorded.__setitem__)
     work.select(stage, config.select, Machine("cpu", 1))
-    assert recorded["tasks reordered"] == ["VG"]
+    assert recorded["reordered_tasks"] == ["VG"]
     found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
     assert [p.chosen for p in found] == [1, 0]
     assert all(set(c.scores) == {"agreement", "random"} for p in found for c in p.candidates)

@@ -69,7 +69,7 @@ def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(con
         assert guess.seconds >= 0 and 300 < guess.memory_mb < 10_000
     stored = next(e for e in found.stages if e.stage == "distill")
     weights = stage_record(run.stage("base"))["recorded"]["parameters"]
-    bytes_there = stage_record(run.stage("distill"))["recorded"]["stored teacher"]["bytes"]
+    bytes_there = stage_record(run.stage("distill"))["recorded"]["stored_teacher"]["bytes"]
     assert stored.passing_mb == pytest.approx((3 * 8 * weights + bytes_there) / 1e6, rel=0.2)  # by muon
 
 

@@ -473,8 +473,8 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
     assert 40 == whole <= sentences < names <= 2 * sentences + 40  # names: those of boxes, and of boxes that miss
     samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}
     found = work.read_predictions(tmp_path / "select")
-    assert told["shown to the CLIP"]["candidates"] == sum(len(p.candidates) for p in found)
-    assert told["shown to the CLIP"]["token limit"] == 77 and told["shown to the CLIP"]["too long"] == 0
+    assert told["clip_inputs"]["candidates"] == sum(len(p.candidates) for p in found)
+    assert told["clip_inputs"]["token_limit"] == 77 and told["clip_inputs"]["too_long"] == 0
     for p in found:
         boxed = samples[p.id].task in ("VG", "ROC", "RC")
         for c in p.candidates:
@@ -486,11 +486,11 @@ def test_a_free_question_is_answered_as_the_run_answers_its_like():
     box = Box(0, 0, 0.5, 0.5)
     bare, boxed = BoxedText("Where?"), BoxedText("[box]", (box,))
     gain = {"MIA": -3.0, "RC": -1.0, "ROC": 2.0, "VG": 1.0}
-    told = {"gain on validation over the first beam": gain, "tasks reordered": ["VG", "ROC"]}
+    told = {"validation_gain": gain, "reordered_tasks": ["VG", "ROC"]}
     assert trusts(told, bare, boxed) and not trusts(told, bare, bare)
     assert not trusts(told, boxed, bare)  # it may be of either, and one is not trusted
-    assert trusts({**told, "tasks reordered": ["ROC", "RC"]}, boxed, bare)
-    only_roc = {"gain on validation over the first beam": {"ROC": 2.0}, "tasks reordered": ["ROC"]}
+    assert trusts({**told, "reordered_tasks": ["ROC", "RC"]}, boxed, bare)
+    only_roc = {"validation_gain": {"ROC": 2.0}, "reordered_tasks": ["ROC"]}
     assert trusts(only_roc, boxed, bare) and not trusts(only_roc, bare, boxed)
-    always = {"tasks reordered": ["VG", "ROC", "RC", "MIA", "QA"]}
+    always = {"reordered_tasks": ["VG", "ROC", "RC", "MIA", "QA"]}
     assert trusts(always, bare, boxed) and trusts(always, boxed, bare) and trusts(always, bare, bare)

@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from clinkd.evaluation import (
     write_shared,
 )
 from clinkd.evaluation.browse import browse, without_words
+from clinkd.evaluation.tables import read_table
 from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import lineage
@@ -452,6 +453,19 @@ def test_the_page_is_written_again_with_names_hidden_and_no_scoring(finished, mo
     data = html[html.index('id="data">') :]
     assert CANARY not in data and "[id] shows" in data and html.count("data:image/") >= 1
     assert "[id]" in html[html.index('id="corrections"') :]
+
+
+def test_tables_are_found_by_their_keys_whatever_their_titles_say(finished):
+    """Those of version 0.1.0, as `finished` holds them, have titles alone; those of today keys."""
+    runs, _ = finished
+    (file,) = runs.glob(".stages/score-*/tables.json")
+    tables = [read_table(value) for value in json.loads(file.read_text())]
+    assert [t.key for t in tables if t.key] == ["scores", "by_modality", "by_source"]
+    write_json(file, [{**asdict(t), "title": f"{t.title}, renamed"} for t in tables])
+    assert main(["report", CANARY, "--runs", str(runs), "--share"]) == 0
+    html = (runs / CANARY / "report-shared.html").read_text()
+    assert "Scores, renamed" in html and "By source, renamed" in html and "Task by modality, renamed" not in html
+    assert CANARY.lower() not in html.lower() and "source 1" in html
 
 
 def test_a_page_goes_nowhere_over_a_file_of_others(finished, tmp_path, capsys):

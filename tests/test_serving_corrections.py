@@ -135,7 +135,7 @@ def test_the_next_run_trains_on_what_a_person_decided(server, run, monkeypatch):
     others = [c for c in first.values() if c["reasons"] and c["by"] not in (HUMAN, "replay")]
     assert others and all(c["by"] == "offline" and c["after"] for c in others)
     record = json.loads((folder / "reflect-1" / "stage.json").read_text())
-    assert record["recorded"]["truths overruled by a person"] >= 1
+    assert record["recorded"]["overruled_truths"] >= 1
     second = [json.loads(x) for x in (folder / "reflect-2" / "corrections.jsonl").read_text().splitlines()]
     assert all(c["truth"]["boxes"] == box for c in second if c["id"] == items[0]["id"])  # in later rounds, too
 

@@ -121,5 +121,5 @@ def test_open_draw_ask_see_save_correct_and_learn(which, request, tmp_path, monk
         # what the person wrote is the truth now; the answer was held against it, and is trained towards it
         assert made[name]["truth"]["text"].startswith(TAUGHT) and made[name]["by"] == HUMAN
         assert made[name]["after"] == made[name]["truth"]
-    assert json.loads((stage / "stage.json").read_text())["recorded"]["truths overruled by a person"] == 3
+    assert json.loads((stage / "stage.json").read_text())["recorded"]["overruled_truths"] == 3
     assert (runs / f"{which}-corrected" / "report.html").is_file()

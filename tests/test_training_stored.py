@@ -489,9 +489,9 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     monkeypatch.setattr(steps, "fit", killed)
     done = execute([ready, base, taught, student], tmp_path / "run")["distill"]
     assert stores[0] == stores[1] and not (done / steps.STORE).exists() and (done / "model").is_dir()
-    assert stage_record(done)["recorded"]["stored teacher"]["bytes"] > 1000
+    assert stage_record(done)["recorded"]["stored_teacher"]["bytes"] > 1000
     assert {"teacher_as", "draws"} <= set(config.identity())
     plain = config.model_copy(update={"kd_weight": 0.0})
     tuned = replace(student, config=plain, work=lambda w: steps.distill(w, plain, Machine("cpu", 1)))
     done = execute([ready, base, taught, tuned], tmp_path / "run")["distill"]
-    assert (done / "model").is_dir() and "stored teacher" not in stage_record(done)["recorded"]
+    assert (done / "model").is_dir() and "stored_teacher" not in stage_record(done)["recorded"]

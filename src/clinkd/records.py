@@ -405,9 +405,13 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells ready to print. A cell is text; numbers are formatted by whoever made the table."""
+    """Rows of cells ready to print. A cell is text; numbers are formatted by whoever made the table.
+
+    `key` is what a program finds the table by, "" where none looks for it; people read the title.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    key: str = ""

@@ -9,7 +9,7 @@ from clinkd import viewer
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.printed import PRINTED_AVERAGES
 from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.tables import AVERAGED, TITLES, Board
+from clinkd.evaluation.tables import AVERAGED, NOT_COMPUTED, TITLES, Board
 from clinkd.records import PAPER_MODALITIES, Modality, Task
 from clinkd.viewer import Bar, Cell, Html
 
@@ -46,9 +46,10 @@ def _cell(
     board: Board, task: Task, metric: str, modality: Modality | None, shown: Mapping[tuple[Task, Modality], int]
 ) -> Cell:
     own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
-    value = "not computed" if own is None or own.value is None else f"{own.value:.1f}"
+    value = own.value if own else None
+    cell = f"{value:.1f}" if value is not None else "–"
     where = TITLES[modality] if modality else "mean over modalities"
-    said = f"{task.value} {metric}, {where}: model {value}"
+    said = f"{task.value} {metric}, {where}: model {cell if value is not None else NOT_COMPUTED}"
     if own and own.interval:
         said += f", 95 % interval {own.interval[0]:.1f} to {own.interval[1]:.1f}"
     if blind:
@@ -57,11 +58,9 @@ def _cell(
         said += f"; {own.count:,} {'question' if own.count == 1 else 'questions'}"
     there = sum(n for (t, m), n in shown.items() if t is task and modality in (None, m))
     link = f"task={task.value}" + (f"&modality={modality.value}" if modality else "")
-    if own and own.value is not None:
+    if value is not None:
         link += f"&by={metric.replace('%', '%25').replace('+', '%2B').replace('&', '%26').replace(' ', '+')}"
-    return Cell(
-        "–" if value == "not computed" else value, f"{blind[1]:.1f}" if blind else "–", said, link if there else None
-    )
+    return Cell(cell, f"{blind[1]:.1f}" if blind else "–", said, link if there else None)
 
 
 def charts(board: Board) -> Html:
@@ -92,15 +91,18 @@ def _figures(
 def averages(board: Board) -> Html:
     """The mean over the four tasks in each modality, ours and, apart from it, the paper's printed values."""
     told = [t for t in AVERAGED if board.value(MODEL, t, HEADLINE[t]) is not None]
-    rows = []
+    rows, some_lack = [], False
     for modality in (m for m in Modality if any(m in board.modalities(t, HEADLINE[t]) for t in told)):
         there = [t for t in told if board.value(MODEL, t, HEADLINE[t], modality) is not None]
         own = [board.value(MODEL, t, HEADLINE[t], modality) for t in there]
         blind = [b[1] if (b := board.blind(t, HEADLINE[t], modality)) else None for t in there]
-        label = TITLES[modality] + (f" ({len(there)})" if len(there) < len(told) else "")
+        lacks = len(there) < len(told)
+        some_lack |= lacks
+        label = TITLES[modality] + (f" ({len(there)})" if lacks else "")
         rows.append(Bar(label, _mean(own), _mean(blind)))
     printed = [
-        Bar(TITLES[m], *pair) for m, *pair in zip(PAPER_MODALITIES, *reversed(PRINTED_AVERAGES.values()), strict=True)
+        Bar(TITLES[m], ours, theirs)
+        for m, ours, theirs in zip(PAPER_MODALITIES, PRINTED_AVERAGES["ClinKD"], PRINTED_AVERAGES["BiRD"], strict=True)
     ]
     theirs = viewer.bars("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
     if not rows:
@@ -109,14 +111,10 @@ def averages(board: Board) -> Html:
     ours = viewer.bars(f"This run: mean of {', '.join(t.value for t in told)} (x100)", rows)
     notes = [
         *([f"Without {', '.join(missing)}, which was not computed: no mean over four tasks."] if missing else []),
-        *(["In brackets: the number of tasks with questions, where some have none."] if _some_lack(rows) else []),
+        *(["In brackets: the number of tasks with questions, where some have none."] if some_lack else []),
         "The paper's bars are of its Tables 3 and 4, on Med-GRIT-270k. They cannot be compared with ours.",
     ]
     return Html(viewer.charts([ours, viewer.apart([theirs])]) + viewer.note(notes))
-
-
-def _some_lack(rows: Sequence[Bar]) -> bool:
-    return any(row.label.endswith(")") for row in rows)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -15,7 +15,7 @@ from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, answer_card, rewritten_card, verdict
 from clinkd.evaluation.metrics import Rules
 from clinkd.evaluation.printed import paper_tables
-from clinkd.evaluation.tables import BY_MODALITY, OUTSIDE, TITLES, Board, to_csv, to_markdown
+from clinkd.evaluation.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, Board, to_csv, to_markdown
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.storage import write_atomic
 from clinkd.viewer import ANSWER, ASKED, LATER, SCRIPT, TRUTH, Choices, Html, Key
@@ -98,11 +98,12 @@ def _page(
 ) -> str:  # fmt: skip
     board = Board(scores)
     there = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
-    made = [viewer.table(t) for t in tables if t.title not in (BY_MODALITY, OUTSIDE)]  # they stand in the first one
+    overall = [viewer.table(t) for t in tables if t.key == SCORES]
+    rest = [viewer.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
     opening = [figures.by_cell(board, there)] if scores else []
-    sections = [viewer.section("Scores", [*opening, *made[:1], figures.charts(board), *made[1:]])]
+    sections = [viewer.section("Scores", [*opening, *overall, figures.charts(board), *rest])]
     if browsed.answered:
-        sections.append(viewer.section("Answers", [_browser(browsed, cards)]))
+        sections.append(viewer.section("Answers", [_browser(browsed, cards)], anchor="answers"))
     if scores:
         sections.append(viewer.section("Averages by kind of data", [figures.averages(board)]))
     if corrections:

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clinkd.evaluation.outcome import Mode
-from clinkd.evaluation.printed import METRICS, ON_SECOND, PRINTED, PRINTED_BY_MODALITY, SECOND, TEST_SET
+from clinkd.evaluation.printed import (
+    METRICS,
+    ON_SECOND,
+    PRINTED,
+    PRINTED_BY_MODALITY,
+    SECOND,
+    TEST_SET,
+    TITLES_BY_MODALITY,
+)
 from clinkd.evaluation.score import spelled
 from clinkd.evaluation.tables import AVERAGED, MISSING, TITLES
 from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
@@ -90,7 +98,7 @@ def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
         cells = [_number(result.by_modality.get(m)) for m in PAPER_MODALITIES]
         lines.append((NAMES[mode][task], *cells, _score(result)))
         for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
-            lines.append((f"  printed, {name}", *(_number(v, 2) for v in by_task[task])))
+            lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(_number(v, 2) for v in by_task[task])))
     average = [
         _mean([r.by_modality.get(m) for t in AVERAGED if (r := system.results.get(t)) and m in r.by_modality])
         for m in PAPER_MODALITIES

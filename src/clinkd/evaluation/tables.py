@@ -30,7 +30,15 @@ TITLES = {
     Modality.ULTRASOUND: "Ultrasound", Modality.MICROSCOPY: "Microscopy", Modality.OTHER: "Other",
 }  # fmt: skip
 MISSING, NOT_COMPUTED = "-", "not computed"
-BY_MODALITY, OUTSIDE = "Task by modality", "Outside the paper's modalities"  # titles of tables
+SCORES, BY_MODALITY, OUTSIDE, BY_SOURCE = "scores", "by_modality", "outside_modalities", "by_source"  # keys of tables
+SELECTION = "selection"
+_TITLES_OF_TABLES = {
+    SCORES: "Scores",
+    BY_MODALITY: "Task by modality",
+    OUTSIDE: "Outside the paper's modalities",
+    BY_SOURCE: "By source",
+    SELECTION: "What selection gained",
+}
 
 
 class Board:
@@ -156,10 +164,14 @@ def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]
     """Overall, by modality, outside the paper's eight modalities and what selection gained (where there are any), every
     metric, and flaws."""
     board = Board(scores)
-    outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE, False)
-    tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, BY_MODALITY, True)]
+    outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
+    tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, BY_MODALITY)]
     selection = [_selection(board, gains)] if any(g.value for g in gains) else []
     return [*tables, *([outside] if outside.rows else []), *selection, _every_metric(board), _flaws(board)]
+
+
+def _keyed(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> Table:
+    return Table(_TITLES_OF_TABLES[key], tuple(columns), tuple(rows), tuple(notes), key)
 
 
 def _overall(board: Board) -> Table:
@@ -185,7 +197,7 @@ def _overall(board: Board) -> Table:
         *board.reasons(columns),
     )
     names = tuple(f"{t.value} {m}" for t, m in columns)
-    return Table("Scores", ("", *names, "Average of four"), tuple(lines), notes)
+    return _keyed(SCORES, ("", *names, "Average of four"), lines, notes)
 
 
 def _line(board: Board, row: str, title: str, columns: Sequence[tuple[Task, str]]) -> tuple[str, ...]:
@@ -206,9 +218,9 @@ def _mean_cell(board: Board, row: str | None) -> str:
     return f"{sum(there) / len(there):.1f}" if len(there) == len(AVERAGED) else MISSING
 
 
-def _by_modality(board: Board, modalities: Sequence[Modality], title: str, mean: bool) -> Table:
-    """Like the paper's Tables 3 and 4, each task with its best blind twin beneath."""
-    lines, left_out = [], []
+def _by_modality(board: Board, modalities: Sequence[Modality], key: str) -> Table:
+    """Like the paper's Tables 3 and 4, each task with its best blind twin beneath. Those of BY_MODALITY have a mean."""
+    lines, left_out, mean = [], [], key == BY_MODALITY
     for task, metric in board.columns():
         if not set(modalities) & set(board.modalities(task, metric)):
             continue
@@ -233,7 +245,7 @@ def _by_modality(board: Board, modalities: Sequence[Modality], title: str, mean:
         notes.append(f"Not computed, so not shown: {', '.join(left_out)}.")
     if mean and rest:
         notes.append(f"The mean is over all modalities with questions, here also {' and '.join(rest)}, shown apart.")
-    return Table(title, columns, tuple(lines), tuple(notes))
+    return _keyed(key, columns, lines, notes)
 
 
 _CHOICES = {
@@ -262,7 +274,7 @@ def _selection(board: Board, gains: Sequence[Gain]) -> Table:
         "Agreement: the candidate most alike to the others. Oracle: by the truth, which no selection can beat.",
         "Drawn in pairs, by image (patient where known). By chance one interval in twenty leaves out 0.",
     )  # fmt: skip
-    return Table("What selection gained", ("", *names.values()), tuple(lines), notes)
+    return _keyed(SELECTION, ("", *names.values()), lines, notes)
 
 
 def _verdict(name: str, gains: Sequence[Gain]) -> str:
@@ -392,6 +404,14 @@ def _turned(again: Sequence[Again]) -> tuple[str, ...]:
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(value: Mapping[str, Any]) -> Table:
+    """A table as `tables.json` holds it. Those of version 0.1.0 have no keys: their titles tell them."""
+    keys = {title: key for key, title in _TITLES_OF_TABLES.items()}
+    rows = tuple(tuple(row) for row in value["rows"])
+    key = value["key"] if "key" in value else keys.get(value["title"], "")
+    return Table(value["title"], tuple(value["columns"]), rows, tuple(value["notes"]), key)
 
 
 def to_markdown(table: Table) -> str:

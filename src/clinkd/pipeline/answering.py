@@ -202,7 +202,7 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     if config.select.scorer != "first":
         clip = run.stage("clip") if config.select.scorer == "clip" else None
         lexicon = about(run.stage("prepare")).lexicon
-        tasks = stage_record(run.stage("select"))["recorded"]["tasks reordered"]
+        tasks = stage_record(run.stage("select"))["recorded"]["reordered_tasks"]
         scorer = scorer_of(config.select, clip, open_image, lexicon, config.seed)
         found = rerank({s.id: s for s in test.samples}, found, scorer, tasks)
     source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}

@@ -211,6 +211,6 @@ def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) 
     """Whether a run reorders answers to all tasks that a free question with this first answer may be of, among those
     it had questions of; `recorded` is what its `select` kept."""
     alike = (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
-    tasks = recorded["tasks reordered"]
-    met = recorded.get("gain on validation over the first beam", tasks)
+    tasks = recorded["reordered_tasks"]
+    met = recorded.get("validation_gain", tasks)
     return any(t in met for t in alike) and all(t in tasks for t in alike if t in met)

@@ -354,7 +354,7 @@ class _Sums:
         for fitted, fit in self._trained(kind, tried):
             passing = max(passing, CHECKPOINTS * fitted * _trained_bytes(fit) / 1e6)
             trained = max(trained, fitted)
-        stored = tried["recorded"].get("stored teacher")
+        stored = tried["recorded"].get("stored_teacher")
         if stored:
             passing += stored["bytes"] * self.questions["train"] / self.mini["train"] / 1e6
         memory, disk = self._memory(kind, tried), self._disk(kind, tried)
@@ -367,7 +367,7 @@ class _Sums:
     def _trained(self, kind: str, tried: Mapping[str, Any]) -> Iterator[tuple[int, FitConfig]]:
         """How many parameters each training of a stage trains."""
         for name in tried["fits"]:
-            yield tried["recorded"][name]["trained parameters"], self._fit(kind, name)
+            yield tried["recorded"][name]["trained_parameters"], self._fit(kind, name)
 
     # -- time
 
@@ -418,7 +418,7 @@ class _Sums:
         units: float = {
             "draw": sum(self.images.values()),
             "images": sum(self.images.values()),
-            "stored samples": self.questions["train"],
+            "stored_samples": self.questions["train"],
             "pairs": self.config.select.clip.epochs * self.images["train"],
             "corrections": self._reviewed,
         }[loop]

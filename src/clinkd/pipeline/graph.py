@@ -30,6 +30,21 @@ from clinkd.storage import naming_full_disk, publish, read_json, spell_seconds, 
 CACHE = ".stages"  # inside the folder of all runs
 RECORD = "stage.json"
 HEARTBEAT_SECONDS = 2.0  # what a kill -9 can lose of a stage's clock
+_KEYS_OF_0_1 = {  # what stages of version 0.1.0 recorded, and the key of it today
+    "bare pairs": "bare_pairs",
+    "empty, truth kept": "empty",
+    "gain on validation over the first beam": "validation_gain",
+    "left out": "left_out",
+    "pseudo-labels": "pseudo_labels",
+    "shown to the CLIP": "clip_inputs",
+    "stored samples": "stored_samples",
+    "stored teacher": "stored_teacher",
+    "tasks reordered": "reordered_tasks",
+    "token limit": "token_limit",
+    "too long": "too_long",
+    "trained parameters": "trained_parameters",
+    "truths overruled by a person": "overruled_truths",
+}
 
 
 @dataclass(frozen=True)
@@ -194,9 +209,15 @@ def lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
 
 def stage_record(folder: Path) -> dict[str, Any]:
     """The `stage.json` of a stage's folder: name, identity, config, needs, seconds, attempts, started, finished,
-    versions, recorded. Raises BadInput where it cannot be read."""
+    versions, recorded. Keys of `recorded` are those of today. Raises BadInput where it cannot be read."""
     record: dict[str, Any] = read_json(folder / RECORD)
-    return record
+    return {**record, "recorded": _rename_keys(record.get("recorded", {}))}
+
+
+def _rename_keys(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {_KEYS_OF_0_1.get(key, key): _rename_keys(inner) for key, inner in value.items()}
 
 
 def draft_of(folder: Path) -> Path:
@@ -286,7 +307,7 @@ class _Clock:
 
     def __init__(self, stage: Stage, draft: Path) -> None:
         self.path = draft / RECORD
-        known = read_json(self.path) if self.path.is_file() else {}
+        known = stage_record(draft) if self.path.is_file() else {}
         self.kept: dict[str, Any] = {
             **described([stage])[0],
             "seconds": known.get("seconds", 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from clinkd.config import RunConfig
 from clinkd.correction import reflection_tables
 from clinkd.evaluation import Again, Answered, Curve, Rewritten
 from clinkd.evaluation.metrics import Rules
+from clinkd.evaluation.tables import BY_SOURCE, read_table
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import Work, lineage, stage_record
 from clinkd.pipeline.prepared import SCORED, about, read_predictions, read_scores, read_split, told_by
@@ -24,7 +25,6 @@ from clinkd.storage import JsonLines, read_json, write_json, write_lines
 
 TABLES, EACH = "tables.json", "answers.jsonl"
 SHARED = "report-shared.html"
-BY_SOURCE = "By source"
 _TRAINED = {"teacher": "Teacher", "distill": "Distillation", "tune": "Plain tuning", "reflect": "Reflection, round"}
 _LINES = {"loss": "loss", "ce": "cross-entropy", "kl": "KL"}  # by their names in the log
 
@@ -40,7 +40,7 @@ def write(work: Work, config: RunConfig) -> None:
     scores, gains = judged.scores(), judged.gains()
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
-        tables.append(judged.by_source())
+        tables.append(replace(judged.by_source(), key=BY_SOURCE))
     figures, rules = judged.each(), Rules(config.evaluate.iou, lexicon)
     answered = {p.id: p for p in predictions}
     each = (
@@ -53,7 +53,7 @@ def write(work: Work, config: RunConfig) -> None:
     )
     write_lines(work.folder / EACH, each)
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
-    write_json(work.folder / TABLES, [_table_json(t) for t in tables])
+    write_json(work.folder / TABLES, [asdict(t) for t in tables])
     write_json(work.folder / SCORES, evaluation.table_json(scores, {}, gains))
     _Scored(work.folder, {**lineage(work.inputs), **work.inputs}, config, train).write(work.folder / REPORT)
 
@@ -76,15 +76,6 @@ def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
     else:
         made.write(path.resolve())  # of the run's folder: what the link there points at
     return path
-
-
-def _table_json(table: Table) -> dict[str, Any]:
-    return {"title": table.title, "columns": table.columns, "rows": table.rows, "notes": table.notes}
-
-
-def _table(value: Mapping[str, Any]) -> Table:
-    rows = tuple(tuple(row) for row in value["rows"])
-    return Table(value["title"], tuple(value["columns"]), rows, tuple(value["notes"]))
 
 
 @dataclass(frozen=True)
@@ -150,7 +141,7 @@ class _Scored:
         ]
 
     def _tables(self) -> list[Table]:
-        return [_table(value) for value in read_json(self.folder / TABLES)]
+        return [read_table(value) for value in read_json(self.folder / TABLES)]
 
     def _reviewed(self) -> Reviewed:
         return Reviewed.of(self.stages, self.train)
@@ -179,7 +170,7 @@ def _unnamed(table: Table) -> Table:
 
 def _sourced(table: Table, shown: Callable[[str], str]) -> Table:
     """A table by source with the names of the sources as they may be shown; another one as it is."""
-    if table.title != BY_SOURCE:
+    if table.key != BY_SOURCE:
         return table
     return replace(table, rows=tuple((row[0], shown(row[1]), *row[2:]) for row in table.rows))
 

@@ -88,7 +88,7 @@ def prepare(work: Work, config: DataConfig) -> None:
         write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in part))
         work.record(split, {"questions": len(part), "images": len({i.path for s in part for i in s.images})})
     if left_out:
-        work.record("left out", dict(left_out))
+        work.record("left_out", dict(left_out))
     write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
 
 
@@ -125,7 +125,7 @@ def _pretrained(
     here: Room, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
 ) -> VisionLanguageModel:
     """First the tower, then the whole model on bare pairs; no sentence of the four tasks is seen."""
-    here.work.record("bare pairs", len(pairs))
+    here.work.record("bare_pairs", len(pairs))
     seen, draft = here.work.folder / SEEN, here.work.folder / f".{SEEN}.part"
     if config.vision and pairs:
         if not seen.is_dir():
@@ -176,7 +176,7 @@ def distill(work: Work, config: DistillConfig, machine: Machine) -> None:
         said = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
         empty = [i for i, text in said.items() if not text.text.strip()]
         train = [s.answered(said[s.id], "+pseudo") if s.id in said and s.id not in empty else s for s in train]
-        work.record("pseudo-labels", {"used": len(said) - len(empty), "empty, truth kept": len(empty)})
+        work.record("pseudo_labels", {"used": len(said) - len(empty), "empty": len(empty)})
     student = here.model("base")
     if config.kd_weight > 0:
         tutor = _tutor(here, student, train, config)
@@ -200,11 +200,11 @@ def _tutor(here: Room, student: VisionLanguageModel, samples: Sequence[Sample], 
     def keep() -> None:
         if not finished(folder):
             rows, model = config.fit.rows // config.fit.accumulate, here.model("teacher")
-            with _loop(here.work, "stored samples", len(samples)):
+            with _loop(here.work, "stored_samples", len(samples)):
                 store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
     crew.alone(keep)
-    here.work.record("stored teacher", {"bytes": folder_bytes(folder)})
+    here.work.record("stored_teacher", {"bytes": folder_bytes(folder)})
     return StoredTeacher(folder, identity)
 
 
@@ -216,7 +216,7 @@ def reflect(
     here = Room(work, machine)
     model, given = here.model(previous), here.samples("train")
     train = taught(here.desk, config, given)
-    work.record("truths overruled by a person", sum(a is not b for a, b in zip(given, train, strict=True)))
+    work.record("overruled_truths", sum(a is not b for a, b in zip(given, train, strict=True)))
     asked = _share(train, config.review_share, work.seed, f"round {round}")
     greedy = AnswerConfig(beams=1, candidates=1, max_new_tokens=answers.max_new_tokens, batch=answers.batch)
     file = work.folder / ANSWERS
@@ -332,12 +332,12 @@ def select(work: Work, config: SelectConfig, machine: Machine) -> None:
             gain.setdefault(s.task, []).append(best - first)
         mean = {task: sum(g) / len(g) for task, g in gain.items()}
         tasks = [t for t in tasks if mean.get(t, 0) > 0]
-        work.record("gain on validation over the first beam", {t: round(100 * g, 2) for t, g in mean.items()})
-    work.record("tasks reordered", tasks)
+        work.record("validation_gain", {t: round(100 * g, 2) for t, g in mean.items()})
+    work.record("reordered_tasks", tasks)
     _, predictions = chosen("test", tasks)
     if isinstance(scorer, ClipScorer):
-        shown = {"candidates": scorer.num_candidates, "too long": scorer.num_too_long}
-        work.record("shown to the CLIP", {**shown, "token limit": scorer.model.towers.limit})
+        shown = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
+        work.record("clip_inputs", {**shown, "token_limit": scorer.model.towers.limit})
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
@@ -421,7 +421,7 @@ def _fit(
         shard=here.machine.shard, trackers=here.machine.trackers,
     )  # fmt: skip
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
-    here.work.record(folder.name, {**done, "rows": fitted.num_rows, "trained parameters": fitted.num_trained})
+    here.work.record(folder.name, {**done, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})
 
 
 def _drop_checkpoints(stage: Path) -> None:

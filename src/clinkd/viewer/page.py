@@ -100,9 +100,9 @@ def _scripted(script: str, data: Any) -> str:
     return f'<script type="application/json" id="data">{text}</script>\n<script>{script}</script>'
 
 
-def section(title: str, parts: Sequence[Html]) -> Html:
-    """A titled part of a page."""
-    anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
+def section(title: str, parts: Sequence[Html], anchor: str = "") -> Html:
+    """A titled part of a page. `anchor`: its id, by which the page's script finds it; else it is made of the title."""
+    anchor = anchor or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
     return Html(
         f'<section id="{anchor}" aria-label="{escape(title)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
     )
