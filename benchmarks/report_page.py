@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
-from clinkd.evaluation import Answered, choose_gallery, write_report, write_shared
+from clinkd.evaluation import Answered, RunSummary, ShownAnswers, choose_gallery, write_report, write_shared
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Score, Task, Turn
 from clinkd.remote import PlainPage
 
@@ -93,12 +93,11 @@ def main() -> None:
         terms = {part for a in items for part in Path(a.sample.images[0].path).parts}
         start, used = time.perf_counter(), os.times().user
         gallery = choose_gallery([a.sample for a in items], [a.prediction for a in items], 24)
-        write_report(
-            root / "report.html", run_name="bench", tables=[], scores=scores, gallery=gallery, image_root=root,
-            setup=[], wall_seconds={}, answered=items, shown=PlainPage(terms),
-        )  # fmt: skip
+        summary = RunSummary(name="bench", tables=[], scores=scores, setup=[], wall_seconds={})
+        on_page = ShownAnswers(image_root=root, answered=items, gallery=gallery, shown=PlainPage(terms))
+        write_report(root / "report.html", summary, on_page)
         seconds, user = time.perf_counter() - start, os.times().user - used
-        write_shared(root / "shared.html", tables=[], scores=scores, answered=items, setup=[], wall_seconds={})
+        write_shared(root / "shared.html", summary, items)
         whole, shared = ((root / name).stat().st_size / 1e6 for name in ("report.html", "shared.html"))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         what = f"{args.questions:,} questions, as many images of {args.side} pixels"

@@ -25,6 +25,8 @@ from clinkd.evaluation import (
     Again,
     Answered,
     Gain,
+    RunSummary,
+    ShownAnswers,
     choose_gallery,
     choose_rewritten,
     effect_table,
@@ -36,7 +38,7 @@ from clinkd.evaluation import (
     to_markdown,
     write_report,
 )
-from clinkd.evaluation.metrics import wilson
+from clinkd.evaluation.metrics import Rules, wilson
 from clinkd.records import (
     BadInput,
     Box,
@@ -52,7 +54,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.viewer import SCRIPT
+from clinkd.viewer.page import SCRIPT
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
 WHY = "SPICE is not part"
@@ -238,19 +240,21 @@ def html(tmp_path: Path, scores: list[Score]) -> str:
         Correction(*found, None, HOSTILE, HOSTILE),
     ]
     later = Again(1, "s0", Task.VG, Modality.CT, True, False, items[0].answer)
-    write_report(
-        tmp_path / "report.html",
-        run_name=HOSTILE,
+    summary = RunSummary(
+        name=HOSTILE,
         tables=[*tabulate(scores), Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))],
         scores=scores,
-        gallery=[(s, guessed(s)) for s in items],
-        image_root=tmp_path,
         setup=[(HOSTILE, HOSTILE, HOSTILE)],
         reflection=[*reflection_tables(fixes, items), effect_table([later])],
-        rewritten=choose_rewritten(items, fixes, [later], 8),
         wall_seconds={HOSTILE: 2.0},
-        lexicon=Lexicon((HOSTILE,)),
     )
+    answers = ShownAnswers(
+        gallery=[(s, guessed(s)) for s in items],
+        image_root=tmp_path,
+        rewritten=choose_rewritten(items, fixes, [later], 8),
+        rules=Rules(0.5, Lexicon((HOSTILE,))),
+    )
+    write_report(tmp_path / "report.html", summary, answers)
     assert (tmp_path / "table.md").is_file() and (tmp_path / "table.csv").is_file()
     return (tmp_path / "report.html").read_text()
 
@@ -297,14 +301,16 @@ def test_the_page_can_be_read_aloud_and_opens_on_the_table(html: str) -> None:
     assert "Research use only" in html
 
 
+def bare(scores: list[Score]) -> RunSummary:
+    return RunSummary(name="r", tables=[], scores=scores, setup=[], wall_seconds={})
+
+
 def test_a_picture_is_embedded_once_whatever_is_asked_about_it(tmp_path: Path, scores: list[Score]) -> None:
     items = [hostile_sample(tmp_path, 0, task) for task in (Task.VG, Task.ROC, Task.RC)]
     items = [replace(s, id=f"s{i}") for i, s in enumerate(items)]
     answered = [Answered(i, s, guessed(s), None, {}) for i, s in enumerate(items, start=1)]
-    write_report(
-        tmp_path / "report.html", run_name="r", tables=[], scores=scores, gallery=[(items[1], guessed(items[1]))],
-        image_root=tmp_path, setup=[], wall_seconds={}, answered=answered,
-    )  # fmt: skip
+    shown = ShownAnswers(image_root=tmp_path, answered=answered, gallery=[(items[1], guessed(items[1]))])
+    write_report(tmp_path / "report.html", bare(scores), shown)
     html = (tmp_path / "report.html").read_text()
     assert html.count("data:image/") == 1
     data = json.loads(Page(html).texts["data"])
@@ -316,8 +322,9 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(tmp_path: Path, sco
     (tmp_path / "1.png").write_bytes(b"no image")
     out = tmp_path / "out"
     with pytest.raises(BadInput, match="1.png"):
-        write_report(out / "report.html", run_name="r", tables=[], scores=scores, gallery=[(item, guessed(item))],
-                     image_root=tmp_path, setup=[], wall_seconds={})  # fmt: skip
+        write_report(
+            out / "report.html", bare(scores), ShownAnswers(image_root=tmp_path, gallery=[(item, guessed(item))])
+        )
     assert not out.exists()
 
 
@@ -347,11 +354,13 @@ def test_every_text_of_people_and_models_goes_through_the_hook(tmp_path: Path, s
         Correction("s0", 3, secret, secret, 0.3, ("box",), None, "offline", "leaves out: SECRET"),
     ]
     later = [Again(1, "s0", Task.VG, Modality.CT, True, False, secret)]
-    write_report(
-        tmp_path / "report.html", run_name="r", tables=[], scores=scores, gallery=[(item, Prediction("s0", (said,)))],
-        image_root=tmp_path, setup=[], wall_seconds={}, reflection=[effect_table(later)],
-        rewritten=choose_rewritten([item], fixes, later, 8), shown=Seen(),
-    )  # fmt: skip
+    answers = ShownAnswers(
+        image_root=tmp_path,
+        gallery=[(item, Prediction("s0", (said,)))],
+        rewritten=choose_rewritten([item], fixes, later, 8),
+        shown=Seen(),
+    )
+    write_report(tmp_path / "report.html", replace(bare(scores), reflection=[effect_table(later)]), answers)
     html = (tmp_path / "report.html").read_text()
     # question, truth, answer, unread and raw, on the card and in the data; question, before and truth of three;
     # rewritten, after, two refusals
@@ -418,8 +427,8 @@ def test_a_long_table_of_corrections_is_shown_in_short(tmp_path: Path, scores: l
         for t in (Task.VG, Task.ROC, Task.RC)
         for i, m in enumerate(tuple(Modality)[:8])
     ]
-    write_report(tmp_path / "report.html", run_name="r", tables=[], scores=scores, gallery=[], image_root=tmp_path,
-                 setup=[], wall_seconds={}, reflection=[effect_table(again)])  # fmt: skip
+    summary = replace(bare(scores), reflection=[effect_table(again)])
+    write_report(tmp_path / "report.html", summary, ShownAnswers(image_root=tmp_path))
     html = (tmp_path / "report.html").read_text()
     Page(html)
     own = html[html.index('<section id="corrections"') :]

@@ -25,6 +25,8 @@ from clinkd.config import RunConfig
 from clinkd.evaluation import (
     Answered,
     Curve,
+    RunSummary,
+    ShownAnswers,
     choose_gallery,
     side_by_side,
     spread,
@@ -115,13 +117,17 @@ def report(answered: tuple[Path, list[Answered]], monkeypatch_module: pytest.Mon
     gallery = choose_gallery([s for s, _ in pairs], [p for _, p in pairs], 6)
     steps = [(float(x), 5.0 / x) for x in range(1, 300)]
     scores = scores_of(items)
-    write_report(
-        root / "report.html", run_name="r", tables=tabulate(scores), scores=scores, gallery=gallery, image_root=root,
-        setup=[("seed", "0", "")], wall_seconds={"teacher": 1.0}, answered=items,
+    summary = RunSummary(
+        name="r",
+        tables=tabulate(scores),
+        scores=scores,
+        setup=[("seed", "0", "")],
+        wall_seconds={"teacher": 1.0},
         curves=[Curve("Distillation", {"loss": steps, "cross-entropy": steps, "KL": steps})],
-    )  # fmt: skip
-    write_shared(root / "shared.html", tables=tabulate(scores), scores=scores, answered=items, setup=[],
-                 wall_seconds={})  # fmt: skip
+    )
+    write_report(root / "report.html", summary, ShownAnswers(image_root=root, answered=items, gallery=gallery))
+    plain = RunSummary(tables=tabulate(scores), scores=scores, setup=[], wall_seconds={})
+    write_shared(root / "shared.html", plain, items)
     return root / "report.html"
 
 

@@ -22,7 +22,7 @@ from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritte
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.outcome import MODES, Mode, Outcome
 from clinkd.evaluation.printed import paper_tables
-from clinkd.evaluation.report import NOTICE, write_report, write_shared, write_tables
+from clinkd.evaluation.report import NOTICE, RunSummary, ShownAnswers, write_report, write_shared, write_tables
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
 from clinkd.evaluation.systems import Result, System, system_tables
 from clinkd.evaluation.tables import (
@@ -60,7 +60,9 @@ __all__ = [
     "Pooled",
     "Result",
     "Rewritten",
+    "RunSummary",
     "Seeds",
+    "ShownAnswers",
     "System",
     "ablation_json",
     "ablation_tables",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clinkd import viewer
@@ -18,84 +18,84 @@ from clinkd.evaluation.printed import paper_tables
 from clinkd.evaluation.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, Board, to_csv, to_markdown
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.storage import write_atomic
-from clinkd.viewer import ANSWER, ASKED, LATER, SCRIPT, TRUTH, Choices, Html, Key
+from clinkd.viewer import ANSWER, ASKED, LATER, TRUTH, Choices, Html, Key
 
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
-_NO_WORDS = Lexicon(())
+_NO_WORDS = Rules(0.5, Lexicon(()))
 _LONG = 20  # rows of a table about the corrections that are shown at once
 _VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
 _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
 
-def write_report(
-    path: Path,
-    *,
-    run_name: str,
-    tables: Sequence[Table],
-    scores: Sequence[Score],
-    gallery: Sequence[tuple[Sample, Prediction]],
-    image_root: Path,
-    setup: Sequence[tuple[str, str, str]],
-    wall_seconds: Mapping[str, float],
-    reflection: Sequence[Table] = (),
-    rewritten: Sequence[Rewritten] = (),
-    lexicon: Lexicon = _NO_WORDS,
-    iou: float = 0.5,
-    shown: Callable[[str], str] = str,
-    answered: Sequence[Answered] = (),
-    curves: Sequence[Curve] = (),
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a page tells about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
+    tables about the corrections."""
+
+    tables: Sequence[Table]
+    scores: Sequence[Score]
+    setup: Sequence[tuple[str, str, str]]
+    wall_seconds: Mapping[str, float]
+    reflection: Sequence[Table] = ()
+    curves: Sequence[Curve] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownAnswers:
+    """The answers on a page; their images lie under `image_root`.
+
+    `answered` can be looked through on the page; where there are none, the `gallery` can, whose cards are also what is
+    shown without a script. `rewritten`: some of the corrections. Every question, answer and truth passes `shown`.
+    """
+
+    image_root: Path
+    answered: Sequence[Answered] = ()
+    gallery: Sequence[tuple[Sample, Prediction]] = ()
+    rewritten: Sequence[Rewritten] = ()
+    rules: Rules = _NO_WORDS
+    shown: Callable[[str], str] = str
+
+    def browsed(self) -> Browsed:
+        """What of them is on the page. Raises BadInput on an unreadable image."""
+        items = self.answered or [
+            Answered(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
+        ]
+        return browse(items, self.image_root, self.shown)
+
+    def corrections(self) -> list[Html]:
+        """The rewritten answers as cards, before and after. Raises BadInput on an unreadable image."""
+        if not self.rewritten:
+            return []
+        lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
+        words = "Before and after. ✓ and ✗ judge the answer after the round, where it is known."
+        cards = viewer.gallery([rewritten_card(r, self.image_root, self.shown) for r in self.rewritten])
+        return [viewer.paragraph(words), viewer.key(lines), cards]
+
+
+def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None:
     """Write the page, and beside it table.md and table.csv, each whole or not at all.
 
-    `setup` rows are (knob, value, the paper's value); images lie under `image_root`. `answered` can be looked through
-    on the page; where there are none, the `gallery` can, whose cards are also what is shown without a script.
-    `reflection` are tables about the corrections, `rewritten` some of them. Every question, answer and truth on the
-    page has passed through `shown`. Raises BadInput on an unreadable image or a full disk.
+    Raises BadInput on an unreadable image or a full disk.
     """
-    rules = Rules(iou, lexicon)
-    if not answered:
-        answered = [Answered(i, s, p, verdict(s, p, rules), {}) for i, (s, p) in enumerate(gallery, start=1)]
-    browsed = browse(answered, image_root, shown)
-    cards = _cards([s.id for s, _ in gallery], browsed, shown)
-    corrections = [part for t in reflection for part in _in_short(t)]
-    if rewritten:
-        lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
-        corrections.append(
-            viewer.paragraph("Before and after. ✓ and ✗ judge the answer after the round, where it is known.")
-        )
-        made = viewer.gallery([rewritten_card(r, image_root, shown) for r in rewritten])
-        corrections += [viewer.key(lines), made]
-    html = _page(f"ClinKD run: {run_name}", tables, scores, browsed, cards, corrections, setup, wall_seconds, curves)
-    write_tables(path.parent, tables, scores)
+    browsed = answers.browsed()
+    cards = _cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
+    html = _page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections())
+    write_tables(path.parent, summary.tables, summary.scores)
     write_atomic(path, html)
 
 
-def write_shared(
-    path: Path,
-    *,
-    tables: Sequence[Table],
-    scores: Sequence[Score],
-    answered: Sequence[Answered],
-    setup: Sequence[tuple[str, str, str]],
-    wall_seconds: Mapping[str, float],
-    reflection: Sequence[Table] = (),
-    curves: Sequence[Curve] = (),
-) -> None:
-    """Write the page without a pixel and without a word that people or models wrote, to be mailed.
+def write_shared(path: Path, summary: RunSummary, answered: Sequence[Answered]) -> None:
+    """Write the page without a pixel, without the name of the run and without a word that people or models wrote, to be
+    mailed.
 
     Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
     """
-    browsed = without_words(answered)
-    corrections = [part for t in reflection for part in _in_short(t)]
-    html = _page("ClinKD run", tables, scores, browsed, Html(""), corrections, setup, wall_seconds, curves)
-    write_atomic(path, html)
+    write_atomic(path, _page("ClinKD run", summary, without_words(answered), Html(""), []))
 
 
-def _page(
-    title: str, tables: Sequence[Table], scores: Sequence[Score], browsed: Browsed, cards: Html,
-    corrections: Sequence[Html], setup: Sequence[tuple[str, str, str]], wall_seconds: Mapping[str, float],
-    curves: Sequence[Curve],
-) -> str:  # fmt: skip
+def _page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewritten: Sequence[Html]) -> str:
+    tables, scores = summary.tables, summary.scores
     board = Board(scores)
     there = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
     overall = [viewer.table(t) for t in tables if t.key == SCORES]
@@ -106,14 +106,14 @@ def _page(
         sections.append(viewer.section("Answers", [_browser(browsed, cards)], anchor="answers"))
     if scores:
         sections.append(viewer.section("Averages by kind of data", [figures.averages(board)]))
-    if corrections:
+    if corrections := [*(part for t in summary.reflection for part in _in_short(t)), *rewritten]:
         sections.append(viewer.section("Corrections", corrections))
-    if curves:
-        sections.append(viewer.section("Training", [figures.curves(curves)]))
-    knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(setup))
+    if summary.curves:
+        sections.append(viewer.section("Training", [figures.curves(summary.curves)]))
+    knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
     sections.append(viewer.section("Set-up", [viewer.table(knobs)]))
-    if wall_seconds:
-        sections.append(viewer.section("Time", [viewer.table(_times(wall_seconds))]))
+    if summary.wall_seconds:
+        sections.append(viewer.section("Time", [viewer.table(_times(summary.wall_seconds))]))
     sections.append(viewer.section("The paper's figures", [viewer.apart([viewer.table(t) for t in paper_tables()])]))
     return viewer.page(
         title,
@@ -122,8 +122,7 @@ def _page(
         lead="Every score stands beside answers given without seeing the image. What lies above the best of these "
         "was seen in the image; the rest was guessed from the question.",
         footer="Made by ClinKD. This page holds everything it shows, and asks no network for anything.",
-        script=SCRIPT if browsed.answered else "",
-        data=browsed.data,
+        data=browsed.data if browsed.answered else None,
     )
 
 

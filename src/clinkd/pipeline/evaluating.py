@@ -10,6 +10,7 @@ from typing import Any
 from clinkd import evaluation
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import MODES, Gain, Mode, Outcome, official, strict
+from clinkd.evaluation.metrics import Rules
 from clinkd.evaluation.official import Answered
 from clinkd.evaluation.score import spelled
 from clinkd.pipeline.answering import ASKED, Answers, sha256_of
@@ -157,18 +158,17 @@ def write(found: Evaluation, folder: Path) -> None:
     write_json(folder / SCORES, {**strictly, "official": by_scripts})
     gallery = [] if answers.root is None else evaluation.choose_gallery(answers.samples, answers.predictions, 24)
     root = answers.root or Path()
-    evaluation.write_report(
-        folder / REPORT,
-        run_name=answers.system,
+    summary = evaluation.RunSummary(
+        name=answers.system,
         tables=[*found.tables(), *found.strict_tables],
         scores=found.scores,
-        gallery=gallery,
-        image_root=root,
         setup=[(name, str(value), "") for name, value in answers.source.items()],
         wall_seconds={},
-        lexicon=answers.lexicon,
-        shown=Scrubber(told_by(root, [s for s, _ in gallery]) if gallery else ()).plain,
     )
+    shown = Scrubber(told_by(root, [s for s, _ in gallery]) if gallery else ()).plain
+    rules = Rules(EvaluateConfig().iou, answers.lexicon)
+    on_page = evaluation.ShownAnswers(image_root=root, gallery=gallery, rules=rules, shown=shown)
+    evaluation.write_report(folder / REPORT, summary, on_page)
     write_json(folder / EVALUATION, _record(found))  # last: a folder with it is whole
 
 

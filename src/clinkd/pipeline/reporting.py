@@ -11,7 +11,7 @@ from typing import Any, Self
 from clinkd import evaluation
 from clinkd.config import RunConfig
 from clinkd.correction import reflection_tables
-from clinkd.evaluation import Again, Answered, Curve, Rewritten
+from clinkd.evaluation import Again, Answered, Curve, Rewritten, RunSummary, ShownAnswers
 from clinkd.evaluation.metrics import Rules
 from clinkd.evaluation.tables import BY_SOURCE, read_table
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
@@ -97,38 +97,38 @@ class _Scored:
         samples = [a.sample for a in on_page]
         # a page is carried about: what the files of these samples say of a person is not shown on it
         shown = PlainPage(told_by(root, [*samples, *(r.sample for r in rewritten)]))
-        evaluation.write_report(
-            path,
-            run_name=self.config.name,
+        summary = RunSummary(
+            name=self.config.name,
             tables=[_sourced(t, shown) for t in self._tables()],
             scores=read_scores(self.folder),
-            gallery=evaluation.choose_gallery(samples, [a.prediction for a in on_page], count),
-            image_root=root,
             setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in self._knobs()],
             reflection=reviewed.tables(),
-            rewritten=rewritten,
             wall_seconds=self._seconds(),
-            lexicon=lexicon,
-            iou=self.config.evaluate.iou,
-            shown=shown,
-            answered=answered,
             curves=trainings(self.stages),
         )
+        answers = ShownAnswers(
+            image_root=root,
+            answered=answered,
+            gallery=evaluation.choose_gallery(samples, [a.prediction for a in on_page], count),
+            rewritten=rewritten,
+            rules=Rules(self.config.evaluate.iou, lexicon),
+            shown=shown,
+        )
+        evaluation.write_report(path, summary, answers)
 
     def share(self, path: Path) -> None:
         """The page for everybody: figures alone."""
         reviewed = self._reviewed()
         corrections = [replace(c, by=_known(c.by), rejected=c.rejected and "refused") for c in reviewed.corrections]
-        evaluation.write_shared(
-            path,
+        summary = RunSummary(
             tables=[_unnamed(t) for t in self._tables()],
             scores=[replace(s, why=s.why and _bare(s.why)) for s in read_scores(self.folder)],
-            answered=self._answered(),
             setup=[(k.name, _figure(k), _spell(k.paper)) for k in self._knobs()],
             reflection=replace(reviewed, corrections=corrections).tables(),
             wall_seconds=self._seconds(),
             curves=trainings(self.stages),
         )
+        evaluation.write_shared(path, summary, self._answered())
 
     def _answered(self) -> list[Answered]:
         """Every question of the test split, in its order."""

@@ -7,7 +7,6 @@ from clinkd.viewer.grid import Cell, grid
 from clinkd.viewer.maps import columns, heat
 from clinkd.viewer.overlay import ANSWER, ASKED, LATER, TRUTH, boxed, overlay
 from clinkd.viewer.page import (
-    SCRIPT,
     Card,
     Line,
     apart,
@@ -28,7 +27,6 @@ __all__ = [
     "ANSWER",
     "ASKED",
     "LATER",
-    "SCRIPT",
     "TRUTH",
     "Bar",
     "Card",

@@ -42,7 +42,7 @@ def overlay(
         _outline(draw, _pixels(box, canvas), colour, dash)
     for box, label, colour in drawn:
         if label:
-            taken.append(_label(draw, canvas, _pixels(box, canvas), label, colour or TRUTH, font, taken))
+            taken.append(_label(draw, _pixels(box, canvas), label, colour or TRUTH, font, taken))
     return canvas
 
 
@@ -95,7 +95,6 @@ def _outline(
 
 def _label(
     draw: ImageDraw.ImageDraw,
-    canvas: Image.Image,
     at: tuple[int, int, int, int],
     label: str,
     colour: str,
@@ -106,9 +105,10 @@ def _label(
     text = label if len(label) <= 40 else label[:39] + "…"
     x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
     width, height = x1 - x0 + 6, y1 - y0 + 5
-    x = max(0, min(left, canvas.width - width))
+    canvas_width, canvas_height = draw.im.size
+    x = max(0, min(left, canvas_width - width))
     places = [top - height - 2, bottom + 3, top + 3, bottom - height - 3]
-    inside = [y for y in places if 0 <= y <= canvas.height - height] or [max(0, min(top, canvas.height - height))]
+    inside = [y for y in places if 0 <= y <= canvas_height - height] or [max(0, min(top, canvas_height - height))]
     y = next((p for p in inside if not any(_meets((x, p, x + width, p + height), t) for t in taken)), inside[0])
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     draw.text((x + 3 - x0, y + 2 - y0), text, fill=_INK, font=font)

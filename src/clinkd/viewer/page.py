@@ -60,16 +60,15 @@ def page(
     notice: str = "",
     lead: str = "",
     footer: str = "",
-    script: str = "",
     data: Any = None,
 ) -> str:
     """A whole document. Sections made by `section` are listed in its navigation.
 
-    The one `script`, where there is one, finds `data`, a JSON value, in the element with the id "data".
+    Where there are `data`, a JSON value, the page has one script, which finds them in the element with the id "data".
     """
     policy = f"default-src 'none'; img-src data:; style-src {_digest(STYLE)}; base-uri 'none'; form-action 'none'"
-    if script:
-        policy += f"; script-src {_digest(script)}; require-trusted-types-for 'script'"
+    if data is not None:
+        policy += f"; script-src {_digest(SCRIPT)}; require-trusted-types-for 'script'"
     links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
     warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
     menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
@@ -84,7 +83,7 @@ def page(
         f"{warning}"
         f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
         f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
-        f"{_scripted(script, data) if script else ''}</body></html>\n"
+        f"{_scripted(data) if data is not None else ''}</body></html>\n"
     )
 
 
@@ -92,12 +91,12 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _scripted(script: str, data: Any) -> str:
+def _scripted(data: Any) -> str:
     """The data stand last: all else is there to be read before they are. No text in them can end their element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return f'<script type="application/json" id="data">{text}</script>\n<script>{script}</script>'
+    return f'<script type="application/json" id="data">{text}</script>\n<script>{SCRIPT}</script>'
 
 
 def section(title: str, parts: Sequence[Html], anchor: str = "") -> Html:
