@@ -125,7 +125,7 @@ def test_a_difference_is_that_of_the_two_systems_own_scores():
             scores = [of[task, metric, modality] for of in own]
             difference = found.get(task, metric, modality)
             assert (difference.ours, difference.theirs) == pytest.approx([s.value for s in scores])
-            assert difference.answers == scores[0].count
+            assert difference.count == scores[0].count
     swapped = two(samples, b, a)
     assert swapped.head(Task.VG).value == pytest.approx(-found.head(Task.VG).value)
     assert swapped.head(Task.VG).p == pytest.approx(found.head(Task.VG).p, abs=0.03)
@@ -249,8 +249,10 @@ def test_seeds_are_compared_by_their_figures():
     assert pairs[0].head(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
     found = compare_seeds(pairs)
     ours, theirs = [p.head(Task.VG).ours for p in pairs], [p.head(Task.VG).theirs for p in pairs]
-    assert found.found[Task.VG, "F1", None] == (pooled(ours), pooled(theirs), over_seeds(ours, theirs))
-    assert found.corrected == compare.holm({t: found.found[t, m, None][2].p for t, m in found.heads.items()})
+    head, paired = found.head(Task.VG), over_seeds(ours, theirs)
+    assert (head.metric, head.modality, head.pools) == ("F1", None, (pooled(ours), pooled(theirs)))
+    assert (head.value, head.interval, head.p, head.smallest, head.count) == paired
+    assert found.corrected == compare.holm({t: found.head(t).p for t in found.heads})
     assert all("scores higher" in line for line in found.sentences())
     table, *_ = comparison_tables(found)
     assert table.rows[0][:2] == ("VG F1", "4") and "(sd " in table.rows[0][2]

@@ -37,8 +37,7 @@ def _compare(args: argparse.Namespace) -> int:
     from clinkd import evaluation
     from clinkd.pipeline.comparing import compare
 
-    found = compare(args.ours, args.against, args.runs)
-    each = found if isinstance(found, list) else [found]
+    each = compare(args.ours, args.against, args.runs)
     if args.json:
         print(json.dumps([evaluation.comparison_json(c) for c in each], indent=1, allow_nan=False))
         return 0

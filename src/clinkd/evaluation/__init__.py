@@ -6,10 +6,9 @@ from clinkd.evaluation.browse import MOST, Answered, spread
 from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores, remembering
 from clinkd.evaluation.cases import side_by_side
 from clinkd.evaluation.compare import (
-    Compared,
+    Comparison,
     Paired,
     Pooled,
-    Seeds,
     compare_answers,
     compare_seeds,
     comparison_json,
@@ -47,7 +46,7 @@ __all__ = [
     "Answered",
     "Caption",
     "CaptionScores",
-    "Compared",
+    "Comparison",
     "Curve",
     "Finished",
     "Gain",
@@ -61,7 +60,6 @@ __all__ = [
     "Result",
     "Rewritten",
     "RunSummary",
-    "Seeds",
     "ShownAnswers",
     "System",
     "ablation_json",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation.metrics import CLASS, FACTS, WORDS
 from clinkd.evaluation.score import MODEL, Apart, Judged, judge, spelled
-from clinkd.evaluation.tables import TITLES
+from clinkd.evaluation.tables import TITLES, as_cell
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 
 POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
@@ -39,56 +39,82 @@ Interval = tuple[float, float]
 Key = TypeVar("Key", bound=Hashable)
 
 
-# ---- over images ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class MetricDifference:
+    """Ours - theirs of one metric, x100: of a modality, or of the mean over them (None).
 
-
-class Difference(NamedTuple):
-    """Ours - theirs of one figure, x100: of a modality, or of the mean over them (None).
-
-    `smallest`: the true difference that as many images would have told from 0 in 80 % of repetitions, from the spread
-    of the replicates: (1.96 + .84) of it. What could not be computed is None, as the last where nothing varies.
+    `count`: of questions, or of seeds. `smallest`: the true difference that as much data would have told from 0 in 80 %
+    of repetitions; over images from the spread of the replicates, (1.96 + .84) of it. What could not be computed is
+    None, as the last where nothing varies. `pools`: ours and theirs over the seeds.
     """
 
     task: Task
     metric: str
     modality: Modality | None
-    answers: int
+    count: int
     ours: float
     theirs: float
+    value: float
     interval: Interval | None
     p: float | None
     smallest: float | None
-
-    @property
-    def value(self) -> float:
-        return self.ours - self.theirs
+    pools: tuple[Pooled, Pooled] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two systems over one test set. `heads`: the metric each task is compared by; `corrected`: its p after Holm."""
+class Comparison:
+    """Two systems over the questions of one test set, or over several seeds.
+
+    `heads`: the metric each task is compared by; `corrected`: its p after Holm.
+    """
 
     ours: str
     theirs: str
-    differences: tuple[Difference, ...]
+    over: Literal["questions", "seeds"]
+    differences: tuple[MetricDifference, ...]
     heads: Mapping[Task, str]
     corrected: Mapping[Task, float]
 
-    def get(self, task: Task, metric: str, modality: Modality | None = None) -> Difference | None:
+    @classmethod
+    def of(
+        cls, names: tuple[str, str], over: Literal["questions", "seeds"], differences: Iterable[MetricDifference],
+        heads: Mapping[Task, str],
+    ) -> Comparison:  # fmt: skip
+        """With p corrected by Holm over the tasks; a task without a difference is left out of `heads`."""
+        differences = tuple(differences)
+        means = {d.task: d.p for d in differences if d.modality is None and d.metric == heads.get(d.task)}
+        corrected = holm({task: p for task, p in means.items() if p is not None})
+        return cls(*names, over, differences, {t: m for t, m in heads.items() if t in means}, corrected)
+
+    def get(self, task: Task, metric: str, modality: Modality | None = None) -> MetricDifference | None:
         wanted = (task, metric, modality)
         return next((d for d in self.differences if (d.task, d.metric, d.modality) == wanted), None)
 
-    def head(self, task: Task) -> Difference:
-        found = self.get(task, self.heads[task])
-        assert found is not None
-        return found
+    def head(self, task: Task) -> MetricDifference:
+        difference = self.get(task, self.heads[task])
+        assert difference is not None
+        return difference
 
     def sentences(self) -> list[str]:
         """What may be said of each task."""
-        return [
-            _sentence(f"{t.value} {m}", self.ours, self.theirs, self.head(t), self.corrected.get(t))
-            for t, m in self.heads.items()
-        ]
+        return [f"{task.value} {metric}: {self._sentence(task)}" for task, metric in self.heads.items()]
+
+    def _sentence(self, task: Task) -> str:
+        head, p = self.head(task), self.corrected.get(task)
+        if p is None or head.interval is None:
+            return f"{self.ours} {head.value:+.1f} above {self.theirs}; of chance nothing is known."
+        figures = f"{head.value:+.1f} [{head.interval[0]:+.1f}, {head.interval[1]:+.1f}], p = {p:.2g}"
+        if p < LEVEL:
+            better, worse = (self.ours, self.theirs) if head.value > 0 else (self.theirs, self.ours)
+            return f"{better} scores higher than {worse} ({figures})."
+        if head.smallest:
+            return f"no difference seen ({figures}); the data could have shown one of {head.smallest:.1f} or more."
+        if head.value:
+            return f"{head.value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})."
+        return "no difference in any part."
+
+
+# ---- over images ----------------------------------------------------------------------------------------------------
 
 
 def compare_answers(
@@ -97,54 +123,64 @@ def compare_answers(
     theirs: tuple[str, Iterable[Prediction]],
     lexicon: Lexicon,
     config: EvaluateConfig,
-) -> Compared:
+) -> Comparison:
     """Two systems, each with its name and its answers to all samples, by what was answered (not by other candidates).
 
     `config.replicates` under 2: figures alone, without intervals and p. Raises BadInput for a sample without an answer.
     """
-    said = {MODEL: _chosen(ours[1]), _THEIRS: _chosen(theirs[1])}
-    for (name, _), answers in zip((ours, theirs), said.values(), strict=True):
+    mine, others = (
+        [replace(p, candidates=(p.answer,), chosen=0) for p in predictions] for _, predictions in (ours, theirs)
+    )
+    for name, answers in ((ours[0], mine), (theirs[0], others)):
         _demand_all(name, samples, answers)
-    judged = judge(samples, said[MODEL], {_THEIRS: said[_THEIRS]}, lexicon, config)
+    judged = judge(samples, mine, {_THEIRS: others}, lexicon, config)
     heads = {task: head for task in Task if (head := judged.headline(task))}
-    found = tuple(
+    differences = [
         d
         for task in heads
         for metric in dict.fromkeys((heads[task], *MAIN[task]))
-        for d in _differences(judged, task, metric)
-    )
-    means = {d.task: d.p for d in found if d.modality is None and d.metric == heads[d.task]}
-    corrected = holm({task: p for task, p in means.items() if p is not None})
-    return Compared(ours[0], theirs[0], found, {t: m for t, m in heads.items() if t in means}, corrected)
-
-
-def _chosen(predictions: Iterable[Prediction]) -> list[Prediction]:
-    return [replace(p, candidates=(p.answer,), chosen=0) for p in predictions]
+        for d in _over_images(judged, task, metric)
+    ]
+    return Comparison.of((ours[0], theirs[0]), "questions", differences, heads)
 
 
 def _demand_all(name: str, samples: Sequence[Sample], answers: Sequence[Prediction]) -> None:
-    there = {p.id for p in answers}
-    if missing := [s.id for s in samples if s.id not in there]:
+    answered = {p.id for p in answers}
+    if missing := [s.id for s in samples if s.id not in answered]:
         raise BadInput(
             f"{name}: {len(missing)} of {len(samples)} questions are not answered, the first is {missing[0]!r}"
         )
 
 
-def _differences(judged: Judged, task: Task, metric: str) -> list[Difference]:
+def _over_images(judged: Judged, task: Task, metric: str) -> list[MetricDifference]:
     exchanges = EXCHANGES if judged.replicates >= 2 else 0
-    found = judged.apart(task, metric, MODEL, _THEIRS, [s.modality for s in judged.samples], exchanges)
-    if found is None:
+    apart = judged.apart(task, metric, MODEL, _THEIRS, [s.modality for s in judged.samples], exchanges)
+    if apart is None:
         return []
-    return [
-        Difference(
-            task, metric, None if key is None else Modality(key), found.answers[k], 100 * float(found.ours[k]),
-            100 * float(found.theirs[k]), found.interval[k], *_told(found, k),
-        )
-        for k, key in enumerate(found.keys) if not np.isnan(found.ours[k] - found.theirs[k])
-    ]  # fmt: skip
+    differences = []
+    for k, key in enumerate(apart.keys):
+        ours, theirs = 100 * float(apart.ours[k]), 100 * float(apart.theirs[k])
+        if not np.isnan(ours - theirs):
+            modality = None if key is None else Modality(key)
+            p, smallest = _p_by_exchange(apart, k)
+            differences.append(
+                MetricDifference(
+                    task,
+                    metric,
+                    modality,
+                    apart.answers[k],
+                    ours,
+                    theirs,
+                    ours - theirs,
+                    apart.interval[k],
+                    p,
+                    smallest,
+                )
+            )
+    return differences
 
 
-def _told(apart: Apart, k: int) -> tuple[float | None, float | None]:
+def _p_by_exchange(apart: Apart, k: int) -> tuple[float | None, float | None]:
     """p, and the smallest difference."""
     if apart.exchanged is None or apart.drawn is None:
         return None, None
@@ -158,26 +194,12 @@ def _told(apart: Apart, k: int) -> tuple[float | None, float | None]:
 
 def holm(p: Mapping[Key, float]) -> dict[Key, float]:
     """p of several tests, such that under 5 % of families of true nulls have one under 0.05 (Holm 1979)."""
-    found: dict[Key, float] = {}
+    corrected: dict[Key, float] = {}
     worst = 0.0
     for rank, (key, value) in enumerate(sorted(p.items(), key=lambda kv: kv[1])):
         worst = max(worst, min(1.0, (len(p) - rank) * value))
-        found[key] = worst
-    return {key: found[key] for key in p}
-
-
-def _sentence(what: str, ours: str, theirs: str, found: Difference | Paired, p: float | None) -> str:
-    value = found.value if isinstance(found, Difference) else found.mean
-    if p is None or found.interval is None:
-        return f"{what}: {ours} {value:+.1f} above {theirs}; of chance nothing is known."
-    told = f"{value:+.1f} [{found.interval[0]:+.1f}, {found.interval[1]:+.1f}], p = {p:.2g}"
-    if p < LEVEL:
-        better = (ours, theirs) if value > 0 else (theirs, ours)
-        return f"{what}: {better[0]} scores higher than {better[1]} ({told})."
-    if not found.smallest:
-        few = f"{value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})"
-        return f"{what}: {few if value else 'no difference in any part'}."
-    return f"{what}: no difference seen ({told}); the data could have shown one of {found.smallest:.1f} or more."
+        corrected[key] = worst
+    return {key: corrected[key] for key in p}
 
 
 # ---- over seeds -----------------------------------------------------------------------------------------------------
@@ -224,12 +246,12 @@ def pooled(values: Sequence[float]) -> Pooled:
 
 def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     """The same figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
-    found = pooled([a - b for a, b in zip(ours, theirs, strict=True)])
-    if found.sd is None:
-        return Paired(found.mean, None, None, None, 1)
-    error = found.sd / found.seeds**0.5
-    smallest = (_student(0.975, found.seeds) + _student(POWER, found.seeds)) * error
-    return Paired(found.mean, found.interval, _student_p(found.mean, error, found.seeds), smallest, found.seeds)
+    mean, sd, interval, seeds = pooled([a - b for a, b in zip(ours, theirs, strict=True)])
+    if sd is None:
+        return Paired(mean, None, None, None, 1)
+    error = sd / seeds**0.5
+    smallest = (_student(0.975, seeds) + _student(POWER, seeds)) * error
+    return Paired(mean, interval, _student_p(mean, error, seeds), smallest, seeds)
 
 
 def _student(quantile: float, count: int) -> float:
@@ -248,150 +270,86 @@ def _student_p(mean: float, error: float, count: int) -> float:
     return float(2 * stdtr(count - 1, -abs(mean) / error))
 
 
-@dataclass(frozen=True, slots=True)
-class Seeds:
-    """Two systems over several seeds: by task, metric and modality (None: the mean over them), ours - theirs x100."""
-
-    ours: str
-    theirs: str
-    found: Mapping[tuple[Task, str, Modality | None], tuple[Pooled, Pooled, Paired]]
-    heads: Mapping[Task, str]
-    corrected: Mapping[Task, float]
-
-    def sentences(self) -> list[str]:
-        """What may be said of each task."""
-        return [
-            _sentence(f"{t.value} {m}", self.ours, self.theirs, self.found[t, m, None][2], self.corrected.get(t))
-            for t, m in self.heads.items()
-        ]
-
-
-def compare_seeds(pairs: Sequence[Compared]) -> Seeds:
+def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
     """Pairs of runs, a seed each; of what every pair has a figure for. Raises ValueError without a pair."""
-    by_pair = [{(d.task, d.metric, d.modality): d for d in pair.differences} for pair in pairs]
-    shared = [key for key in by_pair[0] if all(key in of for of in by_pair)]
-    found = {}
-    for key in shared:
-        ours, theirs = [of[key].ours for of in by_pair], [of[key].theirs for of in by_pair]
-        found[key] = pooled(ours), pooled(theirs), over_seeds(ours, theirs)
-    heads = {t: m for t, m in pairs[0].heads.items() if (t, m, None) in found}
-    p = {t: found[t, m, None][2].p for t, m in heads.items()}
-    corrected = holm({t: value for t, value in p.items() if value is not None})
-    names = [" ".join(dict.fromkeys(side)) for side in zip(*((c.ours, c.theirs) for c in pairs), strict=True)]
-    return Seeds(names[0], names[1], found, heads, corrected)
+    differences = []
+    for d in pairs[0].differences:
+        same = [other for pair in pairs if (other := pair.get(d.task, d.metric, d.modality))]
+        if len(same) == len(pairs):
+            ours, theirs = [of.ours for of in same], [of.theirs for of in same]
+            pools, paired = (pooled(ours), pooled(theirs)), over_seeds(ours, theirs)
+            differences.append(
+                MetricDifference(
+                    d.task, d.metric, d.modality, paired.pairs, pools[0].mean, pools[1].mean, paired.mean,
+                    paired.interval, paired.p, paired.smallest, pools,
+                )
+            )  # fmt: skip
+    ours_all, theirs_all = (" ".join(dict.fromkeys(getattr(c, side) for c in pairs)) for side in ("ours", "theirs"))
+    return Comparison.of((ours_all, theirs_all), "seeds", differences, pairs[0].heads)
 
 
 # ---- as tables and as JSON ------------------------------------------------------------------------------------------
 
-
-def comparison_tables(compared: Compared | Seeds) -> list[Table]:
-    """By task, by task and modality, and of the other main figures."""
-    lines, heads = _lines(compared), compared.heads
-    first = [
-        (f"{of.task.value} {of.metric}", *cells, _p(compared.corrected.get(of.task)))
-        for of, cells in lines if of.modality is None and heads.get(of.task) == of.metric
-    ]  # fmt: skip
-    by_modality = [
-        (f"{of.task.value} {of.metric}", TITLES[of.modality], *cells)
-        for of, cells in lines if of.modality is not None and heads.get(of.task) == of.metric
-    ]  # fmt: skip
-    rest = [
-        (f"{of.task.value} {of.metric}", *cells)
-        for of, cells in lines if of.modality is None and heads.get(of.task) != of.metric
-    ]  # fmt: skip
-    figures = (_unit(compared), "Ours", "Theirs", "Ours - theirs", "95 %", "p", "Could have shown")
-    title = f"{compared.ours} beside {compared.theirs}"
-    notes = (*compared.sentences(), f"x100, strict mode, mean over modalities. {_METHOD[type(compared)]}", _SMALLEST)
-    tables = [Table(title, ("", *figures, "p after Holm"), tuple(first), notes)]
-    single = "p of a single figure, not corrected for how many there are."
-    if by_modality:
-        tables.append(Table("By modality", ("", "Modality", *figures), tuple(by_modality), (single,)))
-    return [*tables, Table("Other figures", ("", *figures), tuple(rest), (single,))] if rest else tables
-
-
+_METHODS = {
+    "questions": "Intervals: bootstrap over patients or images, in pairs. p: exchange of the answers to them.",
+    "seeds": "Intervals and p: Student's, of the differences of pairs of runs (a pair a seed).",
+}
 _SMALLEST = (
     "Could have shown: the true difference that such data tell from 0 in 80 % of repetitions, at 5 %, two-sided."
 )
+_SINGLE = "p of a single figure, not corrected for how many there are."
 
 
-def _unit(compared: Compared | Seeds) -> str:
-    return "Seeds" if isinstance(compared, Seeds) else "Questions"
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """By task, by task and modality, and of the other main figures."""
+    first, by_modality, rest = [], [], []
+    for d in comparison.differences:
+        name, cells = f"{d.task.value} {d.metric}", _cells(d)
+        if comparison.heads.get(d.task) != d.metric:
+            rest += [(name, *cells)] if d.modality is None else []
+        elif d.modality is None:
+            first.append((name, *cells, _p_cell(comparison.corrected.get(d.task))))
+        else:
+            by_modality.append((name, TITLES[d.modality], *cells))
+    figures = (comparison.over.capitalize(), "Ours", "Theirs", "Ours - theirs", "95 %", "p", "Could have shown")
+    method = f"x100, strict mode, mean over modalities. {_METHODS[comparison.over]}"
+    notes = (*comparison.sentences(), method, _SMALLEST)
+    title = f"{comparison.ours} beside {comparison.theirs}"
+    tables = [Table(title, ("", *figures, "p after Holm"), tuple(first), notes)]
+    if by_modality:
+        tables.append(Table("By modality", ("", "Modality", *figures), tuple(by_modality), (_SINGLE,)))
+    return [*tables, Table("Other figures", ("", *figures), tuple(rest), (_SINGLE,))] if rest else tables
 
 
-class _Of(NamedTuple):
-    task: Task
-    metric: str
-    modality: Modality | None
+def _cells(d: MetricDifference) -> tuple[str, ...]:
+    spreads = [f" (sd {pool.sd:.1f})" if pool.sd is not None else "" for pool in d.pools or ()] or ["", ""]
+    ours, theirs = (f"{value:.1f}{spread}" for value, spread in zip((d.ours, d.theirs), spreads, strict=True))
+    ends = spelled(d.interval, "+")
+    return str(d.count), ours, theirs, f"{d.value:+.1f}", ends, _p_cell(d.p), as_cell(d.smallest)
 
 
-def _lines(compared: Compared | Seeds) -> list[tuple[_Of, tuple[str, ...]]]:
-    if isinstance(compared, Compared):
-        return [
-            (
-                _Of(d.task, d.metric, d.modality),
-                (str(d.answers), f"{d.ours:.1f}", f"{d.theirs:.1f}", f"{d.value:+.1f}", spelled(d.interval, "+"),
-                 _p(d.p), _number(d.smallest)),
-            )
-            for d in compared.differences
-        ]  # fmt: skip
-    return [
-        (
-            _Of(*key),
-            (str(pair.pairs), _spread(a), _spread(b), f"{pair.mean:+.1f}", spelled(pair.interval, "+"), _p(pair.p),
-             _number(pair.smallest)),
-        )
-        for key, (a, b, pair) in compared.found.items()
-    ]  # fmt: skip
-
-
-def _spread(of: Pooled) -> str:
-    return f"{of.mean:.1f}" if of.sd is None else f"{of.mean:.1f} (sd {of.sd:.1f})"
-
-
-def _p(p: float | None) -> str:
+def _p_cell(p: float | None) -> str:
     return "-" if p is None else f"{p:.2g}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-_METHOD = {
-    Compared: "Intervals: bootstrap over patients or images, in pairs. p: exchange of the answers to them.",
-    Seeds: "Intervals and p: Student's, of the differences of pairs of runs (a pair a seed).",
-}
-
-
-def comparison_json(compared: Compared | Seeds) -> dict[str, Any]:
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """For a program, x100: by task the metric it is compared by, its p after Holm, the sentence, and by metric the mean
     over modalities and each modality."""
-    found: dict[str, Any] = {"ours": compared.ours, "theirs": compared.theirs, "over": _unit(compared).lower()}
     tasks: dict[str, Any] = {}
-    for (task, head), sentence in zip(compared.heads.items(), compared.sentences(), strict=True):
-        corrected = compared.corrected.get(task)
+    for (task, head), sentence in zip(comparison.heads.items(), comparison.sentences(), strict=True):
+        corrected = comparison.corrected.get(task)
         tasks[task.value] = {"headline": head, "p_holm": corrected, "sentence": sentence, "metrics": {}}
-    for of, values in _values(compared):
-        if of.task in compared.heads:
-            place = tasks[of.task.value]["metrics"].setdefault(of.metric, {"by_modality": {}})
-            (place if of.modality is None else place["by_modality"].setdefault(of.modality.value, {})).update(values)
-    return {**found, "tasks": tasks}
+    for d in comparison.differences:
+        if d.task in comparison.heads:
+            place = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
+            values = _difference_json(d)
+            (place if d.modality is None else place["by_modality"].setdefault(d.modality.value, {})).update(values)
+    return {"ours": comparison.ours, "theirs": comparison.theirs, "over": comparison.over, "tasks": tasks}
 
 
-def _values(compared: Compared | Seeds) -> list[tuple[_Of, dict[str, Any]]]:
-    if isinstance(compared, Compared):
-        keys = ("answers", "ours", "theirs", "interval", "p", "smallest")
-        return [
-            (_Of(d.task, d.metric, d.modality), {"difference": d.value, **{k: getattr(d, k) for k in keys}})
-            for d in compared.differences
-        ]
-    return [
-        (
-            _Of(*key),
-            {
-                "seeds": p.pairs, "ours": a.mean, "ours_sd": a.sd, "ours_interval": a.interval, "theirs": b.mean,
-                "theirs_sd": b.sd, "theirs_interval": b.interval, "difference": p.mean, "interval": p.interval,
-                "p": p.p, "smallest": p.smallest,
-            },
-        )
-        for key, (a, b, p) in compared.found.items()
-    ]  # fmt: skip
+def _difference_json(d: MetricDifference) -> dict[str, Any]:
+    values: dict[str, Any] = {"answers" if d.pools is None else "seeds": d.count, "difference": d.value}
+    for side, pool in zip(("ours", "theirs"), d.pools or (None, None), strict=True):
+        values[side] = getattr(d, side)
+        values |= {} if pool is None else {f"{side}_sd": pool.sd, f"{side}_interval": pool.interval}
+    return values | {"interval": d.interval, "p": d.p, "smallest": d.smallest}

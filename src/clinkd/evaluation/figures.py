@@ -9,7 +9,7 @@ from clinkd import viewer
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.printed import PRINTED_AVERAGES
 from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.tables import AVERAGED, NOT_COMPUTED, TITLES, Board
+from clinkd.evaluation.tables import AVERAGED, NOT_COMPUTED, TITLES, Board, mean_of_all
 from clinkd.records import PAPER_MODALITIES, Modality, Task
 from clinkd.viewer import Bar, Cell, Html
 
@@ -99,7 +99,7 @@ def averages(board: Board) -> Html:
         lacks = len(there) < len(told)
         some_lack |= lacks
         label = TITLES[modality] + (f" ({len(there)})" if lacks else "")
-        rows.append(Bar(label, _mean(own), _mean(blind)))
+        rows.append(Bar(label, mean_of_all(own), mean_of_all(blind)))
     printed = [
         Bar(TITLES[m], ours, theirs)
         for m, ours, theirs in zip(PAPER_MODALITIES, PRINTED_AVERAGES["ClinKD"], PRINTED_AVERAGES["BiRD"], strict=True)
@@ -115,11 +115,6 @@ def averages(board: Board) -> Html:
         "The paper's bars are of its Tables 3 and 4, on Med-GRIT-270k. They cannot be compared with ours.",
     ]
     return Html(viewer.charts([ours, viewer.apart([theirs])]) + viewer.note(notes))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [v for v in values if v is not None]
-    return sum(there) / len(there) if there and len(there) == len(values) else None
 
 
 # ---- the paper's Figure 5: how the losses fell ----------------------------------------------------------------------

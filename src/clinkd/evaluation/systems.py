@@ -16,7 +16,7 @@ from clinkd.evaluation.printed import (
     TITLES_BY_MODALITY,
 )
 from clinkd.evaluation.score import spelled
-from clinkd.evaluation.tables import AVERAGED, MISSING, TITLES
+from clinkd.evaluation.tables import AVERAGED, MISSING, NOT_COMPUTED, TITLES, as_cell, mean_of_all
 from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
 
 NAMES: Mapping[Mode, Mapping[Task, str]] = {
@@ -53,9 +53,7 @@ class System(NamedTuple):
     @property
     def average(self) -> float | None:
         """Over the four tasks; None where one of them has no score."""
-        four = [self.results[t].score for t in AVERAGED if t in self.results]
-        there = [v for v in four if v is not None]
-        return sum(there) / len(there) if len(there) == len(AVERAGED) else None
+        return mean_of_all([self.results[t].score if t in self.results else None for t in AVERAGED])
 
 
 def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False) -> list[Table]:
@@ -69,11 +67,11 @@ def _table_1(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
     lines = []
     for s in systems:
         found = [s.results.get(t) for t in AVERAGED]
-        lines.append((s.name, s.test_set, *(_score(r) for r in found), _number(s.average)))
+        lines.append((s.name, s.test_set, *(_score(r) for r in found), as_cell(s.average)))
         if any(r and r.interval for r in found):
             lines.append(("  95 %", "", *(spelled(r.interval if r else None) for r in found), MISSING))
         if any(r and r.blind is not None for r in found):
-            lines.append(("  best blind twin", "", *(_number(r.blind if r else None) for r in found), MISSING))
+            lines.append(("  best blind twin", "", *(as_cell(r.blind if r else None) for r in found), MISSING))
     if printed:
         lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
         lines += [
@@ -95,15 +93,15 @@ def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
         result = system.results.get(task)
         if result is None:
             continue
-        cells = [_number(result.by_modality.get(m)) for m in PAPER_MODALITIES]
+        cells = [as_cell(result.by_modality.get(m)) for m in PAPER_MODALITIES]
         lines.append((NAMES[mode][task], *cells, _score(result)))
         for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
-            lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(_number(v, 2) for v in by_task[task])))
+            lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(as_cell(v, digits=2) for v in by_task[task])))
     average = [
-        _mean([r.by_modality.get(m) for t in AVERAGED if (r := system.results.get(t)) and m in r.by_modality])
+        mean_of_all([r.by_modality.get(m) for t in AVERAGED if (r := system.results.get(t)) and m in r.by_modality])
         for m in PAPER_MODALITIES
     ]
-    lines.append(("Average", *map(_number, average), _number(system.average)))
+    lines.append(("Average", *map(as_cell, average), as_cell(system.average)))
     heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Mean")
     notes = (
         "The mean is over all modalities with questions, also those outside the paper's eight. The average of a column "
@@ -111,11 +109,6 @@ def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
     )
     title = f"{system.name} on {system.test_set} by modality (the paper's Tables 3 and 4)"
     return Table(title, heads, tuple(lines), notes)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [v for v in values if v is not None]
-    return sum(there) / len(there) if there and len(there) == len(values) else None
 
 
 def _whys(systems: Sequence[System]) -> list[str]:
@@ -126,8 +119,4 @@ def _whys(systems: Sequence[System]) -> list[str]:
 def _score(result: Result | None) -> str:
     if result is None:
         return MISSING
-    return _number(result.score) if result.score is not None else "not computed" if result.by_modality else MISSING
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+    return as_cell(result.score) if result.score is not None else NOT_COMPUTED if result.by_modality else MISSING

@@ -181,7 +181,9 @@ def _overall(board: Board) -> Table:
     ends = [board.get(MODEL, t, m) for t, m in columns]
     lines.append(("  95 % interval", *(_interval(s) for s in ends), MISSING))
     best = [board.blind(t, m) for t, m in columns]
-    lines.append(("Best blind twin", *(_number(b[1] if b else None) for b in best), _mean_cell(board, None)))
+    lines.append(
+        ("Best blind twin", *(as_cell(b[1] if b else None, NOT_COMPUTED) for b in best), _mean_cell(board, None))
+    )
     above = [
         s.value - b[1] if s and s.value is not None and b else None for s, b in zip(ends, best, strict=True)
     ]  # fmt: skip
@@ -214,8 +216,7 @@ def _mean_cell(board: Board, row: str | None) -> str:
     for task in AVERAGED:
         blind = board.blind(task, HEADLINE[task])
         values.append(board.value(row, task, HEADLINE[task]) if row else blind[1] if blind else None)
-    there = [v for v in values if v is not None]
-    return f"{sum(there) / len(there):.1f}" if len(there) == len(AVERAGED) else MISSING
+    return as_cell(mean_of_all(values))
 
 
 def _by_modality(board: Board, modalities: Sequence[Modality], key: str) -> Table:
@@ -227,8 +228,8 @@ def _by_modality(board: Board, modalities: Sequence[Modality], key: str) -> Tabl
         own, blind = [], []
         for modality in (*modalities, *([None] if mean else [])):
             found, twin = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
-            own.append(MISSING if found is None else _number(found.value))
-            blind.append(_number(twin[1] if twin else None, MISSING))
+            own.append(MISSING if found is None else as_cell(found.value, NOT_COMPUTED))
+            blind.append(as_cell(twin[1] if twin else None))
         if board.value(MODEL, task, metric) is None:
             left_out.append(f"{task.value} {metric}")
             continue
@@ -298,6 +299,17 @@ def _room(gains: Sequence[Gain]) -> str:
     return f"The most that any choice among these candidates could gain (oracle): {', '.join(told)}."
 
 
+def as_cell(value: float | None, missing: str = MISSING, digits: int = 1) -> str:
+    """A figure as a cell."""
+    return missing if value is None else f"{value:.{digits}f}"
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean of several figures; None where one of them is missing, and where there are none."""
+    given = [v for v in values if v is not None]
+    return sum(given) / len(given) if given and len(given) == len(values) else None
+
+
 def signed(value: float | None) -> str:
     """A difference as a cell."""
     return MISSING if value is None else f"{value:+.1f}"
@@ -330,12 +342,8 @@ def _flaws(board: Board) -> Table:
     return Table("Answers with a flaw", ("Task", "Questions", *heads), tuple(lines), notes)
 
 
-def _number(value: float | None, missing: str = NOT_COMPUTED) -> str:
-    return missing if value is None else f"{value:.1f}"
-
-
 def _cell(score: Score | None) -> str:
-    return MISSING if score is None or score.why in (NOT_ASKED, NOTHING_SAID) else _number(score.value)
+    return MISSING if score is None or score.why in (NOT_ASKED, NOTHING_SAID) else as_cell(score.value, NOT_COMPUTED)
 
 
 def _interval(score: Score | Gain | None) -> str:

@@ -10,7 +10,7 @@ from typing import Self
 from clinkd import evaluation, viewer
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import Compared, Seeds
+from clinkd.evaluation import Comparison
 from clinkd.pipeline.prepared import PREDICTIONS, about, read_predictions, read_split, told_by
 from clinkd.pipeline.runs import RUN_RECORD, Run, find
 from clinkd.records import BadInput, Prediction, Sample, Task
@@ -69,7 +69,7 @@ def _names_of(samples: Sequence[Sample]) -> Lexicon:
     return Lexicon(tuple(sorted({n for s in samples for n in s.names} | said)))
 
 
-def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Compared] | Seeds:
+def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Comparison]:
     """The first of `ours` beside each other one of them; or, `against` others, each beside that of its place there:
     one pair over its images, several (seeds) by their figures.
 
@@ -87,10 +87,10 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
         for one, other in pairs:
             found.append(_beside(Judgeable.find(one, runs), Judgeable.find(other, runs), intervals=not seeds))
             advance(1)
-    return evaluation.compare_seeds(found) if seeds else found
+    return [evaluation.compare_seeds(found)] if seeds else found
 
 
-def _beside(ours: Judgeable, theirs: Judgeable, intervals: bool) -> Compared:
+def _beside(ours: Judgeable, theirs: Judgeable, intervals: bool) -> Comparison:
     _demand_same(ours, theirs)
     knobs = EvaluateConfig(iou=ours.iou) if intervals else EvaluateConfig(iou=ours.iou, replicates=0)
     names = (ours.name, theirs.name) if ours.name != theirs.name else (f"{ours.name} (1)", f"{theirs.name} (2)")
