@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clinkd import crew
-from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice, systems
+from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
@@ -160,13 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     verb("doctor", _doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
 
     ablate.add(verbs, runs, _config)
-    compare.add(verbs, runs)
+    compare.add_compare(verbs, runs)
     data.add(verbs)
     evaluate.add(verbs)
     report.add(verbs, runs)
     serve.add(verbs, runs)
     spice.add(verbs)
-    systems.add(verbs, runs)
+    compare.add_systems(verbs, runs)
     return parser
 
 

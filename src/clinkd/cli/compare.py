@@ -1,17 +1,21 @@
-"""`clinkd compare`: is one system better than another."""
+"""The verbs `compare` and `systems`: runs and evaluated answers beside each other."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
+from clinkd.cli.outputs import may_write
 from clinkd.cli.screen import show
 from clinkd.cli.words import Parser, add_verb
 
+MADE = b"<title>ClinKD: systems side by side</title>"
 
-def add(verbs: Any, runs: Parser) -> None:
-    """The verb, among others; `runs` holds the options of every verb that looks for runs."""
+
+def add_compare(verbs: Any, runs: Parser) -> None:
+    """Add `compare`; `runs` holds the options of every verb that looks for runs."""
     made = add_verb(
         verbs,
         "compare",
@@ -33,15 +37,53 @@ def add(verbs: Any, runs: Parser) -> None:
     made.add_argument("--json", action="store_true", help="for a program")
 
 
+def add_systems(verbs: Any, runs: Parser) -> None:
+    """Add `systems`: the paper's Tables 1, 3 and 4 of runs and of anybody's evaluated answers."""
+    made = add_verb(
+        verbs,
+        "systems",
+        _systems,
+        "put runs and evaluated answers beside each other, in the form of the paper's Tables 1, 3 and 4",
+        "clinkd systems demo answers/BiRD --mode official --page systems.html",
+        [runs],
+    )
+    made.add_argument("systems", nargs="+", metavar="RUN", help="a run, or a folder of clinkd evaluate --out")
+    made.add_argument("--mode", choices=["strict", "official"], default="strict", help="of the scores (strict)")
+    made.add_argument(
+        "--same-data",
+        action="store_true",
+        help="the test set is the paper's: its printed rows stand in the tables",
+    )
+    made.add_argument("--page", type=Path, metavar="HTML", help="also as a page, with the same questions side by side")
+    made.add_argument("--json", action="store_true", help="for a program")
+
+
 def _compare(args: argparse.Namespace) -> int:
     from clinkd import evaluation
     from clinkd.pipeline.comparing import compare
 
-    each = compare(args.ours, args.against, args.runs)
+    comparisons = compare(args.ours, args.against, args.runs)
     if args.json:
-        print(json.dumps([evaluation.comparison_json(c) for c in each], indent=1, allow_nan=False))
+        print(json.dumps([evaluation.comparison_json(c) for c in comparisons], indent=1, allow_nan=False))
         return 0
-    for compared in each:
-        for table in evaluation.comparison_tables(compared):
+    for comparison in comparisons:
+        for table in evaluation.comparison_tables(comparison):
             show(table)
+    return 0
+
+
+def _systems(args: argparse.Namespace) -> int:
+    from clinkd import evaluation
+    from clinkd.pipeline.comparing import tabulate_systems
+
+    may_write("--page", args.page, MADE)
+    systems, tables = tabulate_systems(args.systems, args.runs, args.mode, args.same_data, args.page)
+    if args.json:
+        each = [{"system": s.name, "test_set": s.test_set, "mode": args.mode, **s.to_json()} for s in systems]
+        print(json.dumps(each, indent=1, allow_nan=False))
+        return 0
+    for table in [*tables, *([] if args.same_data else evaluation.paper_tables()[:1])]:
+        show(table)
+    if args.page:
+        print(f"page     {args.page}")
     return 0

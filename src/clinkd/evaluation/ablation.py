@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clinkd.evaluation.compare import Paired, over_seeds, pooled
+from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.printed import PRINTED
 from clinkd.evaluation.score import MODEL, spelled
-from clinkd.evaluation.tables import AVERAGED, MISSING, Board, signed
+from clinkd.evaluation.tables import AVERAGED, Board, as_cell, mean_of_all, signed
 from clinkd.experiments import Row
 from clinkd.records import Score, Table, Task
 
@@ -41,25 +41,25 @@ class Grid:
 
     def columns(self) -> list[Column]:
         """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
-        wanted = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *_BESIDE.get(t, ())))]
-        found: list[Column] = [c for c in wanted if any(self.value(*key, c) is not None for key in self._runs)]
-        return [*found, None] if any(self.value(*key, None) is not None for key in self._runs) else found
+        wanted: list[Column] = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *_BESIDE.get(t, ())))]
+        return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
 
     def value(self, row: str, seed: int, column: Column) -> float | None:
         """x100; None where it was not computed."""
         board = self._boards[row, seed]
         if column is not None:
             return board.value(MODEL, *column)
-        four = [board.value(MODEL, t, HEADLINE[t]) for t in AVERAGED]
-        there = [v for v in four if v is not None]
-        return sum(there) / len(there) if len(there) == len(four) else None
+        return mean_of_all([board.value(MODEL, t, HEADLINE[t]) for t in AVERAGED])
 
-    def blind(self, row: str, seed: int, column: Column) -> float | None:
-        found = self._boards[row, seed].blind(*column) if column else None
-        return found[1] if found else None
+    def blind(self, row: str, column: Column) -> float | None:
+        """The mean over seeds of the best image-blind twins; None where no seed has one."""
+        boards = [self._boards[row, s] for s in self.seeds(row)] if column else []
+        return mean_of_all([best[1] for board in boards if column and (best := board.blind(*column))])
 
-    def values(self, row: str, column: Column) -> list[float]:
-        return [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
+    def pooled(self, row: str, column: Column) -> Pooled | None:
+        """Over the seeds in which it was computed."""
+        values = [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
+        return pooled(values) if values else None
 
     def paired(self, row: str, column: Column) -> Paired | None:
         """The row against the one it is told against, over the seeds that both have; None without one."""
@@ -68,11 +68,11 @@ class Grid:
             return None
         both = [s for s in self.seeds(row) if s in self.seeds(against)]
         pairs = [(self.value(row, s, column), self.value(against, s, column)) for s in both]
-        known = [(a, b) for a, b in pairs if a is not None and b is not None]
-        return over_seeds([a for a, _ in known], [b for _, b in known]) if known else None
+        computed = [(a, b) for a, b in pairs if a is not None and b is not None]
+        return over_seeds(*zip(*computed, strict=True)) if computed else None
 
-    def run(self, row: str, seed: int) -> Finished:
-        return self._runs[row, seed]
+    def runs(self, row: str) -> list[Finished]:
+        return [self._runs[row, s] for s in self.seeds(row)]
 
 
 _BESIDE = {Task.VG: ("Recall", "mIoU"), Task.RC: (FACTS,), Task.MIA: (FACTS,)}
@@ -97,47 +97,38 @@ def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Tab
 def ablation_json(grid: Grid) -> dict[str, Any]:
     """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row it is told
     against; x100."""
-    found: dict[str, Any] = {}
-    for name, row in grid.rows.items():
-        figures: dict[str, Any] = {}
-        for column in grid.columns():
-            if values := grid.values(name, column):
-                whole, gain = pooled(values), grid.paired(name, column)
-                figures[_title(column)] = {
-                    "mean": whole.mean,
-                    "interval": whole.interval,
-                    "by_seed": {s: grid.value(name, s, column) for s in grid.seeds(name)},
-                    "difference": gain and gain._asdict(),
-                }
-        runs = [grid.run(name, s) for s in grid.seeds(name)]
-        found[name] = {
+    return {
+        name: {
             "title": row.title,
             "change": row.change,
             "against": row.against,
             "seeds": grid.seeds(name),
-            "steps": [r.steps for r in runs],
-            "passes": [round(r.passes, 3) for r in runs],
-            "scores": figures,
+            "steps": [r.steps for r in grid.runs(name)],
+            "passes": [round(r.passes, 3) for r in grid.runs(name)],
+            "scores": {
+                _title(column): {
+                    "mean": pool.mean,
+                    "interval": pool.interval,
+                    "by_seed": {s: grid.value(name, s, column) for s in grid.seeds(name)},
+                    "difference": (gain := grid.paired(name, column)) and gain._asdict(),
+                }
+                for column in grid.columns()
+                if (pool := grid.pooled(name, column))
+            },
         }
-    return found
+        for name, row in grid.rows.items()
+    }
 
 
 def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
     columns, lines = grid.columns(), []
     for name in names:
-        runs = [grid.run(name, s) for s in grid.seeds(name)]
-        cells, ends = [], []
-        for column in columns:
-            values = grid.values(name, column)
-            found = pooled(values) if values else None
-            cells.append(f"{found.mean:.1f}" if found else MISSING)
-            ends.append(spelled(found.interval if found else None))
+        runs, pools = grid.runs(name), [grid.pooled(name, c) for c in columns]
         work = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
-        lines.append((grid.rows[name].title, str(len(runs)), *cells, *work))
-        if any(e != MISSING for e in ends):
-            lines.append(("  95 % over seeds", "", *ends, "", ""))
-    blind = [_mean([b for s in grid.seeds(names[0]) if (b := grid.blind(names[0], s, c)) is not None]) for c in columns]
-    lines.append(("Best blind twin", "", *blind, "", ""))
+        lines.append((grid.rows[name].title, str(len(runs)), *(as_cell(p and p.mean) for p in pools), *work))
+        if any(p and p.interval for p in pools):
+            lines.append(("  95 % over seeds", "", *(spelled(p and p.interval) for p in pools), "", ""))
+    lines.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
     heads = ("", "Seeds", *map(_title, columns), "Steps", "Passes")
     notes = (
         *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
@@ -151,39 +142,40 @@ def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
 
 
 def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
-    columns, told = grid.columns(), 0
+    columns, intervals = grid.columns(), 0
     lines: list[tuple[str, ...]] = []
     words: list[str] = []
     for name in names:
         row = grid.rows[name]
-        found = [grid.paired(name, c) for c in columns]
-        told += sum(f is not None and f.interval is not None for f in found)
+        gains = [grid.paired(name, c) for c in columns]
+        intervals += sum(g is not None and g.interval is not None for g in gains)
         assert row.against
         what = f"{row.title} - {grid.rows[row.against].title}"
-        words.append(_verdict(what, list(zip(columns, found, strict=True))))
-        lines.append((what, *(signed(f.mean if f else None) for f in found)))
-        lines.append(("  95 %", *(spelled(f.interval if f else None, "+") for f in found)))
-        lines.append(("  smallest that would be seen", *(_smallest(f) for f in found)))
+        words.append(_verdict(what, list(zip(columns, gains, strict=True))))
+        lines.append((what, *(signed(g and g.mean) for g in gains)))
+        lines.append(("  95 %", *(spelled(g and g.interval, "+") for g in gains)))
+        lines.append(("  smallest that would be seen", *(as_cell(g and g.smallest) for g in gains)))
+    by_chance = max(1, round(intervals / 20)) if intervals else 0
     notes = (
         *words,
         "Pairs of runs with the same seed; Student's intervals over the seeds. Smallest: the true difference that as "
         "many seeds of this spread would tell from 0 four times in five.",
-        f"{told} intervals: about {max(1, round(told / 20)) if told else 0} of them leave out 0 by chance alone.",
+        f"{intervals} intervals: about {by_chance} of them leave out 0 by chance alone.",
     )
     return Table(f"{title}: differences", ("", *map(_title, columns)), tuple(lines), notes)
 
 
-def _verdict(what: str, found: Sequence[tuple[Column, Paired | None]]) -> str:
-    known = [(c, f) for c, f in found if f is not None and f.interval is not None]
+def _verdict(what: str, gains: Sequence[tuple[Column, Paired | None]]) -> str:
+    known = [(c, g) for c, g in gains if g is not None and g.interval is not None]
     if not known:
         return f"{what}: one seed tells no difference from chance."
     parts = []
-    for said, sign in (("better in", 1), ("worse in", -1)):
-        told = [f"{_title(c)} {f.mean:+.1f}" for c, f in known if f.certain and f.mean * sign > 0]
-        parts += [f"{said} {', '.join(told)}"] if told else []
-    rest = "" if len(parts) and sum(f.certain for _, f in known) == len(known) else "no difference seen"
-    rest += " in the rest" if rest and parts else ""
-    return f"{what}: {'; '.join([*parts, *([rest] if rest else [])])}."
+    for words, sign in (("better in", 1), ("worse in", -1)):
+        certain = [f"{_title(c)} {g.mean:+.1f}" for c, g in known if g.certain and g.mean * sign > 0]
+        parts += [f"{words} {', '.join(certain)}"] if certain else []
+    if not all(g.certain for _, g in known):
+        parts.append("no difference seen in the rest" if parts else "no difference seen")
+    return f"{what}: {'; '.join(parts)}."
 
 
 def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
@@ -194,7 +186,7 @@ def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
         printed = grid.rows[name].printed
         assert printed
         theirs = [a - b for a, b in zip(PRINTED[printed][:4], PRINTED["BiRD"][:4], strict=True)]
-        ours = [found.mean if (found := grid.paired(name, c)) else None for c in columns]
+        ours = [(gain := grid.paired(name, c)) and gain.mean for c in columns]
         lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(signed, ours)))
     heads = ("Above BiRD", *(f"Paper {t.value}" for t in AVERAGED), *(f"Ours {t.value}" for t in AVERAGED))
     notes = (
@@ -206,11 +198,3 @@ def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
 
 def _title(column: Column) -> str:
     return f"{column[0].value} {column[1]}" if column else AVERAGE
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.1f}" if values else MISSING
-
-
-def _smallest(found: Paired | None) -> str:
-    return f"{found.smallest:.1f}" if found and found.smallest is not None else MISSING

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clinkd import viewer
-from clinkd.agreement import read_facts
+from clinkd.agreement import Lexicon, read_facts
 from clinkd.data import open_image
 from clinkd.evaluation.metrics import BOXES, NAMES, Item, Measure, Rules, particle
 from clinkd.evaluation.tables import TITLES, Again
@@ -16,6 +16,7 @@ from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.viewer import Card, Line, Mark
 
 _SIDE = 320  # pixels of a picture beside a correction
+PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
 
 
 class Rewritten(NamedTuple):

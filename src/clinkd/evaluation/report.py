@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clinkd import viewer
-from clinkd.agreement import Lexicon
 from clinkd.evaluation import figures
 from clinkd.evaluation.browse import Answered, Browsed, browse, without_words
 from clinkd.evaluation.figures import Curve
-from clinkd.evaluation.gallery import Rewritten, answer_card, rewritten_card, verdict
+from clinkd.evaluation.gallery import PLAIN_RULES, Rewritten, answer_card, rewritten_card, verdict
 from clinkd.evaluation.metrics import Rules
 from clinkd.evaluation.printed import paper_tables
 from clinkd.evaluation.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, Board, to_csv, to_markdown
@@ -21,7 +20,6 @@ from clinkd.storage import write_atomic
 from clinkd.viewer import ANSWER, ASKED, LATER, TRUTH, Choices, Html, Key
 
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
-_NO_WORDS = Rules(0.5, Lexicon(()))
 _LONG = 20  # rows of a table about the corrections that are shown at once
 _VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
 _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
@@ -53,7 +51,7 @@ class ShownAnswers:
     answered: Sequence[Answered] = ()
     gallery: Sequence[tuple[Sample, Prediction]] = ()
     rewritten: Sequence[Rewritten] = ()
-    rules: Rules = _NO_WORDS
+    rules: Rules = PLAIN_RULES
     shown: Callable[[str], str] = str
 
     def browsed(self) -> Browsed:

@@ -42,6 +42,11 @@ class Result(NamedTuple):
         ends = value.get("interval")
         return cls(value.get("score"), shares, tuple(ends) if ends else None, value.get("blind"), value.get("why"))
 
+    def to_json(self) -> dict[str, Any]:
+        """For a program; modalities by their names here."""
+        kept = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
+        return kept | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
+
 
 class System(NamedTuple):
     """Who answered which test set, and what each task scored in one mode."""
@@ -54,6 +59,10 @@ class System(NamedTuple):
     def average(self) -> float | None:
         """Over the four tasks; None where one of them has no score."""
         return mean_of_all([self.results[t].score if t in self.results else None for t in AVERAGED])
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program: the average, and the result of each task."""
+        return {"average": self.average, **{task.value: result.to_json() for task, result in self.results.items()}}
 
 
 def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False) -> list[Table]:

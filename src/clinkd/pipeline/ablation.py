@@ -15,9 +15,9 @@ from clinkd import evaluation, viewer
 from clinkd.config import RunConfig
 from clinkd.evaluation import Finished, Grid
 from clinkd.experiments import ROWS, SWEEPS, Row
-from clinkd.pipeline.comparing import Judgeable, cases
+from clinkd.pipeline.comparing import Judgeable, cases, page_sections
 from clinkd.pipeline.graph import stage_record
-from clinkd.pipeline.prepared import about, read_scores, read_split
+from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
 from clinkd.settings import override
@@ -209,10 +209,9 @@ def _finished(row: str, seed: int, run: Run) -> Finished:
 
 
 def _page(plan: Plan, found: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]) -> str:
-    sections = [viewer.section("Rows and changes", [viewer.table(t) for t in tables])]
-    if cases := _cases(plan, found):
-        sections.append(viewer.section("The same questions, answered by each row", [cases]))
-    sections.append(viewer.section("The paper's figures", [viewer.table(t) for t in evaluation.paper_tables()]))
+    first = {row.title: run for name, row in plan.rows.items() if (run := found.get((name, plan.seeds[0])))}  # its seed
+    beside = cases({title: Judgeable.of_run(run) for title, run in first.items()})
+    sections = page_sections("Rows and changes", tables, beside, "each row")
     if failed:
         sections.append(viewer.section("Runs that failed", [viewer.note([f"{n}: {w}" for n, w in failed.items()])]))
     return viewer.page(
@@ -223,12 +222,3 @@ def _page(plan: Plan, found: Mapping[tuple[str, int], Run], tables: Sequence[Tab
         "and as many optimiser steps as plain tuning, where a row does not say otherwise.",
         footer="Made by ClinKD. This page holds everything it shows: no network.",
     )
-
-
-def _cases(plan: Plan, found: Mapping[tuple[str, int], Run]) -> viewer.Html | None:
-    """Of the first seed's rows."""
-    runs = {row.title: found[name, plan.seeds[0]] for name, row in plan.rows.items() if (name, plan.seeds[0]) in found}
-    if not runs:
-        return None
-    root = about(next(iter(runs.values())).stage("prepare")).root
-    return cases({title: Judgeable.of_run(run) for title, run in runs.items()}, root)

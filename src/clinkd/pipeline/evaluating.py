@@ -14,8 +14,7 @@ from clinkd.evaluation.metrics import Rules
 from clinkd.evaluation.official import Answered
 from clinkd.evaluation.score import spelled
 from clinkd.pipeline.answering import ASKED, Answers, sha256_of
-from clinkd.pipeline.comparing import EVALUATION, SAMPLES
-from clinkd.pipeline.prepared import PREDICTIONS, SCORED, told_by
+from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, told_by
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
 from clinkd.remote import Scrubber

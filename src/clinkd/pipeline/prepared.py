@@ -17,6 +17,7 @@ from clinkd.storage import JsonLines, read_json
 
 DATA = "data.json"
 PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
+EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # beside them in the folder of `clinkd evaluate --out`
 
 
 class About(NamedTuple):
