@@ -23,9 +23,8 @@ from clinkd.evaluation import (
     comparison_json,
     comparison_tables,
     judge,
-    over_seeds,
-    pooled,
 )
+from clinkd.evaluation.compare import over_seeds, pooled
 from clinkd.records import (
     BadInput,
     Box,

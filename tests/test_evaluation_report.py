@@ -33,12 +33,11 @@ from clinkd.evaluation import (
     paper_tables,
     table_json,
     tabulate,
-    to_csv,
-    to_html,
     to_markdown,
     write_report,
 )
 from clinkd.evaluation.metrics import Rules, wilson
+from clinkd.evaluation.tables import to_csv
 from clinkd.records import (
     BadInput,
     Box,
@@ -54,6 +53,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.viewer import table
 from clinkd.viewer.page import SCRIPT
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
@@ -437,7 +437,7 @@ def test_a_long_table_of_corrections_is_shown_in_short(tmp_path: Path, scores: l
 
 
 def test_html_table_escapes() -> None:
-    assert "<script>" not in to_html(Table("t", ("a",), ((HOSTILE,),)))
+    assert "<script>" not in table(Table("t", ("a",), ((HOSTILE,),)))
 
 
 def test_scoring_starts_without_torch_in_a_moment() -> None:

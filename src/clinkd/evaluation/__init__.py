@@ -7,21 +7,17 @@ from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, capt
 from clinkd.evaluation.cases import side_by_side
 from clinkd.evaluation.compare import (
     Comparison,
-    Paired,
-    Pooled,
     compare_answers,
     compare_seeds,
     comparison_json,
     comparison_tables,
-    over_seeds,
-    pooled,
 )
 from clinkd.evaluation.figures import Curve
 from clinkd.evaluation.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
 from clinkd.evaluation.metrics import FACTS, HEADLINE
 from clinkd.evaluation.outcome import MODES, Mode, Outcome
 from clinkd.evaluation.printed import paper_tables
-from clinkd.evaluation.report import NOTICE, RunSummary, ShownAnswers, write_report, write_shared, write_tables
+from clinkd.evaluation.report import NOTICE, RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.evaluation.score import Gain, Judged, judge, score, score_by_source
 from clinkd.evaluation.systems import Result, System, system_tables
 from clinkd.evaluation.tables import (
@@ -29,8 +25,6 @@ from clinkd.evaluation.tables import (
     effect_table,
     table_json,
     tabulate,
-    to_csv,
-    to_html,
     to_markdown,
 )
 
@@ -55,8 +49,6 @@ __all__ = [
     "Mode",
     "NotComputed",
     "Outcome",
-    "Paired",
-    "Pooled",
     "Result",
     "Rewritten",
     "RunSummary",
@@ -75,9 +67,7 @@ __all__ = [
     "effect_table",
     "images_shuffled",
     "judge",
-    "over_seeds",
     "paper_tables",
-    "pooled",
     "remembering",
     "score",
     "score_by_source",
@@ -86,11 +76,8 @@ __all__ = [
     "system_tables",
     "table_json",
     "tabulate",
-    "to_csv",
-    "to_html",
     "to_markdown",
     "verdict",
     "write_report",
     "write_shared",
-    "write_tables",
 ]

@@ -1,4 +1,4 @@
-"""Scores as tables for people (Markdown, HTML, CSV) and as JSON for programs, with the paper's printed rows apart."""
+"""Scores as tables for people (Markdown, CSV) and as JSON for programs, with the paper's printed rows apart."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from typing import Any, NamedTuple, Self
 from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE, wilson
 from clinkd.evaluation.score import FIRST_BEAM, MODEL, NOT_ASKED, NOTHING_SAID, ORACLE, Gain, is_choice, spelled
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
-from clinkd.viewer import table as to_html
-
-__all__ = [
-    "Again",
-    "Board",
-    "effect_table",
-    "table_json",
-    "tabulate",
-    "to_csv",
-    "to_html",
-    "to_markdown",
-]
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
 TITLES = {

@@ -21,7 +21,7 @@ from clinkd.viewer.page import (
     section,
     table,
 )
-from clinkd.viewer.shot import Html, Mark, Picture, boxed_words, repeated, shot, thumbnail
+from clinkd.viewer.shot import Html, Mark, Picture, boxed_words, repeated, thumbnail
 
 __all__ = [
     "ANSWER",
@@ -57,7 +57,6 @@ __all__ = [
     "paragraph",
     "repeated",
     "section",
-    "shot",
     "table",
     "thumbnail",
 ]

@@ -1,9 +1,8 @@
-"""The part of a page in which its script (`script.py`) shows answered questions: filters, a count, cards, "more".
+"""The part of a page in which its script (`page.js`) shows answered questions: filters, a count, cards, "more".
 
 Without the script the cards given here stand there, and no filters. What the script finds in the page's data:
 
-- `pictures`: [data URI or null, width, height]; null where a card given here holds the picture. `pixels`: whether there
-  are any at all.
+- `pictures`: [data URI or null, width, height]; null where a card given here holds the picture.
 - `modalities`: code to title; `sources`: names; `first`: task to the metrics by which its answers are sorted.
 - `samples`: n its number, t task, m modality, s source (index), p picture (index), more (images beside it); q question,
   e earlier turns [[question, answer]], a truth, v right (null: not judged), f figures by metric 0..1; ask, tru: boxes
