@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
 import time
@@ -144,6 +145,19 @@ def test_what_a_stage_of_version_0_1_recorded_is_read_by_the_keys_of_today(tmp_p
             "answers": {"units": 96}, "overruled_truths": 3, "left_out": {"a bad row": 2},
         },
     }  # fmt: skip
+
+
+def test_the_records_of_stored_runs_of_version_0_1_have_the_keys_of_today(tmp_path):
+    with tarfile.open(Path(__file__).parent / "data" / "runs-0.1.0.tar.xz") as tar:
+        stored = [m for m in tar.getmembers() if m.name.endswith("/stage.json") and ".stages" in m.name]
+        tar.extractall(tmp_path, stored, filter="data")
+    recorded = {m.name.split("/")[2]: graph.stage_record((tmp_path / m.name).parent)["recorded"] for m in stored}
+    keys = {
+        key for of in recorded.values() for key in (*of, *(k for v in of.values() if isinstance(v, dict) for k in v))
+    }
+    assert len(recorded) >= 9 and not [key for key in keys if " " in key]
+    (select,) = (of for name, of in recorded.items() if name.startswith("select-"))
+    assert select == {"validation_gain": {"VG": 0.0, "ROC": 0.0}, "reordered_tasks": []}
 
 
 def test_a_draft_of_version_0_1_goes_on_with_the_keys_of_today(shop, tmp_path):
