@@ -36,7 +36,7 @@ from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of
-from clinkd.model.flops import peak_flops
+from clinkd.model.flops import peak_flops, training_operations
 from clinkd.model.tiny import stock_config
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import ImageRef
@@ -115,7 +115,8 @@ class Bench:
     def step(self, name: str, number: int) -> tuple[float, int, int]:
         """Seconds, operations and samples of one step."""
         batch, tutor, model = self.batches[number % len(self.batches)], self.tutors[name], self.student
-        work = model.flops(batch) + (tutor.flops(batch, sight=False) if tutor else 0)
+        mine, beside = training_operations(model.operations(batch)), tutor.operations(batch, False) if tutor else 0
+        assert mine is not None and beside is not None
         model.zero_grad()
         self.wait()
         start = time.perf_counter()
@@ -123,7 +124,7 @@ class Bench:
             loss = self.loss(name, batch)
         (loss.sum / loss.tokens).backward()
         self.wait()
-        return time.perf_counter() - start, work, batch.num_samples
+        return time.perf_counter() - start, mine + beside, batch.num_samples
 
     def loss(self, name: str, batch: Any) -> Loss:
         model, tutor = self.student, self.tutors[name]

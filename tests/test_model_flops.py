@@ -15,7 +15,7 @@ from clinkd import data
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import Batch, VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of, tiny
-from clinkd.model.flops import Layers, peak_flops, published
+from clinkd.model.flops import count_linear, peak_flops, published, training_operations
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import Sample
 from clinkd.training import LiveTeacher
@@ -61,12 +61,18 @@ def test_a_forward_has_the_operations_that_torch_counts(model, drawn, packed):
         hidden_NH = model.hidden_states(batch)
         model.network.lm_head(hidden_NH)
     counted = counter.get_flop_counts()
-    mine = {name: work.forward for name, work in model.work(batch).items()}
+    mine = {name: part.forward for name, part in model.operations(batch).items()}
     assert sum(mine.values()) == counter.get_total_flops()
     whole = {name: sum(ops.values()) for name, ops in counted.items()}
     assert mine["vision"] + mine["merger"] == whole["Qwen2VisionTransformerPretrainedModel"]
     assert mine["merger"] == whole["Qwen2VisionTransformerPretrainedModel.merger"]
     assert mine["text"] == whole["ClinkdModel.language_model"] and mine["head"] == whole["Linear"]
+
+
+def head_gradient(model: VisionLanguageModel, batch: Batch) -> int:
+    """Operations of the gradient of the head's weight: as many as its forward."""
+    weight_VH = model.head.weight_VH
+    return 2 * len(batch.labels_N) * weight_VH.numel() * weight_VH.requires_grad
 
 
 WAYS = {
@@ -88,13 +94,13 @@ def test_a_backward_has_the_operations_that_torch_counts(model, drawn, way):
         hidden_NH = model.hidden_states(batch)
         head = model.head
         CrossEntropy()(hidden_NH, head.weight_VH, batch.labels_N, head.added(hidden_NH)).sum.backward()
-    work = model.work(batch)
-    unseen = work["head"].weights  # the loss adds it up in place, by addmm_, which torch's counter passes over
+    parts = model.operations(batch)
+    unseen = head_gradient(model, batch)  # the loss adds it up in place, by addmm_, which torch's counter passes over
     if lora:  # nothing learns before the first products, so none of them needs its input's gradient
         first = model.network.model.language_model.layers[0].self_attn
         readers = [m for p in (first.q_proj, first.k_proj, first.v_proj) for m in (p.base_layer, p.lora_A)]
-        unseen += sum(Layers.of(m).on(batch.input_ids_BS.numel(), True).inputs for m in readers)
-    assert sum(part.all for part in work.values()) == counter.get_total_flops() + unseen
+        unseen += sum(count_linear(m, batch.input_ids_BS.numel(), False).forward for m in readers)
+    assert training_operations(parts) == counter.get_total_flops() + unseen
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -107,8 +113,9 @@ def test_a_step_beside_a_teacher_has_the_operations_that_torch_counts(model, dra
         goal = teacher.goal(batch, seen if shared else None)
         hidden_NH = model.hidden_states(batch, seen)
         Distillation(0.5, 2.0)(hidden_NH, model.head.weight_VH, batch.labels_N, goal).sum.backward()
-    unseen = model.work(batch)["head"].weights  # added up in place, as above
-    assert model.flops(batch) + teacher.flops(batch, sight=not shared) == counter.get_total_flops() + unseen
+    unseen = head_gradient(model, batch)  # added up in place, as above
+    mine, beside = training_operations(model.operations(batch)), teacher.operations(batch, sight=not shared)
+    assert mine + beside == counter.get_total_flops() + unseen
 
 
 def test_measuring_a_peak_leaves_chance_as_it_was():
@@ -119,9 +126,15 @@ def test_measuring_a_peak_leaves_chance_as_it_was():
 
 def test_blind_batches_have_no_vision(model, drawn):
     batch = model.encode([[replace(s, images=())] for s in drawn[1][:3]])
-    assert {n: w.all for n, w in model.work(batch).items() if n in ("vision", "merger")} == {
-        "vision": 0, "merger": 0,
-    }  # fmt: skip
+    parts = model.operations(batch)
+    assert parts["vision"] == parts["merger"] == (0, 0) and parts["text"].forward > 0
+
+
+def test_a_tower_that_is_not_known_has_no_count(model, drawn):
+    batch = batch_of(model, drawn[1])
+    model.network.model.visual.config.model_type = "qwen2_5_vl_vision"
+    assert model.operations(batch) is None and training_operations(None) is None
+    assert LiveTeacher(model).operations(batch, sight=True) is None
 
 
 def test_a_peak_is_measured_where_none_is_known():

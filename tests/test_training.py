@@ -17,6 +17,7 @@ from clinkd import data
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, texts_of
+from clinkd.model.flops import training_operations
 from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import LiveTeacher, fit
@@ -304,6 +305,33 @@ def test_the_log_tells_speed_and_memory(drawn, tmp_path):
     assert 0 < first["mfu"] < 1
 
 
+@pytest.mark.parametrize("objective", [CrossEntropy(), Distillation()], ids=["ce", "kd"])
+def test_a_network_whose_operations_are_not_known_trains_without_mfu(drawn, tmp_path, objective, capfd):
+    model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
+    (model if isinstance(objective, CrossEntropy) else teacher.model).network.model.visual.config.model_type = "other"
+    config = FitConfig(epochs=1, rows=4)
+    fit(model, drawn[1], objective, config, folder=tmp_path, seed=0, title="x", teacher=teacher)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and all("mfu" not in line and line["tokens_per_second"] > 0 for line in lines)
+    assert "answer_tokens_per_s" in (shown := capfd.readouterr().err) and "mfu" not in shown
+
+
+def test_a_speed_above_the_peak_is_not_shown(drawn, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("clinkd.training.log.peak_flops", lambda *_: 1.0)
+    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    assert "loss" in (text := (tmp_path / "log.jsonl").read_text()) and "mfu" not in text
+    assert "mfu" not in capfd.readouterr().err
+
+
+def test_a_peak_that_cannot_be_measured_stops_nothing(drawn, tmp_path, monkeypatch):
+    def full(*_: object) -> float:
+        raise torch.OutOfMemoryError("no room for a matrix")
+
+    monkeypatch.setattr("clinkd.training.log.peak_flops", full)
+    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    assert "loss" in (text := (tmp_path / "log.jsonl").read_text()) and "mfu" not in text
+
+
 def test_a_tracker_of_accelerate_gets_the_figures(drawn, tmp_path, monkeypatch):
     told: list[tuple[str, object]] = []
 
@@ -353,10 +381,10 @@ def test_a_board_that_cannot_write_does_not_stop_a_training(drawn, tmp_path, mon
 def test_a_teacher_counts_what_it_does(drawn):
     model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
     batch = model.encode(rows_of(drawn[1])[:2])
-    parts = {name: work.forward for name, work in teacher.model.work(batch).items()}
-    assert teacher.flops(batch, sight=True) == sum(parts.values())
-    assert teacher.flops(batch, sight=False) == parts["text"] + parts["head"]
-    assert model.flops(batch) > 2.5 * sum(parts.values())
+    parts = {name: part.forward for name, part in teacher.model.operations(batch).items()}
+    assert teacher.operations(batch, sight=True) == sum(parts.values())
+    assert teacher.operations(batch, sight=False) == parts["text"] + parts["head"]
+    assert training_operations(model.operations(batch)) > 2.5 * sum(parts.values())
 
 
 def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -30,80 +30,70 @@ PEAKS = {
 LESS = ("MIG", "Laptop GPU", "4090 D")  # a part of a GPU, or a slower one of the same name
 
 
-class Work(NamedTuple):
-    """Operations of one part: the forward, and the backward for gradients of weights and of inputs."""
+KNOWN_TOWER = "qwen2_vl_vision"  # the model type of its configuration
+
+
+class Operations(NamedTuple):
+    """Of one part: the forward, and the backward for gradients of weights and of inputs."""
 
     forward: int
-    weights: int
-    inputs: int
-
-    @property
-    def all(self) -> int:
-        return sum(self)
+    backward: int
 
 
-def counter(network: Any) -> Callable[[Batch], dict[str, Work]]:
-    """A call that counts a batch's operations in a Qwen2-VL's vision, merger, text and head, with those of a backward
-    to all that learns. Layers and what learns of them are looked up now, once.
+def count_operations(network: Any, batch: Batch) -> dict[str, Operations] | None:
+    """Operations of a batch by part, vision, merger, text and head, with a backward to all that learns. None for a
+    network whose vision tower is not known here.
 
     The gradient of a part's own input is counted wherever something learns in the part or before it, so a first layer
     counts one product too many where nothing does before it.
     """
     visual, text, head = network.model.visual, network.model.language_model, network.lm_head
+    vision = count_vision(visual, batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0])
+    if vision is None:
+        return None
     width = text.config.num_attention_heads * (text.config.hidden_size // text.config.num_attention_heads)
-    flows, into_head = _learns(visual, text), _learns(visual, text, head)
-    look, blocks, output = looking(visual), Layers.of(text.layers), Layers.of(head)
-
-    def count(batch: Batch) -> dict[str, Work]:
-        lines, size = batch.input_ids_BS.shape
-        attention = 4 * len(text.layers) * lines * size**2 * width
-        return {
-            **look(batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0]),
-            "text": _sum(blocks.on(lines * size, flows), Work(attention, 0, 2 * attention * flows)),
-            "head": output.on(len(batch.labels_N), into_head),
-        }
-
-    return count
+    lines, size = batch.input_ids_BS.shape
+    attention = 4 * len(text.layers) * lines * size**2 * width
+    flows = _learns(visual, text)
+    return {
+        **vision,
+        "text": _sum(count_linear(text.layers, lines * size, flows), Operations(attention, 2 * attention * flows)),
+        "head": count_linear(head, len(batch.labels_N), _learns(visual, text, head)),
+    }
 
 
-def looking(visual: Any) -> Callable[[Tensor], dict[str, Work]]:
-    """A call that counts the operations of tower and merger on images of given grids [I, 3]."""
-    width, embedded = visual.config.embed_dim, 2 * visual.patch_embed.proj.weight.numel()
-    opened, flows, into_merger = (
-        _learns(visual.patch_embed),
-        _learns(visual.patch_embed, visual.blocks),
-        _learns(visual),
+def count_vision(visual: Any, grids_I3: Tensor) -> dict[str, Operations] | None:
+    """Operations of tower and merger on images of given grids [I, 3]. None for a tower that is not known here."""
+    if visual.config.model_type != KNOWN_TOWER:
+        return None
+    images_I: list[int] = grids_I3.prod(-1).tolist()
+    patches = sum(images_I)
+    embedding = 2 * visual.patch_embed.proj.weight.numel() * patches
+    attention = 4 * len(visual.blocks) * visual.config.embed_dim * sum(n**2 for n in images_I)
+    flows = _learns(visual.patch_embed, visual.blocks)
+    tower = _sum(
+        Operations(embedding, embedding * _learns(visual.patch_embed)),  # pixels need no gradient
+        count_linear(visual.blocks, patches, flows),
+        Operations(attention, 2 * attention * flows),
     )
-    blocks, merger = Layers.of(visual.blocks), Layers.of(visual.merger)
-
-    def count(grids_I3: Tensor) -> dict[str, Work]:
-        images_I: list[int] = grids_I3.prod(-1).tolist()
-        patches = sum(images_I)
-        attention = 4 * len(visual.blocks) * width * sum(n**2 for n in images_I)
-        tower = _sum(
-            Work(embedded * patches, embedded * patches * opened, 0),  # pixels need no gradient
-            blocks.on(patches, flows),
-            Work(attention, 0, 2 * attention * flows),
-        )
-        return {"vision": tower, "merger": merger.on(patches // visual.spatial_merge_size**2, into_merger)}
-
-    return count
+    return {
+        "vision": tower,
+        "merger": count_linear(visual.merger, patches // visual.spatial_merge_size**2, _learns(visual)),
+    }
 
 
-class Layers(NamedTuple):
-    """The linear layers of a module, additions of LoRA among them: weights, and those of them that learn."""
+def count_linear(module: nn.Module, tokens: int, flows: bool) -> Operations:
+    """Operations of a module's linear layers, additions of LoRA among them, each on so many tokens. `flows`: whether
+    their inputs need a gradient."""
+    weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
+    every = sum(w.numel() for w in weights)
+    learning = sum(w.numel() for w in weights if w.requires_grad)
+    return Operations(2 * tokens * every, 2 * tokens * (learning + every * flows))
 
-    every: int
-    learning: int
 
-    @classmethod
-    def of(cls, module: nn.Module) -> Layers:
-        sizes = [(m.weight.numel(), m.weight.requires_grad) for m in module.modules() if isinstance(m, nn.Linear)]
-        return cls(sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns))
-
-    def on(self, tokens: int, flows: bool) -> Work:
-        """Each layer on so many tokens."""
-        return Work(2 * tokens * self.every, 2 * tokens * self.learning, 2 * tokens * self.every * flows)
+def training_operations(parts: Mapping[str, Operations] | None) -> int | None:
+    """Operations of all parts, forward and backward; None where they are not known."""
+    return None if parts is None else sum(part.forward + part.backward for part in parts.values())
 
 
 def logits(weight_VH: Tensor, tokens: int) -> int:
@@ -115,8 +105,8 @@ def _learns(*modules: nn.Module) -> bool:
     return any(p.requires_grad for module in modules for p in module.parameters())
 
 
-def _sum(*parts: Work) -> Work:
-    return Work(*(sum(column) for column in zip(*parts, strict=True)))
+def _sum(*parts: Operations) -> Operations:
+    return Operations(*(sum(column) for column in zip(*parts, strict=True)))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:

@@ -9,7 +9,7 @@ names in a fraction of the time (LOG.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,10 +66,12 @@ class Sight(nn.Module):
     def head(self) -> Head:
         return Head(self.lm_head.weight)
 
-    def counter(self) -> Callable[[Glance], dict[str, flops.Work]]:
-        """A call that counts the operations of a batch by part: vision, merger, head."""
-        look, output = flops.looking(self.visual), flops.Layers.of(self.lm_head)
-        return lambda batch: {**look(batch.grids_I3), "head": output.on(len(batch.labels_N), True)}
+    def operations(self, batch: Glance) -> dict[str, flops.Operations] | None:
+        """Operations of a batch by part: vision, merger, head; None where they are not known."""
+        vision = flops.count_vision(self.visual, batch.grids_I3)
+        return (
+            None if vision is None else vision | {"head": flops.count_linear(self.lm_head, len(batch.labels_N), True)}
+        )
 
     @property
     def blocks(self) -> list[nn.Module]:

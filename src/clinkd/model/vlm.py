@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,17 +249,9 @@ class VisionLanguageModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.head.weight_VH.dtype
 
-    def counter(self) -> Callable[[Batch], dict[str, flops.Work]]:
-        """A call that counts the operations of a batch by part, vision, merger, text and head, as the model is now."""
-        return flops.counter(self.network)
-
-    def work(self, batch: Batch) -> dict[str, flops.Work]:
-        """Operations of a batch by part."""
-        return self.counter()(batch)
-
-    def flops(self, batch: Batch) -> int:
-        """Operations of a batch in training."""
-        return sum(part.all for part in self.work(batch).values())
+    def operations(self, batch: Batch) -> dict[str, flops.Operations] | None:
+        """Operations of a batch by part; None where they are not known."""
+        return flops.count_operations(self.network, batch)
 
     @property
     def blocks(self) -> list[nn.Module]:

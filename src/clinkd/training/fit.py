@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,19 +20,19 @@ from torch import Tensor, nn
 from clinkd import crew
 from clinkd.config import FitConfig
 from clinkd.model import Batch, Labelled, Sight, VisionLanguageModel, rows_of
-from clinkd.model.flops import Work, peak_flops
+from clinkd.model.flops import training_operations
 from clinkd.objectives import CrossEntropy, Distillation, Loss, Samples, States
 from clinkd.records import BadInput, Sample
-from clinkd.storage import JsonLines, progress
+from clinkd.storage import progress
 from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
 from clinkd.training.lanes import Lanes, lanes_for
 from clinkd.training.lengths import rows_within
+from clinkd.training.log import Speedometer, TrainingLog, peak_memory_mb, trackers_of
 from clinkd.training.optimizers import make_optimizers, set_learning_rate, share_of_peak
 from clinkd.training.shards import made_whole, whole
 from clinkd.training.shards import shard as sharded
 from clinkd.training.stops import stops_held
 
-LOG_EVERY = 10  # optimiser steps between two lines of the log, after as many that have a line each
 SAVING_SHARE = 0.05  # of the time, at most, where checkpoints are large
 Learner = VisionLanguageModel | Sight
 
@@ -46,8 +42,8 @@ class Teacher(Protocol):
 
     def goal(self, batch: Batch) -> States | Samples: ...
 
-    def flops(self, batch: Batch, sight: bool) -> int:
-        """Operations it takes, those of its vision tower included if `sight`."""
+    def operations(self, batch: Batch, sight: bool) -> int | None:
+        """Operations it takes, those of its vision tower included if `sight`; None where they are not known."""
         ...
 
 
@@ -56,15 +52,17 @@ class LiveTeacher:
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.count = model.counter()
 
     @torch.no_grad()
     def goal(self, batch: Batch, seen: Any = None) -> States:
         return States(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
 
-    def flops(self, batch: Batch, sight: bool) -> int:
+    def operations(self, batch: Batch, sight: bool) -> int | None:
         """Of one forward."""
-        return sum(w.forward for part, w in self.count(batch).items() if sight or part in ("text", "head"))
+        parts = self.model.operations(batch)
+        if parts is None:
+            return None
+        return sum(part.forward for name, part in parts.items() if sight or name in ("text", "head"))
 
     def sees_as(self, model: Learner) -> bool:
         """Whether one vision pass serves both: tower and merger are equal and frozen."""
@@ -96,17 +94,17 @@ class _Trainee(nn.Module):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
         self.share_sight = isinstance(teacher, LiveTeacher) and teacher.sees_as(model)
-        self.count: Callable[[Any], dict[str, Work]] = model.counter()
 
     def forward(self, batch: Any, teacher: Teacher | None) -> Loss:
         # not accelerate's: its state is one for the whole process, and stages may differ
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self._loss(batch, teacher)
 
-    def flops(self, batch: Any, teacher: Teacher | None) -> int:
-        """Operations of a batch, forward and backward, those of the teacher included."""
-        mine = sum(part.all for part in self.count(batch).values())
-        return mine + (teacher.flops(batch, sight=not self.share_sight) if teacher else 0)
+    def operations(self, batch: Any, teacher: Teacher | None) -> int:
+        """Operations of a batch, forward and backward, those of the teacher included; 0 where they are not known."""
+        student = training_operations(self.model.operations(batch))
+        beside = teacher.operations(batch, sight=not self.share_sight) if teacher else 0
+        return 0 if student is None or beside is None else student + beside
 
     def _loss(self, batch: Any, teacher: Teacher | None) -> Loss:
         head = self.model.head
@@ -172,6 +170,7 @@ def fit(
     num_samples: int = restored.state.get("samples", 0)
     losses: list[float] = restored.state.get("losses", [])
     saved, wait = time.monotonic(), config.checkpoint_seconds
+    speed = Speedometer(model.device, config.precision, descent.processes)
     windows = (descent.dealt(picked) for picked in _windows(rows, config, seed, first, num_steps))
 
     def keep(step: int) -> None:
@@ -189,17 +188,17 @@ def fit(
         stops_held(title) as stop,
         descent.lanes.opened(),
         ThreadPoolExecutor(1) as ahead,
-        _Log(folder, first) as log,
-        _tracked(descent.accelerator, title, {**config.identity(), "seed": seed}) as track,
+        TrainingLog(folder, first) as log,
+        trackers_of(descent.accelerator, title, {**config.identity(), "seed": seed}) as track,
         progress(num_steps, title, "steps", done=first) as advance,
     ):
-        log.report(restored.reports)
+        log.report_damage(restored.reports)
         for step, batches in zip(range(first, num_steps), _prefetch(ahead, model, windows), strict=True):
             words, questions = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
             due = crew.is_main() and time.monotonic() - saved > wait
             # the processes must save and stop at the same step
-            tokens, seen, stopped, save, flops = descent.agreed(
-                words, questions, stop.asked, due, sum(map(descent.flops, batches))
+            tokens, seen, stopped, save, operations = descent.agreed(
+                words, questions, stop.asked, due, descent.operations(batches)
             )
             if stopped or save:
                 keep(step)
@@ -212,11 +211,10 @@ def fit(
                 raise BadInput(f"{title}: the loss is {shown['loss']} at step {step + 1}; lower fit.learning_rate")
             num_samples += seen
             losses.append(shown["loss"])
-            pace, speed = log.pace(tokens, flops)
-            mfu = speed / descent.peak_flops
-            advance(1, loss=round(shown["loss"], 3), answer_tokens_per_s=round(pace), mfu=f"{mfu:.0%}")
-            figures = {**shown, "tokens": tokens, "samples": seen, "tokens_per_second": pace, "mfu": mfu}
-            figures["peak_memory_mb"] = _peak_memory_mb(model.device)
+            pace = speed.after_step(tokens, operations)
+            advance(1, loss=round(shown["loss"], 3), **_on_bar(pace))
+            memory = {"peak_memory_mb": peak_memory_mb(model.device)}
+            figures = {**shown, "tokens": tokens, "samples": seen, **pace, **memory}
             if log.is_due(step + 1):
                 log.write(step + 1, figures)
                 track(step + 1, figures)
@@ -230,6 +228,11 @@ def fit(
     _undress(model)
     tail = losses[-max(1, num_steps // 10) :]
     return Fitted(len(rows), num_steps, num_samples, sum(tail) / len(tail), num_trained)
+
+
+def _on_bar(pace: dict[str, float]) -> dict[str, Any]:
+    shown: dict[str, Any] = {"answer_tokens_per_s": round(pace["tokens_per_second"])}
+    return shown | ({"mfu": f"{pace['mfu']:.0%}"} if "mfu" in pace else {})
 
 
 def _rows(model: Learner, samples: Sequence[Sample], config: FitConfig, folder: Path, title: str) -> list[list[Sample]]:
@@ -286,9 +289,7 @@ class _Descent:
         self.lanes = Lanes(lanes_for(model, config.rows // config.accumulate) if self.processes == 1 else 1)
         self.accumulate = config.accumulate
         self.grouped = config.accumulate > 1 and not config.pack
-        counted = torch.bfloat16 if config.precision == "bf16" or model.device.type == "cuda" else torch.float32
-        self.peak_flops = peak_flops(model.device, counted) * self.processes
-        self.flops = partial(trainee.flops, teacher=teacher)
+        self.count = trainee.operations
 
     def dealt(self, rows: list[list[Sample]]) -> list[list[list[Sample]]]:
         """This process's rows of a window, by micro-batch.
@@ -307,6 +308,11 @@ class _Descent:
         """Tokens of a row, roughly: those of its images, and one for three characters."""
         words = sum(len(turn.question.text) + len(turn.answer.text) for s in row for turn in s.turns)
         return sum(math.prod(self.model.images.grid(ref)) for ref in row[0].images) + words / 3
+
+    def operations(self, batches: Sequence[Labelled]) -> int:
+        """Of this process's part of a window; 0 where they are not known."""
+        counts = [self.count(batch, self.teacher) for batch in batches]
+        return sum(counts) if all(counts) else 0
 
     def agreed(self, *counts: int) -> list[int]:
         """Their sums over the processes."""
@@ -404,84 +410,3 @@ def _prefetch(
             yield ready.result()
     if coming is not None:
         yield coming.result()
-
-
-def _peak_memory_mb(device: torch.device) -> float:
-    """Most that was ever taken: of the GPU by tensors, else by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000  # KiB on Linux
-
-
-@contextmanager
-def _tracked(
-    accelerator: Accelerator, title: str, knobs: dict[str, Any]
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A call that gives a step's figures to accelerate's trackers, where there are any."""
-    if not accelerator.log_with:
-        yield lambda step, figures: None
-        return
-    names = {"wandb": {"name": title}, "mlflow": {"run_name": title}}
-    accelerator.init_trackers("clinkd", {k: str(v) for k, v in knobs.items()}, names)
-    try:
-        yield lambda step, figures: accelerator.log(figures, step)
-    finally:
-        # not end_training, which ends the group of processes, too, and other stages follow
-        for tracker in accelerator.trackers:
-            tracker.finish()
-
-
-class _Log:
-    """Figures by step, as JSON lines and for TensorBoard. A resumed run writes its repeated steps again."""
-
-    def __init__(self, folder: Path, first: int) -> None:
-        self.main = crew.is_main()
-        self.start = time.monotonic()
-        self.marks = deque([(self.start, 0, 0)], maxlen=LOG_EVERY + 1)
-        self.lines = JsonLines(folder / "log.jsonl")
-        self.board: Any = None
-        if self.main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def report(self, lines: Sequence[str]) -> None:
-        """What was found damaged goes to stderr, too."""
-        for line in lines if self.main else ():
-            print(line, file=sys.stderr, flush=True)
-            self.lines.append({"damaged": line})
-
-    def pace(self, tokens: int, flops: int) -> tuple[float, float]:
-        """Answer tokens and operations a second over the last steps, these of one step more."""
-        self.marks.append((time.monotonic(), tokens, flops))
-        seconds = self.marks[-1][0] - self.marks[0][0]
-        words, work = (sum(mark[n] for mark in list(self.marks)[1:]) for n in (1, 2))
-        return (words / seconds, work / seconds) if seconds > 0 else (0.0, 0.0)
-
-    @staticmethod
-    def is_due(step: int) -> bool:
-        """Whether a step has a line."""
-        return step <= LOG_EVERY or step % LOG_EVERY == 0
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        if not self.main:
-            return
-        seconds = round(time.monotonic() - self.start, 2)
-        self.lines.append({"step": step, "seconds": seconds, **{k: round(v, 6) for k, v in figures.items()}})
-        self._on_board(lambda board: [board.add_scalar(name, value, step) for name, value in figures.items()])
-
-    def __exit__(self, *_: object) -> None:
-        self.lines.close()
-        self._on_board(lambda board: board.close())
-
-    def _on_board(self, call: Callable[[Any], object]) -> None:
-        """TensorBoard shows what the lines hold: where its own thread could not write, training goes on without it."""
-        try:
-            if self.board is not None:
-                call(self.board)
-        except OSError as error:
-            self.board = None
-            print(f"TensorBoard: {error}; {self.lines.path} has the figures", file=sys.stderr, flush=True)

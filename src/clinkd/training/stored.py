@@ -249,7 +249,7 @@ class StoredTeacher:
         self.files: dict[str, Any] = {}
         self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
 
-    def flops(self, batch: Batch, sight: bool) -> int:
+    def operations(self, batch: Batch, sight: bool) -> int:
         """Of the stored states' logits; draws take none."""
         return logits(self.head_VG, len(batch.labels_N)) if self.head_VG is not None else 0
 
