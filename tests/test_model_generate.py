@@ -219,7 +219,7 @@ def test_an_answer_does_not_depend_on_its_batch(asked, how):
 
 def ids_of(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> VisionLanguageModel:
     """The model, whose candidates say their tokens instead of their text."""
-    monkeypatch.setattr(model, "_read", lambda ids, score: Candidate(repr(ids), BoxedText(""), score))
+    monkeypatch.setattr(model, "_read", lambda ids, score, size=None: Candidate(repr(ids), BoxedText(""), score))
     return model
 
 
@@ -322,7 +322,7 @@ def test_draws_follow_the_probabilities():
 def test_first_tokens_of_a_model_are_drawn_by_its_probabilities(asked, temperature, top_p, monkeypatch):
     model, number = fresh(asked), 8000
     said = Candidate("", BoxedText(""))  # the tokens are looked at before: no thousands of answers are told apart
-    monkeypatch.setattr(model, "_read", lambda ids, score: said)
+    monkeypatch.setattr(model, "_read", lambda ids, score, size=None: said)
     kept: list[list[generation.Written]] = []
     lines = generation.lines
 
@@ -369,7 +369,7 @@ def test_drafts_grow_a_token_a_step_and_end_as_the_answers(asked, how):
             break
         lengths = {len(ids) for ids in leading.said_BL.tolist()}
         assert lengths == {max(map(len, told.values())) + 1}
-        for number, draft in model.drafts(leading).items():
+        for number, draft in model.drafts(leading, asked).items():
             told[number].append(draft.text)
     assert [[c.raw for c in one] for one in answers] == [[c.raw for c in one] for one in model.generate(asked, how, 5)]
     assert sum(len(steps) > 2 for steps in told.values()) > len(asked) / 2

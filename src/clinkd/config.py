@@ -238,7 +238,9 @@ class ModelConfig(Knobs):
     layout: Layout = knob(
         "halves", "which rotary pairs an axis gets; `interleaved` for pretrained text", paper="halves"
     )
-    boxes: Literal["qwen2-vl", "digits", "locations"] = knob("locations", "how boxes are spelled", paper="qwen2-vl")
+    boxes: Literal["qwen2-vl", "qwen2.5-vl", "digits", "locations"] = knob(
+        "locations", "how boxes are spelled; `qwen2.5-vl`: in pixels of the resampled image", paper="qwen2-vl"
+    )
     box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps an axis under `locations`, 10..100 under `digits`")
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
     sight: Literal["live", "stored"] = knob(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from clinkd.records import BadInput
 
+FACTOR = 28  # pixels a side of what becomes one token of Qwen2-VL and Qwen2.5-VL
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 28 * 28 * 1280
 
@@ -19,7 +20,7 @@ class Size(NamedTuple):
 
 
 def smart_resize(
-    width: int, height: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+    width: int, height: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Size:
     """Both sides multiples of `factor`, the area within bounds, the aspect as near as that allows.
 
@@ -40,7 +41,7 @@ def smart_resize(
 
 
 def square_resize(
-    width: int, height: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+    width: int, height: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Size:
     """The square of about the same area, as `model.square` resamples to: an axis is stretched, fractions stay."""
     side = max(1, round((width * height) ** 0.5))

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from clinkd.data.codecs import codec
-from clinkd.data.grids import smart_resize
+from clinkd.data.grids import FACTOR, smart_resize
 from clinkd.records import BadInput, ImageRef, Sample
 
-PATCH = 28  # pixels a side of what becomes one token in Qwen2-VL
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 28 * 28 * 1280  # the family's resize
 BYTES_A_TOKEN = 4  # of English in a large vocabulary
 BOX_TOKENS = 20  # <|box_start|>(123,456),(789,987)<|box_end|>, a digit a token
 TURN_TOKENS = 10  # the marks around a question and its answer
@@ -66,5 +64,5 @@ def _image_tokens(image: ImageRef) -> int:
 
 @lru_cache(maxsize=4096)
 def _grid_tokens(width: int, height: int) -> int:
-    size = smart_resize(width, height, PATCH, MIN_PIXELS, MAX_PIXELS)
-    return (size.width // PATCH) * (size.height // PATCH) + IMAGE_MARKS
+    size = smart_resize(width, height)
+    return (size.width // FACTOR) * (size.height // FACTOR) + IMAGE_MARKS

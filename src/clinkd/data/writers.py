@@ -165,7 +165,7 @@ class _ShareGPT:
     def _resized(self, image: ImageRef) -> grids.Size:
         if image.width is None or image.height is None:
             raise BadInput(f"the size of {image.path} is unknown, and {self.codec.name} needs it; open the images")
-        return grids.smart_resize(image.width, image.height, 28, self.min_pixels, self.max_pixels)
+        return grids.smart_resize(image.width, image.height, grids.FACTOR, self.min_pixels, self.max_pixels)
 
 
 # ---- COCO -----------------------------------------------------------------------------------------------------------

@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from clinkd.data import Codec
+from clinkd.data.grids import Size, smart_resize, square_resize
+from clinkd.model.qwen2vl import Qwen2VLImageProcessorPil
 from clinkd.records import BadInput, ImageRef, Sample
 
 OpenImage = Callable[[ImageRef], Image.Image]
@@ -127,35 +128,37 @@ class ImageEncoder:
         self.room += sum(pixels.nbytes for pixels in self.cache.values())
         self.cache.clear()
 
-    def target(self, ref: ImageRef) -> tuple[int, int]:
-        """Height and width in pixels to which the image is resampled, before the vision tower."""
-        width, height = ref.width, ref.height
-        if width is None or height is None:
+    @property
+    def factor(self) -> int:
+        """Pixels a side of what becomes one token."""
+        return int(self.processor.patch_size * self.processor.merge_size)
+
+    def target(self, ref: ImageRef) -> Size:
+        """Pixels to which the image is resampled, before the vision tower."""
+        if ref.width is None or ref.height is None:
             raise BadInput(f"image {ref.path}: its size is not known; import the data again with its images")
-        if self.square:
-            width = height = max(1, round((width * height) ** 0.5))
         size = self.processor.size
-        factor = self.processor.patch_size * self.processor.merge_size
-        most = min(size["longest_edge"], self.limits.get(ref, size["longest_edge"]) * factor**2)
-        least = min(size["shortest_edge"], most)
+        most = min(size["longest_edge"], self.limits.get(ref, size["longest_edge"]) * self.factor**2)
+        resize = square_resize if self.square else smart_resize
         try:
-            tall, wide = smart_resize(height, width, factor, min_pixels=least, max_pixels=most)
-        except ValueError as error:
+            return resize(ref.width, ref.height, self.factor, min(size["shortest_edge"], most), most)
+        except BadInput as error:
             raise BadInput(f"image {ref.path}: {error}") from None
-        return int(tall), int(wide)
+
+    def box_frame(self, refs: Sequence[ImageRef]) -> Size:
+        """The image in whose pixels boxes are: the last one as resampled, or the blank one where there is none."""
+        return self.target(refs[-1]) if refs else Size(self.factor, self.factor)
 
     def grid(self, ref: ImageRef) -> tuple[int, int]:
         """Merged patches (height, width): the image's tokens in the text."""
-        step = self.processor.patch_size * self.processor.merge_size
-        tall, wide = self.target(ref)
-        return tall // step, wide // step
+        size = self.target(ref)
+        return size.height // self.factor, size.width // self.factor
 
     def pixels(self, ref: ImageRef) -> np.ndarray:
         """Resampled pixels, uint8 [height, width, 3]."""
         found = self.cache.get(ref)
         if found is None:
-            tall, wide = self.target(ref)
-            found = np.asarray(self.open_image(ref).resize((wide, tall), Image.Resampling.BICUBIC))
+            found = np.asarray(self.open_image(ref).resize(self.target(ref), Image.Resampling.BICUBIC))
             self.cache[ref] = found
             self.room -= found.nbytes
             while self.room < 0 and len(self.cache) > 1:
@@ -194,10 +197,12 @@ class ImageEncoder:
 
 
 class TextEncoder:
-    """ChatML around questions and answers, boxes in the family's spelling."""
+    """ChatML around questions and answers, boxes in the family's spelling: where that is pixels, of `images`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, codec: Codec, system: str | None) -> None:
-        self.tokenizer, self.codec, self.system = tokenizer, codec, system
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, codec: Codec, system: str | None, images: ImageEncoder
+    ) -> None:
+        self.tokenizer, self.codec, self.system, self.images = tokenizer, codec, system, images
         self.image_token = int(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
         self.pad = int(tokenizer.pad_token_id)
         self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
@@ -213,14 +218,19 @@ class TextEncoder:
         images = [t for tall, wide in grids for t in (*opened, *[self.image_token] * (tall * wide), *closed)]
         return [*before, *images]
 
+    def box_frame(self, refs: Sequence[ImageRef]) -> Size | None:
+        """The size that the codec needs beside a text about these images; None where it needs none."""
+        return self.images.box_frame(refs) if self.codec.needs_size else None
+
     def segments(self, samples: Sequence[Sample]) -> list[list[tuple[list[int], list[int]]]]:
         """For each sample and turn: the tokens up to the answer, and the answer's with its end mark."""
         texts = []
         for sample in samples:
+            size = self.box_frame(sample.images)
             for number, turn in enumerate(sample.turns):
                 opened = "" if number == 0 else "\n<|im_start|>user\n"
-                texts.append(f"{opened}{self.codec.encode(turn.question)}<|im_end|>\n<|im_start|>assistant\n")
-                texts.append(f"{self.codec.encode(turn.answer)}<|im_end|>")
+                texts.append(f"{opened}{self.codec.encode(turn.question, size)}<|im_end|>\n<|im_start|>assistant\n")
+                texts.append(f"{self.codec.encode(turn.answer, size)}<|im_end|>")
         ids = iter(self.ids(texts))
         return [[(next(ids), next(ids)) for _ in sample.turns] for sample in samples]
 
@@ -344,11 +354,13 @@ def _left_padded(lines: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tens
 
 def template_identity(text: TextEncoder) -> dict[str, Any]:
     """What a stored teacher must agree on with its student: the words around a question, box spelling, vocabulary."""
-    entries = json.dumps(sorted(text.tokenizer.get_vocab().items()))
+    images, entries = text.images, json.dumps(sorted(text.tokenizer.get_vocab().items()))
     return {
         "system": text.system,
         "frame": text.frame,
         "codec": text.codec.name,
-        "step": text.codec.step,
+        "step": [images.factor, dict(images.processor.size), images.square]
+        if text.codec.needs_size
+        else text.codec.step,
         "vocabulary": hashlib.sha256(entries.encode()).hexdigest(),
     }

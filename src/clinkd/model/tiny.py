@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from clinkd.config import TinyConfig
+from clinkd.model.qwen2vl import Qwen2VLImageProcessorPil
 from clinkd.records import BadInput
 
 # Qwen2-VL's special tokens, in its order.
@@ -95,6 +96,14 @@ def stock_config(tiny: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[s
         "tie_word_embeddings": True,
         "initializer_range": tiny.init_std,
     }
+
+
+def image_processor(tiny: TinyConfig) -> Qwen2VLImageProcessorPil:
+    """How images are cut for the tiny model: all of about the same area."""
+    area = tiny.image_pixels**2
+    return Qwen2VLImageProcessorPil(
+        patch_size=tiny.patch, merge_size=MERGE, size={"shortest_edge": area, "longest_edge": area}
+    )
 
 
 def smooth_location_codes(

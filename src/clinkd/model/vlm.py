@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clinkd.config import AnswerConfig, LoraConfig, ModelConfig
 from clinkd.data import Codec, codec
+from clinkd.data.grids import Size
 from clinkd.model import adapters, flops, qwen2vl, tiny
 from clinkd.model.encode import (
     Batch,
@@ -78,9 +80,9 @@ class VisionLanguageModel(nn.Module):
         self.processor = processor
         self.knobs = qwen2vl.scheme_knobs(network.config)
         self.codec: Codec = codec(self.knobs.boxes, self.knobs.box_bins)
-        self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None)
         self.line_tokens = 0  # of a line into which training rows are packed; 0: a row a line
         self.images = ImageEncoder(processor, open_image, self.knobs.square)
+        self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None, self.images)
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
@@ -162,13 +164,15 @@ class VisionLanguageModel(nn.Module):
             made = yield from beams(rows, config.beams, limits)
         else:
             made = yield from lines(rows, config.candidates, self._choice(samples, config, seed), limits)
-        read = [[self._read(w.ids, w.logprob) for w in one] for one in made]
+        sizes = [self.text.box_frame(s.images) for s in samples]
+        read = [[self._read(w.ids, w.logprob, size) for w in one] for one, size in zip(made, sizes, strict=True)]
         return [_best(one)[: config.candidates] for one in read]
 
-    def drafts(self, leading: Leading) -> dict[int, BoxedText]:
-        """What a step of `writing` tells, read: by the number of the sample. A box half written is left out."""
+    def drafts(self, leading: Leading, samples: Sequence[Sample]) -> dict[int, BoxedText]:
+        """What a step of `writing` these samples' answers tells, read: by the number of the sample. A box half written
+        is left out."""
         told = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
-        return {number: self._read(ids, None).answer for number, ids in told}
+        return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in told}
 
     def length(self, candidate: Candidate) -> int:
         """Tokens of an answer, its end mark among them where it was not cut; as the tokenizer would spell it, which
@@ -308,11 +312,11 @@ class VisionLanguageModel(nn.Module):
             else:
                 qwen2vl.uncompile(block)
 
-    def _read(self, ids: list[int], score: float | None) -> Candidate:
+    def _read(self, ids: list[int], score: float | None, size: Size | None = None) -> Candidate:
         ended = self.text.end in ids
         ids = ids[: ids.index(self.text.end)] if ended else [t for t in ids if t != self.text.pad]
         raw = self.tokenizer.decode(ids, skip_special_tokens=False)
-        decoded = self.codec.decode(raw)
+        decoded = self.codec.decode(raw, size)
         return Candidate(raw, decoded.answer, score, unread=decoded.unread, truncated=not ended)
 
 
@@ -337,12 +341,8 @@ def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: O
     with torch.no_grad():
         table_VH = network.get_input_embeddings().weight
         tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
-    side = config.tiny.image_pixels**2
-    processor = qwen2vl.Qwen2VLImageProcessorPil(
-        patch_size=config.tiny.patch, merge_size=tiny.MERGE, size={"shortest_edge": side, "longest_edge": side}
-    )
     network.config.system_turn = False  # tokens a tiny model has no use for
-    return VisionLanguageModel(network, tokenizer, processor, open_image)
+    return VisionLanguageModel(network, tokenizer, tiny.image_processor(config.tiny), open_image)
 
 
 def load(
@@ -370,4 +370,11 @@ def load(
 def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
     """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
     boxes = codec(config.boxes, config.box_bins)
-    return [boxes.encode(part) for s in samples for turn in s.turns for part in (turn.question, turn.answer)]
+    images = ImageEncoder(tiny.image_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
+    sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]
+    return [
+        boxes.encode(part, size)
+        for s, size in zip(samples, sizes, strict=True)
+        for turn in s.turns
+        for part in (turn.question, turn.answer)
+    ]

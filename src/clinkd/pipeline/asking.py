@@ -13,6 +13,7 @@ from PIL import Image
 
 from clinkd import data, viewer
 from clinkd.config import AnswerConfig, RunConfig
+from clinkd.data.grids import Size
 from clinkd.inference import Scorer, judged
 from clinkd.inference.doubt import Doubt, doubt
 from clinkd.model import Leading, VisionLanguageModel, finished
@@ -112,23 +113,28 @@ class Answerer:
         model = load_foreign(folder, shown.open)
         return cls(folder.name, config, model.to(Machine.of(config).ready()).eval(), shown)
 
-    def read(self, text: str) -> BoxedText:
-        """A question as people type it, boxes spelled as the model spells them.
+    def read(self, text: str, picture: Image.Image | None = None) -> BoxedText:
+        """A question about a picture as people type it, boxes spelled as the model spells them.
 
         Raises BadInput for an empty one, and for what looks like a box of another spelling.
         """
         _demand_words(text)
-        asked = self.model.codec.decode(text)
+        size = self._box_frame(picture)
+        asked = self.model.codec.decode(text, size)
         if asked.unread:
-            example = self.model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)))
+            example = self.model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)), size)
             raise BadInput(
                 f"the question holds {asked.unread[0]!r}, no box as this model spells them, for example {example}"
             )
         return asked.answer
 
-    def as_seen(self, text: BoxedText) -> BoxedText:
-        """A text as the model gets it: its boxes on the grid of the model's spelling."""
-        return self.model.codec.decode(self.model.codec.encode(text)).answer
+    def as_seen(self, text: BoxedText, picture: Image.Image | None = None) -> BoxedText:
+        """A text about a picture as the model gets it: its boxes on the grid of the model's spelling."""
+        size = self._box_frame(picture)
+        return self.model.codec.decode(self.model.codec.encode(text, size), size).answer
+
+    def _box_frame(self, picture: Image.Image | None) -> Size | None:
+        return self.model.text.box_frame((ImageRef("picture", *picture.size),) if picture else ())
 
     def answering(self, questions: Sequence[Question], how: AnswerConfig) -> Generator[Drafts, None, list[Answer]]:
         """Answers to a batch, a token a step; the last step gives them all. Closed early, the rest is never computed.
@@ -157,7 +163,7 @@ class Answerer:
                 leading: Leading = next(writing)
             except StopIteration as done:
                 return list(done.value)
-            yield partial(self.model.drafts, leading)
+            yield partial(self.model.drafts, leading, samples)
 
     def _sample(self, question: Question) -> Sample:
         """The question as the house knows it. Its id says what is asked: draws depend on it, and on nothing else."""
@@ -195,7 +201,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     _demand_words(question)  # before a model is loaded
     picture = data.open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
-    [found] = answerer.answers([Question.of(picture, answerer.read(question))])
+    [found] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
     chosen = found.prediction.answer.answer
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)

@@ -17,6 +17,8 @@ from clinkd.serving.limits import NOTICE, Limits
 from clinkd.serving.phrases import phrases
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from clinkd.pipeline.asking import Answerer, Question
 
 # The first wording of each task in which models are taught; {name} is what is asked for.
@@ -57,7 +59,7 @@ class Desk:
         (prediction, doubt, reordered, *_), size = given.answer, picture.picture.size
         chosen, asked = prediction.answer.answer, given.question.text
         named = zip(chosen.boxes, phrases(chosen, asked.text, self.engine.answerer.names), strict=True)
-        seen = self.engine.answerer.as_seen(asked).boxes
+        seen = self.engine.answerer.as_seen(asked, picture.picture).boxes
         return schemas.Answer(
             text=chosen.text,
             boxes=[
@@ -134,18 +136,18 @@ def one_turn(picture: Opened, text: str, boxes: Sequence[Box] = ()) -> Callable[
     def read(answerer: Answerer) -> Question:
         from clinkd.pipeline.asking import Question
 
-        return Question.of(picture.picture, spelled(answerer, text, boxes))
+        return Question.of(picture.picture, spelled(answerer, text, boxes, picture.picture))
 
     return read
 
 
-def spelled(answerer: Answerer, text: str, boxes: Sequence[Box]) -> BoxedText:
-    """Words with a `[box]` mark for each box; without any mark, boxes as the model spells them are read.
+def spelled(answerer: Answerer, text: str, boxes: Sequence[Box], picture: Image.Image) -> BoxedText:
+    """Words with a `[box]` mark for each box of a picture; without any mark, boxes as the model spells them are read.
 
     Raises BadInput for what cannot be shown to the model.
     """
     if not boxes and BOX_MARK not in text:
-        return answerer.read(text)
+        return answerer.read(text, picture)
     made = BoxedText(text, tuple(boxes))
-    answerer.as_seen(made)
+    answerer.as_seen(made, picture)
     return made

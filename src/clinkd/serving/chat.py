@@ -15,6 +15,8 @@ from clinkd.serving.decoding import Opened
 from clinkd.serving.limits import Limits
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from clinkd.pipeline.asking import Answerer, Question
 
 
@@ -56,17 +58,17 @@ class Conversation:
         def made(answerer: Answerer) -> Question:
             from clinkd.pipeline.asking import Question
 
-            return Question((picture.picture,), tuple(self._turns(answerer)))
+            return Question((picture.picture,), tuple(self._turns(answerer, picture.picture)))
 
         return made
 
-    def _turns(self, answerer: Answerer) -> Iterator[Turn]:
+    def _turns(self, answerer: Answerer, picture: Image.Image) -> Iterator[Turn]:
         left = list(self.boxes)
         for asked, answered in zip(self.said[::2], [*self.said[1::2], ""], strict=True):
             count = asked.count(BOX_MARK)
-            question = spelled(answerer, asked, left[:count])
+            question = spelled(answerer, asked, left[:count], picture)
             left = left[count:]
-            yield Turn(Task.QA, question, answerer.read(answered) if answered else BoxedText(""))
+            yield Turn(Task.QA, question, answerer.read(answered, picture) if answered else BoxedText(""))
 
 
 def _words(message: schemas.Message) -> str:

@@ -331,7 +331,7 @@ def _resized(image: ImageRef, source: Source, field: str) -> grids.Size:
     if image.width is None or image.height is None:
         raise Fault(field, image.path, "boxes in pixels need the size of the image: let the images be opened")
     try:
-        return grids.smart_resize(image.width, image.height, 28, source.min_pixels, source.max_pixels)
+        return grids.smart_resize(image.width, image.height, grids.FACTOR, source.min_pixels, source.max_pixels)
     except BadInput as error:
         raise Fault("image", image.path, str(error)) from None
 
