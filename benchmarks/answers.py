@@ -28,7 +28,7 @@ from clinkd.model.encode import encode_prompts
 from clinkd.objectives import CrossEntropy
 from clinkd.records import Candidate, ImageRef, Sample
 from clinkd.storage import JsonLines
-from clinkd.training import fit
+from clinkd.training import FitRun, fit
 
 BATCH = 64
 METHODS = {
@@ -52,7 +52,7 @@ def trained(folder: Path, seconds: float) -> tuple[VisionLanguageModel, list[Sam
     how = FitConfig(epochs=1.0, rows=24, optimizer="muon", learning_rate=3e-3)
     end, lap = time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        fit(model, learnt, CrossEntropy(), how, folder=folder / f"fit-{lap}", seed=lap, title="train")
+        fit(model, learnt, CrossEntropy(), how, FitRun(folder / f"fit-{lap}", lap, "train"))
         lap += 1
     return model, [s for s in samples if s.split == "test"]
 

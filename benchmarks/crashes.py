@@ -56,7 +56,7 @@ from clinkd.pipeline.graph import CACHE, execute
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput
 from clinkd.storage import Manifest
-from clinkd.training import checkpoint, fit
+from clinkd.training import FitRun, checkpoint, fit
 from clinkd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 PARTS = ("kills", "stops", "faults", "damages")
@@ -342,7 +342,7 @@ class Bench:
     def fit(self, folder: Path) -> str:
         """Digest of the weights it ends with."""
         self.model.load_state_dict(self.start)
-        fit(self.model, self.samples, CrossEntropy(), SHORT, folder=folder, seed=0, title="short")
+        fit(self.model, self.samples, CrossEntropy(), SHORT, FitRun(folder, 0, "short"))
         found = hashlib.sha256()
         for parameter in self.model.parameters():
             found.update(parameter.detach().numpy().tobytes())

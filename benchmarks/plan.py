@@ -102,7 +102,7 @@ def given(home: Path, images: int) -> list[str]:
     from clinkd.model import new_tiny, texts_of
     from clinkd.objectives import CrossEntropy
     from clinkd.records import ImageRef
-    from clinkd.training import fit
+    from clinkd.training import FitRun, fit
 
     drawn = PhantomConfig(train_images=images, validation_images=images // 10, test_images=images // 5)
     samples = phantoms.write(home / "set", drawn, 0)
@@ -119,7 +119,7 @@ def given(home: Path, images: int) -> list[str]:
     model = new_tiny(knobs, texts_of(samples, knobs), 0, opened)
     train = [s for s in samples if s.split == "train"]
     taught = FitConfig(epochs=8, rows=24, questions=3, optimizer="muon", learning_rate=3e-3)
-    fit(model, train, CrossEntropy(), taught, folder=home / "fit", seed=0, title="teach")
+    fit(model, train, CrossEntropy(), taught, FitRun(home / "fit", 0, "teach"))
     model.save_stock(home / "base")
     return ["laptop", "--set", f"data.path={home / 'set'}", "--set", f"model.base={home / 'base'}"]
 

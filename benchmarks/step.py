@@ -132,7 +132,7 @@ class Bench:
         hidden_NH, weight_VH = model.hidden_states(batch, seen), model.head.weight_VH
         if tutor is None:
             return CrossEntropy()(hidden_NH, weight_VH, batch.labels_N)
-        goal = tutor.goal(batch, seen) if isinstance(tutor, LiveTeacher) else tutor.goal(batch)
+        goal = tutor.goal(batch, seen)
         return Distillation(0.5, 2.0)(hidden_NH, weight_VH, batch.labels_N, goal)
 
     def wait(self) -> None:

@@ -27,7 +27,7 @@ from clinkd.data import phantoms
 from clinkd.model import Batch, VisionLanguageModel, new_tiny, rows_of, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, Samples, States
 from clinkd.records import ImageRef, Sample
-from clinkd.training import LiveTeacher, StoredTeacher, Teacher, fit, identity_of, store
+from clinkd.training import FitRun, LiveTeacher, StoredTeacher, Teacher, fit, identity_of, store
 from clinkd.training.stored import Kind, drawn
 
 T, SEEDS = 2.0, 64
@@ -43,7 +43,7 @@ class Bench:
         self.samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
         self.student, self.teacher = self._model(0), self._model(1)
         taught = FitConfig(epochs=15, rows=24, questions=3, optimizer="muon", learning_rate=3e-3)
-        fit(self.teacher, self.samples, CrossEntropy(), taught, folder=folder / "fit", seed=0, title="teach")
+        fit(self.teacher, self.samples, CrossEntropy(), taught, FitRun(folder / "fit", 0, "teach"))
         self.teacher.save(folder / "teacher")
 
     def _model(self, seed: int) -> VisionLanguageModel:

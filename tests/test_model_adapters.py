@@ -16,7 +16,7 @@ from clinkd.data import phantoms
 from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import BadInput, ImageRef, Sample
-from clinkd.training import LiveTeacher, fit
+from clinkd.training import FitRun, LiveTeacher, fit
 
 TINY = TinyConfig(
     hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
@@ -50,7 +50,7 @@ def untied(model: VisionLanguageModel) -> VisionLanguageModel:
 
 def learn(model: VisionLanguageModel, drawn: Drawn, folder: Path, **knobs: Any) -> None:
     config = FitConfig(epochs=2, rows=8, optimizer="adamw", learning_rate=1e-2, checkpoint_seconds=0, **knobs)
-    fit(model, drawn[1], CrossEntropy(), config, folder=folder, seed=0, title="x")
+    fit(model, drawn[1], CrossEntropy(), config, FitRun(folder, 0, "x"))
 
 
 def weights(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
@@ -102,7 +102,7 @@ def test_the_heads_addition_has_the_gradients_of_autograd(drawn: Drawn) -> None:
         factors[1].normal_(std=0.1)
     batch = model.encode(rows_of(drawn[1])[:3])
     hidden = model.hidden_states(batch)
-    ours = CrossEntropy()(hidden, model.head.weight_VH, batch.labels_N, model.head.added(hidden)).sum
+    ours = CrossEntropy()(hidden, model.head.weight_VH, batch.labels_N, added=model.head.added(hidden)).sum
     theirs = F.cross_entropy(model.network.lm_head(hidden), batch.labels_N, reduction="sum")
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     for mine, true in zip(torch.autograd.grad(ours, factors), torch.autograd.grad(theirs, factors), strict=True):
@@ -131,7 +131,7 @@ def test_a_stopped_run_of_additions_goes_on(drawn: Drawn, tmp_path: Path) -> Non
 
     config = FitConfig(epochs=2, rows=8, learning_rate=1e-2, checkpoint_seconds=0, lora=lora)
     with pytest.raises(KeyboardInterrupt):
-        fit(parts, drawn[1], Stop(), config, folder=tmp_path / "parts", seed=0, title="x")
+        fit(parts, drawn[1], Stop(), config, FitRun(tmp_path / "parts", 0, "x"))
     again = fresh(drawn)
     learn(again, drawn, tmp_path / "parts", lora=lora)
     for name, value in weights(whole).items():
@@ -168,7 +168,7 @@ def test_bfloat16_products_learn_what_float32_learns(drawn: Drawn, tmp_path: Pat
         config = FitConfig(epochs=4, rows=8, learning_rate=3e-3, precision=precision)
         folder = tmp_path / precision
         losses[precision] = fit(
-            model, drawn[1], Distillation(), config, folder=folder, seed=0, title="x", teacher=teacher
+            model, drawn[1], Distillation(), config, FitRun(folder, 0, "x"), teacher=teacher
         ).final_loss
         assert all(p.dtype == torch.float32 for p in model.parameters())
     assert losses["bf16"] != losses["float32"] and losses["bf16"] == pytest.approx(losses["float32"], rel=0.03)

@@ -17,7 +17,7 @@ from clinkd.objectives import CrossEntropy
 from clinkd.pipeline.asking import Answerer, _Shown
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.serving.asking import spelled as spelled_question
-from clinkd.training import fit
+from clinkd.training import FitRun, fit
 from clinkd.training.lengths import rows_within
 
 TINY = TinyConfig(
@@ -101,7 +101,7 @@ def test_it_learns_and_answers_with_the_right_boxes(tmp_path, method):
     model = fresh()
     one = [replace(s, turns=s.turns[:1]) for s in SAMPLES]
     config = FitConfig(epochs=60, rows=3, learning_rate=5e-3)
-    fit(model, one, CrossEntropy(), config, folder=tmp_path, seed=0, title="x")
+    fit(model, one, CrossEntropy(), config, FitRun(tmp_path, 0, "x"))
     temperature = {"temperature": 0.05, "candidates": 2} if method == "sampling" else {"beams": 3, "candidates": 3}
     how = AnswerConfig(method=method, max_new_tokens=24, **temperature)
     writing, drafts = model.writing(one, how), {}

@@ -93,7 +93,7 @@ def test_a_backward_has_the_operations_that_torch_counts(model, drawn, way):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         hidden_NH = model.hidden_states(batch)
         head = model.head
-        CrossEntropy()(hidden_NH, head.weight_VH, batch.labels_N, head.added(hidden_NH)).sum.backward()
+        CrossEntropy()(hidden_NH, head.weight_VH, batch.labels_N, added=head.added(hidden_NH)).sum.backward()
     parts = model.operations(batch)
     unseen = head_gradient(model, batch)  # the loss adds it up in place, by addmm_, which torch's counter passes over
     if lora:  # nothing learns before the first products, so none of them needs its input's gradient

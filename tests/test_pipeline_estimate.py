@@ -30,7 +30,7 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.records import BadInput, ImageRef, Prediction, Sample
 from clinkd.settings import override
 from clinkd.storage import JsonLines, write_lines
-from clinkd.training import fit
+from clinkd.training import FitRun, fit
 
 SMALL = [
     "data.phantoms.train_images=60", "data.phantoms.validation_images=6", "data.phantoms.test_images=8",
@@ -227,7 +227,7 @@ def test_time_goes_with_what_it_is_taken_by():
 def test_a_checkpoint_is_as_large_as_counted(given, optimizer, near, tmp_path):
     model = tiny_model(given)
     config = FitConfig(epochs=1, rows=8, optimizer=optimizer, checkpoint_seconds=0)
-    fitted = fit(model, given[1][:80], CrossEntropy(), config, folder=tmp_path, seed=0, title="fit")
+    fitted = fit(model, given[1][:80], CrossEntropy(), config, FitRun(tmp_path, 0, "fit"))
     kept = sorted(tmp_path.glob("step-*"))
     bytes_there = sum(p.stat().st_size for p in kept[-1].glob("*.safetensors"))
     assert len(kept) == estimate.CHECKPOINTS - 1  # one more while it is written

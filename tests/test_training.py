@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
@@ -20,9 +21,9 @@ from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, te
 from clinkd.model.flops import training_operations
 from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
-from clinkd.training import LiveTeacher, fit
-from clinkd.training.fit import _Descent, _Trainee
+from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.lanes import lanes_for
+from clinkd.training.step import LossModule, TrainStep
 
 TINY = TinyConfig(
     hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
@@ -117,7 +118,7 @@ def test_shared_prefix_rows_have_the_gradients_of_separate_rows(drawn, knobs):
 def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(drawn, tmp_path, optimizer, monkeypatch):
     config = FitConfig(epochs=2, rows=8, questions=2, optimizer=optimizer, checkpoint_seconds=0)
     whole = fresh(drawn)
-    fit(whole, drawn[1], CrossEntropy(), config, folder=tmp_path / "whole", seed=3, title="whole")
+    fit(whole, drawn[1], CrossEntropy(), config, FitRun(tmp_path / "whole", 3, "whole"))
 
     class Stop(Exception):
         pass
@@ -138,9 +139,9 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(drawn, tmp_path, o
     monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
     for _ in range(2):
         with pytest.raises(Stop):
-            fit(parts, drawn[1], CrossEntropy(), config, folder=tmp_path / "parts", seed=3, title="parts")
+            fit(parts, drawn[1], CrossEntropy(), config, FitRun(tmp_path / "parts", 3, "parts"))
         parts = fresh(drawn)  # what a new process starts from
-    fit(parts, drawn[1], CrossEntropy(), config, folder=tmp_path / "parts", seed=3, title="parts")
+    fit(parts, drawn[1], CrossEntropy(), config, FitRun(tmp_path / "parts", 3, "parts"))
     assert saves == [1, 2, 3, 4, 5, 6]
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -149,14 +150,14 @@ def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(drawn, tmp_path, o
 def test_a_damaged_checkpoint_is_set_aside(drawn, tmp_path):
     config = FitConfig(epochs=2, rows=8, checkpoint_seconds=0)
     whole = fresh(drawn)
-    fit(whole, drawn[1], CrossEntropy(), config, folder=tmp_path, seed=3, title="whole")
+    fit(whole, drawn[1], CrossEntropy(), config, FitRun(tmp_path, 3, "whole"))
     newest = sorted(tmp_path.glob("step-*"))[-1]
     weights = newest / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
     again = fresh(drawn)
-    fit(again, drawn[1], CrossEntropy(), config, folder=tmp_path, seed=3, title="again")
+    fit(again, drawn[1], CrossEntropy(), config, FitRun(tmp_path, 3, "again"))
     assert (tmp_path / f"damaged-{newest.name}").is_dir()
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
@@ -165,7 +166,7 @@ def test_split_windows_equal_the_whole_window(drawn, tmp_path):
     def trained(accumulate: int) -> VisionLanguageModel:
         model = fresh(drawn)
         config = FitConfig(epochs=1, rows=8, accumulate=accumulate, warmup=0.3)
-        fit(model, drawn[1], CrossEntropy(), config, folder=tmp_path / str(accumulate), seed=0, title="x")
+        fit(model, drawn[1], CrossEntropy(), config, FitRun(tmp_path / str(accumulate), 0, "x"))
         return model
 
     for a, b in zip(trained(1).parameters(), trained(4).parameters(), strict=True):
@@ -175,9 +176,10 @@ def test_split_windows_equal_the_whole_window(drawn, tmp_path):
 def test_micro_batches_hold_rows_of_like_length(drawn):
     model = fresh(drawn)
     config = FitConfig(rows=8, accumulate=4)
-    descent = _Descent(model, CrossEntropy(), None, config, "x", False, ())
+    loss, accelerator = LossModule(model, CrossEntropy(), None), Accelerator(cpu=True)
+    step = TrainStep(loss, config, accelerator, False)
     window = [row[: 1 + k % 4] for k, row in enumerate(rows_of(drawn[1])[:8])]
-    parts = descent.dealt(window)
+    parts = step.deal(window)
     assert [len(p) for p in parts] == [2, 2, 2, 2]
     assert sorted(map(str, (r for p in parts for r in p))) == sorted(map(str, window))
     padded = [
@@ -185,8 +187,8 @@ def test_micro_batches_hold_rows_of_like_length(drawn):
         for deal in (parts, [window[k::4] for k in range(4)])
     ]
     assert padded[0] <= padded[1] and len({len(r) for r in parts[0]}) == 1
-    packed = _Descent(model, CrossEntropy(), None, config.model_copy(update={"pack": 300}), "x", False, ())
-    assert packed.dealt(window) == [window[k : k + 2] for k in range(0, 8, 2)]
+    packed = TrainStep(loss, config.model_copy(update={"pack": 300}), accelerator, False)
+    assert packed.deal(window) == [window[k : k + 2] for k in range(0, 8, 2)]
 
 
 @pytest.mark.parametrize("objective", [CrossEntropy(), Distillation()], ids=["ce", "kd"])
@@ -198,7 +200,7 @@ def test_lanes_have_the_gradients_of_one_batch_and_the_same_bits_every_time(draw
         model, tutor = fresh(drawn), LiveTeacher(fresh(drawn))
         assert lanes_for(model, 24) == number
         config = FitConfig(epochs=4, rows=24, optimizer="muon", learning_rate=1e-4, muon_learning_rate=1e-3)
-        fit(model, drawn[1], objective, config, folder=tmp_path / name, seed=0, title="x", teacher=tutor)
+        fit(model, drawn[1], objective, config, FitRun(tmp_path / name, 0, "x"), teacher=tutor)
         assert torch.get_num_threads() == number
         found = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         return found, model
@@ -267,7 +269,7 @@ def test_the_tower_learns_through_fit_and_stays_the_models_own(drawn, tmp_path):
             return (CrossEntropy()(sight(batch), sight.head.weight_VH, batch.labels_N).sum / len(batch.labels_N)).item()
 
     before, tower = loss(), model.network.model.visual.patch_embed.proj.weight.clone()
-    fit(sight, where, CrossEntropy(), FitConfig(epochs=40, rows=8), folder=tmp_path, seed=0, title="see")
+    fit(sight, where, CrossEntropy(), FitConfig(epochs=40, rows=8, max_tokens=1), FitRun(tmp_path, 0, "see"))
     assert loss() < before / 2
     assert not torch.equal(tower, model.network.model.visual.patch_embed.proj.weight)
 
@@ -277,11 +279,11 @@ def test_distillation_leaves_the_teacher_alone_and_freezing_holds(drawn, tmp_pat
     before = [p.clone() for p in teacher.parameters()]
     vision = student.network.model.visual.patch_embed.proj.weight.clone()
     config = FitConfig(epochs=1, rows=8, freeze=("vision",))
-    fit(student, drawn[1], Distillation(), config, folder=tmp_path, seed=0, title="kd", teacher=LiveTeacher(teacher))
+    fit(student, drawn[1], Distillation(), config, FitRun(tmp_path, 0, "kd"), teacher=LiveTeacher(teacher))
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
     assert torch.equal(vision, student.network.model.visual.patch_embed.proj.weight)
     with pytest.raises(BadInput, match="needs a teacher"):
-        fit(student, drawn[1], Distillation(), config, folder=tmp_path, seed=0, title="kd")
+        fit(student, drawn[1], Distillation(), config, FitRun(tmp_path, 0, "kd"))
 
 
 def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
@@ -298,7 +300,7 @@ def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
 
 def test_the_log_tells_speed_and_memory(drawn, tmp_path):
     model = fresh(drawn)
-    fit(model, drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    fit(model, drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), FitRun(tmp_path, 0, "x"))
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert first["tokens_per_second"] == pytest.approx(first["tokens"] / first["seconds"], rel=0.2)
     assert 50 < first["peak_memory_mb"] < 1e5
@@ -310,7 +312,7 @@ def test_a_network_whose_operations_are_not_known_trains_without_mfu(drawn, tmp_
     model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
     (model if isinstance(objective, CrossEntropy) else teacher.model).network.model.visual.config.model_type = "other"
     config = FitConfig(epochs=1, rows=4)
-    fit(model, drawn[1], objective, config, folder=tmp_path, seed=0, title="x", teacher=teacher)
+    fit(model, drawn[1], objective, config, FitRun(tmp_path, 0, "x"), teacher=teacher)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 6 and all("mfu" not in line and line["tokens_per_second"] > 0 for line in lines)
     assert "answer_tokens_per_s" in (shown := capfd.readouterr().err) and "mfu" not in shown
@@ -318,7 +320,7 @@ def test_a_network_whose_operations_are_not_known_trains_without_mfu(drawn, tmp_
 
 def test_a_speed_above_the_peak_is_not_shown(drawn, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("clinkd.training.log.peak_flops", lambda *_: 1.0)
-    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), FitRun(tmp_path, 0, "x"))
     assert "loss" in (text := (tmp_path / "log.jsonl").read_text()) and "mfu" not in text
     assert "mfu" not in capfd.readouterr().err
 
@@ -328,7 +330,7 @@ def test_a_peak_that_cannot_be_measured_stops_nothing(drawn, tmp_path, monkeypat
         raise torch.OutOfMemoryError("no room for a matrix")
 
     monkeypatch.setattr("clinkd.training.log.peak_flops", full)
-    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), FitRun(tmp_path, 0, "x"))
     assert "loss" in (text := (tmp_path / "log.jsonl").read_text()) and "mfu" not in text
 
 
@@ -358,7 +360,7 @@ def test_a_tracker_of_accelerate_gets_the_figures(drawn, tmp_path, monkeypatch):
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "notes", Notes)
     config = FitConfig(epochs=2, rows=4)
-    fit(fresh(drawn), drawn[1], CrossEntropy(), config, folder=tmp_path, seed=7, title="x", trackers=["notes"])
+    fit(fresh(drawn), drawn[1], CrossEntropy(), config, FitRun(tmp_path, 7, "x", trackers=["notes"]))
     assert [what for what, _ in told[:2]] == ["begun", "knobs"] and told[-1] == ("ended", None)
     knobs, figures = told[1][1], [value for what, value in told if what == "figures"]
     assert knobs["seed"] == "7" and knobs["rows"] == "4"
@@ -372,7 +374,7 @@ def test_a_board_that_cannot_write_does_not_stop_a_training(drawn, tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
-    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), folder=tmp_path, seed=0, title="x")
+    fit(fresh(drawn), drawn[1], CrossEntropy(), FitConfig(epochs=1, rows=4), FitRun(tmp_path, 0, "x"))
     told = [line for line in capsys.readouterr().err.splitlines() if "TensorBoard" in line]
     assert len(told) == 1 and "log.jsonl has the figures" in told[0]
     assert (tmp_path / "log.jsonl").read_text().count("step") > 1
@@ -442,7 +444,7 @@ def test_one_vision_pass_serves_teacher_and_student(drawn, monkeypatch):
 
     def step() -> tuple[float, list[torch.Tensor]]:
         student.zero_grad()
-        loss = _Trainee(student, objective, teacher)(batch, teacher)
+        loss = LossModule(student, objective, teacher)(batch)
         loss.sum.backward()
         return loss.sum.item(), [p.grad.clone() for p in student.parameters() if p.requires_grad]
 

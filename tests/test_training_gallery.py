@@ -23,7 +23,7 @@ from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.settings import override
 from clinkd.training import Gallery, LiveTeacher, fill_gallery, finished, gallery
-from clinkd.training.fit import _Trainee
+from clinkd.training.step import LossModule
 
 TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400)
 
@@ -99,7 +99,7 @@ def test_losses_and_gradients_are_those_of_looking(bench, tmp_path, tutored):
     for model in (live, stored):
         batch = model.encode(rows_of(bench.samples))
         assert (batch.seen_FH is None) == (model is live)
-        loss = _Trainee(model, Distillation() if tutor else CrossEntropy(), tutor)(batch, tutor).sum
+        loss = LossModule(model, Distillation() if tutor else CrossEntropy(), tutor)(batch).sum
         loss.backward()
         found.append({"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
     assert len(found[0]) > 20
@@ -108,9 +108,9 @@ def test_losses_and_gradients_are_those_of_looking(bench, tmp_path, tutored):
 
 def test_a_teacher_with_another_tower_is_not_shown_the_students_features(bench, filled):
     stored, tutor = served(bench, filled), LiveTeacher(bench.model(seed=1))
-    trainee = _Trainee(stored, Distillation(), tutor)
+    module = LossModule(stored, Distillation(), tutor)
     with pytest.raises(BadInput, match="the teacher's tower or merger is not the student's"):
-        trainee(stored.encode([bench.samples[:1]]), tutor)
+        module(stored.encode([bench.samples[:1]]))
 
 
 def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):

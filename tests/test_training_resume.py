@@ -29,7 +29,7 @@ from clinkd.model import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Manifest
-from clinkd.training import LiveTeacher, checkpoint, fit
+from clinkd.training import FitRun, LiveTeacher, checkpoint, fit
 from clinkd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ class Bench:
         model = self.model()
         teacher = LiveTeacher(self.model(1)) if isinstance(objective, Distillation) else None
         given = samples or self.samples
-        fit(model, given, objective, config, folder=folder, seed=seed, title="short", teacher=teacher)
+        fit(model, given, objective, config, FitRun(folder, seed, "short"), teacher=teacher)
         return [p.detach() for p in model.parameters()]
 
 

@@ -27,7 +27,7 @@ from clinkd.pipeline.graph import Stage, Work, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
 from clinkd.storage import write_lines
-from clinkd.training import LiveTeacher, StoredTeacher, finished, fit, identity_of, shelf, store, stored
+from clinkd.training import FitRun, LiveTeacher, StoredTeacher, finished, fit, identity_of, shelf, store, stored
 from clinkd.training.stored import Identity, Kind
 
 TINY = TinyConfig(
@@ -175,7 +175,7 @@ def test_a_fit_under_stored_states_goes_the_way_of_the_live_one(
         config = FitConfig(epochs=3, rows=8, questions=3, warmup=0.3, learning_rate=5e-4)
         done = fit(
             student, bench.samples, Distillation(2.0, T), config,
-            folder=tmp_path / name, seed=0, title="kd", teacher=tutor,
+            FitRun(tmp_path / name, 0, "kd"), teacher=tutor,
         )  # fmt: skip
         return student, done.final_loss
 

@@ -22,7 +22,7 @@ from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, Tin
 from clinkd.data import phantoms
 from clinkd.model import Batch, VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation
-from clinkd.training import LiveTeacher, fit
+from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.shards import gathered
 
 TINY = TinyConfig(
@@ -67,12 +67,11 @@ class Course:
                 found.update((f"{number:02d} {n}", g.clone()) for n, g in gathered(named).items())
                 super().step(closure)
 
-        loop = sys.modules["clinkd.training.fit"]
+        loop = sys.modules["clinkd.training.step"]
         real = loop.make_optimizers
         loop.make_optimizers = lambda model, config: [_peaked(Descent(_trained(model), lr=0.5))]
-        given: dict[str, Any] = {"folder": folder, "seed": 3, "title": "t", "teacher": teacher, "shard": shard}
         try:
-            fit(model, self.samples, Distillation(0.5, 2.0), config, **given)
+            fit(model, self.samples, Distillation(0.5, 2.0), config, FitRun(folder, 3, "t", shard=shard), teacher)
         finally:
             loop.make_optimizers = real
         return found | {f"end {n}": p.detach() for n, p in model.named_parameters()}

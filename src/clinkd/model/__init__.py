@@ -1,6 +1,6 @@
 """Records to tensors to records: the only room that knows transformers."""
 
-from clinkd.model.encode import Batch, Labelled, OpenImage, rows_of, template_identity
+from clinkd.model.encode import Batch, Labelled, OpenImage, TokenCount, rows_of, template_identity
 from clinkd.model.generate import Leading, finished
 from clinkd.model.sight import Sight
 from clinkd.model.vlm import Head, VisionLanguageModel, load, new_tiny, texts_of
@@ -12,6 +12,7 @@ __all__ = [
     "Leading",
     "OpenImage",
     "Sight",
+    "TokenCount",
     "VisionLanguageModel",
     "finished",
     "load",

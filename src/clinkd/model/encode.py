@@ -236,15 +236,28 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
+class TokenCount:
+    """Tokens of a sample by itself: `front` up to the question, images included, `images` of these, and the `rest`."""
+
+    front: int
+    images: int
+    rest: int
+
+    @property
+    def whole(self) -> int:
+        return self.front + self.rest
+
+
+@dataclass(frozen=True)
 class _Row:
     """A row before it has a place: its tokens, the segment of each (0: the shared prefix), its running index; the
-    answer tokens as (column that predicts, label)."""
+    answer tokens as (column that predicts, label), and how many of them each sample has."""
 
     ids: list[int]
     owner: list[int]
     running: list[int]
     answers: list[tuple[int, int]]
-    images: tuple[ImageRef, ...]
+    spans: list[tuple[str, int]]
 
 
 def encode_rows(
@@ -255,48 +268,29 @@ def encode_rows(
     `line_tokens`: rows are packed whole into lines of up to so many tokens (0: a row a line). Rows of a line do not see
     each other, and each has the positions it would have alone.
     """
-    made: list[_Row] = []
-    spans: list[tuple[str, int]] = []
     segments = iter(text.segments([s for row in rows for s in row]))
-    for row in rows:
-        if any(s.images != row[0].images for s in row):
-            raise BadInput(f"sample {row[0].id}: the samples of a row must look at the same images")
-        ids = text.prefix([images.grid(r) for r in row[0].images])
-        front = len(ids)
-        owner, running = [0] * front, list(range(front))
-        answers: list[tuple[int, int]] = []
-        for place, sample in enumerate(row, start=1):
-            start, before = len(ids), len(answers)
-            for asked, answer in next(segments):
-                ids += asked
-                answers += [(len(ids) + k - 1, label) for k, label in enumerate(answer)]
-                ids += answer
-            spans.append((sample.id, len(answers) - before))
-            owner += [place] * (len(ids) - start)
-            running += range(front, front + len(ids) - start)
-        made.append(_Row(ids, owner, running, answers, row[0].images))
-    lines = _packed([len(r.ids) for r in made], line_tokens)
-    longest = max(sum(len(made[k].ids) for k in line) for line in lines)
+    encoded = [_encode_row(row, [next(segments) for _ in row], text, images) for row in rows]
+    lines = _packed([len(row.ids) for row in encoded], line_tokens)
+    longest = max(sum(len(encoded[k].ids) for k in line) for line in lines)
     input_ids_BS = torch.full((len(lines), longest), text.pad)
     owner_BS, unit_BS = (torch.full((len(lines), longest), -1) for _ in range(2))
     running_BS = torch.zeros((len(lines), longest), dtype=torch.long)
-    places: dict[int, tuple[int, int]] = {}  # row -> its line and first column
+    answers: list[list[tuple[int, int, int]]] = [[] for _ in rows]  # line, column that predicts, label
     for number, line in enumerate(lines):
         start = 0
         for k in line:
-            places[k] = number, start
-            end = start + len(made[k].ids)
-            input_ids_BS[number, start:end] = torch.tensor(made[k].ids)
-            owner_BS[number, start:end] = torch.tensor(made[k].owner)
-            running_BS[number, start:end] = torch.tensor(made[k].running)
+            row, end = encoded[k], start + len(encoded[k].ids)
+            input_ids_BS[number, start:end] = torch.tensor(row.ids)
+            owner_BS[number, start:end] = torch.tensor(row.owner)
+            running_BS[number, start:end] = torch.tensor(row.running)
             unit_BS[number, start:end] = k
+            answers[k] = [(number, start + column, label) for column, label in row.answers]
             start = end
     # A token sees, of its own row, itself and what stands before it in the shared prefix or in its own segment.
     alike_BSS = (owner_BS[:, :, None] == owner_BS[:, None, :]) | (owner_BS == 0)[:, None, :]
     mask_BSS = (alike_BSS & (unit_BS[:, :, None] == unit_BS[:, None, :])).tril()
-    pixels_TD, grids_I3, seen_FH = images.look([ref for line in lines for k in line for ref in made[k].images])
-    told = [(places[k][0], places[k][1] + column, label) for k, r in enumerate(made) for column, label in r.answers]
-    row_N, column_N, labels_N = torch.tensor(told).unbind(1)
+    pixels_TD, grids_I3, seen_FH = images.look([ref for line in lines for k in line for ref in rows[k][0].images])
+    row_N, column_N, labels_N = torch.tensor([answer for row in answers for answer in row]).unbind(1)
     return Batch(
         labels_N=labels_N,
         num_samples=sum(len(row) for row in rows),
@@ -307,9 +301,34 @@ def encode_rows(
         grids_I3=grids_I3,
         answer_row_N=row_N,
         answer_column_N=column_N,
-        spans=tuple(spans),
+        spans=tuple(span for row in encoded for span in row.spans),
         seen_FH=seen_FH,
     )
+
+
+def _encode_row(
+    row: Sequence[Sample],
+    segments: Sequence[list[tuple[list[int], list[int]]]],
+    text: TextEncoder,
+    images: ImageEncoder,
+) -> _Row:
+    if any(s.images != row[0].images for s in row):
+        raise BadInput(f"sample {row[0].id}: the samples of a row must look at the same images")
+    ids = text.prefix([images.grid(r) for r in row[0].images])
+    front = len(ids)
+    owner, running = [0] * front, list(range(front))
+    answers: list[tuple[int, int]] = []
+    spans: list[tuple[str, int]] = []
+    for place, (sample, turns) in enumerate(zip(row, segments, strict=True), start=1):
+        start, before = len(ids), len(answers)
+        for asked, answer in turns:
+            ids += asked
+            answers += [(len(ids) + k - 1, label) for k, label in enumerate(answer)]
+            ids += answer
+        spans.append((sample.id, len(answers) - before))
+        owner += [place] * (len(ids) - start)
+        running += range(front, front + len(ids) - start)
+    return _Row(ids, owner, running, answers, spans)
 
 
 def _packed(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -9,7 +9,8 @@ names in a fraction of the time (LOG.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clinkd.config import FitConfig
 from clinkd.model import flops
-from clinkd.model.encode import Labelled
+from clinkd.model.encode import Labelled, TokenCount
 from clinkd.model.vlm import Head, VisionLanguageModel
 from clinkd.records import BadInput, Box, Sample, Task
 
@@ -99,11 +101,27 @@ class Sight(nn.Module):
         token_N, question_N, labels_N = torch.from_numpy(np.concatenate(asked)).unbind(1)
         return Glance(labels_N, sum(map(len, rows)), pixels_TD, grids_I3, token_N, question_N)
 
-    def hidden_states(self, batch: Glance) -> Tensor:
-        """[N, H]."""
-        seen_TH = self.visual(batch.pixels_TD, grid_thw=batch.grids_I3).pooler_output
-        found: Tensor = seen_TH[batch.token_N] + self.slots[batch.question_N]
-        return found
+    @contextmanager
+    def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
+        """In training in the block, as a whole: of what `config` says only `freeze` is looked at."""
+        self.freeze(config.freeze)
+        self.train()
+        yield
+        self.eval()
+
+    def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
+        """None: a row is an image, whatever its number of questions."""
+        return [TokenCount(0, 0, 0) for _ in samples]
+
+    def see(self, batch: Glance) -> Tensor:
+        """What tower and merger make of the images, [T, H]."""
+        seen_TH: Tensor = self.visual(batch.pixels_TD, grid_thw=batch.grids_I3).pooler_output
+        return seen_TH
+
+    def hidden_states(self, batch: Glance, seen: Tensor | None = None) -> Tensor:
+        """[N, H]. `seen`: what `see` made already."""
+        seen_TH = self.see(batch) if seen is None else seen
+        return seen_TH[batch.token_N] + self.slots[batch.question_N]
 
     forward = hidden_states
 

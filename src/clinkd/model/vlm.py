@@ -9,7 +9,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from clinkd.config import AnswerConfig, LoraConfig, ModelConfig
+from clinkd.config import AnswerConfig, FitConfig, LoraConfig, ModelConfig
 from clinkd.data import Codec, codec
 from clinkd.data.grids import Size
 from clinkd.model import adapters, flops, qwen2vl, tiny
@@ -30,6 +31,7 @@ from clinkd.model.encode import (
     OpenImage,
     Prompts,
     TextEncoder,
+    TokenCount,
     encode_prompts,
     encode_rows,
 )
@@ -180,6 +182,17 @@ class VisionLanguageModel(nn.Module):
         said = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
         return max(1, said + (not candidate.truncated))
 
+    def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
+        """Tokens of each sample by itself, as a training row."""
+        return [
+            TokenCount(
+                len(self.text.prefix(grids := [self.images.grid(ref) for ref in sample.images])),
+                sum(tall * wide for tall, wide in grids),
+                sum(len(asked) + len(answer) for asked, answer in turns),
+            )
+            for sample, turns in zip(samples, self.text.segments(samples), strict=True)
+        ]
+
     def prompt_length(self, sample: Sample) -> int:
         """Tokens that stand before an answer: the images, all that is said, and the marks around them."""
         *before, (asked, _) = self.text.segments([sample])[0]
@@ -269,9 +282,15 @@ class VisionLanguageModel(nn.Module):
             int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")
         ]
 
-    def sees_as(self, other: VisionLanguageModel) -> bool:
-        """Whether both make the same of an image, and will: tower and merger are equal and get no gradient."""
-        ours, theirs = (dict(m.network.model.visual.named_parameters()) for m in (self, other))
+    @property
+    def visual(self) -> nn.Module:
+        """Tower and merger."""
+        visual: nn.Module = self.network.model.visual
+        return visual
+
+    def sees_as(self, visual: nn.Module) -> bool:
+        """Whether tower and merger make the same of an image as these, and will: they are equal and get no gradient."""
+        ours, theirs = (dict(v.named_parameters()) for v in (self.visual, visual))
         still = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
         return still and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
 
@@ -282,6 +301,27 @@ class VisionLanguageModel(nn.Module):
                 raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(PARTS)}")
             for name in PARTS[part]:
                 self.network.get_submodule(name).requires_grad_(False)
+
+    @contextmanager
+    def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
+        """In training in the block, as `config` says; afterwards a plain model again, with what it learned.
+
+        Where the block raises, it stays as it is: a model that was trained halfway is of no use, and one whose parts
+        lie in processes that are gone cannot be put together.
+        """
+        self.freeze(config.freeze)
+        self.recompute_blocks(config.recompute == "blocks")
+        self.compile_blocks(config.compile)
+        self.line_tokens = config.pack
+        if config.lora is not None:
+            self.adapt(config.lora, seed)
+        self.train()
+        yield
+        self.eval()
+        self.recompute_blocks(False)
+        self.compile_blocks(False)
+        self.line_tokens = 0
+        self.merge()
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
         """Add what `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from clinkd.objectives.fused import Samples, Shares, States, fused
 from clinkd.records import BadInput
 
-__all__ = ["CrossEntropy", "Distillation", "Loss", "LowRank", "Samples", "States"]
+__all__ = ["CrossEntropy", "Distillation", "Loss", "LowRank", "Objective", "Samples", "States"]
 
 
 class Loss(NamedTuple):
@@ -34,13 +34,39 @@ class LowRank(NamedTuple):
     up_VR: Tensor
 
 
+class Objective(Protocol):
+    """What a batch is trained on."""
+
+    needs_teacher: ClassVar[bool]
+
+    def __call__(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        targets: States | Samples | None = None,
+        added: LowRank | None = None,
+    ) -> Loss:
+        """`targets`: of the teacher, where the objective needs one; `added`: the part that LoRA adds to the head."""
+        ...
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """-log p(label), in float32. `chunk`: tokens at a time (by memory)."""
 
     chunk: int | None = None
+    needs_teacher: ClassVar[bool] = False
 
-    def __call__(self, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, added: LowRank | None = None) -> Loss:
+    def __call__(
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        labels_N: Tensor,
+        targets: States | Samples | None = None,
+        added: LowRank | None = None,
+    ) -> Loss:
+        assert targets is None
         low_NR, up_VR = added or (None, None)
         total, ce, _ = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, None, Shares(1.0, 0.0, 1.0), self.chunk)
         return Loss(total, labels_N.numel(), {"ce": ce})
@@ -57,6 +83,7 @@ class Distillation:
     kd_weight: float = 0.5
     temperature: float = 2.0
     chunk: int | None = None
+    needs_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.kd_weight >= 0:
@@ -74,15 +101,16 @@ class Distillation:
         hidden_NH: Tensor,
         weight_VH: Tensor,
         labels_N: Tensor,
-        teacher: States | Samples,
+        targets: States | Samples | None = None,
         added: LowRank | None = None,
     ) -> Loss:
         """Raises BadInput where teacher and student have unequal vocabularies."""
-        if isinstance(teacher, States) and len(weight_VH) != len(teacher.weight_VG):
+        assert targets is not None
+        if isinstance(targets, States) and len(weight_VH) != len(targets.weight_VG):
             raise BadInput(
-                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(teacher.weight_VG)}: "
+                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(targets.weight_VG)}: "
                 "distillation needs the same tokenizer and head size on both sides"
             )
         low_NR, up_VR = added or (None, None)
-        total, ce, kl = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, teacher, self.shares, self.chunk)
+        total, ce, kl = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, targets, self.shares, self.chunk)
         return Loss(total, labels_N.numel(), {"ce": ce, "kl": kl})

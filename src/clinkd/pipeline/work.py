@@ -43,6 +43,7 @@ from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, 
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
+    FitRun,
     Gallery,
     LiveTeacher,
     StoredTeacher,
@@ -417,8 +418,7 @@ def _fit(
     folder = here.work.folder / f"fit-{title.split()[0]}"
     fitted = fit(
         model, samples, objective, config,
-        folder=folder, seed=here.work.seed, title=title, teacher=teacher, lap=lap,
-        shard=here.machine.shard, trackers=here.machine.trackers,
+        FitRun(folder, here.work.seed, title, lap, here.machine.shard, here.machine.trackers), teacher=teacher,
     )  # fmt: skip
     done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
     here.work.record(folder.name, {**done, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})

@@ -1,11 +1,13 @@
 """Fit a model to samples under an objective, resumably."""
 
-from clinkd.training.fit import Fitted, LiveTeacher, Teacher, fit
+from clinkd.training.fit import FitRun, Fitted, fit
 from clinkd.training.gallery import Gallery, fill_gallery
 from clinkd.training.shelf import finished
 from clinkd.training.stored import StoredTeacher, identity_of, store
+from clinkd.training.teachers import LiveTeacher, Teacher
 
 __all__ = [
+    "FitRun",
     "Fitted",
     "Gallery",
     "LiveTeacher",

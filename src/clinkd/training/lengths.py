@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from clinkd import crew
 from clinkd.config import FitConfig
-from clinkd.model import VisionLanguageModel, rows_of
+from clinkd.model import TokenCount, rows_of
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines
+from clinkd.training.teachers import Learner
 
 LISTED = "overlong.jsonl"
 
 
-@dataclass(frozen=True)
-class _Length:
-    """Tokens of a sample by itself: `front` up to the question, images included, `images` of these, and the `rest`."""
-
-    front: int
-    images: int
-    rest: int
-
-    @property
-    def whole(self) -> int:
-        return self.front + self.rest
-
-
 def rows_within(
-    model: VisionLanguageModel, samples: Sequence[Sample], config: FitConfig, folder: Path, title: str
+    model: Learner, samples: Sequence[Sample], config: FitConfig, folder: Path, title: str
 ) -> list[list[Sample]]:
     """Rows of samples that share their images, none longer than `config.max_tokens` (0: no limit).
 
@@ -59,17 +46,11 @@ def rows_within(
     return [part for row in rows_of(samples) for part in _split(row, lengths, config.max_tokens)]
 
 
-def _lengths(model: VisionLanguageModel, samples: Sequence[Sample]) -> dict[str, _Length]:
-    found = {}
-    for sample, turns in zip(samples, model.text.segments(samples), strict=True):
-        grids = [model.images.grid(r) for r in sample.images]
-        front = len(model.text.prefix(grids))
-        rest = sum(len(asked) + len(answer) for asked, answer in turns)
-        found[sample.id] = _Length(front, sum(h * w for h, w in grids), rest)
-    return found
+def _lengths(model: Learner, samples: Sequence[Sample]) -> dict[str, TokenCount]:
+    return dict(zip((s.id for s in samples), model.count_tokens(samples), strict=True))
 
 
-def _shrink(model: VisionLanguageModel, sample: Sample, length: _Length, most: int) -> None:
+def _shrink(model: Learner, sample: Sample, length: TokenCount, most: int) -> None:
     """Let each image have its part of the tokens that the words leave."""
     left = most - (length.whole - length.images)
     each = left // len(sample.images) if sample.images else 0
@@ -82,7 +63,7 @@ def _shrink(model: VisionLanguageModel, sample: Sample, length: _Length, most: i
         model.images.limit(ref, each)
 
 
-def _split(row: list[Sample], lengths: dict[str, _Length], most: int) -> list[list[Sample]]:
+def _split(row: list[Sample], lengths: dict[str, TokenCount], most: int) -> list[list[Sample]]:
     """The questions of a row in as few rows as their order allows."""
     parts: list[list[Sample]] = []
     room = 0
@@ -95,7 +76,7 @@ def _split(row: list[Sample], lengths: dict[str, _Length], most: int) -> list[li
     return parts
 
 
-def _list(folder: Path, long: Sequence[Sample], lengths: dict[str, _Length], config: FitConfig) -> None:
+def _list(folder: Path, long: Sequence[Sample], lengths: dict[str, TokenCount], config: FitConfig) -> None:
     if not crew.is_main():
         return
     (folder / LISTED).unlink(missing_ok=True)

@@ -48,6 +48,12 @@ class Speedometer:
         return figures
 
 
+def shown_on_bar(speed: dict[str, float]) -> dict[str, Any]:
+    """The figures of a speedometer, as the progress bar shows them."""
+    tokens = {"answer_tokens_per_s": round(speed["tokens_per_second"])}
+    return tokens | ({"mfu": f"{speed['mfu']:.0%}"} if "mfu" in speed else {})
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Most that was ever taken: of the GPU by tensors, else by this process."""
     if device.type == "cuda":

@@ -31,8 +31,8 @@ from clinkd.model.flops import logits
 from clinkd.objectives import Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Advance, sha256_file
-from clinkd.training.fit import LiveTeacher
 from clinkd.training.shelf import Filled, Shelf, digest
+from clinkd.training.teachers import Learner, LiveTeacher
 
 HEAD = "head.safetensors"
 SHARD_SAMPLES = 256  # a few thousand tokens: what a kill can lose, and tens of megabytes at most
@@ -151,7 +151,7 @@ def _thought(tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: 
     spans: list[list[Any]] = []
     for start in range(0, len(shard), rows_a_pass):
         batch = tutor.model.encode(shard[start : start + rows_a_pass]).to(tutor.model.device)
-        goal = tutor.goal(batch)
+        goal = tutor.goal(batch, tutor.model.see(batch))
         part = {"hidden_NG": goal.hidden_NG} if identity.kind == "states" else drawn(goal, batch.spans, identity)
         parts.append({name: tensor.cpu() for name, tensor in part.items()})
         tokens = [number for _, number in batch.spans]
@@ -253,7 +253,11 @@ class StoredTeacher:
         """Of the stored states' logits; draws take none."""
         return logits(self.head_VG, len(batch.labels_N)) if self.head_VG is not None else 0
 
-    def goal(self, batch: Batch) -> States | Samples:
+    def sees_as(self, model: Learner) -> bool:
+        """No: it looks at nothing any more."""
+        return False
+
+    def goal(self, batch: Batch, seen: Any = None) -> States | Samples:
         """What the teacher thinks at the batch's answer tokens, on the batch's device.
 
         Raises BadInput naming a sample that is not in the store, or that has another number of answer tokens there.

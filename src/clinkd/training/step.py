@@ -1,0 +1,131 @@
+"""One optimiser step: from the rows of a window to an update of the weights, on the threads or processes there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from clinkd import crew
+from clinkd.config import FitConfig
+from clinkd.model import Labelled
+from clinkd.model.flops import training_operations
+from clinkd.objectives import Loss, Objective
+from clinkd.records import Sample
+from clinkd.training.lanes import Lanes, lanes_for
+from clinkd.training.optimizers import make_optimizers
+from clinkd.training.shards import shard, whole
+from clinkd.training.teachers import Learner, Teacher
+from clinkd.training.windows import Rows
+
+
+class LossModule(nn.Module):
+    """Model and objective as one module, so that a data-parallel wrapper sees one forward from batch to loss."""
+
+    def __init__(
+        self,
+        model: Learner,
+        objective: Objective,
+        teacher: Teacher | None,
+        precision: Literal["float32", "bf16"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.precision = model, objective, precision
+        self.teacher = teacher if objective.needs_teacher else None
+        self.shares_vision = self.teacher is not None and self.teacher.sees_as(model)
+
+    def forward(self, batch: Any) -> Loss:
+        # not accelerate's: its state is one for the whole process, and stages may differ
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = self.model.see(batch) if self.shares_vision else None
+            hidden_NH = self.model.hidden_states(batch, features)
+            targets = self.teacher.goal(batch, features) if self.teacher else None
+            head = self.model.head
+            return self.objective(hidden_NH, head.weight_VH, batch.labels_N, targets, head.added(hidden_NH))
+
+    def operations(self, batch: Any) -> int | None:
+        """Operations of a batch, forward and backward, those of the teacher included; None where they are not known."""
+        student = training_operations(self.model.operations(batch))
+        teacher = self.teacher.operations(batch, sight=not self.shares_vision) if self.teacher else 0
+        return None if student is None or teacher is None else student + teacher
+
+
+class TrainStep:
+    """Windows of rows to updates of the weights."""
+
+    def __init__(self, loss: LossModule, config: FitConfig, accelerator: Accelerator, sharded: bool) -> None:
+        self.accelerator, self.processes = accelerator, accelerator.num_processes
+        self.model, self.loss, self.clip = loss.model, loss, config.clip
+        self.sharded = sharded and self.processes > 1
+        if self.sharded:
+            self.module = shard(loss, self.model.blocks, self.model.device)
+        else:
+            self.module = accelerator.prepare_model(loss)
+        self.optimizers = make_optimizers(self.model, config)  # of the parameters as they are now
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.lanes = Lanes(lanes_for(self.model, config.rows // config.accumulate) if self.processes == 1 else 1)
+        self.accumulate = config.accumulate
+        self.grouped = config.accumulate > 1 and not config.pack
+
+    def deal(self, rows: Rows) -> list[Rows]:
+        """This process's rows of a window, by micro-batch.
+
+        Rows of like length come together, so that little is padded, and all processes have long ones at a time; where
+        rows are packed, or there is one micro-batch, nothing is won by that.
+        """
+        if self.grouped:
+            rows = sorted(rows, key=self._length)
+        mine = rows[crew.rank() :: self.processes]
+        size = len(mine) // self.accumulate
+        parts = [mine[k * size : (k + 1) * size] for k in range(self.accumulate)]
+        return [part[lane :: self.lanes.number] for part in parts for lane in range(self.lanes.number)]
+
+    def _length(self, row: list[Sample]) -> float:
+        """Tokens of a row, roughly: those of its images, and one for three characters."""
+        words = sum(len(turn.question.text) + len(turn.answer.text) for s in row for turn in s.turns)
+        return sum(math.prod(self.model.images.grid(ref)) for ref in row[0].images) + words / 3
+
+    def operations(self, batches: Sequence[Labelled]) -> int:
+        """Of this process's part of a window; 0 where they are not known."""
+        counts = [self.loss.operations(batch) for batch in batches]
+        return sum(n for n in counts if n is not None) if None not in counts else 0
+
+    def all_reduce_sums(self, *counts: int) -> list[int]:
+        """Their sums over the processes."""
+        sums: list[int] = self.accelerator.reduce(torch.tensor(counts).to(self.model.device), "sum").tolist()
+        return sums
+
+    def update(self, batches: Sequence[Labelled], tokens: int) -> dict[str, float]:
+        """One update by a window of `tokens` answer tokens over all processes; its mean losses and gradient norm."""
+        if self.lanes.number > 1:
+            losses = self.lanes.backward(self._loss, batches, self.trained, 1 / tokens)
+        else:
+            losses = [self._backward(b, tokens, last=b is batches[-1]) for b in batches]
+        norm = whole(self.accelerator.clip_grad_norm_(self.trained, self.clip))
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for loss in losses:
+            for name, part in {"loss": loss.sum.detach(), **loss.parts}.items():
+                sums[name] = sums.get(name, torch.zeros_like(part)) + part
+        names = sorted(sums)
+        means = (self.accelerator.reduce(torch.stack([sums[n] for n in names]), "sum") / tokens).tolist()
+        return {**dict(zip(names, means, strict=True)), "grad_norm": float(norm)}
+
+    def _loss(self, batch: Labelled) -> Loss:
+        loss: Loss = self.module(batch.to(self.model.device))
+        return loss
+
+    def _backward(self, batch: Labelled, tokens: int, last: bool) -> Loss:
+        # Shards are summed after each micro-batch: whole gradients would have to be kept in between.
+        with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.module):
+            loss = self._loss(batch)
+            # data-parallel wrappers average over processes; the window's sum is wanted
+            self.accelerator.backward(loss.sum * self.processes / tokens)
+        return loss
