@@ -375,7 +375,7 @@ def test_a_stop_of_one_process_is_one_of_all(tmp_path):
     def run(name: str, stop: int) -> tuple[int, list[bytes]]:
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
         (tmp_path / name).mkdir(exist_ok=True)
-        path = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+        path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])}
         done = subprocess.run([sys.executable, *words, str(tmp_path / name), str(stop)], env=path, timeout=300)
         return done.returncode, [p.read_bytes() for p in sorted((tmp_path / name).glob("end-*"))]
 
