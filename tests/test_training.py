@@ -22,7 +22,7 @@ from clinkd.model.flops import training_operations
 from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import FitRun, LiveTeacher, fit
-from clinkd.training.lanes import lanes_for
+from clinkd.training.micro_batches import count_threads
 from clinkd.training.step import LossModule, TrainStep
 
 TINY = TinyConfig(
@@ -198,7 +198,7 @@ def test_lanes_have_the_gradients_of_one_batch_and_the_same_bits_every_time(draw
     def losses(number: int, name: str) -> tuple[list[float], VisionLanguageModel]:
         torch.set_num_threads(number)
         model, tutor = fresh(drawn), LiveTeacher(fresh(drawn))
-        assert lanes_for(model, 24) == number
+        assert count_threads(model, 24) == number
         config = FitConfig(epochs=4, rows=24, optimizer="muon", learning_rate=1e-4, muon_learning_rate=1e-3)
         fit(model, drawn[1], objective, config, FitRun(tmp_path / name, 0, "x"), teacher=tutor)
         assert torch.get_num_threads() == number
@@ -219,10 +219,10 @@ def test_a_large_model_or_a_small_window_has_one_lane(drawn):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert lanes_for(fresh(drawn), 23) == 1 and lanes_for(fresh(drawn), 1000) == 2
+        assert count_threads(fresh(drawn), 23) == 1 and count_threads(fresh(drawn), 1000) == 2
         with torch.device("meta"):
-            assert lanes_for(torch.nn.Linear(5000, 5000), 1000) == 1
-        assert lanes_for(torch.nn.Linear(5000, 5000), 1000) == 1
+            assert count_threads(torch.nn.Linear(5000, 5000), 1000) == 1
+        assert count_threads(torch.nn.Linear(5000, 5000), 1000) == 1
     finally:
         torch.set_num_threads(threads)
 

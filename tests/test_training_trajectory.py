@@ -23,7 +23,7 @@ from clinkd.data import phantoms
 from clinkd.model import Batch, VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation
 from clinkd.training import FitRun, LiveTeacher, fit
-from clinkd.training.shards import gathered
+from clinkd.training.fsdp import gather_full
 
 TINY = TinyConfig(
     hidden=16, layers=2, heads=2, mlp=32, vision_hidden=16, vision_layers=1, vision_heads=2, vocabulary=400
@@ -64,7 +64,7 @@ class Course:
             def step(self, closure: Any = None) -> None:
                 named = ((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
                 number = len({name.split()[0] for name in found})
-                found.update((f"{number:02d} {n}", g.clone()) for n, g in gathered(named).items())
+                found.update((f"{number:02d} {n}", g.clone()) for n, g in gather_full(named).items())
                 super().step(closure)
 
         loop = sys.modules["clinkd.training.step"]

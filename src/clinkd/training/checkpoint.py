@@ -29,7 +29,7 @@ from clinkd.config import FitConfig
 from clinkd.records import BadInput
 from clinkd.settings import complete, differences
 from clinkd.storage import Manifest, naming_full_disk, publish, read_json, sync_folder, write_json
-from clinkd.training.shards import gathered, spread
+from clinkd.training.fsdp import gather_full, shard_like
 
 KEPT = 2
 WEIGHTS, OPTIMIZERS, STATE = "weights.safetensors", "optimizers.safetensors", "state.json"
@@ -56,7 +56,7 @@ def save_checkpoint(
 
     Raises BadInput on a full disk, after making room again; the checkpoints before it stay.
     """
-    weights, states = gathered(_trained(model).items()), gathered(_flat(optimizers).items())
+    weights, states = gather_full(_trained(model).items()), gather_full(_flat(optimizers).items())
     if not crew.is_main():
         return
     final = folder / f"step-{step:07d}"
@@ -198,7 +198,7 @@ def _restore(
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(spread(weights[name], parameter))
+            parameter.copy_(shard_like(weights[name], parameter))
     for number, optimizer in enumerate(optimizers):
         parameters = _parameters(optimizer)
         entries: dict[int, dict[str, Tensor]] = {}
@@ -206,7 +206,9 @@ def _restore(
             owner, index, key = name.split(".", 2)
             if int(owner) == number:
                 owned = tensor.clone()  # else it stays a map of the file
-                entries.setdefault(int(index), {})[key] = spread(owned, parameters[int(index)]) if owned.ndim else owned
+                entries.setdefault(int(index), {})[key] = (
+                    shard_like(owned, parameters[int(index)]) if owned.ndim else owned
+                )
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 

@@ -22,10 +22,10 @@ from clinkd.objectives import Objective
 from clinkd.records import BadInput, Sample
 from clinkd.storage import progress
 from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
+from clinkd.training.fsdp import unshard_model
 from clinkd.training.lengths import rows_within
 from clinkd.training.log import Speedometer, TrainingLog, peak_memory_mb, shown_on_bar, trackers_of
 from clinkd.training.optimizers import set_learning_rate, share_of_peak
-from clinkd.training.shards import made_whole
 from clinkd.training.step import LossModule, TrainStep
 from clinkd.training.stops import Stop, stops_held
 from clinkd.training.teachers import Learner, Teacher
@@ -99,7 +99,7 @@ def fit(
             state = TrainingState(run.folder, model, step.optimizers, fingerprint, config.checkpoint_seconds)
         _take_steps(step, state, rows, num_steps, config, run)
         num_trained = sum(p.numel() for p in step.trained)
-        made_whole(model)
+        unshard_model(model)
     tail = state.losses[-max(1, num_steps // 10) :]
     return Fitted(len(rows), num_steps, state.num_samples, sum(tail) / len(tail), num_trained)
 
@@ -113,7 +113,7 @@ def _take_steps(
     speedometer = Speedometer(step.model.device, config.precision, step.processes)
     with (
         stops_held(run.title) as stop,
-        step.lanes.opened(),
+        step.threads.opened(),
         ThreadPoolExecutor(1) as thread,
         TrainingLog(run.folder, first) as log,
         trackers_of(step.accelerator, run.title, {**config.identity(), "seed": run.seed}) as track,

@@ -17,9 +17,9 @@ from clinkd.model import Labelled
 from clinkd.model.flops import training_operations
 from clinkd.objectives import Loss, Objective
 from clinkd.records import Sample
-from clinkd.training.lanes import Lanes, lanes_for
+from clinkd.training.fsdp import full_tensor, shard_module
+from clinkd.training.micro_batches import ThreadedMicroBatches, count_threads
 from clinkd.training.optimizers import make_optimizers
-from clinkd.training.shards import shard, whole
 from clinkd.training.teachers import Learner, Teacher
 from clinkd.training.windows import Rows
 
@@ -63,12 +63,14 @@ class TrainStep:
         self.model, self.loss, self.clip = loss.model, loss, config.clip
         self.sharded = sharded and self.processes > 1
         if self.sharded:
-            self.module = shard(loss, self.model.blocks, self.model.device)
+            self.module = shard_module(loss, self.model.blocks, self.model.device)
         else:
             self.module = accelerator.prepare_model(loss)
         self.optimizers = make_optimizers(self.model, config)  # of the parameters as they are now
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.lanes = Lanes(lanes_for(self.model, config.rows // config.accumulate) if self.processes == 1 else 1)
+        self.threads = ThreadedMicroBatches(
+            count_threads(self.model, config.rows // config.accumulate) if self.processes == 1 else 1
+        )
         self.accumulate = config.accumulate
         self.grouped = config.accumulate > 1 and not config.pack
 
@@ -83,7 +85,7 @@ class TrainStep:
         mine = rows[crew.rank() :: self.processes]
         size = len(mine) // self.accumulate
         parts = [mine[k * size : (k + 1) * size] for k in range(self.accumulate)]
-        return [part[lane :: self.lanes.number] for part in parts for lane in range(self.lanes.number)]
+        return [part[thread :: self.threads.number] for part in parts for thread in range(self.threads.number)]
 
     def _length(self, row: list[Sample]) -> float:
         """Tokens of a row, roughly: those of its images, and one for three characters."""
@@ -102,11 +104,11 @@ class TrainStep:
 
     def update(self, batches: Sequence[Labelled], tokens: int) -> dict[str, float]:
         """One update by a window of `tokens` answer tokens over all processes; its mean losses and gradient norm."""
-        if self.lanes.number > 1:
-            losses = self.lanes.backward(self._loss, batches, self.trained, 1 / tokens)
+        if self.threads.number > 1:
+            losses = self.threads.backward(self._loss, batches, self.trained, 1 / tokens)
         else:
             losses = [self._backward(b, tokens, last=b is batches[-1]) for b in batches]
-        norm = whole(self.accelerator.clip_grad_norm_(self.trained, self.clip))
+        norm = full_tensor(self.accelerator.clip_grad_norm_(self.trained, self.clip))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from clinkd.objectives import Loss
 
-ROWS_A_LANE = 12  # below it a lane waits for Python more than it computes
-SMALL = 20_000_000  # parameters; a larger model fills the cores by itself, and each lane holds a gradient of its own
+ROWS_A_THREAD = 12  # below it a thread waits for Python more than it computes
+SMALL = 20_000_000  # parameters; a larger model fills the cores by itself, and each thread holds a gradient of its own
 
 
-def lanes_for(model: nn.Module, rows: int) -> int:
+def count_threads(model: nn.Module, rows: int) -> int:
     """How many micro-batches of a window of `rows` to run at once: 1 but for a small model on several CPU threads."""
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" for p in parameters) or sum(p.numel() for p in parameters) > SMALL:
         return 1
-    return max(1, min(torch.get_num_threads(), rows // ROWS_A_LANE))
+    return max(1, min(torch.get_num_threads(), rows // ROWS_A_THREAD))
 
 
-class Lanes:
+class ThreadedMicroBatches:
     """`number` threads that take losses and gradients of micro-batches."""
 
     def __init__(self, number: int) -> None:
@@ -40,7 +40,7 @@ class Lanes:
         before = torch.get_num_threads()
         torch.set_num_threads(max(1, before // self.number))
         try:
-            with ThreadPoolExecutor(self.number, "lane") as self.pool:
+            with ThreadPoolExecutor(self.number, "micro-batch") as self.pool:
                 yield
         finally:
             torch.set_num_threads(before)
@@ -55,8 +55,8 @@ class Lanes:
 
         def work(batch: Any) -> tuple[Loss, tuple[Tensor | None, ...]]:
             loss = loss_of(batch)
-            found = torch.autograd.grad(loss.sum * scale, parameters, allow_unused=True)
-            return Loss(loss.sum.detach(), loss.tokens, loss.parts), found
+            gradients = torch.autograd.grad(loss.sum * scale, parameters, allow_unused=True)
+            return Loss(loss.sum.detach(), loss.tokens, loss.parts), gradients
 
         losses = []
         for loss, gradients in self.pool.map(work, batches):

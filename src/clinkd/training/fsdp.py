@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from clinkd import crew
 
 
-def shard(trainee: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> nn.Module:
-    """`trainee` in place, each process with its part: a block is whole only while it computes.
+def shard_module(module: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> nn.Module:
+    """`module` in place, each process with its part: a block is whole only while it computes.
 
     What stands outside the blocks (tables, head, merger) is whole from the forward to the end of the backward, as the
     objective reads the head's weight outside of any module's forward.
@@ -27,43 +27,43 @@ def shard(trainee: nn.Module, blocks: Iterable[nn.Module], device: torch.device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    fully_shard(trainee, mesh=mesh, reshard_after_forward=False)
-    return trainee
+    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+    return module
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor without parts. Every process must ask for the same ones in the same order."""
-    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return found
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full
 
 
-def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def gather_full(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """Whole, contiguous and detached, in the main process; the others only take part."""
-    found: dict[str, Tensor] = {}
+    full_tensors: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        full = whole(tensor.detach())
+        full = full_tensor(tensor.detach())
         if crew.is_main():
-            found[name] = (full.cpu() if isinstance(tensor, DTensor) else full).contiguous()
-    return found
+            full_tensors[name] = (full.cpu() if isinstance(tensor, DTensor) else full).contiguous()
+    return full_tensors
 
 
-def spread(full: Tensor, like: Tensor) -> Tensor:
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
     """This process's part of a tensor that each of them has whole, shared out as `like` is."""
     if not isinstance(like, DTensor):
         return full
-    there = full.to(like.device_mesh.device_type)
-    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
+    moved = full.to(like.device_mesh.device_type)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def made_whole(model: nn.Module) -> None:
+def unshard_model(model: nn.Module) -> None:
     """Plain parameters in the place of parts: on the CPU in the main process; in the others nothing but shapes stay."""
-    known: dict[nn.Parameter, nn.Parameter] = {}
+    parameters: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, part in list(module.named_parameters(recurse=False)):
             if not isinstance(part, DTensor):
                 continue
-            if part not in known:  # a tied one stays one
-                full = whole(part.detach())
+            if part not in parameters:  # a tied one stays one
+                full = full_tensor(part.detach())
                 full = full.cpu() if crew.is_main() else full.to("meta")
-                known[part] = nn.Parameter(full, requires_grad=part.requires_grad)
-            module.register_parameter(name, known[part])
+                parameters[part] = nn.Parameter(full, requires_grad=part.requires_grad)
+            module.register_parameter(name, parameters[part])
