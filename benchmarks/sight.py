@@ -27,7 +27,7 @@ from clinkd.data import phantoms
 from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import ImageRef, Sample
-from clinkd.training import Gallery, LiveTeacher, fill_gallery
+from clinkd.training import FeatureCache, LiveTeacher, cache_features
 
 TINY = TinyConfig(
     hidden=384, layers=7, heads=3, mlp=2240, vision_hidden=320, vision_layers=8, vision_heads=4, patch=14,
@@ -49,9 +49,9 @@ class Bench:
         self.images = {s.images[0] for s in samples}
         self.live, self.read = self.model(samples), self.model(samples)
         start = time.perf_counter()
-        self.bytes_an_image = fill_gallery(folder / "sight", self.live, self.images, "see") / len(self.images)
+        self.bytes_an_image = cache_features(folder / "sight", self.live, self.images, "see") / len(self.images)
         self.seconds_an_image = (time.perf_counter() - start) / len(self.images)
-        Gallery(folder / "sight", self.read).serve(self.read)
+        FeatureCache(folder / "sight", self.read).serve(self.read)
 
     def model(self, samples: Sequence[Sample]) -> VisionLanguageModel:
         def opened(ref: ImageRef) -> Image.Image:

@@ -22,7 +22,7 @@ from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.settings import override
-from clinkd.training import Gallery, LiveTeacher, fill_gallery, finished, gallery
+from clinkd.training import FeatureCache, LiveTeacher, cache_features, feature_cache, finished
 from clinkd.training.step import LossModule
 
 TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400)
@@ -57,7 +57,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 @pytest.fixture(scope="module")
 def filled(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
-    taken = fill_gallery(folder, bench.model(), bench.images, "see")
+    taken = cache_features(folder, bench.model(), bench.images, "see")
     sizes = [p.stat().st_size for p in folder.glob("*.safetensors")]
     assert 0 < sum(sizes) - taken < 2000 * len(sizes)
     return folder
@@ -65,7 +65,7 @@ def filled(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def served(bench: Bench, folder: Path) -> VisionLanguageModel:
     model = bench.model(opens=False)
-    Gallery(folder, model).serve(model)
+    FeatureCache(folder, model).serve(model)
     return model
 
 
@@ -89,8 +89,8 @@ def test_a_served_model_learns_and_answers_the_same_and_opens_no_image(bench, fi
 @pytest.mark.parametrize("tutored", [False, True], ids=["ce", "kd"])
 def test_losses_and_gradients_are_those_of_looking(bench, tmp_path, tutored):
     live, stored = bench.model().double(), bench.model(opens=False).double()
-    fill_gallery(tmp_path, live, bench.images, "see")
-    Gallery(tmp_path, stored).serve(stored)
+    cache_features(tmp_path, live, bench.images, "see")
+    FeatureCache(tmp_path, stored).serve(stored)
     tutor = LiveTeacher(bench.model().double()) if tutored else None
     if tutor:
         with torch.no_grad():  # it knows more: its text part is another one
@@ -133,8 +133,8 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
 
     stored = model()
     assert len({stored.images.grid(ref) for ref in refs}) == len(refs)
-    fill_gallery(tmp_path / "seen", stored, refs, "see")
-    Gallery(tmp_path / "seen", stored).serve(stored)
+    cache_features(tmp_path / "seen", stored, refs, "see")
+    FeatureCache(tmp_path / "seen", stored).serve(stored)
     live, how = model(), AnswerConfig(beams=3, candidates=3, max_new_tokens=12)
     prompts = encode_prompts(asked, live.text, live.images)
     input_ids_BS, seen_BS = prompts.whole()
@@ -159,9 +159,9 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
 
 def test_an_image_that_is_not_there_is_seen_live(bench, tmp_path):
     model = bench.model()
-    fill_gallery(tmp_path, model, bench.images[:5], "see")
+    cache_features(tmp_path, model, bench.images[:5], "see")
     wanted = model.encode(rows_of(bench.samples)).pixels_TD
-    Gallery(tmp_path, model).serve(model)
+    FeatureCache(tmp_path, model).serve(model)
     batch = model.encode(rows_of(bench.samples))
     assert batch.seen_FH is None and torch.equal(batch.pixels_TD, wanted)
 
@@ -175,7 +175,7 @@ def test_one_image_has_the_very_bits_of_looking_at_it(bench, filled):
 
 def test_an_image_of_another_size_is_not_known(bench, filled):
     model = bench.model()
-    Gallery(filled, model).serve(model)
+    FeatureCache(filled, model).serve(model)
     model.images.limit(bench.images[0], 4)
     assert model.encode([bench.samples[:1]]).seen_FH is None
     assert model.encode([bench.samples[-1:]]).seen_FH is not None
@@ -212,10 +212,10 @@ def test_how_images_are_seen_does_not_change_the_base():
 
 
 def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "IMAGES_A_FILE", 3)
-    fill_gallery(tmp_path / "whole", bench.model(), bench.images, "see")
+    monkeypatch.setattr(feature_cache, "IMAGES_A_FILE", 3)
+    cache_features(tmp_path / "whole", bench.model(), bench.images, "see")
     passes = 0
-    real = gallery._features
+    real = feature_cache._features
 
     def few(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
         nonlocal passes
@@ -224,13 +224,13 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
             raise KeyboardInterrupt
         return real(model, ref)
 
-    monkeypatch.setattr(gallery, "_features", few)
+    monkeypatch.setattr(feature_cache, "_features", few)
     with pytest.raises(KeyboardInterrupt):
-        fill_gallery(tmp_path / "parts", bench.model(), bench.images, "see")
+        cache_features(tmp_path / "parts", bench.model(), bench.images, "see")
     assert not finished(tmp_path / "parts")
     with pytest.raises(BadInput, match="never finished"):
-        Gallery(tmp_path / "parts", bench.model())
-    fill_gallery(tmp_path / "parts", bench.model(), bench.images, "see")
+        FeatureCache(tmp_path / "parts", bench.model())
+    cache_features(tmp_path / "parts", bench.model(), bench.images, "see")
     assert passes == 8 + len(set(bench.images)) - 6, "whole files are not made again"
     whole, parts = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("whole", "parts"))
     assert whole == parts and len(whole) > 5
@@ -238,33 +238,33 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
 
 def test_another_tower_or_size_of_images_is_refused(bench, filled):
     with pytest.raises(BadInput, match="the gallery is of something else: tower"):
-        Gallery(filled, bench.model(seed=1))
+        FeatureCache(filled, bench.model(seed=1))
     with pytest.raises(BadInput, match="the gallery is of something else: tower"):
-        Gallery(filled, bench.model()).serve(bench.model(seed=1))
+        FeatureCache(filled, bench.model()).serve(bench.model(seed=1))
     model = bench.model()
     model.images.processor.size = {"shortest_edge": 32**2, "longest_edge": 32**2}
     with pytest.raises(BadInput, match="the gallery is of something else: processor"):
-        Gallery(filled, model)
+        FeatureCache(filled, model)
 
 
 def test_a_damaged_file_is_found(bench, tmp_path):
-    fill_gallery(tmp_path, bench.model(), bench.images, "see")
+    cache_features(tmp_path, bench.model(), bench.images, "see")
     file = next(tmp_path.glob("images-*"))
     written = bytearray(file.read_bytes())
     written[-5] ^= 1
     file.write_bytes(written)
     with pytest.raises(BadInput, match="images-00000.safetensors: damaged .*; remove /whole/stage to make it anew"):
-        Gallery(tmp_path, bench.model(), owner=Path("/whole/stage"))
+        FeatureCache(tmp_path, bench.model(), owner=Path("/whole/stage"))
 
 
 def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatch):
     def unseen(*_: object) -> NoReturn:
         raise AssertionError("an image was seen")
 
-    monkeypatch.setattr(gallery, "_features", unseen)
+    monkeypatch.setattr(feature_cache, "_features", unseen)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10}))
     with pytest.raises(BadInput, match="take .* MB and 0 MB are free; make room"):
-        fill_gallery(tmp_path / "new", bench.model(), bench.images, "see")
+        cache_features(tmp_path / "new", bench.model(), bench.images, "see")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from clinkd.pipeline.graph import Stage, Work, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
 from clinkd.storage import write_lines
-from clinkd.training import FitRun, LiveTeacher, StoredTeacher, finished, fit, identity_of, shelf, store, stored
+from clinkd.training import FitRun, LiveTeacher, StoredTeacher, finished, fit, identity_of, store, stored, tensor_store
 from clinkd.training.stored import Identity, Kind
 
 TINY = TinyConfig(
@@ -295,7 +295,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
         pass
 
     wanted, left, passes = content(bench.store(tmp_path / "wanted", bench.identity(kind), rows=2)), 0, 0
-    calls = {"goal": LiveTeacher.goal, "write": shelf.write_atomic}
+    calls = {"goal": LiveTeacher.goal, "write": tensor_store.write_atomic}
 
     def stopping(name: str) -> Callable[..., object]:
         def call(*arguments: object) -> object:
@@ -320,7 +320,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
         return False
 
     monkeypatch.setattr(LiveTeacher, "goal", stopping("goal"))
-    monkeypatch.setattr(shelf, "write_atomic", stopping("write"))
+    monkeypatch.setattr(tensor_store, "write_atomic", stopping("write"))
     for after in range(100):
         folder, passes = tmp_path / str(after), 0
         if not stopped(folder, after):
@@ -426,7 +426,7 @@ def test_only_the_asked_rows_are_read(
     bench: Bench, whole: dict[Kind, Path], kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, slice]] = []
-    real = shelf.safe_open
+    real = tensor_store.safe_open
 
     class Watched:
         """Hands out slices only."""
@@ -443,7 +443,7 @@ def test_only_the_asked_rows_are_read(
             return self.rows[rows]
 
     tutor, batch = StoredTeacher(whole[kind], bench.identity(kind)), bench.batch(2, 4)
-    monkeypatch.setattr(shelf, "safe_open", Watched)
+    monkeypatch.setattr(tensor_store, "safe_open", Watched)
     tutor.files.clear()
     tutor.goal(batch)
     counted = {name: sum(r.stop - r.start for n, r in asked if n == name) for name, _ in asked}

@@ -43,12 +43,12 @@ from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, 
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
+    FeatureCache,
     FitRun,
-    Gallery,
     LiveTeacher,
     StoredTeacher,
     Teacher,
-    fill_gallery,
+    cache_features,
     finished,
     fit,
     identity_of,
@@ -118,7 +118,7 @@ def see(work: Work, machine: Machine) -> None:
     refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
     model = here.model("base")
     with _loop(work, "images", len(refs)):
-        taken = fill_gallery(work.folder / GALLERY, model, refs, "see images")
+        taken = cache_features(work.folder / GALLERY, model, refs, "see images")
     work.record("bytes", taken)
 
 
@@ -380,7 +380,7 @@ class Room:
     def __init__(self, work: Work, machine: Machine) -> None:
         self.device, self.machine, self.work = torch.device(machine.ready()), machine, work
         self.open_image, self.lexicon = read_data(work.inputs["prepare"])
-        self.gallery: Gallery | None = None
+        self.gallery: FeatureCache | None = None
 
     @property
     def desk(self) -> Desk:
@@ -394,7 +394,7 @@ class Room:
         model = load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
         if "see" in self.work.inputs:
             seen = self.work.inputs["see"]
-            self.gallery = self.gallery or Gallery(seen / GALLERY, model, owner=seen)
+            self.gallery = self.gallery or FeatureCache(seen / GALLERY, model, owner=seen)
             self.gallery.serve(model)
         return model
 

@@ -4,7 +4,7 @@
 entries of softmax(logits / T) by chance, with shares that estimate the distribution without bias, and its exact entropy
 (random-sampling distillation, ACL 2025 long 885): some ten bytes an entry instead of two a vocabulary entry.
 
-A store is a shelf (`shelf.py`) with these files; an item of the index is a sample's id, tokens and entries:
+It is a tensor store (`tensor_store.py`) with these files; an item of the index is a sample's id, tokens and entries:
 
     head.safetensors         weight_VG; states only
     shard-00000.safetensors  hidden_NG, or entries_M, counts_M, kept_N, entropy_N
@@ -31,8 +31,8 @@ from clinkd.model.flops import logits
 from clinkd.objectives import Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Advance, sha256_file
-from clinkd.training.shelf import Filled, Shelf, digest
 from clinkd.training.teachers import Learner, LiveTeacher
+from clinkd.training.tensor_store import Filled, TensorStore, digest
 
 HEAD = "head.safetensors"
 SHARD_SAMPLES = 256  # a few thousand tokens: what a kill can lose, and tens of megabytes at most
@@ -95,9 +95,9 @@ def _in_order(samples: Sequence[Sample]) -> list[Sample]:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def shelf(folder: Path, identity: Identity) -> Shelf:
+def tensor_store(folder: Path, identity: Identity) -> TensorStore:
     """Where a store of this identity stands."""
-    return Shelf(folder, "the stored teacher", asdict(identity))
+    return TensorStore(folder, "the stored teacher", asdict(identity))
 
 
 def store(
@@ -123,7 +123,7 @@ def store(
         return _thought(tutor, files[name], identity, rows_a_pass, advance) if files[name] else (_head(teacher), [])
 
     ids = {name: [s.id for row in shard for s in row] for name, shard in files.items()}
-    shelf(folder, identity).fill(ids, make, title, "samples")
+    tensor_store(folder, identity).fill(ids, make, title, "samples")
 
 
 def _files_of(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
@@ -238,10 +238,10 @@ class StoredTeacher:
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        self.shelf = shelf(folder, identity)
+        self.store = tensor_store(folder, identity)
         self.folder, self.identity = folder, identity
         self.places: dict[str, _Place] = {}
-        for file, items in self.shelf.opened().items():
+        for file, items in self.store.opened().items():
             token = entry = 0
             for name, tokens, entries in items:
                 self.places[name] = _Place(file, slice(token, token + tokens), slice(entry, entry + entries))
@@ -296,5 +296,5 @@ class StoredTeacher:
     def _file(self, name: str) -> Any:
         found = self.files.get(name)
         if found is None:
-            found = self.files[name] = self.shelf.file(name)
+            found = self.files[name] = self.store.file(name)
         return found

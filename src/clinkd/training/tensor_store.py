@@ -1,6 +1,6 @@
 """Tensors on disk, some files of them, filled resumably and read by memory map.
 
-A shelf is a folder:
+A tensor store is a folder:
 
     about.json      what it was made from; it serves only who asks for the same
     *.safetensors   the tensors
@@ -46,11 +46,11 @@ def digest(value: Any) -> str:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a shelf was filled to its end."""
+    """Whether a store was filled to its end."""
     return (folder / MANIFEST).is_file()
 
 
-class Shelf:
+class TensorStore:
     """`what` it holds, in words, and `about`, what it was made from, as JSON values.
 
     `owner`: what to remove where it is damaged, if that is more than its folder.
@@ -87,9 +87,9 @@ class Shelf:
         Manifest.write(self.folder)
 
     def opened(self) -> dict[str, Items]:
-        """The items of every file of a full shelf, after each byte was checked.
+        """The items of every file of a full store, after each byte was checked.
 
-        Raises BadInput where the shelf was never filled, was made from something else (naming it), or is damaged.
+        Raises BadInput where the store was never filled, was made from something else (naming it), or is damaged.
         """
         if finished(self.folder):  # otherwise the manifest's own words are the right ones
             self.demand_same(self.about)

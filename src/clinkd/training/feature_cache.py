@@ -1,6 +1,6 @@
 """What a frozen vision tower makes of every image, made once, so that no stage opens or sees an image again.
 
-A gallery is a shelf (`shelf.py`) of safetensors files with a tensor [tokens, H] an image, under the image's key.
+A feature cache is a tensor store (`tensor_store.py`) with a tensor [tokens, H] an image, under the image's key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from clinkd.model import VisionLanguageModel
 from clinkd.records import BadInput, ImageRef
 from clinkd.storage import Advance, folder_bytes, free_bytes, spell_bytes
-from clinkd.training.shelf import Filled, Shelf, finished
+from clinkd.training.tensor_store import Filled, TensorStore, finished
 
 IMAGES_A_FILE = 64  # what a kill can lose: a hundred megabytes of a 2B model
 PREPARED_BY = (
@@ -26,7 +26,7 @@ PREPARED_BY = (
 )  # fmt: skip
 
 
-def fill_gallery(folder: Path, model: VisionLanguageModel, images: Iterable[ImageRef], title: str) -> int:
+def cache_features(folder: Path, model: VisionLanguageModel, images: Iterable[ImageRef], title: str) -> int:
     """See each image once and write its features into `folder`, going on where it was stopped; the bytes of all.
 
     Raises BadInput where the disk has less room than they take, or the folder is of another tower.
@@ -47,25 +47,25 @@ def fill_gallery(folder: Path, model: VisionLanguageModel, images: Iterable[Imag
             advance(1)
         return found, [[name, sizes[name]] for name in files[file]]
 
-    _shelf(folder, model).fill(files, make, f"{title} ({spell_bytes(needed / 1e6)})", "images")
+    _tensor_store(folder, model).fill(files, make, f"{title} ({spell_bytes(needed / 1e6)})", "images")
     return needed
 
 
-class Gallery:
-    """The features of a filled gallery.
+class FeatureCache:
+    """The features of a filled cache.
 
     Every byte is checked once, here. Raises BadInput where it was never filled, is damaged, or is of another tower than
     the model's; to be removed is then `owner`, if that is more than the folder.
     """
 
     def __init__(self, folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> None:
-        self.shelf = _shelf(folder, model, owner)
-        self.files = {name: file for file, items in self.shelf.opened().items() for name, _ in items}
+        self.store = _tensor_store(folder, model, owner)
+        self.files = {name: file for file, items in self.store.opened().items() for name, _ in items}
         self.opened: dict[str, Any] = {}
 
     def serve(self, model: VisionLanguageModel) -> None:
         """Let the model take its features from here. Raises BadInput where its tower is another one."""
-        self.shelf.demand_same(sight_of(model))
+        self.store.demand_same(vision_identity(model))
         model.images.known = self.features
 
     def features(self, ref: ImageRef) -> Tensor | None:
@@ -75,16 +75,16 @@ class Gallery:
         if file is None:
             return None
         if file not in self.opened:
-            self.opened[file] = self.shelf.file(file)
+            self.opened[file] = self.store.file(file)
         found: Tensor = self.opened[file].get_tensor(key)
         return found
 
 
-def _shelf(folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> Shelf:
-    return Shelf(folder, "the gallery", sight_of(model), owner)
+def _tensor_store(folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> TensorStore:
+    return TensorStore(folder, "the gallery", vision_identity(model), owner)
 
 
-def sight_of(model: VisionLanguageModel) -> dict[str, Any]:
+def vision_identity(model: VisionLanguageModel) -> dict[str, Any]:
     """What decides the features of an image: the weights of tower and merger, and how images are prepared."""
     processor = json.loads(model.images.processor.to_json_string())
     weights = hashlib.sha256()
