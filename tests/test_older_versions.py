@@ -59,7 +59,8 @@ def test_a_finished_run_opens(old, capsys):
     assert status == 0 and "small" in (old / "finished/small/report.html").read_text()
 
 
-def test_a_model_of_a_finished_run_answers(old, capsys, tmp_path):
+def test_a_model_of_a_finished_run_answers(old, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the picture with the answer is written
     image = next(old.glob("finished/.stages/prepare-*/images/ct_test_*.png"))
     shutil.copy(image, tmp_path / "scan.png")
     words = ("ask", "--runs", old / "finished", tmp_path / "scan.png", "Where is the liver located in the image?")
