@@ -96,7 +96,7 @@ class Samples(Sequence[Sample]):
         line = os.pread(self._opened, end - start, start)
         try:
             return Sample.from_json(orjson.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise BadInput(
                 f"{self.file}, line {number + 1}: no sample ({error}); clinkd data check says more"
             ) from None

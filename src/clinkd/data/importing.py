@@ -217,7 +217,7 @@ def _finish(
             if division is not None:
                 record["split"] = (record["split"] if keep else None) or placed[group]
             if store is not None:
-                record["images"] = [store(ImageRef(**i)).to_json() for i in record["images"]]
+                record["images"] = [store(ImageRef.from_json(i)).to_json() for i in record["images"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
             found.samples += 1
             for turn in record["turns"]:
