@@ -19,7 +19,7 @@ from clinkd.data import Samples, Source, demand, open_image
 from clinkd.data.check import Checks
 from clinkd.data.importing import Division, NotClean, import_data, split_anew
 from clinkd.pipeline import plan
-from clinkd.records import BadInput, Sample
+from clinkd.records import BadInput, Modality, Sample
 
 CHECKS = Checks(workers=1)
 
@@ -254,6 +254,63 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     for wrong in (Source(root, images=tmp_path / "loop"), Source(tmp_path / "loop")):
         with pytest.raises(BadInput, match="loop"):
             import_data([wrong], tmp_path / "out", CHECKS)
+
+
+TALK = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A lung."}]
+ROWS = [{"id": "1", "image": "a.png", "conversations": TALK}]
+FOREIGN = {  # dataset.json of other programs, and data in a file of that name
+    "nnU-Net": json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 1}),
+    "MSD": json.dumps({"modality": {"0": "CT"}, "training": [{"image": "./a.nii.gz"}], "test": []}, indent=1),
+    "MONAI, its own root": json.dumps({"root": "/data/elsewhere", "training": [{"image": "a.nii.gz", "fold": 0}]}),
+    "rows": json.dumps(ROWS, indent=1),
+    "a row a line": "".join(json.dumps({**ROWS[0], "id": str(n), "root": "x"}) + "\n" for n in range(2)),
+    "no JSON": "{'root': 1",
+    "not ours to read": '{"root": nobody knows',
+    "bytes": "\ufeff{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+def test_a_dataset_json_of_another_program_says_nothing_of_ours(tmp_path: Path, text: str) -> None:
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "dataset.json").write_text(text)
+    (tmp_path / "sheet.csv").write_text("image,question,answer,modality\na.png,What is it?,A lung,CT\n")
+    source = Source(tmp_path / "sheet.csv")
+    assert source.root == tmp_path
+    assert [s.images[0].width for s in demand(source, Counter())] == [96]
+    import_data([source], tmp_path / "out", CHECKS)
+    assert (tmp_path / "dataset.json").read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["rows", "a row a line"])
+def test_data_in_a_file_of_that_name_is_read(tmp_path: Path, kind: str) -> None:
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "dataset.json").write_text(FOREIGN[kind])
+    for path in (tmp_path / "dataset.json", tmp_path):
+        samples = demand(Source(path, modality=Modality.CT), Counter())
+        assert {s.answer.text for s in samples} == {"A lung."} and {s.images[0].width for s in samples} == {96}
+
+
+def test_dividing_anew_does_not_write_over_another_programs_file(tmp_path: Path) -> None:
+    import_data([Source(records(tmp_path / "a"))], tmp_path / "out", CHECKS, None)
+    before = (tmp_path / "out/samples.jsonl").read_bytes()
+    (tmp_path / "out/dataset.json").write_text(FOREIGN["nnU-Net"])
+    with pytest.raises(BadInput, match="dataset.json: of another program"):
+        split_anew(tmp_path / "out", Division())
+    assert (tmp_path / "out/dataset.json").read_text() == FOREIGN["nnU-Net"]
+    assert (tmp_path / "out/samples.jsonl").read_bytes() == before
+    (tmp_path / "out/dataset.json").unlink()
+    split_anew(tmp_path / "out", Division())
+    assert about(tmp_path / "out").keys() == {"root", "split", "groups"}
+    assert Source(tmp_path / "out").root == tmp_path / "out"
+
+
+def test_small_folders_with_a_dataset_json_are_read(shared: Path) -> None:
+    cases = shared / "cases" / "data"
+    if not cases.is_dir():
+        pytest.skip(f"no cases at {cases}")
+    for name in ("05_dataset_json/dataset.json", "05_nnunet/sheet.csv"):
+        assert len(demand(Source(cases / name, modality=Modality.CT), Counter())) == 1
 
 
 # ---- random access --------------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from clinkd.data.dataset import ABOUT
+from clinkd.data.dataset import read_about
 from clinkd.data.dicom import Facts
 from clinkd.data.images import header, look, stays_inside
 from clinkd.data.readers.rows import Fault, check_whole
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
-from clinkd.storage import read_json
 
 MOST_BOXES = 4  # in one answer, unless the caller says otherwise
 
@@ -75,12 +74,10 @@ class Source:
     def root(self) -> Path:
         """The folder that image paths start from: the one given, that of an imported data set, or the file's own."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        if self.images is None and (folder / ABOUT).is_file():
-            about = read_json(folder / ABOUT)
-            if not isinstance(about, dict) or not isinstance(about.get("root"), str):
-                raise BadInput(f"{folder / ABOUT}: no root there; name the folder of the images with --images")
-            return folder / str(about["root"])
-        return self.images or folder
+        if self.images is not None:
+            return self.images
+        about = read_about(folder)
+        return folder / about["root"] if about is not None else folder
 
 
 class Pictures:
