@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from clinkd.cli import main
+from clinkd.cli import _parser, main
+from clinkd.cli.data import source_of
 from clinkd.config import DataConfig, RunConfig
 from clinkd.data import Samples, Source, demand, open_image
 from clinkd.data.check import Checks
 from clinkd.data.importing import Division, NotClean, import_data, split_anew
 from clinkd.pipeline import plan
-from clinkd.records import BadInput, Modality, Sample
+from clinkd.records import BadInput, Modality, Sample, Task
 
 CHECKS = Checks(workers=1)
 
@@ -358,6 +360,44 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set it, and what they set it to
+    "form": (["--form", "coco"], "coco"),
+    "images": (["--images", "scans"], Path("scans")),
+    "prefix": (["--prefix", "a/"], "a/"),
+    "open_images": (["--no-images"], False),
+    "boxes": (["--boxes", "qwen2.5-vl"], "qwen2.5-vl"),
+    "min_pixels": (["--min-pixels", "7"], 7),
+    "max_pixels": (["--max-pixels", "9000"], 9000),
+    "side": (["--side", "image"], "image"),
+    "modality": (["--modality", "MRI"], Modality.MR),
+    "task": (["--task", "roc"], Task.ROC),
+    "split": (["--all-in", "test"], "test"),
+    "group": (["--group", "p(.)"], "p(.)"),
+    "columns": (["--column", "question=Frage", "--column", "answer=a=b"], {"question": "Frage", "answer": "a=b"}),
+    "sheet": (["--sheet", "two"], "two"),
+    "classes": (["--classes", "names.json"], Path("names.json")),
+    "specks": (["--specks", "0.5"], 0.5),
+    "encoding": (["--encoding", "UTF16"], "utf-16"),
+    "turns": (["--turns", "keep"], "keep"),
+    "ask": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
+    "max_questions": (["--max-questions", "3"], 3),
+    "max_boxes": (["--max-boxes", "5"], 5),
+    "window": (["--window", "lung"], "lung"),
+    "seed": (["--seed", "6"], 6),
+}
+
+
+def test_every_field_of_a_source_has_a_flag_and_only_it_is_changed_by_it(tmp_path: Path) -> None:
+    def source(*words: str) -> Source:
+        return source_of(_parser().parse_args(["data", "check", str(tmp_path), *words]), tmp_path)
+
+    assert source() == Source(tmp_path)
+    assert list(GIVEN) == [f.name for f in fields(Source) if f.name != "path"]
+    for name, (words, value) in GIVEN.items():
+        assert source(*words) == replace(Source(tmp_path), **{name: value}) != Source(tmp_path)
+    assert source("--ask", "none").ask == () and source("--task", "").task is None
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -365,6 +405,7 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
         (["--boxes", "nonsense"], "nonsense"),
         (["--column", "question"], "OURS=THEIRS"),
         (["--task", "XY"], "--task XY"),
+        (["--ask", "VG,XY"], "--ask XY"),
         (["--encoding", "utf-99"], "--encoding utf-99"),
         (["--modality", "thermo"], "thermo"),
         (["--max-length", "0"], "--max-length 0"),
