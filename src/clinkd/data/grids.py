@@ -37,11 +37,3 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (width * height))
         w, h = (math.ceil(side * grow / factor) * factor for side in (width, height))
     return Size(w, h)
-
-
-def square_resize(
-    width: int, height: int, factor: int = 28, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
-) -> Size:
-    """The square of about the same area, as `model.square` resamples to: an axis is stretched, fractions stay."""
-    side = max(1, round((width * height) ** 0.5))
-    return smart_resize(side, side, factor, min_pixels, max_pixels)
