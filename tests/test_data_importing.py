@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from clinkd.cli import main
+from clinkd.cli import _parser, main
+from clinkd.cli.data import source_of
 from clinkd.config import DataConfig, RunConfig
 from clinkd.data import Samples, Source, demand, open_image
 from clinkd.data.check import Checks
 from clinkd.data.importing import Division, NotClean, import_data, split_anew
 from clinkd.pipeline import plan
-from clinkd.records import BadInput, Sample
+from clinkd.records import BadInput, Modality, Sample, Task
 
 CHECKS = Checks(workers=1)
 
@@ -256,6 +258,63 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
             import_data([wrong], tmp_path / "out", CHECKS)
 
 
+TALK = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A lung."}]
+ROWS = [{"id": "1", "image": "a.png", "conversations": TALK}]
+FOREIGN = {  # dataset.json of other programs, and data in a file of that name
+    "nnU-Net": json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "numTraining": 1}),
+    "MSD": json.dumps({"modality": {"0": "CT"}, "training": [{"image": "./a.nii.gz"}], "test": []}, indent=1),
+    "MONAI, its own root": json.dumps({"root": "/data/elsewhere", "training": [{"image": "a.nii.gz", "fold": 0}]}),
+    "rows": json.dumps(ROWS, indent=1),
+    "a row a line": "".join(json.dumps({**ROWS[0], "id": str(n), "root": "x"}) + "\n" for n in range(2)),
+    "no JSON": "{'root': 1",
+    "not ours to read": '{"root": nobody knows',
+    "bytes": "\ufeff{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+def test_a_dataset_json_of_another_program_says_nothing_of_ours(tmp_path: Path, text: str) -> None:
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "dataset.json").write_text(text)
+    (tmp_path / "sheet.csv").write_text("image,question,answer,modality\na.png,What is it?,A lung,CT\n")
+    source = Source(tmp_path / "sheet.csv")
+    assert source.root == tmp_path
+    assert [s.images[0].width for s in demand(source, Counter())] == [96]
+    import_data([source], tmp_path / "out", CHECKS)
+    assert (tmp_path / "dataset.json").read_text() == text
+
+
+@pytest.mark.parametrize("kind", ["rows", "a row a line"])
+def test_data_in_a_file_of_that_name_is_read(tmp_path: Path, kind: str) -> None:
+    picture(tmp_path / "a.png", 1)
+    (tmp_path / "dataset.json").write_text(FOREIGN[kind])
+    for path in (tmp_path / "dataset.json", tmp_path):
+        samples = demand(Source(path, modality=Modality.CT), Counter())
+        assert {s.answer.text for s in samples} == {"A lung."} and {s.images[0].width for s in samples} == {96}
+
+
+def test_dividing_anew_does_not_write_over_another_programs_file(tmp_path: Path) -> None:
+    import_data([Source(records(tmp_path / "a"))], tmp_path / "out", CHECKS, None)
+    before = (tmp_path / "out/samples.jsonl").read_bytes()
+    (tmp_path / "out/dataset.json").write_text(FOREIGN["nnU-Net"])
+    with pytest.raises(BadInput, match="dataset.json: of another program"):
+        split_anew(tmp_path / "out", Division())
+    assert (tmp_path / "out/dataset.json").read_text() == FOREIGN["nnU-Net"]
+    assert (tmp_path / "out/samples.jsonl").read_bytes() == before
+    (tmp_path / "out/dataset.json").unlink()
+    split_anew(tmp_path / "out", Division())
+    assert about(tmp_path / "out").keys() == {"root", "split", "groups"}
+    assert Source(tmp_path / "out").root == tmp_path / "out"
+
+
+def test_small_folders_with_a_dataset_json_are_read(shared: Path) -> None:
+    cases = shared / "cases" / "data"
+    if not cases.is_dir():
+        pytest.skip(f"no cases at {cases}")
+    for name in ("05_dataset_json/dataset.json", "05_nnunet/sheet.csv"):
+        assert len(demand(Source(cases / name, modality=Modality.CT), Counter())) == 1
+
+
 # ---- random access --------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +360,44 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set it, and what they set it to
+    "form": (["--form", "coco"], "coco"),
+    "images": (["--images", "scans"], Path("scans")),
+    "prefix": (["--prefix", "a/"], "a/"),
+    "open_images": (["--no-images"], False),
+    "boxes": (["--boxes", "qwen2.5-vl"], "qwen2.5-vl"),
+    "min_pixels": (["--min-pixels", "7"], 7),
+    "max_pixels": (["--max-pixels", "9000"], 9000),
+    "side": (["--side", "image"], "image"),
+    "modality": (["--modality", "MRI"], Modality.MR),
+    "task": (["--task", "roc"], Task.ROC),
+    "split": (["--all-in", "test"], "test"),
+    "group": (["--group", "p(.)"], "p(.)"),
+    "columns": (["--column", "question=Frage", "--column", "answer=a=b"], {"question": "Frage", "answer": "a=b"}),
+    "sheet": (["--sheet", "two"], "two"),
+    "classes": (["--classes", "names.json"], Path("names.json")),
+    "specks": (["--specks", "0.5"], 0.5),
+    "encoding": (["--encoding", "UTF16"], "utf-16"),
+    "turns": (["--turns", "keep"], "keep"),
+    "ask": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
+    "max_questions": (["--max-questions", "3"], 3),
+    "max_boxes": (["--max-boxes", "5"], 5),
+    "window": (["--window", "lung"], "lung"),
+    "seed": (["--seed", "6"], 6),
+}
+
+
+def test_every_field_of_a_source_has_a_flag_and_only_it_is_changed_by_it(tmp_path: Path) -> None:
+    def source(*words: str) -> Source:
+        return source_of(_parser().parse_args(["data", "check", str(tmp_path), *words]), tmp_path)
+
+    assert source() == Source(tmp_path)
+    assert list(GIVEN) == [f.name for f in fields(Source) if f.name != "path"]
+    for name, (words, value) in GIVEN.items():
+        assert source(*words) == replace(Source(tmp_path), **{name: value}) != Source(tmp_path)
+    assert source("--ask", "none").ask == () and source("--task", "").task is None
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -308,6 +405,7 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
         (["--boxes", "nonsense"], "nonsense"),
         (["--column", "question"], "OURS=THEIRS"),
         (["--task", "XY"], "--task XY"),
+        (["--ask", "VG,XY"], "--ask XY"),
         (["--encoding", "utf-99"], "--encoding utf-99"),
         (["--modality", "thermo"], "thermo"),
         (["--max-length", "0"], "--max-length 0"),

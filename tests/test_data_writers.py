@@ -270,9 +270,15 @@ def test_images_are_looked_for_where_they_are_said_to_be(tmp_path: Path, root: P
     (folder / "inner").mkdir()
     Image.new("L", (5, 5)).save(folder / "inner" / "a.png")
     assert size() == 5
-    tell({"other": 1})
-    with pytest.raises(BadInput, match="no root there"):
+    for ours in ({"clinkd": "0.1.0", "sources": []}, {"root": 1, "split": None, "groups": {}}):
+        tell(ours)
+        with pytest.raises(BadInput, match="no root there"):
+            size()
+    (folder / "dataset.json").write_text('{"root": ')
+    with pytest.raises(BadInput, match="not valid JSON"):
         size()
+    tell({"other": 1})
+    assert size() == 7  # somebody else's: nothing is said of our images
     tell({"root": "nowhere"})
     with pytest.raises(BadInput, match=r"nowhere: no such folder.*--images"):
         size()

@@ -29,6 +29,7 @@ def test_a_command_is_the_programs(line: str) -> None:
 
 def test_every_flag_that_is_named_exists() -> None:
     verbs = next(a for a in _parser()._actions if isinstance(a.choices, dict))
+    verbs.choices["evaluate"].complete()
     flags = {f for action in verbs.choices["evaluate"]._actions for f in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", TEXT)) <= flags
 

@@ -9,13 +9,65 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal, Self, get_args
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+    from pydantic_core import CoreSchema
 
 BOX_MARK = "[box]"
 
 
 class BadInput(ValueError):
     """Something the user gave is wrong: one line that names the row, knob or path, the value, and the way out."""
+
+
+class Record:
+    """What is kept in files as JSON: an object with its fields in their order, unless the class writes itself."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def to_json(self) -> Any:
+        """The record as plain values, for `json.dumps`."""
+        return {name: _plain(getattr(self, name)) for name in type(self).__slots__}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The record of what `to_json` gave. Keys that it has no field for are left out.
+
+        Raises BadInput with the place of the first value that is absent or wrong, such as `turns.0.question`.
+        """
+        from pydantic import ValidationError
+
+        kind: Any = cls  # mypy does not know that a class can be hashed
+        try:
+            record: Self = _adapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise BadInput(_first_error(error)) from None
+        return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+@cache
+def _adapter(record: type[Any]) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # only now: `clinkd --help` needs the nouns, but none of them read
+
+    return TypeAdapter(record)
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    what = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    return f"{place}: {what}" if place else what
 
 
 class Task(StrEnum):
@@ -47,10 +99,11 @@ PAPER_MODALITIES = tuple(Modality)[:8]
 Side = Literal["image", "patient"]  # whose left: the picture's, or the patient's
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Number = int | float  # a 1 that was read is not written as 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class Box(Record):
     """A rectangle in fractions of the image: 0 <= x1 < x2 <= 1 (to the right), 0 <= y1 < y2 <= 1 (downwards)."""
 
     x1: float
@@ -64,6 +117,17 @@ class Box:
                 f"box ({self.x1:g}, {self.y1:g}, {self.x2:g}, {self.y2:g}) is empty or outside the image: "
                 "fractions with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 are wanted"
             )
+
+    def to_json(self) -> list[float]:
+        return [round(v, 6) for v in self.corners]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> CoreSchema:
+        """In files a box is the list of its corners."""
+        from pydantic_core import core_schema as schemas
+
+        corners = schemas.tuple_schema([schemas.float_schema()] * 4)
+        return schemas.no_info_after_validator_function(lambda corners: cls(*corners), corners)
 
     @property
     def width(self) -> float:
@@ -86,16 +150,9 @@ class Box:
         """x1, y1, x2, y2."""
         return self.x1, self.y1, self.x2, self.y2
 
-    def to_json(self) -> list[float]:
-        return [round(v, 6) for v in self.corners]
-
-    @classmethod
-    def from_json(cls, value: list[float]) -> Self:
-        return cls(*(float(v) for v in value))
-
 
 @dataclass(frozen=True, slots=True)
-class BoxedText:
+class BoxedText(Record):
     """Words with a `[box]` mark at the place of each box, and the boxes in that order.
 
     Raises BadInput where the number of marks and the number of boxes differ.
@@ -109,23 +166,29 @@ class BoxedText:
         if marks != len(self.boxes):
             raise BadInput(f"{marks} {BOX_MARK} marks but {len(self.boxes)} boxes in {self.text!r}")
 
+    def to_json(self) -> Any:
+        return {"text": self.text, "boxes": _plain(self.boxes)} if self.boxes else self.text
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """In files a text without boxes is a string."""
+        from pydantic_core import core_schema as schemas
+
+        boxes = handler.generate_schema(tuple[Box, ...])
+        text = schemas.typed_dict_field(schemas.str_schema())
+        both = schemas.typed_dict_schema({"text": text, "boxes": schemas.typed_dict_field(boxes)})
+        return schemas.no_info_wrap_validator_function(
+            lambda value, read: cls(value) if isinstance(value, str) else cls(**read(value)), both
+        )
+
     @property
     def words(self) -> str:
         """The text without its box marks, white space folded: what a sentence embedding or a CLIP may see."""
         return " ".join(self.text.replace(BOX_MARK, " ").split())
 
-    def to_json(self) -> Any:
-        return {"text": self.text, "boxes": [b.to_json() for b in self.boxes]} if self.boxes else self.text
-
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        if isinstance(value, str):
-            return cls(value)
-        return cls(value["text"], tuple(Box.from_json(b) for b in value["boxes"]))
-
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(Record):
     """What a sentence states of one named structure; None where it does not say. `count` is of the whole image."""
 
     name: str
@@ -142,12 +205,11 @@ class Fact:
         return frozenset({(self.name,)} | stated | number)
 
     def to_json(self) -> dict[str, Any]:
-        keys = ("name", "size", "side", "brightness", "count")
-        return {k: v for k in keys if (v := getattr(self, k)) is not None}
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
-class ImageRef:
+class ImageRef(Record):
     """Where an image lies (relative to its data root) and its size in pixels after orientation is applied.
 
     `path#3` is the third frame of a file with several. The size is None where the image was not looked at yet.
@@ -162,32 +224,25 @@ class ImageRef:
     window: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        made: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
+        values: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
         if self.orientation != 1:
-            made["orientation"] = self.orientation
+            values["orientation"] = self.orientation
         if self.window is not None:
-            made["window"] = self.window
-        return made
+            values["window"] = self.window
+        return values
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Record):
     """One question and its true answer. `task` says how the answer is judged."""
 
     task: Task
     question: BoxedText
     answer: BoxedText
 
-    def to_json(self) -> dict[str, Any]:
-        return {"task": self.task.value, "question": self.question.to_json(), "answer": self.answer.to_json()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(Task(value["task"]), BoxedText.from_json(value["question"]), BoxedText.from_json(value["answer"]))
-
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Record):
     """One item to learn from or to be asked: images, a conversation, and where it comes from.
 
     The last turn is the one that is answered and judged; earlier turns are context. `group` is the unit that may not
@@ -223,38 +278,9 @@ class Sample:
         last = replace(self.turns[-1], answer=answer)
         return replace(self, id=f"{self.id}{suffix}", turns=(*self.turns[:-1], last), facts=())
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "images": [i.to_json() for i in self.images],
-            "modality": self.modality.value,
-            "turns": [t.to_json() for t in self.turns],
-            "group": self.group,
-            "source": self.source,
-            "names": list(self.names),
-            "facts": [f.to_json() for f in self.facts],
-            "side": self.side,
-            "split": self.split,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(
-            id=value["id"],
-            images=tuple(ImageRef(**i) for i in value["images"]),
-            modality=Modality(value["modality"]),
-            turns=tuple(Turn.from_json(t) for t in value["turns"]),
-            group=value["group"],
-            source=value.get("source", ""),
-            names=tuple(value.get("names", ())),
-            facts=tuple(Fact(**f) for f in value.get("facts", ())),
-            side=value.get("side", "patient"),
-            split=value.get("split"),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Record):
     """One generated answer. `raw` is what the model wrote, `answer` what the codec read in it.
 
     `logprob` is the mean log-probability a token (natural log); `scores` maps a scorer's name to its value, higher is
@@ -263,35 +289,14 @@ class Candidate:
 
     raw: str
     answer: BoxedText
-    logprob: float | None = None
-    scores: dict[str, float] = field(default_factory=dict)
+    logprob: Number | None = None
+    scores: dict[str, Number] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     truncated: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "raw": self.raw,
-            "answer": self.answer.to_json(),
-            "logprob": self.logprob,
-            "scores": self.scores,
-            "unread": list(self.unread),
-            "truncated": self.truncated,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(
-            raw=value["raw"],
-            answer=BoxedText.from_json(value["answer"]),
-            logprob=value.get("logprob"),
-            scores=dict(value.get("scores", {})),
-            unread=tuple(value.get("unread", ())),
-            truncated=value.get("truncated", False),
-        )
-
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(Record):
     """All candidates for one sample, in the order they were generated, and which of them is the answer."""
 
     id: str  # of the Sample
@@ -304,24 +309,18 @@ class Prediction:
         return self.candidates[self.chosen]
 
     def to_json(self) -> dict[str, Any]:
-        candidates = [c.to_json() for c in self.candidates]
-        return {"id": self.id, "chosen": self.chosen, "by": self.by, "candidates": candidates}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        candidates = tuple(Candidate.from_json(c) for c in value["candidates"])
-        return cls(id=value["id"], candidates=candidates, chosen=value["chosen"], by=value.get("by", ""))
+        return {"id": self.id, "chosen": self.chosen, "by": self.by, "candidates": _plain(self.candidates)}
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
+class Correction(Record):
     """What became of one reviewed answer: found right (`after` is None), corrected, or its correction rejected."""
 
     id: str  # of the Sample
     round: int  # from 1
     before: BoxedText  # the model's answer
     truth: BoxedText
-    similarity: float  # of the box-stripped texts, 0..1
+    similarity: Number  # of the box-stripped texts, 0..1
     reasons: tuple[str, ...] = ()  # why it counts as wrong: similarity, box, laterality, negation, count
     after: BoxedText | None = None
     by: str = ""  # corrector: "offline", a model's name, "human"
@@ -332,35 +331,11 @@ class Correction:
         return bool(self.reasons)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "round": self.round,
-            "before": self.before.to_json(),
-            "truth": self.truth.to_json(),
-            "similarity": round(self.similarity, 4),
-            "reasons": list(self.reasons),
-            "after": self.after.to_json() if self.after else None,
-            "by": self.by,
-            "rejected": self.rejected,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(
-            id=value["id"],
-            round=value["round"],
-            before=BoxedText.from_json(value["before"]),
-            truth=BoxedText.from_json(value["truth"]),
-            similarity=value["similarity"],
-            reasons=tuple(value["reasons"]),
-            after=BoxedText.from_json(value["after"]) if value["after"] is not None else None,
-            by=value["by"],
-            rejected=value["rejected"],
-        )
+        return {**Record.to_json(self), "similarity": round(self.similarity, 4)}
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Score(Record):
     """One figure, x100. `value` is None, with `why`, where it could not be computed: unscored is not zero.
 
     `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
@@ -372,35 +347,10 @@ class Score:
     task: Task
     metric: str
     modality: Modality | None
-    value: float | None
+    value: Number | None
     count: int  # items it rests on
     why: str | None = None
-    interval: tuple[float, float] | None = None  # 95 %, bootstrap by image
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "row": self.row,
-            "task": self.task.value,
-            "metric": self.metric,
-            "modality": self.modality.value if self.modality else None,
-            "value": self.value,
-            "count": self.count,
-            "why": self.why,
-            "interval": list(self.interval) if self.interval else None,
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(
-            row=value["row"],
-            task=Task(value["task"]),
-            metric=value["metric"],
-            modality=Modality(value["modality"]) if value["modality"] else None,
-            value=value["value"],
-            count=value["count"],
-            why=value["why"],
-            interval=tuple(value["interval"]) if value["interval"] else None,
-        )
+    interval: tuple[Number, Number] | None = None  # 95 %, bootstrap by image
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,11 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from clinkd.cli.outputs import ASIDE, PAGE, PICTURE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
@@ -17,6 +20,7 @@ from clinkd.records import BadInput
 if TYPE_CHECKING:
     from clinkd.data import Source
     from clinkd.data.check import Checks, Findings
+    from clinkd.data.readers.source import Flag
     from clinkd.records import Sample
 
 SHOWN = 20  # bad rows named on the screen; the page, --json and the quarantine name all
@@ -31,127 +35,150 @@ def add(verbs: Any) -> None:
         epilog="example: clinkd data check FOLDER",
     )
     kinds = data.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    source, checks, shares = source_flags(), _check_flags(), _share_flags()
+    for add_one in (_add_import, _add_check, _add_export, _add_split, _add_sheet, _add_stats, _add_show, _add_phantoms):
+        add_one(kinds)
 
-    made = add_verb(
+
+def _add_import(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "import",
         _import,
         "check data of any form, divide it by patient or image, and make a data set of it",
         "clinkd data import sheet.csv --images scans --out mydata",
-        [source, checks, shares],
+        [_check_flags(), _share_flags()],
     )
-    made.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
-    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the data set that is made")
-    splits = made.add_mutually_exclusive_group()
+    verb.later = source_flags
+    verb.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
+    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the data set that is made")
+    splits = verb.add_mutually_exclusive_group()
     splits.add_argument("--anew", action="store_true", help="forget the splits that the files give, and divide all")
     splits.add_argument("--no-split", action="store_true", help="leave the splits as the files give them")
-    made.add_argument("--turn-to", choices=["patient", "image"], help="turn all left and right words to this side")
-    made.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
+    verb.add_argument("--turn-to", choices=["patient", "image"], help="turn all left and right words to this side")
+    verb.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
 
-    made = add_verb(
+
+def _add_check(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "check",
         _check,
         "say what is wrong with data, row by row; the exit status is 0 only if nothing is",
         "clinkd data check FOLDER --page check.html",
-        [source, checks],
+        [_check_flags()],
     )
-    made.add_argument("path", type=Path)
+    verb.later = source_flags
+    verb.add_argument("path", type=Path)
 
-    made = add_verb(
+
+def _add_export(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "export",
         _export,
         "write data for other programs",
         "clinkd data export mydata --to sharegpt --out for-llama-factory",
-        [source],
     )
-    made.add_argument("path", type=Path)
-    made.add_argument("--to", choices=["sharegpt", "coco", "jsonl"], required=True)
-    made.add_argument("--out", type=Path, required=True, help="a folder; a file for coco and jsonl")
-    made.add_argument("--spell", default="qwen2-vl", metavar="FAMILY", help="how boxes are spelled in text (qwen2-vl)")
+    verb.later = source_flags
+    verb.add_argument("path", type=Path)
+    verb.add_argument("--to", choices=["sharegpt", "coco", "jsonl"], required=True)
+    verb.add_argument("--out", type=Path, required=True, help="a folder; a file for coco and jsonl")
+    verb.add_argument("--spell", default="qwen2-vl", metavar="FAMILY", help="how boxes are spelled in text (qwen2-vl)")
 
-    made = add_verb(
+
+def _add_split(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "split",
         _split,
         "divide an imported data set again",
         "clinkd data split mydata --test 0.3 --seed 1",
-        [shares],
+        [_share_flags()],
     )
-    made.add_argument("path", type=Path, metavar="FOLDER")
-    made.add_argument("--seed", type=int, default=0, help="of the division")
+    verb.add_argument("path", type=Path, metavar="FOLDER")
+    verb.add_argument("--seed", type=int, default=0, help="of the division")
 
-    made = add_verb(
+
+def _add_sheet(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "sheet",
         _sheet,
         "write a sheet with a line for each image, to be filled in with questions, names and boxes",
         "clinkd data sheet scans > sheet.csv",
     )
-    made.add_argument("folder", type=Path)
+    verb.add_argument("folder", type=Path)
 
-    made = add_verb(
+
+def _add_stats(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "stats",
         _stats,
         "count data and say what can be guessed without the images",
         "clinkd data stats FOLDER",
-        [source],
     )
-    made.add_argument("path", type=Path)
+    verb.later = source_flags
+    verb.add_argument("path", type=Path)
 
-    made = add_verb(kinds, "show", _show, "print one sample and draw its boxes", "clinkd data show FOLDER ID", [source])
-    made.add_argument("path", type=Path)
-    made.add_argument("id")
-    made.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
 
-    made = add_verb(
+def _add_show(kinds: Any) -> None:
+    verb = add_verb(
+        kinds,
+        "show",
+        _show,
+        "print one sample and draw its boxes",
+        "clinkd data show FOLDER ID",
+    )
+    verb.later = source_flags
+    verb.add_argument("path", type=Path)
+    verb.add_argument("id")
+    verb.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
+
+
+def _add_phantoms(kinds: Any) -> None:
+    verb = add_verb(
         kinds,
         "phantoms",
         _phantoms,
         "draw phantoms with questions into a folder",
         "clinkd data phantoms phantoms --images 24",
     )
-    made.add_argument("folder", type=Path)
-    made.add_argument("--images", type=int, help="images to learn from (the demo's number)")
-    made.add_argument("--seed", type=int, default=0)
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--images", type=int, help="images to learn from (the demo's number)")
+    verb.add_argument("--seed", type=int, default=0)
 
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 
-def source_flags() -> Parser:
-    made = Parser(add_help=False)
-    group = made.add_argument_group("where the data is, and what its rows do not say themselves")
-    group.add_argument("--form", help="of the data, where it cannot be told (see clinkd data check --form help)")
-    group.add_argument("--images", type=Path, metavar="FOLDER", help="that image paths start from (the file's own)")
-    group.add_argument("--prefix", default="", help="cut from the front of each image path")
-    group.add_argument("--no-images", action="store_true", help="do not open the images; sizes stay unknown")
-    group.add_argument("--boxes", metavar="FAMILY", help="how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...")
-    group.add_argument("--min-pixels", type=int, default=56 * 56, help="of the resize that Qwen2.5-VL boxes are in")
-    group.add_argument("--max-pixels", type=int, default=28 * 28 * 1280, help="of the same")
-    group.add_argument("--side", choices=["patient", "image"], help="whose left and right the words mean (patient)")
-    group.add_argument("--modality", help="of all images, where rows name none")
-    group.add_argument("--task", help="of all questions: VG, ROC, RC, MIA or QA")
-    group.add_argument("--all-in", choices=["train", "validation", "test"], help="the split of all rows")
-    group.add_argument("--group", metavar="REGEX", help="finds the patient in an image path")
-    group.add_argument(
-        "--column", action="append", default=[], metavar="OURS=THEIRS", help="the name of a column in the sheet"
-    )
-    group.add_argument("--sheet", help="of an XLSX with several")
-    group.add_argument("--classes", type=Path, metavar="JSON", help="the names of masks (the release's own file)")
-    group.add_argument("--specks", type=float, default=1e-4, help="share of a picture: smaller parts of masks are none")
-    group.add_argument("--encoding", default="utf-8", help="of text files (utf-8)")
-    group.add_argument("--turns", choices=["split", "keep"], default="split", help="a sample a question, or a talk")
-    group.add_argument("--ask", default="VG,ROC", metavar="TASKS", help="of boxes with names: VG, ROC, RC (VG,ROC)")
-    group.add_argument("--max-questions", type=int, help="most of one image, drawn by seed (all)")
-    group.add_argument("--max-boxes", type=int, default=4, help="a name with more in one image is not asked for (4)")
-    group.add_argument("--window", help="of DICOM: a number, a preset such as lung, or centre/width")
-    group.add_argument("--seed", type=int, default=0, help="of phrasings, draws and splits")
+def source_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of `Source` but its path, and --workers."""
+    group = parser.add_argument_group("where the data is, and what its rows do not say themselves")
+    for field, kind, flag in _source_fields():
+        words = {"help": flag.what, "default": field.default, **flag.words}
+        for member in get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]:
+            if member in (int, float, Path):
+                words["type"] = member
+            elif get_origin(member) is Literal:
+                words["choices"] = get_args(member)
+        group.add_argument(_flag_name(field, flag), **words)
     group.add_argument("--workers", type=int, default=cores(), help="processes that open images")
-    return made
+
+
+def _source_fields() -> Iterator[tuple[Field[Any], Any, Flag]]:
+    """The fields of `Source` that have a flag, with their types."""
+    from clinkd.data import Source
+
+    types = get_type_hints(Source, include_extras=True)
+    for field in fields(Source):
+        if get_origin(types[field.name]) is Annotated:
+            kind, flag = get_args(types[field.name])
+            yield field, kind, flag
+
+
+def _flag_name(field: Field[Any], flag: Flag) -> str:
+    return flag.name or f"--{field.name.replace('_', '-')}"
 
 
 def _check_flags() -> Parser:
@@ -181,55 +208,17 @@ def _share_flags() -> Parser:
 
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
-    from clinkd.data import FORMS, Source, codec, read_modality
-    from clinkd.data.readers.rows import known
+    """The source at `path` as the flags describe it. Raises BadInput naming the flag whose value makes no sense."""
+    from clinkd.data import FORMS, Source
 
     if args.form is not None and args.form not in FORMS:
         forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
         raise BadInput(f"--form {args.form}: one of these is wanted: {forms}")
-    if args.boxes is not None:
-        codec(args.boxes)
-    columns = {}
-    for pair in args.column:
-        ours, sign, theirs = pair.partition("=")
-        if not sign or not ours or not theirs:
-            raise BadInput(f"--column {pair}: OURS=THEIRS is wanted, such as --column question=Frage")
-        columns[ours] = theirs
-    return Source(
-        path,
-        form=args.form,
-        images=args.images,
-        prefix=args.prefix,
-        open_images=not args.no_images,
-        boxes=args.boxes,
-        min_pixels=args.min_pixels,
-        max_pixels=args.max_pixels,
-        side=args.side,
-        modality=read_modality(args.modality) if args.modality else None,
-        task=_task(args.task, "--task") if args.task else None,
-        split=args.all_in,
-        group=args.group,
-        columns=columns,
-        sheet=args.sheet,
-        classes=args.classes,
-        specks=args.specks,
-        encoding=known(args.encoding),
-        turns=args.turns,
-        ask=tuple(_task(t, "--ask") for t in args.ask.split(",") if t) if args.ask != "none" else (),
-        max_questions=args.max_questions,
-        max_boxes=args.max_boxes,
-        window=args.window,
-        seed=args.seed,
-    )
-
-
-def _task(text: str, flag: str) -> Any:
-    from clinkd.records import Task
-
-    try:
-        return Task(text.strip().upper())
-    except ValueError:
-        raise BadInput(f"{flag} {text}: one of {', '.join(Task)} is wanted") from None
+    values = {}
+    for field, _, flag in _source_fields():
+        value = getattr(args, _flag_name(field, flag).removeprefix("--").replace("-", "_"))
+        values[field.name] = flag.read(value) if flag.read is not None and value is not None else value
+    return Source(path, **values)
 
 
 def _checks(args: argparse.Namespace) -> Checks:

@@ -30,8 +30,8 @@ def add(verbs: Any) -> None:
         _evaluate,
         "score answers as the papers' scripts do and strictly, with intervals, beside image-blind answers",
         "clinkd evaluate --predictions answers.jsonl --task VG",
-        [source_flags()],
     )
+    made.later = source_flags
     _add_answers(made.add_argument_group("whose answers, one of these four"))
     _add_endpoint(made.add_argument_group("a model behind an API (--endpoint)"))
     _add_scores(made.add_argument_group("how they are scored"))

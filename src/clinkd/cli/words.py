@@ -11,17 +11,30 @@ Verb = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for what is wrong with the words, and the way to the help."""
+    """One line for what is wrong with the words, and the way to the help.
+
+    `later` adds arguments once there are words to read: so the help of all verbs needs no code of a single one.
+    """
+
+    later: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def complete(self) -> None:
+        """Add the arguments of `later`, once."""
+        add, self.later = self.later, None
+        if add is not None:
+            add(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def add_verb(
-    among: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()
-) -> argparse.ArgumentParser:
+def add_verb(among: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()) -> Parser:
     """A verb among others, with its help, an example and --debug."""
-    made: argparse.ArgumentParser = among.add_parser(
+    made: Parser = among.add_parser(
         name,
         help=what,
         description=what[0].upper() + what[1:] + ".",

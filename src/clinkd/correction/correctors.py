@@ -93,10 +93,9 @@ class ReplayCorrector:
                 continue
             try:
                 found = Correction.from_json(orjson.loads(line))
-                key = (found.id, found.round)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                kind = f"{error}" if isinstance(error, BadInput) else f"not a correction ({type(error).__name__})"
-                raise BadInput(f"reflect.replay={path}, line {number}: {kind}") from None
+            except ValueError as error:
+                raise BadInput(f"reflect.replay={path}, line {number}: not a correction ({error})") from None
+            key = (found.id, found.round)
             if key in self._kept:
                 raise BadInput(
                     f"reflect.replay={path}, line {number}: sample {found.id!r} of round {found.round} stands twice; "

@@ -14,13 +14,15 @@ import numpy as np
 import orjson
 
 from clinkd.records import BadInput, Sample
-from clinkd.storage import sha256_file, write_atomic
+from clinkd.storage import read_json, sha256_file, write_atomic
 
 SAMPLES = "samples.jsonl"
 ABOUT = "dataset.json"  # what is said of the whole set, beside its samples
 RECORDS = "records.jsonl"
 INDEX = ".samples.npy"  # where each line begins; made anew when it does not fit the file
 _CHUNK = 1 << 24
+_HEAD = 1 << 16  # of a dataset.json, where our first keys stand
+_FIRST_KEYS = b'"root"', b'"sources"'
 
 
 def data_file(path: Path) -> Path:
@@ -35,6 +37,32 @@ def data_file(path: Path) -> Path:
             "clinkd data import"
         )
     return found[0]
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """What `data import` and `data split` wrote about a data set, with its `root` as text; None where they did not.
+
+    A `dataset.json` of somebody else (nnU-Net, MSD, MONAI, or rows in a file of that name) has other keys: it is not
+    ours to read, however large or broken. Raises BadInput where one of ours is broken.
+    """
+    file = folder / ABOUT
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if not head.lstrip().startswith(b"{") or not any(key in head for key in _FIRST_KEYS):
+        return None
+    try:
+        about = read_json(file)
+    except BadInput:
+        if (folder / SAMPLES).is_file():
+            raise
+        return None
+    if not isinstance(about, dict) or not ("clinkd" in about or about.keys() <= {"root", "split", "groups"}):
+        return None
+    if not isinstance(about.get("root"), str):
+        raise BadInput(f"{file}: no root there; name the folder of the images with --images")
+    return about
 
 
 def identity(path: Path, root: Path) -> dict[str, str]:
@@ -96,7 +124,7 @@ class Samples(Sequence[Sample]):
         line = os.pread(self._opened, end - start, start)
         try:
             return Sample.from_json(orjson.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise BadInput(
                 f"{self.file}, line {number + 1}: no sample ({error}); clinkd data check says more"
             ) from None

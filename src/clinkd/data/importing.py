@@ -15,14 +15,14 @@ import orjson
 from clinkd import __version__
 from clinkd.data import sides
 from clinkd.data.check import Checker, Checks, Findings, counted, quarantine
-from clinkd.data.dataset import ABOUT, SAMPLES
+from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import open_image
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Entry, Problem, short
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, place
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
-from clinkd.storage import new_folder, read_json, replacing, sha256_file, write_json
+from clinkd.storage import new_folder, replacing, sha256_file, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ def _finish(
             if division is not None:
                 record["split"] = (record["split"] if keep else None) or placed[group]
             if store is not None:
-                record["images"] = [store(ImageRef(**i)).to_json() for i in record["images"]]
+                record["images"] = [store(ImageRef.from_json(i)).to_json() for i in record["images"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
             found.samples += 1
             for turn in record["turns"]:
@@ -291,11 +291,14 @@ def _told(source: Source) -> dict[str, Any]:
 def split_anew(folder: Path, division: Division) -> Counter[str]:
     """Divide an imported data set again, whatever its splits were, and record it. The number of groups in each split.
 
-    Raises BadInput where `folder` holds no data set.
+    Raises BadInput where `folder` holds no data set, or the dataset.json of another program.
     """
     file = folder / SAMPLES
     if not file.is_file():
         raise BadInput(f"{folder}: no {SAMPLES} there; make one with clinkd data import")
+    about = read_about(folder)
+    if about is None and (folder / ABOUT).exists():
+        raise BadInput(f"{folder / ABOUT}: of another program, and would be overwritten; move it away")
     groups: dict[str, Group] = {}
     for record in _records(file):
         groups.setdefault(record["group"], Group(record["source"], None))
@@ -305,8 +308,7 @@ def split_anew(folder: Path, division: Division) -> Counter[str]:
             record["split"] = placed[record["group"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
     counts = Counter[str](placed[g] for g in groups)
-    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {"root": "."}
-    write_json(folder / ABOUT, {**about, "split": asdict(division), "groups": dict(counts)})
+    write_json(folder / ABOUT, {**(about or {"root": "."}), "split": asdict(division), "groups": dict(counts)})
     return counts
 
 

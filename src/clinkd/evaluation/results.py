@@ -102,7 +102,7 @@ def _predictions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
         try:
             made = Prediction.from_json(value)
             made.answer  # noqa: B018 - one of the candidates is chosen
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (ValueError, IndexError) as error:
             raise Fault("candidates", value.get("candidates"), f"no prediction ({error}); write it anew") from None
         if made.id not in known:
             raise Fault("id", made.id, f"{asked.what} has no such question; leave it out, or choose another --split")

@@ -77,8 +77,8 @@ class Review:
     def _read(self) -> dict[tuple[str, int], Correction]:
         try:
             lines = [Correction.from_json(r) for r in JsonLines(self.file).read()]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{self.file}: not a file of corrections ({type(error).__name__}); move it away") from None
+        except ValueError as error:
+            raise BadInput(f"{self.file}: not a file of corrections ({error}); move it away") from None
         return {(c.id, c.round): c for c in lines}
 
     @property

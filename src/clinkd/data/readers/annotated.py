@@ -7,12 +7,11 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
-from clinkd.data.readers.rows import Fault, words
+from clinkd.data.readers.rows import Fault
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
@@ -126,8 +125,3 @@ def grouped(source: Source, path: str) -> str:
     if found is None:
         raise Fault("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
     return found.group(1 if found.re.groups else 0)
-
-
-def names_of(objects: Sequence[tuple[int, dict[str, Any]]], key: str, label: str) -> list[str]:
-    """The name of each object."""
-    return [words(entry.get(label), f"{key}[{i}].{label}") for i, entry in objects]

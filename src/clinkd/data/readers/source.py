@@ -3,59 +3,112 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from operator import not_
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from clinkd.data.dataset import ABOUT
+from clinkd.data.codecs import codec
+from clinkd.data.dataset import read_about
 from clinkd.data.dicom import Facts
+from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import header, look, stays_inside
-from clinkd.data.readers.rows import Fault, check_whole
+from clinkd.data.modality import read_modality
+from clinkd.data.readers.rows import Fault, check_whole, known
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
-from clinkd.storage import read_json
 
 MOST_BOXES = 4  # in one answer, unless the caller says otherwise
+
+
+class Flag:
+    """How the command line sets a field: the help and the name of the flag, which is the field's unless given.
+
+    `read` makes the field's value of what was given, where the field's type does not. `words` go to argparse.
+    """
+
+    def __init__(self, what: str, name: str = "", read: Callable[[Any], Any] | None = None, **words: Any) -> None:
+        self.what, self.name, self.read, self.words = what, name, read, words
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        ours, sign, theirs = pair.partition("=")
+        if not sign or not ours or not theirs:
+            raise BadInput(f"--column {pair}: OURS=THEIRS is wanted, such as --column question=Frage")
+        columns[ours] = theirs
+    return columns
+
+
+def _spelling(name: str) -> str:
+    codec(name)
+    return name
+
+
+def _modality(text: str) -> Modality | None:
+    return read_modality(text) if text else None
+
+
+def _task(text: str, name: str = "--task") -> Task | None:
+    try:
+        return Task(text.strip().upper()) if text else None
+    except ValueError:
+        raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted") from None
+
+
+def _tasks(text: str) -> tuple[Task | None, ...]:
+    return tuple(_task(t, "--ask") for t in text.split(",") if t) if text != "none" else ()
 
 
 @dataclass(frozen=True)
 class Source:
     """One data set. None leaves to the form, or to the files, what they tell themselves.
 
-    `images`: folder that image paths start from (else that of the file). `prefix` is cut from the front of each path.
-    `open_images` False leaves sizes unknown. `boxes`: codec of boxes in text; `min_pixels`, `max_pixels`: limits of
-    the resize that Qwen2.5-VL boxes are in. `group`: regular expression on an image's path whose first group (else
-    the whole match) is the patient. `columns`: of a sheet, our name -> its name. `classes`: file with the names of
-    masks; `specks`: share of a picture below which a part of a mask is none. `turns`: a conversation becomes one sample
-    a question, or stays one. `ask`: what is asked of boxes and names. `window`: how DICOM values become grey.
+    Raises BadInput on a number that is too small or too large, and on a `group` that is no regular expression.
     """
 
     path: Path
-    form: str | None = None
-    images: Path | None = None
-    prefix: str = ""
-    open_images: bool = True
-    boxes: str | None = None
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
-    side: Side | None = None
-    modality: Modality | None = None
-    task: Task | None = None
-    split: Split | None = None
-    group: str | None = None
-    columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    sheet: str | None = None
-    classes: Path | None = None
-    specks: float = 1e-4
-    encoding: str = "utf-8"
-    turns: Literal["split", "keep"] = "split"
-    ask: tuple[Task, ...] = (Task.VG, Task.ROC)
-    max_questions: int | None = None
-    max_boxes: int = MOST_BOXES
-    window: str | None = None
-    seed: int = 0
+    form: Annotated[str | None, Flag("of the data, where it cannot be told (see clinkd data check --form help)")] = None
+    images: Annotated[Path | None, Flag("that image paths start from (the file's own)", metavar="FOLDER")] = None
+    prefix: Annotated[str, Flag("cut from the front of each image path")] = ""
+    open_images: Annotated[
+        bool,
+        Flag("do not open the images; sizes stay unknown", "--no-images", not_, action="store_true", default=False),
+    ] = True
+    boxes: Annotated[
+        str | None, Flag("how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...", read=_spelling, metavar="FAMILY")
+    ] = None
+    min_pixels: Annotated[int, Flag("of the resize that Qwen2.5-VL boxes are in")] = MIN_PIXELS
+    max_pixels: Annotated[int, Flag("of the same")] = MAX_PIXELS
+    side: Annotated[Side | None, Flag("whose left and right the words mean (patient)")] = None
+    modality: Annotated[Modality | None, Flag("of all images, where rows name none", read=_modality)] = None
+    task: Annotated[Task | None, Flag("of all questions: VG, ROC, RC, MIA or QA", read=_task)] = None
+    split: Annotated[Split | None, Flag("the split of all rows", "--all-in")] = None
+    group: Annotated[
+        str | None, Flag("finds the patient in an image path: its first group, else all it matches", metavar="REGEX")
+    ] = None
+    columns: Annotated[
+        Mapping[str, str],
+        Flag("a column's name in the sheet", "--column", _columns, action="append", default=[], metavar="OURS=THEIRS"),
+    ] = field(default_factory=lambda: MappingProxyType({}))
+    sheet: Annotated[str | None, Flag("of an XLSX with several")] = None
+    classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
+    specks: Annotated[float, Flag("share of a picture: smaller parts of masks are none")] = 1e-4
+    encoding: Annotated[str, Flag("of text files (utf-8)", read=known)] = "utf-8"
+    turns: Annotated[
+        Literal["split", "keep"], Flag("a conversation becomes a sample a question, or stays one sample (split)")
+    ] = "split"
+    ask: Annotated[
+        tuple[Task, ...],
+        Flag("of boxes with names: VG, ROC, RC, or none (VG,ROC)", "", _tasks, default="VG,ROC", metavar="TASKS"),
+    ] = (Task.VG, Task.ROC)
+    max_questions: Annotated[int | None, Flag("most of one image, drawn by seed (all)")] = None
+    max_boxes: Annotated[int, Flag(f"a name with more in one image is not asked for ({MOST_BOXES})")] = MOST_BOXES
+    window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
+    seed: Annotated[int, Flag("of phrasings, draws and splits")] = 0
 
     def __post_init__(self) -> None:
         for knob, value in (("max_questions", self.max_questions), ("max_boxes", self.max_boxes)):
@@ -75,12 +128,10 @@ class Source:
     def root(self) -> Path:
         """The folder that image paths start from: the one given, that of an imported data set, or the file's own."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        if self.images is None and (folder / ABOUT).is_file():
-            about = read_json(folder / ABOUT)
-            if not isinstance(about, dict) or not isinstance(about.get("root"), str):
-                raise BadInput(f"{folder / ABOUT}: no root there; name the folder of the images with --images")
-            return folder / str(about["root"])
-        return self.images or folder
+        if self.images is not None:
+            return self.images
+        about = read_about(folder)
+        return folder / about["root"] if about is not None else folder
 
 
 class Pictures:
