@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.float64]
+Sums = Mapping[str, Counts]  # by the name of a column
 Key = TypeVar("Key")
 
 FIGURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "mBMR")
@@ -57,6 +58,11 @@ _ROUGE_BETA = 1.2
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 _SECONDS = 1800.0  # of one Java program; a run of 30,000 answers takes under a minute
+
+
+def by_column(columns: Sequence[str], sums: Counts) -> Sums:
+    """[..., C] sums by the names of their columns."""
+    return dict(zip(columns, np.moveaxis(sums, -1, 0), strict=True))
 
 
 class NotComputed(Exception):
@@ -130,7 +136,7 @@ def caption_scores(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, Captio
 
 def caption_figures(sums: Counts) -> Counts:
     """[..., C] summed counts -> [..., len(FIGURES)] figures, 0..1; NaN where there is no answer."""
-    part = dict(zip(COLUMNS, np.moveaxis(sums, -1, 0), strict=True))
+    part = by_column(COLUMNS, sums)
     answers = part["answers"]
     figures: list[Counts] = []
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -370,7 +376,9 @@ class _Meteor:
         lines = [self._process.stdout.readline() for _ in captions]
         writer.join(timeout=10)
         try:
-            stats = np.array([[float(v) for v in line.split()] for line in lines]).reshape(len(captions), 23)
+            stats = np.array([[float(v) for v in line.split()] for line in lines]).reshape(
+                len(captions), sum(_METEOR_STATISTICS.values())
+            )
         except ValueError as error:
             self._said.seek(0)
             said = self._said.read().decode("utf-8", "replace").strip().splitlines()
@@ -389,16 +397,19 @@ class _Meteor:
             pass  # it died: the reader meets the end of its output and says so
 
 
-def _meteor_columns(stats: Counts) -> Counts:
-    """[N, 23] METEOR's statistics -> [N, 6]: weighted matches and lengths of both texts, chunks, matched words.
+# METEOR's statistics of a pair, in its order, and how many numbers each is. Of answer and reference, except the chunks.
+# The matches are for each of four matchers: of words with content, then of function words.
+_METEOR_STATISTICS = {"lengths": 2, "function words": 2, "matches": 16, "chunks": 1, "matched words": 2}
 
-    The 23: lengths of answer and reference, function words of both, then for each of four matchers content matches of
-    answer and reference and function-word matches of both, then chunks and matched words of both.
-    """
-    lengths, function_words, stages = stats[:, 0:2], stats[:, 2:4], stats[:, 4:20].reshape(-1, 4, 2, 2)
+
+def _meteor_columns(stats: Counts) -> Counts:
+    """[N, 23] METEOR's statistics -> [N, 6]: weighted matches and lengths of both texts, chunks, matched words."""
+    ends = np.cumsum(list(_METEOR_STATISTICS.values()))[:-1]
+    part = dict(zip(_METEOR_STATISTICS, np.split(stats, ends, axis=1), strict=True))
+    lengths, function_words, stages = part["lengths"], part["function words"], part["matches"].reshape(-1, 4, 2, 2)
     weights = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
     matches = np.einsum("s,nskr,k->nr", _STAGE_WEIGHTS, stages, np.array([_DELTA, 1 - _DELTA]))
     # An answer equal to its reference counts no chunk, also inside a sum: METEOR sets it to 0 before adding up.
-    same = (stats[:, 21:23] == lengths).all(1) & (stats[:, 20] == 1)
-    chunks = np.where(same, 0.0, stats[:, 20])
-    return np.column_stack([matches, weights, chunks, stats[:, 21:23].mean(1)])
+    same = (part["matched words"] == lengths).all(axis=1, keepdims=True) & (part["chunks"] == 1)
+    chunks = np.where(same, 0.0, part["chunks"])
+    return np.column_stack([matches, weights, chunks, part["matched words"].mean(1)])

@@ -12,25 +12,22 @@ from numpy.typing import NDArray
 
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation.captions import NotComputed
+from clinkd.evaluation.captions import NotComputed, Sums, by_column
 from clinkd.evaluation.metrics import (
-    FACTS,
     FLAWS,
-    HEADLINE,
-    WORDS,
+    JUDGED,
     Counts,
     Item,
     Measure,
     Rules,
     measures,
+    stand_ins,
 )
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 _RIVALS = ("random", "agreement")  # scorers that stand beside every other one, by the name they go by in the record
 _BY = "by "
-# Why there is no figure where there is nothing to divide by: of the questions, or of questions and answers.
-NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
 _CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
 
 
@@ -100,7 +97,7 @@ class _Row:
     @property
     def judged(self) -> bool:
         """Some of the answers are."""
-        return self.counts is not None and bool(self.counts[:, 0].any())
+        return self.counts is not None and bool(self.counts[:, JUDGED].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +122,15 @@ class Judged:
                 found += _as_scores(row, self._figures(row, modalities, self._by_modality(row) if told else None))
         return found
 
-    def sums(self, task: Task, measure: Measure) -> dict[Modality, Counts]:
-        """[C] counts of the model's answers in each modality that has some; empty where they could not be had."""
+    def sums(self, task: Task, measure: Measure) -> dict[Modality, Sums]:
+        """Counts of the model's answers by column, in each modality that has some; empty where not computed."""
         modalities = [s.modality for s in self.samples]
         found = [r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None]
         if not found:
             return {}
         codes, names = _coded(found[0], modalities)
         sums = _summed(found[0], codes, names)
-        return {Modality(name): own for name, own in zip(names, sums, strict=True) if own[0]}
+        return {Modality(n): by_column(measure.columns, s) for n, s in zip(names, sums, strict=True) if s[JUDGED]}
 
     def gains(self) -> list[Gain]:
         """Each choice of candidates beside the first beam, for each metric that was computed."""
@@ -203,8 +200,8 @@ class Judged:
         return Table("By source", columns, tuple(lines), notes)
 
     def headline(self, task: Task) -> str | None:
-        """What a task is compared by: its headline; where that was not computed, the facts, else the words."""
-        found = (m for m in (HEADLINE[task], FACTS, WORDS) if (row := self._found(MODEL, task, m)) and row.judged)
+        """What a task is compared by: its primary metric; where that was not computed, what stands in for it."""
+        found = (m for m in stand_ins(task) if (row := self._found(MODEL, task, m)) and row.judged)
         return next(found, None)
 
     def _found(self, row: str, task: Task, metric: str) -> _Row | None:
@@ -226,19 +223,19 @@ class Judged:
         ours, theirs = (_only(r, places) for r in pair if r)
         codes, names = _coded(ours, keys)
         sums = [_summed(r, codes, names) for r in (ours, theirs)]
-        there = sums[0][:, 0] > 0
+        there = sums[0][:, JUDGED] > 0
         if not there.any():
             return None
         at = ours.measure.metrics.index(metric)
 
         def figures(of: Counts) -> Counts:
             """[..., K, C] sums -> [..., K + 1]"""
-            found = ours.measure.figures(of)[..., at]
+            found = ours.measure.figure(metric, of)
             return np.concatenate([found, _mean(found, -1)[..., None]], axis=-1)
 
         drawn = [self._replicated(r, keys) for r in (ours, theirs)]
         kept = np.append(there, True)
-        answers = sums[0][:, 0].astype(int)
+        answers = sums[0][:, JUDGED].astype(int)
         exchanged = self._exchanged(ours, theirs, codes, exchanges, figures) if exchanges else None
         return Apart(
             keys=(*(n for n, t in zip(names, there, strict=True) if t), None),
@@ -282,10 +279,12 @@ class Judged:
         intervals = None if drawn is None else _percentiles(drawn)
         found: dict[str | None, Figure] = {}
         for i, name in enumerate(names):
-            if sums[i, 0]:
-                found[name] = Figure(values[i], int(sums[i, 0]), None if intervals is None else intervals[i])
+            if sums[i, JUDGED]:
+                found[name] = Figure(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
         if found:
-            found[None] = Figure(_mean(values, 0), int(sums[:, 0].sum()), None if intervals is None else intervals[-1])
+            found[None] = Figure(
+                _mean(values, 0), int(sums[:, JUDGED].sum()), None if intervals is None else intervals[-1]
+            )
         return found
 
     def _by_modality(self, row: _Row) -> Counts | None:
@@ -447,11 +446,12 @@ def _highest(prediction: Prediction, scorer: str) -> int:
 def _best(
     measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
 ) -> dict[int, int]:
-    """Of each sample the candidate with the best headline figure on its own; ties go to the earlier beam."""
+    """Of each sample the candidate with the best figure of the leading metric; ties go to the earlier beam."""
     if counts is None:
         return chosen[FIRST_BEAM]
     # NaN: nothing was to be said and nothing was, as where no box is true and none is answered. That is right.
-    worth = np.nan_to_num(measure.figures(counts)[:, 0], nan=1.0)
+    leading = measure.rows[0]
+    worth = np.nan_to_num(leading.best_first(measure.figure(leading.name, counts)), nan=1.0)
     return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
 
 
@@ -459,14 +459,13 @@ def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
     found = []
     for key, figure in figures.items():
         modality = None if key is None else Modality(key)
-        for f, metric in enumerate(row.measure.metrics):
+        for f, metric in enumerate(row.measure.rows):
             value = float(figure.values[f])
             if np.isnan(value):
-                why = NOTHING_SAID if metric.endswith(("F1", "recision")) else NOT_ASKED
-                found.append(Score(row.row, row.task, metric, modality, None, figure.answers, why))
+                found.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
             interval = None if figure.intervals is None else _ends(figure.intervals[f])
-            found.append(Score(row.row, row.task, metric, modality, 100 * value, figure.answers, None, interval))
+            found.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
     return found
 
 

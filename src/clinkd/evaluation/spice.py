@@ -29,6 +29,8 @@ from clinkd.storage import cache_folder, progress
 
 Counts = NDArray[np.float64]
 
+SPICE_COLUMNS = ("answers", "F-score")
+
 MAIN = "edu.anu.spice.SpiceScorer"
 MOST_MB, LEAST_MB = 6000, 800  # of the heap: a sentence of 250 words takes over 1.4 GB
 FREE_SHARE = 0.75  # of the free memory that the heap may take
@@ -66,7 +68,7 @@ def spice_counts(captions: Sequence[Caption]) -> Counts:
     Raises NotComputed where SPICE, Java or memory is missing, and FailedPair where it fails on a pair.
     """
     if not captions:
-        return np.zeros((0, 2))
+        return np.zeros((0, len(SPICE_COLUMNS)))
     program = ready()
     spoken = tokenized(captions, program.java)
     unique = list(dict.fromkeys(spoken))
