@@ -142,13 +142,13 @@ def test_bleu_and_rouge_equal_pycocoevalcap_on_any_texts() -> None:
     ]  # fmt: skip
     counts = np.array([captions._bleu_and_rouge(c) for c in corpus])
     counts = np.hstack([counts, np.zeros((len(corpus), len(captions.COLUMNS) - counts.shape[1]))])
-    found = captions.caption_figures(counts.sum(0))
+    found = captions.caption_figures(captions.by_column(captions.COLUMNS, counts.sum(0)))
     truth = {i: list(c.references) for i, c in enumerate(corpus)}
     answers = {i: [c.candidate] for i, c in enumerate(corpus)}
     bleu, _ = Bleu(4).compute_score(truth, answers, verbose=0)
     rouge, _ = Rouge().compute_score(truth, answers)
-    assert found[:4] == pytest.approx(bleu, rel=1e-12)
-    assert found[5] == pytest.approx(rouge, rel=1e-12)
+    assert [found[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu, rel=1e-12)
+    assert found["ROUGE-L"] == pytest.approx(rouge, rel=1e-12)
 
 
 def test_common_subsequence_equals_the_plain_table() -> None:

@@ -12,7 +12,7 @@ import pytest
 from clinkd.agreement import Lexicon, iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
-from clinkd.evaluation.captions import FIGURES, Caption, NotComputed, caption_counts, caption_figures
+from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_counts, caption_figures
 from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
     BadInput,
@@ -313,7 +313,8 @@ def test_mbmr_is_of_each_modality_as_a_corpus(monkeypatch: pytest.MonkeyPatch) -
     answers = [says(s, a) for s, (a, _) in zip(items, pairs, strict=True)]
     scores = score(items, answers, {"constant": twin}, LEXICON, CONFIG)
     rows = [counted[Caption(a, (t,))] for a, t in pairs]
-    ct, pet = (100 * caption_figures(sums)[FIGURES.index("mBMR")] for sums in (rows[0] + rows[1], rows[2]))
+    sums = (by_column(captions.COLUMNS, counts) for counts in (rows[0] + rows[1], rows[2]))
+    ct, pet = (100 * float(caption_figures(s)["mBMR"]) for s in sums)
     found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR", "model")}
     assert found == pytest.approx({Modality.CT: ct, Modality.PET: pet, None: (ct + pet) / 2})
 

@@ -128,33 +128,33 @@ def caption_scores(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, Captio
     start = 0
     for key, corpus in corpora.items():
         if corpus:
-            values = [float(v) for v in caption_figures(counts[start : start + len(corpus)].sum(0))]
-            scores[key] = CaptionScores((values[0], values[1], values[2], values[3]), values[4], values[5])
+            figures = caption_figures(by_column(COLUMNS, counts[start : start + len(corpus)].sum(0)))
+            one, two, three, four, meteor, rouge_l, _ = (float(figures[name]) for name in FIGURES)
+            scores[key] = CaptionScores((one, two, three, four), meteor, rouge_l)
         start += len(corpus)
     return scores
 
 
-def caption_figures(sums: Counts) -> Counts:
-    """[..., C] summed counts -> [..., len(FIGURES)] figures, 0..1; NaN where there is no answer."""
-    part = by_column(COLUMNS, sums)
-    answers = part["answers"]
+def caption_figures(sums: Sums) -> Sums:
+    """[...] figures of the sums of the COLUMNS, 0..1, by their names in FIGURES; NaN where there is no answer."""
+    answers = sums["answers"]
     figures: list[Counts] = []
     with np.errstate(divide="ignore", invalid="ignore"):
         # The constants 1e-15 and 1e-9 are pycocoevalcap's (bleu_scorer.py): they decide what an empty answer scores.
-        ratio = (part["answer words"] + 1e-15) / (part["reference words"] + 1e-9)
+        ratio = (sums["answer words"] + 1e-15) / (sums["reference words"] + 1e-9)
         brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
         product = np.ones_like(ratio)
         for n in (1, 2, 3, 4):
-            product = product * (part[f"correct {n}-grams"] + 1e-15) / (part[f"guessed {n}-grams"] + 1e-9)
+            product = product * (sums[f"correct {n}-grams"] + 1e-15) / (sums[f"guessed {n}-grams"] + 1e-9)
             figures.append(product ** (1 / n) * brevity)
-        precision = part["meteor answer matches"] / part["meteor answer weight"]
-        recall = part["meteor reference matches"] / part["meteor reference weight"]
+        precision = sums["meteor answer matches"] / sums["meteor answer weight"]
+        recall = sums["meteor reference matches"] / sums["meteor reference weight"]
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
-        penalty = _GAMMA * (part["meteor chunks"] / part["meteor matched words"]) ** _BETA
+        penalty = _GAMMA * (sums["meteor chunks"] / sums["meteor matched words"]) ** _BETA
         figures.append(np.nan_to_num(mean * (1 - penalty)))
-        figures.append(part["rouge"] / answers)
+        figures.append(sums["rouge"] / answers)
     figures.append(sum(figures, np.zeros_like(ratio)) / 6)
-    return np.where((answers > 0)[..., None], np.stack(figures, axis=-1), np.nan)
+    return {name: np.where(answers > 0, figure, np.nan) for name, figure in zip(FIGURES, figures, strict=True)}
 
 
 def caption_counts(captions: Sequence[Caption]) -> Counts:

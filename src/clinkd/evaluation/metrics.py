@@ -94,15 +94,15 @@ class Metric:
 @dataclass(frozen=True, slots=True)
 class Measure:
     """Metrics that are computed from the same counts. `count` gives [N, C] rows; the first metric leads: the best
-    candidate of an answer is chosen by it. `derive`: what the metrics are computed from, where not from the columns
-    themselves.
+    candidate of an answer is chosen by it. `derive`: makes of the sums what the metrics are computed from, where they
+    share much arithmetic.
     """
 
     tasks: tuple[Task, ...]
     columns: tuple[str, ...]
     count: Callable[[Sequence[Item], Rules], Counts]
     rows: tuple[Metric, ...]
-    derive: Callable[[Counts], Sums] | None = None
+    derive: Callable[[Sums], Sums] | None = None
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -119,7 +119,8 @@ class Measure:
         return self.rows[self.metrics.index(metric)].figure(self._named(sums))
 
     def _named(self, sums: Counts) -> Sums:
-        return self.derive(sums) if self.derive else by_column(self.columns, sums)
+        named = by_column(self.columns, sums)
+        return self.derive(named) if self.derive else named
 
 
 def _rows(columns: Sequence[str], counts: Iterable[Mapping[str, float]]) -> Counts:
@@ -387,11 +388,6 @@ def _count_captions(items: Sequence[Item], rules: Rules) -> Counts:
     return caption_counts(_captions(items))
 
 
-def _caption_sums(sums: Counts) -> Sums:
-    """Of captions the figures themselves, by name: they share most of their arithmetic."""
-    return by_column(FIGURES, caption_figures(sums))
-
-
 def _caption_metric(name: str) -> Metric:
     return Metric(name, lambda s: s[name])
 
@@ -404,7 +400,7 @@ CAPTIONS = Measure(
         replace(_caption_metric(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
         *(_caption_metric(name) for name in FIGURES if name != WORDS),
     ),
-    _caption_sums,
+    caption_figures,
 )
 
 
