@@ -13,6 +13,7 @@ from clinkd.agreement import Lexicon, iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
 from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_counts, caption_figures
+from clinkd.evaluation.strict import outcomes
 from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
     BadInput,
@@ -396,6 +397,20 @@ def test_what_could_not_be_judged_as_it_stands_is_counted() -> None:
     assert [found["cut"][m] for m in ("Truncated", "Empty")] == [100, 100] and found["unread"]["Unread boxes"] == 100
     plain = sample(1, Task.ROC, "liver")
     assert values(strict([plain], [says(plain, "")]), Task.ROC)["No box where one was asked for"] is None
+
+
+# ---- outcomes -------------------------------------------------------------------------------------------------------
+
+
+def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
+    truths = ["yes", "no", "pleural effusion", "a mass in the left upper lobe", "a mass in the right lower lobe"]
+    answers = ["yes", "yes", "pleural effusion", "a mass in the left upper lobe", "a mass"]
+    items = [sample(i, Task.QA, t) for i, t in enumerate(truths)]
+    rows = [says(s, a) for s, a in zip(items, answers, strict=True)]
+    judged = judge(items, rows, {}, LEXICON, CONFIG)
+    (found,) = outcomes(judged, judged.scores(), rows)
+    (share,) = found.by_modality.values()
+    assert (share.hits, share.total, share.score, found.score) == (3, 5, 60, 60)
 
 
 # ---- the table of metrics -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from clinkd.records import Modality, Prediction, Sample, Score, Task
 _HITS = {  # columns that add up to what was found, and that of how many there were
     Task.VG: (BOXES, ("found",), "truth boxes"),
     Task.ROC: (NAMES, ("hits",), "answers"),
-    Task.QA: (ANSWERS, ("right yes/no", "short equal"), "answers"),
+    Task.QA: (ANSWERS, ("right yes/no", "short equal", "long equal"), "answers"),
 }
 
 
