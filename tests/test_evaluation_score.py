@@ -13,6 +13,7 @@ from clinkd.agreement import Lexicon, iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
 from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_counts, caption_figures
+from clinkd.evaluation.score import MODEL
 from clinkd.evaluation.strict import outcomes
 from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
@@ -547,6 +548,20 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
     assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, [2.5, 97.5])))
+
+
+def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
+    """Of all its samples: a twin that answered few of them, asked about first, draws from the same groups."""
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(40)]
+    rows = [says(s, "liver" if i % 2 else "cyst") for i, s in enumerate(items)]
+    judged = [judge(items, rows, {"constant": rows[30:]}, LEXICON, CONFIG) for _ in range(2)]
+    keys = ["all"] * len(items)
+    first = judged[0].apart(Task.ROC, "Recall", MODEL, "constant", keys)
+    judged[1].scores()
+    second = judged[1].apart(Task.ROC, "Recall", MODEL, "constant", keys)
+    assert first and second and first.drawn is not None and second.drawn is not None
+    assert first.drawn.shape == (200, 2) and np.array_equal(first.drawn, second.drawn, equal_nan=True)
+    assert judged[0].scores() == judged[1].scores()
 
 
 def test_too_few_replicates_give_gains_without_intervals() -> None:
