@@ -105,7 +105,7 @@ def test_an_interval_is_of_images_and_its_middle_is_the_score() -> None:
 
 
 def test_what_cannot_be_computed_has_a_reason_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: object) -> None:
+    def missing(*_: object) -> None:
         raise NotComputed("no SPICE")
 
     monkeypatch.setattr(official, "_spice_counts", missing)
@@ -120,7 +120,7 @@ def test_captions_of_boxes_are_scored_by_the_mean_of_spice(shared: Path, monkeyp
     folder = shared / "data/golden/official"
     each = {str(r["id"]): r["SPICE"] for r in map(json.loads, (folder / "mia_spice_official.jsonl").open())}
 
-    def counts(rows: list[Answered]) -> official._Counted:
+    def counts(rows: list[Answered], _: object) -> official._Counted:
         return official._Counted(np.array([[1.0, each[r.id]] for r in rows]), ("n", "f"), lambda s: s["f"] / s["n"])
 
     monkeypatch.setattr(official, "_spice_counts", counts)

@@ -12,7 +12,7 @@ import pytest
 from clinkd.agreement import Lexicon, iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
-from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_counts, caption_figures
+from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_figures
 from clinkd.evaluation.score import MODEL
 from clinkd.evaluation.strict import outcomes
 from clinkd.pipeline.stages import VERSIONS
@@ -297,23 +297,22 @@ def test_facts_are_counted_tuple_by_tuple() -> None:
     assert other["Facts F1"] == 0  # an attribute belongs to its name
 
 
-@pytest.mark.usefixtures("one_meteor")
-def test_mbmr_is_of_each_modality_as_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) -> None:
     counted: dict[Caption, captions.Counts] = {}
 
-    def spy(asked: Sequence[Caption]) -> captions.Counts:
-        assert not counted, "METEOR is started once for all rows"
-        counts = caption_counts(asked)
-        counted.update(zip(asked, counts, strict=True))
-        return counts
+    class Spy(captions.CaptionScorer):
+        def counts(self, captions: Sequence[Caption]) -> captions.Counts:
+            assert not counted, "METEOR is asked once for all rows"
+            counts = scorer.counts(captions)
+            counted.update(zip(captions, counts, strict=True))
+            return counts
 
-    monkeypatch.setattr(metrics, "caption_counts", spy)
     pairs = [("a small cyst", "a large cyst here"), ("the liver", "the liver"), ("a lung", "the left lung is seen")]
     kinds = (Modality.CT, Modality.CT, Modality.PET)
     items = [sample(i, Task.MIA, t, modality=k) for i, ((_, t), k) in enumerate(zip(pairs, kinds, strict=True))]
     twin = [says(s, "something else") for s in items]
     answers = [says(s, a) for s, (a, _) in zip(items, pairs, strict=True)]
-    scores = score(items, answers, {"constant": twin}, LEXICON, CONFIG)
+    scores = judge(items, answers, {"constant": twin}, LEXICON, CONFIG, Spy()).scores()
     rows = [counted[Caption(a, (t,))] for a, t in pairs]
     sums = (by_column(captions.COLUMNS, counts) for counts in (rows[0] + rows[1], rows[2]))
     ct, pet = (100 * float(caption_figures(s)["mBMR"]) for s in sums)

@@ -18,12 +18,13 @@ import tempfile
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,49 +91,104 @@ class CaptionScores:
         return (sum(self.bleu) + self.meteor + self.rouge_l) / 6
 
 
-@dataclass(slots=True)
-class _Memory:
-    """What was worked out: tokens of texts, and the counts of answers as they were given; and a METEOR that runs."""
+class CaptionScorer:
+    """Counts captions, with Java programs that it starts as they are needed; `close` stops them.
 
-    tokens: dict[str, str] = field(default_factory=dict)
-    counts: dict[Caption, Counts] = field(default_factory=dict)
-    meteor: _Meteor | None = None
+    A text is tokenized once, an answer counted once, and METEOR started once, however often they are asked for: the
+    modes and the blind twins of an evaluation share most of their answers. `spice_file`: where SPICE's scores are
+    kept, if not in the file of all runs.
+    """
+
+    def __init__(self, spice_file: Path | None = None) -> None:
+        self.spice_file = spice_file
+        self._tokens: dict[str, str] = {}
+        self._counts: dict[Caption, Counts] = {}
+        self._meteor: _Meteor | None = None
+
+    @classmethod
+    def opened(cls, scorer: CaptionScorer | None = None) -> AbstractContextManager[CaptionScorer]:
+        """The scorer that is given, which stays open; else a new one, closed at the end of the block."""
+        return contextlib.nullcontext(scorer) if scorer else cls()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        if self.meteor is not None:
-            self.meteor.close()
+        if self._meteor is not None:
+            self._meteor.close()
+            self._meteor = None
 
+    def counts(self, captions: Sequence[Caption]) -> Counts:
+        """[N, C] counts of each answer.
 
-_memory: _Memory | None = None
+        Raises NotComputed where Java or pycocoevalcap is missing, or one of the Java programs fails.
+        """
+        if not captions:
+            return np.zeros((0, len(COLUMNS)))
+        java, home = find_java(), find_pycocoevalcap()
+        if new := [c for c in dict.fromkeys(captions) if c not in self._counts]:
+            self._count(java, home, new)
+        return np.array([self._counts[c] for c in captions])
 
+    def _count(self, java: str, home: Path, captions: Sequence[Caption]) -> None:
+        if self._meteor is None:
+            self._meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
+        spoken = self.tokenized(captions, java)
+        unique = list(dict.fromkeys(spoken))
+        with ThreadPoolExecutor(1) as beside:  # METEOR counts on a core of its own, and one reader waits for it
+            matches = beside.submit(self._meteor.counts, unique)
+            rows = np.array([_bleu_and_rouge(c) for c in unique])
+            rows = np.hstack([rows, matches.result()])
+        place = {caption: i for i, caption in enumerate(unique)}
+        self._counts.update((own, rows[place[text]]) for own, text in zip(captions, spoken, strict=True))
 
-@contextlib.contextmanager
-def remembering() -> Iterator[None]:
-    """Inside the block a text is tokenized once, an answer counted once, and METEOR started once, however often they
-    are asked for: the modes and the blind twins of an evaluation share most of their answers."""
-    global _memory
-    before = _memory
-    _memory = before or _Memory()
-    try:
-        yield
-    finally:
-        if before is None:
-            _memory.close()
-        _memory = before
+    def scores(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
+        """Figures of each non-empty corpus. Raises NotComputed as `counts`."""
+        counts = self.counts([c for corpus in corpora.values() for c in corpus])
+        scores: dict[Key, CaptionScores] = {}
+        start = 0
+        for key, corpus in corpora.items():
+            if corpus:
+                figures = caption_figures(by_column(COLUMNS, counts[start : start + len(corpus)].sum(0)))
+                one, two, three, four, meteor, rouge_l, _ = (float(figures[name]) for name in FIGURES)
+                scores[key] = CaptionScores((one, two, three, four), meteor, rouge_l)
+            start += len(corpus)
+        return scores
 
+    def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
+        """CIDEr of each non-empty corpus, mean over its answers, 0..10, by pycocoevalcap's own scorer.
 
-def caption_scores(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
-    """Figures of each non-empty corpus. Raises NotComputed where Java or pycocoevalcap is missing."""
-    counts = caption_counts([c for corpus in corpora.values() for c in corpus])
-    scores: dict[Key, CaptionScores] = {}
-    start = 0
-    for key, corpus in corpora.items():
-        if corpus:
-            figures = caption_figures(by_column(COLUMNS, counts[start : start + len(corpus)].sum(0)))
-            one, two, three, four, meteor, rouge_l, _ = (float(figures[name]) for name in FIGURES)
-            scores[key] = CaptionScores((one, two, three, four), meteor, rouge_l)
-        start += len(corpus)
-    return scores
+        Raises NotComputed as `counts`.
+        """
+        from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+        everything = [c for corpus in corpora.values() for c in corpus]
+        spoken = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
+        scores: dict[Key, float] = {}
+        for key, corpus in corpora.items():
+            if not corpus:
+                continue
+            scorer = CiderScorer()
+            for caption in corpus:
+                candidate, references = spoken[caption]
+                scorer += (candidate, references)
+            words = any(reference for caption in corpus for reference in spoken[caption].references)
+            scores[key] = float(scorer.compute_score()[0]) if words else 0.0  # it cannot count a corpus without a word
+        return scores
+
+    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+        """Each text as its Penn Treebank tokens, lower case, without punctuation, a space apart.
+
+        Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
+        """
+        lines = {t: _one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))}
+        if fresh := [t for t in dict.fromkeys(lines.values()) if t not in self._tokens]:
+            self._tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
+        tokens = {text: self._tokens[line] for text, line in lines.items()}
+        return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
 
 
 def caption_figures(sums: Sums) -> Sums:
@@ -155,70 +211,6 @@ def caption_figures(sums: Sums) -> Sums:
         figures.append(sums["rouge"] / answers)
     figures.append(sum(figures, np.zeros_like(ratio)) / 6)
     return {name: np.where(answers > 0, figure, np.nan) for name, figure in zip(FIGURES, figures, strict=True)}
-
-
-def caption_counts(captions: Sequence[Caption]) -> Counts:
-    """[N, C] counts of each answer. Equal pairs are worked out once.
-
-    Raises NotComputed where Java or pycocoevalcap is missing, or one of the Java programs fails.
-    """
-    if not captions:
-        return np.zeros((0, len(COLUMNS)))
-    java, home = find_java(), find_pycocoevalcap()
-    with remembering():
-        assert _memory is not None
-        _count(java, home, [c for c in dict.fromkeys(captions) if c not in _memory.counts], _memory)
-        return np.array([_memory.counts[c] for c in captions])
-
-
-def _count(java: str, home: Path, captions: Sequence[Caption], memory: _Memory) -> None:
-    if not captions:
-        return
-    if memory.meteor is None:
-        memory.meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
-    spoken = tokenized(captions, java)
-    unique = list(dict.fromkeys(spoken))
-    with ThreadPoolExecutor(1) as beside:  # METEOR counts on a core of its own, and one reader waits for it
-        matches = beside.submit(memory.meteor.counts, unique)
-        rows = np.array([_bleu_and_rouge(c) for c in unique])
-        rows = np.hstack([rows, matches.result()])
-    place = {caption: i for i, caption in enumerate(unique)}
-    memory.counts.update((own, rows[place[said]]) for own, said in zip(captions, spoken, strict=True))
-
-
-def cider(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
-    """CIDEr of each non-empty corpus, mean over its answers, 0..10, by pycocoevalcap's own scorer.
-
-    Raises NotComputed as `caption_counts`.
-    """
-    from pycocoevalcap.cider.cider_scorer import CiderScorer
-
-    everything = [c for corpus in corpora.values() for c in corpus]
-    spoken = dict(zip(everything, tokenized(everything, find_java()), strict=True))
-    found: dict[Key, float] = {}
-    for key, corpus in corpora.items():
-        if not corpus:
-            continue
-        scorer = CiderScorer()
-        for caption in corpus:
-            candidate, references = spoken[caption]
-            scorer += (candidate, references)
-        said = any(reference for caption in corpus for reference in spoken[caption].references)
-        found[key] = float(scorer.compute_score()[0]) if said else 0.0  # it cannot count a corpus without a word
-    return found
-
-
-def tokenized(captions: Sequence[Caption], java: str) -> list[Caption]:
-    """Each text as its Penn Treebank tokens, lower case, without punctuation, a space apart.
-
-    Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
-    """
-    memory = _memory or _Memory()
-    lines = {t: _one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))}
-    if fresh := [t for t in dict.fromkeys(lines.values()) if t not in memory.tokens]:
-        memory.tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
-    tokens = {text: memory.tokens[line] for text, line in lines.items()}
-    return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
 
 
 def _bleu_and_rouge(caption: Caption) -> list[float]:

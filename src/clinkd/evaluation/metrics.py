@@ -35,10 +35,10 @@ from clinkd.evaluation.captions import (
     COLUMNS,
     FIGURES,
     Caption,
+    CaptionScorer,
     NotComputed,
     Sums,
     by_column,
-    caption_counts,
     caption_figures,
 )
 from clinkd.evaluation.spice import SPICE_COLUMNS, FailedPair, spice_counts
@@ -62,10 +62,12 @@ class Item(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What the judging depends on: the least IoU of a found box, and the words of the data set."""
+    """What the judging depends on: the least IoU of a found box, and the words of the data set; and who counts the
+    captions, where there are any to count."""
 
     iou: float
     lexicon: Lexicon
+    captions: CaptionScorer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +387,8 @@ def _captions(items: Sequence[Item]) -> list[Caption]:
 
 
 def _count_captions(items: Sequence[Item], rules: Rules) -> Counts:
-    return caption_counts(_captions(items))
+    assert rules.captions is not None
+    return rules.captions.counts(_captions(items))
 
 
 def _caption_metric(name: str) -> Metric:
@@ -443,8 +446,9 @@ FACT_TUPLES = Measure(
 
 
 def _count_spice(items: Sequence[Item], rules: Rules) -> Counts:
+    assert rules.captions is not None
     try:
-        return spice_counts(_captions(items))
+        return spice_counts(_captions(items), rules.captions)
     except FailedPair as failed:
         raise NotComputed(f"{items[failed.place].sample.id}: {failed}") from None
 

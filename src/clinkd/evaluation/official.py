@@ -18,14 +18,12 @@ from clinkd.data import codec
 from clinkd.evaluation.captions import (
     COLUMNS,
     Caption,
+    CaptionScorer,
     CaptionScores,
     NotComputed,
     Sums,
     by_column,
-    caption_counts,
     caption_figures,
-    caption_scores,
-    cider,
 )
 from clinkd.evaluation.outcome import Outcome, Share
 from clinkd.evaluation.spice import SPICE_COLUMNS, FailedPair, spice_counts
@@ -112,19 +110,19 @@ def classification(rows: Iterable[Answered]) -> dict[str, Hits]:
     return found
 
 
-def captioning(rows: Iterable[Answered]) -> dict[str, CaptionScores]:
+def captioning(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, CaptionScores]:
     """MIA: BLEU, METEOR and ROUGE-L of each modality as one corpus. Raises NotComputed where Java is missing."""
     corpora: dict[str, list[Caption]] = {}
     for row in rows:
         corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
-    return caption_scores(corpora)
+    return scorer.scores(corpora)
 
 
-def spice_by_modality(rows: Iterable[Answered]) -> dict[str, float]:
+def spice_by_modality(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, float]:
     """RC: the mean SPICE (0..1) of each modality's answers. Raises NotComputed where SPICE cannot run, naming the row
     that it fails on."""
     rows = list(rows)
-    counted = _spice_counts(rows)
+    counted = _spice_counts(rows, scorer)
     places = _places(rows, Task.RC, counted)
     return {m: float(counted.score(counted.summed(own))) for m, own in places.items()}
 
@@ -161,21 +159,25 @@ class _Counted(NamedTuple):
 _HIT_COLUMNS = ("hits", "items")
 
 
-def evaluate(rows: Sequence[Answered], task: Task, replicates: int = 1000) -> Outcome:
+def evaluate(
+    rows: Sequence[Answered], task: Task, replicates: int = 1000, captions: CaptionScorer | None = None
+) -> Outcome:
     """Score answers to one task as the scripts do; what cannot be computed has a reason, and no number.
 
-    The interval is ours: bootstrap by image of the mean over modalities.
+    The interval is ours: bootstrap by image of the mean over modalities. `captions`: counts captions, if not one of
+    its own.
     """
     if task is Task.QA:
         return _without(rows, task, "Accuracy", "the papers' scripts know no free questions; see mode strict")
-    try:
-        counted = _counted(rows, task)
-    except NotComputed as reason:
-        return _without(rows, task, METRICS[task], str(reason))
-    places = _places(rows, task, counted)
-    if not places:
-        return _without(rows, task, METRICS[task], "no truth has a box, so there is none to be found")
-    shares = _shares(rows, task, counted, places)
+    with CaptionScorer.opened(captions) as scorer:
+        try:
+            counted = _counted(rows, task, scorer)
+        except NotComputed as reason:
+            return _without(rows, task, METRICS[task], str(reason))
+        places = _places(rows, task, counted)
+        if not places:
+            return _without(rows, task, METRICS[task], "no truth has a box, so there is none to be found")
+        shares = _shares(rows, task, counted, places, scorer)
     names = shares[next(iter(shares))].parts
     parts = {name: sum(share.parts[name] for share in shares.values()) / len(shares) for name in names}
     interval = _interval(rows, counted, places, replicates)
@@ -185,14 +187,17 @@ def evaluate(rows: Sequence[Answered], task: Task, replicates: int = 1000) -> Ou
     )
 
 
-def score_of(rows: Sequence[Answered], task: Task) -> float | None:
+def score_of(rows: Sequence[Answered], task: Task, captions: CaptionScorer | None = None) -> float | None:
     """The score alone, of a blind twin; None where it cannot be computed."""
-    try:
-        counted = None if task is Task.QA else _counted(rows, task)
-    except NotComputed:
+    if task is Task.QA:
         return None
-    places = {} if counted is None else _places(rows, task, counted)
-    return _mean(counted, places) if counted and places else None
+    with CaptionScorer.opened(captions) as scorer:
+        try:
+            counted = _counted(rows, task, scorer)
+        except NotComputed:
+            return None
+    places = _places(rows, task, counted)
+    return _mean(counted, places) if places else None
 
 
 def _places(rows: Sequence[Answered], task: Task, counted: _Counted) -> dict[str, list[int]]:
@@ -209,10 +214,10 @@ def _mean(counted: _Counted, places: Mapping[str, Sequence[int]]) -> float:
     return mean_over_modalities(float(counted.score(counted.summed(own))) for own in places.values())
 
 
-def _counted(rows: Sequence[Answered], task: Task) -> _Counted:
+def _counted(rows: Sequence[Answered], task: Task, scorer: CaptionScorer) -> _Counted:
     if task is Task.MIA:
-        return _caption_counts(rows)
-    return _spice_counts(rows) if task is Task.RC else _hit_counts(rows, task)
+        return _caption_counts(rows, scorer)
+    return _spice_counts(rows, scorer) if task is Task.RC else _hit_counts(rows, task)
 
 
 def _hit_counts(rows: Sequence[Answered], task: Task) -> _Counted:
@@ -227,8 +232,8 @@ def _divided(part: Counts, whole: Counts) -> Counts:
         return np.asarray(part / whole)
 
 
-def _caption_counts(rows: Sequence[Answered]) -> _Counted:
-    counts = caption_counts([_caption(row) for row in rows])
+def _caption_counts(rows: Sequence[Answered], scorer: CaptionScorer) -> _Counted:
+    counts = scorer.counts([_caption(row) for row in rows])
     return _Counted(counts, COLUMNS, lambda sums: caption_figures(sums)["mBMR"])
 
 
@@ -237,7 +242,11 @@ def _caption(row: Answered) -> Caption:
 
 
 def _shares(
-    rows: Sequence[Answered], task: Task, counted: _Counted, places: Mapping[str, Sequence[int]]
+    rows: Sequence[Answered],
+    task: Task,
+    counted: _Counted,
+    places: Mapping[str, Sequence[int]],
+    scorer: CaptionScorer,
 ) -> dict[str, Share]:
     sums = {m: counted.summed(own) for m, own in places.items()}
     scores = {m: 100 * float(counted.score(s)) for m, s in sums.items()}
@@ -245,7 +254,7 @@ def _shares(
         return {m: Share(len(own), scores[m]) for m, own in places.items()}
     if task is not Task.MIA:
         return {m: Share(int(s["items"]), scores[m], int(s["hits"])) for m, s in sums.items()}
-    weighed = cider({m: [_caption(rows[i]) for i in own] for m, own in places.items()})
+    weighed = scorer.cider({m: [_caption(rows[i]) for i in own] for m, own in places.items()})
     shares = {}
     for m, own in places.items():
         figures = caption_figures(sums[m])
@@ -254,10 +263,10 @@ def _shares(
     return shares
 
 
-def _spice_counts(rows: Sequence[Answered]) -> _Counted:
+def _spice_counts(rows: Sequence[Answered], scorer: CaptionScorer) -> _Counted:
     """Raises NotComputed where SPICE cannot run, naming the row that it fails on."""
     try:
-        counts = spice_counts([_caption(row) for row in rows])
+        counts = spice_counts([_caption(row) for row in rows], scorer)
     except FailedPair as failed:
         raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
     return _Counted(counts, SPICE_COLUMNS, lambda sums: _divided(sums["F-score"], sums["answers"]))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation.captions import NotComputed, Sums, by_column
+from clinkd.evaluation.captions import CaptionScorer, NotComputed, Sums, by_column
 from clinkd.evaluation.metrics import (
     FLAWS,
     JUDGED,
@@ -387,8 +387,10 @@ def judge(
     twins: Mapping[str, Iterable[Prediction]],
     lexicon: Lexicon,
     config: EvaluateConfig,
+    captions: CaptionScorer | None = None,
 ) -> Judged:
-    """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows.
+    """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows, or
+    belong to `captions`.
 
     Every sample needs a prediction; a twin may lack some. Raises BadInput naming the first sample without an answer,
     or a prediction that belongs to no sample.
@@ -406,9 +408,10 @@ def judge(
         assert not is_choice(name), f"{name!r} is no blind twin's name"
         picks[name] = {i: items.place(i, p, p.chosen) for i, p in _by_place(rows, place, f"twin {name!r}").items()}
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
-    rules = Rules(config.iou, lexicon)
-    counted = (_counted(measure, items, picks, candidates, rules) for measure in measures(config.spice))
-    return Judged(samples, [row for rows in counted for row in rows], config.replicates)
+    with CaptionScorer.opened(captions) as scorer:
+        rules = Rules(config.iou, lexicon, scorer)
+        counted = (_counted(measure, items, picks, candidates, rules) for measure in measures(config.spice))
+        return Judged(samples, [row for rows in counted for row in rows], config.replicates)
 
 
 class _Items:
