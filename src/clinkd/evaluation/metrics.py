@@ -47,6 +47,7 @@ from clinkd.records import Box, Candidate, Sample, Task
 Counts = NDArray[np.float64]
 
 Place = Literal["comparison", "question", "ablation"]  # tables that show a choice of the metrics
+_COMPARED: tuple[Place, ...] = ("comparison",)
 
 FACTS, WORDS, CLASS = "Facts F1", "mBMR", "Class F1"
 JUDGED = 0  # the first column of every measure
@@ -134,6 +135,16 @@ def _rows(columns: Sequence[str], counts: Iterable[Mapping[str, float]]) -> Coun
 def _share(part: Counts, whole: Counts) -> Counts:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole > 0, part / whole, np.nan)
+
+
+def _ratio(part: str, whole: str) -> Callable[[Sums], Counts]:
+    """The share that one column is of another."""
+    return lambda s: _share(s[part], s[whole])
+
+
+def _f1(both: str, one: str, other: str) -> Callable[[Sums], Counts]:
+    """Of what is in both, in the one and in the other."""
+    return lambda s: _share(2 * s[both], s[one] + s[other])
 
 
 def wilson(part: int, whole: int) -> tuple[float, float]:
@@ -272,8 +283,9 @@ def _iou_rows(a_B4: Counts, b_B4: Counts) -> Counts:
     return np.asarray(both / (_areas(a_B4) + _areas(b_B4) - both))
 
 
-def _recall_of(size: str) -> Metric:
-    return Metric(f"Recall, {size} boxes", lambda s: _share(s[f"{size} found"], s[f"{size} truth boxes"]))
+def _mean_iou(s: Sums) -> Counts:
+    """A spare or a missing box counts as an IoU of 0."""
+    return _share(s["their IoU"], s["truth boxes"] + s["answered boxes"] - s["touching"])
 
 
 BOXES = Measure(
@@ -283,36 +295,22 @@ BOXES = Measure(
     (
         Metric(
             "F1",
-            lambda s: _share(2 * s["found"], s["truth boxes"] + s["answered boxes"]),
+            _f1("found", "truth boxes", "answered boxes"),
             primary_of=(Task.VG,),
-            shown=("comparison",),
+            shown=_COMPARED,
             missing=NOTHING_SAID,
         ),
+        Metric("Precision", _ratio("found", "answered boxes"), shown=_COMPARED, missing=NOTHING_SAID),
+        Metric("Recall", _ratio("found", "truth boxes"), shown=("comparison", "ablation")),
+        Metric("mIoU", _mean_iou, shown=("comparison", "question", "ablation")),
+        Metric("Recall@0.25", _ratio("found at .25", "truth boxes")),
+        Metric("Recall@0.75", _ratio("found at .75", "truth boxes")),
         Metric(
-            "Precision",
-            lambda s: _share(s["found"], s["answered boxes"]),
-            shown=("comparison",),
-            missing=NOTHING_SAID,
+            "False boxes where none is", _ratio("of these with a box", "answers without a truth box"), better="lower"
         ),
-        Metric("Recall", lambda s: _share(s["found"], s["truth boxes"]), shown=("comparison", "ablation")),
-        Metric(  # a spare or a missing box counts as an IoU of 0
-            "mIoU",
-            lambda s: _share(s["their IoU"], s["truth boxes"] + s["answered boxes"] - s["touching"]),
-            shown=("comparison", "question", "ablation"),
-        ),
-        Metric("Recall@0.25", lambda s: _share(s["found at .25"], s["truth boxes"])),
-        Metric("Recall@0.75", lambda s: _share(s["found at .75"], s["truth boxes"])),
+        *(Metric(f"Recall, {size} boxes", _ratio(f"{size} found", f"{size} truth boxes")) for size, _ in SIZES),
         Metric(
-            "False boxes where none is",
-            lambda s: _share(s["of these with a box"], s["answers without a truth box"]),
-            better="lower",
-        ),
-        *(_recall_of(size) for size, _ in SIZES),
-        Metric(
-            "Left-right swaps",
-            lambda s: _share(s["on the other side"], s["truth boxes with a side"]),
-            shown=("comparison",),
-            better="lower",
+            "Left-right swaps", _ratio("on the other side", "truth boxes with a side"), shown=_COMPARED, better="lower"
         ),
     ),
 )
@@ -362,19 +360,9 @@ NAMES = Measure(
     _NAME_COLUMNS,
     _count_names,
     (
-        Metric("Recall", lambda s: _share(s["hits"], s["answers"]), primary_of=(Task.ROC,), shown=("comparison",)),
-        Metric(
-            "Lists another class",
-            lambda s: _share(s["list another class"], s["answers"]),
-            shown=("comparison",),
-            better="lower",
-        ),
-        Metric(
-            "Laterality swaps",
-            lambda s: _share(s["on the other side"], s["truths with a side"]),
-            shown=("comparison",),
-            better="lower",
-        ),
+        Metric("Recall", _ratio("hits", "answers"), primary_of=(Task.ROC,), shown=_COMPARED),
+        Metric("Lists another class", _ratio("list another class", "answers"), shown=_COMPARED, better="lower"),
+        Metric("Laterality swaps", _ratio("on the other side", "truths with a side"), shown=_COMPARED, better="lower"),
     ),
 )
 
@@ -415,11 +403,6 @@ def _shared(truth: set[Any], answer: set[Any]) -> dict[str, int]:
     return dict(zip(_F1_COLUMNS, (len(truth & answer), len(answer), len(truth)), strict=True))
 
 
-def _f1(s: Sums, of: str = "") -> Counts:
-    both, answer, truth = (s[of + c] for c in _F1_COLUMNS)
-    return _share(2 * both, answer + truth)
-
-
 def _count_facts(items: Sequence[Item], rules: Rules) -> Counts:
     return _rows(_FACT_COLUMNS, (_facts(item, rules.lexicon) for item in items))
 
@@ -438,9 +421,11 @@ FACT_TUPLES = Measure(
     _FACT_COLUMNS,
     _count_facts,
     (
-        Metric(FACTS, _f1, stands_in=1, shown=("comparison", "question", "ablation"), missing=NOTHING_SAID),
-        Metric("Facts precision", lambda s: _share(s["in both"], s["of the answer"]), missing=NOTHING_SAID),
-        Metric("Facts recall", lambda s: _share(s["in both"], s["of the truth"])),
+        Metric(
+            FACTS, _f1(*_F1_COLUMNS), stands_in=1, shown=("comparison", "question", "ablation"), missing=NOTHING_SAID
+        ),
+        Metric("Facts precision", _ratio("in both", "of the answer"), missing=NOTHING_SAID),
+        Metric("Facts recall", _ratio("in both", "of the truth")),
     ),
 )
 
@@ -457,12 +442,15 @@ SPICE = Measure(
     (Task.RC,),
     SPICE_COLUMNS,
     _count_spice,
-    (Metric("SPICE", lambda s: _share(s["F-score"], s["answers"]), primary_of=(Task.RC,), shown=("comparison",)),),
+    (Metric("SPICE", _ratio("F-score", "answers"), primary_of=(Task.RC,), shown=_COMPARED),),
 )
 
 
+_CLASS_COLUMNS, _DESCRIBING_COLUMNS = (
+    (f"{kind} in both", f"{kind} of the answer", f"{kind} of the truth") for kind in ("classes", "describing words")
+)
 _CLAIM_COLUMNS = (
-    *("answers", *(f"classes {c}" for c in _F1_COLUMNS), *(f"describing words {c}" for c in _F1_COLUMNS)),
+    *("answers", *_CLASS_COLUMNS, *_DESCRIBING_COLUMNS),
     *("truths with a side", "agree with it", "contradict it", "deny or affirm against the truth"),
 )
 
@@ -506,17 +494,12 @@ CLAIMS = Measure(
     _CLAIM_COLUMNS,
     _count_claims,
     (
-        Metric(CLASS, lambda s: _f1(s, "classes "), shown=("comparison",), missing=NOTHING_SAID),
-        Metric("Attribute F1", lambda s: _f1(s, "describing words "), missing=NOTHING_SAID),
+        Metric(CLASS, _f1(*_CLASS_COLUMNS), shown=_COMPARED, missing=NOTHING_SAID),
+        Metric("Attribute F1", _f1(*_DESCRIBING_COLUMNS), missing=NOTHING_SAID),
+        Metric("Laterality agreement", _ratio("agree with it", "truths with a side"), shown=_COMPARED),
+        Metric("Laterality conflicts", _ratio("contradict it", "truths with a side"), better="lower"),
         Metric(
-            "Laterality agreement", lambda s: _share(s["agree with it"], s["truths with a side"]), shown=("comparison",)
-        ),
-        Metric("Laterality conflicts", lambda s: _share(s["contradict it"], s["truths with a side"]), better="lower"),
-        Metric(
-            "Negation conflicts",
-            lambda s: _share(s["deny or affirm against the truth"], s["answers"]),
-            shown=("comparison",),
-            better="lower",
+            "Negation conflicts", _ratio("deny or affirm against the truth", "answers"), shown=_COMPARED, better="lower"
         ),
     ),
 )
@@ -580,10 +563,10 @@ ANSWERS = Measure(
             "Accuracy",
             lambda s: _share(s["right yes/no"] + (s["short equal"] + s["long equal"]), s["answers"]),
             primary_of=(Task.QA,),
-            shown=("comparison",),
+            shown=_COMPARED,
         ),
-        Metric("Yes/no accuracy", lambda s: _share(s["right yes/no"], s["yes/no questions"]), shown=("comparison",)),
-        Metric("Open accuracy", _mean_of("equal", *_OPEN), shown=("comparison",)),
+        Metric("Yes/no accuracy", _ratio("right yes/no", "yes/no questions"), shown=_COMPARED),
+        Metric("Open accuracy", _mean_of("equal", *_OPEN), shown=_COMPARED),
         Metric("Open recall of words", _mean_of("recall of words", *_OPEN), shown=("comparison", "question")),
         Metric("Open F1 of words", _mean_of("F1 of words", *_OPEN)),
         Metric("Short accuracy", _mean_of("equal", "short")),
@@ -621,13 +604,11 @@ FLAWS = Measure(
     _FLAW_COLUMNS,
     _count_flaws,
     (
-        Metric("Truncated", lambda s: _share(s["truncated"], s["answers"]), better="lower"),
-        Metric("Unread boxes", lambda s: _share(s["unread box"], s["answers"]), better="lower"),
-        Metric("Empty", lambda s: _share(s["empty"], s["answers"]), better="lower"),
+        Metric("Truncated", _ratio("truncated", "answers"), better="lower"),
+        Metric("Unread boxes", _ratio("unread box", "answers"), better="lower"),
+        Metric("Empty", _ratio("empty", "answers"), better="lower"),
         Metric(
-            "No box where one was asked for",
-            lambda s: _share(s["of these without a box"], s["to a truth with a box"]),
-            better="lower",
+            "No box where one was asked for", _ratio("of these without a box", "to a truth with a box"), better="lower"
         ),
     ),
 )
