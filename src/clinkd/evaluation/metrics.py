@@ -89,8 +89,8 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     missing: str = NOT_ASKED
 
-    def best_first(self, values: Counts) -> Counts:
-        """The values with their sign such that the greatest is the best."""
+    def goodness(self, values: Counts) -> Counts:
+        """The values, with their sign changed where lower is better."""
         return values if self.better == "higher" else -values
 
 
@@ -130,6 +130,13 @@ def _rows(columns: Sequence[str], counts: Iterable[Mapping[str, float]]) -> Coun
     """[N, C] of the counts of each answer by column; an empty mapping is an answer that is not judged."""
     rows = [[row[c] for c in columns] if row else [0.0] * len(columns) for row in counts]
     return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
+
+
+def _each(
+    columns: Sequence[str], count: Callable[[Item, Rules], Mapping[str, float]]
+) -> Callable[[Sequence[Item], Rules], Counts]:
+    """Counts answers one by one."""
+    return lambda items, rules: _rows(columns, (count(item, rules) for item in items))
 
 
 def _share(part: Counts, whole: Counts) -> Counts:
@@ -318,15 +325,11 @@ BOXES = Measure(
 
 # ---- ROC: the class name, and no other ------------------------------------------------------------------------------
 
-
 _NAME_COLUMNS = ("answers", "hits", "list another class", "truths with a side", "on the other side")
 
 
-def _count_names(items: Sequence[Item], rules: Rules) -> Counts:
-    return _rows(_NAME_COLUMNS, (_names(item, rules.lexicon) for item in items))
-
-
-def _names(item: Item, lexicon: Lexicon) -> dict[str, float]:
+def _count_name(item: Item, rules: Rules) -> dict[str, float]:
+    lexicon = rules.lexicon
     words, truth = item.answer.answer.words, truth_names(item.sample, lexicon)
     new = [n for n in truth if n not in lexicon.names]
     affirmed = {normalise(n) for n in listed(words, (*new, *lexicon.names) if new else lexicon.names)}
@@ -358,7 +361,7 @@ def truth_names(sample: Sample, lexicon: Lexicon) -> tuple[str, ...]:
 NAMES = Measure(
     (Task.ROC,),
     _NAME_COLUMNS,
-    _count_names,
+    _each(_NAME_COLUMNS, _count_name),
     (
         Metric("Recall", _ratio("hits", "answers"), primary_of=(Task.ROC,), shown=_COMPARED),
         Metric("Lists another class", _ratio("list another class", "answers"), shown=_COMPARED, better="lower"),
@@ -403,23 +406,19 @@ def _shared(truth: set[Any], answer: set[Any]) -> dict[str, int]:
     return dict(zip(_F1_COLUMNS, (len(truth & answer), len(answer), len(truth)), strict=True))
 
 
-def _count_facts(items: Sequence[Item], rules: Rules) -> Counts:
-    return _rows(_FACT_COLUMNS, (_facts(item, rules.lexicon) for item in items))
-
-
-def _facts(item: Item, lexicon: Lexicon) -> dict[str, float]:
+def _count_facts(item: Item, rules: Rules) -> dict[str, float]:
     """Tuples of the stated facts; nothing where the record states none."""
     if not item.sample.facts:
         return {}
     truth = {t for fact in item.sample.facts for t in fact.tuples}
-    answer = {t for fact in read_facts(item.answer.answer.words, lexicon) for t in fact.tuples}
+    answer = {t for fact in read_facts(item.answer.answer.words, rules.lexicon) for t in fact.tuples}
     return {"answers": 1, **_shared(truth, answer)}
 
 
 FACT_TUPLES = Measure(
     (Task.RC, Task.MIA),
     _FACT_COLUMNS,
-    _count_facts,
+    _each(_FACT_COLUMNS, _count_facts),
     (
         Metric(
             FACTS, _f1(*_F1_COLUMNS), stands_in=1, shown=("comparison", "question", "ablation"), missing=NOTHING_SAID
@@ -517,11 +516,7 @@ _ANSWER_COLUMNS = (
 )
 
 
-def _count_answers(items: Sequence[Item], rules: Rules) -> Counts:
-    return _rows(_ANSWER_COLUMNS, map(_answered, items))
-
-
-def _answered(item: Item) -> dict[str, float]:
+def _count_answer(item: Item, rules: Rules) -> dict[str, float]:
     row: dict[str, float] = {**dict.fromkeys(_ANSWER_COLUMNS, 0), "answers": 1}
     truth, answer = normalise(item.sample.answer.words), normalise(item.answer.answer.words)
     if truth in ("yes", "no"):
@@ -557,7 +552,7 @@ _OPEN = ("short", "long")
 ANSWERS = Measure(
     (Task.QA,),
     _ANSWER_COLUMNS,
-    _count_answers,
+    _each(_ANSWER_COLUMNS, _count_answer),
     (
         Metric(
             "Accuracy",
@@ -583,12 +578,8 @@ ANSWERS = Measure(
 _FLAW_COLUMNS = ("answers", "truncated", "unread box", "empty", "to a truth with a box", "of these without a box")
 
 
-def _count_flaws(items: Sequence[Item], rules: Rules) -> Counts:
-    return _rows(_FLAW_COLUMNS, (_flaws(sample, answer) for sample, answer in items))
-
-
-def _flaws(sample: Sample, answer: Candidate) -> dict[str, float]:
-    asked = bool(sample.answer.boxes)
+def _count_flaws(item: Item, rules: Rules) -> dict[str, float]:
+    asked, answer = bool(item.sample.answer.boxes), item.answer
     return {
         "answers": 1,
         "truncated": answer.truncated,
@@ -602,7 +593,7 @@ def _flaws(sample: Sample, answer: Candidate) -> dict[str, float]:
 FLAWS = Measure(
     tuple(Task),
     _FLAW_COLUMNS,
-    _count_flaws,
+    _each(_FLAW_COLUMNS, _count_flaws),
     (
         Metric("Truncated", _ratio("truncated", "answers"), better="lower"),
         Metric("Unread boxes", _ratio("unread box", "answers"), better="lower"),

@@ -130,7 +130,7 @@ class Judged:
     """All answers, counted once; tables by modality and by source are sums of it."""
 
     samples: Sequence[Sample]
-    rows: Sequence[_Row]
+    rows: tuple[_Row, ...]
     replicates: int
 
     def scores(self) -> list[Score]:
@@ -411,7 +411,7 @@ def judge(
     with CaptionScorer.opened(captions) as scorer:
         rules = Rules(config.iou, lexicon, scorer)
         counted = (_counted(measure, items, picks, candidates, rules) for measure in measures(config.spice))
-        return Judged(samples, [row for rows in counted for row in rows], config.replicates)
+        return Judged(samples, tuple(row for rows in counted for row in rows), config.replicates)
 
 
 class _Items:
@@ -502,7 +502,7 @@ def _best(
         return chosen[FIRST_BEAM]
     # NaN: nothing was to be said and nothing was, as where no box is true and none is answered. That is right.
     leading = measure.rows[0]
-    worth = np.nan_to_num(leading.best_first(measure.figure(leading.name, counts)), nan=1.0)
+    worth = np.nan_to_num(leading.goodness(measure.figure(leading.name, counts)), nan=1.0)
     return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
 
 
