@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.report import Row, add_outputs, show
 
 from clinkd.data import phantoms
-from clinkd.evaluation import MODES, remembering
+from clinkd.evaluation import MODES, CaptionScorer
 from clinkd.pipeline import answering, evaluating
 from clinkd.records import ImageRef, Task
 
@@ -117,11 +117,11 @@ def main() -> None:
             file.write_text("".join(f"{json.dumps(r)}\n" for r in rows(task, each, known)))
 
         def score_all() -> None:
-            with remembering():
+            with CaptionScorer() as captions:
                 for task, file in files.items():
                     answers = answering.read_released(file, task, "qwen-vl", MODES, None)
                     start = time.perf_counter(), cpu()
-                    found = evaluating.evaluate(answers)
+                    found = evaluating.evaluate(answers, captions=captions)
                     told = {o.mode: o.score if o.score is None else round(o.score, 1) for o in found.outcomes}
                     used = time.perf_counter() - start[0], cpu() - start[1]
                     print(f"{task.value}: {told}, {used[0]:.1f} s, {used[1]:.1f} CPU s", file=sys.stderr)

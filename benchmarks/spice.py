@@ -16,13 +16,14 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.report import Row, add_outputs, show
 
 from clinkd.evaluation import spice
-from clinkd.evaluation.captions import Caption, tokenized
+from clinkd.evaluation.captions import Caption, CaptionScorer
 
 AT_A_TIME = 100
 
@@ -62,10 +63,11 @@ def main() -> None:
     args = parser.parse_args()
     texts = [json.loads(line)["references"] for line in args.captions.read_text().splitlines()]
     asked = pairs(texts, args.pairs)
-    with tempfile.TemporaryDirectory() as temp, spice.kept_at(Path(temp, "scores.sqlite")):
-        first, known = (timed(lambda: spice.spice_counts(asked)) for _ in range(2))
+    with tempfile.TemporaryDirectory() as temp:
+        scorers = [CaptionScorer(Path(temp, "scores.sqlite")) for _ in range(2)]
+        first, known = (timed(partial(spice.spice_counts, asked, scorer)) for scorer in scorers)
     program = spice.ready()
-    some = tokenized(asked[:AT_A_TIME], program.java)
+    some = CaptionScorer().tokenized(asked[:AT_A_TIME], program.java)
     plain = timed(lambda: program.run(some, None))
     times, name = len(asked) / len(some), f"{len(some)} at a time, from {len(some)}"
     what = f"{len(asked)} pairs of {len({t for c in asked for t in (c.candidate, *c.references)})} texts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.evaluation import captions
+from clinkd.evaluation import CaptionScorer
 from clinkd.storage import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,20 +43,19 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def counted() -> Iterator[captions._Memory]:
-    """What one METEOR has counted so far."""
-    memory = captions._Memory()
-    yield memory
-    memory.close()
+def scorer() -> Iterator[CaptionScorer]:
+    """One METEOR, and what it has counted so far."""
+    with CaptionScorer() as scorer:
+        yield scorer
 
 
 @pytest.fixture(scope="module")
-def one_meteor(counted: captions._Memory) -> Iterator[None]:
+def one_meteor(scorer: CaptionScorer) -> Iterator[CaptionScorer]:
     """Files that evaluate in this process share one METEOR: to start it takes twelve seconds of a core, to ask it
     none. What it counts is held against published figures elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(captions, "_memory", counted)
-        yield
+        patch.setattr(CaptionScorer, "opened", lambda given=None: contextlib.nullcontext(given or scorer))
+        yield scorer
 
 
 @pytest.fixture(scope="module")

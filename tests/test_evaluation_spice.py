@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ import pytest
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import jars, judge, metrics, official, spice, table_json
-from clinkd.evaluation.captions import Caption, NotComputed
+from clinkd.evaluation.captions import COLUMNS, Caption, CaptionScorer, NotComputed
 from clinkd.evaluation.official import Answered, clean
 from clinkd.records import (
     BOX_MARK,
@@ -70,20 +70,23 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("spice") / "scores.sqlite"
 
 
+Count = Callable[[Sequence[Caption]], np.ndarray]
+
+
 @contextlib.contextmanager
-def real(cache: Path, store: Path) -> Iterator[None]:
+def real(cache: Path, store: Path) -> Iterator[Count]:
     """The SPICE that the user has installed."""
-    with pytest.MonkeyPatch.context() as patch, spice.kept_at(store):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLINKD_CACHE", str(cache))
         if reason := jars.trouble():
             pytest.skip(f"SPICE: {reason}; `clinkd spice install` (make extras) fetches it")
-        yield
+        yield lambda captions: spice.spice_counts(captions, CaptionScorer(store))
 
 
 @pytest.fixture
-def installed(users_cache: Path, store: Path) -> Iterator[None]:
-    with real(users_cache, store):
-        yield
+def installed(users_cache: Path, store: Path) -> Iterator[Count]:
+    with real(users_cache, store) as count:
+        yield count
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +94,8 @@ def sliced(users_cache: Path, store: Path, shared: Path) -> np.ndarray:
     """Some published captions, ODD, and some official answers, through one start of SPICE."""
     rows = answered(shared)[::40]
     captions = [*published(shared)[0][:SLICE], *ODD, *(Caption(clean(r.response), (r.annotation,)) for r in rows)]
-    with real(users_cache, store):
-        return spice.spice_counts(captions)[:, 1]
+    with real(users_cache, store) as count:
+        return count(captions)[:, 1]
 
 
 def test_a_slice_of_the_published_example_and_of_the_official_answers(sliced: np.ndarray, shared: Path) -> None:
@@ -106,36 +109,36 @@ def test_odd_answers(sliced: np.ndarray) -> None:
 
 
 def test_what_is_known_starts_spice_no_more(
-    installed: None, sliced: np.ndarray, shared: Path, monkeypatch: pytest.MonkeyPatch
+    installed: Count, sliced: np.ndarray, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spice.Program, "run", None)
-    assert spice.spice_counts(published(shared)[0][:SLICE])[:, 1] == pytest.approx(sliced[:SLICE], abs=0)
+    assert installed(published(shared)[0][:SLICE])[:, 1] == pytest.approx(sliced[:SLICE], abs=0)
 
 
 @pytest.mark.slow
-def test_the_published_example_whole(installed: None, shared: Path) -> None:
+def test_the_published_example_whole(installed: Count, shared: Path) -> None:
     captions, scores = published(shared)
-    found = spice.spice_counts(captions)[:, 1]
+    found = installed(captions)[:, 1]
     assert found == pytest.approx(scores, abs=1e-9) and found.mean() == pytest.approx(0.133, abs=5e-4)
 
 
 @pytest.mark.slow
-def test_official_answers_by_modality(installed: None, shared: Path) -> None:
+def test_official_answers_by_modality(installed: Count, shared: Path) -> None:
     rows = answered(shared)
     expected = json.loads((shared / "data/golden/official/expected.json").read_text())
-    found = official.spice_by_modality(rows)
+    found = official.spice_by_modality(rows, CaptionScorer())
     assert found == pytest.approx(expected["rc_spice_by_modality"], abs=1e-8)
     assert np.mean(list(found.values())) == pytest.approx(expected["rc_spice_mean_over_modalities"], abs=1e-8)
-    each = spice.spice_counts([Caption(clean(r.response), (r.annotation,)) for r in rows])[:, 1]
+    each = installed([Caption(clean(r.response), (r.annotation,)) for r in rows])[:, 1]
     assert each == pytest.approx(official_scores(shared), abs=1e-9)
 
 
 @pytest.mark.slow
-def test_a_sentence_without_memory_is_no_score(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_without_memory_is_no_score(installed: Count, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spice, "free_memory_mb", lambda: 1100.0)
     long = Caption("the cyst is in the left lung and " * 40, ("a cyst in the lung",))
     with pytest.raises(spice.FailedPair, match=r"too little memory in a heap of 825 MB.*320, 5 words") as failed:
-        spice.spice_counts([ODD[0], long])
+        installed([ODD[0], long])
     assert failed.value.place == 1
 
 
@@ -162,38 +165,52 @@ open(told, "w").write("nonsense" if "nonsense" in words else json.dumps(scores[:
 """
 
 
+class Words(CaptionScorer):
+    """Takes a text for its tokens."""
+
+    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+        return list(captions)
+
+
+class Fake(NamedTuple):
+    """A program in the place of SPICE: the file with the size of each batch that it was given, and that of scores."""
+
+    log: Path
+    kept: Path
+
+    def counts(self, captions: Sequence[Caption]) -> np.ndarray:
+        return spice.spice_counts(captions, Words(self.kept))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [int(line) for line in self.log.read_text().split()]
+
+
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A program in the place of SPICE; returns the file with the size of each batch that it was given."""
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     log, program = tmp_path / "log", tmp_path / "java"
     program.write_text(PROGRAM.format(python=sys.executable, log=log))
     program.chmod(0o755)
     monkeypatch.setattr(spice, "ready", lambda: spice.Program(str(program), "x", 1000))
-    monkeypatch.setattr(spice, "tokenized", lambda captions, java: list(captions))
-    with spice.kept_at(tmp_path / "scores.sqlite"):
-        yield log
+    return Fake(log, tmp_path / "scores.sqlite")
 
 
 def pair(answer: str) -> Caption:
     return Caption(answer, ("truth",))
 
 
-def sizes(log: Path) -> list[int]:
-    return [int(line) for line in log.read_text().split()]
-
-
-def test_each_answer_gets_its_own_score_and_equal_pairs_are_asked_once(fake: Path) -> None:
+def test_each_answer_gets_its_own_score_and_equal_pairs_are_asked_once(fake: Fake) -> None:
     captions = [pair("a b c"), pair("a"), pair(""), pair("a b c"), Caption("a", ("another",))]
-    assert spice.spice_counts(captions).tolist() == [[1, 0.3], [1, 0.1], [1, 0], [1, 0.3], [1, 0.1]]
-    assert sizes(fake) == [4]
-    assert spice.spice_counts([*captions[::-1], pair("a b")])[:, 1].tolist() == [0.1, 0.3, 0, 0.1, 0.3, 0.2]
-    assert sizes(fake) == [4, 1]
-    assert spice.spice_counts([]).shape == (0, 2)
+    assert fake.counts(captions).tolist() == [[1, 0.3], [1, 0.1], [1, 0], [1, 0.3], [1, 0.1]]
+    assert fake.sizes == [4]
+    assert fake.counts([*captions[::-1], pair("a b")])[:, 1].tolist() == [0.1, 0.3, 0, 0.1, 0.3, 0.2]
+    assert fake.sizes == [4, 1]
+    assert fake.counts([]).shape == (0, 2)
 
 
-def test_pairs_that_fail_only_together_are_scored_apart(fake: Path) -> None:
-    assert spice.spice_counts([pair(t) for t in ("big", "big a", "c", "d")])[:, 1].tolist() == [0.1, 0.2, 0.1, 0.1]
-    assert sizes(fake)[0] == 4 and len(sizes(fake)) > 1
+def test_pairs_that_fail_only_together_are_scored_apart(fake: Fake) -> None:
+    assert fake.counts([pair(t) for t in ("big", "big a", "c", "d")])[:, 1].tolist() == [0.1, 0.2, 0.1, 0.1]
+    assert fake.sizes[0] == 4 and len(fake.sizes) > 1
 
 
 @pytest.mark.parametrize(
@@ -207,24 +224,24 @@ def test_pairs_that_fail_only_together_are_scored_apart(fake: Path) -> None:
     ],
 )
 def test_a_pair_that_fails_is_named_and_no_answer_is_scored(
-    fake: Path, monkeypatch: pytest.MonkeyPatch, word: str, reason: str
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, word: str, reason: str
 ) -> None:
     monkeypatch.setattr(spice, "START_SECONDS", 1.0 if word == "slow" else 60.0)
     monkeypatch.setattr(spice, "PATIENCE", 0.0)
     captions = [pair("a"), pair(f"b {word}"), pair("c d e"), pair("f g h i")]
     with pytest.raises(spice.FailedPair, match=rf"SPICE {reason}.*one pair alone \(texts of 2, 1 words\)") as failed:
-        spice.spice_counts(captions)
+        fake.counts(captions)
     assert failed.value.place == 1
-    before = len(sizes(fake))
-    known = spice.Store(spice._at or Path(), jars.version()).size()
-    assert spice.spice_counts([captions[0], *captions[2:]])[:, 1].tolist() == [0.1, 0.3, 0.4]
-    assert sizes(fake)[before:] == [3 - known]  # what went well stays known
+    before = len(fake.sizes)
+    known = spice.Store(fake.kept, jars.version()).size()
+    assert fake.counts([captions[0], *captions[2:]])[:, 1].tolist() == [0.1, 0.3, 0.4]
+    assert fake.sizes[before:] == [3 - known]  # what went well stays known
 
 
-def test_a_program_that_cannot_start_is_a_reason(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_cannot_start_is_a_reason(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spice, "ready", lambda: spice.Program("/no/java", "x", 1000))
     with pytest.raises(NotComputed, match="SPICE did not start"):
-        spice.spice_counts([pair("a")])
+        fake.counts([pair("a")])
 
 
 def test_batches_hold_every_pair_once_the_long_ones_last_and_within_bounds() -> None:
@@ -240,17 +257,17 @@ def test_batches_hold_every_pair_once_the_long_ones_last_and_within_bounds() -> 
     assert len(list(spice._batches([Caption(f"{n % 60}", (f"{n // 60}",)) for n in range(3600)]))) == 1
 
 
-def test_texts_of_many_pairs_are_read_first_once_each(fake: Path) -> None:
+def test_texts_of_many_pairs_are_read_first_once_each(fake: Fake) -> None:
     captions = [Caption("a " * (k + 1), (f"truth {n}",)) for k in range(9) for n in range(7)]
-    assert spice.spice_counts(captions)[:, 1] == pytest.approx([(k + 1) / 10 for k in range(9) for _ in range(7)])
-    assert sizes(fake) == [8, 63]  # 16 texts in 8 pairs; then all pairs
+    assert fake.counts(captions)[:, 1] == pytest.approx([(k + 1) / 10 for k in range(9) for _ in range(7)])
+    assert fake.sizes == [8, 63]  # 16 texts in 8 pairs; then all pairs
 
 
-def test_without_what_keeps_parses_the_scores_are_the_same(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_keeps_parses_the_scores_are_the_same(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spice, "_OPEN", ["cannot-keep"])
     captions = [Caption("a " * (k + 1), (f"truth {n}",)) for k in range(9) for n in range(7)]
-    assert spice.spice_counts(captions)[:, 1] == pytest.approx([(k + 1) / 10 for k in range(9) for _ in range(7)])
-    assert sizes(fake) == [8, 63]
+    assert fake.counts(captions)[:, 1] == pytest.approx([(k + 1) / 10 for k in range(9) for _ in range(7)])
+    assert fake.sizes == [8, 63]
 
 
 @pytest.mark.parametrize(("free", "heap"), [(1200.0, 900), (4000.0, 3000), (64e3, 6000), (math.inf, 6000)])
@@ -264,7 +281,7 @@ def test_the_heap_goes_with_the_free_memory(monkeypatch: pytest.MonkeyPatch, fre
 
 def test_where_it_is_not_installed_the_command_is_named() -> None:
     with pytest.raises(NotComputed, match="SPICE: not installed; `clinkd spice install`"):
-        spice.spice_counts([pair("a")])
+        spice.spice_counts([pair("a")], CaptionScorer())
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
@@ -327,12 +344,12 @@ def by_words(monkeypatch: pytest.MonkeyPatch) -> list[Caption]:
     """SPICE as a tenth of an answer's number of words; returns what it was asked."""
     asked: list[Caption] = []
 
-    def counts(captions: Sequence[Caption]) -> np.ndarray:
+    def counts(captions: Sequence[Caption], _: CaptionScorer) -> np.ndarray:
         asked.extend(captions)
         return np.array([[1.0, len(c.candidate.split()) / 10] for c in captions])
 
     monkeypatch.setattr(metrics, "spice_counts", counts)
-    monkeypatch.setattr(metrics, "caption_counts", lambda captions: np.ones((len(captions), 18)))
+    monkeypatch.setattr(CaptionScorer, "counts", lambda self, captions: np.ones((len(captions), len(COLUMNS))))
     return asked
 
 
@@ -373,7 +390,7 @@ def test_the_average_is_there_where_all_four_are(by_words: list[Caption], monkey
     assert table["RC"]["score"] is None and table["average"] is None
 
 
-def failing(captions: Sequence[Caption]) -> np.ndarray:
+def failing(captions: Sequence[Caption], _: CaptionScorer) -> np.ndarray:
     raise spice.FailedPair(len(captions) // 2, "fails")
 
 
@@ -389,19 +406,21 @@ def test_a_pair_that_fails_is_named_by_its_sample_and_its_texts_are_not_told(
     monkeypatch.setattr(official, "spice_counts", failing)
     rows = [Answered(str(n), "ct_1.png", "truth", "answer") for n in range(3)]
     with pytest.raises(NotComputed, match="prediction 1: SPICE fails"):
-        official.spice_by_modality(rows)
+        official.spice_by_modality(rows, CaptionScorer())
 
 
 def test_official_means_are_of_cleaned_answers_by_modality(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        official, "spice_counts", lambda captions: np.array([[1.0, len(c.candidate) / 10] for c in captions])
+        official, "spice_counts", lambda captions, _: np.array([[1.0, len(c.candidate) / 10] for c in captions])
     )
     rows = [Answered("1", f"{m}_1.png", "t", r) for m, r in (("ct", "abc.<|im_end|>x"), ("ct", ""), ("x", "ab"))]
-    assert official.spice_by_modality(rows) == pytest.approx({"ct": 0.2, "x": 0.2})
+    assert official.spice_by_modality(rows, CaptionScorer()) == pytest.approx({"ct": 0.2, "x": 0.2})
 
 
-def test_known_scores_of_others_are_left_alone(tmp_path: Path) -> None:
-    assert spice.scores_file() == Path(os.environ["CLINKD_CACHE"]) / "spice" / "scores.sqlite"
-    with spice.kept_at(tmp_path / "x"):
-        assert spice._at == tmp_path / "x"
-    assert spice._at is None
+def test_known_scores_of_others_are_left_alone(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLINKD_CACHE", str(tmp_path / "cache"))
+    fake.counts([pair("a")])
+    assert spice.Store(fake.kept, jars.version()).size() == 1 and not spice.scores_file().exists()
+    spice.spice_counts([pair("a")], Words())
+    assert spice.scores_file() == tmp_path / "cache" / "spice" / "scores.sqlite" and fake.sizes == [1, 1]
+    assert spice.Store(spice.scores_file(), jars.version()).size() == 1

@@ -62,43 +62,14 @@ def match_overlaps(overlap: NDArray[np.float64], iou: float) -> list[tuple[int, 
         return [(int(rows[0]), int(np.argmax(np.where(fits[rows[0]], overlap[rows[0]], -1))))]
     more_than_any_sum = 1.0 + min(len(rows), len(columns))  # so one more pair always outweighs better overlap
     worth = np.where(fits, more_than_any_sum + overlap, 0.0)[np.ix_(rows, columns)]
-    wide = len(rows) <= len(columns)
-    chosen = enumerate(_assignment(-(worth if wide else worth.T)))
-    pairs = ((int(r), int(c)) if wide else (int(c), int(r)) for r, c in chosen)
-    return sorted((int(rows[r]), int(columns[c])) for r, c in pairs if worth[r, c] > 0)
+    return [(int(rows[r]), int(columns[c])) for r, c in _assign(worth) if worth[r, c] > 0]
 
 
-def _assignment(cost: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The column of each row in the cheapest one-to-one assignment; [n, m] with n <= m. O(n^2 m).
+def _assign(worth: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """The (row, column) pairs of the one-to-one assignment of greatest summed worth, ordered by row."""
+    from scipy.optimize import linear_sum_assignment  # here: what matches no boxes starts without it
 
-    Shortest augmenting paths with potentials (Kuhn 1955, Jonker and Volgenant 1987). Rows and columns count from 1,
-    column 0 is where the row being placed starts from.
-    """
-    count, width = cost.shape
-    assert count <= width
-    row_price, column_price = np.zeros(count + 1), np.zeros(width + 1)
-    owner = np.zeros(width + 1, dtype=np.int64)  # row of each column, 0 = free
-    for row in range(1, count + 1):
-        owner[0], at = row, 0
-        nearest, before = np.full(width + 1, np.inf), np.zeros(width + 1, dtype=np.int64)
-        seen = np.zeros(width + 1, dtype=bool)
-        while True:
-            seen[at] = True
-            slack = np.concatenate([[np.inf], cost[owner[at] - 1] - row_price[owner[at]] - column_price[1:]])
-            closer = ~seen & (slack < nearest)
-            nearest[closer], before[closer] = slack[closer], at
-            at = int(np.argmin(np.where(seen, np.inf, nearest)))
-            step = nearest[at]
-            row_price[owner[seen]] += step
-            column_price[seen] -= step
-            nearest[~seen] -= step
-            if owner[at] == 0:
-                break
-        while at:
-            owner[at], at = owner[before[at]], int(before[at])
-    columns = np.zeros(count, dtype=np.int64)
-    columns[owner[1:][owner[1:] > 0] - 1] = np.flatnonzero(owner[1:])
-    return columns
+    return zip(*linear_sum_assignment(worth, maximize=True), strict=True)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
@@ -678,7 +649,7 @@ def alike(a: BoxedText, b: BoxedText) -> float:
         overlap = iou_matrix(a.boxes, b.boxes)
         wide = overlap if len(a.boxes) <= len(b.boxes) else overlap.T
         # not `match_boxes`: it prefers many pairs that barely touch to one good pair
-        met = sum(float(wide[row, column]) for row, column in enumerate(_assignment(-wide)))
+        met = sum(float(wide[pair]) for pair in _assign(wide))
         return met / max(len(a.boxes), len(b.boxes))
     said_a, said_b = (Counter(normalise(t.text).split()) for t in (a, b))
     total = said_a.total() + said_b.total()

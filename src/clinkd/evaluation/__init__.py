@@ -3,7 +3,7 @@
 from clinkd.evaluation.ablation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.evaluation.blind import IMAGES_SHUFFLED, TWINS, blind_twins, images_shuffled
 from clinkd.evaluation.browse import MOST, Answered, spread
-from clinkd.evaluation.captions import Caption, CaptionScores, NotComputed, caption_scores, remembering
+from clinkd.evaluation.captions import Caption, CaptionScorer, CaptionScores, NotComputed
 from clinkd.evaluation.cases import side_by_side
 from clinkd.evaluation.compare import (
     Comparison,
@@ -39,6 +39,7 @@ __all__ = [
     "Again",
     "Answered",
     "Caption",
+    "CaptionScorer",
     "CaptionScores",
     "Comparison",
     "Curve",
@@ -57,7 +58,6 @@ __all__ = [
     "ablation_json",
     "ablation_tables",
     "blind_twins",
-    "caption_scores",
     "choose_gallery",
     "choose_rewritten",
     "compare_answers",
@@ -68,7 +68,6 @@ __all__ = [
     "images_shuffled",
     "judge",
     "paper_tables",
-    "remembering",
     "score",
     "score_by_source",
     "side_by_side",

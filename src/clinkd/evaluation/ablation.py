@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clinkd.evaluation.compare import Paired, Pooled, over_seeds, pooled
-from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.evaluation.metrics import HEADLINE, shown_in
 from clinkd.evaluation.printed import PRINTED
 from clinkd.evaluation.score import MODEL, spelled
 from clinkd.evaluation.tables import AVERAGED, Board, as_cell, mean_of_all, signed
@@ -41,7 +41,7 @@ class Grid:
 
     def columns(self) -> list[Column]:
         """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
-        wanted: list[Column] = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *_BESIDE.get(t, ())))]
+        wanted: list[Column] = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *shown_in("ablation", t)))]
         return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
 
     def value(self, row: str, seed: int, column: Column) -> float | None:
@@ -73,9 +73,6 @@ class Grid:
 
     def runs(self, row: str) -> list[Finished]:
         return [self._runs[row, s] for s in self.seeds(row)]
-
-
-_BESIDE = {Task.VG: ("Recall", "mIoU"), Task.RC: (FACTS,), Task.MIA: (FACTS,)}
 
 
 def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Table]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clinkd import viewer
 from clinkd.data import open_image
-from clinkd.evaluation.metrics import FACTS, HEADLINE
+from clinkd.evaluation.metrics import HEADLINE, shown_in
 from clinkd.evaluation.tables import TITLES
 from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
 from clinkd.storage import progress
@@ -25,7 +25,6 @@ MOST = 6_000  # questions that are looked at for a page at all
 _LADDER = ((448, 82), (384, 80), (320, 78), (288, 74), (256, 70), (224, 66), (192, 62), (160, 58))  # pixels, quality
 _TRIED = 24  # pictures from which the size of all is foretold
 _SPARE = 1.06  # and how much more they may take
-_TOLD = (FACTS, "mIoU", "mBMR", "Open recall of words")  # figures of a single answer beside its headline
 Shown = Callable[[str], str]
 
 
@@ -120,9 +119,14 @@ def _data(
         "pictures": pictures,
         "modalities": {m.value: TITLES[m] for m in Modality},
         "sources": list(sources),
-        "first": {t.value: [HEADLINE[t], *_TOLD] for t in Task},
+        "first": {t.value: _first(t) for t in Task},
         "samples": samples,
     }
+
+
+def _first(task: Task) -> list[str]:
+    """The metrics that are told of a single answer, the primary one first."""
+    return list(dict.fromkeys((HEADLINE[task], *shown_in("question", task))))
 
 
 # ---- what is said of a question -------------------------------------------------------------------------------------
@@ -152,13 +156,12 @@ def _sources(answered: Iterable[Answered]) -> list[str]:
 def _entry(item: Answered, shown: Shown | None) -> dict[str, Any]:
     """As `viewer.browse` describes it; nothing that anybody wrote where `shown` is None."""
     sample, prediction = item.sample, item.prediction
-    metrics = (HEADLINE[sample.task], *_TOLD)
     value: dict[str, Any] = {
         "n": item.number,
         "t": sample.task.value,
         "m": sample.modality.value,
         "v": item.right,
-        "f": {m: round(item.figures[m], 3) for m in dict.fromkeys(metrics) if m in item.figures},
+        "f": {m: round(item.figures[m], 3) for m in _first(sample.task) if m in item.figures},
         "ask": _corners(sample.question.boxes),
         "tru": _corners(sample.answer.boxes),
         "c": [_candidate(c, i, shown) for i, c in enumerate(prediction.candidates)],

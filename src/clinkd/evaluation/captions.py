@@ -18,17 +18,19 @@ import tempfile
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.float64]
+Sums = Mapping[str, Counts]  # by the name of a column
 Key = TypeVar("Key")
 
 FIGURES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "mBMR")
@@ -59,6 +61,11 @@ _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 _SECONDS = 1800.0  # of one Java program; a run of 30,000 answers takes under a minute
 
 
+def by_column(columns: Sequence[str], sums: Counts) -> Sums:
+    """[..., C] sums by the names of their columns."""
+    return dict(zip(columns, np.moveaxis(sums, -1, 0), strict=True))
+
+
 class NotComputed(Exception):
     """A figure cannot be had here: the message gives the reason and the way out. It becomes `Score.why`."""
 
@@ -84,135 +91,126 @@ class CaptionScores:
         return (sum(self.bleu) + self.meteor + self.rouge_l) / 6
 
 
-@dataclass(slots=True)
-class _Memory:
-    """What was worked out: tokens of texts, and the counts of answers as they were given; and a METEOR that runs."""
+class CaptionScorer:
+    """Counts captions, with Java programs that it starts as they are needed; `close` stops them.
 
-    tokens: dict[str, str] = field(default_factory=dict)
-    counts: dict[Caption, Counts] = field(default_factory=dict)
-    meteor: _Meteor | None = None
+    A text is tokenized once, an answer counted once, and METEOR started once, however often they are asked for: the
+    modes and the blind twins of an evaluation share most of their answers. `spice_file`: where SPICE's scores are
+    kept, if not in the file of all runs.
+    """
+
+    def __init__(self, spice_file: Path | None = None) -> None:
+        self.spice_file = spice_file
+        self._tokens: dict[str, str] = {}
+        self._counts: dict[Caption, Counts] = {}
+        self._meteor: _Meteor | None = None
+
+    @classmethod
+    def opened(cls, scorer: CaptionScorer | None = None) -> AbstractContextManager[CaptionScorer]:
+        """The scorer that is given, which stays open; else a new one, closed at the end of the block."""
+        return contextlib.nullcontext(scorer) if scorer else cls()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        if self.meteor is not None:
-            self.meteor.close()
+        if self._meteor is not None:
+            self._meteor.close()
+            self._meteor = None
+
+    def counts(self, captions: Sequence[Caption]) -> Counts:
+        """[N, C] counts of each answer.
+
+        Raises NotComputed where Java or pycocoevalcap is missing, or one of the Java programs fails.
+        """
+        if not captions:
+            return np.zeros((0, len(COLUMNS)))
+        java, home = find_java(), find_pycocoevalcap()
+        if new := [c for c in dict.fromkeys(captions) if c not in self._counts]:
+            self._count(java, home, new)
+        return np.array([self._counts[c] for c in captions])
+
+    def _count(self, java: str, home: Path, captions: Sequence[Caption]) -> None:
+        if self._meteor is None:
+            self._meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
+        spoken = self.tokenized(captions, java)
+        unique = list(dict.fromkeys(spoken))
+        with ThreadPoolExecutor(1) as beside:  # METEOR counts on a core of its own, and one reader waits for it
+            matches = beside.submit(self._meteor.counts, unique)
+            rows = np.array([_bleu_and_rouge(c) for c in unique])
+            rows = np.hstack([rows, matches.result()])
+        place = {caption: i for i, caption in enumerate(unique)}
+        self._counts.update((own, rows[place[text]]) for own, text in zip(captions, spoken, strict=True))
+
+    def scores(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
+        """Figures of each non-empty corpus. Raises NotComputed as `counts`."""
+        counts = self.counts([c for corpus in corpora.values() for c in corpus])
+        scores: dict[Key, CaptionScores] = {}
+        start = 0
+        for key, corpus in corpora.items():
+            if corpus:
+                figures = caption_figures(by_column(COLUMNS, counts[start : start + len(corpus)].sum(0)))
+                one, two, three, four, meteor, rouge_l, _ = (float(figures[name]) for name in FIGURES)
+                scores[key] = CaptionScores((one, two, three, four), meteor, rouge_l)
+            start += len(corpus)
+        return scores
+
+    def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
+        """CIDEr of each non-empty corpus, mean over its answers, 0..10, by pycocoevalcap's own scorer.
+
+        Raises NotComputed as `counts`.
+        """
+        from pycocoevalcap.cider.cider_scorer import CiderScorer
+
+        everything = [c for corpus in corpora.values() for c in corpus]
+        spoken = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
+        scores: dict[Key, float] = {}
+        for key, corpus in corpora.items():
+            if not corpus:
+                continue
+            scorer = CiderScorer()
+            for caption in corpus:
+                candidate, references = spoken[caption]
+                scorer += (candidate, references)
+            words = any(reference for caption in corpus for reference in spoken[caption].references)
+            scores[key] = float(scorer.compute_score()[0]) if words else 0.0  # it cannot count a corpus without a word
+        return scores
+
+    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+        """Each text as its Penn Treebank tokens, lower case, without punctuation, a space apart.
+
+        Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
+        """
+        lines = {t: _one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))}
+        if fresh := [t for t in dict.fromkeys(lines.values()) if t not in self._tokens]:
+            self._tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
+        tokens = {text: self._tokens[line] for text, line in lines.items()}
+        return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
 
 
-_memory: _Memory | None = None
-
-
-@contextlib.contextmanager
-def remembering() -> Iterator[None]:
-    """Inside the block a text is tokenized once, an answer counted once, and METEOR started once, however often they
-    are asked for: the modes and the blind twins of an evaluation share most of their answers."""
-    global _memory
-    before = _memory
-    _memory = before or _Memory()
-    try:
-        yield
-    finally:
-        if before is None:
-            _memory.close()
-        _memory = before
-
-
-def caption_scores(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
-    """Figures of each non-empty corpus. Raises NotComputed where Java or pycocoevalcap is missing."""
-    counts = caption_counts([c for corpus in corpora.values() for c in corpus])
-    scores: dict[Key, CaptionScores] = {}
-    start = 0
-    for key, corpus in corpora.items():
-        if corpus:
-            values = [float(v) for v in caption_figures(counts[start : start + len(corpus)].sum(0))]
-            scores[key] = CaptionScores((values[0], values[1], values[2], values[3]), values[4], values[5])
-        start += len(corpus)
-    return scores
-
-
-def caption_figures(sums: Counts) -> Counts:
-    """[..., C] summed counts -> [..., len(FIGURES)] figures, 0..1; NaN where there is no answer."""
-    part = dict(zip(COLUMNS, np.moveaxis(sums, -1, 0), strict=True))
-    answers = part["answers"]
+def caption_figures(sums: Sums) -> Sums:
+    """[...] figures of the sums of the COLUMNS, 0..1, by their names in FIGURES; NaN where there is no answer."""
+    answers = sums["answers"]
     figures: list[Counts] = []
     with np.errstate(divide="ignore", invalid="ignore"):
         # The constants 1e-15 and 1e-9 are pycocoevalcap's (bleu_scorer.py): they decide what an empty answer scores.
-        ratio = (part["answer words"] + 1e-15) / (part["reference words"] + 1e-9)
+        ratio = (sums["answer words"] + 1e-15) / (sums["reference words"] + 1e-9)
         brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
         product = np.ones_like(ratio)
         for n in (1, 2, 3, 4):
-            product = product * (part[f"correct {n}-grams"] + 1e-15) / (part[f"guessed {n}-grams"] + 1e-9)
+            product = product * (sums[f"correct {n}-grams"] + 1e-15) / (sums[f"guessed {n}-grams"] + 1e-9)
             figures.append(product ** (1 / n) * brevity)
-        precision = part["meteor answer matches"] / part["meteor answer weight"]
-        recall = part["meteor reference matches"] / part["meteor reference weight"]
+        precision = sums["meteor answer matches"] / sums["meteor answer weight"]
+        recall = sums["meteor reference matches"] / sums["meteor reference weight"]
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
-        penalty = _GAMMA * (part["meteor chunks"] / part["meteor matched words"]) ** _BETA
+        penalty = _GAMMA * (sums["meteor chunks"] / sums["meteor matched words"]) ** _BETA
         figures.append(np.nan_to_num(mean * (1 - penalty)))
-        figures.append(part["rouge"] / answers)
+        figures.append(sums["rouge"] / answers)
     figures.append(sum(figures, np.zeros_like(ratio)) / 6)
-    return np.where((answers > 0)[..., None], np.stack(figures, axis=-1), np.nan)
-
-
-def caption_counts(captions: Sequence[Caption]) -> Counts:
-    """[N, C] counts of each answer. Equal pairs are worked out once.
-
-    Raises NotComputed where Java or pycocoevalcap is missing, or one of the Java programs fails.
-    """
-    if not captions:
-        return np.zeros((0, len(COLUMNS)))
-    java, home = find_java(), find_pycocoevalcap()
-    with remembering():
-        assert _memory is not None
-        _count(java, home, [c for c in dict.fromkeys(captions) if c not in _memory.counts], _memory)
-        return np.array([_memory.counts[c] for c in captions])
-
-
-def _count(java: str, home: Path, captions: Sequence[Caption], memory: _Memory) -> None:
-    if not captions:
-        return
-    if memory.meteor is None:
-        memory.meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
-    spoken = tokenized(captions, java)
-    unique = list(dict.fromkeys(spoken))
-    with ThreadPoolExecutor(1) as beside:  # METEOR counts on a core of its own, and one reader waits for it
-        matches = beside.submit(memory.meteor.counts, unique)
-        rows = np.array([_bleu_and_rouge(c) for c in unique])
-        rows = np.hstack([rows, matches.result()])
-    place = {caption: i for i, caption in enumerate(unique)}
-    memory.counts.update((own, rows[place[said]]) for own, said in zip(captions, spoken, strict=True))
-
-
-def cider(corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
-    """CIDEr of each non-empty corpus, mean over its answers, 0..10, by pycocoevalcap's own scorer.
-
-    Raises NotComputed as `caption_counts`.
-    """
-    from pycocoevalcap.cider.cider_scorer import CiderScorer
-
-    everything = [c for corpus in corpora.values() for c in corpus]
-    spoken = dict(zip(everything, tokenized(everything, find_java()), strict=True))
-    found: dict[Key, float] = {}
-    for key, corpus in corpora.items():
-        if not corpus:
-            continue
-        scorer = CiderScorer()
-        for caption in corpus:
-            candidate, references = spoken[caption]
-            scorer += (candidate, references)
-        said = any(reference for caption in corpus for reference in spoken[caption].references)
-        found[key] = float(scorer.compute_score()[0]) if said else 0.0  # it cannot count a corpus without a word
-    return found
-
-
-def tokenized(captions: Sequence[Caption], java: str) -> list[Caption]:
-    """Each text as its Penn Treebank tokens, lower case, without punctuation, a space apart.
-
-    Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
-    """
-    memory = _memory or _Memory()
-    lines = {t: _one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))}
-    if fresh := [t for t in dict.fromkeys(lines.values()) if t not in memory.tokens]:
-        memory.tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
-    tokens = {text: memory.tokens[line] for text, line in lines.items()}
-    return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
+    return {name: np.where(answers > 0, figure, np.nan) for name, figure in zip(FIGURES, figures, strict=True)}
 
 
 def _bleu_and_rouge(caption: Caption) -> list[float]:
@@ -370,7 +368,9 @@ class _Meteor:
         lines = [self._process.stdout.readline() for _ in captions]
         writer.join(timeout=10)
         try:
-            stats = np.array([[float(v) for v in line.split()] for line in lines]).reshape(len(captions), 23)
+            stats = np.array([[float(v) for v in line.split()] for line in lines]).reshape(
+                len(captions), sum(_METEOR_STATISTICS.values())
+            )
         except ValueError as error:
             self._said.seek(0)
             said = self._said.read().decode("utf-8", "replace").strip().splitlines()
@@ -389,16 +389,19 @@ class _Meteor:
             pass  # it died: the reader meets the end of its output and says so
 
 
-def _meteor_columns(stats: Counts) -> Counts:
-    """[N, 23] METEOR's statistics -> [N, 6]: weighted matches and lengths of both texts, chunks, matched words.
+# METEOR's statistics of a pair, in its order, and how many numbers each is. Of answer and reference, except the chunks.
+# The matches are for each of four matchers: of words with content, then of function words.
+_METEOR_STATISTICS = {"lengths": 2, "function words": 2, "matches": 16, "chunks": 1, "matched words": 2}
 
-    The 23: lengths of answer and reference, function words of both, then for each of four matchers content matches of
-    answer and reference and function-word matches of both, then chunks and matched words of both.
-    """
-    lengths, function_words, stages = stats[:, 0:2], stats[:, 2:4], stats[:, 4:20].reshape(-1, 4, 2, 2)
+
+def _meteor_columns(stats: Counts) -> Counts:
+    """[N, 23] METEOR's statistics -> [N, 6]: weighted matches and lengths of both texts, chunks, matched words."""
+    ends = np.cumsum(list(_METEOR_STATISTICS.values()))[:-1]
+    part = dict(zip(_METEOR_STATISTICS, np.split(stats, ends, axis=1), strict=True))
+    lengths, function_words, stages = part["lengths"], part["function words"], part["matches"].reshape(-1, 4, 2, 2)
     weights = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
     matches = np.einsum("s,nskr,k->nr", _STAGE_WEIGHTS, stages, np.array([_DELTA, 1 - _DELTA]))
     # An answer equal to its reference counts no chunk, also inside a sum: METEOR sets it to 0 before adding up.
-    same = (stats[:, 21:23] == lengths).all(1) & (stats[:, 20] == 1)
-    chunks = np.where(same, 0.0, stats[:, 20])
-    return np.column_stack([matches, weights, chunks, stats[:, 21:23].mean(1)])
+    same = (part["matched words"] == lengths).all(axis=1, keepdims=True) & (part["chunks"] == 1)
+    chunks = np.where(same, 0.0, part["chunks"])
+    return np.column_stack([matches, weights, chunks, part["matched words"].mean(1)])

@@ -18,7 +18,7 @@ import numpy as np
 
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation.metrics import CLASS, FACTS, WORDS
+from clinkd.evaluation.metrics import shown_in
 from clinkd.evaluation.score import MODEL, Apart, Judged, judge, spelled
 from clinkd.evaluation.tables import TITLES, as_cell
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
@@ -26,13 +26,6 @@ from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
 LEVEL = 0.05
 EXCHANGES = 1999  # the smallest p is then 1 / 2000
-MAIN: Mapping[Task, tuple[str, ...]] = {
-    Task.VG: ("F1", "Precision", "Recall", "mIoU", "Left-right swaps"),
-    Task.ROC: ("Recall", "Lists another class", "Laterality swaps"),
-    Task.RC: ("SPICE", FACTS, WORDS, CLASS, "Laterality agreement", "Negation conflicts"),
-    Task.MIA: (WORDS, FACTS, CLASS, "Laterality agreement", "Negation conflicts"),
-    Task.QA: ("Accuracy", "Yes/no accuracy", "Open accuracy", "Open recall of words"),
-}
 _THEIRS = "compared"
 
 Interval = tuple[float, float]
@@ -138,7 +131,7 @@ def compare_answers(
     differences = [
         d
         for task in heads
-        for metric in dict.fromkeys((heads[task], *MAIN[task]))
+        for metric in dict.fromkeys((heads[task], *shown_in("comparison", task)))
         for d in _over_images(judged, task, metric)
     ]
     return Comparison.of((ours[0], theirs[0]), "questions", differences, heads)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from clinkd import viewer
 from clinkd.agreement import Lexicon, read_facts
 from clinkd.data import open_image
-from clinkd.evaluation.metrics import BOXES, NAMES, Item, Measure, Rules, particle
+from clinkd.evaluation.metrics import BOXES, HEADLINE, NAMES, Item, Measure, Rules, particle
 from clinkd.evaluation.tables import TITLES, Again
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.viewer import Card, Line, Mark
@@ -155,9 +155,9 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
     stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
     item = Item(sample, prediction.answer)
     if sample.task is Task.VG:
-        return _whole(BOXES, item, rules, "F1")
+        return _whole(BOXES, item, rules)
     if sample.task is Task.ROC:
-        return _whole(NAMES, item, rules, "Recall")
+        return _whole(NAMES, item, rules)
     answer, truth = item.answer.answer.words, sample.answer.words
     if sample.task is Task.QA and truth.lower() in ("yes", "no"):
         return particle(answer.lower()) == truth.lower()
@@ -167,6 +167,7 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
     return None
 
 
-def _whole(measure: Measure, item: Item, rules: Rules, metric: str) -> bool:
-    figure = measure.figures(measure.count([item], rules)[0])[measure.metrics.index(metric)]
+def _whole(measure: Measure, item: Item, rules: Rules) -> bool:
+    """The primary metric of the answer is 1."""
+    (figure,) = measure.figure(HEADLINE[item.sample.task], measure.count([item], rules))
     return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 from clinkd.data import codec
 from clinkd.evaluation.captions import (
-    FIGURES,
+    COLUMNS,
     Caption,
+    CaptionScorer,
     CaptionScores,
     NotComputed,
-    caption_counts,
+    Sums,
+    by_column,
     caption_figures,
-    caption_scores,
-    cider,
 )
 from clinkd.evaluation.outcome import Outcome, Share
-from clinkd.evaluation.spice import FailedPair, spice_counts
+from clinkd.evaluation.spice import SPICE_COLUMNS, FailedPair, spice_counts
 from clinkd.records import BadInput, Candidate, Task
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in thousandths, corners in any order: the scripts do not look
@@ -36,7 +36,8 @@ _TAGGED_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 _BARE_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
 
 METRICS = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR"}
-PARTS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L")  # as the scripts print them; CIDEr beside these
+# Figures of captions as the scripts print them, where they write them otherwise; CIDEr stands beside them.
+PARTS = {**{f"BLEU-{n}": f"Bleu_{n}" for n in (1, 2, 3, 4)}, "ROUGE-L": "ROUGE_L"}
 _SPELLED = codec("qwen-vl")
 _CHUNK = 64  # replicates worked out together
 
@@ -72,10 +73,6 @@ class Hits:
 
     hits: int
     total: int
-
-    @property
-    def share(self) -> float:
-        return self.hits / self.total
 
 
 def clean(response: str) -> str:
@@ -113,21 +110,21 @@ def classification(rows: Iterable[Answered]) -> dict[str, Hits]:
     return found
 
 
-def captioning(rows: Iterable[Answered]) -> dict[str, CaptionScores]:
+def captioning(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, CaptionScores]:
     """MIA: BLEU, METEOR and ROUGE-L of each modality as one corpus. Raises NotComputed where Java is missing."""
     corpora: dict[str, list[Caption]] = {}
     for row in rows:
         corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
-    return caption_scores(corpora)
+    return scorer.scores(corpora)
 
 
-def spice_by_modality(rows: Iterable[Answered]) -> dict[str, float]:
+def spice_by_modality(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, float]:
     """RC: the mean SPICE (0..1) of each modality's answers. Raises NotComputed where SPICE cannot run, naming the row
     that it fails on."""
     rows = list(rows)
-    counted = _spice_counts(rows)
+    counted = _spice_counts(rows, scorer)
     places = _places(rows, Task.RC, counted)
-    return {m: float(counted.figures(counted.counts[list(own)].sum(0))[0]) for m, own in places.items()}
+    return {m: float(counted.score(counted.summed(own))) for m, own in places.items()}
 
 
 def mean_over_modalities(values: Iterable[float]) -> float:
@@ -148,28 +145,39 @@ def respelled(answer: Candidate) -> str:
 
 
 class _Counted(NamedTuple):
-    """[N, C] counts of each answer, of which any sum has figures: the score first."""
+    """[N, C] counts of each answer by named columns, of which any sum has a score."""
 
     counts: Counts
-    figures: Callable[[Counts], Counts]  # [..., C] -> [..., F], 0..1
+    columns: tuple[str, ...]
+    score: Callable[[Sums], Counts]  # [...] 0..1 of [...] sums by column
+
+    def summed(self, places: Sequence[int]) -> Sums:
+        """Of those answers."""
+        return by_column(self.columns, self.counts[list(places)].sum(0))
 
 
-def evaluate(rows: Sequence[Answered], task: Task, replicates: int = 1000) -> Outcome:
+_HIT_COLUMNS = ("hits", "items")
+
+
+def evaluate(
+    rows: Sequence[Answered], task: Task, replicates: int = 1000, captions: CaptionScorer | None = None
+) -> Outcome:
     """Score answers to one task as the scripts do; what cannot be computed has a reason, and no number.
 
-    The interval is ours: bootstrap by image of the mean over modalities.
+    The interval is ours: bootstrap by image of the mean over modalities. `captions`: counts captions, if not one of
+    its own.
     """
     if task is Task.QA:
         return _without(rows, task, "Accuracy", "the papers' scripts know no free questions; see mode strict")
-    try:
-        counted = _counted(rows, task)
-    except NotComputed as reason:
-        return _without(rows, task, METRICS[task], str(reason))
-    places = _places(rows, task, counted)
-    if not places:
-        return _without(rows, task, METRICS[task], "no truth has a box, so there is none to be found")
-    sums = {m: counted.counts[own].sum(0) for m, own in places.items()}
-    shares = _shares(rows, task, sums, counted, places)
+    with CaptionScorer.opened(captions) as scorer:
+        try:
+            counted = _counted(rows, task, scorer)
+        except NotComputed as reason:
+            return _without(rows, task, METRICS[task], str(reason))
+        places = _places(rows, task, counted)
+        if not places:
+            return _without(rows, task, METRICS[task], "no truth has a box, so there is none to be found")
+        shares = _shares(rows, task, counted, places, scorer)
     names = shares[next(iter(shares))].parts
     parts = {name: sum(share.parts[name] for share in shares.values()) / len(shares) for name in names}
     interval = _interval(rows, counted, places, replicates)
@@ -179,51 +187,54 @@ def evaluate(rows: Sequence[Answered], task: Task, replicates: int = 1000) -> Ou
     )
 
 
-def score_of(rows: Sequence[Answered], task: Task) -> float | None:
+def score_of(rows: Sequence[Answered], task: Task, captions: CaptionScorer | None = None) -> float | None:
     """The score alone, of a blind twin; None where it cannot be computed."""
-    try:
-        counted = None if task is Task.QA else _counted(rows, task)
-    except NotComputed:
+    if task is Task.QA:
         return None
-    places = {} if counted is None else _places(rows, task, counted)
-    return _mean(counted, places) if counted and places else None
+    with CaptionScorer.opened(captions) as scorer:
+        try:
+            counted = _counted(rows, task, scorer)
+        except NotComputed:
+            return None
+    places = _places(rows, task, counted)
+    return _mean(counted, places) if places else None
 
 
 def _places(rows: Sequence[Answered], task: Task, counted: _Counted) -> dict[str, list[int]]:
     """The answers of each modality; those to a truth without a box are none of VG's."""
     found: dict[str, list[int]] = {}
+    columns = by_column(counted.columns, counted.counts)
     for place, row in enumerate(rows):
-        if task is not Task.VG or counted.counts[place, 1]:
+        if task is not Task.VG or columns["items"][place]:
             found.setdefault(row.modality, []).append(place)
     return found
 
 
 def _mean(counted: _Counted, places: Mapping[str, Sequence[int]]) -> float:
-    return mean_over_modalities(float(counted.figures(counted.counts[list(own)].sum(0))[0]) for own in places.values())
+    return mean_over_modalities(float(counted.score(counted.summed(own))) for own in places.values())
 
 
-def _counted(rows: Sequence[Answered], task: Task) -> _Counted:
+def _counted(rows: Sequence[Answered], task: Task, scorer: CaptionScorer) -> _Counted:
     if task is Task.MIA:
-        return _caption_counts(rows)
-    return _spice_counts(rows) if task is Task.RC else _hit_counts(rows, task)
+        return _caption_counts(rows, scorer)
+    return _spice_counts(rows, scorer) if task is Task.RC else _hit_counts(rows, task)
 
 
 def _hit_counts(rows: Sequence[Answered], task: Task) -> _Counted:
-    """Columns: hits, items."""
     find = grounding if task is Task.VG else classification
-    found = [next(iter(find([row]).values()), Hits(0, 0)) for row in rows]
-    counts = np.array([[h.hits, h.total] for h in found], dtype=np.float64).reshape(len(rows), 2)
-    return _Counted(counts, _hit_share)
+    hits = [next(iter(find([row]).values()), Hits(0, 0)) for row in rows]
+    counts = np.array([[h.hits, h.total] for h in hits], dtype=np.float64).reshape(len(rows), len(_HIT_COLUMNS))
+    return _Counted(counts, _HIT_COLUMNS, lambda sums: _divided(sums["hits"], sums["items"]))
 
 
-def _hit_share(sums: Counts) -> Counts:
+def _divided(part: Counts, whole: Counts) -> Counts:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (sums[..., 0] / sums[..., 1])[..., None]
+        return np.asarray(part / whole)
 
 
-def _caption_counts(rows: Sequence[Answered]) -> _Counted:
-    counts = caption_counts([_caption(row) for row in rows])
-    return _Counted(counts, lambda sums: np.roll(caption_figures(sums), 1, axis=-1))  # mBMR, the last, comes first
+def _caption_counts(rows: Sequence[Answered], scorer: CaptionScorer) -> _Counted:
+    counts = scorer.counts([_caption(row) for row in rows])
+    return _Counted(counts, COLUMNS, lambda sums: caption_figures(sums)["mBMR"])
 
 
 def _caption(row: Answered) -> Caption:
@@ -231,31 +242,34 @@ def _caption(row: Answered) -> Caption:
 
 
 def _shares(
-    rows: Sequence[Answered], task: Task, sums: Mapping[str, Counts], counted: _Counted,
+    rows: Sequence[Answered],
+    task: Task,
+    counted: _Counted,
     places: Mapping[str, Sequence[int]],
-) -> dict[str, Share]:  # fmt: skip
+    scorer: CaptionScorer,
+) -> dict[str, Share]:
+    sums = {m: counted.summed(own) for m, own in places.items()}
+    scores = {m: 100 * float(counted.score(s)) for m, s in sums.items()}
     if task is Task.RC:
-        return {m: Share(len(places[m]), 100 * float(counted.figures(s)[0])) for m, s in sums.items()}
+        return {m: Share(len(own), scores[m]) for m, own in places.items()}
     if task is not Task.MIA:
-        shares = {m: Hits(int(s[0]), int(s[1])) for m, s in sums.items()}
-        return {m: Share(h.total, 100 * h.share, h.hits) for m, h in shares.items()}
-    weighed = cider({m: [_caption(rows[i]) for i in own] for m, own in places.items()})
-    assert FIGURES[:-1] == ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L")
-    found = {}
+        return {m: Share(int(s["items"]), scores[m], int(s["hits"])) for m, s in sums.items()}
+    weighed = scorer.cider({m: [_caption(rows[i]) for i in own] for m, own in places.items()})
+    shares = {}
     for m, own in places.items():
-        score, *figures = (100 * float(v) for v in counted.figures(sums[m]))
-        parts = dict(zip(PARTS, figures, strict=True)) | {"CIDEr": 100 * weighed[m]}
-        found[m] = Share(len(own), score, parts=parts)
-    return found
+        figures = caption_figures(sums[m])
+        parts = {PARTS.get(name, name): 100 * float(v) for name, v in figures.items() if name != "mBMR"}
+        shares[m] = Share(len(own), scores[m], parts=parts | {"CIDEr": 100 * weighed[m]})
+    return shares
 
 
-def _spice_counts(rows: Sequence[Answered]) -> _Counted:
-    """Columns: answers, summed F-score. Raises NotComputed where SPICE cannot run, naming the row that it fails on."""
+def _spice_counts(rows: Sequence[Answered], scorer: CaptionScorer) -> _Counted:
+    """Raises NotComputed where SPICE cannot run, naming the row that it fails on."""
     try:
-        counts = spice_counts([_caption(row) for row in rows])
+        counts = spice_counts([_caption(row) for row in rows], scorer)
     except FailedPair as failed:
         raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
-    return _Counted(counts, lambda sums: _hit_share(sums[..., ::-1]))
+    return _Counted(counts, SPICE_COLUMNS, lambda sums: _divided(sums["F-score"], sums["answers"]))
 
 
 def _without(rows: Sequence[Answered], task: Task, metric: str, why: str) -> Outcome:
@@ -298,7 +312,8 @@ def _interval(
         weights = np.array(
             [np.bincount(rng.integers(len(code), size=len(code)), minlength=len(code)) for _ in range(few)]
         )
-        figures = np.array([counted.figures(weights[:, images] @ sums)[:, 0] for images, sums in by_image.values()])
+        drawn_sums = (by_column(counted.columns, weights[:, images] @ sums) for images, sums in by_image.values())
+        figures = np.array([counted.score(sums) for sums in drawn_sums])
         some = ~np.isnan(figures)
         with np.errstate(invalid="ignore"):
             drawn.append(np.where(some, figures, 0.0).sum(0) / some.sum(0))

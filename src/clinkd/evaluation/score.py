@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -12,25 +13,22 @@ from numpy.typing import NDArray
 
 from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation.captions import NotComputed
+from clinkd.evaluation.captions import CaptionScorer, NotComputed, Sums, by_column
 from clinkd.evaluation.metrics import (
-    FACTS,
     FLAWS,
-    HEADLINE,
-    WORDS,
+    JUDGED,
     Counts,
     Item,
     Measure,
     Rules,
     measures,
+    stand_ins,
 )
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 _RIVALS = ("random", "agreement")  # scorers that stand beside every other one, by the name they go by in the record
 _BY = "by "
-# Why there is no figure where there is nothing to divide by: of the questions, or of questions and answers.
-NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
 _CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
 
 
@@ -80,6 +78,21 @@ class Apart:
             return [None] * len(self.keys)
         return [_ends(ends) for ends in _percentiles(self.drawn)]
 
+    def at(self, key: str) -> _OneKey | None:
+        """Of one key; None where it has no answers of both."""
+        if key not in self.keys:
+            return None
+        place = self.keys.index(key)
+        return _OneKey(float(self.ours[place]), float(self.theirs[place]), self.interval[place])
+
+
+class _OneKey(NamedTuple):
+    """Of one key of an `Apart`: both figures, 0..1, and the interval of their difference, x100."""
+
+    ours: float
+    theirs: float
+    interval: tuple[float, float] | None
+
 
 def is_choice(row: str) -> bool:
     """A row of the model's own candidates, however chosen; else it is a blind twin's."""
@@ -98,20 +111,27 @@ class _Row:
     why: str | None = None
 
     @property
+    def key(self) -> tuple[str, Task, tuple[str, ...]]:
+        return self.row, self.task, self.measure.metrics
+
+    @property
+    def has_interval(self) -> bool:
+        """By modality it is told with an interval: it was computed, and is a choice of the model's candidates."""
+        return self.counts is not None and self.measure is not FLAWS and is_choice(self.row)
+
+    @property
     def judged(self) -> bool:
         """Some of the answers are."""
-        return self.counts is not None and bool(self.counts[:, 0].any())
+        return self.counts is not None and bool(self.counts[:, JUDGED].any())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Judged:
     """All answers, counted once; tables by modality and by source are sums of it."""
 
     samples: Sequence[Sample]
-    rows: list[_Row]
+    rows: tuple[_Row, ...]
     replicates: int
-    _weights: dict[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]] = field(default_factory=dict)
-    _memory: dict[tuple[str, Task, tuple[str, ...]], Counts] = field(default_factory=dict)
 
     def scores(self) -> list[Score]:
         """One Score for each row, metric and non-empty modality, and for the mean over these (modality None)."""
@@ -121,31 +141,30 @@ class Judged:
             if row.counts is None:
                 found += _not_computed(row, row.measure.metrics, row.why, modalities)
             else:
-                told = is_choice(row.row) and row.measure is not FLAWS
-                found += _as_scores(row, self._figures(row, modalities, self._by_modality(row) if told else None))
+                found += _as_scores(row, self._figures(row, modalities, self._by_modality.get(row.key)))
         return found
 
-    def sums(self, task: Task, measure: Measure) -> dict[Modality, Counts]:
-        """[C] counts of the model's answers in each modality that has some; empty where they could not be had."""
+    def sums(self, task: Task, measure: Measure) -> dict[Modality, Sums]:
+        """Counts of the model's answers by column, in each modality that has some; empty where not computed."""
         modalities = [s.modality for s in self.samples]
         found = [r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None]
         if not found:
             return {}
         codes, names = _coded(found[0], modalities)
         sums = _summed(found[0], codes, names)
-        return {Modality(name): own for name, own in zip(names, sums, strict=True) if own[0]}
+        return {Modality(n): by_column(measure.columns, s) for n, s in zip(names, sums, strict=True) if s[JUDGED]}
 
     def gains(self) -> list[Gain]:
         """Each choice of candidates beside the first beam, for each metric that was computed."""
         modalities = [s.modality for s in self.samples]
-        first = {(r.task, r.measure.metrics): r for r in self.rows if r.row == FIRST_BEAM}
+        first = {r.key: r for r in self.rows if r.row == FIRST_BEAM}
         found: list[Gain] = []
         for row in self.rows:
-            if row.counts is None or row.measure is FLAWS or not is_choice(row.row) or row.row == FIRST_BEAM:
+            if not row.has_interval or row.row == FIRST_BEAM:
                 continue
-            pair = row, first[row.task, row.measure.metrics]
+            pair = row, first[replace(row, row=FIRST_BEAM).key]
             own, beam = (_mean(r.measure.figures(_summed(r, *_coded(r, modalities))), 0) for r in pair)
-            own_drawn, beam_drawn = (self._by_modality(r) for r in pair)
+            own_drawn, beam_drawn = (self._by_modality.get(r.key) for r in pair)
             ends = np.full((len(own), 2), np.nan)
             if own_drawn is not None and beam_drawn is not None:
                 ends = _percentiles(own_drawn[:, -1] - beam_drawn[:, -1])
@@ -171,29 +190,10 @@ class Judged:
         the best of them it stands."""
         sources = [s.source or "-" for s in self.samples]
         twins = [name for name in dict.fromkeys(r.row for r in self.rows) if not is_choice(name)]
-        lines = []
+        lines: list[tuple[str, ...]] = []
         for task in Task:
-            metric = self.headline(task)
-            if metric is None:
-                continue
-            own = self._found(MODEL, task, metric)
-            assert own is not None
-            place = own.measure.metrics.index(metric)
-            figures = self._figures(own, sources, self._replicated(own, sources))
-            beside = {twin: found for twin in twins if (found := self.apart(task, metric, MODEL, twin, sources))}
-            for source in sorted(k for k in figures if k is not None):
-                figure = figures[source]
-                of = {
-                    t: (float(a.theirs[k]), float(a.ours[k]), a.interval[k])
-                    for t, a in beside.items() if source in a.keys for k in [a.keys.index(source)]
-                }  # fmt: skip
-                best = max((t for t in of if not np.isnan(of[t][0])), key=lambda t: of[t][0], default=None)
-                theirs, ours, ends = of[best] if best is not None else (np.nan, np.nan, None)
-                interval = None if figure.intervals is None else _ends(figure.intervals[place])
-                cells = (_cell(figure.values[place]), spelled(interval), _cell(theirs), best or "-")
-                above = (_cell(ours - theirs, "+"), spelled(ends, "+"))
-                blind = (_cell(of[t][0]) if t in of else "-" for t in twins)
-                lines.append((task.value, source, metric, str(figure.answers), *cells, *above, *blind))
+            if metric := self.headline(task):
+                lines += self._source_lines(task, metric, sources, twins)
         heads = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which")
         columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in twins))
         notes = (
@@ -202,9 +202,29 @@ class Judged:
         )
         return Table("By source", columns, tuple(lines), notes)
 
+    def _source_lines(
+        self, task: Task, metric: str, sources: Sequence[str], twins: Sequence[str]
+    ) -> Iterator[tuple[str, ...]]:
+        row = self._found(MODEL, task, metric)
+        assert row is not None
+        place = row.measure.metrics.index(metric)
+        figures = self._figures(row, sources, self._replicated(row, sources))
+        apart = {twin: both for twin in twins if (both := self.apart(task, metric, MODEL, twin, sources))}
+        for source in sorted(key for key in figures if key is not None):
+            figure = figures[source]
+            pairs = {twin: pair for twin, both in apart.items() if (pair := both.at(source))}
+            computed = [twin for twin in pairs if not np.isnan(pairs[twin].theirs)]
+            best = max(computed, key=lambda twin: pairs[twin].theirs, default=None)
+            ours, theirs, ends = pairs[best] if best is not None else _OneKey(np.nan, np.nan, None)
+            interval = None if figure.intervals is None else _ends(figure.intervals[place])
+            cells = (_cell(figure.values[place]), spelled(interval), _cell(theirs), best or "-")
+            above = (_cell(ours - theirs, "+"), spelled(ends, "+"))
+            blind = (_cell(pairs[twin].theirs) if twin in pairs else "-" for twin in twins)
+            yield (task.value, source, metric, str(figure.answers), *cells, *above, *blind)
+
     def headline(self, task: Task) -> str | None:
-        """What a task is compared by: its headline; where that was not computed, the facts, else the words."""
-        found = (m for m in (HEADLINE[task], FACTS, WORDS) if (row := self._found(MODEL, task, m)) and row.judged)
+        """What a task is compared by: its primary metric; where that was not computed, what stands in for it."""
+        found = (m for m in stand_ins(task) if (row := self._found(MODEL, task, m)) and row.judged)
         return next(found, None)
 
     def _found(self, row: str, task: Task, metric: str) -> _Row | None:
@@ -226,19 +246,19 @@ class Judged:
         ours, theirs = (_only(r, places) for r in pair if r)
         codes, names = _coded(ours, keys)
         sums = [_summed(r, codes, names) for r in (ours, theirs)]
-        there = sums[0][:, 0] > 0
+        there = sums[0][:, JUDGED] > 0
         if not there.any():
             return None
         at = ours.measure.metrics.index(metric)
 
         def figures(of: Counts) -> Counts:
             """[..., K, C] sums -> [..., K + 1]"""
-            found = ours.measure.figures(of)[..., at]
+            found = ours.measure.figure(metric, of)
             return np.concatenate([found, _mean(found, -1)[..., None]], axis=-1)
 
         drawn = [self._replicated(r, keys) for r in (ours, theirs)]
         kept = np.append(there, True)
-        answers = sums[0][:, 0].astype(int)
+        answers = sums[0][:, JUDGED].astype(int)
         exchanged = self._exchanged(ours, theirs, codes, exchanges, figures) if exchanges else None
         return Apart(
             keys=(*(n for n, t in zip(names, there, strict=True) if t), None),
@@ -282,21 +302,20 @@ class Judged:
         intervals = None if drawn is None else _percentiles(drawn)
         found: dict[str | None, Figure] = {}
         for i, name in enumerate(names):
-            if sums[i, 0]:
-                found[name] = Figure(values[i], int(sums[i, 0]), None if intervals is None else intervals[i])
+            if sums[i, JUDGED]:
+                found[name] = Figure(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
         if found:
-            found[None] = Figure(_mean(values, 0), int(sums[:, 0].sum()), None if intervals is None else intervals[-1])
+            found[None] = Figure(
+                _mean(values, 0), int(sums[:, JUDGED].sum()), None if intervals is None else intervals[-1]
+            )
         return found
 
-    def _by_modality(self, row: _Row) -> Counts | None:
-        """`_replicated` over modalities, kept: scores and gains both ask for it."""
-        key = row.row, row.task, row.measure.metrics
-        if key not in self._memory:
-            drawn = self._replicated(row, [s.modality for s in self.samples])
-            if drawn is None:
-                return None
-            self._memory[key] = drawn
-        return self._memory[key]
+    @cached_property
+    def _by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
+        """`_replicated` over modalities of the rows with intervals, by their keys: scores and gains both ask for it."""
+        modalities = [s.modality for s in self.samples]
+        drawn = {r.key: self._replicated(r, modalities) for r in self.rows if r.has_interval}
+        return {key: replicates for key, replicates in drawn.items() if replicates is not None}
 
     def _replicated(self, row: _Row, keys: Sequence[str]) -> Counts | None:
         """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys; groups are drawn, not answers.
@@ -319,20 +338,25 @@ class Judged:
     def _drawn(self, task: Task, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
         """Group of each answer [N], and how often each group is drawn in each replicate [R, G]. The same draws for
         every row and metric of a task, and for every run over the same samples, so that differences are paired."""
-        if task not in self._weights:
-            names = sorted({self.samples[p].group for p in places})
-            code = {name: i for i, name in enumerate(names)}
-            rng = np.random.default_rng([0, *task.value.encode()])
-            size = len(names)
-            drawn = [
-                np.bincount(rng.integers(size, size=size), minlength=size).clip(max=255).astype(np.uint8)
-                for _ in range(self.replicates)
-            ]
-            codes = np.full(len(self.samples), -1)
-            codes[places] = [code[self.samples[p].group] for p in places]
-            self._weights[task] = codes, np.array(drawn, dtype=np.uint8).reshape(self.replicates, size)
-        codes, weights = self._weights[task]
+        codes, weights = self._draws[task]
         return codes[places], weights
+
+    @cached_property
+    def _draws(self) -> Mapping[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]]:
+        """Of each task the group of each sample, -1 where it is of another task, and what `_drawn` draws."""
+        return {task: self._drawn_anew(task) for task in {s.task for s in self.samples}}
+
+    def _drawn_anew(self, task: Task) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        names = sorted({s.group for s in self.samples if s.task is task})
+        code = {name: i for i, name in enumerate(names)}
+        rng = np.random.default_rng([0, *task.value.encode()])
+        size = len(names)
+        drawn = [
+            np.bincount(rng.integers(size, size=size), minlength=size).clip(max=255).astype(np.uint8)
+            for _ in range(self.replicates)
+        ]
+        codes = np.array([code[s.group] if s.task is task else -1 for s in self.samples])
+        return codes, np.array(drawn, dtype=np.uint8).reshape(self.replicates, size)
 
 
 def score(
@@ -363,62 +387,88 @@ def judge(
     twins: Mapping[str, Iterable[Prediction]],
     lexicon: Lexicon,
     config: EvaluateConfig,
+    captions: CaptionScorer | None = None,
 ) -> Judged:
-    """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows.
+    """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows, or
+    belong to `captions`.
 
     Every sample needs a prediction; a twin may lack some. Raises BadInput naming the first sample without an answer,
     or a prediction that belongs to no sample.
     """
-    items: list[Item] = []
     place = {s.id: i for i, s in enumerate(samples)}
-    known: dict[object, int] = {}
-
-    def enlist(at: int, prediction: Prediction, candidate: int) -> int:
-        answer = prediction.candidates[candidate]
-        key = (at, answer.answer, answer.unread, answer.truncated)
-        if key not in known:
-            known[key] = len(items)
-            items.append(Item(samples[at], answer))
-        return known[key]
-
     answered = _by_place(predictions, place, "predictions")
     if missing := [s.id for i, s in enumerate(samples) if i not in answered]:
         raise BadInput(
             f"{len(missing)} of {len(samples)} samples have no prediction, the first is {missing[0]!r}; "
             "answer them, or leave them out of the samples"
         )
-    chosen: dict[str, dict[int, int]] = {
-        MODEL: {i: enlist(i, p, p.chosen) for i, p in answered.items()},
-        FIRST_BEAM: {i: enlist(i, p, 0) for i, p in answered.items()},
+    items = _Items(samples)
+    picks = _choices(items, answered)
+    for name, rows in twins.items():
+        assert not is_choice(name), f"{name!r} is no blind twin's name"
+        picks[name] = {i: items.place(i, p, p.chosen) for i, p in _by_place(rows, place, f"twin {name!r}").items()}
+    candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
+    with CaptionScorer.opened(captions) as scorer:
+        rules = Rules(config.iou, lexicon, scorer)
+        counted = (_counted(measure, items, picks, candidates, rules) for measure in measures(config.spice))
+        return Judged(samples, tuple(row for rows in counted for row in rows), config.replicates)
+
+
+class _Items:
+    """The answers that differ, each once, however many rows hold it."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self.items: list[Item] = []
+        self._places: dict[object, int] = {}
+
+    def place(self, sample: int, prediction: Prediction, candidate: int) -> int:
+        """Where a candidate stands among the items; it is added where it is new."""
+        answer = prediction.candidates[candidate]
+        key = (sample, answer.answer, answer.unread, answer.truncated)
+        if key not in self._places:
+            self._places[key] = len(self.items)
+            self.items.append(Item(self.samples[sample], answer))
+        return self._places[key]
+
+
+def _choices(items: _Items, answered: Mapping[int, Prediction]) -> dict[str, dict[int, int]]:
+    """By row the item of each sample, of every way to choose among the candidates but the oracle's."""
+    picks = {
+        MODEL: {i: items.place(i, p, p.chosen) for i, p in answered.items()},
+        FIRST_BEAM: {i: items.place(i, p, 0) for i, p in answered.items()},
     }
     for name in _scorers(answered.values()):
         row = name if name in _RIVALS else f"{_BY}{name}"
-        chosen[row] = {i: enlist(i, p, _highest(p, name)) for i, p in answered.items()}
-    for name, rows in twins.items():
-        assert not is_choice(name), f"{name!r} is no blind twin's name"
-        chosen[name] = {i: enlist(i, p, p.chosen) for i, p in _by_place(rows, place, f"twin {name!r}").items()}
-    candidates = {i: [enlist(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
+        picks[row] = {i: items.place(i, p, _highest(p, name)) for i, p in answered.items()}
+    return picks
 
-    rules, found = Rules(config.iou, lexicon), []
-    for measure in measures(config.spice):
-        mine = [k for k, item in enumerate(items) if item.sample.task in measure.tasks]
-        if not mine:
-            continue
-        counts, why = None, None
-        try:
-            part = measure.count([items[k] for k in mine], rules)
-            counts = np.zeros((len(items), part.shape[1]))
-            counts[mine] = part
-        except NotComputed as reason:
-            why = str(reason)
-        rows_of = chosen if measure is FLAWS else {**chosen, ORACLE: _best(measure, counts, candidates, chosen)}
-        for task in measure.tasks:
-            for name, picks in rows_of.items():
-                places = [i for i in picks if samples[i].task is task]
-                if places:
-                    own = None if counts is None else counts[[picks[i] for i in places]]
-                    found.append(_Row(name, task, measure, np.array(places), own, why))
-    return Judged(samples, found, config.replicates)
+
+def _counted(
+    measure: Measure,
+    items: _Items,
+    picks: Mapping[str, dict[int, int]],
+    candidates: Mapping[int, list[int]],
+    rules: Rules,
+) -> Iterator[_Row]:
+    """The rows of one measure, by task."""
+    places = [k for k, item in enumerate(items.items) if item.sample.task in measure.tasks]
+    if not places:
+        return
+    counts, why = None, None
+    try:
+        part = measure.count([items.items[k] for k in places], rules)
+        counts = np.zeros((len(items.items), part.shape[1]))
+        counts[places] = part
+    except NotComputed as reason:
+        why = str(reason)
+    rows = picks if measure is FLAWS else {**picks, ORACLE: _best(measure, counts, candidates, picks)}
+    for task in measure.tasks:
+        for name, chosen in rows.items():
+            of_task = [i for i in chosen if items.samples[i].task is task]
+            if of_task:
+                own = None if counts is None else counts[[chosen[i] for i in of_task]]
+                yield _Row(name, task, measure, np.array(of_task), own, why)
 
 
 def _by_place(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
@@ -447,11 +497,12 @@ def _highest(prediction: Prediction, scorer: str) -> int:
 def _best(
     measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
 ) -> dict[int, int]:
-    """Of each sample the candidate with the best headline figure on its own; ties go to the earlier beam."""
+    """Of each sample the candidate with the best figure of the leading metric; ties go to the earlier beam."""
     if counts is None:
         return chosen[FIRST_BEAM]
     # NaN: nothing was to be said and nothing was, as where no box is true and none is answered. That is right.
-    worth = np.nan_to_num(measure.figures(counts)[:, 0], nan=1.0)
+    leading = measure.rows[0]
+    worth = np.nan_to_num(leading.goodness(measure.figure(leading.name, counts)), nan=1.0)
     return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
 
 
@@ -459,14 +510,13 @@ def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
     found = []
     for key, figure in figures.items():
         modality = None if key is None else Modality(key)
-        for f, metric in enumerate(row.measure.metrics):
+        for f, metric in enumerate(row.measure.rows):
             value = float(figure.values[f])
             if np.isnan(value):
-                why = NOTHING_SAID if metric.endswith(("F1", "recision")) else NOT_ASKED
-                found.append(Score(row.row, row.task, metric, modality, None, figure.answers, why))
+                found.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
             interval = None if figure.intervals is None else _ends(figure.intervals[f])
-            found.append(Score(row.row, row.task, metric, modality, 100 * value, figure.answers, None, interval))
+            found.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
     return found
 
 

@@ -23,11 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.evaluation import jars
-from clinkd.evaluation.captions import UTF8, Caption, NotComputed, find_java, tokenized
+from clinkd.evaluation.captions import UTF8, Caption, CaptionScorer, NotComputed, find_java
 from clinkd.memory import free_memory_mb
 from clinkd.storage import cache_folder, progress
 
 Counts = NDArray[np.float64]
+
+SPICE_COLUMNS = ("answers", "F-score")
 
 MAIN = "edu.anu.spice.SpiceScorer"
 MOST_MB, LEAST_MB = 6000, 800  # of the heap: a sentence of 250 words takes over 1.4 GB
@@ -60,17 +62,18 @@ class _Crashed(_Broken):
     """A batch came to nothing, since the program ended by a fault."""
 
 
-def spice_counts(captions: Sequence[Caption]) -> Counts:
+def spice_counts(captions: Sequence[Caption], scorer: CaptionScorer) -> Counts:
     """[N, 2]: 1, and SPICE's F-score (0..1) of each answer. Equal pairs are worked out once, and once for all runs.
 
-    Raises NotComputed where SPICE, Java or memory is missing, and FailedPair where it fails on a pair.
+    The tokens of the texts are those of `scorer`. Raises NotComputed where SPICE, Java or memory is missing, and
+    FailedPair where it fails on a pair.
     """
     if not captions:
-        return np.zeros((0, 2))
+        return np.zeros((0, len(SPICE_COLUMNS)))
     program = ready()
-    spoken = tokenized(captions, program.java)
+    spoken = scorer.tokenized(captions, program.java)
     unique = list(dict.fromkeys(spoken))
-    store = Store(_at or scores_file(), jars.version())
+    store = Store(scorer.spice_file or scores_file(), jars.version())
     scores = store.read(unique)
     todo = [c for c in unique if c not in scores]
     if todo:
@@ -244,19 +247,6 @@ def _last_words(stderr: bytes) -> str:
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
-
-_at: Path | None = None
-
-
-@contextlib.contextmanager
-def kept_at(path: Path) -> Iterator[None]:
-    """Inside the block scores are kept there, and those of other runs are not known."""
-    global _at
-    before, _at = _at, path
-    try:
-        yield
-    finally:
-        _at = before
 
 
 class Store:

@@ -10,10 +10,10 @@ from clinkd.evaluation.score import MODEL, Judged
 from clinkd.evaluation.tables import Board
 from clinkd.records import Modality, Prediction, Sample, Score, Task
 
-_HITS = {  # columns that add up to what was found, and the column of how many there were
-    Task.VG: (BOXES, (3,), 1),  # pairs one to one at the IoU wanted, truth boxes
-    Task.ROC: (NAMES, (1,), 0),
-    Task.QA: (ANSWERS, (2, 4), 0),
+_HITS = {  # columns that add up to what was found, and that of how many there were
+    Task.VG: (BOXES, ("found",), "truth boxes"),
+    Task.ROC: (NAMES, ("hits",), "answers"),
+    Task.QA: (ANSWERS, ("right yes/no", "short equal", "long equal"), "answers"),
 }
 
 
@@ -28,8 +28,10 @@ def _outcome(judged: Judged, board: Board, task: Task, unread: Mapping[Task, int
     metric = HEADLINE[task]
     own = board.get(MODEL, task, metric)
     flaws = judged.sums(task, FLAWS)
-    found = {m: _share(judged, board, task, m, int(sums[0])) for m, sums in flaws.items()}
-    answers, truncated, _, empty = (int(sum(own[c] for own in flaws.values())) for c in range(4))
+    found = {m: _share(judged, board, task, m, int(sums["answers"])) for m, sums in flaws.items()}
+    answers, truncated, empty = (
+        int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
+    )
     return Outcome(
         mode="strict",
         task=task,
@@ -53,7 +55,7 @@ def _share(judged: Judged, board: Board, task: Task, modality: Modality, answers
         return Share(answers, value, parts=parts)
     measure, found, whole = _HITS[task]
     sums = judged.sums(task, measure)[modality]
-    return Share(int(sums[whole]), value, int(sums[list(found)].sum()), parts)
+    return Share(int(sums[whole]), value, int(sum(sums[column] for column in found)), parts)
 
 
 def _parts(board: Board, task: Task, modality: Modality | None) -> dict[str, float]:

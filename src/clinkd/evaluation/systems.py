@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from clinkd.evaluation.metrics import HEADLINE
 from clinkd.evaluation.outcome import Mode
 from clinkd.evaluation.printed import (
     METRICS,
@@ -21,7 +22,7 @@ from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
 
 NAMES: Mapping[Mode, Mapping[Task, str]] = {
     "official": METRICS,
-    "strict": {Task.VG: "VG F1", Task.ROC: "ROC Recall", Task.RC: "RC SPICE", Task.MIA: "MIA mBMR"},
+    "strict": {task: f"{task.value} {HEADLINE[task]}" for task in AVERAGED},
 }
 
 

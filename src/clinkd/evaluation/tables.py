@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE, wilson
-from clinkd.evaluation.score import FIRST_BEAM, MODEL, NOT_ASKED, NOTHING_SAID, ORACLE, Gain, is_choice, spelled
+from clinkd.evaluation.metrics import FACTS, FLAWS, HEADLINE, NOT_ASKED, NOTHING_SAID, wilson
+from clinkd.evaluation.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spelled
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four

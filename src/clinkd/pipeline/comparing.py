@@ -100,7 +100,7 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
 
 def _compare_pair(ours: Judgeable, theirs: Judgeable, intervals: bool) -> Comparison:
     _demand_same(ours, theirs)
-    iou, lexicon = ours.rules
+    iou, lexicon = ours.rules.iou, ours.rules.lexicon
     knobs = EvaluateConfig(iou=iou) if intervals else EvaluateConfig(iou=iou, replicates=0)
     names = (ours.name, theirs.name) if ours.name != theirs.name else (f"{ours.name} (1)", f"{theirs.name} (2)")
     mine, others = (names[0], ours.predictions), (names[1], theirs.predictions)

@@ -9,7 +9,7 @@ from typing import Any
 
 from clinkd import evaluation
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import MODES, Gain, Mode, Outcome, official, strict
+from clinkd.evaluation import MODES, CaptionScorer, Gain, Mode, Outcome, official, strict
 from clinkd.evaluation.metrics import Rules
 from clinkd.evaluation.official import Answered
 from clinkd.evaluation.score import spelled
@@ -50,18 +50,24 @@ class Evaluation:
 # ---- scores ---------------------------------------------------------------------------------------------------------
 
 
-def evaluate(answers: Answers, modes: Sequence[Mode] = MODES, config: EvaluateConfig | None = None) -> Evaluation:
-    """Score answers in one mode or both. What cannot be computed has a reason in its place."""
+def evaluate(
+    answers: Answers,
+    modes: Sequence[Mode] = MODES,
+    config: EvaluateConfig | None = None,
+    captions: CaptionScorer | None = None,
+) -> Evaluation:
+    """Score answers in one mode or both. What cannot be computed has a reason in its place. `captions`: counts
+    captions, if not one of its own."""
     config = config or EvaluateConfig()
-    with evaluation.remembering():
+    with CaptionScorer.opened(captions) as scorer:
         twins = evaluation.blind_twins(answers.train, answers.samples)
         found: list[Outcome] = []
         if "official" in modes:
-            found += _officially(answers, twins, config.replicates)
+            found += _officially(answers, twins, config.replicates, scorer)
         if "strict" not in modes:
             return Evaluation(answers, found)
-        judged = evaluation.judge(answers.samples, answers.predictions, twins, answers.lexicon, config)
-        scores, gains = judged.scores(), judged.gains()
+        judged = evaluation.judge(answers.samples, answers.predictions, twins, answers.lexicon, config, scorer)
+    scores, gains = judged.scores(), judged.gains()
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in answers.samples}) > 1:
         tables.append(judged.by_source())
@@ -69,7 +75,9 @@ def evaluate(answers: Answers, modes: Sequence[Mode] = MODES, config: EvaluateCo
     return Evaluation(answers, found, scores, gains, tables)
 
 
-def _officially(answers: Answers, twins: Mapping[str, Sequence[Prediction]], replicates: int) -> list[Outcome]:
+def _officially(
+    answers: Answers, twins: Mapping[str, Sequence[Prediction]], replicates: int, scorer: CaptionScorer
+) -> list[Outcome]:
     tasks = {s.id: s.task for s in answers.samples}
     chosen = {p.id: p.answer for p in answers.predictions}
     found = []
@@ -78,9 +86,9 @@ def _officially(answers: Answers, twins: Mapping[str, Sequence[Prediction]], rep
         blind: dict[str, float] = {}
         for twin, said in twins.items():
             rows = [_said(answers.rows[p.id], p) for p in said if tasks[p.id] is task]
-            score = official.score_of(rows, task) if rows else None
+            score = official.score_of(rows, task, scorer) if rows else None
             blind |= {} if score is None else {twin: score}
-        outcome = official.evaluate([answers.rows[i] for i in own], task, replicates)
+        outcome = official.evaluate([answers.rows[i] for i in own], task, replicates, scorer)
         cut = sum(chosen[i].truncated for i in own)
         empty = sum(not official.clean(answers.rows[i].response) for i in own)
         found.append(replace(outcome, blind_by=blind, truncated=cut, empty=empty))

@@ -29,14 +29,15 @@ _TRAINED = {"teacher": "Teacher", "distill": "Distillation", "tune": "Plain tuni
 _LINES = {"loss": "loss", "ce": "cross-entropy", "kl": "KL"}  # by their names in the log
 
 
-def write(work: Work, config: RunConfig) -> None:
+def write(work: Work, config: RunConfig, captions: evaluation.CaptionScorer | None = None) -> None:
     """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions; and what
-    the page is made of, so that it can be made again without scoring."""
+    the page is made of, so that it can be made again without scoring. `captions`: counts captions, if not one of its
+    own."""
     prepared = work.inputs["prepare"]
     _, lexicon = about(prepared)
     train, test = read_split(prepared, "train"), read_split(prepared, "test")
     predictions = read_predictions(work.inputs["select"])
-    judged = evaluation.judge(test, predictions, _twins(work, train, test), lexicon, config.evaluate)
+    judged = evaluation.judge(test, predictions, _twins(work, train, test), lexicon, config.evaluate, captions)
     scores, gains = judged.scores(), judged.gains()
     tables = evaluation.tabulate(scores, gains)
     if len({s.source for s in test}) > 1:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,8 +24,8 @@ import torch
 
 from clinkd import evaluation, memory
 from clinkd.config import AnswerConfig, FitConfig, RunConfig
-from clinkd.evaluation.spice import kept_at
 from clinkd.model import VisionLanguageModel, rows_of
+from clinkd.pipeline import reporting
 from clinkd.pipeline import work as steps
 from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
@@ -109,8 +109,9 @@ def run(config: RunConfig, folder: Path) -> None:
         inputs = {need.name: finished[need.name] for need in stage.needs}
         if stage.name in ("clip", "select", "score"):
             inputs["prepare"] = wide
-        with kept_at(folder / "spice.sqlite"):  # what other runs know would make it quicker than a first run is
-            tried = _try(stage, inputs, folder / stage.name)
+        # the scores of SPICE that other runs know would make it quicker than a first run is
+        do = _score(mini, folder / "spice.sqlite") if stage.name == "score" else stage.work
+        tried = _try(stage, inputs, folder / stage.name, do)
         if stage.name == "prepare":
             tried |= free | _lessen(folder / "prepare", wide, part, config.model.max_image_tokens)
         if stage.name == ("see" if mini.model.sight == "stored" else "base"):
@@ -120,20 +121,28 @@ def run(config: RunConfig, folder: Path) -> None:
         if stage.name == "shuffle":
             _speak_well(folder / "shuffle", wide, {"test": PREDICTIONS}, 1)
         if stage.name == "score":
-            tried |= _scoring(stage, inputs, folder)
+            tried |= _scoring(mini, stage, inputs, folder)
         wanted = {need.name for later in stages[number:] for need in later.needs}
         for name in finished.keys() - wanted:  # models are large
             shutil.rmtree(finished.pop(name))
         print(json.dumps(tried), flush=True)
 
 
-def _try(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
+def _score(config: RunConfig, spice_file: Path) -> Callable[[Work], None]:
+    def do(work: Work) -> None:
+        with evaluation.CaptionScorer(spice_file) as captions:
+            reporting.write(work, config, captions)
+
+    return do
+
+
+def _try(stage: Stage, inputs: dict[str, Path], folder: Path, do: Callable[[Work], None]) -> dict[str, Any]:
     folder.mkdir()
     recorded: dict[str, Any] = {}
     _forget_peak()
     with _Helpers() as helpers:
         start = time.monotonic()
-        stage.work(Work(folder, inputs, stage.seed, recorded.__setitem__))
+        do(Work(folder, inputs, stage.seed, recorded.__setitem__))
         seconds = time.monotonic() - start
     write_json(folder / "stage.json", {"identity": stage.identity, "seconds": seconds})
     return {
@@ -225,7 +234,7 @@ def _speak_well(answered: Path, prepared: Path, spoken: Mapping[Split, str], can
         write_lines(answered / name, (p.to_json() for p in said))
 
 
-def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
+def _scoring(config: RunConfig, stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
     """Seconds that scores take whatever there is to score, such as the start of Java; and those of the blind twins,
     which go with the training questions."""
     few = folder / "few"
@@ -238,8 +247,8 @@ def _scoring(stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, A
     said = [p for p in read_predictions(few) if p.id in {s.id for s in one}]
     write_lines(few / PREDICTIONS, (p.to_json() for p in said))
     place = folder / "few-score"
-    with kept_at(folder / "few.sqlite"):
-        fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place)["seconds"]
+    do = _score(config, folder / "few.sqlite")
+    fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place, do)["seconds"]
     start = time.monotonic()
     evaluation.blind_twins(train, test)
     return {"fixed_seconds": fixed, "blind_seconds": time.monotonic() - start}
