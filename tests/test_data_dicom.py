@@ -24,8 +24,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr-defined]
 
 from clinkd.data import Source, open_image
-from clinkd.data.dicom import PRESETS, Facts, describe, is_dicom, open_dicom
 from clinkd.data.images import look
+from clinkd.data.images.dicom import PRESETS, Facts, describe, is_dicom, open_dicom
 from clinkd.data.limits import Limits
 from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
 from clinkd.records import BadInput, ImageRef, Modality
@@ -718,10 +718,10 @@ def test_a_huge_header_takes_no_memory(tmp_path: Path) -> None:
 def test_the_cap_comes_before_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.dcm", np.zeros((20, 30), np.uint16))
     assert open_dicom(path, "a", None, None, Limits(600)).size == (30, 20)
-    monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadInput, match="30x20 pixels, more than 599 in all"):
         open_dicom(path, "a", None, None, Limits(599))
-    monkeypatch.setattr("clinkd.data.dicom_header.MAX_ELEMENT_BYTES", 100)
+    monkeypatch.setattr("clinkd.data.images.dicom_header.MAX_ELEMENT_BYTES", 100)
     table = lut(0, 16, [0] * 100)
     with pytest.raises(BadInput, match=r"element \(0028,3010\) of the header has 2"):
         describe(write(tmp_path / "b.dcm", RAMP, VOILUTSequence=[table]), "b")

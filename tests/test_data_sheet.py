@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from clinkd.data.dicom import describe
+from clinkd.data.images.dicom import describe
 from clinkd.data.readers import boxes as boxes_reader
 from clinkd.data.readers import sheet
 from clinkd.data.readers.rows import Entry

@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from clinkd.data.dicom import is_dicom
-from clinkd.data.dicom_header import opened as checked
 from clinkd.data.images import header, locate, opened
+from clinkd.data.images.dicom import is_dicom
+from clinkd.data.images.dicom_header import opened as checked
 from clinkd.records import BadInput, ImageRef
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from clinkd.data.dicom import is_dicom, which_frame
-from clinkd.data.dicom_header import Refusal, opened, read_whole
+from clinkd.data.images.dicom import is_dicom, which_frame
+from clinkd.data.images.dicom_header import Refusal, opened, read_whole
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.data.upload import PLACE
 from clinkd.records import BadInput, Box

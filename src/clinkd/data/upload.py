@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinkd.data.dicom import is_dicom, read_frame
 from clinkd.data.images import open_picture, picture_frames
+from clinkd.data.images.dicom import is_dicom, read_frame
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.records import BadInput, Modality
 
@@ -59,7 +59,7 @@ class Shown:
 def show(
     content: bytes, frame: int | None = None, window: str | None = None, limits: Limits = UPLOADS, values: bool = False
 ) -> Shown:
-    """One frame of a file in memory, the first where none is named, through `window` (see `clinkd.data.dicom`).
+    """One frame of a file in memory, the first where none is named, through `window` (see `clinkd.data.images.dicom`).
 
     The picture is what `open_image` makes of the file, and where `window` of the result is a pair,
     clip((v - (centre - width / 2)) / width, 0, 1) of its values v, inverted where that is said, to one level of 255.

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from clinkd.data.dicom import describe, is_dicom
 from clinkd.data.images import count_frames, header, look
+from clinkd.data.images.dicom import describe, is_dicom
 from clinkd.data.readers.rows import Entry, Fault, faulty
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clinkd.data.dataset import RECORDS, SAMPLES
-from clinkd.data.dicom import is_dicom
+from clinkd.data.images.dicom import is_dicom
 from clinkd.data.readers.rows import SHEETS, Entry, Problem, Row, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample

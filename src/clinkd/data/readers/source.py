@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from clinkd.data.dataset import ABOUT
-from clinkd.data.dicom import Facts
 from clinkd.data.images import header, look, stays_inside
+from clinkd.data.images.dicom import Facts
 from clinkd.data.readers.rows import Fault, check_whole
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 from clinkd.storage import read_json

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
-from clinkd.data.dicom_grey import PRESETS, GreyFrame, Values, colours, grey_frame, grey_of, hounsfield, vois_of
-from clinkd.data.dicom_header import (
+from clinkd.data.images.dicom_grey import PRESETS, GreyFrame, Values, colours, grey_frame, grey_of, hounsfield, vois_of
+from clinkd.data.images.dicom_header import (
     CONVERT,
     GREY,
     WHOLE,
@@ -259,7 +259,7 @@ def _decoded_apart(header: Header, index: int) -> Values:
                 sys.executable,
                 "-P",
                 "-c",
-                "from clinkd.data.dicom import decode_for_another; decode_for_another()",
+                "from clinkd.data.images.dicom import decode_for_another; decode_for_another()",
                 str(index),
             ],
             input=header.stream.read(),

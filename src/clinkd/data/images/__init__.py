@@ -12,8 +12,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from clinkd.data.dicom import Facts, describe, is_dicom, name_of, open_dicom, scans_of, which_frame
-from clinkd.data.dicom_header import reading
+from clinkd.data.images.dicom import Facts, describe, is_dicom, name_of, open_dicom, scans_of, which_frame
+from clinkd.data.images.dicom_header import reading
 from clinkd.data.limits import MAX_PIXELS, ON_DISK, Limits
 from clinkd.records import BadInput, ImageRef
 
@@ -31,9 +31,9 @@ def open_image(
     """The image at `root`/`image` as RGB, turned upright as its EXIF says; `a.tif#2` is a file's second frame.
 
     Grey levels beyond 8 bits are stretched from the image's least to its greatest value, those of a DICOM by the
-    `window` of the ImageRef (see `clinkd.data.dicom`); transparent parts become black. Raises BadInput naming the path,
-    and the row of a data file where given, when the path leads out of `root`, or the file is missing, empty, larger
-    than `max_pixels`, damaged, no image, or of several frames of which none is named.
+    `window` of the ImageRef (see `clinkd.data.images.dicom`); transparent parts become black. Raises BadInput naming
+    the path, and the row of a data file where given, when the path leads out of `root`, or the file is missing, empty,
+    larger than `max_pixels`, damaged, no image, or of several frames of which none is named.
     """
     relative = image.path if isinstance(image, ImageRef) else str(image)
     place = f"row {row}, image {relative}" if row is not None else f"image {relative}"

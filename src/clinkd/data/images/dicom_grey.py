@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.data.dicom_header import GREY, Header, Refusal, modality_of, natural, numbers, term
+from clinkd.data.images.dicom_header import GREY, Header, Refusal, modality_of, natural, numbers, term
 from clinkd.records import Modality
 
 if TYPE_CHECKING:
