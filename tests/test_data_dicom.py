@@ -24,8 +24,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr-defined]
 
 from clinkd.data import Source, open_image
-from clinkd.data.images import look
-from clinkd.data.images.dicom import PRESETS, Facts, describe, is_dicom, open_dicom
+from clinkd.data.images import PRESETS, Facts, look
+from clinkd.data.images.dicom import Dicom
 from clinkd.data.limits import Limits
 from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
 from clinkd.records import BadInput, ImageRef, Modality
@@ -33,6 +33,8 @@ from clinkd.records import BadInput, ImageRef, Modality
 SHIPPED = Path(pydicom.__file__).parent / "data"
 CANARY = "Zqxw^Kanarienvogel"
 CT = "1.2.840.10008.5.1.4.1.1.2"
+DICOM = Dicom()
+is_dicom, describe = DICOM.sniff, DICOM.describe
 
 # What of pydicom's files is refused, and why; all others open.
 NO_PIXELS = "a DICOM without pixels"
@@ -62,6 +64,10 @@ def shipped() -> list[Path]:
     """Files that pydicom ships; pictures of its TINY_ALPHA set have no pixels, so they are one case, not fifty."""
     files = sorted(p for p in SHIPPED.rglob("*") if p.is_file() and "TINY_ALPHA" not in p.parts)
     return [p for p in files if "__pycache__" not in p.parts]
+
+
+def open_dicom(path: Path, place: str, frame: int | None, window: str | None, limits: Limits) -> Image.Image:
+    return DICOM.open(path, place, frame, window, limits).picture
 
 
 def shown(path: Path, window: str | None = None, frame: int | None = None) -> NDArray[np.uint8]:
@@ -792,7 +798,7 @@ def test_a_folder_is_checked_file_by_file(tmp_path: Path) -> None:
     (problem,) = [e.problem for e in entries if e.problem]
     assert (problem.row, problem.id, problem.field) == (4, "p1/none.dcm", "image") and NO_PIXELS in problem.why
     assert told == {
-        NO_QUESTION: 3,
+        f"DICOM {NO_QUESTION}": 3,
         "files that are not DICOM": 3,
         "DICOMDIR files, which list other files": 1,
         "links to folders, which are not followed": 1,

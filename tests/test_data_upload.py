@@ -21,11 +21,13 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from clinkd.data import open_image
-from clinkd.data.images.dicom import describe, is_dicom
+from clinkd.data.images.dicom import Dicom
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.data.upload import Shown, show
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
+
+is_dicom, describe = Dicom().sniff, Dicom().describe
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
 

@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from clinkd.data.dataset import ABOUT
-from clinkd.data.images import header, look, stays_inside
-from clinkd.data.images.dicom import Facts
+from clinkd.data.images import Facts, header, look, stays_inside
 from clinkd.data.readers.rows import Fault, check_whole
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 from clinkd.storage import read_json
@@ -95,8 +94,8 @@ class Pictures:
         """A path as rows give it, from the root."""
         return path.strip().removeprefix(self.source.prefix)
 
-    def dicom(self, path: str) -> Facts | None:
-        """What the header of a DICOM tells of it; None for other images, and where images are not opened."""
+    def header(self, path: str) -> Facts | None:
+        """What the header of a medical image says; None for plain pictures, and where images are not opened."""
         return self._headers(self.relative(path)) if self.source.open_images else None
 
     def _header(self, relative: str) -> Facts | None:
