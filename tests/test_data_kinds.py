@@ -130,3 +130,16 @@ def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Pa
     import_data([Source(sheet)], tmp_path / "out", Checks(), None)
     samples = list(Samples(tmp_path / "out"))
     assert [(s.images[0].path, s.modality, s.group) for s in samples] == [(n, Modality.MR, "somebody") for n in names]
+
+
+@pytest.mark.parametrize("name", ["a.gif#2", "a.tif#1", "a.jpg"])
+def test_texts_of_every_frame_and_comments_are_looked_for(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("L", (8, 6), grey) for grey in (0, 90)]
+    if name == "a.jpg":
+        frames[0].save(tmp_path / name, comment=CANARY.encode())
+    elif name == "a.gif#2":
+        frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], comment=CANARY.encode())
+    else:
+        frames[1].encoderinfo = {"tiffinfo": {270: CANARY}}
+        frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    assert CANARY in told_by(tmp_path, ImageRef(name))

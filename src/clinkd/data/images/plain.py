@@ -66,8 +66,13 @@ class Plain:
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
 
     def texts(self, path: Path, place: str) -> set[str]:
-        with opened(path, place, None) as picture:
-            values = [*picture.info.values(), *picture.getexif().values()]
+        values: list[object] = []
+        with _file(path, place) as picture:
+            for index in range(_frames(picture, place, ON_DISK) if picture.format == "TIFF" else 1):
+                picture.seek(index)  # each has tags of its own
+                values += [*picture.info.values(), *picture.getexif().values()]
+            comment = picture.info.get("comment")  # of a GIF or JPEG, as bytes
+            values.append(comment.decode("utf-8", "replace") if isinstance(comment, bytes) else comment)
         return {text.strip() for text in values if isinstance(text, str)}
 
 
