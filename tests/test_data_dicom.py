@@ -488,6 +488,48 @@ def test_segmented_palettes(tmp_path: Path) -> None:
         assert np.abs(shown(path)[0, :, 1] - np.array(entries) / 257).max() <= 0.51
 
 
+@pytest.mark.parametrize(("count", "syntax"), [(300, "little"), (201, "little"), (200, "big")])
+def test_palettes_that_pydicom_reads_otherwise(tmp_path: Path, count: int, syntax: str) -> None:
+    """PS3.3 C.7.6.3.1.5: 8-bit tables of more than 256 or of an odd number of entries; tables of big-endian words."""
+    dtype = ">u2" if syntax == "big" else "u1"
+    table = np.random.default_rng(count).integers(0, 65536 if syntax == "big" else 256, count).astype(dtype)
+    elements: dict[str, Any] = {}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [count, 0, 8 * table.dtype.itemsize]
+        elements[f"{colour}PaletteColorLookupTableData"] = table.tobytes() + b"\0" * (table.nbytes % 2)
+    stored = np.array([[0, 1, 150, 199, 200, 255, 256, 299, 300, 4000]], np.uint16)
+    transfer = uid.ExplicitVRBigEndian if syntax == "big" else uid.ExplicitVRLittleEndian
+    pixels = {"PixelData": stored.astype(">u2").tobytes()} if syntax == "big" else {}
+    path = write(tmp_path / "a.dcm", stored, transfer, PhotometricInterpretation="PALETTE COLOR", **pixels, **elements)
+    wanted = table[np.clip(stored, 0, count - 1)] * 255.0 / (65535 if syntax == "big" else 255)
+    assert np.abs(shown(path)[..., 0] - wanted).max() <= 0.5
+
+
+def test_a_segmented_palette_unfolds_to_what_a_table_may_hold(tmp_path: Path) -> None:
+    """A line of 65,535 entries takes six bytes: a megabyte of such would be 22 GB of numbers."""
+    codes = [0, 1, 0, *[1, 65535, 65535] * 30_000]
+    elements: dict[str, Any] = {}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [0, 0, 16]
+        elements[f"Segmented{colour}PaletteColorLookupTableData"] = struct.pack(f"<{len(codes)}H", *codes)
+    stored = np.array([[0, 32768, 65535]], np.uint16)
+    path = write(tmp_path / "a.dcm", stored, PhotometricInterpretation="PALETTE COLOR", **elements)
+    tracemalloc.start()
+    assert shown(path)[0, :, 1].tolist() == [0, 128, 255]
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_a_modality_lut_need_not_fill_its_words(tmp_path: Path, bits: int) -> None:
+    """PS3.3 C.11.1.1: entries of 8 to 16 bits, values behind the last one through it."""
+    top = 2**bits - 1
+    path = write(
+        tmp_path / "a.dcm", np.array([[0, 1, 2, 3, 700]], np.uint16), ModalityLUTSequence=[lut(1, bits, [0, top])]
+    )
+    assert shown(path, f"{top / 2}/{top}")[0, :, 0].tolist() == [0, 0, 255, 255, 255]
+
+
 def test_colours_of_sixteen_bits_planes_and_ybr(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 4096, (4, 5, 3), dtype=np.uint16)

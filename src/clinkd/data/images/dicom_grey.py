@@ -1,4 +1,9 @@
-"""Stored values of a DICOM to 8 bits: rescale and window (PS3.3 C.11, PS3.4 N.2), lookup tables, and palettes."""
+"""Stored values of a DICOM to 8 bits: rescale and window (PS3.3 C.11, PS3.4 N.2), lookup tables, and palettes.
+
+The tables are looked up here and not by `pydicom.pixels`, which (as of 3.0.2) counts places in a table of 8-bit entries
+in 8 bits, refuses modality LUTs of 10 and 12 bits and 8-bit palettes of an odd length, reads big-endian palettes as
+little-endian ones, and unfolds a segmented palette without an end. Each of these has its test.
+"""
 
 from __future__ import annotations
 
