@@ -24,8 +24,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr-defined]
 
 from clinkd.data import Source, open_image
-from clinkd.data.dicom import PRESETS, Facts, describe, is_dicom, open_dicom
-from clinkd.data.images import look
+from clinkd.data.images import PRESETS, Facts, look
+from clinkd.data.images.dicom import Dicom
 from clinkd.data.limits import Limits
 from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
 from clinkd.records import BadInput, ImageRef, Modality
@@ -33,6 +33,8 @@ from clinkd.records import BadInput, ImageRef, Modality
 SHIPPED = Path(pydicom.__file__).parent / "data"
 CANARY = "Zqxw^Kanarienvogel"
 CT = "1.2.840.10008.5.1.4.1.1.2"
+DICOM = Dicom()
+is_dicom, describe = DICOM.sniff, DICOM.describe
 
 # What of pydicom's files is refused, and why; all others open.
 NO_PIXELS = "a DICOM without pixels"
@@ -62,6 +64,10 @@ def shipped() -> list[Path]:
     """Files that pydicom ships; pictures of its TINY_ALPHA set have no pixels, so they are one case, not fifty."""
     files = sorted(p for p in SHIPPED.rglob("*") if p.is_file() and "TINY_ALPHA" not in p.parts)
     return [p for p in files if "__pycache__" not in p.parts]
+
+
+def open_dicom(path: Path, place: str, frame: int | None, window: str | None, limits: Limits) -> Image.Image:
+    return DICOM.open(path, place, frame, window, limits).picture
 
 
 def shown(path: Path, window: str | None = None, frame: int | None = None) -> NDArray[np.uint8]:
@@ -482,6 +488,48 @@ def test_segmented_palettes(tmp_path: Path) -> None:
         assert np.abs(shown(path)[0, :, 1] - np.array(entries) / 257).max() <= 0.51
 
 
+@pytest.mark.parametrize(("count", "syntax"), [(300, "little"), (201, "little"), (200, "big")])
+def test_palettes_that_pydicom_reads_otherwise(tmp_path: Path, count: int, syntax: str) -> None:
+    """PS3.3 C.7.6.3.1.5: 8-bit tables of more than 256 or of an odd number of entries; tables of big-endian words."""
+    dtype = ">u2" if syntax == "big" else "u1"
+    table = np.random.default_rng(count).integers(0, 65536 if syntax == "big" else 256, count).astype(dtype)
+    elements: dict[str, Any] = {}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [count, 0, 8 * table.dtype.itemsize]
+        elements[f"{colour}PaletteColorLookupTableData"] = table.tobytes() + b"\0" * (table.nbytes % 2)
+    stored = np.array([[0, 1, 150, 199, 200, 255, 256, 299, 300, 4000]], np.uint16)
+    transfer = uid.ExplicitVRBigEndian if syntax == "big" else uid.ExplicitVRLittleEndian
+    pixels = {"PixelData": stored.astype(">u2").tobytes()} if syntax == "big" else {}
+    path = write(tmp_path / "a.dcm", stored, transfer, PhotometricInterpretation="PALETTE COLOR", **pixels, **elements)
+    wanted = table[np.clip(stored, 0, count - 1)] * 255.0 / (65535 if syntax == "big" else 255)
+    assert np.abs(shown(path)[..., 0] - wanted).max() <= 0.5
+
+
+def test_a_segmented_palette_unfolds_to_what_a_table_may_hold(tmp_path: Path) -> None:
+    """A line of 65,535 entries takes six bytes: a megabyte of such would be 22 GB of numbers."""
+    codes = [0, 1, 0, *[1, 65535, 65535] * 30_000]
+    elements: dict[str, Any] = {}
+    for colour in ("Red", "Green", "Blue"):
+        elements[f"{colour}PaletteColorLookupTableDescriptor"] = [0, 0, 16]
+        elements[f"Segmented{colour}PaletteColorLookupTableData"] = struct.pack(f"<{len(codes)}H", *codes)
+    stored = np.array([[0, 32768, 65535]], np.uint16)
+    path = write(tmp_path / "a.dcm", stored, PhotometricInterpretation="PALETTE COLOR", **elements)
+    tracemalloc.start()
+    assert shown(path)[0, :, 1].tolist() == [0, 128, 255]
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_a_modality_lut_need_not_fill_its_words(tmp_path: Path, bits: int) -> None:
+    """PS3.3 C.11.1.1: entries of 8 to 16 bits, values behind the last one through it."""
+    top = 2**bits - 1
+    path = write(
+        tmp_path / "a.dcm", np.array([[0, 1, 2, 3, 700]], np.uint16), ModalityLUTSequence=[lut(1, bits, [0, top])]
+    )
+    assert shown(path, f"{top / 2}/{top}")[0, :, 0].tolist() == [0, 0, 255, 255, 255]
+
+
 def test_colours_of_sixteen_bits_planes_and_ybr(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     deep = rng.integers(0, 4096, (4, 5, 3), dtype=np.uint16)
@@ -718,10 +766,10 @@ def test_a_huge_header_takes_no_memory(tmp_path: Path) -> None:
 def test_the_cap_comes_before_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.dcm", np.zeros((20, 30), np.uint16))
     assert open_dicom(path, "a", None, None, Limits(600)).size == (30, 20)
-    monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadInput, match="30x20 pixels, more than 599 in all"):
         open_dicom(path, "a", None, None, Limits(599))
-    monkeypatch.setattr("clinkd.data.dicom_header.MAX_ELEMENT_BYTES", 100)
+    monkeypatch.setattr("clinkd.data.images.dicom_header.MAX_ELEMENT_BYTES", 100)
     table = lut(0, 16, [0] * 100)
     with pytest.raises(BadInput, match=r"element \(0028,3010\) of the header has 2"):
         describe(write(tmp_path / "b.dcm", RAMP, VOILUTSequence=[table]), "b")
@@ -792,7 +840,7 @@ def test_a_folder_is_checked_file_by_file(tmp_path: Path) -> None:
     (problem,) = [e.problem for e in entries if e.problem]
     assert (problem.row, problem.id, problem.field) == (4, "p1/none.dcm", "image") and NO_PIXELS in problem.why
     assert told == {
-        NO_QUESTION: 3,
+        f"DICOM {NO_QUESTION}": 3,
         "files that are not DICOM": 3,
         "DICOMDIR files, which list other files": 1,
         "links to folders, which are not followed": 1,

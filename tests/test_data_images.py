@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clinkd.data import open_image, read_modality
-from clinkd.data.images import count_frames, look
+from clinkd.data.images import kind_of, look
 from clinkd.records import BadInput, ImageRef, Modality
 
 
@@ -100,7 +100,7 @@ def test_one_of_several_frames_is_named(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (30, 20), (80 * k, 0, 0)) for k in range(3)]
     options = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
-    assert count_frames(tmp_path, f"a.{suffix}", "a") == 3
+    assert kind_of(tmp_path / f"a.{suffix}").describe(tmp_path / f"a.{suffix}", "a").frames == 3
     for k in range(3):
         picture = open_image(tmp_path, f"a.{suffix}#{k + 1}")
         assert picture.size == (30, 20) and abs(picture.getpixel((5, 5))[0] - 80 * k) <= 2  # type: ignore[index]

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from clinkd.data.dicom import describe
+from clinkd.data.images.dicom import Dicom
 from clinkd.data.readers import boxes as boxes_reader
 from clinkd.data.readers import sheet
 from clinkd.data.readers.rows import Entry
@@ -375,7 +375,7 @@ def test_the_patient_is_that_of_the_column_the_expression_the_header_or_the_imag
     (problem,) = (e.problem for e in read(file, group=r"(\d{5})")[0] if e.problem)
     assert problem.row == 3 and "finds no patient" in problem.why
     facts = SimpleNamespace(modality=Modality.PET, patient="hash")
-    monkeypatch.setattr(Pictures, "dicom", lambda self, path: facts)
+    monkeypatch.setattr(Pictures, "header", lambda self, path: facts)
     assert [s.group for s in samples(read(file)[0])] == ["P1", "hash"]
 
 
@@ -384,7 +384,7 @@ def test_the_header_tells_the_modality_and_windows_are_kept(tmp_path: Path, monk
         {"image": "a.png", "caption": "x", "window": "lung"}, {"image": "a.png", "caption": "y"},
         {"image": "b.png", "caption": "z", "modality": "us"}, {"image": "a.png", "caption": "w", "window": "bone"},
     ]  # fmt: skip
-    monkeypatch.setattr(Pictures, "dicom", lambda self, path: SimpleNamespace(modality=Modality.PET, patient=""))
+    monkeypatch.setattr(Pictures, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient=""))
     file = write(tmp_path, lines[:3])
     found = samples(read(file)[0])
     assert [(s.modality, s.images[0].window) for s in found] == [
@@ -402,7 +402,7 @@ def test_of_a_real_dicom_the_header_tells_what_the_sheet_does_not(tmp_path: Path
     rows = ["image,caption,window,patient", "IM0001,One.,lung,", "IM0001,Two.,,"]
     file.write_text("\n".join(rows))
     for s in samples(read(file)[0]):
-        facts = describe(scan, "")
+        facts = Dicom().describe(scan, "")
         assert (s.modality, s.group, s.images[0].window) == (Modality.CT, facts.patient, "lung") and facts.patient
         assert (s.images[0].width, s.images[0].height) == (128, 128)
     assert len(samples(read(file)[0])) == 2

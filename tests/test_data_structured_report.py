@@ -18,13 +18,14 @@ from pydicom import Dataset, uid
 from pydicom.data import get_testdata_file
 from pydicom.sr.codedict import codes
 
-from clinkd.data.dicom import describe, is_dicom
+from clinkd.data.images.dicom import Dicom
 from clinkd.data.limits import UPLOADS
 from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, read_report, write_report
 from clinkd.records import BadInput, Box
 from mutations import survivors
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
+is_dicom, describe = Dicom().sniff, Dicom().describe
 MODEL = Model("tiny-demo", "2026.11")
 LABELS = (
     "liver",
@@ -268,7 +269,7 @@ def test_sources_that_are_refused() -> None:
 
 
 def test_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
     assert made(file("JPEG2000.dcm"), Region(Box(0, 0, 1, 1), "", "model"))
 

@@ -21,11 +21,13 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from clinkd.data import open_image
-from clinkd.data.dicom import describe, is_dicom
+from clinkd.data.images.dicom import Dicom
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.data.upload import Shown, show
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
+
+is_dicom, describe = Dicom().sniff, Dicom().describe
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
 
@@ -325,7 +327,7 @@ def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPa
     small = Limits(pixels=599)
     ct = Path(str(get_testdata_file("CT_small.dcm", download=False))).read_bytes()
     contents = [saved(Image.new("L", (30, 20)), form) for form in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")]
-    monkeypatch.setattr("clinkd.data.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     for content in (ct, *contents):
         with pytest.raises(BadInput, match="more than 599 in all"):

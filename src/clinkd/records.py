@@ -214,7 +214,8 @@ class ImageRef(Record):
 
     `path#3` is the third frame of a file with several. The size is None where the image was not looked at yet.
     `orientation` is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is
-    how the values of a DICOM become grey, where another than its own first one was chosen (see `clinkd.data.dicom`).
+    how the values of a DICOM become grey, where another than its own first one was chosen (see
+    `clinkd.data.images.dicom`).
     """
 
     path: str

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from clinkd.data.dicom import is_dicom, which_frame
-from clinkd.data.dicom_header import Refusal, opened, read_whole
+from clinkd.data.images import kind_of
+from clinkd.data.images.dicom_header import opened, read_whole
+from clinkd.data.images.grey import Refusal
+from clinkd.data.images.kind import which_frame
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.data.upload import PLACE
 from clinkd.records import BadInput, Box
@@ -104,11 +106,11 @@ def write_report(
     to it, or has no such frame, and where a box is too small for float32.
     """
     stream = io.BytesIO(source)
-    if not is_dicom(stream):
+    if not kind_of(stream).reportable:
         raise BadInput(f"{PLACE}: not a DICOM, so no structured report can refer to it; give the DICOM file itself")
     keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
     with opened(stream, PLACE, limits, also=keywords) as header:
-        number = which_frame(1 if frame is None else frame, header.frames, "image", PLACE)
+        number = which_frame(1 if frame is None else frame, header.frames, stream, PLACE)
         evidence = _evidence(header.ds)
         known = _References(evidence, number if header.frames > 1 else None)
         corners = [_corners(region.box, header.columns, header.rows) for region in regions]

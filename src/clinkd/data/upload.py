@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinkd.data.dicom import is_dicom, read_frame
-from clinkd.data.images import open_picture, picture_frames
+from clinkd.data.images import kind_of, medical_names
 from clinkd.data.limits import UPLOADS, Limits
 from clinkd.records import BadInput, Modality
 
@@ -39,13 +38,13 @@ class Shown:
     picture: Image.Image  # RGB, upright
     frames: int
     frame: int  # from 1
-    dicom: bool
+    dicom: bool  # whether a structured report can refer to it
     modality: Modality  # OTHER for a picture
     burned_in: str  # whether text stands in the pixels, as a DICOM says: YES, NO, or "" where it says nothing
     windows: tuple[str, ...]  # the frame's VOIs in the order they are numbered: "LUT", or "centre/width"
     hounsfield: bool  # whether the presets for CT fit
     window: tuple[float, float] | None  # centre and width shown; None for pictures, colour, LUTs and other curves
-    grey: GreyValues | None  # where asked for, of a DICOM in grey
+    grey: GreyValues | None  # where asked for, of a medical image in grey
 
     @property
     def width(self) -> int:
@@ -59,7 +58,7 @@ class Shown:
 def show(
     content: bytes, frame: int | None = None, window: str | None = None, limits: Limits = UPLOADS, values: bool = False
 ) -> Shown:
-    """One frame of a file in memory, the first where none is named, through `window` (see `clinkd.data.dicom`).
+    """One frame of a file in memory, the first where none is named, through `window` (see `clinkd.data.images.dicom`).
 
     The picture is what `open_image` makes of the file, and where `window` of the result is a pair,
     clip((v - (centre - width / 2)) / width, 0, 1) of its values v, inverted where that is said, to one level of 255.
@@ -70,30 +69,23 @@ def show(
     if window is not None and len(window) > _LONGEST_WINDOW:
         raise BadInput(f"the window has {len(window):,} characters; give auto, full, a number, centre/width or a name")
     stream = io.BytesIO(content)
-    if not is_dicom(stream):
-        return _picture(stream, frame, window, limits)
-    found = read_frame(stream, PLACE, 1 if frame is None else frame, window, limits)
+    kind = kind_of(stream)
+    if not kind.medical and (window or "auto").strip().lower() not in ("auto", "full"):
+        rule = f"windows are for the grey values of a {medical_names()}, leave it out"
+        raise BadInput(f"window {window!r} of a picture; {rule}")
+    decoded = kind.open(stream, PLACE, 1 if frame is None else frame, window, limits)
     grey = None
-    if values and found.grey is not None:
-        grey = GreyValues(found.grey.single(), found.grey.inverted, *found.grey.ends)
+    if values and decoded.grey is not None:
+        grey = GreyValues(decoded.grey.single(), decoded.grey.inverted, *decoded.grey.ends)
     return Shown(
-        found.picture,
-        found.facts.frames,
-        found.number,
-        True,
-        found.facts.modality,
-        found.facts.burned_in,
-        found.facts.windows,
-        found.hounsfield,
-        found.window,
+        decoded.picture,
+        decoded.facts.frames,
+        decoded.number,
+        kind.reportable,
+        decoded.facts.modality,
+        decoded.facts.burned_in,
+        decoded.facts.windows,
+        decoded.hounsfield,
+        decoded.window,
         grey,
     )
-
-
-def _picture(stream: io.BytesIO, frame: int | None, window: str | None, limits: Limits) -> Shown:
-    if (window or "auto").strip().lower() not in ("auto", "full"):
-        raise BadInput(f"window {window!r} of a picture; windows are for the grey values of a DICOM, leave it out")
-    frames = picture_frames(stream, PLACE, limits)
-    number = 1 if frame is None else frame
-    picture = open_picture(stream, PLACE, number, limits)
-    return Shown(picture, frames, number, False, Modality.OTHER, "", (), False, None, None)

@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from clinkd import __version__
-from clinkd.data.dicom import PRESETS
+from clinkd.data.images import PRESETS
 from clinkd.pipeline.reviewing import Review, Reviewed
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas

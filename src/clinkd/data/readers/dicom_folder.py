@@ -1,4 +1,4 @@
-"""A folder of DICOM files: a check of each, and the sheet that a person fills in with questions and boxes."""
+"""A folder of medical images: a check of each, and the sheet that a person fills in with questions and boxes."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from clinkd.data.dicom import describe, is_dicom
-from clinkd.data.images import count_frames, header, look
+from clinkd.data.images import kind_of, locate, look, medical_names
 from clinkd.data.readers.rows import Entry, Fault, faulty
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef
 
 INDEX = "DICOMDIR"
 TO_FILL_IN = ("question", "answer", "name", "x1", "y1", "x2", "y2")
-NO_QUESTION = "DICOM images without a question; clinkd data sheet writes a sheet to fill in"
+NO_QUESTION = "images without a question; clinkd data sheet writes a sheet to fill in"
 
 
 def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
-    """Every DICOM of a folder, or the one file, as a row without samples, or as what is wrong with it.
+    """Every medical image of a folder, or the one file, as a row without samples, or as what is wrong with it.
 
-    Rows count the DICOM files, sorted folder by folder. `told` counts files of other kinds, DICOMDIRs, and links
-    that are not followed. Raises BadInput where there is no DICOM at all.
+    Rows count these files, sorted folder by folder. `told` counts files of other kinds, DICOMDIRs, and links that are
+    not followed. Raises BadInput where there is no medical image at all.
     """
     root = source.path if source.path.is_dir() else source.path.parent
     number = 0
     for path in _files(source.path, told):
-        if not is_dicom(path):
-            told["files that are not DICOM"] += 1
+        if not kind_of(path).medical:
+            told[f"files that are not {medical_names()}"] += 1
         elif path.name == INDEX:
             told[f"{INDEX} files, which list other files"] += 1
         else:
             number += 1
             yield _checked(path, path.relative_to(root).as_posix(), number, source.window, told)
     if number == 0:
-        raise BadInput(f"{source.path}: no DICOM file there; give the folder that holds them")
+        raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
 
 
 def _checked(path: Path, relative: str, number: int, window: str | None, told: Counter[str]) -> Entry:
     raw = {"image": relative}
+    kind = kind_of(path)
     try:
-        facts = describe(path, relative, window)
+        facts = kind.describe(path, relative, window=window)
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
         return faulty(path, number, Fault("image", relative, why), raw, {"id": relative})
-    told[NO_QUESTION] += 1
+    told[f"{kind.name} {NO_QUESTION}"] += 1
     names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
     images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in names)
     return Entry(str(path), number, raw=raw, images=images, group=facts.patient or relative)
 
 
 def sheet(root: Path) -> Iterator[dict[str, str]]:
-    """A line for each picture below a folder, DICOM or other, with what its header tells and empty TO_FILL_IN.
+    """A line for each picture below a folder, medical or other, with what its header tells and empty TO_FILL_IN.
 
     Frames of a file with several have a line each, `path#1` and on. A file that cannot be opened comes out as its
     path ("image") and what is wrong with it ("problem"), the way out included; so do links that are not followed.
@@ -79,15 +79,16 @@ def sheet(root: Path) -> Iterator[dict[str, str]]:
 def _lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     if _printable(relative) != relative:
         raise BadInput(f"{relative}: a name that cannot be written into a sheet; rename the file")
-    facts = header(root, relative, relative)
-    frames = facts.frames if facts else count_frames(root, relative, relative)
-    modality, patient = (facts.modality.value, facts.patient) if facts else ("", "")
-    names = [f"{relative}#{k}" for k in range(1, frames + 1)] if frames > 1 else [relative]
+    path, _ = locate(root, relative, relative)
+    kind = kind_of(path)
+    facts = kind.describe(path, relative)
+    modality = facts.modality.value if kind.medical else ""
+    names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
     ref = look(root, names[0], relative)
     for name in names:
-        if facts is None and name is not names[0]:
+        if not kind.medical and name is not names[0]:
             ref = look(root, name, relative)  # frames of a TIFF have sizes of their own
-        known = {"image": name, "modality": modality, "patient": patient}
+        known = {"image": name, "modality": modality, "patient": facts.patient}
         yield known | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 
 

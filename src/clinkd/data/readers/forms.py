@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clinkd.data.dataset import RECORDS, SAMPLES
-from clinkd.data.dicom import is_dicom
+from clinkd.data.images import kind_of
 from clinkd.data.readers.rows import SHEETS, Entry, Problem, Row, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
@@ -81,7 +81,7 @@ def _of_folder(folder: Path, encoding: str) -> str:
         raise BadInput(
             f"{folder}: holds the sheet {sheets[0]}; give it by name, and the folder of images with --images"
         )
-    if any(is_dicom(p) for p in itertools.islice(_files(folder), MOST_LOOKED_AT)):
+    if any(kind_of(p).medical for p in itertools.islice(_files(folder), MOST_LOOKED_AT)):
         return "dicom"
     return _unknown(folder)
 
@@ -95,7 +95,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _of_file(file: Path, encoding: str) -> str | None:
     if file.suffix.lower() in SHEETS:
         return "sheet"
-    if is_dicom(file):
+    if kind_of(file).medical:
         return "dicom"
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")

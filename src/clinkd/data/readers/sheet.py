@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
-from clinkd.data.images import open_image, stays_inside
+from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.readers.annotated import Annotated, ask, draw, grouped, pixel_box
 from clinkd.data.readers.boxes import modality_of
 from clinkd.data.readers.columns import CORNERS, columns_of
@@ -291,8 +291,9 @@ class _Reader:
     def _check_window(self, window: str, path: str) -> None:
         """Whether the picture can be made with it, which its values and tables alone tell: so it is made once."""
         try:
-            if self.pictures.dicom(self.source.prefix + path) is None:
-                raise Fault(self._column("window"), window, "the image is no DICOM, which alone has windows; empty it")
+            if self.pictures.header(self.source.prefix + path) is None:
+                why = f"the image is no {medical_names()}, which alone has windows; empty it"
+                raise Fault(self._column("window"), window, why)
             open_image(self.source.root, ImageRef(path, window=window))
         except BadInput as error:
             raise Fault(self._column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
@@ -374,7 +375,7 @@ class _Reader:
 
     def _modality(self, given: str, path: str) -> Modality:
         if not given and self.source.modality is None:
-            facts = self.pictures.dicom(self.source.prefix + path)
+            facts = self.pictures.header(self.source.prefix + path)
             if facts is not None:
                 return facts.modality
         try:
@@ -386,7 +387,7 @@ class _Reader:
         """The patient of an image whose lines do not tell."""
         if self.source.group is not None:
             return grouped(self.source, path)
-        facts = self.pictures.dicom(self.source.prefix + path)
+        facts = self.pictures.header(self.source.prefix + path)
         if facts is not None and facts.patient:
             return facts.patient
         if self.patients_told:

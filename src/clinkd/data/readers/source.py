@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 
 from clinkd.data.codecs import codec
 from clinkd.data.dataset import read_about
-from clinkd.data.dicom import Facts
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
-from clinkd.data.images import header, look, stays_inside
+from clinkd.data.images import Facts, header, look, stays_inside
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.rows import Fault, check_whole, known
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
@@ -146,8 +145,8 @@ class Pictures:
         """A path as rows give it, from the root."""
         return path.strip().removeprefix(self.source.prefix)
 
-    def dicom(self, path: str) -> Facts | None:
-        """What the header of a DICOM tells of it; None for other images, and where images are not opened."""
+    def header(self, path: str) -> Facts | None:
+        """What the header of a medical image says; None for plain pictures, and where images are not opened."""
         return self._headers(self.relative(path)) if self.source.open_images else None
 
     def _header(self, relative: str) -> Facts | None:

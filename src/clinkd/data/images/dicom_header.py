@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from clinkd.data.images.grey import Refusal
+from clinkd.data.images.kind import File, reading
 from clinkd.data.limits import ON_DISK, Limits
 from clinkd.records import BadInput, Modality
 
@@ -70,10 +71,6 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-class Refusal(BadInput):
-    """A BadInput that does not name its place yet."""
-
-
 @dataclass(slots=True)
 class Header:
     """The allowed elements of a file, and where its pixels lie: `length` bytes from `offset` of `stream`."""
@@ -111,23 +108,7 @@ class Header:
 
 
 @contextlib.contextmanager
-def reading(file: Path | BinaryIO, place: str) -> Iterator[BinaryIO]:
-    """A file, or bytes in memory, from the first byte on. Raises BadInput where the file is missing."""
-    if not isinstance(file, Path):
-        file.seek(0)
-        yield file
-        return
-    try:
-        stream = file.open("rb")
-    except FileNotFoundError:
-        hint = "write / for the \\ in it" if "\\" in file.name else "check the path"
-        raise BadInput(f"{place}: no such file in {file.parent}; {hint}") from None
-    with stream:
-        yield stream
-
-
-@contextlib.contextmanager
-def opened(file: Path | BinaryIO, place: str, limits: Limits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
+def opened(file: File, place: str, limits: Limits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
     """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput.
 
     `also` are keywords of elements beside the allowed ones.

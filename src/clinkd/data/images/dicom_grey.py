@@ -1,8 +1,12 @@
-"""Stored values of a DICOM to 8 bits: rescale and window (PS3.3 C.11, PS3.4 N.2), lookup tables, and palettes."""
+"""Stored values of a DICOM to 8 bits: rescale and window (PS3.3 C.11, PS3.4 N.2), lookup tables, and palettes.
+
+The tables are looked up here and not by `pydicom.pixels`, which (as of 3.0.2) counts places in a table of 8-bit entries
+in 8 bits, refuses modality LUTs of 10 and 12 bits and 8-bit palettes of an odd length, reads big-endian palettes as
+little-endian ones, and unfolds a segmented palette without an end. Each of these has its test.
+"""
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,80 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.data.dicom_header import GREY, Header, Refusal, modality_of, natural, numbers, term
+from clinkd.data.images.dicom_header import GREY, Header, modality_of, natural, numbers, term
+from clinkd.data.images.grey import GreyCurve, GreyFrame, Ramp, Refusal, Values, Window, named_window
 from clinkd.records import Modality
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-Values = NDArray[Any]  # one frame, or the levels that may occur in it
-
-# Centre and width in HU. Lung, bone, brain, liver and soft tissue are the defaults of the OHIF viewer; the rest are
-# customary and differ by some ten HU between books: give numbers where yours do.
-PRESETS = {
-    "lung": (-600, 1500),
-    "mediastinum": (40, 400),
-    "bone": (480, 2500),
-    "brain": (40, 80),
-    "stroke": (40, 40),
-    "subdural": (75, 215),
-    "abdomen": (60, 400),
-    "liver": (90, 150),
-    "soft-tissue": (40, 400),
-}
-
-
 # ---- grey -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Centre and width, and how grey follows values between them (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
-
-    centre: float
-    width: float
-    function: str = "LINEAR_EXACT"
-
-    def __str__(self) -> str:
-        return f"{self.centre:g}/{self.width:g}"
-
-    @property
-    def linear(self) -> tuple[float, float] | None:
-        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
-        if self.function == "SIGMOID":
-            return None
-        if self.function == "LINEAR_EXACT":
-            return self.centre, self.width
-        return (self.centre - 0.5, self.width - 1) if self.width > 1 else None
-
-    @property
-    def usable(self) -> bool:
-        return self.width >= 1 if self.function == "LINEAR" else self.width > 0
-
-    def __call__(self, values: Values) -> Values:
-        if self.function == "SIGMOID":  # 1 / (1 + exp(-4 (x - c) / w)), in a form that cannot overflow
-            return (1 + np.tanh(2 * (values - self.centre) / self.width)) / 2
-        centre, width = self.centre, self.width
-        if self.function == "LINEAR":
-            centre, width = centre - 0.5, width - 1
-        if width == 0:
-            return (values > centre).astype(float)
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ramp:
-    """From the least value, black, to the greatest, white; black all over where there is no span between them."""
-
-    low: float
-    span: float
-
-    @property
-    def linear(self) -> tuple[float, float] | None:
-        return (self.low + self.span / 2, self.span) if self.span > 0 else None
-
-    def __call__(self, values: Values) -> Values:
-        return np.clip((values - self.low) / self.span, 0, 1) if self.span > 0 else np.zeros(values.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +46,6 @@ class _Table:
         return self.at(values) / (2.0**self.bits - 1)
 
 
-Grey = _Window | _Ramp | _Table  # rescaled values -> 0 (black) to 1 (white)
-
-
 def _group(header: Header, index: int, name: str) -> Dataset:
     """The data set that says a functional group of a frame: its own, the shared one, or the file itself."""
     ds = header.ds
@@ -123,11 +58,11 @@ def _group(header: Header, index: int, name: str) -> Dataset:
     return ds
 
 
-def vois_of(header: Header, index: int) -> list[_Table | _Window]:
+def vois_of(header: Header, index: int) -> list[_Table | Window]:
     """All VOI LUTs, then all windows, of a frame; a window without a usable width included, to keep the numbers."""
     ds = _group(header, index, "FrameVOILUTSequence")
     below = _below_zero(header, index)
-    tables: list[_Table | _Window] = [
+    tables: list[_Table | Window] = [
         _table(item.LUTDescriptor, item.LUTData, header, below)
         for item in ds.get("VOILUTSequence") or []
         if "LUTDescriptor" in item and "LUTData" in item
@@ -136,10 +71,10 @@ def vois_of(header: Header, index: int) -> list[_Table | _Window]:
     if not function and ds.get("VOILUTFunction"):
         raise Refusal("its VOILUTFunction is not LINEAR, LINEAR_EXACT or SIGMOID; mend the header")
     pairs = zip(numbers(ds, "WindowCenter"), numbers(ds, "WindowWidth"), strict=False)
-    return tables + [_Window(c, w, function or "LINEAR") for c, w in pairs]
+    return tables + [Window(c, w, function or "LINEAR") for c, w in pairs]
 
 
-def grey_of(window: str | None, header: Header, index: int) -> Grey | None:
+def grey_of(window: str | None, header: Header, index: int) -> GreyCurve | None:
     """The VOI that a window means for a frame; None for colour, and for least to greatest."""
     wanted = (window or "auto").strip().lower()
     if header.photometric not in GREY:
@@ -150,16 +85,10 @@ def grey_of(window: str | None, header: Header, index: int) -> Grey | None:
         return None
     if wanted == "auto" or wanted.isdecimal():
         return _of_the_file(wanted, header, index)
-    if wanted in PRESETS:
-        return _preset(wanted, header, index)
-    given = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", wanted)
-    if given is None or float(given[2]) == 0 or not all(np.isfinite([float(g) for g in given.groups()])):
-        legal = f"auto, full, a number from 1, centre/width such as -600/1500, or one of {', '.join(PRESETS)}"
-        raise Refusal(f"window {wanted!r} is not known; give {legal}")
-    return _Window(float(given[1]), float(given[2]))
+    return named_window(wanted, hounsfield(header, index))
 
 
-def _of_the_file(wanted: str, header: Header, index: int) -> Grey | None:
+def _of_the_file(wanted: str, header: Header, index: int) -> GreyCurve | None:
     """The VOI of that number, or the first that is usable."""
     vois = vois_of(header, index)
     usable = [v for v in vois if isinstance(v, _Table) or v.usable]
@@ -181,14 +110,7 @@ def hounsfield(header: Header, index: int) -> bool:
     return modality_of(header.ds) is Modality.CT and bool(units) and bool(rescaled)
 
 
-def _preset(wanted: str, header: Header, index: int) -> Grey:
-    if not hounsfield(header, index):
-        way_out = "give centre/width in its own units, or leave it out"
-        raise Refusal(f"window {wanted!r} is for CT in Hounsfield units, which this file is not; {way_out}")
-    return _Window(*PRESETS[wanted])
-
-
-def _as_stored(header: Header, index: int) -> Grey | None:
+def _as_stored(header: Header, index: int) -> GreyCurve | None:
     """Values of at most 8 bits without a rescale are grey as they are, so that frames of a film compare."""
     bits = header.ds.get("BitsStored")
     rescale = _group(header, index, "PixelValueTransformationSequence")
@@ -196,7 +118,7 @@ def _as_stored(header: Header, index: int) -> Grey | None:
     same = numbers(rescale, "RescaleSlope") in ([], [1]) and numbers(rescale, "RescaleIntercept") in ([], [0])
     if not plain or not same or header.ds.get("ModalityLUTSequence"):
         return None
-    return _Ramp(0, 2.0**bits - 1)
+    return Ramp(0, 2.0**bits - 1)
 
 
 def colours(stored: Values, header: Header) -> NDArray[np.uint8]:
@@ -209,42 +131,6 @@ def _colours(stored: Values, header: Header) -> NDArray[np.uint8]:
     if bits == 8 and stored.dtype == np.uint8:
         return np.ascontiguousarray(stored)
     return (np.clip(stored / (2.0**bits - 1), 0, 1) * 255).round().astype(np.uint8)
-
-
-@dataclass(frozen=True, slots=True)
-class GreyFrame:
-    """A frame after the modality LUT. What is done to a value depends on it alone, so it is done once to each."""
-
-    levels: Values  # rescaled: each value that may occur, or the frame itself
-    places: Values | None  # of each pixel's value among `levels`; None where these are the frame itself
-    counted: Values  # which of `levels` are finite, occur, and are no padding
-    inverted: bool  # MONOCHROME1: the least value is white
-
-    @property
-    def ramp(self) -> Grey:
-        low, high = self.ends
-        return _Ramp(low, high - low)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The least and the greatest value that count."""
-        used = self.levels[self.counted]
-        return (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
-
-    def shown(self, grey: Grey) -> NDArray[np.uint8]:
-        """As grey of 8 bits."""
-        shown = np.nan_to_num(grey(self.levels), nan=0.0)
-        shown = 1 - shown if self.inverted else shown
-        return self._spread((shown * 255).round().astype(np.uint8))
-
-    def single(self) -> NDArray[np.float32]:
-        """The values; NaN, which is shown as the least value is, as the least number."""
-        most = float(np.finfo(np.float32).max)
-        finite = np.nan_to_num(self.levels, nan=-most, posinf=most, neginf=-most)
-        return self._spread(np.clip(finite, -most, most).astype(np.float32))
-
-    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values if self.places is None else values[self.places]
 
 
 def grey_frame(stored: Values, header: Header, index: int) -> GreyFrame:

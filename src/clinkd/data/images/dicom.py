@@ -1,6 +1,6 @@
 """DICOM files as pictures: what a header may tell, and pixels through their tables and windows to 8-bit RGB.
 
-Grey values go the way of the standard (PS3.3 C.11, PS3.4 N.2): modality LUT or rescale, VOI LUT or window, and the
+GreyCurve values go the way of the standard (PS3.3 C.11, PS3.4 N.2): modality LUT or rescale, VOI LUT or window, and the
 inversion of MONOCHROME1 last. The `window` of an ImageRef says which VOI:
 
     None, "auto"   the file's first VOI LUT or usable window; without one, values of at most 8 bits as they are, others
@@ -21,90 +21,91 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from clinkd.data.dicom_grey import PRESETS, GreyFrame, Values, colours, grey_frame, grey_of, hounsfield, vois_of
-from clinkd.data.dicom_header import (
-    CONVERT,
-    GREY,
-    WHOLE,
-    Header,
-    Refusal,
-    decoder_of,
-    modality_of,
-    natural,
-    opened,
-    reading,
-    term,
-)
+from clinkd.data.images.dicom_grey import colours, grey_frame, grey_of, hounsfield, vois_of
+from clinkd.data.images.dicom_header import CONVERT, GREY, WHOLE, Header, decoder_of, modality_of, natural, opened, term
+from clinkd.data.images.grey import Refusal, Values
+from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
+from clinkd.data.images.plain import scans_of
 from clinkd.data.limits import ON_DISK, Limits
-from clinkd.records import BadInput, Modality
+from clinkd.records import BadInput
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["PRESETS", "DicomFrame", "Facts", "describe", "is_dicom", "open_dicom", "read_frame", "which_frame"]
-
 _APART_SECONDS = 60.0
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"{", b"[", b"%PDF", b"PK")
+# value representations that are text (PS3.5 6.2)
+_TEXTS = frozenset(["AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"])
 _VRS = frozenset(b"UL UI CS SH LO US ST DA TM OB".split())  # those a file may begin with
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a header tells, from an allow-list of its fields.
+class Dicom:
+    """DICOM files with pixels."""
 
-    `patient` and `study` are pseudonyms: hashes of PatientID (with its issuer) and StudyInstanceUID, "" where absent.
-    They keep rows of a patient together; who holds a list of all IDs can undo them. `burned_in` is what the file says
-    of names in the picture itself: YES, NO, or "" where it says nothing. `windows` are the VOIs of the first frame in
-    the order they are numbered: "LUT", or "centre/width".
-    """
+    name = "DICOM"
+    medical = True
+    reportable = True
 
-    width: int
-    height: int
-    frames: int
-    modality: Modality
-    patient: str
-    study: str
-    burned_in: str = ""
-    windows: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DicomFrame:
-    """One frame: its picture as `open_dicom` gives it, and what the picture was made from."""
-
-    facts: Facts  # `windows` are those of the frame
-    number: int  # from 1
-    picture: Image.Image
-    window: tuple[float, float] | None  # centre and width that the picture shows; None for colour, LUT and SIGMOID
-    hounsfield: bool
-    grey: GreyFrame | None  # None for colour
-
-
-def is_dicom(file: Path | BinaryIO) -> bool:
-    """Whether a file is a DICOM by its first 140 bytes, or, where these are no other known kind, by its suffix.
-
-    False where there is no file, or it is empty.
-    """
-    try:
-        if isinstance(file, Path) and not file.is_file():
+    def sniff(self, file: File) -> bool:
+        """By its first 140 bytes, or, where these are no other known kind, by its suffix."""
+        try:
+            if isinstance(file, Path) and not file.is_file():
+                return False
+            with reading(file, "") as stream:
+                head = stream.read(140)
+        except (OSError, BadInput):
             return False
-        with reading(file, "") as stream:
-            head = stream.read(140)
-    except (OSError, BadInput):
-        return False
-    if head[128:132] == b"DICM" or _bare_start(head):
-        return True
-    named = isinstance(file, Path) and file.suffix.lower() in _SUFFIXES
-    return bool(head) and named and not head.lstrip().startswith(_PICTURES)
+        if head[128:132] == b"DICM" or _bare_start(head):
+            return True
+        named = isinstance(file, Path) and file.suffix.lower() in _SUFFIXES
+        return bool(head) and named and not head.lstrip().startswith(_PICTURES)
+
+    def describe(
+        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: Limits = ON_DISK
+    ) -> Facts:
+        with opened(file, place, limits) as header:
+            index = which_frame(frame, header.frames, file, place) - 1
+            grey_of(window, header, index)
+            return _facts(header, index)
+
+    def open(
+        self, file: File, place: str, frame: int | None, window: str | None = None, limits: Limits = ON_DISK
+    ) -> ImageFrame:
+        """Colours of more than 8 bits are scaled by BitsStored. A window that does not fit is refused undecoded."""
+        with opened(file, place, limits) as header:
+            number = which_frame(frame, header.frames, file, place)
+            check_pixels(header.columns, header.rows, place, limits)
+            index = number - 1
+            facts, voi = _facts(header, index), grey_of(window, header, index)
+            stored = _decoded(header, index)
+            if header.photometric not in GREY:
+                return ImageFrame(Image.fromarray(colours(stored, header)).convert("RGB"), facts, number)
+            values = grey_frame(stored, header, index)
+            grey = voi or values.ramp
+            picture = Image.fromarray(values.shown(grey)).convert("RGB")
+            return ImageFrame(picture, facts, number, grey.linear, hounsfield(header, index), values)
+
+    def texts(self, path: Path, place: str) -> set[str]:
+        import pydicom
+
+        with opened(path, place):  # its sizes
+            pass
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _texts(pydicom.dcmread(path, stop_before_pixels=True, force=True))
+        except Exception as error:
+            raise BadInput(f"{place}: its header cannot be read whole ({type(error).__name__})") from None
 
 
 def _bare_start(head: bytes) -> bool:
@@ -121,43 +122,6 @@ def _bare_start(head: bytes) -> bool:
     return head[4:6] in _VRS or (length <= 64 and length % 2 == 0)
 
 
-def describe(file: Path | BinaryIO, place: str, window: str | None = None, limits: Limits = ON_DISK) -> Facts:
-    """What the header tells; no pixel is decoded.
-
-    Raises BadInput, `place` in front, where the file is missing, cut, no DICOM, or holds no pixels, and where `window`
-    does not fit its first frame.
-    """
-    with opened(file, place, limits) as header:
-        grey_of(window, header, 0)
-        return _facts(header, 0)
-
-
-def open_dicom(
-    file: Path | BinaryIO, place: str, frame: int | None, window: str | None, limits: Limits = ON_DISK
-) -> Image.Image:
-    """One frame as 8-bit RGB. `frame` counts from 1, `window` is as the head of this module tells.
-
-    Colours of more than 8 bits are scaled by BitsStored. Raises BadInput, `place` in front, as `describe`, and where
-    the frame is larger than allowed or not named among several, the window does not fit, or the pixels cannot be
-    decoded.
-    """
-    with opened(file, place, limits) as header:
-        number = _number(file, frame, header, place, limits)
-        return _rendered(header, number - 1, window).picture
-
-
-def read_frame(
-    file: Path | BinaryIO, place: str, frame: int | None, window: str | None, limits: Limits = ON_DISK
-) -> DicomFrame:
-    """As `open_dicom`, with what the header tells and the grey values that the picture was made from."""
-    with opened(file, place, limits) as header:
-        number = _number(file, frame, header, place, limits)
-        facts = _facts(header, number - 1)
-        made = _rendered(header, number - 1, window)
-        units = made.grey is not None and hounsfield(header, number - 1)
-        return DicomFrame(facts, number, made.picture, made.window, units, made.grey)
-
-
 def _facts(header: Header, index: int) -> Facts:
     ds = header.ds
     return Facts(
@@ -172,49 +136,19 @@ def _facts(header: Header, index: int) -> Facts:
     )
 
 
-def _number(file: Path | BinaryIO, frame: int | None, header: Header, place: str, limits: Limits) -> int:
-    """Of the frame meant, from 1, where it is there and small enough."""
-    number = which_frame(frame, header.frames, name_of(file), place)
-    if header.rows * header.columns > limits.pixels:
-        raise Refusal(f"{header.columns}x{header.rows} pixels, more than {limits.pixels:,} in all; shrink it first")
-    return number
-
-
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    picture: Image.Image
-    window: tuple[float, float] | None
-    grey: GreyFrame | None
-
-
-def _rendered(header: Header, index: int, window: str | None) -> _Rendered:
-    """A frame through its window; that the window fits is known before any pixel is decoded."""
-    voi = grey_of(window, header, index)
-    stored = _decoded(header, index)
-    if header.photometric not in GREY:
-        return _Rendered(Image.fromarray(colours(stored, header)).convert("RGB"), None, None)
-    frame = grey_frame(stored, header, index)
-    grey = voi or frame.ramp
-    return _Rendered(Image.fromarray(frame.shown(grey)).convert("RGB"), grey.linear, frame)
-
-
 def _pseudonym(ds: Dataset, *keywords: str) -> str:
     *front, last = (str(ds.get(k) or "").strip() for k in keywords)
     return hashlib.blake2b("\0".join((*front, last)).encode(), digest_size=8).hexdigest() if last else ""
 
 
-def name_of(file: Path | BinaryIO) -> str:
-    return file.name if isinstance(file, Path) else "image"
-
-
-def which_frame(frame: int | None, frames: int, name: str, place: str) -> int:
-    """The number of the frame meant, from 1. Raises BadInput where none of several is named, or it is not there."""
-    if frame is None and frames > 1:
-        several = f"the file has {frames} frames and none is named; give one, as {name}#1 (up to #{frames})"
-        raise BadInput(f"{place}: {several}")
-    if frame is not None and not 1 <= frame <= frames:
-        raise BadInput(f"{place}: frame {frame} of {frames}; frames count from 1")
-    return frame or 1
+def _texts(ds: Dataset) -> set[str]:
+    found: set[str] = set()
+    for element in ds.iterall():
+        if element.VR in _TEXTS and element.value:
+            several = element.value if element.VM > 1 else [element.value]
+            for value in several:
+                found |= {str(value).strip(), *(str(value).split("=") if element.VR == "PN" else ())}
+    return found
 
 
 # ---- pixels ---------------------------------------------------------------------------------------------------------
@@ -259,7 +193,7 @@ def _decoded_apart(header: Header, index: int) -> Values:
                 sys.executable,
                 "-P",
                 "-c",
-                "from clinkd.data.dicom import decode_for_another; decode_for_another()",
+                "from clinkd.data.images.dicom import decode_for_another; decode_for_another()",
                 str(index),
             ],
             input=header.stream.read(),
@@ -337,11 +271,6 @@ def _coded(header: Header, index: int) -> _Coded | None:
         more = f"{scans:,} scans of {header.columns}x{header.rows} pixels, more than {most:,} pixels"
         raise Refusal(f"{more}; {CONVERT}")
     return coded
-
-
-def scans_of(jpeg: bytes) -> int:
-    """How often a decoder goes over a picture: SOS marks (ISO/IEC 10918-1 B.2.3), which no coded bytes look like."""
-    return jpeg.count(b"\xff\xda")
 
 
 def _jpeg_2000(data: bytes) -> _Coded | None:

@@ -1,0 +1,110 @@
+"""Open an image safely: confined to its root, capped before decoding, upright, and always 8-bit RGB.
+
+`KINDS` lists the kinds of image files that can be read, the first that recognises a file opens it. A new kind is one
+class of `ImageKind` and its place in that list.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from clinkd.data.images.dicom import Dicom
+from clinkd.data.images.grey import PRESETS
+from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
+from clinkd.data.images.plain import Plain, opened
+from clinkd.data.limits import MAX_PIXELS, Limits
+from clinkd.records import BadInput, ImageRef
+
+__all__ = [
+    "KINDS",
+    "PRESETS",
+    "Facts",
+    "ImageFrame",
+    "ImageKind",
+    "header",
+    "kind_of",
+    "locate",
+    "look",
+    "medical_names",
+    "open_image",
+    "opened",
+    "stays_inside",
+]
+
+KINDS: tuple[ImageKind, ...] = (Dicom(), Plain())  # Plain last: it takes what no other does
+
+
+def kind_of(file: File) -> ImageKind:
+    """The kind of a file, by its first bytes and its name. What is no image at all counts as a plain picture."""
+    return next(kind for kind in KINDS if kind.sniff(file))
+
+
+def medical_names() -> str:
+    """The names of the medical kinds, for messages."""
+    return " or ".join(kind.name for kind in KINDS if kind.medical)
+
+
+def open_image(
+    root: Path,
+    image: ImageRef | str | Path,
+    max_pixels: int = MAX_PIXELS,
+    row: int | None = None,
+) -> Image.Image:
+    """The image at `root`/`image` as RGB, turned upright as its EXIF says; `a.tif#2` is a file's second frame.
+
+    Grey levels beyond 8 bits are stretched from the image's least to its greatest value, those of a DICOM by the
+    `window` of the ImageRef (see `clinkd.data.images.dicom`); transparent parts become black. Raises BadInput naming
+    the path, and the row of a data file where given, when the path leads out of `root`, or the file is missing, empty,
+    larger than `max_pixels`, damaged, no image, or of several frames of which none is named.
+    """
+    relative, window = (image.path, image.window) if isinstance(image, ImageRef) else (str(image), None)
+    place = f"row {row}, image {relative}" if row is not None else f"image {relative}"
+    path, frame = locate(root, relative, place)
+    return kind_of(path).open(path, place, frame, window, Limits(pixels=max_pixels)).picture
+
+
+def header(root: Path, relative: str, place: str) -> Facts | None:
+    """What the header of a medical image says; None for a plain picture. Raises BadInput where it cannot be read."""
+    path, _ = locate(root, relative, place)
+    kind = kind_of(path)
+    return kind.describe(path, place) if kind.medical else None
+
+
+def look(root: Path, relative: str, place: str, window: str | None = None, max_pixels: int = MAX_PIXELS) -> ImageRef:
+    """Size and orientation of an image from its header alone.
+
+    Raises BadInput as `open_image`, but for damage further in.
+    """
+    path, frame = locate(root, relative, place)
+    kind, limits = kind_of(path), Limits(pixels=max_pixels)
+    facts = kind.describe(path, place, frame, window, limits)
+    check_pixels(facts.width, facts.height, place, limits)
+    return ImageRef(relative, facts.width, facts.height, facts.orientation, window if kind.medical else None)
+
+
+def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:
+    """The file of an image, and the number of its frame where the name ends in one. Raises BadInput outside `root`."""
+    stem, sign, number = relative.rpartition("#")
+    path = _confined(root, relative, place)
+    if sign and number.isdecimal() and not path.exists():
+        return _confined(root, stem, place), int(number)
+    return path, None
+
+
+def stays_inside(relative: str) -> bool:
+    """Whether a path, by its words alone, stays below its root. Links are followed by `locate` only."""
+    path = PurePosixPath(relative)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in relative
+
+
+def _confined(root: Path, relative: str | Path, place: str) -> Path:
+    try:
+        base = Path(root).resolve()
+        path = (base / relative).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL byte, a loop of links, a name too long
+        raise BadInput(f"{place}: not a usable path ({error}); correct it") from None
+    if not path.is_relative_to(base):
+        raise BadInput(f"{place}: leads out of {root}; give a path inside it")
+    return path

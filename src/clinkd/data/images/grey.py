@@ -1,0 +1,142 @@
+"""GreyCurve values to 8 bits through a window, whatever file they are from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.records import BadInput
+
+Values = NDArray[Any]  # one frame, or the levels that may occur in it
+
+# Centre and width in HU. Lung, bone, brain, liver and soft tissue are the defaults of the OHIF viewer; the rest are
+# customary and differ by some ten HU between books: give numbers where yours do.
+PRESETS = {
+    "lung": (-600, 1500),
+    "mediastinum": (40, 400),
+    "bone": (480, 2500),
+    "brain": (40, 80),
+    "stroke": (40, 40),
+    "subdural": (75, 215),
+    "abdomen": (60, 400),
+    "liver": (90, 150),
+    "soft-tissue": (40, 400),
+}
+
+
+class Refusal(BadInput):
+    """A BadInput that does not name its place yet."""
+
+
+class GreyCurve(Protocol):
+    """Rescaled values to 0 (black) to 1 (white)."""
+
+    @property
+    def linear(self) -> tuple[float, float] | None:
+        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
+
+    def __call__(self, values: Values) -> Values: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Centre and width, and how grey follows values between them (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+
+    centre: float
+    width: float
+    function: str = "LINEAR_EXACT"
+
+    def __str__(self) -> str:
+        return f"{self.centre:g}/{self.width:g}"
+
+    @property
+    def linear(self) -> tuple[float, float] | None:
+        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
+        if self.function == "SIGMOID":
+            return None
+        if self.function == "LINEAR_EXACT":
+            return self.centre, self.width
+        return (self.centre - 0.5, self.width - 1) if self.width > 1 else None
+
+    @property
+    def usable(self) -> bool:
+        return self.width >= 1 if self.function == "LINEAR" else self.width > 0
+
+    def __call__(self, values: Values) -> Values:
+        if self.function == "SIGMOID":  # 1 / (1 + exp(-4 (x - c) / w)), in a form that cannot overflow
+            return (1 + np.tanh(2 * (values - self.centre) / self.width)) / 2
+        centre, width = self.centre, self.width
+        if self.function == "LINEAR":
+            centre, width = centre - 0.5, width - 1
+        if width == 0:
+            return (values > centre).astype(float)
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """From the least value, black, to the greatest, white; black all over where there is no span between them."""
+
+    low: float
+    span: float
+
+    @property
+    def linear(self) -> tuple[float, float] | None:
+        return (self.low + self.span / 2, self.span) if self.span > 0 else None
+
+    def __call__(self, values: Values) -> Values:
+        return np.clip((values - self.low) / self.span, 0, 1) if self.span > 0 else np.zeros(values.shape)
+
+
+def named_window(window: str, hounsfield: bool) -> Window:
+    """The window of a preset, or of centre/width. Raises Refusal where it is neither, or needs Hounsfield units."""
+    if window in PRESETS:
+        if not hounsfield:
+            way_out = "give centre/width in its own units, or leave it out"
+            raise Refusal(f"window {window!r} is for CT in Hounsfield units, which this file is not; {way_out}")
+        return Window(*PRESETS[window])
+    given = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", window)
+    if given is None or float(given[2]) == 0 or not all(np.isfinite([float(g) for g in given.groups()])):
+        legal = f"auto, full, a number from 1, centre/width such as -600/1500, or one of {', '.join(PRESETS)}"
+        raise Refusal(f"window {window!r} is not known; give {legal}")
+    return Window(float(given[1]), float(given[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class GreyFrame:
+    """A frame after the modality LUT. What is done to a value depends on it alone, so it is done once to each."""
+
+    levels: Values  # rescaled: each value that may occur, or the frame itself
+    places: Values | None  # of each pixel's value among `levels`; None where these are the frame itself
+    counted: Values  # which of `levels` are finite, occur, and are no padding
+    inverted: bool  # MONOCHROME1: the least value is white
+
+    @property
+    def ramp(self) -> GreyCurve:
+        low, high = self.ends
+        return Ramp(low, high - low)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value that count."""
+        used = self.levels[self.counted]
+        return (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
+
+    def shown(self, grey: GreyCurve) -> NDArray[np.uint8]:
+        """As grey of 8 bits."""
+        shown = np.nan_to_num(grey(self.levels), nan=0.0)
+        shown = 1 - shown if self.inverted else shown
+        return self._spread((shown * 255).round().astype(np.uint8))
+
+    def single(self) -> NDArray[np.float32]:
+        """The values; NaN, which is shown as the least value is, as the least number."""
+        most = float(np.finfo(np.float32).max)
+        finite = np.nan_to_num(self.levels, nan=-most, posinf=most, neginf=-most)
+        return self._spread(np.clip(finite, -most, most).astype(np.float32))
+
+    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values if self.places is None else values[self.places]
