@@ -7,7 +7,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +57,16 @@ def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[
     limits, found = replace(LIMITS, **caps), open_run(run)
     desk = Desk(Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits)
     with listening(Served(found.folder.name, desk, found.folder.name, found.report(), Review(found))) as server:
+        server.until_ready()
+        yield server
+
+
+@contextmanager
+def serving_model(opened: Callable[[], Any], review: Any = None, **caps: Any) -> Iterator[Server]:
+    """The server of a model that no run made, under the name "scripted"."""
+    limits = replace(LIMITS, **caps)
+    desk = Desk(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
+    with listening(Served("scripted", desk, "scripted" if review else None, None, review)) as server:
         server.until_ready()
         yield server
 
