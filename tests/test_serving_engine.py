@@ -22,7 +22,7 @@ from clinkd.pipeline.asking import Answerer, Question
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.decoding import TURN, Decoders
-from clinkd.serving.engine import Asked, Engine, Full, Given, Late, Unable
+from clinkd.serving.engine import AnswerRequest, AnswerResult, DeadlineExceeded, Engine, ModelUnavailable, QueueFull
 from serving import LIMITS, Server, picture, serving, uri
 
 
@@ -62,15 +62,15 @@ def engine(opened: Held) -> Iterator[Engine]:
     made.stop()
 
 
-def question(text: str, most: int | None = None) -> Asked:
-    return Asked(lambda _: Question.of(picture(), BoxedText(text)), most)
+def question(text: str, most: int | None = None) -> AnswerRequest:
+    return AnswerRequest(lambda _: Question.of(picture(), BoxedText(text)), most)
 
 
-async def answered(engine: Engine, asked: Asked, seconds: float = 30) -> str:
+async def answered(engine: Engine, asked: AnswerRequest, seconds: float = 30) -> str:
     """The answer's text, or what was raised."""
     try:
         async for told in engine.ask(asked, seconds):
-            if isinstance(told, Given):
+            if isinstance(told, AnswerResult):
                 return told.answer.prediction.answer.raw
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -106,7 +106,7 @@ def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
         await until(lambda: opened.batches)
         waiting = [asyncio.create_task(answered(engine, question(f"q{n}"))) for n in range(5)]
         await until(lambda: engine.waiting == 5)
-        with pytest.raises(Full) as full:
+        with pytest.raises(QueueFull) as full:
             engine.demand_room()
         assert full.value.seconds >= 1
         told = await answered(engine, question("too many"))
@@ -115,7 +115,7 @@ def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
         return [told, await answered(engine, question("later"))]
 
     told, later = asyncio.run(ask())
-    assert told.startswith("Full: ") and not later.startswith("Full")
+    assert told.startswith("QueueFull: ") and not later.startswith("QueueFull")
     assert "too many" not in str(opened.batches)
 
 
@@ -134,7 +134,7 @@ def test_who_is_late_or_gone_is_not_answered_and_makes_room(engine, opened):
         return told, await first, await stays
 
     late, *others = asyncio.run(ask())
-    assert late == "Late: no answer within 0.05 s" and not any("Error" in text for text in others)
+    assert late == "DeadlineExceeded: no answer within 0.05 s" and not any("Error" in text for text in others)
     assert opened.batches == [["first"], ["stays"]]
 
 
@@ -165,7 +165,13 @@ def test_one_bad_question_does_not_cost_the_others_theirs(engine, opened):
     async def ask() -> list[str]:
         first = asyncio.create_task(answered(engine, question("first")))
         await until(lambda: opened.batches)
-        kinds = [question("good"), Asked(misspelled), Asked(bad), Asked(broken), question("fine")]
+        kinds = [
+            question("good"),
+            AnswerRequest(misspelled),
+            AnswerRequest(bad),
+            AnswerRequest(broken),
+            question("fine"),
+        ]
         tasks = [asyncio.create_task(answered(engine, q)) for q in kinds]
         await until(lambda: engine.waiting == 5)
         opened.gate.set()
@@ -191,7 +197,7 @@ def test_a_model_that_cannot_be_opened_is_told_to_all(capfd):
         return [early, await answered(engine, question("after"))]
 
     for told in asyncio.run(ask()):
-        assert told.startswith("Unable: the model could not be opened (OSError, ") and "secret" not in told
+        assert told.startswith("ModelUnavailable: the model could not be opened (OSError, ") and "secret" not in told
     assert "secret" not in capfd.readouterr().err
 
 
@@ -206,11 +212,11 @@ def test_a_stop_is_told_to_those_who_wait(engine, opened):
         return [await first, await waits, await answered(engine, question("after"))]
 
     first, *others = asyncio.run(ask())
-    assert "Error" not in first and all(o.startswith("Unable: the server stops") for o in others)
+    assert "Error" not in first and all(o.startswith("ModelUnavailable: the server stops") for o in others)
 
 
 def test_errors_have_their_own_names():
-    assert not issubclass(Late, (Full, Unable, BadInput))
+    assert not issubclass(DeadlineExceeded, (QueueFull, ModelUnavailable, BadInput))
 
 
 # ---- over a socket --------------------------------------------------------------------------------------------------

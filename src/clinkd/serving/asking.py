@@ -12,8 +12,8 @@ from clinkd.data import questions
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.serving import schemas
 from clinkd.serving.decoding import Decoders, Opened
-from clinkd.serving.engine import Asked, Engine, Given
-from clinkd.serving.limits import NOTICE, Limits
+from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine
+from clinkd.serving.limits import NOTICE, ServerLimits
 from clinkd.serving.phrases import phrases
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ WORDINGS = {
 }
 
 
-class Desk:
+class RequestHandler:
     """Where questions are made and answers are written out: the engine, the decoders and their caps."""
 
-    def __init__(self, engine: Engine, decoders: Decoders, limits: Limits) -> None:
+    def __init__(self, engine: Engine, decoders: Decoders, limits: ServerLimits) -> None:
         self.engine, self.decoders, self.limits = engine, decoders, limits
 
     async def picture(self, image: str, frame: int | None, window: str | None, grey: bool = False) -> Opened:
@@ -41,24 +41,26 @@ class Desk:
     async def ask(
         self, picture: Opened, read: Callable[[Answerer], Question], ignored: Sequence[str] = (),
         most: int | None = None, drafts: bool = False,
-    ) -> AsyncIterator[schemas.Draft | Answered]:  # fmt: skip
+    ) -> AsyncIterator[schemas.Draft | CompletedRequest]:  # fmt: skip
         """Drafts, where they are wanted, then the answer."""
         start = time.monotonic()
         most = None if most is None else min(most, self.limits.tokens)
-        asked = Asked(read, most, drafts)
+        asked = AnswerRequest(read, most, drafts)
         async for told in self.engine.ask(asked, self.limits.seconds):
-            if isinstance(told, Given):
-                yield Answered(told, self._written(told, picture, ignored, time.monotonic() - start))
+            if isinstance(told, AnswerResult):
+                yield CompletedRequest(told, self._written(told, picture, ignored, time.monotonic() - start))
             else:
                 yield schemas.Draft(text=told.text, boxes=[list(b.corners) for b in told.boxes])
 
-    def _written(self, given: Given, picture: Opened, ignored: Sequence[str], seconds: float) -> schemas.Answer:
+    def _written(
+        self, given: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float
+    ) -> schemas.AnswerReply:
         assert self.engine.answerer
         (prediction, doubt, reordered, *_), size = given.answer, picture.picture.size
         chosen, asked = prediction.answer.answer, given.question.text
         named = zip(chosen.boxes, phrases(chosen, asked.text, self.engine.answerer.names), strict=True)
         seen = self.engine.answerer.as_seen(asked).boxes
-        return schemas.Answer(
+        return schemas.AnswerReply(
             text=chosen.text,
             boxes=[
                 schemas.NamedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size), phrase=p, span=at)
@@ -66,7 +68,7 @@ class Desk:
             ],
             asked=[schemas.PlacedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size)) for b in seen],
             candidates=[
-                schemas.Told(
+                schemas.CandidateReply(
                     text=c.answer.text,
                     boxes=[list(b.corners) for b in c.answer.boxes],
                     logprob=c.logprob,
@@ -85,17 +87,17 @@ class Desk:
             uncertain=doubt.uncertain,
             why=doubt.why,
             reordered=reordered,
-            image=schemas.Size(width=size[0], height=size[1]),
+            image=schemas.ImageSize(width=size[0], height=size[1]),
             ignored=list(ignored),
             seconds=round(seconds, 4),
             notice=NOTICE,
         )
 
 
-class Answered:
+class CompletedRequest:
     """An answer with the reply that tells it."""
 
-    def __init__(self, given: Given, reply: schemas.Answer) -> None:
+    def __init__(self, given: AnswerResult, reply: schemas.AnswerReply) -> None:
         self.given, self.reply = given, reply
 
     @property

@@ -10,7 +10,7 @@ NOTICE = "Research use only, not for clinical decisions."
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Caps of one server. `body_bytes` is of one request, `held_bytes` of all bodies that are held at once."""
 
     body_bytes: int = 64 << 20
