@@ -25,7 +25,7 @@ from clinkd.pipeline.reviewing import Review, Reviewed
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
 from clinkd.serving.asking import WORDINGS, CompletedRequest, RequestHandler, box_of, content_of, one_turn
-from clinkd.serving.engine import DeadlineExceeded, ModelUnavailable, QueueFull
+from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
 
 PAGE = Path(__file__).parent / "page"
@@ -234,7 +234,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
         """Where something is: its boxes."""
         picture = await handler.picture(body.image, body.frame, body.window)
         read = one_turn(picture, WORDINGS["where"].replace("{name}", body.phrase))
-        return (await unless_left(request, _last(handler.ask(picture, read)))).reply
+        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
 
     @app.post("/v1/refer", tags=["questions"])
     async def refer(request: Request, body: schemas.ReferRequest) -> schemas.AnswerReply:
@@ -244,7 +244,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
         boxes = [box_of(corners, size) for corners in body.boxes]
         marks = " ".join(["[box]"] * len(boxes))
         read = one_turn(picture, WORDINGS[body.task].replace("[box]", marks), boxes)
-        return (await unless_left(request, _last(handler.ask(picture, read)))).reply
+        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
 
     @app.post(
         "/v1/sr",

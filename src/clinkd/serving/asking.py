@@ -39,18 +39,15 @@ class RequestHandler:
         return await self.decoders.open(content_of(image), frame, window, grey)
 
     async def ask(
-        self, picture: Opened, read: Callable[[Answerer], Question], ignored: Sequence[str] = (),
-        most: int | None = None, drafts: bool = False,
-    ) -> AsyncIterator[schemas.Draft | CompletedRequest]:  # fmt: skip
-        """Drafts, where they are wanted, then the answer."""
+        self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()
+    ) -> AsyncIterator[schemas.Draft | CompletedRequest]:
+        """Drafts, where they are wanted, then the answer. `ignored`: what of the request has no effect."""
         start = time.monotonic()
-        most = None if most is None else min(most, self.limits.tokens)
-        asked = AnswerRequest(read, most, drafts)
-        async for told in self.engine.ask(asked, self.limits.seconds):
-            if isinstance(told, AnswerResult):
-                yield CompletedRequest(told, self._written(told, picture, ignored, time.monotonic() - start))
+        async for event in self.engine.ask(request, self.limits.seconds):
+            if isinstance(event, AnswerResult):
+                yield CompletedRequest(event, self._written(event, picture, ignored, time.monotonic() - start))
             else:
-                yield schemas.Draft(text=told.text, boxes=[list(b.corners) for b in told.boxes])
+                yield schemas.Draft(text=event.text, boxes=[list(b.corners) for b in event.boxes])
 
     def _written(
         self, given: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float

@@ -12,6 +12,7 @@ from clinkd.records import BOX_MARK, BadInput, BoxedText, Task, Turn
 from clinkd.serving import schemas
 from clinkd.serving.asking import CompletedRequest, RequestHandler, box_of, spelled
 from clinkd.serving.decoding import Opened
+from clinkd.serving.engine import AnswerRequest
 from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ async def streamed(
 def _asked(
     handler: RequestHandler, request: schemas.ChatRequest, picture: Opened, asked: Conversation, drafts: bool
 ) -> AsyncIterator[schemas.Draft | CompletedRequest]:
-    most = request.max_completion_tokens or request.max_tokens
-    return handler.ask(picture, asked.read(picture), request.ignored, most, drafts)
+    return handler.ask(picture, AnswerRequest(asked.read(picture), request.options, drafts), request.ignored)
 
 
 def event(value: Any) -> bytes:

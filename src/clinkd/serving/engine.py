@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from clinkd.records import BadInput, BoxedText
+from clinkd.serving.options import AnswerOptions
 
 if TYPE_CHECKING:
     from clinkd.config import AnswerConfig
@@ -48,11 +49,11 @@ class ModelUnavailable(Exception):
 class AnswerRequest:
     """A question in the queue. `read` makes it of what the request held, once the model is there, and may refuse.
 
-    `most`: tokens of the answer, where the request said so.
+    Questions with the same options are answered together.
     """
 
     read: Callable[[Answerer], Question]
-    most: int | None = None
+    options: AnswerOptions = field(default_factory=AnswerOptions)
     wants_drafts: bool = False
 
 
@@ -170,7 +171,7 @@ class Engine:
             self._answer(batch)
 
     def _next(self) -> list[_Ticket]:
-        """Those who have waited longest and want answers of one length; none when the server stops."""
+        """Those who have waited longest and want answers of one kind; none when the server stops."""
         with self._change:
             while True:
                 self._waiting = deque(t for t in self._waiting if t.waits)
@@ -182,8 +183,8 @@ class Engine:
                 if self._waiting:
                     break
                 self._change.wait()
-            most = self._waiting[0].asked.most
-            batch = [t for t in self._waiting if t.asked.most == most][: self.batch]
+            options = self._waiting[0].asked.options
+            batch = [t for t in self._waiting if t.asked.options == options][: self.batch]
             taken = set(map(id, batch))
             self._waiting = deque(t for t in self._waiting if id(t) not in taken)
             return batch
@@ -200,7 +201,8 @@ class Engine:
             return
         start = time.monotonic()
         try:
-            self._write([t for t, _ in read], [q for _, q in read], self._how(tickets[0].asked.most))
+            config = tickets[0].asked.options.change(self.answerer.config.answer)
+            self._write([t for t, _ in read], [q for _, q in read], config)
         except Exception as error:
             if len(read) == 1:
                 read[0][0].tell(_told(error))
@@ -210,14 +212,9 @@ class Engine:
         spent = time.monotonic() - start
         self._batch_seconds += (spent - self._batch_seconds) * (_NEWS if self._batch_seconds else 1.0)
 
-    def _how(self, most: int | None) -> AnswerConfig:
+    def _write(self, tickets: Sequence[_Ticket], questions: Sequence[Question], config: AnswerConfig) -> None:
         assert self.answerer
-        own = self.answerer.config.answer
-        return own if most is None else own.model_copy(update={"max_new_tokens": most})
-
-    def _write(self, tickets: Sequence[_Ticket], questions: Sequence[Question], how: AnswerConfig) -> None:
-        assert self.answerer
-        writing = self.answerer.answering(questions, how)
+        writing = self.answerer.answering(questions, config)
         try:
             while any(t.waits for t in tickets):
                 drafts = next(writing)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from clinkd.records import Box, BoxedText
+from clinkd.serving.options import MOST_TOKENS, AnswerOptions
 
 Corners = Annotated[list[float], Field(min_length=4, max_length=4, description="x1, y1, x2, y2")]
 _DATA_URI = re.compile(r"^data:[\w.+-]*/?[\w.+-]*;base64,")
@@ -151,7 +152,7 @@ class Message(RequestModel):
     name: str | None = None
 
 
-class Extension(RequestModel):
+class Extension(RequestModel, AnswerOptions):
     """Beyond OpenAI's API: `boxes` stand for the `[box]` marks in the user's texts, in order."""
 
     boxes: list[Corners] = []
@@ -181,6 +182,16 @@ class ChatRequest(RequestModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     user: str | None = None
+
+    @property
+    def options(self) -> AnswerOptions:
+        """How to answer: our own fields, or else OpenAI's, of which more than the most tokens means the most."""
+        most = self.max_completion_tokens or self.max_tokens
+        if most is None or self.clinkd.max_new_tokens is not None:
+            return self.clinkd.options
+        return AnswerOptions.model_validate(
+            {**self.clinkd.options.model_dump(), "max_new_tokens": min(most, MOST_TOKENS)}
+        )
 
     @property
     def ignored(self) -> list[str]:
@@ -242,13 +253,13 @@ class ImageRequest(RequestModel):
     window: Window = None
 
 
-class GroundRequest(ImageRequest):
+class GroundRequest(ImageRequest, AnswerOptions):
     """Where something is."""
 
     phrase: Annotated[str, Field(min_length=1, max_length=500, description="what to look for, as `liver`")]
 
 
-class ReferRequest(ImageRequest):
+class ReferRequest(ImageRequest, AnswerOptions):
     """What is in a box, or what can be said of it."""
 
     boxes: Annotated[list[Corners], Field(min_length=1, max_length=32)]
