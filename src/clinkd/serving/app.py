@@ -344,7 +344,7 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         return schemas.CorrectionPage(
             round=round, rounds=review.rounds, total=len(chosen), open=len(open_), decided=len(decided),
             file=review.file.name, command=review.command,
-            items=[_item(r) for r in chosen[offset : offset + limit]],
+            items=[_correction_reply(r) for r in chosen[offset : offset + limit]],
         )  # fmt: skip
 
     @app.get(
@@ -368,29 +368,19 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
             work = partial(review.undo, body.id, body.round)
         else:
             work = partial(review.decide, body.id, body.round, body.verdict, after)
-        return _item(await asyncio.to_thread(work))
+        return _correction_reply(await asyncio.to_thread(work))
 
 
-def _item(found: Reviewed) -> schemas.CorrectionReply:
-    c, sample = found.correction, found.sample
-    image = sample.images[0]
-    verdict, decided = found.verdict, found.decided
-    return schemas.CorrectionReply(
-        id=c.id,
-        round=c.round,
-        modality=sample.modality.value,
-        task=sample.task.value,
-        question=schemas.marked(sample.question),
-        before=schemas.marked(c.before),
-        truth=schemas.marked(c.truth),
-        after=schemas.marked(c.after) if c.after else None,
-        by=c.by,
-        reasons=list(c.reasons),
-        rejected=c.rejected,
-        image=schemas.ImageSize(width=image.width or 0, height=image.height or 0),
-        decision=schemas.Decision(
-            verdict=verdict, after=schemas.marked(decided.after) if decided and decided.after else None
-        )
-        if verdict
-        else None,
+def _correction_reply(reviewed: Reviewed) -> schemas.CorrectionReply:
+    correction, sample, decided = reviewed.correction, reviewed.sample, reviewed.decided
+    same = ("id", "round", "before", "truth", "after", "by", "reasons", "rejected")
+    return schemas.CorrectionReply.model_validate(
+        {
+            **{name: getattr(correction, name) for name in same},
+            "modality": sample.modality.value,
+            "task": sample.task.value,
+            "question": sample.question,
+            "image": sample.images[0],
+            "decision": {"verdict": reviewed.verdict, "after": decided.after} if decided else None,
+        }
     )

@@ -47,69 +47,66 @@ class RequestHandler:
             if isinstance(event, AnswerResult):
                 yield CompletedRequest(event, self._written(event, picture, ignored, time.monotonic() - start))
             else:
-                yield schemas.Draft(text=event.text, boxes=[list(b.corners) for b in event.boxes])
+                yield schemas.Draft.model_validate(event)
 
     def _written(
-        self, given: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float
+        self, result: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float
     ) -> schemas.AnswerReply:
         assert self.engine.answerer
-        (prediction, doubt, reordered, *_), size = given.answer, picture.picture.size
-        chosen, asked = prediction.answer.answer, given.question.text
-        named = zip(chosen.boxes, phrases(chosen, asked.text, self.engine.answerer.names), strict=True)
-        seen = self.engine.answerer.as_seen(asked).boxes
-        return schemas.AnswerReply(
-            text=chosen.text,
-            boxes=[
-                schemas.NamedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size), phrase=p, span=at)
-                for b, (p, at) in named
-            ],
-            asked=[schemas.PlacedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size)) for b in seen],
-            candidates=[
-                schemas.CandidateReply(
-                    text=c.answer.text,
-                    boxes=[list(b.corners) for b in c.answer.boxes],
-                    logprob=c.logprob,
-                    weight=weight,
-                    likeness=likeness,
-                    scores=c.scores,
-                    chosen=n == prediction.chosen,
-                    truncated=c.truncated,
-                    unread=list(c.unread),
-                )
-                for n, (c, weight, likeness) in enumerate(
-                    zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
-                )
-            ],
-            support=doubt.support,
-            uncertain=doubt.uncertain,
-            why=doubt.why,
-            reordered=reordered,
-            image=schemas.ImageSize(width=size[0], height=size[1]),
-            ignored=list(ignored),
-            seconds=round(seconds, 4),
-            notice=NOTICE,
+        prediction, doubt, reordered, *_ = result.answer
+        text, question, size = prediction.answer.answer, result.question.text, picture.picture.size
+        named = zip(text.boxes, phrases(text, question.text, self.engine.answerer.names), strict=True)
+        candidates = zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
+        return schemas.AnswerReply.model_validate(
+            {
+                "text": text.text,
+                "boxes": [{**schemas.place_box(b, *size), "phrase": p, "span": span} for b, (p, span) in named],
+                "asked": [schemas.place_box(b, *size) for b in self.engine.answerer.as_seen(question).boxes],
+                "candidates": [
+                    {
+                        "text": c.answer.text,
+                        "boxes": c.answer.boxes,
+                        "logprob": c.logprob,
+                        "weight": weight,
+                        "likeness": likeness,
+                        "scores": c.scores,
+                        "chosen": n == prediction.chosen,
+                        "truncated": c.truncated,
+                        "unread": c.unread,
+                    }
+                    for n, (c, weight, likeness) in enumerate(candidates)
+                ],
+                "support": doubt.support,
+                "uncertain": doubt.uncertain,
+                "why": doubt.why,
+                "reordered": reordered,
+                "image": picture.picture,
+                "ignored": ignored,
+                "seconds": round(seconds, 4),
+                "notice": NOTICE,
+            }
         )
 
 
 class CompletedRequest:
     """An answer with the reply that tells it."""
 
-    def __init__(self, given: AnswerResult, reply: schemas.AnswerReply) -> None:
-        self.given, self.reply = given, reply
+    def __init__(self, result: AnswerResult, reply: schemas.AnswerReply) -> None:
+        self.result, self.reply = result, reply
 
     @property
     def raw(self) -> str:
         """As the model wrote it."""
-        return self.given.answer.prediction.answer.raw
+        return self.result.answer.prediction.answer.raw
 
     @property
     def finish(self) -> Literal["stop", "length"]:
-        return "length" if self.given.answer.prediction.answer.truncated else "stop"
+        return "length" if self.result.answer.prediction.answer.truncated else "stop"
 
     @property
     def usage(self) -> schemas.Usage:
-        asked, said = self.given.answer.asked_tokens, self.given.answer.said_tokens
-        return schemas.Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=asked + said)
+        prompt, completion = self.result.answer.asked_tokens, self.result.answer.said_tokens
+        return schemas.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 def content_of(image: str) -> bytes:

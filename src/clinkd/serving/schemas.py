@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from clinkd.records import Box, BoxedText
+from clinkd.records import Box
 from clinkd.serving.options import MOST_TOKENS, AnswerOptions
 
-Corners = Annotated[list[float], Field(min_length=4, max_length=4, description="x1, y1, x2, y2")]
+
+def _corners(value: Any) -> Any:
+    return list(value.corners) if isinstance(value, Box) else value
+
+
+Corners = Annotated[
+    list[float], BeforeValidator(_corners), Field(min_length=4, max_length=4, description="x1, y1, x2, y2")
+]
+SidePixels = Annotated[int, BeforeValidator(lambda value: value or 0)]  # 0 where it is not known
 _DATA_URI = re.compile(r"^data:[\w.+-]*/?[\w.+-]*;base64,")
 
 
@@ -43,7 +51,9 @@ class RequestModel(BaseModel):
 
 
 class ReplyModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """A reply, or a part of one; `model_validate` also takes the record that it tells of, a `Box` as its corners."""
+
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -65,6 +75,13 @@ class Failure(ReplyModel):
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
+class MarkedText(ReplyModel):
+    """A `BoxedText`: words with a `[box]` mark at the place of each box."""
+
+    text: str
+    boxes: list[Corners]
+
+
 class PlacedBox(ReplyModel):
     """A box in fractions of the image and in its pixels."""
 
@@ -79,12 +96,10 @@ class NamedBox(PlacedBox):
     span: tuple[int, int] | None
 
 
-class CandidateReply(ReplyModel):
+class CandidateReply(MarkedText):
     """One candidate. `logprob`: mean a token (natural log); `weight`: its probability among the candidates;
     `likeness`: to the chosen one."""
 
-    text: str
-    boxes: list[Corners]
     logprob: float | None
     weight: float
     likeness: float
@@ -95,8 +110,8 @@ class CandidateReply(ReplyModel):
 
 
 class ImageSize(ReplyModel):
-    width: int
-    height: int
+    width: SidePixels
+    height: SidePixels
 
 
 class AnswerReply(ReplyModel):
@@ -121,11 +136,8 @@ class AnswerReply(ReplyModel):
     notice: str
 
 
-class Draft(ReplyModel):
+class Draft(MarkedText):
     """What leads while the answer is written; it may change."""
-
-    text: str
-    boxes: list[Corners]
 
 
 # -- OpenAI's chat completions ----------------------------------------------------------------------------------------
@@ -359,13 +371,6 @@ class AboutReply(ReplyModel):
 # -- corrections ------------------------------------------------------------------------------------------------------
 
 
-class MarkedText(ReplyModel):
-    """Words with a `[box]` mark at the place of each box."""
-
-    text: str
-    boxes: list[Corners]
-
-
 class Decision(ReplyModel):
     verdict: Literal["accept", "edit", "reject"]
     after: MarkedText | None
@@ -418,9 +423,6 @@ class DecideRequest(RequestModel):
         return value
 
 
-def marked(text: BoxedText) -> MarkedText:
-    return MarkedText(text=text.text, boxes=[list(b.corners) for b in text.boxes])
-
-
-def in_pixels(box: Box, width: int, height: int) -> list[float]:
-    return [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]
+def place_box(box: Box, width: int, height: int) -> dict[str, Any]:
+    """The fields of a `PlacedBox` in an image of so many pixels."""
+    return {"box": box, "pixels": [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]}
