@@ -7,7 +7,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +21,16 @@ from PIL import Image
 from clinkd.pipeline.asking import Answerer
 from clinkd.pipeline.reviewing import Review
 from clinkd.pipeline.runs import open_run
-from clinkd.serving.access import Door
+from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.app import Served, create
-from clinkd.serving.asking import Desk
+from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
-from clinkd.serving.limits import Limits
+from clinkd.serving.limits import ServerLimits
 from clinkd.serving.server import configured
 
 TOKEN = "a-token-for-these-tests"
-LIMITS = Limits(body_bytes=4 << 20, held_bytes=16 << 20, pixels=1_000_000, queue=64, decoders=1)
+LIMITS = ServerLimits(body_bytes=4 << 20, held_bytes=16 << 20, pixels=1_000_000, queue=64, decoders=1)
 
 
 class Server:
@@ -38,7 +38,7 @@ class Server:
 
     def __init__(self, served: Served, port: int) -> None:
         self.served, self.port, self.url = served, port, f"http://127.0.0.1:{port}"
-        self.engine = served.desk.engine
+        self.engine = served.handler.engine
         self.client = httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
 
     def post(self, path: str, **body: Any) -> httpx2.Response:
@@ -55,8 +55,20 @@ class Server:
 def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[Server]:
     """The server of a run, with its model loaded, or with one that is `opened` already."""
     limits, found = replace(LIMITS, **caps), open_run(run)
-    desk = Desk(Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits)
-    with listening(Served(found.folder.name, desk, found.folder.name, found.report(), Review(found))) as server:
+    handler = RequestHandler(
+        Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits
+    )
+    with listening(Served(found.folder.name, handler, found.folder.name, found.report(), Review(found))) as server:
+        server.until_ready()
+        yield server
+
+
+@contextmanager
+def serving_model(opened: Callable[[], Any], review: Any = None, **caps: Any) -> Iterator[Server]:
+    """The server of a model that no run made, under the name "scripted"."""
+    limits = replace(LIMITS, **caps)
+    handler = RequestHandler(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
+    with listening(Served("scripted", handler, "scripted" if review else None, None, review)) as server:
         server.until_ready()
         yield server
 
@@ -64,10 +76,10 @@ def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[
 @contextmanager
 def listening(served: Served) -> Iterator[Server]:
     """Whatever is served, behind the door."""
-    door = Door(create(served), TOKEN, served.desk.limits)
+    app = AuthMiddleware(create(served), TOKEN, served.handler.limits)
     own = socket.socket()
     own.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(configured(door))
+    server = uvicorn.Server(configured(app))
     thread = threading.Thread(target=server.run, args=([own],), daemon=True)
     thread.start()
     end = time.monotonic() + 60

@@ -13,10 +13,10 @@ from clinkd.experiments import demo
 from clinkd.inference.doubt import CERTAIN
 from clinkd.pipeline.reviewing import FILE
 from clinkd.serving.app import Served, create
-from clinkd.serving.asking import Desk
+from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
-from clinkd.serving.limits import NOTICE, Limits
+from clinkd.serving.limits import NOTICE, ServerLimits
 from clinkd.settings import override
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -37,7 +37,7 @@ def test_a_command_is_one_of_the_programs(line: str, tmp_path: Path) -> None:
 
 
 def test_every_route_is_told() -> None:
-    limits = Limits()
+    limits = ServerLimits()
 
     def never() -> None:
         raise AssertionError
@@ -45,14 +45,14 @@ def test_every_route_is_told() -> None:
     class Review:
         rounds = (1,)
 
-    desk = Desk(Engine(never, 1, 1), Decoders(limits), limits)
-    described = create(Served("x", desk, "x", None, Review())).openapi()["paths"]
+    handler = RequestHandler(Engine(never, 1, 1), Decoders(limits), limits)
+    described = create(Served("x", handler, "x", None, Review())).openapi()["paths"]
     told = {m for cell in re.findall(r"^\| (`.*?) \|", TEXT, re.M) for m in re.findall(r"(/[\w/]+)", cell)}
     assert told == set(described)
 
 
 def test_figures_and_pictures_are_those_there_are() -> None:
-    limits = Limits()
+    limits = ServerLimits()
     assert NOTICE.rstrip(".").lower() in TEXT.lower()
     assert f"below {CERTAIN:g}" in TEXT and FILE in TEXT
     for said in (

@@ -18,11 +18,13 @@ import httpx2
 import pytest
 from PIL import Image
 
+from clinkd.config import AnswerConfig
 from clinkd.pipeline.asking import Answerer, Question
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.decoding import TURN, Decoders
-from clinkd.serving.engine import Asked, Engine, Full, Given, Late, Unable
+from clinkd.serving.engine import AnswerRequest, AnswerResult, DeadlineExceeded, Engine, ModelUnavailable, QueueFull
+from clinkd.serving.options import MOST_BEAMS, AnswerOptions
 from serving import LIMITS, Server, picture, serving, uri
 
 
@@ -30,13 +32,14 @@ class Held(Answerer):
     """The model of a run, which begins a batch only when it is let, and notes what it is given."""
 
     def hold(self) -> None:
-        self.gate, self.batches, self.steps = threading.Event(), [], []
+        self.gate, self.batches, self.steps, self.configs = threading.Event(), [], [], []
 
-    def answering(self, questions, how):
+    def answering(self, questions, config):
+        self.configs.append(config)
         self.batches.append([q.text.text for q in questions])
         self.gate.wait(30)
         self.steps.append(0)
-        writing = super().answering(questions, how)
+        writing = super().answering(questions, config)
         while True:
             try:
                 drafts = next(writing)
@@ -62,15 +65,15 @@ def engine(opened: Held) -> Iterator[Engine]:
     made.stop()
 
 
-def question(text: str, most: int | None = None) -> Asked:
-    return Asked(lambda _: Question.of(picture(), BoxedText(text)), most)
+def question(text: str, **options: int) -> AnswerRequest:
+    return AnswerRequest(lambda _: Question.of(picture(), BoxedText(text)), AnswerOptions(**options))
 
 
-async def answered(engine: Engine, asked: Asked, seconds: float = 30) -> str:
+async def answered(engine: Engine, asked: AnswerRequest, seconds: float = 30) -> str:
     """The answer's text, or what was raised."""
     try:
         async for told in engine.ask(asked, seconds):
-            if isinstance(told, Given):
+            if isinstance(told, AnswerResult):
                 return told.answer.prediction.answer.raw
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -88,7 +91,9 @@ def test_those_who_wait_are_answered_together_in_order(engine, opened):
     async def ask() -> list[str]:
         tasks = []
         for n in range(5):
-            tasks.append(asyncio.create_task(answered(engine, question(f"q{n}", most=9 if n == 2 else None))))
+            tasks.append(
+                asyncio.create_task(answered(engine, question(f"q{n}", **({"max_new_tokens": 9} if n == 2 else {}))))
+            )
             if n == 0:  # it is alone, and the others come while it is answered
                 await until(lambda: opened.batches)
         await until(lambda: engine.waiting == 4)
@@ -97,7 +102,7 @@ def test_those_who_wait_are_answered_together_in_order(engine, opened):
 
     found = asyncio.run(ask())
     assert not [text for text in found if "Error" in text]
-    assert opened.batches == [["q0"], ["q1", "q3", "q4"], ["q2"]]  # one length a batch
+    assert opened.batches == [["q0"], ["q1", "q3", "q4"], ["q2"]]  # the same options a batch
 
 
 def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
@@ -106,7 +111,7 @@ def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
         await until(lambda: opened.batches)
         waiting = [asyncio.create_task(answered(engine, question(f"q{n}"))) for n in range(5)]
         await until(lambda: engine.waiting == 5)
-        with pytest.raises(Full) as full:
+        with pytest.raises(QueueFull) as full:
             engine.demand_room()
         assert full.value.seconds >= 1
         told = await answered(engine, question("too many"))
@@ -115,7 +120,7 @@ def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
         return [told, await answered(engine, question("later"))]
 
     told, later = asyncio.run(ask())
-    assert told.startswith("Full: ") and not later.startswith("Full")
+    assert told.startswith("QueueFull: ") and not later.startswith("QueueFull")
     assert "too many" not in str(opened.batches)
 
 
@@ -134,18 +139,18 @@ def test_who_is_late_or_gone_is_not_answered_and_makes_room(engine, opened):
         return told, await first, await stays
 
     late, *others = asyncio.run(ask())
-    assert late == "Late: no answer within 0.05 s" and not any("Error" in text for text in others)
+    assert late == "DeadlineExceeded: no answer within 0.05 s" and not any("Error" in text for text in others)
     assert opened.batches == [["first"], ["stays"]]
 
 
 def test_a_batch_that_nobody_waits_for_is_given_up(engine, opened):
     async def ask() -> int:
-        leaving = asyncio.create_task(answered(engine, question("x", most=90)))
+        leaving = asyncio.create_task(answered(engine, question("x", max_new_tokens=90)))
         await until(lambda: opened.batches)
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         opened.gate.set()
-        await answered(engine, question("y", most=90))
+        await answered(engine, question("y", max_new_tokens=90))
         return opened.steps[0]
 
     # the model was never asked for the first, or asked for a step or two
@@ -165,7 +170,13 @@ def test_one_bad_question_does_not_cost_the_others_theirs(engine, opened):
     async def ask() -> list[str]:
         first = asyncio.create_task(answered(engine, question("first")))
         await until(lambda: opened.batches)
-        kinds = [question("good"), Asked(misspelled), Asked(bad), Asked(broken), question("fine")]
+        kinds = [
+            question("good"),
+            AnswerRequest(misspelled),
+            AnswerRequest(bad),
+            AnswerRequest(broken),
+            question("fine"),
+        ]
         tasks = [asyncio.create_task(answered(engine, q)) for q in kinds]
         await until(lambda: engine.waiting == 5)
         opened.gate.set()
@@ -191,7 +202,7 @@ def test_a_model_that_cannot_be_opened_is_told_to_all(capfd):
         return [early, await answered(engine, question("after"))]
 
     for told in asyncio.run(ask()):
-        assert told.startswith("Unable: the model could not be opened (OSError, ") and "secret" not in told
+        assert told.startswith("ModelUnavailable: the model could not be opened (OSError, ") and "secret" not in told
     assert "secret" not in capfd.readouterr().err
 
 
@@ -206,11 +217,11 @@ def test_a_stop_is_told_to_those_who_wait(engine, opened):
         return [await first, await waits, await answered(engine, question("after"))]
 
     first, *others = asyncio.run(ask())
-    assert "Error" not in first and all(o.startswith("Unable: the server stops") for o in others)
+    assert "Error" not in first and all(o.startswith("ModelUnavailable: the server stops") for o in others)
 
 
 def test_errors_have_their_own_names():
-    assert not issubclass(Late, (Full, Unable, BadInput))
+    assert not issubclass(DeadlineExceeded, (QueueFull, ModelUnavailable, BadInput))
 
 
 # ---- over a socket --------------------------------------------------------------------------------------------------
@@ -269,6 +280,83 @@ def test_who_hangs_up_is_forgotten(server, opened):
     opened.gate.set()
     assert server.post("/v1/ground", **body).status_code == 200
     assert all("gone" not in text for batch in opened.batches for text in batch)
+
+
+# ---- options of a request --------------------------------------------------------------------------------------------
+
+
+OTHER = {"beams": 5, "candidates": 2, "max_new_tokens": 7}  # than the run has; an option without a value here fails
+
+
+def completion(**extension: object) -> dict[str, object]:
+    parts = [{"type": "image_url", "image_url": {"url": uri(picture())}}, {"type": "text", "text": "What is this?"}]
+    return {"model": "small", "messages": [{"role": "user", "content": parts}], "clinkd": extension}
+
+
+@pytest.mark.parametrize("name", AnswerOptions.model_fields)
+def test_each_option_reaches_the_models_config_from_every_route_that_asks(server, opened, name):
+    opened.hold()
+    opened.gate.set()
+    body = {"image": uri(picture()), name: OTHER[name]}
+    for path, sent in (
+        ("/v1/chat/completions", completion(**{name: OTHER[name]})),
+        ("/v1/ground", {**body, "phrase": "liver"}),
+        ("/v1/refer", {**body, "boxes": [[0, 0, 1, 1]]}),
+        ("/v1/ground", {"image": body["image"], "phrase": "liver"}),
+    ):
+        reply = server.post(path, **sent)
+        assert reply.status_code == 200, reply.text
+    assert getattr(opened.config.answer, name) != OTHER[name]
+    assert [getattr(c, name) for c in opened.configs] == [*[OTHER[name]] * 3, getattr(opened.config.answer, name)]
+    others = set(type(opened.config.answer).model_fields) - {name, "candidates"}
+    assert all(getattr(c, n) == getattr(opened.config.answer, n) for c in opened.configs for n in others)
+
+
+def test_the_beams_of_a_request_are_its_candidates(server, opened):
+    opened.hold()
+    opened.gate.set()
+    counts = []
+    for extension in ({"beams": 1}, {"beams": 2}, {}, {"beams": MOST_BEAMS}, {"beams": MOST_BEAMS, "candidates": 2}):
+        reply = server.post("/v1/chat/completions", **completion(**extension))
+        assert reply.status_code == 200, reply.text
+        counts.append(len(reply.json()["clinkd"]["candidates"]))
+    assert counts[:3] == [1, 2, 3] and counts[3] > 3 and counts[4] == 2
+    assert [(c.beams, c.candidates) for c in opened.configs] == [(1, 1), (2, 2), (3, 3), (8, 8), (8, 2)]
+
+
+@pytest.mark.parametrize(("extension", "says"), [
+    ({"beams": 0}, "clinkd.beams: Input should be greater than or equal to 1"),
+    ({"beams": MOST_BEAMS + 1}, f"clinkd.beams: Input should be less than or equal to {MOST_BEAMS}"),
+    ({"candidates": MOST_BEAMS + 1}, f"clinkd.candidates: Input should be less than or equal to {MOST_BEAMS}"),
+    ({"max_new_tokens": 513}, "clinkd.max_new_tokens: Input should be less than or equal to 512"),
+    ({"beams": 2, "candidates": 3}, "answer.candidates=3 is more than answer.beams=2"),
+    ({"candidates": 4}, "answer.candidates=4 is more than answer.beams=3"),
+    ({"beam": 2}, "clinkd.beam: Extra inputs are not permitted"),
+])  # fmt: skip
+def test_options_beyond_a_limit_or_against_each_other_are_refused(server, opened, extension, says):
+    opened.hold()
+    opened.gate.set()
+    reply = server.post("/v1/chat/completions", **completion(**extension))
+    assert reply.status_code == 400 and reply.json()["error"]["message"].startswith(says)
+    assert opened.configs == []
+
+
+def test_openais_number_of_tokens_is_an_option_and_no_more_than_the_most(server, opened):
+    opened.hold()
+    opened.gate.set()
+    for numbers in ({"max_tokens": 3}, {"max_tokens": 3, "max_completion_tokens": 4}, {"max_tokens": 10**6}):
+        reply = server.post("/v1/chat/completions", **completion(), **numbers)
+        assert reply.status_code == 200, reply.text
+    reply = server.post("/v1/chat/completions", **completion(max_new_tokens=5), max_tokens=3)
+    assert reply.status_code == 200, reply.text
+    assert [c.max_new_tokens for c in opened.configs] == [3, 4, 512, 5]
+
+
+def test_beams_are_refused_by_a_model_that_answers_otherwise():
+    sampling = AnswerConfig(method="sampling", candidates=5)
+    assert AnswerOptions(candidates=2).change(sampling).candidates == 2
+    with pytest.raises(BadInput, match="beams=3: this model answers by sampling"):
+        AnswerOptions(beams=3).change(sampling)
 
 
 # ---- processes that open files --------------------------------------------------------------------------------------

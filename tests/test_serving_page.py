@@ -20,6 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from browser import Browser, arrived, program
 from clinkd.serving.app import PAGE
+from clinkd.serving.options import MOST_BEAMS, AnswerOptions
 from clinkd.viewer.page import STYLE
 from serving import TOKEN, Server, picture, serving, uri
 
@@ -315,6 +316,28 @@ def test_a_question_of_ones_own_has_its_boxes_in_order(page, png):
     page.type("#question", "What is [box C]?")
     page.press("Enter", "Control")
     page.until("document.getElementById('error').textContent.includes('There is no box for [box C]')")
+
+
+def test_options_are_fields_of_the_record_and_go_along_as_they_are(page, png):
+    names = page.ask("[...document.querySelectorAll('[data-option]')].map((e) => e.dataset.option)")
+    assert names == ["beams"] and set(names) <= set(AnswerOptions.model_fields)
+    assert page.ask("document.querySelector('[data-option=beams]').max") == str(MOST_BEAMS)
+    open_file(page, png)
+    page.click("[data-task=overall]")
+    assert set(answered(page)["clinkd"]) == {"boxes", "frame", "window"}
+    page.click("#ask details summary:has(+ #options)")
+    assert page.ask("document.querySelector('[data-option=beams]').checkVisibility()")
+    assert page.ask("document.querySelector('[data-option=beams]').placeholder") == "3"
+    page.type("[data-option=beams]", "1")
+    page.click("[data-task=overall]")
+    page.until("document.querySelectorAll('#history li').length === 2")
+    assert answered(page)["clinkd"]["beams"] == 1
+    assert page.ask("document.querySelectorAll('.candidates li').length") == 0  # a single one is the answer alone
+    page.type("[data-option=beams]", "99")
+    page.click("[data-task=overall]")
+    page.until("document.getElementById('error').textContent.includes('beams: Input should be less than')")
+    assert page.told and all("400" in line for line in page.told)
+    page.told.clear()
 
 
 ANSWER = {

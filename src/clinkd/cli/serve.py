@@ -35,14 +35,15 @@ def add(verbs: Any, runs: Parser) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     from clinkd.records import BadInput
-    from clinkd.serving.limits import Limits
-    from clinkd.serving.server import serve
+    from clinkd.serving.limits import ServerLimits
+    from clinkd.serving.server import ListenAddress, serve
 
     for flag, value in (("--batch", args.batch), ("--queue", args.queue), ("--seconds", args.seconds)):
         if not 0 < value < 10**6:
             raise BadInput(f"{flag} {value:g}: a number above 0 is wanted")
     if not 0 <= args.port < 65536:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
-    limits = Limits(batch=args.batch, queue=args.queue, seconds=args.seconds)
-    serve(args.what, args.runs, args.host, args.port, args.token_file, limits, lambda line: print(line, flush=True))
+    limits = ServerLimits(batch=args.batch, queue=args.queue, seconds=args.seconds)
+    address = ListenAddress(args.host, args.port, args.token_file)
+    serve(args.what, args.runs, address, limits, lambda line: print(line, flush=True))
     return 0

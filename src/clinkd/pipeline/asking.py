@@ -70,7 +70,7 @@ class Answer(NamedTuple):
 Drafts = Callable[[], Mapping[int, BoxedText]]
 
 
-class _Shown(dict[str, Image.Image]):
+class _BatchPictures(dict[str, Image.Image]):
     """The pictures of the batch at hand, by what `ImageRef.path` says."""
 
     def open(self, ref: ImageRef) -> Image.Image:
@@ -84,7 +84,7 @@ class Answerer:
     name: str
     config: RunConfig
     model: VisionLanguageModel
-    shown: _Shown
+    shown: _BatchPictures
     names: tuple[str, ...] = ()
     scorer: Scorer | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)  # what the run's `select` kept
@@ -92,7 +92,7 @@ class Answerer:
     @classmethod
     def of_run(cls, run: Run) -> Answerer:
         """A finished run's final model, and its choice. Raises BadInput where the run is not that far."""
-        shown, config, last = _Shown(), run.config, run.last_trained
+        shown, config, last = _BatchPictures(), run.config, run.last_trained
         device = Machine.of(config).ready()
         model = load_model(run.stage(last), shown.open).to(device).eval()
         lexicon = about(run.stage("prepare")).lexicon
@@ -109,7 +109,7 @@ class Answerer:
 
         Raises BadInput where the folder is no such model.
         """
-        shown, config = _Shown(), RunConfig()
+        shown, config = _BatchPictures(), RunConfig()
         model = load_foreign(folder, shown.open)
         return cls(folder.name, config, model.to(Machine.of(config).ready()).eval(), shown)
 

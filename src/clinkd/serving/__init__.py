@@ -1,1 +1,1 @@
-"""Look at a run and ask a model, in a browser or over an API: one process, one door."""
+"""Look at a run and ask a model, in a browser or over an API: one process, behind one token."""

@@ -1,4 +1,4 @@
-"""The one door of the server: who may come in, how much may be carried in, and what is written down of a visit.
+"""In front of all routes: who may come in, how much may be carried in, and what is written down of a visit.
 
 Every route but `/healthz` wants the token: as `Authorization: Bearer`, as every client of OpenAI's API sends it, or as
 the cookie that opening the printed address sets. A cookie is sent by a browser whoever asks it to, so with one alone
@@ -18,7 +18,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
-from clinkd.serving.limits import Limits
+from clinkd.serving.limits import ServerLimits
 
 OPEN = "/healthz"
 CSP = (
@@ -50,14 +50,14 @@ Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class _Refused(Exception):
+class _AlreadyReplied(Exception):
     """The visit has had its reply; what the app makes of it does not count any more."""
 
 
-class Door:
+class AuthMiddleware:
     """An ASGI app in front of another one."""
 
-    def __init__(self, app: App, token: str, limits: Limits, cookie: str = "clinkd") -> None:
+    def __init__(self, app: App, token: str, limits: ServerLimits, cookie: str = "clinkd") -> None:
         self.app, self.limits, self.cookie = app, limits, cookie
         self._token = token.encode()
         self._held = 0  # bytes of all bodies that are held now
@@ -70,7 +70,7 @@ class Door:
         try:
             refused = self._refused(scope)
             await (refused(visit) if refused else self.app(scope, visit.receive, visit.send))
-        except _Refused:
+        except _AlreadyReplied:
             pass
         except Exception as error:
             # its words, which may be a patient's, are not told; where the reply has begun, it ends here
@@ -128,8 +128,8 @@ def _same_origin(headers: dict[str, str]) -> bool:
 class _Visit:
     """One request and its reply."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, door: Door) -> None:
-        self.scope, self._receive, self._send, self.door = scope, receive, send, door
+    def __init__(self, scope: Scope, receive: Receive, send: Send, middleware: AuthMiddleware) -> None:
+        self.scope, self._receive, self._send, self.middleware = scope, receive, send, middleware
         self.start = time.monotonic()
         self.status, self.bytes_in, self.bytes_out = 0, 0, 0
         self.refused = False
@@ -140,9 +140,11 @@ class _Visit:
         if message["type"] == "http.request":
             length = len(message.get("body", b""))
             self.complete = not message.get("more_body", False)
-            if self.bytes_in + length > self.door.limits.body_bytes:
-                await self._turn_away(413, f"a body of more than {self.door.limits.body_bytes:,} bytes", "too_large")
-            if not self.door.hold(length):
+            if self.bytes_in + length > self.middleware.limits.body_bytes:
+                await self._turn_away(
+                    413, f"a body of more than {self.middleware.limits.body_bytes:,} bytes", "too_large"
+                )
+            if not self.middleware.hold(length):
                 await self._turn_away(503, "too much is being uploaded; come again in 1 s", "crowded")
             self.bytes_in += length
         return message
@@ -151,7 +153,7 @@ class _Visit:
         """Reply in the app's place, which may take what is raised here for its own trouble with the body."""
         await self.refuse(status, why, code)
         self.refused = True
-        raise _Refused
+        raise _AlreadyReplied
 
     async def send(self, message: Message) -> None:
         if self.refused:
@@ -185,7 +187,7 @@ class _Visit:
     async def _let_finish(self) -> None:
         """Throw away what is left of a body, for a while: who is still sending would else find the connection broken
         and never see the reply."""
-        end, left = time.monotonic() + _FINISH_SECONDS, 2 * self.door.limits.body_bytes
+        end, left = time.monotonic() + _FINISH_SECONDS, 2 * self.middleware.limits.body_bytes
         while not self.complete and left > 0:
             try:
                 message = await asyncio.wait_for(self._receive(), max(0.0, end - time.monotonic()))
@@ -196,7 +198,7 @@ class _Visit:
 
     async def let_in(self, token: str) -> None:
         """Keep the token as a cookie, and out of the address that is seen."""
-        cookie = f"{self.door.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
+        cookie = f"{self.middleware.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
         await self.reply(303, b"", "text/plain", [(b"location", b"/"), (b"set-cookie", cookie.encode())])
 
     def note(self) -> None:

@@ -24,8 +24,8 @@ from clinkd.data.images import PRESETS
 from clinkd.pipeline.reviewing import Review, Reviewed
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
-from clinkd.serving.asking import WORDINGS, Answered, Desk, box_of, content_of, one_turn
-from clinkd.serving.engine import Full, Late, Unable
+from clinkd.serving.asking import WORDINGS, CompletedRequest, RequestHandler, box_of, content_of, one_turn
+from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
 
 PAGE = Path(__file__).parent / "page"
@@ -58,29 +58,29 @@ class Served:
     """What a server shows: a model by its name, and, where it is a run's, the run's report and its corrections."""
 
     name: str
-    desk: Desk
+    handler: RequestHandler
     run: str | None = None
     report: Path | None = None
     review: Review | None = None
 
 
 def create(served: Served) -> FastAPI:
-    """All routes, without the door (see `access`). Starting it starts the engine."""
+    """All routes, without what checks the token (see `access`). Starting it starts the engine."""
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(started())
         yield
         await starting
-        desk.engine.stop()
-        await asyncio.to_thread(desk.decoders.close)
+        handler.engine.stop()
+        await asyncio.to_thread(handler.decoders.close)
 
     async def started() -> None:
         await asyncio.sleep(PAGE_SECONDS)
-        desk.engine.start()
-        await asyncio.to_thread(desk.decoders.warm)
+        handler.engine.start()
+        await asyncio.to_thread(handler.decoders.warm)
 
-    desk = served.desk
+    handler = served.handler
     app = FastAPI(
         title="ClinKD",
         version=__version__,
@@ -108,7 +108,16 @@ def _add_faults(app: FastAPI) -> None:
         status, body, headers = _fault(error)
         return JSONResponse(body, status, headers)
 
-    for kind in (BadInput, Full, Late, Unable, Missing, RequestValidationError, HTTPException, Exception):
+    for kind in (
+        BadInput,
+        QueueFull,
+        DeadlineExceeded,
+        ModelUnavailable,
+        Missing,
+        RequestValidationError,
+        HTTPException,
+        Exception,
+    ):
         app.add_exception_handler(kind, told)
 
 
@@ -121,11 +130,11 @@ def _fault(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         why, param = _first(error)
     elif isinstance(error, BadInput):
         status, code, why = 400, "invalid", str(error)
-    elif isinstance(error, Full):
+    elif isinstance(error, QueueFull):
         status, code, why, headers = 429, "full", str(error), {"retry-after": str(error.seconds)}
-    elif isinstance(error, Late):
+    elif isinstance(error, DeadlineExceeded):
         status, code, why = 504, "late", str(error)
-    elif isinstance(error, Unable):
+    elif isinstance(error, ModelUnavailable):
         status, code, why, headers = 503, "no_model", str(error), {"retry-after": "10"}
     elif isinstance(error, Missing):
         status, code, why = 404, "missing", str(error)
@@ -147,7 +156,7 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
 
 
 def _add_page(app: FastAPI, served: Served) -> None:
-    desk = served.desk
+    handler = served.handler
     files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.suffix in _KINDS}
 
     def file(name: str) -> Response:
@@ -158,7 +167,7 @@ def _add_page(app: FastAPI, served: Served) -> None:
     @app.get("/healthz", tags=["page"])
     async def healthz() -> schemas.Health:
         """Whether the model is there. The only route that wants no token."""
-        return schemas.Health(status=desk.engine.state, version=__version__)
+        return schemas.Health(status=handler.engine.state, version=__version__)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -175,17 +184,17 @@ def _add_page(app: FastAPI, served: Served) -> None:
         return FileResponse(served.report, media_type="text/html", headers={"content-security-policy": _REPORT_CSP})
 
     @app.get("/v1/about", tags=["page"])
-    async def about() -> schemas.About:
+    async def about() -> schemas.AboutReply:
         """What is served, and what it takes."""
-        answerer, limits = desk.engine.answerer, desk.limits
+        answerer, limits = handler.engine.answerer, handler.limits
         rounds = served.review.rounds if served.review else []
         known = {"name": served.run, "report": served.report is not None, "rounds": rounds} if served.run else None
-        return schemas.About(
+        return schemas.AboutReply(
             name=served.name,
             version=__version__,
             notice=NOTICE,
-            state=desk.engine.state,
-            why=desk.engine.why,
+            state=handler.engine.state,
+            why=handler.engine.why,
             run=schemas.AboutRun.model_validate(known) if known else None,
             names=list(answerer.names) if answerer else [],
             questions=WORDINGS,
@@ -204,12 +213,12 @@ def _add_page(app: FastAPI, served: Served) -> None:
 
 
 def _add_model(app: FastAPI, served: Served) -> None:
-    desk = served.desk
+    handler = served.handler
 
     @app.post("/v1/open", tags=["images"])
     async def open(body: schemas.OpenRequest) -> schemas.OpenReply:
         """One frame of an image as the model would see it, and what is needed to look at it otherwise."""
-        found = await desk.picture(body.image, body.frame, body.window, grey=True)
+        found = await handler.picture(body.image, body.frame, body.window, grey=True)
         grey = None
         if found.grey is not None:
             values = base64.b64encode(found.grey).decode()
@@ -221,21 +230,21 @@ def _add_model(app: FastAPI, served: Served) -> None:
         return schemas.OpenReply.model_validate({**kept, "picture": uri, "grey": grey})
 
     @app.post("/v1/ground", tags=["questions"])
-    async def ground(request: Request, body: schemas.GroundRequest) -> schemas.Answer:
+    async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:
         """Where something is: its boxes."""
-        picture = await desk.picture(body.image, body.frame, body.window)
+        picture = await handler.picture(body.image, body.frame, body.window)
         read = one_turn(picture, WORDINGS["where"].replace("{name}", body.phrase))
-        return (await unless_left(request, _last(desk.ask(picture, read)))).reply
+        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
 
     @app.post("/v1/refer", tags=["questions"])
-    async def refer(request: Request, body: schemas.ReferRequest) -> schemas.Answer:
+    async def refer(request: Request, body: schemas.ReferRequest) -> schemas.AnswerReply:
         """What is in a box, or what can be said of it."""
-        picture = await desk.picture(body.image, body.frame, body.window)
+        picture = await handler.picture(body.image, body.frame, body.window)
         size = picture.picture.size if body.unit == "pixel" else None
         boxes = [box_of(corners, size) for corners in body.boxes]
         marks = " ".join(["[box]"] * len(boxes))
         read = one_turn(picture, WORDINGS[body.task].replace("[box]", marks), boxes)
-        return (await unless_left(request, _last(desk.ask(picture, read)))).reply
+        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
 
     @app.post(
         "/v1/sr",
@@ -246,7 +255,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
     async def sr(body: schemas.ReportRequest) -> Response:
         """Boxes and texts about a DICOM as a structured report (TID 1500), unverified and partial."""
         regions = [{"box": list(box_of(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
-        made = await desk.decoders.report(
+        made = await handler.decoders.report(
             content_of(body.image), frame=body.frame, regions=regions, question=body.question.text,
             answer=body.answer.text, model=served.name, version=__version__,
         )  # fmt: skip
@@ -260,9 +269,9 @@ def _png(picture: Any) -> bytes:
     return made.getvalue()
 
 
-async def _last(told: AsyncIterator[schemas.Draft | Answered]) -> Answered:
+async def _last(told: AsyncIterator[schemas.Draft | CompletedRequest]) -> CompletedRequest:
     async for what in told:
-        if isinstance(what, Answered):
+        if isinstance(what, CompletedRequest):
             return what
     raise AssertionError("every question ends in an answer or an error")
 
@@ -278,7 +287,7 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
-            raise Late("who asked has left")
+            raise DeadlineExceeded("who asked has left")
         return doing.result()
     finally:
         doing.cancel()
@@ -290,12 +299,12 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
 
 
 def _add_openai(app: FastAPI, served: Served) -> None:
-    desk, started = served.desk, int(time.time())
+    handler, started = served.handler, int(time.time())
 
     @app.get("/v1/models", tags=["openai"])
-    async def models() -> schemas.Models:
+    async def models() -> schemas.ModelList:
         """The one model that is served."""
-        return schemas.Models(object="list", data=[schemas.Model(id=served.name, created=started)])
+        return schemas.ModelList(object="list", data=[schemas.ModelEntry(id=served.name, created=started)])
 
     @app.post(
         "/v1/chat/completions",
@@ -307,12 +316,12 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         """A conversation about one image, given as a data URI. With `stream`, server-sent events."""
         if body.model != served.name:
             raise Missing(f"no model of that name; {served.name} is served")
-        asked = chat.Conversation(body, desk.limits)
-        picture = await desk.picture(asked.image, body.clinkd.frame, body.clinkd.window)
+        asked = chat.Conversation(body, handler.limits)
+        picture = await handler.picture(asked.image, body.clinkd.frame, body.clinkd.window)
         if not body.stream:
-            return await unless_left(request, chat.whole(desk, body, picture, asked))
-        desk.engine.demand_room()  # else the refusal would come with a status of 200
-        events = chat.streamed(desk, body, picture, asked, lambda error: _fault(error)[1])
+            return await unless_left(request, chat.whole(handler, body, picture, asked))
+        handler.engine.demand_room()  # else the refusal would come with a status of 200
+        events = chat.streamed(handler, body, picture, asked, lambda error: _fault(error)[1])
         return StreamingResponse(events, media_type="text/event-stream")
 
 
@@ -326,16 +335,16 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         state: Literal["open", "decided", "all"] = "all",
         offset: int = Query(0, ge=0, le=10**9),
         limit: int = Query(20, ge=1, le=100),
-    ) -> schemas.Items:
+    ) -> schemas.CorrectionPage:
         """Answers of a round that were wrong, with their rewrites, and what a person decided."""
         found = await asyncio.to_thread(review.of_round, round)
         decided = [r for r in found if r.decided is not None]
         open_ = [r for r in found if r.decided is None]
         chosen = {"open": open_, "decided": decided, "all": found}[state]
-        return schemas.Items(
+        return schemas.CorrectionPage(
             round=round, rounds=review.rounds, total=len(chosen), open=len(open_), decided=len(decided),
             file=review.file.name, command=review.command,
-            items=[_item(r) for r in chosen[offset : offset + limit]],
+            items=[_correction_reply(r) for r in chosen[offset : offset + limit]],
         )  # fmt: skip
 
     @app.get(
@@ -350,7 +359,7 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         return Response(await asyncio.to_thread(_png, picture), media_type="image/png")
 
     @app.put("/v1/corrections", tags=["corrections"])
-    async def decide(body: schemas.DecideRequest) -> schemas.Item:
+    async def decide(body: schemas.DecideRequest) -> schemas.CorrectionReply:
         """Accept, edit or reject a rewrite, or take that back. It is written to the file at once."""
         after = None
         if body.text is not None or body.boxes is not None:
@@ -359,29 +368,19 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
             work = partial(review.undo, body.id, body.round)
         else:
             work = partial(review.decide, body.id, body.round, body.verdict, after)
-        return _item(await asyncio.to_thread(work))
+        return _correction_reply(await asyncio.to_thread(work))
 
 
-def _item(found: Reviewed) -> schemas.Item:
-    c, sample = found.correction, found.sample
-    image = sample.images[0]
-    verdict, decided = found.verdict, found.decided
-    return schemas.Item(
-        id=c.id,
-        round=c.round,
-        modality=sample.modality.value,
-        task=sample.task.value,
-        question=schemas.marked(sample.question),
-        before=schemas.marked(c.before),
-        truth=schemas.marked(c.truth),
-        after=schemas.marked(c.after) if c.after else None,
-        by=c.by,
-        reasons=list(c.reasons),
-        rejected=c.rejected,
-        image=schemas.Size(width=image.width or 0, height=image.height or 0),
-        decision=schemas.Decision(
-            verdict=verdict, after=schemas.marked(decided.after) if decided and decided.after else None
-        )
-        if verdict
-        else None,
+def _correction_reply(reviewed: Reviewed) -> schemas.CorrectionReply:
+    correction, sample, decided = reviewed.correction, reviewed.sample, reviewed.decided
+    same = ("id", "round", "before", "truth", "after", "by", "reasons", "rejected")
+    return schemas.CorrectionReply.model_validate(
+        {
+            **{name: getattr(correction, name) for name in same},
+            "modality": sample.modality.value,
+            "task": sample.task.value,
+            "question": sample.question,
+            "image": sample.images[0],
+            "decision": {"verdict": reviewed.verdict, "after": decided.after} if decided else None,
+        }
     )

@@ -12,8 +12,8 @@ from clinkd.data import questions
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.serving import schemas
 from clinkd.serving.decoding import Decoders, Opened
-from clinkd.serving.engine import Asked, Engine, Given
-from clinkd.serving.limits import NOTICE, Limits
+from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine
+from clinkd.serving.limits import NOTICE, ServerLimits
 from clinkd.serving.phrases import phrases
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ WORDINGS = {
 }
 
 
-class Desk:
+class RequestHandler:
     """Where questions are made and answers are written out: the engine, the decoders and their caps."""
 
-    def __init__(self, engine: Engine, decoders: Decoders, limits: Limits) -> None:
+    def __init__(self, engine: Engine, decoders: Decoders, limits: ServerLimits) -> None:
         self.engine, self.decoders, self.limits = engine, decoders, limits
 
     async def picture(self, image: str, frame: int | None, window: str | None, grey: bool = False) -> Opened:
@@ -41,78 +41,75 @@ class Desk:
         return await self.decoders.open(content_of(image), frame, window, grey)
 
     async def ask(
-        self, picture: Opened, read: Callable[[Answerer], Question], ignored: Sequence[str] = (),
-        most: int | None = None, drafts: bool = False,
-    ) -> AsyncIterator[schemas.Draft | Answered]:  # fmt: skip
-        """Drafts, where they are wanted, then the answer."""
+        self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()
+    ) -> AsyncIterator[schemas.Draft | CompletedRequest]:
+        """Drafts, where they are wanted, then the answer. `ignored`: what of the request has no effect."""
         start = time.monotonic()
-        most = None if most is None else min(most, self.limits.tokens)
-        asked = Asked(read, most, drafts)
-        async for told in self.engine.ask(asked, self.limits.seconds):
-            if isinstance(told, Given):
-                yield Answered(told, self._written(told, picture, ignored, time.monotonic() - start))
+        async for event in self.engine.ask(request, self.limits.seconds):
+            if isinstance(event, AnswerResult):
+                yield CompletedRequest(event, self._written(event, picture, ignored, time.monotonic() - start))
             else:
-                yield schemas.Draft(text=told.text, boxes=[list(b.corners) for b in told.boxes])
+                yield schemas.Draft.model_validate(event)
 
-    def _written(self, given: Given, picture: Opened, ignored: Sequence[str], seconds: float) -> schemas.Answer:
+    def _written(
+        self, result: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float
+    ) -> schemas.AnswerReply:
         assert self.engine.answerer
-        (prediction, doubt, reordered, *_), size = given.answer, picture.picture.size
-        chosen, asked = prediction.answer.answer, given.question.text
-        named = zip(chosen.boxes, phrases(chosen, asked.text, self.engine.answerer.names), strict=True)
-        seen = self.engine.answerer.as_seen(asked, picture.picture).boxes
-        return schemas.Answer(
-            text=chosen.text,
-            boxes=[
-                schemas.NamedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size), phrase=p, span=at)
-                for b, (p, at) in named
-            ],
-            asked=[schemas.PlacedBox(box=list(b.corners), pixels=schemas.in_pixels(b, *size)) for b in seen],
-            candidates=[
-                schemas.Told(
-                    text=c.answer.text,
-                    boxes=[list(b.corners) for b in c.answer.boxes],
-                    logprob=c.logprob,
-                    weight=weight,
-                    likeness=likeness,
-                    scores=c.scores,
-                    chosen=n == prediction.chosen,
-                    truncated=c.truncated,
-                    unread=list(c.unread),
-                )
-                for n, (c, weight, likeness) in enumerate(
-                    zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
-                )
-            ],
-            support=doubt.support,
-            uncertain=doubt.uncertain,
-            why=doubt.why,
-            reordered=reordered,
-            image=schemas.Size(width=size[0], height=size[1]),
-            ignored=list(ignored),
-            seconds=round(seconds, 4),
-            notice=NOTICE,
+        prediction, doubt, reordered, *_ = result.answer
+        text, question, size = prediction.answer.answer, result.question.text, picture.picture.size
+        named = zip(text.boxes, phrases(text, question.text, self.engine.answerer.names), strict=True)
+        seen = self.engine.answerer.as_seen(question, picture.picture).boxes
+        candidates = zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
+        return schemas.AnswerReply.model_validate(
+            {
+                "text": text.text,
+                "boxes": [{**schemas.place_box(b, *size), "phrase": p, "span": span} for b, (p, span) in named],
+                "asked": [schemas.place_box(b, *size) for b in seen],
+                "candidates": [
+                    {
+                        "text": c.answer.text,
+                        "boxes": c.answer.boxes,
+                        "logprob": c.logprob,
+                        "weight": weight,
+                        "likeness": likeness,
+                        "scores": c.scores,
+                        "chosen": n == prediction.chosen,
+                        "truncated": c.truncated,
+                        "unread": c.unread,
+                    }
+                    for n, (c, weight, likeness) in enumerate(candidates)
+                ],
+                "support": doubt.support,
+                "uncertain": doubt.uncertain,
+                "why": doubt.why,
+                "reordered": reordered,
+                "image": picture.picture,
+                "ignored": ignored,
+                "seconds": round(seconds, 4),
+                "notice": NOTICE,
+            }
         )
 
 
-class Answered:
+class CompletedRequest:
     """An answer with the reply that tells it."""
 
-    def __init__(self, given: Given, reply: schemas.Answer) -> None:
-        self.given, self.reply = given, reply
+    def __init__(self, result: AnswerResult, reply: schemas.AnswerReply) -> None:
+        self.result, self.reply = result, reply
 
     @property
     def raw(self) -> str:
         """As the model wrote it."""
-        return self.given.answer.prediction.answer.raw
+        return self.result.answer.prediction.answer.raw
 
     @property
     def finish(self) -> Literal["stop", "length"]:
-        return "length" if self.given.answer.prediction.answer.truncated else "stop"
+        return "length" if self.result.answer.prediction.answer.truncated else "stop"
 
     @property
     def usage(self) -> schemas.Usage:
-        asked, said = self.given.answer.asked_tokens, self.given.answer.said_tokens
-        return schemas.Usage(prompt_tokens=asked, completion_tokens=said, total_tokens=asked + said)
+        prompt, completion = self.result.answer.asked_tokens, self.result.answer.said_tokens
+        return schemas.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 def content_of(image: str) -> bytes:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from clinkd.records import BOX_MARK, BadInput, BoxedText, Task, Turn
 from clinkd.serving import schemas
-from clinkd.serving.asking import Answered, Desk, box_of, spelled
+from clinkd.serving.asking import CompletedRequest, RequestHandler, box_of, spelled
 from clinkd.serving.decoding import Opened
-from clinkd.serving.limits import Limits
+from clinkd.serving.engine import AnswerRequest
+from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +27,7 @@ class Conversation:
     Raises BadInput where it is not so, and for boxes that fit no mark.
     """
 
-    def __init__(self, request: schemas.ChatRequest, limits: Limits) -> None:
+    def __init__(self, request: schemas.ChatRequest, limits: ServerLimits) -> None:
         self.said: list[str] = []
         images: list[str] = []
         for number, message in enumerate(m for m in request.messages if m.role in ("user", "assistant")):
@@ -77,10 +78,12 @@ def _words(message: schemas.Message) -> str:
     return "\n".join(p.text for p in message.content if isinstance(p, schemas.TextPart))
 
 
-async def whole(desk: Desk, request: schemas.ChatRequest, picture: Opened, asked: Conversation) -> schemas.ChatReply:
+async def whole(
+    handler: RequestHandler, request: schemas.ChatRequest, picture: Opened, asked: Conversation
+) -> schemas.ChatReply:
     """The reply when all is written."""
-    async for told in _asked(desk, request, picture, asked, drafts=False):
-        if isinstance(told, Answered):
+    async for told in _asked(handler, request, picture, asked, drafts=False):
+        if isinstance(told, CompletedRequest):
             choice = schemas.Choice(message=schemas.ChatMessage(content=told.raw), finish_reason=told.finish)
             return schemas.ChatReply(
                 id=_new_id(), created=int(time.time()), model=request.model, choices=[choice], usage=told.usage,
@@ -90,7 +93,11 @@ async def whole(desk: Desk, request: schemas.ChatRequest, picture: Opened, asked
 
 
 async def streamed(
-    desk: Desk, request: schemas.ChatRequest, picture: Opened, asked: Conversation, fault: Callable[[Exception], Any]
+    handler: RequestHandler,
+    request: schemas.ChatRequest,
+    picture: Opened,
+    asked: Conversation,
+    fault: Callable[[Exception], Any],
 ) -> AsyncIterator[bytes]:
     """The reply as server-sent events: drafts beside empty deltas, then the text, which does not change any more.
 
@@ -103,8 +110,8 @@ async def streamed(
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async for told in _asked(desk, request, picture, asked, drafts=True):
-            if isinstance(told, Answered):
+        async for told in _asked(handler, request, picture, asked, drafts=True):
+            if isinstance(told, CompletedRequest):
                 for piece in _pieces(told.raw):
                     yield chunk({"content": piece})
                 yield chunk({}, told.finish, clinkd=told.reply.model_dump())
@@ -118,10 +125,9 @@ async def streamed(
 
 
 def _asked(
-    desk: Desk, request: schemas.ChatRequest, picture: Opened, asked: Conversation, drafts: bool
-) -> AsyncIterator[schemas.Draft | Answered]:
-    most = request.max_completion_tokens or request.max_tokens
-    return desk.ask(picture, asked.read(picture), request.ignored, most, drafts)
+    handler: RequestHandler, request: schemas.ChatRequest, picture: Opened, asked: Conversation, drafts: bool
+) -> AsyncIterator[schemas.Draft | CompletedRequest]:
+    return handler.ask(picture, AnswerRequest(asked.read(picture), request.options, drafts), request.ignored)
 
 
 def event(value: Any) -> bytes:

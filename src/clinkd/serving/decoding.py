@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from clinkd.records import BadInput, Box
-from clinkd.serving.limits import Limits
+from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
     from clinkd.data.limits import Limits as FileLimits
@@ -44,7 +44,7 @@ class Opened(NamedTuple):
 class Decoders:
     """Some processes, made when they are needed."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__, "clinkd.data.upload", "pydicom", "numpy"])
@@ -93,7 +93,7 @@ class Decoders:
 
 
 class _Process:
-    def __init__(self, context: Any, limits: Limits) -> None:
+    def __init__(self, context: Any, limits: ServerLimits) -> None:
         ours, theirs = context.Pipe()
         self.pipe: Connection = ours
         self.served = 0
@@ -124,7 +124,7 @@ class _Process:
 # -- in the process ---------------------------------------------------------------------------------------------------
 
 
-def _serve(pipe: Connection, limits: Limits) -> None:
+def _serve(pipe: Connection, limits: ServerLimits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends it
     _confine(limits)
     while True:
@@ -139,7 +139,7 @@ def _serve(pipe: Connection, limits: Limits) -> None:
             pipe.send_bytes(blob)
 
 
-def _confine(limits: Limits) -> None:
+def _confine(limits: ServerLimits) -> None:
     """No more memory than so much, no file written, no image of its memory left behind."""
     caps = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     if sys.platform == "linux":
@@ -148,13 +148,13 @@ def _confine(limits: Limits) -> None:
         resource.setrlimit(which, (cap, cap))
 
 
-def _more_time(limits: Limits) -> None:
+def _more_time(limits: ServerLimits) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + limits.decoder_seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
 
 
-def _done(asked: dict[str, Any], content: bytes, limits: Limits) -> tuple[dict[str, Any], Sequence[bytes]]:
+def _done(asked: dict[str, Any], content: bytes, limits: ServerLimits) -> tuple[dict[str, Any], Sequence[bytes]]:
     try:
         return _DOING[asked.pop("do")](content, limits, **asked)
     except BadInput as error:
@@ -166,7 +166,7 @@ def _done(asked: dict[str, Any], content: bytes, limits: Limits) -> tuple[dict[s
 
 
 def _show(
-    content: bytes, limits: Limits, frame: int | None, window: str | None, grey: bool
+    content: bytes, limits: ServerLimits, frame: int | None, window: str | None, grey: bool
 ) -> tuple[dict[str, Any], Sequence[bytes]]:
     from clinkd.data.upload import show
 
@@ -190,21 +190,21 @@ def _show(
     return about, blobs
 
 
-def _caps(limits: Limits) -> FileLimits:
+def _caps(limits: ServerLimits) -> FileLimits:
     from clinkd.data.limits import UPLOADS
 
     return replace(UPLOADS, pixels=limits.pixels, frames=limits.frames)
 
 
 def _report(
-    content: bytes, limits: Limits, frame: int | None, regions: Sequence[dict[str, Any]], question: str, answer: str,
-    model: str, version: str,
-) -> tuple[dict[str, Any], Sequence[bytes]]:  # fmt: skip
+    content: bytes, limits: ServerLimits, frame: int | None, regions: Sequence[dict[str, Any]], **texts: str
+) -> tuple[dict[str, Any], Sequence[bytes]]:
+    """`texts`: of the question and the answer, and which model of which version it was."""
     from clinkd.data.structured_report import Model, Region, write_report
 
-    found = [Region(Box(*r["box"]), r["label"], r["by"]) for r in regions]
-    caps = _caps(limits)
-    return {}, [write_report(content, frame, question, answer, found, Model(model, version), caps)]
+    drawn = [Region(Box(*r["box"]), r["label"], r["by"]) for r in regions]
+    model = Model(texts["model"], texts["version"])
+    return {}, [write_report(content, frame, texts["question"], texts["answer"], drawn, model, _caps(limits))]
 
 
 _DOING: dict[str, Callable[..., tuple[dict[str, Any], Sequence[bytes]]]] = {"show": _show, "report": _report}

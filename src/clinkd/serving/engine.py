@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from clinkd.records import BadInput, BoxedText
+from clinkd.serving.options import AnswerOptions
 
 if TYPE_CHECKING:
     from clinkd.config import AnswerConfig
@@ -28,7 +29,7 @@ DRAFT_SECONDS = 0.05  # at most so often a reader is shown what is being written
 _NEWS = 0.2  # weight of the newest batch in the mean time of one
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """No more questions are taken. `seconds`: after which to come again."""
 
     def __init__(self, seconds: int) -> None:
@@ -36,28 +37,28 @@ class Full(Exception):
         self.seconds = seconds
 
 
-class Late(Exception):
+class DeadlineExceeded(Exception):
     """The time for an answer is over."""
 
 
-class Unable(Exception):
+class ModelUnavailable(Exception):
     """There is no model to ask: it could not be opened, or the server stops."""
 
 
 @dataclass
-class Asked:
+class AnswerRequest:
     """A question in the queue. `read` makes it of what the request held, once the model is there, and may refuse.
 
-    `most`: tokens of the answer, where the request said so.
+    Questions with the same options are answered together.
     """
 
     read: Callable[[Answerer], Question]
-    most: int | None = None
+    options: AnswerOptions = field(default_factory=AnswerOptions)
     wants_drafts: bool = False
 
 
 @dataclass(frozen=True)
-class Given:
+class AnswerResult:
     """An answer, and the question as the model got it."""
 
     answer: Answer
@@ -66,10 +67,10 @@ class Given:
 
 @dataclass
 class _Ticket:
-    asked: Asked
+    asked: AnswerRequest
     until: float
     loop: asyncio.AbstractEventLoop
-    told: asyncio.Queue[BoxedText | Given | Exception] = field(default_factory=asyncio.Queue)
+    told: asyncio.Queue[BoxedText | AnswerResult | Exception] = field(default_factory=asyncio.Queue)
     gone: bool = False
     shown: float = 0.0
 
@@ -77,7 +78,7 @@ class _Ticket:
     def waits(self) -> bool:
         return not self.gone and time.monotonic() < self.until
 
-    def tell(self, what: BoxedText | Given | Exception) -> None:
+    def tell(self, what: BoxedText | AnswerResult | Exception) -> None:
         if not self.gone:
             try:
                 self.loop.call_soon_threadsafe(self.told.put_nowait, what)
@@ -113,11 +114,11 @@ class Engine:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, asked: Asked, seconds: float) -> AsyncIterator[BoxedText | Given]:
+    async def ask(self, asked: AnswerRequest, seconds: float) -> AsyncIterator[BoxedText | AnswerResult]:
         """Drafts, where they are wanted, then the answer. Who stops listening is forgotten.
 
-        Raises Full at once where too many wait, Late when `seconds` are over, Unable where there is no model, and
-        what is wrong with the question as BadInput.
+        Raises QueueFull at once where too many wait, DeadlineExceeded when `seconds` are over, ModelUnavailable where
+        there is no model, and what is wrong with the question as BadInput.
         """
         ticket = _Ticket(asked, time.monotonic() + seconds, asyncio.get_running_loop())
         self._take(ticket)
@@ -127,17 +128,17 @@ class Engine:
                 try:
                     told = await asyncio.wait_for(ticket.told.get(), max(0.0, left))
                 except TimeoutError:
-                    raise Late(f"no answer within {seconds:g} s") from None
+                    raise DeadlineExceeded(f"no answer within {seconds:g} s") from None
                 if isinstance(told, Exception):
                     raise told
                 yield told
-                if isinstance(told, Given):
+                if isinstance(told, AnswerResult):
                     return
         finally:
             ticket.gone = True
 
     def demand_room(self) -> None:
-        """Raises Full or Unable, as `ask` would now."""
+        """Raises QueueFull or ModelUnavailable, as `ask` would now."""
         with self._change:
             self._demand_room()
 
@@ -149,12 +150,12 @@ class Engine:
 
     def _demand_room(self) -> None:
         if self.state == "failed" or self._stopped:
-            raise Unable(self.why or "the server stops")
+            raise ModelUnavailable(self.why or "the server stops")
         if len(self._waiting) >= self.queue:
             self._waiting = deque(t for t in self._waiting if t.waits)
         if len(self._waiting) >= self.queue:
             batches = math.ceil(len(self._waiting) / self.batch)
-            raise Full(max(1, math.ceil(batches * self._batch_seconds)))
+            raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
@@ -170,20 +171,20 @@ class Engine:
             self._answer(batch)
 
     def _next(self) -> list[_Ticket]:
-        """Those who have waited longest and want answers of one length; none when the server stops."""
+        """Those who have waited longest and want answers of one kind; none when the server stops."""
         with self._change:
             while True:
                 self._waiting = deque(t for t in self._waiting if t.waits)
                 if self._stopped or self.state == "failed":
                     for ticket in self._waiting:
-                        ticket.tell(Unable(self.why or "the server stops"))
+                        ticket.tell(ModelUnavailable(self.why or "the server stops"))
                     self._waiting.clear()
                     return []
                 if self._waiting:
                     break
                 self._change.wait()
-            most = self._waiting[0].asked.most
-            batch = [t for t in self._waiting if t.asked.most == most][: self.batch]
+            options = self._waiting[0].asked.options
+            batch = [t for t in self._waiting if t.asked.options == options][: self.batch]
             taken = set(map(id, batch))
             self._waiting = deque(t for t in self._waiting if id(t) not in taken)
             return batch
@@ -200,7 +201,8 @@ class Engine:
             return
         start = time.monotonic()
         try:
-            self._write([t for t, _ in read], [q for _, q in read], self._how(tickets[0].asked.most))
+            config = tickets[0].asked.options.change(self.answerer.config.answer)
+            self._write([t for t, _ in read], [q for _, q in read], config)
         except Exception as error:
             if len(read) == 1:
                 read[0][0].tell(_told(error))
@@ -210,14 +212,9 @@ class Engine:
         spent = time.monotonic() - start
         self._batch_seconds += (spent - self._batch_seconds) * (_NEWS if self._batch_seconds else 1.0)
 
-    def _how(self, most: int | None) -> AnswerConfig:
+    def _write(self, tickets: Sequence[_Ticket], questions: Sequence[Question], config: AnswerConfig) -> None:
         assert self.answerer
-        own = self.answerer.config.answer
-        return own if most is None else own.model_copy(update={"max_new_tokens": most})
-
-    def _write(self, tickets: Sequence[_Ticket], questions: Sequence[Question], how: AnswerConfig) -> None:
-        assert self.answerer
-        writing = self.answerer.answering(questions, how)
+        writing = self.answerer.answering(questions, config)
         try:
             while any(t.waits for t in tickets):
                 drafts = next(writing)
@@ -232,7 +229,7 @@ class Engine:
                             tickets[n].tell(texts[n])
         except StopIteration as done:
             for ticket, question, answer in zip(tickets, questions, done.value, strict=True):
-                ticket.tell(Given(answer, question))
+                ticket.tell(AnswerResult(answer, question))
         finally:
             writing.close()
 

@@ -10,7 +10,7 @@ NOTICE = "Research use only, not for clinical decisions."
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Caps of one server. `body_bytes` is of one request, `held_bytes` of all bodies that are held at once."""
 
     body_bytes: int = 64 << 20
@@ -20,7 +20,6 @@ class Limits:
     text: int = 4000  # characters of one question or answer
     turns: int = 16  # questions of one conversation
     boxes: int = 32  # in one question
-    tokens: int = 512  # that an answer may be asked to have
     queue: int = 64  # questions that wait
     batch: int = 16  # questions answered together
     seconds: float = 60.0  # from the question to its answer

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from clinkd.records import Box, BoxedText
+from clinkd.records import Box
+from clinkd.serving.options import MOST_TOKENS, AnswerOptions
 
-Corners = Annotated[list[float], Field(min_length=4, max_length=4, description="x1, y1, x2, y2")]
+
+def _corners(value: Any) -> Any:
+    return list(value.corners) if isinstance(value, Box) else value
+
+
+Corners = Annotated[
+    list[float], BeforeValidator(_corners), Field(min_length=4, max_length=4, description="x1, y1, x2, y2")
+]
+SidePixels = Annotated[int, BeforeValidator(lambda value: value or 0)]  # 0 where it is not known
 _DATA_URI = re.compile(r"^data:[\w.+-]*/?[\w.+-]*;base64,")
 
 
@@ -37,34 +46,43 @@ Window = Annotated[
 ]
 
 
-class Request(BaseModel):
+class RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Reply(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class ReplyModel(BaseModel):
+    """A reply, or a part of one; `model_validate` also takes the record that it tells of, a `Box` as its corners."""
+
+    model_config = ConfigDict(extra="forbid", from_attributes=True)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-class Fault(Reply):
+class ErrorDetail(ReplyModel):
     message: str
     type: str
     code: str | None = None
     param: str | None = None
 
 
-class Failure(Reply):
+class Failure(ReplyModel):
     """What went wrong, as OpenAI's API tells it."""
 
-    error: Fault
+    error: ErrorDetail
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-class PlacedBox(Reply):
+class MarkedText(ReplyModel):
+    """A `BoxedText`: words with a `[box]` mark at the place of each box."""
+
+    text: str
+    boxes: list[Corners]
+
+
+class PlacedBox(ReplyModel):
     """A box in fractions of the image and in its pixels."""
 
     box: Corners
@@ -78,12 +96,10 @@ class NamedBox(PlacedBox):
     span: tuple[int, int] | None
 
 
-class Told(Reply):
+class CandidateReply(MarkedText):
     """One candidate. `logprob`: mean a token (natural log); `weight`: its probability among the candidates;
     `likeness`: to the chosen one."""
 
-    text: str
-    boxes: list[Corners]
     logprob: float | None
     weight: float
     likeness: float
@@ -93,12 +109,12 @@ class Told(Reply):
     unread: list[str]
 
 
-class Size(Reply):
-    width: int
-    height: int
+class ImageSize(ReplyModel):
+    width: SidePixels
+    height: SidePixels
 
 
-class Answer(Reply):
+class AnswerReply(ReplyModel):
     """What the model answers. `text` has a `[box]` mark at the place of each of `boxes`.
 
     `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the likeness of
@@ -109,49 +125,46 @@ class Answer(Reply):
     text: str
     boxes: list[NamedBox]
     asked: list[PlacedBox]
-    candidates: list[Told]
+    candidates: list[CandidateReply]
     support: float
     uncertain: bool
     why: str | None
     reordered: bool
-    image: Size
+    image: ImageSize
     ignored: list[str]
     seconds: float
     notice: str
 
 
-class Draft(Reply):
+class Draft(MarkedText):
     """What leads while the answer is written; it may change."""
-
-    text: str
-    boxes: list[Corners]
 
 
 # -- OpenAI's chat completions ----------------------------------------------------------------------------------------
 
 
-class ImageUrl(Request):
+class ImageUrl(RequestModel):
     url: DataUri
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class TextPart(Request):
+class TextPart(RequestModel):
     type: Literal["text"]
     text: str
 
 
-class ImagePart(Request):
+class ImagePart(RequestModel):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class Message(Request):
+class Message(RequestModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
     name: str | None = None
 
 
-class Extension(Request):
+class Extension(RequestModel, AnswerOptions):
     """Beyond OpenAI's API: `boxes` stand for the `[box]` marks in the user's texts, in order."""
 
     boxes: list[Corners] = []
@@ -159,12 +172,12 @@ class Extension(Request):
     window: Window = None
 
 
-class StreamOptions(Request):
+class StreamOptions(RequestModel):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class ChatRequest(Request):
+class ChatRequest(RequestModel):
     """One image, and a conversation about it. Sampling parameters have no effect, and the reply says so."""
 
     model: str
@@ -183,6 +196,16 @@ class ChatRequest(Request):
     user: str | None = None
 
     @property
+    def options(self) -> AnswerOptions:
+        """How to answer: our own fields, or else OpenAI's, of which more than the most tokens means the most."""
+        most = self.max_completion_tokens or self.max_tokens
+        if most is None or self.clinkd.max_new_tokens is not None:
+            return self.clinkd.options
+        return AnswerOptions.model_validate(
+            {**self.clinkd.options.model_dump(), "max_new_tokens": min(most, MOST_TOKENS)}
+        )
+
+    @property
     def ignored(self) -> list[str]:
         """Parameters that were given and have no effect."""
         names = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "user")
@@ -190,26 +213,26 @@ class ChatRequest(Request):
         return found + ["system message"] * any(m.role in ("system", "developer") for m in self.messages)
 
 
-class ChatMessage(Reply):
+class ChatMessage(ReplyModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
 
-class Choice(Reply):
+class Choice(ReplyModel):
     index: int = 0
     message: ChatMessage
     finish_reason: Literal["stop", "length"]
     logprobs: None = None
 
 
-class Usage(Reply):
+class Usage(ReplyModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
 
 
-class ChatReply(Reply):
+class ChatReply(ReplyModel):
     """`content` is the answer as the model wrote it, boxes in its own spelling; `clinkd` has them typed."""
 
     id: str
@@ -218,37 +241,37 @@ class ChatReply(Reply):
     model: str
     choices: list[Choice]
     usage: Usage
-    clinkd: Answer
+    clinkd: AnswerReply
 
 
-class Model(Reply):
+class ModelEntry(ReplyModel):
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "clinkd"
 
 
-class Models(Reply):
+class ModelList(ReplyModel):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelEntry]
 
 
 # -- grounding and referring ------------------------------------------------------------------------------------------
 
 
-class Pictured(Request):
+class ImageRequest(RequestModel):
     image: DataUri
     frame: Frame = None
     window: Window = None
 
 
-class GroundRequest(Pictured):
+class GroundRequest(ImageRequest, AnswerOptions):
     """Where something is."""
 
     phrase: Annotated[str, Field(min_length=1, max_length=500, description="what to look for, as `liver`")]
 
 
-class ReferRequest(Pictured):
+class ReferRequest(ImageRequest, AnswerOptions):
     """What is in a box, or what can be said of it."""
 
     boxes: Annotated[list[Corners], Field(min_length=1, max_length=32)]
@@ -256,11 +279,11 @@ class ReferRequest(Pictured):
     task: Literal["what", "describe"] = "what"
 
 
-class OpenRequest(Pictured):
+class OpenRequest(ImageRequest):
     """One frame to look at."""
 
 
-class Grey(Reply):
+class Grey(ReplyModel):
     """The values of a frame after the modality LUT: float32, little-endian, row by row, in base64."""
 
     values: str
@@ -269,7 +292,7 @@ class Grey(Reply):
     high: float
 
 
-class OpenReply(Reply):
+class OpenReply(ReplyModel):
     """`window`: the centre and width that `picture` was made with, null where another way led to it. `windows`: those
     of the file. `hounsfield`: whether presets fit. `burned_in`: what the file says of text in its picture."""
 
@@ -287,39 +310,39 @@ class OpenReply(Reply):
     grey: Grey | None
 
 
-class Said(Request):
+class PlainText(RequestModel):
     text: Annotated[str, Field(max_length=4000)]
 
 
-class Region(Request):
+class DrawnRegion(RequestModel):
     box: Corners
     label: Annotated[str, Field(max_length=64)] = ""
     by: Literal["model", "person"]
 
 
-class ReportRequest(Request):
+class ReportRequest(RequestModel):
     image: DataUri
     frame: Frame = None
-    question: Said
-    answer: Said
-    regions: Annotated[list[Region], Field(max_length=256)]
+    question: PlainText
+    answer: PlainText
+    regions: Annotated[list[DrawnRegion], Field(max_length=256)]
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-class Health(Reply):
+class Health(ReplyModel):
     status: Literal["loading", "ready", "failed"]
     version: str
 
 
-class AboutRun(Reply):
+class AboutRun(ReplyModel):
     name: str
     report: bool
     rounds: list[int]
 
 
-class Caps(Reply):
+class Caps(ReplyModel):
     body_bytes: int
     pixels: int
     frames: int
@@ -327,7 +350,7 @@ class Caps(Reply):
     seconds: float
 
 
-class About(Reply):
+class AboutReply(ReplyModel):
     """What is served, for the page: `questions` by task, as the model was taught them."""
 
     name: str
@@ -348,19 +371,12 @@ class About(Reply):
 # -- corrections ------------------------------------------------------------------------------------------------------
 
 
-class Marked(Reply):
-    """Words with a `[box]` mark at the place of each box."""
-
-    text: str
-    boxes: list[Corners]
-
-
-class Decision(Reply):
+class Decision(ReplyModel):
     verdict: Literal["accept", "edit", "reject"]
-    after: Marked | None
+    after: MarkedText | None
 
 
-class Item(Reply):
+class CorrectionReply(ReplyModel):
     """An answer that the run found wrong, and what became of it. `after`: the run's rewrite; `rejected`: why there is
     none. `decision`: what a person made of it."""
 
@@ -368,18 +384,18 @@ class Item(Reply):
     round: int
     modality: str
     task: str
-    question: Marked
-    before: Marked
-    truth: Marked
-    after: Marked | None
+    question: MarkedText
+    before: MarkedText
+    truth: MarkedText
+    after: MarkedText | None
     by: str
     reasons: list[str]
     rejected: str | None
-    image: Size
+    image: ImageSize
     decision: Decision | None
 
 
-class Items(Reply):
+class CorrectionPage(ReplyModel):
     round: int
     rounds: list[int]
     total: int
@@ -387,10 +403,10 @@ class Items(Reply):
     decided: int
     file: str
     command: str
-    items: list[Item]
+    items: list[CorrectionReply]
 
 
-class DecideRequest(Request):
+class DecideRequest(RequestModel):
     """`text` with `[box]` marks and `boxes` are wanted for an edit, and for it alone."""
 
     id: Annotated[str, Field(max_length=500)]
@@ -407,9 +423,6 @@ class DecideRequest(Request):
         return value
 
 
-def marked(text: BoxedText) -> Marked:
-    return Marked(text=text.text, boxes=[list(b.corners) for b in text.boxes])
-
-
-def in_pixels(box: Box, width: int, height: int) -> list[float]:
-    return [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]
+def place_box(box: Box, width: int, height: int) -> dict[str, Any]:
+    """The fields of a `PlacedBox` in an image of so many pixels."""
+    return {"box": box, "pixels": [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]}

@@ -9,6 +9,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ import uvicorn
 from clinkd.pipeline.reviewing import Review
 from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, find
 from clinkd.records import BadInput
-from clinkd.serving.access import Door
-from clinkd.serving.limits import Limits
+from clinkd.serving.access import AuthMiddleware
+from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
     from clinkd.pipeline.asking import Answerer
@@ -27,18 +28,30 @@ TOKEN_VARIABLE = "CLINKD_TOKEN"
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 
+@dataclass(frozen=True)
+class ListenAddress:
+    """Where a server listens; port 0 takes a free one. `token_file` holds the token that it wants."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token_file: Path | None = None
+
+
 def serve(
-    wanted: str | None, runs: Path = RUNS, host: str = "127.0.0.1", port: int = 8000, token_file: Path | None = None,
-    limits: Limits | None = None, say: Callable[[str], object] = print,
-) -> None:  # fmt: skip
+    wanted: str | None,
+    runs: Path = RUNS,
+    address: ListenAddress | None = None,
+    limits: ServerLimits | None = None,
+    say: Callable[[str], object] = print,
+) -> None:
     """Serve a run (a name under `runs`, or a path), or a folder that holds a model, until it is stopped.
 
     Every route but `/healthz` wants a token: that of `token_file` or of the environment, or else one made for this
     time, which `say` is told with the address. Raises BadInput for another address than this machine's own without a
     token that was given, and where the port is taken.
     """
-    limits = limits or Limits()
-    given = given_token(token_file)
+    limits, address = limits or ServerLimits(), address or ListenAddress()
+    host, given = address.host, given_token(address.token_file)
     if not is_local(host) and given is None:
         raise BadInput(
             f"--host {host}: other machines could ask; give a token first, in the variable {TOKEN_VARIABLE} or by "
@@ -46,7 +59,7 @@ def serve(
         )
     os.umask(0o077)
     run = _run_of(wanted, runs)
-    listening = _listening(host, port)
+    listening = _listening(host, address.port)
     port = listening.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     token = given or secrets.token_urlsafe(24)
@@ -102,9 +115,9 @@ def _listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: str, limits: Limits) -> None:
+def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: str, limits: ServerLimits) -> None:
     from clinkd.serving.app import Served, create
-    from clinkd.serving.asking import Desk
+    from clinkd.serving.asking import RequestHandler
     from clinkd.serving.decoding import Decoders
     from clinkd.serving.engine import Engine
 
@@ -113,22 +126,22 @@ def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: st
 
         return Answerer.of_run(run) if run else Answerer.of_folder(Path(wanted or ""))
 
-    desk = Desk(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
+    handler = RequestHandler(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
     if run:
         report = None
         with contextlib.suppress(BadInput):  # a run that is not finished has none
             report = run.report()
-        served = Served(run.folder.name, desk, run.folder.name, report, Review(run))
+        served = Served(run.folder.name, handler, run.folder.name, report, Review(run))
     else:
-        served = Served(Path(wanted or "").resolve().name, desk)
+        served = Served(Path(wanted or "").resolve().name, handler)
     port = listening.getsockname()[1]
-    door = Door(create(served), token, limits, cookie=f"clinkd-{port}")
-    uvicorn.Server(configured(door)).run(sockets=[listening])
+    app = AuthMiddleware(create(served), token, limits, cookie=f"clinkd-{port}")
+    uvicorn.Server(configured(app)).run(sockets=[listening])
 
 
-def configured(door: Door) -> uvicorn.Config:
+def configured(app: AuthMiddleware) -> uvicorn.Config:
     """How the web server runs: its own log would hold paths and addresses."""
     return uvicorn.Config(
-        door, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="on",
+        app, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="on",
         timeout_graceful_shutdown=5, timeout_keep_alive=30, limit_concurrency=1024, http="h11", ws="none",
     )  # fmt: skip

@@ -41,6 +41,7 @@ async function acquaint() {
   find("model").textContent = about.name;
   find("notice").textContent = about.notice;
   document.title = `${about.name} · ClinKD`;
+  find("options").querySelector("[data-option=beams]").placeholder = about.candidates || "";
   find("names").replaceChildren(...about.names.map((name) => make("option", { value: name })));
   find("to-report").hidden = !about.run?.report;
   find("to-corrections").hidden = !about.run?.rounds.length;
@@ -292,6 +293,10 @@ function choose(mode) {
 
 // ---- questions ------------------------------------------------------------------------------------------------------
 
+/** How the answer is wanted: the fields that are filled in, by their names in the server's record. */
+const options = () => Object.fromEntries([...find("options").querySelectorAll("[data-option]")]
+  .filter((input) => input.value).map((input) => [input.dataset.option, input.valueAsNumber]));
+
 /** Ask about what is shown; `text` may have marks. */
 async function put(text) {
   if (!picture) throw new Failure("Open an image first.");
@@ -310,8 +315,8 @@ async function put(text) {
   panel.wait();
   find("answer-card").scrollIntoView({ block: "nearest" });
   try {
-    const seen = { frame: picture.frame, window: shown.window };
-    for await (const news of ask(about.name, picture.source.uri, question, seen, mine.signal)) {
+    const how = { frame: picture.frame, window: shown.window, ...options() };
+    for await (const news of ask(about.name, picture.source.uri, question, how, mine.signal)) {
       if (asking !== mine) return;
       if (news.draft) {
         panel.draft(news.draft);

@@ -58,13 +58,13 @@ async function* events(reply) {
  * @param {string} model its name
  * @param {string} image a data URI
  * @param {{text: string, boxes: number[][]}} question with a [box] mark for each box
- * @param {{frame: number | null, window: string | null}} shown
+ * @param {object} how what the server's record of a request takes beside boxes: frame, window, and options
  * @param {AbortSignal} signal
  */
-export async function* ask(model, image, question, shown, signal) {
+export async function* ask(model, image, question, how, signal) {
   const content = [{ type: "text", text: question.text }, { type: "image_url", image_url: { url: image } }];
   const body = {
-    model, stream: true, messages: [{ role: "user", content }], clinkd: { boxes: question.boxes, ...shown },
+    model, stream: true, messages: [{ role: "user", content }], clinkd: { boxes: question.boxes, ...how },
   };
   let answer = null;
   for await (const event of events(await call("/v1/chat/completions", { method: "POST", body, signal }))) {

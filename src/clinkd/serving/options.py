@@ -1,0 +1,51 @@
+"""How one question is to be answered: the record that goes as it is from the page to the engine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clinkd.config import AnswerConfig
+from clinkd.records import BadInput
+from clinkd.settings import change_knobs
+
+MOST_BEAMS = 8
+MOST_TOKENS = 512
+
+
+class AnswerOptions(BaseModel):
+    """Knobs of `AnswerConfig` that a request may change for its own answer; null keeps what the model's run has.
+
+    A new option is a field here, named as the knob, and nothing more; in the page it is an input with `data-option`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beams: Annotated[
+        int | None, Field(ge=1, le=MOST_BEAMS, description="width of the beam search; each beam gives a candidate")
+    ] = None
+    candidates: Annotated[
+        int | None,
+        Field(ge=1, le=MOST_BEAMS, description="answers that are kept; as many as `beams`, if that is given"),
+    ] = None
+    max_new_tokens: Annotated[int | None, Field(ge=1, le=MOST_TOKENS, description="an answer is cut after these")] = (
+        None
+    )
+
+    @property
+    def options(self) -> AnswerOptions:
+        """The options alone, of a request that holds more."""
+        return AnswerOptions.model_validate({name: getattr(self, name) for name in AnswerOptions.model_fields})
+
+    def change(self, config: AnswerConfig) -> AnswerConfig:
+        """The model's config with these options in it. Raises BadInput for options that do not fit it."""
+        knobs = {name: value for name in AnswerOptions.model_fields if (value := getattr(self, name)) is not None}
+        if self.beams is not None:
+            if config.method != "beams":
+                raise BadInput(f"beams={self.beams}: this model answers by {config.method}; leave beams out")
+            knobs.setdefault("candidates", self.beams)
+        try:
+            return change_knobs(config, **knobs)
+        except ValidationError as error:
+            raise BadInput(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
