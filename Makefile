@@ -9,8 +9,9 @@ PYTHON ?= python3
 V := .venv
 PY := $(V)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-# a file of tests stays on one core: what it makes once is made once; two of them leave no core for more threads
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+# a file of tests stays on one core: what it makes once is made once; two of them leave no core for more threads; the
+# order is that of tests/conftest.py, long files first
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 WHEELS := $(or $(WHEELHOUSE),wheelhouse)
 
 # With WHEELHOUSE=folder everything comes from that folder and pip opens no connection.

@@ -13,6 +13,7 @@ looked at every PAUSE seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from benchmarks.report import Row, add_outputs, show
 
 from clinkd import memory
@@ -49,14 +51,22 @@ def planned(words: list[str], runs: Path) -> tuple[dict[str, dict[str, float]], 
     return {s["stage"]: s for s in told["stages"]}, told["whole"], time.monotonic() - start
 
 
+def held_mb(process: psutil.Process) -> float:
+    """What a process holds now; 0 where it is gone."""
+    with contextlib.suppress(psutil.Error):
+        return float(process.memory_info().rss / 1e6)
+    return 0.0
+
+
 def watched(words: list[str], runs: Path) -> Seen:
     """Do the run and look at it. Raises CalledProcessError where it fails."""
     command = [sys.executable, "-m", "clinkd", "run", *words, "--runs", str(runs)]
     found, start = Seen(), time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = psutil.Process(child.pid)
     try:
         while child.poll() is None:
-            now = memory.held_mb(child.pid) + memory.helpers_mb(child.pid)
+            now = held_mb(process) + memory.helpers_mb(process)
             found.peak = max(found.peak, now)
             stage = next((p.name.rpartition("-")[0] for p in (runs / ".stages").glob("*.part")), None)
             if stage:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -22,6 +24,31 @@ def pytest_configure() -> None:
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+# Files that take longest, the longest first: begun last, one of them would keep one core while the other has no more.
+LONG_FILES = (
+    "test_training_resume", "test_pipeline_run", "test_recipes_real", "test_pipeline_estimate", "test_serving_server",
+    "test_training_trajectory", "test_data_check", "test_serving_page",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the Makefile tells xdist to keep this order."""
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Ctrl-C ends the session after the test at hand even where that runs a command, which catches it and goes home."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        session.shouldstop = "stopped by Ctrl-C"
+        if callable(before):
+            before(number, frame)
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -271,7 +271,7 @@ def test_progress_bars_nest_on_a_terminal(monkeypatch):
                 for _ in range(3):
                     inner(loss=0.5)
             outer()
-    assert storage._screen is None
+    assert storage._OUTER_BAR.get() is None
     text = screen.getvalue()
     assert "outer [round]" in text and "2/2 round" in text and "took" in text
 
@@ -281,7 +281,7 @@ def test_an_error_inside_nested_bars_passes_and_cleans_up(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(KeyError), progress(2, "outer"), progress(2, "inner"):
         raise KeyError("x")
-    assert storage._screen is None
+    assert storage._OUTER_BAR.get() is None
 
 
 @pytest.mark.parametrize(

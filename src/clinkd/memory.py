@@ -1,60 +1,60 @@
-"""What processes hold of main memory, and what is left for a new one; as Linux tells it, in MB."""
+"""What processes hold of main memory, and what is left for a new one, in MB."""
 
 from __future__ import annotations
 
-import math
 import resource
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
+
+_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # v2, v1
 
 
 def free_memory_mb() -> float:
     """Of main memory, for a new process: what the system says, or a container's limit where that is lower."""
-    bounds = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        bounds.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        return math.inf
-    for group in _groups():
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            with suppress(OSError):
-                most, taken = ((group / name).read_text().strip() for name in (limit, used))
-                if most.isdigit():
-                    bounds.append(int(most) - int(taken) + _reclaimable(group))
+    bounds: list[int] = [psutil.virtual_memory().available]
+    for group in _control_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")):
+        bounds += _free_bytes_of(group)
     return min(bounds) / 1e6
 
 
-def _groups() -> list[Path]:
+def _control_groups(root: Path, memberships: Path) -> list[Path]:
     """The control groups that bound this process's memory, each with all above it."""
-    root = Path("/sys/fs/cgroup")
-    found = {root, root / "memory"}
+    groups = {root, root / "memory"}
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in memberships.read_text().splitlines():
             _, kinds, name = line.split(":", 2)
             if kinds == "" or "memory" in kinds.split(","):
                 inner = (root / "memory" if kinds else root) / name.lstrip("/")
-                found |= {inner, *(p for p in inner.parents if p.is_relative_to(root))}
-    return sorted(found)
+                groups |= {inner, *(p for p in inner.parents if p.is_relative_to(root))}
+    return sorted(groups)
 
 
-def _reclaimable(group: Path) -> int:
-    """Bytes of file pages that a group gives up when it needs room."""
+def _free_bytes_of(group: Path) -> Iterator[int]:
+    """Below the limit of a control group, the file pages included that it gives up when it needs room."""
+    for limit_file, usage_file in _CGROUP_FILES:
+        with suppress(OSError):
+            limit, usage = ((group / name).read_text().strip() for name in (limit_file, usage_file))
+            if limit.isdigit():
+                yield int(limit) - int(usage) + _reclaimable_bytes(group)
+
+
+def _reclaimable_bytes(group: Path) -> int:
     with suppress(OSError):
-        for line in (group / "memory.stat").read_text().splitlines():
-            if line.split()[0] in ("inactive_file", "total_inactive_file"):
-                return int(line.split()[1])
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
     return 0
-
-
-def held_mb(process: int | str) -> float:
-    """What a process holds now; 0 where it is gone."""
-    return _told(process, "status", "VmRSS")
 
 
 def peak_mb() -> float:
     """The most that this process held since `forget_peak`, or ever where the system cannot forget."""
-    return _told("self", "status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    with suppress(OSError):  # psutil does not know it, and what getrusage says is never forgotten
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1000
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 def forget_peak() -> None:
@@ -63,23 +63,11 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def helpers_mb(process: int | str) -> float:
+def helpers_mb(process: psutil.Process) -> float:
     """What all processes below one hold now, pages that several of them hold divided among these."""
-    return sum(_told(child, "smaps_rollup", "Pss") for child in _below(process))
-
-
-def _below(process: int | str) -> list[int]:
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            for child in map(int, (thread / "children").read_text().split()):
-                found += [child, *_below(child)]
-    return found
-
-
-def _told(process: int | str, file: str, what: str) -> float:
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/{file}").read_text().splitlines():
-            if line.startswith(f"{what}:"):
-                return int(line.split()[1]) / 1000
-    return 0.0
+    held = 0
+    with suppress(psutil.Error):
+        for child in process.children(recursive=True):
+            with suppress(psutil.Error):  # it may have ended meanwhile
+                held += child.memory_full_info().pss
+    return held / 1e6

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
@@ -458,13 +459,13 @@ def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Adva
     print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
 
 
-_screen: Progress | None = None  # the terminal has one live area: an inner bar becomes a row of the outer one's
+# the terminal has one live area: an inner bar becomes a row of the outer one's
+_OUTER_BAR: ContextVar[Progress | None] = ContextVar("_OUTER_BAR", default=None)
 
 
 @contextlib.contextmanager
 def _bar(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
-    global _screen
-    outer = _screen
+    outer = _OUTER_BAR.get()
     screen = outer or _new_screen()
     pace = _Pace(total, done)
     task = screen.add_task(title, total=total, completed=done, far=pace.spelled(unit), shown="", rate="", left="")
@@ -482,11 +483,11 @@ def _bar(total: int | None, title: str, unit: str, done: int) -> Iterator[Advanc
             screen.remove_task(task)
         return
     with screen:
-        _screen = screen
+        _OUTER_BAR.set(screen)
         try:
             yield advance
         finally:
-            _screen = None
+            _OUTER_BAR.set(None)
             screen.update(task, left=f"took {spell_seconds(time.monotonic() - pace.start)}")
 
 

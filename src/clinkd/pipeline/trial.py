@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from clinkd import evaluation, memory
@@ -318,6 +319,7 @@ class _Helpers:
 
     def __enter__(self) -> _Helpers:
         self.peak_mb = 0.0
+        self.process = psutil.Process()
         self.ended = threading.Event()
         self.watch = threading.Thread(target=self._look, daemon=True)
         self.watch.start()
@@ -325,7 +327,7 @@ class _Helpers:
 
     def _look(self) -> None:
         while not self.ended.wait(LOOK_SECONDS):
-            self.peak_mb = max(self.peak_mb, memory.helpers_mb("self"))
+            self.peak_mb = max(self.peak_mb, memory.helpers_mb(self.process))
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()

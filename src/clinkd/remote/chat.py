@@ -130,25 +130,22 @@ class Chat:
             pool.shutdown(wait=True, cancel_futures=True)  # a call in flight is paid for: its reply is waited for
 
     def _settled(self, key: str, body: Mapping[str, Any]) -> Reply:
-        import tenacity
-
+        """The reply that the journal has, or that of a call, made again up to `attempts` times in all."""
         if (known := self.journal.reply(key)) is not None:
             return _kept(known)
         if self._skipped(key):
             return Reply(why=_LOST)
-        tries = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self.config.attempts),
-            retry=tenacity.retry_if_exception_type(_Again),
-            wait=_wait,
-            sleep=self._rest,
-            reraise=True,
-        )
-        try:
-            return tries(self._attempt, key, body)
-        except _Again as last:
-            raise self._stop(f"{last.what}, {self.config.attempts} times") from None
-        except OverBudget as error:
-            raise self._stop(f"reflect.chat.budget: {error}; raise it", OverBudget) from None
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._attempt(key, body)
+            except _RetryableError as error:
+                if attempt >= self.config.attempts:
+                    raise self._stop(f"{error.what}, {self.config.attempts} times") from None
+                self._stopped.wait(_wait_seconds(attempt, error.seconds))
+            except OverBudget as error:
+                raise self._stop(f"reflect.chat.budget: {error}; raise it", OverBudget) from None
 
     def _skipped(self, key: str) -> bool:
         return self.config.on_unknown == "skip" and self.journal.state(key) == "unknown"
@@ -169,7 +166,7 @@ class Chat:
             return self._refused(key, found, reserve)
         if not found.sent:
             self.journal.failed(key, found.what)
-            raise _Again(f"{_host(self.config)} cannot be reached")
+            raise _RetryableError(f"{_host(self.config)} cannot be reached")
         return self._lost(key, found.what)
 
     def _set_aside(self, key: str, reserve: int) -> None:
@@ -205,7 +202,7 @@ class Chat:
         self.journal.unknown(key, what)
         if self.config.on_unknown == "skip":
             return Reply(why=_LOST)
-        raise _Again(f"{_host(self.config)} was called, and {what}")
+        raise _RetryableError(f"{_host(self.config)} was called, and {what}")
 
     def _refused(self, key: str, found: _Refused, reserve: int) -> Reply:
         status, code = found.status, found.code
@@ -216,7 +213,7 @@ class Chat:
         if status in _HOPELESS or code in _TELLING:
             raise self._stop(f"the server says {said}: check base_url, model and the key")
         if status in _NOT_DONE or status >= 500:
-            raise _Again(f"{_host(self.config)} says {said}", self._asked_to_wait(found.retry_after))
+            raise _RetryableError(f"{_host(self.config)} says {said}", self._asked_to_wait(found.retry_after))
         if not self.journal.answered(self.model):
             raise self._stop(
                 f"the server says {said} to the first call: it may not know replies_as={self.config.replies_as} or "
@@ -240,9 +237,6 @@ class Chat:
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
-    def _rest(self, seconds: float) -> None:
-        self._stopped.wait(seconds)
-
     def _wait_for_the_server(self) -> None:
         """As long as it asked one of the threads to."""
         while (left := self._free_at - time.monotonic()) > 0 and not self._stopped.wait(min(left, 1.0)):
@@ -255,7 +249,7 @@ class Chat:
         return self._reason
 
 
-class _Again(Exception):
+class _RetryableError(Exception):
     """The call may be made again, after so many seconds where the server told."""
 
     def __init__(self, what: str, seconds: float | None = None) -> None:
@@ -318,12 +312,11 @@ def _kept(reply: str) -> Reply:
     return Reply(why=f"no whole reply (ended by {', '.join(ends)})" if ends else "an empty reply", cut=cut)
 
 
-def _wait(state: Any) -> float:
-    """As the server asks, and no less than doubling from half a second, by chance so that threads do not march."""
-    asked = state.outcome.exception().seconds
-    backoff = min(30.0, 0.5 * 2 ** (state.attempt_number - 1))
+def _wait_seconds(attempt: int, asked: float | None) -> float:
+    """Before the next attempt: as the server asks, and no less than doubling from half a second after the first, by
+    chance so that threads do not march."""
     chance = 0.5 + int.from_bytes(os.urandom(2), "big") / 65536
-    return float(max(asked or 0.0, backoff * chance))
+    return max(asked or 0.0, min(30.0, 0.5 * 2.0 ** (attempt - 1)) * chance)
 
 
 def _never_connected(error: BaseException) -> bool:

@@ -1,0 +1,151 @@
+"""The rules that the code is laid out by: one name for one meaning, short functions, narrow doors, no module state."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "clinkd"
+LONGEST_FUNCTION, LONGEST_DOOR = 60, 15  # lines; names
+
+Modules = dict[str, ast.Module]  # by the path below src/clinkd, as in "data/split.py"
+
+
+def read_modules(folder: Path) -> Modules:
+    return {str(p.relative_to(folder)): ast.parse(p.read_text(), str(p)) for p in sorted(folder.rglob("*.py"))}
+
+
+def repeated_classes(modules: Modules) -> dict[str, list[str]]:
+    """Names of more than one class, leading underscores left out of account, with the places of the classes."""
+    places = defaultdict(list)
+    for path, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name.lstrip("_")].append(f"{path}:{node.lineno}")
+    return {name: where for name, where in places.items() if len(where) > 1}
+
+
+def long_functions(modules: Modules, most: int = LONGEST_FUNCTION) -> list[str]:
+    """Functions of more lines than `most`, from `def` to the last line."""
+    return [
+        f"{path}:{node.lineno} {node.name}: {lines} lines"
+        for path, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > most
+    ]
+
+
+def global_statements(modules: Modules) -> list[str]:
+    return [
+        f"{path}:{node.lineno} global {', '.join(node.names)}"
+        for path, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Global)
+    ]
+
+
+def doors(modules: Modules) -> dict[str, list[str]]:
+    """`__all__` of each room, a folder directly below `clinkd`; [] where a room has none."""
+    found: dict[str, list[str]] = {}
+    for path, tree in modules.items():
+        room, _, rest = path.partition("/")
+        if rest == "__init__.py":
+            listed = [
+                n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+            ]
+            found[room] = list(ast.literal_eval(listed[0])) if listed else []
+    return found
+
+
+def imports_past_doors(modules: Modules) -> list[str]:
+    """What a file takes from another room without its standing in that room's `__all__`.
+
+    A name may come from a file inside the room, as in `from clinkd.data.split import split_samples`: what counts is
+    whether the name is one that the room offers. Attributes of an imported room count, too: `data.split_samples`.
+    """
+    offered = doors(modules)
+    return [
+        f"{path}:{line} {room}.{name}"
+        for path, tree in modules.items()
+        for line, room, name in _names_from_rooms(tree, offered)
+        if room != path.partition("/")[0] and name not in offered[room]
+    ]
+
+
+def _names_from_rooms(tree: ast.Module, rooms: dict[str, list[str]]) -> Iterator[tuple[int, str, str]]:
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top, room, *inner = [*alias.name.split("."), "", ""]
+                if top == "clinkd" and room in rooms and inner[0]:
+                    yield node.lineno, room, inner[0]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            top, room, *_ = [*node.module.split("."), ""]
+            if node.module == "clinkd":
+                aliases |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in rooms}
+            elif top == "clinkd" and room in rooms:
+                yield from ((node.lineno, room, alias.name) for alias in node.names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+            yield node.lineno, aliases[node.value.id], node.attr
+
+
+@pytest.fixture(scope="module")
+def modules() -> Modules:
+    found = read_modules(SOURCE)
+    assert len(found) > 50 and len(doors(found)) > 5
+    return found
+
+
+@pytest.mark.xfail(strict=False, reason="37 names of classes have more than one meaning until the classes are renamed")
+def test_a_class_name_has_one_meaning(modules: Modules) -> None:
+    assert repeated_classes(modules) == {}
+
+
+@pytest.mark.xfail(strict=False, reason="some functions have more than 60 lines until they are divided")
+def test_no_function_is_longer_than_a_page(modules: Modules) -> None:
+    assert long_functions(modules) == []
+
+
+@pytest.mark.xfail(strict=False, reason="rooms reach past each other's doors until the rooms are laid out anew")
+def test_what_another_room_uses_stands_in_the_door(modules: Modules) -> None:
+    assert imports_past_doors(modules) == []
+
+
+@pytest.mark.xfail(strict=False, reason="some doors are wide until the rooms are laid out anew")
+def test_a_door_is_narrow(modules: Modules) -> None:
+    assert {room: len(names) for room, names in doors(modules).items() if len(names) > LONGEST_DOOR} == {}
+
+
+@pytest.mark.xfail(strict=False, reason="captions and spice keep a module global until each is an object")
+def test_no_function_changes_a_module_global(modules: Modules) -> None:
+    assert global_statements(modules) == []
+
+
+def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
+    files = {
+        "data/__init__.py": "from clinkd.data.rows import Row, read\n__all__ = ['Row', 'read']\n",
+        "data/rows.py": "class Row: ...\ndef read():\n    global last\n    def inner():\n        class _Row: ...\n",
+        "model/vlm.py": "def f():\n    from clinkd.data.rows import Row, look\n",
+        "model/__init__.py": "from clinkd import data as d\nimport clinkd.data.rows\nd.read(d.hidden, model.x)\n",
+        "records.py": "from clinkd import data\nfrom clinkd.storage import any_name\nfrom clinkd.model import vlm\n",
+        "storage.py": "data = 1\ndata.real\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    modules = read_modules(tmp_path)
+    assert repeated_classes(modules) == {"Row": ["data/rows.py:1", "data/rows.py:5"]}
+    assert long_functions(modules, 3) == ["data/rows.py:2 read: 4 lines"] and long_functions(modules, 4) == []
+    assert global_statements(modules) == ["data/rows.py:3 global last"]
+    assert doors(modules) == {"data": ["Row", "read"], "model": []}
+    assert imports_past_doors(modules) == [
+        "model/__init__.py:2 data.rows", "model/__init__.py:3 data.hidden", "model/vlm.py:2 data.look",
+        "records.py:3 model.vlm",
+    ]  # fmt: skip
