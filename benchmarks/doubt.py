@@ -16,8 +16,10 @@ from pathlib import Path
 from benchmarks.report import Row, add_outputs, show
 from transformers import AutoTokenizer
 
-from clinkd.agreement import alike, conflicts, named
 from clinkd.inference.doubt import CERTAIN, doubt
+from clinkd.language.agreement import alike
+from clinkd.language.conflicts import conflicts
+from clinkd.language.negation import named
 from clinkd.pipeline.prepared import about, read_predictions, read_split
 from clinkd.pipeline.runs import find
 from clinkd.records import BoxedText, Candidate

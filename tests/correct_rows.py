@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from clinkd.agreement import Lexicon
 from clinkd.config import ChatConfig
 from clinkd.correction import ChatCorrector, LexicalSimilarity, correct
+from clinkd.language.facts import Lexicon
 from clinkd.records import Box, BoxedText, Correction, Modality, Sample, Task, Turn
 from clinkd.remote import Chat, Journal, Scrubber
 from clinkd.storage import write_lines

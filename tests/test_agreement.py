@@ -8,22 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from clinkd.agreement import (
-    Lexicon,
-    affirms,
-    alike,
-    conflicts,
-    iou,
-    iou_matrix,
-    listed,
-    match_boxes,
-    match_overlaps,
-    mentions,
-    normalise,
-    numbers,
-    read_facts,
-    sides,
-)
+from clinkd.boxes import iou, iou_matrix, match_boxes, match_overlaps
+from clinkd.language.agreement import alike
+from clinkd.language.conflicts import affirms, conflicts, numbers, sides
+from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.negation import listed, mentions
+from clinkd.language.words import normalise
 from clinkd.records import Box, BoxedText, Fact
 
 
@@ -93,7 +83,8 @@ def test_of_boxes_that_all_overlap_the_worth_of_the_pairs_is_the_greatest() -> N
 
 
 def test_words_are_compared_without_the_solver_of_boxes() -> None:
-    code = "import sys, clinkd.agreement, clinkd.evaluation; sys.exit('scipy.optimize' in sys.modules)"
+    rooms = "clinkd.boxes, clinkd.language.agreement, clinkd.evaluation"
+    code = f"import sys, {rooms}; sys.exit('scipy.optimize' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

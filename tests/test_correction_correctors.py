@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.agreement import Lexicon, read_facts
 from clinkd.correction import OfflineCorrector, ReplayCorrector, Rewrite, Rewritten, Wrong, correct, fed_back, verify
+from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 
 LEXICON = Lexicon(

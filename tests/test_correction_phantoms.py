@@ -4,10 +4,10 @@ import random
 
 import numpy as np
 
-from clinkd.agreement import read_facts
 from clinkd.config import ReflectConfig
 from clinkd.correction import LexicalSimilarity, OfflineCorrector, Wrong, correct, review, verify
 from clinkd.data import phantoms
+from clinkd.language.facts import read_facts
 from clinkd.records import BoxedText, Candidate, Correction, ImageRef, Prediction, Sample
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clinkd.agreement import iou
+from clinkd.boxes import iou
 from clinkd.data import Problem, Source, codec, counts, demand, divide
 from clinkd.data import read as read_entries
 from clinkd.data.readers import boxes

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clinkd.agreement import iou_matrix
+from clinkd.boxes import iou_matrix
 from clinkd.cli import main
 from clinkd.data import Source, near
 from clinkd.data.check import Checks, Findings, check, quarantine

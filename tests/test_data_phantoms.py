@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinkd.agreement import iou, read_facts
+from clinkd.boxes import iou
 from clinkd.config import PhantomConfig
 from clinkd.data import guessability, open_image, phantoms
+from clinkd.language.facts import read_facts
 from clinkd.records import PAPER_MODALITIES, BadInput, Box, Modality, Sample, Task
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.agreement import conflicts, mentions, numbers, sides
 from clinkd.data import bare_pairs, questions
 from clinkd.data.readers.annotated import Annotated, ask
 from clinkd.data.readers.source import Source
+from clinkd.language.conflicts import conflicts, numbers, sides
+from clinkd.language.negation import mentions
 from clinkd.records import BOX_MARK, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 
 HERE, THERE = Box(0.1, 0.1, 0.3, 0.3), Box(0.5, 0.5, 0.9, 0.9)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clinkd.agreement import Lexicon
 from clinkd.cli import main
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import (
@@ -25,6 +24,7 @@ from clinkd.evaluation import (
     judge,
 )
 from clinkd.evaluation.compare import over_seeds, pooled
+from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BadInput,
     Box,

@@ -19,7 +19,6 @@ from sys import executable
 import pytest
 from PIL import Image
 
-from clinkd.agreement import Lexicon
 from clinkd.correction import reflection_tables
 from clinkd.evaluation import (
     Again,
@@ -38,6 +37,7 @@ from clinkd.evaluation import (
 )
 from clinkd.evaluation.metrics import Rules, wilson
 from clinkd.evaluation.tables import to_csv
+from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BadInput,
     Box,

@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clinkd.agreement import Lexicon, iou_matrix, match_boxes
+from clinkd.boxes import iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
 from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_figures
 from clinkd.evaluation.score import MODEL
 from clinkd.evaluation.strict import outcomes
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
     BadInput,

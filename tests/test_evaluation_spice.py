@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import jars, judge, metrics, official, spice, table_json
 from clinkd.evaluation.captions import COLUMNS, Caption, CaptionScorer, NotComputed
 from clinkd.evaluation.official import Answered, clean
+from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BOX_MARK,
     Box,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.agreement import Lexicon, iou
+from clinkd.boxes import iou
 from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline import Work, plan, work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn

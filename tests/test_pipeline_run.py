@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from safetensors.torch import load_file
 
-from clinkd.agreement import iou
+from clinkd.boxes import iou
 from clinkd.cli import main
 from clinkd.config import RunConfig
 from clinkd.evaluation import Again

@@ -19,7 +19,6 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
 from browser import Browser, program
-from clinkd.agreement import Lexicon
 from clinkd.cli import main
 from clinkd.config import RunConfig
 from clinkd.evaluation import (
@@ -37,6 +36,7 @@ from clinkd.evaluation import (
 from clinkd.evaluation.browse import browse, without_words
 from clinkd.evaluation.tables import read_table
 from clinkd.experiments import EXPERIMENTS
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import lineage
 from clinkd.pipeline.reporting import _figure, trainings

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clinkd.agreement import Lexicon
 from clinkd.cli import main
 from clinkd.correction import HUMAN, OfflineCorrector, ReplayCorrector, correct, first_from
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline.reviewing import FILE, Review
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn

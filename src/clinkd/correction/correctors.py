@@ -10,9 +10,9 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from clinkd.agreement import Lexicon
 from clinkd.correction.phrasing import rephrasings
 from clinkd.correction.verify import presentable, verify
+from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, BoxedText, Correction, Sample
 
 HUMAN = "human"  # in the place of a corrector's name

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from clinkd.agreement import conflicts, match_boxes
+from clinkd.boxes import match_boxes
 from clinkd.config import ReflectConfig
 from clinkd.correction.similarity import Similarity
+from clinkd.language.conflicts import conflicts
 from clinkd.records import BadInput, BoxedText, Correction, Prediction, Sample
 
 

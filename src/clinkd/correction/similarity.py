@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.agreement import carries_meaning, normalise
+from clinkd.language.negation import carries_meaning
+from clinkd.language.words import normalise
 
 _SHARES = {"word": 0.6, "gram": 0.3, "pair": 0.1}  # of the three cosines; pairs see order, but little: paraphrases move
 _LIGHT = 0.25  # weight of a word like "the" or "is"; one that carries meaning weighs 1 and more

@@ -7,7 +7,9 @@ import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 
-from clinkd.agreement import Lexicon, conflicts, denied, named, numbers, read_facts, sides, verdict
+from clinkd.language.conflicts import conflicts, denied, numbers, sides
+from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.negation import named, verdict
 from clinkd.records import BOX_MARK, BoxedText, Sample
 
 _MARKUP = re.compile(

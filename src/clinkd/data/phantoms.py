@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clinkd.agreement import Lexicon
 from clinkd.config import PhantomConfig
 from clinkd.data import questions
+from clinkd.language.facts import Lexicon
 from clinkd.records import PAPER_MODALITIES, BadInput, Box, Fact, ImageRef, Modality, Sample, Split, Turn
 from clinkd.storage import naming_full_disk
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from clinkd.agreement import denied, mentions, sides
+from clinkd.language.conflicts import denied, sides
+from clinkd.language.negation import mentions
 from clinkd.records import BadInput, Box, BoxedText, Fact, Modality, Sample, Side, Task, Turn
 
 MARGIN = 0.1  # of the width: how far from the middle a box must lie to be on a side

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.agreement import corners, iou_of_corners, normalise
+from clinkd.boxes import corners, iou_of_corners
+from clinkd.language.words import normalise
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Modality, Prediction, Sample, Task
 
 OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY = "other image", "median box", "constant", "question only"

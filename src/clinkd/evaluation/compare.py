@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation.metrics import shown_in
 from clinkd.evaluation.score import MODEL, Apart, Judged, judge, spelled
 from clinkd.evaluation.tables import TITLES, as_cell
+from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 
 POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %

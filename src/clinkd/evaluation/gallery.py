@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clinkd import viewer
-from clinkd.agreement import Lexicon, read_facts
 from clinkd.data import open_image
 from clinkd.evaluation.metrics import BOXES, HEADLINE, NAMES, Item, Measure, Rules, particle
 from clinkd.evaluation.tables import TITLES, Again
+from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.viewer import Card, Line, Mark
 

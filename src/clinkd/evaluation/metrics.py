@@ -19,18 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.agreement import (
-    DESCRIBING,
-    Lexicon,
-    affirms,
-    conflicts,
-    corners,
-    listed,
-    match_overlaps,
-    normalise,
-    read_facts,
-    sides,
-)
+from clinkd.boxes import corners, match_overlaps
 from clinkd.evaluation.captions import (
     COLUMNS,
     FIGURES,
@@ -42,6 +31,10 @@ from clinkd.evaluation.captions import (
     caption_figures,
 )
 from clinkd.evaluation.spice import SPICE_COLUMNS, FailedPair, spice_counts
+from clinkd.language.conflicts import DESCRIBING, affirms, conflicts, sides
+from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.negation import listed
+from clinkd.language.words import normalise
 from clinkd.records import Box, Candidate, Sample, Task
 
 Counts = NDArray[np.float64]

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clinkd.agreement import Lexicon
 from clinkd.data import Codec, read_loosely, read_modality
 from clinkd.data.readers.rows import Entry, Fault, Problem, Row, faulty, json_rows, short
 from clinkd.evaluation.official import Answered
+from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.storage import replacing
 

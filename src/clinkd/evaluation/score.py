@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation.captions import CaptionScorer, NotComputed, Sums, by_column
 from clinkd.evaluation.metrics import (
@@ -24,6 +23,7 @@ from clinkd.evaluation.metrics import (
     measures,
     stand_ins,
 )
+from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"

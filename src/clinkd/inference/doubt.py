@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clinkd.agreement import alike, conflicts, named
+from clinkd.language.agreement import alike
+from clinkd.language.conflicts import conflicts
+from clinkd.language.negation import named
 from clinkd.records import Candidate, Prediction
 
 CERTAIN = 0.6  # support from which an answer counts as agreed on; what it tells on the demo is in LOG.md

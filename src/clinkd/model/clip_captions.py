@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from clinkd import data
-from clinkd.agreement import iou
+from clinkd.boxes import iou
 from clinkd.model.clip import Captioned, View
 from clinkd.records import Box, ImageRef, Sample, Task
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinkd import data
-from clinkd.agreement import Lexicon
 from clinkd.config import AnswerConfig, ChatConfig, RunConfig
 from clinkd.data import Codec, codec
 from clinkd.data.readers.coco import Names
 from clinkd.evaluation import Mode, released
 from clinkd.evaluation.official import Answered, respelled
 from clinkd.evaluation.results import Asked, Missing, read_results
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline.correcting import JOURNAL, pictures, risk_of_pixels, scrubbers
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Leaving, Run

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from clinkd import evaluation, viewer
-from clinkd.agreement import Lexicon
 from clinkd.config import EvaluateConfig
 from clinkd.evaluation import Comparison, Mode, Result, System
 from clinkd.evaluation.metrics import Rules
+from clinkd.language.facts import Lexicon
 from clinkd.pipeline import evaluating
 from clinkd.pipeline.answering import answers_of
 from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, about, read_predictions, read_split, told_by

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clinkd.agreement import Lexicon
 from clinkd.config import NAMED_POSITIONS, ModelConfig, SelectConfig
 from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer
+from clinkd.language.facts import Lexicon
 from clinkd.model import OpenImage, VisionLanguageModel, load
 from clinkd.model.clip import ImageTextModel
 from clinkd.storage import read_json

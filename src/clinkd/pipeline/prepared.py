@@ -11,7 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from clinkd import data
-from clinkd.agreement import Lexicon
+from clinkd.language.facts import Lexicon
 from clinkd.records import ImageRef, Prediction, Sample, Score, Split
 from clinkd.storage import JsonLines, read_json
 

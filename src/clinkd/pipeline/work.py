@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from clinkd import crew, data, evaluation
-from clinkd.agreement import Lexicon, closeness
 from clinkd.config import (
     AnswerConfig,
     ClipConfig,
@@ -31,6 +30,8 @@ from clinkd.correction import fed_back, review, summary
 from clinkd.data import phantoms
 from clinkd.inference import Agreement, ClipScorer, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
+from clinkd.language.agreement import closeness
+from clinkd.language.facts import Lexicon
 from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.clip import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.model.clip_captions import captioned
