@@ -23,8 +23,8 @@ from clinkd import data
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig
 from clinkd.data import phantoms
 from clinkd.inference import answer
-from clinkd.model import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.model.encode import encode_prompts
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
 from clinkd.records import Candidate, ImageRef, Sample
 from clinkd.storage import JsonLines

@@ -51,7 +51,7 @@ from clinkd.config import (
     TinyConfig,
 )
 from clinkd.objectives import CrossEntropy
-from clinkd.pipeline import work
+from clinkd.pipeline import steps as work
 from clinkd.pipeline.graph import CACHE, execute
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.report import Row, add_outputs, show
 from transformers import AutoTokenizer
 
-from clinkd.inference.doubt import CERTAIN, doubt
+from clinkd.inference.self_consistency import CERTAIN, doubt
 from clinkd.language.agreement import alike
 from clinkd.language.conflicts import conflicts
 from clinkd.language.negation import named

@@ -17,10 +17,10 @@ from typing import Any
 
 from benchmarks.report import Row, add_outputs, show
 
-from clinkd.evaluation.compare import over_seeds
-from clinkd.evaluation.metrics import FACTS, HEADLINE
-from clinkd.pipeline import open_run
+from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Task
+from clinkd.reporting.compare import over_seeds
+from clinkd.scoring.metrics import FACTS, HEADLINE
 
 FIRST = "first beam"
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 from benchmarks.report import Row, add_outputs, show
 
-from clinkd import memory
+from clinkd import system_memory
 
 PAUSE = 0.2
 RIVAL = "the run"
@@ -66,7 +66,7 @@ def watched(words: list[str], runs: Path) -> Seen:
     process = psutil.Process(child.pid)
     try:
         while child.poll() is None:
-            now = held_mb(process) + memory.helpers_mb(process)
+            now = held_mb(process) + system_memory.helpers_mb(process)
             found.peak = max(found.peak, now)
             stage = next((p.name.rpartition("-")[0] for p in (runs / ".stages").glob("*.part")), None)
             if stage:
@@ -109,7 +109,7 @@ def given(home: Path, images: int) -> list[str]:
     from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
     from clinkd.data import phantoms
     from clinkd.data.writers import write_jsonl
-    from clinkd.model import new_tiny, texts_of
+    from clinkd.model.vlm import new_tiny, texts_of
     from clinkd.objectives import CrossEntropy
     from clinkd.records import ImageRef
     from clinkd.training import FitRun, fit

@@ -17,7 +17,8 @@ from PIL import Image
 from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig
 from clinkd.data import phantoms
-from clinkd.model import new_tiny, rows_of, texts_of
+from clinkd.model.encode import rows_of
+from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
 from clinkd.records import ImageRef
 

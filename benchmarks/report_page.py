@@ -25,9 +25,11 @@ import numpy as np
 from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
-from clinkd.evaluation import Answered, RunSummary, ShownAnswers, choose_gallery, write_report, write_shared
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Score, Task, Turn
 from clinkd.remote import PlainPage
+from clinkd.reporting.browse import Answered
+from clinkd.reporting.gallery import choose_gallery
+from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 
 SEEN = (
     "The image shows a cross section at the level of the upper abdomen. The organs are of usual size and the outlines "

@@ -21,7 +21,7 @@ from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
 from clinkd.config import ModelConfig, TinyConfig
-from clinkd.model import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 

@@ -25,9 +25,11 @@ import numpy as np
 from benchmarks.report import Row, add_outputs, show
 
 from clinkd.data import phantoms
-from clinkd.evaluation import MODES, CaptionScorer
-from clinkd.pipeline import answering, evaluating
 from clinkd.records import ImageRef, Task
+from clinkd.scoring.captions import CaptionScorer
+from clinkd.scoring.outcome import MODES
+from clinkd.workflows import answer as answering
+from clinkd.workflows import evaluate as evaluating
 
 SECONDS, MEGABYTES, IMPORT_SECONDS = 75.0, 2500.0, 1.0
 TASKS = (Task.VG, Task.ROC, Task.RC, Task.MIA)
@@ -100,7 +102,7 @@ def import_seconds() -> float:
     def start(code: str) -> float:
         return sorted(timed(lambda: subprocess.run([sys.executable, "-c", code], check=True))[1] for _ in range(5))[2]
 
-    return start("import clinkd.evaluation") - start("pass")
+    return start("import clinkd.scoring") - start("pass")
 
 
 def main() -> None:
@@ -139,7 +141,7 @@ def main() -> None:
             Row(f"{what}, by the clock", clock, SECONDS, "our limit", "s"),
             Row(f"{what}, of the processors", processors, 2 * SECONDS, "our limit on two cores", "CPU s"),
             Row(f"{what}, memory with that of Java", sum(memory), MEGABYTES, "our limit", "MB"),
-            Row("import of clinkd.evaluation", import_seconds(), IMPORT_SECONDS, "our limit", "CPU s"),
+            Row("import of clinkd.scoring", import_seconds(), IMPORT_SECONDS, "our limit", "CPU s"),
         ],
         args,
     )

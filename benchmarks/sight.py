@@ -24,7 +24,8 @@ from PIL import Image
 from clinkd import data
 from clinkd.config import AnswerConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.model.encode import rows_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import ImageRef, Sample
 from clinkd.training import FeatureCache, LiveTeacher, cache_features

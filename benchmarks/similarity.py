@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from benchmarks.report import Row, add_outputs, show
 
+from clinkd.clip.embedder import BATCH, PACKAGE, TextEmbedder
 from clinkd.correction import EmbeddingSimilarity, LexicalSimilarity
 from clinkd.data import phantoms
-from clinkd.model.embedder import BATCH, PACKAGE, TextEmbedder
 from clinkd.records import ImageRef, Sample
 
 

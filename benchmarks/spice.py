@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from benchmarks.report import Row, add_outputs, show
 
-from clinkd.evaluation import spice
-from clinkd.evaluation.captions import Caption, CaptionScorer
+from clinkd.scoring import spice
+from clinkd.scoring.captions import Caption, CaptionScorer
 
 AT_A_TIME = 100
 

@@ -35,9 +35,11 @@ from PIL import Image
 from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of
+from clinkd.model.encode import rows_of
+from clinkd.model.families import qwen2_vl as qwen2vl
 from clinkd.model.flops import peak_flops, training_operations
 from clinkd.model.tiny import stock_config
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import ImageRef
 from clinkd.training import LiveTeacher, StoredTeacher, Teacher, finished, identity_of, store

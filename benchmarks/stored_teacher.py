@@ -24,7 +24,8 @@ from torch import Tensor
 from clinkd import data
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig
 from clinkd.data import phantoms
-from clinkd.model import Batch, VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.model.encode import Batch, rows_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, Samples, States
 from clinkd.records import ImageRef, Sample
 from clinkd.training import FitRun, LiveTeacher, StoredTeacher, Teacher, fit, identity_of, store

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from clinkd import data, pipeline, viewer
+from clinkd import data, pipeline
 from clinkd.records import PAPER_MODALITIES, Prediction, Sample, Task
+from clinkd.reporting import viewer
 from clinkd.storage import JsonLines, read_json
 
 SIDE, GAP = 288, 8

@@ -12,7 +12,7 @@ from types import FrameType
 
 import pytest
 
-from clinkd.evaluation import CaptionScorer
+from clinkd.scoring.captions import CaptionScorer
 from clinkd.storage import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent

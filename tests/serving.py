@@ -18,8 +18,6 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-from clinkd.pipeline.asking import Answerer
-from clinkd.pipeline.reviewing import Review
 from clinkd.pipeline.runs import open_run
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.app import Served, create
@@ -28,6 +26,8 @@ from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import ServerLimits
 from clinkd.serving.server import configured
+from clinkd.workflows.ask import Answerer
+from clinkd.workflows.review import Review
 
 TOKEN = "a-token-for-these-tests"
 LIMITS = ServerLimits(body_bytes=4 << 20, held_bytes=16 << 20, pixels=1_000_000, queue=64, decoders=1)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clinkd import pipeline
 from clinkd.cli import main
-from clinkd.evaluation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.experiments import ROWS, SWEEPS, TABLE_2, small
-from clinkd.pipeline.ablation import Plan
 from clinkd.records import BadInput, Modality, Score, Task
+from clinkd.reporting.ablation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.settings import override
+from clinkd.workflows.ablate import Plan, ablate
 
 QUICK = [
     "name=quick", "data.phantoms.train_images=24", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
@@ -91,7 +90,7 @@ def test_pairs_are_of_the_seeds_that_both_rows_have():
 
 
 def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
-    from clinkd.evaluation.printed import PRINTED
+    from clinkd.reporting.printed import PRINTED
 
     assert set(TABLE_2) <= set(ROWS) and len(TABLE_2) == 8
     for row in ROWS.values():
@@ -122,7 +121,7 @@ def test_a_sweep_is_told_against_the_value_of_the_run_itself():
 )
 def test_what_no_row_can_be_made_of_is_refused_before_any_work(rows, sweeps, seeds, says, tmp_path):
     with pytest.raises(BadInput, match=says):
-        pipeline.ablate(small(), rows, sweeps, seeds, tmp_path)
+        ablate(Plan.of(small(), rows, sweeps, seeds), tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 

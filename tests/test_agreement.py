@@ -83,7 +83,7 @@ def test_of_boxes_that_all_overlap_the_worth_of_the_pairs_is_the_greatest() -> N
 
 
 def test_words_are_compared_without_the_solver_of_boxes() -> None:
-    rooms = "clinkd.boxes, clinkd.language.agreement, clinkd.evaluation"
+    rooms = "clinkd.boxes, clinkd.language.agreement, clinkd.scoring"
     code = f"import sys, {rooms}; sys.exit('scipy.optimize' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

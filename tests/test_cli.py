@@ -15,6 +15,7 @@ from clinkd import cli, pipeline
 from clinkd.pipeline.graph import Stage
 from clinkd.records import Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
+from clinkd.workflows.ask import Asked
 
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
@@ -212,7 +213,7 @@ def test_ask_prints_answer_candidates_and_picture(capsys, short_plan, tmp_path, 
         Candidate("b", BoxedText("b"), -0.5, {"clip": 0.1}),
         Candidate("It is [here]", answer, None, {"clip": 0.25}),
     )
-    asked = pipeline.Asked(Prediction("q", candidates, chosen=1), tmp_path / "o.png")
+    asked = Asked(Prediction("q", candidates, chosen=1), tmp_path / "o.png")
     monkeypatch.setattr(pipeline, "ask", lambda run, image, question, out: asked)
     call(capsys, "run", "demo", "--runs", tmp_path)
     status, out, _ = call(capsys, "ask", "--runs", tmp_path, tmp_path / "i.png", "Where is it?")

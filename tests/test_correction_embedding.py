@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clinkd.clip import embedder as room
+from clinkd.clip.embedder import TextEmbedder, packaged_folder
 from clinkd.config import ReflectConfig
 from clinkd.correction import EmbeddingSimilarity, review
-from clinkd.model import embedder as room
-from clinkd.model.embedder import TextEmbedder, packaged_folder
 from clinkd.records import BadInput, BoxedText, Candidate, Modality, Prediction, Sample, Task, Turn
 
 pytest.importorskip("sentence_transformers", reason="the extra `embeddings` is not installed")

@@ -12,9 +12,14 @@ import pytest
 from PIL import Image
 
 from clinkd.boxes import iou
-from clinkd.data import Problem, Source, codec, counts, demand, divide
-from clinkd.data import read as read_entries
+from clinkd.data.checks.stats import counts
+from clinkd.data.codecs import codec
 from clinkd.data.readers import boxes
+from clinkd.data.readers.forms import demand
+from clinkd.data.readers.forms import read as read_entries
+from clinkd.data.readers.rows import Problem
+from clinkd.data.readers.source import Source
+from clinkd.data.split import divide
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 

@@ -16,13 +16,14 @@ from PIL import Image
 
 from clinkd.boxes import iou_matrix
 from clinkd.cli import main
-from clinkd.data import Source, near
-from clinkd.data.check import Checks, Findings, check, quarantine
-from clinkd.data.guessability import median_hits
-from clinkd.data.lengths import Counted, Estimate
-from clinkd.data.near import BITS, Look, Pair, alike, examine
-from clinkd.pipeline import survey
+from clinkd.data.checks import near
+from clinkd.data.checks.check import Checks, Findings, check, quarantine
+from clinkd.data.checks.guessability import median_hits
+from clinkd.data.checks.lengths import Counted, Estimate
+from clinkd.data.checks.near import BITS, Look, Pair, alike, examine
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
+from clinkd.reporting import survey
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (96, 64)) -> Path:

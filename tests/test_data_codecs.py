@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from clinkd.data import Codec, codec
+from clinkd.data.codecs import Codec, codec
 from clinkd.data.grids import Size, smart_resize
 from clinkd.records import BadInput, Box, BoxedText
 

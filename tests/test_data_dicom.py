@@ -23,11 +23,11 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr-defined]
 
-from clinkd.data import Source, open_image
-from clinkd.data.images import PRESETS, Facts, look
+from clinkd.data.images import PRESETS, Facts, look, open_image
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.limits import Limits
+from clinkd.data.images.limits import Limits
 from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
+from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality
 
 SHIPPED = Path(pydicom.__file__).parent / "data"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clinkd.data import open_image, read_modality
-from clinkd.data.images import kind_of, look
+from clinkd.data.images import kind_of, look, open_image
+from clinkd.data.modality import read_modality
 from clinkd.records import BadInput, ImageRef, Modality
 
 

@@ -17,9 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 from clinkd.cli import _parser, main
 from clinkd.cli.data import source_of
 from clinkd.config import DataConfig, RunConfig
-from clinkd.data import Samples, Source, demand, open_image
-from clinkd.data.check import Checks
+from clinkd.data.checks.check import Checks
+from clinkd.data.dataset import Samples
+from clinkd.data.images import open_image
 from clinkd.data.importing import Division, NotClean, import_data, split_anew
+from clinkd.data.readers.forms import demand
+from clinkd.data.readers.source import Source
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, Modality, Sample, Task
 

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clinkd.data import Source, burnt_in, open_image, read, told_by
-from clinkd.data.check import Checks
+from clinkd.data.checks.check import Checks
 from clinkd.data.dataset import Samples
-from clinkd.data.images import KINDS, Facts, File, ImageFrame, ImageKind, header, kind_of, look
+from clinkd.data.images import KINDS, Facts, File, ImageFrame, ImageKind, header, kind_of, look, open_image
+from clinkd.data.images.identifying import burnt_in, told_by
 from clinkd.data.images.kind import reading, which_frame
+from clinkd.data.images.limits import ON_DISK, Limits
+from clinkd.data.images.upload import show
 from clinkd.data.importing import import_data
-from clinkd.data.limits import ON_DISK, Limits
 from clinkd.data.readers import detect, dicom_folder
+from clinkd.data.readers.forms import read
+from clinkd.data.readers.source import Source
 from clinkd.data.structured_report import Model, write_report
-from clinkd.data.upload import show
 from clinkd.pipeline import prepared
 from clinkd.records import BadInput, ImageRef, Modality
 from clinkd.remote.scrub import PlainPage
@@ -60,7 +62,9 @@ class Stack:
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one file of the new kind."""
     monkeypatch.setattr("clinkd.data.images.KINDS", (Stack(), *KINDS))
-    monkeypatch.setattr("clinkd.data.near._HARMLESS", ("",))  # look at images here: what is patched ends with a process
+    monkeypatch.setattr(
+        "clinkd.data.checks.near._HARMLESS", ("",)
+    )  # look at images here: what is patched ends with a process
     folder = tmp_path / "root"
     folder.mkdir()
     (folder / "scan.bmp").write_bytes(b"STACK" + CANARY.encode())

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from clinkd.data import codec
+from clinkd.data.codecs import codec
 from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput
 

@@ -14,7 +14,9 @@ from PIL import Image
 
 from clinkd.boxes import iou
 from clinkd.config import PhantomConfig
-from clinkd.data import guessability, open_image, phantoms
+from clinkd.data import phantoms
+from clinkd.data.checks import guessability
+from clinkd.data.images import open_image
 from clinkd.language.facts import read_facts
 from clinkd.records import PAPER_MODALITIES, BadInput, Box, Modality, Sample, Task
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.data import bare_pairs, questions
+from clinkd.data import questions
+from clinkd.data.questions import bare_pairs
 from clinkd.data.readers.annotated import Annotated, ask
 from clinkd.data.readers.source import Source
 from clinkd.language.conflicts import conflicts, numbers, sides

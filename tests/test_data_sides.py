@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.data import demand
+from clinkd.data.readers.forms import demand
 from clinkd.data.readers.source import Source
 from clinkd.data.sides import contradiction, converted
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from clinkd.data import counts, divide, draw_share
-from clinkd.data import drawn as number_drawn
+from clinkd.data.checks.stats import counts
+from clinkd.data.split import divide, draw_share
+from clinkd.data.split import drawn as number_drawn
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 

@@ -19,7 +19,7 @@ from pydicom.data import get_testdata_file
 from pydicom.sr.codedict import codes
 
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.limits import UPLOADS
+from clinkd.data.images.limits import UPLOADS
 from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, read_report, write_report
 from clinkd.records import BadInput, Box
 from mutations import survivors

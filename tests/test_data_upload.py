@@ -20,10 +20,10 @@ from PIL import Image
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
-from clinkd.data import open_image
+from clinkd.data.images import open_image
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.limits import UPLOADS, Limits
-from clinkd.data.upload import Shown, show
+from clinkd.data.images.limits import UPLOADS, Limits
+from clinkd.data.images.upload import Shown, show
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
 

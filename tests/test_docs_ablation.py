@@ -10,7 +10,7 @@ import pytest
 
 from clinkd.cli import _parser
 from clinkd.experiments import ROWS, SWEEPS, small
-from clinkd.pipeline.ablation import Plan
+from clinkd.workflows.ablate import Plan
 
 TEXT = (Path(__file__).parent.parent / "docs" / "ABLATION.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]

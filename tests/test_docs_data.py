@@ -13,7 +13,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from clinkd.cli import main
-from clinkd.data import Samples
+from clinkd.data.dataset import Samples
 
 ROOT = Path(__file__).parents[1]
 SHEET_HEAD = ("id", "image", "name", "x1", "y1", "x2", "y2", "Frage", "Antwort")

@@ -12,8 +12,8 @@ import pytest
 from clinkd.cli import _parser, main
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.conversations import TESTS
-from clinkd.pipeline.answering import _loose_codec
 from clinkd.records import PAPER_MODALITIES
+from clinkd.workflows.answer import _loose_codec
 
 TEXT = (Path(__file__).parent.parent / "docs" / "EVALUATION.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]

@@ -10,14 +10,14 @@ import pytest
 
 from clinkd.cli import _parser
 from clinkd.experiments import demo
-from clinkd.inference.doubt import CERTAIN
-from clinkd.pipeline.reviewing import FILE
+from clinkd.inference.self_consistency import CERTAIN
 from clinkd.serving.app import Served, create
 from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import NOTICE, ServerLimits
 from clinkd.settings import override
+from clinkd.workflows.review import FILE
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "SERVING.md").read_text()

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from clinkd.evaluation.blind import (
+from clinkd.records import Box, BoxedText, Fact, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.scoring.baselines import (
     CONSTANT,
     IMAGES_SHUFFLED,
     MEDIAN_BOX,
@@ -18,7 +19,6 @@ from clinkd.evaluation.blind import (
     blind_twins,
     images_shuffled,
 )
-from clinkd.records import Box, BoxedText, Fact, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 
 def sample(

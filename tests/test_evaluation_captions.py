@@ -11,9 +11,9 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
-from clinkd.evaluation import captions
-from clinkd.evaluation.captions import Caption, CaptionScorer, CaptionScores, NotComputed
-from clinkd.evaluation.official import Answered, clean
+from clinkd.scoring import captions
+from clinkd.scoring.captions import Caption, CaptionScorer, CaptionScores, NotComputed
+from clinkd.scoring.official import Answered, clean
 
 PLAIN = [
     Caption("A small cyst on the left side.", ("A large cyst on the left side of the liver.",)),

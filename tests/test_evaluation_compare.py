@@ -15,15 +15,6 @@ from scipy import stats
 
 from clinkd.cli import main
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import (
-    compare,
-    compare_answers,
-    compare_seeds,
-    comparison_json,
-    comparison_tables,
-    judge,
-)
-from clinkd.evaluation.compare import over_seeds, pooled
 from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BadInput,
@@ -37,6 +28,16 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.reporting import compare
+from clinkd.reporting.compare import (
+    compare_answers,
+    compare_seeds,
+    comparison_json,
+    comparison_tables,
+    over_seeds,
+    pooled,
+)
+from clinkd.scoring.score import judge
 from clinkd.storage import write_json, write_lines
 
 LEXICON = Lexicon(("liver", "cyst"))

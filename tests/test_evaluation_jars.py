@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from clinkd.cli import main
-from clinkd.evaluation import jars
-from clinkd.evaluation.captions import NotComputed, find_pycocoevalcap
 from clinkd.pipeline import plan
 from clinkd.records import BadInput
+from clinkd.scoring import jars
+from clinkd.scoring.captions import NotComputed, find_pycocoevalcap
 
 NAMES = ("a.jar", "b.jar")
 MAVEN = """#!/bin/sh

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clinkd.evaluation import NotComputed, official
-from clinkd.evaluation.official import Answered, boxes, classification, clean, evaluate, grounding, mean_over_modalities
 from clinkd.records import BadInput, Task
+from clinkd.scoring import official
+from clinkd.scoring.captions import NotComputed
+from clinkd.scoring.official import Answered, boxes, classification, clean, evaluate, grounding, mean_over_modalities
 
 
 def answered(truth: str, response: str) -> Answered:

@@ -12,10 +12,12 @@ import pytest
 
 from clinkd import cli
 from clinkd.config import EvaluateConfig
-from clinkd.data import codec
-from clinkd.evaluation import Mode, Outcome, released
-from clinkd.pipeline import answering, evaluating
+from clinkd.data.codecs import codec
 from clinkd.records import BadInput, Modality, Task
+from clinkd.scoring import released
+from clinkd.scoring.outcome import Mode, Outcome
+from clinkd.workflows import answer as answering
+from clinkd.workflows import evaluate as evaluating
 
 BOX = "<box>(100,100),(300,300)</box>"
 FEW = EvaluateConfig(replicates=20)
@@ -242,7 +244,7 @@ def test_what_is_missing_is_named_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_scoring_starts_without_torch() -> None:
     code = (
-        "import sys, clinkd.evaluation, clinkd.pipeline.evaluating, clinkd.pipeline.answering\n"
+        "import sys, clinkd.scoring, clinkd.workflows.evaluate, clinkd.workflows.answer\n"
         "heavy = {'torch', 'transformers', 'scipy', 'openai', 'pycocoevalcap'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

@@ -20,23 +20,6 @@ import pytest
 from PIL import Image
 
 from clinkd.correction import reflection_tables
-from clinkd.evaluation import (
-    Again,
-    Answered,
-    Gain,
-    RunSummary,
-    ShownAnswers,
-    choose_gallery,
-    choose_rewritten,
-    effect_table,
-    paper_tables,
-    table_json,
-    tabulate,
-    to_markdown,
-    write_report,
-)
-from clinkd.evaluation.metrics import Rules, wilson
-from clinkd.evaluation.tables import to_csv
 from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BadInput,
@@ -53,8 +36,14 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.viewer import table
-from clinkd.viewer.page import SCRIPT
+from clinkd.reporting.browse import Answered
+from clinkd.reporting.gallery import choose_gallery, choose_rewritten
+from clinkd.reporting.printed import paper_tables
+from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
+from clinkd.reporting.tables import Again, effect_table, table_json, tabulate, to_csv, to_markdown
+from clinkd.reporting.viewer.page import SCRIPT, table
+from clinkd.scoring.metrics import Rules, wilson
+from clinkd.scoring.score import Gain
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
 WHY = "SPICE is not part"
@@ -442,7 +431,7 @@ def test_html_table_escapes() -> None:
 
 def test_scoring_starts_without_torch_in_a_moment() -> None:
     code = (
-        "import sys, time; t = time.time(); import clinkd.evaluation; "
+        "import sys, time; t = time.time(); import clinkd.scoring; "
         "assert time.time() - t < 5, 'slow'; "
         "assert not {'torch', 'transformers', 'scipy', 'pandas'} & set(sys.modules)"
     )

@@ -10,9 +10,9 @@ import pytest
 
 from clinkd.data.readers.coco import Names
 from clinkd.data.readers.source import Source
-from clinkd.evaluation.results import Asked, read_results
-from clinkd.pipeline.answering import read_test_set
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
+from clinkd.scoring.results import Asked, read_results
+from clinkd.workflows.answer import read_test_set
 
 COCO = {
     "images": [{"id": n, "file_name": f"im{n}.png", "width": 100, "height": 50, "split": "test"} for n in (1, 2)],

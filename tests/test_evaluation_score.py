@@ -11,10 +11,6 @@ import pytest
 
 from clinkd.boxes import iou_matrix, match_boxes
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import Gain, captions, judge, metrics, score, score_by_source, table_json
-from clinkd.evaluation.captions import Caption, NotComputed, by_column, caption_figures
-from clinkd.evaluation.score import MODEL
-from clinkd.evaluation.strict import outcomes
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.stages import VERSIONS
 from clinkd.records import (
@@ -31,6 +27,11 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.reporting.strict import outcomes
+from clinkd.reporting.tables import table_json
+from clinkd.scoring import captions, metrics, score
+from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
+from clinkd.scoring.score import MODEL, Gain, judge, score_by_source
 
 LEXICON = Lexicon(("liver", "left lung", "lung", "cyst"), ("small", "large"), ("left", "right"), ("dark", "bright"))
 CONFIG = EvaluateConfig(replicates=200)

@@ -17,9 +17,6 @@ import numpy as np
 import pytest
 
 from clinkd.config import EvaluateConfig
-from clinkd.evaluation import jars, judge, metrics, official, spice, table_json
-from clinkd.evaluation.captions import COLUMNS, Caption, CaptionScorer, NotComputed
-from clinkd.evaluation.official import Answered, clean
 from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BOX_MARK,
@@ -34,6 +31,11 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.reporting.tables import table_json
+from clinkd.scoring import jars, metrics, official, spice
+from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
+from clinkd.scoring.official import Answered, clean
+from clinkd.scoring.score import judge
 
 # ---- the real one ---------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from clinkd.cli import main
-from clinkd.evaluation import Result, System, paper_tables, system_tables
 from clinkd.records import Modality, Task
+from clinkd.reporting.printed import paper_tables
+from clinkd.reporting.systems import Result, System, system_tables
 
 
 def result(score: float | None, **by_modality: float) -> Result:

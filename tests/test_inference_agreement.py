@@ -12,7 +12,9 @@ from clinkd.boxes import iou
 from clinkd.config import RunConfig
 from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
 from clinkd.language.facts import Lexicon
-from clinkd.pipeline import Work, plan, work
+from clinkd.pipeline import plan
+from clinkd.pipeline import steps as work
+from clinkd.pipeline.graph import Work
 from clinkd.pipeline.machine import Machine
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.settings import override

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from clinkd.inference.doubt import doubt
+from clinkd.inference.self_consistency import doubt
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Prediction
 
 NAMES = ("liver", "spleen", "left lung", "lung")

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from clinkd import memory
+from clinkd import system_memory
 
 
 def write_group(folder: Path, **files: str) -> None:
@@ -21,8 +21,8 @@ def write_group(folder: Path, **files: str) -> None:
 
 def free_bytes(root: Path, memberships: str) -> list[int]:
     (root.parent / "memberships").write_text(memberships)
-    groups = memory._control_groups(root, root.parent / "memberships")
-    return [count for group in groups for count in memory._free_bytes_of(group)]
+    groups = system_memory._control_groups(root, root.parent / "memberships")
+    return [count for group in groups for count in system_memory._free_bytes_of(group)]
 
 
 def test_a_limit_of_any_group_above_bounds_and_file_pages_are_free(tmp_path: Path) -> None:
@@ -47,21 +47,21 @@ def test_groups_of_the_first_version_bound_too(tmp_path: Path) -> None:
 
 def test_free_memory_is_the_least_of_the_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     available = psutil.virtual_memory().available / 1e6
-    assert 0 < memory.free_memory_mb() < psutil.virtual_memory().total / 1e6
-    monkeypatch.setattr(memory, "_control_groups", lambda *paths: [tmp_path])
-    assert memory.free_memory_mb() == pytest.approx(available, rel=0.5)
+    assert 0 < system_memory.free_memory_mb() < psutil.virtual_memory().total / 1e6
+    monkeypatch.setattr(system_memory, "_control_groups", lambda *paths: [tmp_path])
+    assert system_memory.free_memory_mb() == pytest.approx(available, rel=0.5)
     write_group(tmp_path, memory__max="3000000", memory__current="1000000")
-    assert memory.free_memory_mb() == 2.0
+    assert system_memory.free_memory_mb() == 2.0
     write_group(tmp_path, memory__stat="inactive_file 500000")
-    assert memory.free_memory_mb() == 2.5
+    assert system_memory.free_memory_mb() == 2.5
 
 
 def test_a_peak_is_kept_until_it_is_forgotten() -> None:
     block = np.ones(20_000_000)  # 160 MB
     del block
-    high = memory.peak_mb()
-    memory.forget_peak()
-    assert memory.peak_mb() < high - 100
+    high = system_memory.peak_mb()
+    system_memory.forget_peak()
+    assert system_memory.peak_mb() < high - 100
 
 
 def test_what_processes_below_hold_is_counted_with_those_below_them() -> None:
@@ -70,8 +70,8 @@ def test_what_processes_below_hold_is_counted_with_those_below_them() -> None:
     with subprocess.Popen([sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout and child.stdin
         child.stdout.readline()
-        assert 50 < memory.helpers_mb(psutil.Process()) < 500
+        assert 50 < system_memory.helpers_mb(psutil.Process()) < 500
         child_process = psutil.Process(child.pid)
-        assert 50 < memory.helpers_mb(child_process) < memory.helpers_mb(psutil.Process())
+        assert 50 < system_memory.helpers_mb(child_process) < system_memory.helpers_mb(psutil.Process())
         child.stdin.close()
-    assert memory.helpers_mb(child_process) == 0.0  # gone
+    assert system_memory.helpers_mb(child_process) == 0.0  # gone

@@ -12,13 +12,14 @@ from PIL import Image
 
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, RunConfig, TinyConfig
 from clinkd.data.grids import Size
-from clinkd.model import VisionLanguageModel, load, new_tiny, rows_of, template_identity, texts_of
+from clinkd.model.encode import rows_of, template_identity
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
-from clinkd.pipeline.asking import Answerer, _Shown
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.serving.asking import spelled as spelled_question
 from clinkd.training import FitRun, fit
 from clinkd.training.lengths import rows_within
+from clinkd.workflows.ask import Answerer, _Shown
 
 TINY = TinyConfig(
     hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=300

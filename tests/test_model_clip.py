@@ -31,10 +31,10 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from clinkd.clip.model import LEAST_PIXELS, LOWEST, Captioned, ImageTextModel, View, cropped, train_clip
+from clinkd.clip.towers import ClipTowers
 from clinkd.config import ClipConfig
 from clinkd.inference import ClipScorer, rerank
-from clinkd.model.clip import LEAST_PIXELS, LOWEST, Captioned, ImageTextModel, View, cropped, train_clip
-from clinkd.model.towers import ClipTowers
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 WORDS = [
@@ -547,7 +547,7 @@ def test_a_tiny_clip_taught_crops_tells_names_by_them(tmp_path: Path) -> None:
 
 
 def test_a_tiny_clip_is_taught_the_pixels_it_is_later_shown(tmp_path: Path) -> None:
-    from clinkd.model.clip import _bytes
+    from clinkd.clip.model import _bytes
 
     towers = ClipTowers.read(clip_folder(tmp_path / "new"))
     towers.processor = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False)

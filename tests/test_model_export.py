@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import VisionLanguageModel, new_tiny, texts_of
 from clinkd.model.encode import encode_prompts
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.records import BadInput, ImageRef, Sample
 
 TINY = TinyConfig(

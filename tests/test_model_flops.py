@@ -14,8 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from clinkd import data
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import Batch, VisionLanguageModel, new_tiny, qwen2vl, rows_of, texts_of, tiny
+from clinkd.model import tiny
+from clinkd.model.encode import Batch, rows_of
+from clinkd.model.families import qwen2_vl as qwen2vl
 from clinkd.model.flops import count_linear, peak_flops, published, training_operations
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import Sample
 from clinkd.training import LiveTeacher

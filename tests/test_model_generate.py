@@ -19,9 +19,10 @@ from torch import Tensor
 from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.inference import answer
-from clinkd.model import VisionLanguageModel, new_tiny, texts_of, vlm
 from clinkd.model import generate as generation
+from clinkd.model import vlm
 from clinkd.model.encode import encode_prompts
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.records import BoxedText, Candidate, ImageRef, Prediction, Sample, Task, Turn
 from clinkd.storage import JsonLines
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from clinkd.config import NAMED_POSITIONS, AffinePositions, Layout, ModelConfig, MRopePositions, Positions
-from clinkd.model import qwen2vl
+from clinkd.model.families import qwen2_vl as qwen2vl
 from clinkd.model.positions import Affine, MRope, PositionScheme, Sequential, position_scheme, rotary_pairs
 from clinkd.records import BadInput
 

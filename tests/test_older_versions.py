@@ -20,12 +20,12 @@ from tests.defaults import GOLDEN, current, unraised
 from clinkd import pipeline
 from clinkd.cli import main
 from clinkd.config import DataConfig, FitConfig, ModelConfig, RunConfig, TeacherConfig
-from clinkd.evaluation import jars
 from clinkd.experiments import demo, small
 from clinkd.pipeline import graph, runs, stages
 from clinkd.pipeline.stages import plan
 from clinkd.records import BadInput
 from clinkd.remote.journal import Journal
+from clinkd.scoring import jars
 from clinkd.settings import Knobs, complete, knob, load, override, without_defaults
 from clinkd.storage import read_json
 

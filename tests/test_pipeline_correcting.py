@@ -20,7 +20,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from chat_api import INPUT_PRICE, OUTPUT_PRICE, ChatApi, serving
 from clinkd.cli import main
 from clinkd.config import ReflectConfig
-from clinkd.data import told_by
+from clinkd.data.images.identifying import told_by
 from clinkd.experiments import demo
 from clinkd.pipeline import correcting, plan
 from clinkd.records import BadInput, ImageRef

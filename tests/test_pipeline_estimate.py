@@ -21,16 +21,18 @@ from clinkd.config import DataConfig, FitConfig, ModelConfig, PhantomConfig, Ref
 from clinkd.data import phantoms
 from clinkd.data.writers import write_jsonl
 from clinkd.experiments import demo, laptop, paper
-from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.model.encode import rows_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
-from clinkd.pipeline import StageStatus, Work, estimate, trial
-from clinkd.pipeline import work as steps
-from clinkd.pipeline.estimate import Estimate, Forecast
-from clinkd.pipeline.graph import stage_record
+from clinkd.pipeline import steps
+from clinkd.pipeline.graph import StageStatus, Work, outlook, stage_record
 from clinkd.records import BadInput, ImageRef, Prediction, Sample
 from clinkd.settings import override
 from clinkd.storage import JsonLines, write_lines
 from clinkd.training import FitRun, fit
+from clinkd.workflows import forecast as estimate
+from clinkd.workflows import trial
+from clinkd.workflows.forecast import Estimate, Forecast, forecast
 
 SMALL = [
     "data.phantoms.train_images=60", "data.phantoms.validation_images=6", "data.phantoms.test_images=8",
@@ -51,7 +53,7 @@ def config() -> RunConfig:
 def told(config, failing_java, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Forecast]:
     """What a trial tells that scores captions without METEOR."""
     runs = tmp_path_factory.mktemp("runs")
-    return runs, pipeline.forecast(config, runs)
+    return runs, forecast(config, runs)
 
 
 def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(config, told):
@@ -76,23 +78,23 @@ def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(con
 @pytest.mark.slow
 def test_what_meteor_takes_is_counted(config, told, failing_java, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.environ["PATH"].removeprefix(failing_java + os.pathsep))
-    seconds = [{e.stage: e.seconds for e in f.stages}["score"] for f in (told[1], pipeline.forecast(config, tmp_path))]
+    seconds = [{e.stage: e.seconds for e in f.stages}["score"] for f in (told[1], forecast(config, tmp_path))]
     assert seconds[1] > seconds[0] + 1
 
 
 def test_what_is_done_takes_nothing_and_is_not_tried(config, told, tmp_path, monkeypatch):
-    looks = [look.status for look in pipeline.outlook(pipeline.plan(config), tmp_path)]
+    looks = [look.status for look in outlook(pipeline.plan(config), tmp_path)]
     tried = {e.stage: e for e in told[1].stages}
     raw = [{"stage": s.name, "recorded": {"parameters": 1}} for s in looks]
     monkeypatch.setattr(estimate, "_trial", lambda *given: iter(raw))
     monkeypatch.setattr(estimate, "_Sums", lambda *given: SimpleNamespace(estimate=lambda name, state: tried[name]))
     half = [replace(s, state="done" if s.name in ("prepare", "base", "teacher") else "missing") for s in looks]
-    found = estimate.forecast(config, half, tmp_path)
+    found = estimate.forecast_stages(config, half, tmp_path)
     assert [e.state for e in found.stages][:3] == ["done"] * 3
     assert all(e.seconds == e.memory_mb == e.disk_mb == e.steps == 0 for e in found.stages[:3])
     assert found.seconds == pytest.approx(sum(e.seconds for e in told[1].stages[3:]))
     monkeypatch.setattr(estimate, "_trial", None)  # a call would fail
-    done = estimate.forecast(config, [replace(s, state="done") for s in looks], tmp_path)
+    done = estimate.forecast_stages(config, [replace(s, state="done") for s in looks], tmp_path)
     assert done.seconds == done.memory_mb == done.disk_mb == 0 and len(done.stages) == len(looks)
     done.demand_room(config)
 
@@ -260,7 +262,7 @@ def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsy
 
 
 def test_a_trial_that_fails_or_is_killed_is_told_with_its_stage(config, tmp_path, monkeypatch):
-    states = [look.status for look in pipeline.outlook(pipeline.plan(config), tmp_path)]
+    states = [look.status for look in outlook(pipeline.plan(config), tmp_path)]
 
     def ended(how: str) -> str:
         script = tmp_path / "python"
@@ -268,7 +270,7 @@ def test_a_trial_that_fails_or_is_killed_is_told_with_its_stage(config, tmp_path
         script.chmod(0o755)
         monkeypatch.setattr(estimate.sys, "executable", str(script))
         with pytest.raises(BadInput) as told:
-            estimate.forecast(config, states, tmp_path)
+            estimate.forecast_stages(config, states, tmp_path)
         return str(told.value)
 
     assert ended("kill -9 $$").startswith("the trial of base was killed: memory will not do; ")

@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from clinkd.boxes import iou
 from clinkd.cli import main
 from clinkd.config import RunConfig
-from clinkd.evaluation import Again
 from clinkd.experiments import EXPERIMENTS
-from clinkd.pipeline import Work, graph, plan
-from clinkd.pipeline.asking import trusts
-from clinkd.pipeline.graph import Stage
+from clinkd.pipeline import graph, plan
+from clinkd.pipeline.graph import Stage, Work
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.reporting import Reviewed
+from clinkd.pipeline.report import Reviewed
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
+from clinkd.reporting.tables import Again
 from clinkd.settings import override
 from clinkd.storage import write_lines
+from clinkd.workflows.ask import trusts
 from conftest import fail_java
 
 SMALL = [
@@ -251,7 +251,7 @@ def test_a_run_that_is_evaluated_answers_and_chooses_as_it_did(done, tmp_path, c
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
-import clinkd.pipeline.work
+import clinkd.pipeline.steps
 from clinkd.cli import main
 words, cache = json.loads(sys.argv[1]), Path(sys.argv[2])
 for sign in sys.argv[3:]:
@@ -338,7 +338,7 @@ def test_real_images_run_through_the_same_graph(shared, tmp_path, capsys):
 
 
 def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, monkeypatch):
-    from clinkd.pipeline import work
+    from clinkd.pipeline import steps as work
 
     config = override(EXPERIMENTS["demo"](), SMALL).model
     inputs = {"prepare": done.runs / "demo" / "stages" / "prepare"}
@@ -442,8 +442,8 @@ def test_a_replaced_clip_is_noticed_and_what_it_is_shown_is_a_matter_of_the_choi
 
 
 def test_a_tiny_clip_is_taught_training_boxes_and_some_that_miss_them(done):
-    from clinkd.model.clip_captions import ELSEWHERE, captioned
-    from clinkd.pipeline import work
+    from clinkd.clip.captions import ELSEWHERE, captioned
+    from clinkd.pipeline import steps as work
 
     train = work.read_split(done.runs / "demo" / "stages" / "prepare", "train")
     whole, named, boxed = captioned(train, True, seed=0)
@@ -458,7 +458,7 @@ def test_a_tiny_clip_is_taught_training_boxes_and_some_that_miss_them(done):
 
 
 def test_what_the_clip_saw_is_recorded(done, tmp_path):
-    from clinkd.pipeline import work
+    from clinkd.pipeline import steps as work
 
     stages = done.runs / "demo" / "stages"
     settings = [*SMALL, "select.clip.grounding=both", "select.trust=always"]

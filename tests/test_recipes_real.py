@@ -16,9 +16,10 @@ from safetensors import safe_open
 from clinkd import data
 from clinkd.cli import main
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
-from clinkd.data import codec, phantoms
-from clinkd.model import new_tiny, texts_of
-from clinkd.model.qwen2vl import ClinkdModel
+from clinkd.data import phantoms
+from clinkd.data.codecs import codec
+from clinkd.model.families.qwen2_vl import ClinkdModel
+from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.records import ImageRef, Sample, Task
 
 pytestmark = pytest.mark.usefixtures("one_meteor")

@@ -21,25 +21,11 @@ from pydicom.data import get_testdata_file
 from browser import Browser, program
 from clinkd.cli import main
 from clinkd.config import RunConfig
-from clinkd.evaluation import (
-    Answered,
-    Curve,
-    RunSummary,
-    ShownAnswers,
-    choose_gallery,
-    side_by_side,
-    spread,
-    tabulate,
-    write_report,
-    write_shared,
-)
-from clinkd.evaluation.browse import browse, without_words
-from clinkd.evaluation.tables import read_table
 from clinkd.experiments import EXPERIMENTS
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import lineage
-from clinkd.pipeline.reporting import _figure, trainings
+from clinkd.pipeline.report import _figure, trainings
 from clinkd.pipeline.runs import begin
 from clinkd.records import (
     BadInput,
@@ -56,9 +42,16 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.remote import PlainPage, Scrubber
+from clinkd.reporting.browse import Answered, browse, spread, without_words
+from clinkd.reporting.cases import side_by_side
+from clinkd.reporting.figures import Curve
+from clinkd.reporting.gallery import choose_gallery
+from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
+from clinkd.reporting.tables import read_table, tabulate
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.page import section
 from clinkd.settings import override
 from clinkd.storage import write_json, write_lines
-from clinkd.viewer import page, section
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--"
 HEAD = {Task.VG: "F1", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR"}
@@ -136,7 +129,7 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
     """VG is headed by F1 here, whatever else it is headed by."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tables", "browse", "figures"):
-            patch.setattr(f"clinkd.evaluation.{module}.HEADLINE", {**HEAD, Task.QA: "Accuracy"})
+            patch.setattr(f"clinkd.scoring.{module}.HEADLINE", {**HEAD, Task.QA: "Accuracy"})
         yield patch
 
 
@@ -453,7 +446,7 @@ def test_a_shared_page_holds_nothing_that_anybody_wrote(finished, capsys):
 
 def test_the_page_is_written_again_with_names_hidden_and_no_scoring(finished, monkeypatch):
     runs, _ = finished
-    monkeypatch.setattr("clinkd.evaluation.judge", None)
+    monkeypatch.setattr("clinkd.scoring.judge", None)
     assert main(["report", CANARY, "--runs", str(runs)]) == 0
     html = (runs / CANARY / "report.html").read_text()
     data = html[html.index('id="data">') :]

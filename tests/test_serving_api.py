@@ -18,11 +18,11 @@ from openai import BadRequestError, OpenAI
 from PIL import Image, PngImagePlugin
 from pydicom.data import get_testdata_file
 
-from clinkd.pipeline.asking import Question
 from clinkd.records import BOX_MARK, Box, BoxedText
 from clinkd.serving.access import CSP
 from clinkd.serving.asking import WORDINGS
 from clinkd.serving.limits import NOTICE
+from clinkd.workflows.ask import Question
 from serving import LIMITS, TOKEN, Server, picture, serving, uri
 
 BOX = [0.25, 0.125, 0.5, 0.4375]

@@ -16,10 +16,10 @@ from PIL import Image
 from clinkd.cli import main
 from clinkd.correction import HUMAN, OfflineCorrector, ReplayCorrector, correct, first_from
 from clinkd.language.facts import Lexicon
-from clinkd.pipeline.reviewing import FILE, Review
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 from clinkd.storage import JsonLines
+from clinkd.workflows.review import FILE, Review
 from serving import Server, serving
 
 

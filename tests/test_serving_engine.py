@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from clinkd.config import AnswerConfig
-from clinkd.pipeline.asking import Answerer, Question
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.decoding import TURN, Decoders
 from clinkd.serving.engine import AnswerRequest, AnswerResult, DeadlineExceeded, Engine, ModelUnavailable, QueueFull
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
+from clinkd.workflows.ask import Answerer, Question
 from serving import LIMITS, Server, picture, serving, uri
 
 

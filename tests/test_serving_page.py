@@ -19,9 +19,9 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian
 
 from browser import Browser, arrived, program
+from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
-from clinkd.viewer.page import STYLE
 from serving import TOKEN, Server, picture, serving, uri
 
 WIDE, HIGH = 120, 80  # of the picture in most tests

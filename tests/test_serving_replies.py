@@ -14,9 +14,7 @@ from pydicom.data import get_testdata_file
 
 from clinkd import __version__
 from clinkd.config import RunConfig
-from clinkd.inference.doubt import doubt
-from clinkd.pipeline.asking import Answer
-from clinkd.pipeline.reviewing import Reviewed
+from clinkd.inference.self_consistency import doubt
 from clinkd.records import (
     BOX_MARK,
     Box,
@@ -30,6 +28,8 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.workflows.ask import Answer
+from clinkd.workflows.review import Reviewed
 from serving import Server, picture, serving_model, uri
 
 STORED = Path(__file__).parent / "serving_replies.json"

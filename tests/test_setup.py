@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from clinkd import __version__, cli
-from clinkd.data import FORMS
+from clinkd.data.readers.forms import FORMS
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

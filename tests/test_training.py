@@ -17,8 +17,10 @@ from PIL import Image
 from clinkd import data
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import Sight, VisionLanguageModel, load, new_tiny, rows_of, texts_of
+from clinkd.model.encode import rows_of
 from clinkd.model.flops import training_operations
+from clinkd.model.vision import Sight
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, States
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import FitRun, LiveTeacher, fit

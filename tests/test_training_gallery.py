@@ -16,8 +16,8 @@ from clinkd import data, storage
 from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.experiments import laptop
-from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
-from clinkd.model.encode import encode_prompts
+from clinkd.model.encode import encode_prompts, rows_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample

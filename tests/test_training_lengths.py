@@ -11,7 +11,8 @@ from PIL import Image
 from clinkd import data
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.model.encode import rows_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.training.lengths import LISTED, rows_within
 

@@ -25,7 +25,7 @@ from clinkd import data
 from clinkd.cli.outputs import ENDED, end_in_order
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Manifest

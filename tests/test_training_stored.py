@@ -19,10 +19,11 @@ from torch import Tensor
 from clinkd import data
 from clinkd.config import DistillConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import Batch, VisionLanguageModel, new_tiny, rows_of, texts_of
+from clinkd.model.encode import Batch, rows_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation, States
 from clinkd.objectives import Samples as Draws
-from clinkd.pipeline import work as steps
+from clinkd.pipeline import steps
 from clinkd.pipeline.graph import Stage, Work, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample

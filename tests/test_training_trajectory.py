@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clinkd import crew, data
+from clinkd import data, distributed
 from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.model import Batch, VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import Batch
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation
 from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.fsdp import gather_full
@@ -156,8 +157,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     start, out = Path(sys.argv[1]), Path(sys.argv[2])
     # each draws its own: the pixels are the same
-    mine = Course(start if crew.is_main() else out / "drawn")
+    mine = Course(start if distributed.is_main() else out / "drawn")
     for name, (how, shared) in TOGETHER.items():
         tensors = mine.gradients(out / name, how, shared)
-        if crew.is_main():
+        if distributed.is_main():
             save_file({n: t.contiguous().clone() for n, t in tensors.items()}, out / f"{name}.safetensors")

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image, ImageColor
 
 from clinkd.records import Box, Table
-from clinkd.viewer import ANSWER, ASKED, LATER, TRUTH, Bar, bars, key, lines, overlay, page, section, table, thumbnail
-from clinkd.viewer.overlay import DASHES
-from clinkd.viewer.page import STYLE
+from clinkd.reporting.viewer import overlay, page
+from clinkd.reporting.viewer.curves import lines
+from clinkd.reporting.viewer.figure import Bar, bars
+from clinkd.reporting.viewer.overlay import ANSWER, ASKED, DASHES, LATER, TRUTH
+from clinkd.reporting.viewer.page import STYLE, key, section, table
+from clinkd.reporting.viewer.shot import thumbnail
 
 
 def coloured(image: Image.Image, colour: str) -> np.ndarray:

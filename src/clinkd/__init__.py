@@ -1,3 +1,5 @@
 """ClinKD: teach a vision-language model medical refer-and-ground question answering from little data."""
 
-__version__ = "0.1.0"
+from clinkd.version import __version__
+
+__all__ = ["__version__"]

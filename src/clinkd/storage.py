@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> 
     `total` None: how much there is shows at the end only. `done` of `total` were finished by an earlier attempt and do
     not count in the rate. Bars may be nested. Of several processes the main one speaks alone.
     """
-    if not crew.is_main():
+    if not distributed.is_main():
         yield _silent
         return
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, tell
@@ -21,7 +21,9 @@ from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
-    from clinkd.pipeline import Forecast, Least, Outlook, Run
+    from clinkd.pipeline.graph import Outlook
+    from clinkd.pipeline.runs import Run
+    from clinkd.workflows.forecast import Forecast, Least
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return _tell(f"stopped; {args.stopped}", STOPPED) if crew.is_main() else STOPPED
+        return _tell(f"stopped; {args.stopped}", STOPPED) if distributed.is_main() else STOPPED
     except BrokenPipeError:  # `clinkd table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
@@ -52,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     from clinkd.records import BadInput
 
-    if isinstance(error, crew.Left):
+    if isinstance(error, distributed.Left):
         gone = "another process of this run has ended; the same command goes on where it was"
-        return _tell(gone, FAILED) if crew.is_main() else FAILED
-    if not crew.is_main():
+        return _tell(gone, FAILED) if distributed.is_main() else FAILED
+    if not distributed.is_main():
         # The launcher ends this process as soon as the main one has failed: what both met is told once.
         time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
@@ -171,18 +173,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _version() -> str:
-    from clinkd import __version__
+    from clinkd.version import __version__
 
     return f"clinkd {__version__}"
 
 
 def _correct(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import find
+    from clinkd.workflows.correct import Leaving, correct_round
 
-    run = pipeline.find(args.run, args.runs)
+    run = find(args.run, args.runs)
     end_in_order()
-    found = pipeline.correct(run, args.round, args.settings, args.out)
-    if isinstance(found, pipeline.Leaving):
+    found = correct_round(run, args.round, args.settings, args.out)
+    if isinstance(found, Leaving):
         show_leaving(found, f"{found.wrong} wrong answers")
         return 0
     show(found.table)
@@ -193,10 +196,11 @@ def _correct(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import find
+    from clinkd.workflows.export import export
 
     end_in_order()
-    made = pipeline.export(pipeline.find(args.run, args.runs), args.folder)
+    made = export(find(args.run, args.runs), args.folder)
     by = "transformers' own Qwen2-VL class" if made.stock else "clinkd (its positions exist in no stock class)"
     print(f"model    {made.folder}: of stage {made.stage}, loaded by {by}; loaded again, it gave the same logits")
     print(f"card     {made.folder / 'README.md'}")
@@ -248,18 +252,18 @@ def _run(args: argparse.Namespace) -> int:
     config = _config(args)
     end_in_order()
     done = pipeline.run(config, args.runs, args.replace)
-    if crew.is_main():
+    if distributed.is_main():
         _closing_screen(done, args.runs)
     return 0
 
 
 def _closing_screen(run: Run, runs: Path) -> None:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import table
     from clinkd.storage import spell_seconds
 
     scores = run.scores()
     seconds = sum(scores["wall_seconds"].values())
-    show(pipeline.table(scores, f"{run.folder.name}: test split, {spell_seconds(seconds)} of work"))
+    show(table(scores, f"{run.folder.name}: test split, {spell_seconds(seconds)} of work"))
     where = "" if runs == Path("runs") else f" --runs {runs}"
     name = run.folder.name
     print(f"\nreport   {run.folder / run.report().name}")
@@ -270,15 +274,17 @@ def _closing_screen(run: Run, runs: Path) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     from clinkd import pipeline
+    from clinkd.pipeline.graph import outlook
+    from clinkd.workflows.forecast import forecast, least
 
     config = _config(args)
-    looks = pipeline.outlook(pipeline.plan(config), args.runs)
-    counted = pipeline.least(config, [look.status for look in looks])
+    looks = outlook(pipeline.plan(config), args.runs)
+    counted = least(config, [look.status for look in looks])
     if args.measure:
         if counted:
             counted.demand_room(config, args.runs)  # else the trial would find out in its own way
         end_in_order()
-        found = pipeline.forecast(config, args.runs)
+        found = forecast(config, args.runs)
         _show_forecast(found, args.json, config.threads or cores())
         found.demand_room(config)
         return 0
@@ -347,11 +353,11 @@ def _show_forecast(found: Forecast, as_json: bool, threads: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import find
     from clinkd.records import Table
     from clinkd.storage import spell_seconds
 
-    run = pipeline.find(args.run, args.runs)
+    run = find(args.run, args.runs)
     found = run.status()
     rows = tuple((s.name, s.state, spell_seconds(s.seconds) if s.state != "missing" else "") for s in found)
     done = sum(s.state == "done" for s in found)
@@ -361,9 +367,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _why(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import find
 
-    for line in pipeline.find(args.run, args.runs).why(args.stage):
+    for line in find(args.run, args.runs).why(args.stage):
         print(line)
     return 0
 
@@ -386,28 +392,29 @@ def _recipe(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import find, table
 
-    run = pipeline.find(args.run, args.runs)
+    run = find(args.run, args.runs)
     scores = run.scores()
     if args.json:
         print(json.dumps(scores, indent=1))
         return 0
-    table = pipeline.table(scores, f"{run.folder.name}: test split")
+    rows = table(scores, f"{run.folder.name}: test split")
     if args.csv:
         import csv
 
-        csv.writer(sys.stdout).writerows([table.columns, *table.rows])
+        csv.writer(sys.stdout).writerows([rows.columns, *rows.rows])
     else:
-        show(table)
+        show(rows)
     return 0
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.runs import find
     from clinkd.records import Table
+    from clinkd.workflows.ask import ask
 
-    asked = pipeline.ask(pipeline.find(args.run, args.runs), args.image, args.question, args.out)
+    asked = ask(find(args.run, args.runs), args.image, args.question, args.out)
     prediction = asked.prediction
     print(prediction.answer.answer.text)
     if asked.doubt:

@@ -59,22 +59,22 @@ def add_systems(verbs: Any, runs: Parser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from clinkd import evaluation
-    from clinkd.pipeline.comparing import compare
+    from clinkd.reporting.compare import comparison_json, comparison_tables
+    from clinkd.workflows.compare import compare
 
     comparisons = compare(args.ours, args.against, args.runs)
     if args.json:
-        print(json.dumps([evaluation.comparison_json(c) for c in comparisons], indent=1, allow_nan=False))
+        print(json.dumps([comparison_json(c) for c in comparisons], indent=1, allow_nan=False))
         return 0
     for comparison in comparisons:
-        for table in evaluation.comparison_tables(comparison):
+        for table in comparison_tables(comparison):
             show(table)
     return 0
 
 
 def _systems(args: argparse.Namespace) -> int:
-    from clinkd import evaluation
-    from clinkd.pipeline.comparing import tabulate_systems
+    from clinkd.reporting.printed import paper_tables
+    from clinkd.workflows.compare import tabulate_systems
 
     may_write("--page", args.page, MADE)
     systems, tables = tabulate_systems(args.systems, args.runs, args.mode, args.same_data, args.page)
@@ -82,7 +82,7 @@ def _systems(args: argparse.Namespace) -> int:
         each = [{"system": s.name, "test_set": s.test_set, "mode": args.mode, **s.to_json()} for s in systems]
         print(json.dumps(each, indent=1, allow_nan=False))
         return 0
-    for table in [*tables, *([] if args.same_data else evaluation.paper_tables()[:1])]:
+    for table in [*tables, *([] if args.same_data else paper_tables()[:1])]:
         show(table)
     if args.page:
         print(f"page     {args.page}")

@@ -18,9 +18,8 @@ from clinkd.cli.words import WRONG, Parser, add_verb
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
-    from clinkd.data import Source
-    from clinkd.data.check import Checks, Findings
-    from clinkd.data.readers.source import Flag
+    from clinkd.data.checks.check import Checks, Findings
+    from clinkd.data.readers.source import Flag, Source
     from clinkd.records import Sample
 
 SHOWN = 20  # bad rows named on the screen; the page, --json and the quarantine name all
@@ -168,7 +167,7 @@ def source_flags(parser: argparse.ArgumentParser) -> None:
 
 def _source_fields() -> Iterator[tuple[Field[Any], Any, Flag]]:
     """The fields of `Source` that have a flag, with their types."""
-    from clinkd.data import Source
+    from clinkd.data.readers.source import Source
 
     types = get_type_hints(Source, include_extras=True)
     for field in fields(Source):
@@ -209,7 +208,8 @@ def _share_flags() -> Parser:
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
     """The source at `path` as the flags describe it. Raises BadInput naming the flag whose value makes no sense."""
-    from clinkd.data import FORMS, Source
+    from clinkd.data.readers.forms import FORMS
+    from clinkd.data.readers.source import Source
 
     if args.form is not None and args.form not in FORMS:
         forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
@@ -222,8 +222,8 @@ def source_of(args: argparse.Namespace, path: Path) -> Source:
 
 
 def _checks(args: argparse.Namespace) -> Checks:
-    from clinkd.data.check import Checks
-    from clinkd.data.lengths import Counted, Estimate
+    from clinkd.data.checks.check import Checks
+    from clinkd.data.checks.lengths import Counted, Estimate
 
     if args.max_length is not None and args.max_length < 1:
         raise BadInput(f"--max-length {args.max_length}: 1 or more tokens are wanted")
@@ -256,7 +256,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from clinkd.data.check import Findings, check, quarantine
+    from clinkd.data.checks.check import Findings, check, quarantine
     from clinkd.data.readers import Problem
 
     _may_write(args)
@@ -286,8 +286,8 @@ def _may_write(args: argparse.Namespace) -> None:
 
 def _told(found: Findings, args: argparse.Namespace) -> None:
     """Print what a check found, for people or a program, and write its page."""
-    from clinkd.data.check import named
-    from clinkd.pipeline import survey
+    from clinkd.data.checks.check import named
+    from clinkd.reporting import survey
 
     if args.page is not None:
         survey.write(found, args.page)
@@ -380,7 +380,7 @@ def _samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
 
 def _stats(args: argparse.Namespace) -> int:
     from clinkd import data
-    from clinkd.data import guessability
+    from clinkd.data.checks import guessability
     from clinkd.records import Task
 
     samples, bad = _samples(args)
@@ -396,7 +396,8 @@ def _show(args: argparse.Namespace) -> int:
 
     from PIL.PngImagePlugin import PngInfo
 
-    from clinkd import data, viewer
+    from clinkd import data
+    from clinkd.reporting import viewer
 
     samples = {sample.id: sample for sample in _samples(args)[0]}
     sample = samples.get(args.id)

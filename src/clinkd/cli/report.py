@@ -31,9 +31,10 @@ def add(verbs: Any, runs: Parser) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from clinkd import pipeline
+    from clinkd.pipeline.report import report
+    from clinkd.pipeline.runs import find
 
     may_write("--out", args.out, REPORT)
     end_in_order()
-    print(f"report   {pipeline.report(pipeline.find(args.run, args.runs), args.out, args.share)}")
+    print(f"report   {report(find(args.run, args.runs), args.out, args.share)}")
     return 0

@@ -6,11 +6,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from clinkd import crew
+from clinkd import distributed
 
 if TYPE_CHECKING:
-    from clinkd.pipeline import Leaving
     from clinkd.records import Table
+    from clinkd.workflows.correct import Leaving
 
 
 def show(table: Table) -> None:
@@ -46,7 +46,7 @@ def show_leaving(found: Leaving, what: str) -> None:
 
 def tell(line: str) -> None:
     """One line on stderr."""
-    who = "clinkd:" if crew.is_main() else f"clinkd, process {crew.rank()}:"
+    who = "clinkd:" if distributed.is_main() else f"clinkd, process {distributed.rank()}:"
     print(who, " ".join(line.split()), file=sys.stderr)
 
 

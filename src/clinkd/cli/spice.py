@@ -40,7 +40,7 @@ def add(verbs: Any) -> None:
 
 
 def _install(args: argparse.Namespace) -> int:
-    from clinkd.evaluation import jars
+    from clinkd.scoring import jars
 
     end_in_order()
     new = jars.install(args.source)
@@ -49,9 +49,9 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _status(_: argparse.Namespace) -> int:
-    from clinkd.evaluation import jars
-    from clinkd.evaluation.captions import NotComputed
-    from clinkd.evaluation.spice import Store, ready, scores_file
+    from clinkd.scoring import jars
+    from clinkd.scoring.captions import NotComputed
+    from clinkd.scoring.spice import Store, ready, scores_file
 
     try:
         program = ready()

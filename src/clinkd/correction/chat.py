@@ -15,7 +15,7 @@ from typing import Any
 
 from clinkd.correction.correctors import Rewrite, Rewritten, Wrong
 from clinkd.correction.similarity import Similarity
-from clinkd.data import codec
+from clinkd.data.codecs import codec
 from clinkd.records import BadInput, BoxedText, Sample
 from clinkd.remote import Chat, Masked, Message, Scrubber
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import orjson
 
-from clinkd import __version__
 from clinkd.data import sides
-from clinkd.data.check import Checker, Checks, Findings, counted, quarantine
+from clinkd.data.checks.check import Checker, Checks, Findings, counted, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import open_image
 from clinkd.data.readers import forms
@@ -23,6 +22,7 @@ from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, place
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
 from clinkd.storage import new_folder, replacing, sha256_file, write_json
+from clinkd.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

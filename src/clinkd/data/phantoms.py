@@ -2,7 +2,7 @@
 
 A name is told by its outline or stripes alone. Box (place, size, aspect), brightness and count are drawn first and
 without regard to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor
-place, nor colour gives a name away (measured by `clinkd.data.guessability`).
+place, nor colour gives a name away (measured by `clinkd.data.checks.guessability`).
 
 Legend: levels are brightness in 0..1 before a modality's colours; `u, v` run from -1 to 1 over a box, `x, y` from 0
 to 1 over the image (right, down); P is the number of pixels a side.

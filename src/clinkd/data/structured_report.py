@@ -17,8 +17,8 @@ from clinkd.data.images import kind_of
 from clinkd.data.images.dicom_header import opened, read_whole
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import which_frame
-from clinkd.data.limits import UPLOADS, Limits
-from clinkd.data.upload import PLACE
+from clinkd.data.images.limits import UPLOADS, Limits
+from clinkd.data.images.upload import PLACE
 from clinkd.records import BadInput, Box
 
 if TYPE_CHECKING:

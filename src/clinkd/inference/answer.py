@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.config import AnswerConfig
-from clinkd.model import VisionLanguageModel, rows_of
+from clinkd.model.encode import rows_of
+from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import Prediction, Sample
 from clinkd.storage import JsonLines, progress
 
@@ -28,12 +29,12 @@ def answer(
     answer, so that few short answers are left alone with long ones. Of several processes each answers its part; all
     return all. `seed` decides what is drawn under `answer.method=sampling`.
     """
-    crew.alone(lambda: _collect(file))
+    distributed.alone(lambda: _collect(file))
     known = _known(file)
     todo = rows_of([s for s in samples if s.id not in known])
     todo.sort(key=lambda row: max(len(s.answer.text) for s in row))
     # in turns: what is long comes last, for every process
-    mine = [s for row in todo[crew.rank() :: crew.size()] for s in row]
+    mine = [s for row in todo[distributed.rank() :: distributed.size()] for s in row]
     left = sum(map(len, todo))
     before, share = len(samples) - left, len(mine) / max(1, left)
     with JsonLines(_part(file)) as lines, progress(len(samples), title, "answers", done=before) as advance:
@@ -43,16 +44,16 @@ def answer(
                 known[sample.id] = Prediction(sample.id, tuple(candidates), chosen=0, by=by)
                 lines.append(known[sample.id].to_json())
             advance(round(len(batch) / share))
-    if crew.size() > 1:
-        crew.wait()
-        crew.alone(lambda: _collect(file))
+    if distributed.size() > 1:
+        distributed.wait()
+        distributed.alone(lambda: _collect(file))
         known = _known(file)
     return [known[sample.id] for sample in samples]
 
 
 def _part(file: Path) -> Path:
     """Where this process writes."""
-    return file if crew.is_main() else file.with_name(f"{file.name}.{crew.rank()}")
+    return file if distributed.is_main() else file.with_name(f"{file.name}.{distributed.rank()}")
 
 
 def _collect(file: Path) -> None:

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clinkd.data import codec, read_loosely
+from clinkd.data.codecs import codec
+from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput, BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.remote import Chat, Masked, Message, Reply, Scrubber
 from clinkd.storage import progress

@@ -10,9 +10,9 @@ from itertools import chain
 from statistics import fmean
 from typing import Literal, Protocol
 
+from clinkd.clip.model import LOWEST, ImageTextModel, View
 from clinkd.language.agreement import alike
 from clinkd.language.negation import named
-from clinkd.model.clip import LOWEST, ImageTextModel, View
 from clinkd.records import BoxedText, Prediction, Sample, Task
 from clinkd.storage import progress
 

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from clinkd.data import Codec
+from clinkd.data.codecs import Codec
 from clinkd.data.grids import Size, smart_resize, square_resize
-from clinkd.model.qwen2vl import Qwen2VLImageProcessorPil
+from clinkd.model.families.qwen2_vl import Qwen2VLImageProcessorPil
 from clinkd.records import BadInput, ImageRef, Sample
 
 OpenImage = Callable[[ImageRef], Image.Image]

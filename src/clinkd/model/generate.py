@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from clinkd.model.encode import Prompts
-from clinkd.model.qwen2vl import ClinkdForConditionalGeneration
+from clinkd.model.families.qwen2_vl import ClinkdForConditionalGeneration
 
 NEVER = float("-inf")
 NONE = -1  # in the place of a token

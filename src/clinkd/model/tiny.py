@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from clinkd.config import TinyConfig
-from clinkd.model.qwen2vl import Qwen2VLImageProcessorPil
+from clinkd.model.families.qwen2_vl import Qwen2VLImageProcessorPil
 from clinkd.records import BadInput
 
 # Qwen2-VL's special tokens, in its order.

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clinkd.config import AnswerConfig, FitConfig, LoraConfig, ModelConfig
-from clinkd.data import Codec, codec
+from clinkd.data.codecs import Codec, codec
 from clinkd.data.grids import Size
-from clinkd.model import adapters, flops, qwen2vl, tiny
+from clinkd.model import adapters, flops, tiny
 from clinkd.model.encode import (
     Batch,
     ImageEncoder,
@@ -35,6 +35,7 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
+from clinkd.model.families import qwen2_vl as qwen2vl
 from clinkd.model.generate import Choose, Leading, Limits, Rows, beams, diverse, drawn, finished, likeliest, lines
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, BoxedText, Candidate, Sample

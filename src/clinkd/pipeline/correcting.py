@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clinkd import data
 from clinkd.config import ChatConfig, ReflectConfig
@@ -20,21 +19,16 @@ from clinkd.correction import (
     OfflineCorrector,
     ReplayCorrector,
     Similarity,
-    Wrong,
     at_random,
     correct,
     first_from,
     review,
-    summary,
     to_do,
 )
-from clinkd.pipeline.graph import draft_of
-from clinkd.pipeline.prepared import about, read_split, told_by
-from clinkd.pipeline.runs import Corrected, Leaving, Run
+from clinkd.pipeline.prepared import about, told_by
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
-from clinkd.remote import NANO, Chat, Journal, Scrubber, client, common_words, spelled
-from clinkd.settings import override
-from clinkd.storage import JsonLines, progress, write_lines
+from clinkd.remote import Chat, Journal, Scrubber, client, common_words
+from clinkd.storage import progress
 
 JOURNAL = "chat.sqlite"  # beside the runs
 VECTORS = "embeddings.sqlite"
@@ -59,7 +53,7 @@ def demand(config: ReflectConfig) -> None:
     """Raises BadInput, before any work, where the embedding or the file to replay is not there, or the chat API may not
     be used."""
     if config.similarity == "embedding":
-        from clinkd.model import embedder
+        from clinkd.clip import embedder
 
         embedder.demand(config.embedder)
     if config.replay:
@@ -75,11 +69,11 @@ def reviewed(
 ) -> list[Correction]:  # fmt: skip
     """The answers compared with their truths, the wrong ones corrected, or as many others."""
     similarity = similarity_of(desk, config, [s.answer.words for s in train])
-    found = _picked(desk, config, asked, answers, similarity, round)
+    found = pick_answers(desk, config, asked, answers, similarity, round)
     return corrected(desk, config, train, asked, found, similarity, f"correct {round}/{config.rounds}")
 
 
-def _picked(
+def pick_answers(
     desk: Desk, config: ReflectConfig, asked: Sequence[Sample], answers: Sequence[Prediction], similarity: Similarity,
     round: int,
 ) -> list[Correction]:  # fmt: skip
@@ -112,7 +106,7 @@ def similarity_of(desk: Desk, config: ReflectConfig, references: Sequence[str]) 
     """Raises BadInput where the embedding is not there."""
     if config.similarity == "offline":
         return LexicalSimilarity(references)
-    from clinkd.model.embedder import TextEmbedder
+    from clinkd.clip.embedder import TextEmbedder
 
     embedder = TextEmbedder(config.embedder, desk.device) if config.embedder else TextEmbedder.packaged(desk.device)
     with progress(len(set(references)), "embed truths", "texts") as step:
@@ -177,51 +171,3 @@ def pictures(root: Path) -> Callable[[Sample], str]:
         return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode()
 
     return of
-
-
-# -- beside a run -----------------------------------------------------------------------------------------------------
-
-
-def recorrect(run: Run, round: int, settings: Sequence[str], out: Path | None) -> Corrected | Leaving:
-    """Review and correct the answers of a round once more, under `settings`; or what would leave for it (`out` None).
-
-    The answers are those that the run's model gave in that round, which may still be under way.
-    Raises BadInput for a run without reflection, a round it does not have, and one whose answers are not there yet.
-    """
-    config = override(run.config, settings)
-    if run.config.reflect is None or config.reflect is None:
-        raise BadInput(f"{run.folder}: a run without reflection; give one with `reflect`")
-    if not 1 <= round <= run.config.reflect.rounds:
-        raise BadInput(f"--round {round}: the run has rounds 1 to {run.config.reflect.rounds}")
-    stage = next(s.folder for s in run.status() if s.name == f"reflect-{round}")
-    file = next((f / ANSWERS for f in (stage, draft_of(stage)) if (f / ANSWERS).is_file()), None)
-    if file is None:
-        raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
-    desk = Desk(run.stage("prepare"), run.folder.parent, config.seed)
-    train = taught(desk, config.reflect, read_split(desk.prepared, "train"))
-    answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
-    answered = {p.id for p in answers}
-    asked = [s for s in train if s.id in answered]
-    similarity = similarity_of(desk, config.reflect, [s.answer.words for s in train])
-    found = _picked(desk, config.reflect, asked, answers, similarity, round)
-    if out is None:
-        return _leaving(desk, config.reflect, train, asked, found, similarity)
-    made = corrected(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
-    write_lines(out, (c.to_json() for c in made))
-    return Corrected(out, summary(made, asked))
-
-
-def _leaving(
-    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
-    found: Sequence[Correction], similarity: Similarity,
-) -> Leaving:  # fmt: skip
-    known = {s.id: s for s in asked}
-    wrong = [Wrong(known[c.id], c) for c in found if to_do(c)]
-    with corrector_of(desk, config, train, asked, similarity) as corrector:
-        if not isinstance(corrector, ChatCorrector):
-            raise BadInput(f"reflect.corrector={config.corrector}: nothing would leave this machine")
-        bodies: list[Mapping[str, Any]] = corrector.bodies(wrong)
-        unpaid = corrector.chat.unpaid(bodies)
-        most = sum(corrector.chat.most(body) for body in unpaid)
-        ledger = corrector.chat.journal.ledger()
-    return Leaving(tuple(map(spelled, unpaid)), len(wrong), most / NANO, ledger.dollars)

@@ -22,10 +22,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from clinkd import __version__, crew
+from clinkd import distributed
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, complete, differences, without_defaults
 from clinkd.storage import naming_full_disk, publish, read_json, spell_seconds, write_json
+from clinkd.version import __version__
 
 CACHE = ".stages"  # inside the folder of all runs
 RECORD = "stage.json"
@@ -54,7 +55,7 @@ class Stage:
     `config` is all that decides the result beside `seed`, the needs and `version`, which is raised when the code of
     the stage, or a default among its knobs, comes to do something else; `knobs` is the group by whose names and
     defaults it is read. `work` imports what is heavy only when it is called. Where several processes do the run
-    (`clinkd.crew`), those beside the main one take part in the stages done `together`.
+    (`clinkd.distributed`), those beside the main one take part in the stages done `together`.
     """
 
     name: str
@@ -231,21 +232,21 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
     Finished stages are taken from `run_folder/../.stages`; links to them are kept in `run_folder/stages`. A stage at
     which another process is working is waited for, if it is not of the same crew: in that the main process has the
     lock, and the others follow it. Ctrl-C or a kill leave a draft with which the next call goes on.
-    Raises BadInput on a full disk, and whatever a stage raises; crew.Left where another process of the crew is gone.
+    Raises BadInput on a full disk, and whatever a stage raises; distributed.Left where another process is gone.
     """
     cache = run_folder.parent / CACHE
-    crew.alone(lambda: _make(cache))
+    distributed.alone(lambda: _make(cache))
     finished: dict[str, Path] = {}
     for number, stage in enumerate(stages, start=1):
         assert all(need.name in finished for need in stage.needs), f"{stage.name} comes before what it needs"
         assert stage.name not in finished, f"two stages are called {stage.name}"
         inputs = {need.name: finished[need.name] for need in stage.needs}
         finished[stage.name] = folder = cache / stage.key
-        if crew.is_main():
+        if distributed.is_main():
             _take_over(stage, inputs, folder)
             _finish(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
             link(run_folder / "stages" / stage.name, folder)
-            crew.told((stage.key, True))
+            distributed.told((stage.key, True))
         else:
             _follow(stage, inputs, folder)
     return finished
@@ -260,14 +261,14 @@ def _follow(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
     """What a process beside the main one does about a stage: what it is told."""
     done = False
     while not done:
-        key, done = crew.told(("", True))
+        key, done = distributed.told(("", True))
         if key != stage.key:
             raise BadInput(f"{stage.key}: process 0 is at {key}; all processes must get the same config and data")
         place = folder if done else draft_of(folder)
         if not place.is_dir():
             raise BadInput(f"{place}: not to be seen here; all processes must share the folder of runs")
         if not done:
-            with crew.together():
+            with distributed.together():
                 stage.work(Work(place, dict(inputs), stage.seed, lambda key, value: None))
 
 
@@ -294,8 +295,8 @@ def _do(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> N
             _say(f"{title}: {'going on with a draft' if clock.attempts > 1 else 'start'}")
             with clock.running():
                 if stage.together:
-                    crew.told((stage.key, False))
-                with crew.together():
+                    distributed.told((stage.key, False))
+                with distributed.together():
                     stage.work(Work(draft, dict(inputs), stage.seed, clock.record))
             clock.finish()
         publish(draft, folder)

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.config import RunConfig
 from clinkd.records import BadInput
 
@@ -32,7 +32,7 @@ class Machine:
             if importlib.util.find_spec(tracker) is None:
                 raise BadInput(f"trackers={tracker}: not installed; pip install {tracker}, or set trackers=[]")
         for name, fit in config.fits().items():
-            fit.demand_even_shares(name, crew.size())
+            fit.demand_even_shares(name, distributed.size())
 
     def ready(self) -> str:
         """Set torch's threads, and name the device of this process: "cpu", "cuda:1".
@@ -41,7 +41,7 @@ class Machine:
         """
         import torch
 
-        mine, processes = crew.here()
+        mine, processes = distributed.here()
         torch.set_num_threads(self.threads or max(1, len(os.sched_getaffinity(0)) // processes))
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
             raise BadInput("accelerate launch --use_fsdp: start the processes without it, and set shard=true")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clinkd.clip.model import ImageTextModel
 from clinkd.config import NAMED_POSITIONS, ModelConfig, SelectConfig
 from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer
 from clinkd.language.facts import Lexicon
-from clinkd.model import OpenImage, VisionLanguageModel, load
-from clinkd.model.clip import ImageTextModel
+from clinkd.model.encode import OpenImage
+from clinkd.model.vlm import VisionLanguageModel, load
 from clinkd.storage import read_json
 
 POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied

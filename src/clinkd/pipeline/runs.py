@@ -12,7 +12,7 @@ from typing import Any
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
 from clinkd.pipeline.knobs import completed
-from clinkd.records import BadInput, Modality, Prediction, Table, Task
+from clinkd.records import BadInput, Modality, Table, Task
 from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
 from clinkd.storage import naming_full_disk, read_json, write_atomic, write_json
 
@@ -83,47 +83,6 @@ class Run:
         if not path.is_file():
             raise BadInput(f"{path}: missing; remove {path.parent} and give `{self.command}` to make it anew")
         return path
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The answer to one question, the PNG on which its boxes are drawn, and why the answer is uncertain, if it is."""
-
-    prediction: Prediction
-    overlay: Path
-    doubt: str | None = None
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A model that was written: by which stage it was made, and whether the stock Qwen2-VL class loads it."""
-
-    folder: Path
-    stage: str
-    stock: bool
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """Corrections of a round that were made apart from the run, in a file, and counted."""
-
-    file: Path
-    table: Table
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """What would leave this machine for the corrections of a round.
-
-    `bodies`: JSON of each call, as its bytes; answers that say the same are one call, and what is paid for already is
-    none. `wrong`: answers to correct. In US dollars: `most`, what the calls may cost, and `spent`, what is spent or set
-    aside in the journal.
-    """
-
-    bodies: tuple[bytes, ...]
-    wrong: int
-    most: float
-    spent: float
 
 
 def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> None:

@@ -85,7 +85,7 @@ TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffl
 
 def _later(step: str, **given: Any) -> Callable[[Work], None]:
     def do(work: Work) -> None:
-        from clinkd.pipeline import work as steps
+        from clinkd.pipeline import steps
 
         getattr(steps, step)(work, **given)
 
@@ -143,7 +143,7 @@ def _files_of(folder: Path, *kinds: str) -> dict[str, Any]:
 
 def _evaluate_identity(config: EvaluateConfig) -> dict[str, Any]:
     """The knobs, and which SPICE is installed: once there is one, what was not computed without is scored anew."""
-    from clinkd.evaluation import jars
+    from clinkd.scoring import jars
 
     return {**config.identity(), "SPICE jars": jars.identity()}
 

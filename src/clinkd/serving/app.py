@@ -19,14 +19,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from clinkd import __version__
 from clinkd.data.images import PRESETS
-from clinkd.pipeline.reviewing import Review, Reviewed
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
 from clinkd.serving.asking import WORDINGS, CompletedRequest, RequestHandler, box_of, content_of, one_turn
 from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
+from clinkd.version import __version__
+from clinkd.workflows.review import Review, Reviewed
 
 PAGE = Path(__file__).parent / "page"
 PAGE_SECONDS = 0.3  # in which a page that is waiting is shown: while torch is imported, all else stands still

@@ -19,7 +19,7 @@ from clinkd.serving.phrases import phrases
 if TYPE_CHECKING:
     from PIL import Image
 
-    from clinkd.pipeline.asking import Answerer, Question
+    from clinkd.workflows.ask import Answerer, Question
 
 # The first wording of each task in which models are taught; {name} is what is asked for.
 WORDINGS = {
@@ -131,7 +131,7 @@ def one_turn(picture: Opened, text: str, boxes: Sequence[Box] = ()) -> Callable[
     """How a single question is made of its words, once there is a model to make it for."""
 
     def read(answerer: Answerer) -> Question:
-        from clinkd.pipeline.asking import Question
+        from clinkd.workflows.ask import Question
 
         return Question.of(picture.picture, spelled(answerer, text, boxes, picture.picture))
 

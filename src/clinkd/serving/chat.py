@@ -18,7 +18,7 @@ from clinkd.serving.limits import ServerLimits
 if TYPE_CHECKING:
     from PIL import Image
 
-    from clinkd.pipeline.asking import Answerer, Question
+    from clinkd.workflows.ask import Answerer, Question
 
 
 class Conversation:
@@ -57,7 +57,7 @@ class Conversation:
         """How it becomes a question, once there is a model to make it for."""
 
         def made(answerer: Answerer) -> Question:
-            from clinkd.pipeline.asking import Question
+            from clinkd.workflows.ask import Question
 
             return Question((picture.picture,), tuple(self._turns(answerer, picture.picture)))
 

@@ -25,7 +25,7 @@ from clinkd.records import BadInput, Box
 from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
-    from clinkd.data.limits import Limits as FileLimits
+    from clinkd.data.images.limits import Limits as FileLimits
 
 TURN = 200  # files that one process opens
 _REPLY_BYTES = 1 << 30
@@ -47,7 +47,7 @@ class Decoders:
     def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__, "clinkd.data.upload", "pydicom", "numpy"])
+        self._context.set_forkserver_preload([__name__, "clinkd.data.images.upload", "pydicom", "numpy"])
         self._idle: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         for _ in range(limits.decoders):
             self._idle.put(None)
@@ -168,7 +168,7 @@ def _done(asked: dict[str, Any], content: bytes, limits: ServerLimits) -> tuple[
 def _show(
     content: bytes, limits: ServerLimits, frame: int | None, window: str | None, grey: bool
 ) -> tuple[dict[str, Any], Sequence[bytes]]:
-    from clinkd.data.upload import show
+    from clinkd.data.images.upload import show
 
     shown = show(content, frame, window, _caps(limits), grey)
     about: dict[str, Any] = {
@@ -191,7 +191,7 @@ def _show(
 
 
 def _caps(limits: ServerLimits) -> FileLimits:
-    from clinkd.data.limits import UPLOADS
+    from clinkd.data.images.limits import UPLOADS
 
     return replace(UPLOADS, pixels=limits.pixels, frames=limits.frames)
 

@@ -23,7 +23,7 @@ from clinkd.serving.options import AnswerOptions
 
 if TYPE_CHECKING:
     from clinkd.config import AnswerConfig
-    from clinkd.pipeline.asking import Answer, Answerer, Question
+    from clinkd.workflows.ask import Answer, Answerer, Question
 
 DRAFT_SECONDS = 0.05  # at most so often a reader is shown what is being written
 _NEWS = 0.2  # weight of the newest batch in the mean time of one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clinkd.data.limits import UPLOADS
+from clinkd.data.images.limits import UPLOADS
 
 NOTICE = "Research use only, not for clinical decisions."
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from clinkd.pipeline.reviewing import Review
 from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, find
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.limits import ServerLimits
+from clinkd.workflows.review import Review
 
 if TYPE_CHECKING:
-    from clinkd.pipeline.asking import Answerer
+    from clinkd.workflows.ask import Answerer
 
 TOKEN_VARIABLE = "CLINKD_TOKEN"
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
@@ -122,7 +122,7 @@ def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: st
     from clinkd.serving.engine import Engine
 
     def opened() -> Answerer:
-        from clinkd.pipeline.asking import Answerer
+        from clinkd.workflows.ask import Answerer
 
         return Answerer.of_run(run) if run else Answerer.of_folder(Path(wanted or ""))
 

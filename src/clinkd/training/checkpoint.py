@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.config import FitConfig
 from clinkd.records import BadInput
 from clinkd.settings import complete, differences
@@ -57,7 +57,7 @@ def save_checkpoint(
     Raises BadInput on a full disk, after making room again; the checkpoints before it stay.
     """
     weights, states = gather_full(_trained(model).items()), gather_full(_flat(optimizers).items())
-    if not crew.is_main():
+    if not distributed.is_main():
         return
     final = folder / f"step-{step:07d}"
     draft = folder / f".{final.name}.part"

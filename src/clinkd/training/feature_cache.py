@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clinkd.model import VisionLanguageModel
+from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import BadInput, ImageRef
 from clinkd.storage import Advance, folder_bytes, free_bytes, spell_bytes
 from clinkd.training.tensor_store import Filled, TensorStore, finished

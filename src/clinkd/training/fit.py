@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.config import FitConfig
-from clinkd.model import Labelled
+from clinkd.model.encode import Labelled
 from clinkd.objectives import Objective
 from clinkd.records import BadInput, Sample
 from clinkd.storage import progress
@@ -38,11 +38,11 @@ SAVING_SHARE = 0.05  # of the time, at most, where checkpoints are large
 class FitRun:
     """Where a training runs, and as what.
 
-    `folder` gets its checkpoints and its log. `schedule_part` (k, n): this is part k, from 0, of n equal parts of one
-    learning-rate curve, as the rounds of reflection are. Several processes (`clinkd.crew`) each take their part of
-    every window. `shard`: they also share the weights, and afterwards the main one alone has them, on the CPU; without
-    it each has all. `trackers` of accelerate ("wandb", "mlflow") get the figures, too, each attempt as a run of its
-    own.
+    `folder` gets its checkpoints and its log. `schedule_part` (k, n): this is part k, from 0, of n equal parts of
+    one learning-rate curve, as the rounds of reflection are. Several processes (`clinkd.distributed`) each take
+    their part of every window. `shard`: they also share the weights, and afterwards the main one alone has them, on
+    the CPU; without it each has all. `trackers` of accelerate ("wandb", "mlflow") get the figures, too, each
+    attempt as a run of its own.
     """
 
     folder: Path
@@ -123,7 +123,7 @@ def _take_steps(
         for number, batches in zip(range(first, num_steps), encode_ahead(thread, step.model, windows), strict=True):
             window = _count(step, batches, stop.asked, state.is_due())
             state.save_or_stop(stop, window.stops, window.saves)
-            torch.manual_seed(step_seed(run.seed, number, crew.rank()))
+            torch.manual_seed(step_seed(run.seed, number, distributed.rank()))
             set_learning_rate(step.optimizers, share_of_peak((part + number / num_steps) / parts, config))
             losses = step.update(batches, window.tokens)
             if not math.isfinite(losses["loss"]):
@@ -183,7 +183,7 @@ class TrainingState:
 
     def is_due(self) -> bool:
         """Whether the main process finds it time to save."""
-        return crew.is_main() and time.monotonic() - self.saved_at > self.wait
+        return distributed.is_main() and time.monotonic() - self.saved_at > self.wait
 
     def save_or_stop(self, stop: Stop, stops: int, saves: int) -> None:
         """Save, and hand the signal on, where any process wants it: they must save and stop at the same step."""

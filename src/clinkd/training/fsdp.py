@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from clinkd import crew
+from clinkd import distributed
 
 
 def shard_module(module: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> nn.Module:
@@ -42,7 +42,7 @@ def gather_full(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     full_tensors: dict[str, Tensor] = {}
     for name, tensor in tensors:
         full = full_tensor(tensor.detach())
-        if crew.is_main():
+        if distributed.is_main():
             full_tensors[name] = (full.cpu() if isinstance(tensor, DTensor) else full).contiguous()
     return full_tensors
 
@@ -64,6 +64,6 @@ def unshard_model(model: nn.Module) -> None:
                 continue
             if part not in parameters:  # a tied one stays one
                 full = full_tensor(part.detach())
-                full = full.cpu() if crew.is_main() else full.to("meta")
+                full = full.cpu() if distributed.is_main() else full.to("meta")
                 parameters[part] = nn.Parameter(full, requires_grad=part.requires_grad)
             module.register_parameter(name, parameters[part])

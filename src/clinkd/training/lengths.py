@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.config import FitConfig
-from clinkd.model import TokenCount, rows_of
+from clinkd.model.encode import TokenCount, rows_of
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines
 from clinkd.training.teachers import Learner
@@ -77,7 +77,7 @@ def _split(row: list[Sample], lengths: dict[str, TokenCount], most: int) -> list
 
 
 def _list(folder: Path, long: Sequence[Sample], lengths: dict[str, TokenCount], config: FitConfig) -> None:
-    if not crew.is_main():
+    if not distributed.is_main():
         return
     (folder / LISTED).unlink(missing_ok=True)
     with JsonLines(folder / LISTED) as lines:

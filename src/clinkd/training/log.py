@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.model.flops import peak_flops
 from clinkd.storage import JsonLines
 
@@ -81,7 +81,7 @@ class TrainingLog:
     """Figures by step, as JSON lines and for TensorBoard. A resumed run writes its repeated steps again."""
 
     def __init__(self, folder: Path, first: int) -> None:
-        self.main = crew.is_main()
+        self.main = distributed.is_main()
         self.start = time.monotonic()
         self.lines = JsonLines(folder / "log.jsonl")
         self.board: Any = None

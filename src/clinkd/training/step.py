@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from clinkd import crew
+from clinkd import distributed
 from clinkd.config import FitConfig
-from clinkd.model import Labelled
+from clinkd.model.encode import Labelled
 from clinkd.model.flops import training_operations
 from clinkd.objectives import Loss, Objective
 from clinkd.records import Sample
@@ -82,7 +82,7 @@ class TrainStep:
         """
         if self.grouped:
             rows = sorted(rows, key=self._length)
-        mine = rows[crew.rank() :: self.processes]
+        mine = rows[distributed.rank() :: self.processes]
         size = len(mine) // self.accumulate
         parts = [mine[k * size : (k + 1) * size] for k in range(self.accumulate)]
         return [part[thread :: self.threads.number] for part in parts for thread in range(self.threads.number)]

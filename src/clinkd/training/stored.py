@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clinkd.model import Batch, VisionLanguageModel, rows_of, template_identity
+from clinkd.model.encode import Batch, rows_of, template_identity
 from clinkd.model.flops import logits
+from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import Samples, States
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Advance, sha256_file

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 import torch
 
-from clinkd.model import Batch, Sight, VisionLanguageModel
+from clinkd.model.encode import Batch
+from clinkd.model.vision import Sight
+from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import Samples, States
 from clinkd.records import BadInput
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from clinkd.config import FitConfig
-from clinkd.model import Labelled
+from clinkd.model.encode import Labelled
 from clinkd.records import Sample
 from clinkd.training.teachers import Learner
 

@@ -13,8 +13,8 @@ from PIL import Image
 from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
+from clinkd.data.images.limits import MAX_PIXELS, Limits
 from clinkd.data.images.plain import Plain, opened
-from clinkd.data.limits import MAX_PIXELS, Limits
 from clinkd.records import BadInput, ImageRef
 
 __all__ = [

@@ -34,8 +34,8 @@ from clinkd.data.images.dicom_grey import colours, grey_frame, grey_of, hounsfie
 from clinkd.data.images.dicom_header import CONVERT, GREY, WHOLE, Header, decoder_of, modality_of, natural, opened, term
 from clinkd.data.images.grey import Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
+from clinkd.data.images.limits import ON_DISK, Limits
 from clinkd.data.images.plain import scans_of
-from clinkd.data.limits import ON_DISK, Limits
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import File, reading
-from clinkd.data.limits import ON_DISK, Limits
+from clinkd.data.images.limits import ON_DISK, Limits
 from clinkd.records import BadInput, Modality
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image
 
 from clinkd.data.images.grey import GreyFrame
-from clinkd.data.limits import ON_DISK, Limits
+from clinkd.data.images.limits import ON_DISK, Limits
 from clinkd.records import BadInput, Modality
 
 File = Path | BinaryIO  # on disk, or bytes in memory

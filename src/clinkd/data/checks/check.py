@@ -1,0 +1,458 @@
+"""Is a data set fit to learn from: every row read and compared with the others, every image opened once.
+
+Rows stream through; what is kept of them is a few bytes each, so that 270,000 rows are checked in little memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import zlib
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.data import sides
+from clinkd.data.checks.guessability import median_hits
+from clinkd.data.checks.lengths import Counting, Estimate
+from clinkd.data.checks.near import Look, alike, examine
+from clinkd.data.readers import forms
+from clinkd.data.readers.rows import Entry, Kind, Problem, short
+from clinkd.data.readers.source import Source
+from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
+from clinkd.storage import progress, replacing
+
+T = TypeVar("T")
+_BATCH = 256  # rows between two moves of a bar
+_SPLITS: tuple[Split | None, ...] = (None, "train", "validation", "test")
+_ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
+QUARANTINE = "quarantine"  # what every line of such a file says of itself
+EXAMPLES = 2  # of each task and modality
+FEW_BOXES = 30  # below this many the frame of a file's boxes cannot be doubted
+CORNER = 0.105  # of the image: where all boxes of a file lie in it, they are in hundredths, or in fractions
+LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # upper ends of the histogram's bins
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is looked at beside the rows themselves. `allow`: kinds of problem that are told but do not count as bad."""
+
+    max_length: int | None = None
+    tokens: Counting = field(default_factory=Estimate)
+    allow: frozenset[Kind] = frozenset()
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read cannot be let through
+        if unknown := sorted(self.allow - set(legal)):
+            raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted")
+        if self.workers < 1:
+            raise BadInput(f"--workers {self.workers}: 1 or more are wanted")
+
+
+@dataclass(frozen=True)
+class ClassBoxes:
+    """Every different box of a class, [N, 4] in fractions: x1, y1, x2, y2."""
+
+    modality: Modality
+    name: str
+    box_N4: NDArray[np.float64]
+
+    @property
+    def guessed(self) -> float:
+        """Share 0..1 of the boxes that the median of the others meets at IoU >= 0.5: no image needed."""
+        return median_hits(self.box_N4)
+
+
+@dataclass
+class Findings:
+    """What a check found. `rows` counts all rows, good or bad; `told` what was left out or changed, by reason."""
+
+    rows: int = 0
+    samples: int = 0
+    images: int = 0
+    root: Path | None = None  # that images were opened from; None: they were not
+    bad: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    told: Counter[str] = field(default_factory=Counter)
+    turns: Counter[tuple[str, Modality, Task]] = field(default_factory=Counter)  # by split ("-": none)
+    groups: Counter[str] = field(default_factory=Counter)  # groups by split
+    classes: list[ClassBoxes] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=lambda: [0] * (len(LENGTHS) + 1))  # by LENGTHS, the last one beyond
+    longest: int = 0
+    counted: str = ""
+    examples: list[Sample] = field(default_factory=list)  # a few of each task and modality, the same every time
+    quarantined: int = 0
+    joined: list[tuple[str, str]] = field(default_factory=list)  # groups of images that look the same
+    between: dict[tuple[str, int], Problem] = field(
+        default_factory=dict
+    )  # by file and row, where the row itself is fine
+
+    @property
+    def clean(self) -> bool:
+        return not self.bad
+
+    @property
+    def bad_rows(self) -> int:
+        return len({(p.file, p.row) for p in self.bad})
+
+    def by_task_and_modality(self) -> dict[str, dict[str, int]]:
+        """Questions of the good rows."""
+        counts = {t: {m: sum(self.turns[s, m, t] for s in self.splits) for m in Modality} for t in Task}
+        return {t.value: {m.value: n for m, n in by.items() if n} for t, by in counts.items() if any(by.values())}
+
+    @property
+    def splits(self) -> list[str]:
+        return [s for s in ("train", "validation", "test", "-") if any(key[0] == s for key in self.turns)]
+
+    def count(self, split: Split | None, modality: str, task: str) -> None:
+        """One question more."""
+        self.turns[split or "-", Modality(modality), Task(task)] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "bad": [p.to_json() for p in self.bad],
+            "quarantined": self.quarantined,
+            "by_task_and_modality": self.by_task_and_modality(),
+            "samples": self.samples,
+            "images": self.images,
+            "images_opened": self.root is not None,
+            "warnings": [p.to_json() for p in self.warnings],
+            "left_out": dict(self.told),
+            "splits": {s: {"groups": self.groups[s], "questions": self._questions(s)} for s in self.splits},
+            "tokens": {
+                "how": self.counted,
+                "longest": self.longest,
+                "up_to": {str(end): int(n) for end, n in zip((*LENGTHS, "more"), self.lengths, strict=True) if n},
+            },
+            "guessed_without_looking": [
+                {"modality": c.modality.value, "name": c.name, "boxes": len(c.box_N4), "share": round(c.guessed, 4)}
+                for c in self.classes
+            ],
+        }
+
+    def _questions(self, split: str) -> int:
+        return sum(n for key, n in self.turns.items() if key[0] == split)
+
+
+def _named(split: int) -> str:
+    return _SPLITS[split] or "no split"
+
+
+class Checker:
+    """Takes entries one by one, then says what was found. `root`: that images are opened from; None leaves them."""
+
+    def __init__(self, checks: Checks, root: Path | None) -> None:
+        self.checks = checks
+        self.found = Findings(root=root, counted=checks.tokens.how)
+        self._opening = root is not None
+        self._files: dict[str, int] = {}
+        self._row_file, self._row = array("I"), array("I")  # of each entry with samples
+        self._ids: dict[int, int] = {}  # hash -> entry
+        self._said: dict[int, int] = {}
+        self._groups: dict[str, int] = {}
+        self._group_split, self._group_entry = array("B"), array("I")  # of its first entry
+        self._images: dict[int, int] = {}  # hash of the path -> number
+        self._image_split, self._image_group, self._image_entry = array("B"), array("I"), array("I")
+        self._refs: list[ImageRef] = []  # of every image, where they are to be opened
+        self._image_id: list[str] = []  # of the first sample of each of them
+        self._uses = array("I")  # entry, image, entry, image ...; likewise
+        self._class: dict[tuple[Modality, str], int] = {}
+        self._box, self._box_class = array("d"), array("I")
+        self._box_image, self._box_file = array("I"), array("I")
+        self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
+        self._spoiled: set[int] = set()  # entries that looked good until their images were opened
+
+    def see(self, entry: Entry) -> Problem | None:
+        """Look at one row; what is wrong with it is kept and given back. Problems between images come with `close`."""
+        found = self.found
+        found.rows += 1
+        problem = entry.problem or self._between(entry)
+        if problem is not None:
+            if entry.problem is None:
+                found.between[problem.file, problem.row] = problem
+            found.bad.append(problem)
+            return problem
+        for sample in entry.samples:
+            self._count(sample)
+        return None
+
+    def _note(self, problem: Problem) -> bool:
+        """Whether it counts as bad."""
+        allowed = problem.kind in self.checks.allow
+        (self.found.warnings if allowed else self.found.bad).append(problem)
+        return not allowed
+
+    def _between(self, entry: Entry) -> Problem | None:
+        """The first thing wrong between a row and those before it."""
+        number = len(self._row)
+        file = self._files.setdefault(entry.file, len(self._files))
+        ids: list[int] = []
+        said: list[int] = []
+        for sample in entry.samples:
+            for kind, where, value, why in self._faults(sample, ids, said):
+                problem = Problem(entry.file, entry.row, short(sample.id), where, short(value), why, kind)
+                if kind not in self.checks.allow:
+                    return problem
+                self.found.warnings.append(problem)
+        if not entry.samples and not entry.images:
+            return None
+        self._row_file.append(file)
+        self._row.append(entry.row)
+        self._ids.update(dict.fromkeys(ids, number))
+        self._said.update(dict.fromkeys(said, number))
+        for sample in entry.samples:
+            self._remember(sample.group, sample.split, sample.images, number, sample.id)
+        self._remember(entry.group, None, entry.images, number, entry.images[0].path if entry.images else "")
+        return None
+
+    def _faults(self, sample: Sample, ids: list[int], said: list[int]) -> Iterator[tuple[Kind, str, Any, str]]:
+        """Kind, field, value and reason of everything wrong between a sample and what was seen before."""
+        key = hash(sample.id)
+        if key in self._ids or key in ids:
+            yield "duplicate", "id", sample.id, f"already used {self._where(self._ids.get(key))}; give each its own"
+        ids.append(key)
+        image = sample.images[-1].path if sample.images else ""
+        for turn in sample.turns:
+            key = hash((image, turn.question, turn.answer))
+            if key in self._said or key in said:
+                why = f"the same question and answer of this image stand {self._where(self._said.get(key))}; remove one"
+                yield "duplicate", "question", turn.question.text, why
+            said.append(key)
+            for name, text in (("question", turn.question), ("answer", turn.answer)):
+                if not text.text.strip():
+                    yield "row", name, text.text, "empty; fill it in, or remove the turn"
+        yield from self._torn(sample)
+        if (clash := sides.contradiction(sample)) is not None:
+            yield "side", "answer", sample.answer.text, clash
+        length = self.checks.tokens(sample)
+        self.found.lengths[bisect_left(LENGTHS, length)] += 1
+        self.found.longest = max(self.found.longest, length)
+        if self.checks.max_length is not None and length > self.checks.max_length:
+            limit = f"max_length={self.checks.max_length} tokens ({self.checks.tokens.how})"
+            yield "length", "tokens", length, f"more than {limit}; raise it, or split the row"
+
+    def _torn(self, sample: Sample) -> Iterator[tuple[Kind, str, Any, str]]:
+        """A group or image on two sides of a split, or an image in two groups."""
+        here = _SPLITS.index(sample.split)
+        group = self._groups.get(sample.group)
+        if group is not None and self._group_split[group] != here:
+            there = f"{_named(self._group_split[group])} {self._where(self._group_entry[group])}"
+            yield "split", "group", sample.group, f"the group is in {there} and in {_named(here)} here; {_ONE_SIDE}"
+        for ref in sample.images:
+            at = self._images.get(hash(ref.path))
+            if at is None:
+                continue
+            if self._image_split[at] != here:
+                there = f"{_named(self._image_split[at])} {self._where(self._image_entry[at])}"
+                yield "split", "image", ref.path, f"the image is in {there} and in {_named(here)} here; {_ONE_SIDE}"
+            elif self._image_group[at] != group:
+                why = f"the image belongs to {self._group_name(at)} {self._where(self._image_entry[at])}"
+                yield "split", "group", sample.group, f"{why}; an image has one patient"
+
+    def _where(self, entry: int | None) -> str:
+        if entry is None:
+            return "earlier in this row"
+        of = f" of {Path(self._file(entry)).name}" if len(self._files) > 1 else ""
+        return f"in row {self._row[entry]}{of}"
+
+    def _file(self, entry: int) -> str:
+        return next(itertools.islice(self._files, self._row_file[entry], None))
+
+    def _group_name(self, image: int) -> str:
+        return next(itertools.islice(self._groups, self._image_group[image], None))
+
+    def _remember(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
+        if not images:
+            return
+        split = _SPLITS.index(of)
+        group = self._groups.setdefault(name, len(self._groups))
+        if group == len(self._group_entry):
+            self._group_split.append(split)
+            self._group_entry.append(entry)
+        for image in images:
+            at = self._number(image)
+            if at == len(self._image_entry):
+                self._image_split.append(split)
+                self._image_group.append(group)
+                self._image_entry.append(entry)
+                if self._opening:
+                    self._refs.append(image)
+                    self._image_id.append(sample)
+            if self._opening:
+                self._uses.extend((entry, at))
+
+    def _number(self, image: ImageRef) -> int:
+        """Of a picture: a DICOM in another window than before is another one, though the same image for splits."""
+        new = len(self._image_entry)
+        at = self._images.setdefault(hash(image.path), new)
+        if image.window is None:
+            return at
+        return self._images.setdefault(hash((image.path, image.window)), new if at != new else at)
+
+    def _count(self, sample: Sample) -> None:
+        self.found.samples += 1
+        self._maybe_example(sample)
+        for turn in sample.turns:
+            self.found.turns[sample.split or "-", sample.modality, turn.task] += 1
+        boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
+        if not boxes:
+            return
+        name = sample.names[0] if len(sample.names) == 1 else ""
+        kind = self._class.setdefault((sample.modality, name), len(self._class))
+        image = self._images[hash(sample.images[-1].path)]
+        for box in boxes:
+            self._box.extend((box.x1, box.y1, box.x2, box.y2))
+            self._box_class.append(kind)
+            self._box_image.append(image)
+            self._box_file.append(self._row_file[-1])
+
+    def _maybe_example(self, sample: Sample) -> None:
+        """Keep those whose ids have the least checksums."""
+        kept = self._examples.setdefault((sample.task, sample.modality), [])
+        lot = zlib.crc32(sample.id.encode())
+        if len(kept) == EXAMPLES and lot >= kept[-1][0]:
+            return
+        kept.append((lot, sample))
+        kept.sort(key=lambda e: e[0])
+        del kept[EXAMPLES:]
+
+    # ---- once all rows were seen ------------------------------------------------------------------------------------
+
+    def close(self) -> Findings:
+        """Open the images and compare them, if that was asked for, and count up."""
+        found = self.found
+        found.images = len(self._image_entry)
+        self._frames()
+        if found.root is not None:
+            self._compare(self._open(found.root))
+        found.groups.update(_SPLITS[split] or "-" for split in self._group_split)
+        found.classes = self._classes()
+        found.examples = [sample for kept in self._examples.values() for _, sample in kept]
+        found.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
+        return found
+
+    def _frames(self) -> None:
+        """Boxes that all lie in one corner are in another frame than was declared."""
+        box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
+        for name, at in self._files.items():
+            mine = box_N4[np.frombuffer(self._box_file, np.uint32) == at]
+            if len(mine) >= FEW_BOXES and mine.max() <= CORNER:
+                value = f"largest coordinate {mine.max():.4g} of the image in {len(mine)} boxes"
+                why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
+                why += "of another size; name their frame with --boxes, or scale them"
+                self._note(Problem(name, 0, "?", "boxes", value, why, "frame"))
+
+    def _open(self, root: Path) -> list[Look]:
+        looks: list[Look] = []
+        if not self._refs:
+            return looks
+        with progress(len(self._refs), "open images", "images") as advance:
+            for look in examine(root, self._refs, self.checks.workers):
+                looks.append(look)
+                advance()
+        uses_P2 = np.frombuffer(self._uses, np.uint32).reshape(-1, 2)
+        for at, look in enumerate(looks):
+            if look.why is not None:
+                for entry in uses_P2[uses_P2[:, 1] == at, 0]:
+                    self._spoil(int(entry), at, look.why, "row")
+            elif look.flat:
+                self.found.told["images of one colour all over"] += 1
+        return looks
+
+    def _compare(self, looks: Sequence[Look]) -> None:
+        for pair in alike(looks, self._image_group, self._image_split):
+            one, two = (self._group_name(i) for i in pair)
+            splits = [self._image_split[i] for i in pair]
+            other = self._refs[pair.first].path
+            entry = self._image_entry[pair.second]
+            where = self._where(self._image_entry[pair.first])
+            if splits[0] != splits[1]:
+                why = f"looks the same as {other} {where}, which is in {_named(splits[0])}; keep one of them"
+                self._spoil(entry, pair.second, why, "near-duplicate")
+            else:
+                self.found.joined.append((one, two))
+                why = f"looks the same as {other} {where}, of another patient or image; splits keep the two together"
+                self.found.warnings.append(self._problem(entry, pair.second, why, "near-duplicate"))
+
+    def _spoil(self, entry: int, image: int, why: str, kind: Kind) -> None:
+        if entry in self._spoiled:
+            return
+        problem = self._problem(entry, image, why, kind)
+        if self._note(problem):
+            self._spoiled.add(entry)
+            self.found.between[problem.file, problem.row] = problem
+
+    def _problem(self, entry: int, image: int, why: str, kind: Kind) -> Problem:
+        name = short(self._image_id[image])
+        return Problem(self._file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind)
+
+    def _classes(self) -> list[ClassBoxes]:
+        """The boxes of each class; one that is asked for and asked about counts once."""
+        if not self._box:
+            return []
+        box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
+        kind_N = np.frombuffer(self._box_class, np.uint32)
+        image_N = np.frombuffer(self._box_image, np.uint32)
+        _, first = np.unique(np.column_stack([kind_N, image_N, np.round(box_N4, 6)]), axis=0, return_index=True)
+        first = np.sort(first)
+        box_N4, kind_N = box_N4[first], kind_N[first]
+        made = [
+            ClassBoxes(m, name or "(several or no names)", box_N4[kind_N == k]) for (m, name), k in self._class.items()
+        ]
+        return sorted(made, key=lambda c: (list(Modality).index(c.modality), -len(c.box_N4), c.name))
+
+
+def check(source: Source, checks: Checks) -> Findings:
+    """Read and check one source whole. Raises BadInput where it cannot be read at all."""
+    checker = Checker(checks, source.root if source.open_images else None)
+    for entry in counted(forms.read(source, checker.found.told), "read rows", "rows"):
+        checker.see(entry)
+    return checker.close()
+
+
+def counted(things: Iterable[T], title: str, unit: str) -> Iterator[T]:
+    """The same things, while a bar counts them."""
+    with progress(None, title, unit) as advance:
+        done = 0
+        for done, thing in enumerate(things, start=1):
+            yield thing
+            if done % _BATCH == 0:
+                advance(_BATCH)
+        advance(done % _BATCH)
+
+
+def named(problems: Sequence[Problem], most: int) -> Iterator[str]:
+    """The first of the problems in words, and how many there are by reason."""
+    yield from (str(p) for p in problems[:most])
+    if len(problems) > most:
+        kinds: Mapping[str, int] = Counter(p.kind for p in problems[most:])
+        yield f"and {len(problems) - most} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
+
+
+def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
+    """Write every bad row to `file`, one JSON object a line with the row as it was and what is wrong; their number.
+
+    With them go good rows that were left out because of a bad one. The sources are read once more, so that no row had
+    to be kept in memory; they themselves stay as they are.
+    """
+    found.quarantined = 0
+    entries = (e for source in (sources if found.bad else ()) for e in forms.read(source, Counter()))
+    with replacing(file) as lines:
+        for entry in entries:
+            problem = entry.problem or found.between.get((entry.file, entry.row))
+            if problem is None and not entry.left_out:
+                continue
+            told = problem.to_json() if problem else {"file": entry.file, "row": entry.row, "reason": entry.left_out}
+            line = json.dumps({"clinkd": QUARANTINE, **told, "raw": entry.raw}, ensure_ascii=False, default=str)
+            lines.write(f"{line}\n".encode(errors="backslashreplace"))
+            found.quarantined += 1
+    return found.quarantined

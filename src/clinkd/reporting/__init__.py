@@ -1,0 +1,17 @@
+"""Tables, figures, pages and one comparison. Starts without torch."""
+
+__all__ = [
+    "ablation",
+    "browse",
+    "cases",
+    "compare",
+    "figures",
+    "gallery",
+    "printed",
+    "report",
+    "strict",
+    "survey",
+    "systems",
+    "tables",
+    "viewer",
+]

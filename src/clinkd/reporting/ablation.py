@@ -1,0 +1,197 @@
+"""Runs that differ by one change each, over seeds: scores by row, and what each change did, as tables and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clinkd.experiments import Row
+from clinkd.records import Score, Table, Task
+from clinkd.reporting.compare import Paired, Pooled, over_seeds, pooled
+from clinkd.reporting.printed import PRINTED
+from clinkd.reporting.tables import AVERAGED, Board, as_cell, mean_of_all, signed
+from clinkd.scoring.metrics import HEADLINE, shown_in
+from clinkd.scoring.score import MODEL, spelled
+
+AVERAGE = "Average of four"
+Column = tuple[Task, str] | None  # None is the average of four
+
+
+class Finished(NamedTuple):
+    """A finished run of a row. Student steps are those after the base; `passes` counts what was computed for them and
+    for the teacher, in forward passes over the training data (a trained one is three)."""
+
+    row: str
+    seed: int
+    scores: Sequence[Score]
+    steps: int
+    passes: float
+
+
+class Grid:
+    """Finished runs by row and seed."""
+
+    def __init__(self, rows: Mapping[str, Row], runs: Sequence[Finished]) -> None:
+        self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
+        self._runs = {(r.row, r.seed): r for r in runs}
+        self._boards = {key: Board(r.scores) for key, r in self._runs.items()}
+
+    def seeds(self, row: str) -> list[int]:
+        return sorted(s for r, s in self._runs if r == row)
+
+    def columns(self) -> list[Column]:
+        """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
+        wanted: list[Column] = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *shown_in("ablation", t)))]
+        return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
+
+    def value(self, row: str, seed: int, column: Column) -> float | None:
+        """x100; None where it was not computed."""
+        board = self._boards[row, seed]
+        if column is not None:
+            return board.value(MODEL, *column)
+        return mean_of_all([board.value(MODEL, t, HEADLINE[t]) for t in AVERAGED])
+
+    def blind(self, row: str, column: Column) -> float | None:
+        """The mean over seeds of the best image-blind twins; None where no seed has one."""
+        boards = [self._boards[row, s] for s in self.seeds(row)] if column else []
+        return mean_of_all([best[1] for board in boards if column and (best := board.blind(*column))])
+
+    def pooled(self, row: str, column: Column) -> Pooled | None:
+        """Over the seeds in which it was computed."""
+        values = [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
+        return pooled(values) if values else None
+
+    def paired(self, row: str, column: Column) -> Paired | None:
+        """The row against the one it is told against, over the seeds that both have; None without one."""
+        against = self.rows[row].against
+        if against not in self.rows:
+            return None
+        both = [s for s in self.seeds(row) if s in self.seeds(against)]
+        pairs = [(self.value(row, s, column), self.value(against, s, column)) for s in both]
+        computed = [(a, b) for a, b in pairs if a is not None and b is not None]
+        return over_seeds(*zip(*computed, strict=True)) if computed else None
+
+    def runs(self, row: str) -> list[Finished]:
+        return [self._runs[row, s] for s in self.seeds(row)]
+
+
+def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Table]:
+    """For each titled group of rows its scores and its differences; then the paper's changes beside ours.
+
+    Rows without a finished run are left out.
+    """
+    tables = []
+    for title, names in groups.items():
+        there = [n for n in names if n in grid.rows]
+        if there:
+            tables.append(_scores(grid, title, there))
+        if told := [n for n in there if grid.rows[n].against in grid.rows]:
+            tables.append(_differences(grid, title, told))
+    printed = [n for n in grid.rows if grid.rows[n].printed and n != "bird"]
+    return [*tables, *([_beside_the_paper(grid, printed)] if printed and "bird" in grid.rows else [])]
+
+
+def ablation_json(grid: Grid) -> dict[str, Any]:
+    """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row it is told
+    against; x100."""
+    return {
+        name: {
+            "title": row.title,
+            "change": row.change,
+            "against": row.against,
+            "seeds": grid.seeds(name),
+            "steps": [r.steps for r in grid.runs(name)],
+            "passes": [round(r.passes, 3) for r in grid.runs(name)],
+            "scores": {
+                _title(column): {
+                    "mean": pool.mean,
+                    "interval": pool.interval,
+                    "by_seed": {s: grid.value(name, s, column) for s in grid.seeds(name)},
+                    "difference": (gain := grid.paired(name, column)) and gain._asdict(),
+                }
+                for column in grid.columns()
+                if (pool := grid.pooled(name, column))
+            },
+        }
+        for name, row in grid.rows.items()
+    }
+
+
+def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
+    columns, lines = grid.columns(), []
+    for name in names:
+        runs, pools = grid.runs(name), [grid.pooled(name, c) for c in columns]
+        work = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
+        lines.append((grid.rows[name].title, str(len(runs)), *(as_cell(p and p.mean) for p in pools), *work))
+        if any(p and p.interval for p in pools):
+            lines.append(("  95 % over seeds", "", *(spelled(p and p.interval) for p in pools), "", ""))
+    lines.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
+    heads = ("", "Seeds", *map(_title, columns), "Steps", "Passes")
+    notes = (
+        *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
+        f"The blind twin is of {grid.rows[names[0]].title}, the best in each column.",
+        "x100, strict mode, mean over seeds of the mean over modalities; each seed draws weights and order anew, and "
+        "phantoms too. What was answered, so after selection where a row has one.",
+        "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "
+        "passes over the training data for student and teacher together, a trained pass counted as three.",
+    )
+    return Table(title, heads, tuple(lines), notes)
+
+
+def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
+    columns, intervals = grid.columns(), 0
+    lines: list[tuple[str, ...]] = []
+    words: list[str] = []
+    for name in names:
+        row = grid.rows[name]
+        gains = [grid.paired(name, c) for c in columns]
+        intervals += sum(g is not None and g.interval is not None for g in gains)
+        assert row.against
+        what = f"{row.title} - {grid.rows[row.against].title}"
+        words.append(_verdict(what, list(zip(columns, gains, strict=True))))
+        lines.append((what, *(signed(g and g.mean) for g in gains)))
+        lines.append(("  95 %", *(spelled(g and g.interval, "+") for g in gains)))
+        lines.append(("  smallest that would be seen", *(as_cell(g and g.smallest) for g in gains)))
+    by_chance = max(1, round(intervals / 20)) if intervals else 0
+    notes = (
+        *words,
+        "Pairs of runs with the same seed; Student's intervals over the seeds. Smallest: the true difference that as "
+        "many seeds of this spread would tell from 0 four times in five.",
+        f"{intervals} intervals: about {by_chance} of them leave out 0 by chance alone.",
+    )
+    return Table(f"{title}: differences", ("", *map(_title, columns)), tuple(lines), notes)
+
+
+def _verdict(what: str, gains: Sequence[tuple[Column, Paired | None]]) -> str:
+    known = [(c, g) for c, g in gains if g is not None and g.interval is not None]
+    if not known:
+        return f"{what}: one seed tells no difference from chance."
+    parts = []
+    for words, sign in (("better in", 1), ("worse in", -1)):
+        certain = [f"{_title(c)} {g.mean:+.1f}" for c, g in known if g.certain and g.mean * sign > 0]
+        parts += [f"{words} {', '.join(certain)}"] if certain else []
+    if not all(g.certain for _, g in known):
+        parts.append("no difference seen in the rest" if parts else "no difference seen")
+    return f"{what}: {'; '.join(parts)}."
+
+
+def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
+    """What each change added to BiRD: in the paper, and here. The data differ, so only signs and sizes compare."""
+    columns: list[Column] = [(t, HEADLINE[t]) for t in AVERAGED]
+    lines = []
+    for name in names:
+        printed = grid.rows[name].printed
+        assert printed
+        theirs = [a - b for a, b in zip(PRINTED[printed][:4], PRINTED["BiRD"][:4], strict=True)]
+        ours = [(gain := grid.paired(name, c)) and gain.mean for c in columns]
+        lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(signed, ours)))
+    heads = ("Above BiRD", *(f"Paper {t.value}" for t in AVERAGED), *(f"Ours {t.value}" for t in AVERAGED))
+    notes = (
+        "Paper: differences of its printed Table 2 (Med-GRIT-270k, Qwen-VL, the official scripts, one run each, no "
+        "intervals). Ours: this page's data and model, strict mode. Other data and another model: only signs compare.",
+    )
+    return Table("The paper's changes beside ours", heads, tuple(lines), notes)
+
+
+def _title(column: Column) -> str:
+    return f"{column[0].value} {column[1]}" if column else AVERAGE

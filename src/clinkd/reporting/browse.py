@@ -1,0 +1,274 @@
+"""Every answered question as data for the page's script, within a size that can be mailed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clinkd.data.images import open_image
+from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
+from clinkd.reporting import viewer
+from clinkd.reporting.tables import TITLES
+from clinkd.reporting.viewer.shot import Picture
+from clinkd.scoring.metrics import HEADLINE, shown_in
+from clinkd.storage import progress
+
+PAGE_BYTES = 24_000_000  # of the whole page, at most
+_TEXT_BYTES = 9_000_000  # of these, what is said about the pictures
+_REST_BYTES = 1_500_000  # of these, tables, charts and corrections
+MOST = 6_000  # questions that are looked at for a page at all
+_LADDER = ((448, 82), (384, 80), (320, 78), (288, 74), (256, 70), (224, 66), (192, 62), (160, 58))  # pixels, quality
+_TRIED = 24  # pictures from which the size of all is foretold
+_SPARE = 1.06  # and how much more they may take
+Shown = Callable[[str], str]
+
+
+class Answered(NamedTuple):
+    """A question of a test set with its answer: its number there from 1, whether it is right (None: not judged), and
+    the figures of this one answer by metric, 0..1."""
+
+    number: int
+    sample: Sample
+    prediction: Prediction
+    right: bool | None
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Browsed:
+    """What of it is on a page: its data for the script, the pictures by image, and what was left out or reduced."""
+
+    data: dict[str, Any]
+    answered: Sequence[Answered]
+    pictures: Mapping[ImageRef, Picture]
+    notes: Sequence[str]
+
+
+def spread(answered: Sequence[Answered], most: int) -> list[Answered]:
+    """Not more than `most`, as even over tasks and modalities as they can be, and evenly from each, in their order."""
+    piles: dict[tuple[Task, Modality], list[Answered]] = defaultdict(list)
+    for item in answered:
+        piles[item.sample.task, item.sample.modality].append(item)
+    kept: list[Answered] = []
+    left = most
+    for place, pile in enumerate(sorted(piles.values(), key=len)):  # what a small one leaves, the others share
+        count = min(len(pile), left // (len(piles) - place))
+        kept += [pile[k * len(pile) // count] for k in range(count)]
+        left -= count
+    return sorted(kept, key=lambda item: item.number)
+
+
+def browse(answered: Sequence[Answered], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES) -> Browsed:
+    """As many of the questions as a page of so many bytes holds, with pictures as large as that leaves room for.
+
+    Every text passes `shown`. Raises BadInput on an unreadable image.
+    """
+    told = _told(spread(answered, MOST), shown)
+    kept = _within(told, min(_TEXT_BYTES, most_bytes // 2))
+    room = most_bytes - _REST_BYTES - sum(told[item.number].size for item in kept)
+    images = list(dict.fromkeys(item.sample.images[0] for item in kept))
+    with progress(len(images), "pictures of the page", "images") as advance:
+        sizes = _foretold(root, images)
+        place = next((i for i, size in enumerate(sizes) if size * len(images) <= room), len(_LADDER))
+        if place == len(_LADDER):
+            place -= 1
+            kept = _fewer(kept, max(1, int(room / sizes[-1])))
+            images = list(dict.fromkeys(item.sample.images[0] for item in kept))
+        pictures = _pictures(root, images, *_LADDER[place], advance)
+    # foretold too small: what was made is taken a step further down
+    while sum(len(p.uri) for p in pictures.values()) > room and place + 1 < len(_LADDER):
+        place += 1
+        pictures = _pictures(root, images, *_LADDER[place], lambda n: None)
+    index = {image: i for i, image in enumerate(pictures)}
+    samples = [{**told[item.number].value, "p": index[item.sample.images[0]]} for item in kept]
+    entries = [[p.uri, p.width, p.height] for p in pictures.values()]
+    notes = [_count(kept, answered), _reduced(pictures, *_LADDER[place])]
+    data = _data(samples, entries, kept, [shown(s) for s in _sources(kept)])
+    return Browsed(data, kept, pictures, [n for n in notes if n])
+
+
+def without_words(answered: Sequence[Answered], most_bytes: int = PAGE_BYTES) -> Browsed:
+    """Scores and boxes alone: no picture, and nothing that people or models wrote."""
+    told = _told(spread(answered, MOST), None)
+    kept = _within(told, most_bytes - _REST_BYTES)
+    shapes: dict[tuple[int, int], int] = {}
+    samples = []
+    for item in kept:
+        image = item.sample.images[0]
+        shape = _shape(image.width or 1, image.height or 1)
+        samples.append({**told[item.number].value, "p": shapes.setdefault(shape, len(shapes))})
+    notes = [_count(kept, answered), "Boxes and scores alone: no images, no questions, no answers."]
+    return Browsed(_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n])
+
+
+def _shape(width: int, height: int) -> tuple[int, int]:
+    """Width and height in small numbers: exact sizes of a collection can tell which one it is."""
+    longer = max(width, height)
+    return max(1, round(16 * width / longer)) * 20, max(1, round(16 * height / longer)) * 20
+
+
+def _data(
+    samples: list[dict[str, Any]], pictures: list[Any], kept: Sequence[Answered], sources: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "pictures": pictures,
+        "modalities": {m.value: TITLES[m] for m in Modality},
+        "sources": list(sources),
+        "first": {t.value: _first(t) for t in Task},
+        "samples": samples,
+    }
+
+
+def _first(task: Task) -> list[str]:
+    """The metrics that are told of a single answer, the primary one first."""
+    return list(dict.fromkeys((HEADLINE[task], *shown_in("question", task))))
+
+
+# ---- what is said of a question -------------------------------------------------------------------------------------
+
+
+class _Entry(NamedTuple):
+    item: Answered
+    value: dict[str, Any]
+    size: int  # bytes
+
+
+def _told(answered: Sequence[Answered], shown: Shown | None) -> dict[int, _Entry]:
+    places = {source: i for i, source in enumerate(_sources(answered))}
+    found = {}
+    for item in answered:
+        value = _entry(item, shown)
+        if shown is not None:
+            value["s"] = places[item.sample.source]
+        found[item.number] = _Entry(item, value, len(json.dumps(value)) + 12)
+    return found
+
+
+def _sources(answered: Iterable[Answered]) -> list[str]:
+    return list(dict.fromkeys(item.sample.source for item in answered))
+
+
+def _entry(item: Answered, shown: Shown | None) -> dict[str, Any]:
+    """As `viewer.browse` describes it; nothing that anybody wrote where `shown` is None."""
+    sample, prediction = item.sample, item.prediction
+    value: dict[str, Any] = {
+        "n": item.number,
+        "t": sample.task.value,
+        "m": sample.modality.value,
+        "v": item.right,
+        "f": {m: round(item.figures[m], 3) for m in _first(sample.task) if m in item.figures},
+        "ask": _corners(sample.question.boxes),
+        "tru": _corners(sample.answer.boxes),
+        "c": [_candidate(c, i, shown) for i, c in enumerate(prediction.candidates)],
+        "k": prediction.chosen,
+    }
+    if shown is not None:
+        value |= {"q": shown(sample.question.text), "a": shown(sample.answer.text)}
+        if len(sample.turns) > 1:
+            value["e"] = [[shown(t.question.text), shown(t.answer.text)] for t in sample.turns[:-1]]
+    if len(sample.images) > 1:
+        value["more"] = len(sample.images) - 1
+    return value
+
+
+def _candidate(candidate: Candidate, number: int, shown: Shown | None) -> dict[str, Any]:
+    said = candidate.answer
+    value: dict[str, Any] = {"b": _corners(said.boxes)}
+    if shown is None:
+        value["s"] = {}
+    else:
+        value["a"] = shown(said.text)
+        value["s"] = {shown(k): _finite(v) for k, v in candidate.scores.items()}
+        if candidate.raw.strip() != said.text.strip():
+            value["r"] = shown(candidate.raw)
+        if candidate.unread:
+            value["u"] = [shown(text) for text in candidate.unread]
+    if candidate.logprob is not None:
+        value["l"] = _finite(candidate.logprob)
+    if candidate.truncated:
+        value["x"] = True
+    return value
+
+
+def _finite(value: float) -> float:
+    return round(value, 3) if math.isfinite(value) else math.copysign(1e9, value)
+
+
+def _corners(boxes: Sequence[Box]) -> list[list[float]]:
+    return [[round(v, 4) for v in (b.x1, b.y1, b.x2, b.y2)] for b in boxes]
+
+
+# ---- how much of it --------------------------------------------------------------------------------------------------
+
+
+def _within(told: Mapping[int, _Entry], most_bytes: int) -> list[Answered]:
+    """As many questions as may be said so much about, evenly."""
+    kept = [entry.item for entry in told.values()]
+    while (size := sum(told[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
+        kept = spread(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
+    return kept
+
+
+def _fewer(kept: Sequence[Answered], most_images: int) -> list[Answered]:
+    """So many questions that they show not more than so many images."""
+    found = list(kept)
+    while (images := len({item.sample.images[0] for item in found})) > most_images and len(found) > 1:
+        found = spread(found, max(1, min(len(found) - 1, int(len(found) * most_images / images))))
+    return found
+
+
+def _foretold(root: Path, images: Sequence[ImageRef]) -> list[float]:
+    """Bytes that a picture takes on each rung of the ladder, from a few that lie evenly among all."""
+    count = min(_TRIED, len(images))
+    opened = [open_image(root, images[k * len(images) // count]) for k in range(count)]
+    found = []
+    for side, quality in _LADDER:
+        opened = [_halved(image, side) for image in opened]
+        sizes = [len(viewer.thumbnail(image, side, quality).uri) for image in opened]
+        found.append(_SPARE * sum(sizes) / max(1, count) + 24)
+    return found
+
+
+def _halved(image: Any, side: int) -> Any:
+    """Smaller where it is much larger than it will be shown: scaling it down again costs less then."""
+    factor = max(image.size) // (2 * side)
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _pictures(
+    root: Path, images: Sequence[ImageRef], side: int, quality: int, advance: Callable[[int], None]
+) -> dict[ImageRef, Picture]:
+    found = {}
+    for image in images:
+        found[image] = viewer.thumbnail(_halved(open_image(root, image), side), side, quality)
+        advance(1)
+    return found
+
+
+def _count(kept: Sequence[Answered], answered: Sequence[Answered]) -> str:
+    if len(kept) == len(answered):
+        return f"All {len(kept):,} questions of the test set."
+    cells = len({(item.sample.task, item.sample.modality) for item in answered})
+    return (
+        f"{len(kept):,} of the {len(answered):,} questions of the test set: more would make this page too large. They "
+        f"are chosen evenly over its {cells} pairs of task and modality, whatever was answered. The tables rest on all."
+    )
+
+
+def _reduced(pictures: Mapping[ImageRef, Picture], side: int, quality: int) -> str:
+    if not pictures:
+        return ""
+    smaller = sum(
+        max(p.width, p.height) < max(image.width or 0, image.height or 0) for image, p in pictures.items()
+    )  # fmt: skip
+    if not smaller:
+        return f"Pictures have the size of the images, in JPEG of quality {quality} or PNG."
+    return (
+        f"{smaller:,} of {len(pictures):,} pictures are smaller than the images they show: at most {side} pixels a "
+        f"side, JPEG of quality {quality}. No finding should be looked for in them."
+    )

@@ -1,0 +1,348 @@
+"""Is one system better than another: over the images of one test set, and over seeds.
+
+Over images two systems answered the same questions. The difference of any figure has a 95 % interval by bootstrap over
+groups (patients, else images), drawn in pairs, and a two-sided p by exchange: were the two alike, their answers to the
+images of a group could change places. That holds for figures that are no means over answers, too (F1, BLEU), and for
+few images, where a p read off a bootstrap is too small (tests/test_evaluation_compare.py draws both). Over seeds the
+figures of each pair of runs are compared by Student's t. Over the tasks p is corrected by Holm.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from clinkd.config import EvaluateConfig
+from clinkd.language.facts import Lexicon
+from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
+from clinkd.reporting.tables import TITLES, as_cell
+from clinkd.scoring.metrics import shown_in
+from clinkd.scoring.score import MODEL, Apart, Judged, judge, spelled
+
+POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
+LEVEL = 0.05
+EXCHANGES = 1999  # the smallest p is then 1 / 2000
+_THEIRS = "compared"
+
+Interval = tuple[float, float]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDifference:
+    """Ours - theirs of one metric, x100: of a modality, or of the mean over them (None).
+
+    `count`: of questions, or of seeds. `smallest`: the true difference that as much data would have told from 0 in 80 %
+    of repetitions; over images from the spread of the replicates, (1.96 + .84) of it. What could not be computed is
+    None, as the last where nothing varies. `pools`: ours and theirs over the seeds.
+    """
+
+    task: Task
+    metric: str
+    modality: Modality | None
+    count: int
+    ours: float
+    theirs: float
+    value: float
+    interval: Interval | None
+    p: float | None
+    smallest: float | None
+    pools: tuple[Pooled, Pooled] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two systems over the questions of one test set, or over several seeds.
+
+    `heads`: the metric each task is compared by; `corrected`: its p after Holm.
+    """
+
+    ours: str
+    theirs: str
+    over: Literal["questions", "seeds"]
+    differences: tuple[MetricDifference, ...]
+    heads: Mapping[Task, str]
+    corrected: Mapping[Task, float]
+
+    @classmethod
+    def of(
+        cls, names: tuple[str, str], over: Literal["questions", "seeds"], differences: Iterable[MetricDifference],
+        heads: Mapping[Task, str],
+    ) -> Comparison:  # fmt: skip
+        """With p corrected by Holm over the tasks; a task without a difference is left out of `heads`."""
+        differences = tuple(differences)
+        means = {d.task: d.p for d in differences if d.modality is None and d.metric == heads.get(d.task)}
+        corrected = holm({task: p for task, p in means.items() if p is not None})
+        return cls(*names, over, differences, {t: m for t, m in heads.items() if t in means}, corrected)
+
+    def get(self, task: Task, metric: str, modality: Modality | None = None) -> MetricDifference | None:
+        wanted = (task, metric, modality)
+        return next((d for d in self.differences if (d.task, d.metric, d.modality) == wanted), None)
+
+    def head(self, task: Task) -> MetricDifference:
+        difference = self.get(task, self.heads[task])
+        assert difference is not None
+        return difference
+
+    def sentences(self) -> list[str]:
+        """What may be said of each task."""
+        return [f"{task.value} {metric}: {self._sentence(task)}" for task, metric in self.heads.items()]
+
+    def _sentence(self, task: Task) -> str:
+        head, p = self.head(task), self.corrected.get(task)
+        if p is None or head.interval is None:
+            return f"{self.ours} {head.value:+.1f} above {self.theirs}; of chance nothing is known."
+        figures = f"{head.value:+.1f} [{head.interval[0]:+.1f}, {head.interval[1]:+.1f}], p = {p:.2g}"
+        if p < LEVEL:
+            better, worse = (self.ours, self.theirs) if head.value > 0 else (self.theirs, self.ours)
+            return f"{better} scores higher than {worse} ({figures})."
+        if head.smallest:
+            return f"no difference seen ({figures}); the data could have shown one of {head.smallest:.1f} or more."
+        if head.value:
+            return f"{head.value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})."
+        return "no difference in any part."
+
+
+# ---- over images ----------------------------------------------------------------------------------------------------
+
+
+def compare_answers(
+    samples: Sequence[Sample],
+    ours: tuple[str, Iterable[Prediction]],
+    theirs: tuple[str, Iterable[Prediction]],
+    lexicon: Lexicon,
+    config: EvaluateConfig,
+) -> Comparison:
+    """Two systems, each with its name and its answers to all samples, by what was answered (not by other candidates).
+
+    `config.replicates` under 2: figures alone, without intervals and p. Raises BadInput for a sample without an answer.
+    """
+    mine, others = (
+        [replace(p, candidates=(p.answer,), chosen=0) for p in predictions] for _, predictions in (ours, theirs)
+    )
+    for name, answers in ((ours[0], mine), (theirs[0], others)):
+        _demand_all(name, samples, answers)
+    judged = judge(samples, mine, {_THEIRS: others}, lexicon, config)
+    heads = {task: head for task in Task if (head := judged.headline(task))}
+    differences = [
+        d
+        for task in heads
+        for metric in dict.fromkeys((heads[task], *shown_in("comparison", task)))
+        for d in _over_images(judged, task, metric)
+    ]
+    return Comparison.of((ours[0], theirs[0]), "questions", differences, heads)
+
+
+def _demand_all(name: str, samples: Sequence[Sample], answers: Sequence[Prediction]) -> None:
+    answered = {p.id for p in answers}
+    if missing := [s.id for s in samples if s.id not in answered]:
+        raise BadInput(
+            f"{name}: {len(missing)} of {len(samples)} questions are not answered, the first is {missing[0]!r}"
+        )
+
+
+def _over_images(judged: Judged, task: Task, metric: str) -> list[MetricDifference]:
+    exchanges = EXCHANGES if judged.replicates >= 2 else 0
+    apart = judged.apart(task, metric, MODEL, _THEIRS, [s.modality for s in judged.samples], exchanges)
+    if apart is None:
+        return []
+    differences = []
+    for k, key in enumerate(apart.keys):
+        ours, theirs = 100 * float(apart.ours[k]), 100 * float(apart.theirs[k])
+        if not np.isnan(ours - theirs):
+            modality = None if key is None else Modality(key)
+            p, smallest = _p_by_exchange(apart, k)
+            differences.append(
+                MetricDifference(
+                    task,
+                    metric,
+                    modality,
+                    apart.answers[k],
+                    ours,
+                    theirs,
+                    ours - theirs,
+                    apart.interval[k],
+                    p,
+                    smallest,
+                )
+            )
+    return differences
+
+
+def _p_by_exchange(apart: Apart, k: int) -> tuple[float | None, float | None]:
+    """p, and the smallest difference."""
+    if apart.exchanged is None or apart.drawn is None:
+        return None, None
+    seen, by_chance = abs(apart.ours[k] - apart.theirs[k]), np.abs(apart.exchanged[:, k])
+    p = (1 + int((by_chance >= seen - 1e-12).sum())) / (1 + len(by_chance))
+    spread = float(np.nanstd(apart.drawn[:, k]))
+    normal = statistics.NormalDist()
+    factor = 100 * (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER))
+    return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
+
+
+def holm(p: Mapping[Key, float]) -> dict[Key, float]:
+    """p of several tests, such that under 5 % of families of true nulls have one under 0.05 (Holm 1979)."""
+    corrected: dict[Key, float] = {}
+    worst = 0.0
+    for rank, (key, value) in enumerate(sorted(p.items(), key=lambda kv: kv[1])):
+        worst = max(worst, min(1.0, (len(p) - rank) * value))
+        corrected[key] = worst
+    return {key: corrected[key] for key in p}
+
+
+# ---- over seeds -----------------------------------------------------------------------------------------------------
+
+
+class Pooled(NamedTuple):
+    """Several seeds of one system: mean, standard deviation, and Student's 95 % interval of the mean; None for one."""
+
+    mean: float
+    sd: float | None
+    interval: Interval | None
+    seeds: int
+
+
+class Paired(NamedTuple):
+    """Several seeds of two systems, in pairs: `mean` of ours - theirs, in the unit of the values.
+
+    `interval` and `p` (two-sided) are Student's for paired differences; `smallest` is the true difference that as many
+    pairs of this spread would have told from 0 in 80 % of repetitions: (t.975 + t.8) sd / sqrt(n), with n - 1 degrees
+    of freedom. All three are None for a single pair, whose spread is not known.
+    """
+
+    mean: float
+    interval: Interval | None
+    p: float | None
+    smallest: float | None
+    pairs: int
+
+    @property
+    def certain(self) -> bool:
+        """The interval leaves out 0."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+def pooled(values: Sequence[float]) -> Pooled:
+    """One figure of several seeds of one system. Raises ValueError where there is none."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Pooled(mean, None, None, len(values))
+    sd = statistics.stdev(values)
+    half = _student(0.975, len(values)) * sd / len(values) ** 0.5
+    return Pooled(mean, sd, (mean - half, mean + half), len(values))
+
+
+def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+    """The same figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
+    mean, sd, interval, seeds = pooled([a - b for a, b in zip(ours, theirs, strict=True)])
+    if sd is None:
+        return Paired(mean, None, None, None, 1)
+    error = sd / seeds**0.5
+    smallest = (_student(0.975, seeds) + _student(POWER, seeds)) * error
+    return Paired(mean, interval, _student_p(mean, error, seeds), smallest, seeds)
+
+
+def _student(quantile: float, count: int) -> float:
+    """Student's t at this quantile for a mean of so many values."""
+    from scipy.special import stdtrit  # here: what needs no interval starts without it
+
+    return float(stdtrit(count - 1, quantile))
+
+
+def _student_p(mean: float, error: float, count: int) -> float:
+    """Two-sided; where all values are equal, 1 if they are 0, else 0."""
+    from scipy.special import stdtr
+
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(count - 1, -abs(mean) / error))
+
+
+def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
+    """Pairs of runs, a seed each; of what every pair has a figure for. Raises ValueError without a pair."""
+    differences = []
+    for d in pairs[0].differences:
+        same = [other for pair in pairs if (other := pair.get(d.task, d.metric, d.modality))]
+        if len(same) == len(pairs):
+            ours, theirs = [of.ours for of in same], [of.theirs for of in same]
+            pools, paired = (pooled(ours), pooled(theirs)), over_seeds(ours, theirs)
+            differences.append(
+                MetricDifference(
+                    d.task, d.metric, d.modality, paired.pairs, pools[0].mean, pools[1].mean, paired.mean,
+                    paired.interval, paired.p, paired.smallest, pools,
+                )
+            )  # fmt: skip
+    ours_all, theirs_all = (" ".join(dict.fromkeys(getattr(c, side) for c in pairs)) for side in ("ours", "theirs"))
+    return Comparison.of((ours_all, theirs_all), "seeds", differences, pairs[0].heads)
+
+
+# ---- as tables and as JSON ------------------------------------------------------------------------------------------
+
+_METHODS = {
+    "questions": "Intervals: bootstrap over patients or images, in pairs. p: exchange of the answers to them.",
+    "seeds": "Intervals and p: Student's, of the differences of pairs of runs (a pair a seed).",
+}
+_SMALLEST = (
+    "Could have shown: the true difference that such data tell from 0 in 80 % of repetitions, at 5 %, two-sided."
+)
+_SINGLE = "p of a single figure, not corrected for how many there are."
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """By task, by task and modality, and of the other main figures."""
+    first, by_modality, rest = [], [], []
+    for d in comparison.differences:
+        name, cells = f"{d.task.value} {d.metric}", _cells(d)
+        if comparison.heads.get(d.task) != d.metric:
+            rest += [(name, *cells)] if d.modality is None else []
+        elif d.modality is None:
+            first.append((name, *cells, _p_cell(comparison.corrected.get(d.task))))
+        else:
+            by_modality.append((name, TITLES[d.modality], *cells))
+    figures = (comparison.over.capitalize(), "Ours", "Theirs", "Ours - theirs", "95 %", "p", "Could have shown")
+    method = f"x100, strict mode, mean over modalities. {_METHODS[comparison.over]}"
+    notes = (*comparison.sentences(), method, _SMALLEST)
+    title = f"{comparison.ours} beside {comparison.theirs}"
+    tables = [Table(title, ("", *figures, "p after Holm"), tuple(first), notes)]
+    if by_modality:
+        tables.append(Table("By modality", ("", "Modality", *figures), tuple(by_modality), (_SINGLE,)))
+    return [*tables, Table("Other figures", ("", *figures), tuple(rest), (_SINGLE,))] if rest else tables
+
+
+def _cells(d: MetricDifference) -> tuple[str, ...]:
+    spreads = [f" (sd {pool.sd:.1f})" if pool.sd is not None else "" for pool in d.pools or ()] or ["", ""]
+    ours, theirs = (f"{value:.1f}{spread}" for value, spread in zip((d.ours, d.theirs), spreads, strict=True))
+    ends = spelled(d.interval, "+")
+    return str(d.count), ours, theirs, f"{d.value:+.1f}", ends, _p_cell(d.p), as_cell(d.smallest)
+
+
+def _p_cell(p: float | None) -> str:
+    return "-" if p is None else f"{p:.2g}"
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """For a program, x100: by task the metric it is compared by, its p after Holm, the sentence, and by metric the mean
+    over modalities and each modality."""
+    tasks: dict[str, Any] = {}
+    for (task, head), sentence in zip(comparison.heads.items(), comparison.sentences(), strict=True):
+        corrected = comparison.corrected.get(task)
+        tasks[task.value] = {"headline": head, "p_holm": corrected, "sentence": sentence, "metrics": {}}
+    for d in comparison.differences:
+        if d.task in comparison.heads:
+            place = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
+            values = _difference_json(d)
+            (place if d.modality is None else place["by_modality"].setdefault(d.modality.value, {})).update(values)
+    return {"ours": comparison.ours, "theirs": comparison.theirs, "over": comparison.over, "tasks": tasks}
+
+
+def _difference_json(d: MetricDifference) -> dict[str, Any]:
+    values: dict[str, Any] = {"answers" if d.pools is None else "seeds": d.count, "difference": d.value}
+    for side, pool in zip(("ours", "theirs"), d.pools or (None, None), strict=True):
+        values[side] = getattr(d, side)
+        values |= {} if pool is None else {f"{side}_sd": pool.sd, f"{side}_interval": pool.interval}
+    return values | {"interval": d.interval, "p": d.p, "smallest": d.smallest}

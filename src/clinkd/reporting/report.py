@@ -1,0 +1,188 @@
+"""One HTML page that shows a finished run: scores, every answer, corrections, trainings, set-up, and the time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
+from clinkd.reporting import figures, viewer
+from clinkd.reporting.browse import Answered, Browsed, browse, without_words
+from clinkd.reporting.figures import Curve
+from clinkd.reporting.gallery import PLAIN_RULES, Rewritten, answer_card, rewritten_card, verdict
+from clinkd.reporting.printed import paper_tables
+from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, Board, to_csv, to_markdown
+from clinkd.reporting.viewer.browse import Choices, Key
+from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
+from clinkd.reporting.viewer.shot import Html
+from clinkd.scoring.metrics import Rules
+from clinkd.storage import write_atomic
+
+NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
+_LONG = 20  # rows of a table about the corrections that are shown at once
+_VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
+_ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a page tells about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
+    tables about the corrections."""
+
+    tables: Sequence[Table]
+    scores: Sequence[Score]
+    setup: Sequence[tuple[str, str, str]]
+    wall_seconds: Mapping[str, float]
+    reflection: Sequence[Table] = ()
+    curves: Sequence[Curve] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownAnswers:
+    """The answers on a page; their images lie under `image_root`.
+
+    `answered` can be looked through on the page; where there are none, the `gallery` can, whose cards are also what is
+    shown without a script. `rewritten`: some of the corrections. Every question, answer and truth passes `shown`.
+    """
+
+    image_root: Path
+    answered: Sequence[Answered] = ()
+    gallery: Sequence[tuple[Sample, Prediction]] = ()
+    rewritten: Sequence[Rewritten] = ()
+    rules: Rules = PLAIN_RULES
+    shown: Callable[[str], str] = str
+
+    def browsed(self) -> Browsed:
+        """What of them is on the page. Raises BadInput on an unreadable image."""
+        items = self.answered or [
+            Answered(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
+        ]
+        return browse(items, self.image_root, self.shown)
+
+    def corrections(self) -> list[Html]:
+        """The rewritten answers as cards, before and after. Raises BadInput on an unreadable image."""
+        if not self.rewritten:
+            return []
+        lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
+        words = "Before and after. ✓ and ✗ judge the answer after the round, where it is known."
+        cards = viewer.gallery([rewritten_card(r, self.image_root, self.shown) for r in self.rewritten])
+        return [viewer.paragraph(words), viewer.key(lines), cards]
+
+
+def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None:
+    """Write the page, and beside it table.md and table.csv, each whole or not at all.
+
+    Raises BadInput on an unreadable image or a full disk.
+    """
+    browsed = answers.browsed()
+    cards = _cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
+    html = _page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections())
+    write_tables(path.parent, summary.tables, summary.scores)
+    write_atomic(path, html)
+
+
+def write_shared(path: Path, summary: RunSummary, answered: Sequence[Answered]) -> None:
+    """Write the page without a pixel, without the name of the run and without a word that people or models wrote, to be
+    mailed.
+
+    Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
+    """
+    write_atomic(path, _page("ClinKD run", summary, without_words(answered), Html(""), []))
+
+
+def _page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewritten: Sequence[Html]) -> str:
+    tables, scores = summary.tables, summary.scores
+    board = Board(scores)
+    there = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
+    overall = [viewer.table(t) for t in tables if t.key == SCORES]
+    rest = [viewer.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
+    opening = [figures.by_cell(board, there)] if scores else []
+    sections = [viewer.section("Scores", [*opening, *overall, figures.charts(board), *rest])]
+    if browsed.answered:
+        sections.append(viewer.section("Answers", [_browser(browsed, cards)], anchor="answers"))
+    if scores:
+        sections.append(viewer.section("Averages by kind of data", [figures.averages(board)]))
+    if corrections := [*(part for t in summary.reflection for part in _in_short(t)), *rewritten]:
+        sections.append(viewer.section("Corrections", corrections))
+    if summary.curves:
+        sections.append(viewer.section("Training", [figures.curves(summary.curves)]))
+    knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
+    sections.append(viewer.section("Set-up", [viewer.table(knobs)]))
+    if summary.wall_seconds:
+        sections.append(viewer.section("Time", [viewer.table(_times(summary.wall_seconds))]))
+    sections.append(viewer.section("The paper's figures", [viewer.apart([viewer.table(t) for t in paper_tables()])]))
+    return viewer.page(
+        title,
+        sections,
+        notice=NOTICE,
+        lead="Every score stands beside answers given without seeing the image. What lies above the best of these "
+        "was seen in the image; the rest was guessed from the question.",
+        footer="Made by ClinKD. This page holds everything it shows, and asks no network for anything.",
+        data=browsed.data if browsed.answered else None,
+    )
+
+
+def _browser(browsed: Browsed, cards: Html) -> Html:
+    """Filters over the answers on the page, and the cards that are there without a script."""
+    samples = [item.sample for item in browsed.answered]
+    metrics = dict.fromkeys(name for entry in browsed.data["samples"] for name in entry["f"])
+    sources = browsed.data["sources"]
+    tasks = ((t.value, t.value) for t in Task if any(s.task is t for s in samples))
+    modalities = ((m.value, TITLES[m]) for m in Modality if any(s.modality is m for s in samples))
+    filters = [
+        Choices("task", "Task", _any(tasks)),
+        Choices("modality", "Modality", _any(modalities)),
+        Choices("verdict", "Verdict", _VERDICTS),
+        Choices("by", "Score", [("", "task's own"), *((name, name) for name in metrics)]),
+        Choices("order", "Order", _ORDERS),
+    ]
+    if len(sources) > 1:
+        named = ((str(i), name or "not named") for i, name in enumerate(sources))
+        filters.insert(3, Choices("source", "Source", _any(named)))
+    keys = (Key("truth", TRUTH, "truth"), Key("answer", ANSWER, "answer"), Key("asked", ASKED, "asked about"))
+    words = any("q" in entry for entry in browsed.data["samples"])
+    search = "Words in question, truth or answer" if words else ""
+    return Html(viewer.note(browsed.notes) + viewer.browser(filters, keys, cards, search))
+
+
+def _any(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [("", "all"), *options]
+
+
+def _cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[str], str]) -> Html:
+    """Those of the gallery that are on the page. The first of an image holds its picture, and the data do not."""
+    known = {item.sample.id: item for item in browsed.answered}
+    places = {image: i for i, image in enumerate(browsed.pictures)}
+    cards, held = [], set[int]()
+    for item in (known[i] for i in ids if i in known):
+        image = item.sample.images[0]
+        place = places[image]
+        if place in held:
+            continue  # it would stand on the page twice
+        held.add(place)
+        browsed.data["pictures"][place][0] = None
+        cards.append(answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], place, shown))
+    return viewer.gallery(cards)
+
+
+def _in_short(table: Table) -> list[Html]:
+    """A long table without the rows that belong to others, the whole one on demand."""
+    if len(table.rows) <= _LONG:
+        return [viewer.table(table)]
+    short = replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(" ")))
+    return [viewer.table(short), viewer.folded("Every row", [viewer.table(replace(table, notes=()))])]
+
+
+def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score]) -> None:
+    """table.md for reading, table.csv with one line a score."""
+    write_atomic(folder / "table.md", "\n".join(to_markdown(t) for t in tables) + f"\n{NOTICE}\n")
+    write_atomic(folder / "table.csv", to_csv(scores))
+
+
+def _times(wall_seconds: Mapping[str, float]) -> Table:
+    total = sum(wall_seconds.values())
+    rows = [(k, f"{v:.1f}", f"{100 * v / total:.0f}" if total else "-") for k, v in wall_seconds.items()]
+    return Table("Wall-clock time by stage", ("Stage", "Seconds", "%"), (*rows, ("All", f"{total:.1f}", "100")))

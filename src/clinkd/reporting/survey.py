@@ -1,0 +1,146 @@
+"""What a check of data found, as a table for the terminal and as one HTML page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clinkd import data
+from clinkd.data.checks.check import LENGTHS, ClassBoxes, Findings
+from clinkd.records import BadInput, BoxedText, Modality, Sample, Table, Task
+from clinkd.reporting import viewer
+from clinkd.storage import write_atomic
+
+MOST_LISTED = 500  # rows of a table on the page; --json and the quarantine hold all
+CELLS = 24  # of a map, a side
+NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
+
+
+def counts(found: Findings) -> Table:
+    """Questions by split and modality (rows) and task (columns)."""
+    tasks = [t for t in Task if any(key[2] is t for key in found.turns)]
+    rows: list[tuple[str, ...]] = []
+    for split in found.splits:
+        shown = [m for m in Modality if any(found.turns[split, m, t] for t in tasks)]
+        for modality in shown:
+            rows.append((split, modality.value, *_row([found.turns[split, modality, t] for t in tasks])))
+        total = [sum(found.turns[split, m, t] for m in shown) for t in tasks]
+        rows.append((split, f"all, {found.groups[split]:,} groups", *_row(total)))
+    return Table("Questions", ("split", "modality", *(t.value for t in tasks), "all"), tuple(rows))
+
+
+def _row(numbers: Sequence[int]) -> tuple[str, ...]:
+    return (*(f"{n:,}" if n else "-" for n in numbers), f"{sum(numbers):,}")
+
+
+def write(found: Findings, page: Path) -> None:
+    """The page: counts, faults, maps of boxes, what can be guessed, lengths; examples if images were opened."""
+    sections = [
+        viewer.section("Counts", [viewer.table(counts(found)), viewer.note(_told(found))]),
+        viewer.section("Bad rows", _faults(found)),
+        viewer.section("Boxes", _maps(found)),
+        viewer.section("Guessed without looking", [viewer.table(_guessed(found.classes))]),
+        viewer.section("Lengths", [_lengths(found)]),
+    ]
+    if found.root is not None and found.examples:
+        sections.append(viewer.section("Examples", _gallery(found.examples, found.root)))
+    state = "clean" if found.clean else f"{found.bad_rows:,} bad rows"
+    lead = f"{found.rows:,} rows, {found.samples:,} samples, {found.images:,} images: {state}."
+    write_atomic(page, viewer.page("Check of data", sections, notice=NOTICE, lead=lead))
+
+
+def _told(found: Findings) -> list[str]:
+    opened = "every image was opened and decoded" if found.root else "images were not opened"
+    return [opened, *(f"{count:,} {reason}" for reason, count in found.told.most_common())]
+
+
+def _faults(found: Findings) -> list[viewer.Html]:
+    parts = [
+        viewer.paragraph("None." if found.clean else f"{found.bad_rows:,} of {found.rows:,} rows."),
+    ]
+    for title, problems in (("Bad", found.bad), ("To look at", found.warnings)):
+        if problems:
+            kinds = ", ".join(f"{n} {k}" for k, n in Counter(p.kind for p in problems).most_common())
+            rows = tuple((Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in problems[:MOST_LISTED])
+            notes = (f"the first {MOST_LISTED} of {len(problems):,}",) if len(problems) > MOST_LISTED else ()
+            head = ("file", "row", "id", "field", "value", "reason")
+            parts.append(viewer.table(Table(f"{title}: {kinds}", head, rows, notes)))
+    return parts
+
+
+def _maps(found: Findings) -> list[viewer.Html]:
+    if not found.classes:
+        return [viewer.paragraph("No boxes.")]
+    figures = []
+    for modality in Modality:
+        mine = [c.box_N4 for c in found.classes if c.modality is modality]
+        if not mine:
+            continue
+        box_N4 = np.concatenate(mine)
+        title = f"{modality.value}, {len(box_N4):,} boxes"
+        figures.append(viewer.heat(f"{title}: where", _covered(box_N4), "left to right", "bottom to top"))
+        sides = np.histogram2d(
+            box_N4[:, 3] - box_N4[:, 1], box_N4[:, 2] - box_N4[:, 0], bins=CELLS, range=((0, 1), (0, 1))
+        )[0]
+        figures.append(viewer.heat(f"{title}: size", sides.tolist(), "width, 0 to 1", "height, 0 to 1", up=True))
+    return [
+        viewer.paragraph(
+            "Where boxes lie (darkest: the place that most of them cover), and how wide and high they are."
+        ),
+        viewer.charts(figures, small=True),
+    ]
+
+
+def _covered(box_N4: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[list[float]]:
+    """How many boxes cover the middle of each cell of the image."""
+    centre = (np.arange(CELLS) + 0.5) / CELLS
+    across = (box_N4[:, 0:1] <= centre) & (centre <= box_N4[:, 2:3])
+    down = (box_N4[:, 1:2] <= centre) & (centre <= box_N4[:, 3:4])
+    grid: list[list[float]] = (down.astype(np.float32).T @ across.astype(np.float32)).tolist()
+    return grid
+
+
+def _guessed(classes: Sequence[ClassBoxes]) -> Table:
+    rows = tuple((c.modality.value, c.name, f"{len(c.box_N4):,}", f"{100 * c.guessed:.1f}") for c in classes)
+    notes = (
+        "Per cent of the boxes that the median of the others of their class meets at IoU 0.5: "
+        "what can be scored in visual grounding without seeing the image.",
+    )
+    return Table("Median box of each class", ("modality", "class", "boxes", "guessed"), rows[:MOST_LISTED], notes)
+
+
+def _lengths(found: Findings) -> viewer.Html:
+    entries = [(f"to {end}", int(n)) for end, n in zip(LENGTHS, found.lengths, strict=False)]
+    entries.append((f"over {LENGTHS[-1]}", int(found.lengths[-1])))
+    used = [i for i, (_, n) in enumerate(entries) if n]
+    shown = entries[used[0] : used[-1] + 1] if used else []
+    sizes = "" if found.root else ", without the image"
+    return viewer.columns(f"Tokens of a sample{sizes} ({found.counted}; longest {found.longest:,})", shown)
+
+
+def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
+    cards = []
+    for sample in examples:
+        try:
+            picture = viewer.boxed(data.open_image(root, sample.images[-1]), sample, side_pixels=320)
+        except BadInput:
+            continue  # listed among the bad rows
+        lines = (
+            viewer.Line("asked", _said(sample.question), "asked"),
+            viewer.Line("truth", _said(sample.answer), "truth"),
+            viewer.Line("group", sample.group),
+            viewer.Line("id", sample.id),
+        )
+        title = f"{sample.task}, {sample.modality.value}"
+        cards.append(viewer.Card(picture, f"{title}: {sample.id}", title, lines))
+    return [
+        viewer.key((("asked about", viewer.ASKED), ("truth", viewer.TRUTH))),
+        viewer.gallery(cards),
+    ]
+
+
+def _said(text: BoxedText) -> str:
+    return text.text if len(text.text) <= 300 else f"{text.text[:297]}..."

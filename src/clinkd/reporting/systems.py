@@ -1,0 +1,132 @@
+"""Several systems beside each other in the paper's form: Table 1 (systems by tasks), Tables 3 and 4 (by modality)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clinkd.records import PAPER_MODALITIES, Modality, Table, Task
+from clinkd.reporting.printed import (
+    METRICS,
+    ON_SECOND,
+    PRINTED,
+    PRINTED_BY_MODALITY,
+    SECOND,
+    TEST_SET,
+    TITLES_BY_MODALITY,
+)
+from clinkd.reporting.tables import AVERAGED, MISSING, NOT_COMPUTED, TITLES, as_cell, mean_of_all
+from clinkd.scoring.metrics import HEADLINE
+from clinkd.scoring.outcome import Mode
+from clinkd.scoring.score import spelled
+
+NAMES: Mapping[Mode, Mapping[Task, str]] = {
+    "official": METRICS,
+    "strict": {task: f"{task.value} {HEADLINE[task]}" for task in AVERAGED},
+}
+
+
+class Result(NamedTuple):
+    """One task of a system, x100. None: not computed; `blind` is the best image-blind twin."""
+
+    score: float | None
+    by_modality: Mapping[Modality, float | None]
+    interval: tuple[float, float] | None = None
+    blind: float | None = None
+    why: str | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Result:
+        """Of a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
+        names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
+        shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
+        ends = value.get("interval")
+        return cls(value.get("score"), shares, tuple(ends) if ends else None, value.get("blind"), value.get("why"))
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program; modalities by their names here."""
+        kept = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
+        return kept | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
+
+
+class System(NamedTuple):
+    """Who answered which test set, and what each task scored in one mode."""
+
+    name: str
+    test_set: str
+    results: Mapping[Task, Result]
+
+    @property
+    def average(self) -> float | None:
+        """Over the four tasks; None where one of them has no score."""
+        return mean_of_all([self.results[t].score if t in self.results else None for t in AVERAGED])
+
+    def to_json(self) -> dict[str, Any]:
+        """For a program: the average, and the result of each task."""
+        return {"average": self.average, **{task.value: result.to_json() for task, result in self.results.items()}}
+
+
+def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False) -> list[Table]:
+    """Table 1, then each system by modality. `same_data`: the test set is the paper's, so that its printed rows stand
+    in the same tables; else they stand apart (`paper_tables`). Printed rows are of the official scripts alone."""
+    printed = same_data and mode == "official"
+    return [_table_1(systems, mode, printed), *(_by_modality(s, mode, printed) for s in systems)]
+
+
+def _table_1(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
+    lines = []
+    for s in systems:
+        found = [s.results.get(t) for t in AVERAGED]
+        lines.append((s.name, s.test_set, *(_score(r) for r in found), as_cell(s.average)))
+        if any(r and r.interval for r in found):
+            lines.append(("  95 %", "", *(spelled(r.interval if r else None) for r in found), MISSING))
+        if any(r and r.blind is not None for r in found):
+            lines.append(("  best blind twin", "", *(as_cell(r.blind if r else None) for r in found), MISSING))
+    if printed:
+        lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
+        lines += [
+            (f"Printed: {n}", SECOND, MISSING, MISSING, MISSING, f"{v:.2f}", MISSING) for n, v in ON_SECOND.items()
+        ]
+    notes = [
+        {"official": "x100 by the papers' own scripts, with their faults (docs/EVALUATION.md).",
+         "strict": "x100, strict mode: boxes one to one, names at word boundaries."}[mode],
+        *_whys(systems),
+        *([] if printed else ["The paper's printed rows are of another test set and stand apart."]),
+    ]  # fmt: skip
+    heads = ("System", "Test set", *NAMES[mode].values(), "Average")
+    return Table("Systems (the paper's Table 1)", heads, tuple(lines), tuple(notes))
+
+
+def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
+    lines = []
+    for task in AVERAGED:
+        result = system.results.get(task)
+        if result is None:
+            continue
+        cells = [as_cell(result.by_modality.get(m)) for m in PAPER_MODALITIES]
+        lines.append((NAMES[mode][task], *cells, _score(result)))
+        for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
+            lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(as_cell(v, digits=2) for v in by_task[task])))
+    average = [
+        mean_of_all([r.by_modality.get(m) for t in AVERAGED if (r := system.results.get(t)) and m in r.by_modality])
+        for m in PAPER_MODALITIES
+    ]
+    lines.append(("Average", *map(as_cell, average), as_cell(system.average)))
+    heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Mean")
+    notes = (
+        "The mean is over all modalities with questions, also those outside the paper's eight. The average of a column "
+        "is over the tasks it has, and missing where one of them was not computed.",
+    )
+    title = f"{system.name} on {system.test_set} by modality (the paper's Tables 3 and 4)"
+    return Table(title, heads, tuple(lines), notes)
+
+
+def _whys(systems: Sequence[System]) -> list[str]:
+    told = [(s.name, t, r.why) for s in systems for t, r in s.results.items() if r.score is None and r.why]
+    return [f"{name}: {task.value} not computed: {why}" for name, task, why in told if task in AVERAGED]
+
+
+def _score(result: Result | None) -> str:
+    if result is None:
+        return MISSING
+    return as_cell(result.score) if result.score is not None else NOT_COMPUTED if result.by_modality else MISSING

@@ -1,0 +1,62 @@
+"""Records to pictures and pages: boxes on images, and HTML that needs no network."""
+
+from clinkd.reporting.viewer.browse import Choices, Key, browser
+from clinkd.reporting.viewer.curves import lines
+from clinkd.reporting.viewer.figure import Bar, bars
+from clinkd.reporting.viewer.grid import Cell, grid
+from clinkd.reporting.viewer.maps import columns, heat
+from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH, boxed, overlay
+from clinkd.reporting.viewer.page import (
+    Card,
+    Line,
+    apart,
+    article,
+    charts,
+    folded,
+    gallery,
+    key,
+    note,
+    page,
+    paragraph,
+    section,
+    table,
+)
+from clinkd.reporting.viewer.shot import Html, Mark, Picture, boxed_words, repeated, thumbnail
+
+__all__ = [
+    "ANSWER",
+    "ASKED",
+    "LATER",
+    "TRUTH",
+    "Bar",
+    "Card",
+    "Cell",
+    "Choices",
+    "Html",
+    "Key",
+    "Line",
+    "Mark",
+    "Picture",
+    "apart",
+    "article",
+    "bars",
+    "boxed",
+    "boxed_words",
+    "browser",
+    "charts",
+    "columns",
+    "folded",
+    "gallery",
+    "grid",
+    "heat",
+    "key",
+    "lines",
+    "note",
+    "overlay",
+    "page",
+    "paragraph",
+    "repeated",
+    "section",
+    "table",
+    "thumbnail",
+]

@@ -1,0 +1,70 @@
+"""The part of a page in which its script (`page.js`) shows answered questions: filters, a count, cards, "more".
+
+Without the script the cards given here stand there, and no filters. What the script finds in the page's data:
+
+- `pictures`: [data URI or null, width, height]; null where a card given here holds the picture.
+- `modalities`: code to title; `sources`: names; `first`: task to the metrics by which its answers are sorted.
+- `samples`: n its number, t task, m modality, s source (index), p picture (index), more (images beside it); q question,
+  e earlier turns [[question, answer]], a truth, v right (null: not judged), f figures by metric 0..1; ask, tru: boxes
+  [x1, y1, x2, y2] in fractions; c candidates, k the chosen one. A candidate: a answer, r as written (where it differs),
+  b boxes, l log-probability a token, s scores by scorer, u unread boxes, x cut by the length limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from clinkd.reporting.viewer.overlay import DASHES
+from clinkd.reporting.viewer.shot import Html
+
+
+class Choices(NamedTuple):
+    """One filter: its name in the page's address, its label, and (value, text) of each choice; the first is none."""
+
+    name: str
+    label: str
+    options: Sequence[tuple[str, str]]
+
+
+class Key(NamedTuple):
+    """A kind of boxes that can be hidden, its colour, and what it is."""
+
+    kind: str
+    colour: str
+    text: str
+
+
+def browser(filters: Sequence[Choices], keys: Sequence[Key], cards: Html, searched: str = "") -> Html:
+    """The whole of it. `cards` are shown as they stand where no script runs; `searched` labels the search for words,
+    which is left out without it."""
+    chosen = "".join(_select(f) for f in filters)
+    search = ""
+    if searched:
+        search = f'<label class="wide">{escape(searched)}<input type="search" name="q" autocomplete="off"></label>'
+    boxes = "".join(_checkbox(k) for k in keys)
+    return Html(
+        f'<form id="filter" role="search" aria-label="Which answers are shown" hidden><div class="filters">{chosen}'
+        f'{search}<button type="reset">Show all</button></div></form>'
+        f'<fieldset id="kinds" class="key"><legend class="unseen">Boxes that are drawn</legend>{boxes}</fieldset>'
+        '<noscript><p class="soft">The page\'s script is not running: only some answers are shown, and no filters.</p>'
+        f'</noscript><p id="count" role="status" tabindex="-1"></p><div id="cards">{cards}</div>'
+        '<p><button id="more" type="button" hidden>More</button></p>'
+    )
+
+
+def _select(choices: Choices) -> str:
+    options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in choices.options)
+    return f'<label>{escape(choices.label)}<select name="{escape(choices.name)}">{options}</select></label>'
+
+
+def _checkbox(key: Key) -> str:
+    dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[key.colour]))}"' if key.colour in DASHES else ""
+    place = 'x="2" y="2" width="36" height="12" fill="none"'
+    drawn = f'<rect {place} stroke="#000" stroke-width="4"/>'
+    drawn += f'<rect {place} stroke="{escape(key.colour)}" stroke-width="2"{dashes}/>'
+    return (
+        f'<label><input type="checkbox" value="{escape(key.kind)}" checked hidden>'
+        f'<svg aria-hidden="true" width="40" height="16">{drawn}</svg>{escape(key.text)}</label>'
+    )

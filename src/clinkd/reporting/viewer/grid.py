@@ -1,0 +1,46 @@
+"""A table of figures each of which stands above its image-blind twin, and leads to what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from clinkd.reporting.viewer.page import note
+from clinkd.reporting.viewer.shot import Html
+
+
+class Cell(NamedTuple):
+    """A figure, its twin beneath it, all of it in words, and where it leads on this page (a fragment without #)."""
+
+    value: str
+    twin: str
+    said: str
+    link: str | None = None
+
+
+def grid(
+    title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell | None]]], notes: Sequence[str] = ()
+) -> Html:
+    """Rows with a heading and a cell a column; None is a gap. It scrolls sideways where there is no room."""
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows)
+    return Html(
+        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0"><table class="grid">'
+        f'<caption>{escape(title)}</caption><thead><tr><td class="corner"></td>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        f"{note(notes)}"
+    )
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return '<td class="gap">–</td>'
+    kind = "" if any(c.isdigit() for c in cell.value) else ' class="soft"'
+    inside = (
+        f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.twin)}</small>'
+    )
+    inside += f'<span class="unseen">{escape(cell.said)}</span>'
+    if cell.link is None:
+        return f'<td title="{escape(cell.said)}">{inside}</td>'
+    return f'<td><a href="#{escape(cell.link)}" title="{escape(cell.said)}">{inside}</a></td>'

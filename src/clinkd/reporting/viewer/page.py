@@ -1,0 +1,193 @@
+"""Self-contained HTML: everything escaped, one style sheet, pictures as data URIs, at most one script, a strict CSP.
+
+Only `Html` may be put into a page; what makes an `Html` from plain text escapes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from clinkd.records import Table
+from clinkd.reporting.viewer.overlay import DASHES
+from clinkd.reporting.viewer.shot import Html, Mark, Picture, boxed_words, shot, thumbnail
+
+# The style sheet of every page: light and dark, readable on a phone, printable.
+STYLE = resources.files(__package__).joinpath("page.css").read_text("utf-8")
+# The one script of a page. It shows the answers that the page's data hold, and makes text nodes and no markup. Which
+# answers are shown stands in the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
+SCRIPT = resources.files(__package__).joinpath("page.js").read_text("utf-8")
+_SIDE = 448  # pixels of a picture's longer side
+_NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
+
+
+class Line(NamedTuple):
+    """A text under its heading, and the kind of the boxes (of `shot.KINDS`) that its box marks stand for."""
+
+    heading: str
+    text: str
+    boxes: str = ""
+
+
+class Card(NamedTuple):
+    """One picture with what is said about it. `verdict` is shown as right (True), wrong (False) or not at all.
+
+    `number`: of the picture, by which the page's script finds it.
+    """
+
+    picture: Image.Image | Picture
+    alt: str
+    title: str
+    lines: tuple[Line, ...]
+    verdict: bool | None = None
+    folded: tuple[str, ...] = ()  # shown on demand, numbered
+    folded_title: str = "All candidates"
+    marks: tuple[Mark, ...] = ()
+    number: int | None = None
+
+
+def page(
+    title: str,
+    sections: Sequence[Html],
+    notice: str = "",
+    lead: str = "",
+    footer: str = "",
+    data: Any = None,
+) -> str:
+    """A whole document. Sections made by `section` are listed in its navigation.
+
+    Where there are `data`, a JSON value, the page has one script, which finds them in the element with the id "data".
+    """
+    policy = f"default-src 'none'; img-src data:; style-src {_digest(STYLE)}; base-uri 'none'; form-action 'none'"
+    if data is not None:
+        policy += f"; script-src {_digest(SCRIPT)}; require-trusted-types-for 'script'"
+    links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
+    warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
+    menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="referrer" content="no-referrer">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        '<body><a class="skip" href="#main">Skip to the content</a>\n'
+        f"<header><h1>{escape(title)}</h1>{paragraph(lead, soft=True) if lead else ''}"
+        f"{warning}"
+        f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
+        f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
+        f"{_scripted(data) if data is not None else ''}</body></html>\n"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _scripted(data: Any) -> str:
+    """The data stand last: all else is there to be read before they are. No text in them can end their element."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return f'<script type="application/json" id="data">{text}</script>\n<script>{SCRIPT}</script>'
+
+
+def section(title: str, parts: Sequence[Html], anchor: str = "") -> Html:
+    """A titled part of a page. `anchor`: its id, by which the page's script finds it; else it is made of the title."""
+    anchor = anchor or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
+    return Html(
+        f'<section id="{anchor}" aria-label="{escape(title)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+    )
+
+
+def paragraph(text: str, soft: bool = False) -> Html:
+    """Plain text as a paragraph."""
+    kind = ' class="soft"' if soft else ""
+    return Html(f"<p{kind}>{escape(text)}</p>")
+
+
+def article(title: str, parts: Sequence[Html]) -> Html:
+    """One thing among several of its kind, as wide as the page."""
+    return Html(
+        f'<article class="card case"><div class="body"><h3>{escape(title)}</h3>{"".join(parts)}</div></article>'
+    )
+
+
+def note(lines: Sequence[str]) -> Html:
+    """Small print, one line an item."""
+    return Html(f'<ul class="notes">{"".join(f"<li>{escape(t)}</li>" for t in lines)}</ul>') if lines else Html("")
+
+
+def table(content: Table) -> Html:
+    """A table with its title as caption and its notes beneath; the first column heads the rows. It scrolls sideways."""
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in content.columns)
+    body = "".join(_table_row(row) for row in content.rows if row)
+    cells = [c for row in content.rows for c in row[1:]]
+    kind = "" if sum(bool(_NUMBER.match(c)) for c in cells) * 2 >= len(cells) else ' class="words"'
+    return Html(
+        f'<div class="scroll" role="region" aria-label="{escape(content.title)}" tabindex="0"><table{kind}>'
+        f"<caption>{escape(content.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{note(content.notes)}"
+    )
+
+
+def _table_row(row: Sequence[str]) -> str:
+    kind = ' class="sub"' if row[0].startswith(" ") else ""  # it belongs to the row above it
+    cells = "".join(f"<td>{escape(c)}</td>" for c in row[1:])
+    return f'<tr><th scope="row"{kind}>{escape(row[0].strip())}</th>{cells}</tr>'
+
+
+def charts(figures: Sequence[Html], small: bool = False) -> Html:
+    """Figures side by side where there is room; `small` ones, four to the width of a desk."""
+    return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
+
+
+def apart(parts: Sequence[Html]) -> Html:
+    """Set apart by a dashed frame: of another kind than what is around it."""
+    return Html(f'<div class="apart">{"".join(parts)}</div>')
+
+
+def folded(title: str, parts: Sequence[Html]) -> Html:
+    """Shown on demand."""
+    return Html(f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>")
+
+
+def key(entries: Sequence[tuple[str, str]]) -> Html:
+    """What the lines on the pictures mean: (text, colour); they are dashed as on the pictures."""
+    items = []
+    for text, colour in entries:
+        dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
+        place = 'x="2" y="2" width="36" height="12" fill="none"'
+        # as on the pictures, inside a dark line: white is seen on a white page, too
+        box = f'<rect {place} stroke="#000" stroke-width="4"/>'
+        box += f'<rect {place} stroke="{escape(colour)}" stroke-width="2"{dashes}/>'
+        items.append(f'<li><svg aria-hidden="true" width="40" height="16">{box}</svg>{escape(text)}</li>')
+    return Html(f'<ul class="key">{"".join(items)}</ul>')
+
+
+def gallery(cards: Sequence[Card]) -> Html:
+    """Pictures with their questions and answers."""
+    return Html(f'<div class="gallery">{"".join(_card(c) for c in cards)}</div>')
+
+
+def _card(card: Card) -> str:
+    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[
+        card.verdict
+    ]
+    lines = "".join(
+        f"<dt>{escape(x.heading)}</dt><dd>{boxed_words(x.text, x.boxes) or '(empty)'}</dd>" for x in card.lines
+    )
+    folded = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.folded)
+    more = f"<details><summary>{escape(card.folded_title)}</summary><ol>{folded}</ol></details>" if folded else ""
+    picture = card.picture if isinstance(card.picture, Picture) else thumbnail(card.picture, _SIDE)
+    return (
+        f'<article class="card">{shot(picture, card.marks, card.alt, card.number)}'
+        f'<div class="body"><h3><span>{escape(card.title)}</span>{mark}</h3><dl>{lines}</dl>{more}</div></article>'
+    )

@@ -1,0 +1,3 @@
+"""Numbers of answers: metrics, scores, image-blind baselines, captions, the papers' own scripts. No pages, no torch."""
+
+__all__ = ["baselines", "captions", "jars", "metrics", "official", "outcome", "released", "results", "score", "spice"]

@@ -1,0 +1,630 @@
+"""The strict metrics: what each task is judged by, as counts that add up over answers and figures of their sums.
+
+A new metric is one `Metric` in the rows of the `Measure` that counts what it needs: tables, JSON, report and
+comparisons follow, and a test asks for a new version of the stage `score`. A measure turns each answer into one row of
+counts (the first column is 1 where the answer is judged, else the whole row is zero), and the sum of any rows into
+figures. So a modality, a source, a whole split and a bootstrap replicate are the same computation. Shapes: N answers,
+C columns, F metrics, T truth boxes, A answered boxes, P pairs of one of each. Figures are 0..1, NaN where there is
+nothing to divide by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinkd.boxes import corners, match_overlaps
+from clinkd.language.conflicts import DESCRIBING, affirms, conflicts, sides
+from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.negation import listed
+from clinkd.language.words import normalise
+from clinkd.records import Box, Candidate, Sample, Task
+from clinkd.scoring.captions import (
+    COLUMNS,
+    FIGURES,
+    Caption,
+    CaptionScorer,
+    NotComputed,
+    Sums,
+    by_column,
+    caption_figures,
+)
+from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
+
+Counts = NDArray[np.float64]
+
+Place = Literal["comparison", "question", "ablation"]  # tables that show a choice of the metrics
+_COMPARED: tuple[Place, ...] = ("comparison",)
+
+FACTS, WORDS, CLASS = "Facts F1", "mBMR", "Class F1"
+JUDGED = 0  # the first column of every measure
+# Why there is no figure where there is nothing to divide by: of the questions, or of questions and answers.
+NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
+
+
+class Item(NamedTuple):
+    """One answer to one question."""
+
+    sample: Sample
+    answer: Candidate
+
+
+class Rules(NamedTuple):
+    """What the judging depends on: the least IoU of a found box, and the words of the data set; and who counts the
+    captions, where there are any to count."""
+
+    iou: float
+    lexicon: Lexicon
+    captions: CaptionScorer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of a measure. It is shown x100 with one decimal.
+
+    `figure` computes it from the sums of the columns, by their names. `primary_of`: tasks whose first figure it is.
+    `stands_in`: where the primary metric of a task could not be computed, the metric with the lowest number is taken.
+    `shown`: tables of a few metrics that show it. `better`: "lower" for a share of errors. `missing`: why there is no
+    figure where `figure` is NaN.
+    """
+
+    name: str
+    figure: Callable[[Sums], Counts]
+    primary_of: tuple[Task, ...] = ()
+    stands_in: int | None = None
+    shown: tuple[Place, ...] = ()
+    better: Literal["higher", "lower"] = "higher"
+    missing: str = NOT_ASKED
+
+    def goodness(self, values: Counts) -> Counts:
+        """The values, with their sign changed where lower is better."""
+        return values if self.better == "higher" else -values
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Metrics that are computed from the same counts. `count` gives [N, C] rows; the first metric leads: the best
+    candidate of an answer is chosen by it. `derive`: makes of the sums what the metrics are computed from, where they
+    share much arithmetic.
+    """
+
+    tasks: tuple[Task, ...]
+    columns: tuple[str, ...]
+    count: Callable[[Sequence[Item], Rules], Counts]
+    rows: tuple[Metric, ...]
+    derive: Callable[[Sums], Sums] | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return tuple(m.name for m in self.rows)
+
+    def figures(self, sums: Counts) -> Counts:
+        """[..., C] sums -> [..., F] figures."""
+        named = self._named(sums)
+        return np.stack([m.figure(named) for m in self.rows], axis=-1)
+
+    def figure(self, metric: str, sums: Counts) -> Counts:
+        """[..., C] sums -> [...] of one metric."""
+        return self.rows[self.metrics.index(metric)].figure(self._named(sums))
+
+    def _named(self, sums: Counts) -> Sums:
+        named = by_column(self.columns, sums)
+        return self.derive(named) if self.derive else named
+
+
+def _rows(columns: Sequence[str], counts: Iterable[Mapping[str, float]]) -> Counts:
+    """[N, C] of the counts of each answer by column; an empty mapping is an answer that is not judged."""
+    rows = [[row[c] for c in columns] if row else [0.0] * len(columns) for row in counts]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
+
+
+def _each(
+    columns: Sequence[str], count: Callable[[Item, Rules], Mapping[str, float]]
+) -> Callable[[Sequence[Item], Rules], Counts]:
+    """Counts answers one by one."""
+    return lambda items, rules: _rows(columns, (count(item, rules) for item in items))
+
+
+def _share(part: Counts, whole: Counts) -> Counts:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole > 0, part / whole, np.nan)
+
+
+def _ratio(part: str, whole: str) -> Callable[[Sums], Counts]:
+    """The share that one column is of another."""
+    return lambda s: _share(s[part], s[whole])
+
+
+def _f1(both: str, one: str, other: str) -> Callable[[Sums], Counts]:
+    """Of what is in both, in the one and in the other."""
+    return lambda s: _share(2 * s[both], s[one] + s[other])
+
+
+def wilson(part: int, whole: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), 0..1: it holds where the share is near 0 or 1, or of few."""
+    z = 1.959964
+    middle, spread = part + z * z / 2, z * math.sqrt(part * (whole - part) / whole + z * z / 4)
+    return max(0.0, (middle - spread) / (whole + z * z)), min(1.0, (middle + spread) / (whole + z * z))
+
+
+# ---- VG: boxes one to one -------------------------------------------------------------------------------------------
+
+# Areas, in shares of the image, up to which a box is small and medium: sides of a tenth and of three tenths. COCO's two
+# limits stand in the same ratio (32 and 96 pixels a side); shares of the image, since medical images have any size and
+# are resized before a model sees them.
+SIZES = (("small", 0.01), ("medium", 0.09), ("large", float("inf")))
+_LIMITS = np.array([limit for _, limit in SIZES[:-1]])
+
+
+_BOX_COLUMNS = (
+    *("answers", "truth boxes", "answered boxes", "found", "found at .25", "found at .75", "touching", "their IoU"),
+    *(f"{size} truth boxes" for size, _ in SIZES),
+    *(f"{size} found" for size, _ in SIZES),
+    *("truth boxes with a side", "on the other side", "answers without a truth box", "of these with a box"),
+)
+_TOGETHER = 2048  # answers whose boxes are paired at once: bounds memory where answers hold hundreds of boxes
+
+
+def _count_boxes(items: Sequence[Item], rules: Rules) -> Counts:
+    parts = [_count_some_boxes(items[i : i + _TOGETHER], rules.iou) for i in range(0, len(items), _TOGETHER)]
+    return np.concatenate([np.zeros((0, len(_BOX_COLUMNS))), *parts])
+
+
+def _count_some_boxes(items: Sequence[Item], iou: float) -> Counts:
+    truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
+    pairs = _Pairs.of(truth, answered)
+    truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in (truth, answered))
+    mirror_T4 = _mirrored(truth_T4)
+    overlap_P = _iou_rows(truth_T4[pairs.truth_P], answered_A4[pairs.answered_P])
+    found_P, touching_P = pairs.matched(overlap_P, iou), pairs.matched(overlap_P, 0.0)
+    found_T, used_A = (np.zeros(len(boxes), dtype=bool) for boxes in (truth_T4, answered_A4))
+    found_T[pairs.truth_P[found_P]] = used_A[pairs.answered_P[found_P]] = True
+    sided_T = _iou_rows(truth_T4, mirror_T4) < iou  # not its own mirror image
+    # a missed box whose mirror image a spare box of the answer meets
+    open_P = (sided_T & ~found_T)[pairs.truth_P] & ~used_A[pairs.answered_P]
+    mirrored_P = np.where(open_P, _iou_rows(mirror_T4[pairs.truth_P], answered_A4[pairs.answered_P]), 0.0)
+    size_T = np.searchsorted(_LIMITS, _areas(truth_T4), side="right")
+    num_truth, num_answered = pairs.num_truth_N, pairs.num_answered_N
+    # A box that could not be read was claimed all the same: it lowers precision and finds nothing.
+    claimed = num_answered + np.array([len(i.answer.unread) for i in items])
+    columns = {
+        "answers": np.ones(len(items)),
+        "truth boxes": num_truth,
+        "answered boxes": claimed,
+        "found": pairs.summed(found_P),
+        "found at .25": pairs.summed(pairs.matched(overlap_P, 0.25)),
+        "found at .75": pairs.summed(pairs.matched(overlap_P, 0.75)),
+        "touching": pairs.summed(touching_P),
+        "their IoU": pairs.summed(np.where(touching_P, overlap_P, 0.0)),
+        "truth boxes with a side": pairs.summed_truth(sided_T),
+        "on the other side": pairs.summed(pairs.matched(mirrored_P, iou)),
+        "answers without a truth box": num_truth == 0,
+        "of these with a box": (num_truth == 0) & (claimed > 0),
+    }
+    for at, (size, _) in enumerate(SIZES):
+        columns[f"{size} truth boxes"] = pairs.summed_truth(size_T == at)
+        columns[f"{size} found"] = pairs.summed_truth((size_T == at) & found_T)
+    return np.column_stack([columns[c] for c in _BOX_COLUMNS]).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Every truth box of an answer beside every box of that answer, over N answers: P pairs, by answer, then by truth
+    box. The boxes of all answers stand in one row each: T truth boxes, A answered ones."""
+
+    num_truth_N: NDArray[np.intp]
+    num_answered_N: NDArray[np.intp]
+    start_N: NDArray[np.intp]  # the first pair of each answer
+    answer_T: NDArray[np.intp]  # the answer of each truth box
+    answer_P: NDArray[np.intp]
+    truth_P: NDArray[np.intp]
+    answered_P: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, truth: Sequence[Sequence[Box]], answered: Sequence[Sequence[Box]]) -> _Pairs:
+        num_truth_N, num_answered_N = (np.array([len(b) for b in side], dtype=np.intp) for side in (truth, answered))
+        num_N, answers_N = num_truth_N * num_answered_N, np.arange(len(truth))
+        answer_P = np.repeat(answers_N, num_N)
+        within_P = np.arange(len(answer_P)) - _starts(num_N)[answer_P]
+        row_P, column_P = np.divmod(within_P, num_answered_N[answer_P])
+        truth_P, answered_P = _starts(num_truth_N)[answer_P] + row_P, _starts(num_answered_N)[answer_P] + column_P
+        answer_T = np.repeat(answers_N, num_truth_N)
+        return cls(num_truth_N, num_answered_N, _starts(num_N), answer_T, answer_P, truth_P, answered_P)
+
+    def matched(self, overlap_P: Counts, iou: float) -> NDArray[np.bool_]:
+        """[P] the pairs of `match_boxes` of each answer. Where no box fits two others, they are all that fit."""
+        matched_P = (overlap_P >= iou) & (overlap_P > 0)
+        truth, answered = self.truth_P[matched_P], self.answered_P[matched_P]
+        contested = (np.bincount(truth)[truth] > 1) | (np.bincount(answered)[answered] > 1)
+        for answer in np.unique(self.answer_P[matched_P][contested]):
+            start, width = self.start_N[answer], self.num_answered_N[answer]
+            own = slice(start, start + self.num_truth_N[answer] * width)
+            matched_P[own] = False
+            for row, column in match_overlaps(overlap_P[own].reshape(-1, width), iou):
+                matched_P[start + row * width + column] = True
+        return matched_P
+
+    def summed(self, values_P: NDArray[Any]) -> Counts:
+        """[N] the sum over the pairs of each answer."""
+        return np.bincount(self.answer_P, values_P, len(self.num_truth_N)).astype(np.float64)
+
+    def summed_truth(self, values_T: NDArray[Any]) -> Counts:
+        """[N] the sum over the truth boxes of each answer."""
+        return np.bincount(self.answer_T, values_T, len(self.num_truth_N)).astype(np.float64)
+
+
+def _starts(sizes_N: NDArray[np.intp]) -> NDArray[np.intp]:
+    return np.cumsum(sizes_N) - sizes_N
+
+
+def _mirrored(boxes_B4: Counts) -> Counts:
+    """Where boxes would stand with left and right exchanged."""
+    x1, y1, x2, y2 = boxes_B4.T
+    return np.column_stack([1 - x2, y1, 1 - x1, y2])
+
+
+def _areas(boxes_B4: Counts) -> Counts:
+    x1, y1, x2, y2 = boxes_B4.T
+    return np.asarray((x2 - x1) * (y2 - y1))
+
+
+def _iou_rows(a_B4: Counts, b_B4: Counts) -> Counts:
+    """[B] the IoU of each pair of rows, by the same arithmetic as `iou_matrix`."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a_B4.T, b_B4.T
+    width, height = np.minimum(ax2, bx2) - np.maximum(ax1, bx1), np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    both = np.clip(width, 0, None) * np.clip(height, 0, None)
+    return np.asarray(both / (_areas(a_B4) + _areas(b_B4) - both))
+
+
+def _mean_iou(s: Sums) -> Counts:
+    """A spare or a missing box counts as an IoU of 0."""
+    return _share(s["their IoU"], s["truth boxes"] + s["answered boxes"] - s["touching"])
+
+
+BOXES = Measure(
+    (Task.VG,),
+    _BOX_COLUMNS,
+    _count_boxes,
+    (
+        Metric(
+            "F1",
+            _f1("found", "truth boxes", "answered boxes"),
+            primary_of=(Task.VG,),
+            shown=_COMPARED,
+            missing=NOTHING_SAID,
+        ),
+        Metric("Precision", _ratio("found", "answered boxes"), shown=_COMPARED, missing=NOTHING_SAID),
+        Metric("Recall", _ratio("found", "truth boxes"), shown=("comparison", "ablation")),
+        Metric("mIoU", _mean_iou, shown=("comparison", "question", "ablation")),
+        Metric("Recall@0.25", _ratio("found at .25", "truth boxes")),
+        Metric("Recall@0.75", _ratio("found at .75", "truth boxes")),
+        Metric(
+            "False boxes where none is", _ratio("of these with a box", "answers without a truth box"), better="lower"
+        ),
+        *(Metric(f"Recall, {size} boxes", _ratio(f"{size} found", f"{size} truth boxes")) for size, _ in SIZES),
+        Metric(
+            "Left-right swaps", _ratio("on the other side", "truth boxes with a side"), shown=_COMPARED, better="lower"
+        ),
+    ),
+)
+
+
+# ---- ROC: the class name, and no other ------------------------------------------------------------------------------
+
+_NAME_COLUMNS = ("answers", "hits", "list another class", "truths with a side", "on the other side")
+
+
+def _count_name(item: Item, rules: Rules) -> dict[str, float]:
+    lexicon = rules.lexicon
+    words, truth = item.answer.answer.words, truth_names(item.sample, lexicon)
+    new = [n for n in truth if n not in lexicon.names]
+    affirmed = {normalise(n) for n in listed(words, (*new, *lexicon.names) if new else lexicon.names)}
+    right = {normalise(n) for n in truth}
+    with_side = [n for n in truth if len(sides(n)) == 1]
+    return {
+        "answers": 1,
+        "hits": affirmed == right,
+        "list another class": bool(affirmed - right),
+        "truths with a side": bool(with_side),
+        "on the other side": any(_swapped(words, n) for n in with_side),
+    }
+
+
+def _swapped(words: str, name: str) -> bool:
+    """The text affirms what a name stands for, and the other side only: "right lung", "lung on the right"."""
+    stated, own = sides(words), sides(name)
+    bare = " ".join(w for w in normalise(name).split() if w not in own)
+    return bool(stated) and not stated & own and affirms(words, bare)
+
+
+def truth_names(sample: Sample, lexicon: Lexicon) -> tuple[str, ...]:
+    """The class names an answer must affirm: those of the record, else those its truth lists, else its whole truth."""
+    words = sample.answer.words
+    return sample.names or listed(words, lexicon.names) or (words,)
+
+
+# Recall: of the questions, those answered with the right class and no other; a denied class is not named.
+NAMES = Measure(
+    (Task.ROC,),
+    _NAME_COLUMNS,
+    _each(_NAME_COLUMNS, _count_name),
+    (
+        Metric("Recall", _ratio("hits", "answers"), primary_of=(Task.ROC,), shown=_COMPARED),
+        Metric("Lists another class", _ratio("list another class", "answers"), shown=_COMPARED, better="lower"),
+        Metric("Laterality swaps", _ratio("on the other side", "truths with a side"), shown=_COMPARED, better="lower"),
+    ),
+)
+
+
+# ---- RC and MIA: words, and the facts in them -----------------------------------------------------------------------
+
+
+def _captions(items: Sequence[Item]) -> list[Caption]:
+    return [Caption(i.answer.answer.words, (i.sample.answer.words,)) for i in items]
+
+
+def _count_captions(items: Sequence[Item], rules: Rules) -> Counts:
+    assert rules.captions is not None
+    return rules.captions.counts(_captions(items))
+
+
+def _caption_metric(name: str) -> Metric:
+    return Metric(name, lambda s: s[name])
+
+
+CAPTIONS = Measure(
+    (Task.RC, Task.MIA),
+    COLUMNS,
+    _count_captions,
+    (
+        replace(_caption_metric(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
+        *(_caption_metric(name) for name in FIGURES if name != WORDS),
+    ),
+    caption_figures,
+)
+
+
+_F1_COLUMNS = ("in both", "of the answer", "of the truth")
+_FACT_COLUMNS = ("answers", *_F1_COLUMNS)
+
+
+def _shared(truth: set[Any], answer: set[Any]) -> dict[str, int]:
+    return dict(zip(_F1_COLUMNS, (len(truth & answer), len(answer), len(truth)), strict=True))
+
+
+def _count_facts(item: Item, rules: Rules) -> dict[str, float]:
+    """Tuples of the stated facts; nothing where the record states none."""
+    if not item.sample.facts:
+        return {}
+    truth = {t for fact in item.sample.facts for t in fact.tuples}
+    answer = {t for fact in read_facts(item.answer.answer.words, rules.lexicon) for t in fact.tuples}
+    return {"answers": 1, **_shared(truth, answer)}
+
+
+FACT_TUPLES = Measure(
+    (Task.RC, Task.MIA),
+    _FACT_COLUMNS,
+    _each(_FACT_COLUMNS, _count_facts),
+    (
+        Metric(
+            FACTS, _f1(*_F1_COLUMNS), stands_in=1, shown=("comparison", "question", "ablation"), missing=NOTHING_SAID
+        ),
+        Metric("Facts precision", _ratio("in both", "of the answer"), missing=NOTHING_SAID),
+        Metric("Facts recall", _ratio("in both", "of the truth")),
+    ),
+)
+
+
+def _count_spice(items: Sequence[Item], rules: Rules) -> Counts:
+    assert rules.captions is not None
+    try:
+        return spice_counts(_captions(items), rules.captions)
+    except FailedPair as failed:
+        raise NotComputed(f"{items[failed.place].sample.id}: {failed}") from None
+
+
+SPICE = Measure(
+    (Task.RC,),
+    SPICE_COLUMNS,
+    _count_spice,
+    (Metric("SPICE", _ratio("F-score", "answers"), primary_of=(Task.RC,), shown=_COMPARED),),
+)
+
+
+_CLASS_COLUMNS, _DESCRIBING_COLUMNS = (
+    (f"{kind} in both", f"{kind} of the answer", f"{kind} of the truth") for kind in ("classes", "describing words")
+)
+_CLAIM_COLUMNS = (
+    *("answers", *_CLASS_COLUMNS, *_DESCRIBING_COLUMNS),
+    *("truths with a side", "agree with it", "contradict it", "deny or affirm against the truth"),
+)
+
+
+def _count_claims(items: Sequence[Item], rules: Rules) -> Counts:
+    lexicon = rules.lexicon
+    words = {
+        "classes": lexicon.names,
+        "describing words": tuple(dict.fromkeys((*lexicon.sizes, *lexicon.brightness, *DESCRIBING))),
+    }
+    affirmed: dict[str, dict[str, set[str]]] = {}  # a truth is held against many answers
+    rows = []
+    for item in items:
+        truth, answer = item.sample.answer.words, item.answer.answer.words
+        for text in (truth, answer):
+            if text not in affirmed:
+                affirmed[text] = {kind: set(listed(text, names)) for kind, names in words.items()}
+        row: dict[str, float] = {"answers": 1, **_claimed_sides(truth, answer)}
+        for kind in words:
+            shared = _shared(affirmed[truth][kind], affirmed[answer][kind])
+            row |= {f"{kind} {column}": count for column, count in shared.items()}
+        rows.append(row)
+    return _rows(_CLAIM_COLUMNS, rows)
+
+
+def _claimed_sides(truth: str, answer: str) -> dict[str, float]:
+    clash, side = conflicts(answer, truth), sides(truth)
+    against = "laterality" in clash
+    return {
+        "truths with a side": bool(side),
+        "agree with it": bool(side) and side == sides(answer) and not against,
+        "contradict it": bool(side) and against,
+        "deny or affirm against the truth": "negation" in clash,
+    }
+
+
+# What can be judged where the data state no facts: the classes and the describing words that a text affirms, and sides.
+# A side that is left out agrees with none and contradicts none.
+CLAIMS = Measure(
+    (Task.RC, Task.MIA),
+    _CLAIM_COLUMNS,
+    _count_claims,
+    (
+        Metric(CLASS, _f1(*_CLASS_COLUMNS), shown=_COMPARED, missing=NOTHING_SAID),
+        Metric("Attribute F1", _f1(*_DESCRIBING_COLUMNS), missing=NOTHING_SAID),
+        Metric("Laterality agreement", _ratio("agree with it", "truths with a side"), shown=_COMPARED),
+        Metric("Laterality conflicts", _ratio("contradict it", "truths with a side"), better="lower"),
+        Metric(
+            "Negation conflicts", _ratio("deny or affirm against the truth", "answers"), shown=_COMPARED, better="lower"
+        ),
+    ),
+)
+
+
+# ---- QA: yes or no, short and longer answers ------------------------------------------------------------------------
+
+SHORT = 3  # words of a truth that is to be met exactly; longer ones are told by their words, as VQA-RAD's open ones are
+
+
+_OPEN_COLUMNS = ("questions", "equal", "recall of words", "F1 of words")
+_ANSWER_COLUMNS = (
+    *("answers", "yes/no questions", "right yes/no"),
+    *(f"{length} {column}" for length in ("short", "long") for column in _OPEN_COLUMNS),
+)
+
+
+def _count_answer(item: Item, rules: Rules) -> dict[str, float]:
+    row: dict[str, float] = {**dict.fromkeys(_ANSWER_COLUMNS, 0), "answers": 1}
+    truth, answer = normalise(item.sample.answer.words), normalise(item.answer.answer.words)
+    if truth in ("yes", "no"):
+        return row | {"yes/no questions": 1, "right yes/no": particle(answer) == truth}
+    wanted, given = Counter(truth.split()), Counter(answer.split())
+    both = (wanted & given).total()
+    length = "short" if wanted.total() <= SHORT else "long"
+    recall, f1 = both / max(1, wanted.total()), 2 * both / max(1, wanted.total() + given.total())
+    return row | {f"{length} {c}": v for c, v in zip(_OPEN_COLUMNS, (1, answer == truth, recall, f1), strict=True)}
+
+
+def particle(answer: str) -> str | None:
+    """ "yes" or "no" where a normalised answer says so: by its first word, else by the only one of the two in it. Who
+    says "yes or no" says neither."""
+    words = answer.split()
+    said = {"yes", "no"} & set(words)
+    if len(said) == 2 and set(words) <= {"yes", "no", "or", "and"}:
+        return None
+    return words[0] if words[:1] in (["yes"], ["no"]) else said.pop() if len(said) == 1 else None
+
+
+def _mean_of(column: str, *lengths: str) -> Callable[[Sums], Counts]:
+    """The mean of a column over the questions with an answer of these lengths."""
+
+    def figure(s: Sums) -> Counts:
+        parts, questions = ([s[f"{length} {c}"] for length in lengths] for c in (column, "questions"))
+        return _share(np.sum(parts, axis=0), np.sum(questions, axis=0))
+
+    return figure
+
+
+_OPEN = ("short", "long")
+ANSWERS = Measure(
+    (Task.QA,),
+    _ANSWER_COLUMNS,
+    _each(_ANSWER_COLUMNS, _count_answer),
+    (
+        Metric(
+            "Accuracy",
+            lambda s: _share(s["right yes/no"] + (s["short equal"] + s["long equal"]), s["answers"]),
+            primary_of=(Task.QA,),
+            shown=_COMPARED,
+        ),
+        Metric("Yes/no accuracy", _ratio("right yes/no", "yes/no questions"), shown=_COMPARED),
+        Metric("Open accuracy", _mean_of("equal", *_OPEN), shown=_COMPARED),
+        Metric("Open recall of words", _mean_of("recall of words", *_OPEN), shown=("comparison", "question")),
+        Metric("Open F1 of words", _mean_of("F1 of words", *_OPEN)),
+        Metric("Short accuracy", _mean_of("equal", "short")),
+        Metric("Short recall of words", _mean_of("recall of words", "short")),
+        Metric("Long recall of words", _mean_of("recall of words", "long")),
+        Metric("Long F1 of words", _mean_of("F1 of words", "long")),
+    ),
+)
+
+
+# ---- all tasks: what could not be judged as it stands ---------------------------------------------------------------
+
+
+_FLAW_COLUMNS = ("answers", "truncated", "unread box", "empty", "to a truth with a box", "of these without a box")
+
+
+def _count_flaws(item: Item, rules: Rules) -> dict[str, float]:
+    asked, answer = bool(item.sample.answer.boxes), item.answer
+    return {
+        "answers": 1,
+        "truncated": answer.truncated,
+        "unread box": bool(answer.unread),
+        "empty": not answer.answer.text.strip(),
+        "to a truth with a box": asked,
+        "of these without a box": asked and not answer.answer.boxes,
+    }
+
+
+FLAWS = Measure(
+    tuple(Task),
+    _FLAW_COLUMNS,
+    _each(_FLAW_COLUMNS, _count_flaws),
+    (
+        Metric("Truncated", _ratio("truncated", "answers"), better="lower"),
+        Metric("Unread boxes", _ratio("unread box", "answers"), better="lower"),
+        Metric("Empty", _ratio("empty", "answers"), better="lower"),
+        Metric(
+            "No box where one was asked for", _ratio("of these without a box", "to a truth with a box"), better="lower"
+        ),
+    ),
+)
+
+
+# ---- all metrics ----------------------------------------------------------------------------------------------------
+
+MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
+# The metric that a task is told by first.
+HEADLINE = {task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of}
+
+
+def measures(spice: Literal["headline", "all"]) -> tuple[Measure, ...]:
+    """All, with SPICE for the task that it is the headline of, or for every task of captions."""
+    tasks = SPICE.tasks if spice == "headline" else CAPTIONS.tasks
+    return tuple(replace(m, tasks=tasks) if m is SPICE else m for m in MEASURES)
+
+
+def metrics_of(task: Task) -> tuple[Metric, ...]:
+    """The metrics of a task: the primary one, those that stand in for it, then the others as they stand above."""
+
+    def rank(metric: Metric) -> tuple[bool, float]:
+        return task not in metric.primary_of, math.inf if metric.stands_in is None else metric.stands_in
+
+    return tuple(sorted((metric for m in MEASURES if task in m.tasks for metric in m.rows), key=rank))
+
+
+def shown_in(place: Place, task: Task) -> tuple[str, ...]:
+    """The metrics of a task that a table of a few shows, in their order."""
+    return tuple(m.name for m in metrics_of(task) if place in m.shown)
+
+
+def stand_ins(task: Task) -> tuple[str, ...]:
+    """What a task is compared by: its primary metric; where that could not be computed, the next."""
+    return tuple(m.name for m in metrics_of(task) if task in m.primary_of or m.stands_in is not None)

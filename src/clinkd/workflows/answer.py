@@ -1,0 +1,305 @@
+"""Where the answers of an evaluation come from: files, a run, a model's folder, a chat API. Imports torch where a model
+answers here, and only then."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from clinkd import data
+from clinkd.config import AnswerConfig, ChatConfig, RunConfig
+from clinkd.data.codecs import Codec, codec
+from clinkd.data.readers.coco import Names
+from clinkd.language.facts import Lexicon
+from clinkd.pipeline.correcting import JOURNAL, pictures, risk_of_pixels, scrubbers
+from clinkd.pipeline.graph import stage_record
+from clinkd.pipeline.runs import Run
+from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
+from clinkd.remote import NANO, Chat, Journal, spelled
+from clinkd.scoring import released
+from clinkd.scoring.official import Answered, respelled
+from clinkd.scoring.outcome import Mode
+from clinkd.scoring.results import Asked, Missing, read_results
+from clinkd.settings import override
+from clinkd.storage import read_json, write_json
+from clinkd.workflows.correct import Leaving
+
+ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to what
+FILES_OF_COCO = "coco"
+_NO_WORDS = Lexicon(())
+_SPELLED = codec("qwen-vl")  # what the papers' scripts read
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A system's answers to a test set. `rows`: by sample, what the papers' scripts read. `told`: what was left out,
+    changed or taken for something on the way. `train`: what the blind twins may learn from. `root`: of the images."""
+
+    system: str
+    test_set: str
+    source: Mapping[str, Any]
+    samples: Sequence[Sample]
+    predictions: Sequence[Prediction]
+    rows: Mapping[str, Answered]
+    lexicon: Lexicon = _NO_WORDS
+    train: Sequence[Sample] = ()
+    root: Path | None = None
+    told: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The questions of a split, what may be learned from, and what was left out in reading them."""
+
+    name: str
+    split: Split | Literal["all"]
+    samples: Sequence[Sample]
+    train: Sequence[Sample]
+    root: Path
+    pictured: bool  # its images were opened, so that they are there
+    names: Names | None
+    told: Counter[str]
+
+    __test__ = False  # no test, whatever its name says to pytest
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return self.name if self.split == "all" else f"the {self.split} split of {self.name}"
+
+    def answered(self, system: str, source: Mapping[str, Any], predictions: Sequence[Prediction]) -> Answers:
+        """Answers to these questions."""
+        rows = rows_of(self.samples, predictions)
+        words = lexicon_of([*self.samples, *self.train])
+        root = self.root if self.pictured else None
+        return Answers(
+            system, self.what, source, self.samples, predictions, rows, words, self.train, root, self.told
+        )  # fmt: skip
+
+
+def rows_of(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, Answered]:
+    """By sample, the answers as lines of the papers' files; one prediction for each sample, in its order."""
+    return {s.id: _as_row(s, p) for s, p in zip(samples, predictions, strict=True)}
+
+
+def answers_of(
+    system: str, test_set: str, samples: Sequence[Sample], predictions: Sequence[Prediction], lexicon: Lexicon,
+    train: Sequence[Sample],
+) -> Answers:  # fmt: skip
+    """Answers that a run gave to its own test questions."""
+    given = {p.id: p for p in predictions}
+    ordered = [given[s.id] for s in samples]
+    return Answers(system, test_set, {"kind": "run"}, samples, ordered, rows_of(samples, ordered), lexicon, train)
+
+
+def lexicon_of(samples: Sequence[Sample]) -> Lexicon:
+    """The words that samples name and describe their structures with."""
+    facts = [f for s in samples for f in s.facts]
+    names = {n for s in samples for n in s.names} | {f.name for f in facts}
+    found = ({v for f in facts if (v := getattr(f, kind)) is not None} for kind in ("size", "side", "brightness"))
+    return Lexicon(tuple(sorted(names)), *(tuple(sorted(values)) for values in found))
+
+
+def sha256_of(samples: Sequence[Sample]) -> str:
+    """What questions and truths are: a hash of all that is known of them, in their order."""
+    said = "".join(json.dumps(s.to_json(), sort_keys=True) for s in samples)
+    return hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()
+
+
+def _as_row(sample: Sample, prediction: Prediction) -> Answered:
+    """A sample as a line of the papers' files, its boxes spelled as theirs; the unit of the intervals is its group."""
+    prefix = "x" if sample.modality is Modality.XRAY else sample.modality.value
+    image = f"{prefix}_{sample.group.replace('/', '--')}"
+    try:
+        truth = _SPELLED.encode(sample.answer)
+    except BadInput:  # words that hold a box written out
+        truth = sample.answer.words
+    return Answered(sample.id, image, truth, respelled(prediction.answer))
+
+
+# ---- answers from files ---------------------------------------------------------------------------------------------
+
+
+def read_released(
+    file: Path, task: Task, boxes: str, modes: Sequence[Mode], quarantine: Path | None, system: str | None = None
+) -> Answers:
+    """Answers to one task in the papers' form.
+
+    Raises BadInput with the first row that cannot be used, unless they are set aside in the file `quarantine`.
+    """
+    spelled_as = _loose_codec(boxes)
+    lines = released.read_lines(file)
+    if "strict" in modes:
+        lines = lines.without(released.truth_faults(lines, task, spelled_as))
+    if quarantine is None:
+        lines.demand()
+    aside = lines.set_aside(quarantine) if quarantine is not None and lines.bad else 0
+    if not lines.good:
+        raise BadInput(f"{file}: no row of it can be used, the first fault is {lines.bad[0][0]}")
+    found = released.questions(lines, task, spelled_as, file.name)
+    told = found.told + Counter({"bad rows, set aside": aside})
+    rows = {s.id: row for s, row in zip(found.samples, lines.rows, strict=True)}
+    source = {"kind": "released", "file": file.name, "boxes": boxes}
+    name = system or file.stem
+    return Answers(name, file.name, source, found.samples, found.predictions, rows, found.lexicon, told=told)
+
+
+def _loose_codec(boxes: str) -> Codec:
+    found = codec(boxes)
+    if found.needs_size:
+        raise BadInput(
+            f"--boxes {boxes}: pixels of the resized image, whose size a file of answers does not tell; write boxes as "
+            "thousandths or fractions of the image"
+        )
+    return found
+
+
+def read_test_set(source: data.Source, split: Split | Literal["all"] = "test") -> TestSet:
+    """The questions of a split of data in any form. Raises BadInput on a bad row, and where the split has none."""
+    told: Counter[str] = Counter()
+    source = replace(source, form=source.form or data.detect(source))
+    found = data.demand(source, told)
+    asked = [s for s in found if split in ("all", s.split)]
+    if not asked:
+        there = ", ".join(sorted({s.split or "none" for s in found}))
+        raise BadInput(
+            f"{source.path}: no question is in the {split} split (splits: {there}); give --split all, or import the "
+            "data first, which divides it"
+        )
+    train = [s for s in found if s.split == "train"] if split in ("test", "validation") else []
+    names = Names.of(source) if source.form == FILES_OF_COCO else None
+    return TestSet(source.path.name, split, asked, train, source.root, source.open_images, names, told)
+
+
+def read_answers(file: Path, test: TestSet, missing: Missing, least: float, system: str | None) -> Answers:
+    """Answers to a test set from a file, as runs write them or as COCO results."""
+    found = read_results(file, Asked(test.samples, test.what, test.names), missing, least)
+    test = replace(test, told=test.told + found.told)
+    return test.answered(system or file.stem, {"kind": "predictions", "file": file.name}, found.predictions)
+
+
+# ---- a model on this machine ----------------------------------------------------------------------------------------
+
+
+def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
+    """A run's final model answers, and its candidates are chosen as the run chooses them.
+
+    Answers are kept in the folder `out` as they come; the same call goes on from there.
+    """
+    from clinkd.inference import rerank
+    from clinkd.pipeline.models import load_model, scorer_of
+    from clinkd.pipeline.prepared import about
+
+    config = override(run.config, settings)
+    last, open_image = run.last_trained, partial(data.open_image, test.root)
+    identity = str(read_json(run.stage(last) / "stage.json")["identity"])
+    found = _answered_here(load_model(run.stage(last), open_image), identity, config, test, out)
+    if config.select.scorer != "first":
+        clip = run.stage("clip") if config.select.scorer == "clip" else None
+        lexicon = about(run.stage("prepare")).lexicon
+        tasks = stage_record(run.stage("select"))["recorded"]["reordered_tasks"]
+        scorer = scorer_of(config.select, clip, open_image, lexicon, config.seed)
+        found = rerank({s.id: s for s in test.samples}, found, scorer, tasks)
+    source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}
+    return test.answered(system or run.folder.name, source, found)
+
+
+def answer_with_model(folder: Path, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
+    """A model in a folder answers: one that was exported, or a stock Qwen2-VL. Kept as by `answer_with_run`."""
+    from clinkd.pipeline.models import load_foreign
+
+    config = override(RunConfig(), settings)
+    model = load_foreign(folder, partial(data.open_image, test.root))
+    found = _answered_here(model, _stamp(folder), config, test, out)
+    return test.answered(system or folder.name, {"kind": "model", "folder": folder.name}, found)
+
+
+def _stamp(folder: Path) -> str:
+    """Names, sizes and times of the files of a model: enough to tell whether it is still the same."""
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    said = "".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _answered_here(model: Any, identity: str, config: RunConfig, test: TestSet, out: Path) -> list[Prediction]:
+    from clinkd.inference import answer
+    from clinkd.pipeline.machine import Machine
+
+    device = Machine.of(config).ready()
+    claim(
+        out,
+        {"model": identity, "test_set": sha256_of(test.samples), "answer": _plain(config.answer), "seed": config.seed},
+    )
+    given: list[Prediction] = answer(
+        model.to(device).eval(), test.samples, config.answer, file=out / "answers.jsonl", by=identity,
+        title="answer", seed=config.seed,
+    )  # fmt: skip
+    return given
+
+
+def _plain(config: AnswerConfig) -> dict[str, Any]:
+    return {k: v for k, v in config.model_dump(mode="json").items() if k != "batch"}
+
+
+def claim(out: Path, asked: Mapping[str, Any]) -> None:
+    """Write down whose answers the folder holds. Raises BadInput where it holds those of another model or question."""
+    file = out / ASKED
+    if file.is_file() and (known := read_json(file)) != dict(asked):
+        other = next((k for k in asked if known.get(k) != asked[k]), "asked")
+        raise BadInput(f"--out {out}: holds answers of another {other}; choose a new folder")
+    write_json(file, dict(asked))
+
+
+# ---- a model behind an API ------------------------------------------------------------------------------------------
+
+Pixels = Literal["safe", "all"]
+
+
+def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None, system: str | None) -> Answers:
+    """A model behind a chat API answers; every reply is in the journal, and none is paid for twice."""
+    told: Counter[str] = Counter()
+    with _hosted(config, test, runs, pixels) as hosted:
+        found = hosted.answer(test.samples, told)
+    name = config.model or ""
+    told["questions that were asked without their image: a blind twin of the model"] += 0 if pixels else len(found)
+    source = {"kind": "endpoint", "model": name, "pixels": pixels or "none"}
+    test = replace(test, told=test.told + told)
+    return test.answered(system or (name if pixels else f"{name}, blind"), source, found)
+
+
+def leaving(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> Leaving:
+    """What would leave this machine, and what it may cost."""
+    with _hosted(config, test, runs, pixels) as hosted:
+        bodies = [body for s in test.samples if (body := hosted.body(s)) is not None]
+        unpaid = hosted.chat.unpaid(bodies)
+        most = sum(hosted.chat.most(body) for body in unpaid)
+        spent = hosted.chat.journal.ledger().dollars
+    return Leaving(tuple(map(spelled, unpaid)), len(test.samples), most / NANO, spent)
+
+
+@contextmanager
+def _hosted(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> Iterator[Any]:
+    from clinkd.inference.hosted import Hosted
+
+    if pixels == "safe" and (risk := risk_of_pixels(test.root, test.samples)):
+        raise BadInput(f"--pixels: {risk}; leave it away, or say --pixels all where that is no harm to anybody")
+    picture = pictures(test.root) if pixels else None
+    try:
+        with Journal(config.journal or runs / JOURNAL) as journal:
+            yield Hosted(Chat(config, journal), scrubbers(test.root, [*test.samples, *test.train]), picture)
+    except BadInput as error:
+        raise type(error)(_in_flags(str(error))) from None
+
+
+def _in_flags(said: str) -> str:
+    """What the room of the API says of knobs, in the words of the command."""
+    for knob, flag in (("base_url", "--endpoint"), ("budget", "--budget")):
+        said = said.replace(f"reflect.chat.{knob}", flag)
+    return said

@@ -1,0 +1,139 @@
+"""A finished run's model as a folder to carry away: weights, processor, and a card that says where it comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clinkd.config import RunConfig
+from clinkd.model.vlm import VisionLanguageModel
+from clinkd.pipeline.graph import stage_record, versions
+from clinkd.pipeline.models import load_model
+from clinkd.pipeline.prepared import read_data, read_split
+from clinkd.pipeline.runs import Run, table
+from clinkd.records import BadInput, Sample
+from clinkd.settings import change_knobs, recipe_text
+from clinkd.storage import new_folder, write_atomic
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was written: by which stage it was made, and whether the stock Qwen2-VL class loads it."""
+
+    folder: Path
+    stage: str
+    stock: bool
+
+
+def export(run: Run, out: Path) -> Exported:
+    """Write the last model of a run to a new folder, load it again, and compare logits on questions.
+
+    Raises BadInput where `out` holds something, the run has no finished model, or what was written says other things.
+    """
+    out = out.resolve()
+    with new_folder(out) as draft:
+        stage = run.last_trained
+        prepared = run.stage("prepare")
+        open_image, _ = read_data(prepared)
+        model = load_model(run.stage(stage), open_image).eval()
+        _write(run, model, read_split(prepared, "validation")[:4], draft, stage)
+    return Exported(out, stage, model.is_stock)
+
+
+def _write(run: Run, model: VisionLanguageModel, asked: list[Sample], draft: Path, stage: str) -> None:
+    if model.is_stock:
+        model.save_stock(draft)
+    else:
+        model.save(draft)
+    difference = model.difference(draft, asked)
+    if difference > 0:
+        raise BadInput(f"{draft}: what was written gives other logits (by {difference:g}); nothing was exported")
+    write_atomic(draft / CARD, card(run, model, stage))
+
+
+def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
+    """The model card: what it is, how to load it, what it was made from, how it scored."""
+    knobs = model.knobs
+    parameters = sum(p.numel() for p in model.parameters())
+    record = stage_record(run.stage("prepare"))
+    data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
+    how = _STOCK if model.is_stock else _OURS
+    base = run.config.model.base
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: image-text-to-text",
+        "tags: [medical, visual-question-answering, visual-grounding, clinkd]",
+        *([f"base_model: {base.name}"] if base else []),
+        "---",
+        "",
+        f"# {run.folder.name}",
+        "",
+        f"A Qwen2-VL of {parameters:,} parameters, taught medical refer-and-ground question answering by "
+        f"[ClinKD](https://arxiv.org/abs/2502.05928) (stage `{stage}`). **Research use only. Not a medical device; "
+        "nothing it says may inform a clinical decision.**",
+        "",
+        "## Load",
+        "",
+        how,
+        "",
+        f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
+        + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
+        "" if model.text.system else "Prompts open with the user's turn: there is no system turn.",
+        "After writing, the folder was loaded again and gave the same logits, bit for bit, on validation questions.",
+        "",
+        "## Scores",
+        "",
+        *_scores(run),
+        "",
+        "## Where it comes from",
+        "",
+        "- " + ", ".join(f"{k} {v}" for k, v in versions().items()),
+        f"- data: `{json.dumps(data, default=str)}`",
+        *(f"- stage {s['name']}: {s['identity']}" for s in run.stages),
+        "",
+        "<details><summary>Every knob</summary>",
+        "",
+        "```yaml",
+        recipe_text(_without_paths(run.config), "").strip(),
+        "```",
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _without_paths(config: RunConfig) -> RunConfig:
+    """Folders by their last name alone: a card is read by others."""
+    path, base = config.data.path, config.model.base
+    data = change_knobs(config.data, path=Path(path.name) if path else None)
+    model = change_knobs(config.model, base=Path(base.name) if base else None)
+    return change_knobs(config, data=data, model=model)
+
+
+_STOCK = """```python
+from transformers import Qwen2VLForConditionalGeneration
+
+model = Qwen2VLForConditionalGeneration.from_pretrained(FOLDER)
+```"""
+_OURS = """Its positions exist in no stock class, which refuses it; with `pip install clinkd`:
+
+```python
+from pathlib import Path
+from clinkd.data import open_image
+from clinkd.model import load
+
+model = load(Path(FOLDER), lambda image: open_image(Path("."), image))
+```"""
+
+
+def _scores(run: Run) -> list[str]:
+    scores: Mapping[str, Any] = run.scores()
+    made = table(scores, "")
+    head = ["| " + " | ".join(made.columns) + " |", "|" + "---|" * len(made.columns)]
+    return [*head, *("| " + " | ".join(row) + " |" for row in made.rows), "", *(f"- {n}" for n in made.notes)]
