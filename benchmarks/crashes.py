@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.utils.tensorboard
+from benchmarks.patience import Deadline
 from benchmarks.report import Row, add_outputs, show
 
 from clinkd.cli.outputs import ENDED, end_in_order
@@ -108,15 +109,16 @@ def fork(todo: Callable[[], object], log: Path) -> int:
 
 
 def ended(pid: int, seconds: float = PATIENCE_SECONDS) -> int:
-    """Exit status, negative for a signal. Who takes too long is killed."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    """Exit status, negative for a signal. Who takes too long for a machine as slow as this one is killed, and named."""
+    deadline = Deadline(seconds)
+    while not deadline.passed():
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    print(f"process {pid} took longer than {deadline.seconds:g} s and was killed", file=sys.stderr)
     return -signal.SIGALRM
 
 
@@ -131,8 +133,8 @@ class Shop:
         return Path(shutil.copytree(self.template, self.scratch / name, symlinks=True))
 
     def must(self, todo: Callable[[], object]) -> None:
-        if ended(fork(todo, self.log)):
-            raise SystemExit(self.log.read_text())
+        if status := ended(fork(todo, self.log)):
+            raise SystemExit(f"{self.log.read_text()}\nexit status {status}")
 
     def whole(self, fit: FitConfig) -> tuple[str, float]:
         """Digest of an uninterrupted run, and its seconds."""
@@ -201,8 +203,8 @@ def stops(shop: Shop, number: int, seed: int) -> list[Row]:
         folder = shop.copy("stopped")
         stage = draw.choice(("teacher", "distill"))
         pid = fork(partial(stoppable, folder), shop.log)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not list(folder.glob(f"{CACHE}/{stage}-*.part/fit-*/log.jsonl")) and time.monotonic() < deadline:
+        deadline = Deadline(PATIENCE_SECONDS)
+        while not list(folder.glob(f"{CACHE}/{stage}-*.part/fit-*/log.jsonl")) and not deadline.passed():
             time.sleep(0.002)
         time.sleep(draw.uniform(0, took / 10))  # the fit that has just begun takes more than twice as long
         os.kill(pid, signal.SIGTERM)

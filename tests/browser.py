@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import pytest
+from benchmarks.patience import Deadline
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions", "--hide-scrollbars",
@@ -78,8 +79,8 @@ class Browser:
         self.call("Network.enable", maxPostDataSize=1 << 26)
 
     def _targets(self) -> list[dict[str, Any]]:
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        end = Deadline(SECONDS)
+        while not end.passed():
             found: list[dict[str, Any]] = self.call("Target.getTargets")["targetInfos"]
             if any(t["type"] == "page" for t in found):
                 return found
@@ -156,9 +157,9 @@ class Browser:
         return time.monotonic() - start
 
     def _until(self, event: str) -> None:
-        end = time.monotonic() + SECONDS
+        end = Deadline(SECONDS)
         while not any(e["method"] == event for e in self.events):
-            assert time.monotonic() < end, f"no {event}"
+            assert not end.passed(), f"no {event} in {end.seconds:.0f} s"
             self._message()
         self.events.clear()
 
@@ -196,9 +197,9 @@ class Browser:
 
     def until(self, expression: str, seconds: float = SECONDS) -> Any:
         """The value of an expression as soon as it is true."""
-        end = time.monotonic() + seconds
+        end = Deadline(seconds)
         while not (found := self.ask(expression)):
-            assert time.monotonic() < end, (expression, self.told)
+            assert not end.passed(), (expression, self.told, f"{end.seconds:.0f} s")
             time.sleep(0.02)
         return found
 
@@ -261,8 +262,8 @@ class Browser:
 
 def arrived(folder: Path, ending: str) -> bytes:
     """What the page has given away, as soon as it is there."""
-    end = time.monotonic() + 20
+    end = Deadline(SECONDS)
     while not (found := [p for p in folder.glob(f"*.{ending}") if p.stat().st_size]):
-        assert time.monotonic() < end, list(folder.iterdir())
+        assert not end.passed(), list(folder.iterdir())
         time.sleep(0.02)
     return found[0].read_bytes()

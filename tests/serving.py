@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import uvicorn
+from benchmarks.patience import Deadline, patience
 from PIL import Image
 
 from clinkd.pipeline.runs import open_run
@@ -30,7 +31,21 @@ from clinkd.workflows.ask import Answerer
 from clinkd.workflows.review import Review
 
 TOKEN = "a-token-for-these-tests"
-LIMITS = ServerLimits(body_bytes=4 << 20, held_bytes=16 << 20, pixels=1_000_000, queue=64, decoders=1)
+LIMITS = ServerLimits(
+    body_bytes=4 << 20,
+    held_bytes=16 << 20,
+    pixels=1_000_000,
+    queue=64,
+    decoders=1,
+    seconds=patience(60),
+    decoder_seconds=patience(20),
+)
+
+
+def json_of(reply: httpx2.Response, status: int = 200) -> Any:
+    """What a reply holds, which must be of that status."""
+    assert reply.status_code == status, f"{reply.status_code}, not {status}: {reply.text[:500]}"
+    return reply.json()
 
 
 class Server:
@@ -39,15 +54,21 @@ class Server:
     def __init__(self, served: Served, port: int) -> None:
         self.served, self.port, self.url = served, port, f"http://127.0.0.1:{port}"
         self.engine = served.handler.engine
-        self.client = httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=60)
+        self.client = httpx2.Client(
+            base_url=self.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=patience(60)
+        )
 
     def post(self, path: str, **body: Any) -> httpx2.Response:
         return self.client.post(path, json=body)
 
+    def ask(self, path: str, **body: Any) -> Any:
+        """What a question gets; it must not be refused."""
+        return json_of(self.post(path, **body))
+
     def until_ready(self) -> None:
-        end = time.monotonic() + 60
-        while self.client.get("/healthz").json()["status"] == "loading":
-            assert time.monotonic() < end
+        end = Deadline(60)
+        while json_of(self.client.get("/healthz"))["status"] == "loading":
+            assert not end.passed()
             time.sleep(0.02)
 
 
@@ -82,9 +103,9 @@ def listening(served: Served) -> Iterator[Server]:
     server = uvicorn.Server(configured(app))
     thread = threading.Thread(target=server.run, args=([own],), daemon=True)
     thread.start()
-    end = time.monotonic() + 60
+    end = Deadline(60)
     while not server.started:
-        assert thread.is_alive() and time.monotonic() < end
+        assert thread.is_alive() and not end.passed()
         time.sleep(0.01)
     try:
         made = Server(served, own.getsockname()[1])
@@ -92,7 +113,7 @@ def listening(served: Served) -> Iterator[Server]:
             yield made
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(patience(30))
 
 
 def picture(width: int = 96, height: int = 96, seed: int = 0) -> Image.Image:

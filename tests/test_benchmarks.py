@@ -7,6 +7,7 @@ import csv
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from clinkd.records import BoxedText, Candidate
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "report")
+NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem not in ("report", "patience"))
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +73,29 @@ def test_gains_over_seeds_are_students_intervals_of_paired_differences():
     made = gains.row("VG", ours, theirs, "first beam")
     assert made.what == "VG: +1.7 [-0.2, +3.6] over 3 seeds"  # 4.303 * .764 / sqrt(3) = 1.897
     assert (made.ours, made.rival) == (52.0, pytest.approx(50.3333, abs=1e-4))
+
+
+def test_a_wait_is_longer_where_the_machine_is_slower_and_measured_once(monkeypatch):
+    patience = importlib.import_module("benchmarks.patience")
+    now, measured = [0.0], []
+    monkeypatch.setattr(patience.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(patience, "slowness", lambda: measured.append(now[0]) or 3.0)
+    deadline = patience.Deadline(10)
+    passed = []
+    for now[0] in (0, 9.9, 10, 29.9, 30, 31):
+        passed.append(deadline.passed())
+    assert passed == [False] * 4 + [True] * 2 and measured == [10]  # not before it matters
+    assert deadline.seconds == 30 and patience.patience(2) == 6
+
+
+def test_a_process_that_takes_too_long_is_named_with_the_limit(tmp_path, monkeypatch, capfd):
+    crashes = importlib.import_module("benchmarks.crashes")
+    monkeypatch.setattr("benchmarks.patience.slowness", lambda: 2.0)
+    short = importlib.import_module("benchmarks.patience").Deadline(0.1)
+    monkeypatch.setattr(crashes, "Deadline", lambda seconds: short)
+    shop = object.__new__(crashes.Shop)
+    shop.log = tmp_path / "log"
+    shop.log.write_text("what it did last\n")
+    with pytest.raises(SystemExit, match="(?s)what it did last.*exit status -14"):
+        shop.must(lambda: time.sleep(60))
+    assert "took longer than 0.2 s and was killed" in capfd.readouterr().err

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from benchmarks.patience import patience
 from openai import BadRequestError, OpenAI
 from PIL import Image, PngImagePlugin
 from pydicom.data import get_testdata_file
@@ -23,7 +24,7 @@ from clinkd.serving.access import CSP
 from clinkd.serving.asking import WORDINGS
 from clinkd.serving.limits import NOTICE
 from clinkd.workflows.ask import Question
-from serving import LIMITS, TOKEN, Server, picture, serving, uri
+from serving import LIMITS, TOKEN, Server, json_of, picture, serving, uri
 
 BOX = [0.25, 0.125, 0.5, 0.4375]
 
@@ -156,9 +157,9 @@ def test_the_official_client_asks_and_gets_what_the_run_answers(server):
 
 def test_boxes_go_in_typed_or_spelled_and_come_back_as_the_model_read_them(server):
     codec = server.engine.answerer.model.codec
-    typed = asked(server, f"What does the region {BOX_MARK} show?", BOX).json()["clinkd"]
+    typed = json_of(asked(server, f"What does the region {BOX_MARK} show?", BOX))["clinkd"]
     spelled = codec.encode(BoxedText(BOX_MARK, (Box(*BOX),)))
-    written = asked(server, f"What does the region {spelled} show?").json()["clinkd"]
+    written = json_of(asked(server, f"What does the region {spelled} show?"))["clinkd"]
     assert typed["asked"] == written["asked"] and typed["text"] == written["text"]
     [read] = typed["asked"]
     assert all(abs(a - b) <= codec.step / 2 + 1e-9 for a, b in zip(read["box"], BOX, strict=True))
@@ -167,10 +168,10 @@ def test_boxes_go_in_typed_or_spelled_and_come_back_as_the_model_read_them(serve
 
 def test_ground_and_refer_are_the_same_questions_in_other_words(server):
     image = uri(picture(seed=5))
-    ground = server.post("/v1/ground", image=image, phrase="the {liver}").json()
-    plain = asked(server, WORDINGS["where"].replace("{name}", "the {liver}"), image=image).json()["clinkd"]
-    pixels = server.post("/v1/refer", image=image, boxes=[[v * 96 for v in BOX]], unit="pixel", task="describe").json()
-    marked = asked(server, WORDINGS["describe"], BOX, image=image).json()["clinkd"]
+    ground = server.ask("/v1/ground", image=image, phrase="the {liver}")
+    plain = json_of(asked(server, WORDINGS["where"].replace("{name}", "the {liver}"), image=image))["clinkd"]
+    pixels = server.ask("/v1/refer", image=image, boxes=[[v * 96 for v in BOX]], unit="pixel", task="describe")
+    marked = json_of(asked(server, WORDINGS["describe"], BOX, image=image))["clinkd"]
     for one, other in ((ground, plain), (pixels, marked)):
         assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
 
@@ -180,16 +181,16 @@ def test_a_conversation_keeps_what_was_said(server):
     first = {"role": "user", "content": [image, {"type": "text", "text": f"What is at {BOX_MARK}?"}]}
     answer = {"role": "assistant", "content": "liver"}
     last = {"role": "user", "content": [image, {"type": "text", "text": f"And at {BOX_MARK}?"}]}
-    alone = server.post("/v1/chat/completions", model="small", messages=[last], clinkd={"boxes": [BOX]}).json()
+    alone = server.ask("/v1/chat/completions", model="small", messages=[last], clinkd={"boxes": [BOX]})
     other = [0.5, 0.5, 0.75, 0.875]
-    told = server.post("/v1/chat/completions", model="small", messages=[first, answer, last],
-                       clinkd={"boxes": [other, BOX]}).json()  # fmt: skip
+    told = server.ask("/v1/chat/completions", model="small", messages=[first, answer, last],
+                      clinkd={"boxes": [other, BOX]})  # fmt: skip
     assert told["clinkd"]["asked"] == alone["clinkd"]["asked"]
     assert told["usage"]["prompt_tokens"] > alone["usage"]["prompt_tokens"] + 10
 
 
 def test_most_tokens_are_what_the_request_says(server):
-    short = asked(server, "What does this image show?", max_completion_tokens=2).json()
+    short = json_of(asked(server, "What does this image show?", max_completion_tokens=2))
     assert short["choices"][0]["finish_reason"] == "length"
     assert 1 <= short["usage"]["completion_tokens"] < 10
 
@@ -298,22 +299,22 @@ def test_a_dicom_is_shown_as_the_model_sees_it_and_its_values_go_along(server):
     content = Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes()
     for window in (None, "40/400", "lung", "full"):
         more = {"window": window} if window else {}
-        told = server.post("/v1/open", image=uri(content, "application/dicom"), **more).json()
+        told = server.ask("/v1/open", image=uri(content, "application/dicom"), **more)
         assert told["dicom"] and told["modality"] == "ct" and told["hounsfield"]
         values = np.frombuffer(base64.b64decode(told["grey"]["values"]), "<f4").reshape(told["height"], told["width"])
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(told["picture"].partition(",")[2]))))
         centre, width = told["window"]
         wanted = np.clip((values - (centre - width / 2)) / width, 0, 1) * 255
         assert np.abs(shown[..., 0] - wanted).max() <= 1
-    plain = server.post("/v1/open", image=GOOD).json()
+    plain = server.ask("/v1/open", image=GOOD)
     assert plain["grey"] is None and plain["window"] is None and not plain["dicom"]
 
 
 def test_a_window_is_what_the_model_gets(server):
     content = uri(Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes(), "application/dicom")
-    one, other = (asked(server, "What does this image show?", image=content).json()["clinkd"],
-                  server.post("/v1/chat/completions", model="small", clinkd={"window": "bone"},
-                              messages=parts(content, text="What does this image show?")).json()["clinkd"])  # fmt: skip
+    one, other = (json_of(asked(server, "What does this image show?", image=content))["clinkd"],
+                  server.ask("/v1/chat/completions", model="small", clinkd={"window": "bone"},
+                             messages=parts(content, text="What does this image show?"))["clinkd"])  # fmt: skip
     assert one["image"] == other["image"] == {"width": 128, "height": 128}
     assert one["candidates"] != other["candidates"]
 
@@ -322,7 +323,7 @@ def test_a_window_is_what_the_model_gets(server):
 
 
 def test_the_description_names_every_route_of_the_api_and_its_refusals(server):
-    described = server.client.get("/openapi.json").json()
+    described = json_of(server.client.get("/openapi.json"))
     wanted = {path for _, path in routes(server) if path.startswith("/v1") or path == "/healthz"}
     assert set(described["paths"]) == wanted
     for path, methods in described["paths"].items():
@@ -334,12 +335,14 @@ def test_the_description_names_every_route_of_the_api_and_its_refusals(server):
 
 def test_sixteen_at_once_get_what_each_would_get_alone(server):
     images = [uri(picture(seed=n)) for n in range(16)]
-    alone = [server.post("/v1/ground", image=i, phrase="liver").json() for i in images]
+    alone = [server.ask("/v1/ground", image=i, phrase="liver") for i in images]
 
     async def together() -> list[dict[str, object]]:
-        async with httpx2.AsyncClient(base_url=server.url, headers=server.client.headers, timeout=60) as client:
+        async with httpx2.AsyncClient(
+            base_url=server.url, headers=server.client.headers, timeout=patience(60)
+        ) as client:
             asked = [client.post("/v1/ground", json={"image": i, "phrase": "liver"}) for i in images]
-            return [r.json() for r in await asyncio.gather(*asked)]
+            return [json_of(r) for r in await asyncio.gather(*asked)]
 
     for one, other in zip(alone, asyncio.run(together()), strict=True):
         assert [c["text"] for c in one["candidates"]] == [c["text"] for c in other["candidates"]]

@@ -20,7 +20,7 @@ from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 from clinkd.storage import JsonLines
 from clinkd.workflows.review import FILE, Review
-from serving import Server, serving
+from serving import Server, json_of, serving
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,12 @@ def server(run: Path) -> Iterator[Server]:
 
 
 def listed(server: Server, **query: object) -> dict[str, object]:
-    return server.client.get("/v1/corrections", params=query).json()
+    return json_of(server.client.get("/v1/corrections", params=query))
 
 
 def put(server: Server, item: dict[str, object], verdict: str, **more: object) -> dict[str, object]:
-    told = server.client.put(
-        "/v1/corrections", json={"id": item["id"], "round": item["round"], "verdict": verdict, **more}
-    )
-    assert told.status_code == 200, told.text
-    return told.json()
+    decision = {"id": item["id"], "round": item["round"], "verdict": verdict, **more}
+    return json_of(server.client.put("/v1/corrections", json=decision))
 
 
 def test_wrong_answers_stand_there_with_picture_truth_and_rewrite(server, run):

@@ -22,7 +22,7 @@ from browser import Browser, arrived, program
 from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
-from serving import TOKEN, Server, picture, serving, uri
+from serving import TOKEN, Server, json_of, picture, serving, uri
 
 WIDE, HIGH = 120, 80  # of the picture in most tests
 
@@ -474,7 +474,7 @@ def test_the_history_brings_image_boxes_and_answer_back(page, png, tmp_path):
 
 
 def from_server(server: Server, path: Path, **how: Any) -> np.ndarray[Any, Any]:
-    reply = server.post("/v1/open", image=uri(path.read_bytes(), "application/dicom"), **how).json()
+    reply = server.ask("/v1/open", image=uri(path.read_bytes(), "application/dicom"), **how)
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(reply["picture"].partition(",")[2]))).convert("RGB"))
 
 
@@ -600,7 +600,7 @@ def decided(page: Browser, count: int) -> None:
 
 
 def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server):
-    assert len(server.client.get("/v1/corrections", params={"round": 2, "state": "open"}).json()["items"]) > 2
+    assert len(json_of(server.client.get("/v1/corrections", params={"round": 2, "state": "open"}))["items"]) > 2
     decided(review, 0)
     index = review.ask(
         "[...document.querySelectorAll('.items button')].findIndex((b) => !b.textContent.includes('no rewrite'))"
@@ -626,7 +626,7 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
     assert (
         sent["verdict"] == "edit" and sent["text"].startswith("It is here: [box]") and len(sent["boxes"]) == before + 1
     )
-    told = server.client.get("/v1/corrections", params={"round": sent["round"], "state": "decided"}).json()
+    told = json_of(server.client.get("/v1/corrections", params={"round": sent["round"], "state": "decided"}))
     kept = next(i for i in told["items"] if i["id"] == sent["id"])["decision"]
     assert kept["verdict"] == "edit" and kept["after"]["text"] == sent["text"]
     assert kept["after"]["boxes"] == [pytest.approx(b) for b in sent["boxes"]]
@@ -680,7 +680,7 @@ def test_no_open_correction_is_passed_over_from_page_to_page(review):
 
 
 def test_the_command_for_the_next_run_is_shown_and_copied(review, server):
-    command = server.client.get("/v1/corrections", params={"round": 1}).json()["command"]
+    command = json_of(server.client.get("/v1/corrections", params={"round": 1}))["command"]
     assert text(review, ".command code") == command and command.startswith("clinkd run")
     review.call(
         "Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]

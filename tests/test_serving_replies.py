@@ -87,7 +87,7 @@ class ScriptedReview:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving_model(ScriptedAnswerer, ScriptedReview()) as server:
+    with serving_model(ScriptedAnswerer, ScriptedReview(), seconds=60.0) as server:
         yield server
 
 

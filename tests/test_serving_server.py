@@ -16,12 +16,13 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+from benchmarks.patience import Deadline, patience
 from pydicom.data import get_testdata_file
 
 from clinkd.data.structured_report import read_report
 from clinkd.records import BOX_MARK, BadInput
 from clinkd.serving.server import TOKEN_VARIABLE, given_token, is_local
-from serving import Server, serving, uri
+from serving import Server, json_of, serving, uri
 
 TOKEN = "a-token-of-ones-own-1234"
 
@@ -29,7 +30,7 @@ TOKEN = "a-token-of-ones-own-1234"
 @contextmanager
 def started(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and where it listens."""
-    given = [sys.executable, "-m", "clinkd", "serve", *words, "--port", "0"]
+    given = [sys.executable, "-m", "clinkd", "serve", *words, "--port", "0", "--seconds", str(patience(60))]
     known = {k: v for k, v in os.environ.items() if k != TOKEN_VARIABLE}
     process = subprocess.Popen(
         given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**known, **environment}
@@ -48,15 +49,15 @@ def started(*words: str, **environment: str) -> Iterator[tuple[subprocess.Popen[
         process.stderr.close()
 
 
-def until_up(url: str) -> float:
-    start = time.monotonic()
-    while time.monotonic() < start + 60:
+def until_up(url: str) -> None:
+    end = Deadline(60)
+    while not end.passed():
         try:
-            httpx2.get(url + "/healthz")
-            return time.monotonic() - start
+            json_of(httpx2.get(url + "/healthz"))
+            return
         except httpx2.TransportError:
             time.sleep(0.02)
-    raise TimeoutError
+    raise TimeoutError(f"the server is not up after {end.seconds:.0f} s")
 
 
 def test_a_run_is_served_from_the_printed_address_and_leaves_nothing(small_run, tmp_path):
@@ -65,18 +66,18 @@ def test_a_run_is_served_from_the_printed_address_and_leaves_nothing(small_run, 
     with started("small", "--runs", str(small_run.parent), **place) as (process, url):
         until_up(url)
         assert httpx2.get(url).status_code == 401
-        with httpx2.Client(base_url=url, follow_redirects=True, timeout=90) as browser:
+        with httpx2.Client(base_url=url, follow_redirects=True, timeout=patience(90)) as browser:
             assert browser.get(f"/?token={process.token}").status_code == 200
-            assert browser.get("/v1/about").json()["run"]["name"] == "small"
+            assert json_of(browser.get("/v1/about"))["run"]["name"] == "small"
             content = Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes()
             body = {"image": uri(content), "phrase": "liver"}
-            told = browser.post("/v1/ground", json=body, headers={"origin": url})  # waits for the model
-            assert told.status_code == 200 and told.json()["image"] == {"width": 128, "height": 128}
+            answer = json_of(browser.post("/v1/ground", json=body, headers={"origin": url}))  # waits for the model
+            assert answer["image"] == {"width": 128, "height": 128}
             assert browser.get("/report").text.startswith("<!doctype html>")
         assert oct(umask_of(process.pid)) == "0o77"
         assert addresses_of(process.pid) == {"0100007F"}
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (0, 130)
+        assert process.wait(patience(20)) in (0, 130)
         assert "Traceback" not in process.stderr.read()
     assert {p: p.stat().st_mtime_ns for p in sorted(small_run.parent.rglob("*"))} == before
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
@@ -102,15 +103,15 @@ def test_a_model_alone_is_served_with_the_token_of_the_environment(small_run, tm
     with started(str(out), **{TOKEN_VARIABLE: TOKEN}) as (process, url):
         assert process.token is None
         until_up(url)
-        with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=90) as client:
-            about = client.get("/v1/about").json()
+        with httpx2.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=patience(90)) as client:
+            about = json_of(client.get("/v1/about"))
             assert about["name"] == "exported" and about["run"] is None
             assert client.get("/v1/corrections").status_code == client.get("/report").status_code == 404
             content = Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes()
-            told = client.post("/v1/ground", json={"image": uri(content), "phrase": "liver"}).json()
-            assert told["candidates"][0]["chosen"] and not told["reordered"]
+            answer = json_of(client.post("/v1/ground", json={"image": uri(content), "phrase": "liver"}))
+            assert answer["candidates"][0]["chosen"] and not answer["reordered"]
         process.terminate()
-        assert process.wait(20) in (0, -signal.SIGTERM, 143)
+        assert process.wait(patience(20)) in (0, -signal.SIGTERM, 143)
 
 
 def test_tokens_are_long_and_fit_a_header(tmp_path, monkeypatch):
@@ -165,7 +166,7 @@ def test_a_drawn_box_comes_back_exactly_where_no_text_lies_between(server):
     dice = np.random.default_rng(0)
     for name in DICOMS:
         image = uri(Path(get_testdata_file(name, download=False)).read_bytes(), "application/dicom")
-        size = server.post("/v1/open", image=image).json()
+        size = server.ask("/v1/open", image=image)
         for _ in range(5):
             (x1, x2), (y1, y2) = sorted(dice.random(2)), sorted(dice.random(2))
             region = {"box": [x1, y1, x2, y2], "label": "liver", "by": "person"}
@@ -186,10 +187,11 @@ def test_a_drawn_box_through_the_models_text_is_within_half_a_step_and_a_pixel(s
     for _ in range(5):
         box = [*dice.uniform(0, 0.45, 2), *dice.uniform(0.55, 1, 2)]
         content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": f"What is {BOX_MARK}?"}]
-        asked = server.post("/v1/chat/completions", model="small", clinkd={"boxes": [box]},
-                            messages=[{"role": "user", "content": content}]).json()["clinkd"]["asked"]  # fmt: skip
+        asked = server.ask("/v1/chat/completions", model="small", clinkd={"boxes": [box]},
+                           messages=[{"role": "user", "content": content}])["clinkd"]["asked"]  # fmt: skip
         region = {"box": asked[0]["box"], "label": "", "by": "model"}
         told = reported(server, image, region)
+        assert told.status_code == 200, told.text
         [back] = read_report(told.content, 128, 128).regions
         assert np.abs(np.subtract(back.box.corners, box)).max() <= codec.step / 2 + 1 / 128
 

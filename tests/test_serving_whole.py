@@ -7,7 +7,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import httpx2
 import pytest
 from pydicom.data import get_testdata_file
 
@@ -16,7 +15,7 @@ from clinkd.cli import main
 from clinkd.correction import HUMAN
 from clinkd.data.structured_report import read_report
 from clinkd.records import BOX_MARK
-from serving import TOKEN, Server, serving
+from serving import TOKEN, Server, json_of, serving
 
 CORNERS = ((0.25, 0.25), (0.625, 0.75))
 TAUGHT = "A person says: it is here [box]."
@@ -109,9 +108,7 @@ def test_open_draw_ask_see_save_correct_and_learn(which, request, tmp_path, monk
     with serving(runs / which) as server, Browser(tmp_path / "profile") as page:
         edited = the_whole_way(page, server, runs / which, tmp_path)
         assert page.told == []
-        command = httpx2.get(
-            f"{server.url}/v1/corrections", params={"round": 1}, headers={"authorization": f"Bearer {TOKEN}"}
-        ).json()["command"]
+        command = json_of(server.client.get("/v1/corrections", params={"round": 1}))["command"]
     monkeypatch.chdir(runs)
     assert main(shlex.split(command)[1:]) == 0
     stage = runs / f"{which}-corrected" / "stages" / "reflect-2"  # the page begins with the last round
