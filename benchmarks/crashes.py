@@ -61,7 +61,7 @@ from clinkd.training.checkpoint import checkpoints, load_checkpoint, save_checkp
 
 PARTS = ("kills", "stops", "faults", "damages")
 KILLS_A_RUN = 3  # a run that was killed so often is left to end, and compared
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 900  # only what hangs takes so long, however busy the machine is
 FAULTY_STEP = 3  # the save that breaks: two checkpoints lie there, and one of them is to be deleted
 HOWS = ("error", "crash", "power")
 TINY = TinyConfig(
@@ -131,8 +131,9 @@ class Shop:
         return Path(shutil.copytree(self.template, self.scratch / name, symlinks=True))
 
     def must(self, todo: Callable[[], object]) -> None:
-        if ended(fork(todo, self.log)):
-            raise SystemExit(self.log.read_text())
+        if status := ended(fork(todo, self.log)):
+            late = f"it took longer than {PATIENCE_SECONDS} s\n" if status == -signal.SIGALRM else ""
+            raise SystemExit(late + self.log.read_text())
 
     def whole(self, fit: FitConfig) -> tuple[str, float]:
         """Digest of an uninterrupted run, and its seconds."""
