@@ -62,7 +62,7 @@ from clinkd.training.checkpoint import checkpoints, load_checkpoint, save_checkp
 
 PARTS = ("kills", "stops", "faults", "damages")
 KILLS_A_RUN = 3  # a run that was killed so often is left to end, and compared
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 900  # only what hangs takes so long, however busy the machine is
 FAULTY_STEP = 3  # the save that breaks: two checkpoints lie there, and one of them is to be deleted
 HOWS = ("error", "crash", "power")
 TINY = TinyConfig(

@@ -123,7 +123,6 @@ def test_a_door_is_narrow(modules: Modules) -> None:
     assert {room: len(names) for room, names in doors(modules).items() if len(names) > LONGEST_DOOR} == {}
 
 
-@pytest.mark.xfail(strict=False, reason="captions and spice keep a module global until each is an object")
 def test_no_function_changes_a_module_global(modules: Modules) -> None:
     assert global_statements(modules) == []
 

@@ -35,7 +35,7 @@ from clinkd.workflows import trial
 from clinkd.workflows.forecast import Estimate, Forecast, forecast
 
 SMALL = [
-    "data.phantoms.train_images=60", "data.phantoms.validation_images=6", "data.phantoms.test_images=8",
+    "data.phantoms.train_images=32", "data.phantoms.validation_images=6", "data.phantoms.test_images=8",
     "data.workers=1", "teacher.share=0.4", "reflect.review_share=0.1", "reflect.rounds=1", "select.scorer=first",
     "answer.max_new_tokens=12", "answer.batch=8", "distill.teacher_as=states", "distill.targets=mixed",
     "model.tiny.hidden=48", "model.tiny.layers=1", "model.tiny.heads=2", "evaluate.replicates=20",

@@ -29,6 +29,7 @@ from clinkd.settings import override
 from clinkd.storage import write_lines
 from clinkd.workflows.ask import trusts
 from conftest import fail_java
+from processes import run_together, start
 
 SMALL = [
     "data.phantoms.train_images=40", "data.phantoms.validation_images=8", "data.phantoms.test_images=16",
@@ -90,9 +91,10 @@ def torchrun(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.usefixtures("no_java")
 def test_two_processes_do_the_same_run(done, tmp_path):
-    told = torchrun(tmp_path)
-    assert told.returncode == 0, told.stderr[-2000:]
-    assert told.stdout.count("report  ") == 1 and told.stderr.count("[1/12] prepare: start") == 1
+    log = tmp_path / "log.txt"
+    assert run_together(log, main, command(tmp_path)) == [0, 0], log.read_text()[-2000:]
+    told = log.read_text()
+    assert told.count("report  ") == 1 and told.count("[1/12] prepare: start") == 1
     for stage in ("base", "teacher", "distill", "reflect-1", "reflect-2"):
         here, there = (load_file(next((runs / "demo" / "stages" / stage / "model").glob("*.safetensors")))
                        for runs in (tmp_path, done.runs))  # fmt: skip
@@ -248,32 +250,20 @@ def test_a_run_that_is_evaluated_answers_and_chooses_as_it_did(done, tmp_path, c
     assert set(told["official"]) == {"VG", "ROC", "RC", "MIA"} and told["system"] == "demo"
 
 
-KILLED = """
-import json, os, signal, sys, time
-from pathlib import Path
-import clinkd.pipeline.steps
-from clinkd.cli import main
-words, cache = json.loads(sys.argv[1]), Path(sys.argv[2])
-for sign in sys.argv[3:]:
-    child = os.fork()
-    if not child:
-        os._exit(main(words))
-    while not list(cache.glob(sign)):
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), f"it ended before there was a {sign}"
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-"""
-
-
 def test_a_killed_run_goes_on_to_the_same_table(done, tmp_path):
     """Killed in a training, in the second round of another, and among its answers; it ends in this process."""
     given = command(tmp_path, "--set", "teacher.fit.checkpoint_seconds=0.001")
     cache = tmp_path / graph.CACHE
     signs = ("teacher-*.part/fit-*/step-*", "reflect-2-*.part/fit-*/log.jsonl", "answer-*.part/*.jsonl")
-    words = [sys.executable, "-c", KILLED, json.dumps(given), str(cache), *signs]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stderr[-2000:]
+    for sign in signs:
+        process = start(tmp_path / "log.txt", {}, main, given)
+        while not list(cache.glob(sign)):
+            assert process.is_alive(), (
+                f"it ended before there was a {sign}: {(tmp_path / 'log.txt').read_text()[-2000:]}"
+            )
+            time.sleep(0.001)
+        process.kill()
+        process.join()
     drafts = {path.name.rpartition("-")[0] for path in cache.glob("*.part")}
     assert "answer" in drafts and not (tmp_path / "demo" / "table.json").exists()
     assert main(given) == 0

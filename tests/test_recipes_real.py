@@ -1,6 +1,7 @@
 """The recipes for pretrained weights, unedited but for two paths, on a stock Qwen2-VL folder and Med-GRIT files.
 
-The folder is of the stock layout and of a tiny size, its weights random: what runs is the code, not a result.
+The slice changes the length of answers, too. The folder is of the stock layout and of a tiny size, its weights random:
+what runs is the code, not a result.
 """
 
 from __future__ import annotations
@@ -83,9 +84,21 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return home / "set", home / "base"
 
 
-@pytest.mark.parametrize("name", ["laptop", "paper"])
-def test_a_recipe_for_real_weights_runs_as_it_stands(
-    given: tuple[Path, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+# random weights never end an answer, so 256 tokens of each are most of the time that a recipe takes
+SHORT = ("answer.max_new_tokens=12", "reflect.recheck=0")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        pytest.param("laptop", SHORT, id="laptop"),
+        pytest.param("paper", SHORT, id="paper"),
+        pytest.param("laptop", (), id="laptop as it stands", marks=pytest.mark.slow),
+        pytest.param("paper", (), id="paper as it stands", marks=pytest.mark.slow),
+    ],
+)
+def test_a_recipe_for_real_weights_runs(
+    given: tuple[Path, Path], name: str, changes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     folder, base = given
@@ -97,7 +110,8 @@ def test_a_recipe_for_real_weights_runs_as_it_stands(
         return look(self, pixels, grids, **more)
 
     monkeypatch.setattr(ClinkdModel, "get_image_features", counted)
-    words = ["run", name, "--runs", str(tmp_path), "--set", f"data.path={folder}", "--set", f"model.base={base}"]
+    knobs = (f"data.path={folder}", f"model.base={base}", *changes)
+    words = ["run", name, "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     assert main(words) == 0, capsys.readouterr().err
     stored = name == "laptop"  # each image is looked at once, whatever is done with it
     assert (looks == [1] * 14) == stored and len(looks) >= 14

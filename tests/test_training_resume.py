@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clinkd import data
@@ -31,6 +32,7 @@ from clinkd.records import BadInput, Sample
 from clinkd.storage import Manifest
 from clinkd.training import FitRun, LiveTeacher, checkpoint, fit
 from clinkd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from processes import run_together
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = TinyConfig(
@@ -345,39 +347,31 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
 # ---- two processes --------------------------------------------------------------------------------------------------
 
 
-RANK = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from test_training_resume import RARE, Bench, end_in_order
-torch.set_num_threads(1)
-end_in_order()
-folder, stop, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ["RANK"]
-loop, steps = sys.modules["clinkd.training.fit"], []
-real = loop.set_learning_rate
-def set_then_stop(*arguments):
-    real(*arguments)
-    steps.append(1)
-    if rank == "1" and len(steps) == stop:
-        signal.raise_signal(signal.SIGTERM)
-loop.set_learning_rate = set_then_stop
-weights = Bench(folder / f"phantoms-{rank}").fit(folder / "fit", RARE)
-save_file({str(n): w.clone() for n, w in enumerate(weights)}, folder / f"end-{rank}.safetensors")
-"""
+def stop_one_of_two(folder: Path, stop: int) -> None:
+    """One process of a training, of which the second asks for a stop in step `stop`."""
+    torch.set_num_threads(1)
+    end_in_order()
+    rank = os.environ["RANK"]
+    loop, steps = sys.modules["clinkd.training.fit"], []
+    real = loop.set_learning_rate
+
+    def set_then_stop(*arguments):
+        real(*arguments)
+        steps.append(1)
+        if rank == "1" and len(steps) == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.set_learning_rate = set_then_stop
+    weights = Bench(folder / f"phantoms-{rank}").fit(folder / "fit", RARE)
+    save_file({str(n): w.clone() for n, w in enumerate(weights)}, folder / f"end-{rank}.safetensors")
 
 
 @pytest.mark.slow
 def test_a_stop_of_one_process_is_one_of_all(tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-
     def run(name: str, stop: int) -> tuple[int, list[bytes]]:
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
         (tmp_path / name).mkdir(exist_ok=True)
-        path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])}
-        done = subprocess.run([sys.executable, *words, str(tmp_path / name), str(stop)], env=path, timeout=300)
-        return done.returncode, [p.read_bytes() for p in sorted((tmp_path / name).glob("end-*"))]
+        statuses = run_together(tmp_path / "log.txt", stop_one_of_two, tmp_path / name, stop)
+        return next(filter(None, statuses), 0), [p.read_bytes() for p in sorted((tmp_path / name).glob("end-*"))]
 
     status, expected = run("whole", 0)
     assert status == 0 and len(expected) == 2 and expected[0] == expected[1]

@@ -1,11 +1,7 @@
-"""One training, done in every way there is, makes the same steps: the gradients of each are compared, in float64.
-
-Run as a program by `torchrun`, this file is one process of such a training.
-"""
+"""One training, done in every way there is, makes the same steps: the gradients of each are compared, in float64."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clinkd import data, distributed
+from clinkd import data
 from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.model.encode import Batch
@@ -25,6 +21,7 @@ from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation
 from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.fsdp import gather_full
+from processes import run_together
 
 TINY = TinyConfig(
     hidden=16, layers=2, heads=2, mlp=32, vision_hidden=16, vision_layers=1, vision_heads=2, vocabulary=400
@@ -111,12 +108,20 @@ def test_every_way_of_one_process_makes_the_same_steps(course, whole, way, tmp_p
     same(course.gradients(tmp_path, WAYS[way]), whole)
 
 
+def train_together(start: Path, out: Path) -> None:
+    """One process of two, in each way that they train together; the main one keeps the gradients."""
+    torch.set_num_threads(1)
+    # each draws its own: the pixels are the same
+    mine = Course(start if distributed.is_main() else out / "drawn")
+    for name, (how, shared) in TOGETHER.items():
+        tensors = mine.gradients(out / name, how, shared)
+        if distributed.is_main():
+            save_file({n: t.contiguous().clone() for n, t in tensors.items()}, out / f"{name}.safetensors")
+
+
 def test_every_way_of_two_processes_makes_the_same_steps(course, whole, tmp_path):
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    done = subprocess.run(
-        [sys.executable, *words, str(course.folder), str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = tmp_path / "log.txt"
+    assert run_together(log, train_together, course.folder, tmp_path) == [0, 0], log.read_text()[-3000:]
     additions = course.gradients(tmp_path / "lora", LORA)
     for way in TOGETHER:
         same(load_file(tmp_path / f"{way}.safetensors"), additions if "lora" in way else whole)
@@ -151,14 +156,3 @@ def _padded_left(batch: Batch, pad: int) -> Batch:
         mask_B1SS=rolled(batch.mask_B1SS, (1, 2)),
         answer_column_N=batch.answer_column_N + gap_B[batch.answer_row_N],
     )
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    start, out = Path(sys.argv[1]), Path(sys.argv[2])
-    # each draws its own: the pixels are the same
-    mine = Course(start if distributed.is_main() else out / "drawn")
-    for name, (how, shared) in TOGETHER.items():
-        tensors = mine.gradients(out / name, how, shared)
-        if distributed.is_main():
-            save_file({n: t.contiguous().clone() for n, t in tensors.items()}, out / f"{name}.safetensors")

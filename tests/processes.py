@@ -1,0 +1,61 @@
+"""Processes of tests that need torch: forks of a server that has imported it and computed nothing.
+
+The import takes longer than most of what they do, so each process of tests pays for it once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["clinkd.cli", "clinkd.pipeline.steps"])
+
+
+def start(log: Path, variables: Mapping[str, str], function: Callable[..., object], *arguments: Any) -> BaseProcess:
+    """A process that calls a function of a module, in this one's environment and `variables`.
+
+    Its exit status is what the function returns, 0 for None. What it prints is added to `log`.
+    """
+    process = _FORKS.Process(target=_call, args=(log, {**os.environ, **variables}, function, *arguments))
+    process.start()
+    return process
+
+
+def _call(log: Path, environment: Mapping[str, str], function: Callable[..., object], *arguments: Any) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.exit(function(*arguments))  # type: ignore[arg-type]  # None is 0
+
+
+def run_together(log: Path, function: Callable[..., object], *arguments: Any, seconds: float = 300) -> list[int | None]:
+    """Exit statuses of two processes that do one run, with the variables that `torchrun` sets.
+
+    As there, the other one is asked to end where one fails. Who takes longer than `seconds` is killed: -9.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [start(log, {**common, "RANK": n, "LOCAL_RANK": n}, function, *arguments) for n in ("0", "1")]
+    deadline = time.monotonic() + seconds
+    while any(p.is_alive() for p in both) and not any(p.exitcode for p in both) and time.monotonic() < deadline:
+        both[0].join(0.05)
+        both[1].join(0.05)
+    for process in both:
+        process.terminate()
+    for process in both:
+        process.join(30)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in both]
