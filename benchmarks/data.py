@@ -118,9 +118,9 @@ def _measured(*words: str) -> tuple[float, float]:
 
 def _drawn(folder: Path, count: int) -> tuple[float, float, int]:
     """Samples a second at random places, growth of this process in megabytes, rows of the set."""
-    from clinkd.data.dataset import Samples
+    from clinkd.data.dataset import SampleFile
 
-    samples = Samples(folder)
+    samples = SampleFile(folder)
     places = random.Random(0).choices(range(len(samples)), k=count)
     samples[0]
     before = _resident()

@@ -16,18 +16,18 @@ from pathlib import Path
 from benchmarks.report import Row, add_outputs, show
 from transformers import AutoTokenizer
 
-from clinkd.inference.self_consistency import CERTAIN, doubt
-from clinkd.language.agreement import alike
+from clinkd.inference.self_consistency import CERTAIN, self_consistency
+from clinkd.language.agreement import answer_similarity
 from clinkd.language.conflicts import conflicts
 from clinkd.language.negation import named
 from clinkd.pipeline.prepared import about, read_predictions, read_split
-from clinkd.pipeline.runs import find
+from clinkd.pipeline.runs import find_run
 from clinkd.records import BoxedText, Candidate
 
 
 def wrong(answer: BoxedText, truth: BoxedText, names: tuple[str, ...]) -> bool:
     if truth.boxes:
-        return alike(answer, truth) < 0.5
+        return answer_similarity(answer, truth) < 0.5
     other = set(named(answer.words, names)) != set(named(truth.words, names))
     return other or bool(conflicts(answer.words, truth.words))
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     add_outputs(parser)
     args = parser.parse_args()
-    run = find(args.run, args.runs)
+    run = find_run(args.run, args.runs)
     prepared = run.stage("prepare")
     names = about(prepared).lexicon.names
     tokenizer = AutoTokenizer.from_pretrained(run.stage(run.last_trained) / "model")
@@ -55,7 +55,7 @@ def main() -> None:
     support: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
     for prediction in read_predictions(run.stage("select")):
         sample = test[prediction.id]
-        found = doubt(prediction, [length(c) for c in prediction.candidates], names)
+        found = self_consistency(prediction, [length(c) for c in prediction.candidates], names)
         support[sample.task.value][wrong(prediction.answer.answer, sample.answer, names)].append(found.support)
     rows = []
     for task, by in support.items():

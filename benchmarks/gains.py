@@ -20,7 +20,7 @@ from benchmarks.report import Row, add_outputs, show
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Task
 from clinkd.reporting.compare import over_seeds
-from clinkd.scoring.metrics import FACTS, HEADLINE
+from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
 
 FIRST = "first beam"
 
@@ -42,7 +42,7 @@ def rows(runs: Sequence[Path], against: Sequence[Path]) -> list[Row]:
     ours, theirs = [choices(r) for r in runs], [choices(r) for r in against]
     made = []
     for task in Task:
-        for metric in (HEADLINE[task], FACTS):
+        for metric in (PRIMARY_METRIC[task], FACTS):
             of = [run[task.value][metric] for run in ours if metric in run.get(task.value, {})]
             if len(of) != len(ours) or any(line[FIRST]["score"] is None for line in of):
                 continue

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from benchmarks.report import Row, add_outputs, show
 from torch import Tensor
 
-from clinkd.objectives import Distillation, States
+from clinkd.objectives import Distillation, HiddenStateTargets
 
 KD, TEMPERATURE = 0.5, 2.0
 
@@ -42,7 +42,7 @@ def inputs(tokens: int, hidden: int, vocabulary: int, device: str, dtype: torch.
 
 
 def ours(x: dict[str, Tensor]) -> None:
-    teacher = States(x["teacher_NH"], x["head_VH"])
+    teacher = HiddenStateTargets(x["teacher_NH"], x["head_VH"])
     Distillation(KD, TEMPERATURE)(x["hidden_NH"], x["weight_VH"], x["labels_N"], teacher).sum.backward()
 
 
@@ -69,7 +69,7 @@ def products(x: dict[str, Tensor]) -> None:
 
 
 def ours_kl(x: dict[str, Tensor]) -> None:
-    teacher = States(x["teacher_NH"], x["head_VH"])
+    teacher = HiddenStateTargets(x["teacher_NH"], x["head_VH"])
     Distillation(float("inf"), TEMPERATURE)(x["hidden_NH"], x["weight_VH"], x["labels_N"], teacher).sum.backward()
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Score, Task, Turn
 from clinkd.remote import PlainPage
-from clinkd.reporting.browse import Answered
+from clinkd.reporting.browse import AnsweredSample
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 
@@ -49,7 +49,7 @@ def drawn(side: int, noise: np.random.Generator, colour: bool) -> Image.Image:
     return Image.merge("RGB", (grey, grey.point(lambda v: v * 0.7), grey.point(lambda v: v * 0.6))) if colour else grey
 
 
-def answered(root: Path, questions: int, side: int) -> list[Answered]:
+def answered(root: Path, questions: int, side: int) -> list[AnsweredSample]:
     """One question an image, over four tasks and eight modalities; every third kind of image has colours."""
     dice, noise, found = random.Random(0), np.random.default_rng(0), []
     tasks, modalities = tuple(Task)[:4], tuple(Modality)[:8]
@@ -65,7 +65,7 @@ def answered(root: Path, questions: int, side: int) -> list[Answered]:
         raw = said.text.replace("[box]", "<box>(120,240),(420,540)</box>")
         three = tuple(Candidate(raw, said, -dice.random(), {"clip": dice.random()}) for _ in range(3))
         found.append(
-            Answered(number + 1, item, Prediction(item.id, three), dice.random() < 0.6, {"mIoU": dice.random()})
+            AnsweredSample(number + 1, item, Prediction(item.id, three), dice.random() < 0.6, {"mIoU": dice.random()})
         )
     return found
 

@@ -26,7 +26,7 @@ from clinkd.config import FitConfig, ModelConfig, PhantomConfig
 from clinkd.data import phantoms
 from clinkd.model.encode import Batch, rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
-from clinkd.objectives import CrossEntropy, Distillation, Samples, States
+from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets, SampledTargets
 from clinkd.records import ImageRef, Sample
 from clinkd.training import FitRun, LiveTeacher, StoredTeacher, Teacher, fit, identity_of, store
 from clinkd.training.stored import Kind, drawn
@@ -83,7 +83,7 @@ def step_seconds(bench: Bench, batches: list[Batch], tutors: dict[str, Teacher |
     return {name: sorted(seconds)[len(seconds) // 2] for name, seconds in found.items()}
 
 
-def slope(bench: Bench, batch: Batch, goal: States | Samples) -> Tensor:
+def slope(bench: Bench, batch: Batch, goal: HiddenStateTargets | SampledTargets) -> Tensor:
     """Of the KL by the student's hidden states."""
     with torch.no_grad():
         hidden_NH = bench.student.hidden_states(batch)
@@ -92,7 +92,7 @@ def slope(bench: Bench, batch: Batch, goal: States | Samples) -> Tensor:
     return torch.autograd.grad(loss.sum, hidden_NH)[0]
 
 
-def errors(bench: Bench, batch: Batch, sample: Callable[[int], Samples]) -> tuple[float, float]:
+def errors(bench: Bench, batch: Batch, sample: Callable[[int], SampledTargets]) -> tuple[float, float]:
     """Of one draw, and of the mean over SEEDS of them."""
     live = LiveTeacher(bench.teacher).goal(batch)
     true_NH = slope(bench, batch, live)
@@ -102,22 +102,22 @@ def errors(bench: Bench, batch: Batch, sample: Callable[[int], Samples]) -> tupl
     return float(one), float(((many.mean(0) - true_NH).norm(dim=-1) / size_N).mean())
 
 
-def by_chance(bench: Bench, batch: Batch) -> dict[str, Callable[[int], Samples]]:
+def by_chance(bench: Bench, batch: Batch) -> dict[str, Callable[[int], SampledTargets]]:
     """Ours and independent draws, from a seed."""
     live, draws = LiveTeacher(bench.teacher).goal(batch), bench.draws
     p_NV = (live.hidden_NG @ live.weight_VG.T / T).softmax(1)
     entropy_N = torch.special.entr(p_NV).sum(1)
 
-    def goal(entries_NK: Tensor) -> Samples:
-        return Samples(entries_NK, torch.full(entries_NK.shape, 1 / draws), entropy_N)
+    def goal(entries_NK: Tensor) -> SampledTargets:
+        return SampledTargets(entries_NK, torch.full(entries_NK.shape, 1 / draws), entropy_N)
 
-    def ours(seed: int) -> Samples:
+    def ours(seed: int) -> SampledTargets:
         by = bench.folder / "teacher"
         identity = identity_of("draws", bench.samples[:1], by, bench.student, temperature=T, draws=draws, seed=seed)
         made = drawn(live, batch.spans, identity)
         return goal(made["entries_M"].long().repeat_interleave(made["counts_M"].long()).view(-1, draws))
 
-    def independent(seed: int) -> Samples:
+    def independent(seed: int) -> SampledTargets:
         dice = torch.Generator().manual_seed(seed)
         return goal(torch.multinomial(p_NV, draws, replacement=True, generator=dice))
 
@@ -133,7 +133,7 @@ def rows_of_figures(bench: Bench) -> list[Row]:
     whole = bench.student.encode(rows_of(samples))
     tokens, size = len(whole.labels_N), len(bench.teacher.head.weight_VH)
     read = draws.goal(whole)
-    assert isinstance(read, Samples)
+    assert isinstance(read, SampledTargets)
     kept = float((read.shares_NK > 0).sum(1).float().mean())
     entropy = float(read.entropy_N.mean())
     dense = "logits in 16 bits"

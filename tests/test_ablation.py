@@ -13,7 +13,7 @@ from clinkd.experiments import ROWS, SWEEPS, TABLE_2, small
 from clinkd.records import BadInput, Modality, Score, Task
 from clinkd.reporting.ablation import Finished, Grid, ablation_json, ablation_tables
 from clinkd.settings import override
-from clinkd.workflows.ablate import Plan, ablate
+from clinkd.workflows.ablate import AblationPlan, ablate
 
 QUICK = [
     "name=quick", "data.phantoms.train_images=24", "data.phantoms.validation_images=8", "data.phantoms.test_images=8",
@@ -101,7 +101,7 @@ def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
 
 
 def test_a_sweep_is_told_against_the_value_of_the_run_itself():
-    plan = Plan.of(small(), ["bird"], ["alpha"], [0])
+    plan = AblationPlan.of(small(), ["bird"], ["alpha"], [0])
     swept = {n: r.against for n, r in plan.rows.items() if n.startswith("alpha")}
     assert swept == {"alpha-1": "alpha-2", "alpha-2": None, "alpha-4": "alpha-2"}
     assert (
@@ -121,7 +121,7 @@ def test_a_sweep_is_told_against_the_value_of_the_run_itself():
 )
 def test_what_no_row_can_be_made_of_is_refused_before_any_work(rows, sweeps, seeds, says, tmp_path):
     with pytest.raises(BadInput, match=says):
-        ablate(Plan.of(small(), rows, sweeps, seeds), tmp_path, 1)
+        ablate(AblationPlan.of(small(), rows, sweeps, seeds), tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clinkd.boxes import iou, iou_matrix, match_boxes, match_overlaps
-from clinkd.language.agreement import alike
+from clinkd.language.agreement import answer_similarity
 from clinkd.language.conflicts import affirms, conflicts, numbers, sides
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.language.negation import listed, mentions
@@ -365,9 +365,9 @@ def test_likeness_is_symmetric_and_1_for_the_same() -> None:
     draw = random.Random(5)
     for _ in range(500):
         a, b = spoken(draw), spoken(draw)
-        assert 0 <= alike(a, b) <= 1
-        assert alike(a, b) == pytest.approx(alike(b, a), abs=1e-12)
-        assert alike(a, a) == 1
+        assert 0 <= answer_similarity(a, b) <= 1
+        assert answer_similarity(a, b) == pytest.approx(answer_similarity(b, a), abs=1e-12)
+        assert answer_similarity(a, a) == 1
 
 
 def test_likeness_of_boxes_is_the_best_of_all_pairings() -> None:
@@ -377,12 +377,12 @@ def test_likeness_of_boxes_is_the_best_of_all_pairings() -> None:
         overlap = iou_matrix(a, b)
         best = max(sum(overlap[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(len(b)), len(a)))
         texts = [BoxedText("[box]" * len(boxes), tuple(boxes)) for boxes in (a, b)]
-        assert alike(*texts) == pytest.approx(best / len(b))
+        assert answer_similarity(*texts) == pytest.approx(best / len(b))
 
 
 def test_likeness_where_only_one_has_boxes_is_none() -> None:
     box = BoxedText("kidney [box]", (Box(0.1, 0.1, 0.4, 0.4),))
-    assert alike(box, BoxedText("kidney")) == alike(BoxedText("kidney"), box) == 0
+    assert answer_similarity(box, BoxedText("kidney")) == answer_similarity(BoxedText("kidney"), box) == 0
 
 
 @pytest.mark.parametrize(
@@ -397,4 +397,4 @@ def test_likeness_where_only_one_has_boxes_is_none() -> None:
     ],
 )
 def test_likeness_of_words(a: str, b: str, wanted: float) -> None:
-    assert alike(BoxedText(a), BoxedText(b)) == pytest.approx(wanted)
+    assert answer_similarity(BoxedText(a), BoxedText(b)) == pytest.approx(wanted)

@@ -15,7 +15,7 @@ from clinkd import cli, pipeline
 from clinkd.pipeline.graph import Stage
 from clinkd.records import Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
-from clinkd.workflows.ask import Asked
+from clinkd.workflows.ask import AskResult
 
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
@@ -192,7 +192,7 @@ def test_a_fault_of_ours_leaves_a_traceback_file(capsys, monkeypatch, tmp_path):
     def broken(*_):
         raise ZeroDivisionError("a\nb")
 
-    monkeypatch.setattr(pipeline, "find", broken)
+    monkeypatch.setattr("clinkd.pipeline.runs.find_run", broken)
     status, _, err = call(capsys, "status")
     (file,) = tmp_path.iterdir()
     assert status == 1 and err.count("\n") == 1 and str(file) in err and "ZeroDivisionError: a b" in err
@@ -213,8 +213,8 @@ def test_ask_prints_answer_candidates_and_picture(capsys, short_plan, tmp_path, 
         Candidate("b", BoxedText("b"), -0.5, {"clip": 0.1}),
         Candidate("It is [here]", answer, None, {"clip": 0.25}),
     )
-    asked = Asked(Prediction("q", candidates, chosen=1), tmp_path / "o.png")
-    monkeypatch.setattr(pipeline, "ask", lambda run, image, question, out: asked)
+    asked = AskResult(Prediction("q", candidates, chosen=1), tmp_path / "o.png")
+    monkeypatch.setattr("clinkd.workflows.ask.ask", lambda run, image, question, out: asked)
     call(capsys, "run", "demo", "--runs", tmp_path)
     status, out, _ = call(capsys, "ask", "--runs", tmp_path, tmp_path / "i.png", "Where is it?")
     assert status == 0 and out.startswith("It is here [box].\nbox      0.100 0.200 0.300 0.400")

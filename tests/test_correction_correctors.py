@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.correction import OfflineCorrector, ReplayCorrector, Rewrite, Rewritten, Wrong, correct, fed_back, verify
+from clinkd.correction import (
+    OfflineCorrector,
+    ReplayCorrector,
+    Rewrite,
+    RewriteProposals,
+    Wrong,
+    correct,
+    fed_back,
+    verify,
+)
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 
@@ -255,8 +264,8 @@ class Says:
     def __init__(self, *proposals: BoxedText) -> None:
         self.proposals = proposals
 
-    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
-        return (Rewritten(tuple(Rewrite(p, "someone") for p in self.proposals)) for _ in wrong)
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
+        return (RewriteProposals(tuple(Rewrite(p, "someone") for p in self.proposals)) for _ in wrong)
 
 
 def test_the_first_proposal_that_passes_is_taken() -> None:

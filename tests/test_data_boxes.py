@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from clinkd.boxes import iou
-from clinkd.data.checks.stats import counts
-from clinkd.data.codecs import codec
+from clinkd.data.checks.stats import count_samples
+from clinkd.data.codecs import make_codec
 from clinkd.data.readers import boxes
-from clinkd.data.readers.forms import demand
-from clinkd.data.readers.forms import read as read_entries
-from clinkd.data.readers.rows import Problem
+from clinkd.data.readers.forms import read_rows as read_entries
+from clinkd.data.readers.forms import read_samples
+from clinkd.data.readers.rows import RowError
 from clinkd.data.readers.source import Source
-from clinkd.data.split import divide
+from clinkd.data.split import split_samples
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 
@@ -29,11 +29,11 @@ class Reading:
 
     source: Source
     samples: tuple[Sample, ...]
-    problems: list[Problem]
+    problems: list[RowError]
     told: Counter[str]
 
     def demand(self) -> list[Sample]:
-        return demand(self.source, Counter())
+        return read_samples(self.source, Counter())
 
 
 def read(path: Path, seed: int = 0, max_questions: int | None = 12, max_boxes: int = 4) -> Reading:
@@ -214,7 +214,7 @@ def test_every_real_record_is_read(real: Reading, shared: Path) -> None:
 
 
 def test_real_patients_stay_together(real: Reading) -> None:
-    samples = divide(real.samples, 0.1, 0.2, seed=0)
+    samples = split_samples(real.samples, 0.1, 0.2, seed=0)
     splits: dict[str, set[str | None]] = {}
     for s in samples:
         patient = {"sts": s.images[0].path[:18], "mbh": s.images[0].path[:14]}.get(s.source, s.images[0].path)
@@ -223,11 +223,11 @@ def test_real_patients_stay_together(real: Reading) -> None:
     assert len([p for p in splits if "sts_STS" in p]) < 30 < len({s.images for s in samples if s.source == "sts"})
     for name in {s.source for s in samples}:
         assert {s.split for s in samples if s.source == name} == {"train", "validation", "test"}
-    assert len(counts(samples).rows) == 3 * (9 + 1)
+    assert len(count_samples(samples).rows) == 3 * (9 + 1)
 
 
 def test_real_boxes_survive_the_family_codec(real: Reading) -> None:
-    family = codec("qwen2-vl")
+    family = make_codec("qwen2-vl")
     for s in real.samples:
         back = family.decode(family.encode(s.answer)).answer
         assert back.text == s.answer.text

@@ -19,7 +19,7 @@ from clinkd.cli import main
 from clinkd.data.checks import near
 from clinkd.data.checks.check import Checks, Findings, check, quarantine
 from clinkd.data.checks.guessability import median_hits
-from clinkd.data.checks.lengths import Counted, Estimate
+from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
 from clinkd.data.checks.near import BITS, Look, Pair, alike, examine
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
@@ -149,10 +149,10 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
         "a", (ImageRef("a.png", 56, 84),), Modality.CT, (Turn(Task.QA, BoxedText("no no no"), BoxedText("no")),), "a"
     )
     marks = 10 + 2 + 2 * 3  # around question and answer, around the image, the image itself
-    assert Counted(tmp_path)(sample) == 4 + marks
-    assert Estimate()(sample) == 3 + marks  # ten bytes
+    assert TokenCounter(tmp_path)(sample) == 4 + marks
+    assert TokenEstimator()(sample) == 3 + marks  # ten bytes
     with pytest.raises(BadInput, match="no readable tokenizer.json"):
-        Counted(tmp_path / "none")
+        TokenCounter(tmp_path / "none")
 
 
 # ---- images that look the same --------------------------------------------------------------------------------------

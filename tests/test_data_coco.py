@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 from clinkd.data.readers import coco
-from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Modality, Sample, Task
 
@@ -57,7 +57,7 @@ def write(root: Path, value: Any, name: str = "instances.json") -> Path:
     return root / name
 
 
-def read(path: Path, **changes: Any) -> tuple[list[Entry], Counter[str]]:
+def read(path: Path, **changes: Any) -> tuple[list[RowResult], Counter[str]]:
     told: Counter[str] = Counter()
     return list(coco.read(Source(path, **changes), told)), told
 
@@ -359,7 +359,7 @@ def test_a_faulty_image_is_left_out_whole_and_named(tmp_path: Path, spoil: Spoil
     found, counted = read(write(tmp_path, value))
     if field == "annotations[1].id" and "2 annotations" in told:
         assert found.pop(2).problem.field == "annotations[2].id"  # type: ignore[union-attr]
-        found.append(Entry("", 3, problem=None))
+        found.append(RowResult("", 3, problem=None))
     elif field == "id":
         strays = [found.pop(0), found.pop(0)]
         assert [e.problem.field for e in strays] == ["annotations[1].image_id", "annotations[4].image_id"]  # type: ignore[union-attr]

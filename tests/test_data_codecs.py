@@ -8,14 +8,16 @@ import time
 
 import pytest
 
-from clinkd.data.codecs import Codec, codec
+from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.grids import Size, smart_resize
 from clinkd.records import BadInput, Box, BoxedText
 
 CODECS = [
-    codec("qwen2-vl"), codec("qwen-vl"), codec("digits", 10), codec("digits", 37), codec("digits", 100),
-    codec("locations", 2), codec("locations", 16), codec("locations", 100), codec("locations", 1000),
-    codec("qwen2.5-vl"), codec("qwen3-vl"), codec("normalised"),
+    make_codec("qwen2-vl"), make_codec("qwen-vl"), make_codec("digits", 10), make_codec("digits", 37),
+    make_codec("digits", 100),
+    make_codec("locations", 2), make_codec("locations", 16), make_codec("locations", 100),
+    make_codec("locations", 1000),
+    make_codec("qwen2.5-vl"), make_codec("qwen3-vl"), make_codec("normalised"),
 ]  # fmt: skip
 SIZES = (Size(504, 364), Size(28, 28), Size(1092, 28), Size(1000, 1000), Size(3, 12345))
 each_codec = pytest.mark.parametrize("c", CODECS, ids=lambda c: f"{c.name}-{c.bins}")
@@ -49,7 +51,7 @@ def test_corners_come_back_within_half_a_step(c: Codec) -> None:
 
 
 def test_pixels_come_back_within_half_a_pixel_of_any_resized_image() -> None:
-    c, dice = codec("qwen2.5-vl"), random.Random(6)
+    c, dice = make_codec("qwen2.5-vl"), random.Random(6)
     for _ in range(500):
         width, height = (int(2 ** dice.uniform(5, 12)) for _ in "wh")
         size = smart_resize(width, height, dice.choice((28, 32)))
@@ -67,7 +69,7 @@ def test_pixels_come_back_within_half_a_pixel_of_any_resized_image() -> None:
 def test_a_square_resample_stretches_an_axis_and_keeps_the_fractions() -> None:
     size = smart_resize(500, 500)  # the square of the area of 1000 x 250
     assert size == Size(504, 504)  # 18 * 28
-    c, box = codec("qwen2.5-vl"), Box(0.5, 0.25, 1, 1)
+    c, box = make_codec("qwen2.5-vl"), Box(0.5, 0.25, 1, 1)
     assert c.encode(BoxedText("[box]", (box,)), size) == "<|box_start|>(252,126),(504,504)<|box_end|>"
     wide = smart_resize(1000, 250)
     assert c.encode(BoxedText("[box]", (box,)), wide) == "<|box_start|>(504,63),(1008,252)<|box_end|>"
@@ -186,7 +188,7 @@ def test_long_and_broken_text_is_read_in_little_time() -> None:
 
 
 def test_brackets_without_end_are_reported() -> None:
-    c = codec("qwen3-vl")
+    c = make_codec("qwen3-vl")
     (piece,) = c.decode('{"bbox_2d": ' + "[" * 100_000 + "]}").unread
     assert "not JSON" in c.why(piece)
 
@@ -194,19 +196,19 @@ def test_brackets_without_end_are_reported() -> None:
 @pytest.mark.parametrize(
     ("c", "raw", "boxes"),
     [
-        (codec("qwen2-vl"), "at <|box_start|>(100,200),(300,400)<|box_end|>.", [Box(0.1, 0.2, 0.3, 0.4)]),
-        (codec("qwen2-vl"), "<|box_start|>(0,0), (1000,1000)<|box_end|>", [Box(0, 0, 1, 1)]),
-        (codec("qwen2-vl"), "<|object_ref_start|>lung<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>",
+        (make_codec("qwen2-vl"), "at <|box_start|>(100,200),(300,400)<|box_end|>.", [Box(0.1, 0.2, 0.3, 0.4)]),
+        (make_codec("qwen2-vl"), "<|box_start|>(0,0), (1000,1000)<|box_end|>", [Box(0, 0, 1, 1)]),
+        (make_codec("qwen2-vl"), "<|object_ref_start|>lung<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>",
          [Box(0.001, 0.002, 0.003, 0.004)]),
-        (codec("qwen-vl"), "<ref>lung</ref><box>(1,2),(3,4)</box>", [Box(0.001, 0.002, 0.003, 0.004)]),
-        (codec("qwen3-vl"), 'at {"bbox_2d": [100, 200, 300, 1000]}.', [Box(0.1, 0.2, 0.3, 1)]),
-        (codec("qwen3-vl"), "at <|box_start|>(100,200),(300,1000)<|box_end|>.", [Box(0.1, 0.2, 0.3, 1)]),
-        (codec("normalised"), "at [0, .25, 5e-1, 1.0].", [Box(0, 0.25, 0.5, 1)]),
-        (codec("normalised"), "<ref>a</ref><box>(0.1,0.2),(0.3,0.4)</box>", [Box(0.1, 0.2, 0.3, 0.4)]),
-        (codec("normalised"), "<|box_start|>(0.1, 0.2), (0.3, 0.4)<|box_end|>", [Box(0.1, 0.2, 0.3, 0.4)]),
-        (codec("normalised"), "<box>[0.1, 0.2, 0.3, 0.4]</box>", [Box(0.1, 0.2, 0.3, 0.4)]),
-        (codec("digits", 10), "<|box_start|>00010203.", [Box(0.05, 0.15, 0.25, 0.35)]),
-        (codec("locations", 10), "<x_00><y_01><x_02><y_03><x_04><y_05><x_06><y_07>",
+        (make_codec("qwen-vl"), "<ref>lung</ref><box>(1,2),(3,4)</box>", [Box(0.001, 0.002, 0.003, 0.004)]),
+        (make_codec("qwen3-vl"), 'at {"bbox_2d": [100, 200, 300, 1000]}.', [Box(0.1, 0.2, 0.3, 1)]),
+        (make_codec("qwen3-vl"), "at <|box_start|>(100,200),(300,1000)<|box_end|>.", [Box(0.1, 0.2, 0.3, 1)]),
+        (make_codec("normalised"), "at [0, .25, 5e-1, 1.0].", [Box(0, 0.25, 0.5, 1)]),
+        (make_codec("normalised"), "<ref>a</ref><box>(0.1,0.2),(0.3,0.4)</box>", [Box(0.1, 0.2, 0.3, 0.4)]),
+        (make_codec("normalised"), "<|box_start|>(0.1, 0.2), (0.3, 0.4)<|box_end|>", [Box(0.1, 0.2, 0.3, 0.4)]),
+        (make_codec("normalised"), "<box>[0.1, 0.2, 0.3, 0.4]</box>", [Box(0.1, 0.2, 0.3, 0.4)]),
+        (make_codec("digits", 10), "<|box_start|>00010203.", [Box(0.05, 0.15, 0.25, 0.35)]),
+        (make_codec("locations", 10), "<x_00><y_01><x_02><y_03><x_04><y_05><x_06><y_07>",
          [Box(0.05, 0.15, 0.25, 0.35), Box(0.45, 0.55, 0.65, 0.75)]),
     ],
 )  # fmt: skip
@@ -236,7 +238,7 @@ LUNG, LIVER = Box(0.1, 0.2, 0.3, 0.4), Box(0.5, 0.5, 1, 1)
         ("[] and ```json\n[]\n```", "[] and ```json\n[]\n```", []),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("c", [codec("qwen3-vl"), codec("qwen2.5-vl")], ids=lambda c: c.name)
+@pytest.mark.parametrize("c", [make_codec("qwen3-vl"), make_codec("qwen2.5-vl")], ids=lambda c: c.name)
 def test_json_answers_are_read(c: Codec, raw: str, text: str, boxes: list[Box]) -> None:
     found = c.decode(raw, Size(1000, 1000))
     assert found.answer == BoxedText(text, tuple(boxes)) and found.unread == ()
@@ -265,7 +267,7 @@ def test_json_answers_are_read(c: Codec, raw: str, text: str, boxes: list[Box]) 
         ("at [1, 2, 3, 4].", "at  .", ["[1, 2, 3, 4]"], "without its marks"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("c", [codec("qwen3-vl"), codec("qwen2.5-vl")], ids=lambda c: c.name)
+@pytest.mark.parametrize("c", [make_codec("qwen3-vl"), make_codec("qwen2.5-vl")], ids=lambda c: c.name)
 def test_json_that_is_no_box_is_reported(c: Codec, raw: str, text: str, unread: list[str], why: str) -> None:
     found = c.decode(raw, Size(1000, 1000))
     assert (found.answer.text, list(found.unread)) == (text, unread)
@@ -307,20 +309,20 @@ def test_json_that_is_no_box_is_reported(c: Codec, raw: str, text: str, unread: 
     ],
 )  # fmt: skip
 def test_why_a_box_is_not_read(name: str, spelled: str, why: str) -> None:
-    c = codec(name, 100 if name == "digits" else 1000)
+    c = make_codec(name, 100 if name == "digits" else 1000)
     found = c.decode(f"The liver is at {spelled} there.", RESIZED)
     assert "".join(found.unread).replace(" ", "") == spelled.replace(" ", "")
     assert found.answer.boxes == () and re.search(why, c.why(found.unread[0], RESIZED))
 
 
 def test_a_cut_off_list_of_fractions_is_reported() -> None:
-    found = codec("normalised").decode("at [0.1, 0.2")
-    assert found.unread == ("[0.1, 0.2",) and "cut off" in codec("normalised").why("[0.1, 0.2")
-    assert codec("normalised").decode("as shown [1, 2], p [0.05]").unread == ()
+    found = make_codec("normalised").decode("at [0.1, 0.2")
+    assert found.unread == ("[0.1, 0.2",) and "cut off" in make_codec("normalised").why("[0.1, 0.2")
+    assert make_codec("normalised").decode("as shown [1, 2], p [0.05]").unread == ()
 
 
 def test_pixels_need_the_size_of_the_image() -> None:
-    c = codec("qwen2.5-vl")
+    c = make_codec("qwen2.5-vl")
     assert c.needs_size and not any(o.needs_size for o in CODECS if o.name != c.name)
     for ask in (c.decode, c.why):
         with pytest.raises(BadInput, match="qwen2.5-vl are pixels of the resized image: its size must be known"):
@@ -338,23 +340,23 @@ def test_text_without_boxes_is_returned_as_it_is(c: Codec) -> None:
 @pytest.mark.parametrize(
     ("c", "spelled"),
     [
-        (codec("qwen2-vl"), "<|box_start|>(300,200),(100,400)<|box_end|>"),  # swapped
-        (codec("qwen2-vl"), "<|box_start|>(100,200),(100,400)<|box_end|>"),  # no width
-        (codec("qwen2-vl"), "<|box_start|>(100,200),(300,1400)<|box_end|>"),  # off the grid
-        (codec("qwen2-vl"), "<|box_start|>(100,200),(300<|box_end|>"),
-        (codec("qwen2-vl"), "<|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>"),
-        (codec("qwen2-vl"), "(100,200),(300,400)"),
-        (codec("qwen2-vl"), "[100, 200, 300, 400]"),
-        (codec("qwen2-vl"), "<box>(100,200),(300,400)</box>"),  # of another family
-        (codec("qwen2-vl"), "[box]"),
-        (codec("qwen-vl"), "<|box_start|>(100,200),(300,400)<|box_end|>"),
-        (codec("digits", 16), "<|box_start|>03040316"),  # 16 is off a grid of 0..15
-        (codec("digits", 16), "<|box_start|>030405"),
-        (codec("digits", 16), "<|box_start|>0304050607"),
-        (codec("locations", 16), "<x_03><y_04><x_05>"),
-        (codec("locations", 16), "<y_03><x_04><y_05><x_06>"),
-        (codec("locations", 16), "<x_03><y_04><x_03><y_06>"),
-        (codec("locations", 16), "<x_03><y_04><x_05><y_16>"),
+        (make_codec("qwen2-vl"), "<|box_start|>(300,200),(100,400)<|box_end|>"),  # swapped
+        (make_codec("qwen2-vl"), "<|box_start|>(100,200),(100,400)<|box_end|>"),  # no width
+        (make_codec("qwen2-vl"), "<|box_start|>(100,200),(300,1400)<|box_end|>"),  # off the grid
+        (make_codec("qwen2-vl"), "<|box_start|>(100,200),(300<|box_end|>"),
+        (make_codec("qwen2-vl"), "<|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>"),
+        (make_codec("qwen2-vl"), "(100,200),(300,400)"),
+        (make_codec("qwen2-vl"), "[100, 200, 300, 400]"),
+        (make_codec("qwen2-vl"), "<box>(100,200),(300,400)</box>"),  # of another family
+        (make_codec("qwen2-vl"), "[box]"),
+        (make_codec("qwen-vl"), "<|box_start|>(100,200),(300,400)<|box_end|>"),
+        (make_codec("digits", 16), "<|box_start|>03040316"),  # 16 is off a grid of 0..15
+        (make_codec("digits", 16), "<|box_start|>030405"),
+        (make_codec("digits", 16), "<|box_start|>0304050607"),
+        (make_codec("locations", 16), "<x_03><y_04><x_05>"),
+        (make_codec("locations", 16), "<y_03><x_04><y_05><x_06>"),
+        (make_codec("locations", 16), "<x_03><y_04><x_03><y_06>"),
+        (make_codec("locations", 16), "<x_03><y_04><x_05><y_16>"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_reported_and_gets_no_mark(c: Codec, spelled: str) -> None:
@@ -376,16 +378,18 @@ def test_a_box_written_out_in_the_words_is_refused(c: Codec) -> None:
 
 
 def test_tokens_are_distinct_and_used() -> None:
-    c = codec("locations", 16)
+    c = make_codec("locations", 16)
     assert len(set(c.special_tokens)) == 32
     spelled = c.encode(BoxedText("[box]", (Box(0, 0, 1, 1),)))
     assert re.findall(r"<[^>]+>", spelled) == ["<x_00>", "<y_00>", "<x_15>", "<y_15>"]
     assert set(re.findall(r"<[^>]+>", spelled)) <= set(c.special_tokens)
-    assert codec("digits", 100).encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),))) == "<|box_start|>00509999"
-    assert codec("qwen3-vl").encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),))) == '{"bbox_2d": [0, 500, 1000, 1000]}'
-    assert codec("normalised").encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),))) == "[0.000,0.500,1.000,1.000]"
+    assert make_codec("digits", 100).encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),))) == "<|box_start|>00509999"
     assert (
-        codec("qwen2-vl").encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),)))
+        make_codec("qwen3-vl").encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),))) == '{"bbox_2d": [0, 500, 1000, 1000]}'
+    )
+    assert make_codec("normalised").encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),))) == "[0.000,0.500,1.000,1.000]"
+    assert (
+        make_codec("qwen2-vl").encode(BoxedText("[box]", (Box(0, 0.5, 1, 1),)))
         == "<|box_start|>(0,500),(999,999)<|box_end|>"
     )
 
@@ -393,4 +397,4 @@ def test_tokens_are_distinct_and_used() -> None:
 @pytest.mark.parametrize(("name", "bins"), [("digits", 9), ("digits", 101), ("locations", 1), ("pixels", 16)])
 def test_impossible_codecs_are_named(name: str, bins: int) -> None:
     with pytest.raises(BadInput, match=str(bins) if name != "pixels" else "boxes=pixels"):
-        codec(name, bins)
+        make_codec(name, bins)

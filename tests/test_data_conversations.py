@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clinkd.data.readers import conversations
-from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
@@ -26,7 +26,7 @@ def write(path: Path, rows: list[Any], name: str = "train.json") -> Path:
     return file
 
 
-def read(file: Path, told: Counter[str] | None = None, form: str = "sharegpt", **said: Any) -> list[Entry]:
+def read(file: Path, told: Counter[str] | None = None, form: str = "sharegpt", **said: Any) -> list[RowResult]:
     source = Source(file, form=form, **({"open_images": False} | said))  # type: ignore[arg-type]
     return list(conversations.read(source, Counter() if told is None else told))
 

@@ -25,7 +25,7 @@ from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr
 
 from clinkd.data.images import PRESETS, Facts, look, open_image
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.images.limits import Limits
+from clinkd.data.images.limits import FileLimits
 from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality
@@ -66,12 +66,12 @@ def shipped() -> list[Path]:
     return [p for p in files if "__pycache__" not in p.parts]
 
 
-def open_dicom(path: Path, place: str, frame: int | None, window: str | None, limits: Limits) -> Image.Image:
+def open_dicom(path: Path, place: str, frame: int | None, window: str | None, limits: FileLimits) -> Image.Image:
     return DICOM.open(path, place, frame, window, limits).picture
 
 
 def shown(path: Path, window: str | None = None, frame: int | None = None) -> NDArray[np.uint8]:
-    return np.asarray(open_dicom(path, path.name, frame, window, Limits(10_000_000)))
+    return np.asarray(open_dicom(path, path.name, frame, window, FileLimits(10_000_000)))
 
 
 # ---- the files that pydicom ships -----------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_every_shipped_file_opens_or_says_why_not(capfd: pytest.CaptureFixture[s
                 continue
             try:
                 facts = describe(path, path.name)
-                picture = open_dicom(path, path.name, facts.frames, None, Limits(10_000_000))
+                picture = open_dicom(path, path.name, facts.frames, None, FileLimits(10_000_000))
             except BadInput as error:
                 refused[path.name] = str(error)
             else:
@@ -652,7 +652,7 @@ def test_a_deflated_bomb_is_not_inflated(tmp_path: Path) -> None:
     bomb = deflated(tmp_path / "a.dcm", squeeze(b"\0" * (200 << 20)))
     tracemalloc.start()
     with pytest.raises(BadInput, match="inflates to more than 4,194,304 bytes"):
-        describe(bomb, "a", limits=Limits(inflated_bytes=1 << 22))
+        describe(bomb, "a", limits=FileLimits(inflated_bytes=1 << 22))
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
 
@@ -739,7 +739,7 @@ def test_bad_files_are_named_and_tell_no_names(tmp_path: Path, capfd: pytest.Cap
         place = f"row 3, image {path.name}"
         with warnings.catch_warnings(), pytest.raises(BadInput, match=reason) as found:
             warnings.simplefilter("error")
-            open_dicom(path, place, 1, None, Limits(10_000_000))
+            open_dicom(path, place, 1, None, FileLimits(10_000_000))
         text = str(found.value)
         assert text.startswith(f"{place}: ") and "\n" not in text and "; " in text, text
         assert "Kanarien" not in text and "Zqxw" not in text
@@ -756,7 +756,7 @@ def test_what_is_not_read_is_told_by_the_header_alone(tmp_path: Path) -> None:
 def test_a_huge_header_takes_no_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint16), Rows=60000, Columns=60000)
     tracemalloc.start()
-    for job in (lambda: describe(path, "a"), lambda: open_dicom(path, "a", 1, None, Limits(10**10))):
+    for job in (lambda: describe(path, "a"), lambda: open_dicom(path, "a", 1, None, FileLimits(10**10))):
         with pytest.raises(BadInput, match="cut"):
             job()
     assert tracemalloc.get_traced_memory()[1] < 20 << 20
@@ -765,10 +765,10 @@ def test_a_huge_header_takes_no_memory(tmp_path: Path) -> None:
 
 def test_the_cap_comes_before_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.dcm", np.zeros((20, 30), np.uint16))
-    assert open_dicom(path, "a", None, None, Limits(600)).size == (30, 20)
+    assert open_dicom(path, "a", None, None, FileLimits(600)).size == (30, 20)
     monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadInput, match="30x20 pixels, more than 599 in all"):
-        open_dicom(path, "a", None, None, Limits(599))
+        open_dicom(path, "a", None, None, FileLimits(599))
     monkeypatch.setattr("clinkd.data.images.dicom_header.MAX_ELEMENT_BYTES", 100)
     table = lut(0, 16, [0] * 100)
     with pytest.raises(BadInput, match=r"element \(0028,3010\) of the header has 2"):
@@ -801,7 +801,7 @@ def test_damage_of_any_kind_is_one_line(tmp_path: Path) -> None:
                 broken[dice.randrange(132, min(len(broken), 3000))] = dice.randrange(256)
             (tmp_path / "a.dcm").write_bytes(broken)
             try:
-                picture = open_dicom(tmp_path / "a.dcm", "a.dcm", 1, None, Limits(10_000_000))
+                picture = open_dicom(tmp_path / "a.dcm", "a.dcm", 1, None, FileLimits(10_000_000))
             except BadInput as error:
                 assert str(error).startswith("a.dcm: ") and "\n" not in str(error)
             else:

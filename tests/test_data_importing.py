@@ -18,10 +18,10 @@ from clinkd.cli import _parser, main
 from clinkd.cli.data import source_of
 from clinkd.config import DataConfig, RunConfig
 from clinkd.data.checks.check import Checks
-from clinkd.data.dataset import Samples
+from clinkd.data.dataset import SampleFile
 from clinkd.data.images import open_image
 from clinkd.data.importing import Division, NotClean, import_data, split_anew
-from clinkd.data.readers.forms import demand
+from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, Modality, Sample, Task
@@ -58,8 +58,8 @@ def test_one_source_becomes_a_data_set(tmp_path: Path) -> None:
     source, out = Source(records(tmp_path / "a")), tmp_path / "out"
     found = import_data([source], out, CHECKS, Division(0.2, 0.2))
     assert found.clean and found.samples == 36
-    samples = Samples(out)
-    plain = demand(source, found.told)
+    samples = SampleFile(out)
+    plain = read_samples(source, found.told)
     assert [s.id for s in samples] == [s.id for s in plain]
     split_of: dict[str, set[str | None]] = {}
     for sample in samples:
@@ -85,7 +85,7 @@ def test_a_run_takes_the_data_set(tmp_path: Path) -> None:
     assert plan(config)[0].identity == first.identity
     picture(tmp_path / "a/images/3.png", 99)
     assert plan(config)[0].identity != first.identity  # another image, another data set
-    found = demand(Source(tmp_path / "out"), Counter())
+    found = read_samples(Source(tmp_path / "out"), Counter())
     assert len(found) == 36 and {s.split for s in found} == {"train", "validation", "test"}
 
 
@@ -93,11 +93,11 @@ def test_two_sources_are_joined_below_one_root(tmp_path: Path) -> None:
     sources = [Source(records(tmp_path / "a", 6)), Source(records(tmp_path / "b", 6, first=6))]
     found = import_data(sources, tmp_path / "out", CHECKS, None)
     assert found.samples == 36 and found.groups == {"-": 6}
-    paths = {s.images[0].path for s in Samples(tmp_path / "out")}
+    paths = {s.images[0].path for s in SampleFile(tmp_path / "out")}
     assert paths == {f"a/images/{n}.png" for n in range(6)} | {f"b/images/{n}.png" for n in range(6, 12)}
     root = Source(tmp_path / "out").root.resolve()
     assert root == tmp_path and all((root / p).is_file() for p in paths)
-    assert {s.split for s in Samples(tmp_path / "out")} == {None}
+    assert {s.split for s in SampleFile(tmp_path / "out")} == {None}
 
 
 def test_bad_rows_stop_everything_unless_set_aside(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_bad_rows_stop_everything_unless_set_aside(tmp_path: Path) -> None:
     found = import_data([Source(root)], tmp_path / "out", CHECKS, Division(), tmp_path / "aside.jsonl")
     aside = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
     assert [line["row"] for line in aside] == [4, 6] and all(line["reason"] for line in aside)
-    assert found.quarantined == 2 and found.samples == 30 == len(Samples(tmp_path / "out"))
+    assert found.quarantined == 2 and found.samples == 30 == len(SampleFile(tmp_path / "out"))
     assert sum(n for by in found.by_task_and_modality().values() for n in by.values()) == 30
-    assert {s.id[:6] for s in Samples(tmp_path / "out")}.isdisjoint({"set_3-", "set_5-"})
+    assert {s.id[:6] for s in SampleFile(tmp_path / "out")}.isdisjoint({"set_3-", "set_5-"})
 
 
 def test_sides_are_not_mixed_and_can_be_turned(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_sides_are_not_mixed_and_can_be_turned(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="records.jsonl, row 1: left and right are the image's here and the patient's"):
         import_data([patient, image], tmp_path / "out", CHECKS)
     import_data([patient, image], tmp_path / "out", CHECKS, side="patient")
-    samples = list(Samples(tmp_path / "out"))
+    samples = list(SampleFile(tmp_path / "out"))
     assert {s.side for s in samples} == {"patient"} and about(tmp_path / "out")["side"] == "patient"
     assert {s.names for s in samples if s.names} == {("left kidney",)}
     other = Source(
@@ -145,7 +145,7 @@ def test_images_that_look_the_same_stay_together(tmp_path: Path) -> None:
     for first, second in ((0, 39), (39, 20), (4, 11)):
         Image.open(root / f"images/{first}.png").save(root / f"images/{second}.png")
     import_data([Source(root)], tmp_path / "out", CHECKS, Division(0.3, 0.3))
-    groups = {s.images[0].path: (s.group, s.split) for s in Samples(tmp_path / "out")}
+    groups = {s.images[0].path: (s.group, s.split) for s in SampleFile(tmp_path / "out")}
     assert groups["images/0.png"] == groups["images/39.png"] == groups["images/20.png"]
     assert groups["images/4.png"] == groups["images/11.png"] != groups["images/0.png"]
     assert len({g for g, _ in groups.values()}) == 20 - 3
@@ -154,10 +154,10 @@ def test_images_that_look_the_same_stay_together(tmp_path: Path) -> None:
 def test_splits_given_by_the_files_are_kept_or_forgotten(tmp_path: Path) -> None:
     root = records(tmp_path / "a", 40, split="train")
     import_data([Source(root)], tmp_path / "kept", CHECKS, Division(0.2, 0.2))
-    kept = {s.split for s in Samples(tmp_path / "kept")}
+    kept = {s.split for s in SampleFile(tmp_path / "kept")}
     assert kept == {"train", "validation"}  # nothing was given for validation: a part of train is put aside
     import_data([Source(root)], tmp_path / "anew", CHECKS, Division(0.2, 0.2, anew=True))
-    assert {s.split for s in Samples(tmp_path / "anew")} == {"train", "validation", "test"}
+    assert {s.split for s in SampleFile(tmp_path / "anew")} == {"train", "validation", "test"}
 
 
 def test_splitting_again_is_recorded(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_splitting_again_is_recorded(tmp_path: Path) -> None:
     counts = split_anew(tmp_path / "out", Division(0.1, 0.5, seed=3))
     assert sum(counts.values()) == 20 and counts["test"] > counts["validation"] > 0
     assert about(tmp_path / "out")["split"]["seed"] == 3 and about(tmp_path / "out")["groups"] == dict(counts)
-    samples = list(Samples(tmp_path / "out"))
+    samples = list(SampleFile(tmp_path / "out"))
     assert len(samples) == 120
     split_anew(tmp_path / "out", Division(0.1, 0.1, seed=4))
-    assert list(Samples(tmp_path / "out")) != samples
+    assert list(SampleFile(tmp_path / "out")) != samples
     with pytest.raises(BadInput, match="no samples.jsonl"):
         split_anew(tmp_path / "a", Division())
 
@@ -181,19 +181,19 @@ def test_copies_make_a_set_that_can_be_carried_away(tmp_path: Path) -> None:
     (root / "images/1.png").rename(root / "images/0.png.bmp.png")  # the name that the copy of the other would take
     text = text.replace("images/2.png", "images/0.png.bmp.png")
     (root / "records.jsonl").write_text(text)
-    before = {s.id: np.asarray(open_image(root, s.images[0])) for s in demand(Source(root), Counter())}
+    before = {s.id: np.asarray(open_image(root, s.images[0])) for s in read_samples(Source(root), Counter())}
     notes = PngInfo()
     notes.add_text("PatientName", "Canary")
     Image.open(root / "images/3.png").save(root / "images/3.png", pnginfo=notes)
     import_data([Source(root)], tmp_path / "out", CHECKS, None, copy=True)
     (tmp_path / "out").rename(tmp_path / "moved")
     (tmp_path / "a").rename(tmp_path / "gone")
-    samples = Samples(tmp_path / "moved")
+    samples = SampleFile(tmp_path / "moved")
     assert len({s.images[0].path for s in samples}) == 6
     for sample in samples:  # none took the place of another
         assert np.array_equal(before[sample.id], np.asarray(open_image(tmp_path / "moved", sample.images[0])))
     assert all(b"Canary" not in p.read_bytes() for p in (tmp_path / "moved").rglob("*.*"))
-    assert demand(Source(tmp_path / "moved"), Counter())
+    assert read_samples(Source(tmp_path / "moved"), Counter())
 
 
 def test_what_a_conversion_refuses_is_in_the_quarantine(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_what_a_conversion_refuses_is_in_the_quarantine(tmp_path: Path) -> None:
         aside, out = tmp_path / f"q{len(allow)}.jsonl", tmp_path / f"out{len(allow)}"
         found = import_data([Source(root)], out, Checks(allow=allow, workers=1), None, aside, side="patient")  # type: ignore[arg-type]
         assert found.quarantined == 1 and json.loads(aside.read_text())["row"] == 2
-        assert len({s.images for s in Samples(out)}) == 3
+        assert len({s.images for s in SampleFile(out)}) == 3
 
 
 def test_a_doubtful_frame_is_not_laundered_by_a_quarantine(tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_an_allowed_split_is_taken_row_by_row(tmp_path: Path) -> None:
     lines[1] = lines[1].replace('"train"', '"test"')
     (root / "records.jsonl").write_text("\n".join(lines) + "\n")
     import_data([Source(root)], tmp_path / "out", Checks(allow=frozenset({"split"}), workers=1), Division())
-    assert {s.split for s in Samples(tmp_path / "out") if s.images[0].path == "images/1.png"} == {"test"}
-    assert {s.split for s in Samples(tmp_path / "out") if s.images[0].path == "images/0.png"} == {"train"}
+    assert {s.split for s in SampleFile(tmp_path / "out") if s.images[0].path == "images/1.png"} == {"test"}
+    assert {s.split for s in SampleFile(tmp_path / "out") if s.images[0].path == "images/0.png"} == {"train"}
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     sources = [Source(tmp_path / "a"), Source(tmp_path / "b")]
     checks = Checks(allow=frozenset({"near-duplicate"}), workers=1)
     import_data(sources, tmp_path / "out", checks, None)
-    assert len({s.id for s in Samples(tmp_path / "out")}) == 24
+    assert len({s.id for s in SampleFile(tmp_path / "out")}) == 24
     with pytest.raises(BadInput, match="given twice"):
         import_data([sources[0], sources[0]], tmp_path / "twice", checks)
 
@@ -282,7 +282,7 @@ def test_a_dataset_json_of_another_program_says_nothing_of_ours(tmp_path: Path, 
     (tmp_path / "sheet.csv").write_text("image,question,answer,modality\na.png,What is it?,A lung,CT\n")
     source = Source(tmp_path / "sheet.csv")
     assert source.root == tmp_path
-    assert [s.images[0].width for s in demand(source, Counter())] == [96]
+    assert [s.images[0].width for s in read_samples(source, Counter())] == [96]
     import_data([source], tmp_path / "out", CHECKS)
     assert (tmp_path / "dataset.json").read_text() == text
 
@@ -292,7 +292,7 @@ def test_data_in_a_file_of_that_name_is_read(tmp_path: Path, kind: str) -> None:
     picture(tmp_path / "a.png", 1)
     (tmp_path / "dataset.json").write_text(FOREIGN[kind])
     for path in (tmp_path / "dataset.json", tmp_path):
-        samples = demand(Source(path, modality=Modality.CT), Counter())
+        samples = read_samples(Source(path, modality=Modality.CT), Counter())
         assert {s.answer.text for s in samples} == {"A lung."} and {s.images[0].width for s in samples} == {96}
 
 
@@ -315,7 +315,7 @@ def test_small_folders_with_a_dataset_json_are_read(shared: Path) -> None:
     if not cases.is_dir():
         pytest.skip(f"no cases at {cases}")
     for name in ("05_dataset_json/dataset.json", "05_nnunet/sheet.csv"):
-        assert len(demand(Source(cases / name, modality=Modality.CT), Counter())) == 1
+        assert len(read_samples(Source(cases / name, modality=Modality.CT), Counter())) == 1
 
 
 # ---- random access --------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_random_access_equals_reading_in_order(tmp_path: Path) -> None:
     import_data([Source(records(tmp_path / "a", 20))], tmp_path / "out", CHECKS)
     file = tmp_path / "out/samples.jsonl"
     plain = [Sample.from_json(json.loads(line)) for line in file.read_text().splitlines()]
-    samples = Samples(tmp_path / "out")
+    samples = SampleFile(tmp_path / "out")
     assert list(samples) == plain and samples[3:9:2] == plain[3:9:2] and samples[-1] == plain[-1]
     order = random.Random(0).choices(range(len(plain)), k=200)
     assert [samples[k] for k in order] == [plain[k] for k in order]
@@ -333,13 +333,13 @@ def test_random_access_equals_reading_in_order(tmp_path: Path) -> None:
         samples[len(plain)]
     with file.open("a") as more:  # the file grew: its index is made anew
         more.write(json.dumps(plain[0].to_json()))
-    assert len(Samples(file)) == len(plain) + 1 and Samples(file)[-1] == plain[0]
+    assert len(SampleFile(file)) == len(plain) + 1 and SampleFile(file)[-1] == plain[0]
     with file.open("a") as more:
         more.write("\n{}\n")
     with pytest.raises(BadInput, match=f"line {len(plain) + 2}"):
-        Samples(file)[-1]
+        SampleFile(file)[-1]
     with pytest.raises(BadInput, match="clinkd data import"):
-        Samples(tmp_path)
+        SampleFile(tmp_path)
 
 
 # ---- the door -------------------------------------------------------------------------------------------------------

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from clinkd.data.checks.check import Checks
-from clinkd.data.dataset import Samples
+from clinkd.data.dataset import SampleFile
 from clinkd.data.images import KINDS, Facts, File, ImageFrame, ImageKind, header, kind_of, look, open_image
-from clinkd.data.images.identifying import burnt_in, told_by
+from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
 from clinkd.data.images.kind import reading, which_frame
-from clinkd.data.images.limits import ON_DISK, Limits
+from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.upload import show
 from clinkd.data.importing import import_data
-from clinkd.data.readers import detect, dicom_folder
-from clinkd.data.readers.forms import read
+from clinkd.data.readers import detect_form, dicom_folder
+from clinkd.data.readers.forms import read_rows
 from clinkd.data.readers.source import Source
 from clinkd.data.structured_report import Model, write_report
 from clinkd.pipeline import prepared
@@ -42,13 +42,13 @@ class Stack:
             return False
 
     def describe(
-        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
         which_frame(frame, 2, file, place)
         return Facts(3, 2, 2, Modality.MR, patient="somebody", burned_in="YES")
 
     def open(
-        self, file: File, place: str, frame: int | None, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
         number = which_frame(frame, 2, file, place)
         picture = Image.fromarray(number * GREY).convert("RGB")
@@ -90,17 +90,17 @@ def test_frames_of_a_new_kind_are_found_and_opened(root: Path) -> None:
             job(root, "scan.bmp#3")
     facts = header(root, "scan.bmp", "x")
     assert facts is not None and facts.modality is Modality.MR
-    assert burnt_in(root, ImageRef("scan.bmp#2"))
+    assert has_burnt_in_text(root, ImageRef("scan.bmp#2"))
     with pytest.raises(BadInput, match="3x2 pixels, more than 5 in all"):
         look(root, "scan.bmp#1", "x", max_pixels=5)
 
 
 def test_what_a_new_kind_says_of_a_person_is_scrubbed_from_pages(root: Path) -> None:
     image = ImageRef("scan.bmp#1", 3, 2)
-    assert CANARY in told_by(root, image)
+    assert CANARY in identifying_texts(root, image)
     sheet = root / "rows.csv"
     sheet.write_text("image,question,answer,patient\nscan.bmp#1,Who is it?,Nobody.,p\n")
-    (row,) = read(Source(sheet), Counter())
+    (row,) = read_rows(Source(sheet), Counter())
     page = PlainPage(prepared.told_by(root, row.samples))
     assert CANARY not in page(f"seen in {CANARY} today") and "today" in page(f"seen in {CANARY} today")
 
@@ -116,9 +116,9 @@ def test_a_new_kind_is_uploaded(root: Path) -> None:
 
 
 def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Path) -> None:
-    assert detect(Source(root)) == detect(Source(root / "scan.bmp")) == "dicom"
+    assert detect_form(Source(root)) == detect_form(Source(root / "scan.bmp")) == "dicom"
     told: Counter[str] = Counter()
-    (entry,) = read(Source(root, window="40/400"), told)
+    (entry,) = read_rows(Source(root, window="40/400"), told)
     names = ["scan.bmp#1", "scan.bmp#2"]
     assert entry.images == tuple(ImageRef(name, 3, 2, window="40/400") for name in names)
     assert entry.group == "somebody" and told == {f"STACK {dicom_folder.NO_QUESTION}": 1}
@@ -127,12 +127,12 @@ def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Pa
         (name, "mr", "somebody", "3") for name in names
     ]  # fmt: skip
     Image.new("L", (5, 4)).save(root / "a.png")
-    list(read(Source(root, form="dicom"), told))
+    list(read_rows(Source(root, form="dicom"), told))
     assert told["files that are not STACK or DICOM"] == 1
     sheet = root / "rows.csv"
     sheet.write_text("image,question,answer,window\n" + "".join(f"{n},Is it white?,yes,40/400\n" for n in names))
     import_data([Source(sheet)], tmp_path / "out", Checks(), None)
-    samples = list(Samples(tmp_path / "out"))
+    samples = list(SampleFile(tmp_path / "out"))
     assert [(s.images[0].path, s.modality, s.group) for s in samples] == [(n, Modality.MR, "somebody") for n in names]
 
 
@@ -146,4 +146,4 @@ def test_texts_of_every_frame_and_comments_are_looked_for(tmp_path: Path, name: 
     else:
         frames[1].encoderinfo = {"tiffinfo": {270: CANARY}}
         frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
-    assert CANARY in told_by(tmp_path, ImageRef(name))
+    assert CANARY in identifying_texts(tmp_path, ImageRef(name))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput
 
@@ -33,7 +33,7 @@ SPELLED = [
 @pytest.mark.parametrize("spelled", SPELLED)
 @pytest.mark.parametrize("family", ["qwen-vl", "qwen2-vl", "qwen3-vl", "normalised"])
 def test_every_spelling_and_every_order_of_corners_is_the_same_box(spelled: str, family: str) -> None:
-    dice, boxes = random.Random(spelled), codec(family)
+    dice, boxes = random.Random(spelled), make_codec(family)
     for _ in range(20):
         (left, right), (top, bottom) = (sorted(dice.sample(range(1001), 2)) for _ in "xy")
         far = 1 if family == "normalised" else 1000
@@ -55,21 +55,21 @@ def test_every_spelling_and_every_order_of_corners_is_the_same_box(spelled: str,
      "(100,100),(100,300)", "(-5,1),(30,40)", "[box]", "<box>(1,2)</box>"],
 )  # fmt: skip
 def test_what_is_no_box_of_the_declared_frame_is_left_unread(text: str) -> None:
-    found = read_loosely(f"at {text}", codec("qwen-vl"))
+    found = read_loosely(f"at {text}", make_codec("qwen-vl"))
     assert found.answer.boxes == () and len(found.unread) == 1
 
 
 def test_words_stay_words() -> None:
     for text in ("I cannot see it (2 of 3).", "at (450, 320)", "a [left] lung, 3 of 4; (see figure 1)", ""):
-        found = read_loosely(text, codec("qwen-vl"))
+        found = read_loosely(text, make_codec("qwen-vl"))
         assert (found.answer.text, found.answer.boxes, found.unread) == (text, (), ())
-    said = read_loosely("the <ref>liver</ref><box>(1,2),(3,4)</box> of (1,2),(3,4)", codec("qwen-vl"), bare=False)
+    said = read_loosely("the <ref>liver</ref><box>(1,2),(3,4)</box> of (1,2),(3,4)", make_codec("qwen-vl"), bare=False)
     assert said.answer.text == "the liver[box] of (1,2),(3,4)" and len(said.answer.boxes) == 1
 
 
 def test_many_boxes_are_all_read() -> None:
     text = "".join(f"<box>({x},{y}),({x + 9},{y + 9})</box>" for x in range(0, 900, 15) for y in range(0, 900, 15))
-    assert len(read_loosely(text, codec("qwen2-vl")).answer.boxes) == 3600
+    assert len(read_loosely(text, make_codec("qwen2-vl")).answer.boxes) == 3600
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_many_boxes_are_all_read() -> None:
 )
 def test_hostile_answers_take_no_time(text: str) -> None:
     start = time.process_time()
-    read_loosely(text, codec("qwen-vl"))
+    read_loosely(text, make_codec("qwen-vl"))
     assert time.process_time() - start < 2
 
 
 def test_special_tokens_are_read_by_their_codec_and_pixels_need_a_size() -> None:
-    digits = codec("digits", 100)
+    digits = make_codec("digits", 100)
     assert len(read_loosely("<|box_start|>03050912", digits).answer.boxes) == 1
     with pytest.raises(BadInput, match="its size must be known"):
-        read_loosely("(1,2),(3,4)", codec("qwen2.5-vl"))
+        read_loosely("(1,2),(3,4)", make_codec("qwen2.5-vl"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.readers import masks
-from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, Modality, Sample, Task
 
@@ -56,7 +56,7 @@ def add(root: Path, stem: str = STEM, image: NDArray[Any] | None = None, **ends:
         save(root / "masks" / f"{stem}--{end[1:]}.png", values)
 
 
-def read(root: Path, **changes: Any) -> tuple[list[Entry], Counter[str]]:
+def read(root: Path, **changes: Any) -> tuple[list[RowResult], Counter[str]]:
     told: Counter[str] = Counter()
     return list(masks.read(Source(root, **changes), told)), told
 

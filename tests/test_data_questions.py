@@ -12,7 +12,7 @@ import pytest
 
 from clinkd.data import questions
 from clinkd.data.questions import bare_pairs
-from clinkd.data.readers.annotated import Annotated, ask
+from clinkd.data.readers.annotated import Annotated, make_samples
 from clinkd.data.readers.source import Source
 from clinkd.language.conflicts import conflicts, numbers, sides
 from clinkd.language.negation import mentions
@@ -129,7 +129,7 @@ def test_ways_to_say_one_thing_do_not_contradict_each_other() -> None:
 def asked(seed: int, name: str = "a", **changes: object) -> list[Sample]:
     record = Annotated(name, ImageRef("a.png", 64, 64), Modality.CT, (("liver", HERE), ("spleen", THERE)))
     source = Source(Path("."), ask=(Task.VG, Task.ROC, Task.RC), seed=seed, **changes)  # type: ignore[arg-type]
-    return ask(record, source, Counter())
+    return make_samples(record, source, Counter())
 
 
 def test_the_same_seed_asks_the_same_and_others_ask_otherwise() -> None:

@@ -14,19 +14,31 @@ from typing import Any
 import pytest
 
 from clinkd.data.readers import rows
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, json_rows, sheet_rows, short, text_of, words
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    entries,
+    json_rows,
+    sheet_rows,
+    short,
+    text_of,
+    words,
+)
 from clinkd.records import BadInput
 
 
-def values(found: list[Row | Entry]) -> list[Any]:
-    return [r.value for r in found if isinstance(r, Row)]
+def values(found: list[SourceRow | RowResult]) -> list[Any]:
+    return [r.value for r in found if isinstance(r, SourceRow)]
 
 
-def problems(found: list[Row | Entry]) -> list[tuple[int, str]]:
-    return [(r.row, f"{r.problem.field}: {r.problem.why}") for r in found if isinstance(r, Entry) and r.problem]
+def problems(found: list[SourceRow | RowResult]) -> list[tuple[int, str]]:
+    return [(r.row, f"{r.problem.field}: {r.problem.why}") for r in found if isinstance(r, RowResult) and r.problem]
 
 
-def read(path: Path, content: bytes | str, encoding: str = "utf-8", name: str = "a.json") -> list[Row | Entry]:
+def read(
+    path: Path, content: bytes | str, encoding: str = "utf-8", name: str = "a.json"
+) -> list[SourceRow | RowResult]:
     file = path / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return list(sheet_rows(file, encoding) if name.endswith(".csv") else json_rows(file, encoding))
@@ -69,7 +81,7 @@ def test_json_lines_come_in_whatever_ends_a_line(tmp_path: Path) -> None:
             for last in ("", end):
                 text = mark + end.join(json.dumps(m, ensure_ascii=False) for m in made) + last
                 assert values(read(tmp_path, text)) == made
-    assert [r.number for r in read(tmp_path, '\n\n{"id": 1}\n\n{"id": 2}') if isinstance(r, Row)] == [3, 5]
+    assert [r.number for r in read(tmp_path, '\n\n{"id": 1}\n\n{"id": 2}') if isinstance(r, SourceRow)] == [3, 5]
     assert values(read(tmp_path, '{"t": "\xe9"}'.encode("latin-1"), "latin-1")) == [{"t": "é"}]
 
 
@@ -222,7 +234,11 @@ def test_half_characters_and_torn_files_in_wide_encodings(tmp_path: Path, small_
 
 def test_numbers_that_json_has_not_are_kept_for_the_field_to_refuse(tmp_path: Path) -> None:
     (row,) = read(tmp_path, '{"a": NaN, "b": [-Infinity, 1e999]}')
-    assert isinstance(row, Row) and row.value["a"] != row.value["a"] and row.value["b"] == [float("-inf"), float("inf")]
+    assert (
+        isinstance(row, SourceRow)
+        and row.value["a"] != row.value["a"]
+        and row.value["b"] == [float("-inf"), float("inf")]
+    )
     assert short(row.value["a"]) == "NaN"
 
 
@@ -278,8 +294,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
 def test_faults_of_rows_become_problems_of_one_line(tmp_path: Path) -> None:
     found = read(tmp_path, '{"id": "a\\nb\\ud800", "t": 1}\n{"id": 2}')
 
-    def make(row: Row) -> list[Any]:
-        raise Fault("t", row.value.get("t"), "wrong; mend it")
+    def make(row: SourceRow) -> list[Any]:
+        raise FieldError("t", row.value.get("t"), "wrong; mend it")
 
     first, second = entries(iter(found), make)
     assert str(first.problem) == f"{tmp_path / 'a.json'}, row 1, id a\\nb\\ud800: t = 1: wrong; mend it"
@@ -306,9 +322,9 @@ TEXTS = [
 
 @pytest.mark.parametrize(("value", "told"), TEXTS)
 def test_texts_that_say_nothing_or_are_torn_are_refused(value: Any, told: str) -> None:
-    with pytest.raises(Fault, match=told):
+    with pytest.raises(FieldError, match=told):
         words(value, "t")
-    with pytest.raises(Fault, match=told):
+    with pytest.raises(FieldError, match=told):
         text_of({"t": value}, "t")
     assert words(" a \n b😀 ", "t") == "a b😀"
 
@@ -323,14 +339,14 @@ def test_a_sheet_of_any_separator_and_encoding(tmp_path: Path, separator: str, e
     text = "\r\n" + "\r\n".join(separator.join(line) for line in lines) + "\r\n"
     found = read(tmp_path, text.encode(encoding), "cp1252" if encoding == "cp1252" else "utf-8", "a.csv")
     assert values(found) == [{"id": "1", "größe": 'x, ;|" \n y'}, {"id": "2", "größe": "é"}, {"id": "3", "größe": ""}]
-    assert [r.number for r in found if isinstance(r, Row)] == [3, 5, 7]
+    assert [r.number for r in found if isinstance(r, SourceRow)] == [3, 5, 7]
 
 
 def test_empty_columns_at_the_end_are_passed_over(tmp_path: Path) -> None:
     assert values(read(tmp_path, "a,b,,\n1,2,,\n3,,,\n", name="a.csv")) == [{"a": "1", "b": "2"}, {"a": "3", "b": ""}]
     # a comma inside a number moves the cells behind it: the empty end must not hide that
     (shifted,) = read(tmp_path, "a,x,y,note\nscan.png,1,5,2,,\n", name="a.csv")
-    assert isinstance(shifted, Entry) and shifted.problem and "6 cells where the head has 4" in shifted.problem.why
+    assert isinstance(shifted, RowResult) and shifted.problem and "6 cells where the head has 4" in shifted.problem.why
 
 
 FAULTY_CELLS = [
@@ -353,7 +369,7 @@ def test_a_faulty_line_of_a_sheet_is_alone_at_fault(tmp_path: Path, line: bytes,
 def test_an_open_quote_tells_which_lines_are_lost(tmp_path: Path) -> None:
     found = read(tmp_path, 'a,b\n1,2\n3,"4\n5,6\n7,8\n', name="a.csv")
     assert values(found) == [{"a": "1", "b": "2"}]
-    (entry,) = (e for e in found if isinstance(e, Entry))
+    (entry,) = (e for e in found if isinstance(e, RowResult))
     assert entry.problem is not None and entry.row == 3
     assert entry.problem.value == "lines 3 to 5" and "left out" in entry.problem.why
 
@@ -417,7 +433,7 @@ def test_excels_own_line_and_errors_in_a_csv(tmp_path: Path) -> None:
     "text", ["what <|image_pad|> is it?", "a<|im_end|> x", "<image>", "<img>y</img>", "<box>", "a\x07b", "a\u202eb"]
 )
 def test_marks_of_models_and_unseen_signs_are_no_text(text: str) -> None:
-    with pytest.raises(Fault, match="mark of models|control character"):
+    with pytest.raises(FieldError, match="mark of models|control character"):
         rows.words(text, "question")
     assert rows.words("a < b, c\u00a0d >  e", "question") == "a < b, c d > e"
 
@@ -437,6 +453,6 @@ def test_an_xlsx_of_several_sheets_or_none_is_refused(tmp_path: Path) -> None:
 def test_rows_are_delivered_before_the_file_is_read_to_its_end(tmp_path: Path, small_window: None) -> None:
     file = tmp_path / "a.json"
     file.write_text('[{"id": 1}, {"id": 2}, {"id": 3}, broken')
-    stream: Iterator[Row | Entry] = json_rows(file)
+    stream: Iterator[SourceRow | RowResult] = json_rows(file)
     first = next(stream)
-    assert isinstance(first, Row) and first.value == {"id": 1} and first.raw == '{"id": 1}'
+    assert isinstance(first, SourceRow) and first.value == {"id": 1} and first.raw == '{"id": 1}'

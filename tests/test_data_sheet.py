@@ -20,7 +20,7 @@ from pydicom.data import get_testdata_file
 from clinkd.data.images.dicom import Dicom
 from clinkd.data.readers import boxes as boxes_reader
 from clinkd.data.readers import sheet
-from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
@@ -57,12 +57,12 @@ def write(root: Path, lines: Sequence[Cells], name: str = "sheet.csv", head: Seq
     return file
 
 
-def read(file: Path, **knobs: Any) -> tuple[list[Entry], Counter[str]]:
+def read(file: Path, **knobs: Any) -> tuple[list[RowResult], Counter[str]]:
     told: Counter[str] = Counter()
     return list(sheet.read(Source(file, **knobs), told)), told
 
 
-def samples(entries: Sequence[Entry]) -> list[Sample]:
+def samples(entries: Sequence[RowResult]) -> list[Sample]:
     return [s for e in entries for s in e.samples]
 
 
@@ -433,7 +433,7 @@ def test_a_sheet_asks_what_the_records_it_was_made_of_ask(tmp_path: Path, shared
         writer.writeheader()
         writer.writerows(lines)
 
-    def content(entries: Sequence[Entry]) -> Counter[Any]:
+    def content(entries: Sequence[RowResult]) -> Counter[Any]:
         assert not any(e.problem for e in entries if e.problem and e.problem.kind != "duplicate")
         return Counter(
             (s.task, s.images[0], s.modality, s.names, frozenset(s.question.boxes), frozenset(s.answer.boxes))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.data.readers.forms import demand
+from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.sides import contradiction, converted
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn
@@ -152,7 +152,7 @@ def test_every_turn_is_looked_at() -> None:
 
 
 def test_real_boxes_raise_no_false_alarm(shared: Path) -> None:
-    samples = demand(Source(shared / "data" / "dev", form="boxes"), Counter())
+    samples = read_samples(Source(shared / "data" / "dev", form="boxes"), Counter())
     assert [s.id for s in samples if contradiction(s)] == []
     sided = [s for s in samples if s.names and re.search("left|right", s.names[0])]
     caught = [s for s in sided if contradiction(replace(s, side="image"))]  # declared wrongly, on purpose

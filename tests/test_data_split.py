@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from clinkd.data.checks.stats import counts
-from clinkd.data.split import divide, draw_share
-from clinkd.data.split import drawn as number_drawn
+from clinkd.data.checks.stats import count_samples
+from clinkd.data.split import count_drawn as number_drawn
+from clinkd.data.split import draw_share, split_samples
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 
@@ -33,7 +33,7 @@ def many(count: int, sources: int = 3) -> list[Sample]:
 
 def test_groups_are_never_torn_and_shares_are_met() -> None:
     for seed in range(5):
-        found = divide(many(1200), 0.1, 0.2, seed)
+        found = split_samples(many(1200), 0.1, 0.2, seed)
         splits: dict[str, set[Split | None]] = {}
         for s in found:
             splits.setdefault(s.group, set()).add(s.split)
@@ -41,37 +41,37 @@ def test_groups_are_never_torn_and_shares_are_met() -> None:
         share = Counter(next(iter(v)) for v in splits.values())
         assert share["validation"] / 600 == pytest.approx(0.1, abs=0.05)
         assert share["test"] / 600 == pytest.approx(0.2, abs=0.06)
-    assert divide(many(100), 0.1, 0.2, 0) != divide(many(100), 0.1, 0.2, 1)
+    assert split_samples(many(100), 0.1, 0.2, 0) != split_samples(many(100), 0.1, 0.2, 1)
 
 
 def test_more_data_and_another_order_move_no_group() -> None:
-    before = {s.group: s.split for s in divide(many(600), 0.1, 0.2, 0)}
+    before = {s.group: s.split for s in split_samples(many(600), 0.1, 0.2, 0)}
     grown = many(1200)
     random.Random(0).shuffle(grown)
-    after = {s.group: s.split for s in divide(grown, 0.1, 0.2, 0)}
+    after = {s.group: s.split for s in split_samples(grown, 0.1, 0.2, 0)}
     assert all(after[group] == split for group, split in before.items())
 
 
 def test_every_source_with_three_groups_is_in_every_split() -> None:
     for seed in range(20):
-        found = divide(many(48, sources=8), 0.05, 0.1, seed)  # three groups a source
+        found = split_samples(many(48, sources=8), 0.05, 0.1, seed)  # three groups a source
         for source in {s.source for s in found}:
             assert {s.split for s in found if s.source == source} == {"train", "validation", "test"}
 
 
 def test_given_splits_are_kept() -> None:
     fixed = [sample(f"t{k}", split="test") for k in range(5)]
-    found = divide([*fixed, *many(60)], 0.2, 0.2, 0)
+    found = split_samples([*fixed, *many(60)], 0.2, 0.2, 0)
     assert found[:5] == fixed and all(s.split for s in found)
     with pytest.raises(BadInput, match="group p is in two splits"):
-        divide([sample("a", group="p", split="test"), sample("b", group="p"), *many(60)], 0.2, 0.2, 0)
+        split_samples([sample("a", group="p", split="test"), sample("b", group="p"), *many(60)], 0.2, 0.2, 0)
 
 
 def test_impossible_splits_are_named() -> None:
     with pytest.raises(BadInput, match=r"test_share=0\.6"):
-        divide(many(60), 0.4, 0.6, 0)
+        split_samples(many(60), 0.4, 0.6, 0)
     with pytest.raises(BadInput, match="split is empty"):
-        divide(many(4), 0.1, 0.2, 0)
+        split_samples(many(4), 0.1, 0.2, 0)
 
 
 def pool() -> list[Sample]:
@@ -114,8 +114,10 @@ def test_a_share_is_drawn_by_seed_whatever_the_order() -> None:
 
 
 def test_counts_add_up() -> None:
-    found = divide([*many(60), *(sample(f"q{k}", Task.QA, modality=Modality.PET) for k in range(30))], 0.2, 0.2, 0)
-    table = counts(found)
+    found = split_samples(
+        [*many(60), *(sample(f"q{k}", Task.QA, modality=Modality.PET) for k in range(30))], 0.2, 0.2, 0
+    )
+    table = count_samples(found)
     assert table.columns == ("split", "modality", "groups", "images", "VG", "ROC", "QA")
     alls = [row for row in table.rows if row[1] == "all"]
     assert [row[0] for row in alls] == ["train", "validation", "test"]

@@ -22,8 +22,8 @@ from pydicom.data import get_testdata_file
 
 from clinkd.data.images import open_image
 from clinkd.data.images.dicom import Dicom
-from clinkd.data.images.limits import UPLOADS, Limits
-from clinkd.data.images.upload import Shown, show
+from clinkd.data.images.limits import UPLOADS, FileLimits
+from clinkd.data.images.upload import DecodedFrame, show
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
 
@@ -48,7 +48,7 @@ def film(form: str, frames: int) -> bytes:
     return saved(drawn[0], form, save_all=True, append_images=drawn[1:])
 
 
-def windowed(shown: Shown) -> np.ndarray[Any, Any]:
+def windowed(shown: DecodedFrame) -> np.ndarray[Any, Any]:
     """What a page draws of the values it was sent."""
     assert shown.grey is not None and shown.window is not None
     centre, width = shown.window
@@ -324,7 +324,7 @@ def test_a_header_is_read_up_to_its_limit(name: str) -> None:
 
 
 def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = Limits(pixels=599)
+    small = FileLimits(pixels=599)
     ct = Path(str(get_testdata_file("CT_small.dcm", download=False))).read_bytes()
     contents = [saved(Image.new("L", (30, 20)), form) for form in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")]
     monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from clinkd.data.readers import vqa
-from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Modality, Sample, Task
 
@@ -64,12 +64,12 @@ def write(file: Path, rows: Sequence[Row], lines: bool = False) -> Path:
     return file
 
 
-def read(path: Path, **knobs: Any) -> tuple[list[Entry], Counter[str]]:
+def read(path: Path, **knobs: Any) -> tuple[list[RowResult], Counter[str]]:
     told: Counter[str] = Counter()
     return list(vqa.read(Source(path, **knobs), told)), told
 
 
-def samples(entries: Sequence[Entry]) -> list[Sample]:
+def samples(entries: Sequence[RowResult]) -> list[Sample]:
     return [s for e in entries for s in e.samples]
 
 

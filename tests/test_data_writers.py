@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from clinkd.data import grids
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.readers import conversations, samples
-from clinkd.data.readers.rows import Entry
+from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
 from clinkd.data.writers import write_coco, write_jsonl, write_sharegpt
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Task, Turn
@@ -83,7 +83,7 @@ def random_samples(seed: int, count: int = 120) -> list[Sample]:
     return [random_sample(dice, k) for k in range(count)]
 
 
-def good(entries: Iterator[Entry]) -> list[Sample]:
+def good(entries: Iterator[RowResult]) -> list[Sample]:
     found = list(entries)
     assert [str(e.problem) for e in found if e.problem] == []
     return [s for e in found for s in e.samples]
@@ -123,7 +123,7 @@ def test_sharegpt_comes_back_as_it_went(tmp_path: Path, root: Path, name: str) -
                 image = sample.images[-1]
                 assert image.width and image.height
                 size = grids.smart_resize(image.width, image.height) if name == "qwen2.5-vl" else None
-                steps = codec(name).steps(size) * 2
+                steps = make_codec(name).steps(size) * 2
                 for v, w, step in zip(box.to_json(), other.to_json(), steps, strict=True):
                     early = name in ("qwen2-vl", "qwen-vl") and v > 1 - step  # that grid ends a step before the border
                     assert abs(v - w) <= step * (1 if early else 0.5) + 2e-6

@@ -10,7 +10,7 @@ import pytest
 
 from clinkd.cli import _parser
 from clinkd.experiments import ROWS, SWEEPS, small
-from clinkd.workflows.ablate import Plan
+from clinkd.workflows.ablate import AblationPlan
 
 TEXT = (Path(__file__).parent.parent / "docs" / "ABLATION.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
@@ -21,7 +21,7 @@ def test_a_command_is_one_of_the_programs(line: str) -> None:
     words = shlex.split(line, comments=True)
     assert words[0] == "clinkd"
     args = _parser().parse_args(words[1:])
-    Plan.of(small(), [r for r in args.rows or () if r in ROWS], args.sweep, args.seeds)
+    AblationPlan.of(small(), [r for r in args.rows or () if r in ROWS], args.sweep, args.seeds)
 
 
 def test_every_row_and_sweep_is_told() -> None:

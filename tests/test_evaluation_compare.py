@@ -37,7 +37,7 @@ from clinkd.reporting.compare import (
     over_seeds,
     pooled,
 )
-from clinkd.scoring.score import judge
+from clinkd.scoring.score import score_predictions
 from clinkd.storage import write_json, write_lines
 
 LEXICON = Lexicon(("liver", "cyst"))
@@ -118,7 +118,7 @@ def test_a_difference_is_that_of_the_two_systems_own_scores():
     samples = [asked(i, i // 3, *kinds[i % 4]) for i in range(120)]
     a, b = draw.random((2, 120)) < 0.6
     found = two(samples, a, b)
-    told = [judge(samples, answered(samples, right), {}, LEXICON, CONFIG).scores() for right in (a, b)]
+    told = [score_predictions(samples, answered(samples, right), {}, LEXICON, CONFIG).scores() for right in (a, b)]
     own = [{(s.task, s.metric, s.modality): s for s in scores if s.row == "model"} for scores in told]
     for task, metric in ((Task.ROC, "Recall"), (Task.VG, "F1"), (Task.VG, "mIoU")):
         for modality in (None, Modality.CT, Modality.PET):

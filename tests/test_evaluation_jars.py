@@ -59,10 +59,10 @@ def parts() -> list[str]:
 
 
 def test_from_a_folder_and_again(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert jars.identity() is None and jars.trouble() == "not installed"
+    assert jars.jars_identity() is None and jars.trouble() == "not installed"
     assert main(["spice", "install", "--from", str(source)]) == 0
     assert f"{jars.folder()}: installed" in capsys.readouterr().out
-    assert jars.identity() == jars.version() and parts() == [jars.folder().name]
+    assert jars.jars_identity() == jars.version() and parts() == [jars.folder().name]
     before = {p: p.stat().st_mtime_ns for p in jars.folder().iterdir()}
     assert main(["spice", "install"]) == 0  # needs no Maven, since all is there
     assert "was installed before" in capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_file_that_is_missing_or_another_one_is_named_and_nothing_is_installed
     (source / "b.jar").unlink()
     assert main(["spice", "install", "--from", str(source)]) == 2
     assert f"{source}: no b.jar; a folder with a.jar, b.jar is wanted" in capsys.readouterr().err
-    assert jars.identity() is None and parts() == []
+    assert jars.jars_identity() is None and parts() == []
 
 
 def test_without_maven_the_way_out_is_a_folder(
@@ -164,7 +164,7 @@ def test_another_wheel_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_run_is_scored_anew_once_spice_is_installed(source: Path) -> None:
     from clinkd.experiments import demo
 
-    before, without = plan(demo()), jars.identity()
+    before, without = plan(demo()), jars.jars_identity()
     jars.install(source)
     after = plan(demo())
     assert without is None and {s.name for s in before if s not in after} == {"score"}

@@ -11,16 +11,24 @@ import pytest
 from clinkd.records import BadInput, Task
 from clinkd.scoring import official
 from clinkd.scoring.captions import NotComputed
-from clinkd.scoring.official import Answered, boxes, classification, clean, evaluate, grounding, mean_over_modalities
+from clinkd.scoring.official import (
+    ReleasedAnswer,
+    boxes,
+    classification,
+    clean,
+    evaluate,
+    grounding,
+    mean_over_modalities,
+)
 
 
-def answered(truth: str, response: str) -> Answered:
-    return Answered("1", "ct_00--set--1.png", truth, response)
+def answered(truth: str, response: str) -> ReleasedAnswer:
+    return ReleasedAnswer("1", "ct_00--set--1.png", truth, response)
 
 
-def golden(shared: Path, name: str) -> list[Answered]:
+def golden(shared: Path, name: str) -> list[ReleasedAnswer]:
     path = shared / "data" / "golden" / "official" / name
-    return [Answered.from_json(json.loads(line)) for line in path.open()]
+    return [ReleasedAnswer.from_json(json.loads(line)) for line in path.open()]
 
 
 def test_grounding_equals_the_scripts(shared: Path) -> None:
@@ -93,11 +101,11 @@ def test_classification_is_easily_pleased(response: str) -> None:
 
 def test_a_line_without_a_field_is_named() -> None:
     with pytest.raises(BadInput, match="prediction 7.*'response'"):
-        Answered.from_json({"id": 7, "image": "ct_1.png", "annotation": "x"})
+        ReleasedAnswer.from_json({"id": 7, "image": "ct_1.png", "annotation": "x"})
 
 
 def test_an_interval_is_of_images_and_its_middle_is_the_score() -> None:
-    rows = [Answered(str(n), f"ct_{n // 4}.png", TRUTH, TRUTH if (n // 4) % 2 else "no") for n in range(160)]
+    rows = [ReleasedAnswer(str(n), f"ct_{n // 4}.png", TRUTH, TRUTH if (n // 4) % 2 else "no") for n in range(160)]
     found = evaluate(rows, Task.VG)
     assert found.score == 50 and found.unparsed == 80 and found.interval
     low, high = found.interval
@@ -121,8 +129,10 @@ def test_captions_of_boxes_are_scored_by_the_mean_of_spice(shared: Path, monkeyp
     folder = shared / "data/golden/official"
     each = {str(r["id"]): r["SPICE"] for r in map(json.loads, (folder / "mia_spice_official.jsonl").open())}
 
-    def counts(rows: list[Answered], _: object) -> official._Counted:
-        return official._Counted(np.array([[1.0, each[r.id]] for r in rows]), ("n", "f"), lambda s: s["f"] / s["n"])
+    def counts(rows: list[ReleasedAnswer], _: object) -> official._AnswerCounts:
+        return official._AnswerCounts(
+            np.array([[1.0, each[r.id]] for r in rows]), ("n", "f"), lambda s: s["f"] / s["n"]
+        )
 
     monkeypatch.setattr(official, "_spice_counts", counts)
     found, expected = evaluate(golden(shared, "mia.jsonl"), Task.RC), json.loads((folder / "expected.json").read_text())

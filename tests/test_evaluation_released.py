@@ -12,7 +12,7 @@ import pytest
 
 from clinkd import cli
 from clinkd.config import EvaluateConfig
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, Modality, Task
 from clinkd.scoring import released
 from clinkd.scoring.outcome import Mode, Outcome
@@ -179,7 +179,7 @@ def test_what_was_taken_for_something_is_counted(tmp_path: Path) -> None:
     rows = [row(f"{BOX}<|im_end|>"), row(f"{BOX}<|im_end|>", id=2), row(BOX, id=2, image="oct_1.png"), row("x", id=1)]
     rows += [row(f"{BOX}<|im_end|>\n", id=n) for n in (5, 6)]
     lines = released.read_lines(written(tmp_path, *rows))
-    found = released.questions(lines, Task.VG, codec("qwen-vl"), "file")
+    found = released.questions(lines, Task.VG, make_codec("qwen-vl"), "file")
     assert [p.answer.truncated for p in found.predictions] == [False, False, True, True, False, False]
     assert found.samples[2].modality is Modality.OTHER and len({s.id for s in found.samples}) == 6
     told = {what.partition(",")[0].partition(" of the")[0]: n for what, n in found.told.items()}

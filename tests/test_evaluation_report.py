@@ -36,11 +36,11 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.reporting.browse import Answered
+from clinkd.reporting.browse import AnsweredSample
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import Again, effect_table, table_json, tabulate, to_csv, to_markdown
+from clinkd.reporting.tables import RetestResult, effect_table, table_json, tabulate, to_csv, to_markdown
 from clinkd.reporting.viewer.page import SCRIPT, table
 from clinkd.scoring.metrics import Rules, wilson
 from clinkd.scoring.score import Gain
@@ -228,7 +228,7 @@ def html(tmp_path: Path, scores: list[Score]) -> str:
         Correction(*found, items[1].answer, HOSTILE),
         Correction(*found, None, HOSTILE, HOSTILE),
     ]
-    later = Again(1, "s0", Task.VG, Modality.CT, True, False, items[0].answer)
+    later = RetestResult(1, "s0", Task.VG, Modality.CT, True, False, items[0].answer)
     summary = RunSummary(
         name=HOSTILE,
         tables=[*tabulate(scores), Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))],
@@ -297,7 +297,7 @@ def bare(scores: list[Score]) -> RunSummary:
 def test_a_picture_is_embedded_once_whatever_is_asked_about_it(tmp_path: Path, scores: list[Score]) -> None:
     items = [hostile_sample(tmp_path, 0, task) for task in (Task.VG, Task.ROC, Task.RC)]
     items = [replace(s, id=f"s{i}") for i, s in enumerate(items)]
-    answered = [Answered(i, s, guessed(s), None, {}) for i, s in enumerate(items, start=1)]
+    answered = [AnsweredSample(i, s, guessed(s), None, {}) for i, s in enumerate(items, start=1)]
     shown = ShownAnswers(image_root=tmp_path, answered=answered, gallery=[(items[1], guessed(items[1]))])
     write_report(tmp_path / "report.html", bare(scores), shown)
     html = (tmp_path / "report.html").read_text()
@@ -342,7 +342,7 @@ def test_every_text_of_people_and_models_goes_through_the_hook(tmp_path: Path, s
         Correction("s0", 2, secret, secret, 0.3, ("box",), None, "offline", "names SECRET"),
         Correction("s0", 3, secret, secret, 0.3, ("box",), None, "offline", "leaves out: SECRET"),
     ]
-    later = [Again(1, "s0", Task.VG, Modality.CT, True, False, secret)]
+    later = [RetestResult(1, "s0", Task.VG, Modality.CT, True, False, secret)]
     answers = ShownAnswers(
         image_root=tmp_path,
         gallery=[(item, Prediction("s0", (said,)))],
@@ -372,7 +372,9 @@ def test_the_gallery_of_corrections_is_spread_and_bounded() -> None:
     pairs += [wrong(400 + i, Task.MIA, ("negation",), refused=True) for i in range(30)]
     items, fixes = [s for s, _ in pairs], [c for _, c in pairs]
     right = replace(fixes[0], id="s1", reasons=(), after=None, by="")
-    later = [Again(1, f"s{i}", Task.ROC, Modality.CT, True, i % 4 == 0, BoxedText("liver")) for i in range(150, 160)]
+    later = [
+        RetestResult(1, f"s{i}", Task.ROC, Modality.CT, True, i % 4 == 0, BoxedText("liver")) for i in range(150, 160)
+    ]
     chosen = choose_rewritten(items, [right, *fixes], later, 12)
     assert len(chosen) == len({r.sample.id for r in chosen}) == 12 and all(r.correction.wrong for r in chosen)
     kinds = Counter((r.sample.task, r.correction.rejected is not None) for r in chosen)
@@ -386,7 +388,7 @@ def test_the_gallery_of_corrections_is_spread_and_bounded() -> None:
 def test_effect_of_reflection_is_shares_of_both_kinds() -> None:
     outcomes = [(True, False)] * 6 + [(True, True)] * 2 + [(False, False)] * 10
     again = [
-        Again(1, str(i), Task.VG, (Modality.CT, Modality.PET)[i % 2], was, now, BoxedText("x"))
+        RetestResult(1, str(i), Task.VG, (Modality.CT, Modality.PET)[i % 2], was, now, BoxedText("x"))
         for i, (was, now) in enumerate(outcomes)
     ]
     table = effect_table(again)
@@ -411,7 +413,7 @@ def test_wilson_against_its_definition(part: int, whole: int) -> None:
 
 def test_a_long_table_of_corrections_is_shown_in_short(tmp_path: Path, scores: list[Score]) -> None:
     again = [
-        Again(n, str(i), t, m, True, False, BoxedText("x"))
+        RetestResult(n, str(i), t, m, True, False, BoxedText("x"))
         for n in (1, 2)
         for t in (Task.VG, Task.ROC, Task.RC)
         for i, m in enumerate(tuple(Modality)[:8])

@@ -11,7 +11,7 @@ import pytest
 from clinkd.data.readers.coco import Names
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.results import Asked, read_results
+from clinkd.scoring.results import EvaluationData, read_results
 from clinkd.workflows.answer import read_test_set
 
 COCO = {
@@ -35,19 +35,19 @@ def written(folder: Path, value: Any, name: str = "results.json") -> Path:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Asked:
+def asked(tmp_path: Path) -> EvaluationData:
     """Two grounding questions of a COCO file, as its reader makes them."""
     source = Source(written(tmp_path, COCO, "coco.json"), open_images=False, ask=(Task.VG,))
     test = read_test_set(source)
     assert test.names is not None and test.names == Names.of(source)
-    return Asked(test.samples, test.what, test.names)
+    return EvaluationData(test.samples, test.what, test.names)
 
 
 def box(image: object, category: object, bbox: object, score: object = 0.9) -> dict[str, Any]:
     return {"image_id": image, "category_id": category, "bbox": bbox, "score": score}
 
 
-def test_boxes_of_a_name_in_an_image_are_one_answer(tmp_path: Path, asked: Asked) -> None:
+def test_boxes_of_a_name_in_an_image_are_one_answer(tmp_path: Path, asked: EvaluationData) -> None:
     rows = [
         box(1, 5, [60, 5, 20, 10], 0.5),
         box("1", 5, [10, 5, 20, 10]),
@@ -75,12 +75,12 @@ def test_boxes_of_a_name_in_an_image_are_one_answer(tmp_path: Path, asked: Asked
         ([1], "row 1.*object"),
     ],
 )
-def test_a_row_that_answers_nothing_is_named(tmp_path: Path, asked: Asked, row: Any, named: str) -> None:
+def test_a_row_that_answers_nothing_is_named(tmp_path: Path, asked: EvaluationData, row: Any, named: str) -> None:
     with pytest.raises(BadInput, match=named):
         read_results(written(tmp_path, [row]), asked)
 
 
-def test_a_question_without_an_answer_is_named_or_counts_as_wrong(tmp_path: Path, asked: Asked) -> None:
+def test_a_question_without_an_answer_is_named_or_counts_as_wrong(tmp_path: Path, asked: EvaluationData) -> None:
     file = written(tmp_path, [box(1, 5, [10, 5, 20, 10])])
     with pytest.raises(BadInput, match="1 of 2 questions of the test split of coco.json have no answer, the first is"):
         read_results(file, asked)
@@ -94,7 +94,7 @@ def sample(name: str, task: Task, path: str) -> Sample:
 
 
 def test_captions_find_the_one_question_for_a_caption_of_their_image(tmp_path: Path) -> None:
-    known = Asked(
+    known = EvaluationData(
         [sample("a", Task.MIA, "x/one.png"), sample("b", Task.RC, "two.png"), sample("q", Task.QA, "two.png")], "d"
     )
     rows = [{"image_id": "one", "caption": "a [box] cyst"}, {"image_id": "two.png", "caption": "no"}]
@@ -104,13 +104,13 @@ def test_captions_find_the_one_question_for_a_caption_of_their_image(tmp_path: P
                          ([{"image_id": "a", "caption": None}], "caption = null")):  # fmt: skip
         with pytest.raises(BadInput, match=named):
             read_results(written(tmp_path, wrong), known)
-    twice = Asked([sample("a", Task.MIA, "one.png"), sample("b", Task.RC, "one.png")], "d")
+    twice = EvaluationData([sample("a", Task.MIA, "one.png"), sample("b", Task.RC, "one.png")], "d")
     with pytest.raises(BadInput, match="asks 2 questions for a caption"):
         read_results(written(tmp_path, rows), twice)
 
 
 def test_predictions_of_a_run_keep_their_candidates(tmp_path: Path) -> None:
-    known = Asked([sample("a", Task.QA, "1.png"), sample("b", Task.QA, "2.png")], "the test split of mine")
+    known = EvaluationData([sample("a", Task.QA, "1.png"), sample("b", Task.QA, "2.png")], "the test split of mine")
     answer = BoxedText("at [box]", (Box(0.1, 0.1, 0.2, 0.2),))
     made = [Prediction(i, (Candidate("x", answer), Candidate("y", answer)), 1, "me") for i in "ba"]
     file = tmp_path / "predictions.jsonl"

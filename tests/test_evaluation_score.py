@@ -31,7 +31,7 @@ from clinkd.reporting.strict import outcomes
 from clinkd.reporting.tables import table_json
 from clinkd.scoring import captions, metrics, score
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
-from clinkd.scoring.score import MODEL, Gain, judge, score_by_source
+from clinkd.scoring.score import MODEL, Gain, score_by_source, score_predictions
 
 LEXICON = Lexicon(("liver", "left lung", "lung", "cyst"), ("small", "large"), ("left", "right"), ("dark", "bright"))
 CONFIG = EvaluateConfig(replicates=200)
@@ -117,7 +117,7 @@ def test_no_answered_box_has_no_precision_but_a_recall_of_0() -> None:
 
 
 def test_the_headline_punishes_spare_boxes() -> None:
-    assert metrics.HEADLINE[Task.VG] == "F1" == metrics.BOXES.metrics[0]
+    assert metrics.PRIMARY_METRIC[Task.VG] == "F1" == metrics.BOXES.metrics[0]
     assert vg((BOX,), (BOX, FAR))["F1"] == pytest.approx(200 / 3) and vg((BOX,), (BOX, FAR))["Recall"] == 100
 
 
@@ -207,7 +207,7 @@ def test_boxes_of_all_answers_at_once_are_counted_as_those_of_one_alone(monkeypa
         truth = tuple(some_box(draw) for _ in range(draw.choice([0, 1, 1, 1, 2, 4])))
         answered = tuple(some_box(draw, truth) for _ in range(draw.choice([0, 1, 1, 1, 2, 5])))
         item = sample(i, Task.VG, boxed(*truth))
-        items.append(metrics.Item(item, says(item, boxed(*answered)).answer))
+        items.append(metrics.SampleAnswer(item, says(item, boxed(*answered)).answer))
         alone.append(counted_alone(truth, answered, 0.5))
     counts = metrics.BOXES.count(items, metrics.Rules(0.5, LEXICON))
     by_hand = np.array([[row[column] for column in metrics.BOXES.columns] for row in alone])
@@ -314,7 +314,7 @@ def test_mbmr_is_of_each_modality_as_a_corpus(scorer: captions.CaptionScorer) ->
     items = [sample(i, Task.MIA, t, modality=k) for i, ((_, t), k) in enumerate(zip(pairs, kinds, strict=True))]
     twin = [says(s, "something else") for s in items]
     answers = [says(s, a) for s, (a, _) in zip(items, pairs, strict=True)]
-    scores = judge(items, answers, {"constant": twin}, LEXICON, CONFIG, Spy()).scores()
+    scores = score_predictions(items, answers, {"constant": twin}, LEXICON, CONFIG, Spy()).scores()
     rows = [counted[Caption(a, (t,))] for a, t in pairs]
     sums = (by_column(captions.COLUMNS, counts) for counts in (rows[0] + rows[1], rows[2]))
     ct, pet = (100 * float(caption_figures(s)["mBMR"]) for s in sums)
@@ -409,7 +409,7 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
     answers = ["yes", "yes", "pleural effusion", "a mass in the left upper lobe", "a mass"]
     items = [sample(i, Task.QA, t) for i, t in enumerate(truths)]
     rows = [says(s, a) for s, a in zip(items, answers, strict=True)]
-    judged = judge(items, rows, {}, LEXICON, CONFIG)
+    judged = score_predictions(items, rows, {}, LEXICON, CONFIG)
     (found,) = outcomes(judged, judged.scores(), rows)
     (share,) = found.by_modality.values()
     assert (share.hits, share.total, share.score, found.score) == (3, 5, 60, 60)
@@ -439,7 +439,9 @@ def fingerprint() -> str:
             said = answers.get(task, [BoxedText(t) for t in texts])
             items = [sample(i, task, t, facts=(CYST,)) for i, t in enumerate(s for s in said for _ in said)]
             pairs = zip(items, said * len(said), strict=True)
-            counts = measure.count([metrics.Item(s, says(s, a).answer) for s, a in pairs], metrics.Rules(0.5, LEXICON))
+            counts = measure.count(
+                [metrics.SampleAnswer(s, says(s, a).answer) for s, a in pairs], metrics.Rules(0.5, LEXICON)
+            )
             told.append([f"{v:.9g}" for v in counts.ravel()])
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
@@ -456,8 +458,8 @@ def test_each_metric_is_one_row_with_a_name_of_its_own() -> None:
     for task in Task:
         names = [m.name for m in metrics.metrics_of(task)]
         assert len(set(names)) == len(names)
-        assert [m.name for m in metrics.metrics_of(task) if task in m.primary_of] == [metrics.HEADLINE[task]]
-        assert names[0] == metrics.HEADLINE[task] == metrics.stand_ins(task)[0]
+        assert [m.name for m in metrics.metrics_of(task) if task in m.primary_of] == [metrics.PRIMARY_METRIC[task]]
+        assert names[0] == metrics.PRIMARY_METRIC[task] == metrics.stand_ins(task)[0]
     for measure in metrics.MEASURES:
         assert measure.columns[metrics.JUDGED] == "answers"
         assert all(set(m.primary_of) <= set(measure.tasks) for m in measure.rows)
@@ -505,7 +507,7 @@ def test_a_scorers_choice_is_no_blind_twin() -> None:
     items[3] = replace(items[3], source="other set")
     rows = [weighed(s, "cyst", "liver", clip=(0, 1), random=(0, 1), agreement=(0, 1)) for s in items]
     twin = [says(s, "liver" if i == 0 else "cyst") for i, s in enumerate(items)]
-    judged = judge(items, rows, {"constant": twin}, LEXICON, CONFIG)
+    judged = score_predictions(items, rows, {"constant": twin}, LEXICON, CONFIG)
     found = table_json(judged.scores(), {}, judged.gains())
     assert found["ROC"]["blind"] == 25 and set(found["ROC"]["blind_by"]) == {"constant"}
     table = judged.by_source()
@@ -514,7 +516,7 @@ def test_a_scorers_choice_is_no_blind_twin() -> None:
 
 
 def gains(items: Sequence[Sample], rows: Sequence[Prediction]) -> dict[str, Gain]:
-    found = judge(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000)).gains()
+    found = score_predictions(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000)).gains()
     return {g.row: g for g in found if g.metric == "Recall"}
 
 
@@ -543,7 +545,7 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
     rows = [
         weighed(s, *("liver" if r else "cyst" for r in pair), clip=(0, 1)) for s, pair in zip(items, right, strict=True)
     ]
-    judged = judge(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
+    judged = score_predictions(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
     groups, weights = judged._drawn(Task.ROC, np.arange(90))
     times = weights[:, groups].astype(float)  # [R, N]
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
@@ -555,7 +557,7 @@ def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
     """Of all its samples: a twin that answered few of them, asked about first, draws from the same groups."""
     items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(40)]
     rows = [says(s, "liver" if i % 2 else "cyst") for i, s in enumerate(items)]
-    judged = [judge(items, rows, {"constant": rows[30:]}, LEXICON, CONFIG) for _ in range(2)]
+    judged = [score_predictions(items, rows, {"constant": rows[30:]}, LEXICON, CONFIG) for _ in range(2)]
     keys = ["all"] * len(items)
     first = judged[0].apart(Task.ROC, "Recall", MODEL, "constant", keys)
     judged[1].scores()
@@ -567,7 +569,7 @@ def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
 
 def test_too_few_replicates_give_gains_without_intervals() -> None:
     item = sample(1, Task.ROC, "liver", names=("liver",))
-    judged = judge([item], [says(item, "cyst", "liver")], {}, LEXICON, EvaluateConfig(replicates=1))
+    judged = score_predictions([item], [says(item, "cyst", "liver")], {}, LEXICON, EvaluateConfig(replicates=1))
     (oracle,) = [g for g in judged.gains() if (g.row, g.metric) == ("oracle", "Recall")]
     assert (oracle.value, oracle.interval, oracle.certain) == (100, None, False)
 
@@ -639,7 +641,7 @@ def test_a_task_is_compared_by_its_headline_or_what_stands_for_it(no_java: None)
         sample(2, Task.MIA, "A cyst."),
         sample(3, Task.QA, "no"),
     ]
-    judged = judge(items, [says(s, s.answer) for s in items], {}, LEXICON, CONFIG)
+    judged = score_predictions(items, [says(s, s.answer) for s in items], {}, LEXICON, CONFIG)
     found = {task: judged.headline(task) for task in Task}
     assert found == {Task.VG: None, Task.ROC: None, Task.RC: "Facts F1", Task.MIA: None, Task.QA: "Accuracy"}
 
@@ -647,12 +649,12 @@ def test_a_task_is_compared_by_its_headline_or_what_stands_for_it(no_java: None)
 def test_a_sample_without_an_answer_is_named() -> None:
     items = [sample(i, Task.ROC, "liver") for i in range(2)]
     with pytest.raises(BadInput, match="1 of 2 samples.*'s1'"):
-        judge(items, [says(items[0], "liver")], {}, LEXICON, CONFIG)
+        score_predictions(items, [says(items[0], "liver")], {}, LEXICON, CONFIG)
 
 
 def test_an_answer_to_nothing_or_twice_is_named() -> None:
     item, other = sample(1, Task.ROC, "liver"), sample(2, Task.ROC, "liver")
     with pytest.raises(BadInput, match="no sample has the id 's2'"):
-        judge([item], [says(item, "liver"), says(other, "liver")], {}, LEXICON, CONFIG)
+        score_predictions([item], [says(item, "liver"), says(other, "liver")], {}, LEXICON, CONFIG)
     with pytest.raises(BadInput, match="'s1' is answered twice"):
-        judge([item], [says(item, "liver")] * 2, {}, LEXICON, CONFIG)
+        score_predictions([item], [says(item, "liver")] * 2, {}, LEXICON, CONFIG)

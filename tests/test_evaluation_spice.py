@@ -34,8 +34,8 @@ from clinkd.records import (
 from clinkd.reporting.tables import table_json
 from clinkd.scoring import jars, metrics, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
-from clinkd.scoring.official import Answered, clean
-from clinkd.scoring.score import judge
+from clinkd.scoring.official import ReleasedAnswer, clean
+from clinkd.scoring.score import score_predictions
 
 # ---- the real one ---------------------------------------------------------------------------------------------------
 
@@ -56,9 +56,9 @@ def published(shared: Path) -> tuple[list[Caption], list[float]]:
     return [Caption(r["candidate"], tuple(r["references"])) for r in rows], [r["SPICE"] for r in scores]
 
 
-def answered(shared: Path) -> list[Answered]:
+def answered(shared: Path) -> list[ReleasedAnswer]:
     lines = (shared / "data" / "golden" / "official" / "mia.jsonl").open()
-    return [Answered.from_json(json.loads(line)) for line in lines]
+    return [ReleasedAnswer.from_json(json.loads(line)) for line in lines]
 
 
 def official_scores(shared: Path) -> list[float]:
@@ -235,7 +235,7 @@ def test_a_pair_that_fails_is_named_and_no_answer_is_scored(
         fake.counts(captions)
     assert failed.value.place == 1
     before = len(fake.sizes)
-    known = spice.Store(fake.kept, jars.version()).size()
+    known = spice.SpiceCache(fake.kept, jars.version()).size()
     assert fake.counts([captions[0], *captions[2:]])[:, 1].tolist() == [0.1, 0.3, 0.4]
     assert fake.sizes[before:] == [3 - known]  # what went well stays known
 
@@ -295,31 +295,31 @@ def test_many_may_write_at_once(tmp_path: Path) -> None:
     def work(part: Sequence[Caption]) -> None:
         for n in range(0, len(part), 10):
             some = part[n : n + 10]
-            spice.Store(tmp_path / "x" / "scores", "v").write(some, [float(c.candidate.split()[1]) for c in some])
+            spice.SpiceCache(tmp_path / "x" / "scores", "v").write(some, [float(c.candidate.split()[1]) for c in some])
 
     threads = [threading.Thread(target=work, args=(captions[k : k + 80],)) for k in (0, 40, 80, 120)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert spice.Store(tmp_path / "x" / "scores", "v").read(captions) == {c: n for n, c in enumerate(captions)}
-    assert spice.Store(tmp_path / "x" / "scores", "another").read(captions) == {}
+    assert spice.SpiceCache(tmp_path / "x" / "scores", "v").read(captions) == {c: n for n, c in enumerate(captions)}
+    assert spice.SpiceCache(tmp_path / "x" / "scores", "another").read(captions) == {}
     assert b"text 1" not in (tmp_path / "x" / "scores").read_bytes()
 
 
 def test_a_torn_file_is_begun_anew_and_no_place_to_write_costs_time_alone(tmp_path: Path) -> None:
-    store = spice.Store(tmp_path / "scores", "v")
+    store = spice.SpiceCache(tmp_path / "scores", "v")
     store.path.write_bytes(b"torn" * 500)
     assert store.read([pair("a")]) == {}
     store.write([pair("a")], [0.5])
     assert store.read([pair("a"), pair("b")]) == {pair("a"): 0.5} and store.size() == 1
-    nowhere = spice.Store(store.path / "below a file", "v")
+    nowhere = spice.SpiceCache(store.path / "below a file", "v")
     nowhere.write([pair("a")], [0.5])
     assert nowhere.read([pair("a")]) == {} and nowhere.size() == 0
 
 
 def test_a_pair_is_told_by_where_its_texts_begin() -> None:
-    store = spice.Store(Path("x"), "v")
+    store = spice.SpiceCache(Path("x"), "v")
     assert len({store._key(Caption(*c)) for c in (("a", ("b", "c")), ("a", ("b c",)), ("a b", ("c",)))}) == 3
 
 
@@ -359,7 +359,9 @@ def test_rc_has_its_headline_by_modality_and_beside_its_twins(by_words: list[Cap
     kinds = (Modality.CT, Modality.CT, Modality.PET)
     items = [question(n, Task.RC, "a cyst", kind) for n, kind in enumerate(kinds)]
     answers = [says(s, *texts) for s, texts in zip(items, (("a", "a b c"), ("a b",), ("a b c d",)), strict=True)]
-    judged = judge(items, answers, {"constant": [says(s, "a") for s in items]}, LEXICON, EvaluateConfig(replicates=50))
+    judged = score_predictions(
+        items, answers, {"constant": [says(s, "a") for s in items]}, LEXICON, EvaluateConfig(replicates=50)
+    )
     found = spoken(judged.scores())
     assert found["model", Modality.CT] == pytest.approx(15) and found["model", Modality.PET] == pytest.approx(40)
     assert found["model", None] == pytest.approx((15 + 40) / 2)  # the mean over modalities
@@ -373,9 +375,9 @@ def test_rc_has_its_headline_by_modality_and_beside_its_twins(by_words: list[Cap
 def test_mia_has_it_where_it_is_asked_for(by_words: list[Caption]) -> None:
     items = [question(0, Task.RC, "a cyst"), question(1, Task.MIA, "a liver")]
     answers = [says(s, "a b") for s in items]
-    scores = judge(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores()
+    scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores()
     assert spoken(scores, Task.MIA) == {} and [c.references for c in by_words] == [("a cyst",)]
-    scores = judge(items, answers, {}, LEXICON, EvaluateConfig(replicates=0, spice="all")).scores()
+    scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0, spice="all")).scores()
     assert spoken(scores, Task.MIA)["model", None] == spoken(scores)["model", None] == pytest.approx(20)
 
 
@@ -384,11 +386,11 @@ def test_the_average_is_there_where_all_four_are(by_words: list[Caption], monkey
     boxed = BoxedText(f"a cyst {BOX_MARK}", (Box(0.1, 0.1, 0.3, 0.3),))
     items[0] = replace(items[0], turns=(Turn(Task.VG, BoxedText("?"), boxed),))
     answers = [Prediction("s0", (Candidate(boxed.text, boxed),)), *(says(s, "a cyst") for s in items[1:])]
-    table = table_json(judge(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
+    table = table_json(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
     assert table["RC"]["score"] == pytest.approx(20) and "average_why" not in table
     assert table["average"] == pytest.approx((100 + 100 + 20 + table["MIA"]["score"]) / 4)
     monkeypatch.setattr(metrics, "spice_counts", failing)
-    table = table_json(judge(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
+    table = table_json(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
     assert table["RC"]["score"] is None and table["average"] is None
 
 
@@ -401,12 +403,12 @@ def test_a_pair_that_fails_is_named_by_its_sample_and_its_texts_are_not_told(
 ) -> None:
     monkeypatch.setattr(metrics, "spice_counts", failing)
     items = [question(n, Task.RC, f"truth {n}") for n in range(3)]
-    scores = judge(items, [says(s, "a") for s in items], {}, LEXICON, EvaluateConfig(replicates=0)).scores()
+    scores = score_predictions(items, [says(s, "a") for s in items], {}, LEXICON, EvaluateConfig(replicates=0)).scores()
     told = {s.why for s in scores if s.metric == "SPICE"}
     assert all(s.value is None for s in scores if s.metric == "SPICE")
     assert len(told) == 1 and re.fullmatch(r"s1: SPICE fails; nothing is scored.*", told.pop() or "")
     monkeypatch.setattr(official, "spice_counts", failing)
-    rows = [Answered(str(n), "ct_1.png", "truth", "answer") for n in range(3)]
+    rows = [ReleasedAnswer(str(n), "ct_1.png", "truth", "answer") for n in range(3)]
     with pytest.raises(NotComputed, match="prediction 1: SPICE fails"):
         official.spice_by_modality(rows, CaptionScorer())
 
@@ -415,14 +417,14 @@ def test_official_means_are_of_cleaned_answers_by_modality(monkeypatch: pytest.M
     monkeypatch.setattr(
         official, "spice_counts", lambda captions, _: np.array([[1.0, len(c.candidate) / 10] for c in captions])
     )
-    rows = [Answered("1", f"{m}_1.png", "t", r) for m, r in (("ct", "abc.<|im_end|>x"), ("ct", ""), ("x", "ab"))]
+    rows = [ReleasedAnswer("1", f"{m}_1.png", "t", r) for m, r in (("ct", "abc.<|im_end|>x"), ("ct", ""), ("x", "ab"))]
     assert official.spice_by_modality(rows, CaptionScorer()) == pytest.approx({"ct": 0.2, "x": 0.2})
 
 
 def test_known_scores_of_others_are_left_alone(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLINKD_CACHE", str(tmp_path / "cache"))
     fake.counts([pair("a")])
-    assert spice.Store(fake.kept, jars.version()).size() == 1 and not spice.scores_file().exists()
+    assert spice.SpiceCache(fake.kept, jars.version()).size() == 1 and not spice.scores_file().exists()
     spice.spice_counts([pair("a")], Words())
     assert spice.scores_file() == tmp_path / "cache" / "spice" / "scores.sqlite" and fake.sizes == [1, 1]
-    assert spice.Store(spice.scores_file(), jars.version()).size() == 1
+    assert spice.SpiceCache(spice.scores_file(), jars.version()).size() == 1

@@ -18,8 +18,8 @@ import pytest
 from clinkd import pipeline
 from clinkd.config import DistillConfig, RunConfig, TeacherConfig
 from clinkd.pipeline import graph, runs
-from clinkd.pipeline.graph import Stage, execute, outlook
-from clinkd.pipeline.runs import find, table
+from clinkd.pipeline.graph import Stage, execute, plan_stages
+from clinkd.pipeline.runs import find_run, score_table
 from clinkd.records import BadInput
 from clinkd.settings import change_knobs, override
 from clinkd.storage import read_json, write_json
@@ -236,7 +236,7 @@ def test_why_takes_the_nearest_of_several(shop, tmp_path):
 
 def test_outlook_says_what_would_run(shop, tmp_path):
     execute(shop.stages(), tmp_path / "a")
-    looks = outlook(shop.stages(distill=DistillConfig(kd_weight=0.25)), tmp_path)
+    looks = plan_stages(shop.stages(distill=DistillConfig(kd_weight=0.25)), tmp_path)
     assert [look.status.state for look in looks] == ["done", "done", "missing"]
     assert not looks[0].causes and "kd_weight" in looks[2].causes[0]
 
@@ -391,23 +391,23 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny_plan, tmp_path):
 
 def test_find_by_name_by_path_and_the_newest(tiny_plan, tmp_path):
     with pytest.raises(BadInput, match="no runs yet"):
-        find(None, tmp_path / "none")
+        find_run(None, tmp_path / "none")
     for name in ("b", "a"):
         pipeline.run(override(RunConfig(), [f"name={name}"]), tmp_path)
-    assert find(None, tmp_path).folder.name == "a"
+    assert find_run(None, tmp_path).folder.name == "a"
     now = time.time_ns()
     os.utime(tmp_path / "b" / "run.json", ns=(now + 10**9, now + 10**9))
-    assert find(None, tmp_path).folder.name == "b"
-    assert find("a", tmp_path).folder == find(str(tmp_path / "a"), Path("elsewhere")).folder
+    assert find_run(None, tmp_path).folder.name == "b"
+    assert find_run("a", tmp_path).folder == find_run(str(tmp_path / "a"), Path("elsewhere")).folder
     with pytest.raises(BadInput, match="ab: no run of that name or path; runs under .*: b, a"):
-        find("ab", tmp_path)
+        find_run("ab", tmp_path)
 
 
 def test_an_unfinished_run_says_how_to_go_on(shop, tiny_plan, tmp_path):
     shop.fail["distill"] = RuntimeError("power cut")
     with pytest.raises(RuntimeError):
         pipeline.run(RunConfig(), tmp_path)
-    found = find("demo", tmp_path)
+    found = find_run("demo", tmp_path)
     assert [s.state for s in found.status()] == ["done", "done", "partial"]
     with pytest.raises(BadInput, match=r"distill is not done; `clinkd run .*config\.yaml --runs"):
         found.scores()
@@ -417,7 +417,7 @@ def test_an_unfinished_run_says_how_to_go_on(shop, tiny_plan, tmp_path):
 
 
 def test_the_printed_table_shows_gaps_and_reasons():
-    shown = table(SCORES, "demo")
+    shown = score_table(SCORES, "demo")
     assert shown.columns == ("task", "score", "blind", "ct", "mr")
     assert shown.rows[0] == ("VG", "61.2", "12.0", "-/-", "70.0/1.0")
     assert shown.rows[1:] == (

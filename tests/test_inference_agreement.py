@@ -14,7 +14,7 @@ from clinkd.inference import Agreement, RandomScorer, Scorer, rerank
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import plan
 from clinkd.pipeline import steps as work
-from clinkd.pipeline.graph import Work
+from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.records import Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.settings import override
@@ -100,7 +100,7 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
         write_lines(inputs["prepare"] / f"{split}.jsonl", (replace(s, split=split).to_json() for s in asked))
         write_lines(inputs["answer"] / name, (p.to_json() for p in (better, worse)))
     recorded: dict[str, object] = {}
-    stage = Work(tmp_path / "select", inputs, 0, recorded.__setitem__)
+    stage = StageContext(tmp_path / "select", inputs, 0, recorded.__setitem__)
     work.select(stage, config.select, Machine("cpu", 1))
     assert recorded["reordered_tasks"] == ["VG"]
     found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]

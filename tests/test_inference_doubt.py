@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from clinkd.inference.self_consistency import doubt
+from clinkd.inference.self_consistency import self_consistency
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Prediction
 
 NAMES = ("liver", "spleen", "left lung", "lung")
@@ -19,7 +19,7 @@ def candidate(text: str, share: float | None, *boxes: Box) -> Candidate:
 
 
 def of(*candidates: Candidate, chosen: int = 0, lengths: list[int] | None = None):
-    return doubt(Prediction("a", candidates, chosen), lengths or [1] * len(candidates), NAMES)
+    return self_consistency(Prediction("a", candidates, chosen), lengths or [1] * len(candidates), NAMES)
 
 
 def test_one_candidate_is_certain():

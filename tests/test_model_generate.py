@@ -92,9 +92,9 @@ def rows_of(model: VisionLanguageModel, samples: Sequence[Sample]) -> generation
 
 def written(
     model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig
-) -> list[list[generation.Written]]:
+) -> list[list[generation.Hypothesis]]:
     with torch.inference_mode():
-        limits = generation.Limits(model.text.end, config.max_new_tokens, model.never)
+        limits = generation.DecodeLimits(model.text.end, config.max_new_tokens, model.never)
         return generation.finished(generation.beams(rows_of(model, samples), config.beams, limits))
 
 
@@ -301,7 +301,7 @@ def test_draws_follow_the_probabilities():
     dice_RL = torch.from_numpy(np.random.default_rng(0).random((number, 2)))
 
     def draw(temperature: float, top_p: float, step: int = 1) -> Tensor:
-        choose = generation.drawn(dice_RL, temperature, top_p)
+        choose = generation.top_p_sampling(dice_RL, temperature, top_p)
         return choose(logits_V.expand(number, -1), torch.arange(number), step)
 
     for temperature in (0.5, 1.0, 2.0):
@@ -324,7 +324,7 @@ def test_first_tokens_of_a_model_are_drawn_by_its_probabilities(asked, temperatu
     model, number = fresh(asked), 8000
     said = Candidate("", BoxedText(""))  # the tokens are looked at before: no thousands of answers are told apart
     monkeypatch.setattr(model, "_read", lambda ids, score, size=None: said)
-    kept: list[list[generation.Written]] = []
+    kept: list[list[generation.Hypothesis]] = []
     lines = generation.lines
 
     def keeping(*given):

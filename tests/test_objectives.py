@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clinkd.objectives import CrossEntropy, Distillation, Loss, LowRank, Samples, States
+from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets, Loss, LowRank, SampledTargets
 from clinkd.records import BadInput
 
 N, H, G, V, R = 13, 12, 8, 37, 3
@@ -66,7 +66,7 @@ def by_the_formula(c: Case, kd_weight: float, temperature: float, low_rank: bool
 
 def fused(c: Case, objective: Distillation, low_rank: bool = True) -> Loss:
     added = LowRank(c.low, c.up) if low_rank else None
-    return objective(c.hidden, c.weight, c.labels, States(c.teacher, c.head), added)
+    return objective(c.hidden, c.weight, c.labels, HiddenStateTargets(c.teacher, c.head), added)
 
 
 def gradients(loss: Tensor, c: Case) -> list[Tensor]:
@@ -122,7 +122,9 @@ def test_the_reported_loss_has_the_slope_that_is_given() -> None:
 
 def test_a_model_has_no_distance_to_itself() -> None:
     c = case(3)
-    same = Distillation(math.inf, 2.0)(c.hidden, c.weight, c.labels, States(c.hidden.detach(), c.weight.detach()))
+    same = Distillation(math.inf, 2.0)(
+        c.hidden, c.weight, c.labels, HiddenStateTargets(c.hidden.detach(), c.weight.detach())
+    )
     assert same.sum.item() == 0 and all(not g.any() for g in gradients(same.sum, c))
 
 
@@ -133,7 +135,7 @@ def test_a_nearly_equal_teacher_in_bfloat16(kd_weight: float) -> None:
     near = (hidden.float() * (1 + 0.02 * torch.randn(40, 64, generator=dice))).bfloat16()
     labels = torch.randint(300, (40,), generator=dice)
     narrow = [t.clone().requires_grad_() for t in (hidden, weight)]
-    ours = Distillation(kd_weight, 2.0)(*narrow, labels, States(near, weight))
+    ours = Distillation(kd_weight, 2.0)(*narrow, labels, HiddenStateTargets(near, weight))
     wide = [t.double().requires_grad_() for t in (hidden, weight)]
     logits = wide[0] @ wide[1].T
     q, p = ((x / 2).log_softmax(-1) for x in (near.double() @ weight.double().T, logits))
@@ -158,7 +160,7 @@ def test_no_tokens_are_no_loss() -> None:
     nothing = c.labels[:0]
     for loss in (
         CrossEntropy()(c.hidden[:0], c.weight, nothing),
-        Distillation()(c.hidden[:0], c.weight, nothing, States(c.teacher[:0], c.head)),
+        Distillation()(c.hidden[:0], c.weight, nothing, HiddenStateTargets(c.teacher[:0], c.head)),
     ):
         assert loss.tokens == 0 and loss.sum.item() == 0
         assert all(not g.any() for g in gradients(loss.sum, c))
@@ -186,7 +188,7 @@ def test_a_frozen_head_gets_no_gradient_and_none_is_made() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "zeros_like", watched)
-        loss = Distillation()(c.hidden, frozen, c.labels, States(c.teacher, c.head), LowRank(c.low, c.up))
+        loss = Distillation()(c.hidden, frozen, c.labels, HiddenStateTargets(c.teacher, c.head), LowRank(c.low, c.up))
         loss.sum.backward()
     assert frozen.grad is None and (V, H) not in made and (V, R) in made
     assert c.up.grad is not None and c.hidden.grad is not None
@@ -197,7 +199,7 @@ def test_a_window_is_the_sum_of_its_micro_batches() -> None:
     whole = gradients(fused(c, Distillation()).sum, c)
     total = [torch.zeros_like(g) for g in whole]
     for rows in (slice(0, 4), slice(4, 5), slice(5, N)):
-        goal = States(c.teacher[rows], c.head)
+        goal = HiddenStateTargets(c.teacher[rows], c.head)
         loss = Distillation()(c.hidden[rows], c.weight, c.labels[rows], goal, LowRank(c.low[rows], c.up))
         for into, part in zip(total, gradients(loss.sum, c), strict=True):
             into += part
@@ -211,7 +213,9 @@ def test_teacher_draws_have_the_mean_of_the_whole_teacher() -> None:
     logq = (c.teacher @ c.head.T / 2).log_softmax(-1)
     entropy = -(logq.exp() * logq).sum(-1)
     everything = torch.arange(V).expand(N, V)
-    exact = objective(c.hidden, c.weight, c.labels, Samples(everything, logq.exp(), entropy), LowRank(c.low, c.up))
+    exact = objective(
+        c.hidden, c.weight, c.labels, SampledTargets(everything, logq.exp(), entropy), LowRank(c.low, c.up)
+    )
     true = fused(c, objective)
     slope = gradients(true.sum, c)
     assert exact.sum.item() == pytest.approx(true.sum.item(), rel=1e-12)
@@ -222,7 +226,7 @@ def test_teacher_draws_have_the_mean_of_the_whole_teacher() -> None:
     for _ in range(400):
         drawn = torch.multinomial(logq.exp(), 12, replacement=True, generator=dice)
         shares = torch.full(drawn.shape, 1 / 12, dtype=torch.float64)
-        loss = objective(c.hidden, c.weight, c.labels, Samples(drawn, shares, entropy), LowRank(c.low, c.up))
+        loss = objective(c.hidden, c.weight, c.labels, SampledTargets(drawn, shares, entropy), LowRank(c.low, c.up))
         values.append(loss.sum.item())
         slopes.append(gradients(loss.sum, c)[0])
     spread = torch.tensor(values).std() / 20

@@ -38,7 +38,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with tarfile.open(DATA / "runs-0.1.0.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     scored = read_json(next(tmp_path.glob("finished/.stages/score-*/stage.json")))
-    monkeypatch.setattr(jars, "identity", lambda: scored["config"]["SPICE jars"])
+    monkeypatch.setattr(jars, "jars_identity", lambda: scored["config"]["SPICE jars"])
     return tmp_path
 
 
@@ -84,9 +84,9 @@ def test_nothing_of_a_finished_run_is_made_again(old, capsys):
 
 def test_a_plan_of_an_older_run_has_nothing_to_do(old):
     config = runs.load_config(old / "finished/small/config.yaml")
-    assert [look.status.state for look in graph.outlook(plan(config), old / "finished")] == ["done"] * 9
+    assert [look.status.state for look in graph.plan_stages(plan(config), old / "finished")] == ["done"] * 9
     changed = override(config, ["teacher.share=0.5"])
-    looks = {look.status.name: look for look in graph.outlook(plan(changed), old / "finished")}
+    looks = {look.status.name: look for look in graph.plan_stages(plan(changed), old / "finished")}
     assert looks["base"].status.state == "done"
     [why] = looks["teacher"].causes
     assert why.startswith("teacher: share is 0.5 here and 0.111 there")

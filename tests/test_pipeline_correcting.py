@@ -20,7 +20,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from chat_api import INPUT_PRICE, OUTPUT_PRICE, ChatApi, serving
 from clinkd.cli import main
 from clinkd.config import ReflectConfig
-from clinkd.data.images.identifying import told_by
+from clinkd.data.images.identifying import identifying_texts
 from clinkd.experiments import demo
 from clinkd.pipeline import correcting, plan
 from clinkd.records import BadInput, ImageRef
@@ -171,7 +171,7 @@ def test_nothing_of_a_patient_leaves_or_is_shown(
 
 
 def test_every_text_of_a_header_and_the_path_are_looked_for(ward: Path) -> None:
-    told = " ".join(told_by(ward, ImageRef(f"images/{FOLDER}/Zqxwvogel-3.dcm"))).lower()
+    told = " ".join(identifying_texts(ward, ImageRef(f"images/{FOLDER}/Zqxwvogel-3.dcm"))).lower()
     wanted = {c for c in CANARIES if "-" not in c} | {f"{NUMBER}3".lower(), "zqxwvogel-3", FOLDER.lower()}
     assert {c for c in wanted if c not in told} == set()
 
@@ -179,7 +179,7 @@ def test_every_text_of_a_header_and_the_path_are_looked_for(ward: Path) -> None:
 def test_a_header_that_cannot_be_read_stops_what_would_leave(tmp_path: Path) -> None:
     (tmp_path / "x.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x08\0\x05\0CS\xff\xff")
     with pytest.raises(BadInput, match=r"x\.dcm"):
-        told_by(tmp_path, ImageRef("x.dcm"))
+        identifying_texts(tmp_path, ImageRef("x.dcm"))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_pixels_that_may_show_a_name_do_not_leave(
     sample = Sample("s", (ImageRef("x.dcm", 64, 64),), kind, (turn,), "s")
     config = override(demo(), chat(api, pixels="true")).reflect
     assert isinstance(config, ReflectConfig)
-    desk = correcting.Desk(tmp_path, tmp_path, 0)
+    desk = correcting.CorrectionContext(tmp_path, tmp_path, 0)
     with pytest.raises(BadInput, match=says):
         correcting.corrector_of(desk, config, [sample], [sample], LexicalSimilarity(["x"])).__enter__()
     assert not api.calls
@@ -244,7 +244,7 @@ def test_pixels_leave_without_a_header_where_they_may(ward: Path, api: ChatApi, 
     sample = Sample("s", (image,), Modality.CT, (Turn(Task.QA, BoxedText("?"), BoxedText("a cyst")),), "s")
     config = override(demo(), chat(api, pixels="true")).reflect
     assert isinstance(config, ReflectConfig)
-    desk = correcting.Desk(tmp_path, tmp_path, 0)
+    desk = correcting.CorrectionContext(tmp_path, tmp_path, 0)
     with correcting.corrector_of(desk, config, [sample], [sample], LexicalSimilarity(["x"])) as corrector:
         list(
             corrector.rewrite([Wrong(sample, Correction("s", 1, BoxedText("x"), sample.answer, 0.1, ("similarity",)))])

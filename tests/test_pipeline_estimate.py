@@ -25,14 +25,14 @@ from clinkd.model.encode import rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
 from clinkd.pipeline import steps
-from clinkd.pipeline.graph import StageStatus, Work, outlook, stage_record
+from clinkd.pipeline.graph import StageContext, StageStatus, plan_stages, stage_record
 from clinkd.records import BadInput, ImageRef, Prediction, Sample
 from clinkd.settings import override
 from clinkd.storage import JsonLines, write_lines
 from clinkd.training import FitRun, fit
 from clinkd.workflows import forecast as estimate
 from clinkd.workflows import trial
-from clinkd.workflows.forecast import Estimate, Forecast, forecast
+from clinkd.workflows.forecast import Forecast, StageEstimate, forecast
 
 SMALL = [
     "data.phantoms.train_images=32", "data.phantoms.validation_images=6", "data.phantoms.test_images=8",
@@ -83,7 +83,7 @@ def test_what_meteor_takes_is_counted(config, told, failing_java, tmp_path, monk
 
 
 def test_what_is_done_takes_nothing_and_is_not_tried(config, told, tmp_path, monkeypatch):
-    looks = [look.status for look in outlook(pipeline.plan(config), tmp_path)]
+    looks = [look.status for look in plan_stages(pipeline.plan(config), tmp_path)]
     tried = {e.stage: e for e in told[1].stages}
     raw = [{"stage": s.name, "recorded": {"parameters": 1}} for s in looks]
     monkeypatch.setattr(estimate, "_trial", lambda *given: iter(raw))
@@ -115,7 +115,7 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     config = override(demo(), [f"data.path={folder}", "model.tiny.pretrain=null", "select.scorer=first"])
     config = override(config, ["teacher.fit.rows=2", "distill.fit.rows=24", "reflect.fit.rows=24"])
     recorded: dict[str, object] = {}
-    steps.prepare(Work(tmp_path, {}, config.seed, recorded.__setitem__), config.data)
+    steps.prepare(StageContext(tmp_path, {}, config.seed, recorded.__setitem__), config.data)
     whole = steps.read_split(tmp_path, "train")
     part = trial.Part(train=24, held=4, clip=40, scored=10)
     lessened = trial._lessen(tmp_path, tmp_path / "wide", part, 1024)
@@ -240,7 +240,7 @@ def test_a_checkpoint_is_as_large_as_counted(given, optimizer, near, tmp_path):
 def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsys, tmp_path):
     found = replace(told[1], load=0.1)
     assert all(e.measured_steps > 0 for e in found.stages if e.steps)
-    monkeypatch.setattr(pipeline, "forecast", lambda config, runs: found)
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda config, runs: found)
     words = ["plan", "demo", "--runs", str(tmp_path), "--measure"]
     assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -252,17 +252,17 @@ def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsy
     assert "whole" in table and "free: " in table and "other work" not in table
     assert f"{sum(e.measured_steps for e in found.stages):,} steps of all trainings" in table
     busy = replace(found, load=3.14)
-    monkeypatch.setattr(pipeline, "forecast", lambda config, runs: busy)
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda config, runs: busy)
     assert main(words) == 0 and "other work had 3.1 of the " in capsys.readouterr().out
     tight = replace(found, free_memory_mb=100.0)
-    monkeypatch.setattr(pipeline, "forecast", lambda config, runs: tight)
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda config, runs: tight)
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert "whole" in out and "of memory and 100 MB are free: " in err and len(err.splitlines()) == 1
 
 
 def test_a_trial_that_fails_or_is_killed_is_told_with_its_stage(config, tmp_path, monkeypatch):
-    states = [look.status for look in outlook(pipeline.plan(config), tmp_path)]
+    states = [look.status for look in plan_stages(pipeline.plan(config), tmp_path)]
 
     def ended(how: str) -> str:
         script = tmp_path / "python"
@@ -294,7 +294,7 @@ def base_of(folder: Path, **parts: int) -> Path:
 
 def test_weights_are_counted_without_a_step(tmp_path):
     base = base_of(tmp_path / "base", vision=3_000_000, merger=1_000_000, text=8_000_000, head=2_000_000)
-    found = estimate.least(paper(base=base))
+    found = estimate.count_least(paper(base=base))
     assert found and found.stage == "distill"
     assert found.memory_mb == 2 * 14 * 4 + 14 * 12  # student and teacher; gradients and two states
     assert found.disk_mb == 4 * 14 * 4 + 3 * 14 * 12  # teacher, distill and two rounds; three checkpoints
@@ -304,17 +304,17 @@ def test_weights_are_counted_without_a_step(tmp_path):
     )
     assert alone.distill
     alone = alone.model_copy(update={"distill": alone.distill.model_copy(update={"fit": frozen})})
-    assert (one := estimate.least(alone)) and one.memory_mb == 14 * 4 + 8 * 12
-    light = estimate.least(laptop(base=base))
+    assert (one := estimate.count_least(alone)) and one.memory_mb == 14 * 4 + 8 * 12
+    light = estimate.count_least(laptop(base=base))
     assert (
         light and light.memory_mb == 14 * 4 and light.saved_mb == {}
     )  # additions count for nothing, the teacher is on the disk
-    assert estimate.least(demo()) is None
+    assert estimate.count_least(demo()) is None
     muon = override(paper(base=base), [f"{kind}.fit.optimizer=muon" for kind in ("teacher", "distill", "reflect")])
-    assert (lean := estimate.least(muon)) and lean.memory_mb == 2 * 14 * 4 + 14 * 8  # one state, not two
+    assert (lean := estimate.count_least(muon)) and lean.memory_mb == 2 * 14 * 4 + 14 * 8  # one state, not two
     (base / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(BadInput, match=r"model.base: .*model.safetensors is damaged or no safetensors file"):
-        estimate.least(paper(base=base))
+        estimate.count_least(paper(base=base))
 
 
 def status_of(tmp_path: Path, **states: str) -> list[StageStatus]:
@@ -325,21 +325,28 @@ def test_only_what_is_left_to_do_is_counted(tmp_path, monkeypatch):
     base = base_of(tmp_path / "base", text=1_000_000)
     config = paper(base=base).model_copy(update={"device": "cpu"})
     made = status_of(tmp_path, teacher="done", distill="done", reflect_1="done", reflect_2="missing")
-    found = estimate.least(config, made)
+    found = estimate.count_least(config, made)
     assert found and found.stage == "reflect-2" and found.memory_mb == 4 + 12
     assert found.disk_mb == 4 + 3 * 12
     left = [*made[:3], *status_of(tmp_path, reflect_2="done")]
-    assert (only := estimate.least(config, left)) and (only.stage, only.memory_mb, only.disk_mb) == ("answer", 4, 0)
+    assert (only := estimate.count_least(config, left)) and (only.stage, only.memory_mb, only.disk_mb) == (
+        "answer",
+        4,
+        0,
+    )
     answered = [*left, *status_of(tmp_path, answer="done")]
-    assert (shuffled := estimate.least(config, answered)) and (shuffled.stage, shuffled.memory_mb) == ("shuffle", 4)
-    assert estimate.least(config, [*answered, *status_of(tmp_path, shuffle="done")]) is None
+    assert (shuffled := estimate.count_least(config, answered)) and (shuffled.stage, shuffled.memory_mb) == (
+        "shuffle",
+        4,
+    )
+    assert estimate.count_least(config, [*answered, *status_of(tmp_path, shuffle="done")]) is None
     plain = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"shuffled": False})})
-    assert estimate.least(plain, answered) is None
+    assert estimate.count_least(plain, answered) is None
 
     draft = tmp_path / "reflect_2.part" / "fit-reflect" / "step-0000001"
     draft.mkdir(parents=True)
     (draft / "weights.safetensors").write_bytes(bytes(30_000_000))  # of the 40 MB that it is to take
-    halfway = estimate.least(config, [*made[:3], *status_of(tmp_path, reflect_2="partial")])
+    halfway = estimate.count_least(config, [*made[:3], *status_of(tmp_path, reflect_2="partial")])
     assert halfway and halfway.drafts_mb == 30
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 1000.0)
     monkeypatch.setattr(estimate, "free_bytes", lambda runs: 12e6)
@@ -352,7 +359,7 @@ def test_a_trial_is_not_begun_where_the_count_says_no(tmp_path, monkeypatch, cap
     base = base_of(tmp_path / "base", text=1_000_000)
     (base / "config.json").write_text("{}")
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 10.0)
-    monkeypatch.setattr(pipeline, "forecast", None)  # a call would fail
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", None)  # a call would fail
     words = ["plan", "paper", "--runs", str(tmp_path), "--measure", "--set", "device=cpu"]
     assert main([*words, "--set", f"model.base={base}", "--set", f"data.path={given[0]}"]) == 2
     err = capsys.readouterr().err
@@ -361,7 +368,7 @@ def test_a_trial_is_not_begun_where_the_count_says_no(tmp_path, monkeypatch, cap
 
 def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch):
     config = paper(base=base_of(tmp_path / "base", text=2_000_000))
-    least = estimate.least(config)
+    least = estimate.count_least(config)
     assert least
     monkeypatch.setattr(estimate, "free_memory_mb", lambda: 30.0)
     config = config.model_copy(update={"device": "cpu"})
@@ -389,6 +396,6 @@ def test_ways_out_name_what_is_not_done_yet():
     )
     assert estimate.ways_out(turned, "distill") == "a smaller base, or a larger machine, is needed"
     assert estimate.ways_out(laptop(base=Path("x")), "answer") == "set answer.batch=1"
-    whole = Forecast((Estimate("answer", "missing", 0, 1.0, 10.0, 1.0, 0.0),), 5.0, 100.0)
+    whole = Forecast((StageEstimate("answer", "missing", 0, 1.0, 10.0, 1.0, 0.0),), 5.0, 100.0)
     with pytest.raises(BadInput, match="answer takes about 10 MB of memory and 5 MB are free: set answer.batch=1"):
         whole.demand_room(laptop(base=Path("x")))

@@ -17,14 +17,14 @@ from chat_api import Call, ChatApi, completion, serving
 from clinkd import data
 from clinkd.cli import main
 from clinkd.config import ModelConfig
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.readers.source import Source
 from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.workflows.answer import read_test_set
 
 PEOPLE = "Zqxwvogel_Kanarina_770"
 CANARIES = ("zqxwvogel", "kanarina", "2021-03-04")
-QWEN = codec("qwen-vl")
+QWEN = make_codec("qwen-vl")
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from clinkd.cli import main
 from clinkd.config import RunConfig
 from clinkd.experiments import EXPERIMENTS
 from clinkd.pipeline import graph, plan
-from clinkd.pipeline.graph import Stage, Work
+from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.report import Reviewed
+from clinkd.pipeline.report import ReflectionResults
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
-from clinkd.reporting.tables import Again
+from clinkd.reporting.tables import RetestResult
 from clinkd.settings import override
 from clinkd.storage import write_lines
 from clinkd.workflows.ask import trusts
@@ -176,13 +176,13 @@ def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):
         write_lines(folder / "corrections.jsonl", (c.to_json() for c in fixed))
     told = {"id": "a", "task": "ROC", "modality": "ct", "before_wrong": True, "after_wrong": False, "answer": "liver"}
     stages = {"reflect-1": round_1, "reflect-2": round_2}
-    assert "Asked again" not in [t.title[:11] for t in Reviewed.of(stages, train).tables()]
+    assert "Asked again" not in [t.title[:11] for t in ReflectionResults.of(stages, train).tables()]
     write_lines(round_2 / "effect.jsonl", [told, {**told, "id": "far"}])
-    reviewed = Reviewed.of(stages, train)
+    reviewed = ReflectionResults.of(stages, train)
     *_, effect = reviewed.tables()
     assert effect.rows[0][:4] == ("Round 2, all", "1", "1", "100.0")
     later = {(r.sample.id, r.correction.round): r.again for r in reviewed.examples(9)}
-    assert later == {("a", 1): None, ("a", 2): Again(2, "a", Task.ROC, Modality.CT, True, False, truth)}
+    assert later == {("a", 1): None, ("a", 2): RetestResult(2, "a", Task.ROC, Modality.CT, True, False, truth)}
 
 
 def test_a_second_run_has_nothing_to_do_and_says_so_without_torch(done):
@@ -335,7 +335,7 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
 
     def base(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        work.base(Work(folder, inputs, 0, lambda key, value: None), config, Machine("cpu", 1))
+        work.base(StageContext(folder, inputs, 0, lambda key, value: None), config, Machine("cpu", 1))
 
     taught: list[str] = []
     real = work.fit
@@ -457,8 +457,8 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
     told: dict[str, Any] = {}
     for name in ("clip", "select"):
         (tmp_path / name).mkdir()
-    work.clip(Work(tmp_path / "clip", inputs, 0, told.__setitem__), select.clip, Machine("cpu", 1))
-    work.select(Work(tmp_path / "select", inputs, 0, told.__setitem__), select, Machine("cpu", 1))
+    work.clip(StageContext(tmp_path / "clip", inputs, 0, told.__setitem__), select.clip, Machine("cpu", 1))
+    work.select(StageContext(tmp_path / "select", inputs, 0, told.__setitem__), select, Machine("cpu", 1))
     whole, names, sentences = told["views"]
     assert 40 == whole <= sentences < names <= 2 * sentences + 40  # names: those of boxes, and of boxes that miss
     samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}

@@ -18,7 +18,7 @@ from clinkd import data
 from clinkd.cli import main
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.model.families.qwen2_vl import ClinkdModel
 from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.records import ImageRef, Sample, Task
@@ -29,7 +29,7 @@ TESTS = {Task.VG: "VG", Task.ROC: "RO", Task.RC: "GC", Task.MIA: "MII"}
 
 def write_medgrit(folder: Path, images: Path, samples: list[Sample]) -> None:
     """Phantoms in Med-GRIT's own form: train.json of several turns a row, four test files of one."""
-    family = codec("qwen-vl")
+    family = make_codec("qwen-vl")
     names: dict[str, str] = {}
 
     def row(asked: list[Sample]) -> dict[str, object]:

@@ -26,7 +26,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import lineage
 from clinkd.pipeline.report import _figure, trainings
-from clinkd.pipeline.runs import begin
+from clinkd.pipeline.runs import begin_run
 from clinkd.records import (
     BadInput,
     Box,
@@ -42,7 +42,7 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.remote import PlainPage, Scrubber
-from clinkd.reporting.browse import Answered, browse, spread, without_words
+from clinkd.reporting.browse import AnsweredSample, browse, spread, without_words
 from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
@@ -63,7 +63,7 @@ def a_box(dice: random.Random) -> Box:
     return Box(round(x, 3), round(y, 3), round(x + 0.3, 3), round(y + 0.25, 3))
 
 
-def test_set(root: Path, images: int, side: int = 48, seed: int = 0) -> list[Answered]:
+def test_set(root: Path, images: int, side: int = 48, seed: int = 0) -> list[AnsweredSample]:
     """Four questions an image, with three candidates each; some are right, of some nobody can say."""
     dice, noise, found = random.Random(seed), np.random.default_rng(seed), []
     for number in range(images):
@@ -83,14 +83,14 @@ def test_set(root: Path, images: int, side: int = 48, seed: int = 0) -> list[Ans
             candidates = tuple(Candidate("<box>raw", s, -1.5, {"clip": 0.25}) for s in said)
             worth, right = round(dice.random(), 3), dice.choice([True, False, None])
             prediction = Prediction(key, candidates, dice.randrange(3))
-            found.append(Answered(len(found) + 1, item, prediction, right, {HEAD[task]: worth}))
+            found.append(AnsweredSample(len(found) + 1, item, prediction, right, {HEAD[task]: worth}))
     return found
 
 
 test_set.__test__ = False  # type: ignore[attr-defined]
 
 
-def scores_of(answered: Sequence[Answered]) -> list[Score]:
+def scores_of(answered: Sequence[AnsweredSample]) -> list[Score]:
     counts = Counter((a.sample.task, a.sample.modality) for a in answered)
     found = [Score("model", t, HEAD[t], m, 50.0, n, None, (40.0, 60.0)) for (t, m), n in counts.items()]
     found += [Score("model", t, HEAD[t], None, 50.0, sum(counts[t, m] for m in MODALITIES)) for t in TASKS]
@@ -98,13 +98,13 @@ def scores_of(answered: Sequence[Answered]) -> list[Score]:
 
 
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Answered]]:
+def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[AnsweredSample]]:
     root = tmp_path_factory.mktemp("page")
     return root, test_set(root, 21)
 
 
 @pytest.fixture(scope="module")
-def report(answered: tuple[Path, list[Answered]], monkeypatch_module: pytest.MonkeyPatch) -> Path:
+def report(answered: tuple[Path, list[AnsweredSample]], monkeypatch_module: pytest.MonkeyPatch) -> Path:
     root, items = answered
     pairs = [(a.sample, a.prediction) for a in items]
     gallery = choose_gallery([s for s, _ in pairs], [p for _, p in pairs], 6)
@@ -377,7 +377,7 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     (tmp_path / "base" / CANARY / "config.json").write_text("{}")
     config = override(EXPERIMENTS["demo"](), settings)
     stages, runs = plan(config), tmp_path / "runs"
-    begin(config, stages, runs)
+    begin_run(config, stages, runs)
     at = {s.name: runs / graph.CACHE / s.key for s in stages}
     for stage, record in zip(stages, graph.described(stages), strict=True):
         write_json(at[stage.name] / "stage.json", {**record, "seconds": 1.0, "recorded": {}})
@@ -446,7 +446,7 @@ def test_a_shared_page_holds_nothing_that_anybody_wrote(finished, capsys):
 
 def test_the_page_is_written_again_with_names_hidden_and_no_scoring(finished, monkeypatch):
     runs, _ = finished
-    monkeypatch.setattr("clinkd.scoring.judge", None)
+    monkeypatch.setattr("clinkd.pipeline.report.score_predictions", None)
     assert main(["report", CANARY, "--runs", str(runs)]) == 0
     html = (runs / CANARY / "report.html").read_text()
     data = html[html.index('id="data">') :]

@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 
 from clinkd import __version__
 from clinkd.config import RunConfig
-from clinkd.inference.self_consistency import doubt
+from clinkd.inference.self_consistency import self_consistency
 from clinkd.records import (
     BOX_MARK,
     Box,
@@ -29,7 +29,7 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.workflows.ask import Answer
-from clinkd.workflows.review import Reviewed
+from clinkd.workflows.review import ReviewedAnswer
 from serving import Server, picture, serving_model, uri
 
 STORED = Path(__file__).parent / "serving_replies.json"
@@ -57,7 +57,7 @@ class ScriptedAnswerer:
             Candidate("other", BoxedText("Näher: no spleen."), None, {}, (), True),
         )
         prediction = Prediction("x", candidates, chosen=0, by="scripted")
-        return [Answer(prediction, doubt(prediction, [4, 3], self.names), False, 11, 4) for _ in questions]
+        return [Answer(prediction, self_consistency(prediction, [4, 3], self.names), False, 11, 4) for _ in questions]
 
 
 class ScriptedReview:
@@ -74,13 +74,13 @@ class ScriptedReview:
             "s0", 1, BoxedText("No."), turn.answer, 0.5, ("box",), BoxedText("At[box].", (RIGHT,)), "human"
         )
         rewrite = Correction("s0", 1, BoxedText("No."), turn.answer, 0.5, ("box",), BoxedText("It is here."), "offline")
-        self.reviewed = [Reviewed(samples[0], rewrite, edited), Reviewed(samples[1], wrong[1], None)]
+        self.reviewed = [ReviewedAnswer(samples[0], rewrite, edited), ReviewedAnswer(samples[1], wrong[1], None)]
 
-    def of_round(self, round: int) -> list[Reviewed]:
+    def of_round(self, round: int) -> list[ReviewedAnswer]:
         return self.reviewed
 
-    def decide(self, id: str, round: int, verdict: str, after: BoxedText | None) -> Reviewed:
-        return Reviewed(
+    def decide(self, id: str, round: int, verdict: str, after: BoxedText | None) -> ReviewedAnswer:
+        return ReviewedAnswer(
             self.reviewed[0].sample, self.reviewed[0].correction, Correction(id, 1, after, after, 1.0, after=after)
         )
 

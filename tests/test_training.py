@@ -19,9 +19,9 @@ from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, T
 from clinkd.data import phantoms
 from clinkd.model.encode import rows_of
 from clinkd.model.flops import training_operations
-from clinkd.model.vision import Sight
+from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
-from clinkd.objectives import CrossEntropy, Distillation, States
+from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.micro_batches import count_threads
@@ -53,7 +53,7 @@ def test_kl_of_a_model_with_itself_is_zero_and_the_parts_add_up():
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(7, 8), torch.randn(11, 8), torch.randint(11, (7,))
     ce = CrossEntropy()(hidden, weight, labels)
-    same = Distillation(0.5, 2.0)(hidden, weight, labels, States(hidden, weight))
+    same = Distillation(0.5, 2.0)(hidden, weight, labels, HiddenStateTargets(hidden, weight))
     assert same.parts["kl"].abs() < 1e-5
     assert same.sum == pytest.approx((ce.sum / 1.5).item(), rel=1e-5)
 
@@ -63,7 +63,7 @@ def test_distillation_equals_the_formula_in_fp64(temperature):
     torch.manual_seed(1)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
     teacher, head, labels = torch.randn(9, 6), torch.randn(13, 6), torch.randint(13, (9,))
-    loss = Distillation(0.5, temperature)(hidden, weight, labels, States(teacher, head))
+    loss = Distillation(0.5, temperature)(hidden, weight, labels, HiddenStateTargets(teacher, head))
     loss.sum.backward()
     h, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     logits = h @ w.T
@@ -84,7 +84,7 @@ def test_unequal_vocabularies_are_refused():
             torch.randn(2, 4),
             torch.randn(11, 4),
             torch.tensor([0, 1]),
-            States(torch.randn(2, 4), torch.randn(12, 4)),
+            HiddenStateTargets(torch.randn(2, 4), torch.randn(12, 4)),
         )
 
 
@@ -237,7 +237,7 @@ def grounded(name: str, *boxes: Box) -> Sample:
 
 def test_the_tower_is_asked_for_what_lies_under_each_image_token(drawn, monkeypatch):
     model = fresh(drawn)
-    sight = Sight(model, ["kidney", "liver"])
+    sight = VisionPretrainer(model, ["kidney", "liver"])
     monkeypatch.setattr(model.images, "pixels", lambda ref: np.zeros((64, 64, 3), np.uint8))
     # 4 x 4 tokens: the liver covers the upper left one and a sliver of the next, the kidney half of the last
     liver, kidney = Box(0.0, 0.0, 0.27, 0.25), Box(0.875, 0.75, 1.0, 1.0)
@@ -257,13 +257,13 @@ def test_the_tower_is_asked_for_what_lies_under_each_image_token(drawn, monkeypa
     with pytest.raises(BadInput, match="nothing can be frozen"):
         sight.freeze(("vision",))
     with pytest.raises(BadInput, match="name no structure"):
-        Sight(model, [])
+        VisionPretrainer(model, [])
 
 
 def test_the_tower_learns_through_fit_and_stays_the_models_own(drawn, tmp_path):
     model = fresh(drawn)
     where = [s for s in data.bare_pairs(drawn[1]) if s.task is Task.VG]
-    sight = Sight(model, [s.names[0] for s in where])
+    sight = VisionPretrainer(model, [s.names[0] for s in where])
     batch = sight.encode(rows_of(where))
 
     def loss() -> float:

@@ -21,10 +21,10 @@ from clinkd.config import DistillConfig, FitConfig, ModelConfig, PhantomConfig, 
 from clinkd.data import phantoms
 from clinkd.model.encode import Batch, rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
-from clinkd.objectives import Distillation, States
-from clinkd.objectives import Samples as Draws
+from clinkd.objectives import Distillation, HiddenStateTargets
+from clinkd.objectives import SampledTargets as Draws
 from clinkd.pipeline import steps
-from clinkd.pipeline.graph import Stage, Work, execute, stage_record
+from clinkd.pipeline.graph import Stage, StageContext, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
 from clinkd.storage import write_lines
@@ -119,7 +119,7 @@ def same(one: dict[str, bytes], other: dict[str, bytes]) -> bool:
     return one == other
 
 
-def loss_and_gradients(model: VisionLanguageModel, batch: Batch, goal: States | Draws) -> list[Tensor]:
+def loss_and_gradients(model: VisionLanguageModel, batch: Batch, goal: HiddenStateTargets | Draws) -> list[Tensor]:
     loss = Distillation(0.5, T)(model.hidden_states(batch), model.head.weight_VH, batch.labels_N, goal)
     return [loss.sum.detach(), *torch.autograd.grad(loss.sum, list(model.parameters()))]
 
@@ -144,7 +144,7 @@ def test_a_batch_knows_whose_its_answer_tokens_are(bench: Bench) -> None:
 def test_stored_states_have_the_bits_of_the_teacher_that_runs(bench: Bench, whole: dict[Kind, Path]) -> None:
     tutor, batch = StoredTeacher(whole["states"], bench.identity("states")), bench.batch()
     live, read = LiveTeacher(bench.teacher).goal(batch), tutor.goal(batch)
-    assert isinstance(read, States)
+    assert isinstance(read, HiddenStateTargets)
     assert torch.equal(live.hidden_NG, read.hidden_NG) and torch.equal(live.weight_VG, read.weight_VG)
     student = bench.model()
     ours, theirs = (loss_and_gradients(student, batch, goal) for goal in (read, live))
@@ -156,7 +156,7 @@ def test_rows_of_other_batches_are_found_wherever_they_stand(bench: Bench, whole
     mixed = random.Random(0).sample(bench.samples, 25)
     batch = bench.teacher.encode([[s] for s in mixed])
     live, read = LiveTeacher(bench.teacher).goal(batch), tutor.goal(batch)
-    assert isinstance(read, States) and torch.allclose(live.hidden_NG, read.hidden_NG, atol=1e-4)
+    assert isinstance(read, HiddenStateTargets) and torch.allclose(live.hidden_NG, read.hidden_NG, atol=1e-4)
 
 
 def test_states_keep_the_type_of_the_model(bench: Bench, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_states_keep_the_type_of_the_model(bench: Bench, tmp_path: Path) -> None
     identity = bench.identity("states", some)
     store(tmp_path, narrow, some, identity, title="store", rows_a_pass=4)
     read = StoredTeacher(tmp_path, identity).goal(bench.teacher.encode(rows_of(some)))
-    assert isinstance(read, States) and read.hidden_NG.dtype == read.weight_VG.dtype == torch.bfloat16
+    assert isinstance(read, HiddenStateTargets) and read.hidden_NG.dtype == read.weight_VG.dtype == torch.bfloat16
 
 
 def test_a_fit_under_stored_states_goes_the_way_of_the_live_one(
@@ -221,7 +221,7 @@ def test_draws_have_no_bias_and_less_variance_than_independent_ones(bench: Bench
     hidden = student.hidden_states(batch).detach().requires_grad_()
     weight = student.head.weight_VH.detach()
 
-    def slope(goal: States | Draws) -> tuple[float, Tensor]:
+    def slope(goal: HiddenStateTargets | Draws) -> tuple[float, Tensor]:
         loss = Distillation(float("inf"), T)(hidden, weight, batch.labels_N, goal)
         return loss.sum.item(), torch.autograd.grad(loss.sum, hidden)[0].double()
 
@@ -459,12 +459,12 @@ def test_only_the_asked_rows_are_read(
 def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(work: Work) -> None:
+    def prepare(work: StageContext) -> None:
         shutil.copytree(bench.folder / "data", work.folder, dirs_exist_ok=True)
         steps.write_json(work.folder / steps.DATA, {"root": "", "lexicon": phantoms.LEXICON.to_json()})
         write_lines(work.folder / "train.jsonl", (s.to_json() for s in bench.samples))
 
-    def saved(model: VisionLanguageModel) -> Callable[[Work], None]:
+    def saved(model: VisionLanguageModel) -> Callable[[StageContext], None]:
         return lambda work: model.save(work.folder / "model")
 
     config = DistillConfig(teacher_as="draws", draws=8, fit=FitConfig(epochs=1, rows=8))

@@ -17,7 +17,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # a stage that the main process does alone may take days
 
 
-class Left(RuntimeError):
+class PeerLost(RuntimeError):
     """Another process of the crew has ended; it says why itself."""
 
 
@@ -41,7 +41,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def told(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The main process's value, in every process. Raises Left where it is gone."""
     if size() == 1:
         return value
@@ -61,7 +61,7 @@ def wait() -> None:
         _meet(lambda group: dist.barrier(group=group))
 
 
-def alone(work: Callable[[], None]) -> None:
+def on_main_process(work: Callable[[], None]) -> None:
     """Let the main process do it while the others wait. Raises Left in these where it fails."""
     if is_main():
         work()
@@ -69,18 +69,18 @@ def alone(work: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def collective() -> Iterator[None]:
     """Around work in which processes wait for each other: raises Left where that fails because another is gone."""
     try:
         yield
     except RuntimeError as error:  # neither gloo nor NCCL has a class of its own for a closed connection
         if size() > 1 and any(word in str(error) for word in ("gloo", "NCCL")):
-            raise Left(f"process {rank()}: another process has ended: {error}") from None
+            raise PeerLost(f"process {rank()}: another process has ended: {error}") from None
         raise
 
 
 def _meet(call: Callable[[Any], None]) -> None:
-    with together():
+    with collective():
         call(_group())
 
 

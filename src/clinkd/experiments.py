@@ -254,7 +254,7 @@ def whole(base: RunConfig | None = None) -> RunConfig:
     return change_knobs(base or demo(), name="whole")
 
 
-class Row(NamedTuple):
+class AblationRow(NamedTuple):
     """A row of an ablation: how it is made of a run, and the row it is told against."""
 
     title: str
@@ -264,17 +264,17 @@ class Row(NamedTuple):
     printed: str | None = None  # the row of the paper's Table 2
 
 
-ROWS: Mapping[str, Row] = {
-    "bird": Row("BiRD-like", "sequential positions, plain tuning, first beam", bird, None, "BiRD"),
-    "tuned": Row("Qwen2-VL, tuned", "M-RoPE", tuned, "bird", "Qwen2-VL, tuned"),
-    "positions": Row("+ MCG-RoPE", "tied positions", positions, "bird", "BiRD + MCG-RoPE"),
-    "distilled": Row("+ KD", "teacher and distillation", distilled, "bird", "BiRD + pseudo-label KD"),
-    "matched": Row("+ KD, equal compute", "the same, with no more compute than plain tuning", matched, "bird"),
-    "selected": Row("+ SASG", "the choice among beams", selected, "bird", "BiRD + SASG"),
-    "whole": Row("ClinKD", "all of these, and reflection", whole, "bird", "ClinKD"),
-    "drawn": Row("ClinKD, rewrites at random", "as many rewrites, of answers drawn at random", drawn, "whole"),
-    "unreflected": Row("ClinKD, no reflection", "distillation in its place", unreflected, "whole"),
-    "reflected": Row("+ reflection", "two rounds of review", reflected, "bird"),
+ROWS: Mapping[str, AblationRow] = {
+    "bird": AblationRow("BiRD-like", "sequential positions, plain tuning, first beam", bird, None, "BiRD"),
+    "tuned": AblationRow("Qwen2-VL, tuned", "M-RoPE", tuned, "bird", "Qwen2-VL, tuned"),
+    "positions": AblationRow("+ MCG-RoPE", "tied positions", positions, "bird", "BiRD + MCG-RoPE"),
+    "distilled": AblationRow("+ KD", "teacher and distillation", distilled, "bird", "BiRD + pseudo-label KD"),
+    "matched": AblationRow("+ KD, equal compute", "the same, with no more compute than plain tuning", matched, "bird"),
+    "selected": AblationRow("+ SASG", "the choice among beams", selected, "bird", "BiRD + SASG"),
+    "whole": AblationRow("ClinKD", "all of these, and reflection", whole, "bird", "ClinKD"),
+    "drawn": AblationRow("ClinKD, rewrites at random", "as many rewrites, of answers drawn at random", drawn, "whole"),
+    "unreflected": AblationRow("ClinKD, no reflection", "distillation in its place", unreflected, "whole"),
+    "reflected": AblationRow("+ reflection", "two rounds of review", reflected, "bird"),
 }
 TABLE_2 = ("bird", "tuned", "positions", "distilled", "selected", "whole", "matched", "drawn")
 

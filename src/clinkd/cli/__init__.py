@@ -21,9 +21,9 @@ from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
-    from clinkd.pipeline.graph import Outlook
+    from clinkd.pipeline.graph import StagePlan
     from clinkd.pipeline.runs import Run
-    from clinkd.workflows.forecast import Forecast, Least
+    from clinkd.workflows.forecast import Forecast, LeastCost
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> int:
     from clinkd.records import BadInput
 
-    if isinstance(error, distributed.Left):
+    if isinstance(error, distributed.PeerLost):
         gone = "another process of this run has ended; the same command goes on where it was"
         return _tell(gone, FAILED) if distributed.is_main() else FAILED
     if not distributed.is_main():
@@ -179,13 +179,13 @@ def _version() -> str:
 
 
 def _correct(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find
-    from clinkd.workflows.correct import Leaving, correct_round
+    from clinkd.pipeline.runs import find_run
+    from clinkd.workflows.correct import OutgoingPreview, correct_round
 
-    run = find(args.run, args.runs)
+    run = find_run(args.run, args.runs)
     end_in_order()
     found = correct_round(run, args.round, args.settings, args.out)
-    if isinstance(found, Leaving):
+    if isinstance(found, OutgoingPreview):
         show_leaving(found, f"{found.wrong} wrong answers")
         return 0
     show(found.table)
@@ -196,11 +196,11 @@ def _correct(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find
+    from clinkd.pipeline.runs import find_run
     from clinkd.workflows.export import export
 
     end_in_order()
-    made = export(find(args.run, args.runs), args.folder)
+    made = export(find_run(args.run, args.runs), args.folder)
     by = "transformers' own Qwen2-VL class" if made.stock else "clinkd (its positions exist in no stock class)"
     print(f"model    {made.folder}: of stage {made.stage}, loaded by {by}; loaded again, it gave the same logits")
     print(f"card     {made.folder / 'README.md'}")
@@ -258,12 +258,12 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _closing_screen(run: Run, runs: Path) -> None:
-    from clinkd.pipeline.runs import table
+    from clinkd.pipeline.runs import score_table
     from clinkd.storage import spell_seconds
 
     scores = run.scores()
     seconds = sum(scores["wall_seconds"].values())
-    show(table(scores, f"{run.folder.name}: test split, {spell_seconds(seconds)} of work"))
+    show(score_table(scores, f"{run.folder.name}: test split, {spell_seconds(seconds)} of work"))
     where = "" if runs == Path("runs") else f" --runs {runs}"
     name = run.folder.name
     print(f"\nreport   {run.folder / run.report().name}")
@@ -274,12 +274,12 @@ def _closing_screen(run: Run, runs: Path) -> None:
 
 def _plan(args: argparse.Namespace) -> int:
     from clinkd import pipeline
-    from clinkd.pipeline.graph import outlook
-    from clinkd.workflows.forecast import forecast, least
+    from clinkd.pipeline.graph import plan_stages
+    from clinkd.workflows.forecast import count_least, forecast
 
     config = _config(args)
-    looks = outlook(pipeline.plan(config), args.runs)
-    counted = least(config, [look.status for look in looks])
+    looks = plan_stages(pipeline.plan(config), args.runs)
+    counted = count_least(config, [look.status for look in looks])
     if args.measure:
         if counted:
             counted.demand_room(config, args.runs)  # else the trial would find out in its own way
@@ -299,7 +299,7 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show_outlook(looks: Sequence[Outlook], counted: Least | None) -> None:
+def _show_outlook(looks: Sequence[StagePlan], counted: LeastCost | None) -> None:
     from clinkd.records import Table
     from clinkd.storage import spell_seconds
 
@@ -353,11 +353,11 @@ def _show_forecast(found: Forecast, as_json: bool, threads: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find
+    from clinkd.pipeline.runs import find_run
     from clinkd.records import Table
     from clinkd.storage import spell_seconds
 
-    run = find(args.run, args.runs)
+    run = find_run(args.run, args.runs)
     found = run.status()
     rows = tuple((s.name, s.state, spell_seconds(s.seconds) if s.state != "missing" else "") for s in found)
     done = sum(s.state == "done" for s in found)
@@ -367,9 +367,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _why(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find
+    from clinkd.pipeline.runs import find_run
 
-    for line in find(args.run, args.runs).why(args.stage):
+    for line in find_run(args.run, args.runs).why(args.stage):
         print(line)
     return 0
 
@@ -392,14 +392,14 @@ def _recipe(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find, table
+    from clinkd.pipeline.runs import find_run, score_table
 
-    run = find(args.run, args.runs)
+    run = find_run(args.run, args.runs)
     scores = run.scores()
     if args.json:
         print(json.dumps(scores, indent=1))
         return 0
-    rows = table(scores, f"{run.folder.name}: test split")
+    rows = score_table(scores, f"{run.folder.name}: test split")
     if args.csv:
         import csv
 
@@ -410,15 +410,15 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find
+    from clinkd.pipeline.runs import find_run
     from clinkd.records import Table
     from clinkd.workflows.ask import ask
 
-    asked = ask(find(args.run, args.runs), args.image, args.question, args.out)
+    asked = ask(find_run(args.run, args.runs), args.image, args.question, args.out)
     prediction = asked.prediction
     print(prediction.answer.answer.text)
-    if asked.doubt:
-        print(f"uncertain: {asked.doubt}")
+    if asked.uncertain:
+        print(f"uncertain: {asked.uncertain}")
     for box in prediction.answer.answer.boxes:
         print(f"box      {box.x1:.3f} {box.y1:.3f} {box.x2:.3f} {box.y2:.3f}   (fractions of width and height)")
     names = list(dict.fromkeys(name for candidate in prediction.candidates for name in candidate.scores))

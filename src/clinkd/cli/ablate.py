@@ -57,7 +57,7 @@ def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
     import json
 
     from clinkd.experiments import ROWS, SWEEPS, TABLE_2
-    from clinkd.workflows.ablate import Plan, ablate
+    from clinkd.workflows.ablate import AblationPlan, ablate
 
     if args.list:
         for name, row in ROWS.items():
@@ -69,7 +69,7 @@ def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
         raise BadInput(f"--workers {args.workers}: give 1 or more")
     rows = args.rows if args.rows is not None else () if args.sweep else TABLE_2
     end_in_order()
-    found = ablate(Plan.of(base, rows, args.sweep, args.seeds), args.runs, args.workers, tell)
+    found = ablate(AblationPlan.of(base, rows, args.sweep, args.seeds), args.runs, args.workers, tell)
     if args.json:
         print(json.dumps(json.loads((found.folder / "ablation.json").read_text()), indent=1))
     else:

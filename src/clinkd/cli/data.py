@@ -223,11 +223,11 @@ def source_of(args: argparse.Namespace, path: Path) -> Source:
 
 def _checks(args: argparse.Namespace) -> Checks:
     from clinkd.data.checks.check import Checks
-    from clinkd.data.checks.lengths import Counted, Estimate
+    from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
 
     if args.max_length is not None and args.max_length < 1:
         raise BadInput(f"--max-length {args.max_length}: 1 or more tokens are wanted")
-    tokens = Counted(args.tokenizer) if args.tokenizer else Estimate()
+    tokens = TokenCounter(args.tokenizer) if args.tokenizer else TokenEstimator()
     return Checks(args.max_length, tokens, frozenset(args.allow), args.workers)
 
 
@@ -257,7 +257,7 @@ def _import(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from clinkd.data.checks.check import Findings, check, quarantine
-    from clinkd.data.readers import Problem
+    from clinkd.data.readers import RowError
 
     _may_write(args)
     try:
@@ -265,7 +265,7 @@ def _check(args: argparse.Namespace) -> int:
         found = check(source, _checks(args))
     except BadInput as error:
         if args.json:  # what cannot be read at all is told to programs, too
-            problem = Problem(str(args.path), 0, "?", "file", "", str(error))
+            problem = RowError(str(args.path), 0, "?", "file", "", str(error))
             print(json.dumps(Findings(bad=[problem]).to_json(), indent=1))
         raise
     if args.quarantine is not None:
@@ -316,7 +316,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.to != "sharegpt":
         may_write("--out", args.out)
     end_in_order()
-    samples = data.demand(source_of(args, args.path), left_out)
+    samples = data.read_samples(source_of(args, args.path), left_out)
     if args.to == "sharegpt":
         pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
         left_out = writers.write_sharegpt(samples, args.out, args.spell, **pixels)
@@ -366,7 +366,7 @@ def _samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     told: Counter[str] = Counter()
     samples: list[Sample] = []
     bad = 0
-    for entry in data.read(source_of(args, args.path), told):
+    for entry in data.read_rows(source_of(args, args.path), told):
         samples.extend(entry.samples)
         bad += entry.problem is not None
         if entry.problem is not None and bad <= SHOWN:
@@ -384,7 +384,7 @@ def _stats(args: argparse.Namespace) -> int:
     from clinkd.records import Task
 
     samples, bad = _samples(args)
-    show(data.counts(samples))
+    show(data.count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
         root = source_of(args, args.path).root
         show(guessability.measure(guessability.sightings(samples, root)).table())
@@ -433,5 +433,5 @@ def _phantoms(args: argparse.Namespace) -> int:
     with progress(total, "phantoms", "image") as advance:
         samples = phantoms.write(args.folder, config, args.seed, workers=cores(), advance=advance)
     write_jsonl(samples, args.folder / "samples.jsonl")
-    show(data.counts(samples))
+    show(data.count_samples(samples))
     return 0

@@ -161,7 +161,7 @@ def _one_of_four(args: argparse.Namespace) -> None:
 
 
 def _answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
-    from clinkd.pipeline.runs import find
+    from clinkd.pipeline.runs import find_run
     from clinkd.workflows import answer as answering
 
     if args.data is None:
@@ -173,7 +173,7 @@ def _answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
     if args.endpoint is not None:
         return answering.ask_endpoint(_chat(args), test, args.runs, args.pixels, args.system)
     if args.run is not None:
-        return answering.answer_with_run(find(args.run, args.runs), test, args.settings, args.out, args.system)
+        return answering.answer_with_run(find_run(args.run, args.runs), test, args.settings, args.out, args.system)
     return answering.answer_with_model(Path(args.model), test, args.settings, args.out, args.system)
 
 

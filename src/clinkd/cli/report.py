@@ -32,9 +32,9 @@ def add(verbs: Any, runs: Parser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from clinkd.pipeline.report import report
-    from clinkd.pipeline.runs import find
+    from clinkd.pipeline.runs import find_run
 
     may_write("--out", args.out, REPORT)
     end_in_order()
-    print(f"report   {report(find(args.run, args.runs), args.out, args.share)}")
+    print(f"report   {report(find_run(args.run, args.runs), args.out, args.share)}")
     return 0

@@ -10,7 +10,7 @@ from clinkd import distributed
 
 if TYPE_CHECKING:
     from clinkd.records import Table
-    from clinkd.workflows.correct import Leaving
+    from clinkd.workflows.correct import OutgoingPreview
 
 
 def show(table: Table) -> None:
@@ -31,7 +31,7 @@ def show(table: Table) -> None:
         console.print(escape(note), style="dim")
 
 
-def show_leaving(found: Leaving, what: str) -> None:
+def show_leaving(found: OutgoingPreview, what: str) -> None:
     """Print the bytes of each call that would be made for `what`, and tell on stderr what they may cost."""
     for body in found.bodies:
         sys.stdout.buffer.write(body + b"\n")

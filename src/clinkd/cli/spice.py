@@ -51,7 +51,7 @@ def _install(args: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from clinkd.scoring import jars
     from clinkd.scoring.captions import NotComputed
-    from clinkd.scoring.spice import Store, ready, scores_file
+    from clinkd.scoring.spice import SpiceCache, ready, scores_file
 
     try:
         program = ready()
@@ -60,5 +60,5 @@ def _status(_: argparse.Namespace) -> int:
         return FAILED
     print(f"jars     {jars.folder()}: the pinned ones")
     print(f"java     {program.java}, with a heap of {program.heap_mb:,} MB (as much as three quarters of what is free)")
-    print(f"known    {Store(scores_file(), jars.version()).size():,} pairs in {scores_file()}")
+    print(f"known    {SpiceCache(scores_file(), jars.version()).size():,} pairs in {scores_file()}")
     return 0

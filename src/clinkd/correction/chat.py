@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clinkd.correction.correctors import Rewrite, Rewritten, Wrong
+from clinkd.correction.correctors import Rewrite, RewriteProposals, Wrong
 from clinkd.correction.similarity import Similarity
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, BoxedText, Sample
 from clinkd.remote import Chat, Masked, Message, Scrubber
 
@@ -35,7 +35,7 @@ SCHEMA = {
     "required": ["answer"],
     "additionalProperties": False,
 }
-_BOXES = codec("qwen-vl")
+_BOXES = make_codec("qwen-vl")
 _LONGEST = 100_000  # characters of a reply
 _HALVES = re.compile("[\ud800-\udfff]")  # no file and no tokenizer can hold them
 
@@ -58,24 +58,24 @@ class ChatCorrector:
     def name(self) -> str:
         return self.chat.model
 
-    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         asked = [self._asked(w) for w in wrong]
         replies = self.chat.replies([a.body for a in asked if a.body is not None])
         for (sample, _), one in zip(wrong, asked, strict=True):
             if one.body is None:
-                yield Rewritten((), one.why)
+                yield RewriteProposals((), one.why)
                 continue
             reply = next(replies)
             read = [self._read(text, sample.answer, one.masked) for text in reply.texts]
             texts = [r for r in read if isinstance(r, BoxedText)]
             whys = [r for r in read if isinstance(r, str)]
-            yield Rewritten(self._ranked(texts, sample.answer), reply.why or next(iter(whys), "an empty reply"))
+            yield RewriteProposals(self._ranked(texts, sample.answer), reply.why or next(iter(whys), "an empty reply"))
 
     def bodies(self, wrong: Sequence[Wrong]) -> list[Mapping[str, Any]]:
         """The JSON of every call that `rewrite` would make, were none made before."""
         return [body for w in wrong if (body := self._asked(w).body) is not None]
 
-    def _asked(self, wrong: Wrong) -> _Asked:
+    def _asked(self, wrong: Wrong) -> _MaskedRequest:
         sample, answer = wrong
         masked = self.scrubber(sample).masked()
         try:
@@ -83,13 +83,13 @@ class ChatCorrector:
             if self.with_question:
                 data = {"question": _spelled(sample.question, masked), **data}
         except BadInput:  # its words hold a box written out; they stay in the house
-            return _Asked(None, masked, "not sent: its words hold what looks like a box")
+            return _MaskedRequest(None, masked, "not sent: its words hold what looks like a box")
         content: Any = _delimited(data)
         if self.picture is not None:
             picture = {"type": "image_url", "image_url": {"url": self.picture(sample)}}
             content = [{"type": "text", "text": content}, picture]
         messages: list[Message] = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": content}]
-        return _Asked(self.chat.body(messages, SCHEMA), masked)
+        return _MaskedRequest(self.chat.body(messages, SCHEMA), masked)
 
     def _read(self, reply: str, truth: BoxedText, masked: Masked) -> BoxedText | str:
         """What a reply proposes, or why it proposes nothing."""
@@ -126,7 +126,7 @@ class ChatCorrector:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _MaskedRequest:
     body: Mapping[str, Any] | None
     masked: Masked
     why: str = ""

@@ -33,7 +33,7 @@ class Wrong(NamedTuple):
     answer: Correction
 
 
-class Rewritten(NamedTuple):
+class RewriteProposals(NamedTuple):
     """Proposals for one wrong answer, best first; where there are none, `why`."""
 
     proposals: tuple[Rewrite, ...]
@@ -46,7 +46,7 @@ class Corrector(Protocol):
     @property
     def name(self) -> str: ...
 
-    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         """One for each, in order, as they become ready."""
         ...
 
@@ -61,12 +61,12 @@ class OfflineCorrector:
     seed: int
     name: str = "offline"
 
-    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         for sample, answer in wrong:
             truth = sample.answer
             draw = random.Random(f"{self.seed}/{sample.id}/{answer.round}")  # a text seed is the same in any process
             texts = [BoxedText(t, truth.boxes) for t in rephrasings(truth.text, sample.task, draw)]
-            yield Rewritten(tuple(Rewrite(t, self.name) for t in (*texts, truth)))
+            yield RewriteProposals(tuple(Rewrite(t, self.name) for t in (*texts, truth)))
 
 
 class ReplayCorrector:
@@ -125,15 +125,15 @@ class ReplayCorrector:
             made.append(sample)
         return made
 
-    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[Rewritten]:
+    def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         for sample, answer in wrong:
             kept = self._kept.get((sample.id, answer.round))
             if kept is None:
-                yield Rewritten((), "the file has no line for it")
+                yield RewriteProposals((), "the file has no line for it")
             elif kept.after is None:
-                yield Rewritten((), kept.rejected or "its line has no rewrite")
+                yield RewriteProposals((), kept.rejected or "its line has no rewrite")
             else:
-                yield Rewritten((Rewrite(kept.after, kept.by or self.name),))
+                yield RewriteProposals((Rewrite(kept.after, kept.by or self.name),))
 
 
 def correct(
@@ -174,7 +174,7 @@ def to_do(correction: Correction) -> bool:
     return correction.wrong and correction.after is None and correction.rejected is None
 
 
-def _taken(sample: Sample, wrong: Correction, rewritten: Rewritten, by: str, lexicon: Lexicon) -> Correction:
+def _taken(sample: Sample, wrong: Correction, rewritten: RewriteProposals, by: str, lexicon: Lexicon) -> Correction:
     objection = None
     for proposal in rewritten.proposals:
         refused = verify(sample, proposal.answer, lexicon)

@@ -79,7 +79,7 @@ class EmbeddingSimilarity:
         ]  # fmt: skip
 
 
-class _Store:
+class _VectorCache:
     """Vectors in a sqlite file, or nowhere."""
 
     def __init__(self, db: sqlite3.Connection | None) -> None:
@@ -103,9 +103,9 @@ class _Store:
 
 
 @contextmanager
-def _opened(path: Path | None) -> Iterator[_Store]:
+def _opened(path: Path | None) -> Iterator[_VectorCache]:
     if path is None:
-        yield _Store(None)
+        yield _VectorCache(None)
         return
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _opened(path: Path | None) -> Iterator[_Store]:
                 "create table if not exists vectors (model text, text text, vector blob not null, "
                 "primary key (model, text)) strict, without rowid"
             )
-            yield _Store(db)
+            yield _VectorCache(db)
         except sqlite3.DatabaseError as error:
             raise BadInput(f"{path}: not a store of vectors ({error}); remove it, it is made anew") from None
         finally:

@@ -1,37 +1,37 @@
 """From files to records and back: readers, writers, checks, phantoms, box codecs, images, splits."""
 
-from clinkd.data.checks.stats import counts
-from clinkd.data.codecs import Codec, Decoded, codec
-from clinkd.data.dataset import Samples, identity
+from clinkd.data.checks.stats import count_samples
+from clinkd.data.codecs import Codec, Decoded, make_codec
+from clinkd.data.dataset import SampleFile, dataset_identity
 from clinkd.data.images import open_image
-from clinkd.data.images.identifying import burnt_in, told_by
+from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
 from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
 from clinkd.data.questions import bare_pairs
-from clinkd.data.readers import FORMS, Entry, Problem, Source, demand, detect, read
-from clinkd.data.split import divide, draw_share, drawn
+from clinkd.data.readers import FORMS, RowError, RowResult, Source, detect_form, read_rows, read_samples
+from clinkd.data.split import count_drawn, draw_share, split_samples
 
 __all__ = [
     "FORMS",
     "Codec",
     "Decoded",
-    "Entry",
-    "Problem",
-    "Samples",
+    "RowError",
+    "RowResult",
+    "SampleFile",
     "Source",
     "bare_pairs",
-    "burnt_in",
-    "codec",
-    "counts",
-    "demand",
-    "detect",
-    "divide",
+    "count_drawn",
+    "count_samples",
+    "dataset_identity",
+    "detect_form",
     "draw_share",
-    "drawn",
-    "identity",
+    "has_burnt_in_text",
+    "identifying_texts",
+    "make_codec",
     "open_image",
-    "read",
     "read_loosely",
     "read_modality",
-    "told_by",
+    "read_rows",
+    "read_samples",
+    "split_samples",
 ]

@@ -463,7 +463,7 @@ def _points(digits: int) -> str:
     return rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)"
 
 
-def codec(name: str, bins: int = 1000) -> Codec:
+def make_codec(name: str, bins: int = 1000) -> Codec:
     """The codec of a spelling; `bins` counts for `digits` (10..100) and `locations` (2..1000) only.
 
     `digits` and `locations` put a value in the middle of its bin: with n symbols the error is at most 1/2n, against

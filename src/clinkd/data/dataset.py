@@ -65,7 +65,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     return about
 
 
-def identity(path: Path, root: Path) -> dict[str, str]:
+def dataset_identity(path: Path, root: Path) -> dict[str, str]:
     """What a data set is: a hash of its file, and one of size and time of change of every image.
 
     What is wrong with a row is told when it is read, not here. Raises BadInput as `data_file`.
@@ -93,7 +93,7 @@ def _image_paths(file: Path) -> Iterator[str]:
                 yield from (name for name in named if isinstance(name, str))
 
 
-class Samples(Sequence[Sample]):
+class SampleFile(Sequence[Sample]):
     """The samples of a file of one JSON object a line, read one by one as they are asked for.
 
     Holds 8 bytes a row in memory. `pread` and not a memory map: pages of a map stay in the memory of the process.

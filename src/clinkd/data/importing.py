@@ -17,7 +17,7 @@ from clinkd.data.checks.check import Checker, Checks, Findings, counted, quarant
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import open_image
 from clinkd.data.readers import forms
-from clinkd.data.readers.rows import Entry, Problem, short
+from clinkd.data.readers.rows import RowError, RowResult, short
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, place
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
@@ -66,7 +66,7 @@ def import_data(
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise BadInput(f"{twice}: given twice; give each source once")
     with new_folder(out) as draft:
-        told = [replace(s, form=s.form or forms.detect(s)) for s in sources]
+        told = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
         return _write(told, draft, out, checks, division, quarantine_file, side, copy)
 
 
@@ -91,13 +91,13 @@ def _write(
     root = Path(os.path.commonpath(roots))
     checker = Checker(checks, root if all(s.open_images for s in sources) else None)
     spool = draft / "read.jsonl"
-    turn = _Turn(side)
+    turn = _SideConverter(side)
     files: dict[str, int] = {}
     with spool.open("wb") as lines:
         for number, (source, below) in enumerate(zip(sources, roots, strict=True), start=1):
             front = below.relative_to(root).as_posix()
             mark = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
-            for entry in counted(forms.read(source, checker.found.told), f"read {source.path.name}", "rows"):
+            for entry in counted(forms.read_rows(source, checker.found.told), f"read {source.path.name}", "rows"):
                 made = turn(_moved(entry, "" if front == "." else f"{front}/", mark))
                 if made.problem is not None and entry.problem is None:  # found here, so no reader will tell it again
                     checker.found.between[made.file, made.row] = made.problem
@@ -141,7 +141,7 @@ def _line(sample: Sample, at: tuple[int, int]) -> bytes:
     return orjson.dumps(sample.to_json() | {"at": at}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _moved(entry: Entry, front: str, mark: str) -> Entry:
+def _moved(entry: RowResult, front: str, mark: str) -> RowResult:
     """The entry with image paths from the common root, and ids of its source: two sheets may number rows alike."""
     if not front and not mark:
         return entry
@@ -152,14 +152,14 @@ def _moved(entry: Entry, front: str, mark: str) -> Entry:
     return replace(entry, samples=moved)
 
 
-class _Turn:
+class _SideConverter:
     """Words on the side that is wanted; without one, all must be on the side of the first."""
 
     def __init__(self, wanted: Side | None) -> None:
         self.wanted = wanted
         self.side = wanted
 
-    def __call__(self, entry: Entry) -> Entry:
+    def __call__(self, entry: RowResult) -> RowResult:
         for sample in entry.samples:
             self.side = self.side or sample.side
             if sample.side == self.side:
@@ -172,7 +172,7 @@ class _Turn:
             try:
                 turned = tuple(sides.converted(s, self.wanted) for s in entry.samples)
             except BadInput as error:
-                problem = Problem(entry.file, entry.row, short(sample.id), "side", sample.side, str(error), "side")
+                problem = RowError(entry.file, entry.row, short(sample.id), "side", sample.side, str(error), "side")
                 return replace(entry, samples=(), problem=problem)
             return replace(entry, samples=turned)
         return entry

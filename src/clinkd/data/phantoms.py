@@ -185,7 +185,7 @@ def _names(rng: np.random.Generator, modality: Modality, count: int, order: Sequ
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _StructurePlacement:
     """Where a structure will be drawn: centre and half sides, fractions of the image."""
 
     size: Size
@@ -198,7 +198,7 @@ class _Plan:
 Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the modality's field shows
 
 
-def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_Plan]:
+def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_StructurePlacement]:
     """Places of `count` boxes: uniform over all that are visible, off the middle line and apart from each other."""
     for _ in range(5000):
         sizes: list[Size] = ["small" if rng.random() < 0.5 else "large" for _ in range(count)]
@@ -212,7 +212,8 @@ def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_Pl
             if fits_T.any():
                 places = zip(sizes, centre_TC2[fits_T.argmax()].tolist(), half_C2.tolist(), strict=True)
                 return [
-                    _Plan(size, x, y, half_width, half_height) for size, (x, y), (half_width, half_height) in places
+                    _StructurePlacement(size, x, y, half_width, half_height)
+                    for size, (x, y), (half_width, half_height) in places
                 ]
     raise AssertionError(f"{count} structures found no room")
 
@@ -229,7 +230,7 @@ def _fits(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDArray[np.b
     return np.asarray(fits_T)
 
 
-def _stamp(levels: Levels, shape: Shape, plan: _Plan, contrast: float) -> Box:
+def _stamp(levels: Levels, shape: Shape, plan: _StructurePlacement, contrast: float) -> Box:
     """Draw one shape into `levels` in place; the box is the extent of its pixels that are at least half covered."""
     P = len(levels)
     left, right = int((plan.x - plan.half_width) * P) - 1, int((plan.x + plan.half_width) * P) + 2

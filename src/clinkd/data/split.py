@@ -17,7 +17,7 @@ def _lot(seed: int, what: str, key: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{key}".encode()).digest()[:7], "big") / 2**56
 
 
-def divide(samples: Sequence[Sample], validation_share: float, test_share: float, seed: int) -> list[Sample]:
+def split_samples(samples: Sequence[Sample], validation_share: float, test_share: float, seed: int) -> list[Sample]:
     """The samples with `split` set; all samples of a group stay together, samples that have a split keep it.
 
     See `place` for who goes where. Raises BadInput on shares that leave nothing to train on, on a group already torn,
@@ -104,12 +104,12 @@ def draw_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sampl
         first.setdefault(_images(sample), sample)
     order = sorted(first, key=lambda i: (first[i].modality, sorted(tasks[i]), _lot(seed, "share", i)))
     start = _lot(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
-    drawn = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
-    drawn = drawn or {order[int(start * len(order))]}
-    return [s for s in samples if _images(s) in drawn]
+    count_drawn = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
+    count_drawn = count_drawn or {order[int(start * len(order))]}
+    return [s for s in samples if _images(s) in count_drawn]
 
 
-def drawn(images: int, share: float, seed: int) -> int:
+def count_drawn(images: int, share: float, seed: int) -> int:
     """How many of so many images `draw_share` draws."""
     return max(1, floor(images * share + _lot(seed, "share", "start")))
 

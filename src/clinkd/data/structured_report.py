@@ -17,7 +17,7 @@ from clinkd.data.images import kind_of
 from clinkd.data.images.dicom_header import opened, read_whole
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import which_frame
-from clinkd.data.images.limits import UPLOADS, Limits
+from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import PLACE
 from clinkd.records import BadInput, Box
 
@@ -95,7 +95,7 @@ def write_report(
     answer: str,
     regions: Sequence[Region],
     model: Model,
-    limits: Limits = UPLOADS,
+    limits: FileLimits = UPLOADS,
 ) -> bytes:
     """A Comprehensive SR of an answer about one frame (the first where none is named) of the DICOM `source`.
 
@@ -118,7 +118,7 @@ def write_report(
         return _encoded(_report(question, answer, groups or [_no_region(known, model)], known, model))
 
 
-def read_report(content: bytes, width: int, height: int, limits: Limits = UPLOADS) -> Report:
+def read_report(content: bytes, width: int, height: int, limits: FileLimits = UPLOADS) -> Report:
     """What a report of `write_report` says, its boxes as fractions of a frame of `width` x `height` pixels.
 
     Raises BadInput where it is no such report.

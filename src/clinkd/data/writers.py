@@ -18,7 +18,7 @@ from typing import IO, Any
 import orjson
 
 from clinkd.data import grids
-from clinkd.data.codecs import Codec, codec
+from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.readers.conversations import OURS
 from clinkd.data.readers.rows import RESERVED
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
@@ -74,7 +74,7 @@ def write_sharegpt(
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty; give a new folder, lest old files be taken for a part of the new data")
-    writer = _ShareGPT(codec(boxes), root, min_pixels, max_pixels)
+    writer = _ShareGPT(make_codec(boxes), root, min_pixels, max_pixels)
     files: dict[str, IO[bytes]] = {}
     with contextlib.ExitStack() as open_files:
         for sample in samples:

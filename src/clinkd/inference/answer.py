@@ -29,7 +29,7 @@ def answer(
     answer, so that few short answers are left alone with long ones. Of several processes each answers its part; all
     return all. `seed` decides what is drawn under `answer.method=sampling`.
     """
-    distributed.alone(lambda: _collect(file))
+    distributed.on_main_process(lambda: _collect(file))
     known = _known(file)
     todo = rows_of([s for s in samples if s.id not in known])
     todo.sort(key=lambda row: max(len(s.answer.text) for s in row))
@@ -46,7 +46,7 @@ def answer(
             advance(round(len(batch) / share))
     if distributed.size() > 1:
         distributed.wait()
-        distributed.alone(lambda: _collect(file))
+        distributed.on_main_process(lambda: _collect(file))
         known = _known(file)
     return [known[sample.id] for sample in samples]
 

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput, BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.remote import Chat, Masked, Message, Reply, Scrubber
 from clinkd.storage import progress
 
 PROMPT_VERSION = 1  # raised where the words below change
-BOXES = codec("qwen-vl")
+BOXES = make_codec("qwen-vl")
 _FORM = (
     "A box is written <box>(x1,y1),(x2,y2)</box>: upper left and lower right corner in thousandths of the width and "
     "the height of the image, from its upper left corner."

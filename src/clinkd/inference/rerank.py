@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Literal, Protocol
 
 from clinkd.clip.model import LOWEST, ImageTextModel, View
-from clinkd.language.agreement import alike
+from clinkd.language.agreement import answer_similarity
 from clinkd.language.negation import named
 from clinkd.records import BoxedText, Prediction, Sample, Task
 from clinkd.storage import progress
@@ -124,7 +124,7 @@ class RandomScorer(Scorer):
 class Agreement(Scorer):
     """Self-consistency: how alike a candidate is to the others of its sample, on average; the best is their medoid.
 
-    Boxes by IoU, words by F1 (`agreement.alike`). Neither image nor question is looked at, and no model.
+    Boxes by IoU, words by F1 (`agreement.answer_similarity`). Neither image nor question is looked at, and no model.
     """
 
     name = "agreement"
@@ -135,7 +135,7 @@ class Agreement(Scorer):
 
 def _mean_likeness(answers: Sequence[BoxedText]) -> list[float]:
     """Of each answer to all others; 1 where there is no other."""
-    pairs = {(i, j): alike(answers[i], answers[j]) for j in range(len(answers)) for i in range(j)}
+    pairs = {(i, j): answer_similarity(answers[i], answers[j]) for j in range(len(answers)) for i in range(j)}
     # each pair once and summed exactly: two answers that are as alike to the rest must tie
     sums = [math.fsum(v for pair, v in pairs.items() if n in pair) for n in range(len(answers))]
     return [total / (len(answers) - 1) if len(answers) > 1 else 1.0 for total in sums]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clinkd.language.agreement import alike
+from clinkd.language.agreement import answer_similarity
 from clinkd.language.conflicts import conflicts
 from clinkd.language.negation import named
 from clinkd.records import Candidate, Prediction
@@ -14,7 +14,7 @@ from clinkd.records import Candidate, Prediction
 CERTAIN = 0.6  # support from which an answer counts as agreed on; what it tells on the demo is in LOG.md
 
 
-class Doubt(NamedTuple):
+class SelfConsistency(NamedTuple):
     """Of each candidate its weight (they sum to 1) and its likeness to the chosen one, 0..1.
 
     `support` is the mean likeness by weight. `why` says in words what differs, None where the answer is certain.
@@ -30,27 +30,27 @@ class Doubt(NamedTuple):
         return self.why is not None
 
 
-def doubt(prediction: Prediction, lengths: Sequence[int], names: Sequence[str] = ()) -> Doubt:
+def self_consistency(prediction: Prediction, lengths: Sequence[int], names: Sequence[str] = ()) -> SelfConsistency:
     """Weights are the probabilities of the candidates among each other, by the model: exp(logprob * length).
 
-    lengths: tokens of each candidate, end mark included; names: class names of the data. Likeness is that of
-    `agreement.alike`, but none between candidates that name other structures or contradict each other: "the liver" and
-    "the spleen" share most of their words. A candidate without a log-probability weighs as the mean of the others.
+    lengths: tokens of each candidate, end mark included; names: class names of the data. Similarity is
+    `answer_similarity`, but 0 between candidates that name different structures or contradict each other: "the liver"
+    and "the spleen" share most of their words. A candidate without a log-probability weighs as the mean of the others.
     """
     chosen = prediction.answer
     weights = _weights(prediction.candidates, lengths)
     clashes = [_clash(c, chosen, names) for c in prediction.candidates]
     likeness = tuple(
-        0.0 if clash else alike(c.answer, chosen.answer)
+        0.0 if clash else answer_similarity(c.answer, chosen.answer)
         for c, clash in zip(prediction.candidates, clashes, strict=True)
     )
     support = min(1.0, math.fsum(w * v for w, v in zip(weights, likeness, strict=True)))
     if support >= CERTAIN:
-        return Doubt(weights, likeness, support, None)
+        return SelfConsistency(weights, likeness, support, None)
     # what weighs most against the chosen one
     _, worst = max((w * (1 - v), n) for n, (w, v) in enumerate(zip(weights, likeness, strict=True)))
     what = clashes[worst] or ("boxes" if prediction.candidates[worst].answer.boxes or chosen.answer.boxes else "words")
-    return Doubt(weights, likeness, support, f"the candidates disagree in their {what}")
+    return SelfConsistency(weights, likeness, support, f"the candidates disagree in their {what}")
 
 
 def _weights(candidates: Sequence[Candidate], lengths: Sequence[int]) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from clinkd.language.words import normalise
 from clinkd.records import BoxedText, Fact
 
 
-def closeness(answer: BoxedText, truth: BoxedText, facts: Sequence[Fact], lexicon: Lexicon) -> float:
+def answer_accuracy(answer: BoxedText, truth: BoxedText, facts: Sequence[Fact], lexicon: Lexicon) -> float:
     """How near an answer comes to its truth, 0..1, without a language tool: what a choice on validation may look at.
 
     Where the truth has boxes, the share of boxes met one to one at IoU 0.5; where it states facts, the F1 of their
@@ -26,7 +26,7 @@ def closeness(answer: BoxedText, truth: BoxedText, facts: Sequence[Fact], lexico
     return float(normalise(answer.text) == normalise(truth.text))
 
 
-def alike(a: BoxedText, b: BoxedText) -> float:
+def answer_similarity(a: BoxedText, b: BoxedText) -> float:
     """How much two answers say the same, 0..1, without a truth; symmetric, and 1 for an answer and itself.
 
     Where either has boxes, these alone count: the largest summed IoU of boxes paired one to one, over the number of

@@ -30,7 +30,7 @@ class Lexicon:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mark:
+class _TermSpan:
     """A name or an attribute found in a sentence; `start` and `end` count its words."""
 
     start: int
@@ -74,23 +74,23 @@ def _whole_sentences(text: str) -> Iterator[tuple[tuple[str, ...], tuple[bool, .
         yield tuple(words), tuple(negated)
 
 
-def _marks(words: tuple[str, ...], negated: tuple[bool, ...], lexicon: Lexicon) -> list[_Mark]:
+def _marks(words: tuple[str, ...], negated: tuple[bool, ...], lexicon: Lexicon) -> list[_TermSpan]:
     names = list(spans(words, lexicon.names))
     taken = {i for start, end, _ in names for i in range(start, end)}  # the "left" of "left lung" is no attribute
-    marks = [_Mark(start, end, "name", name) for start, end, name in names if not negated[end - 1]]
+    marks = [_TermSpan(start, end, "name", name) for start, end, name in names if not negated[end - 1]]
     for kind, values in (("size", lexicon.sizes), ("side", lexicon.sides), ("brightness", lexicon.brightness)):
         for start, end, value in spans(words, values):
             if not taken & set(range(start, end)) and not negated[start]:
-                marks.append(_Mark(start, end, kind, value))
+                marks.append(_TermSpan(start, end, kind, value))
     return sorted(marks, key=lambda m: m.start)
 
 
-def _read_sentence(words: tuple[str, ...], marks: list[_Mark]) -> Iterator[tuple[Fact, bool]]:
+def _read_sentence(words: tuple[str, ...], marks: list[_TermSpan]) -> Iterator[tuple[Fact, bool]]:
     """(fact, whether the text speaks of it again: "the kidney" after "a kidney") for each name of one sentence."""
     names = [m for m in marks if m.kind == "name"]
-    owned: dict[int, list[_Mark]] = {n.start: [] for n in names}
-    loose: list[_Mark] = []
-    following: _Mark | None = None
+    owned: dict[int, list[_TermSpan]] = {n.start: [] for n in names}
+    loose: list[_TermSpan] = []
+    following: _TermSpan | None = None
     for mark in reversed(marks):  # attributes that run up to a name, with nothing but "and" between, are its own
         if mark.kind == "name":
             following = mark
@@ -111,13 +111,13 @@ def _read_sentence(words: tuple[str, ...], marks: list[_Mark]) -> Iterator[tuple
         yield fact, bool(before) and before[-1] in {"the", "this", "that", "its"}
 
 
-def _inside(words: tuple[str, ...], marks: list[_Mark], start: int, end: int) -> set[str]:
+def _inside(words: tuple[str, ...], marks: list[_TermSpan], start: int, end: int) -> set[str]:
     """Words that may stand between an attribute and the name it belongs to: other attributes, "and", "very"."""
     others = {w for m in marks if m.kind != "name" and start <= m.start < end for w in words[m.start : m.end]}
     return others | {"and", "very", "rather", "quite"}
 
 
-def _owners(words: tuple[str, ...], names: list[_Mark], mark: _Mark) -> list[_Mark]:
+def _owners(words: tuple[str, ...], names: list[_TermSpan], mark: _TermSpan) -> list[_TermSpan]:
     """The names that an attribute standing apart from them is said of."""
     before, after = [n for n in names if n.end <= mark.start], [n for n in names if n.start >= mark.end]
     if not before:
@@ -132,7 +132,7 @@ def _owners(words: tuple[str, ...], names: list[_Mark], mark: _Mark) -> list[_Ma
     return before[-1:]
 
 
-def _with(fact: Fact, mark: _Mark) -> Fact:
+def _with(fact: Fact, mark: _TermSpan) -> Fact:
     if getattr(fact, mark.kind) is not None:
         return fact
     return Fact(**{**fact.to_json(), mark.kind: mark.value})

@@ -249,7 +249,7 @@ class TokenCount:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _TokenRow:
     """A row before it has a place: its tokens, the segment of each (0: the shared prefix), its running index; the
     answer tokens as (column that predicts, label), and how many of them each sample has."""
 
@@ -311,7 +311,7 @@ def _encode_row(
     segments: Sequence[list[tuple[list[int], list[int]]]],
     text: TextEncoder,
     images: ImageEncoder,
-) -> _Row:
+) -> _TokenRow:
     if any(s.images != row[0].images for s in row):
         raise BadInput(f"sample {row[0].id}: the samples of a row must look at the same images")
     ids = text.prefix([images.grid(r) for r in row[0].images])
@@ -328,7 +328,7 @@ def _encode_row(
         spans.append((sample.id, len(answers) - before))
         owner += [place] * (len(ids) - start)
         running += range(front, front + len(ids) - start)
-    return _Row(ids, owner, running, answers, spans)
+    return _TokenRow(ids, owner, running, answers, spans)
 
 
 def _packed(lengths: Sequence[int], most: int) -> list[list[int]]:

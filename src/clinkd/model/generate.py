@@ -33,21 +33,21 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Written:
+class Hypothesis:
     """New tokens of one answer, with its end mark unless it was cut; mean log-probability a token under the model."""
 
     ids: list[int]
     logprob: float
 
 
-class Leading(NamedTuple):
+class PartialHypotheses(NamedTuple):
     """What is written so far: of each question that still is, its number and the tokens of its first row or beam."""
 
     question_B: Tensor
     said_BL: Tensor
 
 
-Writing = Generator[Leading, None, list[list[Written]]]  # a step at a time; who closes it ends the work
+Writing = Generator[PartialHypotheses, None, list[list[Hypothesis]]]  # a step at a time; who closes it ends the work
 
 
 def finished(writing: Generator[Any, None, T]) -> T:
@@ -61,7 +61,7 @@ def finished(writing: Generator[Any, None, T]) -> T:
 
 
 @dataclass(frozen=True)
-class Limits:
+class DecodeLimits:
     """When an answer ends: at the token `end`, or after `most` tokens. It holds none of the tokens `never`."""
 
     end: int
@@ -114,14 +114,14 @@ class Rows:
         return made.logits[:, -1].float(), positions_3RN[..., -1:]
 
 
-def beams(rows: Rows, width: int, limits: Limits) -> Writing:
+def beams(rows: Rows, width: int, limits: DecodeLimits) -> Writing:
     """For each question the `width` best answers that beam search finds, best first.
 
     Sequences, scores and the rule for stopping are those of transformers' `generate` with num_beams=width,
     length_penalty=1 and early_stopping=False: an answer's score is its mean log-probability, end mark included; a
     question is done when it has `width` answers, and its best beam's mean so far is not above the worst of them.
     """
-    made: list[list[Written]] = [[] for _ in rows.logits_RV]
+    made: list[list[Hypothesis]] = [[] for _ in rows.logits_RV]
     device = rows.logits_RV.device
     asked_B = torch.arange(len(made))
     score_BK = torch.zeros(len(made), 1, device=device)  # of the beams that go on; at first there is one
@@ -149,7 +149,7 @@ def beams(rows: Rows, width: int, limits: Limits) -> Writing:
         going_B = (score_BK[:, 0] / length > done_BK[:, -1]) & (length < limits.most)
         for b in (~going_B).nonzero()[:, 0].tolist():
             told = zip(done_BKL[b].tolist(), done_BK[b].tolist(), strict=True)
-            made[asked_B[b]] = [Written([t for t in ids if t != NONE], score) for ids, score in told]
+            made[asked_B[b]] = [Hypothesis([t for t in ids if t != NONE], score) for ids, score in told]
         if not going_B.any():
             return made
         row_BK = score_BK.new_tensor(range(len(going_B)), dtype=torch.long)[:, None] * said_BKL.shape[1]
@@ -159,7 +159,7 @@ def beams(rows: Rows, width: int, limits: Limits) -> Writing:
             asked_B[going_B.cpu()],
             *(t[going_B] for t in (score_BK, done_BK, done_BKL)),
         )
-        yield Leading(asked_B, said_BKL[:, 0])
+        yield PartialHypotheses(asked_B, said_BKL[:, 0])
         rows.keep(row_BK[going_B].flatten())
         _grow(rows, said_BKL[..., -1].flatten())
     raise AssertionError("the last step ends every answer")
@@ -173,7 +173,7 @@ def _beams(values_BKL: Tensor, of_BK: Tensor) -> Tensor:
     return values_BKL.take_along_dim(of_BK[..., None], dim=1)
 
 
-def lines(rows: Rows, number: int, choose: Choose, limits: Limits) -> Writing:
+def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writing:
     """For each question `number` answers, in the order of their rows, each grown by the token that `choose` names.
 
     What `choose` does to the logits does not count in an answer's log-probability.
@@ -197,14 +197,14 @@ def lines(rows: Rows, number: int, choose: Choose, limits: Limits) -> Writing:
             rows.keep(going_R.nonzero()[:, 0])
             row_R, token_R = row_R[going_R], token_R[going_R]
         first_R = row_R % number == 0
-        yield Leading(row_R[first_R] // number, said_RL[row_R[first_R], : step + 1])
+        yield PartialHypotheses(row_R[first_R] // number, said_RL[row_R[first_R], : step + 1])
         _grow(rows, token_R)
     ids = [[t for t in said if t != NONE] for said in said_RL.tolist()]
-    made = [Written(i, total / len(i)) for i, total in zip(ids, sum_R.tolist(), strict=True)]
+    made = [Hypothesis(i, total / len(i)) for i, total in zip(ids, sum_R.tolist(), strict=True)]
     return [made[k : k + number] for k in range(0, len(made), number)]
 
 
-def likeliest(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
+def greedy(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
     """The likeliest token of each row: a greedy answer."""
     return logits_RV.argmax(-1)
 
@@ -230,7 +230,7 @@ def diverse(groups: int, strength: float) -> Choose:
     return choose
 
 
-def drawn(dice_RL: Tensor, temperature: float, top_p: float) -> Choose:
+def top_p_sampling(dice_RL: Tensor, temperature: float, top_p: float) -> Choose:
     """Draws from softmax(logits / temperature), among the likeliest tokens that together have `top_p` or more of it.
 
     dice_RL: numbers in [0, 1), float64, one a row and step: they alone decide, whatever other rows there are.

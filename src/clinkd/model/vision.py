@@ -31,7 +31,7 @@ QUESTIONS = 7  # name, x1, y1, x2, y2, row, column
 
 
 @dataclass(frozen=True)
-class Glance(Labelled):
+class VisionBatch(Labelled):
     """Images for the tower; token_N, question_N: which image token is asked what."""
 
     pixels_TD: Tensor
@@ -40,7 +40,7 @@ class Glance(Labelled):
     question_N: Tensor
 
 
-class Sight(nn.Module):
+class VisionPretrainer(nn.Module):
     """Fits like a model: a hidden state is an image token plus the code of what it is asked.
 
     Rows hold bare pairs of name and box. The read-out (`lm_head`, `slots`) is thrown away afterwards.
@@ -68,7 +68,7 @@ class Sight(nn.Module):
     def head(self) -> Head:
         return Head(self.lm_head.weight)
 
-    def operations(self, batch: Glance) -> dict[str, flops.Operations] | None:
+    def operations(self, batch: VisionBatch) -> dict[str, flops.Operations] | None:
         """Operations of a batch by part: vision, merger, head; None where they are not known."""
         vision = flops.count_vision(self.visual, batch.grids_I3)
         return (
@@ -85,7 +85,7 @@ class Sight(nn.Module):
         if parts:
             raise BadInput(f"model.tiny.pretrain.vision.freeze={list(parts)}: nothing can be frozen here")
 
-    def encode(self, rows: Sequence[Sequence[Sample]]) -> Glance:
+    def encode(self, rows: Sequence[Sequence[Sample]]) -> VisionBatch:
         """One row an image, its bare pairs; each image token gets its labels."""
         pixels_TD, grids_I3 = self.images.patches([row[0].images[0] for row in rows])
         asked, start = [], 0
@@ -99,7 +99,7 @@ class Sight(nn.Module):
             asked.append(self._labels(objects, tall, wide) + np.array([start, 0, 0]))
             start += tall * wide
         token_N, question_N, labels_N = torch.from_numpy(np.concatenate(asked)).unbind(1)
-        return Glance(labels_N, sum(map(len, rows)), pixels_TD, grids_I3, token_N, question_N)
+        return VisionBatch(labels_N, sum(map(len, rows)), pixels_TD, grids_I3, token_N, question_N)
 
     @contextmanager
     def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
@@ -113,12 +113,12 @@ class Sight(nn.Module):
         """None: a row is an image, whatever its number of questions."""
         return [TokenCount(0, 0, 0) for _ in samples]
 
-    def see(self, batch: Glance) -> Tensor:
+    def see(self, batch: VisionBatch) -> Tensor:
         """What tower and merger make of the images, [T, H]."""
         seen_TH: Tensor = self.visual(batch.pixels_TD, grid_thw=batch.grids_I3).pooler_output
         return seen_TH
 
-    def hidden_states(self, batch: Glance, seen: Tensor | None = None) -> Tensor:
+    def hidden_states(self, batch: VisionBatch, seen: Tensor | None = None) -> Tensor:
         """[N, H]. `seen`: what `see` made already."""
         seen_TH = self.see(batch) if seen is None else seen
         return seen_TH[batch.token_N] + self.slots[batch.question_N]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clinkd.config import AnswerConfig, FitConfig, LoraConfig, ModelConfig
-from clinkd.data.codecs import Codec, codec
+from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.grids import Size
 from clinkd.model import adapters, flops, tiny
 from clinkd.model.encode import (
@@ -36,7 +36,18 @@ from clinkd.model.encode import (
     encode_rows,
 )
 from clinkd.model.families import qwen2_vl as qwen2vl
-from clinkd.model.generate import Choose, Leading, Limits, Rows, beams, diverse, drawn, finished, likeliest, lines
+from clinkd.model.generate import (
+    Choose,
+    DecodeLimits,
+    PartialHypotheses,
+    Rows,
+    beams,
+    diverse,
+    finished,
+    greedy,
+    lines,
+    top_p_sampling,
+)
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, BoxedText, Candidate, Sample
 
@@ -82,7 +93,7 @@ class VisionLanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.processor = processor
         self.knobs = qwen2vl.scheme_knobs(network.config)
-        self.codec: Codec = codec(self.knobs.boxes, self.knobs.box_bins)
+        self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
         self.line_tokens = 0  # of a line into which training rows are packed; 0: a row a line
         self.images = ImageEncoder(processor, open_image, self.knobs.square)
         self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None, self.images)
@@ -110,7 +121,7 @@ class VisionLanguageModel(nn.Module):
                     "model.sight=live"
                 )
             sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
-            return qwen2vl.seen_before(torch.split(batch.seen_FH.to(self.dtype), sizes) if sizes else ())
+            return qwen2vl.vision_output(torch.split(batch.seen_FH.to(self.dtype), sizes) if sizes else ())
         if not len(grids_I3):
             pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
         with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs all the same
@@ -158,11 +169,11 @@ class VisionLanguageModel(nn.Module):
     @torch.inference_mode()
     def writing(
         self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0
-    ) -> Generator[Leading, None, list[list[Candidate]]]:
+    ) -> Generator[PartialHypotheses, None, list[list[Candidate]]]:
         """As `generate`, a token a step, with what leads so far; closed early, the rest is never computed."""
         prompts = encode_prompts(samples, self.text, self.images).to(self.device)
         rows = Rows(self.network, prompts, self.features(prompts))
-        limits = Limits(self.text.end, config.max_new_tokens, self.never)
+        limits = DecodeLimits(self.text.end, config.max_new_tokens, self.never)
         if config.method == "beams" and config.beams > 1:
             made = yield from beams(rows, config.beams, limits)
         else:
@@ -171,7 +182,7 @@ class VisionLanguageModel(nn.Module):
         read = [[self._read(w.ids, w.logprob, size) for w in one] for one, size in zip(made, sizes, strict=True)]
         return [_best(one)[: config.candidates] for one in read]
 
-    def drafts(self, leading: Leading, samples: Sequence[Sample]) -> dict[int, BoxedText]:
+    def drafts(self, leading: PartialHypotheses, samples: Sequence[Sample]) -> dict[int, BoxedText]:
         """What a step of `writing` these samples' answers tells, read: by the number of the sample. A box half written
         is left out."""
         told = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
@@ -205,17 +216,17 @@ class VisionLanguageModel(nn.Module):
         if not len(prompts.shown_P):
             return None
         one_each = self.see(prompts).pooler_output
-        return qwen2vl.seen_before(tuple(one_each[k] for k in prompts.shown_P.tolist()))
+        return qwen2vl.vision_output(tuple(one_each[k] for k in prompts.shown_P.tolist()))
 
     def _choice(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
         """How the next token is chosen, where there are no beams to compare."""
         if config.method == "beams":
-            return likeliest
+            return greedy
         if config.method == "diverse":
             return diverse(config.candidates, config.diversity)
         shape = config.candidates, config.max_new_tokens
         dice = [_generator(f"{seed} {s.id}").random(shape) for s in samples]
-        return drawn(torch.from_numpy(np.concatenate(dice)).to(self.device), config.temperature, config.top_p)
+        return top_p_sampling(torch.from_numpy(np.concatenate(dice)).to(self.device), config.temperature, config.top_p)
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
@@ -373,7 +384,7 @@ def _generator(seed: str) -> np.random.Generator:
 
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
     """A tiny model with random weights; its vocabulary comes from `texts` (training texts, boxes spelled out)."""
-    boxes = codec(config.boxes, config.box_bins)
+    boxes = make_codec(config.boxes, config.box_bins)
     words = [*texts, "user", "assistant\n", "\n"] * 2
     tokenizer = tiny.train_tokenizer(words, config.tiny.vocabulary, boxes.special_tokens)
     stock = tiny.stock_config(config.tiny, tokenizer)
@@ -410,7 +421,7 @@ def load(
 
 def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
     """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
-    boxes = codec(config.boxes, config.box_bins)
+    boxes = make_codec(config.boxes, config.box_bins)
     images = ImageEncoder(tiny.image_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
     sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]
     return [

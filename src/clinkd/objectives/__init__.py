@@ -13,10 +13,10 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from clinkd.objectives.fused import Samples, Shares, States, fused
+from clinkd.objectives.fused import HiddenStateTargets, LossWeights, SampledTargets, fused
 from clinkd.records import BadInput
 
-__all__ = ["CrossEntropy", "Distillation", "Loss", "LowRank", "Objective", "Samples", "States"]
+__all__ = ["CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets"]
 
 
 class Loss(NamedTuple):
@@ -44,7 +44,7 @@ class Objective(Protocol):
         hidden_NH: Tensor,
         weight_VH: Tensor,
         labels_N: Tensor,
-        targets: States | Samples | None = None,
+        targets: HiddenStateTargets | SampledTargets | None = None,
         added: LowRank | None = None,
     ) -> Loss:
         """`targets`: of the teacher, where the objective needs one; `added`: the part that LoRA adds to the head."""
@@ -63,12 +63,14 @@ class CrossEntropy:
         hidden_NH: Tensor,
         weight_VH: Tensor,
         labels_N: Tensor,
-        targets: States | Samples | None = None,
+        targets: HiddenStateTargets | SampledTargets | None = None,
         added: LowRank | None = None,
     ) -> Loss:
         assert targets is None
         low_NR, up_VR = added or (None, None)
-        total, ce, _ = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, None, Shares(1.0, 0.0, 1.0), self.chunk)
+        total, ce, _ = fused(
+            hidden_NH, weight_VH, low_NR, up_VR, labels_N, None, LossWeights(1.0, 0.0, 1.0), self.chunk
+        )
         return Loss(total, labels_N.numel(), {"ce": ce})
 
 
@@ -92,21 +94,21 @@ class Distillation:
             raise BadInput(f"distill.temperature={self.temperature:g} must be above 0")
 
     @property
-    def shares(self) -> Shares:
+    def shares(self) -> LossWeights:
         kd = 1.0 if math.isinf(self.kd_weight) else self.kd_weight / (1 + self.kd_weight)
-        return Shares(1 - kd, kd * self.temperature**2, self.temperature)
+        return LossWeights(1 - kd, kd * self.temperature**2, self.temperature)
 
     def __call__(
         self,
         hidden_NH: Tensor,
         weight_VH: Tensor,
         labels_N: Tensor,
-        targets: States | Samples | None = None,
+        targets: HiddenStateTargets | SampledTargets | None = None,
         added: LowRank | None = None,
     ) -> Loss:
         """Raises BadInput where teacher and student have unequal vocabularies."""
         assert targets is not None
-        if isinstance(targets, States) and len(weight_VH) != len(targets.weight_VG):
+        if isinstance(targets, HiddenStateTargets) and len(weight_VH) != len(targets.weight_VG):
             raise BadInput(
                 f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(targets.weight_VG)}: "
                 "distillation needs the same tokenizer and head size on both sides"

@@ -23,18 +23,18 @@ BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once where the 
 
 
 @dataclass(frozen=True)
-class States:
+class HiddenStateTargets:
     """What the teacher thinks: its last hidden states [N, G] and its head [V, G], without gradients."""
 
     hidden_NG: Tensor
     weight_VG: Tensor
 
-    def part(self, rows: slice) -> States:
-        return States(self.hidden_NG[rows], self.weight_VG)
+    def part(self, rows: slice) -> HiddenStateTargets:
+        return HiddenStateTargets(self.hidden_NG[rows], self.weight_VG)
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampledTargets:
     """Draws from the teacher at the objective's temperature: vocabulary entries, their shares, and the exact entropy.
 
     `shares_NK` estimate the teacher's distribution without bias and sum to 1 a token (random-sampling distillation,
@@ -45,12 +45,12 @@ class Samples:
     shares_NK: Tensor
     entropy_N: Tensor
 
-    def part(self, rows: slice) -> Samples:
-        return Samples(self.entries_NK[rows], self.shares_NK[rows], self.entropy_N[rows])
+    def part(self, rows: slice) -> SampledTargets:
+        return SampledTargets(self.entries_NK[rows], self.shares_NK[rows], self.entropy_N[rows])
 
 
 @dataclass(frozen=True)
-class Shares:
+class LossWeights:
     """How the parts make up the loss: `ce` times CE plus `kl` times KL(teacher || student), both at softmax(z / T)."""
 
     ce: float
@@ -80,8 +80,8 @@ class Fused(torch.autograd.Function):
         low_NR: Tensor | None,
         up_VR: Tensor | None,
         labels_N: Tensor,
-        teacher: States | Samples | None,
-        shares: Shares,
+        teacher: HiddenStateTargets | SampledTargets | None,
+        shares: LossWeights,
         chunk: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = (hidden_NH, weight_VH, low_NR, up_VR)
@@ -126,26 +126,32 @@ def _chunk(device: str, vocabulary: int) -> int:
     return max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
 
 
-def _losses(logits_CV: Tensor, labels_C: Tensor, goal: States | Samples | None, shares: Shares, slope: bool) -> Tensor:
+def _losses(
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    goal: HiddenStateTargets | SampledTargets | None,
+    shares: LossWeights,
+    slope: bool,
+) -> Tensor:
     """CE and KL, summed; where wanted, the logits become the slope of the loss by themselves.
 
     On a CPU a few tokens at a time: what is done to a logit a dozen times then stays in the cache.
     """
-    teacher_CV = _logits(goal.hidden_NG, goal.weight_VG) if isinstance(goal, States) else None
+    teacher_CV = _logits(goal.hidden_NG, goal.weight_VG) if isinstance(goal, HiddenStateTargets) else None
     step = (
         len(labels_C) if logits_CV.is_cuda else max(1, CACHE_BYTES // (logits_CV.element_size() * logits_CV.shape[1]))
     )
     sums = logits_CV.new_zeros(2)
     for start in range(0, len(labels_C), step):
         rows = slice(start, start + step)
-        drawn = goal.part(rows) if isinstance(goal, Samples) else None
+        drawn = goal.part(rows) if isinstance(goal, SampledTargets) else None
         about = teacher_CV[rows] if teacher_CV is not None else drawn
         sums += torch.stack(_loss(logits_CV[rows], labels_C[rows], about, shares, slope))
     return sums
 
 
 def _loss(
-    logits_CV: Tensor, labels_C: Tensor, goal: Tensor | Samples | None, shares: Shares, slope: bool
+    logits_CV: Tensor, labels_C: Tensor, goal: Tensor | SampledTargets | None, shares: LossWeights, slope: bool
 ) -> tuple[Tensor, Tensor]:
     """CE and KL of some tokens. Overwrites their logits by slopes, and the teacher's logits, if it is given so."""
     norm_C1 = logits_CV.logsumexp(1, keepdim=True)
@@ -155,7 +161,9 @@ def _loss(
     if goal is not None:
         student_CV = logits_CV / shares.temperature if shares.temperature != 1 else logits_CV.clone()
         student_CV -= student_CV.logsumexp(1, keepdim=True)
-        kl, towards_CV = _to(student_CV, goal) if isinstance(goal, Samples) else _to_all(student_CV, goal, shares)
+        kl, towards_CV = (
+            _to(student_CV, goal) if isinstance(goal, SampledTargets) else _to_all(student_CV, goal, shares)
+        )
     if slope:
         logits_CV.sub_(norm_C1).exp_()
         logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, -1.0))
@@ -165,7 +173,7 @@ def _loss(
     return ce, kl
 
 
-def _to_all(student_CV: Tensor, teacher_CV: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
+def _to_all(student_CV: Tensor, teacher_CV: Tensor, shares: LossWeights) -> tuple[Tensor, Tensor]:
     """KL(q || p) and p - q, from log p and the teacher's logits. Overwrites both.
 
     Taken from differences of logarithms, without cancellation: where student and teacher are nearly equal, p - q is
@@ -183,7 +191,7 @@ def _to_all(student_CV: Tensor, teacher_CV: Tensor, shares: Shares) -> tuple[Ten
     return kl, apart_CV
 
 
-def _to(student_CV: Tensor, goal: Samples) -> tuple[Tensor, Tensor]:
+def _to(student_CV: Tensor, goal: SampledTargets) -> tuple[Tensor, Tensor]:
     """The same from draws: -H(q) - sum of shares log p, and p minus the shares. Overwrites log p."""
     kl = -(goal.entropy_N.sum() + (goal.shares_NK * student_CV.gather(1, goal.entries_NK)).sum())
     apart_CV = student_CV.exp_().scatter_add_(1, goal.entries_NK, -goal.shares_NK.to(student_CV.dtype))

@@ -8,7 +8,7 @@ from clinkd import distributed
 from clinkd.config import RunConfig
 from clinkd.pipeline.graph import Stage, execute
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.runs import RUNS, Run, begin, finish, open_run
+from clinkd.pipeline.runs import RUNS, Run, begin_run, finish_run, open_run
 
 __all__ = ["correcting", "graph", "machine", "models", "plan", "prepared", "report", "run", "runs", "stages", "steps"]
 
@@ -34,8 +34,8 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
         correcting.demand(config.reflect)
     stages = plan(config)
     folder = runs / config.name
-    distributed.alone(lambda: begin(config, stages, runs, replace))
+    distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
     execute(stages, folder)
     done = open_run(folder)
-    distributed.alone(lambda: finish(done))
+    distributed.on_main_process(lambda: finish_run(done))
     return done

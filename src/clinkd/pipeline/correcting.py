@@ -40,7 +40,7 @@ FREE_OF_TEXT = (Modality.CT, Modality.MR, Modality.PET)  # in whose pictures nam
 
 
 @dataclass(frozen=True)
-class Desk:
+class CorrectionContext:
     """What corrections are made with: prepared data, and the folder of all runs, where what is paid for is kept."""
 
     prepared: Path
@@ -64,7 +64,7 @@ def demand(config: ReflectConfig) -> None:
 
 
 def reviewed(
-    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
+    desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     answers: Sequence[Prediction], round: int,
 ) -> list[Correction]:  # fmt: skip
     """The answers compared with their truths, the wrong ones corrected, or as many others."""
@@ -74,7 +74,8 @@ def reviewed(
 
 
 def pick_answers(
-    desk: Desk, config: ReflectConfig, asked: Sequence[Sample], answers: Sequence[Prediction], similarity: Similarity,
+    desk: CorrectionContext, config: ReflectConfig, asked: Sequence[Sample], answers: Sequence[Prediction],
+    similarity: Similarity,
     round: int,
 ) -> list[Correction]:  # fmt: skip
     """The answers reviewed; those with a reason are to be rewritten, but for those that a file has a line for."""
@@ -85,7 +86,7 @@ def pick_answers(
     return first_from(ReplayCorrector(config.replay), found, asked, about(desk.prepared).lexicon)
 
 
-def taught(desk: Desk, config: ReflectConfig, train: Sequence[Sample]) -> list[Sample]:
+def taught(desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample]) -> list[Sample]:
     """The training samples, with the answers of a person in the place of those truths that the person overruled."""
     if config.replay is None:
         return list(train)
@@ -93,7 +94,7 @@ def taught(desk: Desk, config: ReflectConfig, train: Sequence[Sample]) -> list[S
 
 
 def corrected(
-    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
+    desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     found: Sequence[Correction], similarity: Similarity, title: str,
 ) -> list[Correction]:  # fmt: skip
     """Reviewed answers, with those corrected that are wrong."""
@@ -102,7 +103,7 @@ def corrected(
         return correct(found, asked, corrector, about(desk.prepared).lexicon, step)
 
 
-def similarity_of(desk: Desk, config: ReflectConfig, references: Sequence[str]) -> Similarity:
+def similarity_of(desk: CorrectionContext, config: ReflectConfig, references: Sequence[str]) -> Similarity:
     """Raises BadInput where the embedding is not there."""
     if config.similarity == "offline":
         return LexicalSimilarity(references)
@@ -115,7 +116,11 @@ def similarity_of(desk: Desk, config: ReflectConfig, references: Sequence[str]) 
 
 @contextmanager
 def corrector_of(
-    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample], similarity: Similarity
+    desk: CorrectionContext,
+    config: ReflectConfig,
+    train: Sequence[Sample],
+    asked: Sequence[Sample],
+    similarity: Similarity,
 ) -> Iterator[Corrector]:
     """Raises BadInput where the journal is in use, no key is set, or pixels are asked for that must not leave."""
     if config.corrector == "replay":
@@ -158,7 +163,7 @@ def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
     if risky := sorted({s.modality.value for s in asked if s.modality not in FREE_OF_TEXT}):
         return f"there are pictures of {', '.join(risky)}, which may show names; only CT, MR and PET may leave"
     images = {image for s in asked for image in s.images}
-    told = sum(data.burnt_in(root, image) for image in images)
+    told = sum(data.has_burnt_in_text(root, image) for image in images)
     return f"{told} DICOM files say that text is burnt into their pixels" if told else None
 
 

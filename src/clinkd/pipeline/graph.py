@@ -55,14 +55,14 @@ class Stage:
     `config` is all that decides the result beside `seed`, the needs and `version`, which is raised when the code of
     the stage, or a default among its knobs, comes to do something else; `knobs` is the group by whose names and
     defaults it is read. `work` imports what is heavy only when it is called. Where several processes do the run
-    (`clinkd.distributed`), those beside the main one take part in the stages done `together`.
+    (`clinkd.distributed`), those beside the main one take part in the stages done `collective`.
     """
 
     name: str
     version: int
     config: Knobs | Mapping[str, Any]
     needs: tuple[Stage, ...]
-    work: Callable[[Work], None] = field(compare=False)
+    work: Callable[[StageContext], None] = field(compare=False)
     seed: int = 0
     together: bool = field(default=False, compare=False)
     knobs: type[Knobs] | None = field(default=None, compare=False)
@@ -114,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageContext:
     """What a stage's `work` is given: the draft `folder` (as an earlier attempt left it), the finished folders of its
     needs by name, the seed, and `record`, which keeps a JSON value under a key of `stage.json` (of the main process).
     """
@@ -235,7 +235,7 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
     Raises BadInput on a full disk, and whatever a stage raises; distributed.Left where another process is gone.
     """
     cache = run_folder.parent / CACHE
-    distributed.alone(lambda: _make(cache))
+    distributed.on_main_process(lambda: _make(cache))
     finished: dict[str, Path] = {}
     for number, stage in enumerate(stages, start=1):
         assert all(need.name in finished for need in stage.needs), f"{stage.name} comes before what it needs"
@@ -246,7 +246,7 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
             _take_over(stage, inputs, folder)
             _finish(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
             link(run_folder / "stages" / stage.name, folder)
-            distributed.told((stage.key, True))
+            distributed.broadcast_object((stage.key, True))
         else:
             _follow(stage, inputs, folder)
     return finished
@@ -261,15 +261,15 @@ def _follow(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
     """What a process beside the main one does about a stage: what it is told."""
     done = False
     while not done:
-        key, done = distributed.told(("", True))
+        key, done = distributed.broadcast_object(("", True))
         if key != stage.key:
             raise BadInput(f"{stage.key}: process 0 is at {key}; all processes must get the same config and data")
         place = folder if done else draft_of(folder)
         if not place.is_dir():
             raise BadInput(f"{place}: not to be seen here; all processes must share the folder of runs")
         if not done:
-            with distributed.together():
-                stage.work(Work(place, dict(inputs), stage.seed, lambda key, value: None))
+            with distributed.collective():
+                stage.work(StageContext(place, dict(inputs), stage.seed, lambda key, value: None))
 
 
 def _finish(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
@@ -295,9 +295,9 @@ def _do(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> N
             _say(f"{title}: {'going on with a draft' if clock.attempts > 1 else 'start'}")
             with clock.running():
                 if stage.together:
-                    distributed.told((stage.key, False))
-                with distributed.together():
-                    stage.work(Work(draft, dict(inputs), stage.seed, clock.record))
+                    distributed.broadcast_object((stage.key, False))
+                with distributed.collective():
+                    stage.work(StageContext(draft, dict(inputs), stage.seed, clock.record))
             clock.finish()
         publish(draft, folder)
     _say(f"{title}: done in {spell_seconds(clock.seconds())}")
@@ -446,14 +446,14 @@ def _place(cache: Path, name: str, identity: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class StagePlan:
     """What a run would do about one stage: nothing where `status.state` is done, else work, because of `causes`."""
 
     status: StageStatus
     causes: tuple[str, ...]
 
 
-def outlook(stages: Sequence[Stage], runs: Path) -> list[Outlook]:
+def plan_stages(stages: Sequence[Stage], runs: Path) -> list[StagePlan]:
     """What `execute` would do about each stage in a run under `runs`."""
     plain, cache = described(stages), runs / CACHE
     readers = {stage.name: stage.completed for stage in stages}
@@ -465,7 +465,9 @@ def outlook(stages: Sequence[Stage], runs: Path) -> list[Outlook]:
         folders[stage.name] = older.with_suffix("") if older else own
     states = [_status(stage.name, stage.identity, folders[stage.name]) for stage in stages]
     return [
-        Outlook(s, () if s.state == "done" else tuple(why(s.name, plain, cache, lambda n, config: readers[n](config))))
+        StagePlan(
+            s, () if s.state == "done" else tuple(why(s.name, plain, cache, lambda n, config: readers[n](config)))
+        )
         for s in states
     ]
 

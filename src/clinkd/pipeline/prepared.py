@@ -60,5 +60,5 @@ def read_scores(stage: Path) -> list[Score]:
 
 
 def told_by(root: Path, samples: Iterable[Sample]) -> set[str]:
-    """What the headers and paths of their images say of persons (`data.told_by`)."""
-    return {term for image in {i for s in samples for i in s.images} for term in data.told_by(root, image)}
+    """What the headers and paths of their images say of persons (`data.identifying_texts`)."""
+    return {term for image in {i for s in samples for i in s.images} for term in data.identifying_texts(root, image)}

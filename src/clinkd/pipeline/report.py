@@ -11,20 +11,20 @@ from typing import Any, Self
 from clinkd.config import RunConfig
 from clinkd.correction import reflection_tables
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
-from clinkd.pipeline.graph import Work, lineage, stage_record
+from clinkd.pipeline.graph import StageContext, lineage, stage_record
 from clinkd.pipeline.prepared import SCORED, about, read_predictions, read_scores, read_split, told_by
 from clinkd.pipeline.runs import REPORT, SCORES, Run
 from clinkd.records import BadInput, Correction, Prediction, Sample, Table
 from clinkd.remote import PlainPage
-from clinkd.reporting.browse import MOST, Answered, spread
+from clinkd.reporting.browse import MOST, AnsweredSample, spread
 from clinkd.reporting.figures import Curve
-from clinkd.reporting.gallery import Rewritten, choose_gallery, choose_rewritten, verdict
+from clinkd.reporting.gallery import CorrectedAnswer, choose_gallery, choose_rewritten, verdict
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
-from clinkd.reporting.tables import BY_SOURCE, Again, effect_table, read_table, table_json, tabulate
-from clinkd.scoring.baselines import IMAGES_SHUFFLED, blind_twins
+from clinkd.reporting.tables import BY_SOURCE, RetestResult, effect_table, read_table, table_json, tabulate
+from clinkd.scoring.baselines import IMAGES_SHUFFLED, image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
-from clinkd.scoring.score import judge
+from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import JsonLines, read_json, write_json, write_lines
 
@@ -34,7 +34,7 @@ _TRAINED = {"teacher": "Teacher", "distill": "Distillation", "tune": "Plain tuni
 _LINES = {"loss": "loss", "ce": "cross-entropy", "kl": "KL"}  # by their names in the log
 
 
-def write(work: Work, config: RunConfig, captions: CaptionScorer | None = None) -> None:
+def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None = None) -> None:
     """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions; and what
     the page is made of, so that it can be made again without scoring. `captions`: counts captions, if not one of its
     own."""
@@ -42,7 +42,7 @@ def write(work: Work, config: RunConfig, captions: CaptionScorer | None = None) 
     _, lexicon = about(prepared)
     train, test = read_split(prepared, "train"), read_split(prepared, "test")
     predictions = read_predictions(work.inputs["select"])
-    judged = judge(test, predictions, _twins(work, train, test), lexicon, config.evaluate, captions)
+    judged = score_predictions(test, predictions, _twins(work, train, test), lexicon, config.evaluate, captions)
     scores, gains = judged.scores(), judged.gains()
     tables = tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
@@ -136,21 +136,21 @@ class _Scored:
         )
         write_shared(path, summary, self._answered())
 
-    def _answered(self) -> list[Answered]:
+    def _answered(self) -> list[AnsweredSample]:
         """Every question of the test split, in its order."""
         answers = {p.id: p for p in read_predictions(self.stages["select"])}
         told = {r["id"]: r for r in JsonLines(self.folder / EACH).read()}
         samples = read_split(self.stages["prepare"], "test")
         return [
-            Answered(number, s, answers[s.id], told[s.id]["right"], told[s.id]["figures"])
+            AnsweredSample(number, s, answers[s.id], told[s.id]["right"], told[s.id]["figures"])
             for number, s in enumerate(samples, start=1)
         ]
 
     def _tables(self) -> list[Table]:
         return [read_table(value) for value in read_json(self.folder / TABLES)]
 
-    def _reviewed(self) -> Reviewed:
-        return Reviewed.of(self.stages, self.train)
+    def _reviewed(self) -> ReflectionResults:
+        return ReflectionResults.of(self.stages, self.train)
 
     def _knobs(self) -> list[Knob]:
         return [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
@@ -230,9 +230,9 @@ def _series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, f
 # ---- corrections ----------------------------------------------------------------------------------------------------
 
 
-def _twins(work: Work, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
+def _twins(work: StageContext, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
     """Of the test questions at hand: a small run in a trial was asked others with shuffled images."""
-    twins = blind_twins(train, test)
+    twins = image_blind_baselines(train, test)
     if "shuffle" in work.inputs:
         known = {s.id for s in test}
         twins[IMAGES_SHUFFLED] = [p for p in read_predictions(work.inputs["shuffle"]) if p.id in known]
@@ -240,33 +240,33 @@ def _twins(work: Work, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
 
 
 @dataclass(frozen=True, slots=True)
-class Reviewed:
+class ReflectionResults:
     """What the rounds of reflection left: their corrections, and the answers to the same questions after a round."""
 
     samples: Sequence[Sample]
     corrections: Sequence[Correction]
-    again: Sequence[Again]
+    again: Sequence[RetestResult]
 
     @classmethod
     def of(cls, stages: Mapping[str, Path], train: Sequence[Sample]) -> Self:
         """Of the training questions at hand: a small run in a trial scores with few of them."""
         known = {s.id for s in train}
         corrections: list[Correction] = []
-        again: list[Again] = []
+        again: list[RetestResult] = []
         for name, folder in stages.items():
             if not name.startswith("reflect-"):
                 continue
             corrections += [Correction.from_json(r) for r in JsonLines(folder / CORRECTIONS).read()]
             if (folder / EFFECT).is_file():
                 number = int(name.removeprefix("reflect-"))
-                again += [Again.from_json(number, r) for r in JsonLines(folder / EFFECT).read()]
+                again += [RetestResult.from_json(number, r) for r in JsonLines(folder / EFFECT).read()]
         return cls(train, [c for c in corrections if c.id in known], [a for a in again if a.id in known])
 
     def tables(self) -> list[Table]:
         effect = [effect_table(self.again)] if self.again else []
         return [*reflection_tables(self.corrections, self.samples), *effect]
 
-    def examples(self, count: int) -> list[Rewritten]:
+    def examples(self, count: int) -> list[CorrectedAnswer]:
         return choose_rewritten(self.samples, self.corrections, self.again, count)
 
 

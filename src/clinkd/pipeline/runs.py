@@ -85,7 +85,7 @@ class Run:
         return path
 
 
-def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> None:
+def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace: bool = False) -> None:
     """Make or re-open the run's folder and write down what it is to hold.
 
     Raises BadInput where the folder holds a run of another config, naming the first knob that differs, unless
@@ -115,7 +115,7 @@ def begin(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, replace:
     write_json(folder / RUN_RECORD, record)
 
 
-def finish(run: Run) -> None:
+def finish_run(run: Run) -> None:
     """Show the results of the last stage in the run's own folder, by links."""
     for name in (SCORES, REPORT):
         graph.link(run.folder / name, run._result(name))
@@ -151,18 +151,18 @@ def _record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def known(runs: Path = RUNS) -> list[Path]:
+def list_runs(runs: Path = RUNS) -> list[Path]:
     """The folders of all runs under `runs`, the latest started first."""
     found = [path.parent for path in runs.glob(f"*/{RUN_RECORD}")] if runs.is_dir() else []
     return sorted(found, key=lambda folder: (folder / RUN_RECORD).stat().st_mtime_ns, reverse=True)
 
 
-def find(wanted: str | None = None, runs: Path = RUNS) -> Run:
+def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
     """The run of that name under `runs`, or at that path; the latest started where nothing is wanted in particular.
 
     Raises BadInput naming the runs there are.
     """
-    folders = known(runs)
+    folders = list_runs(runs)
     if wanted is None:
         if not folders:
             raise BadInput(f"{runs}: no runs yet; `clinkd run demo` makes one")
@@ -174,7 +174,7 @@ def find(wanted: str | None = None, runs: Path = RUNS) -> Run:
     raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}")
 
 
-def table(scores: Mapping[str, Any], title: str) -> Table:
+def score_table(scores: Mapping[str, Any], title: str) -> Table:
     """Scores as `Run.scores` gives them, as rows to print: a task beside the best of its image-blind twins, then
     each modality. A figure that was not computed is "-", with its reason among the notes."""
     used = [m.value for m in Modality if any(m.value in (_entry(scores, t).get("by_modality") or {}) for t in Task)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig
-from clinkd.pipeline.graph import Stage, Work
+from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
@@ -83,8 +83,8 @@ def _without(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
-def _later(step: str, **given: Any) -> Callable[[Work], None]:
-    def do(work: Work) -> None:
+def _later(step: str, **given: Any) -> Callable[[StageContext], None]:
+    def do(work: StageContext) -> None:
         from clinkd.pipeline import steps
 
         getattr(steps, step)(work, **given)
@@ -99,7 +99,7 @@ def _data_identity(config: DataConfig) -> dict[str, Any]:
     from clinkd import data
 
     knobs = _without(config.identity(), "phantoms")
-    return {**knobs, **data.identity(config.path, data.Source(config.path).root)}
+    return {**knobs, **data.dataset_identity(config.path, data.Source(config.path).root)}
 
 
 def _stamp(path: Path) -> list[int]:
@@ -145,7 +145,7 @@ def _evaluate_identity(config: EvaluateConfig) -> dict[str, Any]:
     """The knobs, and which SPICE is installed: once there is one, what was not computed without is scored anew."""
     from clinkd.scoring import jars
 
-    return {**config.identity(), "SPICE jars": jars.identity()}
+    return {**config.identity(), "SPICE jars": jars.jars_identity()}
 
 
 def _clip_identity(config: ClipConfig) -> dict[str, Any]:

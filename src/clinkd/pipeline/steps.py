@@ -32,13 +32,13 @@ from clinkd.correction import fed_back, review, summary
 from clinkd.data import phantoms
 from clinkd.inference import Agreement, ClipScorer, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
-from clinkd.language.agreement import closeness
+from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
-from clinkd.model.vision import Sight
+from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
-from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, Desk, reviewed, similarity_of, taught
-from clinkd.pipeline.graph import Work
+from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, CorrectionContext, reviewed, similarity_of, taught
+from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import POINTER, load_model, scorer_of
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
@@ -67,7 +67,7 @@ SEEN = "seen"  # the model between the two halves of its pretraining
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
-def prepare(work: Work, config: DataConfig) -> None:
+def prepare(work: StageContext, config: DataConfig) -> None:
     """Draw phantoms, or read the given data and split it by group; one file of samples a split."""
     left_out = Counter[str]()
     if config.path is None:
@@ -79,8 +79,8 @@ def prepare(work: Work, config: DataConfig) -> None:
         source = data.Source(
             config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed
         )
-        found = data.demand(source, left_out)
-        samples = data.divide(found, config.validation_share, config.test_share, work.seed)
+        found = data.read_samples(source, left_out)
+        samples = data.split_samples(found, config.validation_share, config.test_share, work.seed)
         root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
     for split in SPLITS:
@@ -96,28 +96,28 @@ def prepare(work: Work, config: DataConfig) -> None:
     write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
 
 
-def base(work: Work, config: ModelConfig, machine: Machine) -> None:
+def base(work: StageContext, config: ModelConfig, machine: Machine) -> None:
     """The model before any training: random weights, or a check that the pretrained ones load with the scheme."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     if config.base is None:
         train = here.samples("train")
         texts = texts_of(train, config)
         model = new_tiny(config, texts, work.seed, here.open_image).to(here.device)
         if config.tiny.pretrain:
             model = _pretrained(here, model, data.bare_pairs(train), config.tiny.pretrain)
-        distributed.alone(lambda: model.save(work.folder / "model"))
-        distributed.alone(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
+        distributed.on_main_process(lambda: model.save(work.folder / "model"))
+        distributed.on_main_process(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
         _drop_checkpoints(work.folder)
     else:
         model = load(config.base, here.open_image, config)
         at = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
-        distributed.alone(lambda: write_json(work.folder / POINTER, at))
+        distributed.on_main_process(lambda: write_json(work.folder / POINTER, at))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
-def see(work: Work, machine: Machine) -> None:
+def see(work: StageContext, machine: Machine) -> None:
     """What the frozen tower makes of every image of every split."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
     model = here.model("base")
     with _loop(work, "images", len(refs)):
@@ -126,14 +126,14 @@ def see(work: Work, machine: Machine) -> None:
 
 
 def _pretrained(
-    here: Room, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
+    here: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
 ) -> VisionLanguageModel:
     """First the tower, then the whole model on bare pairs; no sentence of the four tasks is seen."""
     here.work.record("bare_pairs", len(pairs))
     seen, draft = here.work.folder / SEEN, here.work.folder / f".{SEEN}.part"
     if config.vision and pairs:
         if not seen.is_dir():
-            sight = Sight(model, [s.names[0] for s in pairs]).to(here.device)
+            sight = VisionPretrainer(model, [s.names[0] for s in pairs]).to(here.device)
             _fit(here, sight, pairs, CrossEntropy(), config.vision, "see")
 
             def keep() -> None:
@@ -141,7 +141,7 @@ def _pretrained(
                 model.save(draft)
                 publish(draft, seen)
 
-            distributed.alone(keep)
+            distributed.on_main_process(keep)
             _drop_checkpoints(here.work.folder)
         model = load(seen, here.open_image).to(here.device)
     if config.pairs and pairs:
@@ -149,19 +149,19 @@ def _pretrained(
     return model
 
 
-def teacher(work: Work, config: TeacherConfig, machine: Machine) -> None:
+def teacher(work: StageContext, config: TeacherConfig, machine: Machine) -> None:
     """A copy tuned on a share of the training images, stratified by task and modality."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     drawn = data.draw_share(here.samples("train"), config.share, work.seed)
     work.record("questions", len(drawn))
     _train(here, here.model("base"), drawn, CrossEntropy(), config.fit, "teacher")
 
 
 def pseudo(
-    work: Work, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, machine: Machine
+    work: StageContext, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, machine: Machine
 ) -> None:
     """Answers of the teacher (or the untrained base) to training questions outside the teacher's own draw."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     train = here.samples("train")
     own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in own]
@@ -172,9 +172,9 @@ def pseudo(
     work.record("questions", len(asked))
 
 
-def distill(work: Work, config: DistillConfig, machine: Machine) -> None:
+def distill(work: StageContext, config: DistillConfig, machine: Machine) -> None:
     """The teacher into a second copy of the base, over the whole training split."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     train = here.samples("train")
     if "pseudo" in work.inputs:
         said = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
@@ -186,12 +186,14 @@ def distill(work: Work, config: DistillConfig, machine: Machine) -> None:
         tutor = _tutor(here, student, train, config)
         _train(here, student, train, Distillation(config.kd_weight, config.temperature), config.fit, "distill", tutor)
         # Gigabytes that nobody reads again: a finished stage is never trained anew, and its variants are other stages.
-        distributed.alone(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
+        distributed.on_main_process(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
     else:
         _train(here, student, train, CrossEntropy(), config.fit, "tune")
 
 
-def _tutor(here: Room, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig) -> Teacher:
+def _tutor(
+    here: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
+) -> Teacher:
     """The teacher beside the student, or what it thinks of all samples, which an attempt before may have written."""
     if config.teacher_as == "live":
         return LiveTeacher(here.model("teacher"))
@@ -207,17 +209,17 @@ def _tutor(here: Room, student: VisionLanguageModel, samples: Sequence[Sample], 
             with _loop(here.work, "stored_samples", len(samples)):
                 store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
-    distributed.alone(keep)
+    distributed.on_main_process(keep)
     here.work.record("stored_teacher", {"bytes": folder_bytes(folder)})
     return StoredTeacher(folder, identity)
 
 
 def reflect(
-    work: Work, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
+    work: StageContext, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
     distill: DistillConfig | None, machine: Machine,
 ) -> None:  # fmt: skip
     """One round: answer training questions, rewrite the wrong answers from the truth, train on both."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     model, given = here.model(previous), here.samples("train")
     train = taught(here.desk, config, given)
     work.record("overruled_truths", sum(a is not b for a, b in zip(given, train, strict=True)))
@@ -237,7 +239,7 @@ def reflect(
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
 
     with _loop(work, "corrections", len(asked)):
-        distributed.alone(keep)
+        distributed.on_main_process(keep)
     corrections = [Correction.from_json(record) for record in JsonLines(kept).read()]
     work.record("reviewed", {"asked": len(asked), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
     fresh = fed_back(asked, corrections)
@@ -251,7 +253,7 @@ def reflect(
 
 
 def _recheck(
-    here: Room, model: VisionLanguageModel, asked: Sequence[Sample], corrections: Sequence[Correction],
+    here: StageInputs, model: VisionLanguageModel, asked: Sequence[Sample], corrections: Sequence[Correction],
     config: ReflectConfig, answers: AnswerConfig, truths: Sequence[str], title: str,
 ) -> None:  # fmt: skip
     """Ask some of the reviewed questions again: what came of answers that were wrong, and of those that were right."""
@@ -276,13 +278,13 @@ def _recheck(
         )  # fmt: skip
         write_lines(here.work.folder / EFFECT, lines)
 
-    distributed.alone(keep)
+    distributed.on_main_process(keep)
 
 
-def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
+def clip(work: StageContext, config: ClipConfig, machine: Machine) -> None:
     """The image-text model that scores candidates: given, or trained on training captions, and on boxes with their
     names and captions, where it is to be shown crops."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     if config.base is not None:
         ImageTextModel.load(config.base, here.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
@@ -300,9 +302,9 @@ def clip(work: Work, config: ClipConfig, machine: Machine) -> None:
     model.save(work.folder / "model")
 
 
-def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
+def answer(work: StageContext, config: AnswerConfig, previous: str, machine: Machine) -> None:
     """The final model's candidates for the test questions, and for those of validation, on which `select` decides."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     model = here.model(previous)
     by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
     asked = {split: here.samples(split) for split in SPOKEN}
@@ -313,12 +315,12 @@ def answer(work: Work, config: AnswerConfig, previous: str, machine: Machine) ->
             )
 
 
-def select(work: Work, config: SelectConfig, machine: Machine) -> None:
+def select(work: StageContext, config: SelectConfig, machine: Machine) -> None:
     """Every candidate scored, the best one chosen where the scorer may be trusted with the task.
 
     Rivals that cost nothing write their scores beside the scorer's: what selection gained is told against them.
     """
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     scorer, tasks = here.scorer(config), list(config.tasks)
     rivals = [r for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
 
@@ -332,7 +334,9 @@ def select(work: Work, config: SelectConfig, machine: Machine) -> None:
         gain: dict[str, list[float]] = {}
         for p in predictions:
             s = samples[p.id]
-            first, best = (closeness(c.answer, s.answer, s.facts, here.lexicon) for c in (p.candidates[0], p.answer))
+            first, best = (
+                answer_accuracy(c.answer, s.answer, s.facts, here.lexicon) for c in (p.candidates[0], p.answer)
+            )
             gain.setdefault(s.task, []).append(best - first)
         mean = {task: sum(g) / len(g) for task, g in gain.items()}
         tasks = [t for t in tasks if mean.get(t, 0) > 0]
@@ -345,10 +349,10 @@ def select(work: Work, config: SelectConfig, machine: Machine) -> None:
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
-def shuffle(work: Work, config: AnswerConfig, previous: str, machine: Machine) -> None:
+def shuffle(work: StageContext, config: AnswerConfig, previous: str, machine: Machine) -> None:
     """What the final model says to the test questions when it is shown another image: a twin that sees nothing of what
     it is asked about, and knows all that the model has learnt."""
-    here = Room(work, machine)
+    here = StageInputs(work, machine)
     asked, file = images_shuffled(here.samples("test")), work.folder / PREDICTIONS
     if not asked:  # a single image
         return write_lines(file, [])
@@ -357,7 +361,7 @@ def shuffle(work: Work, config: AnswerConfig, previous: str, machine: Machine) -
         answer_samples(model, asked, config, file=file, by=IMAGES_SHUFFLED, title="images shuffled", seed=work.seed)
 
 
-def score(work: Work, whole: RunConfig) -> None:
+def score(work: StageContext, whole: RunConfig) -> None:
     """Predictions to scores, tables and the report."""
     from clinkd.pipeline import report
 
@@ -368,25 +372,25 @@ def score(work: Work, whole: RunConfig) -> None:
 
 
 @contextmanager
-def _loop(work: Work, name: str, units: int) -> Iterator[None]:
+def _loop(work: StageContext, name: str, units: int) -> Iterator[None]:
     """Record how long this attempt took over so many units of what a stage does again and again."""
     start = time.monotonic()
     yield
     work.record(name, {"units": units, "seconds": round(time.monotonic() - start, 3)})
 
 
-class Room:
+class StageInputs:
     """Data, models and the machine, as a stage finds them."""
 
-    def __init__(self, work: Work, machine: Machine) -> None:
+    def __init__(self, work: StageContext, machine: Machine) -> None:
         self.device, self.machine, self.work = torch.device(machine.ready()), machine, work
         self.open_image, self.lexicon = read_data(work.inputs["prepare"])
         self.gallery: FeatureCache | None = None
 
     @property
-    def desk(self) -> Desk:
+    def desk(self) -> CorrectionContext:
         work = self.work
-        return Desk(work.inputs["prepare"], work.folder.parent.parent, work.seed, str(self.device))
+        return CorrectionContext(work.inputs["prepare"], work.folder.parent.parent, work.seed, str(self.device))
 
     def samples(self, split: Split) -> list[Sample]:
         return read_split(self.work.inputs["prepare"], split)
@@ -404,16 +408,17 @@ class Room:
 
 
 def _train(
-    here: Room, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
+    here: StageInputs, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     _fit(here, model, samples, objective, config, title, teacher, lap)
-    distributed.alone(lambda: model.save(here.work.folder / "model"))
+    distributed.on_main_process(lambda: model.save(here.work.folder / "model"))
     _drop_checkpoints(here.work.folder)
 
 
 def _fit(
-    here: Room, model: VisionLanguageModel | Sight, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
+    here: StageInputs, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample],
+    objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
     folder = here.work.folder / f"fit-{title.split()[0]}"
@@ -433,7 +438,7 @@ def _drop_checkpoints(stage: Path) -> None:
             for checkpoint in stage.glob(f"fit-*/{pattern}"):
                 shutil.rmtree(checkpoint)
 
-    distributed.alone(drop)
+    distributed.on_main_process(drop)
 
 
 def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> list[Sample]:

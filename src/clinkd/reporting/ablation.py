@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clinkd.experiments import Row
+from clinkd.experiments import AblationRow
 from clinkd.records import Score, Table, Task
 from clinkd.reporting.compare import Paired, Pooled, over_seeds, pooled
 from clinkd.reporting.printed import PRINTED
-from clinkd.reporting.tables import AVERAGED, Board, as_cell, mean_of_all, signed
-from clinkd.scoring.metrics import HEADLINE, shown_in
+from clinkd.reporting.tables import AVERAGED, ScoreIndex, as_cell, mean_of_all, signed
+from clinkd.scoring.metrics import PRIMARY_METRIC, shown_in
 from clinkd.scoring.score import MODEL, spelled
 
 AVERAGE = "Average of four"
@@ -31,17 +31,19 @@ class Finished(NamedTuple):
 class Grid:
     """Finished runs by row and seed."""
 
-    def __init__(self, rows: Mapping[str, Row], runs: Sequence[Finished]) -> None:
+    def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[Finished]) -> None:
         self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
         self._runs = {(r.row, r.seed): r for r in runs}
-        self._boards = {key: Board(r.scores) for key, r in self._runs.items()}
+        self._boards = {key: ScoreIndex(r.scores) for key, r in self._runs.items()}
 
     def seeds(self, row: str) -> list[int]:
         return sorted(s for r, s in self._runs if r == row)
 
     def columns(self) -> list[Column]:
         """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
-        wanted: list[Column] = [(t, m) for t in Task for m in dict.fromkeys((HEADLINE[t], *shown_in("ablation", t)))]
+        wanted: list[Column] = [
+            (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *shown_in("ablation", t)))
+        ]
         return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
 
     def value(self, row: str, seed: int, column: Column) -> float | None:
@@ -49,7 +51,7 @@ class Grid:
         board = self._boards[row, seed]
         if column is not None:
             return board.value(MODEL, *column)
-        return mean_of_all([board.value(MODEL, t, HEADLINE[t]) for t in AVERAGED])
+        return mean_of_all([board.value(MODEL, t, PRIMARY_METRIC[t]) for t in AVERAGED])
 
     def blind(self, row: str, column: Column) -> float | None:
         """The mean over seeds of the best image-blind twins; None where no seed has one."""
@@ -177,7 +179,7 @@ def _verdict(what: str, gains: Sequence[tuple[Column, Paired | None]]) -> str:
 
 def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
     """What each change added to BiRD: in the paper, and here. The data differ, so only signs and sizes compare."""
-    columns: list[Column] = [(t, HEADLINE[t]) for t in AVERAGED]
+    columns: list[Column] = [(t, PRIMARY_METRIC[t]) for t in AVERAGED]
     lines = []
     for name in names:
         printed = grid.rows[name].printed

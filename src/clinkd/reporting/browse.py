@@ -15,7 +15,7 @@ from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sampl
 from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES
 from clinkd.reporting.viewer.shot import Picture
-from clinkd.scoring.metrics import HEADLINE, shown_in
+from clinkd.scoring.metrics import PRIMARY_METRIC, shown_in
 from clinkd.storage import progress
 
 PAGE_BYTES = 24_000_000  # of the whole page, at most
@@ -28,7 +28,7 @@ _SPARE = 1.06  # and how much more they may take
 Shown = Callable[[str], str]
 
 
-class Answered(NamedTuple):
+class AnsweredSample(NamedTuple):
     """A question of a test set with its answer: its number there from 1, whether it is right (None: not judged), and
     the figures of this one answer by metric, 0..1."""
 
@@ -44,17 +44,17 @@ class Browsed:
     """What of it is on a page: its data for the script, the pictures by image, and what was left out or reduced."""
 
     data: dict[str, Any]
-    answered: Sequence[Answered]
+    answered: Sequence[AnsweredSample]
     pictures: Mapping[ImageRef, Picture]
     notes: Sequence[str]
 
 
-def spread(answered: Sequence[Answered], most: int) -> list[Answered]:
+def spread(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample]:
     """Not more than `most`, as even over tasks and modalities as they can be, and evenly from each, in their order."""
-    piles: dict[tuple[Task, Modality], list[Answered]] = defaultdict(list)
+    piles: dict[tuple[Task, Modality], list[AnsweredSample]] = defaultdict(list)
     for item in answered:
         piles[item.sample.task, item.sample.modality].append(item)
-    kept: list[Answered] = []
+    kept: list[AnsweredSample] = []
     left = most
     for place, pile in enumerate(sorted(piles.values(), key=len)):  # what a small one leaves, the others share
         count = min(len(pile), left // (len(piles) - place))
@@ -63,7 +63,7 @@ def spread(answered: Sequence[Answered], most: int) -> list[Answered]:
     return sorted(kept, key=lambda item: item.number)
 
 
-def browse(answered: Sequence[Answered], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES) -> Browsed:
+def browse(answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES) -> Browsed:
     """As many of the questions as a page of so many bytes holds, with pictures as large as that leaves room for.
 
     Every text passes `shown`. Raises BadInput on an unreadable image.
@@ -92,7 +92,7 @@ def browse(answered: Sequence[Answered], root: Path, shown: Shown, most_bytes: i
     return Browsed(data, kept, pictures, [n for n in notes if n])
 
 
-def without_words(answered: Sequence[Answered], most_bytes: int = PAGE_BYTES) -> Browsed:
+def without_words(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYTES) -> Browsed:
     """Scores and boxes alone: no picture, and nothing that people or models wrote."""
     told = _told(spread(answered, MOST), None)
     kept = _within(told, most_bytes - _REST_BYTES)
@@ -113,7 +113,7 @@ def _shape(width: int, height: int) -> tuple[int, int]:
 
 
 def _data(
-    samples: list[dict[str, Any]], pictures: list[Any], kept: Sequence[Answered], sources: Sequence[str]
+    samples: list[dict[str, Any]], pictures: list[Any], kept: Sequence[AnsweredSample], sources: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "pictures": pictures,
@@ -126,34 +126,34 @@ def _data(
 
 def _first(task: Task) -> list[str]:
     """The metrics that are told of a single answer, the primary one first."""
-    return list(dict.fromkeys((HEADLINE[task], *shown_in("question", task))))
+    return list(dict.fromkeys((PRIMARY_METRIC[task], *shown_in("question", task))))
 
 
 # ---- what is said of a question -------------------------------------------------------------------------------------
 
 
-class _Entry(NamedTuple):
-    item: Answered
+class _PageRecord(NamedTuple):
+    item: AnsweredSample
     value: dict[str, Any]
     size: int  # bytes
 
 
-def _told(answered: Sequence[Answered], shown: Shown | None) -> dict[int, _Entry]:
+def _told(answered: Sequence[AnsweredSample], shown: Shown | None) -> dict[int, _PageRecord]:
     places = {source: i for i, source in enumerate(_sources(answered))}
     found = {}
     for item in answered:
         value = _entry(item, shown)
         if shown is not None:
             value["s"] = places[item.sample.source]
-        found[item.number] = _Entry(item, value, len(json.dumps(value)) + 12)
+        found[item.number] = _PageRecord(item, value, len(json.dumps(value)) + 12)
     return found
 
 
-def _sources(answered: Iterable[Answered]) -> list[str]:
+def _sources(answered: Iterable[AnsweredSample]) -> list[str]:
     return list(dict.fromkeys(item.sample.source for item in answered))
 
 
-def _entry(item: Answered, shown: Shown | None) -> dict[str, Any]:
+def _entry(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
     """As `viewer.browse` describes it; nothing that anybody wrote where `shown` is None."""
     sample, prediction = item.sample, item.prediction
     value: dict[str, Any] = {
@@ -206,7 +206,7 @@ def _corners(boxes: Sequence[Box]) -> list[list[float]]:
 # ---- how much of it --------------------------------------------------------------------------------------------------
 
 
-def _within(told: Mapping[int, _Entry], most_bytes: int) -> list[Answered]:
+def _within(told: Mapping[int, _PageRecord], most_bytes: int) -> list[AnsweredSample]:
     """As many questions as may be said so much about, evenly."""
     kept = [entry.item for entry in told.values()]
     while (size := sum(told[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
@@ -214,7 +214,7 @@ def _within(told: Mapping[int, _Entry], most_bytes: int) -> list[Answered]:
     return kept
 
 
-def _fewer(kept: Sequence[Answered], most_images: int) -> list[Answered]:
+def _fewer(kept: Sequence[AnsweredSample], most_images: int) -> list[AnsweredSample]:
     """So many questions that they show not more than so many images."""
     found = list(kept)
     while (images := len({item.sample.images[0] for item in found})) > most_images and len(found) > 1:
@@ -250,7 +250,7 @@ def _pictures(
     return found
 
 
-def _count(kept: Sequence[Answered], answered: Sequence[Answered]) -> str:
+def _count(kept: Sequence[AnsweredSample], answered: Sequence[AnsweredSample]) -> str:
     if len(kept) == len(answered):
         return f"All {len(kept):,} questions of the test set."
     cells = len({(item.sample.task, item.sample.modality) for item in answered})

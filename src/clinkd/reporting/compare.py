@@ -21,7 +21,7 @@ from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 from clinkd.reporting.tables import TITLES, as_cell
 from clinkd.scoring.metrics import shown_in
-from clinkd.scoring.score import MODEL, Apart, Judged, judge, spelled
+from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spelled
 
 POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
 LEVEL = 0.05
@@ -126,7 +126,7 @@ def compare_answers(
     )
     for name, answers in ((ours[0], mine), (theirs[0], others)):
         _demand_all(name, samples, answers)
-    judged = judge(samples, mine, {_THEIRS: others}, lexicon, config)
+    judged = score_predictions(samples, mine, {_THEIRS: others}, lexicon, config)
     heads = {task: head for task in Task if (head := judged.headline(task))}
     differences = [
         d
@@ -145,7 +145,7 @@ def _demand_all(name: str, samples: Sequence[Sample], answers: Sequence[Predicti
         )
 
 
-def _over_images(judged: Judged, task: Task, metric: str) -> list[MetricDifference]:
+def _over_images(judged: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:
     exchanges = EXCHANGES if judged.replicates >= 2 else 0
     apart = judged.apart(task, metric, MODEL, _THEIRS, [s.modality for s in judged.samples], exchanges)
     if apart is None:
@@ -173,7 +173,7 @@ def _over_images(judged: Judged, task: Task, metric: str) -> list[MetricDifferen
     return differences
 
 
-def _p_by_exchange(apart: Apart, k: int) -> tuple[float | None, float | None]:
+def _p_by_exchange(apart: PairedDifference, k: int) -> tuple[float | None, float | None]:
     """p, and the smallest difference."""
     if apart.exchanged is None or apart.drawn is None:
         return None, None

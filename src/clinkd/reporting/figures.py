@@ -8,11 +8,11 @@ from typing import NamedTuple
 from clinkd.records import PAPER_MODALITIES, Modality, Task
 from clinkd.reporting import viewer
 from clinkd.reporting.printed import PRINTED_AVERAGES
-from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, Board, mean_of_all
+from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, mean_of_all
 from clinkd.reporting.viewer.figure import Bar
 from clinkd.reporting.viewer.grid import Cell
 from clinkd.reporting.viewer.shot import Html
-from clinkd.scoring.metrics import FACTS, HEADLINE
+from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
 from clinkd.scoring.score import MODEL
 
 
@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     series: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def by_cell(board: Board, shown: Mapping[tuple[Task, Modality], int]) -> Html:
+def by_cell(board: ScoreIndex, shown: Mapping[tuple[Task, Modality], int]) -> Html:
     """Task by modality, each figure above the best of its image-blind twins, and leading to its questions on the page,
     where there are any (`shown`: how many)."""
     columns = board.columns()
@@ -45,7 +45,7 @@ def by_cell(board: Board, shown: Mapping[tuple[Task, Modality], int]) -> Html:
 
 
 def _cell(
-    board: Board, task: Task, metric: str, modality: Modality | None, shown: Mapping[tuple[Task, Modality], int]
+    board: ScoreIndex, task: Task, metric: str, modality: Modality | None, shown: Mapping[tuple[Task, Modality], int]
 ) -> Cell:
     own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
     value = own.value if own else None
@@ -65,14 +65,14 @@ def _cell(
     return Cell(cell, f"{blind[1]:.1f}" if blind else "–", said, link if there else None)
 
 
-def charts(board: Board) -> Html:
+def charts(board: ScoreIndex) -> Html:
     overall = [
-        Bar(f"{t.value} {m}", *_figures(board, t, m, None)) for t in Task for m in (HEADLINE[t], FACTS)
+        Bar(f"{t.value} {m}", *_figures(board, t, m, None)) for t in Task for m in (PRIMARY_METRIC[t], FACTS)
         if m in board.metrics(t)
     ]  # fmt: skip
     found = [viewer.bars("By task, mean over modalities (x100)", overall)] if overall else []
     for task in Task:
-        metric = next((m for m in (HEADLINE[task], FACTS) if board.value(MODEL, task, m) is not None), None)
+        metric = next((m for m in (PRIMARY_METRIC[task], FACTS) if board.value(MODEL, task, m) is not None), None)
         if metric is not None:
             modalities = board.modalities(task, metric)
             rows = [Bar(TITLES[m], *_figures(board, task, metric, m)) for m in modalities]
@@ -81,7 +81,7 @@ def charts(board: Board) -> Html:
 
 
 def _figures(
-    board: Board, task: Task, metric: str, modality: Modality | None
+    board: ScoreIndex, task: Task, metric: str, modality: Modality | None
 ) -> tuple[float | None, float | None, tuple[float, float] | None]:
     own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
     return own.value if own else None, blind[1] if blind else None, own.interval if own else None
@@ -90,14 +90,14 @@ def _figures(
 # ---- the paper's Figure 3: average by kind of data ------------------------------------------------------------------
 
 
-def averages(board: Board) -> Html:
+def averages(board: ScoreIndex) -> Html:
     """The mean over the four tasks in each modality, ours and, apart from it, the paper's printed values."""
-    told = [t for t in AVERAGED if board.value(MODEL, t, HEADLINE[t]) is not None]
+    told = [t for t in AVERAGED if board.value(MODEL, t, PRIMARY_METRIC[t]) is not None]
     rows, some_lack = [], False
-    for modality in (m for m in Modality if any(m in board.modalities(t, HEADLINE[t]) for t in told)):
-        there = [t for t in told if board.value(MODEL, t, HEADLINE[t], modality) is not None]
-        own = [board.value(MODEL, t, HEADLINE[t], modality) for t in there]
-        blind = [b[1] if (b := board.blind(t, HEADLINE[t], modality)) else None for t in there]
+    for modality in (m for m in Modality if any(m in board.modalities(t, PRIMARY_METRIC[t]) for t in told)):
+        there = [t for t in told if board.value(MODEL, t, PRIMARY_METRIC[t], modality) is not None]
+        own = [board.value(MODEL, t, PRIMARY_METRIC[t], modality) for t in there]
+        blind = [b[1] if (b := board.blind(t, PRIMARY_METRIC[t], modality)) else None for t in there]
         lacks = len(there) < len(told)
         some_lack |= lacks
         label = TITLES[modality] + (f" ({len(there)})" if lacks else "")
@@ -109,7 +109,7 @@ def averages(board: Board) -> Html:
     theirs = viewer.bars("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
     if not rows:
         return viewer.apart([theirs])
-    missing = [f"{t.value} {HEADLINE[t]}" for t in AVERAGED if t not in told]
+    missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in told]
     ours = viewer.bars(f"This run: mean of {', '.join(t.value for t in told)} (x100)", rows)
     notes = [
         *([f"Without {', '.join(missing)}, which was not computed: no mean over four tasks."] if missing else []),

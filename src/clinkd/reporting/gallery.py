@@ -11,21 +11,21 @@ from clinkd.data.images import open_image
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.reporting import viewer
-from clinkd.reporting.tables import TITLES, Again
-from clinkd.reporting.viewer.page import Card, Line
-from clinkd.reporting.viewer.shot import Mark
-from clinkd.scoring.metrics import BOXES, HEADLINE, NAMES, Item, Measure, Rules, particle
+from clinkd.reporting.tables import TITLES, RetestResult
+from clinkd.reporting.viewer.page import Card, CardText
+from clinkd.reporting.viewer.shot import DrawnBox
+from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Measure, Rules, SampleAnswer, particle
 
 _SIDE = 320  # pixels of a picture beside a correction
 PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
 
 
-class Rewritten(NamedTuple):
+class CorrectedAnswer(NamedTuple):
     """A wrong answer of a review, what was made of it, and how its question was answered after the round."""
 
     sample: Sample
     correction: Correction
-    again: Again | None = None
+    again: RetestResult | None = None
 
 
 def choose_gallery(
@@ -54,26 +54,26 @@ def choose_gallery(
 
 
 def choose_rewritten(
-    samples: Sequence[Sample], corrections: Sequence[Correction], again: Sequence[Again], count: int
-) -> list[Rewritten]:
+    samples: Sequence[Sample], corrections: Sequence[Correction], again: Sequence[RetestResult], count: int
+) -> list[CorrectedAnswer]:
     """`count` wrong answers, a quarter of them refused rewritings where there are so many, each time of the task,
     modality, reasons and round shown least so far. Those whose question was asked again come before others like them;
     how it was answered then does not matter."""
     known = {s.id: s for s in samples}
     later = {(a.round, a.id): a for a in again}
-    wrong = [Rewritten(known[c.id], c, later.get((c.round, c.id))) for c in corrections if c.wrong]
+    wrong = [CorrectedAnswer(known[c.id], c, later.get((c.round, c.id))) for c in corrections if c.wrong]
     refused = [r for r in wrong if r.correction.rejected is not None]
     mended = [r for r in wrong if r.correction.after is not None]
     few = min(len(refused), max(count // 4, count - len(mended)))
     return [*_spread(mended, count - few), *_spread(refused, few)]
 
 
-def _spread(wrong: Sequence[Rewritten], count: int) -> list[Rewritten]:
-    piles: dict[tuple[object, ...], list[Rewritten]] = defaultdict(list)
+def _spread(wrong: Sequence[CorrectedAnswer], count: int) -> list[CorrectedAnswer]:
+    piles: dict[tuple[object, ...], list[CorrectedAnswer]] = defaultdict(list)
     for r in sorted(wrong, key=lambda r: r.again is None):  # stable: else in the order of the review
         piles[r.sample.task, r.sample.modality, r.correction.reasons, r.correction.round].append(r)
     shown: Counter[tuple[int, object]] = Counter()
-    chosen: list[Rewritten] = []
+    chosen: list[CorrectedAnswer] = []
     while len(chosen) < count and piles:
         kind = min(piles, key=lambda k: (sum(shown[part] for part in enumerate(k)), -len(piles[k])))
         chosen.append(piles[kind].pop(0))
@@ -93,14 +93,14 @@ def answer_card(
     """A question with its answer, its truth and all candidates. All that people or models wrote passes `shown`."""
     answer, truth = prediction.answer.answer, sample.answer
     lines = [
-        Line("Question", shown(sample.question.text), "asked"),
-        Line("Truth", shown(truth.text), "truth"),
-        Line("Answer", shown(answer.text), "answer"),
+        CardText("Question", shown(sample.question.text), "asked"),
+        CardText("Truth", shown(truth.text), "truth"),
+        CardText("Answer", shown(answer.text), "answer"),
     ]
     if prediction.answer.unread:
-        lines.append(Line("Boxes that could not be read", ", ".join(map(shown, prediction.answer.unread))))
+        lines.append(CardText("Boxes that could not be read", ", ".join(map(shown, prediction.answer.unread))))
     if prediction.answer.truncated:
-        lines.append(Line("Note", "cut by the length limit"))
+        lines.append(CardText("Note", "cut by the length limit"))
     folded = tuple(
         f"{'chosen: ' if i == prediction.chosen else ''}{shown(c.raw)} ({_weights(c.logprob, c.scores, shown)})"
         for i, c in enumerate(prediction.candidates)
@@ -111,10 +111,10 @@ def answer_card(
     return Card(picture, alt, title, tuple(lines), right, folded, marks=marks, number=number)
 
 
-def boxes_of(sample: Sample, prediction: Prediction) -> tuple[Mark, ...]:
+def boxes_of(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
     """What was asked about, the truth, and the answer."""
     kinds = (("asked", sample.question), ("truth", sample.answer), ("answer", prediction.answer.answer))
-    return tuple(Mark(box, kind) for kind, text in kinds for box in text.boxes)
+    return tuple(DrawnBox(box, kind) for kind, text in kinds for box in text.boxes)
 
 
 def _weights(logprob: float | None, scores: Mapping[str, float], shown: Callable[[str], str]) -> str:
@@ -122,25 +122,27 @@ def _weights(logprob: float | None, scores: Mapping[str, float], shown: Callable
     return ", ".join([*said, *(f"{shown(k)} {v:.3f}" for k, v in scores.items())]) or "no scores"
 
 
-def rewritten_card(rewritten: Rewritten, root: Path, shown: Callable[[str], str]) -> Card:
+def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str], str]) -> Card:
     """A wrong answer before, its rewriting, and the answer after the round. Raises BadInput on an unreadable image."""
     sample, correction, again = rewritten
     before, truth, after = correction.before, correction.truth, again.answer if again else None
     kinds = (("asked", sample.question), ("truth", truth), ("answer", before), ("later", after))
-    marks = tuple(Mark(box, kind) for kind, text in kinds if text for box in text.boxes)
+    marks = tuple(DrawnBox(box, kind) for kind, text in kinds if text for box in text.boxes)
     lines = [
-        Line("Question", sample.question.text, "asked"),
-        Line("Answer before", before.text, "answer"),
-        Line("Truth", truth.text, "truth"),
-        Line("Found wrong by", f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"),
+        CardText("Question", sample.question.text, "asked"),
+        CardText("Answer before", before.text, "answer"),
+        CardText("Truth", truth.text, "truth"),
+        CardText(
+            "Found wrong by", f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"
+        ),
     ]
     if correction.after is not None:
-        lines.append(Line("Rewritten", correction.after.text, "truth"))
+        lines.append(CardText("Rewritten", correction.after.text, "truth"))
     else:
-        lines.append(Line("Refused, the truth stays", correction.rejected or ""))
-    lines.append(Line("Written by", correction.by))
+        lines.append(CardText("Refused, the truth stays", correction.rejected or ""))
+    lines.append(CardText("Written by", correction.by))
     if after is not None:
-        lines.append(Line("Answer after the round", after.text, "later"))
+        lines.append(CardText("Answer after the round", after.text, "later"))
     alt = (
         f"{TITLES[sample.modality]} image with {len(truth.boxes)} true boxes, {len(before.boxes)} of the answer before"
     )
@@ -154,7 +156,7 @@ def rewritten_card(rewritten: Rewritten, root: Path, shown: Callable[[str], str]
 def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
     """Whether an answer is right under the strict measures: all boxes and no spare one, the class and no other, every
     stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
-    item = Item(sample, prediction.answer)
+    item = SampleAnswer(sample, prediction.answer)
     if sample.task is Task.VG:
         return _whole(BOXES, item, rules)
     if sample.task is Task.ROC:
@@ -168,7 +170,7 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
     return None
 
 
-def _whole(measure: Measure, item: Item, rules: Rules) -> bool:
+def _whole(measure: Measure, item: SampleAnswer, rules: Rules) -> bool:
     """The primary metric of the answer is 1."""
-    (figure,) = measure.figure(HEADLINE[item.sample.task], measure.count([item], rules))
+    (figure,) = measure.figure(PRIMARY_METRIC[item.sample.task], measure.count([item], rules))
     return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered

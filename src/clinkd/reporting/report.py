@@ -9,11 +9,11 @@ from pathlib import Path
 
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.reporting import figures, viewer
-from clinkd.reporting.browse import Answered, Browsed, browse, without_words
+from clinkd.reporting.browse import AnsweredSample, Browsed, browse, without_words
 from clinkd.reporting.figures import Curve
-from clinkd.reporting.gallery import PLAIN_RULES, Rewritten, answer_card, rewritten_card, verdict
+from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, rewritten_card, verdict
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, Board, to_csv, to_markdown
+from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
 from clinkd.reporting.viewer.browse import Choices, Key
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
 from clinkd.reporting.viewer.shot import Html
@@ -49,16 +49,16 @@ class ShownAnswers:
     """
 
     image_root: Path
-    answered: Sequence[Answered] = ()
+    answered: Sequence[AnsweredSample] = ()
     gallery: Sequence[tuple[Sample, Prediction]] = ()
-    rewritten: Sequence[Rewritten] = ()
+    rewritten: Sequence[CorrectedAnswer] = ()
     rules: Rules = PLAIN_RULES
     shown: Callable[[str], str] = str
 
     def browsed(self) -> Browsed:
         """What of them is on the page. Raises BadInput on an unreadable image."""
         items = self.answered or [
-            Answered(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
+            AnsweredSample(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
         ]
         return browse(items, self.image_root, self.shown)
 
@@ -84,7 +84,7 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
     write_atomic(path, html)
 
 
-def write_shared(path: Path, summary: RunSummary, answered: Sequence[Answered]) -> None:
+def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSample]) -> None:
     """Write the page without a pixel, without the name of the run and without a word that people or models wrote, to be
     mailed.
 
@@ -95,7 +95,7 @@ def write_shared(path: Path, summary: RunSummary, answered: Sequence[Answered]) 
 
 def _page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewritten: Sequence[Html]) -> str:
     tables, scores = summary.tables, summary.scores
-    board = Board(scores)
+    board = ScoreIndex(scores)
     there = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
     overall = [viewer.table(t) for t in tables if t.key == SCORES]
     rest = [viewer.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`

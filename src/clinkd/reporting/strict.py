@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from clinkd.records import Modality, Prediction, Sample, Score, Task
-from clinkd.reporting.tables import Board
-from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, HEADLINE, NAMES
+from clinkd.reporting.tables import ScoreIndex
+from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.outcome import Outcome, Share
-from clinkd.scoring.score import MODEL, Judged
+from clinkd.scoring.score import MODEL, ScoredAnswers
 
 _HITS = {  # columns that add up to what was found, and that of how many there were
     Task.VG: (BOXES, ("found",), "truth boxes"),
@@ -17,15 +17,15 @@ _HITS = {  # columns that add up to what was found, and that of how many there w
 }
 
 
-def outcomes(judged: Judged, scores: Sequence[Score], predictions: Iterable[Prediction]) -> list[Outcome]:
+def outcomes(judged: ScoredAnswers, scores: Sequence[Score], predictions: Iterable[Prediction]) -> list[Outcome]:
     """One for each task that was asked, in the tasks' order; `scores` are those of `judged`."""
-    board, unread = Board(scores), _unparsed(judged.samples, predictions)
+    board, unread = ScoreIndex(scores), _unparsed(judged.samples, predictions)
     asked = {s.task for s in judged.samples}
     return [_outcome(judged, board, task, unread) for task in Task if task in asked]
 
 
-def _outcome(judged: Judged, board: Board, task: Task, unread: Mapping[Task, int]) -> Outcome:
-    metric = HEADLINE[task]
+def _outcome(judged: ScoredAnswers, board: ScoreIndex, task: Task, unread: Mapping[Task, int]) -> Outcome:
+    metric = PRIMARY_METRIC[task]
     own = board.get(MODEL, task, metric)
     flaws = judged.sums(task, FLAWS)
     found = {m: _share(judged, board, task, m, int(sums["answers"])) for m, sums in flaws.items()}
@@ -49,8 +49,8 @@ def _outcome(judged: Judged, board: Board, task: Task, unread: Mapping[Task, int
     )
 
 
-def _share(judged: Judged, board: Board, task: Task, modality: Modality, answers: int) -> Share:
-    parts, value = _parts(board, task, modality), board.value(MODEL, task, HEADLINE[task], modality)
+def _share(judged: ScoredAnswers, board: ScoreIndex, task: Task, modality: Modality, answers: int) -> Share:
+    parts, value = _parts(board, task, modality), board.value(MODEL, task, PRIMARY_METRIC[task], modality)
     if task not in _HITS:
         return Share(answers, value, parts=parts)
     measure, found, whole = _HITS[task]
@@ -58,9 +58,9 @@ def _share(judged: Judged, board: Board, task: Task, modality: Modality, answers
     return Share(int(sums[whole]), value, int(sum(sums[column] for column in found)), parts)
 
 
-def _parts(board: Board, task: Task, modality: Modality | None) -> dict[str, float]:
+def _parts(board: ScoreIndex, task: Task, modality: Modality | None) -> dict[str, float]:
     """Every metric that was computed, the headline and the flaws aside."""
-    rest = (m for m in board.metrics(task) if m != HEADLINE[task] and m not in FLAWS.metrics)
+    rest = (m for m in board.metrics(task) if m != PRIMARY_METRIC[task] and m not in FLAWS.metrics)
     return {m: v for m in rest if (v := board.value(MODEL, task, m, modality)) is not None}
 
 

@@ -129,10 +129,10 @@ def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
         except BadInput:
             continue  # listed among the bad rows
         lines = (
-            viewer.Line("asked", _said(sample.question), "asked"),
-            viewer.Line("truth", _said(sample.answer), "truth"),
-            viewer.Line("group", sample.group),
-            viewer.Line("id", sample.id),
+            viewer.CardText("asked", _said(sample.question), "asked"),
+            viewer.CardText("truth", _said(sample.answer), "truth"),
+            viewer.CardText("group", sample.group),
+            viewer.CardText("id", sample.id),
         )
         title = f"{sample.task}, {sample.modality.value}"
         cards.append(viewer.Card(picture, f"{title}: {sample.id}", title, lines))

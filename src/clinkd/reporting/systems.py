@@ -16,13 +16,13 @@ from clinkd.reporting.printed import (
     TITLES_BY_MODALITY,
 )
 from clinkd.reporting.tables import AVERAGED, MISSING, NOT_COMPUTED, TITLES, as_cell, mean_of_all
-from clinkd.scoring.metrics import HEADLINE
+from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.outcome import Mode
 from clinkd.scoring.score import spelled
 
 NAMES: Mapping[Mode, Mapping[Task, str]] = {
     "official": METRICS,
-    "strict": {task: f"{task.value} {HEADLINE[task]}" for task in AVERAGED},
+    "strict": {task: f"{task.value} {PRIMARY_METRIC[task]}" for task in AVERAGED},
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
-from clinkd.scoring.metrics import FACTS, FLAWS, HEADLINE, NOT_ASKED, NOTHING_SAID, wilson
+from clinkd.scoring.metrics import FACTS, FLAWS, NOT_ASKED, NOTHING_SAID, PRIMARY_METRIC, wilson
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spelled
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
@@ -29,7 +29,7 @@ _TITLES_OF_TABLES = {
 }
 
 
-class Board:
+class ScoreIndex:
     """Scores, found by who, task, metric and modality."""
 
     def __init__(self, scores: Iterable[Score]) -> None:
@@ -66,7 +66,7 @@ class Board:
 
     def columns(self) -> list[tuple[Task, str]]:
         """What stands first of each task: its headline, and the facts; the paper's four tasks before others."""
-        columns = [(t, m) for t in Task for m in (HEADLINE[t], FACTS) if m in self.metrics(t)]
+        columns = [(t, m) for t in Task for m in (PRIMARY_METRIC[t], FACTS) if m in self.metrics(t)]
         return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
 
     def reasons(self, columns: Sequence[tuple[Task, str]]) -> list[str]:
@@ -87,10 +87,10 @@ def table_json(
     have questions of the task. `selection` holds, by task, metric and row, what other choices of the candidates score
     in the mean over modalities, and their gain over the first beam, each with its 95 % interval or null.
     """
-    board = Board(scores)
+    board = ScoreIndex(scores)
     found: dict[str, Any] = {"mode": "strict"}
     for task in Task:
-        found[task.value] = _task_json(board, task, HEADLINE[task])
+        found[task.value] = _task_json(board, task, PRIMARY_METRIC[task])
         if task in (Task.RC, Task.MIA):
             facts = _task_json(board, task, FACTS)
             found[task.value]["facts"] = {k: facts[k] for k in ("score", "blind", "why") if k in facts}
@@ -103,7 +103,7 @@ def table_json(
     return found
 
 
-def _selection_json(board: Board, gains: Sequence[Gain]) -> dict[str, Any]:
+def _selection_json(board: ScoreIndex, gains: Sequence[Gain]) -> dict[str, Any]:
     known = {(g.task, g.metric, g.row): g for g in gains}
     found: dict[str, Any] = {}
     for task, metric in dict.fromkeys((g.task, g.metric) for g in gains):
@@ -122,7 +122,7 @@ def _pair_json(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _task_json(board: Board, task: Task, metric: str) -> dict[str, Any]:
+def _task_json(board: ScoreIndex, task: Task, metric: str) -> dict[str, Any]:
     whole = _pair(board, task, metric, None)
     by = {t: board.value(t, task, metric) for t in board.twins() if board.get(t, task, metric)}
     modalities = {m.value: _pair(board, task, metric, m) for m in board.modalities(task, metric)}
@@ -131,7 +131,7 @@ def _task_json(board: Board, task: Task, metric: str) -> dict[str, Any]:
     return {**found, "why": whole["why"]} if "why" in whole else found
 
 
-def _pair(board: Board, task: Task, metric: str, modality: Modality | None) -> dict[str, Any]:
+def _pair(board: ScoreIndex, task: Task, metric: str, modality: Modality | None) -> dict[str, Any]:
     own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
     found: dict[str, Any] = {"score": own.value if own else None, "blind": blind[1] if blind else None}
     if found["score"] is None:
@@ -139,7 +139,7 @@ def _pair(board: Board, task: Task, metric: str, modality: Modality | None) -> d
     return found
 
 
-def _absent(board: Board, task: Task) -> str:
+def _absent(board: ScoreIndex, task: Task) -> str:
     if board.metrics(task):
         return "the data state no facts (name, size, side, brightness, count) for this task"
     return f"the test split has no {task.value} questions"
@@ -151,7 +151,7 @@ def _absent(board: Board, task: Task) -> str:
 def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
     """Overall, by modality, outside the paper's eight modalities and what selection gained (where there are any), every
     metric, and flaws."""
-    board = Board(scores)
+    board = ScoreIndex(scores)
     outside = _by_modality(board, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
     tables = [_overall(board), _by_modality(board, PAPER_MODALITIES, BY_MODALITY)]
     selection = [_selection(board, gains)] if any(g.value for g in gains) else []
@@ -162,7 +162,7 @@ def _keyed(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], no
     return Table(_TITLES_OF_TABLES[key], tuple(columns), tuple(rows), tuple(notes), key)
 
 
-def _overall(board: Board) -> Table:
+def _overall(board: ScoreIndex) -> Table:
     """Like the paper's Table 2: who answered against task."""
     columns = board.columns()
     lines = [_line(board, MODEL, "Model", columns)]
@@ -190,7 +190,7 @@ def _overall(board: Board) -> Table:
     return _keyed(SCORES, ("", *names, "Average of four"), lines, notes)
 
 
-def _line(board: Board, row: str, title: str, columns: Sequence[tuple[Task, str]]) -> tuple[str, ...]:
+def _line(board: ScoreIndex, row: str, title: str, columns: Sequence[tuple[Task, str]]) -> tuple[str, ...]:
     cells = []
     for task, metric in columns:
         found = board.get(row, task, metric)
@@ -198,16 +198,16 @@ def _line(board: Board, row: str, title: str, columns: Sequence[tuple[Task, str]
     return (title, *cells, _mean_cell(board, row))
 
 
-def _mean_cell(board: Board, row: str | None) -> str:
+def _mean_cell(board: ScoreIndex, row: str | None) -> str:
     """Mean over the four tasks of a row, or of the best twins where `row` is None; none where one of them has none."""
     values = []
     for task in AVERAGED:
-        blind = board.blind(task, HEADLINE[task])
-        values.append(board.value(row, task, HEADLINE[task]) if row else blind[1] if blind else None)
+        blind = board.blind(task, PRIMARY_METRIC[task])
+        values.append(board.value(row, task, PRIMARY_METRIC[task]) if row else blind[1] if blind else None)
     return as_cell(mean_of_all(values))
 
 
-def _by_modality(board: Board, modalities: Sequence[Modality], key: str) -> Table:
+def _by_modality(board: ScoreIndex, modalities: Sequence[Modality], key: str) -> Table:
     """Like the paper's Tables 3 and 4, each task with its best blind twin beneath. Those of BY_MODALITY have a mean."""
     lines, left_out, mean = [], [], key == BY_MODALITY
     for task, metric in board.columns():
@@ -242,7 +242,7 @@ _CHOICES = {
 }  # fmt: skip
 
 
-def _selection(board: Board, gains: Sequence[Gain]) -> Table:
+def _selection(board: ScoreIndex, gains: Sequence[Gain]) -> Table:
     """Each way to choose among the candidates against the first beam, by task."""
     known = {(g.task, g.metric, g.row): g for g in gains}
     rows, lines, used = board.choices(), [], []
@@ -303,7 +303,7 @@ def signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.1f}"
 
 
-def _every_metric(board: Board) -> Table:
+def _every_metric(board: ScoreIndex) -> Table:
     rows = (MODEL, FIRST_BEAM, ORACLE, *board.twins())
     lines = []
     for task in Task:
@@ -318,7 +318,7 @@ def _every_metric(board: Board) -> Table:
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 
 
-def _flaws(board: Board) -> Table:
+def _flaws(board: ScoreIndex) -> Table:
     """Answers of the model that were cut, empty, or held a box nobody could read: they count as they stand."""
     lines = []
     for task in Task:
@@ -341,7 +341,7 @@ def _interval(score: Score | Gain | None) -> str:
 # ---- what reflection did --------------------------------------------------------------------------------------------
 
 
-class Again(NamedTuple):
+class RetestResult(NamedTuple):
     """One question of a review that was asked again after the round's training, and whether it is wrong by the same
     tests, before and after."""
 
@@ -366,7 +366,7 @@ class Again(NamedTuple):
         )
 
 
-def effect_table(again: Sequence[Again]) -> Table:
+def effect_table(again: Sequence[RetestResult]) -> Table:
     """Of the answers that were wrong the share now right, of those that were right the share now wrong, by round, task
     and modality, with 95 % Wilson intervals."""
     lines = []
@@ -388,7 +388,7 @@ def effect_table(again: Sequence[Again]) -> Table:
     return Table("Asked again after the training", columns, tuple(lines), notes)
 
 
-def _turned(again: Sequence[Again]) -> tuple[str, ...]:
+def _turned(again: Sequence[RetestResult]) -> tuple[str, ...]:
     wrong, right = ([a for a in again if a.before_wrong is was] for was in (True, False))
     pairs = (sum(not a.after_wrong for a in wrong), len(wrong)), (sum(a.after_wrong for a in right), len(right))
     cells: list[str] = []

@@ -24,7 +24,7 @@ from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Modality, Predic
 
 OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY = "other image", "median box", "constant", "question only"
 IMAGES_SHUFFLED = "images shuffled"
-TWINS = (OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY, IMAGES_SHUFFLED)
+BASELINES = (OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY, IMAGES_SHUFFLED)
 
 _POOL = 2000  # most known questions of a task and modality, or of a name, that are looked up, drawn evenly
 _TRIALS = 250  # known questions on which the look-up picks its own settings
@@ -37,7 +37,7 @@ Kind = tuple[Task, Modality]
 T = TypeVar("T")
 
 
-def blind_twins(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
+def image_blind_baselines(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
     """One list of predictions a twin, for the test samples to which it applies; deterministic. "images shuffled" is no
     part of it: it takes a model (`images_shuffled`).
 
@@ -45,7 +45,7 @@ def blind_twins(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, li
     fell back on something wider (another modality, all names).
     """
     known, asked = _by_kind(train or test), _by_kind(test)
-    found: dict[str, list[Prediction]] = {twin: [] for twin in TWINS}
+    found: dict[str, list[Prediction]] = {twin: [] for twin in BASELINES}
     for kind, questions in asked.items():
         found[OTHER_IMAGE] += [_says(s, other.answer, OTHER_IMAGE) for s, other in _partners(questions)]
         pool, note = known.get(kind, []), ""
@@ -65,14 +65,14 @@ _WIDER = {
 }
 
 
-class _Guess(NamedTuple):
+class _BaselineAnswer(NamedTuple):
     answer: BoxedText
     note: str = ""
 
 
 def _guesses(
     task: Task, questions: Sequence[Sample], pool: Sequence[Sample], leave_out: bool
-) -> Iterator[tuple[str, list[_Guess | None]]]:
+) -> Iterator[tuple[str, list[_BaselineAnswer | None]]]:
     """Each twin with its guess at each question from the questions of other groups in the pool; None without any."""
     if task is Task.VG:
         shelves = _Shelves(pool)
@@ -135,18 +135,18 @@ class _Shelves:
                 self._kept[key].append(sample)
         self._made: dict[tuple[str, object], _Shelf] = {}
 
-    def guess(self, sample: Sample, choice: Choice, by: Sequence[Literal["words", "names"]]) -> _Guess | None:
+    def guess(self, sample: Sample, choice: Choice, by: Sequence[Literal["words", "names"]]) -> _BaselineAnswer | None:
         """From the same question, if it was asked often, else from the same names (which a VG question states), else
         from all; of other groups than the sample's."""
         for how in by:
             key, least = (how, _key(sample, how)), _SAME_QUESTION if how == "words" else 1
             if len(self._kept.get(key, ())) >= least and self._shelf(key).others(sample.group) >= least:
-                return _Guess(_boxed(self._shelf(key).boxes(choice, sample.group)))
+                return _BaselineAnswer(_boxed(self._shelf(key).boxes(choice, sample.group)))
         whole = self._shelf(("all", None))
         if not whole.others(sample.group):
             return None
         note = "; name not in training: all names taken" if by else ""
-        return _Guess(_boxed(whole.boxes(choice, sample.group)), note)
+        return _BaselineAnswer(_boxed(whole.boxes(choice, sample.group)), note)
 
     def _shelf(self, key: tuple[str, object]) -> _Shelf:
         if key not in self._made:
@@ -285,19 +285,19 @@ class _Lookup:
         else:
             self._settings = [self._pick(np.arange(len(pool)))] * 2
 
-    def constant(self, questions: Sequence[Sample]) -> list[_Guess | None]:
+    def constant(self, questions: Sequence[Sample]) -> list[_BaselineAnswer | None]:
         """The answer that agrees best with all of the pool; for class names the commonest."""
         own_M = self._coded(questions)
         groups = np.unique(own_M)
-        found: dict[int, _Guess | None] = {}
+        found: dict[int, _BaselineAnswer | None] = {}
         for part in _parts(groups):
             near = part[:, None] != self._groups_N
             found |= dict(zip(part.tolist(), self._guesses(near, part), strict=True))
         return [found[g] for g in own_M.tolist()]
 
-    def answer(self, questions: Sequence[Sample]) -> list[_Guess | None]:
+    def answer(self, questions: Sequence[Sample]) -> list[_BaselineAnswer | None]:
         """The answer that agrees best with those of the nearest questions."""
-        found: dict[int, _Guess | None] = {}
+        found: dict[int, _BaselineAnswer | None] = {}
         half = np.array([_half(s) for s in questions])
         everyone = np.arange(len(self._pool))
         for h, setting in enumerate(self._settings):
@@ -307,10 +307,10 @@ class _Lookup:
                 found |= dict(zip(part.tolist(), guesses, strict=True))
         return [found[i] for i in range(len(questions))]
 
-    def _guesses(self, near_MN: NDArray[np.bool_], own_M: NDArray[np.intp]) -> list[_Guess | None]:
+    def _guesses(self, near_MN: NDArray[np.bool_], own_M: NDArray[np.intp]) -> list[_BaselineAnswer | None]:
         chosen = self._choice(near_MN, own_M, np.arange(len(self._pool)))
         pairs = zip(chosen.tolist(), own_M.tolist(), strict=True)
-        return [None if u < 0 else _Guess(self._text(u, own)) for u, own in pairs]
+        return [None if u < 0 else _BaselineAnswer(self._text(u, own)) for u, own in pairs]
 
     def _choice(self, near_MN: NDArray[np.bool_], own_M: NDArray[np.intp], among: NDArray[np.intp]) -> NDArray[np.intp]:
         """Of the answers to `among`, which [N] near ones are of, the one with the largest expected F1 against those;

@@ -28,7 +28,7 @@ _STAMP = "checked.json"
 _LOOK_SECONDS = 0.2  # between two looks at how far a download is
 
 
-def identity() -> str | None:
+def jars_identity() -> str | None:
     """`version` of the SPICE that is installed; None where none is."""
     return None if trouble() else version()
 

@@ -48,7 +48,7 @@ JUDGED = 0  # the first column of every measure
 NOT_ASKED, NOTHING_SAID = "no question of this kind", "nothing to divide by"
 
 
-class Item(NamedTuple):
+class SampleAnswer(NamedTuple):
     """One answer to one question."""
 
     sample: Sample
@@ -96,7 +96,7 @@ class Measure:
 
     tasks: tuple[Task, ...]
     columns: tuple[str, ...]
-    count: Callable[[Sequence[Item], Rules], Counts]
+    count: Callable[[Sequence[SampleAnswer], Rules], Counts]
     rows: tuple[Metric, ...]
     derive: Callable[[Sums], Sums] | None = None
 
@@ -126,8 +126,8 @@ def _rows(columns: Sequence[str], counts: Iterable[Mapping[str, float]]) -> Coun
 
 
 def _each(
-    columns: Sequence[str], count: Callable[[Item, Rules], Mapping[str, float]]
-) -> Callable[[Sequence[Item], Rules], Counts]:
+    columns: Sequence[str], count: Callable[[SampleAnswer, Rules], Mapping[str, float]]
+) -> Callable[[Sequence[SampleAnswer], Rules], Counts]:
     """Counts answers one by one."""
     return lambda items, rules: _rows(columns, (count(item, rules) for item in items))
 
@@ -172,12 +172,12 @@ _BOX_COLUMNS = (
 _TOGETHER = 2048  # answers whose boxes are paired at once: bounds memory where answers hold hundreds of boxes
 
 
-def _count_boxes(items: Sequence[Item], rules: Rules) -> Counts:
+def _count_boxes(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     parts = [_count_some_boxes(items[i : i + _TOGETHER], rules.iou) for i in range(0, len(items), _TOGETHER)]
     return np.concatenate([np.zeros((0, len(_BOX_COLUMNS))), *parts])
 
 
-def _count_some_boxes(items: Sequence[Item], iou: float) -> Counts:
+def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     truth, answered = [i.sample.answer.boxes for i in items], [i.answer.answer.boxes for i in items]
     pairs = _Pairs.of(truth, answered)
     truth_T4, answered_A4 = (corners([b for boxes in side for b in boxes]) for side in (truth, answered))
@@ -321,7 +321,7 @@ BOXES = Measure(
 _NAME_COLUMNS = ("answers", "hits", "list another class", "truths with a side", "on the other side")
 
 
-def _count_name(item: Item, rules: Rules) -> dict[str, float]:
+def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     lexicon = rules.lexicon
     words, truth = item.answer.answer.words, truth_names(item.sample, lexicon)
     new = [n for n in truth if n not in lexicon.names]
@@ -366,11 +366,11 @@ NAMES = Measure(
 # ---- RC and MIA: words, and the facts in them -----------------------------------------------------------------------
 
 
-def _captions(items: Sequence[Item]) -> list[Caption]:
+def _captions(items: Sequence[SampleAnswer]) -> list[Caption]:
     return [Caption(i.answer.answer.words, (i.sample.answer.words,)) for i in items]
 
 
-def _count_captions(items: Sequence[Item], rules: Rules) -> Counts:
+def _count_captions(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     assert rules.captions is not None
     return rules.captions.counts(_captions(items))
 
@@ -399,7 +399,7 @@ def _shared(truth: set[Any], answer: set[Any]) -> dict[str, int]:
     return dict(zip(_F1_COLUMNS, (len(truth & answer), len(answer), len(truth)), strict=True))
 
 
-def _count_facts(item: Item, rules: Rules) -> dict[str, float]:
+def _count_facts(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     """Tuples of the stated facts; nothing where the record states none."""
     if not item.sample.facts:
         return {}
@@ -422,7 +422,7 @@ FACT_TUPLES = Measure(
 )
 
 
-def _count_spice(items: Sequence[Item], rules: Rules) -> Counts:
+def _count_spice(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     assert rules.captions is not None
     try:
         return spice_counts(_captions(items), rules.captions)
@@ -447,7 +447,7 @@ _CLAIM_COLUMNS = (
 )
 
 
-def _count_claims(items: Sequence[Item], rules: Rules) -> Counts:
+def _count_claims(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     lexicon = rules.lexicon
     words = {
         "classes": lexicon.names,
@@ -509,7 +509,7 @@ _ANSWER_COLUMNS = (
 )
 
 
-def _count_answer(item: Item, rules: Rules) -> dict[str, float]:
+def _count_answer(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     row: dict[str, float] = {**dict.fromkeys(_ANSWER_COLUMNS, 0), "answers": 1}
     truth, answer = normalise(item.sample.answer.words), normalise(item.answer.answer.words)
     if truth in ("yes", "no"):
@@ -571,7 +571,7 @@ ANSWERS = Measure(
 _FLAW_COLUMNS = ("answers", "truncated", "unread box", "empty", "to a truth with a box", "of these without a box")
 
 
-def _count_flaws(item: Item, rules: Rules) -> dict[str, float]:
+def _count_flaws(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     asked, answer = bool(item.sample.answer.boxes), item.answer
     return {
         "answers": 1,
@@ -602,7 +602,9 @@ FLAWS = Measure(
 
 MEASURES = (BOXES, NAMES, CAPTIONS, FACT_TUPLES, SPICE, CLAIMS, ANSWERS, FLAWS)
 # The metric that a task is told by first.
-HEADLINE = {task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of}
+PRIMARY_METRIC = {
+    task: metric.name for task in Task for m in MEASURES for metric in m.rows if task in metric.primary_of
+}
 
 
 def measures(spice: Literal["headline", "all"]) -> tuple[Measure, ...]:

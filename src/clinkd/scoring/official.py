@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, Candidate, Task
 from clinkd.scoring.captions import (
     COLUMNS,
@@ -38,14 +38,14 @@ _BARE_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
 METRICS = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR"}
 # Figures of captions as the scripts print them, where they write them otherwise; CIDEr stands beside them.
 PARTS = {**{f"BLEU-{n}": f"Bleu_{n}" for n in (1, 2, 3, 4)}, "ROUGE-L": "ROUGE_L"}
-_SPELLED = codec("qwen-vl")
+_SPELLED = make_codec("qwen-vl")
 _CHUNK = 64  # replicates worked out together
 
 Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ReleasedAnswer:
     """One line of the released prediction files: `annotation` is the truth, `response` the model's raw answer."""
 
     id: str
@@ -91,7 +91,7 @@ def boxes(text: str) -> list[Rectangle]:
     return [(int(a), int(b), int(c), int(d)) for a, b, c, d in found]
 
 
-def grounding(rows: Iterable[Answered]) -> dict[str, Hits]:
+def grounding(rows: Iterable[ReleasedAnswer]) -> dict[str, Hits]:
     """VG: truth boxes that any answered box meets with IoU > 0.5, by modality. Spare boxes are free."""
     found: dict[str, Hits] = {}
     for row in rows:
@@ -101,7 +101,7 @@ def grounding(rows: Iterable[Answered]) -> dict[str, Hits]:
     return found
 
 
-def classification(rows: Iterable[Answered]) -> dict[str, Hits]:
+def classification(rows: Iterable[ReleasedAnswer]) -> dict[str, Hits]:
     """ROC: answers that contain, anywhere, each white-space token of the truth, in lower case; by modality."""
     found: dict[str, Hits] = {}
     for row in rows:
@@ -110,7 +110,7 @@ def classification(rows: Iterable[Answered]) -> dict[str, Hits]:
     return found
 
 
-def captioning(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, CaptionScores]:
+def captioning(rows: Iterable[ReleasedAnswer], scorer: CaptionScorer) -> dict[str, CaptionScores]:
     """MIA: BLEU, METEOR and ROUGE-L of each modality as one corpus. Raises NotComputed where Java is missing."""
     corpora: dict[str, list[Caption]] = {}
     for row in rows:
@@ -118,7 +118,7 @@ def captioning(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, Cap
     return scorer.scores(corpora)
 
 
-def spice_by_modality(rows: Iterable[Answered], scorer: CaptionScorer) -> dict[str, float]:
+def spice_by_modality(rows: Iterable[ReleasedAnswer], scorer: CaptionScorer) -> dict[str, float]:
     """RC: the mean SPICE (0..1) of each modality's answers. Raises NotComputed where SPICE cannot run, naming the row
     that it fails on."""
     rows = list(rows)
@@ -144,7 +144,7 @@ def respelled(answer: Candidate) -> str:
 # ---- a file of answers ----------------------------------------------------------------------------------------------
 
 
-class _Counted(NamedTuple):
+class _AnswerCounts(NamedTuple):
     """[N, C] counts of each answer by named columns, of which any sum has a score."""
 
     counts: Counts
@@ -160,7 +160,7 @@ _HIT_COLUMNS = ("hits", "items")
 
 
 def evaluate(
-    rows: Sequence[Answered], task: Task, replicates: int = 1000, captions: CaptionScorer | None = None
+    rows: Sequence[ReleasedAnswer], task: Task, replicates: int = 1000, captions: CaptionScorer | None = None
 ) -> Outcome:
     """Score answers to one task as the scripts do; what cannot be computed has a reason, and no number.
 
@@ -187,7 +187,7 @@ def evaluate(
     )
 
 
-def score_of(rows: Sequence[Answered], task: Task, captions: CaptionScorer | None = None) -> float | None:
+def score_of(rows: Sequence[ReleasedAnswer], task: Task, captions: CaptionScorer | None = None) -> float | None:
     """The score alone, of a blind twin; None where it cannot be computed."""
     if task is Task.QA:
         return None
@@ -200,7 +200,7 @@ def score_of(rows: Sequence[Answered], task: Task, captions: CaptionScorer | Non
     return _mean(counted, places) if places else None
 
 
-def _places(rows: Sequence[Answered], task: Task, counted: _Counted) -> dict[str, list[int]]:
+def _places(rows: Sequence[ReleasedAnswer], task: Task, counted: _AnswerCounts) -> dict[str, list[int]]:
     """The answers of each modality; those to a truth without a box are none of VG's."""
     found: dict[str, list[int]] = {}
     columns = by_column(counted.columns, counted.counts)
@@ -210,21 +210,21 @@ def _places(rows: Sequence[Answered], task: Task, counted: _Counted) -> dict[str
     return found
 
 
-def _mean(counted: _Counted, places: Mapping[str, Sequence[int]]) -> float:
+def _mean(counted: _AnswerCounts, places: Mapping[str, Sequence[int]]) -> float:
     return mean_over_modalities(float(counted.score(counted.summed(own))) for own in places.values())
 
 
-def _counted(rows: Sequence[Answered], task: Task, scorer: CaptionScorer) -> _Counted:
+def _counted(rows: Sequence[ReleasedAnswer], task: Task, scorer: CaptionScorer) -> _AnswerCounts:
     if task is Task.MIA:
         return _caption_counts(rows, scorer)
     return _spice_counts(rows, scorer) if task is Task.RC else _hit_counts(rows, task)
 
 
-def _hit_counts(rows: Sequence[Answered], task: Task) -> _Counted:
+def _hit_counts(rows: Sequence[ReleasedAnswer], task: Task) -> _AnswerCounts:
     find = grounding if task is Task.VG else classification
     hits = [next(iter(find([row]).values()), Hits(0, 0)) for row in rows]
     counts = np.array([[h.hits, h.total] for h in hits], dtype=np.float64).reshape(len(rows), len(_HIT_COLUMNS))
-    return _Counted(counts, _HIT_COLUMNS, lambda sums: _divided(sums["hits"], sums["items"]))
+    return _AnswerCounts(counts, _HIT_COLUMNS, lambda sums: _divided(sums["hits"], sums["items"]))
 
 
 def _divided(part: Counts, whole: Counts) -> Counts:
@@ -232,19 +232,19 @@ def _divided(part: Counts, whole: Counts) -> Counts:
         return np.asarray(part / whole)
 
 
-def _caption_counts(rows: Sequence[Answered], scorer: CaptionScorer) -> _Counted:
+def _caption_counts(rows: Sequence[ReleasedAnswer], scorer: CaptionScorer) -> _AnswerCounts:
     counts = scorer.counts([_caption(row) for row in rows])
-    return _Counted(counts, COLUMNS, lambda sums: caption_figures(sums)["mBMR"])
+    return _AnswerCounts(counts, COLUMNS, lambda sums: caption_figures(sums)["mBMR"])
 
 
-def _caption(row: Answered) -> Caption:
+def _caption(row: ReleasedAnswer) -> Caption:
     return Caption(clean(row.response), (row.annotation,))
 
 
 def _shares(
-    rows: Sequence[Answered],
+    rows: Sequence[ReleasedAnswer],
     task: Task,
-    counted: _Counted,
+    counted: _AnswerCounts,
     places: Mapping[str, Sequence[int]],
     scorer: CaptionScorer,
 ) -> dict[str, Share]:
@@ -263,28 +263,28 @@ def _shares(
     return shares
 
 
-def _spice_counts(rows: Sequence[Answered], scorer: CaptionScorer) -> _Counted:
+def _spice_counts(rows: Sequence[ReleasedAnswer], scorer: CaptionScorer) -> _AnswerCounts:
     """Raises NotComputed where SPICE cannot run, naming the row that it fails on."""
     try:
         counts = spice_counts([_caption(row) for row in rows], scorer)
     except FailedPair as failed:
         raise NotComputed(f"prediction {rows[failed.place].id}: {failed}") from None
-    return _Counted(counts, SPICE_COLUMNS, lambda sums: _divided(sums["F-score"], sums["answers"]))
+    return _AnswerCounts(counts, SPICE_COLUMNS, lambda sums: _divided(sums["F-score"], sums["answers"]))
 
 
-def _without(rows: Sequence[Answered], task: Task, metric: str, why: str) -> Outcome:
+def _without(rows: Sequence[ReleasedAnswer], task: Task, metric: str, why: str) -> Outcome:
     shares = {m: Share(n, None) for m, n in _totals(rows).items()}
     return Outcome("official", task, metric, None, shares, {}, _unparsed(rows, task), why=why, answers=len(rows))
 
 
-def _totals(rows: Sequence[Answered]) -> dict[str, int]:
+def _totals(rows: Sequence[ReleasedAnswer]) -> dict[str, int]:
     found: dict[str, int] = {}
     for row in rows:
         found[row.modality] = found.get(row.modality, 0) + 1
     return found
 
 
-def _unparsed(rows: Sequence[Answered], task: Task) -> int:
+def _unparsed(rows: Sequence[ReleasedAnswer], task: Task) -> int:
     """Answers to VG in which the scripts find no box, where the truth has one."""
     if task is not Task.VG:
         return 0
@@ -292,7 +292,7 @@ def _unparsed(rows: Sequence[Answered], task: Task) -> int:
 
 
 def _interval(
-    rows: Sequence[Answered], counted: _Counted, places: Mapping[str, Sequence[int]], replicates: int
+    rows: Sequence[ReleasedAnswer], counted: _AnswerCounts, places: Mapping[str, Sequence[int]], replicates: int
 ) -> tuple[float, float] | None:
     """95 %, x100: images are drawn, with all their answers, and the mean over modalities with items is taken anew."""
     if replicates < 2:

@@ -2,7 +2,7 @@
 samples with predictions for the strict scores.
 
 The file name of the image, up to its first "_", is the modality. Nothing is skipped: a row that cannot be used is a
-`Problem` that names file, row, id and field.
+`RowError` that names file, row, id and field.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from clinkd.data.codecs import Codec
 from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.rows import Entry, Fault, Problem, Row, faulty, json_rows, short
+from clinkd.data.readers.rows import FieldError, RowError, RowResult, SourceRow, faulty, json_rows, short
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.scoring.official import Answered
+from clinkd.scoring.official import ReleasedAnswer
 from clinkd.storage import replacing
 
 QUARANTINE = "quarantine"  # as the data room marks what it sets aside
@@ -31,10 +31,10 @@ _ENDS = ("<|im_end|>", "<|endoftext|>")
 _SPECIAL = re.compile(r"<\|(?!box_|object_ref_)\w+\|>|</?s>|<(?:unk|pad|eos|bos)>")
 
 
-class Line(NamedTuple):
+class ReleasedRow(NamedTuple):
     """One good row: the papers' fields, the question, and the place in the file."""
 
-    answered: Answered
+    answered: ReleasedAnswer
     question: str
     number: int
     raw: Any
@@ -45,15 +45,15 @@ class Lines:
     """A file of answers: its good rows, and what is wrong with the others."""
 
     file: Path
-    good: Sequence[Line]
-    bad: Sequence[tuple[Problem, Any]]
+    good: Sequence[ReleasedRow]
+    bad: Sequence[tuple[RowError, Any]]
 
     @property
-    def rows(self) -> list[Answered]:
+    def rows(self) -> list[ReleasedAnswer]:
         """For the scripts."""
         return [line.answered for line in self.good]
 
-    def without(self, faults: Iterable[tuple[Line, Fault]]) -> Lines:
+    def without(self, faults: Iterable[tuple[ReleasedRow, FieldError]]) -> Lines:
         """Those rows set among the bad ones."""
         wrong = {line.number: _problem(self.file, line, fault) for line, fault in faults}
         bad = [*self.bad, *((wrong[line.number], line.raw) for line in self.good if line.number in wrong)]
@@ -76,46 +76,48 @@ class Lines:
         return len(self.bad)
 
 
-def _problem(file: Path, line: Line, fault: Fault) -> Problem:
-    return Problem(str(file), line.number, short(line.answered.id or "?"), fault.field, short(fault.value), fault.why)
+def _problem(file: Path, line: ReleasedRow, fault: FieldError) -> RowError:
+    return RowError(str(file), line.number, short(line.answered.id or "?"), fault.field, short(fault.value), fault.why)
 
 
 def read_lines(file: Path) -> Lines:
     """The rows of JSON lines or of a JSON list. Raises BadInput where the file is absent, empty or neither."""
-    good: list[Line] = []
-    bad: list[tuple[Problem, Any]] = []
+    good: list[ReleasedRow] = []
+    bad: list[tuple[RowError, Any]] = []
     for row in json_rows(file):
-        entry = row if isinstance(row, Entry) else None
-        if isinstance(row, Row):
+        entry = row if isinstance(row, RowResult) else None
+        if isinstance(row, SourceRow):
             try:
                 good.append(_line(row))
                 continue
-            except Fault as fault:
+            except FieldError as fault:
                 entry = faulty(row.file, row.number, fault, row.raw, row.value)
         assert entry and entry.problem
         bad.append((entry.problem, entry.raw))
     return Lines(file, good, bad)
 
 
-def _line(row: Row) -> Line:
+def _line(row: SourceRow) -> ReleasedRow:
     value = row.value
     for field in FIELDS:
         if field not in value:
-            raise Fault(field, None, "absent; each row needs image, annotation (the truth) and response (the answer)")
+            raise FieldError(
+                field, None, "absent; each row needs image, annotation (the truth) and response (the answer)"
+            )
         if not isinstance(value[field], str):
-            raise Fault(field, value[field], "text is wanted")
+            raise FieldError(field, value[field], "text is wanted")
     if not value["image"].strip():
-        raise Fault("image", value["image"], "empty; the name of the image tells its modality")
+        raise FieldError("image", value["image"], "empty; the name of the image tells its modality")
     if not value["annotation"].strip():
-        raise Fault("annotation", value["annotation"], "empty; without a truth there is nothing to judge by")
+        raise FieldError("annotation", value["annotation"], "empty; without a truth there is nothing to judge by")
     question = value.get("question") or ""
     if not isinstance(question, str):
-        raise Fault("question", question, "text is wanted")
+        raise FieldError("question", question, "text is wanted")
     name = value.get("id", row.number)
     if not isinstance(name, str | int | float):
-        raise Fault("id", name, "text or a number is wanted")
-    return Line(
-        Answered(str(name), value["image"], value["annotation"], value["response"]), question, row.number, row.raw
+        raise FieldError("id", name, "text or a number is wanted")
+    return ReleasedRow(
+        ReleasedAnswer(str(name), value["image"], value["annotation"], value["response"]), question, row.number, row.raw
     )
 
 
@@ -131,16 +133,18 @@ class Questions(NamedTuple):
     told: Counter[str]
 
 
-def truth_faults(lines: Lines, task: Task, codec: Codec) -> list[tuple[Line, Fault]]:
+def truth_faults(lines: Lines, task: Task, codec: Codec) -> list[tuple[ReleasedRow, FieldError]]:
     """Rows whose truth the declared codec cannot read; strict scores cannot be had of them."""
     return [] if task is not Task.VG else [(ln, fault) for ln in lines.good if (fault := _truth_fault(ln, codec))]
 
 
-def _truth_fault(line: Line, codec: Codec) -> Fault | None:
+def _truth_fault(line: ReleasedRow, codec: Codec) -> FieldError | None:
     unread = _truth(line.answered.annotation, Task.VG, codec).unread
     if not unread:
         return None
-    return Fault("annotation", unread[0], f"no box that --boxes {codec.name} can read; correct it, or declare another")
+    return FieldError(
+        "annotation", unread[0], f"no box that --boxes {codec.name} can read; correct it, or declare another"
+    )
 
 
 def questions(lines: Lines, task: Task, codec: Codec, by: str) -> Questions:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from clinkd.data.readers.annotated import four_numbers
 from clinkd.data.readers.coco import Names
-from clinkd.data.readers.rows import Entry, Fault, Row, faulty, json_rows
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, faulty, json_rows
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
 
 Missing = Literal["refuse", "wrong"]
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluationData:
     """What was asked: samples, where they come from in words, and the ids of a COCO file, where the data is one."""
 
     samples: Sequence[Sample]
@@ -34,14 +34,16 @@ class Asked:
     names: Names | None = None
 
 
-class Found(NamedTuple):
+class MatchedPredictions(NamedTuple):
     """A prediction for each sample, in their order, and what was counted on the way."""
 
     predictions: list[Prediction]
     told: Counter[str]
 
 
-def read_results(file: Path, asked: Asked, missing: Missing = "refuse", least: float = 0.0) -> Found:
+def read_results(
+    file: Path, asked: EvaluationData, missing: Missing = "refuse", least: float = 0.0
+) -> MatchedPredictions:
     """The answers in a file; boxes of COCO results with a score below `least` are left out.
 
     Raises BadInput naming the row that answers nothing that was asked, or is answered twice, and the first question
@@ -68,26 +70,30 @@ def read_results(file: Path, asked: Asked, missing: Missing = "refuse", least: f
         )
     told["questions without an answer, which count as wrong"] += len(left)
     empty = Candidate("", BoxedText(""))
-    return Found([answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in asked.samples], +told)
+    return MatchedPredictions(
+        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in asked.samples], +told
+    )
 
 
-def _good(row: Row | Entry) -> Row:
-    if isinstance(row, Entry):
+def _good(row: SourceRow | RowResult) -> SourceRow:
+    if isinstance(row, RowResult):
         raise BadInput(str(row.problem))
     return row
 
 
-def _read(row: Row, make: Callable[[dict[str, Any]], T]) -> T:
+def _read(row: SourceRow, make: Callable[[dict[str, Any]], T]) -> T:
     """What `make` reads in a row, whose faults name file, row and field."""
     try:
         return make(row.value)
-    except Fault as fault:
+    except FieldError as fault:
         raise BadInput(str(faulty(row.file, row.number, fault, None, row.value).problem)) from None
 
 
-def _once(answers: dict[str, Prediction], row: Row, key: str, prediction: Prediction) -> None:
+def _once(answers: dict[str, Prediction], row: SourceRow, key: str, prediction: Prediction) -> None:
     if prediction.id in answers:
-        fault = Fault(key, row.value.get(key), f"{prediction.id} is answered in another row, too; keep one of them")
+        fault = FieldError(
+            key, row.value.get(key), f"{prediction.id} is answered in another row, too; keep one of them"
+        )
         raise BadInput(str(faulty(row.file, row.number, fault, None, row.value).problem))
     answers[prediction.id] = prediction
 
@@ -95,7 +101,7 @@ def _once(answers: dict[str, Prediction], row: Row, key: str, prediction: Predic
 # ---- predictions as runs write them ---------------------------------------------------------------------------------
 
 
-def _predictions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
+def _predictions(rows: Iterable[SourceRow], asked: EvaluationData) -> dict[str, Prediction]:
     known = {s.id for s in asked.samples}
 
     def read(value: dict[str, Any]) -> Prediction:
@@ -103,9 +109,11 @@ def _predictions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
             made = Prediction.from_json(value)
             made.answer  # noqa: B018 - one of the candidates is chosen
         except (ValueError, IndexError) as error:
-            raise Fault("candidates", value.get("candidates"), f"no prediction ({error}); write it anew") from None
+            raise FieldError("candidates", value.get("candidates"), f"no prediction ({error}); write it anew") from None
         if made.id not in known:
-            raise Fault("id", made.id, f"{asked.what} has no such question; leave it out, or choose another --split")
+            raise FieldError(
+                "id", made.id, f"{asked.what} has no such question; leave it out, or choose another --split"
+            )
         return made
 
     answers: dict[str, Prediction] = {}
@@ -117,7 +125,7 @@ def _predictions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
 # ---- COCO results ---------------------------------------------------------------------------------------------------
 
 
-def _boxes(rows: Iterable[Row], asked: Asked, least: float, told: Counter[str]) -> dict[str, Prediction]:
+def _boxes(rows: Iterable[SourceRow], asked: EvaluationData, least: float, told: Counter[str]) -> dict[str, Prediction]:
     """The boxes of each name in each image, best first, as one answer."""
     if asked.names is None:
         raise BadInput("boxes of COCO results speak of ids: give the COCO annotation file as --data")
@@ -130,7 +138,7 @@ def _boxes(rows: Iterable[Row], asked: Asked, least: float, told: Counter[str]) 
         image, name = names.image(value.get("image_id")), names.category(value.get("category_id"))
         score = value.get("score", 1.0)
         if type(score) not in (int, float) or not -1e9 < score < 1e9:
-            raise Fault("score", score, "a number is wanted")
+            raise FieldError("score", score, "a number is wanted")
         corners = four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
         sample = grounding.get((image, name))
         return sample, float(score), None if sample is None else _clipped(corners, sample.images[0])
@@ -165,7 +173,7 @@ def _boxed(name: str, several: Sequence[tuple[float, Box | None]], by: str) -> P
     return Prediction(name, (Candidate(answer.text, answer, unread=unread),), by=by)
 
 
-def _captions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
+def _captions(rows: Iterable[SourceRow], asked: EvaluationData) -> dict[str, Prediction]:
     """The one question for a caption of each image, which goes by its id, its path, its name, or the id of COCO."""
     known = _captioned(asked.samples)
     answers: dict[str, Prediction] = {}
@@ -173,7 +181,7 @@ def _captions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
     def read(value: dict[str, Any]) -> Prediction:
         image, said = value.get("image_id"), value.get("caption")
         if not isinstance(said, str):
-            raise Fault("caption", said, "text is wanted")
+            raise FieldError("caption", said, "text is wanted")
         own = asked.names.images.get(str(image)) if asked.names else None
         samples = known.get(own or str(image), ())
         if len(samples) != 1:
@@ -181,7 +189,7 @@ def _captions(rows: Iterable[Row], asked: Asked) -> dict[str, Prediction]:
                 f"{asked.what} asks {len(samples)} questions for a caption of this image; give predictions by their id"
             )
             none = f"{asked.what} asks for no caption of such an image; leave it out, or choose another --split"
-            raise Fault("image_id", image, many if samples else none)
+            raise FieldError("image_id", image, many if samples else none)
         text = BoxedText(said.replace(BOX_MARK, " "))
         return Prediction(samples[0], (Candidate(said, text),), by="COCO results")
 

@@ -15,7 +15,7 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.captions import CaptionScorer, NotComputed, Sums, by_column
-from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Item, Measure, Rules, measures, stand_ins
+from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Measure, Rules, SampleAnswer, measures, stand_ins
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 _RIVALS = ("random", "agreement")  # scorers that stand beside every other one, by the name they go by in the record
@@ -23,7 +23,7 @@ _BY = "by "
 _CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """Figures of one measure for one key (a modality, a source) or for the mean over keys; 0..1."""
 
     values: Counts  # [F]
@@ -51,7 +51,7 @@ class Gain(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Apart:
+class PairedDifference:
     """One row beside another under one metric, where both have an answer: for each of K keys (a modality, a source),
     and last for the mean over them. Figures are 0..1, NaN where there is nothing to divide by."""
 
@@ -78,7 +78,7 @@ class Apart:
 
 
 class _OneKey(NamedTuple):
-    """Of one key of an `Apart`: both figures, 0..1, and the interval of their difference, x100."""
+    """Of one key of an `PairedDifference`: both figures, 0..1, and the interval of their difference, x100."""
 
     ours: float
     theirs: float
@@ -91,7 +91,7 @@ def is_choice(row: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _ScoreRow:
     """The counted answers of one row under one measure, for one task."""
 
     row: str
@@ -117,11 +117,11 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredAnswers:
     """All answers, counted once; tables by modality and by source are sums of it."""
 
     samples: Sequence[Sample]
-    rows: tuple[_Row, ...]
+    rows: tuple[_ScoreRow, ...]
     replicates: int
 
     def scores(self) -> list[Score]:
@@ -218,13 +218,13 @@ class Judged:
         found = (m for m in stand_ins(task) if (row := self._found(MODEL, task, m)) and row.judged)
         return next(found, None)
 
-    def _found(self, row: str, task: Task, metric: str) -> _Row | None:
+    def _found(self, row: str, task: Task, metric: str) -> _ScoreRow | None:
         mine = (r for r in self.rows if (r.row, r.task) == (row, task) and metric in r.measure.metrics)
         return next((r for r in mine if r.counts is not None), None)
 
     def apart(
         self, task: Task, metric: str, row: str, other: str, keys: Sequence[str], exchanges: int = 0
-    ) -> Apart | None:
+    ) -> PairedDifference | None:
         """`row` beside `other`, by the key of each sample; None where either was not computed, or nothing is shared.
 
         `exchanges`: how often the two change places in half of the groups, drawn at random: were they alike, each such
@@ -251,7 +251,7 @@ class Judged:
         kept = np.append(there, True)
         answers = sums[0][:, JUDGED].astype(int)
         exchanged = self._exchanged(ours, theirs, codes, exchanges, figures) if exchanges else None
-        return Apart(
+        return PairedDifference(
             keys=(*(n for n, t in zip(names, there, strict=True) if t), None),
             answers=(*answers[there].tolist(), int(answers.sum())),
             ours=figures(sums[0])[kept],
@@ -261,7 +261,12 @@ class Judged:
         )
 
     def _exchanged(
-        self, ours: _Row, theirs: _Row, codes: NDArray[np.intp], exchanges: int, figures: Callable[[Counts], Counts]
+        self,
+        ours: _ScoreRow,
+        theirs: _ScoreRow,
+        codes: NDArray[np.intp],
+        exchanges: int,
+        figures: Callable[[Counts], Counts],
     ) -> Counts:
         assert ours.counts is not None and theirs.counts is not None
         groups, weights = self._drawn(ours.task, ours.places)
@@ -280,7 +285,7 @@ class Judged:
             found.append(figures(mine) - figures(whole - mine))
         return np.concatenate(found)
 
-    def _figures(self, row: _Row, keys: Sequence[str], drawn: Counts | None) -> dict[str | None, Figure]:
+    def _figures(self, row: _ScoreRow, keys: Sequence[str], drawn: Counts | None) -> dict[str | None, Estimate]:
         """Figures of each key with answers, in the order of first sight; under None the mean over those keys.
 
         Their intervals are those of the replicates `drawn`, as of `_replicated`.
@@ -291,12 +296,12 @@ class Judged:
         sums = _summed(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
         intervals = None if drawn is None else _percentiles(drawn)
-        found: dict[str | None, Figure] = {}
+        found: dict[str | None, Estimate] = {}
         for i, name in enumerate(names):
             if sums[i, JUDGED]:
-                found[name] = Figure(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
+                found[name] = Estimate(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
         if found:
-            found[None] = Figure(
+            found[None] = Estimate(
                 _mean(values, 0), int(sums[:, JUDGED].sum()), None if intervals is None else intervals[-1]
             )
         return found
@@ -308,7 +313,7 @@ class Judged:
         drawn = {r.key: self._replicated(r, modalities) for r in self.rows if r.has_interval}
         return {key: replicates for key, replicates in drawn.items() if replicates is not None}
 
-    def _replicated(self, row: _Row, keys: Sequence[str]) -> Counts | None:
+    def _replicated(self, row: _ScoreRow, keys: Sequence[str]) -> Counts | None:
         """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys; groups are drawn, not answers.
         None where too few replicates are wanted for an interval."""
         if self.replicates < 2:
@@ -357,8 +362,8 @@ def score(
     lexicon: Lexicon,
     config: EvaluateConfig,
 ) -> list[Score]:
-    """Strict scores of every row, x100. `judge` with one more table is `judge(...).by_source()`."""
-    return judge(samples, predictions, twins, lexicon, config).scores()
+    """Strict scores of every row, x100, as `score_predictions` gives them."""
+    return score_predictions(samples, predictions, twins, lexicon, config).scores()
 
 
 def score_by_source(
@@ -369,17 +374,17 @@ def score_by_source(
     config: EvaluateConfig,
 ) -> Table:
     """The headline of each task by `Sample.source`, beside its best blind twin."""
-    return judge(samples, predictions, twins, lexicon, config).by_source()
+    return score_predictions(samples, predictions, twins, lexicon, config).by_source()
 
 
-def judge(
+def score_predictions(
     samples: Sequence[Sample],
     predictions: Iterable[Prediction],
     twins: Mapping[str, Iterable[Prediction]],
     lexicon: Lexicon,
     config: EvaluateConfig,
     captions: CaptionScorer | None = None,
-) -> Judged:
+) -> ScoredAnswers:
     """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows, or
     belong to `captions`.
 
@@ -402,7 +407,7 @@ def judge(
     with CaptionScorer.opened(captions) as scorer:
         rules = Rules(config.iou, lexicon, scorer)
         counted = (_counted(measure, items, picks, candidates, rules) for measure in measures(config.spice))
-        return Judged(samples, tuple(row for rows in counted for row in rows), config.replicates)
+        return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), config.replicates)
 
 
 class _Items:
@@ -410,7 +415,7 @@ class _Items:
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
-        self.items: list[Item] = []
+        self.items: list[SampleAnswer] = []
         self._places: dict[object, int] = {}
 
     def place(self, sample: int, prediction: Prediction, candidate: int) -> int:
@@ -419,7 +424,7 @@ class _Items:
         key = (sample, answer.answer, answer.unread, answer.truncated)
         if key not in self._places:
             self._places[key] = len(self.items)
-            self.items.append(Item(self.samples[sample], answer))
+            self.items.append(SampleAnswer(self.samples[sample], answer))
         return self._places[key]
 
 
@@ -441,7 +446,7 @@ def _counted(
     picks: Mapping[str, dict[int, int]],
     candidates: Mapping[int, list[int]],
     rules: Rules,
-) -> Iterator[_Row]:
+) -> Iterator[_ScoreRow]:
     """The rows of one measure, by task."""
     places = [k for k, item in enumerate(items.items) if item.sample.task in measure.tasks]
     if not places:
@@ -459,7 +464,7 @@ def _counted(
             of_task = [i for i in chosen if items.samples[i].task is task]
             if of_task:
                 own = None if counts is None else counts[[chosen[i] for i in of_task]]
-                yield _Row(name, task, measure, np.array(of_task), own, why)
+                yield _ScoreRow(name, task, measure, np.array(of_task), own, why)
 
 
 def _by_place(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
@@ -497,7 +502,7 @@ def _best(
     return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
 
 
-def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
+def _as_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list[Score]:
     found = []
     for key, figure in figures.items():
         modality = None if key is None else Modality(key)
@@ -511,27 +516,29 @@ def _as_scores(row: _Row, figures: Mapping[str | None, Figure]) -> list[Score]:
     return found
 
 
-def _not_computed(row: _Row, metrics: Sequence[str], why: str | None, modalities: Sequence[Modality]) -> list[Score]:
+def _not_computed(
+    row: _ScoreRow, metrics: Sequence[str], why: str | None, modalities: Sequence[Modality]
+) -> list[Score]:
     counts: Counter[Modality | None] = Counter(modalities[p] for p in row.places)
     counts[None] = len(row.places)
     return [Score(row.row, row.task, metric, m, None, n, why) for metric in metrics for m, n in counts.items()]
 
 
-def _only(row: _Row, places: NDArray[np.intp]) -> _Row:
+def _only(row: _ScoreRow, places: NDArray[np.intp]) -> _ScoreRow:
     """The row's answers to these samples."""
     assert row.counts is not None
     kept = np.isin(row.places, places)
     return replace(row, places=row.places[kept], counts=row.counts[kept])
 
 
-def _coded(row: _Row, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
+def _coded(row: _ScoreRow, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
     """The key of each answer [N] as a number, and the keys by their numbers, in the order of first sight."""
     names = list(dict.fromkeys(keys[p] for p in row.places))
     code = {name: i for i, name in enumerate(names)}
     return np.array([code[keys[p]] for p in row.places]), names
 
 
-def _summed(row: _Row, codes: NDArray[np.intp], names: Sequence[str]) -> Counts:
+def _summed(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -> Counts:
     """[K, C] counts of the answers of each key."""
     assert row.counts is not None
     sums = np.zeros((len(names), row.counts.shape[1]))

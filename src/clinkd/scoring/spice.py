@@ -50,7 +50,7 @@ class FailedPair(NotComputed):
         self.place, self.what = place, what
 
 
-class _Broken(Exception):
+class _BatchError(Exception):
     """A batch came to nothing: the reason, and the pair, where it is of one alone."""
 
     def __init__(self, reason: str, pair: Caption | None = None) -> None:
@@ -58,7 +58,7 @@ class _Broken(Exception):
         self.pair = pair
 
 
-class _Crashed(_Broken):
+class _Crashed(_BatchError):
     """A batch came to nothing, since the program ended by a fault."""
 
 
@@ -73,7 +73,7 @@ def spice_counts(captions: Sequence[Caption], scorer: CaptionScorer) -> Counts:
     program = ready()
     spoken = scorer.tokenized(captions, program.java)
     unique = list(dict.fromkeys(spoken))
-    store = Store(scorer.spice_file or scores_file(), jars.version())
+    store = SpiceCache(scorer.spice_file or scores_file(), jars.version())
     scores = store.read(unique)
     todo = [c for c in unique if c not in scores]
     if todo:
@@ -81,14 +81,14 @@ def spice_counts(captions: Sequence[Caption], scorer: CaptionScorer) -> Counts:
             tempfile.TemporaryDirectory(prefix="clinkd-spice-") as parses,
             progress(len(unique), "SPICE", "pair", done=len(scores)) as advance,
         ):
-            reader = _Reader(program, Path(parses))
+            reader = _BatchScorer(program, Path(parses))
             try:
                 for batch in _batches(todo):
                     for part, found in _scored(reader, batch):
                         store.write(part, found)
                         scores |= zip(part, found, strict=True)
                         advance(len(part))
-            except _Broken as broken:
+            except _BatchError as broken:
                 assert broken.pair
                 raise FailedPair(spoken.index(broken.pair), str(broken)) from None
     return np.array([[1.0, scores[c]] for c in spoken])
@@ -104,14 +104,14 @@ def scores_file() -> Path:
     return cache_folder() / "spice" / "scores.sqlite"
 
 
-def _scored(reader: _Reader, batch: Sequence[Caption]) -> Iterator[tuple[Sequence[Caption], list[float]]]:
+def _scored(reader: _BatchScorer, batch: Sequence[Caption]) -> Iterator[tuple[Sequence[Caption], list[float]]]:
     """The batch with its scores, in so few parts as it can be done in. Raises _Broken naming a pair."""
     try:
         found = reader.score(batch)
-    except _Broken as reason:
+    except _BatchError as reason:
         if len(batch) == 1:
             words = ", ".join(str(len(text.split())) for text in _texts(batch[0]))
-            raise _Broken(f"{reason}, given one pair alone (texts of {words} words)", batch[0]) from None
+            raise _BatchError(f"{reason}, given one pair alone (texts of {words} words)", batch[0]) from None
         middle = len(batch) // 2
         yield from _scored(reader, batch[:middle])
         yield from _scored(reader, batch[middle:])
@@ -155,7 +155,7 @@ def _heap_mb() -> int:
     return heap
 
 
-class _Reader:
+class _BatchScorer:
     """Scores batches; what SPICE parsed is kept in the folder `parses` meanwhile.
 
     SPICE parses each text that it has not kept, so also one that stands in a batch many times. Therefore the texts of
@@ -208,7 +208,7 @@ class Program(NamedTuple):
                 found = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in json.loads(told.read_bytes())}
                 return [found[i] for i in range(len(batch))]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise _Broken(f"left no scores that can be read ({type(error).__name__}: {error})") from None
+                raise _BatchError(f"left no scores that can be read ({type(error).__name__}: {error})") from None
 
     def _java(self, temp: Path) -> list[str]:
         # A sentence that finds no memory must not be passed over: Java ends at once.
@@ -221,11 +221,11 @@ class Program(NamedTuple):
                 command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
             )
         except subprocess.TimeoutExpired:
-            raise _Broken(f"did not end within {patience:.0f} s") from None
+            raise _BatchError(f"did not end within {patience:.0f} s") from None
         except OSError as error:
             raise NotComputed(f"SPICE did not start ({error})") from error
         if done.returncode == OUT_OF_MEMORY:
-            raise _Broken(f"found too little memory in a heap of {self.heap_mb} MB (it takes {MOST_MB} where free)")
+            raise _BatchError(f"found too little memory in a heap of {self.heap_mb} MB (it takes {MOST_MB} where free)")
         if done.returncode:
             raise _Crashed(f"ended with status {done.returncode} ({_last_words(done.stderr)})")
 
@@ -249,7 +249,7 @@ def _last_words(stderr: bytes) -> str:
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 
 
-class Store:
+class SpiceCache:
     """Scores by a hash of the pair and of the jars, in a file (sqlite) that several processes may write to. No text.
 
     It only saves time: where it cannot be read or written to, everything is worked out anew.

@@ -26,7 +26,7 @@ from clinkd.serving.asking import WORDINGS, CompletedRequest, RequestHandler, bo
 from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
 from clinkd.version import __version__
-from clinkd.workflows.review import Review, Reviewed
+from clinkd.workflows.review import Review, ReviewedAnswer
 
 PAGE = Path(__file__).parent / "page"
 PAGE_SECONDS = 0.3  # in which a page that is waiting is shown: while torch is imported, all else stands still
@@ -371,7 +371,7 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         return _correction_reply(await asyncio.to_thread(work))
 
 
-def _correction_reply(reviewed: Reviewed) -> schemas.CorrectionReply:
+def _correction_reply(reviewed: ReviewedAnswer) -> schemas.CorrectionReply:
     correction, sample, decided = reviewed.correction, reviewed.sample, reviewed.decided
     same = ("id", "round", "before", "truth", "after", "by", "reasons", "rejected")
     return schemas.CorrectionReply.model_validate(

@@ -25,7 +25,7 @@ from clinkd.records import BadInput, Box
 from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
-    from clinkd.data.images.limits import Limits as FileLimits
+    from clinkd.data.images.limits import FileLimits as FileLimits
 
 TURN = 200  # files that one process opens
 _REPLY_BYTES = 1 << 30

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, find
+from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, find_run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.limits import ServerLimits
@@ -96,7 +96,7 @@ def _run_of(wanted: str | None, runs: Path) -> Run | None:
     is_model = folder and (folder / "config.json").is_file() and not (folder / RUN_RECORD).is_file()
     if is_model and wanted and not (runs / wanted / RUN_RECORD).is_file():
         return None
-    run = find(wanted, runs)
+    run = find_run(wanted, runs)
     run.stage(run.last_trained)  # told here, and not by the model's thread
     return run
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from clinkd.model.encode import Batch, rows_of, template_identity
 from clinkd.model.flops import logits
 from clinkd.model.vlm import VisionLanguageModel
-from clinkd.objectives import Samples, States
+from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Advance, sha256_file
 from clinkd.training.teachers import Learner, LiveTeacher
@@ -167,7 +167,7 @@ def _thought(tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: 
 
 
 @torch.no_grad()
-def drawn(goal: States, spans: Sequence[tuple[str, int]], identity: Identity) -> dict[str, Tensor]:
+def drawn(goal: HiddenStateTargets, spans: Sequence[tuple[str, int]], identity: Identity) -> dict[str, Tensor]:
     """entries_M, counts_M, kept_N and entropy_N of draws from softmax(logits / T).
 
     Each of the K draws comes from a K-th of its own of the distribution (stratified, by the inverse of the cumulative
@@ -223,7 +223,7 @@ def _narrow(most: int) -> torch.dtype:
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-class _Place(NamedTuple):
+class _StoredSlice(NamedTuple):
     """Where a sample's tokens and entries stand."""
 
     file: str
@@ -241,11 +241,11 @@ class StoredTeacher:
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.store = tensor_store(folder, identity)
         self.folder, self.identity = folder, identity
-        self.places: dict[str, _Place] = {}
+        self.places: dict[str, _StoredSlice] = {}
         for file, items in self.store.opened().items():
             token = entry = 0
             for name, tokens, entries in items:
-                self.places[name] = _Place(file, slice(token, token + tokens), slice(entry, entry + entries))
+                self.places[name] = _StoredSlice(file, slice(token, token + tokens), slice(entry, entry + entries))
                 token, entry = token + tokens, entry + entries
         self.files: dict[str, Any] = {}
         self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
@@ -258,7 +258,7 @@ class StoredTeacher:
         """No: it looks at nothing any more."""
         return False
 
-    def goal(self, batch: Batch, seen: Any = None) -> States | Samples:
+    def goal(self, batch: Batch, seen: Any = None) -> HiddenStateTargets | SampledTargets:
         """What the teacher thinks at the batch's answer tokens, on the batch's device.
 
         Raises BadInput naming a sample that is not in the store, or that has another number of answer tokens there.
@@ -267,7 +267,7 @@ class StoredTeacher:
         device = batch.labels_N.device
         if self.head_VG is not None:
             self.head_VG = self.head_VG.to(device)
-            return States(self._read("hidden_NG", places).to(device), self.head_VG)
+            return HiddenStateTargets(self._read("hidden_NG", places).to(device), self.head_VG)
         assert self.identity.draws
         kept_N, entropy_N = self._read("kept_N", places), self._read("entropy_N", places)
         held_NK = torch.arange(int(kept_N.max())) < kept_N[:, None]
@@ -275,9 +275,9 @@ class StoredTeacher:
         shares_NK = torch.zeros_like(held_NK, dtype=torch.float32)  # 0 where a token has fewer entries than others
         entries_NK[held_NK] = self._read("entries_M", places).long()
         shares_NK[held_NK] = self._read("counts_M", places).float() / self.identity.draws
-        return Samples(entries_NK.to(device), shares_NK.to(device), entropy_N.to(device))
+        return SampledTargets(entries_NK.to(device), shares_NK.to(device), entropy_N.to(device))
 
-    def _place(self, sample: str, tokens: int) -> _Place:
+    def _place(self, sample: str, tokens: int) -> _StoredSlice:
         place = self.places.get(sample)
         if place is None:
             raise BadInput(f"{self.folder}: sample {sample} is not in the stored teacher; store it for these samples")
@@ -289,7 +289,7 @@ class StoredTeacher:
             )
         return place
 
-    def _read(self, name: str, places: Sequence[_Place]) -> Tensor:
+    def _read(self, name: str, places: Sequence[_StoredSlice]) -> Tensor:
         by_entry = name.endswith("_M")
         rows = [self._file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
         return torch.cat(rows)

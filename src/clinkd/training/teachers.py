@@ -7,18 +7,18 @@ from typing import Any, Protocol
 import torch
 
 from clinkd.model.encode import Batch
-from clinkd.model.vision import Sight
+from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel
-from clinkd.objectives import Samples, States
+from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput
 
-Learner = VisionLanguageModel | Sight
+Learner = VisionLanguageModel | VisionPretrainer
 
 
 class Teacher(Protocol):
     """Gives the targets of a distillation."""
 
-    def goal(self, batch: Batch, seen: Any = None) -> States | Samples:
+    def goal(self, batch: Batch, seen: Any = None) -> HiddenStateTargets | SampledTargets:
         """Targets at the batch's answer tokens. `seen`: the features of its images, where `sees_as` allows them."""
         ...
 
@@ -38,14 +38,14 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def goal(self, batch: Batch, seen: Any = None) -> States:
+    def goal(self, batch: Batch, seen: Any = None) -> HiddenStateTargets:
         """Raises BadInput where the batch has stored features only, which are another model's."""
         if seen is None and batch.seen_FH is not None:
             raise BadInput(
                 "model.sight=stored: the teacher's tower or merger is not the student's, whose features were stored; "
                 "set model.sight=live"
             )
-        return States(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
+        return HiddenStateTargets(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
 
     def sees_as(self, model: Learner) -> bool:
         """Whether tower and merger of both are equal and frozen."""

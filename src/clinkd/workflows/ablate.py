@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import RunConfig
-from clinkd.experiments import ROWS, SWEEPS, Row
+from clinkd.experiments import ROWS, SWEEPS, AblationRow
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
@@ -23,22 +23,22 @@ from clinkd.reporting.report import NOTICE
 from clinkd.reporting.tables import to_markdown
 from clinkd.settings import override
 from clinkd.storage import naming_full_disk, write_atomic, write_json
-from clinkd.workflows.compare import Judgeable, cases, page_sections
+from clinkd.workflows.compare import ComparedFolder, cases, page_sections
 
 STUDENT, TUTOR = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """What an ablation is made of: rows by name (those of a sweep among them), titled groups of them, and seeds."""
 
     base: RunConfig
-    rows: Mapping[str, Row]
+    rows: Mapping[str, AblationRow]
     groups: Mapping[str, tuple[str, ...]]
     seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, base: RunConfig, rows: Sequence[str], sweeps: Sequence[str], seeds: Sequence[int]) -> Plan:
+    def of(cls, base: RunConfig, rows: Sequence[str], sweeps: Sequence[str], seeds: Sequence[int]) -> AblationPlan:
         """Raises BadInput for an unknown row or sweep, one that this run cannot have, and a seed given twice."""
         _demand_known("--rows", rows, ROWS)
         _demand_known("--sweep", sweeps, SWEEPS)
@@ -84,7 +84,7 @@ def _demand_known(flag: str, names: Sequence[str], among: Iterable[str]) -> None
                            f"{', '.join(among)}")  # fmt: skip
 
 
-def _swept(name: str, base: RunConfig) -> dict[str, Row]:
+def _swept(name: str, base: RunConfig) -> dict[str, AblationRow]:
     """A row for each value of a sweep, told against the value that the run itself has."""
     sweep = SWEEPS[name]
     own = reduce(getattr, sweep.knob.split("."), ROWS[sweep.row].make(base))
@@ -95,7 +95,7 @@ def _swept(name: str, base: RunConfig) -> dict[str, Row]:
         return override(ROWS[sweep.row].make(of), [f"{sweep.knob}={value}"])
 
     return {
-        f"{name}-{value}": Row(
+        f"{name}-{value}": AblationRow(
             f"{sweep.knob} {value}",
             ROWS[sweep.row].title,
             partial(make, value),
@@ -108,7 +108,7 @@ def _swept(name: str, base: RunConfig) -> dict[str, Row]:
 # -- making -----------------------------------------------------------------------------------------------------------
 
 
-def ablate(plan: Plan, runs: Path, workers: int, say: Callable[[str], object] = print) -> Ablation:
+def ablate(plan: AblationPlan, runs: Path, workers: int, say: Callable[[str], object] = print) -> Ablation:
     """Make every run that is not done, `workers` at a time, then the tables, the page, and JSON beside them.
 
     Stages are shared between rows as between any runs. A run that fails is named, and the others go on. With several
@@ -181,7 +181,9 @@ def _run_apart(config: RunConfig, runs: Path) -> str | None:
 # -- telling ----------------------------------------------------------------------------------------------------------
 
 
-def _told(plan: Plan, found: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path) -> Ablation:
+def _told(
+    plan: AblationPlan, found: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
+) -> Ablation:
     grid = Grid(plan.rows, [_finished(row, seed, run) for (row, seed), run in found.items()])
     tables = ablation_tables(grid, plan.groups)
     with naming_full_disk(folder):
@@ -210,9 +212,11 @@ def _finished(row: str, seed: int, run: Run) -> Finished:
     return Finished(row, seed, read_scores(run.stage("score")), steps, passes)
 
 
-def _page(plan: Plan, found: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]) -> str:
+def _page(
+    plan: AblationPlan, found: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]
+) -> str:
     first = {row.title: run for name, row in plan.rows.items() if (run := found.get((name, plan.seeds[0])))}  # its seed
-    beside = cases({title: Judgeable.of_run(run) for title, run in first.items()})
+    beside = cases({title: ComparedFolder.of_run(run) for title, run in first.items()})
     sections = page_sections("Rows and changes", tables, beside, "each row")
     if failed:
         sections.append(viewer.section("Runs that failed", [viewer.note([f"{n}: {w}" for n, w in failed.items()])]))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from clinkd import data
 from clinkd.config import AnswerConfig, ChatConfig, RunConfig
-from clinkd.data.codecs import Codec, codec
+from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.readers.coco import Names
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.correcting import JOURNAL, pictures, risk_of_pixels, scrubbers
@@ -24,17 +24,17 @@ from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import NANO, Chat, Journal, spelled
 from clinkd.scoring import released
-from clinkd.scoring.official import Answered, respelled
+from clinkd.scoring.official import ReleasedAnswer, respelled
 from clinkd.scoring.outcome import Mode
-from clinkd.scoring.results import Asked, Missing, read_results
+from clinkd.scoring.results import EvaluationData, Missing, read_results
 from clinkd.settings import override
 from clinkd.storage import read_json, write_json
-from clinkd.workflows.correct import Leaving
+from clinkd.workflows.correct import OutgoingPreview
 
 ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to what
 FILES_OF_COCO = "coco"
 _NO_WORDS = Lexicon(())
-_SPELLED = codec("qwen-vl")  # what the papers' scripts read
+_SPELLED = make_codec("qwen-vl")  # what the papers' scripts read
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Answers:
     source: Mapping[str, Any]
     samples: Sequence[Sample]
     predictions: Sequence[Prediction]
-    rows: Mapping[str, Answered]
+    rows: Mapping[str, ReleasedAnswer]
     lexicon: Lexicon = _NO_WORDS
     train: Sequence[Sample] = ()
     root: Path | None = None
@@ -84,7 +84,7 @@ class TestSet:
         )  # fmt: skip
 
 
-def rows_of(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, Answered]:
+def rows_of(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, ReleasedAnswer]:
     """By sample, the answers as lines of the papers' files; one prediction for each sample, in its order."""
     return {s.id: _as_row(s, p) for s, p in zip(samples, predictions, strict=True)}
 
@@ -113,7 +113,7 @@ def sha256_of(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()
 
 
-def _as_row(sample: Sample, prediction: Prediction) -> Answered:
+def _as_row(sample: Sample, prediction: Prediction) -> ReleasedAnswer:
     """A sample as a line of the papers' files, its boxes spelled as theirs; the unit of the intervals is its group."""
     prefix = "x" if sample.modality is Modality.XRAY else sample.modality.value
     image = f"{prefix}_{sample.group.replace('/', '--')}"
@@ -121,7 +121,7 @@ def _as_row(sample: Sample, prediction: Prediction) -> Answered:
         truth = _SPELLED.encode(sample.answer)
     except BadInput:  # words that hold a box written out
         truth = sample.answer.words
-    return Answered(sample.id, image, truth, respelled(prediction.answer))
+    return ReleasedAnswer(sample.id, image, truth, respelled(prediction.answer))
 
 
 # ---- answers from files ---------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def read_released(
 
 
 def _loose_codec(boxes: str) -> Codec:
-    found = codec(boxes)
+    found = make_codec(boxes)
     if found.needs_size:
         raise BadInput(
             f"--boxes {boxes}: pixels of the resized image, whose size a file of answers does not tell; write boxes as "
@@ -164,8 +164,8 @@ def _loose_codec(boxes: str) -> Codec:
 def read_test_set(source: data.Source, split: Split | Literal["all"] = "test") -> TestSet:
     """The questions of a split of data in any form. Raises BadInput on a bad row, and where the split has none."""
     told: Counter[str] = Counter()
-    source = replace(source, form=source.form or data.detect(source))
-    found = data.demand(source, told)
+    source = replace(source, form=source.form or data.detect_form(source))
+    found = data.read_samples(source, told)
     asked = [s for s in found if split in ("all", s.split)]
     if not asked:
         there = ", ".join(sorted({s.split or "none" for s in found}))
@@ -180,7 +180,7 @@ def read_test_set(source: data.Source, split: Split | Literal["all"] = "test") -
 
 def read_answers(file: Path, test: TestSet, missing: Missing, least: float, system: str | None) -> Answers:
     """Answers to a test set from a file, as runs write them or as COCO results."""
-    found = read_results(file, Asked(test.samples, test.what, test.names), missing, least)
+    found = read_results(file, EvaluationData(test.samples, test.what, test.names), missing, least)
     test = replace(test, told=test.told + found.told)
     return test.answered(system or file.stem, {"kind": "predictions", "file": file.name}, found.predictions)
 
@@ -274,14 +274,14 @@ def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels |
     return test.answered(system or (name if pixels else f"{name}, blind"), source, found)
 
 
-def leaving(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> Leaving:
+def leaving(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> OutgoingPreview:
     """What would leave this machine, and what it may cost."""
     with _hosted(config, test, runs, pixels) as hosted:
         bodies = [body for s in test.samples if (body := hosted.body(s)) is not None]
         unpaid = hosted.chat.unpaid(bodies)
         most = sum(hosted.chat.most(body) for body in unpaid)
         spent = hosted.chat.journal.ledger().dollars
-    return Leaving(tuple(map(spelled, unpaid)), len(test.samples), most / NANO, spent)
+    return OutgoingPreview(tuple(map(spelled, unpaid)), len(test.samples), most / NANO, spent)
 
 
 @contextmanager

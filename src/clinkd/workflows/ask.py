@@ -15,8 +15,8 @@ from clinkd import data
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.inference import Scorer, judged
-from clinkd.inference.self_consistency import Doubt, doubt
-from clinkd.model.generate import Leading, finished
+from clinkd.inference.self_consistency import SelfConsistency, self_consistency
+from clinkd.model.generate import PartialHypotheses, finished
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
     """
 
     prediction: Prediction
-    doubt: Doubt
+    self_consistency: SelfConsistency
     reordered: bool
     asked_tokens: int
     said_tokens: int
@@ -162,7 +162,7 @@ class Answerer:
         writing = self.model.writing(samples, how, self.config.seed)
         while True:
             try:
-                leading: Leading = next(writing)
+                leading: PartialHypotheses = next(writing)
             except StopIteration as done:
                 return list(done.value)
             yield partial(self.model.drafts, leading, samples)
@@ -192,19 +192,19 @@ class Answerer:
     def _told(self, sample: Sample, prediction: Prediction, trusted: bool) -> Answer:
         lengths = [self.model.length(c) for c in prediction.candidates]
         asked, said = self.model.prompt_length(sample), lengths[prediction.chosen]
-        return Answer(prediction, doubt(prediction, lengths, self.names), trusted, asked, said)
+        return Answer(prediction, self_consistency(prediction, lengths, self.names), trusted, asked, said)
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskResult:
     """The answer to one question, the PNG on which its boxes are drawn, and why the answer is uncertain, if it is."""
 
     prediction: Prediction
     overlay: Path
-    doubt: str | None = None
+    uncertain: str | None = None
 
 
-def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> Asked:
+def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
     """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
     out = overlay or Path(f"{image.stem}-answer.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -216,7 +216,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     chosen = found.prediction.answer.answer
     drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
-    return Asked(found.prediction, out, found.doubt.why)
+    return AskResult(found.prediction, out, found.self_consistency.why)
 
 
 def _demand_words(question: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, about, read_predictions, read_split, told_by
-from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find
+from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find_run
 from clinkd.records import BadInput, Prediction, Sample, Table, Task
 from clinkd.remote import PlainPage
 from clinkd.reporting import viewer
@@ -27,7 +27,7 @@ from clinkd.workflows.answer import answers_of
 
 
 @dataclass(frozen=True)
-class Judgeable:
+class ComparedFolder:
     """Answers and what they are judged by. `root`: of the images, where it is known."""
 
     name: str
@@ -69,7 +69,7 @@ def find_evaluated(wanted: str, runs: Path) -> Run | Path:
     """
     folder = Path(wanted).expanduser()
     is_run = any((f / RUN_RECORD).is_file() for f in (runs / wanted, folder))
-    return folder if (folder / EVALUATION).is_file() and not is_run else find(wanted, runs)
+    return folder if (folder / EVALUATION).is_file() and not is_run else find_run(wanted, runs)
 
 
 def _lexicon_of(samples: Sequence[Sample]) -> Lexicon:
@@ -97,13 +97,13 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
     seeds, comparisons = len(pairs) > 1 and bool(against), []
     with progress(len(pairs), "compare", "pairs") as advance:
         for pair in pairs:
-            one, other = (Judgeable.of(find_evaluated(name, runs)) for name in pair)
+            one, other = (ComparedFolder.of(find_evaluated(name, runs)) for name in pair)
             comparisons.append(_compare_pair(one, other, intervals=not seeds))
             advance(1)
     return [compare_seeds(comparisons)] if seeds else comparisons
 
 
-def _compare_pair(ours: Judgeable, theirs: Judgeable, intervals: bool) -> Comparison:
+def _compare_pair(ours: ComparedFolder, theirs: ComparedFolder, intervals: bool) -> Comparison:
     _demand_same(ours, theirs)
     iou, lexicon = ours.rules.iou, ours.rules.lexicon
     knobs = EvaluateConfig(iou=iou) if intervals else EvaluateConfig(iou=iou, replicates=0)
@@ -112,7 +112,7 @@ def _compare_pair(ours: Judgeable, theirs: Judgeable, intervals: bool) -> Compar
     return compare_answers(ours.samples, mine, others, lexicon, knobs)
 
 
-def _demand_same(ours: Judgeable, theirs: Judgeable) -> None:
+def _demand_same(ours: ComparedFolder, theirs: ComparedFolder) -> None:
     """Raises BadInput where the two were not asked the same."""
     mine, others = ({s.id: (s.question, s.answer) for s in of.samples} for of in (ours, theirs))
     if mine != others:
@@ -146,7 +146,7 @@ def tabulate_systems(
     ]
     tables = system_tables(scored, mode, same_data)
     if page is not None:
-        beside = cases({of.name: of for of in map(Judgeable.of, sources)})
+        beside = cases({of.name: of for of in map(ComparedFolder.of, sources)})
         sections = page_sections("Systems", tables, beside, "each")
         write_atomic(page, viewer.page("ClinKD: systems side by side", sections, notice=NOTICE))
     return scored, tables
@@ -165,7 +165,7 @@ def _system_of_run(run: Run, mode: Mode) -> System:
     test_set = data.path.name if data.path else f"phantoms, seed {run.config.seed}"
     if mode == "strict":
         return System(name, test_set, _results(run.scores()))
-    judged, train = Judgeable.of_run(run), read_split(run.stage("prepare"), "train")
+    judged, train = ComparedFolder.of_run(run), read_split(run.stage("prepare"), "train")
     answers = answers_of(name, test_set, judged.samples, judged.predictions, judged.rules.lexicon, train)
     scored = evaluating.evaluate(answers, ["official"], run.config.evaluate)
     return System(name, test_set, {o.task: Result.from_json(o.to_json()) for o in scored.outcomes})
@@ -179,7 +179,7 @@ def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, Result]:
 # ---- case by case ---------------------------------------------------------------------------------------------------
 
 
-def cases(answered: Mapping[str, Judgeable]) -> viewer.Html | None:
+def cases(answered: Mapping[str, ComparedFolder]) -> viewer.Html | None:
     """The same questions answered by each (the paper's Figure 4); None where fewer than two have answered, where they
     did not answer the same, and where none knows the images."""
     root = next((of.root for of in answered.values() if of.root), None)

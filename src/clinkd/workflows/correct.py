@@ -15,7 +15,15 @@ from clinkd.correction import (
     summary,
     to_do,
 )
-from clinkd.pipeline.correcting import ANSWERS, Desk, corrected, corrector_of, pick_answers, similarity_of, taught
+from clinkd.pipeline.correcting import (
+    ANSWERS,
+    CorrectionContext,
+    corrected,
+    corrector_of,
+    pick_answers,
+    similarity_of,
+    taught,
+)
 from clinkd.pipeline.graph import draft_of
 from clinkd.pipeline.prepared import read_split
 from clinkd.pipeline.runs import Run
@@ -26,7 +34,7 @@ from clinkd.storage import JsonLines, write_lines
 
 
 @dataclass(frozen=True)
-class Corrected:
+class CorrectionFile:
     """Corrections of a round that were made apart from the run, in a file, and counted."""
 
     file: Path
@@ -34,7 +42,7 @@ class Corrected:
 
 
 @dataclass(frozen=True)
-class Leaving:
+class OutgoingPreview:
     """What would leave this machine for the corrections of a round.
 
     `bodies`: JSON of each call, as its bytes; answers that say the same are one call, and what is paid for already is
@@ -48,7 +56,7 @@ class Leaving:
     spent: float
 
 
-def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | None) -> Corrected | Leaving:
+def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | None) -> CorrectionFile | OutgoingPreview:
     """Review and correct the answers of a round once more, under `settings`; or what would leave for it (`out` None).
 
     The answers are those that the run's model gave in that round, which may still be under way.
@@ -63,7 +71,7 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
     file = next((f / ANSWERS for f in (stage, draft_of(stage)) if (f / ANSWERS).is_file()), None)
     if file is None:
         raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
-    desk = Desk(run.stage("prepare"), run.folder.parent, config.seed)
+    desk = CorrectionContext(run.stage("prepare"), run.folder.parent, config.seed)
     train = taught(desk, config.reflect, read_split(desk.prepared, "train"))
     answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
     answered = {p.id for p in answers}
@@ -74,13 +82,13 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
         return _leaving(desk, config.reflect, train, asked, found, similarity)
     made = corrected(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
     write_lines(out, (c.to_json() for c in made))
-    return Corrected(out, summary(made, asked))
+    return CorrectionFile(out, summary(made, asked))
 
 
 def _leaving(
-    desk: Desk, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
+    desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     found: Sequence[Correction], similarity: Similarity,
-) -> Leaving:  # fmt: skip
+) -> OutgoingPreview:  # fmt: skip
     known = {s.id: s for s in asked}
     wrong = [Wrong(known[c.id], c) for c in found if to_do(c)]
     with corrector_of(desk, config, train, asked, similarity) as corrector:
@@ -90,4 +98,4 @@ def _leaving(
         unpaid = corrector.chat.unpaid(bodies)
         most = sum(corrector.chat.most(body) for body in unpaid)
         ledger = corrector.chat.journal.ledger()
-    return Leaving(tuple(map(spelled, unpaid)), len(wrong), most / NANO, ledger.dollars)
+    return OutgoingPreview(tuple(map(spelled, unpaid)), len(wrong), most / NANO, ledger.dollars)

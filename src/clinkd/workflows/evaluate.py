@@ -17,12 +17,12 @@ from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import table_json, tabulate
 from clinkd.scoring import official
-from clinkd.scoring.baselines import blind_twins
+from clinkd.scoring.baselines import image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
-from clinkd.scoring.official import Answered
+from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome
-from clinkd.scoring.score import Gain, judge, spelled
+from clinkd.scoring.score import Gain, score_predictions, spelled
 from clinkd.storage import write_json, write_lines
 from clinkd.workflows.answer import ASKED, Answers, sha256_of
 
@@ -66,13 +66,13 @@ def evaluate(
     captions, if not one of its own."""
     config = config or EvaluateConfig()
     with CaptionScorer.opened(captions) as scorer:
-        twins = blind_twins(answers.train, answers.samples)
+        twins = image_blind_baselines(answers.train, answers.samples)
         found: list[Outcome] = []
         if "official" in modes:
             found += _officially(answers, twins, config.replicates, scorer)
         if "strict" not in modes:
             return Evaluation(answers, found)
-        judged = judge(answers.samples, answers.predictions, twins, answers.lexicon, config, scorer)
+        judged = score_predictions(answers.samples, answers.predictions, twins, answers.lexicon, config, scorer)
     scores, gains = judged.scores(), judged.gains()
     tables = tabulate(scores, gains)
     if len({s.source for s in answers.samples}) > 1:
@@ -101,7 +101,7 @@ def _officially(
     return found
 
 
-def _said(row: Answered, prediction: Prediction) -> Answered:
+def _said(row: ReleasedAnswer, prediction: Prediction) -> ReleasedAnswer:
     """A row of the same question, answered otherwise."""
     return replace(row, response=official.respelled(prediction.answer))
 

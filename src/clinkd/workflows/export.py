@@ -13,7 +13,7 @@ from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline.graph import stage_record, versions
 from clinkd.pipeline.models import load_model
 from clinkd.pipeline.prepared import read_data, read_split
-from clinkd.pipeline.runs import Run, table
+from clinkd.pipeline.runs import Run, score_table
 from clinkd.records import BadInput, Sample
 from clinkd.settings import change_knobs, recipe_text
 from clinkd.storage import new_folder, write_atomic
@@ -22,7 +22,7 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """A model that was written: by which stage it was made, and whether the stock Qwen2-VL class loads it."""
 
     folder: Path
@@ -30,7 +30,7 @@ class Exported:
     stock: bool
 
 
-def export(run: Run, out: Path) -> Exported:
+def export(run: Run, out: Path) -> ExportedModel:
     """Write the last model of a run to a new folder, load it again, and compare logits on questions.
 
     Raises BadInput where `out` holds something, the run has no finished model, or what was written says other things.
@@ -42,7 +42,7 @@ def export(run: Run, out: Path) -> Exported:
         open_image, _ = read_data(prepared)
         model = load_model(run.stage(stage), open_image).eval()
         _write(run, model, read_split(prepared, "validation")[:4], draft, stage)
-    return Exported(out, stage, model.is_stock)
+    return ExportedModel(out, stage, model.is_stock)
 
 
 def _write(run: Run, model: VisionLanguageModel, asked: list[Sample], draft: Path, stage: str) -> None:
@@ -134,6 +134,6 @@ model = load(Path(FOLDER), lambda image: open_image(Path("."), image))
 
 def _scores(run: Run) -> list[str]:
     scores: Mapping[str, Any] = run.scores()
-    made = table(scores, "")
+    made = score_table(scores, "")
     head = ["| " + " | ".join(made.columns) + " |", "|" + "---|" * len(made.columns)]
     return [*head, *("| " + " | ".join(row) + " |" for row in made.rows), "", *(f"- {n}" for n in made.notes)]

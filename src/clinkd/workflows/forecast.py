@@ -17,7 +17,7 @@ from typing import Any
 
 from clinkd.config import FitConfig, RunConfig
 from clinkd.pipeline import plan
-from clinkd.pipeline.graph import StageStatus, draft_of, outlook
+from clinkd.pipeline.graph import StageStatus, draft_of, plan_stages
 from clinkd.pipeline.runs import RUNS
 from clinkd.records import SPLITS, BadInput
 from clinkd.settings import dump
@@ -34,7 +34,7 @@ OUT_OF_MEMORY = ("OutOfMemoryError", "CUDA out of memory", "can't allocate memor
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StageEstimate:
     """What a stage will take, from `measured_steps` of its trainings: nothing where it is done.
 
     `disk_mb` stays; `passing_mb` is needed beside it while the stage runs.
@@ -59,7 +59,7 @@ class Forecast:
     other work had before the trial; it makes times longer than they will be without it.
     """
 
-    stages: tuple[Estimate, ...]
+    stages: tuple[StageEstimate, ...]
     free_memory_mb: float
     free_disk_mb: float
     drafts_mb: float = 0.0
@@ -67,7 +67,7 @@ class Forecast:
     load: float = 0.0
 
     @property
-    def todo(self) -> list[Estimate]:
+    def todo(self) -> list[StageEstimate]:
         """Those that are not done."""
         return [e for e in self.stages if e.state != "done"]
 
@@ -113,7 +113,7 @@ def _demand_disk(needed_mb: float, free_mb: float) -> None:
 
 
 @dataclass(frozen=True)
-class Least:
+class LeastCost:
     """What weights alone take: the stage that takes most memory, and the disk of all models and checkpoints that are
     to come. `saved_mb`: what knobs would save of that memory. `drafts_mb`: what of the disk is taken already."""
 
@@ -133,7 +133,7 @@ class Least:
         _demand_disk(self.disk_mb, free_bytes(runs) / 1e6 + self.drafts_mb)
 
 
-def least(config: RunConfig, states: Sequence[StageStatus] = ()) -> Least | None:
+def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastCost | None:
     """Counted from the base's files; None where the base is a tiny one, which takes next to nothing, and where nothing
     is left to do of what takes most. `states`: how far the stages are, if any is done.
 
@@ -158,7 +158,7 @@ def least(config: RunConfig, states: Sequence[StageStatus] = ()) -> Least | None
         return None
     worst = max(memory, key=lambda name: memory[name])
     saved = savings(config, worst, every, learning.get(worst, 0))
-    return Least(worst, memory[worst], len(learning) * every * FLOAT / 1e6 + passing, saved, drafts_mb(states))
+    return LeastCost(worst, memory[worst], len(learning) * every * FLOAT / 1e6 + passing, saved, drafts_mb(states))
 
 
 def _trainings(config: RunConfig) -> dict[str, FitConfig]:
@@ -261,7 +261,7 @@ def forecast(config: RunConfig, runs: Path = RUNS) -> Forecast:
 
     Raises BadInput where a trial fails or is killed, naming its stage.
     """
-    return forecast_stages(config, [look.status for look in outlook(plan(config), runs)], runs)
+    return forecast_stages(config, [look.status for look in plan_stages(plan(config), runs)], runs)
 
 
 def forecast_stages(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> Forecast:
@@ -285,8 +285,8 @@ def forecast_stages(config: RunConfig, states: Sequence[StageStatus], runs: Path
     return Forecast(made, memory, room, drafts_mb(states), tried["base"]["recorded"]["parameters"], load)
 
 
-def _nothing(stage: str) -> Estimate:
-    return Estimate(stage, "done", 0, 0.0, 0.0, 0.0, 0.0)
+def _nothing(stage: str) -> StageEstimate:
+    return StageEstimate(stage, "done", 0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _roomiest(runs: Path) -> Path:
@@ -351,7 +351,7 @@ class _Sums:
         self.rows: int = round(rows["all"] / told["train"]["images"] * self.images["train"])
         self.on_gpu = "gpu_free_mb" in tried["prepare"]
 
-    def estimate(self, name: str, state: str) -> Estimate:
+    def estimate(self, name: str, state: str) -> StageEstimate:
         """One stage."""
         tried, kind = self.tried[name], name.partition("-")[0]
         steps, seconds = self._fits(kind, tried)
@@ -369,7 +369,7 @@ class _Sums:
             passing += stored["bytes"] * self.questions["train"] / self.mini["train"] / 1e6
         memory, disk = self._memory(kind, tried), self._disk(kind, tried)
         paced = sum(len(paces) for paces in tried["fits"].values())
-        return Estimate(name, state, steps, seconds, memory, disk, passing, paced, trained)
+        return StageEstimate(name, state, steps, seconds, memory, disk, passing, paced, trained)
 
     def _fit(self, kind: str, name: str) -> FitConfig:
         return self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
@@ -409,7 +409,7 @@ class _Sums:
         if kind == "teacher" and self.config.teacher:
             from clinkd import data
 
-            return data.drawn(rows, self.config.teacher.share, self.config.seed)
+            return data.count_drawn(rows, self.config.teacher.share, self.config.seed)
         return rows
 
     @staticmethod

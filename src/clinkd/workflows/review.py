@@ -27,7 +27,7 @@ _REJECTED = "rejected by a person"
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class ReviewedAnswer:
     """A wrong answer with what the run made of it, and what a person made of that, if anything."""
 
     sample: Sample
@@ -90,14 +90,14 @@ class Review:
         words += [] if folder.parent == RUNS else ["--runs", str(folder.parent)]
         return shlex.join([*words, "--set", f"reflect.replay={folder / FILE}"])
 
-    def of_round(self, round: int) -> list[Reviewed]:
+    def of_round(self, round: int) -> list[ReviewedAnswer]:
         """All wrong answers of a round. Raises BadInput for a round that the run does not have."""
         if round not in self.rounds:
             there = ", ".join(map(str, self.rounds)) or "none"
             raise BadInput(f"round {round}: the run's rounds of reflection are {there}")
         return [self._reviewed(key) for key in self._wrong if key[1] == round]
 
-    def one(self, id: str, round: int) -> Reviewed:
+    def one(self, id: str, round: int) -> ReviewedAnswer:
         """Raises BadInput where no such answer was wrong."""
         if (id, round) not in self._wrong:
             raise BadInput("no wrong answer of that sample and round")
@@ -107,7 +107,7 @@ class Review:
         """What the question is about. Raises BadInput where there is none, or it cannot be opened."""
         return data.open_image(about(self._prepared).root, self.one(id, round).sample.images[0])
 
-    def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> Reviewed:
+    def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> ReviewedAnswer:
         """Keep a decision, in the place of an earlier one; `after` is wanted for an edit, and for it alone.
 
         Raises BadInput where there is nothing to accept, and for a text that may not be learned from.
@@ -124,14 +124,14 @@ class Review:
         self._keep({(id, round): replace(found.correction, after=rewrite, by=HUMAN, rejected=rejected)})
         return self.one(id, round)
 
-    def undo(self, id: str, round: int) -> Reviewed:
+    def undo(self, id: str, round: int) -> ReviewedAnswer:
         """Take a decision back."""
         self.one(id, round)
         self._keep({(id, round): None})
         return self.one(id, round)
 
-    def _reviewed(self, key: tuple[str, int]) -> Reviewed:
-        return Reviewed(self._samples[key[0]], self._wrong[key], self._decided.get(key))
+    def _reviewed(self, key: tuple[str, int]) -> ReviewedAnswer:
+        return ReviewedAnswer(self._samples[key[0]], self._wrong[key], self._decided.get(key))
 
     def _keep(self, changed: Mapping[tuple[str, int], Correction | None]) -> None:
         with self._lock:

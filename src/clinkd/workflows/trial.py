@@ -28,12 +28,12 @@ from clinkd.config import AnswerConfig, FitConfig, RunConfig
 from clinkd.model.encode import rows_of
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline import report, steps
-from clinkd.pipeline.graph import Stage, Work
+from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions, read_split
 from clinkd.pipeline.stages import plan
 from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
-from clinkd.scoring.baselines import blind_twins
+from clinkd.scoring.baselines import image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.settings import change_knobs
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
@@ -131,21 +131,21 @@ def run(config: RunConfig, folder: Path) -> None:
         print(json.dumps(tried), flush=True)
 
 
-def _score(config: RunConfig, spice_file: Path) -> Callable[[Work], None]:
-    def do(work: Work) -> None:
+def _score(config: RunConfig, spice_file: Path) -> Callable[[StageContext], None]:
+    def do(work: StageContext) -> None:
         with CaptionScorer(spice_file) as captions:
             report.write(work, config, captions)
 
     return do
 
 
-def _try(stage: Stage, inputs: dict[str, Path], folder: Path, do: Callable[[Work], None]) -> dict[str, Any]:
+def _try(stage: Stage, inputs: dict[str, Path], folder: Path, do: Callable[[StageContext], None]) -> dict[str, Any]:
     folder.mkdir()
     recorded: dict[str, Any] = {}
     _forget_peak()
     with _Helpers() as helpers:
         start = time.monotonic()
-        do(Work(folder, inputs, stage.seed, recorded.__setitem__))
+        do(StageContext(folder, inputs, stage.seed, recorded.__setitem__))
         seconds = time.monotonic() - start
     write_json(folder / "stage.json", {"identity": stage.identity, "seconds": seconds})
     return {
@@ -253,14 +253,14 @@ def _scoring(config: RunConfig, stage: Stage, inputs: dict[str, Path], folder: P
     do = _score(config, folder / "few.sqlite")
     fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place, do)["seconds"]
     start = time.monotonic()
-    blind_twins(train, test)
+    image_blind_baselines(train, test)
     return {"fixed_seconds": fixed, "blind_seconds": time.monotonic() - start}
 
 
 def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> dict[str, Any]:
     """Seconds of a batch of short and of long answers, for one row a question and for those of the final answers."""
-    work = Work(finished[stage.name], finished, stage.seed, lambda key, value: None)
-    here = steps.Room(work, Machine.of(config))
+    work = StageContext(finished[stage.name], finished, stage.seed, lambda key, value: None)
+    here = steps.StageInputs(work, Machine.of(config))
     model, samples = here.model("base"), here.samples("train")
     found: dict[str, Any] = {"answer_tokens": _tokens(model, samples), **_opening(model, samples)}
     _forget_peak()

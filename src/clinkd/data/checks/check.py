@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from clinkd.data import sides
 from clinkd.data.checks.guessability import median_hits
-from clinkd.data.checks.lengths import Counting, Estimate
+from clinkd.data.checks.lengths import Counting, TokenEstimator
 from clinkd.data.checks.near import Look, alike, examine
 from clinkd.data.readers import forms
-from clinkd.data.readers.rows import Entry, Kind, Problem, short
+from clinkd.data.readers.rows import Kind, RowError, RowResult, short
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, replacing
@@ -45,7 +45,7 @@ class Checks:
     """What is looked at beside the rows themselves. `allow`: kinds of problem that are told but do not count as bad."""
 
     max_length: int | None = None
-    tokens: Counting = field(default_factory=Estimate)
+    tokens: Counting = field(default_factory=TokenEstimator)
     allow: frozenset[Kind] = frozenset()
     workers: int = 2
 
@@ -79,8 +79,8 @@ class Findings:
     samples: int = 0
     images: int = 0
     root: Path | None = None  # that images were opened from; None: they were not
-    bad: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
+    bad: list[RowError] = field(default_factory=list)
+    warnings: list[RowError] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
     turns: Counter[tuple[str, Modality, Task]] = field(default_factory=Counter)  # by split ("-": none)
     groups: Counter[str] = field(default_factory=Counter)  # groups by split
@@ -91,7 +91,7 @@ class Findings:
     examples: list[Sample] = field(default_factory=list)  # a few of each task and modality, the same every time
     quarantined: int = 0
     joined: list[tuple[str, str]] = field(default_factory=list)  # groups of images that look the same
-    between: dict[tuple[str, int], Problem] = field(
+    between: dict[tuple[str, int], RowError] = field(
         default_factory=dict
     )  # by file and row, where the row itself is fine
 
@@ -171,7 +171,7 @@ class Checker:
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
         self._spoiled: set[int] = set()  # entries that looked good until their images were opened
 
-    def see(self, entry: Entry) -> Problem | None:
+    def see(self, entry: RowResult) -> RowError | None:
         """Look at one row; what is wrong with it is kept and given back. Problems between images come with `close`."""
         found = self.found
         found.rows += 1
@@ -185,13 +185,13 @@ class Checker:
             self._count(sample)
         return None
 
-    def _note(self, problem: Problem) -> bool:
+    def _note(self, problem: RowError) -> bool:
         """Whether it counts as bad."""
         allowed = problem.kind in self.checks.allow
         (self.found.warnings if allowed else self.found.bad).append(problem)
         return not allowed
 
-    def _between(self, entry: Entry) -> Problem | None:
+    def _between(self, entry: RowResult) -> RowError | None:
         """The first thing wrong between a row and those before it."""
         number = len(self._row)
         file = self._files.setdefault(entry.file, len(self._files))
@@ -199,7 +199,7 @@ class Checker:
         said: list[int] = []
         for sample in entry.samples:
             for kind, where, value, why in self._faults(sample, ids, said):
-                problem = Problem(entry.file, entry.row, short(sample.id), where, short(value), why, kind)
+                problem = RowError(entry.file, entry.row, short(sample.id), where, short(value), why, kind)
                 if kind not in self.checks.allow:
                     return problem
                 self.found.warnings.append(problem)
@@ -349,7 +349,7 @@ class Checker:
                 value = f"largest coordinate {mine.max():.4g} of the image in {len(mine)} boxes"
                 why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
                 why += "of another size; name their frame with --boxes, or scale them"
-                self._note(Problem(name, 0, "?", "boxes", value, why, "frame"))
+                self._note(RowError(name, 0, "?", "boxes", value, why, "frame"))
 
     def _open(self, root: Path) -> list[Look]:
         looks: list[Look] = []
@@ -391,9 +391,9 @@ class Checker:
             self._spoiled.add(entry)
             self.found.between[problem.file, problem.row] = problem
 
-    def _problem(self, entry: int, image: int, why: str, kind: Kind) -> Problem:
+    def _problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
         name = short(self._image_id[image])
-        return Problem(self._file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind)
+        return RowError(self._file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind)
 
     def _classes(self) -> list[ClassBoxes]:
         """The boxes of each class; one that is asked for and asked about counts once."""
@@ -414,7 +414,7 @@ class Checker:
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
     checker = Checker(checks, source.root if source.open_images else None)
-    for entry in counted(forms.read(source, checker.found.told), "read rows", "rows"):
+    for entry in counted(forms.read_rows(source, checker.found.told), "read rows", "rows"):
         checker.see(entry)
     return checker.close()
 
@@ -430,7 +430,7 @@ def counted(things: Iterable[T], title: str, unit: str) -> Iterator[T]:
         advance(done % _BATCH)
 
 
-def named(problems: Sequence[Problem], most: int) -> Iterator[str]:
+def named(problems: Sequence[RowError], most: int) -> Iterator[str]:
     """The first of the problems in words, and how many there are by reason."""
     yield from (str(p) for p in problems[:most])
     if len(problems) > most:
@@ -445,7 +445,7 @@ def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
     to be kept in memory; they themselves stay as they are.
     """
     found.quarantined = 0
-    entries = (e for source in (sources if found.bad else ()) for e in forms.read(source, Counter()))
+    entries = (e for source in (sources if found.bad else ()) for e in forms.read_rows(source, Counter()))
     with replacing(file) as lines:
         for entry in entries:
             problem = entry.problem or found.between.get((entry.file, entry.row))

@@ -32,7 +32,7 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class ClassGuessability:
     """Blind figures of one class, shares 0..1.
 
     `box`: the median box of the class's other sightings meets this one at IoU >= 0.5. The others: the chance to name
@@ -57,7 +57,7 @@ class Guess:
 class Guessability:
     """`classes`: one Guess a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
 
-    classes: tuple[Guess, ...]
+    classes: tuple[ClassGuessability, ...]
     hard: dict[Modality, float]
 
     @property
@@ -78,7 +78,7 @@ class Guessability:
         return Table("Blind guessability", columns, rows, notes)
 
 
-def _figures(g: Guess) -> tuple[float, ...]:
+def _figures(g: ClassGuessability) -> tuple[float, ...]:
     return g.box, g.modality_alone, g.place, g.colour, g.highest
 
 
@@ -123,7 +123,7 @@ def measure(seen: Sequence[Sighting]) -> Guessability:
             own = label_N == number
             place, colour = (float(v[own, number].mean()) for v in votes)
             box = median_hits(box_N4[own])
-            classes.append(Guess(modality, name, int(own.sum()), box, float(own.mean()), place, colour))
+            classes.append(ClassGuessability(modality, name, int(own.sum()), box, float(own.mean()), place, colour))
     return Guessability(tuple(classes), hard)
 
 

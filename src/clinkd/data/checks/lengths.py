@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.grids import FACTOR, smart_resize
 from clinkd.records import BadInput, ImageRef, Sample
 
@@ -24,7 +24,7 @@ class Counting(Protocol):
     def __call__(self, sample: Sample) -> int: ...
 
 
-class Estimate:
+class TokenEstimator:
     """Tokens of a sample without a tokenizer: four bytes of text a token, twenty tokens a box."""
 
     how = "estimated: 4 bytes of text a token, 20 tokens a box"
@@ -37,7 +37,7 @@ class Estimate:
         return told + sum(_image_tokens(i) for i in sample.images)
 
 
-class Counted:
+class TokenCounter:
     """Tokens of a sample as a model's own tokenizer counts them. Raises BadInput where there is no tokenizer.json."""
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class Counted:
         except Exception as error:  # the library raises bare Exceptions
             raise BadInput(f"--tokenizer {folder}: no readable tokenizer.json there ({error})") from None
         self.how = f"counted with {file}"
-        self._codec = codec("qwen2-vl")
+        self._codec = make_codec("qwen2-vl")
 
     def __call__(self, sample: Sample) -> int:
         texts = [self._codec.encode(part) for turn in sample.turns for part in (turn.question, turn.answer)]

@@ -121,7 +121,7 @@ def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[int]) -
     usable = np.array([i for i, look in enumerate(looks) if look.why is None and not look.flat], np.int64)
     if usable.size < 2:
         return []
-    found = _Found(looks, usable, np.asarray(groups), np.asarray(splits))
+    found = _PairCollector(looks, usable, np.asarray(groups), np.asarray(splits))
     edges = np.linspace(0, 64, _BANDS + 1).astype(int)
     for low, high in itertools.pairwise(edges):
         band_N = (found.hash_N >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
@@ -133,7 +133,7 @@ def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[int]) -
     return sorted(Pair(int(usable[a]), int(usable[b])) for a, b in found.pairs)
 
 
-class _Found:
+class _PairCollector:
     """Pairs so far, and which images they join. Numbers here count the usable images, N of them."""
 
     def __init__(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from clinkd.records import Modality, Sample, Table, Task
 
 
-def counts(samples: Sequence[Sample]) -> Table:
+def count_samples(samples: Sequence[Sample]) -> Table:
     """Questions by split and modality (rows) and task (columns), with the number of images and groups."""
     cells = Counter((s.split or "-", s.modality, s.task) for s in samples)
     tasks = [t for t in Task if any(key[2] is t for key in cells)]

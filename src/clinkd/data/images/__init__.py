@@ -13,7 +13,7 @@ from PIL import Image
 from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
-from clinkd.data.images.limits import MAX_PIXELS, Limits
+from clinkd.data.images.limits import MAX_PIXELS, FileLimits
 from clinkd.data.images.plain import Plain, opened
 from clinkd.records import BadInput, ImageRef
 
@@ -62,7 +62,7 @@ def open_image(
     relative, window = (image.path, image.window) if isinstance(image, ImageRef) else (str(image), None)
     place = f"row {row}, image {relative}" if row is not None else f"image {relative}"
     path, frame = locate(root, relative, place)
-    return kind_of(path).open(path, place, frame, window, Limits(pixels=max_pixels)).picture
+    return kind_of(path).open(path, place, frame, window, FileLimits(pixels=max_pixels)).picture
 
 
 def header(root: Path, relative: str, place: str) -> Facts | None:
@@ -78,7 +78,7 @@ def look(root: Path, relative: str, place: str, window: str | None = None, max_p
     Raises BadInput as `open_image`, but for damage further in.
     """
     path, frame = locate(root, relative, place)
-    kind, limits = kind_of(path), Limits(pixels=max_pixels)
+    kind, limits = kind_of(path), FileLimits(pixels=max_pixels)
     facts = kind.describe(path, place, frame, window, limits)
     check_pixels(facts.width, facts.height, place, limits)
     return ImageRef(relative, facts.width, facts.height, facts.orientation, window if kind.medical else None)

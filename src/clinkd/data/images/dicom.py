@@ -34,7 +34,7 @@ from clinkd.data.images.dicom_grey import colours, grey_frame, grey_of, hounsfie
 from clinkd.data.images.dicom_header import CONVERT, GREY, WHOLE, Header, decoder_of, modality_of, natural, opened, term
 from clinkd.data.images.grey import Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
-from clinkd.data.images.limits import ON_DISK, Limits
+from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.plain import scans_of
 from clinkd.records import BadInput
 
@@ -71,7 +71,7 @@ class Dicom:
         return bool(head) and named and not head.lstrip().startswith(_PICTURES)
 
     def describe(
-        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
         with opened(file, place, limits) as header:
             index = which_frame(frame, header.frames, file, place) - 1
@@ -79,7 +79,7 @@ class Dicom:
             return _facts(header, index)
 
     def open(
-        self, file: File, place: str, frame: int | None, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
         """Colours of more than 8 bits are scaled by BitsStored. A window that does not fit is refused undecoded."""
         with opened(file, place, limits) as header:

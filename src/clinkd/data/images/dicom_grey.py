@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class _LookupTable:
     """A lookup table: entry 0 for values up to `first`, the last one for all beyond its end (PS3.3 C.11.1.1)."""
 
     first: int
@@ -58,11 +58,11 @@ def _group(header: Header, index: int, name: str) -> Dataset:
     return ds
 
 
-def vois_of(header: Header, index: int) -> list[_Table | Window]:
+def vois_of(header: Header, index: int) -> list[_LookupTable | Window]:
     """All VOI LUTs, then all windows, of a frame; a window without a usable width included, to keep the numbers."""
     ds = _group(header, index, "FrameVOILUTSequence")
     below = _below_zero(header, index)
-    tables: list[_Table | Window] = [
+    tables: list[_LookupTable | Window] = [
         _table(item.LUTDescriptor, item.LUTData, header, below)
         for item in ds.get("VOILUTSequence") or []
         if "LUTDescriptor" in item and "LUTData" in item
@@ -91,7 +91,7 @@ def grey_of(window: str | None, header: Header, index: int) -> GreyCurve | None:
 def _of_the_file(wanted: str, header: Header, index: int) -> GreyCurve | None:
     """The VOI of that number, or the first that is usable."""
     vois = vois_of(header, index)
-    usable = [v for v in vois if isinstance(v, _Table) or v.usable]
+    usable = [v for v in vois if isinstance(v, _LookupTable) or v.usable]
     if wanted == "auto":
         return usable[0] if usable else _as_stored(header, index)
     if not 1 <= int(wanted) <= len(vois):
@@ -191,7 +191,7 @@ def _below_zero(header: Header, index: int) -> bool:
     return bool(_rescaled(ends, header, index).min() < 0)
 
 
-def _table(descriptor: Any, data: Any, header: Header, signed: bool | None = None) -> _Table:
+def _table(descriptor: Any, data: Any, header: Header, signed: bool | None = None) -> _LookupTable:
     """A table from LUT Descriptor and LUT Data (PS3.3 C.7.6.3.1.5, C.11.1.1). Data may be bytes or numbers.
 
     `signed`: whether the first value mapped may be negative (as the pixels, where not given).
@@ -207,7 +207,7 @@ def _table(descriptor: Any, data: Any, header: Header, signed: bool | None = Non
         raise Refusal("a lookup table of it is shorter than it says, or not of 8 to 16 bits; mend the header")
     entries = entries[:count].astype(np.int64)
     first = _as_signed(first, header.signed if signed is None else signed)
-    return _Table(first, max(bits, int(entries.max()).bit_length()), entries)
+    return _LookupTable(first, max(bits, int(entries.max()).bit_length()), entries)
 
 
 def _through_palette(stored: Values, header: Header) -> NDArray[np.uint8]:
@@ -219,7 +219,7 @@ def _through_palette(stored: Values, header: Header) -> NDArray[np.uint8]:
     return np.stack(planes, axis=-1).round().astype(np.uint8)
 
 
-def _palette(colour: str, header: Header) -> _Table:
+def _palette(colour: str, header: Header) -> _LookupTable:
     descriptor = header.ds.get(f"{colour}PaletteColorLookupTableDescriptor")
     plain = header.ds.get(f"{colour}PaletteColorLookupTableData")
     segments = header.ds.get(f"Segmented{colour}PaletteColorLookupTableData")

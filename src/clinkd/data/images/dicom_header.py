@@ -18,7 +18,7 @@ import numpy as np
 
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import File, reading
-from clinkd.data.images.limits import ON_DISK, Limits
+from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.records import BadInput, Modality
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Header:
     columns: int = 0
     frames: int = 1
     photometric: str = ""
-    limits: Limits = ON_DISK
+    limits: FileLimits = ON_DISK
 
     @property
     def signed(self) -> bool:
@@ -108,7 +108,7 @@ class Header:
 
 
 @contextlib.contextmanager
-def opened(file: File, place: str, limits: Limits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
+def opened(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
     """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput.
 
     `also` are keywords of elements beside the allowed ones.
@@ -130,7 +130,7 @@ def opened(file: File, place: str, limits: Limits = ON_DISK, also: tuple[str, ..
         raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
 
 
-def _parsed(file: BinaryIO, limits: Limits, also: tuple[str, ...] = ()) -> Header:
+def _parsed(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()) -> Header:
     """Elements up to the pixels. Of a deflated data set, all of it is inflated in memory, up to a cap."""
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
@@ -161,7 +161,7 @@ def _parsed(file: BinaryIO, limits: Limits, also: tuple[str, ...] = ()) -> Heade
     return Header(ds, seen.stream, syntax, seen.keyword, seen.vr, seen.offset, seen.length, limits=limits)
 
 
-def read_whole(content: bytes, limits: Limits) -> Dataset:
+def read_whole(content: bytes, limits: FileLimits) -> Dataset:
     """All elements of a DICOM without pixels, as far as the limits go. What a library throws is left to the caller."""
     from pydicom import uid
     from pydicom.filereader import read_dataset, read_partial

@@ -13,7 +13,7 @@ from clinkd.records import ImageRef
 _LONGEST = 300  # characters; a longer text does not stand whole in an answer
 
 
-def told_by(root: Path, image: ImageRef) -> frozenset[str]:
+def identifying_texts(root: Path, image: ImageRef) -> frozenset[str]:
     """Texts of the header of an image, and the parts of its path that may be a name or a number.
 
     Raises BadInput where the file cannot be read: what it says is then not known.
@@ -28,7 +28,7 @@ def told_by(root: Path, image: ImageRef) -> frozenset[str]:
     return frozenset(" ".join(text.split()) for text in texts if 1 < len(text) <= _LONGEST)
 
 
-def burnt_in(root: Path, image: ImageRef) -> bool:
+def has_burnt_in_text(root: Path, image: ImageRef) -> bool:
     """Whether the header of an image says that there is text in its pixels."""
     facts = header(root, image.path, f"image {image.path}")
     return facts is not None and facts.burned_in == "YES"

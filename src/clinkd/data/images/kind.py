@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image
 
 from clinkd.data.images.grey import GreyFrame
-from clinkd.data.images.limits import ON_DISK, Limits
+from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.records import BadInput, Modality
 
 File = Path | BinaryIO  # on disk, or bytes in memory
@@ -76,7 +76,7 @@ class ImageKind(Protocol):
         """Whether a file is of this kind; False where there is no file, or it is empty. Raises nothing."""
 
     def describe(
-        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
         """What the file says of a frame; no pixel is decoded.
 
@@ -84,7 +84,7 @@ class ImageKind(Protocol):
         """
 
     def open(
-        self, file: File, place: str, frame: int | None, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
         """A frame as 8-bit RGB, grey values through `window` (see `clinkd.data.images.dicom`).
 
@@ -122,7 +122,7 @@ def which_frame(frame: int | None, frames: int, file: File, place: str) -> int:
     return frame or 1
 
 
-def check_pixels(width: int, height: int, place: str, limits: Limits) -> None:
+def check_pixels(width: int, height: int, place: str, limits: FileLimits) -> None:
     """Raise BadInput where a frame is larger than allowed."""
     if width * height > limits.pixels:
         raise BadInput(f"{place}: {width}x{height} pixels, more than {limits.pixels:,} in all; shrink it first")

@@ -8,7 +8,7 @@ MAX_PIXELS = 40_000_000  # 120 MB as RGB
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FileLimits:
     """Of one file."""
 
     pixels: int = MAX_PIXELS  # of one frame
@@ -19,5 +19,5 @@ class Limits:
     apart: bool = False  # whether a decoder that may end its process gets one of its own: a second more for a frame
 
 
-ON_DISK = Limits()
-UPLOADS = Limits(frames=4096, decoded_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0, apart=True)
+ON_DISK = FileLimits()
+UPLOADS = FileLimits(frames=4096, decoded_pixels=16 * MAX_PIXELS, header_bytes=4 << 20, inflated_bytes=0, apart=True)

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
-from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, Limits
+from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, FileLimits
 from clinkd.records import BadInput
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # decoders that run no other program
@@ -35,7 +35,7 @@ class Plain:
         return True
 
     def describe(
-        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
         with _file(file, place) as picture:
             frames = _frames(picture, place, limits)
@@ -47,7 +47,7 @@ class Plain:
             return Facts(width, height, frames, orientation=orientation)
 
     def open(
-        self, file: File, place: str, frame: int | None, window: str | None = None, limits: Limits = ON_DISK
+        self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
         with _file(file, place) as picture:
             frames = _frames(picture, place, limits)
@@ -90,7 +90,7 @@ def scans_of(jpeg: bytes) -> int:
     return jpeg.count(b"\xff\xda")
 
 
-def _seek(picture: Image.Image, number: int, place: str, limits: Limits) -> None:
+def _seek(picture: Image.Image, number: int, place: str, limits: FileLimits) -> None:
     """Go to a frame, where it is small enough, and so are those it is made from."""
     if number > 1 and picture.format in _FILMS:
         check_pixels(picture.width, picture.height, place, limits)
@@ -147,7 +147,7 @@ def _file(file: File, place: str) -> Iterator[Image.Image]:
         raise BadInput(f"{place}: cannot be read ({said}); {_WAY_OUT}") from None
 
 
-def _frames(picture: Image.Image, place: str, limits: Limits) -> int:
+def _frames(picture: Image.Image, place: str, limits: FileLimits) -> int:
     if picture.format == "MPO":  # a camera's preview is no frame
         return 1
     if picture.format == "TIFF" and limits.frames < ON_DISK.frames:  # to count them all takes the square of them
@@ -162,7 +162,7 @@ def _frames(picture: Image.Image, place: str, limits: Limits) -> int:
     return frames
 
 
-def _too_many(place: str, limits: Limits) -> BadInput:
+def _too_many(place: str, limits: FileLimits) -> BadInput:
     return BadInput(f"{place}: more than {limits.frames:,} frames; cut it into shorter ones")
 
 

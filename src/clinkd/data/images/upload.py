@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.images import kind_of, medical_names
-from clinkd.data.images.limits import UPLOADS, Limits
+from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.records import BadInput, Modality
 
 PLACE = "the image"  # how errors name it
@@ -32,7 +32,7 @@ class GreyValues:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DecodedFrame:
     """One frame as the model would see it, and what may be told of its file."""
 
     picture: Image.Image  # RGB, upright
@@ -56,8 +56,12 @@ class Shown:
 
 
 def show(
-    content: bytes, frame: int | None = None, window: str | None = None, limits: Limits = UPLOADS, values: bool = False
-) -> Shown:
+    content: bytes,
+    frame: int | None = None,
+    window: str | None = None,
+    limits: FileLimits = UPLOADS,
+    values: bool = False,
+) -> DecodedFrame:
     """One frame of a file in memory, the first where none is named, through `window` (see `clinkd.data.images.dicom`).
 
     The picture is what `open_image` makes of the file, and where `window` of the result is a pair,
@@ -77,7 +81,7 @@ def show(
     grey = None
     if values and decoded.grey is not None:
         grey = GreyValues(decoded.grey.single(), decoded.grey.inverted, *decoded.grey.ends)
-    return Shown(
+    return DecodedFrame(
         decoded.picture,
         decoded.facts.frames,
         decoded.number,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
-from clinkd.data.readers.rows import Fault
+from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
@@ -35,7 +35,7 @@ class Annotated:
     incomplete: frozenset[str] = frozenset()
 
 
-def ask(record: Annotated, source: Source, left_out: Counter[str]) -> list[Sample]:
+def make_samples(record: Annotated, source: Source, left_out: Counter[str]) -> list[Sample]:
     """The questions about a record: where each name is (all its boxes in one answer, left to right), what each box
     holds, a sentence on each box, and the record's own.
 
@@ -70,13 +70,13 @@ def ask(record: Annotated, source: Source, left_out: Counter[str]) -> list[Sampl
         asked.append(sample(f"rc{number}", questions.describe(box, questions.sentence(name, box, dice), dice), name))
     for number, (question, answer) in enumerate(record.qa, start=1):
         asked.append(sample(f"qa{number}", Turn(Task.QA, BoxedText(question), BoxedText(answer))))
-    kept = draw(asked, source.max_questions, source.seed)
+    kept = sample_questions(asked, source.max_questions, source.seed)
     if len(asked) > len(kept):
         left_out[f"questions beyond max_questions={source.max_questions} an image"] += len(asked) - len(kept)
     return kept
 
 
-def draw(asked: list[Sample], most: int | None, seed: int) -> list[Sample]:
+def sample_questions(asked: list[Sample], most: int | None, seed: int) -> list[Sample]:
     """All, or `most` of them by a hash of their ids: one question more does not reshuffle the rest. Order is kept."""
     if most is None or len(asked) <= most:
         return asked
@@ -88,15 +88,15 @@ def draw(asked: list[Sample], most: int | None, seed: int) -> list[Sample]:
 def pixel_box(value: Any, field: str, image: ImageRef) -> Box:
     """[x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive, as a Box."""
     if image.width is None or image.height is None:
-        raise Fault(field, value, "boxes in pixels need the size of the image: let the images be opened")
+        raise FieldError(field, value, "boxes in pixels need the size of the image: let the images be opened")
     x1, y1, x2, y2 = four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
     width, height = image.width, image.height
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
         how = _what_is_wrong(x1, y1, x2, y2)
-        raise Fault(field, value, f"{how} the image of {width}x{height} pixels; {wanted}")
+        raise FieldError(field, value, f"{how} the image of {width}x{height} pixels; {wanted}")
     if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in (x1, y1, x2, y2)):
-        raise Fault(field, value, "fractions of the image where pixels are declared; multiply by width and height")
+        raise FieldError(field, value, "fractions of the image where pixels are declared; multiply by width and height")
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
 
 
@@ -112,7 +112,7 @@ def four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, flo
     """Four finite numbers, whatever their frame."""
     numbers = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) in (int, float) for v in value)
     if not numbers or not all(abs(v) < math.inf for v in value):
-        raise Fault(field, value, f"four numbers {wanted} are wanted")
+        raise FieldError(field, value, f"four numbers {wanted} are wanted")
     a, b, c, d = value
     return a, b, c, d
 
@@ -123,5 +123,5 @@ def grouped(source: Source, path: str) -> str:
         return path
     found = re.search(source.group, path)
     if found is None:
-        raise Fault("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
+        raise FieldError("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
     return found.group(1 if found.re.groups else 0)

@@ -18,8 +18,8 @@ from typing import Any, TypeVar, get_args
 
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, ask, grouped, pixel_box
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, json_rows, objects_of, text_of
+from clinkd.data.readers.annotated import Annotated, grouped, make_samples, pixel_box
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, json_rows, objects_of, text_of
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
 
@@ -28,7 +28,7 @@ SIDES: tuple[Side, ...] = get_args(Side)
 Word = TypeVar("Word", bound=str)
 
 
-def read(source: Source, left_out: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, left_out: Counter[str]) -> Iterator[RowResult]:
     """Rows of the file, or of the `records.jsonl` in a folder. Raises BadInput where there is none, or it is empty."""
     file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
@@ -37,12 +37,12 @@ def read(source: Source, left_out: Counter[str]) -> Iterator[Entry]:
     ids: dict[str, int] = {}
     images: dict[str, int] = {}
 
-    def make(row: Row) -> list[Sample]:
+    def make(row: SourceRow) -> list[Sample]:
         record = _record(row, source, pictures)
         _once("id", record.id, ids, row.number)
         _once("image", record.image.path, images, row.number)
         left_out.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
-        asked = ask(record, source, left_out)
+        asked = make_samples(record, source, left_out)
         if not record.objects and not record.qa:
             left_out["rows without objects and questions, of which nothing is asked"] += 1
         return asked
@@ -52,10 +52,12 @@ def read(source: Source, left_out: Counter[str]) -> Iterator[Entry]:
 
 def _once(key: str, value: str, used: dict[str, int], row: int) -> None:
     if used.setdefault(value, row) != row:
-        raise Fault(key, value, f"already used by row {used[value]}; give each image one row, with an id of its own")
+        raise FieldError(
+            key, value, f"already used by row {used[value]}; give each image one row, with an id of its own"
+        )
 
 
-def _record(row: Row, source: Source, pictures: Pictures) -> Annotated:
+def _record(row: SourceRow, source: Source, pictures: Pictures) -> Annotated:
     value = row.value
     name = text_of(value, "id")
     text_of(value, "image")
@@ -63,7 +65,7 @@ def _record(row: Row, source: Source, pictures: Pictures) -> Annotated:
     image = _sized(pictures.ref(value["image"]), value)
     for field, found in (("width", image.width), ("height", image.height)):
         if field in value and found is not None and value[field] != found:
-            raise Fault(field, value[field], f"the image has {found} pixels; correct it, and the boxes with it")
+            raise FieldError(field, value[field], f"the image has {found} pixels; correct it, and the boxes with it")
     objects = tuple(
         (text_of(entry, "name", f"objects[{i}].name"), pixel_box(entry.get("box"), f"objects[{i}].box", image))
         for i, entry in objects_of(value, "objects")
@@ -97,7 +99,7 @@ def choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | Non
     for word in legal:
         if found == word:
             return word
-    raise Fault(key, found, f"one of {', '.join(legal)} is wanted")
+    raise FieldError(key, found, f"one of {', '.join(legal)} is wanted")
 
 
 def modality_of(value: object, source: Source) -> Modality:
@@ -105,11 +107,11 @@ def modality_of(value: object, source: Source) -> Modality:
     if value in (None, "") and source.modality is not None:
         return source.modality
     if not isinstance(value, str) or not value.strip():
-        raise Fault("modality", value, "empty or not text; fill it in, or give one for all with --modality")
+        raise FieldError("modality", value, "empty or not text; fill it in, or give one for all with --modality")
     try:
         return read_modality(value)
     except BadInput as error:
-        raise Fault("modality", value, str(error)) from None
+        raise FieldError("modality", value, str(error)) from None
 
 
 def origin(record_id: str) -> str:

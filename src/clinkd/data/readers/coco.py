@@ -27,10 +27,10 @@ from typing import Any, NamedTuple, Self, get_args
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, ask, four_numbers, grouped
+from clinkd.data.readers.annotated import Annotated, four_numbers, grouped, make_samples
 from clinkd.data.readers.boxes import choice, modality_of
 from clinkd.data.readers.conversations import SPLITS
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, short, whole_json, words
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, faulty, short, whole_json, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
 
@@ -41,7 +41,7 @@ EDGE_PIXELS = 0.01  # beyond the border by so much is rounding: COCO files are w
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Images of a file, or of the JSON files in a folder or its `annotations`. Raises BadInput on what is not COCO."""
     pictures = Pictures(source)
     used: dict[str, str] = {}
@@ -90,13 +90,15 @@ class Names:
 def _found(known: Mapping[str, str], key: Any, field: str, what: str) -> str:
     found = known.get(_key(key) or "")
     if found is None:
-        raise Fault(field, key, f"no {what} of the data has this id; leave the row out, or give the data it is about")
+        raise FieldError(
+            field, key, f"no {what} of the data has this id; leave the row out, or give the data it is about"
+        )
     return found
 
 
 def _entries(
     file: Path, source: Source, pictures: Pictures, used: dict[str, str], told: Counter[str]
-) -> Iterator[Entry]:
+) -> Iterator[RowResult]:
     data = _load(file, source.encoding)
     yield from data.problems
     make = partial(_samples, data=data, source=source, pictures=pictures, used=used, told=told)
@@ -113,10 +115,10 @@ class _Marked:
     field: str  # annotations[17]
     value: dict[str, Any]
 
-    def fault(self, key: str, why: str) -> Fault:
+    def fault(self, key: str, why: str) -> FieldError:
         """One of its values at fault, the reason with the id by which its own tool finds it."""
         why = f"{why} (annotation id {short(self.value.get('id', '?'))})"
-        return Fault(f"{self.field}.{key}", self.value.get(key), why)
+        return FieldError(f"{self.field}.{key}", self.value.get(key), why)
 
 
 class _Category(NamedTuple):
@@ -136,15 +138,17 @@ class _Data:
     image_ids: Counter[str | None]
     annotation_ids: Counter[str | None]
     corners: bool  # see `_all_corners`
-    problems: tuple[Entry, ...]
+    problems: tuple[RowResult, ...]
 
-    def rows(self) -> Iterator[Row | Entry]:
+    def rows(self) -> Iterator[SourceRow | RowResult]:
         for number, image in enumerate(self.images, start=1):
             if isinstance(image, dict):
                 marked = self.annotations.get(_key(image.get("id")), [])
-                yield Row(self.file, number, image, {"image": image, "annotations": [m.value for m in marked]})
+                yield SourceRow(self.file, number, image, {"image": image, "annotations": [m.value for m in marked]})
             else:
-                yield faulty(self.file, number, Fault(f"images[{number - 1}]", image, "an object is wanted"), image)
+                yield faulty(
+                    self.file, number, FieldError(f"images[{number - 1}]", image, "an object is wanted"), image
+                )
 
 
 def _load(file: Path, encoding: str) -> _Data:
@@ -184,7 +188,7 @@ def _ids(objects: list[Any]) -> Counter[str | None]:
     return Counter(_key(o.get("id")) for o in objects if isinstance(o, dict))
 
 
-def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Category], list[Entry]]:
+def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Category], list[RowResult]]:
     """The categories by id, and those that cannot be used."""
     found: dict[str | None, _Category] = {}
     problems = []
@@ -192,34 +196,34 @@ def _categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Ca
     for k, category in enumerate(categories):
         try:
             if not isinstance(category, dict):
-                raise Fault(f"categories[{k}]", category, "an object is wanted")
+                raise FieldError(f"categories[{k}]", category, "an object is wanted")
             key = _key(category.get("id"))
             if key is None:
-                raise Fault(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
+                raise FieldError(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
             if ids[key] > 1:
-                raise Fault(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
+                raise FieldError(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
             name = words(category.get("name"), f"categories[{k}].name")
             found[key] = _Category(name, _as_modality(str(category.get("supercategory", ""))))
-        except Fault as fault:
+        except FieldError as fault:
             problems.append(faulty(file, k + 1, fault, category, category))
     return found, problems
 
 
 def _by_image(
     file: Path, annotations: list[Any], known: Set[str | None]
-) -> tuple[dict[str | None, list[_Marked]], list[Entry]]:
+) -> tuple[dict[str | None, list[_Marked]], list[RowResult]]:
     """Annotations by image id, and those that belong to no image of the file."""
     found: dict[str | None, list[_Marked]] = defaultdict(list)
     strays = []
     for k, annotation in enumerate(annotations):
         field = f"annotations[{k}]"
         if not isinstance(annotation, dict):
-            strays.append(faulty(file, k + 1, Fault(field, annotation, "an object is wanted"), annotation))
+            strays.append(faulty(file, k + 1, FieldError(field, annotation, "an object is wanted"), annotation))
         elif (key := _key(annotation.get("image_id"))) in known:
             found[key].append(_Marked(field, annotation))
         else:
             why = "no image has this id; add the image, or remove the annotation"
-            fault = Fault(f"{field}.image_id", annotation.get("image_id"), why)
+            fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
             strays.append(faulty(file, k + 1, fault, annotation, annotation))
     return found, strays
 
@@ -259,19 +263,19 @@ def _beyond(box: Sequence[float], size: Size) -> bool:
 
 
 def _samples(
-    row: Row, data: _Data, source: Source, pictures: Pictures, used: dict[str, str], told: Counter[str]
+    row: SourceRow, data: _Data, source: Source, pictures: Pictures, used: dict[str, str], told: Counter[str]
 ) -> list[Sample]:
     value = row.value
     key = _key(value.get("id"))
     if key is None:
-        raise Fault("id", value.get("id"), "no id; a whole number or a text is wanted")
+        raise FieldError("id", value.get("id"), "no id; a whole number or a text is wanted")
     if data.image_ids[key] > 1:
         why = f"the id of {data.image_ids[key]} images, so whose annotations are whose? give each image one of its own"
-        raise Fault("id", key, why)
+        raise FieldError("id", key, why)
     image = _image(value, source, pictures)
     place = f"row {row.number} of {data.file.name}"
     if used.setdefault(image.path, place) != place:
-        raise Fault("file_name", image.path, f"already used by {used[image.path]}; give each image one entry")
+        raise FieldError("file_name", image.path, f"already used by {used[image.path]}; give each image one entry")
     assert image.width is not None and image.height is not None
     size = Size(image.width, image.height)
     changed: Counter[str] = Counter()
@@ -292,7 +296,7 @@ def _samples(
         split=_split(value) or source.split or data.split,
         incomplete=crowds,
     )
-    samples = ask(record, source, changed)
+    samples = make_samples(record, source, changed)
     told.update(changed)
     return samples
 
@@ -306,14 +310,14 @@ def _image(value: dict[str, Any], source: Source, pictures: Pictures) -> ImageRe
         if given is None and source.open_images:
             continue
         if type(given) is not int or given < 1:
-            raise Fault(field, given, "a number of pixels is wanted; fill it in, or let the images be opened")
+            raise FieldError(field, given, "a number of pixels is wanted; fill it in, or let the images be opened")
     if image.width is None or image.height is None:
         return ImageRef(image.path, value["width"], value["height"])
     for field, found in (("width", image.width), ("height", image.height)):
         if value.get(field) not in (None, found):
             turned = " once it is turned upright, as its EXIF says" if image.orientation != 1 else ""
             why = f"the image has {found} pixels{turned}; correct it, and the boxes with it"
-            raise Fault(field, value[field], why)
+            raise FieldError(field, value[field], why)
     return image
 
 
@@ -321,7 +325,7 @@ def _said(value: dict[str, Any], key: str) -> Any:
     """What our writer, else the image itself, says under a key; None where neither does."""
     ours = value.get(OURS)
     if ours is not None and not isinstance(ours, dict):
-        raise Fault(OURS, ours, "an object is wanted, as the writer leaves it")
+        raise FieldError(OURS, ours, "an object is wanted, as the writer leaves it")
     found = (ours or {}).get(key)
     return value.get(key) if found is None else found
 
@@ -333,7 +337,9 @@ def _modality(value: dict[str, Any], marked: Sequence[_Marked], data: _Data, sou
     known = [data.categories.get(_key(m.value.get("category_id"))) for m in marked]
     found = {c.modality for c in known if c is not None and c.modality is not None}
     if len(found) > 1:
-        raise Fault("modality", sorted(found), "supercategories of several modalities in one image; give it a modality")
+        raise FieldError(
+            "modality", sorted(found), "supercategories of several modalities in one image; give it a modality"
+        )
     return found.pop() if found else modality_of(None, source)
 
 
@@ -363,7 +369,7 @@ def _split(value: dict[str, Any]) -> Split | None:
     if said is None:
         return None
     if not isinstance(said, str) or said.lower() not in SPLITS:
-        raise Fault("split", said, "one of train, validation, test is wanted")
+        raise FieldError("split", said, "one of train, validation, test is wanted")
     return SPLITS[said.lower()]
 
 
@@ -376,7 +382,7 @@ def _object(marked: _Marked, size: Size, data: _Data, changed: Counter[str]) -> 
     key = _key(value.get("id"))
     if value.get("id") is not None and (key is None or data.annotation_ids[key] > 1):
         why = "no usable id" if key is None else f"the id of {data.annotation_ids[key]} annotations"
-        raise Fault(f"{marked.field}.id", value["id"], f"{why}; give each a number of its own")
+        raise FieldError(f"{marked.field}.id", value["id"], f"{why}; give each a number of its own")
     if value.get("iscrowd", 0) not in (0, 1):
         raise marked.fault("iscrowd", "0 or 1 is wanted")
     if value.get("iscrowd"):
@@ -405,7 +411,7 @@ def _name(marked: _Marked, data: _Data) -> str:
 def _bbox(marked: _Marked, size: Size, corners: bool) -> Corners:
     try:
         bbox = four_numbers(marked.value["bbox"], "bbox", "[x, y, width, height] in pixels")
-    except Fault as fault:
+    except FieldError as fault:
         raise marked.fault("bbox", fault.why) from None
     x, y, w, h = bbox
     swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
@@ -448,7 +454,9 @@ def _extent(shape: Any, field: str, size: Size) -> Corners:
     if isinstance(shape, dict):
         return _run_length(shape, field, size)
     if not isinstance(shape, list) or not all(_is_polygon(p) for p in shape):
-        raise Fault(field, shape, "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted")
+        raise FieldError(
+            field, shape, "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
+        )
     xs, ys = [x for p in shape for x in p[0::2]], [y for p in shape for y in p[1::2]]
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -463,21 +471,21 @@ def _run_length(shape: dict[str, Any], field: str, size: Size) -> Corners:
     """The extent of a mask in runs down its columns, background first (pycocotools `maskApi.c`)."""
     if shape.get("size") != [size.height, size.width]:
         why = f"[{size.height}, {size.width}], that of the image, is wanted"
-        raise Fault(f"{field}.size", shape.get("size"), why)
+        raise FieldError(f"{field}.size", shape.get("size"), why)
     given = shape.get("counts")
     try:
         counts = unpacked(given) if isinstance(given, str) else given
     except ValueError as error:
-        raise Fault(f"{field}.counts", given, f"not a run-length text ({error}); write the mask anew") from None
+        raise FieldError(f"{field}.counts", given, f"not a run-length text ({error}); write the mask anew") from None
     if not isinstance(counts, list) or not all(type(c) is int and c >= 0 for c in counts):
-        raise Fault(f"{field}.counts", given, "whole numbers, none below 0, or their packed text are wanted")
+        raise FieldError(f"{field}.counts", given, "whole numbers, none below 0, or their packed text are wanted")
     if sum(counts) != size.width * size.height:
         why = f"the runs add up to {sum(counts):,} pixels where the image has {size.width * size.height:,}"
-        raise Fault(f"{field}.counts", given, f"{why}; write the mask anew")
+        raise FieldError(f"{field}.counts", given, f"{why}; write the mask anew")
     ends = list(itertools.accumulate(counts))
     runs = [(start, end) for start, end in zip(ends[0::2], ends[1::2], strict=False) if end > start]
     if not runs:
-        raise Fault(f"{field}.counts", given, "a mask without a pixel; mend or remove the annotation")
+        raise FieldError(f"{field}.counts", given, "a mask without a pixel; mend or remove the annotation")
     height = size.height
     first, last = runs[0][0] // height, (runs[-1][1] - 1) // height
     if any(start // height != (end - 1) // height for start, end in runs):  # over the end of a column

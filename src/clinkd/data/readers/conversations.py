@@ -21,11 +21,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.data import grids
-from clinkd.data.codecs import Codec, codec
+from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import four_numbers, grouped, pixel_box
 from clinkd.data.readers.boxes import modality_of
-from clinkd.data.readers.rows import RESERVED, Entry, Fault, Row, check_whole, entries, json_rows, list_of
+from clinkd.data.readers.rows import (
+    RESERVED,
+    FieldError,
+    RowResult,
+    SourceRow,
+    check_whole,
+    entries,
+    json_rows,
+    list_of,
+)
 from clinkd.data.readers.samples import assembled
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
@@ -48,10 +57,10 @@ _OBJECT = re.compile(
     r"|(?:<ref>|<\|object_ref_start\|>)?<ref-object>(?:</ref>|<\|object_ref_end\|>)?"
 )
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
-_FAMILIES = {"<|box_start|>": codec("qwen2-vl"), "<box>": codec("qwen-vl")}
+_FAMILIES = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-vl")}
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
     pictures = Pictures(source)
     for file in files(source.path):
@@ -70,7 +79,7 @@ def files(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _FileDefaults:
     """What a file's name and the source say of all its rows."""
 
     name: str
@@ -80,16 +89,18 @@ class _Place:
     boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, told by the marks of each text
 
 
-def _place(file: Path, source: Source) -> _Place:
+def _place(file: Path, source: Source) -> _FileDefaults:
     words = re.split(r"[^a-z]+", file.stem.lower())
     split = next((SPLITS[w] for w in words if w in SPLITS), None)
     task = next((TESTS[w] for w in words if w in TESTS), None) if split == "test" else None
-    boxes = codec(source.boxes) if source.boxes else None
+    boxes = make_codec(source.boxes) if source.boxes else None
     without = Task.MIA if source.form == "med-grit" else Task.QA
-    return _Place(file.stem.lower(), source.task or task, without, source.split or split, boxes)
+    return _FileDefaults(file.stem.lower(), source.task or task, without, source.split or split, boxes)
 
 
-def _samples(row: Row, source: Source, place: _Place, pictures: Pictures, told: Counter[str]) -> list[Sample]:
+def _samples(
+    row: SourceRow, source: Source, place: _FileDefaults, pictures: Pictures, told: Counter[str]
+) -> list[Sample]:
     value = row.value
     for key in value.keys() - KEYS:
         told[f"key {key!r} of rows, which a sample does not keep"] += 1
@@ -127,7 +138,7 @@ def _name(value: dict[str, Any]) -> str:
     if given is None:
         return ""
     if not isinstance(given, str | int) or given == "":
-        raise Fault("id", given, "text or a number is wanted")
+        raise FieldError("id", given, "text or a number is wanted")
     check_whole(str(given), "id")
     return f"{given}-"
 
@@ -135,17 +146,17 @@ def _name(value: dict[str, Any]) -> str:
 # ---- what our own writer left ---------------------------------------------------------------------------------------
 
 
-def _ours(ours: Any, place: _Place, source: Source) -> _Place:
+def _ours(ours: Any, place: _FileDefaults, source: Source) -> _FileDefaults:
     """The place, with the codec that the writer used."""
     if not isinstance(ours, dict) or not isinstance(ours.get("tasks"), list):
-        raise Fault(OURS, ours, "not as the writer leaves it (an object with tasks); write the data anew")
+        raise FieldError(OURS, ours, "not as the writer leaves it (an object with tasks); write the data anew")
     name = ours.get("boxes", "qwen2-vl")
     if source.boxes and source.boxes != name:
-        raise Fault(f"{OURS}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away")
+        raise FieldError(f"{OURS}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away")
     try:
-        return replace(place, boxes=codec(name), task=None)
+        return replace(place, boxes=make_codec(name), task=None)
     except BadInput as error:
-        raise Fault(f"{OURS}.boxes", name, str(error)) from None
+        raise FieldError(f"{OURS}.boxes", name, str(error)) from None
 
 
 def _restored(
@@ -154,10 +165,10 @@ def _restored(
     """A sample with all that the writer said beside the conversation."""
     tasks = ours["tasks"]
     if len(tasks) != len(turns):
-        raise Fault(f"{OURS}.tasks", tasks, f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task")
+        raise FieldError(f"{OURS}.tasks", tasks, f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task")
     for task in tasks:
         if task not in list(Task):
-            raise Fault(f"{OURS}.tasks", task, f"one of {', '.join(Task)} is wanted")
+            raise FieldError(f"{OURS}.tasks", task, f"one of {', '.join(Task)} is wanted")
     known = tuple(replace(turn, task=Task(task)) for turn, task in zip(turns, tasks, strict=True))
     return assembled(value.get("id"), refs, known, ours, f"{OURS}.")
 
@@ -169,9 +180,9 @@ def _conversation(value: dict[str, Any], told: Counter[str]) -> tuple[list[tuple
     """Questions and answers without image marks, and the paths of the images."""
     key = "messages" if "messages" in value else "conversations"
     if key not in value:
-        raise Fault("conversations", None, "no conversations and no messages; give the question and its answer")
+        raise FieldError("conversations", None, "no conversations and no messages; give the question and its answer")
     if key == "messages" and "conversations" in value:
-        raise Fault("messages", value[key], "the row has conversations, too; keep one of them")
+        raise FieldError("messages", value[key], "the row has conversations, too; keep one of them")
     said = list_of(value, key)
     turns = _pairs(said, key) if said and isinstance(said[0], list) else _alternating(said, key, told)
     if value.get("system"):
@@ -180,22 +191,22 @@ def _conversation(value: dict[str, Any], told: Counter[str]) -> tuple[list[tuple
     first = turns[0][0]
     marked = _IMG.findall(first) if "<img>" in first else []
     if marked and listed:
-        raise Fault("images", listed, "images stand both in the text (<img>) and in a list; keep one of them")
+        raise FieldError("images", listed, "images stand both in the text (<img>) and in a list; keep one of them")
     if not marked:
         marks = sum(asked.count("<image>") for asked, _ in turns)
         if listed and not marks and key == "messages":
             told["images without a mark in the text, taken as before the question (as ms-swift does)"] += 1
         elif marks != len(listed):
             why = f"{marks} <image> marks for {len(listed)} images; there must be one mark an image"
-            raise Fault("images", listed, why)
+            raise FieldError("images", listed, why)
         elif not listed:
-            raise Fault("image", None, "the row names no image (or its <img> mark is torn); give one")
+            raise FieldError("image", None, "the row names no image (or its <img> mark is torn); give one")
     bare = [(_without_images(asked, k, key, marked, told), answer) for k, (asked, answer) in enumerate(turns)]
     for asked, answer in bare:
         for text in (asked, answer):
             if "<" in text and (mark := RESERVED.search(text)):
                 why = "a mark that is kept for images and turns stands in the text; remove it, or write it otherwise"
-                raise Fault(key, text, f"{mark.group()}: {why}")
+                raise FieldError(key, text, f"{mark.group()}: {why}")
     return bare, marked or listed
 
 
@@ -209,7 +220,7 @@ def _listed(value: dict[str, Any]) -> list[Any]:
     if one is None:
         return several
     if several:
-        raise Fault("images", several, "the row has image, too; keep one of them")
+        raise FieldError("images", several, "the row has image, too; keep one of them")
     return one if isinstance(one, list) else [one]
 
 
@@ -223,7 +234,7 @@ def _without_images(asked: str, turn: int, key: str, first: list[str], told: Cou
     if turn > 0:
         again = [m[1] for m in marks if m.re is _IMG]
         if len(again) != len(marks) or not set(again) <= set(first):
-            raise Fault(f"{key}[{turn}]", asked, "an image after the first question; make it a row of its own")
+            raise FieldError(f"{key}[{turn}]", asked, "an image after the first question; make it a row of its own")
         told["marks of an image that an earlier question of the row named already"] += 1
     front, rest = asked[: marks[-1].end()], asked[marks[-1].end() :]
     bare = marks[0].re.sub("", front)
@@ -232,14 +243,16 @@ def _without_images(asked: str, turn: int, key: str, first: list[str], told: Cou
     if not rest.strip():
         told["images moved from behind the question to its front"] += 1
         return bare
-    raise Fault(f"{key}[{turn}]", asked, "an image inside a sentence; put all images before the question, or behind it")
+    raise FieldError(
+        f"{key}[{turn}]", asked, "an image inside a sentence; put all images before the question, or behind it"
+    )
 
 
 def _pairs(said: list[Any], key: str) -> list[tuple[str, str]]:
     turns = []
     for k, pair in enumerate(said):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise Fault(f"{key}[{k}]", pair, "[question, answer] is wanted")
+            raise FieldError(f"{key}[{k}]", pair, "[question, answer] is wanted")
         turns.append((_text(pair[0], f"{key}[{k}][0]"), _text(pair[1], f"{key}[{k}][1]")))
     return turns
 
@@ -250,7 +263,7 @@ def _alternating(said: list[Any], key: str, told: Counter[str]) -> list[tuple[st
     for k, part in enumerate(said):
         field = f"{key}[{k}]"
         if not isinstance(part, dict):
-            raise Fault(field, part, "an object with who speaks and what is said is wanted")
+            raise FieldError(field, part, "an object with who speaks and what is said is wanted")
         who, text = part.get("from", part.get("role")), part.get("value", part.get("content"))
         if who == "system":
             told[_SYSTEM] += 1
@@ -260,13 +273,15 @@ def _alternating(said: list[Any], key: str, told: Counter[str]) -> list[tuple[st
             turns.append((asked, _text(text, field)))
             asked = None
         elif who in _ASKS or who in _ANSWERS:
-            raise Fault(field, who, "question and answer must alternate, a question first")
+            raise FieldError(field, who, "question and answer must alternate, a question first")
         else:
-            raise Fault(field, who, f"who speaks? one of {', '.join((*_ASKS, *_ANSWERS, 'system'))} is wanted")
+            raise FieldError(field, who, f"who speaks? one of {', '.join((*_ASKS, *_ANSWERS, 'system'))} is wanted")
     if asked is not None:
-        raise Fault(f"{key}[{len(said) - 1}]", asked, "the last question has no answer; add it, or remove the question")
+        raise FieldError(
+            f"{key}[{len(said) - 1}]", asked, "the last question has no answer; add it, or remove the question"
+        )
     if not turns:
-        raise Fault(key, said, "empty; give a question and its answer")
+        raise FieldError(key, said, "empty; give a question and its answer")
     return turns
 
 
@@ -275,7 +290,7 @@ def _text(value: Any, field: str) -> str:
     if isinstance(value, list):
         value = "".join([_part(p, field) for p in value])
     if not isinstance(value, str) or not (text := value.strip()):
-        raise Fault(field, value, "empty or not text; fill it in, or remove the turn")
+        raise FieldError(field, value, "empty or not text; fill it in, or remove the turn")
     check_whole(text, field)
     return text
 
@@ -292,7 +307,7 @@ def _part(part: Any, field: str) -> str:
             return "<image>"
         if isinstance(path, str) and ":" not in path:
             return f"<img>{path}</img>"
-    raise Fault(field, part, "a part of type text, or image with the path of a file, is wanted")
+    raise FieldError(field, part, "a part of type text, or image with the path of a file, is wanted")
 
 
 # ---- boxes ----------------------------------------------------------------------------------------------------------
@@ -308,7 +323,7 @@ class _Read(NamedTuple):
 ReadText = Callable[[str, str], _Read]
 
 
-def _spelled(place: _Place, source: Source, image: ImageRef, text: str, field: str) -> _Read:
+def _spelled(place: _FileDefaults, source: Source, image: ImageRef, text: str, field: str) -> _Read:
     """A text with its boxes written out, in the family's spelling."""
     if not _MAYBE_A_BOX.search(text):
         return _Read(BoxedText(text))
@@ -319,7 +334,7 @@ def _spelled(place: _Place, source: Source, image: ImageRef, text: str, field: s
     decoded = chosen.decode(text, size)
     if decoded.unread:
         piece = decoded.unread[0]
-        raise Fault(field, text if len(text) < 60 else piece, f"box {piece}: {chosen.why(piece, size)}")
+        raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {chosen.why(piece, size)}")
     found = _REF.findall(text) if "ref" in text else ()
     names = tuple([a or b for a, b in found])
     answer = decoded.answer
@@ -329,11 +344,11 @@ def _spelled(place: _Place, source: Source, image: ImageRef, text: str, field: s
 
 def _resized(image: ImageRef, source: Source, field: str) -> grids.Size:
     if image.width is None or image.height is None:
-        raise Fault(field, image.path, "boxes in pixels need the size of the image: let the images be opened")
+        raise FieldError(field, image.path, "boxes in pixels need the size of the image: let the images be opened")
     try:
         return grids.smart_resize(image.width, image.height, grids.FACTOR, source.min_pixels, source.max_pixels)
     except BadInput as error:
-        raise Fault("image", image.path, str(error)) from None
+        raise FieldError("image", image.path, str(error)) from None
 
 
 class _Objects:
@@ -341,14 +356,14 @@ class _Objects:
 
     def __init__(self, objects: Any, refs: Sequence[ImageRef]) -> None:
         if not isinstance(objects, dict):
-            raise Fault("objects", objects, "an object with ref and bbox is wanted")
+            raise FieldError("objects", objects, "an object with ref and bbox is wanted")
         kind = objects.get("bbox_type", "real")
         if kind not in ("real", "norm1"):
-            raise Fault("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
+            raise FieldError("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
         boxes, names = _list_in(objects, "bbox"), _list_in(objects, "ref")
         of_image = _list_in(objects, "image_id") or [0] * len(boxes)  # where it is absent, the first
         if any(i != len(refs) - 1 for i in of_image):
-            raise Fault(
+            raise FieldError(
                 "objects.image_id", of_image, "boxes must be of the last image; make each image a row of its own"
             )
         image = refs[-1]
@@ -364,7 +379,7 @@ class _Objects:
             stray = _FAMILIES["<|box_start|>"].decode(piece)
             if stray.answer.boxes or stray.unread:
                 shown = stray.unread[0] if stray.unread else piece
-                raise Fault(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
+                raise FieldError(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
         names_before, boxes_before = self.names_used, self.boxes_used
         read = _OBJECT.sub(partial(self._put, text, field), text)
         boxes = self.boxes[boxes_before : self.boxes_used]
@@ -374,11 +389,11 @@ class _Objects:
         if "bbox" in mark.group():
             self.boxes_used += 1
             if self.boxes_used > len(self.boxes):
-                raise Fault(field, text, f"more <bbox> marks than the {len(self.boxes)} boxes of objects.bbox")
+                raise FieldError(field, text, f"more <bbox> marks than the {len(self.boxes)} boxes of objects.bbox")
             return BOX_MARK
         self.names_used += 1
         if self.names_used > len(self.names):
-            raise Fault(field, text, f"more <ref-object> marks than the {len(self.names)} names of objects.ref")
+            raise FieldError(field, text, f"more <ref-object> marks than the {len(self.names)} names of objects.ref")
         return self.names[self.names_used - 1]
 
     def check_used_up(self) -> None:
@@ -389,44 +404,46 @@ class _Objects:
         ):
             if used < given:
                 why = f"{given} are given and {used} marks in the text ask for them; add marks, or remove the rest"
-                raise Fault(f"objects.{key}", given, why)
+                raise FieldError(f"objects.{key}", given, why)
 
 
 def _list_in(objects: dict[str, Any], key: str) -> list[Any]:
     try:
         return list_of(objects, key)
-    except Fault as fault:
-        raise Fault(f"objects.{key}", fault.value, fault.why) from None
+    except FieldError as fault:
+        raise FieldError(f"objects.{key}", fault.value, fault.why) from None
 
 
 def _fractions(value: Any, field: str) -> Box:
     corners = four_numbers(value, field, "[x1, y1, x2, y2], fractions of the image,")
     if max(corners) > 1:
-        raise Fault(field, value, "beyond 1 where fractions are declared; bbox_type real is pixels")
+        raise FieldError(field, value, "beyond 1 where fractions are declared; bbox_type real is pixels")
     try:
         return Box(*corners)
     except BadInput as error:
-        raise Fault(field, value, str(error)) from None
+        raise FieldError(field, value, str(error)) from None
 
 
 # ---- what a turn is -------------------------------------------------------------------------------------------------
 
 
-def _turn(number: int, pair: tuple[str, str], read_text: ReadText, place: _Place) -> tuple[Turn, tuple[str, ...]]:
+def _turn(
+    number: int, pair: tuple[str, str], read_text: ReadText, place: _FileDefaults
+) -> tuple[Turn, tuple[str, ...]]:
     """The turn, and the names it is about as far as the marks tell."""
     asked, said = f"question {number}", f"answer {number}"
     question, truth = read_text(pair[0], asked), read_text(pair[1], said)
     for field, read, written in ((asked, question, pair[0]), (said, truth, pair[1])):
         if not read.text.text:
-            raise Fault(field, written, "empty but for marks; fill it in, or remove the turn")
+            raise FieldError(field, written, "empty but for marks; fill it in, or remove the turn")
     names = question.names + truth.names
     if len(names) > 1:
         names = tuple(dict.fromkeys(names))
     task = place.task or told_by_boxes(question.text, truth.text, place.without_boxes)
     if task is Task.VG and not truth.text.boxes:
-        raise Fault(said, pair[1], "no box in an answer of visual grounding; add it")
+        raise FieldError(said, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:
-        raise Fault(asked, pair[0], f"no box in a question of {task}; add it")
+        raise FieldError(asked, pair[0], f"no box in a question of {task}; add it")
     if task is Task.ROC and not names:
         names = (truth.text.words,)
     return Turn(task, question.text, truth.text), names
@@ -460,4 +477,4 @@ def told_by_name(front: str, name: str) -> Modality:
         return read_modality(front.split("_")[0])
     except BadInput:
         why = "the name does not begin with a modality, as SA-Med2D's do; give one for all with --modality"
-        raise Fault("modality", name, why) from None
+        raise FieldError("modality", name, why) from None

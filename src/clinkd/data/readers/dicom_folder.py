@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clinkd.data.images import kind_of, locate, look, medical_names
-from clinkd.data.readers.rows import Entry, Fault, faulty
+from clinkd.data.readers.rows import FieldError, RowResult, faulty
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef
 
@@ -17,7 +17,7 @@ TO_FILL_IN = ("question", "answer", "name", "x1", "y1", "x2", "y2")
 NO_QUESTION = "images without a question; clinkd data sheet writes a sheet to fill in"
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Every medical image of a folder, or the one file, as a row without samples, or as what is wrong with it.
 
     Rows count these files, sorted folder by folder. `told` counts files of other kinds, DICOMDIRs, and links that are
@@ -37,18 +37,18 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
 
 
-def _checked(path: Path, relative: str, number: int, window: str | None, told: Counter[str]) -> Entry:
+def _checked(path: Path, relative: str, number: int, window: str | None, told: Counter[str]) -> RowResult:
     raw = {"image": relative}
     kind = kind_of(path)
     try:
         facts = kind.describe(path, relative, window=window)
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
-        return faulty(path, number, Fault("image", relative, why), raw, {"id": relative})
+        return faulty(path, number, FieldError("image", relative, why), raw, {"id": relative})
     told[f"{kind.name} {NO_QUESTION}"] += 1
     names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
     images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in names)
-    return Entry(str(path), number, raw=raw, images=images, group=facts.patient or relative)
+    return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
 
 
 def sheet(root: Path) -> Iterator[dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import kind_of
-from clinkd.data.readers.rows import SHEETS, Entry, Problem, Row, json_rows
+from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 
@@ -34,20 +34,20 @@ FORMS = {  # name -> module of clinkd.data with the reader, what it is
 }
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read_rows(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Every row of a source, as samples or as a problem. `told` counts what was left out or changed, by reason.
 
     Raises BadInput where nothing of the form is there, or the form cannot be told.
     """
-    form = source.form or detect(source)
+    form = source.form or detect_form(source)
     if form not in FORMS:
         raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
     module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
-    found: Iterator[Entry] = module.read(replace(source, form=form), told)
+    found: Iterator[RowResult] = module.read(replace(source, form=form), told)
     return found
 
 
-def detect(source: Source) -> str:
+def detect_form(source: Source) -> str:
     """The form of a path, by what lies in a folder, or by the keys of a file's first row.
 
     Raises BadInput where that does not tell it: the form is never guessed from less.
@@ -104,10 +104,10 @@ def _of_file(file: Path, encoding: str) -> str | None:
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
         return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
     looked_at = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
-    first = next((row for row in looked_at if isinstance(row, Row)), None)
+    first = next((row for row in looked_at if isinstance(row, SourceRow)), None)
     if first is not None:
         return _of_row(first.value)
-    fault = next(row.problem for row in looked_at if isinstance(row, Entry))
+    fault = next(row.problem for row in looked_at if isinstance(row, RowResult))
     raise BadInput(f"no row of the first {len(looked_at)} can be read: {fault}")
 
 
@@ -133,11 +133,11 @@ def _unknown(path: Path) -> NoReturn:
     raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
 
 
-def demand(source: Source, told: Counter[str]) -> list[Sample]:
+def read_samples(source: Source, told: Counter[str]) -> list[Sample]:
     """The samples of a source without fault. Raises BadInput with the first problem, and the number of others."""
     samples: list[Sample] = []
-    problems: list[Problem] = []
-    for entry in read(source, told):
+    problems: list[RowError] = []
+    for entry in read_rows(source, told):
         samples.extend(entry.samples)
         if entry.problem:
             problems.append(entry.problem)

@@ -35,9 +35,9 @@ from PIL import ImageOps
 from scipy import ndimage
 
 from clinkd.data.images import locate, opened
-from clinkd.data.readers.annotated import Annotated, ask, grouped
+from clinkd.data.readers.annotated import Annotated, grouped, make_samples
 from clinkd.data.readers.conversations import told_by_name
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, whole_json, words
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, faulty, whole_json, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, Box, ImageRef, Sample
 
@@ -50,7 +50,7 @@ _CLASS = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class, and the number of the in
 _EVERYWHERE = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Images of a folder. Raises BadInput where it has no images or no masks, or its maps cannot be read."""
     folder = _scan(source, told)
     make = partial(_samples, folder=folder, source=source, pictures=Pictures(source), told=told)
@@ -71,20 +71,20 @@ class _Folder:
     classes: Classes
     speck_share: float
 
-    def rows(self) -> Iterator[Row | Entry]:
+    def rows(self) -> Iterator[SourceRow | RowResult]:
         for number, stem in enumerate(sorted(self.images), start=1):
             image, ends = f"images/{min(self.images[stem])}", sorted(self.masks.get(stem, ()))
             value = {"id": stem, "image": image, "masks": [_mask(stem, end) for end in ends]}
-            yield Row(self.path, number, value, value)
+            yield SourceRow(self.path, number, value, value)
         orphans = sorted(self.masks.keys() - self.images.keys())
         for number, stem in enumerate(orphans, start=len(self.images) + 1):
             masks = [_mask(stem, end) for end in sorted(self.masks[stem])]
             if stem:
                 why = f"no image of this name for {len(masks)} masks ({masks[0]}); bring the image, or remove them"
-                fault = Fault("image", stem, why)
+                fault = FieldError("image", stem, why)
             else:
                 why = f"{len(masks)} masks not named after image and class; IMAGE--CLASS_INSTANCE.png is wanted"
-                fault = Fault("mask", masks[0], why)
+                fault = FieldError("mask", masks[0], why)
             yield faulty(self.path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
 
 
@@ -155,15 +155,15 @@ class Classes:
         if any(c.isalpha() for c in given):
             return words(given.replace("_", " "), "mask")
         if not given.isdecimal():
-            raise Fault("mask", mask, "neither the number nor the name of a class behind the last --; rename it")
+            raise FieldError("mask", mask, "neither the number nor the name of a class behind the last --; rename it")
         numbers = self.by_dataset.get(dataset, self.by_dataset.get(""))
         if numbers is None:
-            raise Fault("mask", mask, f"dataset {dataset} is not in {self.file}; add it with its classes")
+            raise FieldError("mask", mask, f"dataset {dataset} is not in {self.file}; add it with its classes")
         names = numbers.get(int(given), ())
         if len(names) != 1:
             why = f"has several names ({', '.join(names)})" if names else "is not there"
             place = f"{self.file}" + (f", dataset {dataset}" if dataset in self.by_dataset else "")
-            raise Fault("mask", mask, f"class {given} {why} in {place}; correct the map")
+            raise FieldError("mask", mask, f"class {given} {why} in {place}; correct the map")
         return words(names[0].replace("_", " "), f"class {given}")
 
 
@@ -217,11 +217,11 @@ def _class(end: str) -> str:
 # ---- an image -------------------------------------------------------------------------------------------------------
 
 
-def _samples(row: Row, folder: _Folder, source: Source, pictures: Pictures, told: Counter[str]) -> list[Sample]:
+def _samples(row: SourceRow, folder: _Folder, source: Source, pictures: Pictures, told: Counter[str]) -> list[Sample]:
     stem = row.value["id"]
     words(stem, "image")  # a torn encoding, or the mark of a box
     if len(folder.images[stem]) > 1:
-        raise Fault("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
+        raise FieldError("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
     image = pictures.ref(row.value["image"])
     parts = stem.split("--")
     ours = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
@@ -237,7 +237,7 @@ def _samples(row: Row, folder: _Folder, source: Source, pictures: Pictures, told
         side=source.side or "patient",
         split=source.split,
     )
-    samples = ask(record, source, changed)
+    samples = make_samples(record, source, changed)
     told.update(changed)
     return samples
 
@@ -248,9 +248,11 @@ def _objects(
     stem, masks = value["id"], value["masks"]
     lost = sorted(folder.listed.get(stem, frozenset()) - {m.removeprefix("masks/") for m in masks})
     if lost:
-        raise Fault("masks", lost[0], f"{len(lost)} masks that {LIST_FILE} lists are not in masks/; unpack them all")
+        raise FieldError(
+            "masks", lost[0], f"{len(lost)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
+        )
     if not masks:
-        raise Fault("masks", stem, "no mask of this image in masks/; bring it, or remove the image")
+        raise FieldError("masks", stem, "no mask of this image in masks/; bring it, or remove the image")
     objects = []
     for mask in masks:
         name = folder.classes.name(_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
@@ -261,7 +263,7 @@ def _objects(
         if found.specks:
             changed[f"specks below {folder.speck_share:g} of the picture, beside a larger part"] += found.specks
     if not objects:
-        raise Fault("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
+        raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)
 
 
@@ -299,18 +301,18 @@ def _pixels(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
         with opened(path, mask, frame) as file:
             values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
     except BadInput as error:
-        raise Fault("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
+        raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
     height, width = values.shape[:2]
     if image.width is not None and (width, height) != (image.width, image.height):
         why = f"{width}x{height} pixels where the image has {image.width}x{image.height}; bring its own mask"
-        raise Fault("mask", mask, why)
+        raise FieldError("mask", mask, why)
     values = _one_channel(values, mask)
     inside = np.asarray(values != 0, dtype=np.bool_)
     if (values[inside] != 1).any() and (values[inside] != 255).any():
         found = np.unique(values)
         some = ", ".join(f"{v:g}" for v in found[:6]) + (f", ... ({len(found)} in all)" if len(found) > 6 else "")
         why = f"the values {some}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
-        raise Fault("mask", mask, why)
+        raise FieldError("mask", mask, why)
     return inside
 
 
@@ -320,7 +322,7 @@ def _one_channel(values: NDArray[Any], mask: str) -> NDArray[Any]:
         return values
     colours = values[..., : values.shape[-1] - 1] if values.shape[-1] in (2, 4) else values
     if values.shape[-1] in (2, 4) and (values[..., -1] != 255).any():
-        raise Fault("mask", mask, "parts of it are transparent; store the mask as grey, 0 and 255")
+        raise FieldError("mask", mask, "parts of it are transparent; store the mask as grey, 0 and 255")
     if (colours != colours[..., :1]).any():
-        raise Fault("mask", mask, "it has colours, so several classes; write one mask a class, 0 and 255")
+        raise FieldError("mask", mask, "it has colours, so several classes; write one mask a class, 0 and 255")
     return np.asarray(colours[..., 0])

@@ -1,7 +1,7 @@
 """Files to rows: JSON lists as a stream, JSON lines, CSV and XLSX; each row with its place, each fault with a name.
 
-Nothing is skipped: a row comes out as a `Row`, or as an `Entry` with the problem that it could not be read for. Damage
-after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
+Nothing is skipped: each row becomes a `RowResult`, with its samples or with the error for which it could not be read.
+Damage after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BOXES = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control, and turns of direction
 
 
-class Fault(Exception):
+class FieldError(Exception):
     """What is wrong with one field of the row at hand. `why` holds the way out."""
 
     def __init__(self, field: str, value: Any, why: str) -> None:
@@ -42,7 +42,7 @@ class Fault(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class RowError:
     """What is wrong with a row, or between rows (`kind` other than "row")."""
 
     file: str
@@ -69,7 +69,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """One record as the file has it. `raw` is what a quarantine keeps of it."""
 
     file: Path
@@ -79,36 +79,38 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RowResult:
     """What became of one row: samples, or a problem; or images of a `group` of which nothing is asked yet."""
 
     file: str
     row: int
     samples: tuple[Sample, ...] = ()
-    problem: Problem | None = None
+    problem: RowError | None = None
     raw: Any = None
     images: tuple[ImageRef, ...] = ()
     group: str = ""
     left_out: str = ""  # why a row without fault makes no sample, where another row is to blame
 
 
-def entries(rows: Iterable[Row | Entry], make: Callable[[Row], Sequence[Sample]]) -> Iterator[Entry]:
+def entries(
+    rows: Iterable[SourceRow | RowResult], make: Callable[[SourceRow], Sequence[Sample]]
+) -> Iterator[RowResult]:
     """Every row as its samples, or as the fault that `make` found in it."""
     for row in rows:
-        if isinstance(row, Entry):
+        if isinstance(row, RowResult):
             yield row
             continue
         try:
-            yield Entry(str(row.file), row.number, tuple(make(row)), raw=row.raw)
-        except Fault as fault:
+            yield RowResult(str(row.file), row.number, tuple(make(row)), raw=row.raw)
+        except FieldError as fault:
             yield faulty(row.file, row.number, fault, row.raw, row.value)
 
 
-def faulty(file: Path, number: int, fault: Fault, raw: Any, value: Any = None, kind: Kind = "row") -> Entry:
+def faulty(file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row") -> RowResult:
     """The entry of a row that has a fault."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
-    problem = Problem(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why, kind)
-    return Entry(str(file), number, problem=problem, raw=raw)
+    problem = RowError(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why, kind)
+    return RowResult(str(file), number, problem=problem, raw=raw)
 
 
 def short(value: Any) -> str:
@@ -138,9 +140,9 @@ def text_of(entry: dict[str, Any], key: str, field: str | None = None) -> str:
 def words(value: Any, field: str) -> str:
     """`value` as a text that says something, white space folded."""
     if not isinstance(value, str) or not value.strip():
-        raise Fault(field, value, "empty or not text; fill it in, or remove it")
+        raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
-        raise Fault(field, value, f"{BOX_MARK} is kept for the places of boxes; write it otherwise")
+        raise FieldError(field, value, f"{BOX_MARK} is kept for the places of boxes; write it otherwise")
     return plain(value, field)
 
 
@@ -148,10 +150,12 @@ def plain(value: str, field: str) -> str:
     """White space folded. Raises Fault where the text holds what a model takes for more than text."""
     text = " ".join(value.split())
     if "<" in text and (mark := RESERVED.search(text) or _BOXES.search(text)):
-        raise Fault(field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise")
+        raise FieldError(
+            field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
+        )
     check_whole(value, field)
     if not text.isprintable() and (sign := _UNSEEN.search(text)):
-        raise Fault(field, value, f"the control character U+{ord(sign.group()):04X}; remove it")
+        raise FieldError(field, value, f"the control character U+{ord(sign.group()):04X}; remove it")
     return text
 
 
@@ -163,7 +167,7 @@ def check_whole(value: str, field: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         why = f"half a character at place {error.start + 1} (an escape or encoding torn apart); write the text anew"
-        raise Fault(field, value, why) from None
+        raise FieldError(field, value, why) from None
 
 
 def list_of(entry: dict[str, Any], key: str) -> list[Any]:
@@ -172,7 +176,7 @@ def list_of(entry: dict[str, Any], key: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise Fault(key, value, "a list is wanted")
+        raise FieldError(key, value, "a list is wanted")
     return value
 
 
@@ -180,7 +184,7 @@ def objects_of(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str,
     """The objects of a list, numbered from 0."""
     for i, member in enumerate(list_of(entry, key)):
         if not isinstance(member, dict):
-            raise Fault(f"{key}[{i}]", member, "an object is wanted")
+            raise FieldError(f"{key}[{i}]", member, "an object is wanted")
         yield i, member
 
 
@@ -193,7 +197,9 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise Fault(twice, [value for key, value in pairs if key == twice], "the key stands twice; keep one of them")
+        raise FieldError(
+            twice, [value for key, value in pairs if key == twice], "the key stands twice; keep one of them"
+        )
     return made
 
 
@@ -205,7 +211,7 @@ _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANKS = " \t\r\n\ufeff"
 
 
-def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[Row | Entry]:
+def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowResult]:
     """Rows of a JSON list of objects, or of JSON lines. Raises BadInput where the file is absent, empty or neither.
 
     Damage within a JSON list ends it: what stands before is delivered, and the last entry tells how much was not read.
@@ -244,7 +250,7 @@ def _opened(file: Path) -> IO[bytes]:
     return file.open("rb")
 
 
-def _line_rows(file: Path, encoding: str) -> Iterator[Row | Entry]:
+def _line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
     found = False
     offset = 0
     with file.open("rb") as stream:
@@ -259,7 +265,7 @@ def _line_rows(file: Path, encoding: str) -> Iterator[Row | Entry]:
                 found = True
                 read += _rest_of_line(stream)
                 why = f"longer than {MAX_ROW_BYTES:,} bytes (from byte {offset}); put one row on a line"
-                yield faulty(file, number, Fault("row", line[:80].decode(encoding, "replace"), why), None)
+                yield faulty(file, number, FieldError("row", line[:80].decode(encoding, "replace"), why), None)
             elif line.strip():
                 found = True
                 yield _line_row(file, number, line, encoding, offset)
@@ -278,31 +284,31 @@ def _rest_of_line(stream: IO[bytes]) -> int:
     return passed
 
 
-def _line_row(file: Path, number: int, line: bytes, encoding: str, offset: int) -> Row | Entry:
+def _line_row(file: Path, number: int, line: bytes, encoding: str, offset: int) -> SourceRow | RowResult:
     try:
         text = line.decode(encoding)
     except UnicodeDecodeError as error:
         raw = line.decode(encoding, "backslashreplace").strip()
         why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
-        return faulty(file, number, Fault("row", raw, why), raw)
+        return faulty(file, number, FieldError("row", raw, why), raw)
     raw = text.strip(_BLANKS)
     try:
         value = _DECODER.decode(raw)
     except json.JSONDecodeError as error:
         before = text[: text.index(raw) + error.pos]
         byte = offset + len(before.encode(encoding))
-        return faulty(file, number, Fault("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw)
+        return faulty(file, number, FieldError("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        return faulty(file, number, Fault("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
-    except Fault as fault:
+        return faulty(file, number, FieldError("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
+    except FieldError as fault:
         return faulty(file, number, fault, raw)
     return _object(file, number, value, raw)
 
 
-def _object(file: Path, number: int, value: Any, raw: str) -> Row | Entry:
+def _object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
     if not isinstance(value, dict):
-        return faulty(file, number, Fault("row", value, f"not a JSON object; {_MEND}"), raw)
-    return Row(file, number, value, raw)
+        return faulty(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
+    return SourceRow(file, number, value, raw)
 
 
 class _Stream:
@@ -322,7 +328,7 @@ class _Stream:
         try:
             read = self.decoder.decode(data, final=self.ended and not self.wide)
         except UnicodeDecodeError as error:
-            raise _Broken(
+            raise _JsonDamage(
                 self.byte + self.bytes_of(self.text[self.at :]), f"not {self.encoding}: {error.reason}"
             ) from None
         self.text = self.text[self.at :] + read
@@ -351,7 +357,7 @@ class _Stream:
                 return self.text[end : end + 1]
             self.more(CHUNK_BYTES)
 
-    def fault(self, raw: str) -> Fault | None:
+    def fault(self, raw: str) -> FieldError | None:
         """What is wrong where the text just passed holds a byte of another encoding."""
         if raw.isascii():
             return None
@@ -360,11 +366,11 @@ class _Stream:
         except UnicodeEncodeError as error:
             byte = self.byte - self.bytes_of(raw[error.start :])
             shown = "half a character" if self.wide else f"0x{ord(raw[error.start]) - 0xDC00:02x}"
-            return Fault("row", raw, f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}")
+            return FieldError("row", raw, f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}")
         return None
 
 
-class _Broken(Exception):
+class _JsonDamage(Exception):
     """Damage at a byte after which no row can be told from the next."""
 
     def __init__(self, byte: int, why: str) -> None:
@@ -372,11 +378,11 @@ class _Broken(Exception):
         self.byte, self.why = byte, why
 
 
-def _list_rows(file: Path, encoding: str) -> Iterator[Row | Entry]:
+def _list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
     """Rows of a JSON list, a window of it in memory at a time."""
     with file.open("rb") as opened:
         stream = _Stream(opened, encoding)
-        good: Row | None = None
+        good: SourceRow | None = None
         number = 0
         try:
             if stream.sign() != "[":
@@ -389,20 +395,20 @@ def _list_rows(file: Path, encoding: str) -> Iterator[Row | Entry]:
             while sign == ",":
                 number += 1
                 row = _list_row(file, number, stream)
-                good = row if isinstance(row, Row) else good
+                good = row if isinstance(row, SourceRow) else good
                 yield row
                 if (sign := stream.sign()) not in (",", "]"):
                     number += 1
-                    raise _Broken(stream.byte, f"{short(sign) or 'the file ends'} where , or ] is wanted")
+                    raise _JsonDamage(stream.byte, f"{short(sign) or 'the file ends'} where , or ] is wanted")
                 stream.advance(stream.at + 1)
             if stream.sign():
                 number += 1
-                raise _Broken(stream.byte, "something follows the end of the list")
-        except _Broken as broken:
+                raise _JsonDamage(stream.byte, "something follows the end of the list")
+        except _JsonDamage as broken:
             yield _damage(file, number, stream, broken, good)
 
 
-def _damage(file: Path, number: int, stream: _Stream, broken: _Broken, good: Row | None) -> Entry:
+def _damage(file: Path, number: int, stream: _Stream, broken: _JsonDamage, good: SourceRow | None) -> RowResult:
     size = file.stat().st_size
     last = "no row before it is good"
     if good is not None:
@@ -412,14 +418,14 @@ def _damage(file: Path, number: int, stream: _Stream, broken: _Broken, good: Row
     lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
     why = f"not JSON at byte {broken.byte} ({broken.why}); {last}; {lost}; bring back a whole copy, or mend it"
     value = stream.text[stream.at : stream.at + 200]
-    return faulty(file, number, Fault("file", value, why), value)
+    return faulty(file, number, FieldError("file", value, why), value)
 
 
-def _list_row(file: Path, number: int, stream: _Stream) -> Row | Entry:
+def _list_row(file: Path, number: int, stream: _Stream) -> SourceRow | RowResult:
     """The next value of the list as a row."""
     stream.sign()
     value, raw = _next_value(stream)
-    fault = stream.fault(raw) or (value if isinstance(value, Fault) else None)
+    fault = stream.fault(raw) or (value if isinstance(value, FieldError) else None)
     return faulty(file, number, fault, raw) if fault else _object(file, number, value, raw)
 
 
@@ -440,9 +446,9 @@ def _next_value(stream: _Stream) -> tuple[Any, str]:
                     why = "the file ends inside a row" if held else "the file ends where a row is wanted"
                 elif cut:
                     why = f"a row of more than {MAX_ROW_BYTES:,} bytes, or a quotation mark is missing"
-                raise _Broken(stream.byte + stream.bytes_of(stream.text[stream.at : error.pos]), why) from None
+                raise _JsonDamage(stream.byte + stream.bytes_of(stream.text[stream.at : error.pos]), why) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-            raise _Broken(stream.byte, " ".join(str(error).split())) from None
+            raise _JsonDamage(stream.byte, " ".join(str(error).split())) from None
         stream.more(wanted)  # what seems wrong may be due to the window alone
         wanted *= 2
 
@@ -461,7 +467,7 @@ _STARTS = ("true", "false", "null", "NaN", "-Infinity", "Infinity", ".", "e+", "
 def _value(stream: _Stream) -> tuple[Any, int]:
     try:
         return _DECODER.raw_decode(stream.text, stream.at)
-    except Fault as fault:
+    except FieldError as fault:
         return fault, _PLAIN.raw_decode(stream.text, stream.at)[1]
 
 
@@ -487,7 +493,7 @@ def whole_json(file: Path, encoding: str = "utf-8") -> Any:
         cut = "the file ends inside a value" if ends else error.msg
         why = f"not JSON at byte {byte_at:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
         raise BadInput(f"{file}: {why}") from None
-    except Fault as fault:
+    except FieldError as fault:
         twice = f"the key {fault.field!r} stands twice in one object"
         raise BadInput(f"{file}: not usable JSON ({twice}); mend it") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
@@ -497,7 +503,7 @@ def whole_json(file: Path, encoding: str = "utf-8") -> Any:
 # ---- sheets ---------------------------------------------------------------------------------------------------------
 
 
-def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[Row | Entry]:
+def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[SourceRow | RowResult]:
     """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX; the first line names the columns.
 
     Values are texts, "" where a cell is empty; lines and columns that are empty all through are passed over. `sheet`
@@ -507,7 +513,7 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
     head: list[str] = []
     width = 0  # of the head with its empty end, which every line of a CSV has as well
     for number, cells in _xlsx(file, sheet) if packed else _csv(file, encoding):
-        if isinstance(cells, Fault):
+        if isinstance(cells, FieldError):
             yield faulty(file, number, cells, str(cells.value))
         elif not any(cells):
             continue
@@ -529,18 +535,18 @@ def _without_empty_end(cells: list[str]) -> list[str]:
     return cells[:end]
 
 
-def _sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> Row | Entry:
+def _sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> SourceRow | RowResult:
     if len(cells) != len(head):
         why = f"{len(cells)} cells where the head has {len(head)}; quote a cell that holds a separator"
-        return faulty(file, number, Fault("row", cells, why), cells)
+        return faulty(file, number, FieldError("row", cells, why), cells)
     value = dict(zip(head, cells, strict=True))
     for key, text in value.items():
         try:
             check_whole(text, key)
-        except Fault:
+        except FieldError:
             why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
-            return faulty(file, number, Fault(key, text, why), cells)
-    return Row(file, number, value, value)
+            return faulty(file, number, FieldError(key, text, why), cells)
+    return SourceRow(file, number, value, value)
 
 
 def _head(file: Path, cells: list[str]) -> list[str]:
@@ -553,7 +559,7 @@ def _head(file: Path, cells: list[str]) -> list[str]:
     return names
 
 
-Cells = list[str] | Fault
+Cells = list[str] | FieldError
 
 
 def _csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
@@ -577,13 +583,15 @@ def _csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
                     yield start, [_cell(c, c) for c in cells]
             except StopIteration:
                 return
-            except Fault as fault:
+            except FieldError as fault:
                 yield start, fault
             except csv.Error as error:
                 where = f"lines {start} to {reader.line_num}" if reader.line_num > start else f"line {start}"
                 yield (
                     start,
-                    Fault("row", where, f"not CSV ({error}); mend the quotes of the row, these lines are left out"),
+                    FieldError(
+                        "row", where, f"not CSV ({error}); mend the quotes of the row, these lines are left out"
+                    ),
                 )
             except UnicodeError as error:
                 raise BadInput(f"{file}: not {encoding} ({error}); name its encoding with --encoding") from None
@@ -621,11 +629,11 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
                 cells: Cells = [_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
             except StopIteration:
                 return
-            except Fault as fault:
+            except FieldError as fault:
                 cells = fault
             except Exception as error:  # damage inside the archive
                 why = f"the sheet cannot be read from here on ({type(error).__name__}); save it anew, or as CSV"
-                yield number, Fault("file", name, why)
+                yield number, FieldError("file", name, why)
                 return
             yield number, cells
     finally:
@@ -635,9 +643,9 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
 
 def _cell(value: Any, formula: Any) -> str:
     if value in (None, formula) and isinstance(formula, str) and formula.startswith("="):
-        raise Fault("row", formula, "a formula that was never computed; open the sheet, save it, and try again")
+        raise FieldError("row", formula, "a formula that was never computed; open the sheet, save it, and try again")
     if isinstance(value, str) and value.startswith("#") and value in _ERRORS:
-        raise Fault("row", value, "an error of the spreadsheet in a cell; mend it")
+        raise FieldError("row", value, "an error of the spreadsheet in a cell; mend it")
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -27,11 +27,11 @@ from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
-from clinkd.data.readers.annotated import Annotated, ask, draw, grouped, pixel_box
+from clinkd.data.readers.annotated import Annotated, grouped, make_samples, pixel_box, sample_questions
 from clinkd.data.readers.boxes import modality_of
 from clinkd.data.readers.columns import CORNERS, columns_of
 from clinkd.data.readers.conversations import SPLITS, told_by_boxes
-from clinkd.data.readers.rows import SHEETS, Entry, Fault, Row, faulty, plain, sheet_rows, words
+from clinkd.data.readers.rows import SHEETS, FieldError, RowResult, SourceRow, faulty, plain, sheet_rows, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
@@ -41,7 +41,7 @@ _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 LEFT = "lines left out because another line of their image is at fault"
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Every line of the sheet (or of the only sheet in a folder), in its order.
 
     What is asked of the boxes of an image stands with its first line. Raises BadInput where there is no sheet, or its
@@ -53,12 +53,12 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
     lines = list(sheet_rows(file, source.encoding, source.sheet))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
-    first = next((line for line in lines if isinstance(line, Row)), None)
+    first = next((line for line in lines if isinstance(line, SourceRow)), None)
     if first is None:
-        yield from (line for line in lines if isinstance(line, Entry))
+        yield from (line for line in lines if isinstance(line, RowResult))
         return
     columns = columns_of(list(first.value), source.columns, file, told)
-    yield from _Reader(file, source, columns, told).entries(lines)
+    yield from _SheetReader(file, source, columns, told).entries(lines)
 
 
 def sheet_of(path: Path) -> Path:
@@ -76,11 +76,11 @@ def sheet_of(path: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _SheetLine:
     """A checked line."""
 
     place: int  # among the lines, from 0
-    row: Row
+    row: SourceRow
     image: ImageRef
     id: str = ""
     name: str = ""
@@ -95,7 +95,7 @@ class _Line:
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
-class _Reader:
+class _SheetReader:
     """The lines of one sheet, together by image."""
 
     def __init__(self, file: Path, source: Source, columns: dict[str, str], told: Counter[str]) -> None:
@@ -111,12 +111,12 @@ class _Reader:
         self.doubtful: set[str] = set()  # images that a line at fault speaks of
         self.patients_told = False  # by any line
 
-    def entries(self, lines: Iterable[Row | Entry]) -> Iterator[Entry]:
-        images: dict[str, list[_Line]] = {}
-        made: dict[int, Entry] = {}
+    def entries(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
+        images: dict[str, list[_SheetLine]] = {}
+        made: dict[int, RowResult] = {}
         above = ""
         for place, row in enumerate(lines):
-            if isinstance(row, Entry):
+            if isinstance(row, RowResult):
                 made[place] = row
                 self._doubt(self._named(row.raw) or {above})
                 continue
@@ -124,13 +124,13 @@ class _Reader:
             path = self._path(row)
             above = path or above
             if first != row.number:
-                fault = Fault("row", list(row.value.values()), f"the same as row {first}; remove one of them")
+                fault = FieldError("row", list(row.value.values()), f"the same as row {first}; remove one of them")
                 made[place] = faulty(row.file, row.number, fault, row.raw, row.value, "duplicate")
                 continue
             try:
                 line = self._line(place, row, path)
                 images.setdefault(path, []).append(line)
-            except Fault as fault:
+            except FieldError as fault:
                 made[place] = faulty(row.file, row.number, fault, row.raw, row.value)
                 self._doubt({above})
         for path, members in images.items():
@@ -149,56 +149,58 @@ class _Reader:
     def _normal(self, cell: str) -> str:
         return str(PurePosixPath(self.pictures.relative(cell))) if cell else ""
 
-    def _path(self, row: Row) -> str:
+    def _path(self, row: SourceRow) -> str:
         """The image of a line, as all lines of it spell it."""
         path, frame = self._normal(self._cell(row, "image")), self._cell(row, "frame")
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
-    def _cell(self, row: Row, ours: str) -> str:
+    def _cell(self, row: SourceRow, ours: str) -> str:
         return str(row.value[self.columns[ours]]) if ours in self.columns else ""
 
     def _column(self, ours: str) -> str:
         return self.columns.get(ours, ours)
 
-    def _line(self, place: int, row: Row, path: str) -> _Line:
+    def _line(self, place: int, row: SourceRow, path: str) -> _SheetLine:
         image = self._ref(row, path)
         box = self._box(row, image)
         name, sentence, caption = (self._words(row, key) for key in ("name", "sentence", "caption"))
         turn = self._turn(row, box)
         given = self._cell(row, "id")
-        line = _Line(place, row, image, given, name, box, sentence, caption, turn)
+        line = _SheetLine(place, row, image, given, name, box, sentence, caption, turn)
         self._check_box(line)
         if given and self.ids.setdefault(given, row.number) != row.number:
-            raise Fault(self._column("id"), given, f"already used by row {self.ids[given]}; give each line its own")
+            raise FieldError(
+                self._column("id"), given, f"already used by row {self.ids[given]}; give each line its own"
+            )
         self._of_image(row, path)
         return line
 
-    def _check_box(self, line: _Line) -> None:
+    def _check_box(self, line: _SheetLine) -> None:
         """Raise Fault where a box is missing that the line speaks of, or a word for its box."""
         if line.box is None and line.sentence:
             why = "a sentence on a box, and no box; give it, or use a caption"
-            raise Fault(self._column("sentence"), line.sentence, why)
+            raise FieldError(self._column("sentence"), line.sentence, why)
         if line.box is None and line.name and line.turn is None:
             why = f"no box for {line.name!r}; give it, or empty the name where the image does not show any"
-            raise Fault(self._box_field(), "", why)
+            raise FieldError(self._box_field(), "", why)
         if line.box is not None and not (line.name or line.sentence or line.marked):
             way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
-            raise Fault(self._column("name"), "", f"the box has no name; {way_out}")
+            raise FieldError(self._column("name"), "", f"the box has no name; {way_out}")
 
-    def _ref(self, row: Row, path: str) -> ImageRef:
+    def _ref(self, row: SourceRow, path: str) -> ImageRef:
         column, frame = self._column("image"), self._cell(row, "frame")
         if not path:
-            raise Fault(column, "", "empty; name the image on each line (fill merged cells down)")
+            raise FieldError(column, "", "empty; name the image on each line (fill merged cells down)")
         if frame and not _FRAME.fullmatch(frame):
-            raise Fault(self._column("frame"), frame, "the number of a frame, from 1, is wanted")
+            raise FieldError(self._column("frame"), frame, "the number of a frame, from 1, is wanted")
         try:
             return self.pictures.ref(self.source.prefix + path, column)
-        except Fault as fault:
+        except FieldError as fault:
             near = self.near(path) if "no such file" in fault.why else None
             hint = f"; did you mean {near}?" if near else ""
-            raise Fault(column, self._cell(row, "image"), fault.why + hint) from None
+            raise FieldError(column, self._cell(row, "image"), fault.why + hint) from None
 
-    def _words(self, row: Row, ours: str) -> str:
+    def _words(self, row: SourceRow, ours: str) -> str:
         text = self._cell(row, ours)
         return words(text, self._column(ours)) if text else ""
 
@@ -207,21 +209,21 @@ class _Reader:
     def _box_field(self) -> str:
         return self.columns["box"] if "box" in self.columns else ",".join(self._column(c) for c in CORNERS)
 
-    def _corners(self, row: Row) -> list[float]:
+    def _corners(self, row: SourceRow) -> list[float]:
         """The four numbers of the line's box, none where it has no box."""
         if "box" not in self.columns:
             cells = [(self._column(c), self._cell(row, c)) for c in CORNERS]
             empty = [column for column, text in cells if not text]
             if 0 < len(empty) < 4:
-                raise Fault(empty[0], "", "empty, where other corners of the box are given; fill it in")
+                raise FieldError(empty[0], "", "empty, where other corners of the box are given; fill it in")
             return [] if empty else [_number(text, column, text) for column, text in cells]
         column, cell = self.columns["box"], self._cell(row, "box")
         texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
         if len(texts) not in (0, 4):
-            raise Fault(column, cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
+            raise FieldError(column, cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
         return [_number(t, column, cell) for t in texts]
 
-    def _box(self, row: Row, image: ImageRef) -> Box | None:
+    def _box(self, row: SourceRow, image: ImageRef) -> Box | None:
         corners = self._corners(row)
         if not corners:
             return None
@@ -230,41 +232,47 @@ class _Reader:
             return pixel_box([int(v) if v == int(v) else v for v in corners], field, image)
         scale = 1 if self.source.boxes == "normalised" else 1000
         if max(corners) > scale or (scale == 1000 and any(v != int(v) for v in corners)):
-            raise Fault(field, corners, f"not {FRAMES[self.source.boxes]}, which --boxes declares; correct one of them")
+            raise FieldError(
+                field, corners, f"not {FRAMES[self.source.boxes]}, which --boxes declares; correct one of them"
+            )
         try:
             x1, y1, x2, y2 = (v / scale for v in corners)
             return Box(x1, y1, x2, y2)
         except BadInput as error:
-            raise Fault(field, corners, str(error)) from None
+            raise FieldError(field, corners, str(error)) from None
 
     # ---- questions
 
-    def _turn(self, row: Row, box: Box | None) -> Turn | None:
+    def _turn(self, row: SourceRow, box: Box | None) -> Turn | None:
         asked, answer = self._cell(row, "question"), self._cell(row, "answer")
         if not asked and not answer:
             return None
         for ours, text, other in (("question", asked, "answer"), ("answer", answer, "question")):
             if not text:
-                raise Fault(self._column(ours), "", f"empty, where the {other} is given; fill it in")
+                raise FieldError(self._column(ours), "", f"empty, where the {other} is given; fill it in")
         question, truth = (self._boxed(ours, text, box) for ours, text in (("question", asked), ("answer", answer)))
         task = self.source.task or told_by_boxes(question, truth, Task.QA)
         if task is Task.VG and not truth.boxes:
-            raise Fault(self._column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box")
+            raise FieldError(self._column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box")
         if task in (Task.ROC, Task.RC) and not question.boxes:
-            raise Fault(self._column("question"), asked, f"no {BOX_MARK} in a question of {task}; add it, and the box")
+            raise FieldError(
+                self._column("question"), asked, f"no {BOX_MARK} in a question of {task}; add it, and the box"
+            )
         return Turn(task, question, truth)
 
     def _boxed(self, ours: str, text: str, box: Box | None) -> BoxedText:
         marks = text.count(BOX_MARK)
         if marks > 1:
-            raise Fault(self._column(ours), text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them")
+            raise FieldError(
+                self._column(ours), text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them"
+            )
         if marks and box is None:
-            raise Fault(self._column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
+            raise FieldError(self._column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
         return BoxedText(plain(text, self._column(ours)), (box,) * marks if box else ())
 
     # ---- images
 
-    def _of_image(self, row: Row, path: str) -> None:
+    def _of_image(self, row: SourceRow, path: str) -> None:
         """What the line says of its image, remembered; two lines that differ leave the image in doubt."""
         new = {key: self._cell(row, key) for key in ("modality", "patient", "split", "side", "window")}
         if new["modality"]:
@@ -272,10 +280,12 @@ class _Reader:
         if new["split"]:
             new["split"] = SPLITS.get(new["split"].casefold(), "")
             if not new["split"]:
-                raise Fault(self._column("split"), self._cell(row, "split"), "train, validation or test is wanted")
+                raise FieldError(self._column("split"), self._cell(row, "split"), "train, validation or test is wanted")
         new["side"] = new["side"].casefold()
         if new["side"] not in ("", "image", "patient"):
-            raise Fault(self._column("side"), self._cell(row, "side"), "image or patient (whose left it is) is wanted")
+            raise FieldError(
+                self._column("side"), self._cell(row, "side"), "image or patient (whose left it is) is wanted"
+            )
         said = self.said.setdefault(path, {})
         if new["window"] and "window" not in said and self.source.open_images:
             self._check_window(new["window"], path)
@@ -284,7 +294,7 @@ class _Reader:
             if value and said.setdefault(key, (value, row.number))[0] != value:
                 self.doubtful.add(path)
                 other, number = said[key]
-                raise Fault(
+                raise FieldError(
                     self._column(key), value, f"row {number} says {other} of the same image; correct one of them"
                 )
 
@@ -293,20 +303,20 @@ class _Reader:
         try:
             if self.pictures.header(self.source.prefix + path) is None:
                 why = f"the image is no {medical_names()}, which alone has windows; empty it"
-                raise Fault(self._column("window"), window, why)
+                raise FieldError(self._column("window"), window, why)
             open_image(self.source.root, ImageRef(path, window=window))
         except BadInput as error:
-            raise Fault(self._column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
+            raise FieldError(self._column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
 
-    def _image(self, path: str, lines: list[_Line]) -> dict[int, Entry]:
+    def _image(self, path: str, lines: list[_SheetLine]) -> dict[int, RowResult]:
         """What becomes of the lines of an image."""
-        made = {line.place: Entry(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
+        made = {line.place: RowResult(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
         if path in self.doubtful or _file_of(path) in self.doubtful:
             self.told[LEFT] += len(lines)
             return {place: replace(entry, left_out=LEFT) for place, entry in made.items()}
         try:
             samples = self._samples(path, lines)
-        except Fault as fault:
+        except FieldError as fault:
             first = lines[0].row
             if len(lines) > 1:
                 self.told[LEFT] += len(lines) - 1
@@ -317,7 +327,7 @@ class _Reader:
             for place, own in itertools.groupby(samples, key=lambda s: s[0])
         }
 
-    def _samples(self, path: str, lines: list[_Line]) -> list[tuple[int, Sample]]:
+    def _samples(self, path: str, lines: list[_SheetLine]) -> list[tuple[int, Sample]]:
         """The samples of an image, each with the place of its line."""
         said = {key: value for key, (value, _) in self.said[path].items()}
         image = replace(lines[0].image, window=said["window"]) if "window" in said else lines[0].image
@@ -332,19 +342,19 @@ class _Reader:
             side=side,
             split=SPLITS.get(said.get("split", ""), self.source.split),
         )
-        found = [(lines[0].place, s) for s in ask(record, self.asking, self.told)]
+        found = [(lines[0].place, s) for s in make_samples(record, self.asking, self.told)]
         captions: set[str] = set()
         for line in lines:
             found += [(line.place, s) for s in self._own(line, record, line.caption not in captions)]
             captions.add(line.caption)
             if line.turn is None and line.box is None and not line.caption:
                 self.told["lines that name an image and no question, box or caption"] += 1
-        kept = {s.id for s in draw([s for _, s in found], self.source.max_questions, self.source.seed)}
+        kept = {s.id for s in sample_questions([s for _, s in found], self.source.max_questions, self.source.seed)}
         if len(kept) < len(found):
             self.told[f"questions beyond max_questions={self.source.max_questions} an image"] += len(found) - len(kept)
         return sorted(((place, s) for place, s in found if s.id in kept), key=lambda s: s[0])
 
-    def _own(self, line: _Line, record: Annotated, new: bool) -> Iterator[Sample]:
+    def _own(self, line: _SheetLine, record: Annotated, new: bool) -> Iterator[Sample]:
         """What a line asks in its own words."""
         base = line.id or f"{record.id}-{line.row.number}"
         dice = random.Random(f"{self.source.seed}/{base}")
@@ -363,7 +373,7 @@ class _Reader:
                 side=record.side, split=record.split,
             )  # fmt: skip
 
-    def _objects(self, lines: list[_Line]) -> tuple[tuple[str, Box], ...]:
+    def _objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
         """The boxes with names. One that a question speaks of counts where its name has other lines, lest an answer
         on that name be incomplete; else the line asks for it in its own words alone."""
         alone = [(line.name, line.box) for line in lines if line.box and line.name and not line.marked]
@@ -380,8 +390,8 @@ class _Reader:
                 return facts.modality
         try:
             return modality_of(given, self.source)
-        except Fault as fault:
-            raise Fault(self._column("modality"), fault.value, fault.why) from None
+        except FieldError as fault:
+            raise FieldError(self._column("modality"), fault.value, fault.why) from None
 
     def _group(self, path: str) -> str:
         """The patient of an image whose lines do not tell."""
@@ -392,7 +402,7 @@ class _Reader:
             return facts.patient
         if self.patients_told:
             why = "empty, where other images have one: fill it in (merged cells down), or a split may tear a patient"
-            raise Fault(self._column("patient"), "", why)
+            raise FieldError(self._column("patient"), "", why)
         return _file_of(path)
 
 
@@ -412,8 +422,8 @@ def _number(text: str, field: str, cell: str) -> float:
         return float(text)
     if re.fullmatch(r"[+-]?[\d.]*,[\d.,]*", text):
         why = "a comma in a number: a decimal one is to be a point, one between thousands to be left out"
-        raise Fault(field, cell, why)
-    raise Fault(field, cell, "empty; four numbers are wanted" if not text else "not a number; correct it")
+        raise FieldError(field, cell, why)
+    raise FieldError(field, cell, "empty; four numbers are wanted" if not text else "not a number; correct it")
 
 
 class _Near:

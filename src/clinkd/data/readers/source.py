@@ -11,12 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from clinkd.data.codecs import codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import Facts, header, look, stays_inside
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.rows import Fault, check_whole, known
+from clinkd.data.readers.rows import FieldError, check_whole, known
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
 MOST_BOXES = 4  # in one answer, unless the caller says otherwise
@@ -43,7 +43,7 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _spelling(name: str) -> str:
-    codec(name)
+    make_codec(name)
     return name
 
 
@@ -158,12 +158,12 @@ class Pictures:
     def ref(self, path: object, field: str = "image") -> ImageRef:
         """The image a row names. Raises Fault where it is no path, leads out of the root, or cannot be opened."""
         if not isinstance(path, str) or not path.strip():
-            raise Fault(field, path, "empty or not text; give the path of the image")
+            raise FieldError(field, path, "empty or not text; give the path of the image")
         if not path.isascii():
             check_whole(path, field)
         found = self._known(self.relative(path))
         if isinstance(found, str):
-            raise Fault(field, path, found)
+            raise FieldError(field, path, found)
         return found
 
     def _look(self, relative: str) -> ImageRef | str:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from clinkd.data.readers.annotated import grouped
 from clinkd.data.readers.boxes import modality_of
 from clinkd.data.readers.conversations import SPLITS, files
-from clinkd.data.readers.rows import Entry, Fault, Row, entries, faulty, json_rows, sheet_rows, words
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, faulty, json_rows, sheet_rows, words
 from clinkd.data.readers.source import Pictures, Source
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, Turn
 
@@ -55,7 +55,7 @@ def form_of(row: dict[str, Any]) -> Literal["vqa", "llava-med-qa"] | None:
     return "vqa" if {"question", "answer"} <= row.keys() and any(k in row for k in KEYS["image"]) else None
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
+def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder. Raises BadInput where none is there, or a knob does not fit."""
     if source.task not in (None, Task.QA, Task.MIA):
         raise BadInput(f"--task {source.task}: these questions have no boxes; QA or MIA is wanted")
@@ -63,7 +63,9 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
         raise BadInput(f"--column {wrong}={source.columns[wrong]}: one of {', '.join(KEYS)} is wanted before the =")
     folder = source.path if source.path.is_dir() else source.path.parent
     images = next((f for f in FOLDERS if (source.root / f).is_dir()), None)
-    found = _Found(source, Pictures(source), images if source.images is None and not source.prefix else None, told)
+    found = _DatasetState(
+        source, Pictures(source), images if source.images is None and not source.prefix else None, told
+    )
     if (folder / MODALITIES).is_file():
         yield from _read_modalities(folder / MODALITIES, found)
     for file in files(source.path):
@@ -71,7 +73,7 @@ def read(source: Source, told: Counter[str]) -> Iterator[Entry]:
         yield from entries(json_rows(file, source.encoding), make)
 
 
-class _Found:
+class _DatasetState:
     """What is known of the data set while its rows are read."""
 
     def __init__(self, source: Source, pictures: Pictures, folder: str | None, told: Counter[str]) -> None:
@@ -93,24 +95,24 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _VqaFile:
     """What a file's name says of all its rows."""
 
     name: str
     split: Split | None
 
 
-def _place(file: Path) -> _Place:
+def _place(file: Path) -> _VqaFile:
     name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
     split = next((SPLITS[w] for w in re.sub(r"(train|test)set", r"\1", name).split("_") if w in SPLITS), None)
-    return _Place(name, split)
+    return _VqaFile(name, split)
 
 
-def _read_modalities(file: Path, found: _Found) -> Iterator[Entry]:
+def _read_modalities(file: Path, found: _DatasetState) -> Iterator[RowResult]:
     """The modality of each image, from a sheet; only its faults come out as entries."""
     rows: dict[str, int] = {}
     for row in sheet_rows(file, found.source.encoding):
-        if isinstance(row, Entry):
+        if isinstance(row, RowResult):
             yield row
             continue
         if not {"image", "modality"} <= row.value.keys():
@@ -120,14 +122,14 @@ def _read_modalities(file: Path, found: _Found) -> Iterator[Entry]:
             modality = modality_of(row.value["modality"] or None, found.source)
             if found.modalities.setdefault(image, modality) is not modality:
                 why = f"row {rows[image]} says {found.modalities[image].value} of {image}; correct one of them"
-                raise Fault("modality", row.value["modality"], why)
+                raise FieldError("modality", row.value["modality"], why)
             rows.setdefault(image, row.number)
-        except Fault as fault:
+        except FieldError as fault:
             yield faulty(file, row.number, fault, row.raw, row.value)
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
+class _VqaRow:
     """A question as its row has it, the image and the id with the keys they stand under."""
 
     turn: Turn
@@ -138,7 +140,7 @@ class _Item:
     split: Split | None
 
 
-def _samples(row: Row, place: _Place, found: _Found) -> list[Sample]:
+def _samples(row: SourceRow, place: _VqaFile, found: _DatasetState) -> list[Sample]:
     value, form = row.value, found.source.form or form_of(row.value)
     if form == "llava-med-qa":
         return [_sample(row, _llava_med(value, found), place, found)]
@@ -149,7 +151,7 @@ def _samples(row: Row, place: _Place, found: _Found) -> list[Sample]:
     return [_sample(row, _item(value, place, found), place, found)]
 
 
-def _item(value: dict[str, Any], place: _Place, found: _Found) -> _Item:
+def _item(value: dict[str, Any], place: _VqaFile, found: _DatasetState) -> _VqaRow:
     image = _image(value, found)
     question_key, question = found.value(value, "question")
     answer_key, answer = found.value(value, "answer")
@@ -159,7 +161,7 @@ def _item(value: dict[str, Any], place: _Place, found: _Found) -> _Item:
     asked, truth = BoxedText(words(question, question_key)), BoxedText(words(answer, answer_key))
     key, given = found.value(value, "modality")
     known = found.modalities.get(image[1]) if given in (None, "") else None
-    return _Item(
+    return _VqaRow(
         turn=Turn(found.source.task or Task.QA, asked, truth),
         image=image,
         id=found.value(value, "id"),
@@ -169,13 +171,13 @@ def _item(value: dict[str, Any], place: _Place, found: _Found) -> _Item:
     )
 
 
-def _llava_med(value: dict[str, Any], found: _Found) -> _Item:
+def _llava_med(value: dict[str, Any], found: _DatasetState) -> _VqaRow:
     kind, asked = value.get("type"), value.get("text")
     if not isinstance(kind, str) or kind not in TYPES:
-        raise Fault("type", kind, f"one of {', '.join(TYPES)} is wanted")
+        raise FieldError("type", kind, f"one of {', '.join(TYPES)} is wanted")
     question = words(asked.replace("<image>", " ") if isinstance(asked, str) else asked, "text")
     answer = words(value.get("gpt4_answer"), "gpt4_answer")
-    return _Item(
+    return _VqaRow(
         turn=Turn(found.source.task or TYPES[kind], BoxedText(question), BoxedText(answer)),
         image=("image", words(value.get("image"), "image")),
         id=("question_id", value.get("question_id")),
@@ -185,14 +187,14 @@ def _llava_med(value: dict[str, Any], found: _Found) -> _Item:
     )
 
 
-def _domain(value: dict[str, Any], found: _Found) -> Modality:
+def _domain(value: dict[str, Any], found: _DatasetState) -> Modality:
     domain = value.get("domain")
     if domain is None:
         return _modality(value.get("modality"), "domain", found.source)
     if not isinstance(domain, dict) or not all(isinstance(v, bool) for v in domain.values()):
-        raise Fault("domain", domain, "an object of true and false is wanted")
+        raise FieldError("domain", domain, "an object of true and false is wanted")
     if unknown := [k for k, v in domain.items() if v and k not in DOMAINS]:
-        raise Fault("domain", unknown[0], f"unknown; one of {', '.join(DOMAINS)} is wanted")
+        raise FieldError("domain", unknown[0], f"unknown; one of {', '.join(DOMAINS)} is wanted")
     true = [modality for k, modality in DOMAINS.items() if domain.get(k)]
     if not true:
         return _modality(None, "domain", found.source)
@@ -205,26 +207,26 @@ def _modality(given: Any, field: str, source: Source) -> Modality:
     """What the row says, else what is said of all."""
     if given in (None, "") and source.modality is None:
         why = f"the row does not say how its image was made; give one for all with --modality, or each in {MODALITIES}"
-        raise Fault(field, given, f"{why} (columns image, modality) beside the file")
+        raise FieldError(field, given, f"{why} (columns image, modality) beside the file")
     return modality_of(given, source)
 
 
-def _image(value: dict[str, Any], found: _Found) -> tuple[str, str]:
+def _image(value: dict[str, Any], found: _DatasetState) -> tuple[str, str]:
     """The key and the name of the image. Hugging Face's rows may hold the picture itself."""
     key, name = found.value(value, "image")
     if isinstance(name, dict):
         if isinstance(name.get("path"), str) and not name.get("bytes"):
             return key, words(name["path"], f"{key}.path")
-        raise Fault(key, "an object", "the row holds the picture itself; save it as a file, and give its path")
+        raise FieldError(key, "an object", "the row holds the picture itself; save it as a file, and give its path")
     return key, words(name, key)
 
 
-def _split(value: dict[str, Any], place: _Place, source: Source) -> Split | None:
+def _split(value: dict[str, Any], place: _VqaFile, source: Source) -> Split | None:
     given = value.get("split")
     if given is not None:
         split = SPLITS.get(given.casefold()) if isinstance(given, str) else None
         if split is None:
-            raise Fault("split", given, "train, validation or test is wanted")
+            raise FieldError("split", given, "train, validation or test is wanted")
         return split
     phrase = value.get("phrase_type")
     if isinstance(phrase, str) and phrase.startswith("test"):
@@ -232,16 +234,16 @@ def _split(value: dict[str, Any], place: _Place, source: Source) -> Split | None
     return source.split or place.split or ("train" if isinstance(phrase, str) else None)
 
 
-def _sample(row: Row, item: _Item, place: _Place, found: _Found) -> Sample:
+def _sample(row: SourceRow, item: _VqaRow, place: _VqaFile, found: _DatasetState) -> Sample:
     image_key, name = item.image
     ref = found.pictures.ref(found.path(name), image_key)
     id_key, given = item.id
     if given is not None and (type(given) not in (int, str) or not str(given).strip()):
-        raise Fault(id_key, given, "text or a number is wanted")
+        raise FieldError(id_key, given, "text or a number is wanted")
     made = f"{place.name}-{str(given).strip()}" if given is not None else f"{place.name}-row{row.number}"
     here = f"{row.file.name}, row {row.number}"
     if found.ids.setdefault(made, here) != here:
-        raise Fault(id_key, given, f"already used by {found.ids[made]}; give each question its own")
+        raise FieldError(id_key, given, f"already used by {found.ids[made]}; give each question its own")
     return Sample(
         id=made,
         images=(ref,),

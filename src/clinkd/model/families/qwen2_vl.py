@@ -51,8 +51,8 @@ __all__ = [
     "is_stock",
     "load_folder",
     "load_written",
-    "seen_before",
     "uncompile",
+    "vision_output",
 ]
 
 
@@ -240,7 +240,7 @@ def uncompile(block: torch.nn.Module) -> None:
     block._compiled_call_impl = None
 
 
-def seen_before(features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
+def vision_output(features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
     """Merged features of images, as the model takes them in the place of the tower's output."""
     return BaseModelOutputWithPooling(pooler_output=features)
 

@@ -8,7 +8,7 @@ from clinkd.reporting.viewer.maps import columns, heat
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH, boxed, overlay
 from clinkd.reporting.viewer.page import (
     Card,
-    Line,
+    CardText,
     apart,
     article,
     charts,
@@ -21,7 +21,7 @@ from clinkd.reporting.viewer.page import (
     section,
     table,
 )
-from clinkd.reporting.viewer.shot import Html, Mark, Picture, boxed_words, repeated, thumbnail
+from clinkd.reporting.viewer.shot import DrawnBox, Html, Picture, boxed_words, repeated, thumbnail
 
 __all__ = [
     "ANSWER",
@@ -30,12 +30,12 @@ __all__ = [
     "TRUTH",
     "Bar",
     "Card",
+    "CardText",
     "Cell",
     "Choices",
+    "DrawnBox",
     "Html",
     "Key",
-    "Line",
-    "Mark",
     "Picture",
     "apart",
     "article",

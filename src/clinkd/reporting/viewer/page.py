@@ -18,7 +18,7 @@ from PIL import Image
 
 from clinkd.records import Table
 from clinkd.reporting.viewer.overlay import DASHES
-from clinkd.reporting.viewer.shot import Html, Mark, Picture, boxed_words, shot, thumbnail
+from clinkd.reporting.viewer.shot import DrawnBox, Html, Picture, boxed_words, shot, thumbnail
 
 # The style sheet of every page: light and dark, readable on a phone, printable.
 STYLE = resources.files(__package__).joinpath("page.css").read_text("utf-8")
@@ -29,7 +29,7 @@ _SIDE = 448  # pixels of a picture's longer side
 _NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
 
 
-class Line(NamedTuple):
+class CardText(NamedTuple):
     """A text under its heading, and the kind of the boxes (of `shot.KINDS`) that its box marks stand for."""
 
     heading: str
@@ -46,11 +46,11 @@ class Card(NamedTuple):
     picture: Image.Image | Picture
     alt: str
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[CardText, ...]
     verdict: bool | None = None
     folded: tuple[str, ...] = ()  # shown on demand, numbered
     folded_title: str = "All candidates"
-    marks: tuple[Mark, ...] = ()
+    marks: tuple[DrawnBox, ...] = ()
     number: int | None = None
 
 

@@ -26,7 +26,7 @@ class Picture(NamedTuple):
     height: int
 
 
-class Mark(NamedTuple):
+class DrawnBox(NamedTuple):
     """A box on a picture, drawn as its kind is (one of KINDS)."""
 
     box: Box
@@ -54,13 +54,13 @@ def thumbnail(image: Image.Image, side: int, quality: int = 84) -> Picture:
     return Picture(f"data:image/{kind};base64,{base64.b64encode(best).decode()}", *made.size)
 
 
-def over(marks: Sequence[Mark]) -> Html:
+def over(marks: Sequence[DrawnBox]) -> Html:
     """Boxes as a drawing that lies on a picture of any size."""
     boxes = "".join(_outlined(mark) for mark in marks)
     return Html(f'<svg class="over" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>')
 
 
-def _outlined(mark: Mark) -> str:
+def _outlined(mark: DrawnBox) -> str:
     """A coloured line inside a dark one: visible on any tissue."""
     box = mark.box
     place = f'x="{box.x1:.4f}" y="{box.y1:.4f}" width="{box.width:.4f}" height="{box.height:.4f}"'
@@ -68,7 +68,7 @@ def _outlined(mark: Mark) -> str:
     return f'<rect class="edge {kind}" {place}/><rect class="line {kind}" {place}/>'
 
 
-def shot(picture: Picture, marks: Sequence[Mark], alt: str, number: int | None = None) -> Html:
+def shot(picture: Picture, marks: Sequence[DrawnBox], alt: str, number: int | None = None) -> Html:
     """A picture with its boxes. The page's script finds it by `number`, where one is given."""
     known = "" if number is None else f' data-picture="{number}"'
     return Html(
@@ -77,7 +77,7 @@ def shot(picture: Picture, marks: Sequence[Mark], alt: str, number: int | None =
     )
 
 
-def repeated(picture: Picture, marks: Sequence[Mark], alt: str, name: str, first: bool) -> Html:
+def repeated(picture: Picture, marks: Sequence[DrawnBox], alt: str, name: str, first: bool) -> Html:
     """A picture that stands on the page several times under the same `name`: embedded the first time only."""
     size = f'width="{picture.width}" height="{picture.height}"'
     inside = f'<image id="{escape(name)}" {size} href="{picture.uri}"/>' if first else f'<use href="#{escape(name)}"/>'
