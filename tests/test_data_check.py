@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -206,22 +206,17 @@ def test_a_decoder_that_dies_is_the_fault_of_one_image(tmp_path: Path) -> None:
     (tmp_path / "bad.dcm").write_bytes(b"")
     refs = [ImageRef(n) for n in names] + [ImageRef("bad.dcm")]
     with pytest.MonkeyPatch.context() as patch:  # a process that ends in the middle, as a crash of C code is
-        patch.setattr(near, "_JOB", 2)  # a sound job and a broken one; each image of that gets a process of its own
-        patch.setattr(near, "_examine", dies_of_the_last)
-        patch.setattr(near, "_look", dies_of_dicom)
+        patch.setattr(near, "_JOB", 2)  # a sound job and a broken one; the broken one is lost for its own image alone
+        patch.setattr(near, "look_in_worker", dies_of_dicom)
         looks = list(examine(tmp_path, refs, 2))
     assert [look.why is None for look in looks] == [True] * 3 + [False]
     assert looks[-1].why is not None and "crashed" in looks[-1].why
 
 
-def dies_of_the_last(root: Path, images: Sequence[ImageRef]) -> list[Look]:
-    return [dies_of_dicom(root, image) for image in images]
-
-
-def dies_of_dicom(root: Path, image: ImageRef) -> Look:
-    if image.path.endswith(".dcm"):
+def dies_of_dicom(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, bytes]:
+    if request[1]["path"].endswith(".dcm"):
         os._exit(3)
-    return Look(None, hash(image.path) % 2**64, bytes(256))
+    return (None, hash(request[1]["path"]) % 2**63, False), bytes(256)
 
 
 def test_workers_and_one_process_see_the_same(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import shutil
 import struct
 import tracemalloc
@@ -21,7 +22,7 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from clinkd.data.images import open_image
-from clinkd.data.images.dicom import Dicom
+from clinkd.data.images.dicom import Dicom, gdcm_worker
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import DecodedFrame, show
 from clinkd.records import BadInput, ImageRef, Modality
@@ -400,6 +401,7 @@ def test_much_damage_is_shown_or_refused(tmp_path: Path, seed: int) -> None:
 def test_a_decoder_that_may_end_its_process_has_one_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(str(get_testdata_file(name, download=False)))
     assert (np.asarray(show(path.read_bytes()).picture) == np.asarray(open_image(path.parent, path.name))).all()
+    gdcm_worker(os.getpid()).close()
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     if name == "JPEG2000.dcm":  # by Pillow
         assert show(path.read_bytes()).frames == 1

@@ -6,15 +6,11 @@ Legend: N images, P pairs, T pixels of a thumbnail.
 from __future__ import annotations
 
 import itertools
-import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clinkd.data.images import open_image
+from clinkd.data.worker import Worker, WorkerLost
 from clinkd.records import BadInput, ImageRef
 
 BITS = 4  # perceptual hashes that differ in so many of 64 bits may be of one picture
@@ -44,47 +41,46 @@ class Look:
 
 
 def examine(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Look]:
-    """A Look at every image, in order; the process holds one image a worker at a time."""
+    """A Look at every image, in order; each worker process holds one image at a time."""
     if len(images) <= _INLINE and all(i.path.lower().endswith(_HARMLESS) for i in images):
-        yield from _examine(root, images)
+        yield from (_look(root, image) for image in images)
         return
-    jobs = deque(images[i : i + _JOB] for i in range(0, len(images), _JOB))
-    while jobs:
-        with _pool(min(workers, len(jobs))) as pool:
-            try:
-                for looks in pool.map(partial(_examine, root), list(jobs)):
-                    yield from looks
-                    jobs.popleft()
-                continue
-            except BrokenProcessPool:
-                pass  # damage that a decoder in C dies of: which of the images, the next lines tell
-            except BaseException:  # do not decode the rest before going away
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        for image in jobs.popleft():
-            yield _alone(root, image)
+    jobs = [images[i : i + _JOB] for i in range(0, len(images), _JOB)]
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    made = [Worker(look_in_worker) for _ in range(min(workers, len(jobs)))]
+    for worker in made:
+        idle.put(worker)
 
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_silence)
-
-
-def _silence() -> None:
-    """Decoders in C write of damage to stderr; what it means is told by the Look."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _alone(root: Path, image: ImageRef) -> Look:
-    """A Look by a process of its own, which may die."""
-    with _pool(1) as pool:
+    def examine_job(job: Sequence[ImageRef]) -> list[Look]:
+        worker = idle.get()
         try:
-            return pool.submit(_look, root, image).result()
-        except BrokenProcessPool:
-            return Look("its decoder crashed; the file is damaged: bring back the original")
+            return [_look_apart(worker, root, image) for image in job]
+        finally:
+            idle.put(worker)
+
+    pool = ThreadPoolExecutor(len(made))
+    try:
+        for looks in pool.map(examine_job, jobs):
+            yield from looks
+    finally:
+        pool.shutdown(cancel_futures=True)  # where nobody wants the rest, it is not decoded before going away
+        for worker in made:
+            worker.close()
 
 
-def _examine(root: Path, images: Sequence[ImageRef]) -> list[Look]:
-    return [_look(root, image) for image in images]
+def _look_apart(worker: Worker, root: Path, image: ImageRef) -> Look:
+    """A Look by a process that may die: damage that a decoder in C dies of costs one image."""
+    try:
+        (why, hash_, flat), thumbnail = worker([str(root), asdict(image)])
+        return Look(why, hash_, thumbnail, flat)
+    except WorkerLost:
+        return Look("its decoder crashed; the file is damaged: bring back the original")
+
+
+def look_in_worker(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, bytes]:
+    """What the workers do."""
+    look = _look(Path(request[0]), ImageRef(**request[1]))
+    return (look.why, look.hash, look.flat), look.thumbnail
 
 
 def _look(root: Path, image: ImageRef) -> Look:

@@ -16,16 +16,13 @@ Only the fields of an allow-list are ever parsed, and no text of a header stands
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -36,12 +33,13 @@ from clinkd.data.images.grey import Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.plain import scans_of
+from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_APART_SECONDS = 60.0
+_APART = WorkerLimits(60.0, 3 << 30)
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"{", b"[", b"%PDF", b"PK")
 # value representations that are text (PS3.5 6.2)
@@ -158,60 +156,63 @@ def _decoded(header: Header, index: int) -> Values:
     """The stored values of one frame: (rows, columns), or (rows, columns, 3) as RGB."""
     from pydicom.pixels.utils import as_pixel_options
 
-    name, decoder = header.syntax_name, decoder_of(header)
+    decoder = decoder_of(header)
     values: Values
     plugins: tuple[str, ...] = ("",)
     if header.syntax.is_encapsulated:
-        plugins = _plugins(header, _coded(header, index), decoder.available_plugins)
+        frame = _frame_bytes(header, index)
+        plugins = _plugins(header, _coded(header, frame), decoder.available_plugins)
     elif header.ds.get("BitsAllocated") == 1:
         return _bits(header, index)
     options = as_pixel_options(header.ds, pixel_keyword=header.keyword, pixel_vr=header.vr)
     options["number_of_frames"] = header.frames
     for plugin in plugins:
         if plugin == "gdcm" and header.limits.apart:
-            return _decoded_apart(header, index)
+            values, photometric = _decoded_apart(header, frame, options)
+            break
         header.stream.seek(header.offset)
         try:
-            values, said = decoder.as_array(header.stream, index=index, decoding_plugin=plugin, **options)
+            values, meta = decoder.as_array(header.stream, index=index, decoding_plugin=plugin, **options)
+            photometric = meta["photometric_interpretation"]
             break
         except Exception as error:
             kind = type(error).__name__
     else:
-        bits = f"{name}, {header.ds.get('BitsStored', 32)} bits"
+        bits = f"{header.syntax_name}, {header.ds.get('BitsStored', 32)} bits"
         raise Refusal(f"its pixels ({bits}) cannot be decoded ({kind}); {CONVERT}, or {WHOLE}")
-    if values.ndim == 3 and said["photometric_interpretation"] not in ("RGB", "YBR_ICT", "YBR_RCT"):
-        raise Refusal(f"its pixels ({name}) cannot be brought to RGB; {CONVERT}")
+    if values.ndim == 3 and photometric not in ("RGB", "YBR_ICT", "YBR_RCT"):
+        raise Refusal(f"its pixels ({header.syntax_name}) cannot be brought to RGB; {CONVERT}")
     return values
 
 
-def _decoded_apart(header: Header, index: int) -> Values:
-    """The same by a process of its own, which a broken file may end."""
-    header.stream.seek(0)
+def _decoded_apart(header: Header, frame: bytes, options: dict[str, Any]) -> tuple[Values, str]:
+    """The same by GDCM in a process of its own, which a broken file may end."""
+    plain = {key: value for key, value in options.items() if isinstance(value, str | int)} | {"number_of_frames": 1}
     try:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                "from clinkd.data.images.dicom import decode_for_another; decode_for_another()",
-                str(index),
-            ],
-            input=header.stream.read(),
-            capture_output=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            timeout=_APART_SECONDS,
-            check=True,
-        )
-        values: Values = np.load(io.BytesIO(done.stdout), allow_pickle=False)
-    except (subprocess.SubprocessError, OSError, ValueError, EOFError):
+        about, values = gdcm_worker(os.getpid())([str(header.syntax), plain], frame)
+        return np.frombuffer(values, about["dtype"]).reshape(about["shape"]), about["photometric"]
+    except (WorkerLost, JobFailed, ValueError):
         raise Refusal(f"its pixels ({header.syntax_name}) cannot be decoded; {CONVERT}, or {WHOLE}") from None
-    return values
 
 
-def decode_for_another() -> None:
-    """What `_decoded_apart` runs: a DICOM from stdin, the index of a frame as argument, its values to stdout."""
-    with opened(io.BytesIO(sys.stdin.buffer.read()), "stdin") as header:
-        np.save(sys.stdout.buffer, _decoded(header, int(sys.argv[1])), allow_pickle=False)
+@cache
+def gdcm_worker(process: int) -> Worker:
+    """The one of this process, whose number is given: forks of it must not share one."""
+    return Worker(decode_by_gdcm, _APART)
+
+
+def decode_by_gdcm(request: tuple[str, dict[str, Any]], frame: bytes) -> tuple[dict[str, Any], bytes]:
+    """What `gdcm_worker` does: a compressed frame to its values, by the name of its transfer syntax and its options."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    _quiet_gdcm()
+    syntax, options = request
+    decoder = get_decoder(UID(syntax))
+    values, meta = decoder.as_array(encapsulate([frame]), index=0, decoding_plugin="gdcm", **options)
+    about = {"dtype": values.dtype.str, "shape": values.shape, "photometric": meta["photometric_interpretation"]}
+    return about, values.tobytes()
 
 
 def _bits(header: Header, index: int) -> Values:
@@ -236,19 +237,24 @@ class _Coded:
     samples: int
 
 
-def _coded(header: Header, index: int) -> _Coded | None:
-    """The head of a frame's stream, None where it has none (RLE).
-
-    Refused where it does not agree with the header of the file: decoders make room by the one and fill by the other.
-    """
-    from pydicom import uid
+def _frame_bytes(header: Header, index: int) -> bytes:
+    """A frame as it is compressed."""
     from pydicom.encaps import get_frame
 
     header.stream.seek(header.offset)
     offsets = None
     if header.ds.get("ExtendedOffsetTable") and header.ds.get("ExtendedOffsetTableLengths"):
         offsets = (header.ds.ExtendedOffsetTable, header.ds.ExtendedOffsetTableLengths)
-    data = get_frame(header.stream, index, number_of_frames=header.frames, extended_offsets=offsets)
+    return get_frame(header.stream, index, number_of_frames=header.frames, extended_offsets=offsets)
+
+
+def _coded(header: Header, data: bytes) -> _Coded | None:
+    """The head of a frame's stream, None where it has none (RLE).
+
+    Refused where it does not agree with the header of the file: decoders make room by the one and fill by the other.
+    """
+    from pydicom import uid
+
     samples = header.samples
     allocated = natural(header.ds, "BitsAllocated")
     if header.syntax == uid.RLELossless:

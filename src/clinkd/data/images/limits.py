@@ -16,7 +16,7 @@ class FileLimits:
     decoded_pixels: int = 1 << 40  # gone over for one frame: those before it in an animation, each scan of a JPEG
     header_bytes: int = 1 << 30  # that are read of a DICOM header
     inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses these before they are inflated
-    apart: bool = False  # whether a decoder that may end its process gets one of its own: a second more for a frame
+    apart: bool = False  # whether a decoder that may end its process gets one of its own: a second more for the first
 
 
 ON_DISK = FileLimits()
