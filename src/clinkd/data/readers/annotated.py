@@ -1,4 +1,4 @@
-"""One image with its boxes, names, sentences and questions: what readers of boxes make, and what is asked of it."""
+"""One image with its boxes, names, sentences and questions, and the samples made from it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     holds, a sentence on each box, and the record's own.
 
     A name with more than `max_boxes` boxes is not asked for, because an answer with a part of them would be untrue;
-    of more than `max_questions` questions a seeded draw is kept. `left_out` counts both.
+    of more than `max_questions` questions a seeded draw is kept. `notes` counts both.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
     split_group = record.group or record.id
@@ -127,7 +127,7 @@ def four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, flo
 
 
 def grouped(source: Source, path: str) -> str:
-    """The unit no split may tear: what `--group` finds in the path of the image, else the path."""
+    """The unit that no split may divide: what `--group` finds in the path of the image, else the path."""
     if source.group is None:
         return path
     match = re.search(source.group, path)

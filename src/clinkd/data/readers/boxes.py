@@ -84,7 +84,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: Pictures) -> Annotat
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
-    """With the size that the row gives, where the image was not opened."""
+    """Add the size that the row gives if the image was not opened."""
     width, height = value.get("width"), value.get("height")
     if image.width is not None or type(width) is not int or type(height) is not int or min(width, height) < 1:
         return image
@@ -103,7 +103,7 @@ def choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | Non
 
 
 def modality_of(value: object, source: Source) -> Modality:
-    """The modality a row names, or that of the source where it names none."""
+    """The modality that the row names, else the modality of the source."""
     if value in (None, "") and source.modality is not None:
         return source.modality
     if not isinstance(value, str) or not value.strip():
@@ -120,7 +120,7 @@ def origin(record_id: str) -> str:
 
 
 def group(record_id: str) -> str:
-    """The unit that no split may tear: the patient where the id tells, else the image.
+    """The unit that no split may divide: the patient if the id contains it, else the image.
 
     `sts_STS_012_ct_z038` -> `sts_STS_012`; `mbh_158019` -> `mbh_158` (patient 158, slice 019).
     """

@@ -62,7 +62,7 @@ def files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the ids of COCO files stand for, in all files of a source: paths of images and names of categories."""
+    """Maps the ids of all COCO files of a source to image paths and category names."""
 
     images: Mapping[str, str]
     categories: Mapping[str, str]
@@ -112,7 +112,7 @@ def _read_file(
 
 @dataclass(frozen=True, slots=True)
 class _FoundAnnotation:
-    """An annotation and how a person finds it."""
+    """An annotation and its place in the file."""
 
     field: str  # annotations[17]
     value: dict[str, Any]
@@ -344,7 +344,7 @@ def _parse_image(value: dict[str, Any], source: Source, pictures: Pictures) -> I
 
 
 def _get_stated_value(value: dict[str, Any], key: str) -> Any:
-    """What our writer, else the image itself, says under a key; None where neither does."""
+    """The value of a key from our writer's part, else from the image itself; None if both lack it."""
     writer_values = value.get(OURS)
     if writer_values is not None and not isinstance(writer_values, dict):
         raise FieldError(OURS, writer_values, "an object is wanted, as the writer leaves it")
@@ -355,7 +355,7 @@ def _get_stated_value(value: dict[str, Any], key: str) -> Any:
 def _find_modality(
     value: dict[str, Any], annotations: Sequence[_FoundAnnotation], data: _CocoFile, source: Source
 ) -> Modality:
-    """That of the image, else of the supercategories of its objects, else of the source."""
+    """The modality of the image, else of the supercategories of its objects, else of the source."""
     if (stated := _get_stated_value(value, "modality")) is not None:
         return modality_of(stated, source)
     known_categories = [

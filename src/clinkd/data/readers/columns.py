@@ -1,4 +1,4 @@
-"""The head of a sheet: which of its columns is which of ours."""
+"""Map the columns of a sheet to our column names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = (
 
 
 def columns_of(head: list[str], mapping: Mapping[str, str], file: Path, notes: Counter[str]) -> dict[str, str]:
-    """Our name -> the sheet's, of what is used. Raises BadInput where the sheet cannot be understood by its head."""
+    """Our name -> the sheet's name, for each used column. Raises BadInput where the head cannot be understood."""
     context = f"{file}: its columns are {', '.join(head)}"
     columns = {our_name: _find_column(our_name, sheet_name, head, context) for our_name, sheet_name in mapping.items()}
     for column in head:

@@ -84,13 +84,13 @@ def files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _FileDefaults:
-    """What a file's name and the source say of all its rows."""
+    """What the file's name and the source state for all rows of the file."""
 
     name: str
     task: Task | None
     without_boxes: Task
     split: Split | None
-    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, told by the marks of each text
+    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, chosen by the marks of each text
 
 
 def _read_file_defaults(file: Path, source: Source) -> _FileDefaults:
@@ -153,7 +153,7 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
 
 
 def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
-    """The place, with the codec that the writer used."""
+    """The defaults, with the codec that the writer used."""
     if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
         raise FieldError(OURS, writer_keys, "not as the writer leaves it (an object with tasks); write the data anew")
     name = writer_keys.get("boxes", "qwen2-vl")
@@ -168,7 +168,7 @@ def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source
 def _restore_sample(
     value: dict[str, Any], writer_keys: dict[str, Any], refs: tuple[ImageRef, ...], turns: tuple[Turn, ...]
 ) -> Sample:
-    """A sample with all that the writer said beside the conversation."""
+    """A sample with all that the writer stored beside the conversation."""
     tasks = writer_keys["tasks"]
     if len(tasks) != len(turns):
         raise FieldError(f"{OURS}.tasks", tasks, f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task")
@@ -481,14 +481,14 @@ def _split_file_name(path: str) -> list[str]:
 
 
 def _find_modality(value: dict[str, Any], path: str, source: Source) -> Modality:
-    """What the row says, else what is said of the source, else what a SA-Med2D name begins with."""
+    """The modality of the row, else of the source, else of the SA-Med2D file name."""
     if "modality" in value or source.modality is not None:
         return modality_of(value.get("modality"), source)
     return told_by_name(_split_file_name(path)[0], path.rpartition("/")[2])
 
 
 def told_by_name(front: str, name: str) -> Modality:
-    """The modality that the front of a SA-Med2D name begins with. Raises FieldError, `name` its value, on another name."""
+    """The modality at the front of a SA-Med2D name. Raises FieldError (value: `name`) on another name."""
     try:
         return read_modality(front.split("_")[0])
     except BadInput:

@@ -1,4 +1,4 @@
-"""Every form of data that can be read, and which one a path holds."""
+"""List the forms of data that can be read, and detect the form of a path."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ FORMS = {  # name -> module of clinkd.data with the reader, what it is
 
 
 def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Every row of a source, as samples or as a problem. `told` counts what was left out or changed, by reason.
+    """Read each row of a source as samples or as a problem. `notes` counts what was left out or changed, by reason.
 
-    Raises BadInput where nothing of the form is there, or the form cannot be told.
+    Raises BadInput where nothing of the form is there, or the form cannot be detected.
     """
     form = source.form or detect_form(source)
     if form not in FORMS:
@@ -48,7 +48,7 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 
 def detect_form(source: Source) -> str:
-    """The form of a path, by what lies in a folder, or by the keys of a file's first row.
+    """Detect the form of a path from the files in a folder, or from the keys of a file's first row.
 
     Raises BadInput where that does not tell it: the form is never guessed from less.
     """

@@ -62,7 +62,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 @dataclass(frozen=True)
 class _MaskFolder:
-    """What lies where: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
+    """The files of a folder: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
 
     path: Path
     images: dict[str, list[str]]
@@ -153,7 +153,7 @@ class Classes:
     by_dataset: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def name(self, class_text: str, dataset: str, mask: str) -> str:
-        """What the class in a mask's name means. Raises FieldError where the map does not tell."""
+        """The name of the class in a mask's file name. Raises FieldError where the map does not tell."""
         if any(c.isalpha() for c in class_text):
             return words(class_text.replace("_", " "), "mask")
         if not class_text.isdecimal():

@@ -1,4 +1,4 @@
-"""Files to rows: JSON lists as a stream, JSON lines, CSV and XLSX; each row with its place, each fault with a name.
+"""Read files row by row: JSON lists (as a stream), JSON lines, CSV and XLSX. Each row has its place.
 
 Nothing is skipped: each row becomes a `RowResult`, with its samples or with the error for which it could not be read.
 Damage after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
@@ -34,7 +34,7 @@ _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]
 
 
 class FieldError(Exception):
-    """What is wrong with one field of the row at hand. `why` holds the way out."""
+    """One field of the current row is wrong. `why` says how to mend it."""
 
     def __init__(self, field: str, value: Any, why: str) -> None:
         super().__init__(field, value, why)
@@ -70,7 +70,7 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One record as the file has it. `raw` is what a quarantine keeps of it."""
+    """One record as it is in the file. A quarantine keeps `raw`."""
 
     file: Path
     number: int
@@ -80,7 +80,7 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of one row: samples, or a problem; or images of a `group` of which nothing is asked yet."""
+    """The result of one row: samples, or a problem, or images of a `group` that have no question yet."""
 
     file: str
     row: int
@@ -95,7 +95,7 @@ class RowResult:
 def entries(
     rows: Iterable[SourceRow | RowResult], make: Callable[[SourceRow], Sequence[Sample]]
 ) -> Iterator[RowResult]:
-    """Every row as its samples, or as the fault that `make` found in it."""
+    """Yield the result of each row: the samples from `make`, or the FieldError that `make` raised."""
     for row in rows:
         if isinstance(row, RowResult):
             yield row
@@ -107,7 +107,7 @@ def entries(
 
 
 def faulty(file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row") -> RowResult:
-    """The entry of a row that has a fault."""
+    """The result of a row that has an error."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
     problem = RowError(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why, kind)
     return RowResult(str(file), number, problem=problem, raw=raw)
@@ -133,12 +133,12 @@ def _escape_unprintable(text: str) -> str:
 
 
 def text_of(entry: dict[str, Any], key: str, field: str | None = None) -> str:
-    """A text that says something, white space folded. Raises FieldError where it is absent, empty, torn or holds a mark."""
+    """A non-empty text with white space folded. Raises FieldError where it is absent, empty, torn or holds a mark."""
     return words(entry.get(key), field or key)
 
 
 def words(value: Any, field: str) -> str:
-    """`value` as a text that says something, white space folded."""
+    """`value` as a non-empty text with white space folded."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
@@ -192,7 +192,7 @@ def objects_of(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str,
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key given twice, of which JSON readers keep the last without a word, is a fault."""
+    """Make an object. A repeated key is an error, because JSON readers silently keep the last one."""
     members = dict(pairs)
     if len(members) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -281,7 +281,7 @@ def _read_line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult
 
 
 def _skip_rest_of_line(stream: IO[bytes]) -> int:
-    """Step over the line; how many bytes that were."""
+    """Skip the rest of the line. Returns the number of skipped bytes."""
     skipped_bytes = 0
     while piece := stream.readline(MAX_ROW_BYTES):
         skipped_bytes += len(piece)
@@ -318,7 +318,7 @@ def _check_object(file: Path, number: int, value: Any, raw: str) -> SourceRow | 
 
 
 class _JsonWindow:
-    """The text of a file as a window that moves on; `byte` is the place in the file of `text[at]`."""
+    """The text of a file as a window that moves on; `byte` is the place in the file of `text[position]`."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self.stream, self.encoding, self.wide = stream, encoding, _is_wide_encoding(encoding)
@@ -341,7 +341,7 @@ class _JsonWindow:
         self.position = 0
 
     def advance(self, end: int) -> str:
-        """Move to `text[end]` and give what lies between."""
+        """Move to `text[end]` and return the text in between."""
         passed_text = self.text[self.position : end]
         self.byte += self.count_bytes(passed_text)
         self.position = end
@@ -364,7 +364,7 @@ class _JsonWindow:
             self.read_more(CHUNK_BYTES)
 
     def fault(self, raw: str) -> FieldError | None:
-        """What is wrong where the text just passed holds a byte of another encoding."""
+        """The error where `raw`, the text just passed, holds a byte of another encoding; else None."""
         if raw.isascii():
             return None
         try:
@@ -385,7 +385,7 @@ class _JsonDamage(Exception):
 
 
 def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
-    """Rows of a JSON list, a window of it in memory at a time."""
+    """Rows of a JSON list; only a window of it is in memory."""
     with file.open("rb") as binary_file:
         stream = _JsonWindow(binary_file, encoding)
         last_good: SourceRow | None = None
@@ -440,7 +440,7 @@ def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | 
 
 
 def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
-    """The next value and its text. A fault inside an otherwise whole value is given in the place of the value."""
+    """The next value and its text. If a complete value has a FieldError inside, the error replaces the value."""
     chunk_bytes = CHUNK_BYTES
     while True:
         window_length = len(stream.text) - stream.position

@@ -61,7 +61,7 @@ def _make_sample(value: dict[str, Any], pictures: Pictures, notes: Counter[str])
 def assembled(
     name: Any, images: tuple[ImageRef, ...], turns: tuple[Turn, ...], value: dict[str, Any], prefix: str = ""
 ) -> Sample:
-    """A sample of its images and turns, all else from `value` as `Sample.to_json` has it. Raises FieldError on any field.
+    """A sample from images and turns; the rest from `value`, in the form of `Sample.to_json`. Raises FieldError.
 
     `prefix` goes before the name of a field in faults.
     """

@@ -91,7 +91,7 @@ class _SheetLine:
 
     @property
     def mentions_box(self) -> bool:
-        """Whether the box is spoken of in the question or the answer."""
+        """Whether the question or the answer mentions the box."""
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
@@ -281,7 +281,7 @@ class _SheetReader:
     # ---- images
 
     def _remember_image_values(self, row: SourceRow, path: str) -> None:
-        """What the line says of its image, remembered; two lines that differ leave the image in doubt."""
+        """Remember what the line says about its image. If two lines differ, the image is doubtful."""
         new = {key: self._get_cell(row, key) for key in ("modality", "patient", "split", "side", "window")}
         if new["modality"]:
             new["modality"] = modality_of(new["modality"], self.source).value
@@ -319,7 +319,7 @@ class _SheetReader:
             raise FieldError(self._get_column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
 
     def _convert_image(self, path: str, lines: list[_SheetLine]) -> dict[int, RowResult]:
-        """What becomes of the lines of an image."""
+        """The results of the lines of an image, by place."""
         results = {line.place: RowResult(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
         if path in self.doubtful_images or _strip_frame(path) in self.doubtful_images:
             self.notes[LEFT] += len(lines)
@@ -365,7 +365,7 @@ class _SheetReader:
         return sorted(((place, s) for place, s in pairs if s.id in kept), key=lambda s: s[0])
 
     def _make_line_samples(self, line: _SheetLine, record: Annotated, new: bool) -> Iterator[Sample]:
-        """What a line asks in its own words."""
+        """The samples of the line's own question, sentence and caption."""
         base = line.id or f"{record.id}-{line.row.number}"
         rng = random.Random(f"{self.source.seed}/{base}")
         names = (line.name,) if line.name else ()
@@ -404,7 +404,7 @@ class _SheetReader:
             raise FieldError(self._get_column("modality"), fault.value, fault.why) from None
 
     def _find_group(self, path: str) -> str:
-        """The patient of an image whose lines do not tell."""
+        """The patient of an image whose lines do not name one."""
         if self.source.group is not None:
             return grouped(self.source, path)
         facts = self.pictures.header(self.source.prefix + path)
@@ -437,7 +437,7 @@ def _parse_number(text: str, field: str, cell: str) -> float:
 
 
 class _PathSuggester:
-    """The file that a path which is not there may mean: of its folder or the root, alike but for case and ending."""
+    """Suggests an existing file for a missing path: from its folder or the root, with a similar name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""What is said of a data set from outside: where it lies, in which form, and what its rows do not tell themselves."""
+"""What the user states about a data set: its path, its form, and what its rows do not contain."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MOST_BOXES = 4  # in one answer, unless the caller says otherwise
 
 
 class Flag:
-    """How the command line sets a field: the help and the name of the flag, which is the field's unless given.
+    """How the command line sets a field: the help text and the flag's name (by default the name of the field).
 
-    `read` makes the field's value of what was given, where the field's type does not. `words` go to argparse.
+    `read` turns the given value into the field's value where the field's type does not. `words` go to argparse.
     """
 
     def __init__(self, what: str, name: str = "", read: Callable[[Any], Any] | None = None, **words: Any) -> None:
@@ -64,7 +64,7 @@ def _parse_tasks(text: str) -> tuple[Task | None, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set. None leaves to the form, or to the files, what they tell themselves.
+    """One data set. A field that is None is taken from the form or from the files.
 
     Raises BadInput on a number that is too small or too large, and on a `group` that is no regular expression.
     """
@@ -133,7 +133,7 @@ class Source:
 
     @cached_property
     def root(self) -> Path:
-        """The folder that image paths start from: the one given, that of an imported data set, or the file's own."""
+        """The folder that image paths start from: given, of an imported data set, or the file's own."""
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.images is not None:
             return self.images
@@ -142,7 +142,7 @@ class Source:
 
 
 class Pictures:
-    """Image paths of rows to ImageRefs, each file looked at once."""
+    """Turns the image paths of rows into ImageRefs. Opens each file once."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -150,11 +150,11 @@ class Pictures:
         self._cached_header = lru_cache(maxsize=4096)(self._read_header)
 
     def relative(self, path: str) -> str:
-        """A path as rows give it, from the root."""
+        """The path of a row, relative to the root."""
         return path.strip().removeprefix(self.source.prefix)
 
     def header(self, path: str) -> Facts | None:
-        """What the header of a medical image says; None for plain pictures, and where images are not opened."""
+        """The header of a medical image; None for plain pictures, and where images are not opened."""
         return self._cached_header(self.relative(path)) if self.source.open_images else None
 
     def _read_header(self, relative: str) -> Facts | None:

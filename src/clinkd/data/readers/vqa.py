@@ -74,7 +74,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 
 class _DatasetState:
-    """What is known of the data set while its rows are read."""
+    """The state of the data set while its rows are read."""
 
     def __init__(self, source: Source, pictures: Pictures, folder: str | None, notes: Counter[str]) -> None:
         self.source, self.pictures, self.folder, self.notes = source, pictures, folder, notes
@@ -96,7 +96,7 @@ class _DatasetState:
 
 @dataclass(frozen=True, slots=True)
 class _VqaFile:
-    """What a file's name says of all its rows."""
+    """What the file's name states for all its rows."""
 
     name: str
     split: Split | None
@@ -204,7 +204,7 @@ def _find_domain_modality(value: dict[str, Any], state: _DatasetState) -> Modali
 
 
 def _find_modality(stated: Any, field: str, source: Source) -> Modality:
-    """What the row says, else what is said of all."""
+    """The modality of the row, else the one of the source."""
     if stated in (None, "") and source.modality is None:
         why = f"the row does not say how its image was made; give one for all with --modality, or each in {MODALITIES}"
         raise FieldError(field, stated, f"{why} (columns image, modality) beside the file")
