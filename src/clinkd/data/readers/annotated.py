@@ -20,7 +20,7 @@ from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Spl
 class Annotated:
     """A checked image: `objects` are (name, box), `qa` (question, answer).
 
-    `incomplete`: names of which not all boxes are known; where they are is not asked.
+    `incomplete`: names with unknown boxes; no question asks where they are.
     """
 
     id: str
@@ -86,7 +86,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
 
 
 def sample_questions(samples: list[Sample], most: int | None, seed: int) -> list[Sample]:
-    """All, or `most` of them by a hash of their ids: one question more does not reshuffle the rest. Order is kept."""
+    """All samples, or `most` of them by a hash of their ids, so a new one does not reshuffle the rest. Keeps the order."""
     if most is None or len(samples) <= most:
         return samples
     kept = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}/{s.id}".encode()).digest())[:most]

@@ -300,7 +300,7 @@ def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> li
 
 
 def _parse_text(value: Any, field: str) -> str:
-    """What is said, the blanks and lines inside kept. A list of OpenAI's parts is joined, its images as marks."""
+    """The text of a message, with its inner blanks and lines. Joins a list of OpenAI's parts, with images as marks."""
     if isinstance(value, list):
         value = "".join([_parse_content_part(p, field) for p in value])
     if not isinstance(value, str) or not (text := value.strip()):

@@ -18,7 +18,7 @@ NO_QUESTION = "images without a question; clinkd data sheet writes a sheet to fi
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Every medical image of a folder, or the one file, as a row without samples, or as what is wrong with it.
+    """Yield each medical image of a folder, or the one file, as a row without samples or as an error.
 
     Rows count these files, sorted folder by folder. `notes` counts files of other kinds, DICOMDIRs, and links that are
     not followed. Raises BadInput where there is no medical image at all.

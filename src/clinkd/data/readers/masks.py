@@ -147,7 +147,7 @@ def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names, of which there should be one."""
+    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names (one is expected)."""
 
     file: Path | None = None
     by_dataset: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)

@@ -43,7 +43,7 @@ class FieldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """What is wrong with a row, or between rows (`kind` other than "row")."""
+    """The error of one row, or between rows (`kind` other than "row")."""
 
     file: str
     row: int  # from 1, as a person counts: lines of JSON lines, entries of a list, lines of a sheet with its head

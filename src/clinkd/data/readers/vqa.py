@@ -49,7 +49,7 @@ TYPES = {"conversation": Task.QA, "detailed_description": Task.MIA, "detail_desc
 
 
 def form_of(row: dict[str, Any]) -> Literal["vqa", "llava-med-qa"] | None:
-    """Which of the two forms a row has; None where neither."""
+    """The form of a row; None if it has neither form."""
     if "gpt4_answer" in row:
         return "llava-med-qa"
     return "vqa" if {"question", "answer"} <= row.keys() and any(k in row for k in KEYS["image"]) else None
