@@ -86,7 +86,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
 
 
 def sample_questions(samples: list[Sample], most: int | None, seed: int) -> list[Sample]:
-    """All samples, or `most` of them by a hash of their ids, so a new one does not reshuffle the rest. Keeps the order."""
+    """All samples, or `most` of them by a hash of their ids: a new one does not reshuffle the rest. Keeps the order."""
     if most is None or len(samples) <= most:
         return samples
     kept = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}/{s.id}".encode()).digest())[:most]
