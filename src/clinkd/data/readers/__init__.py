@@ -1,6 +1,6 @@
-"""Every form of data to samples: one reader a form, all of one shape.
+"""Read each form of data into samples. Each form has one reader, and all readers work alike.
 
-A reader yields an `RowResult` for each row of a `Source`: samples, or the problem that the row has. Nothing is skipped.
+A reader yields a `RowResult` for each row of a `Source`: the samples, or the problem of the row. No row is skipped.
 """
 
 from clinkd.data.readers.forms import FORMS, detect_form, read_rows, read_samples

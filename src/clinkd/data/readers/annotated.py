@@ -1,4 +1,4 @@
-"""One image with its boxes, names, sentences and questions: what readers of boxes make, and what is asked of it."""
+"""One image with its boxes, names, sentences and questions, and the samples made from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Spl
 class Annotated:
     """A checked image: `objects` are (name, box), `qa` (question, answer).
 
-    `incomplete`: names of which not all boxes are known; where they are is not asked.
+    `incomplete`: names with unknown boxes; no question asks where they are.
     """
 
     id: str
@@ -35,54 +35,63 @@ class Annotated:
     incomplete: frozenset[str] = frozenset()
 
 
-def make_samples(record: Annotated, source: Source, left_out: Counter[str]) -> list[Sample]:
+def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
     """The questions about a record: where each name is (all its boxes in one answer, left to right), what each box
     holds, a sentence on each box, and the record's own.
 
     A name with more than `max_boxes` boxes is not asked for, because an answer with a part of them would be untrue;
-    of more than `max_questions` questions a seeded draw is kept. `left_out` counts both.
+    of more than `max_questions` questions a seeded draw is kept. `notes` counts both.
     """
-    dice = random.Random(f"{source.seed}/{record.id}")
-    unit = record.group or record.id
+    rng = random.Random(f"{source.seed}/{record.id}")
+    split_group = record.group or record.id
 
     def sample(tag: str, turn: Turn, *names: str) -> Sample:
         name = f"{record.id}-{tag}"
         return Sample(
-            name, (record.image,), record.modality, (turn,), unit, record.origin, names, (), record.side, record.split
+            name,
+            (record.image,),
+            record.modality,
+            (turn,),
+            split_group,
+            record.origin,
+            names,
+            (),
+            record.side,
+            record.split,
         )
 
     boxes: dict[str, list[Box]] = {}
     for name, box in record.objects:
         boxes.setdefault(name, []).append(box)
-    asked = []
-    for number, (name, places) in enumerate(boxes.items() if Task.VG in source.ask else (), start=1):
-        left_to_right = sorted(places, key=lambda b: (b.x1, b.y1, b.x2, b.y2))
-        turn = questions.where(name, left_to_right, dice)
+    samples = []
+    for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.ask else (), start=1):
+        left_to_right = sorted(boxes_of_name, key=lambda b: (b.x1, b.y1, b.x2, b.y2))
+        turn = questions.where(name, left_to_right, rng)
         if name in record.incomplete:
-            left_out["names of which not all boxes are known, so that where they are is not asked"] += 1
-        elif len(places) > source.max_boxes:
-            left_out[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
+            notes["names of which not all boxes are known, so that where they are is not asked"] += 1
+        elif len(boxes_of_name) > source.max_boxes:
+            notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
         else:
-            asked.append(sample(f"vg{number}", turn, name))
+            samples.append(sample(f"vg{number}", turn, name))
     for number, (name, box) in enumerate(record.objects if Task.ROC in source.ask else (), start=1):
-        asked.append(sample(f"roc{number}", questions.what(box, name, dice), name))
+        samples.append(sample(f"roc{number}", questions.what(box, name, rng), name))
     for number, (name, box) in enumerate(record.objects if Task.RC in source.ask else (), start=1):
-        asked.append(sample(f"rc{number}", questions.describe(box, questions.sentence(name, box, dice), dice), name))
+        samples.append(sample(f"rc{number}", questions.describe(box, questions.sentence(name, box, rng), rng), name))
     for number, (question, answer) in enumerate(record.qa, start=1):
-        asked.append(sample(f"qa{number}", Turn(Task.QA, BoxedText(question), BoxedText(answer))))
-    kept = sample_questions(asked, source.max_questions, source.seed)
-    if len(asked) > len(kept):
-        left_out[f"questions beyond max_questions={source.max_questions} an image"] += len(asked) - len(kept)
+        samples.append(sample(f"qa{number}", Turn(Task.QA, BoxedText(question), BoxedText(answer))))
+    kept = sample_questions(samples, source.max_questions, source.seed)
+    if len(samples) > len(kept):
+        notes[f"questions beyond max_questions={source.max_questions} an image"] += len(samples) - len(kept)
     return kept
 
 
-def sample_questions(asked: list[Sample], most: int | None, seed: int) -> list[Sample]:
-    """All, or `most` of them by a hash of their ids: one question more does not reshuffle the rest. Order is kept."""
-    if most is None or len(asked) <= most:
-        return asked
-    chosen = sorted(asked, key=lambda s: hashlib.sha256(f"{seed}/{s.id}".encode()).digest())[:most]
-    ids = {s.id for s in chosen}
-    return [s for s in asked if s.id in ids]
+def sample_questions(samples: list[Sample], most: int | None, seed: int) -> list[Sample]:
+    """All samples, or `most` of them by a hash of their ids: a new one does not reshuffle the rest. Keeps the order."""
+    if most is None or len(samples) <= most:
+        return samples
+    kept = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}/{s.id}".encode()).digest())[:most]
+    ids = {s.id for s in kept}
+    return [s for s in samples if s.id in ids]
 
 
 def pixel_box(value: Any, field: str, image: ImageRef) -> Box:
@@ -93,14 +102,14 @@ def pixel_box(value: Any, field: str, image: ImageRef) -> Box:
     width, height = image.width, image.height
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
-        how = _what_is_wrong(x1, y1, x2, y2)
-        raise FieldError(field, value, f"{how} the image of {width}x{height} pixels; {wanted}")
+        what_is_wrong = _describe_bad_corners(x1, y1, x2, y2)
+        raise FieldError(field, value, f"{what_is_wrong} the image of {width}x{height} pixels; {wanted}")
     if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in (x1, y1, x2, y2)):
         raise FieldError(field, value, "fractions of the image where pixels are declared; multiply by width and height")
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
 
 
-def _what_is_wrong(x1: float, y1: float, x2: float, y2: float) -> str:
+def _describe_bad_corners(x1: float, y1: float, x2: float, y2: float) -> str:
     if min(x1, y1, x2, y2) < 0:
         return "negative, so outside"
     if x2 < x1 or y2 < y1:
@@ -110,18 +119,18 @@ def _what_is_wrong(x1: float, y1: float, x2: float, y2: float) -> str:
 
 def four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, float, float]:
     """Four finite numbers, whatever their frame."""
-    numbers = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) in (int, float) for v in value)
-    if not numbers or not all(abs(v) < math.inf for v in value):
+    are_numbers = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) in (int, float) for v in value)
+    if not are_numbers or not all(abs(v) < math.inf for v in value):
         raise FieldError(field, value, f"four numbers {wanted} are wanted")
     a, b, c, d = value
     return a, b, c, d
 
 
 def grouped(source: Source, path: str) -> str:
-    """The unit no split may tear: what `--group` finds in the path of the image, else the path."""
+    """The unit that no split may divide: what `--group` finds in the path of the image, else the path."""
     if source.group is None:
         return path
-    found = re.search(source.group, path)
-    if found is None:
+    match = re.search(source.group, path)
+    if match is None:
         raise FieldError("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
-    return found.group(1 if found.re.groups else 0)
+    return match.group(1 if match.re.groups else 0)

@@ -28,44 +28,44 @@ SIDES: tuple[Side, ...] = get_args(Side)
 Word = TypeVar("Word", bound=str)
 
 
-def read(source: Source, left_out: Counter[str]) -> Iterator[RowResult]:
+def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of the file, or of the `records.jsonl` in a folder. Raises BadInput where there is none, or it is empty."""
     file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
         raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
     pictures = Pictures(source)
-    ids: dict[str, int] = {}
-    images: dict[str, int] = {}
+    rows_of_ids: dict[str, int] = {}
+    rows_of_images: dict[str, int] = {}
 
     def make(row: SourceRow) -> list[Sample]:
-        record = _record(row, source, pictures)
-        _once("id", record.id, ids, row.number)
-        _once("image", record.image.path, images, row.number)
-        left_out.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
-        asked = make_samples(record, source, left_out)
+        record = _parse_record(row, source, pictures)
+        _require_unique("id", record.id, rows_of_ids, row.number)
+        _require_unique("image", record.image.path, rows_of_images, row.number)
+        notes.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
+        samples = make_samples(record, source, notes)
         if not record.objects and not record.qa:
-            left_out["rows without objects and questions, of which nothing is asked"] += 1
-        return asked
+            notes["rows without objects and questions, of which nothing is asked"] += 1
+        return samples
 
     return entries(json_rows(file, source.encoding), make)
 
 
-def _once(key: str, value: str, used: dict[str, int], row: int) -> None:
-    if used.setdefault(value, row) != row:
+def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) -> None:
+    if first_rows.setdefault(value, row) != row:
         raise FieldError(
-            key, value, f"already used by row {used[value]}; give each image one row, with an id of its own"
+            key, value, f"already used by row {first_rows[value]}; give each image one row, with an id of its own"
         )
 
 
-def _record(row: SourceRow, source: Source, pictures: Pictures) -> Annotated:
+def _parse_record(row: SourceRow, source: Source, pictures: Pictures) -> Annotated:
     value = row.value
     name = text_of(value, "id")
     text_of(value, "image")
     modality = modality_of(value.get("modality"), source)
-    image = _sized(pictures.ref(value["image"]), value)
-    for field, found in (("width", image.width), ("height", image.height)):
-        if field in value and found is not None and value[field] != found:
-            raise FieldError(field, value[field], f"the image has {found} pixels; correct it, and the boxes with it")
+    image = _with_stated_size(pictures.ref(value["image"]), value)
+    for field, actual in (("width", image.width), ("height", image.height)):
+        if field in value and actual is not None and value[field] != actual:
+            raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
     objects = tuple(
         (text_of(entry, "name", f"objects[{i}].name"), pixel_box(entry.get("box"), f"objects[{i}].box", image))
         for i, entry in objects_of(value, "objects")
@@ -75,16 +75,16 @@ def _record(row: SourceRow, source: Source, pictures: Pictures) -> Annotated:
         for i, entry in objects_of(value, "qa")
     )
     if value.get("group") is not None:
-        unit = text_of(value, "group")
+        split_group = text_of(value, "group")
     else:
-        unit = grouped(source, image.path) if source.group else group(name)
+        split_group = grouped(source, image.path) if source.group else group(name)
     split = choice(value, "split", SPLITS)
     side = choice(value, "side", SIDES) or source.side or "patient"
-    return Annotated(name, image, modality, objects, qa, unit, origin(name), side, split or source.split)
+    return Annotated(name, image, modality, objects, qa, split_group, origin(name), side, split or source.split)
 
 
-def _sized(image: ImageRef, value: dict[str, Any]) -> ImageRef:
-    """With the size that the row gives, where the image was not opened."""
+def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
+    """Add the size that the row gives if the image was not opened."""
     width, height = value.get("width"), value.get("height")
     if image.width is not None or type(width) is not int or type(height) is not int or min(width, height) < 1:
         return image
@@ -93,17 +93,17 @@ def _sized(image: ImageRef, value: dict[str, Any]) -> ImageRef:
 
 def choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | None:
     """One of a few words, None where the key is absent."""
-    found = value.get(key)
-    if found is None:
+    stated = value.get(key)
+    if stated is None:
         return None
     for word in legal:
-        if found == word:
+        if stated == word:
             return word
-    raise FieldError(key, found, f"one of {', '.join(legal)} is wanted")
+    raise FieldError(key, stated, f"one of {', '.join(legal)} is wanted")
 
 
 def modality_of(value: object, source: Source) -> Modality:
-    """The modality a row names, or that of the source where it names none."""
+    """The modality that the row names, else the modality of the source."""
     if value in (None, "") and source.modality is not None:
         return source.modality
     if not isinstance(value, str) or not value.strip():
@@ -120,9 +120,9 @@ def origin(record_id: str) -> str:
 
 
 def group(record_id: str) -> str:
-    """The unit that no split may tear: the patient where the id tells, else the image.
+    """The unit that no split may divide: the patient if the id contains it, else the image.
 
     `sts_STS_012_ct_z038` -> `sts_STS_012`; `mbh_158019` -> `mbh_158` (patient 158, slice 019).
     """
-    known = re.match(r"sts_STS_\d{3}(?=_|$)|mbh_\d{3}", record_id)
-    return known.group() if known else record_id
+    patient = re.match(r"sts_STS_\d{3}(?=_|$)|mbh_\d{3}", record_id)
+    return patient.group() if patient else record_id

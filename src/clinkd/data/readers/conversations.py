@@ -56,15 +56,17 @@ _OBJECT = re.compile(
     r"(?:<box>|<\|box_start\|>)?<bbox>(?:</box>|<\|box_end\|>)?"
     r"|(?:<ref>|<\|object_ref_start\|>)?<ref-object>(?:</ref>|<\|object_ref_end\|>)?"
 )
-_ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+_QUESTION_ROLES, _ANSWER_ROLES = ("human", "user"), ("gpt", "assistant")
 _FAMILIES = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-vl")}
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
+def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
     pictures = Pictures(source)
     for file in files(source.path):
-        make = partial(_samples, source=source, place=_place(file, source), pictures=pictures, told=told)
+        make = partial(
+            _convert_row, source=source, defaults=_read_file_defaults(file, source), pictures=pictures, notes=notes
+        )
         yield from entries(json_rows(file, source.encoding), make)
 
 
@@ -72,148 +74,158 @@ def files(path: Path) -> list[Path]:
     """The data files of a folder, or the file itself."""
     if not path.is_dir():
         return [path]
-    found = [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
-    if not found:
+    data_files = [
+        p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"
+    ]
+    if not data_files:
         raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
-    return found
+    return data_files
 
 
 @dataclass(frozen=True, slots=True)
 class _FileDefaults:
-    """What a file's name and the source say of all its rows."""
+    """What the file's name and the source state for all rows of the file."""
 
     name: str
     task: Task | None
     without_boxes: Task
     split: Split | None
-    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, told by the marks of each text
+    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, chosen by the marks of each text
 
 
-def _place(file: Path, source: Source) -> _FileDefaults:
+def _read_file_defaults(file: Path, source: Source) -> _FileDefaults:
     words = re.split(r"[^a-z]+", file.stem.lower())
-    split = next((SPLITS[w] for w in words if w in SPLITS), None)
-    task = next((TESTS[w] for w in words if w in TESTS), None) if split == "test" else None
+    split = next((SPLITS[word] for word in words if word in SPLITS), None)
+    task = next((TESTS[word] for word in words if word in TESTS), None) if split == "test" else None
     boxes = make_codec(source.boxes) if source.boxes else None
-    without = Task.MIA if source.form == "med-grit" else Task.QA
-    return _FileDefaults(file.stem.lower(), source.task or task, without, source.split or split, boxes)
+    task_without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
+    return _FileDefaults(file.stem.lower(), source.task or task, task_without_boxes, source.split or split, boxes)
 
 
-def _samples(
-    row: SourceRow, source: Source, place: _FileDefaults, pictures: Pictures, told: Counter[str]
+def _convert_row(
+    row: SourceRow, source: Source, defaults: _FileDefaults, pictures: Pictures, notes: Counter[str]
 ) -> list[Sample]:
     value = row.value
     for key in value.keys() - KEYS:
-        told[f"key {key!r} of rows, which a sample does not keep"] += 1
-    asked, images = _conversation(value, told)
+        notes[f"key {key!r} of rows, which a sample does not keep"] += 1
+    pairs, images = _parse_conversation(value, notes)
     refs = tuple([pictures.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(images)])
-    ours = value.get(OURS)
-    if ours is not None:
-        place = _ours(ours, place, source)
-    objects = None if value.get("objects") is None else _Objects(value["objects"], refs)
-    read_text: ReadText = objects or partial(_spelled, place, source, refs[-1])
-    made = [_turn(k, pair, read_text, place) for k, pair in enumerate(asked, start=1)]
+    writer_keys = value.get(OURS)
+    if writer_keys is not None:
+        defaults = _apply_writer_keys(writer_keys, defaults, source)
+    objects = None if value.get("objects") is None else _ObjectsReader(value["objects"], refs)
+    read_text: ReadText = objects or partial(_decode_boxes, defaults, source, refs[-1])
+    turns_and_names = [_make_turn(k, pair, read_text, defaults) for k, pair in enumerate(pairs, start=1)]
     if objects:
         objects.check_used_up()
-    turns = tuple([turn for turn, _ in made])
-    if ours is not None:
-        return [_restored(value, ours, refs, turns)]
-    name = f"{_name(value)}{place.name}-{row.number}"
+    turns = tuple([turn for turn, _ in turns_and_names])
+    if writer_keys is not None:
+        return [_restore_sample(value, writer_keys, refs, turns)]
+    name = f"{_make_id_prefix(value)}{defaults.name}-{row.number}"
     path = refs[0].path
-    modality = _modality(value, path, source)
-    parts = _parts(path)
-    unit = grouped(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
-    origin = parts[1] if len(parts) > 2 else place.name
+    modality = _find_modality(value, path, source)
+    parts = _split_file_name(path)
+    split_group = grouped(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
+    origin = parts[1] if len(parts) > 2 else defaults.name
     side = source.side or "patient"
-    if source.turns == "keep" or len(made) == 1:
-        return [Sample(name, refs, modality, turns, unit, origin, made[-1][1], (), side, place.split)]
+    if source.turns == "keep" or len(turns_and_names) == 1:
+        return [
+            Sample(name, refs, modality, turns, split_group, origin, turns_and_names[-1][1], (), side, defaults.split)
+        ]
     return [
-        Sample(f"{name}-{k}", refs, modality, (turn,), unit, origin, names, (), side, place.split)
-        for k, (turn, names) in enumerate(made, start=1)
+        Sample(f"{name}-{k}", refs, modality, (turn,), split_group, origin, names, (), side, defaults.split)
+        for k, (turn, names) in enumerate(turns_and_names, start=1)
     ]
 
 
-def _name(value: dict[str, Any]) -> str:
+def _make_id_prefix(value: dict[str, Any]) -> str:
     """The row's own id in front of the place it has in its file; ids repeat in Med-GRIT, one for each question."""
-    given = value.get("id")
-    if given is None:
+    stated_id = value.get("id")
+    if stated_id is None:
         return ""
-    if not isinstance(given, str | int) or given == "":
-        raise FieldError("id", given, "text or a number is wanted")
-    check_whole(str(given), "id")
-    return f"{given}-"
+    if not isinstance(stated_id, str | int) or stated_id == "":
+        raise FieldError("id", stated_id, "text or a number is wanted")
+    check_whole(str(stated_id), "id")
+    return f"{stated_id}-"
 
 
 # ---- what our own writer left ---------------------------------------------------------------------------------------
 
 
-def _ours(ours: Any, place: _FileDefaults, source: Source) -> _FileDefaults:
-    """The place, with the codec that the writer used."""
-    if not isinstance(ours, dict) or not isinstance(ours.get("tasks"), list):
-        raise FieldError(OURS, ours, "not as the writer leaves it (an object with tasks); write the data anew")
-    name = ours.get("boxes", "qwen2-vl")
+def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
+    """The defaults, with the codec that the writer used."""
+    if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
+        raise FieldError(OURS, writer_keys, "not as the writer leaves it (an object with tasks); write the data anew")
+    name = writer_keys.get("boxes", "qwen2-vl")
     if source.boxes and source.boxes != name:
         raise FieldError(f"{OURS}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away")
     try:
-        return replace(place, boxes=make_codec(name), task=None)
+        return replace(defaults, boxes=make_codec(name), task=None)
     except BadInput as error:
         raise FieldError(f"{OURS}.boxes", name, str(error)) from None
 
 
-def _restored(
-    value: dict[str, Any], ours: dict[str, Any], refs: tuple[ImageRef, ...], turns: tuple[Turn, ...]
+def _restore_sample(
+    value: dict[str, Any], writer_keys: dict[str, Any], refs: tuple[ImageRef, ...], turns: tuple[Turn, ...]
 ) -> Sample:
-    """A sample with all that the writer said beside the conversation."""
-    tasks = ours["tasks"]
+    """A sample with all that the writer stored beside the conversation."""
+    tasks = writer_keys["tasks"]
     if len(tasks) != len(turns):
         raise FieldError(f"{OURS}.tasks", tasks, f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task")
     for task in tasks:
         if task not in list(Task):
             raise FieldError(f"{OURS}.tasks", task, f"one of {', '.join(Task)} is wanted")
-    known = tuple(replace(turn, task=Task(task)) for turn, task in zip(turns, tasks, strict=True))
-    return assembled(value.get("id"), refs, known, ours, f"{OURS}.")
+    restored_turns = tuple(replace(turn, task=Task(task)) for turn, task in zip(turns, tasks, strict=True))
+    return assembled(value.get("id"), refs, restored_turns, writer_keys, f"{OURS}.")
 
 
 # ---- turns and images -----------------------------------------------------------------------------------------------
 
 
-def _conversation(value: dict[str, Any], told: Counter[str]) -> tuple[list[tuple[str, str]], list[Any]]:
+def _parse_conversation(value: dict[str, Any], notes: Counter[str]) -> tuple[list[tuple[str, str]], list[Any]]:
     """Questions and answers without image marks, and the paths of the images."""
     key = "messages" if "messages" in value else "conversations"
     if key not in value:
         raise FieldError("conversations", None, "no conversations and no messages; give the question and its answer")
     if key == "messages" and "conversations" in value:
         raise FieldError("messages", value[key], "the row has conversations, too; keep one of them")
-    said = list_of(value, key)
-    turns = _pairs(said, key) if said and isinstance(said[0], list) else _alternating(said, key, told)
+    messages = list_of(value, key)
+    turns = (
+        _parse_pairs(messages, key)
+        if messages and isinstance(messages[0], list)
+        else _parse_alternating(messages, key, notes)
+    )
     if value.get("system"):
-        told[_SYSTEM] += 1
-    listed = _listed(value)
-    first = turns[0][0]
-    marked = _IMG.findall(first) if "<img>" in first else []
+        notes[_SYSTEM_NOTE] += 1
+    listed = _list_images(value)
+    first_question = turns[0][0]
+    marked = _IMG.findall(first_question) if "<img>" in first_question else []
     if marked and listed:
         raise FieldError("images", listed, "images stand both in the text (<img>) and in a list; keep one of them")
     if not marked:
-        marks = sum(asked.count("<image>") for asked, _ in turns)
+        marks = sum(question.count("<image>") for question, _ in turns)
         if listed and not marks and key == "messages":
-            told["images without a mark in the text, taken as before the question (as ms-swift does)"] += 1
+            notes["images without a mark in the text, taken as before the question (as ms-swift does)"] += 1
         elif marks != len(listed):
             why = f"{marks} <image> marks for {len(listed)} images; there must be one mark an image"
             raise FieldError("images", listed, why)
         elif not listed:
             raise FieldError("image", None, "the row names no image (or its <img> mark is torn); give one")
-    bare = [(_without_images(asked, k, key, marked, told), answer) for k, (asked, answer) in enumerate(turns)]
-    for asked, answer in bare:
-        for text in (asked, answer):
+    stripped_turns = [
+        (_strip_image_marks(question, k, key, marked, notes), answer) for k, (question, answer) in enumerate(turns)
+    ]
+    for question, answer in stripped_turns:
+        for text in (question, answer):
             if "<" in text and (mark := RESERVED.search(text)):
                 why = "a mark that is kept for images and turns stands in the text; remove it, or write it otherwise"
                 raise FieldError(key, text, f"{mark.group()}: {why}")
-    return bare, marked or listed
+    return stripped_turns, marked or listed
 
 
-_SYSTEM = "system prompts, which a sample does not keep"
+_SYSTEM_NOTE = "system prompts, which a sample does not keep"
 
 
-def _listed(value: dict[str, Any]) -> list[Any]:
+def _list_images(value: dict[str, Any]) -> list[Any]:
     """The images that stand beside the text."""
     one = value.get("image")
     several = list_of(value, "images")
@@ -224,78 +236,80 @@ def _listed(value: dict[str, Any]) -> list[Any]:
     return one if isinstance(one, list) else [one]
 
 
-def _without_images(asked: str, turn: int, key: str, first: list[str], told: Counter[str]) -> str:
+def _strip_image_marks(question: str, turn: int, key: str, first_images: list[str], notes: Counter[str]) -> str:
     """The question without image marks; a sample has its images in front, so that is where they must stand."""
-    if "<im" not in asked:
-        return asked
-    marks = list(_IMG.finditer(asked)) or list(_IMAGE.finditer(asked))
+    if "<im" not in question:
+        return question
+    marks = list(_IMG.finditer(question)) or list(_IMAGE.finditer(question))
     if not marks:
-        return asked
+        return question
     if turn > 0:
-        again = [m[1] for m in marks if m.re is _IMG]
-        if len(again) != len(marks) or not set(again) <= set(first):
-            raise FieldError(f"{key}[{turn}]", asked, "an image after the first question; make it a row of its own")
-        told["marks of an image that an earlier question of the row named already"] += 1
-    front, rest = asked[: marks[-1].end()], asked[marks[-1].end() :]
+        repeated = [m[1] for m in marks if m.re is _IMG]
+        if len(repeated) != len(marks) or not set(repeated) <= set(first_images):
+            raise FieldError(f"{key}[{turn}]", question, "an image after the first question; make it a row of its own")
+        notes["marks of an image that an earlier question of the row named already"] += 1
+    front, rest = question[: marks[-1].end()], question[marks[-1].end() :]
     bare = marks[0].re.sub("", front)
     if not bare.strip():
         return rest
     if not rest.strip():
-        told["images moved from behind the question to its front"] += 1
+        notes["images moved from behind the question to its front"] += 1
         return bare
     raise FieldError(
-        f"{key}[{turn}]", asked, "an image inside a sentence; put all images before the question, or behind it"
+        f"{key}[{turn}]", question, "an image inside a sentence; put all images before the question, or behind it"
     )
 
 
-def _pairs(said: list[Any], key: str) -> list[tuple[str, str]]:
+def _parse_pairs(messages: list[Any], key: str) -> list[tuple[str, str]]:
     turns = []
-    for k, pair in enumerate(said):
+    for k, pair in enumerate(messages):
         if not isinstance(pair, list) or len(pair) != 2:
             raise FieldError(f"{key}[{k}]", pair, "[question, answer] is wanted")
-        turns.append((_text(pair[0], f"{key}[{k}][0]"), _text(pair[1], f"{key}[{k}][1]")))
+        turns.append((_parse_text(pair[0], f"{key}[{k}][0]"), _parse_text(pair[1], f"{key}[{k}][1]")))
     return turns
 
 
-def _alternating(said: list[Any], key: str, told: Counter[str]) -> list[tuple[str, str]]:
+def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> list[tuple[str, str]]:
     turns: list[tuple[str, str]] = []
-    asked: str | None = None
-    for k, part in enumerate(said):
+    question: str | None = None
+    for k, part in enumerate(messages):
         field = f"{key}[{k}]"
         if not isinstance(part, dict):
             raise FieldError(field, part, "an object with who speaks and what is said is wanted")
-        who, text = part.get("from", part.get("role")), part.get("value", part.get("content"))
-        if who == "system":
-            told[_SYSTEM] += 1
-        elif who in _ASKS and asked is None:
-            asked = _text(text, field)
-        elif who in _ANSWERS and asked is not None:
-            turns.append((asked, _text(text, field)))
-            asked = None
-        elif who in _ASKS or who in _ANSWERS:
-            raise FieldError(field, who, "question and answer must alternate, a question first")
+        role, text = part.get("from", part.get("role")), part.get("value", part.get("content"))
+        if role == "system":
+            notes[_SYSTEM_NOTE] += 1
+        elif role in _QUESTION_ROLES and question is None:
+            question = _parse_text(text, field)
+        elif role in _ANSWER_ROLES and question is not None:
+            turns.append((question, _parse_text(text, field)))
+            question = None
+        elif role in _QUESTION_ROLES or role in _ANSWER_ROLES:
+            raise FieldError(field, role, "question and answer must alternate, a question first")
         else:
-            raise FieldError(field, who, f"who speaks? one of {', '.join((*_ASKS, *_ANSWERS, 'system'))} is wanted")
-    if asked is not None:
+            raise FieldError(
+                field, role, f"who speaks? one of {', '.join((*_QUESTION_ROLES, *_ANSWER_ROLES, 'system'))} is wanted"
+            )
+    if question is not None:
         raise FieldError(
-            f"{key}[{len(said) - 1}]", asked, "the last question has no answer; add it, or remove the question"
+            f"{key}[{len(messages) - 1}]", question, "the last question has no answer; add it, or remove the question"
         )
     if not turns:
-        raise FieldError(key, said, "empty; give a question and its answer")
+        raise FieldError(key, messages, "empty; give a question and its answer")
     return turns
 
 
-def _text(value: Any, field: str) -> str:
-    """What is said, the blanks and lines inside kept. A list of OpenAI's parts is joined, its images as marks."""
+def _parse_text(value: Any, field: str) -> str:
+    """The text of a message, with its inner blanks and lines. Joins a list of OpenAI's parts, with images as marks."""
     if isinstance(value, list):
-        value = "".join([_part(p, field) for p in value])
+        value = "".join([_parse_content_part(p, field) for p in value])
     if not isinstance(value, str) or not (text := value.strip()):
         raise FieldError(field, value, "empty or not text; fill it in, or remove the turn")
     check_whole(text, field)
     return text
 
 
-def _part(part: Any, field: str) -> str:
+def _parse_content_part(part: Any, field: str) -> str:
     """A part of OpenAI's content: {"type": "text", "text"}, {"type": "image"} with or without a path, "image_url"."""
     if isinstance(part, dict):
         kind, text = part.get("type"), part.get("text")
@@ -313,36 +327,36 @@ def _part(part: Any, field: str) -> str:
 # ---- boxes ----------------------------------------------------------------------------------------------------------
 
 
-class _Read(NamedTuple):
+class _ParsedText(NamedTuple):
     """A text, and the names that stand in its marks."""
 
     text: BoxedText
     names: tuple[str, ...] = ()
 
 
-ReadText = Callable[[str, str], _Read]
+ReadText = Callable[[str, str], _ParsedText]
 
 
-def _spelled(place: _FileDefaults, source: Source, image: ImageRef, text: str, field: str) -> _Read:
+def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text: str, field: str) -> _ParsedText:
     """A text with its boxes written out, in the family's spelling."""
     if not _MAYBE_A_BOX.search(text):
-        return _Read(BoxedText(text))
-    chosen = place.boxes
-    if chosen is None:
-        chosen = _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
-    size = _resized(image, source, field) if chosen.needs_size else None
-    decoded = chosen.decode(text, size)
+        return _ParsedText(BoxedText(text))
+    codec = defaults.boxes
+    if codec is None:
+        codec = _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
+    size = _compute_resized_size(image, source, field) if codec.needs_size else None
+    decoded = codec.decode(text, size)
     if decoded.unread:
         piece = decoded.unread[0]
-        raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {chosen.why(piece, size)}")
-    found = _REF.findall(text) if "ref" in text else ()
-    names = tuple([a or b for a, b in found])
+        raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {codec.why(piece, size)}")
+    refs = _REF.findall(text) if "ref" in text else ()
+    names = tuple([a or b for a, b in refs])
     answer = decoded.answer
     bare = answer.text.strip()
-    return _Read(answer if answer.text == bare else BoxedText(bare, answer.boxes), names)
+    return _ParsedText(answer if answer.text == bare else BoxedText(bare, answer.boxes), names)
 
 
-def _resized(image: ImageRef, source: Source, field: str) -> grids.Size:
+def _compute_resized_size(image: ImageRef, source: Source, field: str) -> grids.Size:
     if image.width is None or image.height is None:
         raise FieldError(field, image.path, "boxes in pixels need the size of the image: let the images be opened")
     try:
@@ -351,7 +365,7 @@ def _resized(image: ImageRef, source: Source, field: str) -> grids.Size:
         raise FieldError("image", image.path, str(error)) from None
 
 
-class _Objects:
+class _ObjectsReader:
     """Reads the texts of ms-swift: `<bbox>` and `<ref-object>` stand for the objects, in their order."""
 
     def __init__(self, objects: Any, refs: Sequence[ImageRef]) -> None:
@@ -360,32 +374,34 @@ class _Objects:
         kind = objects.get("bbox_type", "real")
         if kind not in ("real", "norm1"):
             raise FieldError("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
-        boxes, names = _list_in(objects, "bbox"), _list_in(objects, "ref")
-        of_image = _list_in(objects, "image_id") or [0] * len(boxes)  # where it is absent, the first
-        if any(i != len(refs) - 1 for i in of_image):
+        boxes, names = _require_list_in(objects, "bbox"), _require_list_in(objects, "ref")
+        image_ids = _require_list_in(objects, "image_id") or [0] * len(boxes)  # where it is absent, the first
+        if any(i != len(refs) - 1 for i in image_ids):
             raise FieldError(
-                "objects.image_id", of_image, "boxes must be of the last image; make each image a row of its own"
+                "objects.image_id", image_ids, "boxes must be of the last image; make each image a row of its own"
             )
         image = refs[-1]
         self.boxes = [
-            _fractions(v, f"objects.bbox[{i}]") if kind == "norm1" else pixel_box(v, f"objects.bbox[{i}]", image)
+            _parse_fraction_box(v, f"objects.bbox[{i}]")
+            if kind == "norm1"
+            else pixel_box(v, f"objects.bbox[{i}]", image)
             for i, v in enumerate(boxes)
         ]
-        self.names = [_text(v, f"objects.ref[{i}]") for i, v in enumerate(names)]
+        self.names = [_parse_text(v, f"objects.ref[{i}]") for i, v in enumerate(names)]
         self.boxes_used = self.names_used = 0
 
-    def __call__(self, text: str, field: str) -> _Read:
+    def __call__(self, text: str, field: str) -> _ParsedText:
         for piece in _OBJECT.split(text):
-            stray = _FAMILIES["<|box_start|>"].decode(piece)
-            if stray.answer.boxes or stray.unread:
-                shown = stray.unread[0] if stray.unread else piece
+            decoded = _FAMILIES["<|box_start|>"].decode(piece)
+            if decoded.answer.boxes or decoded.unread:
+                shown = decoded.unread[0] if decoded.unread else piece
                 raise FieldError(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
         names_before, boxes_before = self.names_used, self.boxes_used
-        read = _OBJECT.sub(partial(self._put, text, field), text)
+        marked_text = _OBJECT.sub(partial(self._fill_mark, text, field), text)
         boxes = self.boxes[boxes_before : self.boxes_used]
-        return _Read(BoxedText(read, tuple(boxes)), tuple(self.names[names_before : self.names_used]))
+        return _ParsedText(BoxedText(marked_text, tuple(boxes)), tuple(self.names[names_before : self.names_used]))
 
-    def _put(self, text: str, field: str, mark: re.Match[str]) -> str:
+    def _fill_mark(self, text: str, field: str, mark: re.Match[str]) -> str:
         if "bbox" in mark.group():
             self.boxes_used += 1
             if self.boxes_used > len(self.boxes):
@@ -397,24 +413,24 @@ class _Objects:
         return self.names[self.names_used - 1]
 
     def check_used_up(self) -> None:
-        """Raise Fault where no mark asked for an object."""
-        for key, used, given in (
+        """Raise FieldError where no mark asked for an object."""
+        for key, used, n_given in (
             ("bbox", self.boxes_used, len(self.boxes)),
             ("ref", self.names_used, len(self.names)),
         ):
-            if used < given:
-                why = f"{given} are given and {used} marks in the text ask for them; add marks, or remove the rest"
-                raise FieldError(f"objects.{key}", given, why)
+            if used < n_given:
+                why = f"{n_given} are given and {used} marks in the text ask for them; add marks, or remove the rest"
+                raise FieldError(f"objects.{key}", n_given, why)
 
 
-def _list_in(objects: dict[str, Any], key: str) -> list[Any]:
+def _require_list_in(objects: dict[str, Any], key: str) -> list[Any]:
     try:
         return list_of(objects, key)
     except FieldError as fault:
         raise FieldError(f"objects.{key}", fault.value, fault.why) from None
 
 
-def _fractions(value: Any, field: str) -> Box:
+def _parse_fraction_box(value: Any, field: str) -> Box:
     corners = four_numbers(value, field, "[x1, y1, x2, y2], fractions of the image,")
     if max(corners) > 1:
         raise FieldError(field, value, "beyond 1 where fractions are declared; bbox_type real is pixels")
@@ -427,26 +443,26 @@ def _fractions(value: Any, field: str) -> Box:
 # ---- what a turn is -------------------------------------------------------------------------------------------------
 
 
-def _turn(
-    number: int, pair: tuple[str, str], read_text: ReadText, place: _FileDefaults
+def _make_turn(
+    number: int, pair: tuple[str, str], read_text: ReadText, defaults: _FileDefaults
 ) -> tuple[Turn, tuple[str, ...]]:
     """The turn, and the names it is about as far as the marks tell."""
-    asked, said = f"question {number}", f"answer {number}"
-    question, truth = read_text(pair[0], asked), read_text(pair[1], said)
-    for field, read, written in ((asked, question, pair[0]), (said, truth, pair[1])):
+    question_field, answer_field = f"question {number}", f"answer {number}"
+    question, answer = read_text(pair[0], question_field), read_text(pair[1], answer_field)
+    for field, read, raw_text in ((question_field, question, pair[0]), (answer_field, answer, pair[1])):
         if not read.text.text:
-            raise FieldError(field, written, "empty but for marks; fill it in, or remove the turn")
-    names = question.names + truth.names
+            raise FieldError(field, raw_text, "empty but for marks; fill it in, or remove the turn")
+    names = question.names + answer.names
     if len(names) > 1:
         names = tuple(dict.fromkeys(names))
-    task = place.task or told_by_boxes(question.text, truth.text, place.without_boxes)
-    if task is Task.VG and not truth.text.boxes:
-        raise FieldError(said, pair[1], "no box in an answer of visual grounding; add it")
+    task = defaults.task or told_by_boxes(question.text, answer.text, defaults.without_boxes)
+    if task is Task.VG and not answer.text.boxes:
+        raise FieldError(answer_field, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:
-        raise FieldError(asked, pair[0], f"no box in a question of {task}; add it")
+        raise FieldError(question_field, pair[0], f"no box in a question of {task}; add it")
     if task is Task.ROC and not names:
-        names = (truth.text.words,)
-    return Turn(task, question.text, truth.text), names
+        names = (answer.text.words,)
+    return Turn(task, question.text, answer.text), names
 
 
 def told_by_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
@@ -459,20 +475,20 @@ def told_by_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task
     return without
 
 
-def _parts(path: str) -> list[str]:
+def _split_file_name(path: str) -> list[str]:
     """The parts of a SA-Med2D name: modality_sub, dataset, case, slice."""
     return path.rpartition("/")[2].split("--")
 
 
-def _modality(value: dict[str, Any], path: str, source: Source) -> Modality:
-    """What the row says, else what is said of the source, else what a SA-Med2D name begins with."""
+def _find_modality(value: dict[str, Any], path: str, source: Source) -> Modality:
+    """The modality of the row, else of the source, else of the SA-Med2D file name."""
     if "modality" in value or source.modality is not None:
         return modality_of(value.get("modality"), source)
-    return told_by_name(_parts(path)[0], path.rpartition("/")[2])
+    return told_by_name(_split_file_name(path)[0], path.rpartition("/")[2])
 
 
 def told_by_name(front: str, name: str) -> Modality:
-    """The modality that the front of a SA-Med2D name begins with. Raises Fault, `name` its value, on another name."""
+    """The modality at the front of a SA-Med2D name. Raises FieldError (value: `name`) on another name."""
     try:
         return read_modality(front.split("_")[0])
     except BadInput:

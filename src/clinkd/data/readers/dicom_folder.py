@@ -17,27 +17,27 @@ TO_FILL_IN = ("question", "answer", "name", "x1", "y1", "x2", "y2")
 NO_QUESTION = "images without a question; clinkd data sheet writes a sheet to fill in"
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
-    """Every medical image of a folder, or the one file, as a row without samples, or as what is wrong with it.
+def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
+    """Yield each medical image of a folder, or the one file, as a row without samples or as an error.
 
-    Rows count these files, sorted folder by folder. `told` counts files of other kinds, DICOMDIRs, and links that are
+    Rows count these files, sorted folder by folder. `notes` counts files of other kinds, DICOMDIRs, and links that are
     not followed. Raises BadInput where there is no medical image at all.
     """
     root = source.path if source.path.is_dir() else source.path.parent
     number = 0
-    for path in _files(source.path, told):
+    for path in _walk_files(source.path, notes):
         if not kind_of(path).medical:
-            told[f"files that are not {medical_names()}"] += 1
+            notes[f"files that are not {medical_names()}"] += 1
         elif path.name == INDEX:
-            told[f"{INDEX} files, which list other files"] += 1
+            notes[f"{INDEX} files, which list other files"] += 1
         else:
             number += 1
-            yield _checked(path, path.relative_to(root).as_posix(), number, source.window, told)
+            yield _check_file(path, path.relative_to(root).as_posix(), number, source.window, notes)
     if number == 0:
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
 
 
-def _checked(path: Path, relative: str, number: int, window: str | None, told: Counter[str]) -> RowResult:
+def _check_file(path: Path, relative: str, number: int, window: str | None, notes: Counter[str]) -> RowResult:
     raw = {"image": relative}
     kind = kind_of(path)
     try:
@@ -45,7 +45,7 @@ def _checked(path: Path, relative: str, number: int, window: str | None, told: C
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
         return faulty(path, number, FieldError("image", relative, why), raw, {"id": relative})
-    told[f"{kind.name} {NO_QUESTION}"] += 1
+    notes[f"{kind.name} {NO_QUESTION}"] += 1
     names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
     images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in names)
     return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
@@ -62,13 +62,13 @@ def sheet(root: Path) -> Iterator[dict[str, str]]:
         raise BadInput(f"{root}: no such folder; give the one that holds the images")
     unfollowed: Counter[str] = Counter()
     empty = True
-    for path in _files(root, unfollowed):
+    for path in _walk_files(root, unfollowed):
         empty = False
         relative = path.relative_to(root).as_posix()
         try:
-            yield from _lines(root, relative)
+            yield from _make_sheet_lines(root, relative)
         except BadInput as error:
-            yield {"image": _printable(relative), "problem": str(error).removeprefix(f"{relative}: ")}
+            yield {"image": _escape_unprintable(relative), "problem": str(error).removeprefix(f"{relative}: ")}
     for reason, count in unfollowed.items():
         empty = False
         yield {"image": ".", "problem": f"{count} {reason}; put the files themselves there"}
@@ -76,8 +76,8 @@ def sheet(root: Path) -> Iterator[dict[str, str]]:
         raise BadInput(f"{root}: the folder is empty; give the one that holds the images")
 
 
-def _lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
-    if _printable(relative) != relative:
+def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
+    if _escape_unprintable(relative) != relative:
         raise BadInput(f"{relative}: a name that cannot be written into a sheet; rename the file")
     path, _ = locate(root, relative, relative)
     kind = kind_of(path)
@@ -88,17 +88,17 @@ def _lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     for name in names:
         if not kind.medical and name is not names[0]:
             ref = look(root, name, relative)  # frames of a TIFF have sizes of their own
-        known = {"image": name, "modality": modality, "patient": facts.patient}
-        yield known | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
+        cells = {"image": name, "modality": modality, "patient": facts.patient}
+        yield cells | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 
 
-def _printable(text: str) -> str:
+def _escape_unprintable(text: str) -> str:
     """A path of the file system as text that any file takes; bytes of no known encoding become escapes."""
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _files(path: Path, told: Counter[str]) -> Iterator[Path]:
+def _walk_files(path: Path, notes: Counter[str]) -> Iterator[Path]:
     """All files below a folder, folder by folder; links to folders, and out of it, are not followed."""
     if not path.exists():
         raise BadInput(f"{path}: no such file or folder; check the path")
@@ -114,16 +114,16 @@ def _files(path: Path, told: Counter[str]) -> Iterator[Path]:
         folders.sort()
         links = [name for name in folders if Path(folder, name).is_symlink()]
         if links:
-            told["links to folders, which are not followed"] += len(links)
+            notes["links to folders, which are not followed"] += len(links)
         for name in sorted(files):
             file = Path(folder, name)
-            if file.is_symlink() and not _leads_inside(file, base):
-                told["links that lead nowhere, or out of the folder"] += 1
+            if file.is_symlink() and not _is_inside(file, base):
+                notes["links that lead nowhere, or out of the folder"] += 1
             else:
                 yield file
 
 
-def _leads_inside(link: Path, base: Path) -> bool:
+def _is_inside(link: Path, base: Path) -> bool:
     try:
         return link.resolve(strict=True).is_relative_to(base)
     except (OSError, RuntimeError):  # broken, or a loop

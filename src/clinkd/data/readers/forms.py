@@ -1,4 +1,4 @@
-"""Every form of data that can be read, and which one a path holds."""
+"""List the forms of data that can be read, and detect the form of a path."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ FORMS = {  # name -> module of clinkd.data with the reader, what it is
 }
 
 
-def read_rows(source: Source, told: Counter[str]) -> Iterator[RowResult]:
-    """Every row of a source, as samples or as a problem. `told` counts what was left out or changed, by reason.
+def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
+    """Read each row of a source as samples or as a problem. `notes` counts what was left out or changed, by reason.
 
-    Raises BadInput where nothing of the form is there, or the form cannot be told.
+    Raises BadInput where nothing of the form is there, or the form cannot be detected.
     """
     form = source.form or detect_form(source)
     if form not in FORMS:
         raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
     module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
-    found: Iterator[RowResult] = module.read(replace(source, form=form), told)
-    return found
+    results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
+    return results
 
 
 def detect_form(source: Source) -> str:
-    """The form of a path, by what lies in a folder, or by the keys of a file's first row.
+    """Detect the form of a path from the files in a folder, or from the keys of a file's first row.
 
     Raises BadInput where that does not tell it: the form is never guessed from less.
     """
     path = source.path
     if path.is_dir():
-        return _of_folder(path, source.encoding)
+        return _detect_folder_form(path, source.encoding)
     if not path.is_file():
         raise BadInput(f"{path}: no such file or folder; check the path")
-    return _of_file(path, source.encoding) or _unknown(path)
+    return _detect_file_form(path, source.encoding) or _raise_unknown_form(path)
 
 
-def _of_folder(folder: Path, encoding: str) -> str:
+def _detect_folder_form(folder: Path, encoding: str) -> str:
     if (folder / SAMPLES).is_file():
         return "samples"
     if (folder / RECORDS).is_file():
@@ -71,28 +71,28 @@ def _of_folder(folder: Path, encoding: str) -> str:
         return "coco"
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     rows = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
-    found = list(dict.fromkeys(form for p in rows if (form := _of_file(p, encoding)) is not None))
-    if len(found) > 1:
-        raise BadInput(f"{folder}: holds files of the forms {', '.join(found)}; give one of the files, or --form")
-    if found:
-        return found[0]
+    found_forms = list(dict.fromkeys(form for p in rows if (form := _detect_file_form(p, encoding)) is not None))
+    if len(found_forms) > 1:
+        raise BadInput(f"{folder}: holds files of the forms {', '.join(found_forms)}; give one of the files, or --form")
+    if found_forms:
+        return found_forms[0]
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
         raise BadInput(
             f"{folder}: holds the sheet {sheets[0]}; give it by name, and the folder of images with --images"
         )
-    if any(kind_of(p).medical for p in itertools.islice(_files(folder), MOST_LOOKED_AT)):
+    if any(kind_of(p).medical for p in itertools.islice(_walk_files(folder), MOST_LOOKED_AT)):
         return "dicom"
-    return _unknown(folder)
+    return _raise_unknown_form(folder)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+def _walk_files(folder: Path) -> Iterator[Path]:
+    for directory, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(place) / name for name in sorted(names))
+        yield from (Path(directory) / name for name in sorted(names))
 
 
-def _of_file(file: Path, encoding: str) -> str | None:
+def _detect_file_form(file: Path, encoding: str) -> str | None:
     if file.suffix.lower() in SHEETS:
         return "sheet"
     if kind_of(file).medical:
@@ -103,22 +103,22 @@ def _of_file(file: Path, encoding: str) -> str | None:
         return None
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
         return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
-    looked_at = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
-    first = next((row for row in looked_at if isinstance(row, SourceRow)), None)
+    first_rows = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
+    first = next((row for row in first_rows if isinstance(row, SourceRow)), None)
     if first is not None:
-        return _of_row(first.value)
-    fault = next(row.problem for row in looked_at if isinstance(row, RowResult))
-    raise BadInput(f"no row of the first {len(looked_at)} can be read: {fault}")
+        return _detect_row_form(first.value)
+    fault = next(row.problem for row in first_rows if isinstance(row, RowResult))
+    raise BadInput(f"no row of the first {len(first_rows)} can be read: {fault}")
 
 
-def _of_row(row: dict[str, Any]) -> str | None:
-    said = row.get("conversations")
+def _detect_row_form(row: dict[str, Any]) -> str | None:
+    conversations = row.get("conversations")
     if isinstance(row.get("annotations"), list) and "images" in row:
         return "coco"
     if "turns" in row and "images" in row:
         return "samples"
-    if said:
-        return "med-grit" if isinstance(said, list) and isinstance(said[0], list) else "sharegpt"
+    if conversations:
+        return "med-grit" if isinstance(conversations, list) and isinstance(conversations[0], list) else "sharegpt"
     if "messages" in row:
         return "swift"
     if "gpt4_answer" in row or "fig_caption" in row:
@@ -128,19 +128,19 @@ def _of_row(row: dict[str, Any]) -> str | None:
     return "vqa" if "question" in row and "answer" in row else None
 
 
-def _unknown(path: Path) -> NoReturn:
+def _raise_unknown_form(path: Path) -> NoReturn:
     forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
     raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
 
 
-def read_samples(source: Source, told: Counter[str]) -> list[Sample]:
+def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:
     """The samples of a source without fault. Raises BadInput with the first problem, and the number of others."""
     samples: list[Sample] = []
     problems: list[RowError] = []
-    for entry in read_rows(source, told):
-        samples.extend(entry.samples)
-        if entry.problem:
-            problems.append(entry.problem)
+    for result in read_rows(source, notes):
+        samples.extend(result.samples)
+        if result.problem:
+            problems.append(result.problem)
     if problems:
         more = f" (and {len(problems) - 1} more rows with problems)" if len(problems) > 1 else ""
         raise BadInput(f"{problems[0]}{more}; clinkd data check {source.path} lists all")

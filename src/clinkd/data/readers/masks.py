@@ -50,10 +50,10 @@ _CLASS = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class, and the number of the in
 _EVERYWHERE = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
+def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Images of a folder. Raises BadInput where it has no images or no masks, or its maps cannot be read."""
-    folder = _scan(source, told)
-    make = partial(_samples, folder=folder, source=source, pictures=Pictures(source), told=told)
+    folder = _scan_folder(source, notes)
+    make = partial(_convert_image, folder=folder, source=source, pictures=Pictures(source), notes=notes)
     return entries(folder.rows(), make)
 
 
@@ -61,8 +61,8 @@ def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """What lies where: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
+class _MaskFolder:
+    """The files of a folder: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
 
     path: Path
     images: dict[str, list[str]]
@@ -73,12 +73,12 @@ class _Folder:
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
         for number, stem in enumerate(sorted(self.images), start=1):
-            image, ends = f"images/{min(self.images[stem])}", sorted(self.masks.get(stem, ()))
-            value = {"id": stem, "image": image, "masks": [_mask(stem, end) for end in ends]}
+            image, name_ends = f"images/{min(self.images[stem])}", sorted(self.masks.get(stem, ()))
+            value = {"id": stem, "image": image, "masks": [_make_mask_path(stem, name_end) for name_end in name_ends]}
             yield SourceRow(self.path, number, value, value)
         orphans = sorted(self.masks.keys() - self.images.keys())
         for number, stem in enumerate(orphans, start=len(self.images) + 1):
-            masks = [_mask(stem, end) for end in sorted(self.masks[stem])]
+            masks = [_make_mask_path(stem, name_end) for name_end in sorted(self.masks[stem])]
             if stem:
                 why = f"no image of this name for {len(masks)} masks ({masks[0]}); bring the image, or remove them"
                 fault = FieldError("image", stem, why)
@@ -88,46 +88,48 @@ class _Folder:
             yield faulty(self.path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
 
 
-def _mask(stem: str, end: str) -> str:
-    return f"masks/{stem}--{end}" if stem else f"masks/{end}"
+def _make_mask_path(stem: str, name_end: str) -> str:
+    return f"masks/{stem}--{name_end}" if stem else f"masks/{name_end}"
 
 
-def _scan(source: Source, told: Counter[str]) -> _Folder:
+def _scan_folder(source: Source, notes: Counter[str]) -> _MaskFolder:
     if not source.path.is_dir():
         raise BadInput(f"{source.path}: not a folder; give the one that holds images/ and masks/")
     images: dict[str, list[str]] = defaultdict(list)
     masks: dict[str, list[str]] = defaultdict(list)
-    for name in _image_files(source.root / "images", told):
+    for name in _list_image_files(source.root / "images", notes):
         images[os.path.splitext(name)[0]].append(name)
-    for name in _image_files(source.path / "masks", told):
-        stem, _, end = name.rpartition("--")
-        masks[stem].append(sys.intern(end))  # a few ends stand behind a hundred thousand stems
-    classes = _classes(source)
-    if not classes.by_dataset and any(_class(end).isdecimal() for end in {e for ends in masks.values() for e in ends}):
+    for name in _list_image_files(source.path / "masks", notes):
+        stem, _, name_end = name.rpartition("--")
+        masks[stem].append(sys.intern(name_end))  # a few ends stand behind a hundred thousand stems
+    classes = _load_classes(source)
+    if not classes.by_dataset and any(
+        _parse_class(name_end).isdecimal() for name_end in {e for name_ends in masks.values() for e in name_ends}
+    ):
         raise BadInput(f"{source.path}: classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/")
-    listed = _listed(source.path / LIST_FILE)
-    if absent := len(listed.keys() - images.keys()):
-        told[f"images that {LIST_FILE} lists and the folder has not"] += absent
-    return _Folder(source.path, images, masks, listed, classes, source.specks)
+    listed = _load_mask_list(source.path / LIST_FILE)
+    if missing := len(listed.keys() - images.keys()):
+        notes[f"images that {LIST_FILE} lists and the folder has not"] += missing
+    return _MaskFolder(source.path, images, masks, listed, classes, source.specks)
 
 
-def _image_files(folder: Path, told: Counter[str]) -> list[str]:
+def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
     """Names of the image files in a folder. Raises BadInput where there are none."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; SA-Med2D has images/ and masks/ side by side")
     names = []
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as directory:
+        for entry in directory:
             if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                 names.append(entry.name)
             else:
-                told[f"entries of {folder.name}/ that are no image files"] += 1
+                notes[f"entries of {folder.name}/ that are no image files"] += 1
     if not names:
         raise BadInput(f"{folder}: no image files there ({', '.join(SUFFIXES)})")
     return names
 
 
-def _listed(file: Path) -> dict[str, frozenset[str]]:
+def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
     """Stem of an image -> file names of its masks, as the release lists them."""
     if not file.is_file():
         return {}
@@ -145,57 +147,59 @@ def _listed(file: Path) -> dict[str, frozenset[str]]:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names, of which there should be one."""
+    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names (one is expected)."""
 
     file: Path | None = None
     by_dataset: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
 
-    def name(self, given: str, dataset: str, mask: str) -> str:
-        """What the class in a mask's name means. Raises Fault where the map does not tell."""
-        if any(c.isalpha() for c in given):
-            return words(given.replace("_", " "), "mask")
-        if not given.isdecimal():
+    def name(self, class_text: str, dataset: str, mask: str) -> str:
+        """The name of the class in a mask's file name. Raises FieldError where the map does not tell."""
+        if any(c.isalpha() for c in class_text):
+            return words(class_text.replace("_", " "), "mask")
+        if not class_text.isdecimal():
             raise FieldError("mask", mask, "neither the number nor the name of a class behind the last --; rename it")
         numbers = self.by_dataset.get(dataset, self.by_dataset.get(""))
         if numbers is None:
             raise FieldError("mask", mask, f"dataset {dataset} is not in {self.file}; add it with its classes")
-        names = numbers.get(int(given), ())
+        names = numbers.get(int(class_text), ())
         if len(names) != 1:
             why = f"has several names ({', '.join(names)})" if names else "is not there"
             place = f"{self.file}" + (f", dataset {dataset}" if dataset in self.by_dataset else "")
-            raise FieldError("mask", mask, f"class {given} {why} in {place}; correct the map")
-        return words(names[0].replace("_", " "), f"class {given}")
+            raise FieldError("mask", mask, f"class {class_text} {why} in {place}; correct the map")
+        return words(names[0].replace("_", " "), f"class {class_text}")
 
 
-def _classes(source: Source) -> Classes:
+def _load_classes(source: Source) -> Classes:
     if source.classes is not None:
         file = source.classes if source.classes.is_file() else source.path / source.classes
     else:
-        found = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
-        if not found:
+        class_files = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
+        if not class_files:
             return Classes()
-        if len(found) > 1:
+        if len(class_files) > 1:
             raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
-        file = found[0]
+        file = class_files[0]
     value = whole_json(file)
     if not isinstance(value, dict) or not value:
         raise BadInput(
             f'{file}: not a map of classes; {{"liver": "0003"}} or {{"DATASET": {{"liver": "0003"}}}} is wanted'
         )
     if all(isinstance(v, dict) for v in value.values()):
-        return Classes(file, {dataset: _numbers(part, f"{file}, {dataset}") for dataset, part in value.items()})
-    return Classes(file, {"": _numbers(value, str(file))})
+        return Classes(
+            file, {dataset: _index_class_numbers(part, f"{file}, {dataset}") for dataset, part in value.items()}
+        )
+    return Classes(file, {"": _index_class_numbers(value, str(file))})
 
 
-def _numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
+def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
     """Number -> names, from a map of either direction."""
     numbers: dict[int, tuple[str, ...]] = {}
-    if all(_is_number(v) for v in part.values()):
+    if all(_is_class_number(v) for v in part.values()):
         pairs = [(int(number), name) for name, number in part.items()]
-    elif all(_is_number(k) for k in part):
+    elif all(_is_class_number(k) for k in part):
         pairs = [(int(number), name) for number, name in part.items()]
     else:
-        odd = next((k, v) for k, v in part.items() if not _is_number(v))
+        odd = next((k, v) for k, v in part.items() if not _is_class_number(v))
         raise BadInput(f"{place}: {odd[0]!r}: {odd[1]!r} is neither name -> number nor number -> name, as others are")
     for number, name in pairs:
         if not isinstance(name, str) or not name.strip() or name.strip().isdecimal():
@@ -204,64 +208,68 @@ def _numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
     return numbers
 
 
-def _is_number(value: Any) -> bool:
+def _is_class_number(value: Any) -> bool:
     return (type(value) is int and value >= 0) or (isinstance(value, str) and value.isascii() and value.isdecimal())
 
 
-def _class(end: str) -> str:
+def _parse_class(name_end: str) -> str:
     """`0000_002.png` -> `0000`, `left_lung.png` -> `left_lung`."""
-    found = _CLASS.fullmatch(end.rpartition(".")[0])
-    return found.group(1) if found else ""
+    match = _CLASS.fullmatch(name_end.rpartition(".")[0])
+    return match.group(1) if match else ""
 
 
 # ---- an image -------------------------------------------------------------------------------------------------------
 
 
-def _samples(row: SourceRow, folder: _Folder, source: Source, pictures: Pictures, told: Counter[str]) -> list[Sample]:
+def _convert_image(
+    row: SourceRow, folder: _MaskFolder, source: Source, pictures: Pictures, notes: Counter[str]
+) -> list[Sample]:
     stem = row.value["id"]
     words(stem, "image")  # a torn encoding, or the mark of a box
     if len(folder.images[stem]) > 1:
         raise FieldError("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
     image = pictures.ref(row.value["image"])
     parts = stem.split("--")
-    ours = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
-    dataset = parts[1] if ours else ""
-    changed: Counter[str] = Counter()
+    is_sa_med2d_name = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
+    dataset = parts[1] if is_sa_med2d_name else ""
+    image_notes: Counter[str] = Counter()
     record = Annotated(
         id=stem,
         image=image,
-        modality=source.modality or told_by_name(parts[0] if ours else "", parts[0]),
-        group=grouped(source, image.path) if source.group or not ours else "--".join(parts[1:-1]),
-        objects=_objects(row.value, folder, dataset, image, changed),
+        modality=source.modality or told_by_name(parts[0] if is_sa_med2d_name else "", parts[0]),
+        group=grouped(source, image.path) if source.group or not is_sa_med2d_name else "--".join(parts[1:-1]),
+        objects=_find_objects(row.value, folder, dataset, image, image_notes),
         origin=dataset or source.path.resolve().name,
         side=source.side or "patient",
         split=source.split,
     )
-    samples = make_samples(record, source, changed)
-    told.update(changed)
+    samples = make_samples(record, source, image_notes)
+    notes.update(image_notes)
     return samples
 
 
-def _objects(
-    value: dict[str, Any], folder: _Folder, dataset: str, image: ImageRef, changed: Counter[str]
+def _find_objects(
+    value: dict[str, Any], folder: _MaskFolder, dataset: str, image: ImageRef, image_notes: Counter[str]
 ) -> tuple[tuple[str, Box], ...]:
     stem, masks = value["id"], value["masks"]
-    lost = sorted(folder.listed.get(stem, frozenset()) - {m.removeprefix("masks/") for m in masks})
-    if lost:
+    missing = sorted(folder.listed.get(stem, frozenset()) - {m.removeprefix("masks/") for m in masks})
+    if missing:
         raise FieldError(
-            "masks", lost[0], f"{len(lost)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
+            "masks", missing[0], f"{len(missing)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
         )
     if not masks:
         raise FieldError("masks", stem, "no mask of this image in masks/; bring it, or remove the image")
     objects = []
     for mask in masks:
-        name = folder.classes.name(_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
-        found = regions(_pixels(folder.path, mask, image), folder.speck_share)
-        objects += [(name, box) for box in found.boxes]
-        if not found.boxes:
-            changed["masks without a pixel, whose class is not there"] += 1
-        if found.specks:
-            changed[f"specks below {folder.speck_share:g} of the picture, beside a larger part"] += found.specks
+        name = folder.classes.name(_parse_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
+        mask_regions = regions(_load_mask(folder.path, mask, image), folder.speck_share)
+        objects += [(name, box) for box in mask_regions.boxes]
+        if not mask_regions.boxes:
+            image_notes["masks without a pixel, whose class is not there"] += 1
+        if mask_regions.specks:
+            image_notes[f"specks below {folder.speck_share:g} of the picture, beside a larger part"] += (
+                mask_regions.specks
+            )
     if not objects:
         raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)
@@ -289,13 +297,13 @@ def regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> Region
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     kept = sizes >= speck_share * mask.size
     kept[int(np.argmax(sizes))] = True
-    spans = [span for span, keep in zip(ndimage.find_objects(labels), kept, strict=True) if keep]
+    spans = [span for span, is_kept in zip(ndimage.find_objects(labels), kept, strict=True) if is_kept]
     boxes = (Box(x.start / width, y.start / height, x.stop / width, y.stop / height) for y, x in spans)
     return Regions(tuple(boxes), count - len(spans))
 
 
-def _pixels(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
-    """Where a mask is set, [height, width]. Raises Fault where it is no mask of the image."""
+def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
+    """Where a mask is set, [height, width]. Raises FieldError where it is no mask of the image."""
     try:
         path, frame = locate(root, mask, mask)
         with opened(path, mask, frame) as file:
@@ -306,17 +314,19 @@ def _pixels(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     if image.width is not None and (width, height) != (image.width, image.height):
         why = f"{width}x{height} pixels where the image has {image.width}x{image.height}; bring its own mask"
         raise FieldError("mask", mask, why)
-    values = _one_channel(values, mask)
+    values = _reduce_to_grey(values, mask)
     inside = np.asarray(values != 0, dtype=np.bool_)
     if (values[inside] != 1).any() and (values[inside] != 255).any():
-        found = np.unique(values)
-        some = ", ".join(f"{v:g}" for v in found[:6]) + (f", ... ({len(found)} in all)" if len(found) > 6 else "")
-        why = f"the values {some}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
+        distinct = np.unique(values)
+        shown = ", ".join(f"{v:g}" for v in distinct[:6]) + (
+            f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
+        )
+        why = f"the values {shown}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
         raise FieldError("mask", mask, why)
     return inside
 
 
-def _one_channel(values: NDArray[Any], mask: str) -> NDArray[Any]:
+def _reduce_to_grey(values: NDArray[Any], mask: str) -> NDArray[Any]:
     """Grey of an image whose colours are all alike and all opaque."""
     if values.ndim == 2:
         return values

@@ -1,4 +1,4 @@
-"""Files to rows: JSON lists as a stream, JSON lines, CSV and XLSX; each row with its place, each fault with a name.
+"""Read files row by row: JSON lists (as a stream), JSON lines, CSV and XLSX. Each row has its place.
 
 Nothing is skipped: each row becomes a `RowResult`, with its samples or with the error for which it could not be read.
 Damage after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
@@ -29,12 +29,12 @@ Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "
 
 
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
-_BOXES = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control, and turns of direction
+_BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control, and turns of direction
 
 
 class FieldError(Exception):
-    """What is wrong with one field of the row at hand. `why` holds the way out."""
+    """One field of the current row is wrong. `why` says how to mend it."""
 
     def __init__(self, field: str, value: Any, why: str) -> None:
         super().__init__(field, value, why)
@@ -43,7 +43,7 @@ class FieldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """What is wrong with a row, or between rows (`kind` other than "row")."""
+    """The error of one row, or between rows (`kind` other than "row")."""
 
     file: str
     row: int  # from 1, as a person counts: lines of JSON lines, entries of a list, lines of a sheet with its head
@@ -70,7 +70,7 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One record as the file has it. `raw` is what a quarantine keeps of it."""
+    """One record as it is in the file. A quarantine keeps `raw`."""
 
     file: Path
     number: int
@@ -80,7 +80,7 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of one row: samples, or a problem; or images of a `group` of which nothing is asked yet."""
+    """The result of one row: samples, or a problem, or images of a `group` that have no question yet."""
 
     file: str
     row: int
@@ -95,7 +95,7 @@ class RowResult:
 def entries(
     rows: Iterable[SourceRow | RowResult], make: Callable[[SourceRow], Sequence[Sample]]
 ) -> Iterator[RowResult]:
-    """Every row as its samples, or as the fault that `make` found in it."""
+    """Yield the result of each row: the samples from `make`, or the FieldError that `make` raised."""
     for row in rows:
         if isinstance(row, RowResult):
             yield row
@@ -107,7 +107,7 @@ def entries(
 
 
 def faulty(file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row") -> RowResult:
-    """The entry of a row that has a fault."""
+    """The result of a row that has an error."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
     problem = RowError(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why, kind)
     return RowResult(str(file), number, problem=problem, raw=raw)
@@ -120,11 +120,11 @@ def short(value: Any) -> str:
             value = json.dumps(value, ensure_ascii=False, default=str)
         except RecursionError:
             value = "brackets within brackets"
-    text = _printable(value[:81])
+    text = _escape_unprintable(value[:81])
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _printable(text: str) -> str:
+def _escape_unprintable(text: str) -> str:
     """Text that any terminal and any file takes: line ends, control characters and torn encodings as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
@@ -133,12 +133,12 @@ def _printable(text: str) -> str:
 
 
 def text_of(entry: dict[str, Any], key: str, field: str | None = None) -> str:
-    """A text that says something, white space folded. Raises Fault where it is absent, empty, torn or holds a mark."""
+    """A non-empty text with white space folded. Raises FieldError where it is absent, empty, torn or holds a mark."""
     return words(entry.get(key), field or key)
 
 
 def words(value: Any, field: str) -> str:
-    """`value` as a text that says something, white space folded."""
+    """`value` as a non-empty text with white space folded."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
@@ -147,20 +147,20 @@ def words(value: Any, field: str) -> str:
 
 
 def plain(value: str, field: str) -> str:
-    """White space folded. Raises Fault where the text holds what a model takes for more than text."""
+    """White space folded. Raises FieldError where the text holds what a model takes for more than text."""
     text = " ".join(value.split())
-    if "<" in text and (mark := RESERVED.search(text) or _BOXES.search(text)):
+    if "<" in text and (mark := RESERVED.search(text) or _BOX_MARKS.search(text)):
         raise FieldError(
             field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
         )
     check_whole(value, field)
-    if not text.isprintable() and (sign := _UNSEEN.search(text)):
-        raise FieldError(field, value, f"the control character U+{ord(sign.group()):04X}; remove it")
+    if not text.isprintable() and (character := _CONTROL_CHARACTERS.search(text)):
+        raise FieldError(field, value, f"the control character U+{ord(character.group()):04X}; remove it")
     return text
 
 
 def check_whole(value: str, field: str) -> None:
-    """Raise Fault where a text holds half a character, which no file can take."""
+    """Raise FieldError where a text holds half a character, which no file can take."""
     if value.isascii():
         return
     try:
@@ -191,23 +191,25 @@ def objects_of(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str,
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key given twice, of which JSON readers keep the last without a word, is a fault."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object. A repeated key is an error, because JSON readers silently keep the last one."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        repeated_key = next(key for key in keys if keys.count(key) > 1)
         raise FieldError(
-            twice, [value for key, value in pairs if key == twice], "the key stands twice; keep one of them"
+            repeated_key,
+            [value for key, value in pairs if key == repeated_key],
+            "the key stands twice; keep one of them",
         )
-    return made
+    return members
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
-_PLAIN = json.JSONDecoder()  # steps over a value that the other refuses
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
+_LENIENT_DECODER = json.JSONDecoder()  # steps over a value that the other refuses
 _MEND = "mend or remove the row"
 _ONE_ENCODING = "save the whole file in one encoding, or name it with --encoding"
-_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANKS = " \t\r\n\ufeff"
 
 
@@ -217,74 +219,78 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
     Damage within a JSON list ends it: what stands before is delivered, and the last entry tells how much was not read.
     """
     encoding = known(encoding)
-    with _opened(file) as stream:
+    with _open_file(file) as stream:
         head = stream.read(64)
         while head and not head.strip():
             head = stream.read(64)
     if not head:
         raise BadInput(f"{file}: the file has no rows; give JSON, a list of objects or one object a line")
-    if (head[:2] in _WIDE_MARKS or head.count(b"\0") > len(head) / 3) and not _wide(encoding):
+    if (head[:2] in _UTF16_MARKS or head.count(b"\0") > len(head) / 3) and not _is_wide_encoding(encoding):
         raise BadInput(f"{file}: written as UTF-16, it seems; save it as UTF-8, or give --encoding utf-16")
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    yield from _list_rows(file, encoding) if _wide(encoding) or start == b"[" else _line_rows(file, encoding)
+    yield from (
+        _read_list_rows(file, encoding)
+        if _is_wide_encoding(encoding) or start == b"["
+        else _read_line_rows(file, encoding)
+    )
 
 
 def known(encoding: str) -> str:
     """The usual name of an encoding. Raises BadInput on an unknown one."""
     try:
-        found = codecs.lookup(encoding).name
-        "a".encode(found)
+        canonical = codecs.lookup(encoding).name
+        "a".encode(canonical)
     except LookupError:
         raise BadInput(f"--encoding {encoding}: no such encoding; utf-8, utf-16, latin-1 or cp1252 are usual") from None
-    return "utf-8" if found == "utf-8-sig" else found
+    return "utf-8" if canonical == "utf-8-sig" else canonical
 
 
-def _wide(encoding: str) -> bool:
+def _is_wide_encoding(encoding: str) -> bool:
     """Whether even a letter takes several bytes."""
     return encoding.startswith(("utf-16", "utf-32"))
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _open_file(file: Path) -> IO[bytes]:
     if not file.is_file():
         raise BadInput(f"{file}: no such file; check the path")
     return file.open("rb")
 
 
-def _line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
-    found = False
+def _read_line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
+    has_rows = False
     offset = 0
     with file.open("rb") as stream:
         for number in itertools.count(1):
             line = stream.readline(MAX_ROW_BYTES)
             if not line:
                 break
-            read = len(line)
-            if not found and line.strip() == b"{":
+            line_bytes = len(line)
+            if not has_rows and line.strip() == b"{":
                 raise BadInput(f"{file}: one object over several lines; give a list of objects, or one object a line")
-            if read == MAX_ROW_BYTES and not line.endswith(b"\n"):
-                found = True
-                read += _rest_of_line(stream)
+            if line_bytes == MAX_ROW_BYTES and not line.endswith(b"\n"):
+                has_rows = True
+                line_bytes += _skip_rest_of_line(stream)
                 why = f"longer than {MAX_ROW_BYTES:,} bytes (from byte {offset}); put one row on a line"
                 yield faulty(file, number, FieldError("row", line[:80].decode(encoding, "replace"), why), None)
             elif line.strip():
-                found = True
-                yield _line_row(file, number, line, encoding, offset)
-            offset += read
-    if not found:
+                has_rows = True
+                yield _parse_line(file, number, line, encoding, offset)
+            offset += line_bytes
+    if not has_rows:
         raise BadInput(f"{file}: the file has no rows; give one JSON object a line")
 
 
-def _rest_of_line(stream: IO[bytes]) -> int:
-    """Step over the line; how many bytes that were."""
-    passed = 0
+def _skip_rest_of_line(stream: IO[bytes]) -> int:
+    """Skip the rest of the line. Returns the number of skipped bytes."""
+    skipped_bytes = 0
     while piece := stream.readline(MAX_ROW_BYTES):
-        passed += len(piece)
+        skipped_bytes += len(piece)
         if piece.endswith(b"\n"):
             break
-    return passed
+    return skipped_bytes
 
 
-def _line_row(file: Path, number: int, line: bytes, encoding: str, offset: int) -> SourceRow | RowResult:
+def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int) -> SourceRow | RowResult:
     try:
         text = line.decode(encoding)
     except UnicodeDecodeError as error:
@@ -302,69 +308,69 @@ def _line_row(file: Path, number: int, line: bytes, encoding: str, offset: int) 
         return faulty(file, number, FieldError("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
     except FieldError as fault:
         return faulty(file, number, fault, raw)
-    return _object(file, number, value, raw)
+    return _check_object(file, number, value, raw)
 
 
-def _object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
+def _check_object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
     if not isinstance(value, dict):
         return faulty(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
     return SourceRow(file, number, value, raw)
 
 
-class _Stream:
-    """The text of a file as a window that moves on; `byte` is the place in the file of `text[at]`."""
+class _JsonWindow:
+    """The text of a file as a window that moves on; `byte` is the place in the file of `text[position]`."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
-        self.stream, self.encoding, self.wide = stream, encoding, _wide(encoding)
+        self.stream, self.encoding, self.wide = stream, encoding, _is_wide_encoding(encoding)
         # What does not belong is kept as a lone surrogate, so that its row, and no other, is at fault.
         self.errors = "surrogatepass" if self.wide else "surrogateescape"
         self.decoder = codecs.getincrementaldecoder(encoding)(self.errors)
-        self.text, self.at, self.ended = "", 0, False
+        self.text, self.position, self.ended = "", 0, False
         self.byte = len("".encode(encoding))  # a byte order mark is read away by the decoder
 
-    def more(self, wanted: int) -> None:
+    def read_more(self, wanted: int) -> None:
         data = self.stream.read(wanted)
         self.ended = len(data) < wanted
         try:
             read = self.decoder.decode(data, final=self.ended and not self.wide)
         except UnicodeDecodeError as error:
             raise _JsonDamage(
-                self.byte + self.bytes_of(self.text[self.at :]), f"not {self.encoding}: {error.reason}"
+                self.byte + self.count_bytes(self.text[self.position :]), f"not {self.encoding}: {error.reason}"
             ) from None
-        self.text = self.text[self.at :] + read
-        self.at = 0
+        self.text = self.text[self.position :] + read
+        self.position = 0
 
     def advance(self, end: int) -> str:
-        """Move to `text[end]` and give what lies between."""
-        passed = self.text[self.at : end]
-        self.byte += self.bytes_of(passed)
-        self.at = end
-        return passed
+        """Move to `text[end]` and return the text in between."""
+        passed_text = self.text[self.position : end]
+        self.byte += self.count_bytes(passed_text)
+        self.position = end
+        return passed_text
 
-    def bytes_of(self, text: str) -> int:
+    def count_bytes(self, text: str) -> int:
         if self.wide:
             return len(text.encode(self.encoding[:6] + "-le", self.errors))
         return len(text) if text.isascii() else len(text.encode(self.encoding, self.errors))
 
-    def sign(self) -> str:
+    def next_character(self) -> str:
         """The next character that is no blank, "" at the end of the file."""
         while True:
-            end = self.at
+            end = self.position
             while end < len(self.text) and self.text[end] in _BLANKS:
                 end += 1
             self.advance(end)
             if end < len(self.text) or self.ended:
                 return self.text[end : end + 1]
-            self.more(CHUNK_BYTES)
+            self.read_more(CHUNK_BYTES)
 
     def fault(self, raw: str) -> FieldError | None:
-        """What is wrong where the text just passed holds a byte of another encoding."""
+        """The error where `raw`, the text just passed, holds a byte of another encoding; else None."""
         if raw.isascii():
             return None
         try:
             raw.encode()
         except UnicodeEncodeError as error:
-            byte = self.byte - self.bytes_of(raw[error.start :])
+            byte = self.byte - self.count_bytes(raw[error.start :])
             shown = "half a character" if self.wide else f"0x{ord(raw[error.start]) - 0xDC00:02x}"
             return FieldError("row", raw, f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}")
         return None
@@ -378,107 +384,113 @@ class _JsonDamage(Exception):
         self.byte, self.why = byte, why
 
 
-def _list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
-    """Rows of a JSON list, a window of it in memory at a time."""
-    with file.open("rb") as opened:
-        stream = _Stream(opened, encoding)
-        good: SourceRow | None = None
+def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
+    """Rows of a JSON list; only a window of it is in memory."""
+    with file.open("rb") as binary_file:
+        stream = _JsonWindow(binary_file, encoding)
+        last_good: SourceRow | None = None
         number = 0
         try:
-            if stream.sign() != "[":
+            if stream.next_character() != "[":
                 hint = "; lines of JSON must be UTF-8" if stream.wide else ""
                 raise BadInput(f"{file}: not a JSON list of objects in {encoding}{hint}")
-            stream.advance(stream.at + 1)
-            if stream.sign() == "]":
+            stream.advance(stream.position + 1)
+            if stream.next_character() == "]":
                 raise BadInput(f"{file}: the list has no rows")
-            sign = ","
-            while sign == ",":
+            next_character = ","
+            while next_character == ",":
                 number += 1
-                row = _list_row(file, number, stream)
-                good = row if isinstance(row, SourceRow) else good
+                row = _read_list_row(file, number, stream)
+                last_good = row if isinstance(row, SourceRow) else last_good
                 yield row
-                if (sign := stream.sign()) not in (",", "]"):
+                if (next_character := stream.next_character()) not in (",", "]"):
                     number += 1
-                    raise _JsonDamage(stream.byte, f"{short(sign) or 'the file ends'} where , or ] is wanted")
-                stream.advance(stream.at + 1)
-            if stream.sign():
+                    raise _JsonDamage(stream.byte, f"{short(next_character) or 'the file ends'} where , or ] is wanted")
+                stream.advance(stream.position + 1)
+            if stream.next_character():
                 number += 1
                 raise _JsonDamage(stream.byte, "something follows the end of the list")
-        except _JsonDamage as broken:
-            yield _damage(file, number, stream, broken, good)
+        except _JsonDamage as damage:
+            yield _report_damage(file, number, stream, damage, last_good)
 
 
-def _damage(file: Path, number: int, stream: _Stream, broken: _JsonDamage, good: SourceRow | None) -> RowResult:
+def _report_damage(
+    file: Path, number: int, stream: _JsonWindow, damage: _JsonDamage, last_good: SourceRow | None
+) -> RowResult:
     size = file.stat().st_size
-    last = "no row before it is good"
-    if good is not None:
-        last = f"the last good row is {good.number}" + (
-            f" (id {short(good.value['id'])})" if "id" in good.value else ""
+    last_good_note = "no row before it is good"
+    if last_good is not None:
+        last_good_note = f"the last good row is {last_good.number}" + (
+            f" (id {short(last_good.value['id'])})" if "id" in last_good.value else ""
         )
     lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
-    why = f"not JSON at byte {broken.byte} ({broken.why}); {last}; {lost}; bring back a whole copy, or mend it"
-    value = stream.text[stream.at : stream.at + 200]
+    why = (
+        f"not JSON at byte {damage.byte} ({damage.why}); {last_good_note}; {lost}; bring back a whole copy, or mend it"
+    )
+    value = stream.text[stream.position : stream.position + 200]
     return faulty(file, number, FieldError("file", value, why), value)
 
 
-def _list_row(file: Path, number: int, stream: _Stream) -> SourceRow | RowResult:
+def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | RowResult:
     """The next value of the list as a row."""
-    stream.sign()
-    value, raw = _next_value(stream)
+    stream.next_character()
+    value, raw = _read_next_value(stream)
     fault = stream.fault(raw) or (value if isinstance(value, FieldError) else None)
-    return faulty(file, number, fault, raw) if fault else _object(file, number, value, raw)
+    return faulty(file, number, fault, raw) if fault else _check_object(file, number, value, raw)
 
 
-def _next_value(stream: _Stream) -> tuple[Any, str]:
-    """The next value and its text. A fault inside an otherwise whole value is given in the place of the value."""
-    wanted = CHUNK_BYTES
+def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
+    """The next value and its text. If a complete value has a FieldError inside, the error replaces the value."""
+    chunk_bytes = CHUNK_BYTES
     while True:
-        held = len(stream.text) - stream.at
+        window_length = len(stream.text) - stream.position
         try:
-            value, end = _value(stream)
+            value, end = _decode_value(stream)
             if end < len(stream.text) or stream.ended or isinstance(value, dict):
                 return value, stream.advance(end)
         except json.JSONDecodeError as error:
-            cut = _cut_short(error) or (not stream.ended and error.pos > len(stream.text) - 16)
-            if not cut or stream.ended or held >= MAX_ROW_BYTES:
+            cut = _may_be_cut_short(error) or (not stream.ended and error.pos > len(stream.text) - 16)
+            if not cut or stream.ended or window_length >= MAX_ROW_BYTES:
                 why = error.msg
                 if cut and stream.ended:
-                    why = "the file ends inside a row" if held else "the file ends where a row is wanted"
+                    why = "the file ends inside a row" if window_length else "the file ends where a row is wanted"
                 elif cut:
                     why = f"a row of more than {MAX_ROW_BYTES:,} bytes, or a quotation mark is missing"
-                raise _JsonDamage(stream.byte + stream.bytes_of(stream.text[stream.at : error.pos]), why) from None
+                raise _JsonDamage(
+                    stream.byte + stream.count_bytes(stream.text[stream.position : error.pos]), why
+                ) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
             raise _JsonDamage(stream.byte, " ".join(str(error).split())) from None
-        stream.more(wanted)  # what seems wrong may be due to the window alone
-        wanted *= 2
+        stream.read_more(chunk_bytes)  # what seems wrong may be due to the window alone
+        chunk_bytes *= 2
 
 
-def _cut_short(error: json.JSONDecodeError) -> bool:
+def _may_be_cut_short(error: json.JSONDecodeError) -> bool:
     """Whether more text might make it JSON."""
     if error.msg.startswith("Unterminated string"):
         return True
-    left = error.doc[error.pos : error.pos + 16].strip()
-    return ("escape" in error.msg and len(left) < 12) or any(word.startswith(left) for word in _STARTS)
+    rest = error.doc[error.pos : error.pos + 16].strip()
+    return ("escape" in error.msg and len(rest) < 12) or any(word.startswith(rest) for word in _TOKEN_STARTS)
 
 
-_STARTS = ("true", "false", "null", "NaN", "-Infinity", "Infinity", ".", "e+", "e-", "E+", "E-")
+_TOKEN_STARTS = ("true", "false", "null", "NaN", "-Infinity", "Infinity", ".", "e+", "e-", "E+", "E-")
 
 
-def _value(stream: _Stream) -> tuple[Any, int]:
+def _decode_value(stream: _JsonWindow) -> tuple[Any, int]:
     try:
-        return _DECODER.raw_decode(stream.text, stream.at)
+        return _DECODER.raw_decode(stream.text, stream.position)
     except FieldError as fault:
-        return fault, _PLAIN.raw_decode(stream.text, stream.at)[1]
+        return fault, _LENIENT_DECODER.raw_decode(stream.text, stream.position)[1]
 
 
 def whole_json(file: Path, encoding: str = "utf-8") -> Any:
     """The value of a JSON file, read at once. Raises BadInput with the byte and the reason where it cannot be read."""
     encoding = known(encoding)
-    with _opened(file) as stream:
+    with _open_file(file) as stream:
         data = stream.read()
     if not data.strip():
         raise BadInput(f"{file}: the file is empty; bring back a whole copy")
-    if encoding == "utf-8" and data[:2] in _WIDE_MARKS:
+    if encoding == "utf-8" and data[:2] in _UTF16_MARKS:
         raise BadInput(f"{file}: written as UTF-16; save it as UTF-8, or give --encoding utf-16")
     try:
         return _DECODER.decode(data.decode(encoding).removeprefix("\ufeff"))
@@ -486,16 +498,16 @@ def whole_json(file: Path, encoding: str = "utf-8") -> Any:
         byte = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
         raise BadInput(f"{file}: {byte}; save the file in one encoding, or name it with --encoding") from None
     except json.JSONDecodeError as error:
-        byte_at = len(data) - len(error.doc[error.pos :].encode(encoding, "surrogatepass"))
+        error_byte = len(data) - len(error.doc[error.pos :].encode(encoding, "surrogatepass"))
         if encoding == "utf-16":
-            byte_at += 2  # the mark that encoding the rest writes anew
-        ends = byte_at >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
+            error_byte += 2  # the mark that encoding the rest writes anew
+        ends = error_byte >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
         cut = "the file ends inside a value" if ends else error.msg
-        why = f"not JSON at byte {byte_at:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
+        why = f"not JSON at byte {error_byte:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
         raise BadInput(f"{file}: {why}") from None
     except FieldError as fault:
-        twice = f"the key {fault.field!r} stands twice in one object"
-        raise BadInput(f"{file}: not usable JSON ({twice}); mend it") from None
+        reason = f"the key {fault.field!r} stands twice in one object"
+        raise BadInput(f"{file}: not usable JSON ({reason}); mend it") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise BadInput(f"{file}: not usable JSON ({' '.join(str(error).split())}); mend it") from None
 
@@ -512,30 +524,30 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
     packed = file.suffix.lower() in (".xlsx", ".xlsm")
     head: list[str] = []
     width = 0  # of the head with its empty end, which every line of a CSV has as well
-    for number, cells in _xlsx(file, sheet) if packed else _csv(file, encoding):
+    for number, cells in _read_xlsx(file, sheet) if packed else _read_csv(file, encoding):
         if isinstance(cells, FieldError):
             yield faulty(file, number, cells, str(cells.value))
         elif not any(cells):
             continue
         elif not head:
-            head, width = _head(file, _without_empty_end(cells)), len(cells)
+            head, width = _check_column_names(file, _strip_empty_end(cells)), len(cells)
         else:
             if packed or len(cells) == width:
-                cells = _without_empty_end(cells)
+                cells = _strip_empty_end(cells)
                 cells += [""] * (len(head) - len(cells))  # an XLSX leaves the empty end of a line away
-            yield _sheet_row(file, number, head, cells, encoding)
+            yield _make_sheet_row(file, number, head, cells, encoding)
     if not head:
         raise BadInput(f"{file}: the sheet is empty; its first line names the columns")
 
 
-def _without_empty_end(cells: list[str]) -> list[str]:
+def _strip_empty_end(cells: list[str]) -> list[str]:
     end = len(cells)
     while end and not cells[end - 1]:
         end -= 1
     return cells[:end]
 
 
-def _sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> SourceRow | RowResult:
+def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> SourceRow | RowResult:
     if len(cells) != len(head):
         why = f"{len(cells)} cells where the head has {len(head)}; quote a cell that holds a separator"
         return faulty(file, number, FieldError("row", cells, why), cells)
@@ -549,7 +561,7 @@ def _sheet_row(file: Path, number: int, head: list[str], cells: list[str], encod
     return SourceRow(file, number, value, value)
 
 
-def _head(file: Path, cells: list[str]) -> list[str]:
+def _check_column_names(file: Path, cells: list[str]) -> list[str]:
     names = [c.strip() for c in cells]
     for place, name in enumerate(names, start=1):
         if not name:
@@ -562,25 +574,25 @@ def _head(file: Path, cells: list[str]) -> list[str]:
 Cells = list[str] | FieldError
 
 
-def _csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
+def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
     encoding = known(encoding)
-    with _opened(file) as opened:
-        head = opened.read(1 << 16)
-    if head[:2] in _WIDE_MARKS:
+    with _open_file(file) as stream:
+        head = stream.read(1 << 16)
+    if head[:2] in _UTF16_MARKS:
         encoding = "utf-16"
     elif encoding == "utf-8":
         encoding = "utf-8-sig"
     first = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
-    told = re.fullmatch(r"sep=(.)", first)  # Excel's own line that names the separator
-    separator = told[1] if told else max(",;\t|", key=first.count)
+    separator_line = re.fullmatch(r"sep=(.)", first)  # Excel's own line that names the separator
+    separator = separator_line[1] if separator_line else max(",;\t|", key=first.count)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
             start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
             try:
                 cells = [c.strip() for c in next(reader)]
-                if not (told and start == 1):
-                    yield start, [_cell(c, c) for c in cells]
+                if not (separator_line and start == 1):
+                    yield start, [_format_cell(c, c) for c in cells]
             except StopIteration:
                 return
             except FieldError as fault:
@@ -597,10 +609,10 @@ def _csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
                 raise BadInput(f"{file}: not {encoding} ({error}); name its encoding with --encoding") from None
 
 
-def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
+def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
     import openpyxl
 
-    with _opened(file):
+    with _open_file(file):
         pass
     try:
         with zipfile.ZipFile(file) as packed:
@@ -608,7 +620,10 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
         if size > MAX_SHEET_BYTES:
             raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
         # once for the values, once for the formulas: one that was never computed has no value, and is not empty
-        books = [openpyxl.load_workbook(file, read_only=True, data_only=only) for only in (True, False)]
+        books = [
+            openpyxl.load_workbook(file, read_only=True, data_only=values_only_book)
+            for values_only_book in (True, False)
+        ]
     except BadInput:
         raise
     except Exception as error:  # whatever a damaged archive makes of the library
@@ -622,11 +637,11 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
             raise BadInput(f"{file}: has no sheet {name!r}; it has {', '.join(names)}")
         for book in books:
             book[name].reset_dimensions()  # what the file says of its size may be wrong, and would cut it
-        both = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
+        row_pairs = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
         for number in itertools.count(1):
             try:
-                values, formulas = next(both)
-                cells: Cells = [_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
+                values, formulas = next(row_pairs)
+                cells: Cells = [_format_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
             except StopIteration:
                 return
             except FieldError as fault:
@@ -641,10 +656,10 @@ def _xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
             book.close()
 
 
-def _cell(value: Any, formula: Any) -> str:
+def _format_cell(value: Any, formula: Any) -> str:
     if value in (None, formula) and isinstance(formula, str) and formula.startswith("="):
         raise FieldError("row", formula, "a formula that was never computed; open the sheet, save it, and try again")
-    if isinstance(value, str) and value.startswith("#") and value in _ERRORS:
+    if isinstance(value, str) and value.startswith("#") and value in _SPREADSHEET_ERRORS:
         raise FieldError("row", value, "an error of the spreadsheet in a cell; mend it")
     if value is None:
         return ""
@@ -655,7 +670,7 @@ def _cell(value: Any, formula: Any) -> str:
     return str(value).strip()
 
 
-_ERRORS = {
+_SPREADSHEET_ERRORS = {
     "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
     "#NV", "#BEZUG!", "#WERT!", "#ZAHL!", "#ÜBERLAUF!",
 }  # fmt: skip

@@ -41,7 +41,7 @@ _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 LEFT = "lines left out because another line of their image is at fault"
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
+def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Every line of the sheet (or of the only sheet in a folder), in its order.
 
     What is asked of the boxes of an image stands with its first line. Raises BadInput where there is no sheet, or its
@@ -57,19 +57,19 @@ def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
     if first is None:
         yield from (line for line in lines if isinstance(line, RowResult))
         return
-    columns = columns_of(list(first.value), source.columns, file, told)
-    yield from _SheetReader(file, source, columns, told).entries(lines)
+    columns = columns_of(list(first.value), source.columns, file, notes)
+    yield from _SheetReader(file, source, columns, notes).entries(lines)
 
 
 def sheet_of(path: Path) -> Path:
     """The file, or the one sheet of a folder. Raises BadInput where there are none or several."""
     if not path.is_dir():
         return path
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
-    if len(found) != 1:
-        several = f"the sheets {', '.join(p.name for p in found)}" if found else f"no sheet ({', '.join(SHEETS)})"
+    sheets = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
+    if len(sheets) != 1:
+        several = f"the sheets {', '.join(p.name for p in sheets)}" if sheets else f"no sheet ({', '.join(SHEETS)})"
         raise BadInput(f"{path}: has {several}; give the path of one")
-    return found[0]
+    return sheets[0]
 
 
 # ---- lines ----------------------------------------------------------------------------------------------------------
@@ -90,144 +90,146 @@ class _SheetLine:
     turn: Turn | None = None
 
     @property
-    def marked(self) -> bool:
-        """Whether the box is spoken of in the question or the answer."""
+    def mentions_box(self) -> bool:
+        """Whether the question or the answer mentions the box."""
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
 class _SheetReader:
     """The lines of one sheet, together by image."""
 
-    def __init__(self, file: Path, source: Source, columns: dict[str, str], told: Counter[str]) -> None:
-        self.file, self.source, self.columns, self.told = file, source, columns, told
+    def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
+        self.file, self.source, self.columns, self.notes = file, source, columns, notes
         self.pictures = Pictures(source)
-        self.near = _Near(source.root)
-        self.boxed = "box" in columns or "x1" in columns
-        ways = tuple(t for t in source.ask if t is not Task.RC or "sentence" not in columns)
-        self.asking = replace(source, ask=ways)
+        self.similar_path = _PathSuggester(source.root)
+        self.has_boxes = "box" in columns or "x1" in columns
+        tasks = tuple(t for t in source.ask if t is not Task.RC or "sentence" not in columns)
+        self.question_source = replace(source, ask=tasks)
         self.cells: dict[tuple[str, ...], int] = {}  # the row each line stands on first
         self.ids: dict[str, int] = {}
-        self.said: dict[str, dict[str, tuple[str, int]]] = {}  # image -> what lines say of it, and which row says so
-        self.doubtful: set[str] = set()  # images that a line at fault speaks of
-        self.patients_told = False  # by any line
+        self.image_values: dict[
+            str, dict[str, tuple[str, int]]
+        ] = {}  # image -> what lines say of it, and which row says so
+        self.doubtful_images: set[str] = set()  # images that a line at fault speaks of
+        self.has_patients = False  # by any line
 
     def entries(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
         images: dict[str, list[_SheetLine]] = {}
-        made: dict[int, RowResult] = {}
-        above = ""
+        results: dict[int, RowResult] = {}
+        image_above = ""
         for place, row in enumerate(lines):
             if isinstance(row, RowResult):
-                made[place] = row
-                self._doubt(self._named(row.raw) or {above})
+                results[place] = row
+                self._mark_doubtful(self._find_named_images(row.raw) or {image_above})
                 continue
             first = self.cells.setdefault(tuple(row.value.values()), row.number)
-            path = self._path(row)
-            above = path or above
+            path = self._find_image_path(row)
+            image_above = path or image_above
             if first != row.number:
                 fault = FieldError("row", list(row.value.values()), f"the same as row {first}; remove one of them")
-                made[place] = faulty(row.file, row.number, fault, row.raw, row.value, "duplicate")
+                results[place] = faulty(row.file, row.number, fault, row.raw, row.value, "duplicate")
                 continue
             try:
-                line = self._line(place, row, path)
+                line = self._parse_line(place, row, path)
                 images.setdefault(path, []).append(line)
             except FieldError as fault:
-                made[place] = faulty(row.file, row.number, fault, row.raw, row.value)
-                self._doubt({above})
+                results[place] = faulty(row.file, row.number, fault, row.raw, row.value)
+                self._mark_doubtful({image_above})
         for path, members in images.items():
-            made |= self._image(path, members)
-        yield from (made[place] for place in sorted(made))
+            results |= self._convert_image(path, members)
+        yield from (results[place] for place in sorted(results))
 
-    def _doubt(self, paths: set[str]) -> None:
-        if self.boxed:
-            self.doubtful |= paths
+    def _mark_doubtful(self, paths: set[str]) -> None:
+        if self.has_boxes:
+            self.doubtful_images |= paths
 
-    def _named(self, cells: object) -> set[str]:
+    def _find_named_images(self, cells: object) -> set[str]:
         """The images that a line which could not be read seems to name."""
-        paths = {self._normal(c) for c in cells if c} if isinstance(cells, list) else set()
+        paths = {self._normalize_path(c) for c in cells if c} if isinstance(cells, list) else set()
         return {p for p in paths if stays_inside(p) and _is_file(self.source.root / p)}
 
-    def _normal(self, cell: str) -> str:
+    def _normalize_path(self, cell: str) -> str:
         return str(PurePosixPath(self.pictures.relative(cell))) if cell else ""
 
-    def _path(self, row: SourceRow) -> str:
+    def _find_image_path(self, row: SourceRow) -> str:
         """The image of a line, as all lines of it spell it."""
-        path, frame = self._normal(self._cell(row, "image")), self._cell(row, "frame")
+        path, frame = self._normalize_path(self._get_cell(row, "image")), self._get_cell(row, "frame")
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
-    def _cell(self, row: SourceRow, ours: str) -> str:
+    def _get_cell(self, row: SourceRow, ours: str) -> str:
         return str(row.value[self.columns[ours]]) if ours in self.columns else ""
 
-    def _column(self, ours: str) -> str:
+    def _get_column(self, ours: str) -> str:
         return self.columns.get(ours, ours)
 
-    def _line(self, place: int, row: SourceRow, path: str) -> _SheetLine:
-        image = self._ref(row, path)
-        box = self._box(row, image)
-        name, sentence, caption = (self._words(row, key) for key in ("name", "sentence", "caption"))
-        turn = self._turn(row, box)
-        given = self._cell(row, "id")
-        line = _SheetLine(place, row, image, given, name, box, sentence, caption, turn)
+    def _parse_line(self, place: int, row: SourceRow, path: str) -> _SheetLine:
+        image = self._open_ref(row, path)
+        box = self._parse_box(row, image)
+        name, sentence, caption = (self._parse_words(row, key) for key in ("name", "sentence", "caption"))
+        turn = self._parse_turn(row, box)
+        cell_text = self._get_cell(row, "id")
+        line = _SheetLine(place, row, image, cell_text, name, box, sentence, caption, turn)
         self._check_box(line)
-        if given and self.ids.setdefault(given, row.number) != row.number:
+        if cell_text and self.ids.setdefault(cell_text, row.number) != row.number:
             raise FieldError(
-                self._column("id"), given, f"already used by row {self.ids[given]}; give each line its own"
+                self._get_column("id"), cell_text, f"already used by row {self.ids[cell_text]}; give each line its own"
             )
-        self._of_image(row, path)
+        self._remember_image_values(row, path)
         return line
 
     def _check_box(self, line: _SheetLine) -> None:
-        """Raise Fault where a box is missing that the line speaks of, or a word for its box."""
+        """Raise FieldError where a box is missing that the line speaks of, or a word for its box."""
         if line.box is None and line.sentence:
             why = "a sentence on a box, and no box; give it, or use a caption"
-            raise FieldError(self._column("sentence"), line.sentence, why)
+            raise FieldError(self._get_column("sentence"), line.sentence, why)
         if line.box is None and line.name and line.turn is None:
             why = f"no box for {line.name!r}; give it, or empty the name where the image does not show any"
-            raise FieldError(self._box_field(), "", why)
-        if line.box is not None and not (line.name or line.sentence or line.marked):
+            raise FieldError(self._name_box_field(), "", why)
+        if line.box is not None and not (line.name or line.sentence or line.mentions_box):
             way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
-            raise FieldError(self._column("name"), "", f"the box has no name; {way_out}")
+            raise FieldError(self._get_column("name"), "", f"the box has no name; {way_out}")
 
-    def _ref(self, row: SourceRow, path: str) -> ImageRef:
-        column, frame = self._column("image"), self._cell(row, "frame")
+    def _open_ref(self, row: SourceRow, path: str) -> ImageRef:
+        column, frame = self._get_column("image"), self._get_cell(row, "frame")
         if not path:
             raise FieldError(column, "", "empty; name the image on each line (fill merged cells down)")
         if frame and not _FRAME.fullmatch(frame):
-            raise FieldError(self._column("frame"), frame, "the number of a frame, from 1, is wanted")
+            raise FieldError(self._get_column("frame"), frame, "the number of a frame, from 1, is wanted")
         try:
             return self.pictures.ref(self.source.prefix + path, column)
         except FieldError as fault:
-            near = self.near(path) if "no such file" in fault.why else None
-            hint = f"; did you mean {near}?" if near else ""
-            raise FieldError(column, self._cell(row, "image"), fault.why + hint) from None
+            similar_path = self.similar_path(path) if "no such file" in fault.why else None
+            hint = f"; did you mean {similar_path}?" if similar_path else ""
+            raise FieldError(column, self._get_cell(row, "image"), fault.why + hint) from None
 
-    def _words(self, row: SourceRow, ours: str) -> str:
-        text = self._cell(row, ours)
-        return words(text, self._column(ours)) if text else ""
+    def _parse_words(self, row: SourceRow, ours: str) -> str:
+        text = self._get_cell(row, ours)
+        return words(text, self._get_column(ours)) if text else ""
 
     # ---- boxes
 
-    def _box_field(self) -> str:
-        return self.columns["box"] if "box" in self.columns else ",".join(self._column(c) for c in CORNERS)
+    def _name_box_field(self) -> str:
+        return self.columns["box"] if "box" in self.columns else ",".join(self._get_column(c) for c in CORNERS)
 
-    def _corners(self, row: SourceRow) -> list[float]:
+    def _parse_corners(self, row: SourceRow) -> list[float]:
         """The four numbers of the line's box, none where it has no box."""
         if "box" not in self.columns:
-            cells = [(self._column(c), self._cell(row, c)) for c in CORNERS]
+            cells = [(self._get_column(c), self._get_cell(row, c)) for c in CORNERS]
             empty = [column for column, text in cells if not text]
             if 0 < len(empty) < 4:
                 raise FieldError(empty[0], "", "empty, where other corners of the box are given; fill it in")
-            return [] if empty else [_number(text, column, text) for column, text in cells]
-        column, cell = self.columns["box"], self._cell(row, "box")
+            return [] if empty else [_parse_number(text, column, text) for column, text in cells]
+        column, cell = self.columns["box"], self._get_cell(row, "box")
         texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
         if len(texts) not in (0, 4):
             raise FieldError(column, cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
-        return [_number(t, column, cell) for t in texts]
+        return [_parse_number(t, column, cell) for t in texts]
 
-    def _box(self, row: SourceRow, image: ImageRef) -> Box | None:
-        corners = self._corners(row)
+    def _parse_box(self, row: SourceRow, image: ImageRef) -> Box | None:
+        corners = self._parse_corners(row)
         if not corners:
             return None
-        field = self._box_field()
+        field = self._name_box_field()
         if self.source.boxes is None:
             return pixel_box([int(v) if v == int(v) else v for v in corners], field, image)
         scale = 1 if self.source.boxes == "normalised" else 1000
@@ -243,59 +245,67 @@ class _SheetReader:
 
     # ---- questions
 
-    def _turn(self, row: SourceRow, box: Box | None) -> Turn | None:
-        asked, answer = self._cell(row, "question"), self._cell(row, "answer")
-        if not asked and not answer:
+    def _parse_turn(self, row: SourceRow, box: Box | None) -> Turn | None:
+        question_text, answer = self._get_cell(row, "question"), self._get_cell(row, "answer")
+        if not question_text and not answer:
             return None
-        for ours, text, other in (("question", asked, "answer"), ("answer", answer, "question")):
+        for ours, text, other in (("question", question_text, "answer"), ("answer", answer, "question")):
             if not text:
-                raise FieldError(self._column(ours), "", f"empty, where the {other} is given; fill it in")
-        question, truth = (self._boxed(ours, text, box) for ours, text in (("question", asked), ("answer", answer)))
-        task = self.source.task or told_by_boxes(question, truth, Task.QA)
-        if task is Task.VG and not truth.boxes:
-            raise FieldError(self._column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box")
+                raise FieldError(self._get_column(ours), "", f"empty, where the {other} is given; fill it in")
+        question, answer_boxed = (
+            self._parse_boxed_text(ours, text, box) for ours, text in (("question", question_text), ("answer", answer))
+        )
+        task = self.source.task or told_by_boxes(question, answer_boxed, Task.QA)
+        if task is Task.VG and not answer_boxed.boxes:
+            raise FieldError(
+                self._get_column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box"
+            )
         if task in (Task.ROC, Task.RC) and not question.boxes:
             raise FieldError(
-                self._column("question"), asked, f"no {BOX_MARK} in a question of {task}; add it, and the box"
+                self._get_column("question"),
+                question_text,
+                f"no {BOX_MARK} in a question of {task}; add it, and the box",
             )
-        return Turn(task, question, truth)
+        return Turn(task, question, answer_boxed)
 
-    def _boxed(self, ours: str, text: str, box: Box | None) -> BoxedText:
+    def _parse_boxed_text(self, ours: str, text: str, box: Box | None) -> BoxedText:
         marks = text.count(BOX_MARK)
         if marks > 1:
             raise FieldError(
-                self._column(ours), text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them"
+                self._get_column(ours), text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them"
             )
         if marks and box is None:
-            raise FieldError(self._column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
-        return BoxedText(plain(text, self._column(ours)), (box,) * marks if box else ())
+            raise FieldError(self._get_column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
+        return BoxedText(plain(text, self._get_column(ours)), (box,) * marks if box else ())
 
     # ---- images
 
-    def _of_image(self, row: SourceRow, path: str) -> None:
-        """What the line says of its image, remembered; two lines that differ leave the image in doubt."""
-        new = {key: self._cell(row, key) for key in ("modality", "patient", "split", "side", "window")}
+    def _remember_image_values(self, row: SourceRow, path: str) -> None:
+        """Remember what the line says about its image. If two lines differ, the image is doubtful."""
+        new = {key: self._get_cell(row, key) for key in ("modality", "patient", "split", "side", "window")}
         if new["modality"]:
             new["modality"] = modality_of(new["modality"], self.source).value
         if new["split"]:
             new["split"] = SPLITS.get(new["split"].casefold(), "")
             if not new["split"]:
-                raise FieldError(self._column("split"), self._cell(row, "split"), "train, validation or test is wanted")
+                raise FieldError(
+                    self._get_column("split"), self._get_cell(row, "split"), "train, validation or test is wanted"
+                )
         new["side"] = new["side"].casefold()
         if new["side"] not in ("", "image", "patient"):
             raise FieldError(
-                self._column("side"), self._cell(row, "side"), "image or patient (whose left it is) is wanted"
+                self._get_column("side"), self._get_cell(row, "side"), "image or patient (whose left it is) is wanted"
             )
-        said = self.said.setdefault(path, {})
-        if new["window"] and "window" not in said and self.source.open_images:
+        image_values = self.image_values.setdefault(path, {})
+        if new["window"] and "window" not in image_values and self.source.open_images:
             self._check_window(new["window"], path)
-        self.patients_told |= bool(new["patient"])
+        self.has_patients |= bool(new["patient"])
         for key, value in new.items():
-            if value and said.setdefault(key, (value, row.number))[0] != value:
-                self.doubtful.add(path)
-                other, number = said[key]
+            if value and image_values.setdefault(key, (value, row.number))[0] != value:
+                self.doubtful_images.add(path)
+                other, number = image_values[key]
                 raise FieldError(
-                    self._column(key), value, f"row {number} says {other} of the same image; correct one of them"
+                    self._get_column(key), value, f"row {number} says {other} of the same image; correct one of them"
                 )
 
     def _check_window(self, window: str, path: str) -> None:
@@ -303,107 +313,107 @@ class _SheetReader:
         try:
             if self.pictures.header(self.source.prefix + path) is None:
                 why = f"the image is no {medical_names()}, which alone has windows; empty it"
-                raise FieldError(self._column("window"), window, why)
+                raise FieldError(self._get_column("window"), window, why)
             open_image(self.source.root, ImageRef(path, window=window))
         except BadInput as error:
-            raise FieldError(self._column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
+            raise FieldError(self._get_column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
 
-    def _image(self, path: str, lines: list[_SheetLine]) -> dict[int, RowResult]:
-        """What becomes of the lines of an image."""
-        made = {line.place: RowResult(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
-        if path in self.doubtful or _file_of(path) in self.doubtful:
-            self.told[LEFT] += len(lines)
-            return {place: replace(entry, left_out=LEFT) for place, entry in made.items()}
+    def _convert_image(self, path: str, lines: list[_SheetLine]) -> dict[int, RowResult]:
+        """The results of the lines of an image, by place."""
+        results = {line.place: RowResult(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
+        if path in self.doubtful_images or _strip_frame(path) in self.doubtful_images:
+            self.notes[LEFT] += len(lines)
+            return {place: replace(entry, left_out=LEFT) for place, entry in results.items()}
         try:
-            samples = self._samples(path, lines)
+            samples = self._make_image_samples(path, lines)
         except FieldError as fault:
             first = lines[0].row
             if len(lines) > 1:
-                self.told[LEFT] += len(lines) - 1
-            rest = {place: replace(entry, left_out=LEFT) for place, entry in made.items()}
+                self.notes[LEFT] += len(lines) - 1
+            rest = {place: replace(entry, left_out=LEFT) for place, entry in results.items()}
             return rest | {lines[0].place: faulty(first.file, first.number, fault, first.raw, first.value)}
-        return made | {
-            place: replace(made[place], samples=tuple(s for _, s in own))
-            for place, own in itertools.groupby(samples, key=lambda s: s[0])
+        return results | {
+            place: replace(results[place], samples=tuple(s for _, s in line_samples))
+            for place, line_samples in itertools.groupby(samples, key=lambda s: s[0])
         }
 
-    def _samples(self, path: str, lines: list[_SheetLine]) -> list[tuple[int, Sample]]:
+    def _make_image_samples(self, path: str, lines: list[_SheetLine]) -> list[tuple[int, Sample]]:
         """The samples of an image, each with the place of its line."""
-        said = {key: value for key, (value, _) in self.said[path].items()}
-        image = replace(lines[0].image, window=said["window"]) if "window" in said else lines[0].image
-        side: Side = "image" if said.get("side", self.source.side) == "image" else "patient"
+        image_values = {key: value for key, (value, _) in self.image_values[path].items()}
+        image = replace(lines[0].image, window=image_values["window"]) if "window" in image_values else lines[0].image
+        side: Side = "image" if image_values.get("side", self.source.side) == "image" else "patient"
         record = Annotated(
             id=path,
             image=image,
-            modality=self._modality(said.get("modality", ""), path),
-            objects=self._objects(lines),
-            group=said.get("patient") or self._group(path),
+            modality=self._find_modality(image_values.get("modality", ""), path),
+            objects=self._collect_objects(lines),
+            group=image_values.get("patient") or self._find_group(path),
             origin=self.file.stem.lower(),
             side=side,
-            split=SPLITS.get(said.get("split", ""), self.source.split),
+            split=SPLITS.get(image_values.get("split", ""), self.source.split),
         )
-        found = [(lines[0].place, s) for s in make_samples(record, self.asking, self.told)]
+        pairs = [(lines[0].place, s) for s in make_samples(record, self.question_source, self.notes)]
         captions: set[str] = set()
         for line in lines:
-            found += [(line.place, s) for s in self._own(line, record, line.caption not in captions)]
+            pairs += [(line.place, s) for s in self._make_line_samples(line, record, line.caption not in captions)]
             captions.add(line.caption)
             if line.turn is None and line.box is None and not line.caption:
-                self.told["lines that name an image and no question, box or caption"] += 1
-        kept = {s.id for s in sample_questions([s for _, s in found], self.source.max_questions, self.source.seed)}
-        if len(kept) < len(found):
-            self.told[f"questions beyond max_questions={self.source.max_questions} an image"] += len(found) - len(kept)
-        return sorted(((place, s) for place, s in found if s.id in kept), key=lambda s: s[0])
+                self.notes["lines that name an image and no question, box or caption"] += 1
+        kept = {s.id for s in sample_questions([s for _, s in pairs], self.source.max_questions, self.source.seed)}
+        if len(kept) < len(pairs):
+            self.notes[f"questions beyond max_questions={self.source.max_questions} an image"] += len(pairs) - len(kept)
+        return sorted(((place, s) for place, s in pairs if s.id in kept), key=lambda s: s[0])
 
-    def _own(self, line: _SheetLine, record: Annotated, new: bool) -> Iterator[Sample]:
-        """What a line asks in its own words."""
+    def _make_line_samples(self, line: _SheetLine, record: Annotated, new: bool) -> Iterator[Sample]:
+        """The samples of the line's own question, sentence and caption."""
         base = line.id or f"{record.id}-{line.row.number}"
-        dice = random.Random(f"{self.source.seed}/{base}")
+        rng = random.Random(f"{self.source.seed}/{base}")
         names = (line.name,) if line.name else ()
         turns: list[tuple[str, Turn, tuple[str, ...]]] = []
         if line.turn is not None:
             bare = (line.turn.answer.words,) if line.turn.task is Task.ROC else ()
             turns.append((base, line.turn, names or bare))
         if line.box is not None and line.sentence:
-            turns.append((f"{base}-rc", questions.describe(line.box, line.sentence, dice), names))
+            turns.append((f"{base}-rc", questions.describe(line.box, line.sentence, rng), names))
         if line.caption and new:
-            turns.append((f"{base}-mia", questions.overall(line.caption, dice), ()))
-        for name, turn, about in turns:
+            turns.append((f"{base}-mia", questions.overall(line.caption, rng), ()))
+        for name, turn, names_in_turn in turns:
             yield Sample(
-                name, (record.image,), record.modality, (turn,), record.group, record.origin, about,
+                name, (record.image,), record.modality, (turn,), record.group, record.origin, names_in_turn,
                 side=record.side, split=record.split,
             )  # fmt: skip
 
-    def _objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
+    def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
         """The boxes with names. One that a question speaks of counts where its name has other lines, lest an answer
         on that name be incomplete; else the line asks for it in its own words alone."""
-        alone = [(line.name, line.box) for line in lines if line.box and line.name and not line.marked]
-        names = {name for name, _ in alone}
-        if len(alone) > len(set(alone)):
-            self.told["boxes given on more than one line, taken once"] += len(alone) - len(set(alone))
-        found = dict.fromkeys((line.name, line.box) for line in lines if line.box and line.name in names)
-        return tuple(found)
+        unmentioned = [(line.name, line.box) for line in lines if line.box and line.name and not line.mentions_box]
+        names = {name for name, _ in unmentioned}
+        if len(unmentioned) > len(set(unmentioned)):
+            self.notes["boxes given on more than one line, taken once"] += len(unmentioned) - len(set(unmentioned))
+        pairs = dict.fromkeys((line.name, line.box) for line in lines if line.box and line.name in names)
+        return tuple(pairs)
 
-    def _modality(self, given: str, path: str) -> Modality:
-        if not given and self.source.modality is None:
+    def _find_modality(self, cell_text: str, path: str) -> Modality:
+        if not cell_text and self.source.modality is None:
             facts = self.pictures.header(self.source.prefix + path)
             if facts is not None:
                 return facts.modality
         try:
-            return modality_of(given, self.source)
+            return modality_of(cell_text, self.source)
         except FieldError as fault:
-            raise FieldError(self._column("modality"), fault.value, fault.why) from None
+            raise FieldError(self._get_column("modality"), fault.value, fault.why) from None
 
-    def _group(self, path: str) -> str:
-        """The patient of an image whose lines do not tell."""
+    def _find_group(self, path: str) -> str:
+        """The patient of an image whose lines do not name one."""
         if self.source.group is not None:
             return grouped(self.source, path)
         facts = self.pictures.header(self.source.prefix + path)
         if facts is not None and facts.patient:
             return facts.patient
-        if self.patients_told:
+        if self.has_patients:
             why = "empty, where other images have one: fill it in (merged cells down), or a split may tear a patient"
-            raise FieldError(self._column("patient"), "", why)
-        return _file_of(path)
+            raise FieldError(self._get_column("patient"), "", why)
+        return _strip_frame(path)
 
 
 def _is_file(path: Path) -> bool:
@@ -413,11 +423,11 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _file_of(path: str) -> str:
+def _strip_frame(path: str) -> str:
     return re.sub(r"#\d+$", "", path)
 
 
-def _number(text: str, field: str, cell: str) -> float:
+def _parse_number(text: str, field: str, cell: str) -> float:
     if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", text):
         return float(text)
     if re.fullmatch(r"[+-]?[\d.]*,[\d.,]*", text):
@@ -426,8 +436,8 @@ def _number(text: str, field: str, cell: str) -> float:
     raise FieldError(field, cell, "empty; four numbers are wanted" if not text else "not a number; correct it")
 
 
-class _Near:
-    """The file that a path which is not there may mean: of its folder or the root, alike but for case and ending."""
+class _PathSuggester:
+    """Suggests an existing file for a missing path: from its folder or the root, with a similar name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -437,23 +447,23 @@ class _Near:
     def __call__(self, relative: str) -> str | None:
         wanted = PurePosixPath(relative.split("#")[0].replace("\\", "/"))
         for folder in dict.fromkeys((wanted.parent, PurePosixPath("."))):
-            names = self._names(folder)
+            names = self._list_names(folder)
             key = wanted.name.casefold()
-            found = names.get(key) or names.get(PurePosixPath(key).stem)
-            if found is None and len(names) < MANY and self.compared < MANY:  # each comparison takes 10 ms
+            file_name = names.get(key) or names.get(PurePosixPath(key).stem)
+            if file_name is None and len(names) < MANY and self.compared < MANY:  # each comparison takes 10 ms
                 self.compared += 1
-                close = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
-                found = names[close[0]] if close else None
-            if found is not None:
-                return str(folder / found)
+                close_names = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+                file_name = names[close_names[0]] if close_names else None
+            if file_name is not None:
+                return str(folder / file_name)
         return None
 
-    def _names(self, folder: PurePosixPath) -> dict[str, str]:
+    def _list_names(self, folder: PurePosixPath) -> dict[str, str]:
         """Names and stems in a folder, case folded, to names."""
         if folder not in self.folders:
-            place = self.root / folder
-            inside = stays_inside(str(folder)) and place.is_dir()
-            names = sorted(p.name for p in place.iterdir()) if inside else []
+            directory = self.root / folder
+            inside = stays_inside(str(folder)) and directory.is_dir()
+            names = sorted(p.name for p in directory.iterdir()) if inside else []
             stems = {PurePosixPath(n).stem.casefold(): n for n in reversed(names)}
             self.folders[folder] = stems | {n.casefold(): n for n in names}
         return self.folders[folder]

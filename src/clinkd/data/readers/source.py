@@ -1,4 +1,4 @@
-"""What is said of a data set from outside: where it lies, in which form, and what its rows do not tell themselves."""
+"""What the user states about a data set: its path, its form, and what its rows do not contain."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ MOST_BOXES = 4  # in one answer, unless the caller says otherwise
 
 
 class Flag:
-    """How the command line sets a field: the help and the name of the flag, which is the field's unless given.
+    """How the command line sets a field: the help text and the flag's name (by default the name of the field).
 
-    `read` makes the field's value of what was given, where the field's type does not. `words` go to argparse.
+    `read` turns the given value into the field's value where the field's type does not. `words` go to argparse.
     """
 
     def __init__(self, what: str, name: str = "", read: Callable[[Any], Any] | None = None, **words: Any) -> None:
         self.what, self.name, self.read, self.words = what, name, read, words
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
+def _parse_columns(pairs: Sequence[str]) -> dict[str, str]:
     columns = {}
     for pair in pairs:
-        ours, sign, theirs = pair.partition("=")
-        if not sign or not ours or not theirs:
+        our_name, equals, sheet_name = pair.partition("=")
+        if not equals or not our_name or not sheet_name:
             raise BadInput(f"--column {pair}: OURS=THEIRS is wanted, such as --column question=Frage")
-        columns[ours] = theirs
+        columns[our_name] = sheet_name
     return columns
 
 
-def _spelling(name: str) -> str:
+def _check_codec_name(name: str) -> str:
     make_codec(name)
     return name
 
 
-def _modality(text: str) -> Modality | None:
+def _parse_modality(text: str) -> Modality | None:
     return read_modality(text) if text else None
 
 
-def _task(text: str, name: str = "--task") -> Task | None:
+def _parse_task(text: str, name: str = "--task") -> Task | None:
     try:
         return Task(text.strip().upper()) if text else None
     except ValueError:
         raise BadInput(f"{name} {text}: one of {', '.join(Task)} is wanted") from None
 
 
-def _tasks(text: str) -> tuple[Task | None, ...]:
-    return tuple(_task(t, "--ask") for t in text.split(",") if t) if text != "none" else ()
+def _parse_tasks(text: str) -> tuple[Task | None, ...]:
+    return tuple(_parse_task(t, "--ask") for t in text.split(",") if t) if text != "none" else ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set. None leaves to the form, or to the files, what they tell themselves.
+    """One data set. A field that is None is taken from the form or from the files.
 
     Raises BadInput on a number that is too small or too large, and on a `group` that is no regular expression.
     """
@@ -78,20 +78,28 @@ class Source:
         Flag("do not open the images; sizes stay unknown", "--no-images", not_, action="store_true", default=False),
     ] = True
     boxes: Annotated[
-        str | None, Flag("how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...", read=_spelling, metavar="FAMILY")
+        str | None,
+        Flag("how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...", read=_check_codec_name, metavar="FAMILY"),
     ] = None
     min_pixels: Annotated[int, Flag("of the resize that Qwen2.5-VL boxes are in")] = MIN_PIXELS
     max_pixels: Annotated[int, Flag("of the same")] = MAX_PIXELS
     side: Annotated[Side | None, Flag("whose left and right the words mean (patient)")] = None
-    modality: Annotated[Modality | None, Flag("of all images, where rows name none", read=_modality)] = None
-    task: Annotated[Task | None, Flag("of all questions: VG, ROC, RC, MIA or QA", read=_task)] = None
+    modality: Annotated[Modality | None, Flag("of all images, where rows name none", read=_parse_modality)] = None
+    task: Annotated[Task | None, Flag("of all questions: VG, ROC, RC, MIA or QA", read=_parse_task)] = None
     split: Annotated[Split | None, Flag("the split of all rows", "--all-in")] = None
     group: Annotated[
         str | None, Flag("finds the patient in an image path: its first group, else all it matches", metavar="REGEX")
     ] = None
     columns: Annotated[
         Mapping[str, str],
-        Flag("a column's name in the sheet", "--column", _columns, action="append", default=[], metavar="OURS=THEIRS"),
+        Flag(
+            "a column's name in the sheet",
+            "--column",
+            _parse_columns,
+            action="append",
+            default=[],
+            metavar="OURS=THEIRS",
+        ),
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("of an XLSX with several")] = None
     classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
@@ -102,7 +110,7 @@ class Source:
     ] = "split"
     ask: Annotated[
         tuple[Task, ...],
-        Flag("of boxes with names: VG, ROC, RC, or none (VG,ROC)", "", _tasks, default="VG,ROC", metavar="TASKS"),
+        Flag("of boxes with names: VG, ROC, RC, or none (VG,ROC)", "", _parse_tasks, default="VG,ROC", metavar="TASKS"),
     ] = (Task.VG, Task.ROC)
     max_questions: Annotated[int | None, Flag("most of one image, drawn by seed (all)")] = None
     max_boxes: Annotated[int, Flag(f"a name with more in one image is not asked for ({MOST_BOXES})")] = MOST_BOXES
@@ -125,7 +133,7 @@ class Source:
 
     @cached_property
     def root(self) -> Path:
-        """The folder that image paths start from: the one given, that of an imported data set, or the file's own."""
+        """The folder that image paths start from: given, of an imported data set, or the file's own."""
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.images is not None:
             return self.images
@@ -134,39 +142,39 @@ class Source:
 
 
 class Pictures:
-    """Image paths of rows to ImageRefs, each file looked at once."""
+    """Turns the image paths of rows into ImageRefs. Opens each file once."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._known = lru_cache(maxsize=65536)(self._look)
-        self._headers = lru_cache(maxsize=4096)(self._header)
+        self._cached_ref_or_reason = lru_cache(maxsize=65536)(self._open_ref)
+        self._cached_header = lru_cache(maxsize=4096)(self._read_header)
 
     def relative(self, path: str) -> str:
-        """A path as rows give it, from the root."""
+        """The path of a row, relative to the root."""
         return path.strip().removeprefix(self.source.prefix)
 
     def header(self, path: str) -> Facts | None:
-        """What the header of a medical image says; None for plain pictures, and where images are not opened."""
-        return self._headers(self.relative(path)) if self.source.open_images else None
+        """The header of a medical image; None for plain pictures, and where images are not opened."""
+        return self._cached_header(self.relative(path)) if self.source.open_images else None
 
-    def _header(self, relative: str) -> Facts | None:
+    def _read_header(self, relative: str) -> Facts | None:
         try:
             return header(self.source.root, relative, relative)
         except BadInput:
             return None  # `ref` says why
 
     def ref(self, path: object, field: str = "image") -> ImageRef:
-        """The image a row names. Raises Fault where it is no path, leads out of the root, or cannot be opened."""
+        """The image a row names. Raises FieldError where it is no path, leads out of the root, or cannot be opened."""
         if not isinstance(path, str) or not path.strip():
             raise FieldError(field, path, "empty or not text; give the path of the image")
         if not path.isascii():
             check_whole(path, field)
-        found = self._known(self.relative(path))
-        if isinstance(found, str):
-            raise FieldError(field, path, found)
-        return found
+        ref_or_reason = self._cached_ref_or_reason(self.relative(path))
+        if isinstance(ref_or_reason, str):
+            raise FieldError(field, path, ref_or_reason)
+        return ref_or_reason
 
-    def _look(self, relative: str) -> ImageRef | str:
+    def _open_ref(self, relative: str) -> ImageRef | str:
         if not stays_inside(relative):
             hint = "cut its front with --prefix" if relative.startswith("/") else "give a path inside it"
             return f"leads out of {self.source.root}; {hint}"

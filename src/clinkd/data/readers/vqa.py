@@ -49,13 +49,13 @@ TYPES = {"conversation": Task.QA, "detailed_description": Task.MIA, "detail_desc
 
 
 def form_of(row: dict[str, Any]) -> Literal["vqa", "llava-med-qa"] | None:
-    """Which of the two forms a row has; None where neither."""
+    """The form of a row; None if it has neither form."""
     if "gpt4_answer" in row:
         return "llava-med-qa"
     return "vqa" if {"question", "answer"} <= row.keys() and any(k in row for k in KEYS["image"]) else None
 
 
-def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
+def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder. Raises BadInput where none is there, or a knob does not fit."""
     if source.task not in (None, Task.QA, Task.MIA):
         raise BadInput(f"--task {source.task}: these questions have no boxes; QA or MIA is wanted")
@@ -63,21 +63,21 @@ def read(source: Source, told: Counter[str]) -> Iterator[RowResult]:
         raise BadInput(f"--column {wrong}={source.columns[wrong]}: one of {', '.join(KEYS)} is wanted before the =")
     folder = source.path if source.path.is_dir() else source.path.parent
     images = next((f for f in FOLDERS if (source.root / f).is_dir()), None)
-    found = _DatasetState(
-        source, Pictures(source), images if source.images is None and not source.prefix else None, told
+    state = _DatasetState(
+        source, Pictures(source), images if source.images is None and not source.prefix else None, notes
     )
     if (folder / MODALITIES).is_file():
-        yield from _read_modalities(folder / MODALITIES, found)
+        yield from _read_modalities(folder / MODALITIES, state)
     for file in files(source.path):
-        make = partial(_samples, place=_place(file), found=found)
+        make = partial(_convert_row, vqa_file=_read_file_name(file), state=state)
         yield from entries(json_rows(file, source.encoding), make)
 
 
 class _DatasetState:
-    """What is known of the data set while its rows are read."""
+    """The state of the data set while its rows are read."""
 
-    def __init__(self, source: Source, pictures: Pictures, folder: str | None, told: Counter[str]) -> None:
-        self.source, self.pictures, self.folder, self.told = source, pictures, folder, told
+    def __init__(self, source: Source, pictures: Pictures, folder: str | None, notes: Counter[str]) -> None:
+        self.source, self.pictures, self.folder, self.notes = source, pictures, folder, notes
         self.modalities: dict[str, Modality] = {}  # by image, as rows name it
         self.ids: dict[str, str] = {}  # of samples -> the place where it was given
 
@@ -96,22 +96,22 @@ class _DatasetState:
 
 @dataclass(frozen=True, slots=True)
 class _VqaFile:
-    """What a file's name says of all its rows."""
+    """What the file's name states for all its rows."""
 
     name: str
     split: Split | None
 
 
-def _place(file: Path) -> _VqaFile:
+def _read_file_name(file: Path) -> _VqaFile:
     name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
     split = next((SPLITS[w] for w in re.sub(r"(train|test)set", r"\1", name).split("_") if w in SPLITS), None)
     return _VqaFile(name, split)
 
 
-def _read_modalities(file: Path, found: _DatasetState) -> Iterator[RowResult]:
+def _read_modalities(file: Path, state: _DatasetState) -> Iterator[RowResult]:
     """The modality of each image, from a sheet; only its faults come out as entries."""
-    rows: dict[str, int] = {}
-    for row in sheet_rows(file, found.source.encoding):
+    first_rows: dict[str, int] = {}
+    for row in sheet_rows(file, state.source.encoding):
         if isinstance(row, RowResult):
             yield row
             continue
@@ -119,11 +119,11 @@ def _read_modalities(file: Path, found: _DatasetState) -> Iterator[RowResult]:
             raise BadInput(f"{file}: its columns are {', '.join(row.value)}; image and modality are wanted")
         try:
             image = words(row.value["image"], "image")
-            modality = modality_of(row.value["modality"] or None, found.source)
-            if found.modalities.setdefault(image, modality) is not modality:
-                why = f"row {rows[image]} says {found.modalities[image].value} of {image}; correct one of them"
+            modality = modality_of(row.value["modality"] or None, state.source)
+            if state.modalities.setdefault(image, modality) is not modality:
+                why = f"row {first_rows[image]} says {state.modalities[image].value} of {image}; correct one of them"
                 raise FieldError("modality", row.value["modality"], why)
-            rows.setdefault(image, row.number)
+            first_rows.setdefault(image, row.number)
         except FieldError as fault:
             yield faulty(file, row.number, fault, row.raw, row.value)
 
@@ -140,80 +140,80 @@ class _VqaRow:
     split: Split | None
 
 
-def _samples(row: SourceRow, place: _VqaFile, found: _DatasetState) -> list[Sample]:
-    value, form = row.value, found.source.form or form_of(row.value)
+def _convert_row(row: SourceRow, vqa_file: _VqaFile, state: _DatasetState) -> list[Sample]:
+    value, form = row.value, state.source.form or form_of(row.value)
     if form == "llava-med-qa":
-        return [_sample(row, _llava_med(value, found), place, found)]
+        return [_make_sample(row, _parse_llava_med(value, state), vqa_file, state)]
     language = value.get("q_lang")
     if language not in (None, "en"):
-        found.told[f"questions in {language if isinstance(language, str) else 'no known language'}, left out"] += 1
+        state.notes[f"questions in {language if isinstance(language, str) else 'no known language'}, left out"] += 1
         return []
-    return [_sample(row, _item(value, place, found), place, found)]
+    return [_make_sample(row, _parse_question(value, vqa_file, state), vqa_file, state)]
 
 
-def _item(value: dict[str, Any], place: _VqaFile, found: _DatasetState) -> _VqaRow:
-    image = _image(value, found)
-    question_key, question = found.value(value, "question")
-    answer_key, answer = found.value(value, "answer")
+def _parse_question(value: dict[str, Any], vqa_file: _VqaFile, state: _DatasetState) -> _VqaRow:
+    image = _find_image_name(value, state)
+    question_key, question = state.value(value, "question")
+    answer_key, answer = state.value(value, "answer")
     if type(answer) in (int, float):
-        found.told["answers that are numbers, taken as text"] += 1
+        state.notes["answers that are numbers, taken as text"] += 1
         answer = str(answer)
-    asked, truth = BoxedText(words(question, question_key)), BoxedText(words(answer, answer_key))
-    key, given = found.value(value, "modality")
-    known = found.modalities.get(image[1]) if given in (None, "") else None
+    question_text, answer_text = BoxedText(words(question, question_key)), BoxedText(words(answer, answer_key))
+    key, stated = state.value(value, "modality")
+    listed_modality = state.modalities.get(image[1]) if stated in (None, "") else None
     return _VqaRow(
-        turn=Turn(found.source.task or Task.QA, asked, truth),
+        turn=Turn(state.source.task or Task.QA, question_text, answer_text),
         image=image,
-        id=found.value(value, "id"),
-        modality=known or _modality(given, key, found.source),
-        origin="slake" if "img_name" in value else "vqarad" if "phrase_type" in value else place.name,
-        split=_split(value, place, found.source),
+        id=state.value(value, "id"),
+        modality=listed_modality or _find_modality(stated, key, state.source),
+        origin="slake" if "img_name" in value else "vqarad" if "phrase_type" in value else vqa_file.name,
+        split=_find_split(value, vqa_file, state.source),
     )
 
 
-def _llava_med(value: dict[str, Any], found: _DatasetState) -> _VqaRow:
-    kind, asked = value.get("type"), value.get("text")
+def _parse_llava_med(value: dict[str, Any], state: _DatasetState) -> _VqaRow:
+    kind, raw_question = value.get("type"), value.get("text")
     if not isinstance(kind, str) or kind not in TYPES:
         raise FieldError("type", kind, f"one of {', '.join(TYPES)} is wanted")
-    question = words(asked.replace("<image>", " ") if isinstance(asked, str) else asked, "text")
+    question = words(raw_question.replace("<image>", " ") if isinstance(raw_question, str) else raw_question, "text")
     answer = words(value.get("gpt4_answer"), "gpt4_answer")
     return _VqaRow(
-        turn=Turn(found.source.task or TYPES[kind], BoxedText(question), BoxedText(answer)),
+        turn=Turn(state.source.task or TYPES[kind], BoxedText(question), BoxedText(answer)),
         image=("image", words(value.get("image"), "image")),
         id=("question_id", value.get("question_id")),
-        modality=_domain(value, found),
+        modality=_find_domain_modality(value, state),
         origin="llava_med_qa",
-        split=found.source.split or "test",
+        split=state.source.split or "test",
     )
 
 
-def _domain(value: dict[str, Any], found: _DatasetState) -> Modality:
+def _find_domain_modality(value: dict[str, Any], state: _DatasetState) -> Modality:
     domain = value.get("domain")
     if domain is None:
-        return _modality(value.get("modality"), "domain", found.source)
+        return _find_modality(value.get("modality"), "domain", state.source)
     if not isinstance(domain, dict) or not all(isinstance(v, bool) for v in domain.values()):
         raise FieldError("domain", domain, "an object of true and false is wanted")
     if unknown := [k for k, v in domain.items() if v and k not in DOMAINS]:
         raise FieldError("domain", unknown[0], f"unknown; one of {', '.join(DOMAINS)} is wanted")
-    true = [modality for k, modality in DOMAINS.items() if domain.get(k)]
-    if not true:
-        return _modality(None, "domain", found.source)
-    if len(true) > 1:
-        found.told["questions on figures of two domains, taken as the first in LLaVA-Med's order"] += 1
-    return true[0]
+    modalities = [modality for k, modality in DOMAINS.items() if domain.get(k)]
+    if not modalities:
+        return _find_modality(None, "domain", state.source)
+    if len(modalities) > 1:
+        state.notes["questions on figures of two domains, taken as the first in LLaVA-Med's order"] += 1
+    return modalities[0]
 
 
-def _modality(given: Any, field: str, source: Source) -> Modality:
-    """What the row says, else what is said of all."""
-    if given in (None, "") and source.modality is None:
+def _find_modality(stated: Any, field: str, source: Source) -> Modality:
+    """The modality of the row, else the one of the source."""
+    if stated in (None, "") and source.modality is None:
         why = f"the row does not say how its image was made; give one for all with --modality, or each in {MODALITIES}"
-        raise FieldError(field, given, f"{why} (columns image, modality) beside the file")
-    return modality_of(given, source)
+        raise FieldError(field, stated, f"{why} (columns image, modality) beside the file")
+    return modality_of(stated, source)
 
 
-def _image(value: dict[str, Any], found: _DatasetState) -> tuple[str, str]:
+def _find_image_name(value: dict[str, Any], state: _DatasetState) -> tuple[str, str]:
     """The key and the name of the image. Hugging Face's rows may hold the picture itself."""
-    key, name = found.value(value, "image")
+    key, name = state.value(value, "image")
     if isinstance(name, dict):
         if isinstance(name.get("path"), str) and not name.get("bytes"):
             return key, words(name["path"], f"{key}.path")
@@ -221,36 +221,38 @@ def _image(value: dict[str, Any], found: _DatasetState) -> tuple[str, str]:
     return key, words(name, key)
 
 
-def _split(value: dict[str, Any], place: _VqaFile, source: Source) -> Split | None:
-    given = value.get("split")
-    if given is not None:
-        split = SPLITS.get(given.casefold()) if isinstance(given, str) else None
+def _find_split(value: dict[str, Any], vqa_file: _VqaFile, source: Source) -> Split | None:
+    stated = value.get("split")
+    if stated is not None:
+        split = SPLITS.get(stated.casefold()) if isinstance(stated, str) else None
         if split is None:
-            raise FieldError("split", given, "train, validation or test is wanted")
+            raise FieldError("split", stated, "train, validation or test is wanted")
         return split
     phrase = value.get("phrase_type")
     if isinstance(phrase, str) and phrase.startswith("test"):
         return "test"  # whatever is said of all: a test question must not be trained on
-    return source.split or place.split or ("train" if isinstance(phrase, str) else None)
+    return source.split or vqa_file.split or ("train" if isinstance(phrase, str) else None)
 
 
-def _sample(row: SourceRow, item: _VqaRow, place: _VqaFile, found: _DatasetState) -> Sample:
-    image_key, name = item.image
-    ref = found.pictures.ref(found.path(name), image_key)
-    id_key, given = item.id
-    if given is not None and (type(given) not in (int, str) or not str(given).strip()):
-        raise FieldError(id_key, given, "text or a number is wanted")
-    made = f"{place.name}-{str(given).strip()}" if given is not None else f"{place.name}-row{row.number}"
-    here = f"{row.file.name}, row {row.number}"
-    if found.ids.setdefault(made, here) != here:
-        raise FieldError(id_key, given, f"already used by {found.ids[made]}; give each question its own")
+def _make_sample(row: SourceRow, question: _VqaRow, vqa_file: _VqaFile, state: _DatasetState) -> Sample:
+    image_key, name = question.image
+    ref = state.pictures.ref(state.path(name), image_key)
+    id_key, stated_id = question.id
+    if stated_id is not None and (type(stated_id) not in (int, str) or not str(stated_id).strip()):
+        raise FieldError(id_key, stated_id, "text or a number is wanted")
+    sample_id = (
+        f"{vqa_file.name}-{str(stated_id).strip()}" if stated_id is not None else f"{vqa_file.name}-row{row.number}"
+    )
+    row_place = f"{row.file.name}, row {row.number}"
+    if state.ids.setdefault(sample_id, row_place) != row_place:
+        raise FieldError(id_key, stated_id, f"already used by {state.ids[sample_id]}; give each question its own")
     return Sample(
-        id=made,
+        id=sample_id,
         images=(ref,),
-        modality=item.modality,
-        turns=(item.turn,),
-        group=grouped(found.source, ref.path),
-        source=item.origin,
-        side=found.source.side or "patient",
-        split=item.split,
+        modality=question.modality,
+        turns=(question.turn,),
+        group=grouped(state.source, ref.path),
+        source=question.origin,
+        side=state.source.side or "patient",
+        split=question.split,
     )
