@@ -62,7 +62,7 @@ class _Piece(NamedTuple):
 
 
 def _cut_piece(piece: str) -> _Piece:
-    """Left unread. A blank is in its place, lest what stood around it join to a new mark."""
+    """Leave the piece unread. A blank replaces it, so that its neighbours do not join to a new mark."""
     return _Piece(" ", (), (piece,))
 
 
@@ -180,7 +180,7 @@ class Codec(ABC):
         return box + after
 
     def _has_no_box(self, words: str) -> bool:
-        """Nothing in it can be a box or a part of one."""
+        """Whether the words hold no box and no part of a box."""
         return "<" not in words and "[" not in words and "(" not in words
 
     def _reads_as_box(self, match: re.Match[str]) -> bool:

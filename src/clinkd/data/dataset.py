@@ -17,7 +17,7 @@ from clinkd.records import BadInput, Sample
 from clinkd.storage import read_json, sha256_file, write_atomic
 
 SAMPLES = "samples.jsonl"
-ABOUT = "dataset.json"  # what is said of the whole set, beside its samples
+ABOUT = "dataset.json"  # describes the whole set, beside its samples
 RECORDS = "records.jsonl"
 INDEX = ".samples.npy"  # where each line begins; made anew when it does not fit the file
 _CHUNK = 1 << 24
@@ -66,9 +66,9 @@ def read_about(folder: Path) -> dict[str, Any] | None:
 
 
 def dataset_identity(path: Path, root: Path) -> dict[str, str]:
-    """What a data set is: a hash of its file, and one of size and time of change of every image.
+    """Identify a data set: a hash of its file, and a hash of the size and change time of every image.
 
-    What is wrong with a row is told when it is read, not here. Raises BadInput as `data_file`.
+    Errors of a row appear when it is read, not here. Raises BadInput as `data_file`.
     """
     file = data_file(path)
     return {"sha256": sha256_file(file), "images": _hash_image_stats(file, root)}

@@ -63,7 +63,7 @@ def read_loosely(text: str, codec: Codec, bare: bool = True) -> Decoded:
 
 
 def _parse_boxes(match: re.Match[str], frame_end: float) -> list[Box]:
-    """Those of a match of `_ANY`; none where a number is missing, or one of them lies outside the frame."""
+    """The boxes of a match of `_ANY`; empty where a number is missing or a box lies outside the frame."""
     piece = match["bare"] or match["inside"] or ""
     if match["inside"] and not match["end"]:  # without its last bracket, the last number may be a part of one
         whole = _WHOLE.match(piece.lstrip())

@@ -113,7 +113,7 @@ Frame = Literal["image", "patient", "unclear"]
 
 
 class _SideWord(NamedTuple):
-    """A side word of a text, and the frame that stands with it; None is that of the sample."""
+    """A side word of a text, and the frame named beside it; None means the frame of the sample."""
 
     text: str
     start: int
@@ -129,7 +129,7 @@ def _mentions_side(text: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def _find_side_words(text: str) -> tuple[_SideWord, ...]:
-    """The side words of a text, without those in names and idioms."""
+    """The side words of a text; side words in names and idioms do not count."""
     if not _mentions_side(text):
         return ()
     matches = list(_SIDE_WORD.finditer(text))
@@ -151,7 +151,7 @@ def _find_frame(text: str, start: int, end: int) -> Frame | None:
 
 
 def _find_question_frame(question: str) -> str | None:
-    """The frame that a question asks in, where it says so: its answer is in that frame, too."""
+    """The frame that a question names, or None; the answer uses the same frame."""
     stated_frame = next((w.frame for w in _find_side_words(question) if w.frame), None)
     return stated_frame or next((frame for frame, pattern in _SIDE_OF if pattern.search(question)), None)
 
@@ -172,7 +172,7 @@ def _list_texts(sample: Sample) -> Iterator[str]:
 def contradiction(sample: Sample) -> str | None:
     """Why the boxes of a sample lie on the other side than its words say, in one line; None where they do not.
 
-    Only what is beyond doubt is told: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
+    It reports only certain cases: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
     mean one side only and no relation between places; the patient's left is judged in `MIRRORED` modalities alone.
     """
     texts = list(_list_texts(sample))
@@ -303,7 +303,7 @@ def converted(sample: Sample, to: Side) -> Sample:
 
 
 def _swap_sides(text: str, sample: Sample) -> str:
-    """The side words without a frame of their own exchanged, their case kept."""
+    """Swap left and right in words that name no frame; the case stays."""
     swapped = _exchange_side_words(text, sample)
     if swapped != text and _exchange_side_words(swapped, sample) != text:
         raise _make_refusal(sample, swapped, text, "swapped, the words mean something else; write them otherwise")

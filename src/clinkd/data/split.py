@@ -1,4 +1,4 @@
-"""Who learns, who chooses, who judges: splits by group, and the teacher's share of the training images."""
+"""Split samples by group into train, validation and test; sample the teacher's share of the training images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
 
 
 class Group(NamedTuple):
-    """What may not be torn: the collection it comes from, and the split it was given, if any."""
+    """A group stays in one split: the collection it comes from, and its given split, if any."""
 
     source: str
     split: Split | None

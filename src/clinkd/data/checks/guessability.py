@@ -55,7 +55,7 @@ class ClassGuessability:
 
 @dataclass(frozen=True, slots=True)
 class Guessability:
-    """`classes`: one Guess a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
+    """`classes`: one a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
 
     classes: tuple[ClassGuessability, ...]
     hard: dict[Modality, float]
@@ -105,7 +105,7 @@ def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, floa
 
 
 def measure(structures: Sequence[Sighting]) -> Guessability:
-    """Blind figures of every class. Raises BadInput where nothing was seen."""
+    """Image-blind shares of every class. Raises BadInput without any sighting."""
     if not structures:
         raise BadInput("blind guessability: no box with a name among the samples; give data with boxes")
     classes, hard = [], {}

@@ -1,4 +1,4 @@
-"""GreyCurve values to 8 bits through a window, whatever file they are from."""
+"""Turn grey values into 8 bits through a window, for every kind of file."""
 
 from __future__ import annotations
 
