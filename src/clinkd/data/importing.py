@@ -99,9 +99,8 @@ def _write_data_set(
             id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
             for entry in counted(forms.read_rows(source, checker.found.told), f"read {source.path.name}", "rows"):
                 converted = convert_sides(_prefix_row(entry, "" if folder == "." else f"{folder}/", id_prefix))
-                if (
-                    converted.problem is not None and entry.problem is None
-                ):  # found here, so no reader will tell it again
+                # Found here, so no reader will report it again.
+                if converted.problem is not None and entry.problem is None:
                     checker.found.between[converted.file, converted.row] = converted.problem
                 if division is not None and division.anew:
                     converted = replace(converted, samples=tuple(replace(s, split=None) for s in converted.samples))
