@@ -79,10 +79,10 @@ def test_boxes_are_the_extent_of_what_was_drawn_and_within_the_field(modality: M
     scene = phantoms._SCENES[modality]
     for k in range(30):
         rng = np.random.default_rng([3, k])
-        plan = phantoms._arrange(rng, scene.visible, 1)[0]
+        plan = phantoms._place_boxes(rng, scene.visible, 1)[0]
         before = scene.paint(rng, 96)
         after = before.copy()
-        box = phantoms._stamp(after, list(phantoms.STRUCTURES[modality].values())[k % 3], plan, 0.3)
+        box = phantoms._draw_shape(after, list(phantoms.STRUCTURES[modality].values())[k % 3], plan, 0.3)
         changed = np.abs(after - before) >= 0.15  # at least half covered
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         assert box == Box(columns[0] / 96, rows[0] / 96, (columns[-1] + 1) / 96, (rows[-1] + 1) / 96)

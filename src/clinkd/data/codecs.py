@@ -61,8 +61,8 @@ class _Piece(NamedTuple):
     unread: tuple[str, ...] = ()
 
 
-def _cut(piece: str) -> _Piece:
-    """Left unread. A blank is in its place, lest what stood around it join to a new mark."""
+def _cut_piece(piece: str) -> _Piece:
+    """Leave the piece unread. A blank replaces it, so that its neighbours do not join to a new mark."""
     return _Piece(" ", (), (piece,))
 
 
@@ -102,7 +102,7 @@ class Codec(ABC):
 
     def steps(self, size: Size | None = None) -> tuple[float, float]:
         """Distance of neighbouring grid values along x and y, in fractions of the image."""
-        grid = self._grid(size)
+        grid = self._resolve_grid(size)
         return 1 / grid.width, 1 / grid.height
 
     def encode(self, text: BoxedText, size: Size | None = None) -> str:
@@ -112,29 +112,29 @@ class Codec(ABC):
         """
         words = text.text.split(BOX_MARK)
         for piece in words:
-            if stray := next((m for m in self._any.finditer(piece) if self._misleads(m)), None):
+            if stray := next((m for m in self._any.finditer(piece) if self._reads_as_box(m)), None):
                 raise BadInput(
                     f"the words of {text.text!r} hold {stray.group()!r}, a box written out: "
                     f"write {BOX_MARK} in its place and give the box beside the text"
                 )
-        grid = self._grid(size)
+        grid = self._resolve_grid(size)
         pieces = [words[0]]
         for box, after in zip(text.boxes, words[1:], strict=True):
-            pieces.append(self._join(self._spell(self._corners(box, grid)), after))
+            pieces.append(self._join_after(self._spell_box(self._snap_box(box, grid)), after))
         return "".join(pieces)
 
     def decode(self, raw: str, size: Size | None = None) -> Decoded:
         """The boxes that are spelled as this codec spells them, and what else looks like one."""
-        grid = self._grid(size)
-        if self._plain(raw):
+        grid = self._resolve_grid(size)
+        if self._has_no_box(raw):
             return Decoded(BoxedText(raw))
         for mark in self.passed_over:
             raw = raw.replace(mark, "")
         # What most texts are, whole boxes between plain words, is read without looking for anything else.
         stride = 1 + self._own.groups
         parts = self._own.split(raw)
-        if self._plain("".join(parts[::stride])):
-            read = [self._read(parts[i : i + stride - 1], grid) for i in range(1, len(parts), stride)]
+        if self._has_no_box("".join(parts[::stride])):
+            read = [self._read_box(parts[i : i + stride - 1], grid) for i in range(1, len(parts), stride)]
             boxes = tuple(box for box in read if box is not None)
             if len(boxes) == len(read):
                 return Decoded(BoxedText(BOX_MARK.join(parts[::stride]), boxes))
@@ -145,7 +145,7 @@ class Codec(ABC):
         unread: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
-            piece = self._piece(match, grid)
+            piece = self._read_piece(match, grid)
             boxes.extend(piece.boxes)
             unread.extend(piece.unread)
             return piece.text
@@ -157,56 +157,56 @@ class Codec(ABC):
         """Why a piece that `decode` left unread is no box, and the way out, in one line."""
         if piece.strip() == BOX_MARK:
             return f"{BOX_MARK} is kept for the places of boxes; write it otherwise"
-        grid = self._grid(size)
-        example = self._spell(self._corners(Box(0.25, 0.25, 0.5, 0.5), grid))
+        grid = self._resolve_grid(size)
+        example = self._spell_box(self._snap_box(Box(0.25, 0.25, 0.5, 0.5), grid))
         return (
-            self._foreign(piece)
-            or self._torn(piece)
-            or self._misplaced(self._numbers(piece), piece, grid)
+            self._explain_foreign(piece)
+            or self._explain_torn(piece)
+            or self._explain_misplaced(self._find_numbers(piece), piece, grid)
             or f"not as {self.name} spells a box; write it like {example}"
         )
 
     # ---- what codecs do differently ----
 
-    def _grid(self, size: Size | None) -> Size:
+    def _resolve_grid(self, size: Size | None) -> Size:
         """Steps along x and y."""
         return self._fixed
 
     @abstractmethod
-    def _spell(self, corners: Corners) -> str:
+    def _spell_box(self, corners: Corners) -> str:
         """Grid values as text."""
 
-    def _join(self, box: str, after: str) -> str:
+    def _join_after(self, box: str, after: str) -> str:
         return box + after
 
-    def _plain(self, words: str) -> bool:
-        """Nothing in it can be a box or a part of one."""
+    def _has_no_box(self, words: str) -> bool:
+        """Whether the words hold no box and no part of a box."""
         return "<" not in words and "[" not in words and "(" not in words
 
-    def _misleads(self, match: re.Match[str]) -> bool:
+    def _reads_as_box(self, match: re.Match[str]) -> bool:
         """Words that would be read as a box, or as a torn one."""
         return bool(match["own"]) or "<" in match.group()
 
-    def _read(self, coordinates: Sequence[str], grid: Size) -> Box | None:
+    def _read_box(self, coordinates: Sequence[str], grid: Size) -> Box | None:
         """The box of the groups of `own`. None where it is outside the grid, swapped or without area."""
         x1, y1, x2, y2 = coordinates
         left, right = (int(x1) + self.offset) / grid.width, (int(x2) + self.offset) / grid.width
         top, bottom = (int(y1) + self.offset) / grid.height, (int(y2) + self.offset) / grid.height
         return Box(left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
 
-    def _piece(self, match: re.Match[str], grid: Size) -> _Piece:
+    def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
         """A match of `_any`."""
-        box = self._read(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
+        box = self._read_box(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
         if box is None:
-            return _cut(match.group())
+            return _cut_piece(match.group())
         return _Piece(BOX_MARK, (box,))
 
-    def _numbers(self, piece: str) -> list[str] | None:
+    def _find_numbers(self, piece: str) -> list[str] | None:
         """The coordinates of a piece as they are written, None where they cannot be told."""
-        found = self._own.fullmatch(piece)
-        return [g for g in found.groups() if g is not None] if found else None
+        own_match = self._own.fullmatch(piece)
+        return [g for g in own_match.groups() if g is not None] if own_match else None
 
-    def _unfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+    def _explain_misfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
         """Why four coordinates that are not negative cannot be in the declared frame."""
         if max(map(int, values)) >= grid.width:
             return f"beyond the grid of {self.bins}"
@@ -214,14 +214,14 @@ class Codec(ABC):
 
     # ---- the grid ----
 
-    def _corners(self, box: Box, grid: Size) -> Corners:
+    def _snap_box(self, box: Box, grid: Size) -> Corners:
         """A box on the grid, widened where both its edges fall on one value."""
-        x1, x2 = self._edges(box.x1, box.x2, grid.width)
-        y1, y2 = self._edges(box.y1, box.y2, grid.height)
+        x1, x2 = self._snap_edges(box.x1, box.x2, grid.width)
+        y1, y2 = self._snap_edges(box.y1, box.y2, grid.height)
         return x1, y1, x2, y2
 
-    def _edges(self, low: float, high: float, bins: int) -> tuple[int, int]:
-        first, last = (self._value(v, bins) for v in (low, high))
+    def _snap_edges(self, low: float, high: float, bins: int) -> tuple[int, int]:
+        first, last = (self._snap_value(v, bins) for v in (low, high))
         if first < last:
             return first, last
         middle = (low + high) / 2 * bins - self.offset  # the neighbour on the side where the box lies
@@ -229,19 +229,19 @@ class Codec(ABC):
         first = min(max(first, 0), bins - (1 if self.border else 2))
         return first, first + 1
 
-    def _value(self, fraction: float, bins: int) -> int:
+    def _snap_value(self, fraction: float, bins: int) -> int:
         return min(max(int(fraction * bins - self.offset + 0.5), 0), bins if self.border else bins - 1)
 
     # ---- why a piece was not read ----
 
-    def _foreign(self, piece: str) -> str | None:
-        known = {mark for pair in self.marks for mark in pair} | set(self.special_tokens)
+    def _explain_foreign(self, piece: str) -> str | None:
+        own_marks = {mark for pair in self.marks for mark in pair} | set(self.special_tokens)
         for mark, family in _FOREIGN.items():
-            if mark in piece and mark not in known:
+            if mark in piece and mark not in own_marks:
                 return f"a box of {family} where {self.name} is declared; give --boxes {family}"
         return None
 
-    def _torn(self, piece: str) -> str | None:
+    def _explain_torn(self, piece: str) -> str | None:
         for opening, closing in self.marks:
             if opening in piece and closing not in piece:
                 return f"no closing mark; write {closing} behind it"
@@ -251,7 +251,7 @@ class Codec(ABC):
             return f"without its marks; write {self.marks[0][0]} before it and {self.marks[0][1]} behind it"
         return None
 
-    def _misplaced(self, numbers: list[str] | None, piece: str, grid: Size) -> str | None:
+    def _explain_misplaced(self, numbers: list[str] | None, piece: str, grid: Size) -> str | None:
         if numbers is None:
             return None
         if len(numbers) != 4:
@@ -259,7 +259,7 @@ class Codec(ABC):
         x1, y1, x2, y2 = (float(n) for n in numbers)
         if min(x1, y1, x2, y2) < 0:
             return "negative, so outside the image; correct it"
-        if unfit := self._unfit(numbers, piece, grid):
+        if unfit := self._explain_misfit(numbers, piece, grid):
             return unfit
         for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
             if high <= low:
@@ -272,22 +272,22 @@ class _Points(Codec):
 
     frame = "thousandths [0,1000)"
 
-    def _spell(self, corners: Corners) -> str:
+    def _spell_box(self, corners: Corners) -> str:
         x1, y1, x2, y2 = corners
         return f"{self.marks[0][0]}({x1},{y1}),({x2},{y2}){self.marks[0][1]}"
 
-    def _numbers(self, piece: str) -> list[str] | None:
+    def _find_numbers(self, piece: str) -> list[str] | None:
         return re.findall(_NUMBER, piece)
 
-    def _unfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
-        written = [float(v) for v in values]
+    def _explain_misfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+        coordinates = [float(v) for v in values]
         if any("." in v for v in values):
-            if max(written) <= 1:
+            if max(coordinates) <= 1:
                 return f"fractions 0..1 where {self.frame} are declared; give --boxes normalised"
             return f"decimals where {self.frame} are declared; round them"
-        return self._beyond(max(written[0::2]), max(written[1::2]), grid)
+        return self._explain_outside(max(coordinates[0::2]), max(coordinates[1::2]), grid)
 
-    def _beyond(self, x: float, y: float, grid: Size) -> str | None:
+    def _explain_outside(self, x: float, y: float, grid: Size) -> str | None:
         if max(x, y) > self.bins:
             return f"beyond the grid of {self.bins}; pixels of the resized image are --boxes qwen2.5-vl"
         return None
@@ -305,53 +305,56 @@ class _Answering(_Points):
     _object: ClassVar[re.Pattern[str]] = re.compile(_OBJECT)
     _bbox: ClassVar[re.Pattern[str]] = re.compile(_BBOX)
 
-    def _plain(self, words: str) -> bool:
-        return super()._plain(words) and "bbox_2d" not in words
+    def _has_no_box(self, words: str) -> bool:
+        return super()._has_no_box(words) and "bbox_2d" not in words
 
-    def _misleads(self, match: re.Match[str]) -> bool:
-        return super()._misleads(match) or "bbox_2d" in match.group()
+    def _reads_as_box(self, match: re.Match[str]) -> bool:
+        return super()._reads_as_box(match) or "bbox_2d" in match.group()
 
-    def _piece(self, match: re.Match[str], grid: Size) -> _Piece:
+    def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
         if match["json"]:
-            return self._listed(match.group(), grid)
+            return self._read_list(match.group(), grid)
         if match["bbox"]:
-            return self._entry("{" + match.group() + "}", match.group(), grid)
-        return super()._piece(match, grid)
+            return self._read_object("{" + match.group() + "}", match.group(), grid)
+        return super()._read_piece(match, grid)
 
-    def _listed(self, text: str, grid: Size) -> _Piece:
+    def _read_list(self, text: str, grid: Size) -> _Piece:
         """Objects with more than a box, their fence and brackets gone; bare boxes are replaced where they stand."""
-        read = [(found, self._entry(found.group(), found.group(), grid)) for found in self._object.finditer(text)]
+        read = [
+            (json_match, self._read_object(json_match.group(), json_match.group(), grid))
+            for json_match in self._object.finditer(text)
+        ]
         pieces = [piece for _, piece in read]
         boxes = tuple(box for piece in pieces for box in piece.boxes)
         unread = tuple(cut for piece in pieces for cut in piece.unread)
         if any(piece.boxes and piece.text != BOX_MARK for piece in pieces):
             return _Piece(", ".join(piece.text for piece in pieces if piece.boxes), boxes, unread)
-        kept, at = [], 0
-        for found, piece in read:
-            kept += [text[at : found.start()], piece.text]
-            at = found.end()
-        return _Piece("".join([*kept, text[at:]]), boxes, unread)
+        parts, position = [], 0
+        for json_match, piece in read:
+            parts += [text[position : json_match.start()], piece.text]
+            position = json_match.end()
+        return _Piece("".join([*parts, text[position:]]), boxes, unread)
 
-    def _entry(self, text: str, whole: str, grid: Size) -> _Piece:
+    def _read_object(self, text: str, whole: str, grid: Size) -> _Piece:
         """One object: what is said beside its box (the label), then the box."""
-        none = _cut(whole)
+        none = _cut_piece(whole)
         try:
             pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
         except (ValueError, RecursionError):
             return none
         corners = [value for key, value in pairs if key == "bbox_2d"]
-        said = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
-        if len(corners) != 1 or "[" in said or "]" in said or self._any.search(said):
+        label = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
+        if len(corners) != 1 or "[" in label or "]" in label or self._any.search(label):
             return none
         if not isinstance(corners[0], list) or len(corners[0]) != 4 or any(type(c) is not int for c in corners[0]):
             return none
-        if min(corners[0]) < 0 or (box := self._read(corners[0], grid)) is None:
+        if min(corners[0]) < 0 or (box := self._read_box(corners[0], grid)) is None:
             return none
-        return _Piece(said + BOX_MARK, (box,))
+        return _Piece(label + BOX_MARK, (box,))
 
-    def _torn(self, piece: str) -> str | None:
+    def _explain_torn(self, piece: str) -> str | None:
         if "bbox_2d" not in piece:
-            return super()._torn(piece)
+            return super()._explain_torn(piece)
         if "]" not in piece:
             return "cut off before its end; write it anew"
         try:
@@ -360,14 +363,14 @@ class _Answering(_Points):
             return f"not JSON ({error}); write it anew"
         if [key for key, _ in pairs].count("bbox_2d") > 1:
             return "bbox_2d stands twice in one object; give each box an object"
-        said = "".join(str(value) for key, value in pairs if key != "bbox_2d")
-        if "[" in said or "]" in said or self._any.search(said):
+        label = "".join(str(value) for key, value in pairs if key != "bbox_2d")
+        if "[" in label or "]" in label or self._any.search(label):
             return "brackets or a box beside its own; take them out"
         return None
 
-    def _numbers(self, piece: str) -> list[str] | None:
-        found = self._bbox.search(piece)
-        return re.findall(_NUMBER, found["bare"] or "") if found else super()._numbers(piece)
+    def _find_numbers(self, piece: str) -> list[str] | None:
+        json_match = self._bbox.search(piece)
+        return re.findall(_NUMBER, json_match["bare"] or "") if json_match else super()._find_numbers(piece)
 
 
 class _Pixels(_Answering):
@@ -376,12 +379,12 @@ class _Pixels(_Answering):
     frame = "pixels of the resized image"
     needs_size = True
 
-    def _grid(self, size: Size | None) -> Size:
+    def _resolve_grid(self, size: Size | None) -> Size:
         if size is None:
             raise BadInput(f"boxes of {self.name} are pixels of the resized image: its size must be known")
         return size
 
-    def _beyond(self, x: float, y: float, grid: Size) -> str | None:
+    def _explain_outside(self, x: float, y: float, grid: Size) -> str | None:
         if x > grid.width or y > grid.height:
             size = f"{grid.width}x{grid.height}"
             way_out = "pixels of the original? Scale them; or give the min_pixels and max_pixels they were made with"
@@ -394,7 +397,7 @@ class _Relative(_Answering):
 
     frame = "thousandths 0..1000"
 
-    def _spell(self, corners: Corners) -> str:
+    def _spell_box(self, corners: Corners) -> str:
         x1, y1, x2, y2 = corners
         return f'{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}}'
 
@@ -408,23 +411,23 @@ class _Normalised(Codec):
     # a list with decimals of which there are not four, or that is cut off
     others = r"\[(?=[\s\d,eE+-]*\.\d)(?=[\s\d.eE+-]*,)[\s\d.,eE+-]+(?:\]|\Z)|"
 
-    def _spell(self, corners: Corners) -> str:
+    def _spell_box(self, corners: Corners) -> str:
         x1, y1, x2, y2 = (f"{c / self.bins:.3f}" for c in corners)
         return f"[{x1},{y1},{x2},{y2}]"
 
-    def _read(self, coordinates: Sequence[str], grid: Size) -> Box | None:
+    def _read_box(self, coordinates: Sequence[str], grid: Size) -> Box | None:
         x1, y1, x2, y2 = (float(c) for c in coordinates if c is not None)
         return Box(x1, y1, x2, y2) if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 else None
 
-    def _numbers(self, piece: str) -> list[str] | None:
+    def _find_numbers(self, piece: str) -> list[str] | None:
         return re.findall(_REAL, piece)
 
-    def _torn(self, piece: str) -> str | None:
+    def _explain_torn(self, piece: str) -> str | None:
         if "<" in piece:
-            return super()._torn(piece)
+            return super()._explain_torn(piece)
         return "cut off before its end; write it anew" if "[" in piece and "]" not in piece else None
 
-    def _unfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
+    def _explain_misfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
         if max(map(float, values)) <= 1:
             return None
         family = next((f for mark, f in _FOREIGN.items() if mark in piece), None)
@@ -435,30 +438,30 @@ class _Normalised(Codec):
 class _Digits(Codec):
     """`<|box_start|>` and eight digits, two a coordinate: nine tokens; no end mark is needed at a fixed length."""
 
-    def _spell(self, corners: Corners) -> str:
+    def _spell_box(self, corners: Corners) -> str:
         return self.special_tokens[0] + "".join(f"{c:02d}" for c in corners)
 
-    def _join(self, box: str, after: str) -> str:
+    def _join_after(self, box: str, after: str) -> str:
         return f"{box} {after}" if after[:1].isdigit() else box + after  # a ninth digit would spoil the box
 
 
 class _Locations(Codec):
     """Four special tokens, those of x and y apart: `<x_03><y_05><x_09><y_12>`."""
 
-    def _spell(self, corners: Corners) -> str:
-        width = _padding(self.bins)
+    def _spell_box(self, corners: Corners) -> str:
+        width = _count_digits(self.bins)
         return "".join(f"<{axis}_{c:0{width}d}>" for axis, c in zip("xyxy", corners, strict=True))
 
 
-def _padding(bins: int) -> int:
+def _count_digits(bins: int) -> int:
     return max(2, len(str(bins - 1)))
 
 
-def _between(marks: tuple[str, str], inside: str) -> str:
+def _build_marked_pattern(marks: tuple[str, str], inside: str) -> str:
     return rf"{re.escape(marks[0])}\s*{inside}\s*{re.escape(marks[1])}"
 
 
-def _points(digits: int) -> str:
+def _build_points_pattern(digits: int) -> str:
     one = rf"(\d{{1,{digits}}})"
     return rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)"
 
@@ -471,17 +474,31 @@ def make_codec(name: str, bins: int = 1000) -> Codec:
     name or an impossible number of bins.
     """
     if name == "qwen2-vl":
-        return _Points(name, 1000, _QWEN2, 0, _between(_QWEN2, _points(4)), _REFS, marks=(_QWEN2,))
+        return _Points(
+            name, 1000, _QWEN2, 0, _build_marked_pattern(_QWEN2, _build_points_pattern(4)), _REFS, marks=(_QWEN2,)
+        )
     if name == "qwen-vl":
-        return _Points(name, 1000, _QWEN, 0, _between(_QWEN, _points(4)), ("<ref>", "</ref>"), marks=(_QWEN,))
+        return _Points(
+            name,
+            1000,
+            _QWEN,
+            0,
+            _build_marked_pattern(_QWEN, _build_points_pattern(4)),
+            ("<ref>", "</ref>"),
+            marks=(_QWEN,),
+        )
     if name == "qwen2.5-vl":
-        return _Pixels(name, 0, _QWEN2, 0, _between(_QWEN2, _points(5)), _REFS, True, (_QWEN2,))
+        return _Pixels(
+            name, 0, _QWEN2, 0, _build_marked_pattern(_QWEN2, _build_points_pattern(5)), _REFS, True, (_QWEN2,)
+        )
     if name == "qwen3-vl":
-        return _Relative(name, 1000, (), 0, _between(_QWEN2, _points(4)), _REFS, True, (_QWEN2,))
+        return _Relative(
+            name, 1000, (), 0, _build_marked_pattern(_QWEN2, _build_points_pattern(4)), _REFS, True, (_QWEN2,)
+        )
     if name == "normalised":
         listed = rf"\[\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*\]"
         loose = rf"[\[(]\s*{_REAL}\s*,\s*{_REAL}\s*\)?\s*,\s*\(?\s*{_REAL}\s*,\s*{_REAL}\s*[\])]"
-        own = "|".join((_between(_QWEN2, loose), _between(_QWEN, loose), listed))
+        own = "|".join((_build_marked_pattern(_QWEN2, loose), _build_marked_pattern(_QWEN, loose), listed))
         return _Normalised(name, 1000, (), 0, own, (*_REFS, "<ref>", "</ref>"), True, (_QWEN2, _QWEN))
     if name == "digits":
         if not 10 <= bins <= 100:
@@ -490,7 +507,7 @@ def make_codec(name: str, bins: int = 1000) -> Codec:
     if name == "locations":
         if not 2 <= bins <= 1000:
             raise BadInput(f"model.box_bins={bins}: 2..1000 location tokens an axis are possible")
-        width = _padding(bins)
+        width = _count_digits(bins)
         tokens = tuple(f"<{axis}_{k:0{width}d}>" for axis in "xy" for k in range(bins))
         one = r"<{}_([0-9]{{" + str(width) + "}})>"
         return _Locations(name, bins, tokens, 0.5, r"\s*".join(one.format(axis) for axis in "xyxy"))

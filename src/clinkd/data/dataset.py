@@ -17,7 +17,7 @@ from clinkd.records import BadInput, Sample
 from clinkd.storage import read_json, sha256_file, write_atomic
 
 SAMPLES = "samples.jsonl"
-ABOUT = "dataset.json"  # what is said of the whole set, beside its samples
+ABOUT = "dataset.json"  # describes the whole set, beside its samples
 RECORDS = "records.jsonl"
 INDEX = ".samples.npy"  # where each line begins; made anew when it does not fit the file
 _CHUNK = 1 << 24
@@ -30,13 +30,13 @@ def data_file(path: Path) -> Path:
 
     Raises BadInput where there is none; other forms of data are imported first.
     """
-    found = [path / name for name in (SAMPLES, RECORDS) if (path / name).is_file()] if path.is_dir() else [path]
-    if not found or not found[0].is_file():
+    candidates = [path / name for name in (SAMPLES, RECORDS) if (path / name).is_file()] if path.is_dir() else [path]
+    if not candidates or not candidates[0].is_file():
         raise BadInput(
             f"data.path={path}: no {RECORDS} and no {SAMPLES} there; data of another form is imported first, with "
             "clinkd data import"
         )
-    return found[0]
+    return candidates[0]
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -66,24 +66,24 @@ def read_about(folder: Path) -> dict[str, Any] | None:
 
 
 def dataset_identity(path: Path, root: Path) -> dict[str, str]:
-    """What a data set is: a hash of its file, and one of size and time of change of every image.
+    """Identify a data set: a hash of its file, and a hash of the size and change time of every image.
 
-    What is wrong with a row is told when it is read, not here. Raises BadInput as `data_file`.
+    Errors of a row appear when it is read, not here. Raises BadInput as `data_file`.
     """
     file = data_file(path)
-    return {"sha256": sha256_file(file), "images": _stamps(file, root)}
+    return {"sha256": sha256_file(file), "images": _hash_image_stats(file, root)}
 
 
-def _stamps(file: Path, root: Path) -> str:
-    told = hashlib.sha256()
-    for name in sorted(set(_image_paths(file))):
+def _hash_image_stats(file: Path, root: Path) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(set(_list_image_paths(file))):
         with contextlib.suppress(OSError, ValueError):
-            found = (root / name.rpartition("#")[0] if "#" in name else root / name).stat()
-            told.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return told.hexdigest()
+            file_stat = (root / name.rpartition("#")[0] if "#" in name else root / name).stat()
+            digest.update(f"{name} {file_stat.st_size} {file_stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
-def _image_paths(file: Path) -> Iterator[str]:
+def _list_image_paths(file: Path) -> Iterator[str]:
     """The images that the rows name."""
     with file.open("rb") as lines:
         for line in lines:
@@ -104,24 +104,24 @@ class SampleFile(Sequence[Sample]):
         self.file = path / SAMPLES if path.is_dir() else path
         if not self.file.is_file():
             raise BadInput(f"{self.file}: no such file; clinkd data import makes one")
-        self._starts = _starts(self.file)
-        self._opened = os.open(self.file, os.O_RDONLY)
+        self._line_starts = _line_starts(self.file)
+        self._descriptor = os.open(self.file, os.O_RDONLY)
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._line_starts) - 1
 
     @overload
-    def __getitem__(self, at: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, at: slice) -> list[Sample]: ...
-    def __getitem__(self, at: int | slice) -> Sample | list[Sample]:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        number = at + len(self) if at < 0 else at
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
-            raise IndexError(at)
-        start, end = int(self._starts[number]), int(self._starts[number + 1])
-        line = os.pread(self._opened, end - start, start)
+            raise IndexError(index)
+        start, end = int(self._line_starts[number]), int(self._line_starts[number + 1])
+        line = os.pread(self._descriptor, end - start, start)
         try:
             return Sample.from_json(orjson.loads(line))
         except ValueError as error:
@@ -131,28 +131,28 @@ class SampleFile(Sequence[Sample]):
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
-            os.close(self._opened)
+            os.close(self._descriptor)
 
 
-def _starts(file: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _line_starts(file: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Where each line begins, and the end of the file, kept beside it for the next time."""
-    kept = file.with_name(INDEX)
+    index_file = file.with_name(INDEX)
     size, modified = file.stat().st_size, file.stat().st_mtime_ns
     with contextlib.suppress(OSError, ValueError):
-        found = np.load(kept, allow_pickle=False)
-        if found.dtype == np.int64 and found.size > 2 and (found[-1], found[-2]) == (modified, size):
-            return np.asarray(found[:-1])
-    marks = [np.zeros(1, np.int64)]
+        cached = np.load(index_file, allow_pickle=False)
+        if cached.dtype == np.int64 and cached.size > 2 and (cached[-1], cached[-2]) == (modified, size):
+            return np.asarray(cached[:-1])
+    chunk_starts = [np.zeros(1, np.int64)]
     with file.open("rb") as stream:
         offset = 0
         while chunk := stream.read(_CHUNK):
-            marks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset + 1)
+            chunk_starts.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset + 1)
             offset += len(chunk)
-    starts = np.concatenate(marks)
+    starts = np.concatenate(chunk_starts)
     if starts[-1] != size:  # a last line without line end
         starts = np.append(starts, size)
     with contextlib.suppress(OSError, BadInput):  # a folder one may not write to: it is counted anew each time
         buffer = io.BytesIO()
         np.save(buffer, np.append(starts, modified))
-        write_atomic(kept, buffer.getvalue())
+        write_atomic(index_file, buffer.getvalue())
     return starts

@@ -59,25 +59,25 @@ def import_data(
     unless `copy`: then they go to `out`/images as PNG, without their headers. Raises NotClean where rows are bad and
     there is no `quarantine_file`; BadInput where `out` holds something, or a source cannot be read.
     """
-    out = _resolved(out)
-    if quarantine_file is not None and _resolved(quarantine_file).is_relative_to(out):
+    out = _resolve_path(out)
+    if quarantine_file is not None and _resolve_path(quarantine_file).is_relative_to(out):
         raise BadInput(f"--quarantine {quarantine_file}: inside the new data set; put it beside")
-    paths = [_resolved(s.path) for s in sources]
+    paths = [_resolve_path(s.path) for s in sources]
     if twice := next((p for p in paths if paths.count(p) > 1), None):
         raise BadInput(f"{twice}: given twice; give each source once")
     with new_folder(out) as draft:
-        told = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
-        return _write(told, draft, out, checks, division, quarantine_file, side, copy)
+        with_forms = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
+        return _write_data_set(with_forms, draft, out, checks, division, quarantine_file, side, copy)
 
 
-def _resolved(path: Path) -> Path:
+def _resolve_path(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
         raise BadInput(f"{path}: a loop of links; give the folder itself") from None
 
 
-def _write(
+def _write_data_set(
     sources: Sequence[Source],
     draft: Path,
     out: Path,
@@ -87,25 +87,26 @@ def _write(
     side: Side | None,
     copy: bool,
 ) -> Findings:
-    roots = [_resolved(s.root) for s in sources]
+    roots = [_resolve_path(s.root) for s in sources]
     root = Path(os.path.commonpath(roots))
     checker = Checker(checks, root if all(s.open_images for s in sources) else None)
     spool = draft / "read.jsonl"
-    turn = _SideConverter(side)
+    convert_sides = _SideConverter(side)
     files: dict[str, int] = {}
     with spool.open("wb") as lines:
-        for number, (source, below) in enumerate(zip(sources, roots, strict=True), start=1):
-            front = below.relative_to(root).as_posix()
-            mark = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
+        for number, (source, source_root) in enumerate(zip(sources, roots, strict=True), start=1):
+            folder = source_root.relative_to(root).as_posix()
+            id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
             for entry in counted(forms.read_rows(source, checker.found.told), f"read {source.path.name}", "rows"):
-                made = turn(_moved(entry, "" if front == "." else f"{front}/", mark))
-                if made.problem is not None and entry.problem is None:  # found here, so no reader will tell it again
-                    checker.found.between[made.file, made.row] = made.problem
+                converted = convert_sides(_prefix_row(entry, "" if folder == "." else f"{folder}/", id_prefix))
+                # Found here, so no reader will report it again.
+                if converted.problem is not None and entry.problem is None:
+                    checker.found.between[converted.file, converted.row] = converted.problem
                 if division is not None and division.anew:
-                    made = replace(made, samples=tuple(replace(s, split=None) for s in made.samples))
-                if checker.see(made) is None:
-                    at = files.setdefault(made.file, len(files)), made.row
-                    lines.writelines(_line(sample, at) for sample in made.samples)
+                    converted = replace(converted, samples=tuple(replace(s, split=None) for s in converted.samples))
+                if checker.see(converted) is None:
+                    place = files.setdefault(converted.file, len(files)), converted.row
+                    lines.writelines(_encode_line(sample, place) for sample in converted.samples)
     found = checker.close()
     if found.bad and (quarantine_file is None or any(p.row == 0 for p in found.bad)):
         raise NotClean(found)
@@ -113,12 +114,12 @@ def _write(
         quarantine(sources, found, quarantine_file)
     bad = {(files[file], row) for file, row in found.between if file in files}
     keep = "split" in checks.allow
-    placed = _finish(_Spool(spool, bad), draft, root, found, division, copy, keep)
+    placed = _write_samples(_Spool(spool, bad), draft, root, found, division, copy, keep)
     spool.unlink()
     about = {
-        "root": "." if copy else os.path.relpath(root, out.resolve()) if _near(root, out) else str(root),
-        "side": turn.side,
-        "sources": [_told(s) for s in sources],
+        "root": "." if copy else os.path.relpath(root, out.resolve()) if _lies_near(root, out) else str(root),
+        "side": convert_sides.side,
+        "sources": [_describe_source(s) for s in sources],
         "rows": found.rows,
         "samples": found.samples,
         "quarantined": found.quarantined,
@@ -132,21 +133,21 @@ def _write(
     return found
 
 
-def _near(root: Path, out: Path) -> bool:
+def _lies_near(root: Path, out: Path) -> bool:
     """Whether the images lie beside the data set or in it, so that both may be moved together."""
     return out.resolve().parent.is_relative_to(root) or root.is_relative_to(out.resolve())
 
 
-def _line(sample: Sample, at: tuple[int, int]) -> bytes:
-    return orjson.dumps(sample.to_json() | {"at": at}, option=orjson.OPT_APPEND_NEWLINE)
+def _encode_line(sample: Sample, place: tuple[int, int]) -> bytes:
+    return orjson.dumps(sample.to_json() | {"at": place}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _moved(entry: RowResult, front: str, mark: str) -> RowResult:
+def _prefix_row(entry: RowResult, path_prefix: str, id_prefix: str) -> RowResult:
     """The entry with image paths from the common root, and ids of its source: two sheets may number rows alike."""
-    if not front and not mark:
+    if not path_prefix and not id_prefix:
         return entry
     moved = tuple(
-        replace(s, id=mark + s.id, images=tuple(replace(i, path=front + i.path) for i in s.images))
+        replace(s, id=id_prefix + s.id, images=tuple(replace(i, path=path_prefix + i.path) for i in s.images))
         for s in entry.samples
     )
     return replace(entry, samples=moved)
@@ -193,14 +194,14 @@ class _Spool:
                     yield record
 
 
-def _finish(
-    spool: _Spool, draft: Path, root: Path, found: Findings, division: Division | None, copy: bool, keep: bool
+def _write_samples(
+    spool: _Spool, draft: Path, root: Path, findings: Findings, division: Division | None, copy: bool, keep: bool
 ) -> Counter[str]:
     """The rows that stayed good, with their splits, into samples.jsonl; the number of groups in each split.
 
     `keep`: a split that a file gave is kept row by row, also where it tears a group.
     """
-    leader = _leaders(found.joined)
+    leader = _find_leaders(findings.joined)
     groups: dict[str, Group] = {}
     kept: set[str] = set()
     for record in spool:
@@ -208,8 +209,8 @@ def _finish(
         kept.add(group)
         groups.setdefault(group, Group(record["source"], record["split"]))
     placed = place(groups, division.validation, division.test, division.seed) if division else {}
-    found.turns.clear()
-    found.samples = 0
+    findings.turns.clear()
+    findings.samples = 0
     store = _Copies(root, draft) if copy else None
     with (draft / SAMPLES).open("wb") as lines:
         for record in counted(spool, "write samples", "samples"):
@@ -219,17 +220,17 @@ def _finish(
             if store is not None:
                 record["images"] = [store(ImageRef.from_json(i)).to_json() for i in record["images"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-            found.samples += 1
+            findings.samples += 1
             for turn in record["turns"]:
-                found.count(record["split"], record["modality"], turn["task"])
-    if not found.samples:
-        raise BadInput(f"no sample is left of {found.rows} rows; clinkd data check says why")
+                findings.count(record["split"], record["modality"], turn["task"])
+    if not findings.samples:
+        raise BadInput(f"no sample is left of {findings.rows} rows; clinkd data check says why")
     where: Mapping[str, Split | None] = placed if division else {g: group.split for g, group in groups.items()}
-    found.groups = Counter(where[g] or "-" for g in kept)
-    return found.groups
+    findings.groups = Counter(where[g] or "-" for g in kept)
+    return findings.groups
 
 
-def _leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Group -> the first of all groups that it is joined with."""
     leader: dict[str, str] = {}
 
@@ -248,37 +249,37 @@ class _Copies:
 
     def __init__(self, root: Path, draft: Path) -> None:
         self.root, self.draft = root, draft
-        self._made: dict[tuple[str, str | None], ImageRef] = {}
+        self._copied: dict[tuple[str, str | None], ImageRef] = {}
         self._taken: set[str] = set()
 
     def __call__(self, image: ImageRef) -> ImageRef:
         key = image.path, image.window
-        if key not in self._made:
-            self._made[key] = self._copy(image)
-        return self._made[key]
+        if key not in self._copied:
+            self._copied[key] = self._copy_image(image)
+        return self._copied[key]
 
-    def _copy(self, image: ImageRef) -> ImageRef:
+    def _copy_image(self, image: ImageRef) -> ImageRef:
         """The upright picture as PNG: pixels alone, since headers of any form may hold names."""
         shown = f"{image.path} {image.window}" if image.window else image.path
         plain = re.sub("[^A-Za-z0-9._/-]", "_", shown)
-        name = self._free(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
+        name = self._choose_name(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
         target = self.draft / name
         target.parent.mkdir(parents=True, exist_ok=True)
         open_image(self.root, image).save(target)
         return ImageRef(name, image.width, image.height)
 
-    def _free(self, name: str) -> str:
+    def _choose_name(self, name: str) -> str:
         """The name, or one beside it where another image has it already."""
         stem, dot, suffix = name.rpartition(".")
-        tried, number = name, 1
-        while tried.casefold() in self._taken:
+        candidate, number = name, 1
+        while candidate.casefold() in self._taken:
             number += 1
-            tried = f"{stem}_{number}{dot}{suffix}"
-        self._taken.add(tried.casefold())
-        return tried
+            candidate = f"{stem}_{number}{dot}{suffix}"
+        self._taken.add(candidate.casefold())
+        return candidate
 
 
-def _told(source: Source) -> dict[str, Any]:
+def _describe_source(source: Source) -> dict[str, Any]:
     """A source as dataset.json keeps it."""
     return {
         "path": str(source.path.resolve()),
@@ -300,11 +301,11 @@ def split_anew(folder: Path, division: Division) -> Counter[str]:
     if about is None and (folder / ABOUT).exists():
         raise BadInput(f"{folder / ABOUT}: of another program, and would be overwritten; move it away")
     groups: dict[str, Group] = {}
-    for record in _records(file):
+    for record in _iterate_records(file):
         groups.setdefault(record["group"], Group(record["source"], None))
     placed = place(groups, division.validation, division.test, division.seed)
     with replacing(file) as lines:
-        for record in _records(file):
+        for record in _iterate_records(file):
             record["split"] = placed[record["group"]]
             lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
     counts = Counter[str](placed[g] for g in groups)
@@ -312,7 +313,7 @@ def split_anew(folder: Path, division: Division) -> Counter[str]:
     return counts
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
+def _iterate_records(file: Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:

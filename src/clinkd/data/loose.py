@@ -46,38 +46,38 @@ def read_loosely(text: str, codec: Codec, bare: bool = True) -> Decoded:
         raise BadInput(f"boxes of {codec.name} are pixels of the resized image: its size must be known")
     if codec.name not in FRAMES:
         return codec.decode(text)
-    far = FRAMES[codec.name]
+    frame_end = FRAMES[codec.name]
     boxes: list[Box] = []
-    unread: list[str] = []
+    unparsed: list[str] = []
 
     def replace(match: re.Match[str]) -> str:
-        found = _boxes(match, far)
-        if not found:
-            unread.extend([] if match["stray"] else [match.group()])
+        parsed = _parse_boxes(match, frame_end)
+        if not parsed:
+            unparsed.extend([] if match["stray"] else [match.group()])
             return " "
-        boxes.extend(found)
-        return " ".join([BOX_MARK] * len(found))
+        boxes.extend(parsed)
+        return " ".join([BOX_MARK] * len(parsed))
 
-    said = (_ANY if bare else _ANY_MARKED).sub(replace, _REFS.sub("", text))
-    return Decoded(BoxedText(said, tuple(boxes)), tuple(unread))
+    plain_text = (_ANY if bare else _ANY_MARKED).sub(replace, _REFS.sub("", text))
+    return Decoded(BoxedText(plain_text, tuple(boxes)), tuple(unparsed))
 
 
-def _boxes(match: re.Match[str], far: float) -> list[Box]:
-    """Those of a match of `_ANY`; none where a number is missing, or one of them lies outside the frame."""
+def _parse_boxes(match: re.Match[str], frame_end: float) -> list[Box]:
+    """The boxes of a match of `_ANY`; empty where a number is missing or a box lies outside the frame."""
     piece = match["bare"] or match["inside"] or ""
     if match["inside"] and not match["end"]:  # without its last bracket, the last number may be a part of one
         whole = _WHOLE.match(piece.lstrip())
         piece = whole.group() if whole else ""
     numbers = [float(n) for n in _NUMBERS.findall(piece)]
-    if not numbers or len(numbers) % 4 or (far > 1 and max(numbers) <= 1 and "." in piece):
+    if not numbers or len(numbers) % 4 or (frame_end > 1 and max(numbers) <= 1 and "." in piece):
         return []  # fractions where thousandths are declared are of another frame, not tiny
-    found = [_box(numbers[i : i + 4], far) for i in range(0, len(numbers), 4)]
-    whole_boxes = [box for box in found if box is not None]
-    return whole_boxes if len(whole_boxes) == len(found) else []
+    candidates = [_scale_box(numbers[i : i + 4], frame_end) for i in range(0, len(numbers), 4)]
+    whole_boxes = [box for box in candidates if box is not None]
+    return whole_boxes if len(whole_boxes) == len(candidates) else []
 
 
-def _box(corners: Sequence[float], far: float) -> Box | None:
+def _scale_box(corners: Sequence[float], frame_end: float) -> Box | None:
     (x1, x2), (y1, y2) = sorted(corners[0::2]), sorted(corners[1::2])
-    if not (0 <= x1 < x2 <= far and 0 <= y1 < y2 <= far):
+    if not (0 <= x1 < x2 <= frame_end and 0 <= y1 < y2 <= frame_end):
         return None
-    return Box(x1 / far, y1 / far, x2 / far, y2 / far)
+    return Box(x1 / frame_end, y1 / frame_end, x2 / frame_end, y2 / frame_end)

@@ -20,19 +20,21 @@ _SPELLINGS = {
 }
 
 
-def _bare(text: str) -> str:
+def _normalise_spelling(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-_KNOWN = {_bare(spelling): modality for modality, spellings in _SPELLINGS.items() for spelling in spellings}
+_BY_SPELLING = {
+    _normalise_spelling(spelling): modality for modality, spellings in _SPELLINGS.items() for spelling in spellings
+}
 
 
 def read_modality(text: str) -> Modality:
     """The modality meant by `text`; case, blanks and hyphens do not count. Raises BadInput on an unknown one."""
-    found = _KNOWN.get(_bare(text))
-    if found is None:
-        near = difflib.get_close_matches(_bare(text), _KNOWN, n=1)
-        hint = f"; did you mean {_KNOWN[near[0]].value}?" if near else ""
+    modality = _BY_SPELLING.get(_normalise_spelling(text))
+    if modality is None:
+        near = difflib.get_close_matches(_normalise_spelling(text), _BY_SPELLING, n=1)
+        hint = f"; did you mean {_BY_SPELLING[near[0]].value}?" if near else ""
         legal = ", ".join(spellings[0] for spellings in _SPELLINGS.values())
         raise BadInput(f"modality {text!r} is unknown{hint}; give one of {legal}")
-    return found
+    return modality

@@ -41,12 +41,12 @@ GAP = 0.03  # between two boxes, and from a box to the border of the image
 OFF_CENTRE = 0.07  # least distance of a box's centre from the middle line, so that left and right are plain
 ALONE = 0.4  # share of images with one structure, where more are allowed
 PITCH = 0.105  # about this much of the image from stripe to stripe
-TWINS = 0.06  # share of later structures that repeat a name of the same image
+REPEATS = 0.06  # share of later structures that repeat a name of the same image
 LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack each way
 ASPECT = (0.78, 1.0)  # shorter by longer side
 CONTRAST = (0.42, 0.55)  # level of a structure above or below its surroundings
-_NUMBER = ("no", "one", "two", "three", "four")
-_SPOKEN = {
+_NUMBER_WORDS = ("no", "one", "two", "three", "four")
+_MODALITY_PHRASES = {
     Modality.CT: "A CT", Modality.MR: "An MR", Modality.XRAY: "An X-ray", Modality.PET: "A PET",
     Modality.ENDOSCOPY: "An endoscopy", Modality.DERMOSCOPY: "A dermoscopy", Modality.FUNDUS: "A fundus",
     Modality.ULTRASOUND: "An ultrasound",
@@ -57,7 +57,7 @@ _SPOKEN = {
 # blunt tips, so that the pixels reach the sides of the box
 
 
-def _meet(a: Levels, b: Levels) -> Levels:
+def _intersect_shapes(a: Levels, b: Levels) -> Levels:
     """What lies in both of two shapes."""
     return np.asarray(np.maximum(a, b))
 
@@ -67,17 +67,17 @@ def _ring(u: Levels, v: Levels, *_: float) -> Levels:
 
 
 def _triangle(u: Levels, v: Levels, *_: float) -> Levels:
-    return _meet((2.12 * np.abs(u) - v - 1.12) / 5**0.5, np.abs(v) - 1)
+    return _intersect_shapes((2.12 * np.abs(u) - v - 1.12) / 5**0.5, np.abs(v) - 1)
 
 
 def _cross(u: Levels, v: Levels, *_: float) -> Levels:
     u, v = np.abs(u), np.abs(v)
-    return _meet(np.minimum(u, v) - 0.305, np.maximum(u, v) - 1)
+    return _intersect_shapes(np.minimum(u, v) - 0.305, np.maximum(u, v) - 1)
 
 
 def _crescent(u: Levels, v: Levels, *_: float) -> Levels:
     x = (u + 1) * 0.84 - 1  # the horns of this moon end at 0.72: the right side of the box cuts their tips
-    return _meet(_meet(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
+    return _intersect_shapes(_intersect_shapes(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
 
 
 def _bars(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
@@ -86,7 +86,7 @@ def _bars(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0
     half = 0.52 / stripes  # thickness / 2; first and last stripe lie on the border
     step = (2 - 2 * half) / (stripes - 1)
     nearest = np.clip(np.round((v + 1 - half) / step), 0, stripes - 1) * step + half - 1
-    return _meet(np.abs(v - nearest) - half, np.abs(u) - 1)
+    return _intersect_shapes(np.abs(v - nearest) - half, np.abs(u) - 1)
 
 
 def _columns(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
@@ -95,7 +95,7 @@ def _columns(u: Levels, v: Levels, half_width: float = 0.15, half_height: float 
 
 def _diamond(u: Levels, v: Levels, *_: float) -> Levels:
     u, v = np.abs(u), np.abs(v)
-    return _meet((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
+    return _intersect_shapes((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
 
 
 class Shape(Protocol):
@@ -145,42 +145,42 @@ def draw(
 
     Raises BadInput where so many structures do not fit, or `pixels` is too few to tell the shapes apart.
     """
-    _check(structures, pixels)
+    _check_settings(structures, pixels)
     scene = _SCENES[modality]
-    plans = _arrange(rng, scene.visible, _count(rng, structures))
+    plans = _place_boxes(rng, scene.visible, _choose_count(rng, structures))
     levels = scene.paint(rng, pixels)
-    found = []
-    for plan, name in zip(plans, _names(rng, modality, len(plans), names), strict=True):
+    drawn = []
+    for plan, name in zip(plans, _choose_names(rng, modality, len(plans), names), strict=True):
         brightness: Brightness = "bright" if rng.random() < 0.5 else "dark"
         contrast = rng.uniform(*CONTRAST) * (1 if brightness == "bright" else -1)
-        box = _stamp(levels, STRUCTURES[modality][name], plan, contrast)
+        box = _draw_shape(levels, STRUCTURES[modality][name], plan, contrast)
         side: Place = "left" if box.centre[0] < 0.5 else "right"
-        found.append(Structure(name, plan.size, side, brightness, box))
+        drawn.append(Structure(name, plan.size, side, brightness, box))
     noisy = levels + rng.standard_normal(levels.shape) * scene.grain * (levels > 0)
     image = scene.colours[(np.clip(noisy, 0, 1) * 255).astype(np.uint8)]
-    return Drawing(image, modality, tuple(sorted(found, key=lambda s: s.box.centre)))
+    return Drawing(image, modality, tuple(sorted(drawn, key=lambda s: s.box.centre)))
 
 
-def _count(rng: np.random.Generator, most: int) -> int:
+def _choose_count(rng: np.random.Generator, most: int) -> int:
     return 1 if most == 1 or rng.random() < ALONE else int(rng.integers(2, most + 1))
 
 
-def _check(structures: int, pixels: int) -> None:
+def _check_settings(structures: int, pixels: int) -> None:
     if not 1 <= structures <= MOST_STRUCTURES:
         raise BadInput(f"data.phantoms.structures={structures}: 1..{MOST_STRUCTURES} fit in an image")
     if pixels < LEAST_PIXELS:
         raise BadInput(f"data.phantoms.image_pixels={pixels}: the shapes need {LEAST_PIXELS} pixels or more")
 
 
-def _names(rng: np.random.Generator, modality: Modality, count: int, order: Sequence[str]) -> list[str]:
+def _choose_names(rng: np.random.Generator, modality: Modality, count: int, order: Sequence[str]) -> list[str]:
     """`count` names in random order, distinct as long as they last but for a few twins."""
-    known = list(STRUCTURES[modality])
-    order = order or [known[i] for i in rng.permutation(len(known))]
+    modality_names = list(STRUCTURES[modality])
+    order = order or [modality_names[i] for i in rng.permutation(len(modality_names))]
     names: list[str] = []
     while len(names) < count:
-        fresh = [n for n in order if n not in names]
-        twin = names and (not fresh or rng.random() < TWINS)
-        names.append(names[rng.integers(len(names))] if twin else fresh[0])
+        unused = [n for n in order if n not in names]
+        repeat = names and (not unused or rng.random() < REPEATS)
+        names.append(names[rng.integers(len(names))] if repeat else unused[0])
     return [names[i] for i in rng.permutation(count)]
 
 
@@ -198,7 +198,7 @@ class _StructurePlacement:
 Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the modality's field shows
 
 
-def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_StructurePlacement]:
+def _place_boxes(rng: np.random.Generator, visible: Visible, count: int) -> list[_StructurePlacement]:
     """Places of `count` boxes: uniform over all that are visible, off the middle line and apart from each other."""
     for _ in range(5000):
         sizes: list[Size] = ["small" if rng.random() < 0.5 else "large" for _ in range(count)]
@@ -208,7 +208,7 @@ def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_St
         half_C2 = np.stack([np.where(flat, longest, shortest), np.where(flat, shortest, longest)], 1) / 2
         for _ in range(8 if count < 3 else 2):  # the same sizes again: else large ones, which fit rarely, get rare
             centre_TC2 = rng.uniform(half_C2 + GAP, 1 - half_C2 - GAP, (256, count, 2))
-            fits_T = _fits(centre_TC2, half_C2, visible)
+            fits_T = _find_fitting(centre_TC2, half_C2, visible)
             if fits_T.any():
                 places = zip(sizes, centre_TC2[fits_T.argmax()].tolist(), half_C2.tolist(), strict=True)
                 return [
@@ -218,19 +218,19 @@ def _arrange(rng: np.random.Generator, visible: Visible, count: int) -> list[_St
     raise AssertionError(f"{count} structures found no room")
 
 
-def _fits(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDArray[np.bool_]:
+def _find_fitting(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDArray[np.bool_]:
     """Which of T tries to place C boxes (centres, half sides) are lawful: [T]."""
     fits_T = (np.abs(centre_TC2[..., 0] - 0.5) > OFF_CENTRE).all(1)
     for corner in itertools.product((-1, 1), repeat=2):  # enough, as the fields are convex
-        at = centre_TC2 + half_C2 * np.array(corner)
-        fits_T &= visible(at[..., 0], at[..., 1]).all(1)
+        corners = centre_TC2 + half_C2 * np.array(corner)
+        fits_T &= visible(corners[..., 0], corners[..., 1]).all(1)
     for i, j in itertools.combinations(range(len(half_C2)), 2):
         between = np.abs(centre_TC2[:, i] - centre_TC2[:, j]) - half_C2[i] - half_C2[j]
         fits_T &= between.max(1) > GAP
     return np.asarray(fits_T)
 
 
-def _stamp(levels: Levels, shape: Shape, plan: _StructurePlacement, contrast: float) -> Box:
+def _draw_shape(levels: Levels, shape: Shape, plan: _StructurePlacement, contrast: float) -> Box:
     """Draw one shape into `levels` in place; the box is the extent of its pixels that are at least half covered."""
     P = len(levels)
     left, right = int((plan.x - plan.half_width) * P) - 1, int((plan.x + plan.half_width) * P) + 2
@@ -258,35 +258,35 @@ class _Scene:
     grain: float  # standard deviation of the noise, in levels
 
 
-def _oval(x: Levels, y: Levels, rx: float, ry: float, power: float, cy: float = 0.5) -> Levels:
+def _measure_oval(x: Levels, y: Levels, rx: float, ry: float, power: float, cy: float = 0.5) -> Levels:
     """0 in the centre, 1 on the rim of a superellipse."""
     return (np.abs((x - 0.5) / rx) ** power + np.abs((y - cy) / ry) ** power) ** (1 / power)
 
 
 @functools.lru_cache(maxsize=8)
-def _grid(P: int) -> tuple[Levels, Levels]:
+def _make_grid(P: int) -> tuple[Levels, Levels]:
     axis = (np.arange(P) + 0.5) / P
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
 @functools.lru_cache(maxsize=8)
-def _waves(P: int, knots: int) -> Levels:
+def _make_wave_weights(P: int, knots: int) -> Levels:
     """[P, knots]: smooth interpolation from `knots` values to P."""
-    at = np.linspace(0, knots - 1, P)
-    weight = np.exp(-((at[:, None] - np.arange(knots)[None]) ** 2) / 0.7)
+    positions = np.linspace(0, knots - 1, P)
+    weight = np.exp(-((positions[:, None] - np.arange(knots)[None]) ** 2) / 0.7)
     return np.asarray(weight / weight.sum(1, keepdims=True))
 
 
-def _clouds(rng: np.random.Generator, P: int, strength: float, knots: int = 6) -> Levels:
+def _make_clouds(rng: np.random.Generator, P: int, strength: float, knots: int = 6) -> Levels:
     """Slow unevenness of the background, zero on average."""
-    waves = _waves(P, knots)
+    waves = _make_wave_weights(P, knots)
     return strength * (waves @ rng.uniform(-1, 1, (knots, knots)) @ waves.T)
 
 
-def _curves(rng: np.random.Generator, P: int, count: int, thickness: float, upright: bool) -> Levels:
+def _draw_curves(rng: np.random.Generator, P: int, count: int, thickness: float, upright: bool) -> Levels:
     """Coverage 0..1 of thin bent lines across the whole image."""
-    x, y = _grid(P)
+    x, y = _make_grid(P)
     along, across = (y, x) if upright else (x, y)
     start, slope, bend = rng.uniform(0.05, 0.95, count), rng.uniform(-0.5, 0.5, count), rng.uniform(-0.8, 0.8, count)
     cover = np.zeros((P, P))
@@ -297,21 +297,21 @@ def _curves(rng: np.random.Generator, P: int, count: int, thickness: float, upri
     return cover
 
 
-def _ramp(*stops: tuple[float, int, int, int]) -> NDArray[np.uint8]:
+def _make_colour_ramp(*stops: tuple[float, int, int, int]) -> NDArray[np.uint8]:
     """Colours [256, 3] of a level, linear between stops (level, red, green, blue)."""
-    at = np.linspace(0, 1, 256)
+    positions = np.linspace(0, 1, 256)
     levels = [s[0] for s in stops]
-    return np.stack([np.interp(at, levels, [s[c] for s in stops]) for c in (1, 2, 3)], 1).astype(np.uint8)
+    return np.stack([np.interp(positions, levels, [s[c] for s in stops]) for c in (1, 2, 3)], 1).astype(np.uint8)
 
 
-def _base(rng: np.random.Generator) -> float:
+def _choose_base_level(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.43, 0.51))
 
 
 def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
-    rim = _oval(x, y, 0.48, 0.44, 2.8, cy=0.47)
-    levels = _base(rng) + _clouds(rng, P, 0.05)
+    x, y = _make_grid(P)
+    rim = _measure_oval(x, y, 0.48, 0.44, 2.8, cy=0.47)
+    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.05)
     levels = np.where(rim > 0.93, levels + 0.17, levels)  # fat under the skin
     levels *= rim < 1
     table = np.abs(y - 0.94 + 0.25 * (x - 0.5) ** 2) < 0.012
@@ -319,11 +319,11 @@ def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
 
 
 def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
-    rim = _oval(x, y, 0.475, 0.49, 2.6)
+    x, y = _make_grid(P)
+    rim = _measure_oval(x, y, 0.475, 0.49, 2.6)
     turn = np.arctan2(y - 0.5, x - 0.5)
     folds = np.cos(turn * 17 + rng.uniform(0, 6.3)) * np.clip((rim - 0.62) * 4, 0, 1)
-    levels = _base(rng) + _clouds(rng, P, 0.05) + 0.06 * folds
+    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.05) + 0.06 * folds
     levels = levels - 0.10 * np.clip(1 - np.abs(x - 0.5 - rng.uniform(-0.01, 0.01)) / 0.012, 0, 1)  # midline
     levels = np.where(rim > 0.89, 0.06, levels)  # skull
     levels = np.where(rim > 0.945, 0.85, levels)  # scalp
@@ -331,8 +331,8 @@ def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
 
 
 def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
-    levels = _base(rng) + 0.04 + _clouds(rng, P, 0.03)
+    x, y = _make_grid(P)
+    levels = _choose_base_level(rng) + 0.04 + _make_clouds(rng, P, 0.03)
     for centre in (0.27, 0.73):
         lung = np.hypot((x - centre) / 0.21, (y - 0.5) / 0.40)
         levels = levels - 0.13 * np.clip((1 - lung) * 4, 0, 1)
@@ -343,35 +343,35 @@ def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
 
 
 def _paint_pet(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
-    rim = _oval(x, y, 0.46, 0.485, 2.8)
-    levels = _base(rng) + _clouds(rng, P, 0.08, knots=9)
+    x, y = _make_grid(P)
+    rim = _measure_oval(x, y, 0.46, 0.485, 2.8)
+    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.08, knots=9)
     return np.asarray(levels * np.clip((1 - rim) * 9, 0, 1))
 
 
 def _paint_endoscopy(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
-    rim = _oval(x, y, 0.49, 0.49, 5)
-    levels = _base(rng) + 0.05 + _clouds(rng, P, 0.05)
+    x, y = _make_grid(P)
+    rim = _measure_oval(x, y, 0.49, 0.49, 5)
+    levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.05)
     cx, cy = rng.uniform(0.35, 0.65, 2)
     lumen = np.hypot(x - cx, y - cy)
     levels = levels - 0.08 * np.exp(-((lumen / 0.16) ** 2)) + 0.025 * np.cos(lumen * 40) - 0.12 * rim**3
-    levels = levels + 0.10 * _curves(rng, P, 3, 0.012, upright=False) * -1
+    levels = levels + 0.10 * _draw_curves(rng, P, 3, 0.012, upright=False) * -1
     return np.asarray(levels * (rim < 1))
 
 
 def _paint_dermoscopy(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
-    levels = _base(rng) + 0.05 + _clouds(rng, P, 0.04)
+    x, y = _make_grid(P)
+    levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.04)
     levels = levels - 0.18 * np.clip(np.hypot(x - 0.5, y - 0.5) - 0.42, 0, 1) * 3
-    hairs = np.maximum(_curves(rng, P, 3, 0.010, upright=True), _curves(rng, P, 2, 0.010, upright=False))
+    hairs = np.maximum(_draw_curves(rng, P, 3, 0.010, upright=True), _draw_curves(rng, P, 2, 0.010, upright=False))
     return np.asarray(levels - 0.18 * hairs)
 
 
 def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
+    x, y = _make_grid(P)
     rim = np.hypot(x - 0.5, y - 0.5) / 0.53
-    levels = _base(rng) + _clouds(rng, P, 0.04) - 0.08 * rim**4
+    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) - 0.08 * rim**4
     hub = abs(rng.integers(2) - rng.uniform(0.02, 0.12))  # from one side vessels arch above and below the middle
     reach = np.abs(y - 0.5)
     for opening, thickness in ((0.9, 0.016), (1.6, 0.012), (2.9, 0.012)):
@@ -381,70 +381,73 @@ def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
 
 
 def _paint_ultrasound(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _grid(P)
+    x, y = _make_grid(P)
     depth = np.hypot(x - 0.5, y + 0.25)
-    speckle = _clouds(rng, P, 0.18, knots=max(16, P // 4))
-    levels = _base(rng) + _clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
+    speckle = _make_clouds(rng, P, 0.18, knots=max(16, P // 4))
+    levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
     fan = (np.abs(x - 0.5) < 0.80 * (y + 0.25)) & (depth < 1.22) & (depth > 0.30)
     return np.asarray(np.clip(levels, 0.01, 1) * fan)
 
 
-def _seen_ct(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1
+def _shows_ct(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1
 
 
-def _seen_mr(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _oval(x, y, 0.42, 0.432, 2.6) < 1
+def _shows_mr(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _measure_oval(x, y, 0.42, 0.432, 2.6) < 1
 
 
-def _seen_pet(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _oval(x, y, 0.43, 0.455, 2.8) < 1
+def _shows_pet(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _measure_oval(x, y, 0.43, 0.455, 2.8) < 1
 
 
-def _seen_everywhere(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _shows_everywhere(x: Levels, y: Levels) -> NDArray[np.bool_]:
     return np.ones(x.shape, bool)
 
 
-def _seen_endoscopy(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _oval(x, y, 0.475, 0.475, 5) < 1
+def _shows_endoscopy(x: Levels, y: Levels) -> NDArray[np.bool_]:
+    return _measure_oval(x, y, 0.475, 0.475, 5) < 1
 
 
-def _seen_fundus(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _shows_fundus(x: Levels, y: Levels) -> NDArray[np.bool_]:
     return np.hypot(x - 0.5, y - 0.5) < 0.51
 
 
-def _seen_ultrasound(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _shows_ultrasound(x: Levels, y: Levels) -> NDArray[np.bool_]:
     depth = np.hypot(x - 0.5, y + 0.25)
     return (np.abs(x - 0.5) < 0.80 * (y + 0.25) - 0.02) & (depth < 1.20) & (depth > 0.33)
 
 
-_GREY = _ramp((0, 0, 0, 0), (1, 255, 255, 255))
+_GREY = _make_colour_ramp((0, 0, 0, 0), (1, 255, 255, 255))
 _SCENES: dict[Modality, _Scene] = {
-    Modality.CT: _Scene(_seen_ct, _paint_ct, _GREY, 0.025),
-    Modality.MR: _Scene(_seen_mr, _paint_mr, _GREY, 0.02),
-    Modality.XRAY: _Scene(_seen_everywhere, _paint_xray, _ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
+    Modality.CT: _Scene(_shows_ct, _paint_ct, _GREY, 0.025),
+    Modality.MR: _Scene(_shows_mr, _paint_mr, _GREY, 0.02),
+    Modality.XRAY: _Scene(_shows_everywhere, _paint_xray, _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
     Modality.PET: _Scene(
-        _seen_pet, _paint_pet, _ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200)), 0.025
+        _shows_pet,
+        _paint_pet,
+        _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200)),
+        0.025,
     ),
     Modality.ENDOSCOPY: _Scene(
-        _seen_endoscopy,
+        _shows_endoscopy,
         _paint_endoscopy,
-        _ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225)),
+        _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225)),
         0.02,
     ),
     Modality.DERMOSCOPY: _Scene(
-        _seen_everywhere,
+        _shows_everywhere,
         _paint_dermoscopy,
-        _ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236)),
+        _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236)),
         0.02,
     ),
     Modality.FUNDUS: _Scene(
-        _seen_fundus,
+        _shows_fundus,
         _paint_fundus,
-        _ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150)),
+        _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150)),
         0.02,
     ),
-    Modality.ULTRASOUND: _Scene(_seen_ultrasound, _paint_ultrasound, _GREY, 0.05),
+    Modality.ULTRASOUND: _Scene(_shows_ultrasound, _paint_ultrasound, _GREY, 0.05),
 }
 
 
@@ -459,12 +462,14 @@ def caption(s: Structure) -> str:
 def summary(drawing: Drawing) -> str:
     """The analysis of a whole image: kind and count, then each structure from left to right."""
     count = len(drawing.structures)
-    head = f"{_SPOKEN[drawing.modality]} image with {_NUMBER[count]} structure{'s' if count > 1 else ''}."
-    said = [f"On the {s.side} there is a {s.size} {s.brightness} {s.name}." for s in drawing.structures]
-    return " ".join([head, *said])
+    head = (
+        f"{_MODALITY_PHRASES[drawing.modality]} image with {_NUMBER_WORDS[count]} structure{'s' if count > 1 else ''}."
+    )
+    sentences = [f"On the {s.side} there is a {s.size} {s.brightness} {s.name}." for s in drawing.structures]
+    return " ".join([head, *sentences])
 
 
-def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice: random.Random) -> list[Sample]:
+def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, rng: random.Random) -> list[Sample]:
     """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
 
     def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
@@ -481,18 +486,18 @@ def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, dice
             split=split,
         )
 
-    found = drawing.structures
-    names = list(dict.fromkeys(s.name for s in found))
+    shown = drawing.structures
+    names = list(dict.fromkeys(s.name for s in shown))
     items = []
     for number, name in enumerate(names, start=1):
-        turn = questions.where(name, [s.box for s in found if s.name == name], dice)
+        turn = questions.where(name, [s.box for s in shown if s.name == name], rng)
         items.append(sample(f"vg{number}", turn, [name]))
-    for number, s in enumerate(found, start=1):
-        items.append(sample(f"roc{number}", questions.what(s.box, s.name, dice), [s.name]))
-        told = Fact(s.name, s.size, s.side, s.brightness)
-        items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), dice), [s.name], [told]))
-    all_told = [Fact(s.name, s.size, s.side, s.brightness, len(found)) for s in found]
-    return [*items, sample("mia", questions.overall(summary(drawing), dice), names, all_told)]
+    for number, s in enumerate(shown, start=1):
+        items.append(sample(f"roc{number}", questions.what(s.box, s.name, rng), [s.name]))
+        fact = Fact(s.name, s.size, s.side, s.brightness)
+        items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), rng), [s.name], [fact]))
+    all_facts = [Fact(s.name, s.size, s.side, s.brightness, len(shown)) for s in shown]
+    return [*items, sample("mia", questions.overall(summary(drawing), rng), names, all_facts)]
 
 
 # --- files
@@ -518,7 +523,7 @@ def write(
     another split grows. Modalities and orders of names take turns, so each split is balanced. `advance` is told how
     many images were finished. Raises BadInput on an impossible knob or a full disk.
     """
-    _check(config.structures, config.image_pixels)
+    _check_settings(config.structures, config.image_pixels)
     for name in ("train_images", "validation_images", "test_images"):
         if getattr(config, name) < 1:
             raise BadInput(f"data.phantoms.{name}={getattr(config, name)}: give 1 or more")
@@ -532,28 +537,28 @@ def write(
         for split, total in counts.items()
         for first in range(0, total, 64)
     ]
-    found: list[Sample] = []
-    for job, made in zip(jobs, _each(jobs, workers), strict=True):
-        found.extend(s for s in made if s.task.value in config.tasks)
+    kept: list[Sample] = []
+    for job, drawn in zip(jobs, _draw_jobs(jobs, workers), strict=True):
+        kept.extend(s for s in drawn if s.task.value in config.tasks)
         if advance is not None:
             advance(job.count)
-    return found
+    return kept
 
 
-def _each(jobs: list[_Job], workers: int) -> Iterator[list[Sample]]:
+def _draw_jobs(jobs: list[_Job], workers: int) -> Iterator[list[Sample]]:
     if min(workers, len(jobs) // 4) <= 1:  # starting processes takes longer than a few hundred images
-        yield from map(_draw_some, jobs)
+        yield from map(_draw_job, jobs)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         try:
-            yield from pool.map(_draw_some, jobs)
+            yield from pool.map(_draw_job, jobs)
         except BaseException:  # do not draw the rest before going away
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _draw_some(job: _Job) -> list[Sample]:
-    found = []
+def _draw_job(job: _Job) -> list[Sample]:
+    job_samples = []
     for index in range(job.first, job.first + job.count):
         modality = PAPER_MODALITIES[index % len(PAPER_MODALITIES)]
         orders = list(itertools.permutations(STRUCTURES[modality]))
@@ -565,5 +570,5 @@ def _draw_some(job: _Job) -> list[Sample]:
         path = job.folder / ref.path
         with naming_full_disk(path):
             Image.fromarray(drawing.image).save(path, compress_level=1)
-        found.extend(samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62)))))
-    return found
+        job_samples.extend(samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62)))))
+    return job_samples

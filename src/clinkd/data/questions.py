@@ -50,27 +50,27 @@ SHARES = (  # below this part of the picture's area: in words, because digits wo
 )
 
 
-def where(name: str, boxes: Sequence[Box], dice: random.Random) -> Turn:
+def where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
     """Visual grounding: every box of `name`, in the order given.
 
     The first box follows its name with nothing between, as in the grounding data of Qwen-VL: the token that predicts
     the first coordinate is then the name itself, and a small model finds the right one of two structures (LOG.md).
     """
-    answer = f"Here is the {name}{_listed(['[box]'] * len(boxes))}."
-    return Turn(Task.VG, BoxedText(dice.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
+    answer = f"Here is the {name}{_join_words(['[box]'] * len(boxes))}."
+    return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
 
 
-def what(box: Box, name: str, dice: random.Random) -> Turn:
+def what(box: Box, name: str, rng: random.Random) -> Turn:
     """Referring object classification: the bare name, as Med-GRIT answers it."""
-    return Turn(Task.ROC, BoxedText(dice.choice(WHAT), (box,)), BoxedText(name))
+    return Turn(Task.ROC, BoxedText(rng.choice(WHAT), (box,)), BoxedText(name))
 
 
-def describe(box: Box, sentence: str, dice: random.Random) -> Turn:
+def describe(box: Box, sentence: str, rng: random.Random) -> Turn:
     """Referring captioning: one sentence about the box."""
-    return Turn(Task.RC, BoxedText(dice.choice(DESCRIBE), (box,)), BoxedText(sentence))
+    return Turn(Task.RC, BoxedText(rng.choice(DESCRIBE), (box,)), BoxedText(sentence))
 
 
-def sentence(name: str, box: Box, dice: random.Random) -> str:
+def sentence(name: str, box: Box, rng: random.Random) -> str:
     """What a name and a box tell by themselves: the structure, the height of the box's centre, its share of the area.
 
     Left and right are not said: whose left it is would have to be known.
@@ -78,15 +78,15 @@ def sentence(name: str, box: Box, dice: random.Random) -> str:
     middle = box.centre[1]
     third = "upper" if middle < 1 / 3 else "middle" if middle < 2 / 3 else "lower"
     share = next((words for bound, words in SHARES if box.area < bound), "nearly all")
-    return dice.choice(SENTENCES).format(name=name, third=third, share=share)
+    return rng.choice(SENTENCES).format(name=name, third=third, share=share)
 
 
-def overall(text: str, dice: random.Random) -> Turn:
+def overall(text: str, rng: random.Random) -> Turn:
     """Medical image analysis: a few sentences about the whole image."""
-    return Turn(Task.MIA, BoxedText(dice.choice(OVERALL)), BoxedText(text))
+    return Turn(Task.MIA, BoxedText(rng.choice(OVERALL)), BoxedText(text))
 
 
-def _listed(words: Sequence[str]) -> str:
+def _join_words(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
@@ -97,17 +97,17 @@ def bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     What a general model has seen by the million before it meets a hospital's questions. Equal pairs of an image are
     kept once; other tasks have no pair, nor has a question about a name that the data do not tell apart from the words.
     """
-    found: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
+    pairs: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
     for s in samples:
         name = s.names[0] if s.names else s.answer.words if s.task is Task.ROC else ""
         if s.task is Task.VG and name:
             marks = " ".join([BOX_MARK] * len(s.answer.boxes))
-            the = f"the {name}"
-            turn = Turn(Task.VG, BoxedText(the), BoxedText(the + marks, s.answer.boxes))
+            phrase = f"the {name}"
+            turn = Turn(Task.VG, BoxedText(phrase), BoxedText(phrase + marks, s.answer.boxes))
         elif s.task is Task.ROC and name and len(s.question.boxes) == 1:
             turn = Turn(Task.ROC, BoxedText(BOX_MARK, s.question.boxes), BoxedText(name))
         else:
             continue
         key = s.images[0].path, turn.question, turn.answer
-        found.setdefault(key, replace(s, id=f"{s.id}-bare", turns=(turn,), names=(name,), facts=()))
-    return list(found.values())
+        pairs.setdefault(key, replace(s, id=f"{s.id}-bare", turns=(turn,), names=(name,), facts=()))
+    return list(pairs.values())

@@ -34,12 +34,13 @@ _PLACE = (
     r"(?:side|hand|half|part|portion|third|edge|border|margin|corner|quadrant|region|area|aspect|upper|lower|top"
     r"|bottom|middle|central|cent(?:er|re)|and|or|/|left|right)"
 )
-_THE = r"(?:the|this|that|our|your|each)\s+(?:[\w-]+\s+)?"
-_WORD = re.compile(rf"(?<![^\W_])({_LR})(most|wards?|hand|sided|side)?(?![^\W_])", re.I)
-_BEHIND_IMAGE = re.compile(rf"(?:{_GAP}{_PLACE})*\s+of\s+{_THE}{_PICTURE}\b", re.I)
-_BEHIND_PATIENT = re.compile(rf"(?:{_GAP}{_PLACE})*\s+of\s+{_THE}{_PERSON}\b", re.I)
+_ARTICLE = r"(?:the|this|that|our|your|each)\s+(?:[\w-]+\s+)?"
+_SIDE_WORD = re.compile(rf"(?<![^\W_])({_LR})(most|wards?|hand|sided|side)?(?![^\W_])", re.I)
+_BEHIND_IMAGE = re.compile(rf"(?:{_GAP}{_PLACE})*\s+of\s+{_ARTICLE}{_PICTURE}\b", re.I)
+_BEHIND_PATIENT = re.compile(rf"(?:{_GAP}{_PLACE})*\s+of\s+{_ARTICLE}{_PERSON}\b", re.I)
 _BEHIND_UNCLEAR = re.compile(
-    rf"(?:{_GAP}{_PLACE})*\s+(?:in|on|within)\s+{_THE}{_PICTURE}\b|(?:\s+\w+){{1,3}}\s+of\s+{_THE}{_PERSON}\b", re.I
+    rf"(?:{_GAP}{_PLACE})*\s+(?:in|on|within)\s+{_ARTICLE}{_PICTURE}\b|(?:\s+\w+){{1,3}}\s+of\s+{_ARTICLE}{_PERSON}\b",
+    re.I,
 )
 _BETWEEN = rf"(?:(?:own|upper|lower|anterior|posterior)\s+)?(?:{_LR}\s+(?:or|and|than|versus|vs\.?)\s+(?:the\s+)?)?$"
 _BEFORE_IMAGE = re.compile(rf"\b(?:image|picture|photo|viewer|observer|reader|screen)(?:['’]s\s+|-){_BETWEEN}", re.I)
@@ -48,8 +49,11 @@ _BEFORE_PATIENT = re.compile(
     re.I,
 )
 _SIDE_OF = (
-    ("image", re.compile(rf"\b(?:side|half)\s+of\s+{_THE}{_PICTURE}\b", re.I)),
-    ("patient", re.compile(rf"\b(?:side|half)\s+of\s+{_THE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I)),
+    ("image", re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PICTURE}\b", re.I)),
+    (
+        "patient",
+        re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I),
+    ),
 )
 
 # Names that depend on no frame: they stay where words change their frame.
@@ -108,8 +112,8 @@ Half = Literal["left", "right"]
 Frame = Literal["image", "patient", "unclear"]
 
 
-class _Word(NamedTuple):
-    """A side word of a text, and the frame that stands with it; None is that of the sample."""
+class _SideWord(NamedTuple):
+    """A side word of a text, and the frame named beside it; None means the frame of the sample."""
 
     text: str
     start: int
@@ -118,26 +122,26 @@ class _Word(NamedTuple):
     frame: Frame | None
 
 
-def _holds_side(text: str) -> bool:
+def _mentions_side(text: str) -> bool:
     lower = text.lower()
     return "left" in lower or "right" in lower
 
 
 @lru_cache(maxsize=65536)
-def _words(text: str) -> tuple[_Word, ...]:
-    """The side words of a text, without those in names and idioms."""
-    if not _holds_side(text):
+def _find_side_words(text: str) -> tuple[_SideWord, ...]:
+    """The side words of a text; side words in names and idioms do not count."""
+    if not _mentions_side(text):
         return ()
-    found = list(_WORD.finditer(text))
-    apart = [m.span() for pattern in (_NAMES, _IDIOMS) for m in pattern.finditer(text)]
+    matches = list(_SIDE_WORD.finditer(text))
+    excluded_spans = [m.span() for pattern in (_NAMES, _IDIOMS) for m in pattern.finditer(text)]
     return tuple(
-        _Word(m[0], *m.span(), "left" if m[1].lower() == "left" else "right", _frame(text, *m.span()))
-        for m in found
-        if not any(start <= m.start() < end for start, end in apart)
+        _SideWord(m[0], *m.span(), "left" if m[1].lower() == "left" else "right", _find_frame(text, *m.span()))
+        for m in matches
+        if not any(start <= m.start() < end for start, end in excluded_spans)
     )
 
 
-def _frame(text: str, start: int, end: int) -> Frame | None:
+def _find_frame(text: str, start: int, end: int) -> Frame | None:
     before = text[max(0, start - 80) : start]
     if _BEHIND_IMAGE.match(text, end) or _BEFORE_IMAGE.search(before):
         return "image"
@@ -146,13 +150,13 @@ def _frame(text: str, start: int, end: int) -> Frame | None:
     return "unclear" if _BEHIND_UNCLEAR.match(text, end) else None
 
 
-def _asked_frame(question: str) -> str | None:
-    """The frame that a question asks in, where it says so: its answer is in that frame, too."""
-    said = next((w.frame for w in _words(question) if w.frame), None)
-    return said or next((frame for frame, pattern in _SIDE_OF if pattern.search(question)), None)
+def _find_question_frame(question: str) -> str | None:
+    """The frame that a question names, or None; the answer uses the same frame."""
+    stated_frame = next((w.frame for w in _find_side_words(question) if w.frame), None)
+    return stated_frame or next((frame for frame, pattern in _SIDE_OF if pattern.search(question)), None)
 
 
-def _texts(sample: Sample) -> Iterator[str]:
+def _list_texts(sample: Sample) -> Iterator[str]:
     for turn in sample.turns:
         yield turn.question.text
         yield turn.answer.text
@@ -168,45 +172,45 @@ def _texts(sample: Sample) -> Iterator[str]:
 def contradiction(sample: Sample) -> str | None:
     """Why the boxes of a sample lie on the other side than its words say, in one line; None where they do not.
 
-    Only what is beyond doubt is told: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
+    It reports only certain cases: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
     mean one side only and no relation between places; the patient's left is judged in `MIRRORED` modalities alone.
     """
-    texts = list(_texts(sample))
-    if not any(map(_holds_side, texts)) or any(_OTHER_VIEW.search(text) for text in texts):
+    texts = list(_list_texts(sample))
+    if not any(map(_mentions_side, texts)) or any(_OTHER_VIEW.search(text) for text in texts):
         return None
     for number, turn in enumerate(sample.turns, start=1):
         names = sample.names if number == len(sample.turns) else ()
-        for text, boxes in _tied(turn, names):
-            if found := _against(text, boxes, sample):
-                return found
+        for text, boxes in _pair_texts_with_boxes(turn, names):
+            if reason := _explain_contradiction(text, boxes, sample):
+                return reason
     return None
 
 
-def _tied(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[Box, ...]]]:
+def _pair_texts_with_boxes(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[Box, ...]]]:
     """Texts with the boxes they name."""
     question, answer = turn.question, turn.answer
-    asked = _asked_frame(question.text)
-    if asked and any(w.frame is None for w in _words(answer.text)):
+    question_frame = _find_question_frame(question.text)
+    if question_frame and any(w.frame is None for w in _find_side_words(answer.text)):
         return
     if turn.task is Task.VG and answer.boxes:
-        yield answer.words if _words(answer.words) else "; ".join(names) or question.words, answer.boxes
+        yield answer.words if _find_side_words(answer.words) else "; ".join(names) or question.words, answer.boxes
     elif turn.task is Task.ROC and question.boxes:
         yield answer.words, question.boxes
     elif turn.task is Task.RC and len(question.boxes) == 1:
         pieces = [piece.strip() for piece in _PIECES.split(answer.words)]
-        stated = [piece for piece in pieces if _words(piece)]
-        if len(stated) == 1 and any(mentions(stated[0], _WORD.sub(" ", name)) for name in names):
+        stated = [piece for piece in pieces if _find_side_words(piece)]
+        if len(stated) == 1 and any(mentions(stated[0], _SIDE_WORD.sub(" ", name)) for name in names):
             yield stated[0], question.boxes
 
 
-def _against(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
-    words = _beyond_doubt(text, sample)
-    halves = {_half(w.side, w.frame or sample.side) for w in words}
+def _explain_contradiction(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
+    words = _select_certain_words(text, sample)
+    halves = {_find_half(w.side, w.frame or sample.side) for w in words}
     if len(halves) != 1:
         return None
     half = halves.pop()
-    wrong = [0.5 - b.centre[0] if half == "right" else b.centre[0] - 0.5 for b in boxes]
-    if min(wrong) <= MARGIN:
+    distances = [0.5 - b.centre[0] if half == "right" else b.centre[0] - 0.5 for b in boxes]
+    if min(distances) <= MARGIN:
         return None
     box = boxes[0]
     other = "left" if half == "right" else "right"
@@ -214,39 +218,41 @@ def _against(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
     frame = f"side={sample.side}" if declared else "the frame it names"
     another = f"give --side {'image' if sample.side == 'patient' else 'patient'}, or " if declared else ""
     return (
-        f"{words[0].text!r} in {_short(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {other} "
-        f"half, where {frame} means the {half} one; {another}correct the word or the box"
+        f"{words[0].text!r} in {_shorten_text(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the "
+        f"picture's {other} half, where {frame} means the {half} one; {another}correct the word or the box"
     )
 
 
-def _beyond_doubt(text: str, sample: Sample) -> list[_Word]:
+def _select_certain_words(text: str, sample: Sample) -> list[_SideWord]:
     """The side words that a text affirms; none where it may mean another place, or a side in no known frame."""
     affirmed = sides(text)
-    words = [w for w in _words(text) if w.side in affirmed]
+    words = [w for w in _find_side_words(text) if w.side in affirmed]
     frames = {w.frame or sample.side for w in words}
     doubts = (_ONE_SIDED, _NAMES, _IDIOMS, *(pattern for pattern, _ in _UNSAFE))
     if not words or "unclear" in frames or any(doubt.search(text) for doubt in doubts):
         return []
-    if _RELATING.search(_without_frames(text)) or (len({w.frame for w in _words(text)}) > 1 and denied(text)):
+    if _RELATING.search(_remove_frame_phrases(text)) or (
+        len({w.frame for w in _find_side_words(text)}) > 1 and denied(text)
+    ):
         return []
     if "patient" in frames and sample.modality not in MIRRORED:
         return []
     return [] if len(affirmed) > 1 and all(w.frame is None for w in words) else words
 
 
-def _without_frames(text: str) -> str:
+def _remove_frame_phrases(text: str) -> str:
     """The text without "of the image" and the like, which relate to no other place."""
-    return re.sub(rf"\bof\s+{_THE}(?:{_PICTURE}|{_PERSON})\b", "", text, flags=re.I)
+    return re.sub(rf"\bof\s+{_ARTICLE}(?:{_PICTURE}|{_PERSON})\b", "", text, flags=re.I)
 
 
-def _half(side: Half, frame: str) -> Half:
+def _find_half(side: Half, frame: str) -> Half:
     """The half of a standard view."""
     if frame == "image":
         return side
     return "right" if side == "left" else "left"
 
 
-def _short(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -263,72 +269,72 @@ def converted(sample: Sample, to: Side) -> Sample:
     """
     if sample.side == to:
         return sample
-    _refuse(sample, _UNSAFE)
-    words = [(text, w) for text in _texts(sample) for w in _words(text) if w.frame in (None, "unclear")]
+    _refuse_matches(sample, _UNSAFE)
+    words = [(text, w) for text in _list_texts(sample) for w in _find_side_words(text) if w.frame in (None, "unclear")]
     if not words:
         return replace(sample, side=to)
     if sample.modality not in MIRRORED:
         why = f"{sample.modality.value} has no rule for where the patient's left is; write the text anew for side={to}"
-        raise _refusal(sample, words[0][1].text, words[0][0], why)
+        raise _make_refusal(sample, words[0][1].text, words[0][0], why)
     for text, word in words:
         if word.frame == "unclear":
-            raise _refusal(sample, word.text, text, 'whose left? Write "of the image" or "the patient\'s"')
-    _refuse(sample, ((_OTHER_VIEW, "a view without left and right; leave the sample out"),))
+            raise _make_refusal(sample, word.text, text, 'whose left? Write "of the image" or "the patient\'s"')
+    _refuse_matches(sample, ((_OTHER_VIEW, "a view without left and right; leave the sample out"),))
     for turn in sample.turns:
         answer = turn.answer.text
-        bare = next((w for w in _words(answer) if w.frame is None), None)
-        if bare and _asked_frame(turn.question.text):
+        bare = next((w for w in _find_side_words(answer) if w.frame is None), None)
+        if bare and _find_question_frame(turn.question.text):
             why = "the question names a frame, the answer does not; write it into the answer"
-            raise _refusal(sample, bare.text, answer, why)
+            raise _make_refusal(sample, bare.text, answer, why)
 
-    def swapped(value: BoxedText) -> BoxedText:
-        return replace(value, text=_swapped(value.text, sample))
+    def swap_text(value: BoxedText) -> BoxedText:
+        return replace(value, text=_swap_sides(value.text, sample))
 
-    def stated(fact: Fact) -> Fact:
-        return replace(fact, name=_swapped(fact.name, sample), side=fact.side and _swapped(fact.side, sample))
+    def swap_fact(fact: Fact) -> Fact:
+        return replace(fact, name=_swap_sides(fact.name, sample), side=fact.side and _swap_sides(fact.side, sample))
 
     return replace(
         sample,
-        turns=tuple(replace(t, question=swapped(t.question), answer=swapped(t.answer)) for t in sample.turns),
-        names=tuple(_swapped(name, sample) for name in sample.names),
-        facts=tuple(stated(fact) for fact in sample.facts),
+        turns=tuple(replace(t, question=swap_text(t.question), answer=swap_text(t.answer)) for t in sample.turns),
+        names=tuple(_swap_sides(name, sample) for name in sample.names),
+        facts=tuple(swap_fact(fact) for fact in sample.facts),
         side=to,
     )
 
 
-def _swapped(text: str, sample: Sample) -> str:
-    """The side words without a frame of their own exchanged, their case kept."""
-    made = _exchange(text, sample)
-    if made != text and _exchange(made, sample) != text:
-        raise _refusal(sample, made, text, "swapped, the words mean something else; write them otherwise")
-    return made
+def _swap_sides(text: str, sample: Sample) -> str:
+    """Swap left and right in words that name no frame; the case stays."""
+    swapped = _exchange_side_words(text, sample)
+    if swapped != text and _exchange_side_words(swapped, sample) != text:
+        raise _make_refusal(sample, swapped, text, "swapped, the words mean something else; write them otherwise")
+    return swapped
 
 
-def _exchange(text: str, sample: Sample) -> str:
-    pieces, at = [], 0
-    for word in _words(text):
+def _exchange_side_words(text: str, sample: Sample) -> str:
+    pieces, position = [], 0
+    for word in _find_side_words(text):
         if word.frame is None:
-            pieces += [text[at : word.start], _other(word.text, text, sample)]
-            at = word.end
-    return "".join([*pieces, text[at:]])
+            pieces += [text[position : word.start], _exchange_word(word.text, text, sample)]
+            position = word.end
+    return "".join([*pieces, text[position:]])
 
 
-def _other(word: str, text: str, sample: Sample) -> str:
+def _exchange_word(word: str, text: str, sample: Sample) -> str:
     stem = 4 if word[0] in "lL" else 5
     head, tail = word[:stem], word[stem:]
     new = "right" if stem == 4 else "left"
     for case in (str.lower, str.title, str.upper):
         if head == case(head):
             return case(new) + tail
-    raise _refusal(sample, word, text, "capitals within the word; write it in one case")
+    raise _make_refusal(sample, word, text, "capitals within the word; write it in one case")
 
 
-def _refuse(sample: Sample, patterns: Iterable[tuple[re.Pattern[str], str]]) -> None:
-    for text in _texts(sample):
+def _refuse_matches(sample: Sample, patterns: Iterable[tuple[re.Pattern[str], str]]) -> None:
+    for text in _list_texts(sample):
         for pattern, why in patterns:
             if match := pattern.search(text):
-                raise _refusal(sample, match.group(), text, why)
+                raise _make_refusal(sample, match.group(), text, why)
 
 
-def _refusal(sample: Sample, word: str, text: str, why: str) -> BadInput:
-    return BadInput(f"sample {sample.id}: {word!r} in {_short(text)!r}: {why}")
+def _make_refusal(sample: Sample, word: str, text: str, why: str) -> BadInput:
+    return BadInput(f"sample {sample.id}: {word!r} in {_shorten_text(text)!r}: {why}")

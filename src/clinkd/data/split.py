@@ -1,4 +1,4 @@
-"""Who learns, who chooses, who judges: splits by group, and the teacher's share of the training images."""
+"""Split samples by group into train, validation and test; sample the teacher's share of the training images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from clinkd.records import BadInput, Sample, Split, Task
 
 
-def _lot(seed: int, what: str, key: str) -> float:
+def _compute_hash_rank(seed: int, what: str, key: str) -> float:
     """A number in [0, 1) that depends on these three only."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{key}".encode()).digest()[:7], "big") / 2**56
 
@@ -25,8 +25,8 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
     """
     groups: dict[str, Group] = {}
     for sample in samples:
-        known = groups.setdefault(sample.group, Group(sample.source, sample.split))
-        if known.split != sample.split:
+        first_of_group = groups.setdefault(sample.group, Group(sample.source, sample.split))
+        if first_of_group.split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
     placed = place(groups, validation_share, test_share, seed)
     split_samples = [replace(s, split=placed[s.group]) for s in samples]
@@ -38,7 +38,7 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
 
 
 class Group(NamedTuple):
-    """What may not be torn: the collection it comes from, and the split it was given, if any."""
+    """A group stays in one split: the collection it comes from, and its given split, if any."""
 
     source: str
     split: Split | None
@@ -63,27 +63,27 @@ def place(groups: Mapping[str, Group], validation_share: float, test_share: floa
         if group.split is None:
             free.setdefault(group.source, []).append(name)
     for names in free.values():
-        placed.update(_place(names, validation_share, test_share, seed))
+        placed.update(_split_source(names, validation_share, test_share, seed))
     if "validation" not in placed.values():
         for name in [n for n, split in placed.items() if split == "train"]:
-            if _lot(seed, "split", name) < validation_share:
+            if _compute_hash_rank(seed, "split", name) < validation_share:
                 placed[name] = "validation"
     return placed
 
 
-def _place(groups: Sequence[str], validation: float, test: float, seed: int) -> dict[str, Split]:
-    lot = {g: _lot(seed, "split", g) for g in groups}
+def _split_source(groups: Sequence[str], validation: float, test: float, seed: int) -> dict[str, Split]:
+    hash_rank = {g: _compute_hash_rank(seed, "split", g) for g in groups}
     bounds: dict[Split, tuple[float, float]] = {
         "test": (0, test), "validation": (test, test + validation), "train": (test + validation, 1)
     }  # fmt: skip
-    placed = {g: next(s for s, (low, high) in bounds.items() if low <= lot[g] < high) for g in groups}
+    placed = {g: next(s for s, (low, high) in bounds.items() if low <= hash_rank[g] < high) for g in groups}
     for missing, (low, high) in bounds.items():
         if low == high:
             continue  # a share of nothing
         counts = Counter(placed.values())
         spare = [g for g in groups if counts[placed[g]] > 1]
         if len(groups) >= 3 and not counts[missing] and spare:
-            placed[min(spare, key=lambda g: abs(lot[g] - (low + high) / 2))] = missing
+            placed[min(spare, key=lambda g: abs(hash_rank[g] - (low + high) / 2))] = missing
     return placed
 
 
@@ -100,19 +100,19 @@ def draw_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sampl
     tasks: dict[str, set[Task]] = {}
     first: dict[str, Sample] = {}
     for sample in samples:
-        tasks.setdefault(_images(sample), set()).add(sample.task)
-        first.setdefault(_images(sample), sample)
-    order = sorted(first, key=lambda i: (first[i].modality, sorted(tasks[i]), _lot(seed, "share", i)))
-    start = _lot(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
-    count_drawn = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
-    count_drawn = count_drawn or {order[int(start * len(order))]}
-    return [s for s in samples if _images(s) in count_drawn]
+        tasks.setdefault(_join_image_paths(sample), set()).add(sample.task)
+        first.setdefault(_join_image_paths(sample), sample)
+    order = sorted(first, key=lambda i: (first[i].modality, sorted(tasks[i]), _compute_hash_rank(seed, "share", i)))
+    start = _compute_hash_rank(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
+    sampled = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
+    sampled = sampled or {order[int(start * len(order))]}
+    return [s for s in samples if _join_image_paths(s) in sampled]
 
 
 def count_drawn(images: int, share: float, seed: int) -> int:
     """How many of so many images `draw_share` draws."""
-    return max(1, floor(images * share + _lot(seed, "share", "start")))
+    return max(1, floor(images * share + _compute_hash_rank(seed, "share", "start")))
 
 
-def _images(sample: Sample) -> str:
+def _join_image_paths(sample: Sample) -> str:
     return "\n".join(i.path for i in sample.images)

@@ -111,11 +111,15 @@ def write_report(
     keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
     with opened(stream, PLACE, limits, also=keywords) as header:
         number = which_frame(1 if frame is None else frame, header.frames, stream, PLACE)
-        evidence = _evidence(header.ds)
-        known = _References(evidence, number if header.frames > 1 else None)
-        corners = [_corners(region.box, header.columns, header.rows) for region in regions]
-        groups = [_group(n, r, c, known, model) for n, (r, c) in enumerate(zip(regions, corners, strict=True), 1)]
-        return _encoded(_report(question, answer, groups or [_no_region(known, model)], known, model))
+        evidence = _copy_evidence(header.ds)
+        references = _References(evidence, number if header.frames > 1 else None)
+        corners = [_make_polyline(region.box, header.columns, header.rows) for region in regions]
+        groups = [
+            _make_group(n, r, c, references, model) for n, (r, c) in enumerate(zip(regions, corners, strict=True), 1)
+        ]
+        return _encode_report(
+            _build_report(question, answer, groups or [_make_image_group(references, model)], references, model)
+        )
 
 
 def read_report(content: bytes, width: int, height: int, limits: FileLimits = UPLOADS) -> Report:
@@ -126,7 +130,7 @@ def read_report(content: bytes, width: int, height: int, limits: FileLimits = UP
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(read_whole(content, limits), width, height)
+            return _parse_report(read_whole(content, limits), width, height)
     except Refusal as refusal:
         raise BadInput(f"{_REPORT}: {refusal}") from None
     except BadInput:
@@ -151,24 +155,24 @@ class _References:
         return None if self.frame is None else [self.frame]
 
 
-def _evidence(ds: Dataset) -> Dataset:
+def _copy_evidence(ds: Dataset) -> Dataset:
     """What a report repeats of its source, each element as the standard allows it or empty."""
     from pydicom import Dataset
 
-    kept = Dataset()
+    evidence = Dataset()
     for keyword in _UIDS:
-        said = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
-        if not re.fullmatch(r"[0-9]+(\.[0-9]+)+", said) or len(said) > 64:
+        uid = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)+", uid) or len(uid) > 64:
             raise Refusal(f"its {keyword} is missing or not valid, so no report can refer to it; mend the header")
-        setattr(kept, keyword, said)
+        setattr(evidence, keyword, uid)
     for keyword in (*_REQUIRED, *_OPTIONAL):
-        value = _valid(ds, keyword)
+        value = _read_valid_text(ds, keyword)
         if value or keyword in _REQUIRED:
-            setattr(kept, keyword, value)
-    return kept
+            setattr(evidence, keyword, value)
+    return evidence
 
 
-def _valid(ds: Dataset, keyword: str) -> str:
+def _read_valid_text(ds: Dataset, keyword: str) -> str:
     """The text of an element, "" where it is missing, has several values, or is not one that its VR allows."""
     from pydicom import config
     from pydicom.datadict import dictionary_VR
@@ -188,7 +192,7 @@ def _valid(ds: Dataset, keyword: str) -> str:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def _corners(box: Box, columns: int, rows: int) -> Any:
+def _make_polyline(box: Box, columns: int, rows: int) -> Any:
     """The rectangle as a closed polyline: five (column, row) pairs of float32."""
     x1, x2 = (np.float32(x * columns) for x in (box.x1, box.x2))
     y1, y2 = (np.float32(y * rows) for y in (box.y1, box.y2))
@@ -197,69 +201,72 @@ def _corners(box: Box, columns: int, rows: int) -> Any:
     return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], np.float32)
 
 
-def _group(number: int, region: Region, corners: Any, known: _References, model: Model) -> Group:
+def _make_group(number: int, region: Region, corners: Any, references: _References, model: Model) -> Group:
     """TID 1410 of a region."""
     from highdicom import sr
 
     # The class of the image is set at the end: highdicom refuses those it does not know, retired ones among them.
-    image = sr.SourceImageForRegion(_STAND_IN, known.evidence.SOPInstanceUID, known.frames)
+    image = sr.SourceImageForRegion(_STAND_IN, references.evidence.SOPInstanceUID, references.frames)
     rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, corners, image)
-    if known.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
+    if references.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
         rectangle.PixelOriginInterpretation = "FRAME"
-        image.ReferencedSOPSequence[0].ReferencedFrameNumber = known.frame or 1
-    label = " ".join(_plain(region.label).split())
+        image.ReferencedSOPSequence[0].ReferencedFrameNumber = references.frame or 1
+    label = " ".join(_clean_text(region.label).split())
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier=f"{number}: {label}".strip()),
         referenced_region=rectangle,
-        finding_type=_finding(label) if label else None,
-        algorithm_id=_algorithm(model) if region.by == "model" else None,
+        finding_type=_code_finding(label) if label else None,
+        algorithm_id=_describe_algorithm(model) if region.by == "model" else None,
     )
     if region.by == "person":
-        group[0].ContentSequence.extend(_person())
+        group[0].ContentSequence.extend(_describe_person())
     return group
 
 
-def _no_region(known: _References, model: Model) -> Group:
+def _make_image_group(references: _References, model: Model) -> Group:
     """TID 1501 of the image as a whole: a report has at least one group."""
     from highdicom import sr
 
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier="0: the image"),
-        algorithm_id=_algorithm(model),
+        algorithm_id=_describe_algorithm(model),
         source_images=[
-            sr.SourceImageForMeasurementGroup(_STAND_IN, known.evidence.SOPInstanceUID, known.frames),
+            sr.SourceImageForMeasurementGroup(_STAND_IN, references.evidence.SOPInstanceUID, references.frames),
         ],
     )
 
 
-def _report(question: str, answer: str, groups: list[Group], known: _References, model: Model) -> Dataset:
+def _build_report(question: str, answer: str, groups: list[Group], references: _References, model: Model) -> Dataset:
     from highdicom import UID, ContentQualificationValues, sr
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
     from pydicom.sr.codedict import codes
 
     content = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=_device(model)),
+        observation_context=sr.ObservationContext(observer_device_context=_describe_device(model)),
         procedure_reported=codes.SCT.ImagingProcedure,
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    texts = ((_own("question", "Question asked"), question), (_own("answer", "Answer given"), answer))
+    texts = (
+        (_make_private_code("question", "Question asked"), question),
+        (_make_private_code("answer", "Answer given"), answer),
+    )
     for name, text in (*texts, (codes.DCM.Comment, NOTICE)):
-        if plain := _plain(text):
+        if plain := _clean_text(text):
             contains = sr.RelationshipTypeValues.CONTAINS
             content[0].ContentSequence.append(sr.TextContentItem(name, plain, contains))
-    real = known.evidence.SOPClassUID
-    known.evidence.SOPClassUID = _STAND_IN
+    source_class = references.evidence.SOPClassUID
+    references.evidence.SOPClassUID = _STAND_IN
     report = sr.ComprehensiveSR(
-        evidence=[known.evidence],
+        evidence=[references.evidence],
         content=content[0],
         series_instance_uid=UID(),
         series_number=1,
         sop_instance_uid=UID(),
         instance_number=1,
         manufacturer="ClinKD",
-        manufacturer_model_name=_line(model.name) or None,
-        software_versions=_line(model.version) or None,
+        manufacturer_model_name=_clean_line(model.name) or None,
+        software_versions=_clean_line(model.version) or None,
         series_description="ClinKD, research use only",
         content_qualification=ContentQualificationValues.RESEARCH,
         coding_schemes=[CodingSchemeIdentificationItem(SCHEME, name="ClinKD", version="1")],
@@ -267,125 +274,127 @@ def _report(question: str, answer: str, groups: list[Group], known: _References,
     )
     for element in report.iterall():
         if element.keyword == "ReferencedSOPClassUID":
-            element.value = real
+            element.value = source_class
     return report
 
 
-def _encoded(report: Dataset) -> bytes:
+def _encode_report(report: Dataset) -> bytes:
     import pydicom
 
-    made = io.BytesIO()
-    pydicom.dcmwrite(made, report, enforce_file_format=True)
-    return made.getvalue()
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, report, enforce_file_format=True)
+    return buffer.getvalue()
 
 
-def _finding(label: str) -> Any:
+def _code_finding(label: str) -> Any:
     """The code of a structure: SNOMED CT where its name is known, else one of our own, made of the label."""
     from pydicom.sr.codedict import codes
 
     name = re.sub(r"^(the|an?) ", "", " ".join(label.lower().split()))
     if name in _STRUCTURES:
         return getattr(codes.SCT, name.title().replace(" ", ""))
-    return _own(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), _line(label))
+    return _make_private_code(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), _clean_line(label))
 
 
-def _own(value: str, meaning: str) -> Code:
+def _make_private_code(value: str, meaning: str) -> Code:
     from pydicom.sr.coding import Code
 
     return Code(value, SCHEME, meaning)
 
 
-def _algorithm(model: Model) -> Any:
+def _describe_algorithm(model: Model) -> Any:
     from highdicom import sr
 
-    return sr.AlgorithmIdentification(name=_plain(model.name) or "unknown", version=_plain(model.version) or "unknown")
+    return sr.AlgorithmIdentification(
+        name=_clean_text(model.name) or "unknown", version=_clean_text(model.version) or "unknown"
+    )
 
 
-def _device(model: Model) -> ObserverContext:
+def _describe_device(model: Model) -> ObserverContext:
     """TID 1004. The UID is always the same of a model."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
     from pydicom.uid import generate_uid
 
-    identity = generate_uid(entropy_srcs=["clinkd", _plain(model.name), _plain(model.version)])
+    identity = generate_uid(entropy_srcs=["clinkd", _clean_text(model.name), _clean_text(model.version)])
     about = sr.DeviceObserverIdentifyingAttributes(
-        uid=identity, name=_plain(model.name) or "unknown", manufacturer_name="ClinKD"
+        uid=identity, name=_clean_text(model.name) or "unknown", manufacturer_name="ClinKD"
     )
-    return sr.ObserverContext(observer_type=_coded(codes.DCM.Device), observer_identifying_attributes=about)
+    return sr.ObserverContext(observer_type=_make_concept(codes.DCM.Device), observer_identifying_attributes=about)
 
 
-def _person() -> ObserverContext:
+def _describe_person() -> ObserverContext:
     """TID 1003. Who drew a box is not asked for, and not told."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
     about = sr.PersonObserverIdentifyingAttributes(name="Reader^Anonymous")
-    return sr.ObserverContext(observer_type=_coded(codes.DCM.Person), observer_identifying_attributes=about)
+    return sr.ObserverContext(observer_type=_make_concept(codes.DCM.Person), observer_identifying_attributes=about)
 
 
-def _coded(code: Code) -> Any:
+def _make_concept(code: Code) -> Any:
     from highdicom import sr
 
     return sr.CodedConcept.from_code(code)
 
 
-def _plain(text: str) -> str:
+def _clean_text(text: str) -> str:
     """Text that an element may hold: no control characters but the ends of lines, nothing that is not Unicode."""
     whole = text.encode("utf-8", "replace").decode().replace("\r\n", "\n")
     return "".join(c if c.isprintable() or c == "\n" else " " for c in whole).strip()
 
 
-def _line(text: str) -> str:
+def _clean_line(text: str) -> str:
     """Text for a VR of 64 characters in one line (LO)."""
-    return " ".join(_plain(text).replace("\\", "/").split())[:64].strip()
+    return " ".join(_clean_text(text).replace("\\", "/").split())[:64].strip()
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-def _read(ds: Dataset, width: int, height: int) -> Report:
+def _parse_report(ds: Dataset, width: int, height: int) -> Report:
     if ds.get("Modality") != "SR" or "ContentSequence" not in ds:
         raise Refusal("not a structured report of ClinKD; give the file it wrote")
-    texts = {_code(item): str(item.TextValue) for item in _children(ds, "TEXT")}
+    texts = {_read_code(item): str(item.TextValue) for item in _list_children(ds, "TEXT")}
     regions, images = [], []
-    for measured in _children(ds, "CONTAINER", "126010"):  # Imaging Measurements
-        for group in _children(measured, "CONTAINER", "125007"):  # Measurement Group
-            images += [_image(item) for item in _children(group, "IMAGE")]
-            for rectangle in _children(group, "SCOORD", "111030"):  # Image Region
-                images += [_image(item) for item in _children(rectangle, "IMAGE")]
-                label = _text(group, "112039").partition(":")[2].strip()  # Tracking Identifier
-                by: Literal["model", "person"] = "model" if _text(group, "111001") else "person"  # Algorithm Name
-                regions.append(Region(_bounds(rectangle, width, height), label, by))
+    for measured in _list_children(ds, "CONTAINER", "126010"):  # Imaging Measurements
+        for group in _list_children(measured, "CONTAINER", "125007"):  # Measurement Group
+            images += [_read_image_reference(item) for item in _list_children(group, "IMAGE")]
+            for rectangle in _list_children(group, "SCOORD", "111030"):  # Image Region
+                images += [_read_image_reference(item) for item in _list_children(rectangle, "IMAGE")]
+                label = _read_text(group, "112039").partition(":")[2].strip()  # Tracking Identifier
+                by: Literal["model", "person"] = "model" if _read_text(group, "111001") else "person"  # Algorithm Name
+                regions.append(Region(_read_box(rectangle, width, height), label, by))
     if len(set(images)) != 1:
         raise Refusal("of no image, or of several; give a report that ClinKD wrote")
     ((instance, frame),) = set(images)
-    name, version = _text(ds, "121013"), str(ds.get("SoftwareVersions") or "")  # Device Observer Name
+    name, version = _read_text(ds, "121013"), str(ds.get("SoftwareVersions") or "")  # Device Observer Name
     return Report(
         texts.get("question", ""), texts.get("answer", ""), tuple(regions), Model(name, version), instance, frame
     )
 
 
-def _children(item: Dataset, kind: str, code: str = "") -> Iterator[Dataset]:
+def _list_children(item: Dataset, kind: str, code: str = "") -> Iterator[Dataset]:
     for child in item.get("ContentSequence") or []:
-        if child.get("ValueType") == kind and (not code or _code(child) == code):
+        if child.get("ValueType") == kind and (not code or _read_code(child) == code):
             yield child
 
 
-def _code(item: Dataset) -> str:
+def _read_code(item: Dataset) -> str:
     return str(item.ConceptNameCodeSequence[0].get("CodeValue") or "")
 
 
-def _text(item: Dataset, code: str) -> str:
-    return next((str(child.TextValue) for child in _children(item, "TEXT", code)), "")
+def _read_text(item: Dataset, code: str) -> str:
+    return next((str(child.TextValue) for child in _list_children(item, "TEXT", code)), "")
 
 
-def _image(item: Dataset) -> tuple[str, int]:
+def _read_image_reference(item: Dataset) -> tuple[str, int]:
     """SOPInstanceUID, and the number of the frame."""
     reference = item.ReferencedSOPSequence[0]
     return str(reference.ReferencedSOPInstanceUID), int(reference.get("ReferencedFrameNumber") or 1)
 
 
-def _bounds(rectangle: Dataset, width: int, height: int) -> Box:
+def _read_box(rectangle: Dataset, width: int, height: int) -> Box:
     points = np.array(rectangle.GraphicData, np.float64).reshape(-1, 2)
     if rectangle.GraphicType != "POLYLINE" or len(points) != 5 or (points[0] != points[-1]).any():
         raise Refusal("a region of it is no rectangle; give a report that ClinKD wrote")

@@ -30,7 +30,7 @@ WHOLE = "all"  # name of the file of samples that are of no split
 _FRAME = re.compile(r"#\d+$")
 
 
-def _json(value: Any, sample: Sample) -> bytes:
+def _encode_json(value: Any, sample: Sample) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError as error:  # half a character
@@ -45,7 +45,7 @@ def write_jsonl(samples: Iterable[Sample], file: Path) -> int:
     number = 0
     with replacing(file) as lines:
         for sample in samples:
-            lines.write(_json(sample.to_json(), sample) + b"\n")
+            lines.write(_encode_json(sample.to_json(), sample) + b"\n")
             number += 1
     return number
 
@@ -74,12 +74,12 @@ def write_sharegpt(
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty; give a new folder, lest old files be taken for a part of the new data")
-    writer = _ShareGPT(make_codec(boxes), root, min_pixels, max_pixels)
+    writer = _ShareGptWriter(make_codec(boxes), root, min_pixels, max_pixels)
     files: dict[str, IO[bytes]] = {}
     with contextlib.ExitStack() as open_files:
         for sample in samples:
             name = sample.split or WHOLE
-            row = _json(writer.row(sample), sample)
+            row = _encode_json(writer.row(sample), sample)
             if name not in files:
                 files[name] = open_files.enter_context(replacing(folder / f"{name}.json"))
                 files[name].write(b"[\n" + row)
@@ -90,33 +90,33 @@ def write_sharegpt(
         for file in files.values():
             file.write(b"\n]\n")
     columns = {"messages": "conversations", "images": "images"}
-    info = {f"{folder.resolve().name}_{n}": _described(f"{n}.json", columns) for n in files}
+    info = {f"{folder.resolve().name}_{n}": _describe_file(f"{n}.json", columns) for n in files}
     write_json(folder / DATASET_INFO, info)
-    return writer.told
+    return writer.notes
 
 
-def _described(file: str, columns: dict[str, str]) -> dict[str, Any]:
+def _describe_file(file: str, columns: dict[str, str]) -> dict[str, Any]:
     return {"file_name": file, "formatting": "sharegpt", "columns": columns}
 
 
-class _ShareGPT:
+class _ShareGptWriter:
     """Samples to rows of ShareGPT."""
 
     def __init__(self, codec: Codec, root: Path | None, min_pixels: int, max_pixels: int) -> None:
         self.codec, self.root = codec, root
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.told: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
 
     def row(self, sample: Sample) -> dict[str, Any]:
         said = []
         for k, turn in enumerate(sample.turns):
-            question = self._text(turn.question, sample, f"question {k + 1}")
+            question = self._encode_text(turn.question, sample, f"question {k + 1}")
             marks = "<image>" * len(sample.images) if k == 0 else ""
             said.append({"from": "human", "value": marks + question})
-            said.append({"from": "gpt", "value": self._text(turn.answer, sample, f"answer {k + 1}")})
+            said.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {k + 1}")})
         return {
             "id": sample.id,
-            "images": [self._path(image) for image in sample.images],
+            "images": [self._write_path(image) for image in sample.images],
             "conversations": said,
             OURS: {
                 "modality": sample.modality.value,
@@ -131,20 +131,20 @@ class _ShareGPT:
             },
         }
 
-    def _path(self, image: ImageRef) -> str:
+    def _write_path(self, image: ImageRef) -> str:
         if _FRAME.search(image.path):
-            self.told["frames of a file, which LLaMA-Factory does not open"] += 1
+            self.notes["frames of a file, which LLaMA-Factory does not open"] += 1
         if image.orientation != 1:
-            self.told["images turned by their EXIF tag, which LLaMA-Factory does not turn: boxes will be off"] += 1
+            self.notes["images turned by their EXIF tag, which LLaMA-Factory does not turn: boxes will be off"] += 1
         if image.window is not None:
-            self.told["windows of DICOM images, which a conversation does not hold"] += 1
+            self.notes["windows of DICOM images, which a conversation does not hold"] += 1
         return image.path if self.root is None else (self.root.resolve() / image.path).as_posix()
 
-    def _text(self, text: BoxedText, sample: Sample, field: str) -> str:
+    def _encode_text(self, text: BoxedText, sample: Sample, field: str) -> str:
         """The text with its boxes written out; read back at once, because what reads as another text is no export."""
         bare = text.text.strip()
         if bare != text.text:
-            self.told["texts without the white space that was around them"] += 1
+            self.notes["texts without the white space that was around them"] += 1
             text = replace(text, text=bare)
         if not bare:
             raise BadInput(f"sample {sample.id!r}: {field} is empty; fill it in, or leave the sample out")
@@ -152,7 +152,7 @@ class _ShareGPT:
             why = f"holds {mark.group()}, which would be read as a mark; write it otherwise"
             raise BadInput(f"sample {sample.id!r}: {field} {why}")
         try:
-            size = self._resized(sample.images[-1]) if self.codec.needs_size else None
+            size = self._compute_resized_size(sample.images[-1]) if self.codec.needs_size else None
             written = self.codec.encode(text, size)
             read = self.codec.decode(written, size)
         except BadInput as error:
@@ -162,7 +162,7 @@ class _ShareGPT:
             raise BadInput(f"sample {sample.id!r}: {field} {bare[:60]!r} holds {why}")
         return written
 
-    def _resized(self, image: ImageRef) -> grids.Size:
+    def _compute_resized_size(self, image: ImageRef) -> grids.Size:
         if image.width is None or image.height is None:
             raise BadInput(f"the size of {image.path} is unknown, and {self.codec.name} needs it; open the images")
         return grids.smart_resize(image.width, image.height, grids.FACTOR, self.min_pixels, self.max_pixels)
@@ -179,12 +179,12 @@ def write_coco(samples: Iterable[Sample], file: Path) -> Counter[str]:
     tells, by reason, which turns COCO cannot hold. Raises BadInput, naming the sample, for an image of unknown size, or
     of which two samples say different things, and where there is no box at all.
     """
-    coco = _Coco()
+    coco = _CocoWriter()
     with replacing(file) as out:
         out.write(b'{"annotations": [')
         for sample in samples:
             for annotation in coco.annotations(sample):
-                out.write((b",\n" if annotation["id"] > 1 else b"\n") + _json(annotation, sample))
+                out.write((b",\n" if annotation["id"] > 1 else b"\n") + _encode_json(annotation, sample))
         if not coco.images:
             raise BadInput(f"{file}: no boxes with names to write; COCO holds nothing else")
         out.write(b'\n],\n"images": ')
@@ -192,39 +192,39 @@ def write_coco(samples: Iterable[Sample], file: Path) -> Counter[str]:
         out.write(b',\n"categories": ')
         out.write(orjson.dumps([{"id": k, "name": name} for name, k in coco.categories.items()]))
         out.write(b"}\n")
-    return coco.told
+    return coco.notes
 
 
-class _Coco:
+class _CocoWriter:
     """Images, categories and what was written so far."""
 
     def __init__(self) -> None:
         self.images: dict[str, dict[str, Any]] = {}
         self.categories: dict[str, int] = {}
         self.written: set[tuple[int, int, Box]] = set()
-        self.told: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
 
     def annotations(self, sample: Sample) -> Iterator[dict[str, Any]]:
         """The new ones of a sample."""
         for turn in sample.turns[:-1]:
-            self.told[f"{turn.task} turns before the last one, whose names are not kept"] += 1
+            self.notes[f"{turn.task} turns before the last one, whose names are not kept"] += 1
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
         if sample.task not in (Task.VG, Task.ROC):
-            self.told[f"{sample.task} questions, which COCO cannot hold"] += 1
-        elif not (named := _named(sample, boxes)):
-            self.told[f"{sample.task} questions of which box is which name is not told"] += 1
+            self.notes[f"{sample.task} questions, which COCO cannot hold"] += 1
+        elif not (named := _name_boxes(sample, boxes)):
+            self.notes[f"{sample.task} questions of which box is which name is not told"] += 1
         else:
-            image = self._image(sample)
+            image = self._describe_image(sample)
             for name, box in named:
                 if name not in self.categories:
-                    _json(name, sample)
+                    _encode_json(name, sample)
                 category = self.categories.setdefault(name, len(self.categories) + 1)
                 key = (image["id"], category, box)
                 if key not in self.written:
                     self.written.add(key)
-                    yield _annotation(len(self.written), image, category, box)
+                    yield _make_annotation(len(self.written), image, category, box)
 
-    def _image(self, sample: Sample) -> dict[str, Any]:
+    def _describe_image(self, sample: Sample) -> dict[str, Any]:
         image = sample.images[-1]
         if image.width is None or image.height is None:
             raise BadInput(
@@ -245,10 +245,10 @@ class _Coco:
             },
         }
         if known is None:
-            _json(made, sample)
+            _encode_json(made, sample)
             self.images[image.path] = made
             if image.orientation != 1:
-                self.told["images turned by their EXIF tag, which some readers of COCO do not turn"] += 1
+                self.notes["images turned by their EXIF tag, which some readers of COCO do not turn"] += 1
         elif known != made:
             raise BadInput(
                 f"sample {sample.id!r}: says of {image.path} {made[OURS]}, and an earlier sample {known[OURS]}; "
@@ -257,8 +257,8 @@ class _Coco:
         return made
 
 
-def _named(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]:
-    """Each box with its name; nothing where that is not told."""
+def _name_boxes(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]:
+    """Each box with its name; nothing where the sample does not say it."""
     if sample.task is Task.ROC and len(sample.names) != 1:
         return [(sample.answer.words, box) for box in boxes]
     if len(sample.names) == 1:
@@ -266,21 +266,21 @@ def _named(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]:
     return []
 
 
-def _annotation(number: int, image: dict[str, Any], category: int, box: Box) -> dict[str, Any]:
-    x, width = _side(box.x1, box.x2, image["width"])
-    y, height = _side(box.y1, box.y2, image["height"])
+def _make_annotation(number: int, image: dict[str, Any], category: int, box: Box) -> dict[str, Any]:
+    x, width = _fit_side(box.x1, box.x2, image["width"])
+    y, height = _fit_side(box.y1, box.y2, image["height"])
     made = {"id": number, "image_id": image["id"], "category_id": category, "bbox": [x, y, width, height]}
     return made | {"area": width * height, "iscrowd": 0}
 
 
-def _side(low: float, high: float, pixels: int) -> tuple[float, float]:
+def _fit_side(low: float, high: float, pixels: int) -> tuple[float, float]:
     """Start and length in pixels, a whole number where it is one up to rounding, never beyond the border."""
-    start, end = (_tidy(v * pixels) for v in (low, high))
-    length = _tidy(end - start)
+    start, end = (_round_pixels(v * pixels) for v in (low, high))
+    length = _round_pixels(end - start)
     while start + length > pixels:
         length = math.nextafter(length, 0)
     return start, length
 
 
-def _tidy(value: float) -> float:
+def _round_pixels(value: float) -> float:
     return round(value, 4) if round(value, 4) > 0 else value

@@ -127,7 +127,7 @@ class Findings:
             "images_opened": self.root is not None,
             "warnings": [p.to_json() for p in self.warnings],
             "left_out": dict(self.told),
-            "splits": {s: {"groups": self.groups[s], "questions": self._questions(s)} for s in self.splits},
+            "splits": {s: {"groups": self.groups[s], "questions": self._count_questions(s)} for s in self.splits},
             "tokens": {
                 "how": self.counted,
                 "longest": self.longest,
@@ -139,11 +139,11 @@ class Findings:
             ],
         }
 
-    def _questions(self, split: str) -> int:
+    def _count_questions(self, split: str) -> int:
         return sum(n for key, n in self.turns.items() if key[0] == split)
 
 
-def _named(split: int) -> str:
+def _name_split(split: int) -> str:
     return _SPLITS[split] or "no split"
 
 
@@ -153,11 +153,11 @@ class Checker:
     def __init__(self, checks: Checks, root: Path | None) -> None:
         self.checks = checks
         self.found = Findings(root=root, counted=checks.tokens.how)
-        self._opening = root is not None
+        self._opens_images = root is not None
         self._files: dict[str, int] = {}
         self._row_file, self._row = array("I"), array("I")  # of each entry with samples
         self._ids: dict[int, int] = {}  # hash -> entry
-        self._said: dict[int, int] = {}
+        self._turns: dict[int, int] = {}
         self._groups: dict[str, int] = {}
         self._group_split, self._group_entry = array("B"), array("I")  # of its first entry
         self._images: dict[int, int] = {}  # hash of the path -> number
@@ -165,40 +165,40 @@ class Checker:
         self._refs: list[ImageRef] = []  # of every image, where they are to be opened
         self._image_id: list[str] = []  # of the first sample of each of them
         self._uses = array("I")  # entry, image, entry, image ...; likewise
-        self._class: dict[tuple[Modality, str], int] = {}
+        self._class_numbers: dict[tuple[Modality, str], int] = {}
         self._box, self._box_class = array("d"), array("I")
         self._box_image, self._box_file = array("I"), array("I")
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
-        self._spoiled: set[int] = set()  # entries that looked good until their images were opened
+        self._rejected: set[int] = set()  # entries that looked good until their images were opened
 
     def see(self, entry: RowResult) -> RowError | None:
         """Look at one row; what is wrong with it is kept and given back. Problems between images come with `close`."""
         found = self.found
         found.rows += 1
-        problem = entry.problem or self._between(entry)
+        problem = entry.problem or self._check_against_earlier(entry)
         if problem is not None:
             if entry.problem is None:
                 found.between[problem.file, problem.row] = problem
             found.bad.append(problem)
             return problem
         for sample in entry.samples:
-            self._count(sample)
+            self._count_sample(sample)
         return None
 
-    def _note(self, problem: RowError) -> bool:
+    def _record_problem(self, problem: RowError) -> bool:
         """Whether it counts as bad."""
         allowed = problem.kind in self.checks.allow
         (self.found.warnings if allowed else self.found.bad).append(problem)
         return not allowed
 
-    def _between(self, entry: RowResult) -> RowError | None:
+    def _check_against_earlier(self, entry: RowResult) -> RowError | None:
         """The first thing wrong between a row and those before it."""
         number = len(self._row)
         file = self._files.setdefault(entry.file, len(self._files))
         ids: list[int] = []
-        said: list[int] = []
+        turn_keys: list[int] = []
         for sample in entry.samples:
-            for kind, where, value, why in self._faults(sample, ids, said):
+            for kind, where, value, why in self._find_problems(sample, ids, turn_keys):
                 problem = RowError(entry.file, entry.row, short(sample.id), where, short(value), why, kind)
                 if kind not in self.checks.allow:
                     return problem
@@ -208,29 +208,39 @@ class Checker:
         self._row_file.append(file)
         self._row.append(entry.row)
         self._ids.update(dict.fromkeys(ids, number))
-        self._said.update(dict.fromkeys(said, number))
+        self._turns.update(dict.fromkeys(turn_keys, number))
         for sample in entry.samples:
-            self._remember(sample.group, sample.split, sample.images, number, sample.id)
-        self._remember(entry.group, None, entry.images, number, entry.images[0].path if entry.images else "")
+            self._store_images(sample.group, sample.split, sample.images, number, sample.id)
+        self._store_images(entry.group, None, entry.images, number, entry.images[0].path if entry.images else "")
         return None
 
-    def _faults(self, sample: Sample, ids: list[int], said: list[int]) -> Iterator[tuple[Kind, str, Any, str]]:
+    def _find_problems(
+        self, sample: Sample, ids: list[int], turn_keys: list[int]
+    ) -> Iterator[tuple[Kind, str, Any, str]]:
         """Kind, field, value and reason of everything wrong between a sample and what was seen before."""
         key = hash(sample.id)
         if key in self._ids or key in ids:
-            yield "duplicate", "id", sample.id, f"already used {self._where(self._ids.get(key))}; give each its own"
+            yield (
+                "duplicate",
+                "id",
+                sample.id,
+                f"already used {self._name_place(self._ids.get(key))}; give each its own",
+            )
         ids.append(key)
         image = sample.images[-1].path if sample.images else ""
         for turn in sample.turns:
             key = hash((image, turn.question, turn.answer))
-            if key in self._said or key in said:
-                why = f"the same question and answer of this image stand {self._where(self._said.get(key))}; remove one"
+            if key in self._turns or key in turn_keys:
+                why = (
+                    f"the same question and answer of this image stand {self._name_place(self._turns.get(key))}; "
+                    "remove one"
+                )
                 yield "duplicate", "question", turn.question.text, why
-            said.append(key)
+            turn_keys.append(key)
             for name, text in (("question", turn.question), ("answer", turn.answer)):
                 if not text.text.strip():
                     yield "row", name, text.text, "empty; fill it in, or remove the turn"
-        yield from self._torn(sample)
+        yield from self._find_split_conflicts(sample)
         if (clash := sides.contradiction(sample)) is not None:
             yield "side", "answer", sample.answer.text, clash
         length = self.checks.tokens(sample)
@@ -240,37 +250,51 @@ class Checker:
             limit = f"max_length={self.checks.max_length} tokens ({self.checks.tokens.how})"
             yield "length", "tokens", length, f"more than {limit}; raise it, or split the row"
 
-    def _torn(self, sample: Sample) -> Iterator[tuple[Kind, str, Any, str]]:
+    def _find_split_conflicts(self, sample: Sample) -> Iterator[tuple[Kind, str, Any, str]]:
         """A group or image on two sides of a split, or an image in two groups."""
-        here = _SPLITS.index(sample.split)
+        split_number = _SPLITS.index(sample.split)
         group = self._groups.get(sample.group)
-        if group is not None and self._group_split[group] != here:
-            there = f"{_named(self._group_split[group])} {self._where(self._group_entry[group])}"
-            yield "split", "group", sample.group, f"the group is in {there} and in {_named(here)} here; {_ONE_SIDE}"
+        if group is not None and self._group_split[group] != split_number:
+            other_place = f"{_name_split(self._group_split[group])} {self._name_place(self._group_entry[group])}"
+            yield (
+                "split",
+                "group",
+                sample.group,
+                f"the group is in {other_place} and in {_name_split(split_number)} here; {_ONE_SIDE}",
+            )
         for ref in sample.images:
-            at = self._images.get(hash(ref.path))
-            if at is None:
+            position = self._images.get(hash(ref.path))
+            if position is None:
                 continue
-            if self._image_split[at] != here:
-                there = f"{_named(self._image_split[at])} {self._where(self._image_entry[at])}"
-                yield "split", "image", ref.path, f"the image is in {there} and in {_named(here)} here; {_ONE_SIDE}"
-            elif self._image_group[at] != group:
-                why = f"the image belongs to {self._group_name(at)} {self._where(self._image_entry[at])}"
+            if self._image_split[position] != split_number:
+                other_place = (
+                    f"{_name_split(self._image_split[position])} {self._name_place(self._image_entry[position])}"
+                )
+                yield (
+                    "split",
+                    "image",
+                    ref.path,
+                    f"the image is in {other_place} and in {_name_split(split_number)} here; {_ONE_SIDE}",
+                )
+            elif self._image_group[position] != group:
+                why = (
+                    f"the image belongs to {self._name_group(position)} {self._name_place(self._image_entry[position])}"
+                )
                 yield "split", "group", sample.group, f"{why}; an image has one patient"
 
-    def _where(self, entry: int | None) -> str:
+    def _name_place(self, entry: int | None) -> str:
         if entry is None:
             return "earlier in this row"
-        of = f" of {Path(self._file(entry)).name}" if len(self._files) > 1 else ""
+        of = f" of {Path(self._name_file(entry)).name}" if len(self._files) > 1 else ""
         return f"in row {self._row[entry]}{of}"
 
-    def _file(self, entry: int) -> str:
+    def _name_file(self, entry: int) -> str:
         return next(itertools.islice(self._files, self._row_file[entry], None))
 
-    def _group_name(self, image: int) -> str:
+    def _name_group(self, image: int) -> str:
         return next(itertools.islice(self._groups, self._image_group[image], None))
 
-    def _remember(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
+    def _store_images(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
         if not images:
             return
         split = _SPLITS.index(of)
@@ -279,35 +303,35 @@ class Checker:
             self._group_split.append(split)
             self._group_entry.append(entry)
         for image in images:
-            at = self._number(image)
-            if at == len(self._image_entry):
+            position = self._number_image(image)
+            if position == len(self._image_entry):
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
-                if self._opening:
+                if self._opens_images:
                     self._refs.append(image)
                     self._image_id.append(sample)
-            if self._opening:
-                self._uses.extend((entry, at))
+            if self._opens_images:
+                self._uses.extend((entry, position))
 
-    def _number(self, image: ImageRef) -> int:
+    def _number_image(self, image: ImageRef) -> int:
         """Of a picture: a DICOM in another window than before is another one, though the same image for splits."""
         new = len(self._image_entry)
-        at = self._images.setdefault(hash(image.path), new)
+        position = self._images.setdefault(hash(image.path), new)
         if image.window is None:
-            return at
-        return self._images.setdefault(hash((image.path, image.window)), new if at != new else at)
+            return position
+        return self._images.setdefault(hash((image.path, image.window)), new if position != new else position)
 
-    def _count(self, sample: Sample) -> None:
+    def _count_sample(self, sample: Sample) -> None:
         self.found.samples += 1
-        self._maybe_example(sample)
+        self._keep_example(sample)
         for turn in sample.turns:
             self.found.turns[sample.split or "-", sample.modality, turn.task] += 1
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
         if not boxes:
             return
         name = sample.names[0] if len(sample.names) == 1 else ""
-        kind = self._class.setdefault((sample.modality, name), len(self._class))
+        kind = self._class_numbers.setdefault((sample.modality, name), len(self._class_numbers))
         image = self._images[hash(sample.images[-1].path)]
         for box in boxes:
             self._box.extend((box.x1, box.y1, box.x2, box.y2))
@@ -315,13 +339,13 @@ class Checker:
             self._box_image.append(image)
             self._box_file.append(self._row_file[-1])
 
-    def _maybe_example(self, sample: Sample) -> None:
+    def _keep_example(self, sample: Sample) -> None:
         """Keep those whose ids have the least checksums."""
         kept = self._examples.setdefault((sample.task, sample.modality), [])
-        lot = zlib.crc32(sample.id.encode())
-        if len(kept) == EXAMPLES and lot >= kept[-1][0]:
+        checksum = zlib.crc32(sample.id.encode())
+        if len(kept) == EXAMPLES and checksum >= kept[-1][0]:
             return
-        kept.append((lot, sample))
+        kept.append((checksum, sample))
         kept.sort(key=lambda e: e[0])
         del kept[EXAMPLES:]
 
@@ -331,27 +355,27 @@ class Checker:
         """Open the images and compare them, if that was asked for, and count up."""
         found = self.found
         found.images = len(self._image_entry)
-        self._frames()
+        self._check_box_frames()
         if found.root is not None:
-            self._compare(self._open(found.root))
+            self._compare_images(self._open_images(found.root))
         found.groups.update(_SPLITS[split] or "-" for split in self._group_split)
-        found.classes = self._classes()
+        found.classes = self._collect_classes()
         found.examples = [sample for kept in self._examples.values() for _, sample in kept]
         found.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
         return found
 
-    def _frames(self) -> None:
+    def _check_box_frames(self) -> None:
         """Boxes that all lie in one corner are in another frame than was declared."""
         box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
-        for name, at in self._files.items():
-            mine = box_N4[np.frombuffer(self._box_file, np.uint32) == at]
-            if len(mine) >= FEW_BOXES and mine.max() <= CORNER:
-                value = f"largest coordinate {mine.max():.4g} of the image in {len(mine)} boxes"
+        for name, position in self._files.items():
+            in_file_N4 = box_N4[np.frombuffer(self._box_file, np.uint32) == position]
+            if len(in_file_N4) >= FEW_BOXES and in_file_N4.max() <= CORNER:
+                value = f"largest coordinate {in_file_N4.max():.4g} of the image in {len(in_file_N4)} boxes"
                 why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
                 why += "of another size; name their frame with --boxes, or scale them"
-                self._note(RowError(name, 0, "?", "boxes", value, why, "frame"))
+                self._record_problem(RowError(name, 0, "?", "boxes", value, why, "frame"))
 
-    def _open(self, root: Path) -> list[Look]:
+    def _open_images(self, root: Path) -> list[Look]:
         looks: list[Look] = []
         if not self._refs:
             return looks
@@ -360,42 +384,44 @@ class Checker:
                 looks.append(look)
                 advance()
         uses_P2 = np.frombuffer(self._uses, np.uint32).reshape(-1, 2)
-        for at, look in enumerate(looks):
+        for position, look in enumerate(looks):
             if look.why is not None:
-                for entry in uses_P2[uses_P2[:, 1] == at, 0]:
-                    self._spoil(int(entry), at, look.why, "row")
+                for entry in uses_P2[uses_P2[:, 1] == position, 0]:
+                    self._reject_row(int(entry), position, look.why, "row")
             elif look.flat:
                 self.found.told["images of one colour all over"] += 1
         return looks
 
-    def _compare(self, looks: Sequence[Look]) -> None:
+    def _compare_images(self, looks: Sequence[Look]) -> None:
         for pair in alike(looks, self._image_group, self._image_split):
-            one, two = (self._group_name(i) for i in pair)
+            one, two = (self._name_group(i) for i in pair)
             splits = [self._image_split[i] for i in pair]
             other = self._refs[pair.first].path
             entry = self._image_entry[pair.second]
-            where = self._where(self._image_entry[pair.first])
+            where = self._name_place(self._image_entry[pair.first])
             if splits[0] != splits[1]:
-                why = f"looks the same as {other} {where}, which is in {_named(splits[0])}; keep one of them"
-                self._spoil(entry, pair.second, why, "near-duplicate")
+                why = f"looks the same as {other} {where}, which is in {_name_split(splits[0])}; keep one of them"
+                self._reject_row(entry, pair.second, why, "near-duplicate")
             else:
                 self.found.joined.append((one, two))
                 why = f"looks the same as {other} {where}, of another patient or image; splits keep the two together"
-                self.found.warnings.append(self._problem(entry, pair.second, why, "near-duplicate"))
+                self.found.warnings.append(self._make_problem(entry, pair.second, why, "near-duplicate"))
 
-    def _spoil(self, entry: int, image: int, why: str, kind: Kind) -> None:
-        if entry in self._spoiled:
+    def _reject_row(self, entry: int, image: int, why: str, kind: Kind) -> None:
+        if entry in self._rejected:
             return
-        problem = self._problem(entry, image, why, kind)
-        if self._note(problem):
-            self._spoiled.add(entry)
+        problem = self._make_problem(entry, image, why, kind)
+        if self._record_problem(problem):
+            self._rejected.add(entry)
             self.found.between[problem.file, problem.row] = problem
 
-    def _problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
+    def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
         name = short(self._image_id[image])
-        return RowError(self._file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind)
+        return RowError(
+            self._name_file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind
+        )
 
-    def _classes(self) -> list[ClassBoxes]:
+    def _collect_classes(self) -> list[ClassBoxes]:
         """The boxes of each class; one that is asked for and asked about counts once."""
         if not self._box:
             return []
@@ -405,10 +431,11 @@ class Checker:
         _, first = np.unique(np.column_stack([kind_N, image_N, np.round(box_N4, 6)]), axis=0, return_index=True)
         first = np.sort(first)
         box_N4, kind_N = box_N4[first], kind_N[first]
-        made = [
-            ClassBoxes(m, name or "(several or no names)", box_N4[kind_N == k]) for (m, name), k in self._class.items()
+        boxes_by_class = [
+            ClassBoxes(m, name or "(several or no names)", box_N4[kind_N == k])
+            for (m, name), k in self._class_numbers.items()
         ]
-        return sorted(made, key=lambda c: (list(Modality).index(c.modality), -len(c.box_N4), c.name))
+        return sorted(boxes_by_class, key=lambda c: (list(Modality).index(c.modality), -len(c.box_N4), c.name))
 
 
 def check(source: Source, checks: Checks) -> Findings:
@@ -419,15 +446,15 @@ def check(source: Source, checks: Checks) -> Findings:
     return checker.close()
 
 
-def counted(things: Iterable[T], title: str, unit: str) -> Iterator[T]:
+def counted(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
     """The same things, while a bar counts them."""
     with progress(None, title, unit) as advance:
-        done = 0
-        for done, thing in enumerate(things, start=1):
-            yield thing
-            if done % _BATCH == 0:
+        count = 0
+        for count, item in enumerate(items, start=1):
+            yield item
+            if count % _BATCH == 0:
                 advance(_BATCH)
-        advance(done % _BATCH)
+        advance(count % _BATCH)
 
 
 def named(problems: Sequence[RowError], most: int) -> Iterator[str]:
@@ -451,8 +478,8 @@ def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
             problem = entry.problem or found.between.get((entry.file, entry.row))
             if problem is None and not entry.left_out:
                 continue
-            told = problem.to_json() if problem else {"file": entry.file, "row": entry.row, "reason": entry.left_out}
-            line = json.dumps({"clinkd": QUARANTINE, **told, "raw": entry.raw}, ensure_ascii=False, default=str)
+            details = problem.to_json() if problem else {"file": entry.file, "row": entry.row, "reason": entry.left_out}
+            line = json.dumps({"clinkd": QUARANTINE, **details, "raw": entry.raw}, ensure_ascii=False, default=str)
             lines.write(f"{line}\n".encode(errors="backslashreplace"))
             found.quarantined += 1
     return found.quarantined

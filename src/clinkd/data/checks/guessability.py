@@ -55,7 +55,7 @@ class ClassGuessability:
 
 @dataclass(frozen=True, slots=True)
 class Guessability:
-    """`classes`: one Guess a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
+    """`classes`: one a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
 
     classes: tuple[ClassGuessability, ...]
     hard: dict[Modality, float]
@@ -67,7 +67,7 @@ class Guessability:
     def table(self) -> Table:
         """Per cent, one row a class."""
         rows = tuple(
-            (g.modality.value, g.name, str(g.count), *(f"{100 * v:.1f}" for v in _figures(g))) for g in self.classes
+            (g.modality.value, g.name, str(g.count), *(f"{100 * v:.1f}" for v in _list_shares(g))) for g in self.classes
         )
         hard = ", ".join(f"{m} {100 * v:.1f}" for m, v in self.hard.items())
         notes = (
@@ -78,21 +78,21 @@ class Guessability:
         return Table("Blind guessability", columns, rows, notes)
 
 
-def _figures(g: ClassGuessability) -> tuple[float, ...]:
+def _list_shares(g: ClassGuessability) -> tuple[float, ...]:
     return g.box, g.modality_alone, g.place, g.colour, g.highest
 
 
 def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
     """The box and name of every ROC sample, with the mean colour from its image. Raises BadInput as `open_image`."""
-    found, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
+    structures, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
     for sample in samples:
         if sample.task is Task.ROC:
             if sample.images[0].path != path:
                 path = sample.images[0].path
                 pixels = np.asarray(open_image(root, sample.images[0]))
             box = sample.question.boxes[0]
-            found.append(Sighting(path, sample.modality, sample.answer.text, box, mean_colour(pixels, box)))
-    return found
+            structures.append(Sighting(path, sample.modality, sample.answer.text, box, mean_colour(pixels, box)))
+    return structures
 
 
 def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
@@ -104,30 +104,34 @@ def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, floa
     return float(red), float(green), float(blue)
 
 
-def measure(seen: Sequence[Sighting]) -> Guessability:
-    """Blind figures of every class. Raises BadInput where nothing was seen."""
-    if not seen:
+def measure(structures: Sequence[Sighting]) -> Guessability:
+    """Image-blind shares of every class. Raises BadInput without any sighting."""
+    if not structures:
         raise BadInput("blind guessability: no box with a name among the samples; give data with boxes")
     classes, hard = [], {}
-    for modality in sorted({s.modality for s in seen}, key=list(Modality).index):
-        of_modality = [s for s in seen if s.modality is modality]
+    for modality in sorted({s.modality for s in structures}, key=list(Modality).index):
+        of_modality = [s for s in structures if s.modality is modality]
         names = sorted({s.name for s in of_modality})
         label_N = np.array([names.index(s.name) for s in of_modality])
         _, image_N = np.unique([s.image for s in of_modality], return_inverse=True)
         box_N4 = np.array([(s.box.x1, s.box.y1, s.box.x2, s.box.y2) for s in of_modality])
         colour_N3 = np.array([s.colour for s in of_modality])
-        votes = [_votes(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)]  # each [N, names]
+        votes = [
+            _vote_on_names(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)
+        ]  # each [N, names]
         right = [(v.argmax(1) == label_N).mean() for v in votes]
         hard[modality] = float(max(right))
         for number, name in enumerate(names):
-            own = label_N == number
-            place, colour = (float(v[own, number].mean()) for v in votes)
-            box = median_hits(box_N4[own])
-            classes.append(ClassGuessability(modality, name, int(own.sum()), box, float(own.mean()), place, colour))
+            in_class_N = label_N == number
+            place, colour = (float(v[in_class_N, number].mean()) for v in votes)
+            box = median_hits(box_N4[in_class_N])
+            classes.append(
+                ClassGuessability(modality, name, int(in_class_N.sum()), box, float(in_class_N.mean()), place, colour)
+            )
     return Guessability(tuple(classes), hard)
 
 
-def _votes(
+def _vote_on_names(
     feature: NDArray[np.float64], label_N: NDArray[np.int64], image_N: NDArray[np.int64], names: int
 ) -> NDArray[np.float64]:
     """Share of each name among the nearest sightings of other images, features scaled to equal spread: [N, names]."""
@@ -135,9 +139,9 @@ def _votes(
     distance_NN = ((scaled[:, None] - scaled[None]) ** 2).sum(-1)
     distance_NN[image_N[:, None] == image_N[None]] = np.inf
     near_NK = np.argsort(distance_NN, axis=1, kind="stable")[:, :NEIGHBOURS]
-    known_NK = np.isfinite(np.take_along_axis(distance_NN, near_NK, 1))
-    one_hot = np.eye(names)[label_N[near_NK]] * known_NK[..., None]
-    return np.asarray(one_hot.sum(1) / np.maximum(known_NK.sum(1, keepdims=True), 1))
+    finite_NK = np.isfinite(np.take_along_axis(distance_NN, near_NK, 1))
+    one_hot = np.eye(names)[label_N[near_NK]] * finite_NK[..., None]
+    return np.asarray(one_hot.sum(1) / np.maximum(finite_NK.sum(1, keepdims=True), 1))
 
 
 def median_hits(box_N4: NDArray[np.float64]) -> float:

@@ -33,8 +33,8 @@ class TokenEstimator:
         texts = [part for turn in sample.turns for part in (turn.question, turn.answer)]
         words = sum(len(t.text) if t.text.isascii() else len(t.text.encode()) for t in texts)
         boxes = sum(len(t.boxes) for t in texts)
-        told = -(-words // BYTES_A_TOKEN) + BOX_TOKENS * boxes + TURN_TOKENS * len(sample.turns)
-        return told + sum(_image_tokens(i) for i in sample.images)
+        text_tokens = -(-words // BYTES_A_TOKEN) + BOX_TOKENS * boxes + TURN_TOKENS * len(sample.turns)
+        return text_tokens + sum(_count_image_tokens(i) for i in sample.images)
 
 
 class TokenCounter:
@@ -54,15 +54,15 @@ class TokenCounter:
     def __call__(self, sample: Sample) -> int:
         texts = [self._codec.encode(part) for turn in sample.turns for part in (turn.question, turn.answer)]
         words = sum(len(e.ids) for e in self._tokenizer.encode_batch(texts, add_special_tokens=False))
-        return words + TURN_TOKENS * len(sample.turns) + sum(_image_tokens(i) for i in sample.images)
+        return words + TURN_TOKENS * len(sample.turns) + sum(_count_image_tokens(i) for i in sample.images)
 
 
-def _image_tokens(image: ImageRef) -> int:
+def _count_image_tokens(image: ImageRef) -> int:
     """Tokens of one image; 0 where its size is not known."""
-    return _grid_tokens(image.width, image.height) if image.width and image.height else 0
+    return _count_grid_tokens(image.width, image.height) if image.width and image.height else 0
 
 
 @lru_cache(maxsize=4096)
-def _grid_tokens(width: int, height: int) -> int:
+def _count_grid_tokens(width: int, height: int) -> int:
     size = smart_resize(width, height)
     return (size.width // FACTOR) * (size.height // FACTOR) + IMAGE_MARKS

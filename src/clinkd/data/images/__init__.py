@@ -87,9 +87,9 @@ def look(root: Path, relative: str, place: str, window: str | None = None, max_p
 def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:
     """The file of an image, and the number of its frame where the name ends in one. Raises BadInput outside `root`."""
     stem, sign, number = relative.rpartition("#")
-    path = _confined(root, relative, place)
+    path = _confine_path(root, relative, place)
     if sign and number.isdecimal() and not path.exists():
-        return _confined(root, stem, place), int(number)
+        return _confine_path(root, stem, place), int(number)
     return path, None
 
 
@@ -99,7 +99,7 @@ def stays_inside(relative: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and "\0" not in relative
 
 
-def _confined(root: Path, relative: str | Path, place: str) -> Path:
+def _confine_path(root: Path, relative: str | Path, place: str) -> Path:
     try:
         base = Path(root).resolve()
         path = (base / relative).resolve()

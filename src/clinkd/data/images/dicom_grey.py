@@ -37,33 +37,33 @@ class _LookupTable:
     def __str__(self) -> str:
         return "LUT"
 
-    def at(self, values: Values) -> Values:
+    def look_up(self, values: Values) -> Values:
         places = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
-        found: Values = self.entries[places.astype(np.int64)]
-        return found
+        entries_found: Values = self.entries[places.astype(np.int64)]
+        return entries_found
 
     def __call__(self, values: Values) -> Values:
-        return self.at(values) / (2.0**self.bits - 1)
+        return self.look_up(values) / (2.0**self.bits - 1)
 
 
-def _group(header: Header, index: int, name: str) -> Dataset:
+def _find_functional_group(header: Header, index: int, name: str) -> Dataset:
     """The data set that says a functional group of a frame: its own, the shared one, or the file itself."""
     ds = header.ds
-    own = ds.get("PerFrameFunctionalGroupsSequence") or []
+    per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
     shared = ds.get("SharedFunctionalGroupsSequence") or []
-    for groups in ([own[index]] if index < len(own) else [], shared):
+    for groups in ([per_frame[index]] if index < len(per_frame) else [], shared):
         if groups and groups[0].get(name):
-            found: Dataset = groups[0][name].value[0]
-            return found
+            functional_group: Dataset = groups[0][name].value[0]
+            return functional_group
     return ds
 
 
 def vois_of(header: Header, index: int) -> list[_LookupTable | Window]:
     """All VOI LUTs, then all windows, of a frame; a window without a usable width included, to keep the numbers."""
-    ds = _group(header, index, "FrameVOILUTSequence")
-    below = _below_zero(header, index)
+    ds = _find_functional_group(header, index, "FrameVOILUTSequence")
+    signed = _may_be_negative(header, index)
     tables: list[_LookupTable | Window] = [
-        _table(item.LUTDescriptor, item.LUTData, header, below)
+        _make_table(item.LUTDescriptor, item.LUTData, header, signed)
         for item in ds.get("VOILUTSequence") or []
         if "LUTDescriptor" in item and "LUTData" in item
     ]
@@ -84,16 +84,16 @@ def grey_of(window: str | None, header: Header, index: int) -> GreyCurve | None:
     if wanted == "full":
         return None
     if wanted == "auto" or wanted.isdecimal():
-        return _of_the_file(wanted, header, index)
+        return _choose_file_voi(wanted, header, index)
     return named_window(wanted, hounsfield(header, index))
 
 
-def _of_the_file(wanted: str, header: Header, index: int) -> GreyCurve | None:
+def _choose_file_voi(wanted: str, header: Header, index: int) -> GreyCurve | None:
     """The VOI of that number, or the first that is usable."""
     vois = vois_of(header, index)
     usable = [v for v in vois if isinstance(v, _LookupTable) or v.usable]
     if wanted == "auto":
-        return usable[0] if usable else _as_stored(header, index)
+        return usable[0] if usable else _make_stored_ramp(header, index)
     if not 1 <= int(wanted) <= len(vois):
         raise Refusal(f"window {wanted} of {len(vois)}; the file has no more, give another or leave it out")
     chosen = vois[int(wanted) - 1]
@@ -104,16 +104,16 @@ def _of_the_file(wanted: str, header: Header, index: int) -> GreyCurve | None:
 
 def hounsfield(header: Header, index: int) -> bool:
     """Whether the rescaled values of a frame are Hounsfield units, which PRESETS are for."""
-    rescale = _group(header, index, "PixelValueTransformationSequence")
+    rescale = _find_functional_group(header, index, "PixelValueTransformationSequence")
     units = term(rescale, "RescaleType", ("HU", "HU_MOD")) or not rescale.get("RescaleType")
     rescaled = numbers(rescale, "RescaleIntercept") or header.ds.get("ModalityLUTSequence")
     return modality_of(header.ds) is Modality.CT and bool(units) and bool(rescaled)
 
 
-def _as_stored(header: Header, index: int) -> GreyCurve | None:
+def _make_stored_ramp(header: Header, index: int) -> GreyCurve | None:
     """Values of at most 8 bits without a rescale are grey as they are, so that frames of a film compare."""
     bits = header.ds.get("BitsStored")
-    rescale = _group(header, index, "PixelValueTransformationSequence")
+    rescale = _find_functional_group(header, index, "PixelValueTransformationSequence")
     plain = header.keyword == "PixelData" and not header.signed and isinstance(bits, int) and 1 <= bits <= 8
     same = numbers(rescale, "RescaleSlope") in ([], [1]) and numbers(rescale, "RescaleIntercept") in ([], [0])
     if not plain or not same or header.ds.get("ModalityLUTSequence"):
@@ -123,10 +123,10 @@ def _as_stored(header: Header, index: int) -> GreyCurve | None:
 
 def colours(stored: Values, header: Header) -> NDArray[np.uint8]:
     """Stored values of a frame in colour as RGB of 8 bits."""
-    return _through_palette(stored, header) if header.photometric == "PALETTE COLOR" else _colours(stored, header)
+    return _apply_palette(stored, header) if header.photometric == "PALETTE COLOR" else _scale_colours(stored, header)
 
 
-def _colours(stored: Values, header: Header) -> NDArray[np.uint8]:
+def _scale_colours(stored: Values, header: Header) -> NDArray[np.uint8]:
     bits = natural(header.ds, "BitsStored")
     if bits == 8 and stored.dtype == np.uint8:
         return np.ascontiguousarray(stored)
@@ -138,43 +138,43 @@ def grey_frame(stored: Values, header: Header, index: int) -> GreyFrame:
     few = stored.dtype.kind in "iu" and int(high) - int(low) < 65536
     levels = np.arange(int(low), int(high) + 1) if few else stored
     places = stored.astype(np.int64) - int(low) if few else None
-    values = _rescaled(levels, header, index)
+    values = _rescale_levels(levels, header, index)
     occurs = np.bincount(places.ravel(), minlength=len(levels)) > 0 if places is not None else True
     finite = np.isfinite(values)
-    counted = finite & occurs & ~_padding(levels, header)
+    counted = finite & occurs & ~_find_padding(levels, header)
     return GreyFrame(values, places, counted if counted.any() else finite, header.photometric == "MONOCHROME1")
 
 
-def _rescaled(levels: Values, header: Header, index: int) -> Values:
+def _rescale_levels(levels: Values, header: Header, index: int) -> Values:
     """The modality LUT (PS3.3 C.11.1)."""
     if sequence := header.ds.get("ModalityLUTSequence"):
-        return _table(sequence[0].LUTDescriptor, sequence[0].LUTData, header).at(levels).astype(float)
-    ds = _group(header, index, "PixelValueTransformationSequence")
+        return _make_table(sequence[0].LUTDescriptor, sequence[0].LUTData, header).look_up(levels).astype(float)
+    ds = _find_functional_group(header, index, "PixelValueTransformationSequence")
     slope, intercept = (numbers(ds, k) for k in ("RescaleSlope", "RescaleIntercept"))
-    for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
-        if not found and ds.get(keyword) not in (None, ""):
+    for keyword, parsed in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if not parsed and ds.get(keyword) not in (None, ""):
             raise Refusal(f"its {keyword} is no number; mend the header")
     return levels.astype(float) * (slope or [1.0])[0] + (intercept or [0.0])[0]
 
 
-def _padding(levels: Values, header: Header) -> Values:
+def _find_padding(levels: Values, header: Header) -> Values:
     """Which stored values stand for no tissue (PS3.3 C.7.5.1.1.2)."""
     ends = [header.ds.get(k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    known = [_stored_value(v, header) for v in ends if v is not None]
-    if not known or levels.dtype.kind == "f":
+    padding_values = [_read_stored_value(v, header) for v in ends if v is not None]
+    if not padding_values or levels.dtype.kind == "f":
         return np.zeros(levels.shape, bool)
-    padded: Values = (levels >= min(known)) & (levels <= max(known))
+    padded: Values = (levels >= min(padding_values)) & (levels <= max(padding_values))
     return padded
 
 
-def _stored_value(value: Any, header: Header) -> int:
+def _read_stored_value(value: Any, header: Header) -> int:
     """A value of VR "US or SS" as the pixels are signed; writers often take the other VR."""
     if isinstance(value, bytes):
         value = int.from_bytes(value[:2], "little" if header.syntax.is_little_endian else "big")
-    return _as_signed(int(value), header.signed)
+    return _wrap_signed(int(value), header.signed)
 
 
-def _as_signed(value: int, signed: bool) -> int:
+def _wrap_signed(value: int, signed: bool) -> int:
     """16 bits read with a sign or without."""
     return (value + 32768) % 65536 - 32768 if signed else value % 65536
 
@@ -182,16 +182,16 @@ def _as_signed(value: int, signed: bool) -> int:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _below_zero(header: Header, index: int) -> bool:
+def _may_be_negative(header: Header, index: int) -> bool:
     """Whether values that a VOI LUT sees may be negative: they are rescaled ones, not those that are stored."""
     if header.ds.get("ModalityLUTSequence"):
         return False
     bits = int(header.ds.get("BitsStored") or 16)
     ends = np.array([0, 2**bits - 1]) - (2 ** (bits - 1) if header.signed else 0)
-    return bool(_rescaled(ends, header, index).min() < 0)
+    return bool(_rescale_levels(ends, header, index).min() < 0)
 
 
-def _table(descriptor: Any, data: Any, header: Header, signed: bool | None = None) -> _LookupTable:
+def _make_table(descriptor: Any, data: Any, header: Header, signed: bool | None = None) -> _LookupTable:
     """A table from LUT Descriptor and LUT Data (PS3.3 C.7.6.3.1.5, C.11.1.1). Data may be bytes or numbers.
 
     `signed`: whether the first value mapped may be negative (as the pixels, where not given).
@@ -206,46 +206,48 @@ def _table(descriptor: Any, data: Any, header: Header, signed: bool | None = Non
     if not 8 <= bits <= 16 or len(entries) < count:
         raise Refusal("a lookup table of it is shorter than it says, or not of 8 to 16 bits; mend the header")
     entries = entries[:count].astype(np.int64)
-    first = _as_signed(first, header.signed if signed is None else signed)
+    first = _wrap_signed(first, header.signed if signed is None else signed)
     return _LookupTable(first, max(bits, int(entries.max()).bit_length()), entries)
 
 
-def _through_palette(stored: Values, header: Header) -> NDArray[np.uint8]:
+def _apply_palette(stored: Values, header: Header) -> NDArray[np.uint8]:
     """PALETTE COLOR as RGB (PS3.3 C.7.9)."""
-    tables = [_palette(colour, header) for colour in ("Red", "Green", "Blue")]
+    tables = [_read_palette(colour, header) for colour in ("Red", "Green", "Blue")]
     # Some writers fill 16-bit tables with 8-bit colours, as the ACR-NEMA standard had them.
     bits = 8 if max(int(t.entries.max()) for t in tables) < 256 else 16
-    planes = [t.at(stored) * 255 / (2**bits - 1) for t in tables]
+    planes = [t.look_up(stored) * 255 / (2**bits - 1) for t in tables]
     return np.stack(planes, axis=-1).round().astype(np.uint8)
 
 
-def _palette(colour: str, header: Header) -> _LookupTable:
+def _read_palette(colour: str, header: Header) -> _LookupTable:
     descriptor = header.ds.get(f"{colour}PaletteColorLookupTableDescriptor")
     plain = header.ds.get(f"{colour}PaletteColorLookupTableData")
     segments = header.ds.get(f"Segmented{colour}PaletteColorLookupTableData")
     if descriptor is None or (plain is None and segments is None):
         raise Refusal("its palette is missing; mend the header, or convert it to RGB first")
-    return _table(descriptor, _unfolded(segments, int(descriptor[2]), header) if plain is None else plain, header)
+    return _make_table(
+        descriptor, _unfold_segments(segments, int(descriptor[2]), header) if plain is None else plain, header
+    )
 
 
-def _unfolded(segments: bytes, bits: int, header: Header) -> list[int]:
+def _unfold_segments(segments: bytes, bits: int, header: Header) -> list[int]:
     """The entries of a segmented table (PS3.3 C.7.9.2): runs and straight lines.
 
     Segments that refer to others are refused: readers disagree on what their offset counts.
     """
     codes = np.frombuffer(segments, np.uint8 if bits == 8 else f"{header.order}u2").astype(int).tolist()
     entries: list[int] = []
-    at = 0
-    while at + 2 < len(codes) and len(entries) < 65536:
-        kind, length = codes[at], codes[at + 1]
-        at += 2
+    position = 0
+    while position + 2 < len(codes) and len(entries) < 65536:
+        kind, length = codes[position], codes[position + 1]
+        position += 2
         if kind == 0:
-            entries.extend(codes[at : at + length])
-            at += length
+            entries.extend(codes[position : position + length])
+            position += length
         elif kind == 1 and entries:
-            start, end = entries[-1], codes[at]
+            start, end = entries[-1], codes[position]
             entries.extend(round(start + (end - start) * k / length) for k in range(1, length + 1))
-            at += 1
+            position += 1
         else:
             raise Refusal("its palette is broken, or has segments that refer to others; convert it to RGB first")
     return entries

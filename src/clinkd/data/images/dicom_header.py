@@ -65,7 +65,7 @@ _UNDEFINED = 0xFFFFFFFF
 
 
 @cache
-def _quiet() -> None:
+def _silence_loggers() -> None:
     """What these log of values and names may be a patient's."""
     for name in ("pydicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -104,7 +104,7 @@ class Header:
 
     @property
     def syntax_name(self) -> str:
-        return _name_of(self.syntax, "transfer syntax ") or "unknown transfer syntax"
+        return _name_uid(self.syntax, "transfer syntax ") or "unknown transfer syntax"
 
 
 @contextlib.contextmanager
@@ -114,11 +114,11 @@ def opened(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str
     `also` are keywords of elements beside the allowed ones.
     """
     step = "the header"
-    _quiet()
+    _silence_loggers()
     try:
         with warnings.catch_warnings(), reading(file, place) as stream:
             warnings.simplefilter("ignore")
-            header = _checked(_parsed(stream, limits, also))
+            header = _check_header(_parse_header(stream, limits, also))
             step = f"its elements or pixels ({header.syntax_name})"
             yield header
     except Refusal as refusal:
@@ -130,7 +130,7 @@ def opened(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str
         raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
 
 
-def _parsed(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()) -> Header:
+def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()) -> Header:
     """Elements up to the pixels. Of a deflated data set, all of it is inflated in memory, up to a cap."""
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
@@ -138,27 +138,27 @@ def _parsed(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()) -> H
 
     start = 132 if file.read(132)[128:] == b"DICM" else 0
     file.seek(start)
-    metered: Any = _Metered(file, limits.header_bytes)
+    metered: Any = _LimitedStream(file, limits.header_bytes)
     meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
     allowed: list[Any] = [tag_for_keyword(k) for k in (*_ALLOWED, *also)]
-    seen = _Seen(file, frozenset(allowed))
+    finder = _PixelFinder(file, frozenset(allowed))
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        seen.stream = _inflated(file, limits.inflated_bytes)
+        finder.stream = _inflate_data(file, limits.inflated_bytes)
         syntax = uid.ExplicitVRLittleEndian
-        metered = _Metered(seen.stream, limits.header_bytes)
-        ds = read_dataset(metered, False, True, stop_when=seen, specific_tags=allowed)
+        metered = _LimitedStream(finder.stream, limits.header_bytes)
+        ds = read_dataset(metered, False, True, stop_when=finder, specific_tags=allowed)
     else:
         file.seek(0)
-        ds = read_partial(metered, stop_when=seen, force=True, specific_tags=allowed)
+        ds = read_partial(metered, stop_when=finder, force=True, specific_tags=allowed)
         if not syntax:
             implicit, little = ds.original_encoding
             syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
             syntax = syntax if little else uid.ExplicitVRBigEndian
-    if not seen.elements:
+    if not finder.elements:
         raise Refusal("not a DICOM, though its name or first bytes say so; give the picture itself")
     syntax = uid.UID(syntax)
-    return Header(ds, seen.stream, syntax, seen.keyword, seen.vr, seen.offset, seen.length, limits=limits)
+    return Header(ds, finder.stream, syntax, finder.keyword, finder.vr, finder.offset, finder.length, limits=limits)
 
 
 def read_whole(content: bytes, limits: FileLimits) -> Dataset:
@@ -166,21 +166,21 @@ def read_whole(content: bytes, limits: FileLimits) -> Dataset:
     from pydicom import uid
     from pydicom.filereader import read_dataset, read_partial
 
-    _quiet()
+    _silence_loggers()
     stream = io.BytesIO(content)
     if content[128:132] == b"DICM":
         stream.seek(132)
-        metered: Any = _Metered(stream, limits.header_bytes)
+        metered: Any = _LimitedStream(stream, limits.header_bytes)
         meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
         if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-            metered = _Metered(_inflated(stream, limits.inflated_bytes), limits.header_bytes)
+            metered = _LimitedStream(_inflate_data(stream, limits.inflated_bytes), limits.header_bytes)
             return read_dataset(metered, False, True)
         stream.seek(0)
-    metered = _Metered(stream, limits.header_bytes)
+    metered = _LimitedStream(stream, limits.header_bytes)
     return read_partial(metered, stop_when=lambda tag, vr, length: tag in _PIXELS, force=True)
 
 
-class _Metered:
+class _LimitedStream:
     """A stream of which only so much is read: each element of a header costs a hundred times its bytes in memory."""
 
     def __init__(self, stream: BinaryIO, most: int) -> None:
@@ -195,7 +195,7 @@ class _Metered:
         return data
 
 
-class _Seen:
+class _PixelFinder:
     """Is asked at each element of the top level whether to stop there: at the pixels, whose place it remembers.
 
     Raises Refusal at an element that ends behind the end of the file, or is too long to be read.
@@ -205,19 +205,19 @@ class _Seen:
         self.stream, self.allowed = stream, allowed
         self.elements, self.keyword, self.offset, self.length = 0, "", 0, 0
         self.vr: str | None = None
-        self.end = _size(stream)
+        self.end = _measure_stream(stream)
 
     def __call__(self, tag: int, vr: str | None, length: int) -> bool:
-        at = self.stream.tell()
+        position = self.stream.tell()
         self.elements += 1
         if self.elements > MAX_ELEMENTS:
             raise Refusal(f"a header of more than {MAX_ELEMENTS:,} elements; leave it out")
         if tag in _PIXELS:
-            self.keyword, self.vr, self.offset, self.length = _PIXELS[tag], vr, at, length
+            self.keyword, self.vr, self.offset, self.length = _PIXELS[tag], vr, position, length
             return True
         if length == _UNDEFINED:
             return False
-        left = self.end - at
+        left = self.end - position
         if length <= left and (length <= MAX_ELEMENT_BYTES or tag not in self.allowed):
             return False
         name = f"element ({tag >> 16:04x},{tag & 0xFFFF:04x})"
@@ -226,38 +226,38 @@ class _Seen:
         raise Refusal(f"{name} of the header has {length:,} bytes, more than {MAX_ELEMENT_BYTES:,}; leave it out")
 
 
-def _size(stream: BinaryIO) -> int:
-    at = stream.tell()
+def _measure_stream(stream: BinaryIO) -> int:
+    position = stream.tell()
     end = stream.seek(0, io.SEEK_END)
-    stream.seek(at)
+    stream.seek(position)
     return end
 
 
-def _inflated(file: BinaryIO, most: int) -> BinaryIO:
+def _inflate_data(file: BinaryIO, most: int) -> BinaryIO:
     """The data set that follows, inflated to at most so many bytes (PS3.5 A.5)."""
     if not most:
         raise Refusal(f"deflated: what it inflates to can take any memory; {INFLATE}")
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    made = io.BytesIO()
+    inflated = io.BytesIO()
     data = file.read(1 << 20)
     while data and not engine.eof:
-        made.write(engine.decompress(data, 1 << 24))
-        if made.tell() > most:
+        inflated.write(engine.decompress(data, 1 << 24))
+        if inflated.tell() > most:
             raise Refusal(f"inflates to more than {most:,} bytes; {CONVERT}")
         data = engine.unconsumed_tail or file.read(1 << 20)
     if not engine.eof:
         raise Refusal(f"cut: the deflated data have no end; {WHOLE}")
-    made.seek(0)
-    return made
+    inflated.seek(0)
+    return inflated
 
 
-def _checked(header: Header) -> Header:
+def _check_header(header: Header) -> Header:
     """The header with its sizes, where these are possible and the bytes of the pixels are all there."""
     ds, limits = header.ds, header.limits
     if not header.keyword:
         if "PixelDataProviderURL" in ds:
             raise Refusal("a DICOM whose pixels lie on a server; store them in the file")
-        raise Refusal(f"a DICOM without pixels (SOP class {_class_name(ds)}); leave it out")
+        raise Refusal(f"a DICOM without pixels (SOP class {_read_class_name(ds)}); leave it out")
     header.rows, header.columns = natural(ds, "Rows"), natural(ds, "Columns")
     header.frames = natural(ds, "NumberOfFrames") if ds.get("NumberOfFrames") else 1
     if header.frames > limits.frames:
@@ -274,7 +274,7 @@ def _checked(header: Header) -> Header:
     decoder_of(header)
     if not header.syntax.is_encapsulated:
         _check_length(header)
-    elif header.frames > (pieces := _fragments(header)):
+    elif header.frames > (pieces := _count_fragments(header)):
         raise Refusal(f"says {header.frames} frames but holds {pieces} pieces of pixels; {WHOLE}")
     return header
 
@@ -282,30 +282,30 @@ def _checked(header: Header) -> Header:
 def _check_length(header: Header) -> None:
     """Raise Refusal where bytes of uncompressed pixels are missing."""
     bits = header.rows * header.columns * header.samples * natural(header.ds, "BitsAllocated") * header.frames
-    wanted = -(-bits // 8)
+    needed = -(-bits // 8)
     if header.photometric == "YBR_FULL_422":  # two pixels share their colours
-        wanted = wanted // 3 * 2
+        needed = needed // 3 * 2
     if header.length == _UNDEFINED:
         raise Refusal(f"compressed pixels under the name of {header.syntax_name}; mend the header")
-    have = min(header.length, _size(header.stream) - header.offset)
-    if have < wanted:
+    present = min(header.length, _measure_stream(header.stream) - header.offset)
+    if present < needed:
         size = f"{header.columns}x{header.rows} pixels" + (f" in {header.frames} frames" if header.frames > 1 else "")
-        raise Refusal(f"cut: {size} need {wanted:,} bytes, and {have:,} are there; {WHOLE}")
+        raise Refusal(f"cut: {size} need {needed:,} bytes, and {present:,} are there; {WHOLE}")
 
 
-def _fragments(header: Header) -> int:
+def _count_fragments(header: Header) -> int:
     """How many pieces the compressed pixels have, their offset table aside (PS3.5 A.4)."""
-    stream, size, at = header.stream, _size(header.stream), header.offset
+    stream, size, position = header.stream, _measure_stream(header.stream), header.offset
     count = -1
-    while at + 8 <= size:
-        stream.seek(at)
+    while position + 8 <= size:
+        stream.seek(position)
         tag, length = struct.unpack("<II", stream.read(8))
         if tag == 0xE0DDFFFE:  # the end of the sequence
             break
         if tag != 0xE000FFFE:
             raise Refusal(f"broken: what stands for compressed pixels are none ({WHOLE})")
-        at += 8 + length
-        if at > size:
+        position += 8 + length
+        if position > size:
             raise Refusal(f"cut: a piece of {length:,} bytes of pixels ends behind the end of the file; {WHOLE}")
         count += 1
     return max(count, 0)
@@ -328,10 +328,10 @@ def numbers(ds: Dataset, keyword: str) -> list[float]:
     value = ds.get(keyword)
     several = value if isinstance(value, MultiValue | list) else [value]
     try:
-        found = [float(v) for v in several]
+        floats = [float(v) for v in several]
     except (TypeError, ValueError):
         return []
-    return found if all(np.isfinite(found)) else []
+    return floats if all(np.isfinite(floats)) else []
 
 
 def term(ds: Dataset, keyword: str, legal: tuple[str, ...]) -> str:
@@ -344,14 +344,14 @@ def modality_of(ds: Dataset) -> Modality:
     return _MODALITIES.get(term(ds, "Modality", tuple(_MODALITIES)), Modality.OTHER)
 
 
-def _class_name(ds: Dataset) -> str:
+def _read_class_name(ds: Dataset) -> str:
     from pydicom.uid import UID
 
     uid = UID(str(ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID") or ""))
-    return _name_of(uid) or "not given"
+    return _name_uid(uid) or "not given"
 
 
-def _name_of(uid: Any, kind: str = "") -> str:
+def _name_uid(uid: Any, kind: str = "") -> str:
     """The name of a known UID, `kind` and its number of another, "" of a text that is none: no free text passes."""
     if uid.name != str(uid):
         return str(uid.name)

@@ -1,4 +1,4 @@
-"""GreyCurve values to 8 bits through a window, whatever file they are from."""
+"""Turn grey values into 8 bits through a window, for every kind of file."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ def named_window(window: str, hounsfield: bool) -> Window:
             way_out = "give centre/width in its own units, or leave it out"
             raise Refusal(f"window {window!r} is for CT in Hounsfield units, which this file is not; {way_out}")
         return Window(*PRESETS[window])
-    given = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", window)
-    if given is None or float(given[2]) == 0 or not all(np.isfinite([float(g) for g in given.groups()])):
+    pair = re.fullmatch(r"([-+]?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", window)
+    if pair is None or float(pair[2]) == 0 or not all(np.isfinite([float(g) for g in pair.groups()])):
         legal = f"auto, full, a number from 1, centre/width such as -600/1500, or one of {', '.join(PRESETS)}"
         raise Refusal(f"window {window!r} is not known; give {legal}")
-    return Window(float(given[1]), float(given[2]))
+    return Window(float(pair[1]), float(pair[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +130,13 @@ class GreyFrame:
         """As grey of 8 bits."""
         shown = np.nan_to_num(grey(self.levels), nan=0.0)
         shown = 1 - shown if self.inverted else shown
-        return self._spread((shown * 255).round().astype(np.uint8))
+        return self._spread_to_pixels((shown * 255).round().astype(np.uint8))
 
     def single(self) -> NDArray[np.float32]:
         """The values; NaN, which is shown as the least value is, as the least number."""
         most = float(np.finfo(np.float32).max)
         finite = np.nan_to_num(self.levels, nan=-most, posinf=most, neginf=-most)
-        return self._spread(np.clip(finite, -most, most).astype(np.float32))
+        return self._spread_to_pixels(np.clip(finite, -most, most).astype(np.float32))
 
-    def _spread(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _spread_to_pixels(self, values: NDArray[Any]) -> NDArray[Any]:
         return values if self.places is None else values[self.places]

@@ -1,4 +1,4 @@
-"""What a file says of a person: texts of its header and parts of its path, to be looked for in what leaves the house.
+"""Texts that may identify a person, from header and path of a file; outgoing text is searched for them.
 
 They are read for this alone, kept in memory, and written nowhere.
 """

@@ -37,10 +37,10 @@ class Plain:
     def describe(
         self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
-        with _file(file, place) as picture:
-            frames = _frames(picture, place, limits)
-            _seek(picture, which_frame(frame, frames, file, place), place, limits)
-            orientation = _orientation(picture)
+        with _open_picture(file, place) as picture:
+            frames = _count_frames(picture, place, limits)
+            _seek_frame(picture, which_frame(frame, frames, file, place), place, limits)
+            orientation = _read_orientation(picture)
             # Pillow turns the size of a TIFF, but of no other, before its pixels are loaded.
             lying = orientation >= 5 and picture.format != "TIFF"
             width, height = picture.size[::-1] if lying else picture.size
@@ -49,26 +49,26 @@ class Plain:
     def open(
         self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
-        with _file(file, place) as picture:
-            frames = _frames(picture, place, limits)
+        with _open_picture(file, place) as picture:
+            frames = _count_frames(picture, place, limits)
             number = which_frame(frame, frames, file, place)
-            _seek(picture, number, place, limits)
+            _seek_frame(picture, number, place, limits)
             if picture.format in ("JPEG", "MPO") and limits.decoded_pixels < ON_DISK.decoded_pixels:
                 with reading(file, place) as stream:
-                    at, scans = stream.tell(), scans_of(stream.read())
-                    stream.seek(at)
+                    position, scans = stream.tell(), scans_of(stream.read())
+                    stream.seek(position)
                 if scans * picture.width * picture.height > limits.decoded_pixels:
                     more = f"{scans:,} scans of {picture.width}x{picture.height} pixels"
                     way_out = "save it anew as a PNG"
                     raise BadInput(f"{place}: {more}, more than {limits.decoded_pixels:,} pixels; {way_out}")
             picture.load()
-            upright = _rgb(ImageOps.exif_transpose(picture))
+            upright = _convert_to_rgb(ImageOps.exif_transpose(picture))
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
 
     def texts(self, path: Path, place: str) -> set[str]:
         values: list[object] = []
-        with _file(path, place) as picture:
-            for index in range(_frames(picture, place, ON_DISK) if picture.format == "TIFF" else 1):
+        with _open_picture(path, place) as picture:
+            for index in range(_count_frames(picture, place, ON_DISK) if picture.format == "TIFF" else 1):
                 picture.seek(index)  # each has tags of its own
                 values += [*picture.info.values(), *picture.getexif().values()]
             comment = picture.info.get("comment")  # of a GIF or JPEG, as bytes
@@ -79,9 +79,9 @@ class Plain:
 @contextlib.contextmanager
 def opened(file: File, place: str, frame: int | None) -> Iterator[Image.Image]:
     """The opened file at its frame, nothing decoded yet; what decoders throw inside becomes BadInput."""
-    with _file(file, place) as picture:
-        number = which_frame(frame, _frames(picture, place, ON_DISK), file, place)
-        _seek(picture, number, place, ON_DISK)
+    with _open_picture(file, place) as picture:
+        number = which_frame(frame, _count_frames(picture, place, ON_DISK), file, place)
+        _seek_frame(picture, number, place, ON_DISK)
         yield picture
 
 
@@ -90,7 +90,7 @@ def scans_of(jpeg: bytes) -> int:
     return jpeg.count(b"\xff\xda")
 
 
-def _seek(picture: Image.Image, number: int, place: str, limits: FileLimits) -> None:
+def _seek_frame(picture: Image.Image, number: int, place: str, limits: FileLimits) -> None:
     """Go to a frame, where it is small enough, and so are those it is made from."""
     if number > 1 and picture.format in _FILMS:
         check_pixels(picture.width, picture.height, place, limits)
@@ -101,28 +101,28 @@ def _seek(picture: Image.Image, number: int, place: str, limits: FileLimits) -> 
     check_pixels(picture.width, picture.height, place, limits)
 
 
-def _orientation(file: Image.Image) -> int:
+def _read_orientation(file: Image.Image) -> int:
     """The EXIF orientation, 1 where none is given. The pixels of a PNG are read only where it may stand behind them."""
-    exif = file.getexif() if not isinstance(file, PngImageFile) or _may_be_turned(file) else {}
+    exif = file.getexif() if not isinstance(file, PngImageFile) or _may_hold_orientation(file) else {}
     turned = int(exif.get(ExifTags.Base.Orientation, 1))
     return turned if 1 <= turned <= 8 else 1
 
 
-def _may_be_turned(file: PngImageFile) -> bool:
+def _may_hold_orientation(file: PngImageFile) -> bool:
     """Whether a PNG has a chunk from which Pillow takes an orientation; to ask Pillow itself decodes every PNG."""
     stream = file.fp
     assert stream is not None
-    at, back = 8, stream.tell()
-    found = False
-    while not found and len(head := (stream.seek(at), stream.read(8))[1]) == 8:
-        found = head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
-        at += 12 + int.from_bytes(head[:4], "big")
+    position, back = 8, stream.tell()
+    has_chunk = False
+    while not has_chunk and len(head := (stream.seek(position), stream.read(8))[1]) == 8:
+        has_chunk = head[4:] in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+        position += 12 + int.from_bytes(head[:4], "big")
     stream.seek(back)
-    return found
+    return has_chunk
 
 
 @contextlib.contextmanager
-def _file(file: File, place: str) -> Iterator[Image.Image]:
+def _open_picture(file: File, place: str) -> Iterator[Image.Image]:
     """The opened file; what decoders throw inside becomes BadInput."""
     on_disk = isinstance(file, Path)
     try:
@@ -143,30 +143,30 @@ def _file(file: File, place: str) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise BadInput(f"{place}: not an image; {_WAY_OUT}") from None
     except Exception as error:  # what damage makes of decoders; of what others send, not in words that may be theirs
-        said = error if on_disk else type(error).__name__
-        raise BadInput(f"{place}: cannot be read ({said}); {_WAY_OUT}") from None
+        cause = error if on_disk else type(error).__name__
+        raise BadInput(f"{place}: cannot be read ({cause}); {_WAY_OUT}") from None
 
 
-def _frames(picture: Image.Image, place: str, limits: FileLimits) -> int:
+def _count_frames(picture: Image.Image, place: str, limits: FileLimits) -> int:
     if picture.format == "MPO":  # a camera's preview is no frame
         return 1
     if picture.format == "TIFF" and limits.frames < ON_DISK.frames:  # to count them all takes the square of them
         with contextlib.suppress(EOFError):
             for index in range(1, limits.frames + 1):  # one by one: a leap beyond the end makes Pillow miscount
                 picture.seek(index)
-            raise _too_many(place, limits)
+            raise _make_frames_error(place, limits)
         picture.seek(0)
     frames: int = getattr(picture, "n_frames", 1)
     if frames > limits.frames:
-        raise _too_many(place, limits)
+        raise _make_frames_error(place, limits)
     return frames
 
 
-def _too_many(place: str, limits: FileLimits) -> BadInput:
+def _make_frames_error(place: str, limits: FileLimits) -> BadInput:
     return BadInput(f"{place}: more than {limits.frames:,} frames; cut it into shorter ones")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image).astype(np.float64)
         values[~np.isfinite(values)] = 0

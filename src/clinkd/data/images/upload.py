@@ -1,4 +1,4 @@
-"""Images that others send: bytes in memory, with limits before anything is decoded, and errors that tell nothing."""
+"""Uploaded images: bytes in memory, limits before decoding, and errors that reveal nothing of the file."""
 
 from __future__ import annotations
 
