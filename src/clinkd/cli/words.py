@@ -34,13 +34,13 @@ class Parser(argparse.ArgumentParser):
 
 def add_verb(among: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()) -> Parser:
     """A verb among others, with its help, an example and --debug."""
-    made: Parser = among.add_parser(
+    parser: Parser = among.add_parser(
         name,
         help=what,
         description=what[0].upper() + what[1:] + ".",
         epilog=f"example: {example}",
         parents=list(parents),
     )
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    made.set_defaults(verb=call)
-    return made
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(verb=call)
+    return parser
