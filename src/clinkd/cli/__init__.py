@@ -1,4 +1,4 @@
-"""Words to calls, errors to one line. Nothing heavy is imported before a verb needs it."""
+"""Parse the command line, call the verb, and print errors as one line. A verb imports what is heavy."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ def _require_writable(args: argparse.Namespace) -> None:
 
 
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
-    """Print what a check found, for people or a program, and write its page."""
+    """Print the findings of a check, for people or a program, and write the page."""
     from clinkd.data.checks.check import named
     from clinkd.reporting import survey
 
@@ -360,7 +360,7 @@ def _sheet(args: argparse.Namespace) -> int:
 
 
 def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
-    """The samples of a source, and how many rows are bad; what is wrong with them goes to stderr."""
+    """The samples of a source and the number of bad rows; the reasons go to stderr."""
     from clinkd import data
 
     notes: Counter[str] = Counter()

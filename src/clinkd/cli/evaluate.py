@@ -138,7 +138,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _require_one_system(args: argparse.Namespace) -> None:
-    """Raises BadInput where it is not plain whose answers are meant, or what they answer."""
+    """Raises BadInput if it is unclear whose answers to score, or which questions they answer."""
     flags = [
         flag
         for flag, value in (

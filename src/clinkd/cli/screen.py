@@ -32,7 +32,7 @@ def show(table: Table) -> None:
 
 
 def show_leaving(preview: OutgoingPreview, what: str) -> None:
-    """Print the bytes of each call that would be made for `what`, and tell on stderr what they may cost."""
+    """Print the body of each call that `what` would need, and print the possible cost on stderr."""
     for body in preview.bodies:
         sys.stdout.buffer.write(body + b"\n")
     sys.stdout.buffer.flush()

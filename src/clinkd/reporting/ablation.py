@@ -18,8 +18,8 @@ Column = tuple[Task, str] | None  # None is the average of four
 
 
 class Finished(NamedTuple):
-    """A finished run of a row. Student steps are those after the base; `passes` counts what was computed for them and
-    for the teacher, in forward passes over the training data (a trained one is three)."""
+    """A finished run of a row. `steps` counts student steps after the base; `passes` counts the compute of student and
+    teacher in forward passes over the training data (a trained pass counts as three)."""
 
     row: str
     seed: int
@@ -40,33 +40,33 @@ class Grid:
         return sorted(s for r, s in self._runs if r == row)
 
     def columns(self) -> list[Column]:
-        """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
+        """Columns with values: primary metric, facts by task, mIoU of boxes, the average of four."""
         wanted: list[Column] = [
             (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *shown_in("ablation", t)))
         ]
         return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
 
     def value(self, row: str, seed: int, column: Column) -> float | None:
-        """x100; None where it was not computed."""
+        """The score x100; None if it was not computed."""
         score_index = self._score_indexes[row, seed]
         if column is not None:
             return score_index.value(MODEL, *column)
         return mean_of_all([score_index.value(MODEL, t, PRIMARY_METRIC[t]) for t in AVERAGED])
 
     def blind(self, row: str, column: Column) -> float | None:
-        """The mean over seeds of the best image-blind twins; None where no seed has one."""
+        """Mean over seeds of the best image-blind baseline; None if no seed has one."""
         score_indexes = [self._score_indexes[row, s] for s in self.seeds(row)] if column else []
         return mean_of_all(
             [best[1] for score_index in score_indexes if column and (best := score_index.blind(*column))]
         )
 
     def pooled(self, row: str, column: Column) -> Pooled | None:
-        """Over the seeds in which it was computed."""
+        """Mean and interval over the seeds that have a value."""
         values = [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
         return pooled(values) if values else None
 
     def paired(self, row: str, column: Column) -> Paired | None:
-        """The row against the one it is told against, over the seeds that both have; None without one."""
+        """The row minus its reference row, over the seeds that both have; None without a reference."""
         against = self.rows[row].against
         if against not in self.rows:
             return None

@@ -19,12 +19,12 @@ from clinkd.scoring.metrics import PRIMARY_METRIC, shown_in
 from clinkd.storage import progress
 
 PAGE_BYTES = 24_000_000  # of the whole page, at most
-_TEXT_BYTES = 9_000_000  # of these, what is said about the pictures
+_TEXT_BYTES = 9_000_000  # of these, texts and scores of the questions
 _REST_BYTES = 1_500_000  # of these, tables, charts and corrections
 MOST = 6_000  # questions that are looked at for a page at all
 _LADDER = ((448, 82), (384, 80), (320, 78), (288, 74), (256, 70), (224, 66), (192, 62), (160, 58))  # pixels, quality
-_PROBE_PICTURES = 24  # pictures from which the size of all is foretold
-_SIZE_MARGIN = 1.06  # and how much more they may take
+_PROBE_PICTURES = 24  # pictures that are encoded to estimate the size of all
+_SIZE_MARGIN = 1.06  # factor on the estimate, for safety
 Shown = Callable[[str], str]
 
 
@@ -41,7 +41,7 @@ class AnsweredSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Browsed:
-    """What of it is on a page: its data for the script, the pictures by image, and what was left out or reduced."""
+    """The part that the page shows: script data, pictures by image, and notes on what was left out or reduced."""
 
     data: dict[str, Any]
     answered: Sequence[AnsweredSample]
@@ -50,13 +50,15 @@ class Browsed:
 
 
 def spread(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample]:
-    """Not more than `most`, as even over tasks and modalities as they can be, and evenly from each, in their order."""
+    """At most `most` questions, spread evenly over tasks and modalities and evenly within each, in their order."""
     piles: dict[tuple[Task, Modality], list[AnsweredSample]] = defaultdict(list)
     for item in answered:
         piles[item.sample.task, item.sample.modality].append(item)
     kept: list[AnsweredSample] = []
     left = most
-    for pile_number, pile in enumerate(sorted(piles.values(), key=len)):  # what a small one leaves, the others share
+    for pile_number, pile in enumerate(
+        sorted(piles.values(), key=len)
+    ):  # the larger piles share what a small pile leaves
         count = min(len(pile), left // (len(piles) - pile_number))
         kept += [pile[k * len(pile) // count] for k in range(count)]
         left -= count
@@ -64,7 +66,7 @@ def spread(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample
 
 
 def browse(answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES) -> Browsed:
-    """As many of the questions as a page of so many bytes holds, with pictures as large as that leaves room for.
+    """Choose as many questions as fit into `most_bytes`, with pictures as large as the remaining space allows.
 
     Every text passes `shown`. Raises BadInput on an unreadable image.
     """
@@ -80,7 +82,7 @@ def browse(answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_by
             kept = _fit_images(kept, max(1, int(picture_bytes / sizes[-1])))
             images = list(dict.fromkeys(item.sample.images[0] for item in kept))
         pictures = _encode_pictures(root, images, *_LADDER[rung], advance)
-    # foretold too small: what was made is taken a step further down
+    # if the estimate was too small, go down one rung
     while sum(len(p.uri) for p in pictures.values()) > picture_bytes and rung + 1 < len(_LADDER):
         rung += 1
         pictures = _encode_pictures(root, images, *_LADDER[rung], lambda n: None)
@@ -125,7 +127,7 @@ def _build_page_data(
 
 
 def _list_question_metrics(task: Task) -> list[str]:
-    """The metrics that are told of a single answer, the primary one first."""
+    """The metrics that are shown for a single answer, the primary metric first."""
     return list(dict.fromkeys((PRIMARY_METRIC[task], *shown_in("question", task))))
 
 
@@ -154,7 +156,7 @@ def _list_sources(answered: Iterable[AnsweredSample]) -> list[str]:
 
 
 def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
-    """As `viewer.browse` describes it; nothing that anybody wrote where `shown` is None."""
+    """The fields that `viewer.browse` describes; without any text of people or models if `shown` is None."""
     sample, prediction = item.sample, item.prediction
     value: dict[str, Any] = {
         "n": item.number,
@@ -207,7 +209,7 @@ def _round_corners(boxes: Sequence[Box]) -> list[list[float]]:
 
 
 def _fit_text(records: Mapping[int, _PageRecord], most_bytes: int) -> list[AnsweredSample]:
-    """As many questions as may be said so much about, evenly."""
+    """Evenly chosen questions whose records fit into `most_bytes`."""
     kept = [entry.item for entry in records.values()]
     while (size := sum(records[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
         kept = spread(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
@@ -215,7 +217,7 @@ def _fit_text(records: Mapping[int, _PageRecord], most_bytes: int) -> list[Answe
 
 
 def _fit_images(kept: Sequence[AnsweredSample], most_images: int) -> list[AnsweredSample]:
-    """So many questions that they show not more than so many images."""
+    """Questions that show at most `most_images` images."""
     chosen = list(kept)
     while (images := len({item.sample.images[0] for item in chosen})) > most_images and len(chosen) > 1:
         chosen = spread(chosen, max(1, min(len(chosen) - 1, int(len(chosen) * most_images / images))))
@@ -223,7 +225,7 @@ def _fit_images(kept: Sequence[AnsweredSample], most_images: int) -> list[Answer
 
 
 def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[float]:
-    """Bytes that a picture takes on each rung of the ladder, from a few that lie evenly among all."""
+    """Estimated bytes of one picture at each rung of the ladder, from a few evenly chosen images."""
     count = min(_PROBE_PICTURES, len(images))
     opened = [open_image(root, images[k * len(images) // count]) for k in range(count)]
     bytes_by_rung = []
@@ -235,7 +237,7 @@ def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[floa
 
 
 def _shrink_image(image: Any, side: int) -> Any:
-    """Smaller where it is much larger than it will be shown: scaling it down again costs less then."""
+    """Shrink an image that is much larger than it will be shown, so that later scaling costs less."""
     factor = max(image.size) // (2 * side)
     return image.reduce(factor) if factor > 1 else image
 

@@ -1,4 +1,4 @@
-"""What a report draws beside its tables: scores and blind twins as bars, the paper's Figure 3, and training curves."""
+"""Charts of a report: scores and image-blind baselines as bars, the paper's Figure 3, and training curves."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Curve(NamedTuple):
 
 
 def by_cell(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality], int]) -> Html:
-    """Task by modality, each figure above the best of its image-blind twins, and leading to its questions on the page,
-    where there are any (`shown`: how many)."""
+    """Task by modality: each score above the best image-blind baseline. A score links to its questions on the page, if
+    there are any (`shown` counts them)."""
     columns = score_index.columns()
     modalities = [m for m in Modality if any(m in score_index.modalities(*c) for c in columns)]
     rows = []
@@ -99,7 +99,7 @@ def _read_bar_values(
 
 
 def averages(score_index: ScoreIndex) -> Html:
-    """The mean over the four tasks in each modality, ours and, apart from it, the paper's printed values."""
+    """The mean over the four tasks in each modality: ours, and separately the values that the paper printed."""
     computed = [t for t in AVERAGED if score_index.value(MODEL, t, PRIMARY_METRIC[t]) is not None]
     rows, some_lack = [], False
     for modality in (m for m in Modality if any(m in score_index.modalities(t, PRIMARY_METRIC[t]) for t in computed)):

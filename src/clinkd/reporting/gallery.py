@@ -1,4 +1,4 @@
-"""Which answers and corrections are shown as pictures, and as what; whether an answer is right."""
+"""Choose answers and corrections to show as cards, build the cards, and decide whether an answer is right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
 
 
 class CorrectedAnswer(NamedTuple):
-    """A wrong answer of a review, what was made of it, and how its question was answered after the round."""
+    """A wrong answer of a review, its correction, and the answer to the same question after the round."""
 
     sample: Sample
     correction: Correction
@@ -171,6 +171,6 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
 
 
 def _is_perfect(measure: Measure, item: SampleAnswer, rules: Rules) -> bool:
-    """The primary metric of the answer is 1."""
+    """Whether the primary metric of the answer is 1."""
     (figure,) = measure.figure(PRIMARY_METRIC[item.sample.task], measure.count([item], rules))
     return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered

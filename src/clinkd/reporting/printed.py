@@ -1,4 +1,4 @@
-"""What the paper printed (Tables 1 to 4), its slips of arithmetic told. Other data and other scoring than ours."""
+"""Scores that the paper printed (Tables 1 to 4), and its arithmetic slips. Other data and scoring than ours."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What a page tells about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
+    """What a page shows about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
     tables about the corrections."""
 
     tables: Sequence[Table]
@@ -56,7 +56,7 @@ class ShownAnswers:
     shown: Callable[[str], str] = str
 
     def browsed(self) -> Browsed:
-        """What of them is on the page. Raises BadInput on an unreadable image."""
+        """The part of the answers that the page shows. Raises BadInput on an unreadable image."""
         items = self.answered or [
             AnsweredSample(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
         ]
@@ -153,7 +153,7 @@ def _add_all_option(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
 
 
 def _build_gallery_cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[str], str]) -> Html:
-    """Those of the gallery that are on the page. The first of an image holds its picture, and the data do not."""
+    """Cards of the gallery answers on the page. The first card of an image holds its picture; the data then do not."""
     item_by_id = {item.sample.id: item for item in browsed.answered}
     picture_numbers = {image: i for i, image in enumerate(browsed.pictures)}
     cards, shown_pictures = [], set[int]()
@@ -169,7 +169,7 @@ def _build_gallery_cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[
 
 
 def _shorten_table(table: Table) -> list[Html]:
-    """A long table without the rows that belong to others, the whole one on demand."""
+    """A long table without its sub-rows, and the whole table on demand."""
     if len(table.rows) <= _LONG:
         return [viewer.table(table)]
     short = replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(" ")))

@@ -10,7 +10,7 @@ from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.outcome import Outcome, Share
 from clinkd.scoring.score import MODEL, ScoredAnswers
 
-_HIT_COLUMNS = {  # columns that add up to what was found, and that of how many there were
+_HIT_COLUMNS = {  # columns that add up to the hits, and the column with the total
     Task.VG: (BOXES, ("found",), "truth boxes"),
     Task.ROC: (NAMES, ("hits",), "answers"),
     Task.QA: (ANSWERS, ("right yes/no", "short equal", "long equal"), "answers"),
@@ -64,12 +64,12 @@ def _build_share(scored: ScoredAnswers, score_index: ScoreIndex, task: Task, mod
 
 
 def _read_other_metrics(score_index: ScoreIndex, task: Task, modality: Modality | None) -> dict[str, float]:
-    """Every metric that was computed, the headline and the flaws aside."""
+    """Every computed metric except the primary metric and the flaws."""
     other = (m for m in score_index.metrics(task) if m != PRIMARY_METRIC[task] and m not in FLAWS.metrics)
     return {m: v for m in other if (v := score_index.value(MODEL, task, m, modality)) is not None}
 
 
 def _count_unparsed(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[Task, int]:
-    """Answers in which no box could be read, where the truth has one."""
+    """Count the answers without a readable box, among the questions whose truth has a box."""
     boxed_ids = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
     return {Task.VG: sum(p.id in boxed_ids and not p.answer.answer.boxes for p in predictions)}

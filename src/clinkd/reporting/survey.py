@@ -1,4 +1,4 @@
-"""What a check of data found, as a table for the terminal and as one HTML page."""
+"""The findings of a data check, as a table for the terminal and as one HTML page."""
 
 from __future__ import annotations
 

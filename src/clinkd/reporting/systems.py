@@ -27,7 +27,7 @@ NAMES: Mapping[Mode, Mapping[Task, str]] = {
 
 
 class Result(NamedTuple):
-    """One task of a system, x100. None: not computed; `blind` is the best image-blind twin."""
+    """One task of a system, x100. None: not computed; `blind` is the best image-blind baseline."""
 
     score: float | None
     by_modality: Mapping[Modality, float | None]
@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Result:
-        """Of a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
+        """Read a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
         names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
         shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
         bounds = value.get("interval")

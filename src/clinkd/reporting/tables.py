@@ -46,7 +46,7 @@ class ScoreIndex:
         return list(dict.fromkeys(m for _, t, m, _ in self._score_by_key if t is task))
 
     def modalities(self, task: Task, metric: str) -> list[Modality]:
-        """Those with questions, in the order of the paper's columns."""
+        """The modalities with questions, in the order of the paper's columns."""
         present = {m for r, t, k, m in self._score_by_key if (r, t, k) == (MODEL, task, metric)}
         return [m for m in Modality if m in present]
 
@@ -60,12 +60,12 @@ class ScoreIndex:
         return [*(r for r in present if r == FIRST_BEAM), *(r for r in present if r not in (FIRST_BEAM, *last)), *last]
 
     def blind(self, task: Task, metric: str, modality: Modality | None = None) -> tuple[str, float] | None:
-        """The best image-blind twin and its figure; None where none was computed."""
+        """The best image-blind baseline and its score; None if none was computed."""
         values = {t: v for t in self.twins() if (v := self.value(t, task, metric, modality)) is not None}
         return max(values.items(), key=lambda tv: tv[1]) if values else None
 
     def columns(self) -> list[tuple[Task, str]]:
-        """What stands first of each task: its headline, and the facts; the paper's four tasks before others."""
+        """The main columns: primary metric and facts of each task; the paper's four tasks come first."""
         columns = [(t, m) for t in Task for m in (PRIMARY_METRIC[t], FACTS) if m in self.metrics(t)]
         return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
 
@@ -83,7 +83,7 @@ def table_json(
 ) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
-    `blind` is the highest of the image-blind twins, in each modality anew. `by_modality` holds the modalities that
+    `blind` is the highest image-blind baseline, chosen for each modality. `by_modality` holds the modalities that
     have questions of the task. `selection` holds, by task, metric and row, what other choices of the candidates score
     in the mean over modalities, and their gain over the first beam, each with its 95 % interval or null.
     """
@@ -214,7 +214,7 @@ def _build_score_row(
 
 
 def _format_mean(score_index: ScoreIndex, row: str | None) -> str:
-    """Mean over the four tasks of a row, or of the best twins where `row` is None; none where one of them has none."""
+    """Mean over the four tasks, of a row or (if `row` is None) of the best baselines; missing if one lacks a value."""
     values = []
     for task in AVERAGED:
         blind = score_index.blind(task, PRIMARY_METRIC[task])
@@ -223,7 +223,7 @@ def _format_mean(score_index: ScoreIndex, row: str | None) -> str:
 
 
 def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality], key: str) -> Table:
-    """Like the paper's Tables 3 and 4, each task with its best blind twin beneath. Those of BY_MODALITY have a mean."""
+    """Like the paper's Tables 3 and 4, each task with its best blind baseline below. Only BY_MODALITY has a mean."""
     lines, left_out, mean = [], [], key == BY_MODALITY
     for task, metric in score_index.columns():
         if not set(modalities) & set(score_index.modalities(task, metric)):
@@ -286,7 +286,7 @@ def _tabulate_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> Table
 
 
 def _describe_choice(name: str, gains: Sequence[Gain]) -> str:
-    """In words what a choice gained and lost; what spans 0 is neither."""
+    """State in words what a choice gained and lost; an interval that spans 0 counts as neither."""
     if all(g.interval is None for g in gains):
         return f"{name}: without bootstrap replicates (evaluate.replicates) no gain can be told from chance."
     if all(g.interval == (0, 0) for g in gains):
@@ -314,7 +314,7 @@ def as_cell(value: float | None, missing: str = MISSING, digits: int = 1) -> str
 
 
 def mean_of_all(values: Sequence[float | None]) -> float | None:
-    """The mean of several figures; None where one of them is missing, and where there are none."""
+    """The mean of several values; None if one is missing or there are none."""
     computed = [v for v in values if v is not None]
     return sum(computed) / len(computed) if computed and len(computed) == len(values) else None
 
@@ -431,7 +431,7 @@ def _count_changes(again: Sequence[RetestResult]) -> tuple[str, ...]:
 
 
 def read_table(value: Mapping[str, Any]) -> Table:
-    """A table as `tables.json` holds it. Those of version 0.1.0 have no keys: their titles tell them."""
+    """A table as `tables.json` holds it. Tables of version 0.1.0 have no key: their titles identify them."""
     keys = {title: key for key, title in _TITLES_OF_TABLES.items()}
     rows = tuple(tuple(row) for row in value["rows"])
     key = value["key"] if "key" in value else keys.get(value["title"], "")

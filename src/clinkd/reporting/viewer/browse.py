@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 
 def browser(filters: Sequence[Choices], keys: Sequence[Key], cards: Html, searched: str = "") -> Html:
-    """The whole of it. `cards` are shown as they stand where no script runs; `searched` labels the search for words,
+    """Filters, count and cards. `cards` are shown unchanged if no script runs; `searched` labels the search for words,
     which is left out without it."""
     selects = "".join(_render_select(f) for f in filters)
     search = ""

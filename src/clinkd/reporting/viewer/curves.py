@@ -43,7 +43,7 @@ def lines(title: str, series: Mapping[str, Points], across: str, up: str) -> Htm
 
 
 def thin(points: Points, most: int = _POINTS) -> list[tuple[float, float]]:
-    """Not more points than `most`: the first and the last, and the means of equal stretches in between."""
+    """At most `most` points: the first and the last, and the means of equal stretches in between."""
     if len(points) <= most:
         return list(points)
     inner, count = points[1:-1], most - 2

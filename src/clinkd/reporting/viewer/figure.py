@@ -1,4 +1,4 @@
-"""Bar charts as inline SVG: a figure beside its image-blind twin. The page colours them, so they follow its theme."""
+"""Bar charts as inline SVG: a score beside its image-blind baseline. The page colours them by its theme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 34, 118, 360, 62, 30  # units of the drawing
 
 
 class Bar(NamedTuple):
-    """Two figures of one thing, 0..100; None leaves the bar out and says so. `interval` is of `value`."""
+    """A score and its baseline, 0..100; None leaves the bar out. A missing score is named. `interval` is of `value`."""
 
     label: str
     value: float | None
@@ -21,7 +21,7 @@ class Bar(NamedTuple):
 
 
 def bars(title: str, rows: Sequence[Bar], value_name: str = "model", twin_name: str = "best blind twin") -> Html:
-    """Horizontal bars from 0 to 100, each with its twin beneath it and a whisker for its interval."""
+    """Horizontal bars from 0 to 100, each with its baseline below it and a whisker for its interval."""
     height = _TOP + _ROW * len(rows) + 22
     bottom = height - 20
     parts = [_draw_text(_LEFT + _WIDTH * tick / 100, bottom + 14, str(tick), "axis") for tick in (0, 25, 50, 75, 100)]

@@ -1,4 +1,4 @@
-"""A table of figures each of which stands above its image-blind twin, and leads to what it rests on."""
+"""A table of scores, each above its image-blind baseline and linked to its questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clinkd.reporting.viewer.shot import Html
 
 
 class Cell(NamedTuple):
-    """A figure, its twin beneath it, all of it in words, and where it leads on this page (a fragment without #)."""
+    """A score, the baseline below it, both in words, and a link on this page (a fragment without #)."""
 
     value: str
     twin: str
