@@ -1,4 +1,4 @@
-"""Words to calls, errors to one line. Nothing heavy is imported before a verb needs it."""
+"""Parse the command line, call the verb, and print errors as one line. A verb imports what is heavy."""
 
 from __future__ import annotations
 
@@ -41,40 +41,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return _tell(f"stopped; {args.stopped}", STOPPED) if distributed.is_main() else STOPPED
+        return _exit_with(f"stopped; {args.stopped}", STOPPED) if distributed.is_main() else STOPPED
     except BrokenPipeError:  # `clinkd table | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
         if args.debug:
             raise
-        return _explain(error)
+        return _report_error(error)
 
 
-def _explain(error: Exception) -> int:
+def _report_error(error: Exception) -> int:
     from clinkd.records import BadInput
 
     if isinstance(error, distributed.PeerLost):
-        gone = "another process of this run has ended; the same command goes on where it was"
-        return _tell(gone, FAILED) if distributed.is_main() else FAILED
+        message = "another process of this run has ended; the same command goes on where it was"
+        return _exit_with(message, FAILED) if distributed.is_main() else FAILED
     if not distributed.is_main():
         # The launcher ends this process as soon as the main one has failed: what both met is told once.
         time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
-        return _tell(str(error), WRONG)
+        return _exit_with(str(error), WRONG)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return _tell(f"{place}{error.strerror or error}", WRONG)
+        return _exit_with(f"{place}{error.strerror or error}", WRONG)
     import tempfile
     import traceback
 
     with tempfile.NamedTemporaryFile("w", prefix="clinkd-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    what = f"{type(error).__name__}: {error}"
-    return _tell(f"{what[:200]} (a fault of the program; the traceback is in {file.name}, or give --debug)", FAILED)
+    summary = f"{type(error).__name__}: {error}"
+    return _exit_with(
+        f"{summary[:200]} (a fault of the program; the traceback is in {file.name}, or give --debug)", FAILED
+    )
 
 
-def _tell(line: str, status: int) -> int:
+def _exit_with(line: str, status: int) -> int:
     tell(line)
     return status
 
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "teacher, distillation, reflective correction, selective generation. Research use, not for clinical decisions.",
         epilog="example: clinkd run demo",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=_spell_version())
     parser.set_defaults(debug=False, stopped="the same command goes on where it was")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     runs = Parser(add_help=False)
@@ -107,58 +109,64 @@ def _parser() -> argparse.ArgumentParser:
             "clinkd plan demo --measure",
         ),
     ):
-        made = verb(name, call, what, example)
-        made.add_argument("what", metavar="NAME|FILE.yaml", help="an experiment (see clinkd recipe), or a YAML file")
-        made.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
-        made.add_argument("--name", help="folder under --runs, in the place of the experiment's")
-        made.add_argument("--seed", type=int, help="of every random choice")
+        command = verb(name, call, what, example)
+        command.add_argument("what", metavar="NAME|FILE.yaml", help="an experiment (see clinkd recipe), or a YAML file")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob"
+        )
+        command.add_argument("--name", help="folder under --runs, in the place of the experiment's")
+        command.add_argument("--seed", type=int, help="of every random choice")
         if name == "plan":
-            made.add_argument(
+            command.add_argument(
                 "--measure", action="store_true", help="take a few steps of every stage: time, memory, disk"
             )
-            made.add_argument("--json", action="store_true", help="for a program")
+            command.add_argument("--json", action="store_true", help="for a program")
         if name == "run":
-            made.add_argument("--replace", action="store_true", help="give a folder of another config to this one")
+            command.add_argument("--replace", action="store_true", help="give a folder of another config to this one")
 
-    made = verb("status", _status, "say how far a run is", "clinkd status demo")
-    made.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
-    made = verb(
+    command = verb("status", _status, "say how far a run is", "clinkd status demo")
+    command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    command = verb(
         "why", _why, "name what tells a stage from the nearest one made before", "clinkd why distill --run demo"
     )
-    made.add_argument("stage")
-    made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
-    made = verb(
+    command.add_argument("stage")
+    command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
+    command = verb(
         "recipe", _recipe, "print an experiment as YAML to edit", "clinkd recipe demo > mine.yaml", of_runs=False
     )
-    made.add_argument("name", nargs="?", help="an experiment; without one, all are listed")
-    made = verb("table", _table, "print the scores of a finished run", "clinkd table demo --json")
-    made.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
-    form = made.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for a program, with the seconds of each stage")
-    form.add_argument("--csv", action="store_true", help="for a spreadsheet")
-    made = verb("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
-    made.add_argument("image", type=Path)
-    made.add_argument("question")
-    made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
-    made.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
-    made = verb(
+    command.add_argument("name", nargs="?", help="an experiment; without one, all are listed")
+    command = verb("table", _table, "print the scores of a finished run", "clinkd table demo --json")
+    command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    format_choice = command.add_mutually_exclusive_group()
+    format_choice.add_argument("--json", action="store_true", help="for a program, with the seconds of each stage")
+    format_choice.add_argument("--csv", action="store_true", help="for a spreadsheet")
+    command = verb("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
+    command.add_argument("image", type=Path)
+    command.add_argument("question")
+    command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
+    command.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
+    command = verb(
         "correct",
         _correct,
         "correct the answers of a run's round once more, or print what would leave this machine for that",
         "clinkd correct --set reflect.corrector=chat --set reflect.chat.model=M ... --dry-run",
     )
-    made.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
-    made.add_argument("--round", type=int, default=1, metavar="N", help="of reflection (1)")
-    made.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
-    which = made.add_mutually_exclusive_group(required=True)
-    which.add_argument("--dry-run", action="store_true", help="print each call's bytes; its cost goes to stderr")
-    which.add_argument("--out", type=Path, metavar="FILE", help="write the corrections there, to read, edit and replay")
-    made.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
-    made = verb(
+    command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    command.add_argument("--round", type=int, default=1, metavar="N", help="of reflection (1)")
+    command.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
+    output_choice = command.add_mutually_exclusive_group(required=True)
+    output_choice.add_argument(
+        "--dry-run", action="store_true", help="print each call's bytes; its cost goes to stderr"
+    )
+    output_choice.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the corrections there, to read, edit and replay"
+    )
+    command.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
+    command = verb(
         "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
     )
-    made.add_argument("folder", type=Path)
-    made.add_argument("--run", help="a name under --runs, or a path; the newest by default")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
     verb("doctor", _doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
 
     ablate.add(verbs, runs, _config)
@@ -172,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
+def _spell_version() -> str:
     from clinkd.version import __version__
 
     return f"clinkd {__version__}"
@@ -184,14 +192,14 @@ def _correct(args: argparse.Namespace) -> int:
 
     run = find_run(args.run, args.runs)
     end_in_order()
-    found = correct_round(run, args.round, args.settings, args.out)
-    if isinstance(found, OutgoingPreview):
-        show_leaving(found, f"{found.wrong} wrong answers")
+    result = correct_round(run, args.round, args.settings, args.out)
+    if isinstance(result, OutgoingPreview):
+        show_leaving(result, f"{result.wrong} wrong answers")
         return 0
-    show(found.table)
-    print(f"corrections  {found.file}")
+    show(result.table)
+    print(f"corrections  {result.file}")
     print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
-    print(f"             --set reflect.corrector=replay --set reflect.replay={found.file}")
+    print(f"             --set reflect.corrector=replay --set reflect.replay={result.file}")
     return 0
 
 
@@ -200,10 +208,10 @@ def _export(args: argparse.Namespace) -> int:
     from clinkd.workflows.export import export
 
     end_in_order()
-    made = export(find_run(args.run, args.runs), args.folder)
-    by = "transformers' own Qwen2-VL class" if made.stock else "clinkd (its positions exist in no stock class)"
-    print(f"model    {made.folder}: of stage {made.stage}, loaded by {by}; loaded again, it gave the same logits")
-    print(f"card     {made.folder / 'README.md'}")
+    model = export(find_run(args.run, args.runs), args.folder)
+    code = "transformers' own Qwen2-VL class" if model.stock else "clinkd (its positions exist in no stock class)"
+    print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
+    print(f"card     {model.folder / 'README.md'}")
     return 0
 
 
@@ -253,11 +261,11 @@ def _run(args: argparse.Namespace) -> int:
     end_in_order()
     done = pipeline.run(config, args.runs, args.replace)
     if distributed.is_main():
-        _closing_screen(done, args.runs)
+        _show_closing(done, args.runs)
     return 0
 
 
-def _closing_screen(run: Run, runs: Path) -> None:
+def _show_closing(run: Run, runs: Path) -> None:
     from clinkd.pipeline.runs import score_table
     from clinkd.storage import spell_seconds
 
@@ -278,56 +286,56 @@ def _plan(args: argparse.Namespace) -> int:
     from clinkd.workflows.forecast import count_least, forecast
 
     config = _config(args)
-    looks = plan_stages(pipeline.plan(config), args.runs)
-    counted = count_least(config, [look.status for look in looks])
+    stages = plan_stages(pipeline.plan(config), args.runs)
+    least_cost = count_least(config, [look.status for look in stages])
     if args.measure:
-        if counted:
-            counted.demand_room(config, args.runs)  # else the trial would find out in its own way
+        if least_cost:
+            least_cost.demand_room(config, args.runs)  # else the trial would find out in its own way
         end_in_order()
-        found = forecast(config, args.runs)
-        _show_forecast(found, args.json, config.threads or cores())
-        found.demand_room(config)
+        costs = forecast(config, args.runs)
+        _show_forecast(costs, args.json, config.threads or cores())
+        costs.demand_room(config)
         return 0
     if args.json:
         unknown = dict.fromkeys(("steps", "seconds", "memory_mb", "disk_mb"))
-        rows = [{"stage": x.status.name, "state": x.status.state, **unknown, "measured": False} for x in looks]
-        print(json.dumps({"stages": rows, "least": counted and asdict(counted)}, indent=1))
+        rows = [{"stage": x.status.name, "state": x.status.state, **unknown, "measured": False} for x in stages]
+        print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost)}, indent=1))
     else:
-        _show_outlook(looks, counted)
-    if counted:
-        counted.demand_room(config, args.runs)
+        _show_plan(stages, least_cost)
+    if least_cost:
+        least_cost.demand_room(config, args.runs)
     return 0
 
 
-def _show_outlook(looks: Sequence[StagePlan], counted: LeastCost | None) -> None:
+def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> None:
     from clinkd.records import Table
     from clinkd.storage import spell_seconds
 
     words = {"done": "is done", "partial": "would go on", "missing": "would run"}
     rows = tuple(
         (
-            look.status.name,
-            words[look.status.state],
-            spell_seconds(look.status.seconds) if look.status.state != "missing" else "",
-            look.causes[0].partition(": ")[2] if look.causes else "",
+            stage.status.name,
+            words[stage.status.state],
+            spell_seconds(stage.status.seconds) if stage.status.state != "missing" else "",
+            stage.causes[0].partition(": ")[2] if stage.causes else "",
         )
-        for look in looks
+        for stage in stages
     )
     notes = ["--measure takes a few steps of every stage, and tells time, memory and disk"]
-    if counted:
-        notes.insert(0, f"by its weights alone: {counted}")
+    if least_cost:
+        notes.insert(0, f"by its weights alone: {least_cost}")
     show(Table("plan", ("stage", "", "took", "because"), rows, tuple(notes)))
 
 
-def _show_forecast(found: Forecast, as_json: bool, threads: int) -> None:
+def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
     from clinkd.records import Table
     from clinkd.storage import spell_bytes, spell_seconds
 
     if as_json:
-        whole = {"seconds": found.seconds, "memory_mb": found.memory_mb, "disk_mb": found.disk_mb}
-        free = {"memory_mb": found.free_memory_mb, "disk_mb": found.free_disk_mb}
-        each = [{**asdict(e), "measured": e.state != "done"} for e in found.stages]
-        print(json.dumps({"stages": each, "whole": whole, "free": free, "load": found.load}, indent=1))
+        totals = {"seconds": costs.seconds, "memory_mb": costs.memory_mb, "disk_mb": costs.disk_mb}
+        free = {"memory_mb": costs.free_memory_mb, "disk_mb": costs.free_disk_mb}
+        entries = [{**asdict(e), "measured": e.state != "done"} for e in costs.stages]
+        print(json.dumps({"stages": entries, "whole": totals, "free": free, "load": costs.load}, indent=1))
         return
 
     def row(name: str, state: str, steps: int, seconds: float, memory: float, disk: float) -> tuple[str, ...]:
@@ -335,19 +343,19 @@ def _show_forecast(found: Forecast, as_json: bool, threads: int) -> None:
         taken = ("", "") if done else (spell_seconds(seconds), spell_bytes(memory))
         return (name, state, f"{steps:,}" if steps else "", *taken, "" if done else spell_bytes(disk))
 
-    measured = sum(e.measured_steps for e in found.stages)
-    rows = [row(e.stage, e.state, e.steps, e.seconds, e.memory_mb, e.disk_mb) for e in found.stages]
-    rows.append(row("whole", "", sum(e.steps for e in found.todo), found.seconds, found.memory_mb, found.disk_mb))
-    busy = f"other work had {found.load:.1f} of the {cores()} cores before: without it the run takes less time"
+    measured = sum(e.measured_steps for e in costs.stages)
+    rows = [row(e.stage, e.state, e.steps, e.seconds, e.memory_mb, e.disk_mb) for e in costs.stages]
+    rows.append(row("whole", "", sum(e.steps for e in costs.todo), costs.seconds, costs.memory_mb, costs.disk_mb))
+    busy_note = f"other work had {costs.load:.1f} of the {cores()} cores before: without it the run takes less time"
     show(Table(
         "plan, measured in small",
         ("stage", "", "steps", "time", "memory", "disk"),
         tuple(rows),
         (
-            f"free: {spell_bytes(found.free_memory_mb)} of memory, {spell_bytes(found.free_disk_mb)} of disk",
+            f"free: {spell_bytes(costs.free_memory_mb)} of memory, {spell_bytes(costs.free_disk_mb)} of disk",
             "disk of the whole: with what is there for a while, such as checkpoints",
             f"from a run in small on {threads} threads: {measured:,} steps of all trainings, answers of two lengths",
-            *([busy] if found.load > BUSY * cores() else []),
+            *([busy_note] if costs.load > BUSY * cores() else []),
         ),
     ))  # fmt: skip
 
@@ -358,11 +366,11 @@ def _status(args: argparse.Namespace) -> int:
     from clinkd.storage import spell_seconds
 
     run = find_run(args.run, args.runs)
-    found = run.status()
-    rows = tuple((s.name, s.state, spell_seconds(s.seconds) if s.state != "missing" else "") for s in found)
-    done = sum(s.state == "done" for s in found)
-    notes = () if done == len(found) else (f"go on with: {run.command}",)
-    show(Table(f"{run.folder}: {done} of {len(found)} stages done", ("stage", "state", "seconds spent"), rows, notes))
+    stages = run.status()
+    rows = tuple((s.name, s.state, spell_seconds(s.seconds) if s.state != "missing" else "") for s in stages)
+    done = sum(s.state == "done" for s in stages)
+    notes = () if done == len(stages) else (f"go on with: {run.command}",)
+    show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "seconds spent"), rows, notes))
     return 0
 
 
@@ -414,11 +422,11 @@ def _ask(args: argparse.Namespace) -> int:
     from clinkd.records import Table
     from clinkd.workflows.ask import ask
 
-    asked = ask(find_run(args.run, args.runs), args.image, args.question, args.out)
-    prediction = asked.prediction
+    result = ask(find_run(args.run, args.runs), args.image, args.question, args.out)
+    prediction = result.prediction
     print(prediction.answer.answer.text)
-    if asked.uncertain:
-        print(f"uncertain: {asked.uncertain}")
+    if result.uncertain:
+        print(f"uncertain: {result.uncertain}")
     for box in prediction.answer.answer.boxes:
         print(f"box      {box.x1:.3f} {box.y1:.3f} {box.x2:.3f} {box.y2:.3f}   (fractions of width and height)")
     names = list(dict.fromkeys(name for candidate in prediction.candidates for name in candidate.scores))
@@ -432,5 +440,5 @@ def _ask(args: argparse.Namespace) -> int:
         for number, candidate in enumerate(prediction.candidates)
     )
     show(Table("candidates", ("", "as written", "log p a token", *names), rows))
-    print(f"picture  {asked.overlay}")
+    print(f"picture  {result.overlay}")
     return 0

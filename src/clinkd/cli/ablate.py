@@ -21,7 +21,7 @@ def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConf
     def call(args: argparse.Namespace) -> int:
         return _ablate(args, config_of(args))
 
-    made = add_verb(
+    parser = add_verb(
         verbs,
         "ablate",
         call,
@@ -29,28 +29,30 @@ def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConf
         "clinkd ablate demo --seeds 0,1,2",
         [runs],
     )
-    made.add_argument("what", metavar="NAME|FILE.yaml", help="the whole method: an experiment, or a YAML file")
-    made.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
-    made.add_argument("--name", help="how the folders of these runs begin, in the place of the experiment's name")
-    made.add_argument("--rows", type=_names, metavar="A,B", help="rows (the paper's, and two controls)")
-    made.add_argument("--sweep", type=_names, default=(), metavar="A,B", help="values of one knob, beside the rows")
-    made.add_argument("--seeds", type=_seeds, default=(0,), metavar="0,1,2", help="also as 0-19 (0)")
-    made.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, each a process (1)")
-    made.add_argument("--list", action="store_true", help="name the rows and sweeps, and do nothing")
-    made.add_argument("--json", action="store_true", help="for a program")
-    made.set_defaults(seed=None)
+    parser.add_argument("what", metavar="NAME|FILE.yaml", help="the whole method: an experiment, or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
+    parser.add_argument("--name", help="how the folders of these runs begin, in the place of the experiment's name")
+    parser.add_argument("--rows", type=_split_names, metavar="A,B", help="rows (the paper's, and two controls)")
+    parser.add_argument(
+        "--sweep", type=_split_names, default=(), metavar="A,B", help="values of one knob, beside the rows"
+    )
+    parser.add_argument("--seeds", type=_read_seeds, default=(0,), metavar="0,1,2", help="also as 0-19 (0)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time, each a process (1)")
+    parser.add_argument("--list", action="store_true", help="name the rows and sweeps, and do nothing")
+    parser.add_argument("--json", action="store_true", help="for a program")
+    parser.set_defaults(seed=None)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _read_seeds(text: str) -> tuple[int, ...]:
     try:
-        ends = [[int(v) for v in part.split("-")] for part in text.split(",")]
+        ranges = [[int(v) for v in part.split("-")] for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: seeds are wanted, as 0,1,2 or 0-19") from None
-    return tuple(s for e in ends for s in range(e[0], e[-1] + 1))
+    return tuple(s for bounds in ranges for s in range(bounds[0], bounds[-1] + 1))
 
 
 def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
@@ -69,13 +71,13 @@ def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
         raise BadInput(f"--workers {args.workers}: give 1 or more")
     rows = args.rows if args.rows is not None else () if args.sweep else TABLE_2
     end_in_order()
-    found = ablate(AblationPlan.of(base, rows, args.sweep, args.seeds), args.runs, args.workers, tell)
+    result = ablate(AblationPlan.of(base, rows, args.sweep, args.seeds), args.runs, args.workers, tell)
     if args.json:
-        print(json.dumps(json.loads((found.folder / "ablation.json").read_text()), indent=1))
+        print(json.dumps(json.loads((result.folder / "ablation.json").read_text()), indent=1))
     else:
-        for table in found.tables:
+        for table in result.tables:
             show(table)
-        print(f"page     {found.folder / 'ablation.html'}")
-    for name, why in found.failed.items():
+        print(f"page     {result.folder / 'ablation.html'}")
+    for name, why in result.failed.items():
         tell(f"{name}: {why}")
-    return FAILED if found.failed else 0
+    return FAILED if result.failed else 0

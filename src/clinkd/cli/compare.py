@@ -16,7 +16,7 @@ MADE = b"<title>ClinKD: systems side by side</title>"
 
 def add_compare(verbs: Any, runs: Parser) -> None:
     """Add `compare`; `runs` holds the options of every verb that looks for runs."""
-    made = add_verb(
+    parser = add_verb(
         verbs,
         "compare",
         _compare,
@@ -24,22 +24,22 @@ def add_compare(verbs: Any, runs: Parser) -> None:
         "clinkd compare tuned-0 tuned-1 tuned-2 --against plain-0 plain-1 plain-2",
         [runs],
     )
-    made.add_argument(
+    parser.add_argument(
         "ours",
         nargs="+",
         metavar="RUN",
         help="a name under --runs, a path, or a folder of clinkd evaluate --out; without --against the first stands "
         "beside each of the others",
     )
-    made.add_argument(
+    parser.add_argument(
         "--against", nargs="+", default=[], metavar="RUN", help="as many others, in the order of their seeds"
     )
-    made.add_argument("--json", action="store_true", help="for a program")
+    parser.add_argument("--json", action="store_true", help="for a program")
 
 
 def add_systems(verbs: Any, runs: Parser) -> None:
     """Add `systems`: the paper's Tables 1, 3 and 4 of runs and of anybody's evaluated answers."""
-    made = add_verb(
+    parser = add_verb(
         verbs,
         "systems",
         _systems,
@@ -47,15 +47,17 @@ def add_systems(verbs: Any, runs: Parser) -> None:
         "clinkd systems demo answers/BiRD --mode official --page systems.html",
         [runs],
     )
-    made.add_argument("systems", nargs="+", metavar="RUN", help="a run, or a folder of clinkd evaluate --out")
-    made.add_argument("--mode", choices=["strict", "official"], default="strict", help="of the scores (strict)")
-    made.add_argument(
+    parser.add_argument("systems", nargs="+", metavar="RUN", help="a run, or a folder of clinkd evaluate --out")
+    parser.add_argument("--mode", choices=["strict", "official"], default="strict", help="of the scores (strict)")
+    parser.add_argument(
         "--same-data",
         action="store_true",
         help="the test set is the paper's: its printed rows stand in the tables",
     )
-    made.add_argument("--page", type=Path, metavar="HTML", help="also as a page, with the same questions side by side")
-    made.add_argument("--json", action="store_true", help="for a program")
+    parser.add_argument(
+        "--page", type=Path, metavar="HTML", help="also as a page, with the same questions side by side"
+    )
+    parser.add_argument("--json", action="store_true", help="for a program")
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -79,8 +81,8 @@ def _systems(args: argparse.Namespace) -> int:
     may_write("--page", args.page, MADE)
     systems, tables = tabulate_systems(args.systems, args.runs, args.mode, args.same_data, args.page)
     if args.json:
-        each = [{"system": s.name, "test_set": s.test_set, "mode": args.mode, **s.to_json()} for s in systems]
-        print(json.dumps(each, indent=1, allow_nan=False))
+        rows = [{"system": s.name, "test_set": s.test_set, "mode": args.mode, **s.to_json()} for s in systems]
+        print(json.dumps(rows, indent=1, allow_nan=False))
         return 0
     for table in [*tables, *([] if args.same_data else paper_tables()[:1])]:
         show(table)

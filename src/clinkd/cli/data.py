@@ -45,7 +45,7 @@ def _add_import(kinds: Any) -> None:
         _import,
         "check data of any form, divide it by patient or image, and make a data set of it",
         "clinkd data import sheet.csv --images scans --out mydata",
-        [_check_flags(), _share_flags()],
+        [_build_check_flags(), _build_share_flags()],
     )
     verb.later = source_flags
     verb.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
@@ -64,7 +64,7 @@ def _add_check(kinds: Any) -> None:
         _check,
         "say what is wrong with data, row by row; the exit status is 0 only if nothing is",
         "clinkd data check FOLDER --page check.html",
-        [_check_flags()],
+        [_build_check_flags()],
     )
     verb.later = source_flags
     verb.add_argument("path", type=Path)
@@ -92,7 +92,7 @@ def _add_split(kinds: Any) -> None:
         _split,
         "divide an imported data set again",
         "clinkd data split mydata --test 0.3 --seed 1",
-        [_share_flags()],
+        [_build_share_flags()],
     )
     verb.add_argument("path", type=Path, metavar="FOLDER")
     verb.add_argument("--seed", type=int, default=0, help="of the division")
@@ -154,7 +154,7 @@ def _add_phantoms(kinds: Any) -> None:
 def source_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each field of `Source` but its path, and --workers."""
     group = parser.add_argument_group("where the data is, and what its rows do not say themselves")
-    for field, kind, flag in _source_fields():
+    for field, kind, flag in _list_source_fields():
         words = {"help": flag.what, "default": field.default, **flag.words}
         for member in get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]:
             if member in (int, float, Path):
@@ -165,7 +165,7 @@ def source_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, default=cores(), help="processes that open images")
 
 
-def _source_fields() -> Iterator[tuple[Field[Any], Any, Flag]]:
+def _list_source_fields() -> Iterator[tuple[Field[Any], Any, Flag]]:
     """The fields of `Source` that have a flag, with their types."""
     from clinkd.data.readers.source import Source
 
@@ -180,9 +180,9 @@ def _flag_name(field: Field[Any], flag: Flag) -> str:
     return flag.name or f"--{field.name.replace('_', '-')}"
 
 
-def _check_flags() -> Parser:
-    made = Parser(add_help=False)
-    group = made.add_argument_group("what is looked at, and where findings go")
+def _build_check_flags() -> Parser:
+    parser = Parser(add_help=False)
+    group = parser.add_argument_group("what is looked at, and where findings go")
     group.add_argument("--max-length", type=int, metavar="TOKENS", help="rows with more are bad")
     group.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="count with it (else estimated)")
     group.add_argument(
@@ -195,15 +195,15 @@ def _check_flags() -> Parser:
     group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, with reasons")
     group.add_argument("--page", type=Path, metavar="HTML", help="write counts, maps and a gallery to look at")
     group.add_argument("--json", action="store_true", help="print the findings for a program")
-    return made
+    return parser
 
 
-def _share_flags() -> Parser:
-    made = Parser(add_help=False)
-    group = made.add_argument_group("splits, by patient or image")
+def _build_share_flags() -> Parser:
+    parser = Parser(add_help=False)
+    group = parser.add_argument_group("splits, by patient or image")
     group.add_argument("--validation", type=float, default=0.1, help="share of the groups (0.1)")
     group.add_argument("--test", type=float, default=0.2, help="share of the groups (0.2)")
-    return made
+    return parser
 
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
@@ -215,13 +215,13 @@ def source_of(args: argparse.Namespace, path: Path) -> Source:
         forms = "; ".join(f"{name}: {what}" for name, (_, what) in FORMS.items())
         raise BadInput(f"--form {args.form}: one of these is wanted: {forms}")
     values = {}
-    for field, _, flag in _source_fields():
+    for field, _, flag in _list_source_fields():
         value = getattr(args, _flag_name(field, flag).removeprefix("--").replace("-", "_"))
         values[field.name] = flag.read(value) if flag.read is not None and value is not None else value
     return Source(path, **values)
 
 
-def _checks(args: argparse.Namespace) -> Checks:
+def _build_checks(args: argparse.Namespace) -> Checks:
     from clinkd.data.checks.check import Checks
     from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
 
@@ -237,17 +237,17 @@ def _checks(args: argparse.Namespace) -> Checks:
 def _import(args: argparse.Namespace) -> int:
     from clinkd.data.importing import Division, NotClean, import_data
 
-    _may_write(args)
+    _require_writable(args)
     end_in_order()
     sources = [source_of(args, path) for path in args.paths]
     division = None if args.no_split else Division(args.validation, args.test, args.seed, args.anew)
     try:
-        found = import_data(sources, args.out, _checks(args), division, args.quarantine, args.turn_to, args.copy)
+        found = import_data(sources, args.out, _build_checks(args), division, args.quarantine, args.turn_to, args.copy)
     except NotClean as error:
-        _told(error.found, args)
+        _print_findings(error.found, args)
         tell(str(error))
         return WRONG
-    _told(found, args)
+    _print_findings(found, args)
     if not args.json:
         print(f"\ndata     {args.out}: {found.samples} samples of {found.images} images")
         print(f"next     clinkd run real --set data.path={args.out}    learn from it")
@@ -259,51 +259,51 @@ def _check(args: argparse.Namespace) -> int:
     from clinkd.data.checks.check import Findings, check, quarantine
     from clinkd.data.readers import RowError
 
-    _may_write(args)
+    _require_writable(args)
     try:
         source = source_of(args, args.path)
-        found = check(source, _checks(args))
+        findings = check(source, _build_checks(args))
     except BadInput as error:
         if args.json:  # what cannot be read at all is told to programs, too
             problem = RowError(str(args.path), 0, "?", "file", "", str(error))
             print(json.dumps(Findings(bad=[problem]).to_json(), indent=1))
         raise
     if args.quarantine is not None:
-        quarantine([source], found, args.quarantine)
-    _told(found, args)
+        quarantine([source], findings, args.quarantine)
+    _print_findings(findings, args)
     if not args.json:
-        tell_end = "clean" if found.clean else f"{found.bad_rows} of {found.rows} rows are bad"
-        print(f"\n{args.path}: {found.rows} rows, {found.samples} samples, {found.images} images: {tell_end}")
-    return 0 if found.clean else WRONG
+        state = "clean" if findings.clean else f"{findings.bad_rows} of {findings.rows} rows are bad"
+        print(f"\n{args.path}: {findings.rows} rows, {findings.samples} samples, {findings.images} images: {state}")
+    return 0 if findings.clean else WRONG
 
 
-def _may_write(args: argparse.Namespace) -> None:
+def _require_writable(args: argparse.Namespace) -> None:
     may_write("--page", args.page, PAGE)
     may_write("--quarantine", args.quarantine, ASIDE)
     if args.page is not None and args.quarantine is not None and args.page.absolute() == args.quarantine.absolute():
         raise BadInput(f"--page {args.page} and --quarantine are one file; give each its own")
 
 
-def _told(found: Findings, args: argparse.Namespace) -> None:
-    """Print what a check found, for people or a program, and write its page."""
+def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
+    """Print the findings of a check, for people or a program, and write the page."""
     from clinkd.data.checks.check import named
     from clinkd.reporting import survey
 
     if args.page is not None:
-        survey.write(found, args.page)
+        survey.write(findings, args.page)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        print(json.dumps(findings.to_json(), indent=1, ensure_ascii=False))
         return
-    for line in named(found.bad, SHOWN):
+    for line in named(findings.bad, SHOWN):
         print(f"bad      {line}")
-    for line in named(found.warnings, SHOWN):
+    for line in named(findings.warnings, SHOWN):
         print(f"look at  {line}")
-    for reason, count in found.told.most_common():
+    for reason, count in findings.told.most_common():
         print(f"told     {count} {reason}")
-    if found.turns:
-        show(survey.counts(found))
-    if found.quarantined:
-        print(f"aside    {args.quarantine}: {found.quarantined} rows, with reasons")
+    if findings.turns:
+        show(survey.counts(findings))
+    if findings.quarantined:
+        print(f"aside    {args.quarantine}: {findings.quarantined} rows, with reasons")
     if args.page is not None:
         print(f"page     {args.page}")
 
@@ -359,21 +359,21 @@ def _sheet(args: argparse.Namespace) -> int:
     return WRONG if wrong else 0
 
 
-def _samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
-    """The samples of a source, and how many rows are bad; what is wrong with them goes to stderr."""
+def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
+    """The samples of a source and the number of bad rows; the reasons go to stderr."""
     from clinkd import data
 
-    told: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     samples: list[Sample] = []
     bad = 0
-    for entry in data.read_rows(source_of(args, args.path), told):
+    for entry in data.read_rows(source_of(args, args.path), notes):
         samples.extend(entry.samples)
         bad += entry.problem is not None
         if entry.problem is not None and bad <= SHOWN:
             print(f"left out: {entry.problem}", file=sys.stderr)
     if bad > SHOWN:
         print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
-    for reason, count in told.items():
+    for reason, count in notes.items():
         print(f"told: {count} {reason}", file=sys.stderr)
     return samples, bad
 
@@ -383,7 +383,7 @@ def _stats(args: argparse.Namespace) -> int:
     from clinkd.data.checks import guessability
     from clinkd.records import Task
 
-    samples, bad = _samples(args)
+    samples, bad = _read_good_samples(args)
     show(data.count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
         root = source_of(args, args.path).root
@@ -399,7 +399,7 @@ def _show(args: argparse.Namespace) -> int:
     from clinkd import data
     from clinkd.reporting import viewer
 
-    samples = {sample.id: sample for sample in _samples(args)[0]}
+    samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
     if sample is None:
         near = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3)
@@ -408,9 +408,9 @@ def _show(args: argparse.Namespace) -> int:
     out = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", out, PICTURE)
     picture = data.open_image(source_of(args, args.path).root, sample.images[-1])
-    ours = PngInfo()
-    ours.add_text("Software", PICTURE.decode())
-    viewer.boxed(picture, sample).save(out, format="PNG", pnginfo=ours)
+    png_info = PngInfo()
+    png_info.add_text("Software", PICTURE.decode())
+    viewer.boxed(picture, sample).save(out, format="PNG", pnginfo=png_info)
     print(f"picture  {out}")
     return 0
 

@@ -26,7 +26,7 @@ def doctor(_: argparse.Namespace) -> int:
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "cores": f"{cores()} usable of {os.cpu_count()}",
-        "memory": _memory(),
+        "memory": _describe_memory(),
     }
     for package in (
         "torch",
@@ -45,9 +45,9 @@ def doctor(_: argparse.Namespace) -> int:
         except metadata.PackageNotFoundError:
             wanted = f"'clinkd[{EXTRAS[package]}]'" if package in EXTRAS else package
             lines[package] = f"not installed: pip install {wanted}"
-    lines["device"] = _device()
-    lines["java"] = _java()
-    lines["SPICE"] = _spice()
+    lines["device"] = _describe_device()
+    lines["java"] = _describe_java()
+    lines["SPICE"] = _describe_spice()
     browsers = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     lines["Chromium"] = next(filter(None, browsers), None) or "not installed: make extras"
     for name, value in lines.items():
@@ -55,7 +55,7 @@ def doctor(_: argparse.Namespace) -> int:
     return 0
 
 
-def _memory() -> str:
+def _describe_memory() -> str:
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
@@ -64,7 +64,7 @@ def _memory() -> str:
     return f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f}"
 
 
-def _device() -> str:
+def _describe_device() -> str:
     try:
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
@@ -75,14 +75,14 @@ def _device() -> str:
         return f"unknown: torch does not import ({' '.join(str(error).split())[:120]})"
 
 
-def _spice() -> str:
+def _describe_spice() -> str:
     from clinkd.scoring import jars
 
     reason = jars.trouble()
     return f"{reason}: make extras, or clinkd spice install" if reason else str(jars.folder())
 
 
-def _java() -> str:
+def _describe_java() -> str:
     from clinkd.scoring.captions import NotComputed, find_java
 
     try:

@@ -24,18 +24,18 @@ RELEASED = "qwen-vl"  # how the papers' files write boxes; marks of Qwen2-VL are
 
 def add(verbs: Any) -> None:
     """Add `evaluate`."""
-    made = add_verb(
+    parser = add_verb(
         verbs,
         "evaluate",
         _evaluate,
         "score answers as the papers' scripts do and strictly, with intervals, beside image-blind answers",
         "clinkd evaluate --predictions answers.jsonl --task VG",
     )
-    made.later = source_flags
-    _add_answers(made.add_argument_group("whose answers, one of these four"))
-    _add_endpoint(made.add_argument_group("a model behind an API (--endpoint)"))
-    _add_scores(made.add_argument_group("how they are scored"))
-    made.set_defaults(stopped="what was answered is kept, and the same command goes on from there")
+    parser.later = source_flags
+    _add_answers(parser.add_argument_group("whose answers, one of these four"))
+    _add_endpoint(parser.add_argument_group("a model behind an API (--endpoint)"))
+    _add_scores(parser.add_argument_group("how they are scored"))
+    parser.set_defaults(stopped="what was answered is kept, and the same command goes on from there")
 
 
 def _add_answers(group: Any) -> None:
@@ -116,18 +116,20 @@ def _evaluate(args: argparse.Namespace) -> int:
         evaluating.may_write(args.out)
     end_in_order()
     modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
-    _one_of_four(args)
+    _require_one_system(args)
     if args.endpoint is not None and args.dry_run:
-        leaving = answering.leaving(_chat(args), _test_set(args), args.runs, args.pixels)
+        leaving = answering.leaving(_build_chat_config(args), _read_test_set(args), args.runs, args.pixels)
         show_leaving(leaving, f"{leaving.wrong} questions")
         return 0
-    found = evaluating.evaluate(_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates))
+    evaluation = evaluating.evaluate(
+        _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates)
+    )
     if args.out is not None:
-        evaluating.write(found, args.out)
+        evaluating.write(evaluation, args.out)
     if args.json:
-        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+        print(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
         return 0
-    for table in found.tables():
+    for table in evaluation.tables():
         show(table)
     if args.out is not None:
         print(f"\npage     {args.out / 'report.html'}")
@@ -135,9 +137,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _one_of_four(args: argparse.Namespace) -> None:
-    """Raises BadInput where it is not plain whose answers are meant, or what they answer."""
-    given = [
+def _require_one_system(args: argparse.Namespace) -> None:
+    """Raises BadInput if it is unclear whose answers to score, or which questions they answer."""
+    flags = [
         flag
         for flag, value in (
             ("--predictions", args.predictions),
@@ -147,43 +149,43 @@ def _one_of_four(args: argparse.Namespace) -> None:
         )
         if value is not None
     ]
-    if len(given) != 1:
-        said = " and ".join(given) or "none is given"
-        raise BadInput(f"whose answers? give one of --predictions, --run, --model, --endpoint ({said})")
-    if args.data is None and given != ["--predictions"]:
-        raise BadInput(f"{given[0]}: what is to be answered? give --data PATH")
+    if len(flags) != 1:
+        named = " and ".join(flags) or "none is given"
+        raise BadInput(f"whose answers? give one of --predictions, --run, --model, --endpoint ({named})")
+    if args.data is None and flags != ["--predictions"]:
+        raise BadInput(f"{flags[0]}: what is to be answered? give --data PATH")
     if args.data is not None and args.quarantine is not None:
         raise BadInput("--quarantine is for answers in the papers' form; clinkd data check --quarantine is for data")
-    if given[0] in ("--run", "--model") and args.out is None:
-        raise BadInput(f"{given[0]}: answers take time, and are kept as they come; give --out DIR")
+    if flags[0] in ("--run", "--model") and args.out is None:
+        raise BadInput(f"{flags[0]}: answers take time, and are kept as they come; give --out DIR")
     if args.dry_run and args.endpoint is None:
         raise BadInput("--dry-run: nothing leaves this machine without --endpoint")
 
 
-def _answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
+def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> Answers:
     from clinkd.pipeline.runs import find_run
     from clinkd.workflows import answer as answering
 
     if args.data is None:
         boxes = args.boxes or RELEASED
-        return answering.read_released(args.predictions, _task(args), boxes, modes, args.quarantine, args.system)
-    test = _test_set(args)
+        return answering.read_released(args.predictions, _read_task(args), boxes, modes, args.quarantine, args.system)
+    test = _read_test_set(args)
     if args.predictions is not None:
         return answering.read_answers(args.predictions, test, args.missing, args.least, args.system)
     if args.endpoint is not None:
-        return answering.ask_endpoint(_chat(args), test, args.runs, args.pixels, args.system)
+        return answering.ask_endpoint(_build_chat_config(args), test, args.runs, args.pixels, args.system)
     if args.run is not None:
         return answering.answer_with_run(find_run(args.run, args.runs), test, args.settings, args.out, args.system)
     return answering.answer_with_model(Path(args.model), test, args.settings, args.out, args.system)
 
 
-def _test_set(args: argparse.Namespace) -> TestSet:
+def _read_test_set(args: argparse.Namespace) -> TestSet:
     from clinkd.workflows import answer as answering
 
     return answering.read_test_set(source_of(args, args.data), args.split)
 
 
-def _chat(args: argparse.Namespace) -> ChatConfig:
+def _build_chat_config(args: argparse.Namespace) -> ChatConfig:
     from pydantic import ValidationError
 
     from clinkd.config import ChatConfig
@@ -221,7 +223,7 @@ def _chat(args: argparse.Namespace) -> ChatConfig:
         raise BadInput(f"{flag} {first['input']}: {first['msg'].lower()}") from None
 
 
-def _task(args: argparse.Namespace) -> Task:
+def _read_task(args: argparse.Namespace) -> Task:
     from clinkd.records import Task
 
     if args.task is None:

@@ -12,7 +12,7 @@ from clinkd.cli.words import Parser, add_verb
 
 def add(verbs: Any, runs: Parser) -> None:
     """Add `report`."""
-    made = add_verb(
+    parser = add_verb(
         verbs,
         "report",
         _report,
@@ -20,14 +20,14 @@ def add(verbs: Any, runs: Parser) -> None:
         "clinkd report demo --share",
         [runs],
     )
-    made.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
-    made.add_argument(
+    parser.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    parser.add_argument(
         "--share",
         action="store_true",
         help="without pixels, questions, answers, names, identifiers and paths: figures and boxes alone",
     )
-    made.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (the run's folder)")
-    made.set_defaults(stopped="nothing was written")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the page goes (the run's folder)")
+    parser.set_defaults(stopped="nothing was written")
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -20,34 +20,34 @@ def show(table: Table) -> None:
     from rich.markup import escape
     from rich.table import Table as Drawn
 
-    drawn = Drawn(title=escape(table.title), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    rich_table = Drawn(title=escape(table.title), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for number, column in enumerate(table.columns):
-        drawn.add_column(escape(column), no_wrap=number == 0)
+        rich_table.add_column(escape(column), no_wrap=number == 0)
     for row in table.rows:
-        drawn.add_row(*(escape(cell) for cell in row))
+        rich_table.add_row(*(escape(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(drawn)
+    console.print(rich_table)
     for note in table.notes:
         console.print(escape(note), style="dim")
 
 
-def show_leaving(found: OutgoingPreview, what: str) -> None:
-    """Print the bytes of each call that would be made for `what`, and tell on stderr what they may cost."""
-    for body in found.bodies:
+def show_leaving(preview: OutgoingPreview, what: str) -> None:
+    """Print the body of each call that `what` would need, and print the possible cost on stderr."""
+    for body in preview.bodies:
         sys.stdout.buffer.write(body + b"\n")
     sys.stdout.buffer.flush()
-    size = sum(map(len, found.bodies))
-    tell(f"{len(found.bodies)} calls, {size:,} bytes in all, would leave for {what}")
+    size = sum(map(len, preview.bodies))
+    tell(f"{len(preview.bodies)} calls, {size:,} bytes in all, would leave for {what}")
     tell(
-        f"they may cost up to {found.most:.4f} US dollars (a token is at least a byte, and every reply as long "
-        f"as it may be); {found.spent:.4f} are spent or set aside in the journal"
+        f"they may cost up to {preview.most:.4f} US dollars (a token is at least a byte, and every reply as long "
+        f"as it may be); {preview.spent:.4f} are spent or set aside in the journal"
     )
 
 
 def tell(line: str) -> None:
     """One line on stderr."""
-    who = "clinkd:" if distributed.is_main() else f"clinkd, process {distributed.rank()}:"
-    print(who, " ".join(line.split()), file=sys.stderr)
+    prefix = "clinkd:" if distributed.is_main() else f"clinkd, process {distributed.rank()}:"
+    print(prefix, " ".join(line.split()), file=sys.stderr)
 
 
 def cores() -> int:

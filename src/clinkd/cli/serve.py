@@ -11,7 +11,7 @@ from clinkd.cli.words import Parser, add_verb
 
 def add(verbs: Any, runs: Parser) -> None:
     """Add `serve`."""
-    made = add_verb(
+    parser = add_verb(
         verbs,
         "serve",
         _serve,
@@ -19,18 +19,18 @@ def add(verbs: Any, runs: Parser) -> None:
         "clinkd serve demo",
         [runs],
     )
-    made.add_argument(
+    parser.add_argument(
         "what", nargs="?", metavar="RUN|MODEL", help="a run, by name or path, or a model's folder; the newest run"
     )
-    made.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
-    made.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
-    made.add_argument(
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="holds the token; else that of CLINKD_TOKEN, or a new one"
     )
-    made.add_argument("--batch", type=int, default=16, metavar="N", help="questions answered together (16)")
-    made.add_argument("--queue", type=int, default=64, metavar="N", help="questions that may wait (64)")
-    made.add_argument("--seconds", type=float, default=60.0, metavar="S", help="within which an answer is given (60)")
-    made.set_defaults(stopped="nothing was kept but what was decided on corrections")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="questions answered together (16)")
+    parser.add_argument("--queue", type=int, default=64, metavar="N", help="questions that may wait (64)")
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="within which an answer is given (60)")
+    parser.set_defaults(stopped="nothing was kept but what was decided on corrections")
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -19,17 +19,17 @@ def add(verbs: Any) -> None:
         epilog="example: clinkd spice install",
     )
     kinds = spice.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    made = add_verb(
+    install = add_verb(
         kinds,
         "install",
         _install,
         "fetch the four jars of SPICE (387 MB) by Maven into the user's cache, or $CLINKD_CACHE, and check them",
         "clinkd spice install --from DIR",
     )
-    made.add_argument(
+    install.add_argument(
         "--from", type=Path, metavar="DIR", dest="source", help="a folder that holds them; nothing is fetched"
     )
-    made.set_defaults(stopped="the same command goes on with the download")
+    install.set_defaults(stopped="the same command goes on with the download")
     add_verb(
         kinds,
         "status",

@@ -11,9 +11,9 @@ Verb = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for what is wrong with the words, and the way to the help.
+    """A parser that reports a wrong argument in one line and points to the help.
 
-    `later` adds arguments once there are words to read: so the help of all verbs needs no code of a single one.
+    `later` adds arguments only when the command line is parsed, so the help of all verbs imports the code of none.
     """
 
     later: Callable[[argparse.ArgumentParser], None] | None = None
@@ -33,14 +33,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_verb(among: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()) -> Parser:
-    """A verb among others, with its help, an example and --debug."""
-    made: Parser = among.add_parser(
+    """Add a verb to `among`, with its help, an example and --debug."""
+    parser: Parser = among.add_parser(
         name,
         help=what,
         description=what[0].upper() + what[1:] + ".",
         epilog=f"example: {example}",
         parents=list(parents),
     )
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    made.set_defaults(verb=call)
-    return made
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(verb=call)
+    return parser

@@ -18,8 +18,8 @@ Column = tuple[Task, str] | None  # None is the average of four
 
 
 class Finished(NamedTuple):
-    """A finished run of a row. Student steps are those after the base; `passes` counts what was computed for them and
-    for the teacher, in forward passes over the training data (a trained one is three)."""
+    """A finished run of a row. `steps` counts student steps after the base; `passes` counts the compute of student and
+    teacher in forward passes over the training data (a trained pass counts as three)."""
 
     row: str
     seed: int
@@ -34,37 +34,39 @@ class Grid:
     def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[Finished]) -> None:
         self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
         self._runs = {(r.row, r.seed): r for r in runs}
-        self._boards = {key: ScoreIndex(r.scores) for key, r in self._runs.items()}
+        self._score_indexes = {key: ScoreIndex(r.scores) for key, r in self._runs.items()}
 
     def seeds(self, row: str) -> list[int]:
         return sorted(s for r, s in self._runs if r == row)
 
     def columns(self) -> list[Column]:
-        """Headline and facts of each task that was judged, mIoU of boxes, and the average where all four are there."""
+        """Columns with values: primary metric, facts by task, mIoU of boxes, the average of four."""
         wanted: list[Column] = [
             (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *shown_in("ablation", t)))
         ]
         return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
 
     def value(self, row: str, seed: int, column: Column) -> float | None:
-        """x100; None where it was not computed."""
-        board = self._boards[row, seed]
+        """The score x100; None if it was not computed."""
+        score_index = self._score_indexes[row, seed]
         if column is not None:
-            return board.value(MODEL, *column)
-        return mean_of_all([board.value(MODEL, t, PRIMARY_METRIC[t]) for t in AVERAGED])
+            return score_index.value(MODEL, *column)
+        return mean_of_all([score_index.value(MODEL, t, PRIMARY_METRIC[t]) for t in AVERAGED])
 
     def blind(self, row: str, column: Column) -> float | None:
-        """The mean over seeds of the best image-blind twins; None where no seed has one."""
-        boards = [self._boards[row, s] for s in self.seeds(row)] if column else []
-        return mean_of_all([best[1] for board in boards if column and (best := board.blind(*column))])
+        """Mean over seeds of the best image-blind baseline; None if no seed has one."""
+        score_indexes = [self._score_indexes[row, s] for s in self.seeds(row)] if column else []
+        return mean_of_all(
+            [best[1] for score_index in score_indexes if column and (best := score_index.blind(*column))]
+        )
 
     def pooled(self, row: str, column: Column) -> Pooled | None:
-        """Over the seeds in which it was computed."""
+        """Mean and interval over the seeds that have a value."""
         values = [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
         return pooled(values) if values else None
 
     def paired(self, row: str, column: Column) -> Paired | None:
-        """The row against the one it is told against, over the seeds that both have; None without one."""
+        """The row minus its reference row, over the seeds that both have; None without a reference."""
         against = self.rows[row].against
         if against not in self.rows:
             return None
@@ -84,13 +86,13 @@ def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Tab
     """
     tables = []
     for title, names in groups.items():
-        there = [n for n in names if n in grid.rows]
-        if there:
-            tables.append(_scores(grid, title, there))
-        if told := [n for n in there if grid.rows[n].against in grid.rows]:
-            tables.append(_differences(grid, title, told))
+        finished = [n for n in names if n in grid.rows]
+        if finished:
+            tables.append(_tabulate_scores(grid, title, finished))
+        if comparable := [n for n in finished if grid.rows[n].against in grid.rows]:
+            tables.append(_tabulate_differences(grid, title, comparable))
     printed = [n for n in grid.rows if grid.rows[n].printed and n != "bird"]
-    return [*tables, *([_beside_the_paper(grid, printed)] if printed and "bird" in grid.rows else [])]
+    return [*tables, *([_tabulate_paper_changes(grid, printed)] if printed and "bird" in grid.rows else [])]
 
 
 def ablation_json(grid: Grid) -> dict[str, Any]:
@@ -105,30 +107,32 @@ def ablation_json(grid: Grid) -> dict[str, Any]:
             "steps": [r.steps for r in grid.runs(name)],
             "passes": [round(r.passes, 3) for r in grid.runs(name)],
             "scores": {
-                _title(column): {
-                    "mean": pool.mean,
-                    "interval": pool.interval,
+                _spell_column(column): {
+                    "mean": pooled_scores.mean,
+                    "interval": pooled_scores.interval,
                     "by_seed": {s: grid.value(name, s, column) for s in grid.seeds(name)},
-                    "difference": (gain := grid.paired(name, column)) and gain._asdict(),
+                    "difference": (difference := grid.paired(name, column)) and difference._asdict(),
                 }
                 for column in grid.columns()
-                if (pool := grid.pooled(name, column))
+                if (pooled_scores := grid.pooled(name, column))
             },
         }
         for name, row in grid.rows.items()
     }
 
 
-def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
-    columns, lines = grid.columns(), []
+def _tabulate_scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
+    columns, cells_by_row = grid.columns(), []
     for name in names:
         runs, pools = grid.runs(name), [grid.pooled(name, c) for c in columns]
-        work = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
-        lines.append((grid.rows[name].title, str(len(runs)), *(as_cell(p and p.mean) for p in pools), *work))
-        if any(p and p.interval for p in pools):
-            lines.append(("  95 % over seeds", "", *(spelled(p and p.interval) for p in pools), "", ""))
-    lines.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
-    heads = ("", "Seeds", *map(_title, columns), "Steps", "Passes")
+        cost = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
+        cells_by_row.append(
+            (grid.rows[name].title, str(len(runs)), *(as_cell(pool and pool.mean) for pool in pools), *cost)
+        )
+        if any(pool and pool.interval for pool in pools):
+            cells_by_row.append(("  95 % over seeds", "", *(spelled(pool and pool.interval) for pool in pools), "", ""))
+    cells_by_row.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
+    heads = ("", "Seeds", *map(_spell_column, columns), "Steps", "Passes")
     notes = (
         *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
         f"The blind twin is of {grid.rows[names[0]].title}, the best in each column.",
@@ -137,47 +141,47 @@ def _scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
         "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "
         "passes over the training data for student and teacher together, a trained pass counted as three.",
     )
-    return Table(title, heads, tuple(lines), notes)
+    return Table(title, heads, tuple(cells_by_row), notes)
 
 
-def _differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
+def _tabulate_differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
     columns, intervals = grid.columns(), 0
     lines: list[tuple[str, ...]] = []
-    words: list[str] = []
+    sentences: list[str] = []
     for name in names:
         row = grid.rows[name]
         gains = [grid.paired(name, c) for c in columns]
-        intervals += sum(g is not None and g.interval is not None for g in gains)
+        intervals += sum(gain is not None and gain.interval is not None for gain in gains)
         assert row.against
-        what = f"{row.title} - {grid.rows[row.against].title}"
-        words.append(_verdict(what, list(zip(columns, gains, strict=True))))
-        lines.append((what, *(signed(g and g.mean) for g in gains)))
-        lines.append(("  95 %", *(spelled(g and g.interval, "+") for g in gains)))
-        lines.append(("  smallest that would be seen", *(as_cell(g and g.smallest) for g in gains)))
+        label = f"{row.title} - {grid.rows[row.against].title}"
+        sentences.append(_describe_gains(label, list(zip(columns, gains, strict=True))))
+        lines.append((label, *(signed(gain and gain.mean) for gain in gains)))
+        lines.append(("  95 %", *(spelled(gain and gain.interval, "+") for gain in gains)))
+        lines.append(("  smallest that would be seen", *(as_cell(gain and gain.smallest) for gain in gains)))
     by_chance = max(1, round(intervals / 20)) if intervals else 0
     notes = (
-        *words,
+        *sentences,
         "Pairs of runs with the same seed; Student's intervals over the seeds. Smallest: the true difference that as "
         "many seeds of this spread would tell from 0 four times in five.",
         f"{intervals} intervals: about {by_chance} of them leave out 0 by chance alone.",
     )
-    return Table(f"{title}: differences", ("", *map(_title, columns)), tuple(lines), notes)
+    return Table(f"{title}: differences", ("", *map(_spell_column, columns)), tuple(lines), notes)
 
 
-def _verdict(what: str, gains: Sequence[tuple[Column, Paired | None]]) -> str:
-    known = [(c, g) for c, g in gains if g is not None and g.interval is not None]
-    if not known:
-        return f"{what}: one seed tells no difference from chance."
+def _describe_gains(label: str, gains: Sequence[tuple[Column, Paired | None]]) -> str:
+    tested = [(c, g) for c, g in gains if g is not None and g.interval is not None]
+    if not tested:
+        return f"{label}: one seed tells no difference from chance."
     parts = []
     for words, sign in (("better in", 1), ("worse in", -1)):
-        certain = [f"{_title(c)} {g.mean:+.1f}" for c, g in known if g.certain and g.mean * sign > 0]
+        certain = [f"{_spell_column(c)} {g.mean:+.1f}" for c, g in tested if g.certain and g.mean * sign > 0]
         parts += [f"{words} {', '.join(certain)}"] if certain else []
-    if not all(g.certain for _, g in known):
+    if not all(g.certain for _, g in tested):
         parts.append("no difference seen in the rest" if parts else "no difference seen")
-    return f"{what}: {'; '.join(parts)}."
+    return f"{label}: {'; '.join(parts)}."
 
 
-def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
+def _tabulate_paper_changes(grid: Grid, names: Sequence[str]) -> Table:
     """What each change added to BiRD: in the paper, and here. The data differ, so only signs and sizes compare."""
     columns: list[Column] = [(t, PRIMARY_METRIC[t]) for t in AVERAGED]
     lines = []
@@ -195,5 +199,5 @@ def _beside_the_paper(grid: Grid, names: Sequence[str]) -> Table:
     return Table("The paper's changes beside ours", heads, tuple(lines), notes)
 
 
-def _title(column: Column) -> str:
+def _spell_column(column: Column) -> str:
     return f"{column[0].value} {column[1]}" if column else AVERAGE

@@ -19,12 +19,12 @@ from clinkd.scoring.metrics import PRIMARY_METRIC, shown_in
 from clinkd.storage import progress
 
 PAGE_BYTES = 24_000_000  # of the whole page, at most
-_TEXT_BYTES = 9_000_000  # of these, what is said about the pictures
+_TEXT_BYTES = 9_000_000  # of these, texts and scores of the questions
 _REST_BYTES = 1_500_000  # of these, tables, charts and corrections
 MOST = 6_000  # questions that are looked at for a page at all
 _LADDER = ((448, 82), (384, 80), (320, 78), (288, 74), (256, 70), (224, 66), (192, 62), (160, 58))  # pixels, quality
-_TRIED = 24  # pictures from which the size of all is foretold
-_SPARE = 1.06  # and how much more they may take
+_PROBE_PICTURES = 24  # pictures that are encoded to estimate the size of all
+_SIZE_MARGIN = 1.06  # factor on the estimate, for safety
 Shown = Callable[[str], str]
 
 
@@ -41,7 +41,7 @@ class AnsweredSample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Browsed:
-    """What of it is on a page: its data for the script, the pictures by image, and what was left out or reduced."""
+    """The part that the page shows: script data, pictures by image, and notes on what was left out or reduced."""
 
     data: dict[str, Any]
     answered: Sequence[AnsweredSample]
@@ -50,82 +50,84 @@ class Browsed:
 
 
 def spread(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample]:
-    """Not more than `most`, as even over tasks and modalities as they can be, and evenly from each, in their order."""
+    """At most `most` questions, spread evenly over tasks and modalities and evenly within each, in their order."""
     piles: dict[tuple[Task, Modality], list[AnsweredSample]] = defaultdict(list)
     for item in answered:
         piles[item.sample.task, item.sample.modality].append(item)
     kept: list[AnsweredSample] = []
     left = most
-    for place, pile in enumerate(sorted(piles.values(), key=len)):  # what a small one leaves, the others share
-        count = min(len(pile), left // (len(piles) - place))
+    for pile_number, pile in enumerate(
+        sorted(piles.values(), key=len)
+    ):  # the larger piles share what a small pile leaves
+        count = min(len(pile), left // (len(piles) - pile_number))
         kept += [pile[k * len(pile) // count] for k in range(count)]
         left -= count
     return sorted(kept, key=lambda item: item.number)
 
 
 def browse(answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES) -> Browsed:
-    """As many of the questions as a page of so many bytes holds, with pictures as large as that leaves room for.
+    """Choose as many questions as fit into `most_bytes`, with pictures as large as the remaining space allows.
 
     Every text passes `shown`. Raises BadInput on an unreadable image.
     """
-    told = _told(spread(answered, MOST), shown)
-    kept = _within(told, min(_TEXT_BYTES, most_bytes // 2))
-    room = most_bytes - _REST_BYTES - sum(told[item.number].size for item in kept)
+    records = _build_page_records(spread(answered, MOST), shown)
+    kept = _fit_text(records, min(_TEXT_BYTES, most_bytes // 2))
+    picture_bytes = most_bytes - _REST_BYTES - sum(records[item.number].size for item in kept)
     images = list(dict.fromkeys(item.sample.images[0] for item in kept))
     with progress(len(images), "pictures of the page", "images") as advance:
-        sizes = _foretold(root, images)
-        place = next((i for i, size in enumerate(sizes) if size * len(images) <= room), len(_LADDER))
-        if place == len(_LADDER):
-            place -= 1
-            kept = _fewer(kept, max(1, int(room / sizes[-1])))
+        sizes = _estimate_picture_bytes(root, images)
+        rung = next((i for i, size in enumerate(sizes) if size * len(images) <= picture_bytes), len(_LADDER))
+        if rung == len(_LADDER):
+            rung -= 1
+            kept = _fit_images(kept, max(1, int(picture_bytes / sizes[-1])))
             images = list(dict.fromkeys(item.sample.images[0] for item in kept))
-        pictures = _pictures(root, images, *_LADDER[place], advance)
-    # foretold too small: what was made is taken a step further down
-    while sum(len(p.uri) for p in pictures.values()) > room and place + 1 < len(_LADDER):
-        place += 1
-        pictures = _pictures(root, images, *_LADDER[place], lambda n: None)
+        pictures = _encode_pictures(root, images, *_LADDER[rung], advance)
+    # if the estimate was too small, go down one rung
+    while sum(len(p.uri) for p in pictures.values()) > picture_bytes and rung + 1 < len(_LADDER):
+        rung += 1
+        pictures = _encode_pictures(root, images, *_LADDER[rung], lambda n: None)
     index = {image: i for i, image in enumerate(pictures)}
-    samples = [{**told[item.number].value, "p": index[item.sample.images[0]]} for item in kept]
+    samples = [{**records[item.number].value, "p": index[item.sample.images[0]]} for item in kept]
     entries = [[p.uri, p.width, p.height] for p in pictures.values()]
-    notes = [_count(kept, answered), _reduced(pictures, *_LADDER[place])]
-    data = _data(samples, entries, kept, [shown(s) for s in _sources(kept)])
+    notes = [_describe_selection(kept, answered), _describe_picture_size(pictures, *_LADDER[rung])]
+    data = _build_page_data(samples, entries, kept, [shown(s) for s in _list_sources(kept)])
     return Browsed(data, kept, pictures, [n for n in notes if n])
 
 
 def without_words(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYTES) -> Browsed:
     """Scores and boxes alone: no picture, and nothing that people or models wrote."""
-    told = _told(spread(answered, MOST), None)
-    kept = _within(told, most_bytes - _REST_BYTES)
+    records = _build_page_records(spread(answered, MOST), None)
+    kept = _fit_text(records, most_bytes - _REST_BYTES)
     shapes: dict[tuple[int, int], int] = {}
     samples = []
     for item in kept:
         image = item.sample.images[0]
-        shape = _shape(image.width or 1, image.height or 1)
-        samples.append({**told[item.number].value, "p": shapes.setdefault(shape, len(shapes))})
-    notes = [_count(kept, answered), "Boxes and scores alone: no images, no questions, no answers."]
-    return Browsed(_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n])
+        shape = _round_shape(image.width or 1, image.height or 1)
+        samples.append({**records[item.number].value, "p": shapes.setdefault(shape, len(shapes))})
+    notes = [_describe_selection(kept, answered), "Boxes and scores alone: no images, no questions, no answers."]
+    return Browsed(_build_page_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n])
 
 
-def _shape(width: int, height: int) -> tuple[int, int]:
+def _round_shape(width: int, height: int) -> tuple[int, int]:
     """Width and height in small numbers: exact sizes of a collection can tell which one it is."""
     longer = max(width, height)
     return max(1, round(16 * width / longer)) * 20, max(1, round(16 * height / longer)) * 20
 
 
-def _data(
+def _build_page_data(
     samples: list[dict[str, Any]], pictures: list[Any], kept: Sequence[AnsweredSample], sources: Sequence[str]
 ) -> dict[str, Any]:
     return {
         "pictures": pictures,
         "modalities": {m.value: TITLES[m] for m in Modality},
         "sources": list(sources),
-        "first": {t.value: _first(t) for t in Task},
+        "first": {t.value: _list_question_metrics(t) for t in Task},
         "samples": samples,
     }
 
 
-def _first(task: Task) -> list[str]:
-    """The metrics that are told of a single answer, the primary one first."""
+def _list_question_metrics(task: Task) -> list[str]:
+    """The metrics that are shown for a single answer, the primary metric first."""
     return list(dict.fromkeys((PRIMARY_METRIC[task], *shown_in("question", task))))
 
 
@@ -138,33 +140,33 @@ class _PageRecord(NamedTuple):
     size: int  # bytes
 
 
-def _told(answered: Sequence[AnsweredSample], shown: Shown | None) -> dict[int, _PageRecord]:
-    places = {source: i for i, source in enumerate(_sources(answered))}
-    found = {}
+def _build_page_records(answered: Sequence[AnsweredSample], shown: Shown | None) -> dict[int, _PageRecord]:
+    source_numbers = {source: i for i, source in enumerate(_list_sources(answered))}
+    records = {}
     for item in answered:
-        value = _entry(item, shown)
+        value = _describe_question(item, shown)
         if shown is not None:
-            value["s"] = places[item.sample.source]
-        found[item.number] = _PageRecord(item, value, len(json.dumps(value)) + 12)
-    return found
+            value["s"] = source_numbers[item.sample.source]
+        records[item.number] = _PageRecord(item, value, len(json.dumps(value)) + 12)
+    return records
 
 
-def _sources(answered: Iterable[AnsweredSample]) -> list[str]:
+def _list_sources(answered: Iterable[AnsweredSample]) -> list[str]:
     return list(dict.fromkeys(item.sample.source for item in answered))
 
 
-def _entry(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
-    """As `viewer.browse` describes it; nothing that anybody wrote where `shown` is None."""
+def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
+    """The fields that `viewer.browse` describes; without any text of people or models if `shown` is None."""
     sample, prediction = item.sample, item.prediction
     value: dict[str, Any] = {
         "n": item.number,
         "t": sample.task.value,
         "m": sample.modality.value,
         "v": item.right,
-        "f": {m: round(item.figures[m], 3) for m in _first(sample.task) if m in item.figures},
-        "ask": _corners(sample.question.boxes),
-        "tru": _corners(sample.answer.boxes),
-        "c": [_candidate(c, i, shown) for i, c in enumerate(prediction.candidates)],
+        "f": {m: round(item.figures[m], 3) for m in _list_question_metrics(sample.task) if m in item.figures},
+        "ask": _round_corners(sample.question.boxes),
+        "tru": _round_corners(sample.answer.boxes),
+        "c": [_describe_candidate(c, i, shown) for i, c in enumerate(prediction.candidates)],
         "k": prediction.chosen,
     }
     if shown is not None:
@@ -176,81 +178,81 @@ def _entry(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
     return value
 
 
-def _candidate(candidate: Candidate, number: int, shown: Shown | None) -> dict[str, Any]:
-    said = candidate.answer
-    value: dict[str, Any] = {"b": _corners(said.boxes)}
+def _describe_candidate(candidate: Candidate, number: int, shown: Shown | None) -> dict[str, Any]:
+    boxed_text = candidate.answer
+    value: dict[str, Any] = {"b": _round_corners(boxed_text.boxes)}
     if shown is None:
         value["s"] = {}
     else:
-        value["a"] = shown(said.text)
-        value["s"] = {shown(k): _finite(v) for k, v in candidate.scores.items()}
-        if candidate.raw.strip() != said.text.strip():
+        value["a"] = shown(boxed_text.text)
+        value["s"] = {shown(k): _round_finite(v) for k, v in candidate.scores.items()}
+        if candidate.raw.strip() != boxed_text.text.strip():
             value["r"] = shown(candidate.raw)
         if candidate.unread:
             value["u"] = [shown(text) for text in candidate.unread]
     if candidate.logprob is not None:
-        value["l"] = _finite(candidate.logprob)
+        value["l"] = _round_finite(candidate.logprob)
     if candidate.truncated:
         value["x"] = True
     return value
 
 
-def _finite(value: float) -> float:
+def _round_finite(value: float) -> float:
     return round(value, 3) if math.isfinite(value) else math.copysign(1e9, value)
 
 
-def _corners(boxes: Sequence[Box]) -> list[list[float]]:
+def _round_corners(boxes: Sequence[Box]) -> list[list[float]]:
     return [[round(v, 4) for v in (b.x1, b.y1, b.x2, b.y2)] for b in boxes]
 
 
 # ---- how much of it --------------------------------------------------------------------------------------------------
 
 
-def _within(told: Mapping[int, _PageRecord], most_bytes: int) -> list[AnsweredSample]:
-    """As many questions as may be said so much about, evenly."""
-    kept = [entry.item for entry in told.values()]
-    while (size := sum(told[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
+def _fit_text(records: Mapping[int, _PageRecord], most_bytes: int) -> list[AnsweredSample]:
+    """Evenly chosen questions whose records fit into `most_bytes`."""
+    kept = [entry.item for entry in records.values()]
+    while (size := sum(records[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
         kept = spread(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
     return kept
 
 
-def _fewer(kept: Sequence[AnsweredSample], most_images: int) -> list[AnsweredSample]:
-    """So many questions that they show not more than so many images."""
-    found = list(kept)
-    while (images := len({item.sample.images[0] for item in found})) > most_images and len(found) > 1:
-        found = spread(found, max(1, min(len(found) - 1, int(len(found) * most_images / images))))
-    return found
+def _fit_images(kept: Sequence[AnsweredSample], most_images: int) -> list[AnsweredSample]:
+    """Questions that show at most `most_images` images."""
+    chosen = list(kept)
+    while (images := len({item.sample.images[0] for item in chosen})) > most_images and len(chosen) > 1:
+        chosen = spread(chosen, max(1, min(len(chosen) - 1, int(len(chosen) * most_images / images))))
+    return chosen
 
 
-def _foretold(root: Path, images: Sequence[ImageRef]) -> list[float]:
-    """Bytes that a picture takes on each rung of the ladder, from a few that lie evenly among all."""
-    count = min(_TRIED, len(images))
+def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[float]:
+    """Estimated bytes of one picture at each rung of the ladder, from a few evenly chosen images."""
+    count = min(_PROBE_PICTURES, len(images))
     opened = [open_image(root, images[k * len(images) // count]) for k in range(count)]
-    found = []
+    bytes_by_rung = []
     for side, quality in _LADDER:
-        opened = [_halved(image, side) for image in opened]
+        opened = [_shrink_image(image, side) for image in opened]
         sizes = [len(viewer.thumbnail(image, side, quality).uri) for image in opened]
-        found.append(_SPARE * sum(sizes) / max(1, count) + 24)
-    return found
+        bytes_by_rung.append(_SIZE_MARGIN * sum(sizes) / max(1, count) + 24)
+    return bytes_by_rung
 
 
-def _halved(image: Any, side: int) -> Any:
-    """Smaller where it is much larger than it will be shown: scaling it down again costs less then."""
+def _shrink_image(image: Any, side: int) -> Any:
+    """Shrink an image that is much larger than it will be shown, so that later scaling costs less."""
     factor = max(image.size) // (2 * side)
     return image.reduce(factor) if factor > 1 else image
 
 
-def _pictures(
+def _encode_pictures(
     root: Path, images: Sequence[ImageRef], side: int, quality: int, advance: Callable[[int], None]
 ) -> dict[ImageRef, Picture]:
-    found = {}
+    pictures = {}
     for image in images:
-        found[image] = viewer.thumbnail(_halved(open_image(root, image), side), side, quality)
+        pictures[image] = viewer.thumbnail(_shrink_image(open_image(root, image), side), side, quality)
         advance(1)
-    return found
+    return pictures
 
 
-def _count(kept: Sequence[AnsweredSample], answered: Sequence[AnsweredSample]) -> str:
+def _describe_selection(kept: Sequence[AnsweredSample], answered: Sequence[AnsweredSample]) -> str:
     if len(kept) == len(answered):
         return f"All {len(kept):,} questions of the test set."
     cells = len({(item.sample.task, item.sample.modality) for item in answered})
@@ -260,7 +262,7 @@ def _count(kept: Sequence[AnsweredSample], answered: Sequence[AnsweredSample]) -
     )
 
 
-def _reduced(pictures: Mapping[ImageRef, Picture], side: int, quality: int) -> str:
+def _describe_picture_size(pictures: Mapping[ImageRef, Picture], side: int, quality: int) -> str:
     if not pictures:
         return ""
     smaller = sum(

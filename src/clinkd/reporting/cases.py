@@ -30,7 +30,7 @@ def side_by_side(
     where no question was answered by all, and on an unreadable image.
     """
     answers = {name: {p.id: p for p in predictions} for name, predictions in systems.items()}
-    common = [s for s in samples if all(s.id in of for of in answers.values())]
+    common = [s for s in samples if all(s.id in by_id for by_id in answers.values())]
     if not systems or not common:
         raise BadInput(
             f"{', '.join(systems) or 'no systems'}: no question that all of them answered; give answers to the same "
@@ -41,24 +41,30 @@ def side_by_side(
         picture = viewer.thumbnail(open_image(image_root, sample.images[0]), _SIDE)
         name = f"case-{hashlib.sha256(repr((sample.id, *systems)).encode()).hexdigest()[:12]}"  # once on any page
         figures: list[str] = []
-        for system, of in answers.items():
-            marks = boxes_of(sample, of[sample.id])
-            answered = len(of[sample.id].answer.answer.boxes)
+        for system, by_id in answers.items():
+            marks = boxes_of(sample, by_id[sample.id])
+            answered = len(by_id[sample.id].answer.answer.boxes)
             alt = f"Answer of {shown(system)}: {len(sample.answer.boxes)} true and {answered} answered boxes"
-            drawn = viewer.repeated(picture, marks, alt, name, first=not figures)
-            caption = _caption(shown(system), sample, of[sample.id], rules, shown)
-            figures.append(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>")
+            drawing = viewer.repeated(picture, marks, alt, name, first=not figures)
+            caption = _write_caption(shown(system), sample, by_id[sample.id], rules, shown)
+            figures.append(f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>")
         texts = (("Question", sample.question.text, "asked"), ("Truth", sample.answer.text, "truth"))
-        words = "".join(f"<dt>{h}</dt><dd>{viewer.boxed_words(shown(text), kind)}</dd>" for h, text, kind in texts)
+        definitions = "".join(
+            f"<dt>{h}</dt><dd>{viewer.boxed_words(shown(text), kind)}</dd>" for h, text, kind in texts
+        )
         title = f"{sample.task.value} · {TITLES[sample.modality]}"
-        articles.append(viewer.article(title, [Html(f'<dl>{words}</dl><div class="shots">{"".join(figures)}</div>')]))
+        articles.append(
+            viewer.article(title, [Html(f'<dl>{definitions}</dl><div class="shots">{"".join(figures)}</div>')])
+        )
     key = viewer.key((("truth", TRUTH), ("answer", ANSWER), ("asked about", ASKED)))
-    blind = "The questions take turns over tasks and modalities; they were chosen without a look at the answers."
-    return Html(key + "".join(articles) + viewer.note([blind]))
+    notice = "The questions take turns over tasks and modalities; they were chosen without a look at the answers."
+    return Html(key + "".join(articles) + viewer.note([notice]))
 
 
-def _caption(system: str, sample: Sample, prediction: Prediction, rules: Rules, shown: Callable[[str], str]) -> str:
-    right = verdict(sample, prediction, rules)
-    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[right]
-    words = viewer.boxed_words(shown(prediction.answer.answer.text), "answer") or "(empty)"
-    return f"<strong>{escape(system)}</strong> {mark}<br>{words}"
+def _write_caption(
+    system: str, sample: Sample, prediction: Prediction, rules: Rules, shown: Callable[[str], str]
+) -> str:
+    is_right = verdict(sample, prediction, rules)
+    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[is_right]
+    answer_text = viewer.boxed_words(shown(prediction.answer.answer.text), "answer") or "(empty)"
+    return f"<strong>{escape(system)}</strong> {mark}<br>{answer_text}"

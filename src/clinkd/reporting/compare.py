@@ -125,19 +125,19 @@ def compare_answers(
         [replace(p, candidates=(p.answer,), chosen=0) for p in predictions] for _, predictions in (ours, theirs)
     )
     for name, answers in ((ours[0], mine), (theirs[0], others)):
-        _demand_all(name, samples, answers)
-    judged = score_predictions(samples, mine, {_THEIRS: others}, lexicon, config)
-    heads = {task: head for task in Task if (head := judged.headline(task))}
+        _require_all_answers(name, samples, answers)
+    scored = score_predictions(samples, mine, {_THEIRS: others}, lexicon, config)
+    metrics = {task: primary for task in Task if (primary := scored.headline(task))}
     differences = [
         d
-        for task in heads
-        for metric in dict.fromkeys((heads[task], *shown_in("comparison", task)))
-        for d in _over_images(judged, task, metric)
+        for task in metrics
+        for metric in dict.fromkeys((metrics[task], *shown_in("comparison", task)))
+        for d in _compare_metric(scored, task, metric)
     ]
-    return Comparison.of((ours[0], theirs[0]), "questions", differences, heads)
+    return Comparison.of((ours[0], theirs[0]), "questions", differences, metrics)
 
 
-def _demand_all(name: str, samples: Sequence[Sample], answers: Sequence[Prediction]) -> None:
+def _require_all_answers(name: str, samples: Sequence[Sample], answers: Sequence[Prediction]) -> None:
     answered = {p.id for p in answers}
     if missing := [s.id for s in samples if s.id not in answered]:
         raise BadInput(
@@ -145,9 +145,9 @@ def _demand_all(name: str, samples: Sequence[Sample], answers: Sequence[Predicti
         )
 
 
-def _over_images(judged: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:
-    exchanges = EXCHANGES if judged.replicates >= 2 else 0
-    apart = judged.apart(task, metric, MODEL, _THEIRS, [s.modality for s in judged.samples], exchanges)
+def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:
+    exchanges = EXCHANGES if scored.replicates >= 2 else 0
+    apart = scored.apart(task, metric, MODEL, _THEIRS, [s.modality for s in scored.samples], exchanges)
     if apart is None:
         return []
     differences = []
@@ -155,7 +155,7 @@ def _over_images(judged: ScoredAnswers, task: Task, metric: str) -> list[MetricD
         ours, theirs = 100 * float(apart.ours[k]), 100 * float(apart.theirs[k])
         if not np.isnan(ours - theirs):
             modality = None if key is None else Modality(key)
-            p, smallest = _p_by_exchange(apart, k)
+            p, smallest = _test_by_permutation(apart, k)
             differences.append(
                 MetricDifference(
                     task,
@@ -173,13 +173,13 @@ def _over_images(judged: ScoredAnswers, task: Task, metric: str) -> list[MetricD
     return differences
 
 
-def _p_by_exchange(apart: PairedDifference, k: int) -> tuple[float | None, float | None]:
+def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | None, float | None]:
     """p, and the smallest difference."""
-    if apart.exchanged is None or apart.drawn is None:
+    if difference.exchanged is None or difference.drawn is None:
         return None, None
-    seen, by_chance = abs(apart.ours[k] - apart.theirs[k]), np.abs(apart.exchanged[:, k])
-    p = (1 + int((by_chance >= seen - 1e-12).sum())) / (1 + len(by_chance))
-    spread = float(np.nanstd(apart.drawn[:, k]))
+    observed, permuted = abs(difference.ours[k] - difference.theirs[k]), np.abs(difference.exchanged[:, k])
+    p = (1 + int((permuted >= observed - 1e-12).sum())) / (1 + len(permuted))
+    spread = float(np.nanstd(difference.drawn[:, k]))
     normal = statistics.NormalDist()
     factor = 100 * (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER))
     return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
@@ -233,7 +233,7 @@ def pooled(values: Sequence[float]) -> Pooled:
     if len(values) < 2:
         return Pooled(mean, None, None, len(values))
     sd = statistics.stdev(values)
-    half = _student(0.975, len(values)) * sd / len(values) ** 0.5
+    half = _compute_t_quantile(0.975, len(values)) * sd / len(values) ** 0.5
     return Pooled(mean, sd, (mean - half, mean + half), len(values))
 
 
@@ -243,18 +243,18 @@ def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     if sd is None:
         return Paired(mean, None, None, None, 1)
     error = sd / seeds**0.5
-    smallest = (_student(0.975, seeds) + _student(POWER, seeds)) * error
-    return Paired(mean, interval, _student_p(mean, error, seeds), smallest, seeds)
+    smallest = (_compute_t_quantile(0.975, seeds) + _compute_t_quantile(POWER, seeds)) * error
+    return Paired(mean, interval, _compute_t_p_value(mean, error, seeds), smallest, seeds)
 
 
-def _student(quantile: float, count: int) -> float:
+def _compute_t_quantile(quantile: float, count: int) -> float:
     """Student's t at this quantile for a mean of so many values."""
     from scipy.special import stdtrit  # here: what needs no interval starts without it
 
     return float(stdtrit(count - 1, quantile))
 
 
-def _student_p(mean: float, error: float, count: int) -> float:
+def _compute_t_p_value(mean: float, error: float, count: int) -> float:
     """Two-sided; where all values are equal, 1 if they are 0, else 0."""
     from scipy.special import stdtr
 
@@ -295,33 +295,33 @@ _SINGLE = "p of a single figure, not corrected for how many there are."
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """By task, by task and modality, and of the other main figures."""
-    first, by_modality, rest = [], [], []
+    task_rows, modality_rows, other_rows = [], [], []
     for d in comparison.differences:
-        name, cells = f"{d.task.value} {d.metric}", _cells(d)
+        name, cells = f"{d.task.value} {d.metric}", _format_difference(d)
         if comparison.heads.get(d.task) != d.metric:
-            rest += [(name, *cells)] if d.modality is None else []
+            other_rows += [(name, *cells)] if d.modality is None else []
         elif d.modality is None:
-            first.append((name, *cells, _p_cell(comparison.corrected.get(d.task))))
+            task_rows.append((name, *cells, _format_p(comparison.corrected.get(d.task))))
         else:
-            by_modality.append((name, TITLES[d.modality], *cells))
-    figures = (comparison.over.capitalize(), "Ours", "Theirs", "Ours - theirs", "95 %", "p", "Could have shown")
+            modality_rows.append((name, TITLES[d.modality], *cells))
+    columns = (comparison.over.capitalize(), "Ours", "Theirs", "Ours - theirs", "95 %", "p", "Could have shown")
     method = f"x100, strict mode, mean over modalities. {_METHODS[comparison.over]}"
     notes = (*comparison.sentences(), method, _SMALLEST)
     title = f"{comparison.ours} beside {comparison.theirs}"
-    tables = [Table(title, ("", *figures, "p after Holm"), tuple(first), notes)]
-    if by_modality:
-        tables.append(Table("By modality", ("", "Modality", *figures), tuple(by_modality), (_SINGLE,)))
-    return [*tables, Table("Other figures", ("", *figures), tuple(rest), (_SINGLE,))] if rest else tables
+    tables = [Table(title, ("", *columns, "p after Holm"), tuple(task_rows), notes)]
+    if modality_rows:
+        tables.append(Table("By modality", ("", "Modality", *columns), tuple(modality_rows), (_SINGLE,)))
+    return [*tables, Table("Other figures", ("", *columns), tuple(other_rows), (_SINGLE,))] if other_rows else tables
 
 
-def _cells(d: MetricDifference) -> tuple[str, ...]:
+def _format_difference(d: MetricDifference) -> tuple[str, ...]:
     spreads = [f" (sd {pool.sd:.1f})" if pool.sd is not None else "" for pool in d.pools or ()] or ["", ""]
     ours, theirs = (f"{value:.1f}{spread}" for value, spread in zip((d.ours, d.theirs), spreads, strict=True))
-    ends = spelled(d.interval, "+")
-    return str(d.count), ours, theirs, f"{d.value:+.1f}", ends, _p_cell(d.p), as_cell(d.smallest)
+    interval_cell = spelled(d.interval, "+")
+    return str(d.count), ours, theirs, f"{d.value:+.1f}", interval_cell, _format_p(d.p), as_cell(d.smallest)
 
 
-def _p_cell(p: float | None) -> str:
+def _format_p(p: float | None) -> str:
     return "-" if p is None else f"{p:.2g}"
 
 
@@ -334,13 +334,15 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         tasks[task.value] = {"headline": head, "p_holm": corrected, "sentence": sentence, "metrics": {}}
     for d in comparison.differences:
         if d.task in comparison.heads:
-            place = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
-            values = _difference_json(d)
-            (place if d.modality is None else place["by_modality"].setdefault(d.modality.value, {})).update(values)
+            task_metrics = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
+            values = _describe_difference(d)
+            (
+                task_metrics if d.modality is None else task_metrics["by_modality"].setdefault(d.modality.value, {})
+            ).update(values)
     return {"ours": comparison.ours, "theirs": comparison.theirs, "over": comparison.over, "tasks": tasks}
 
 
-def _difference_json(d: MetricDifference) -> dict[str, Any]:
+def _describe_difference(d: MetricDifference) -> dict[str, Any]:
     values: dict[str, Any] = {"answers" if d.pools is None else "seeds": d.count, "difference": d.value}
     for side, pool in zip(("ours", "theirs"), d.pools or (None, None), strict=True):
         values[side] = getattr(d, side)

@@ -1,4 +1,4 @@
-"""What a report draws beside its tables: scores and blind twins as bars, the paper's Figure 3, and training curves."""
+"""Charts of a report: scores and image-blind baselines as bars, the paper's Figure 3, and training curves."""
 
 from __future__ import annotations
 
@@ -23,85 +23,93 @@ class Curve(NamedTuple):
     series: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def by_cell(board: ScoreIndex, shown: Mapping[tuple[Task, Modality], int]) -> Html:
-    """Task by modality, each figure above the best of its image-blind twins, and leading to its questions on the page,
-    where there are any (`shown`: how many)."""
-    columns = board.columns()
-    modalities = [m for m in Modality if any(m in board.modalities(*c) for c in columns)]
+def by_cell(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality], int]) -> Html:
+    """Task by modality: each score above the best image-blind baseline. A score links to its questions on the page, if
+    there are any (`shown` counts them)."""
+    columns = score_index.columns()
+    modalities = [m for m in Modality if any(m in score_index.modalities(*c) for c in columns)]
     rows = []
     for task, metric in columns:
-        there = board.modalities(task, metric)
-        cells = [_cell(board, task, metric, m, shown) if m in there else None for m in modalities]
-        rows.append((f"{task.value} {metric}", [*cells, _cell(board, task, metric, None, shown)]))
+        with_questions = score_index.modalities(task, metric)
+        cells = [
+            _build_grid_cell(score_index, task, metric, m, shown) if m in with_questions else None for m in modalities
+        ]
+        rows.append((f"{task.value} {metric}", [*cells, _build_grid_cell(score_index, task, metric, None, shown)]))
     notes = (
         "x100: the model, and beneath it the best answer that never saw the image, in each cell anew. Intervals stand "
         "in the tips and in table.csv.",
         *(["A figure leads to the questions it rests on."] if shown else []),
-        *board.reasons(columns),
+        *score_index.reasons(columns),
     )
     return viewer.grid(
         "Task by modality: model / best blind twin", (*(TITLES[m] for m in modalities), "Mean"), rows, notes
     )
 
 
-def _cell(
-    board: ScoreIndex, task: Task, metric: str, modality: Modality | None, shown: Mapping[tuple[Task, Modality], int]
+def _build_grid_cell(
+    score_index: ScoreIndex,
+    task: Task,
+    metric: str,
+    modality: Modality | None,
+    shown: Mapping[tuple[Task, Modality], int],
 ) -> Cell:
-    own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
-    value = own.value if own else None
+    score, blind = score_index.get(MODEL, task, metric, modality), score_index.blind(task, metric, modality)
+    value = score.value if score else None
     cell = f"{value:.1f}" if value is not None else "–"
-    where = TITLES[modality] if modality else "mean over modalities"
-    said = f"{task.value} {metric}, {where}: model {cell if value is not None else NOT_COMPUTED}"
-    if own and own.interval:
-        said += f", 95 % interval {own.interval[0]:.1f} to {own.interval[1]:.1f}"
+    place = TITLES[modality] if modality else "mean over modalities"
+    description = f"{task.value} {metric}, {place}: model {cell if value is not None else NOT_COMPUTED}"
+    if score and score.interval:
+        description += f", 95 % interval {score.interval[0]:.1f} to {score.interval[1]:.1f}"
     if blind:
-        said += f"; best blind twin ({blind[0]}) {blind[1]:.1f}"
-    if own:
-        said += f"; {own.count:,} {'question' if own.count == 1 else 'questions'}"
-    there = sum(n for (t, m), n in shown.items() if t is task and modality in (None, m))
+        description += f"; best blind twin ({blind[0]}) {blind[1]:.1f}"
+    if score:
+        description += f"; {score.count:,} {'question' if score.count == 1 else 'questions'}"
+    question_count = sum(n for (t, m), n in shown.items() if t is task and modality in (None, m))
     link = f"task={task.value}" + (f"&modality={modality.value}" if modality else "")
     if value is not None:
         link += f"&by={metric.replace('%', '%25').replace('+', '%2B').replace('&', '%26').replace(' ', '+')}"
-    return Cell(cell, f"{blind[1]:.1f}" if blind else "–", said, link if there else None)
+    return Cell(cell, f"{blind[1]:.1f}" if blind else "–", description, link if question_count else None)
 
 
-def charts(board: ScoreIndex) -> Html:
-    overall = [
-        Bar(f"{t.value} {m}", *_figures(board, t, m, None)) for t in Task for m in (PRIMARY_METRIC[t], FACTS)
-        if m in board.metrics(t)
-    ]  # fmt: skip
-    found = [viewer.bars("By task, mean over modalities (x100)", overall)] if overall else []
+def charts(score_index: ScoreIndex) -> Html:
+    bars_of_tasks = [
+        Bar(f"{t.value} {m}", *_read_bar_values(score_index, t, m, None))
+        for t in Task
+        for m in (PRIMARY_METRIC[t], FACTS)
+        if m in score_index.metrics(t)
+    ]
+    bar_charts = [viewer.bars("By task, mean over modalities (x100)", bars_of_tasks)] if bars_of_tasks else []
     for task in Task:
-        metric = next((m for m in (PRIMARY_METRIC[task], FACTS) if board.value(MODEL, task, m) is not None), None)
+        metric = next((m for m in (PRIMARY_METRIC[task], FACTS) if score_index.value(MODEL, task, m) is not None), None)
         if metric is not None:
-            modalities = board.modalities(task, metric)
-            rows = [Bar(TITLES[m], *_figures(board, task, metric, m)) for m in modalities]
-            found.append(viewer.bars(f"{task.value}: {metric} by modality (x100)", rows))
-    return Html(viewer.charts(found) + viewer.note(["Whiskers: 95 % intervals, bootstrap by image."]))
+            modalities = score_index.modalities(task, metric)
+            bars_of_task = [Bar(TITLES[m], *_read_bar_values(score_index, task, metric, m)) for m in modalities]
+            bar_charts.append(viewer.bars(f"{task.value}: {metric} by modality (x100)", bars_of_task))
+    return Html(viewer.charts(bar_charts) + viewer.note(["Whiskers: 95 % intervals, bootstrap by image."]))
 
 
-def _figures(
-    board: ScoreIndex, task: Task, metric: str, modality: Modality | None
+def _read_bar_values(
+    score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None
 ) -> tuple[float | None, float | None, tuple[float, float] | None]:
-    own, blind = board.get(MODEL, task, metric, modality), board.blind(task, metric, modality)
-    return own.value if own else None, blind[1] if blind else None, own.interval if own else None
+    score, blind = score_index.get(MODEL, task, metric, modality), score_index.blind(task, metric, modality)
+    return score.value if score else None, blind[1] if blind else None, score.interval if score else None
 
 
 # ---- the paper's Figure 3: average by kind of data ------------------------------------------------------------------
 
 
-def averages(board: ScoreIndex) -> Html:
-    """The mean over the four tasks in each modality, ours and, apart from it, the paper's printed values."""
-    told = [t for t in AVERAGED if board.value(MODEL, t, PRIMARY_METRIC[t]) is not None]
+def averages(score_index: ScoreIndex) -> Html:
+    """The mean over the four tasks in each modality: ours, and separately the values that the paper printed."""
+    computed = [t for t in AVERAGED if score_index.value(MODEL, t, PRIMARY_METRIC[t]) is not None]
     rows, some_lack = [], False
-    for modality in (m for m in Modality if any(m in board.modalities(t, PRIMARY_METRIC[t]) for t in told)):
-        there = [t for t in told if board.value(MODEL, t, PRIMARY_METRIC[t], modality) is not None]
-        own = [board.value(MODEL, t, PRIMARY_METRIC[t], modality) for t in there]
-        blind = [b[1] if (b := board.blind(t, PRIMARY_METRIC[t], modality)) else None for t in there]
-        lacks = len(there) < len(told)
+    for modality in (m for m in Modality if any(m in score_index.modalities(t, PRIMARY_METRIC[t]) for t in computed)):
+        present = [t for t in computed if score_index.value(MODEL, t, PRIMARY_METRIC[t], modality) is not None]
+        ours_by_task = [score_index.value(MODEL, t, PRIMARY_METRIC[t], modality) for t in present]
+        blind = [b[1] if (b := score_index.blind(t, PRIMARY_METRIC[t], modality)) else None for t in present]
+        lacks = len(present) < len(computed)
         some_lack |= lacks
-        label = TITLES[modality] + (f" ({len(there)})" if lacks else "")
-        rows.append(Bar(label, mean_of_all(own), mean_of_all(blind)))
+        label = TITLES[modality] + (f" ({len(present)})" if lacks else "")
+        rows.append(Bar(label, mean_of_all(ours_by_task), mean_of_all(blind)))
     printed = [
         Bar(TITLES[m], ours, theirs)
         for m, ours, theirs in zip(PAPER_MODALITIES, PRINTED_AVERAGES["ClinKD"], PRINTED_AVERAGES["BiRD"], strict=True)
@@ -109,8 +117,8 @@ def averages(board: ScoreIndex) -> Html:
     theirs = viewer.bars("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
     if not rows:
         return viewer.apart([theirs])
-    missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in told]
-    ours = viewer.bars(f"This run: mean of {', '.join(t.value for t in told)} (x100)", rows)
+    missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in computed]
+    ours = viewer.bars(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
     notes = [
         *([f"Without {', '.join(missing)}, which was not computed: no mean over four tasks."] if missing else []),
         *(["In brackets: the number of tasks with questions, where some have none."] if some_lack else []),

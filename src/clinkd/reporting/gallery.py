@@ -1,4 +1,4 @@
-"""Which answers and corrections are shown as pictures, and as what; whether an answer is right."""
+"""Choose answers and corrections to show as cards, build the cards, and decide whether an answer is right."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
 
 
 class CorrectedAnswer(NamedTuple):
-    """A wrong answer of a review, what was made of it, and how its question was answered after the round."""
+    """A wrong answer of a review, its correction, and the answer to the same question after the round."""
 
     sample: Sample
     correction: Correction
@@ -42,13 +42,13 @@ def choose_gallery(
     # Diagonally: the first row of pictures then shows other tasks and other modalities.
     order = sorted(piles, key=lambda k: ((list(Modality).index(k[1]) + tasks.index(k[0])) % len(Modality), k))
     chosen: list[Sample] = []
-    seen: set[str] = set()
+    shown_groups: set[str] = set()
     while len(chosen) < count and any(piles.values()):
         for kind in order:
             if piles[kind] and len(chosen) < count:
-                at = next((i for i, s in enumerate(piles[kind]) if s.group not in seen), 0)
-                sample = piles[kind].pop(at)
-                seen.add(sample.group)
+                position = next((i for i, s in enumerate(piles[kind]) if s.group not in shown_groups), 0)
+                sample = piles[kind].pop(position)
+                shown_groups.add(sample.group)
                 chosen.append(sample)
     return [(s, answered[s.id]) for s in chosen]
 
@@ -59,16 +59,16 @@ def choose_rewritten(
     """`count` wrong answers, a quarter of them refused rewritings where there are so many, each time of the task,
     modality, reasons and round shown least so far. Those whose question was asked again come before others like them;
     how it was answered then does not matter."""
-    known = {s.id: s for s in samples}
-    later = {(a.round, a.id): a for a in again}
-    wrong = [CorrectedAnswer(known[c.id], c, later.get((c.round, c.id))) for c in corrections if c.wrong]
+    sample_by_id = {s.id: s for s in samples}
+    retest_by_key = {(a.round, a.id): a for a in again}
+    wrong = [CorrectedAnswer(sample_by_id[c.id], c, retest_by_key.get((c.round, c.id))) for c in corrections if c.wrong]
     refused = [r for r in wrong if r.correction.rejected is not None]
-    mended = [r for r in wrong if r.correction.after is not None]
-    few = min(len(refused), max(count // 4, count - len(mended)))
-    return [*_spread(mended, count - few), *_spread(refused, few)]
+    rewritten = [r for r in wrong if r.correction.after is not None]
+    refused_count = min(len(refused), max(count // 4, count - len(rewritten)))
+    return [*_choose_evenly(rewritten, count - refused_count), *_choose_evenly(refused, refused_count)]
 
 
-def _spread(wrong: Sequence[CorrectedAnswer], count: int) -> list[CorrectedAnswer]:
+def _choose_evenly(wrong: Sequence[CorrectedAnswer], count: int) -> list[CorrectedAnswer]:
     piles: dict[tuple[object, ...], list[CorrectedAnswer]] = defaultdict(list)
     for r in sorted(wrong, key=lambda r: r.again is None):  # stable: else in the order of the review
         piles[r.sample.task, r.sample.modality, r.correction.reasons, r.correction.round].append(r)
@@ -92,23 +92,23 @@ def answer_card(
 ) -> Card:  # fmt: skip
     """A question with its answer, its truth and all candidates. All that people or models wrote passes `shown`."""
     answer, truth = prediction.answer.answer, sample.answer
-    lines = [
+    card_texts = [
         CardText("Question", shown(sample.question.text), "asked"),
         CardText("Truth", shown(truth.text), "truth"),
         CardText("Answer", shown(answer.text), "answer"),
     ]
     if prediction.answer.unread:
-        lines.append(CardText("Boxes that could not be read", ", ".join(map(shown, prediction.answer.unread))))
+        card_texts.append(CardText("Boxes that could not be read", ", ".join(map(shown, prediction.answer.unread))))
     if prediction.answer.truncated:
-        lines.append(CardText("Note", "cut by the length limit"))
-    folded = tuple(
-        f"{'chosen: ' if i == prediction.chosen else ''}{shown(c.raw)} ({_weights(c.logprob, c.scores, shown)})"
+        card_texts.append(CardText("Note", "cut by the length limit"))
+    candidate_lines = tuple(
+        f"{'chosen: ' if i == prediction.chosen else ''}{shown(c.raw)} ({_spell_scores(c.logprob, c.scores, shown)})"
         for i, c in enumerate(prediction.candidates)
     )
     alt = f"{TITLES[sample.modality]} image with {len(truth.boxes)} true and {len(answer.boxes)} answered boxes"
     marks = boxes_of(sample, prediction)
     title = f"{sample.task.value} · {TITLES[sample.modality]}"
-    return Card(picture, alt, title, tuple(lines), right, folded, marks=marks, number=number)
+    return Card(picture, alt, title, tuple(card_texts), right, candidate_lines, marks=marks, number=number)
 
 
 def boxes_of(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
@@ -117,9 +117,9 @@ def boxes_of(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
     return tuple(DrawnBox(box, kind) for kind, text in kinds for box in text.boxes)
 
 
-def _weights(logprob: float | None, scores: Mapping[str, float], shown: Callable[[str], str]) -> str:
-    said = [] if logprob is None else [f"log-probability a token {logprob:.2f}"]
-    return ", ".join([*said, *(f"{shown(k)} {v:.3f}" for k, v in scores.items())]) or "no scores"
+def _spell_scores(logprob: float | None, scores: Mapping[str, float], shown: Callable[[str], str]) -> str:
+    parts = [] if logprob is None else [f"log-probability a token {logprob:.2f}"]
+    return ", ".join([*parts, *(f"{shown(k)} {v:.3f}" for k, v in scores.items())]) or "no scores"
 
 
 def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str], str]) -> Card:
@@ -128,7 +128,7 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
     before, truth, after = correction.before, correction.truth, again.answer if again else None
     kinds = (("asked", sample.question), ("truth", truth), ("answer", before), ("later", after))
     marks = tuple(DrawnBox(box, kind) for kind, text in kinds if text for box in text.boxes)
-    lines = [
+    card_texts = [
         CardText("Question", sample.question.text, "asked"),
         CardText("Answer before", before.text, "answer"),
         CardText("Truth", truth.text, "truth"),
@@ -137,20 +137,20 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
         ),
     ]
     if correction.after is not None:
-        lines.append(CardText("Rewritten", correction.after.text, "truth"))
+        card_texts.append(CardText("Rewritten", correction.after.text, "truth"))
     else:
-        lines.append(CardText("Refused, the truth stays", correction.rejected or ""))
-    lines.append(CardText("Written by", correction.by))
+        card_texts.append(CardText("Refused, the truth stays", correction.rejected or ""))
+    card_texts.append(CardText("Written by", correction.by))
     if after is not None:
-        lines.append(CardText("Answer after the round", after.text, "later"))
+        card_texts.append(CardText("Answer after the round", after.text, "later"))
     alt = (
         f"{TITLES[sample.modality]} image with {len(truth.boxes)} true boxes, {len(before.boxes)} of the answer before"
     )
     alt += f" and {len(after.boxes)} of the answer after" if after is not None else ""
     picture = viewer.thumbnail(open_image(root, sample.images[0]), _SIDE)
     title = f"Round {correction.round} · {sample.task.value} · {TITLES[sample.modality]}"
-    said = tuple(line._replace(text=shown(line.text)) for line in lines)
-    return Card(picture, alt, title, said, None if again is None else not again.after_wrong, marks=marks)
+    shown_texts = tuple(card_text._replace(text=shown(card_text.text)) for card_text in card_texts)
+    return Card(picture, alt, title, shown_texts, None if again is None else not again.after_wrong, marks=marks)
 
 
 def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
@@ -158,9 +158,9 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
     stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
     item = SampleAnswer(sample, prediction.answer)
     if sample.task is Task.VG:
-        return _whole(BOXES, item, rules)
+        return _is_perfect(BOXES, item, rules)
     if sample.task is Task.ROC:
-        return _whole(NAMES, item, rules)
+        return _is_perfect(NAMES, item, rules)
     answer, truth = item.answer.answer.words, sample.answer.words
     if sample.task is Task.QA and truth.lower() in ("yes", "no"):
         return particle(answer.lower()) == truth.lower()
@@ -170,7 +170,7 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
     return None
 
 
-def _whole(measure: Measure, item: SampleAnswer, rules: Rules) -> bool:
-    """The primary metric of the answer is 1."""
+def _is_perfect(measure: Measure, item: SampleAnswer, rules: Rules) -> bool:
+    """Whether the primary metric of the answer is 1."""
     (figure,) = measure.figure(PRIMARY_METRIC[item.sample.task], measure.count([item], rules))
     return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered

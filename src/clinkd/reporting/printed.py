@@ -1,4 +1,4 @@
-"""What the paper printed (Tables 1 to 4), its slips of arithmetic told. Other data and other scoring than ours."""
+"""Scores that the paper printed (Tables 1 to 4), and its arithmetic slips. Other data and scoring than ours."""
 
 from __future__ import annotations
 
@@ -41,31 +41,37 @@ TITLES_BY_MODALITY = {"BiRD": "BiRD (Table 3)", "ClinKD": "ClinKD (Table 4)"}
 
 def paper_tables() -> list[Table]:
     """The figures printed in the paper (Tables 1 to 4): other data and the official, more lenient scripts."""
-    apart = (
+    source_note = (
         "Printed in the paper, not computed here: Med-GRIT-270k test set, official scripts. Not comparable with ours."
     )
     columns = ("", *METRICS.values(), "Average")
     rows = tuple((name, *(f"{v:.2f}" for v in values)) for name, values in PRINTED.items())
-    second = tuple((f"{n} on {SECOND}", MISSING, MISSING, MISSING, f"{v:.2f}", MISSING) for n, v in ON_SECOND.items())
-    off = [
-        f"the mean of the printed row {name} is {_rounded(mean)}, printed {values[-1]:.2f}"
+    second_rows = tuple(
+        (f"{n} on {SECOND}", MISSING, MISSING, MISSING, f"{v:.2f}", MISSING) for n, v in ON_SECOND.items()
+    )
+    slips = [
+        f"the mean of the printed row {name} is {_round_half_up(mean)}, printed {values[-1]:.2f}"
         for name, values in PRINTED.items()
         if abs((mean := sum(values[:-1]) / 4) - values[-1]) > 0.0051
     ]
-    tables = [Table("The paper's printed scores", columns, (*rows, *second), (apart, *off))]
+    tables = [Table("The paper's printed scores", columns, (*rows, *second_rows), (source_note, *slips))]
     for name, by_task in PRINTED_BY_MODALITY.items():
-        lines, off = [], []
+        lines, slips = [], []
         for task, values in by_task.items():
-            there = [v for v in values[:-1] if v is not None]
-            mean, printed = sum(there) / len(there), values[-1]
+            printed_values = [v for v in values[:-1] if v is not None]
+            mean, printed = sum(printed_values) / len(printed_values), values[-1]
             if printed is not None and abs(mean - printed) > 0.0051:
-                off.append(f"the mean of the printed {task.value} row is {_rounded(mean)}, printed {printed:.2f}")
+                slips.append(
+                    f"the mean of the printed {task.value} row is {_round_half_up(mean)}, printed {printed:.2f}"
+                )
             lines.append((METRICS[task], *(MISSING if v is None else f"{v:.2f}" for v in values)))
-        for at, printed in enumerate(PRINTED_AVERAGES[name]):
-            there = [v for values in by_task.values() if (v := values[at]) is not None]
-            if abs((mean := sum(there) / len(there)) - printed) > 0.0051:
-                column = TITLES[PAPER_MODALITIES[at]]
-                off.append(f"the mean of the printed {column} column is {_rounded(mean)}, printed {printed:.2f}")
+        for position, printed in enumerate(PRINTED_AVERAGES[name]):
+            printed_values = [v for values in by_task.values() if (v := values[position]) is not None]
+            if abs((mean := sum(printed_values) / len(printed_values)) - printed) > 0.0051:
+                column = TITLES[PAPER_MODALITIES[position]]
+                slips.append(
+                    f"the mean of the printed {column} column is {_round_half_up(mean)}, printed {printed:.2f}"
+                )
         lines.append(("Average", *(f"{v:.2f}" for v in PRINTED_AVERAGES[name]), MISSING))
         heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Printed mean")
         tables.append(
@@ -73,11 +79,11 @@ def paper_tables() -> list[Table]:
                 f"The paper's printed scores by modality: {TITLES_BY_MODALITY[name]}",
                 heads,
                 tuple(lines),
-                (apart, *off),
+                (source_note, *slips),
             )
         )
     return tables
 
 
-def _rounded(value: float) -> str:
+def _round_half_up(value: float) -> str:
     return f"{value + 1e-9:.2f}"  # halves up, as the paper rounds

@@ -28,7 +28,7 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What a page tells about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
+    """What a page shows about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
     tables about the corrections."""
 
     tables: Sequence[Table]
@@ -56,7 +56,7 @@ class ShownAnswers:
     shown: Callable[[str], str] = str
 
     def browsed(self) -> Browsed:
-        """What of them is on the page. Raises BadInput on an unreadable image."""
+        """The part of the answers that the page shows. Raises BadInput on an unreadable image."""
         items = self.answered or [
             AnsweredSample(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
         ]
@@ -78,8 +78,8 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
     Raises BadInput on an unreadable image or a full disk.
     """
     browsed = answers.browsed()
-    cards = _cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
-    html = _page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections())
+    cards = _build_gallery_cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
+    html = _build_page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections())
     write_tables(path.parent, summary.tables, summary.scores)
     write_atomic(path, html)
 
@@ -90,29 +90,29 @@ def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSam
 
     Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
     """
-    write_atomic(path, _page("ClinKD run", summary, without_words(answered), Html(""), []))
+    write_atomic(path, _build_page("ClinKD run", summary, without_words(answered), Html(""), []))
 
 
-def _page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewritten: Sequence[Html]) -> str:
+def _build_page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewritten: Sequence[Html]) -> str:
     tables, scores = summary.tables, summary.scores
-    board = ScoreIndex(scores)
-    there = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
+    score_index = ScoreIndex(scores)
+    question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
     overall = [viewer.table(t) for t in tables if t.key == SCORES]
     rest = [viewer.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
-    opening = [figures.by_cell(board, there)] if scores else []
-    sections = [viewer.section("Scores", [*opening, *overall, figures.charts(board), *rest])]
+    opening = [figures.by_cell(score_index, question_counts)] if scores else []
+    sections = [viewer.section("Scores", [*opening, *overall, figures.charts(score_index), *rest])]
     if browsed.answered:
-        sections.append(viewer.section("Answers", [_browser(browsed, cards)], anchor="answers"))
+        sections.append(viewer.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
     if scores:
-        sections.append(viewer.section("Averages by kind of data", [figures.averages(board)]))
-    if corrections := [*(part for t in summary.reflection for part in _in_short(t)), *rewritten]:
+        sections.append(viewer.section("Averages by kind of data", [figures.averages(score_index)]))
+    if corrections := [*(part for t in summary.reflection for part in _shorten_table(t)), *rewritten]:
         sections.append(viewer.section("Corrections", corrections))
     if summary.curves:
         sections.append(viewer.section("Training", [figures.curves(summary.curves)]))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
     sections.append(viewer.section("Set-up", [viewer.table(knobs)]))
     if summary.wall_seconds:
-        sections.append(viewer.section("Time", [viewer.table(_times(summary.wall_seconds))]))
+        sections.append(viewer.section("Time", [viewer.table(_tabulate_times(summary.wall_seconds))]))
     sections.append(viewer.section("The paper's figures", [viewer.apart([viewer.table(t) for t in paper_tables()])]))
     return viewer.page(
         title,
@@ -125,7 +125,7 @@ def _page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewrit
     )
 
 
-def _browser(browsed: Browsed, cards: Html) -> Html:
+def _build_answer_browser(browsed: Browsed, cards: Html) -> Html:
     """Filters over the answers on the page, and the cards that are there without a script."""
     samples = [item.sample for item in browsed.answered]
     metrics = dict.fromkeys(name for entry in browsed.data["samples"] for name in entry["f"])
@@ -133,43 +133,43 @@ def _browser(browsed: Browsed, cards: Html) -> Html:
     tasks = ((t.value, t.value) for t in Task if any(s.task is t for s in samples))
     modalities = ((m.value, TITLES[m]) for m in Modality if any(s.modality is m for s in samples))
     filters = [
-        Choices("task", "Task", _any(tasks)),
-        Choices("modality", "Modality", _any(modalities)),
+        Choices("task", "Task", _add_all_option(tasks)),
+        Choices("modality", "Modality", _add_all_option(modalities)),
         Choices("verdict", "Verdict", _VERDICTS),
         Choices("by", "Score", [("", "task's own"), *((name, name) for name in metrics)]),
         Choices("order", "Order", _ORDERS),
     ]
     if len(sources) > 1:
         named = ((str(i), name or "not named") for i, name in enumerate(sources))
-        filters.insert(3, Choices("source", "Source", _any(named)))
+        filters.insert(3, Choices("source", "Source", _add_all_option(named)))
     keys = (Key("truth", TRUTH, "truth"), Key("answer", ANSWER, "answer"), Key("asked", ASKED, "asked about"))
-    words = any("q" in entry for entry in browsed.data["samples"])
-    search = "Words in question, truth or answer" if words else ""
+    has_words = any("q" in entry for entry in browsed.data["samples"])
+    search = "Words in question, truth or answer" if has_words else ""
     return Html(viewer.note(browsed.notes) + viewer.browser(filters, keys, cards, search))
 
 
-def _any(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def _add_all_option(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [("", "all"), *options]
 
 
-def _cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[str], str]) -> Html:
-    """Those of the gallery that are on the page. The first of an image holds its picture, and the data do not."""
-    known = {item.sample.id: item for item in browsed.answered}
-    places = {image: i for i, image in enumerate(browsed.pictures)}
-    cards, held = [], set[int]()
-    for item in (known[i] for i in ids if i in known):
+def _build_gallery_cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[str], str]) -> Html:
+    """Cards of the gallery answers on the page. The first card of an image holds its picture; the data then do not."""
+    item_by_id = {item.sample.id: item for item in browsed.answered}
+    picture_numbers = {image: i for i, image in enumerate(browsed.pictures)}
+    cards, shown_pictures = [], set[int]()
+    for item in (item_by_id[i] for i in ids if i in item_by_id):
         image = item.sample.images[0]
-        place = places[image]
-        if place in held:
+        number = picture_numbers[image]
+        if number in shown_pictures:
             continue  # it would stand on the page twice
-        held.add(place)
-        browsed.data["pictures"][place][0] = None
-        cards.append(answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], place, shown))
+        shown_pictures.add(number)
+        browsed.data["pictures"][number][0] = None
+        cards.append(answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], number, shown))
     return viewer.gallery(cards)
 
 
-def _in_short(table: Table) -> list[Html]:
-    """A long table without the rows that belong to others, the whole one on demand."""
+def _shorten_table(table: Table) -> list[Html]:
+    """A long table without its sub-rows, and the whole table on demand."""
     if len(table.rows) <= _LONG:
         return [viewer.table(table)]
     short = replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(" ")))
@@ -182,7 +182,7 @@ def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score])
     write_atomic(folder / "table.csv", to_csv(scores))
 
 
-def _times(wall_seconds: Mapping[str, float]) -> Table:
+def _tabulate_times(wall_seconds: Mapping[str, float]) -> Table:
     total = sum(wall_seconds.values())
     rows = [(k, f"{v:.1f}", f"{100 * v / total:.0f}" if total else "-") for k, v in wall_seconds.items()]
     return Table("Wall-clock time by stage", ("Stage", "Seconds", "%"), (*rows, ("All", f"{total:.1f}", "100")))

@@ -10,25 +10,27 @@ from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
 from clinkd.scoring.outcome import Outcome, Share
 from clinkd.scoring.score import MODEL, ScoredAnswers
 
-_HITS = {  # columns that add up to what was found, and that of how many there were
+_HIT_COLUMNS = {  # columns that add up to the hits, and the column with the total
     Task.VG: (BOXES, ("found",), "truth boxes"),
     Task.ROC: (NAMES, ("hits",), "answers"),
     Task.QA: (ANSWERS, ("right yes/no", "short equal", "long equal"), "answers"),
 }
 
 
-def outcomes(judged: ScoredAnswers, scores: Sequence[Score], predictions: Iterable[Prediction]) -> list[Outcome]:
+def outcomes(scored: ScoredAnswers, scores: Sequence[Score], predictions: Iterable[Prediction]) -> list[Outcome]:
     """One for each task that was asked, in the tasks' order; `scores` are those of `judged`."""
-    board, unread = ScoreIndex(scores), _unparsed(judged.samples, predictions)
-    asked = {s.task for s in judged.samples}
-    return [_outcome(judged, board, task, unread) for task in Task if task in asked]
+    score_index, unparsed = ScoreIndex(scores), _count_unparsed(scored.samples, predictions)
+    tasks = {s.task for s in scored.samples}
+    return [_build_outcome(scored, score_index, task, unparsed) for task in Task if task in tasks]
 
 
-def _outcome(judged: ScoredAnswers, board: ScoreIndex, task: Task, unread: Mapping[Task, int]) -> Outcome:
+def _build_outcome(
+    scored: ScoredAnswers, score_index: ScoreIndex, task: Task, unparsed_by_task: Mapping[Task, int]
+) -> Outcome:
     metric = PRIMARY_METRIC[task]
-    own = board.get(MODEL, task, metric)
-    flaws = judged.sums(task, FLAWS)
-    found = {m: _share(judged, board, task, m, int(sums["answers"])) for m, sums in flaws.items()}
+    model_score = score_index.get(MODEL, task, metric)
+    flaws = scored.sums(task, FLAWS)
+    shares = {m: _build_share(scored, score_index, task, m, int(sums["answers"])) for m, sums in flaws.items()}
     answers, truncated, empty = (
         int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
     )
@@ -36,35 +38,38 @@ def _outcome(judged: ScoredAnswers, board: ScoreIndex, task: Task, unread: Mappi
         mode="strict",
         task=task,
         metric=metric,
-        score=own.value if own else None,
-        by_modality={m.value: found[m] for m in Modality if m in found},
-        parts=_parts(board, task, None),
-        unparsed=unread.get(task, 0),
-        interval=own.interval if own else None,
-        why=own.why if own else None,
-        blind_by={t: v for t in board.twins() if (v := board.value(t, task, metric)) is not None},
+        score=model_score.value if model_score else None,
+        by_modality={m.value: shares[m] for m in Modality if m in shares},
+        parts=_read_other_metrics(score_index, task, None),
+        unparsed=unparsed_by_task.get(task, 0),
+        interval=model_score.interval if model_score else None,
+        why=model_score.why if model_score else None,
+        blind_by={t: v for t in score_index.twins() if (v := score_index.value(t, task, metric)) is not None},
         answers=answers,
         truncated=truncated,
         empty=empty,
     )
 
 
-def _share(judged: ScoredAnswers, board: ScoreIndex, task: Task, modality: Modality, answers: int) -> Share:
-    parts, value = _parts(board, task, modality), board.value(MODEL, task, PRIMARY_METRIC[task], modality)
-    if task not in _HITS:
+def _build_share(scored: ScoredAnswers, score_index: ScoreIndex, task: Task, modality: Modality, answers: int) -> Share:
+    parts, value = (
+        _read_other_metrics(score_index, task, modality),
+        score_index.value(MODEL, task, PRIMARY_METRIC[task], modality),
+    )
+    if task not in _HIT_COLUMNS:
         return Share(answers, value, parts=parts)
-    measure, found, whole = _HITS[task]
-    sums = judged.sums(task, measure)[modality]
-    return Share(int(sums[whole]), value, int(sum(sums[column] for column in found)), parts)
+    measure, hit_columns, total_column = _HIT_COLUMNS[task]
+    sums = scored.sums(task, measure)[modality]
+    return Share(int(sums[total_column]), value, int(sum(sums[column] for column in hit_columns)), parts)
 
 
-def _parts(board: ScoreIndex, task: Task, modality: Modality | None) -> dict[str, float]:
-    """Every metric that was computed, the headline and the flaws aside."""
-    rest = (m for m in board.metrics(task) if m != PRIMARY_METRIC[task] and m not in FLAWS.metrics)
-    return {m: v for m in rest if (v := board.value(MODEL, task, m, modality)) is not None}
+def _read_other_metrics(score_index: ScoreIndex, task: Task, modality: Modality | None) -> dict[str, float]:
+    """Every computed metric except the primary metric and the flaws."""
+    other = (m for m in score_index.metrics(task) if m != PRIMARY_METRIC[task] and m not in FLAWS.metrics)
+    return {m: v for m in other if (v := score_index.value(MODEL, task, m, modality)) is not None}
 
 
-def _unparsed(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[Task, int]:
-    """Answers in which no box could be read, where the truth has one."""
-    asked = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
-    return {Task.VG: sum(p.id in asked and not p.answer.answer.boxes for p in predictions)}
+def _count_unparsed(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> dict[Task, int]:
+    """Count the answers without a readable box, among the questions whose truth has a box."""
+    boxed_ids = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
+    return {Task.VG: sum(p.id in boxed_ids and not p.answer.answer.boxes for p in predictions)}

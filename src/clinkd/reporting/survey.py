@@ -1,4 +1,4 @@
-"""What a check of data found, as a table for the terminal and as one HTML page."""
+"""The findings of a data check, as a table for the terminal and as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,69 +19,71 @@ CELLS = 24  # of a map, a side
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 
 
-def counts(found: Findings) -> Table:
+def counts(findings: Findings) -> Table:
     """Questions by split and modality (rows) and task (columns)."""
-    tasks = [t for t in Task if any(key[2] is t for key in found.turns)]
+    tasks = [t for t in Task if any(key[2] is t for key in findings.turns)]
     rows: list[tuple[str, ...]] = []
-    for split in found.splits:
-        shown = [m for m in Modality if any(found.turns[split, m, t] for t in tasks)]
-        for modality in shown:
-            rows.append((split, modality.value, *_row([found.turns[split, modality, t] for t in tasks])))
-        total = [sum(found.turns[split, m, t] for m in shown) for t in tasks]
-        rows.append((split, f"all, {found.groups[split]:,} groups", *_row(total)))
+    for split in findings.splits:
+        modalities = [m for m in Modality if any(findings.turns[split, m, t] for t in tasks)]
+        for modality in modalities:
+            rows.append((split, modality.value, *_format_counts([findings.turns[split, modality, t] for t in tasks])))
+        total = [sum(findings.turns[split, m, t] for m in modalities) for t in tasks]
+        rows.append((split, f"all, {findings.groups[split]:,} groups", *_format_counts(total)))
     return Table("Questions", ("split", "modality", *(t.value for t in tasks), "all"), tuple(rows))
 
 
-def _row(numbers: Sequence[int]) -> tuple[str, ...]:
+def _format_counts(numbers: Sequence[int]) -> tuple[str, ...]:
     return (*(f"{n:,}" if n else "-" for n in numbers), f"{sum(numbers):,}")
 
 
-def write(found: Findings, page: Path) -> None:
+def write(findings: Findings, page: Path) -> None:
     """The page: counts, faults, maps of boxes, what can be guessed, lengths; examples if images were opened."""
     sections = [
-        viewer.section("Counts", [viewer.table(counts(found)), viewer.note(_told(found))]),
-        viewer.section("Bad rows", _faults(found)),
-        viewer.section("Boxes", _maps(found)),
-        viewer.section("Guessed without looking", [viewer.table(_guessed(found.classes))]),
-        viewer.section("Lengths", [_lengths(found)]),
+        viewer.section("Counts", [viewer.table(counts(findings)), viewer.note(_describe_reading(findings))]),
+        viewer.section("Bad rows", _render_row_errors(findings)),
+        viewer.section("Boxes", _render_box_maps(findings)),
+        viewer.section("Guessed without looking", [viewer.table(_tabulate_guessed(findings.classes))]),
+        viewer.section("Lengths", [_draw_lengths(findings)]),
     ]
-    if found.root is not None and found.examples:
-        sections.append(viewer.section("Examples", _gallery(found.examples, found.root)))
-    state = "clean" if found.clean else f"{found.bad_rows:,} bad rows"
-    lead = f"{found.rows:,} rows, {found.samples:,} samples, {found.images:,} images: {state}."
+    if findings.root is not None and findings.examples:
+        sections.append(viewer.section("Examples", _render_examples(findings.examples, findings.root)))
+    state = "clean" if findings.clean else f"{findings.bad_rows:,} bad rows"
+    lead = f"{findings.rows:,} rows, {findings.samples:,} samples, {findings.images:,} images: {state}."
     write_atomic(page, viewer.page("Check of data", sections, notice=NOTICE, lead=lead))
 
 
-def _told(found: Findings) -> list[str]:
-    opened = "every image was opened and decoded" if found.root else "images were not opened"
-    return [opened, *(f"{count:,} {reason}" for reason, count in found.told.most_common())]
+def _describe_reading(findings: Findings) -> list[str]:
+    opened = "every image was opened and decoded" if findings.root else "images were not opened"
+    return [opened, *(f"{count:,} {reason}" for reason, count in findings.told.most_common())]
 
 
-def _faults(found: Findings) -> list[viewer.Html]:
+def _render_row_errors(findings: Findings) -> list[viewer.Html]:
     parts = [
-        viewer.paragraph("None." if found.clean else f"{found.bad_rows:,} of {found.rows:,} rows."),
+        viewer.paragraph("None." if findings.clean else f"{findings.bad_rows:,} of {findings.rows:,} rows."),
     ]
-    for title, problems in (("Bad", found.bad), ("To look at", found.warnings)):
-        if problems:
-            kinds = ", ".join(f"{n} {k}" for k, n in Counter(p.kind for p in problems).most_common())
-            rows = tuple((Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in problems[:MOST_LISTED])
-            notes = (f"the first {MOST_LISTED} of {len(problems):,}",) if len(problems) > MOST_LISTED else ()
-            head = ("file", "row", "id", "field", "value", "reason")
-            parts.append(viewer.table(Table(f"{title}: {kinds}", head, rows, notes)))
+    for title, row_errors in (("Bad", findings.bad), ("To look at", findings.warnings)):
+        if row_errors:
+            kind_counts = ", ".join(f"{n} {k}" for k, n in Counter(p.kind for p in row_errors).most_common())
+            rows = tuple(
+                (Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in row_errors[:MOST_LISTED]
+            )
+            notes = (f"the first {MOST_LISTED} of {len(row_errors):,}",) if len(row_errors) > MOST_LISTED else ()
+            columns = ("file", "row", "id", "field", "value", "reason")
+            parts.append(viewer.table(Table(f"{title}: {kind_counts}", columns, rows, notes)))
     return parts
 
 
-def _maps(found: Findings) -> list[viewer.Html]:
-    if not found.classes:
+def _render_box_maps(findings: Findings) -> list[viewer.Html]:
+    if not findings.classes:
         return [viewer.paragraph("No boxes.")]
     figures = []
     for modality in Modality:
-        mine = [c.box_N4 for c in found.classes if c.modality is modality]
-        if not mine:
+        boxes = [c.box_N4 for c in findings.classes if c.modality is modality]
+        if not boxes:
             continue
-        box_N4 = np.concatenate(mine)
+        box_N4 = np.concatenate(boxes)
         title = f"{modality.value}, {len(box_N4):,} boxes"
-        figures.append(viewer.heat(f"{title}: where", _covered(box_N4), "left to right", "bottom to top"))
+        figures.append(viewer.heat(f"{title}: where", _count_box_coverage(box_N4), "left to right", "bottom to top"))
         sides = np.histogram2d(
             box_N4[:, 3] - box_N4[:, 1], box_N4[:, 2] - box_N4[:, 0], bins=CELLS, range=((0, 1), (0, 1))
         )[0]
@@ -94,7 +96,7 @@ def _maps(found: Findings) -> list[viewer.Html]:
     ]
 
 
-def _covered(box_N4: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[list[float]]:
+def _count_box_coverage(box_N4: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[list[float]]:
     """How many boxes cover the middle of each cell of the image."""
     centre = (np.arange(CELLS) + 0.5) / CELLS
     across = (box_N4[:, 0:1] <= centre) & (centre <= box_N4[:, 2:3])
@@ -103,7 +105,7 @@ def _covered(box_N4: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[
     return grid
 
 
-def _guessed(classes: Sequence[ClassBoxes]) -> Table:
+def _tabulate_guessed(classes: Sequence[ClassBoxes]) -> Table:
     rows = tuple((c.modality.value, c.name, f"{len(c.box_N4):,}", f"{100 * c.guessed:.1f}") for c in classes)
     notes = (
         "Per cent of the boxes that the median of the others of their class meets at IoU 0.5: "
@@ -112,16 +114,16 @@ def _guessed(classes: Sequence[ClassBoxes]) -> Table:
     return Table("Median box of each class", ("modality", "class", "boxes", "guessed"), rows[:MOST_LISTED], notes)
 
 
-def _lengths(found: Findings) -> viewer.Html:
-    entries = [(f"to {end}", int(n)) for end, n in zip(LENGTHS, found.lengths, strict=False)]
-    entries.append((f"over {LENGTHS[-1]}", int(found.lengths[-1])))
+def _draw_lengths(findings: Findings) -> viewer.Html:
+    entries = [(f"to {end}", int(n)) for end, n in zip(LENGTHS, findings.lengths, strict=False)]
+    entries.append((f"over {LENGTHS[-1]}", int(findings.lengths[-1])))
     used = [i for i, (_, n) in enumerate(entries) if n]
     shown = entries[used[0] : used[-1] + 1] if used else []
-    sizes = "" if found.root else ", without the image"
-    return viewer.columns(f"Tokens of a sample{sizes} ({found.counted}; longest {found.longest:,})", shown)
+    scope = "" if findings.root else ", without the image"
+    return viewer.columns(f"Tokens of a sample{scope} ({findings.counted}; longest {findings.longest:,})", shown)
 
 
-def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
+def _render_examples(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
     cards = []
     for sample in examples:
         try:
@@ -129,8 +131,8 @@ def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
         except BadInput:
             continue  # listed among the bad rows
         lines = (
-            viewer.CardText("asked", _said(sample.question), "asked"),
-            viewer.CardText("truth", _said(sample.answer), "truth"),
+            viewer.CardText("asked", _shorten_text(sample.question), "asked"),
+            viewer.CardText("truth", _shorten_text(sample.answer), "truth"),
             viewer.CardText("group", sample.group),
             viewer.CardText("id", sample.id),
         )
@@ -142,5 +144,5 @@ def _gallery(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
     ]
 
 
-def _said(text: BoxedText) -> str:
+def _shorten_text(text: BoxedText) -> str:
     return text.text if len(text.text) <= 300 else f"{text.text[:297]}..."

@@ -27,7 +27,7 @@ NAMES: Mapping[Mode, Mapping[Task, str]] = {
 
 
 class Result(NamedTuple):
-    """One task of a system, x100. None: not computed; `blind` is the best image-blind twin."""
+    """One task of a system, x100. None: not computed; `blind` is the best image-blind baseline."""
 
     score: float | None
     by_modality: Mapping[Modality, float | None]
@@ -37,16 +37,16 @@ class Result(NamedTuple):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Result:
-        """Of a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
+        """Read a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
         names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
         shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
-        ends = value.get("interval")
-        return cls(value.get("score"), shares, tuple(ends) if ends else None, value.get("blind"), value.get("why"))
+        bounds = value.get("interval")
+        return cls(value.get("score"), shares, tuple(bounds) if bounds else None, value.get("blind"), value.get("why"))
 
     def to_json(self) -> dict[str, Any]:
         """For a program; modalities by their names here."""
-        kept = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
-        return kept | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
+        values = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
+        return values | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
 
 
 class System(NamedTuple):
@@ -70,18 +70,18 @@ def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False
     """Table 1, then each system by modality. `same_data`: the test set is the paper's, so that its printed rows stand
     in the same tables; else they stand apart (`paper_tables`). Printed rows are of the official scripts alone."""
     printed = same_data and mode == "official"
-    return [_table_1(systems, mode, printed), *(_by_modality(s, mode, printed) for s in systems)]
+    return [_tabulate_tasks(systems, mode, printed), *(_tabulate_modalities(s, mode, printed) for s in systems)]
 
 
-def _table_1(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
+def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
     lines = []
     for s in systems:
-        found = [s.results.get(t) for t in AVERAGED]
-        lines.append((s.name, s.test_set, *(_score(r) for r in found), as_cell(s.average)))
-        if any(r and r.interval for r in found):
-            lines.append(("  95 %", "", *(spelled(r.interval if r else None) for r in found), MISSING))
-        if any(r and r.blind is not None for r in found):
-            lines.append(("  best blind twin", "", *(as_cell(r.blind if r else None) for r in found), MISSING))
+        task_results = [s.results.get(t) for t in AVERAGED]
+        lines.append((s.name, s.test_set, *(_format_score(r) for r in task_results), as_cell(s.average)))
+        if any(r and r.interval for r in task_results):
+            lines.append(("  95 %", "", *(spelled(r.interval if r else None) for r in task_results), MISSING))
+        if any(r and r.blind is not None for r in task_results):
+            lines.append(("  best blind twin", "", *(as_cell(r.blind if r else None) for r in task_results), MISSING))
     if printed:
         lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
         lines += [
@@ -90,21 +90,21 @@ def _table_1(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
     notes = [
         {"official": "x100 by the papers' own scripts, with their faults (docs/EVALUATION.md).",
          "strict": "x100, strict mode: boxes one to one, names at word boundaries."}[mode],
-        *_whys(systems),
+        *_explain_missing(systems),
         *([] if printed else ["The paper's printed rows are of another test set and stand apart."]),
     ]  # fmt: skip
     heads = ("System", "Test set", *NAMES[mode].values(), "Average")
     return Table("Systems (the paper's Table 1)", heads, tuple(lines), tuple(notes))
 
 
-def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
+def _tabulate_modalities(system: System, mode: Mode, printed: bool) -> Table:
     lines = []
     for task in AVERAGED:
         result = system.results.get(task)
         if result is None:
             continue
         cells = [as_cell(result.by_modality.get(m)) for m in PAPER_MODALITIES]
-        lines.append((NAMES[mode][task], *cells, _score(result)))
+        lines.append((NAMES[mode][task], *cells, _format_score(result)))
         for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
             lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(as_cell(v, digits=2) for v in by_task[task])))
     average = [
@@ -121,12 +121,12 @@ def _by_modality(system: System, mode: Mode, printed: bool) -> Table:
     return Table(title, heads, tuple(lines), notes)
 
 
-def _whys(systems: Sequence[System]) -> list[str]:
-    told = [(s.name, t, r.why) for s in systems for t, r in s.results.items() if r.score is None and r.why]
-    return [f"{name}: {task.value} not computed: {why}" for name, task, why in told if task in AVERAGED]
+def _explain_missing(systems: Sequence[System]) -> list[str]:
+    missing = [(s.name, t, r.why) for s in systems for t, r in s.results.items() if r.score is None and r.why]
+    return [f"{name}: {task.value} not computed: {why}" for name, task, why in missing if task in AVERAGED]
 
 
-def _score(result: Result | None) -> str:
+def _format_score(result: Result | None) -> str:
     if result is None:
         return MISSING
     return as_cell(result.score) if result.score is not None else NOT_COMPUTED if result.by_modality else MISSING

@@ -37,29 +37,29 @@ class Key(NamedTuple):
 
 
 def browser(filters: Sequence[Choices], keys: Sequence[Key], cards: Html, searched: str = "") -> Html:
-    """The whole of it. `cards` are shown as they stand where no script runs; `searched` labels the search for words,
+    """Filters, count and cards. `cards` are shown unchanged if no script runs; `searched` labels the search for words,
     which is left out without it."""
-    chosen = "".join(_select(f) for f in filters)
+    selects = "".join(_render_select(f) for f in filters)
     search = ""
     if searched:
         search = f'<label class="wide">{escape(searched)}<input type="search" name="q" autocomplete="off"></label>'
-    boxes = "".join(_checkbox(k) for k in keys)
+    checkboxes = "".join(_render_checkbox(k) for k in keys)
     return Html(
-        f'<form id="filter" role="search" aria-label="Which answers are shown" hidden><div class="filters">{chosen}'
+        f'<form id="filter" role="search" aria-label="Which answers are shown" hidden><div class="filters">{selects}'
         f'{search}<button type="reset">Show all</button></div></form>'
-        f'<fieldset id="kinds" class="key"><legend class="unseen">Boxes that are drawn</legend>{boxes}</fieldset>'
+        f'<fieldset id="kinds" class="key"><legend class="unseen">Boxes that are drawn</legend>{checkboxes}</fieldset>'
         '<noscript><p class="soft">The page\'s script is not running: only some answers are shown, and no filters.</p>'
         f'</noscript><p id="count" role="status" tabindex="-1"></p><div id="cards">{cards}</div>'
         '<p><button id="more" type="button" hidden>More</button></p>'
     )
 
 
-def _select(choices: Choices) -> str:
+def _render_select(choices: Choices) -> str:
     options = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in choices.options)
     return f'<label>{escape(choices.label)}<select name="{escape(choices.name)}">{options}</select></label>'
 
 
-def _checkbox(key: Key) -> str:
+def _render_checkbox(key: Key) -> str:
     dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[key.colour]))}"' if key.colour in DASHES else ""
     place = 'x="2" y="2" width="36" height="12" fill="none"'
     drawn = f'<rect {place} stroke="#000" stroke-width="4"/>'

@@ -19,39 +19,39 @@ def lines(title: str, series: Mapping[str, Points], across: str, up: str) -> Htm
     thinned = {name: thin(points) for name, points in series.items() if points}
     if not thinned:
         return Html("")
-    every = [p for points in thinned.values() for p in points]
-    right, top = max(x for x, _ in every) or 1.0, max(max(y for _, y in every), 1e-9)
+    all_points = [p for points in thinned.values() for p in points]
+    right, top = max(x for x, _ in all_points) or 1.0, max(max(y for _, y in all_points), 1e-9)
     step = _round_step(top)
     top = step * math.ceil(top / step - 1e-9)
-    parts = _frame(right, top, step, across, up)
-    start = float(_LEFT)
+    parts = _draw_axes(right, top, step, across, up)
+    legend_x = float(_LEFT)
     for number, (name, points) in enumerate(thinned.items()):
-        path = " ".join(f"{_x(x, right):.1f},{_y(y, top):.1f}" for x, y in points)
+        path = " ".join(f"{_scale_x(x, right):.1f},{_scale_y(y, top):.1f}" for x, y in points)
         parts.append(f'<polyline class="curve c{number}" points="{path}"/>')
-        parts.append(f'<line class="curve c{number}" x1="{start}" y1="14" x2="{start + 22}" y2="14"/>')
-        parts.append(f'<text x="{start + 27}" y="18">{escape(name)}</text>')
-        start += 52 + 7 * len(name)
-    said = "; ".join(
+        parts.append(f'<line class="curve c{number}" x1="{legend_x}" y1="14" x2="{legend_x + 22}" y2="14"/>')
+        parts.append(f'<text x="{legend_x + 27}" y="18">{escape(name)}</text>')
+        legend_x += 52 + 7 * len(name)
+    description = "; ".join(
         f"{n}: from {p[0][1]:.3g} at {p[0][0]:g} to {p[-1][1]:.3g} at {p[-1][0]:g}" for n, p in thinned.items()
     )
     return Html(
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg class="bars" role="img" '
-        f'aria-label="{escape(f"{title}, {up} by {across}. {said}")}" '
+        f'aria-label="{escape(f"{title}, {up} by {across}. {description}")}" '
         f'viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {_TOP + _HEIGHT + _FOOT}" xmlns="http://www.w3.org/2000/svg">'
         f"{''.join(parts)}</svg></figure>"
     )
 
 
 def thin(points: Points, most: int = _POINTS) -> list[tuple[float, float]]:
-    """Not more points than `most`: the first and the last, and the means of equal stretches in between."""
+    """At most `most` points: the first and the last, and the means of equal stretches in between."""
     if len(points) <= most:
         return list(points)
     inner, count = points[1:-1], most - 2
-    found = [points[0]]
+    thinned = [points[0]]
     for k in range(count):
-        part = inner[k * len(inner) // count : (k + 1) * len(inner) // count]
-        found.append((sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)))
-    return [*found, points[-1]]
+        stretch = inner[k * len(inner) // count : (k + 1) * len(inner) // count]
+        thinned.append((sum(x for x, _ in stretch) / len(stretch), sum(y for _, y in stretch) / len(stretch)))
+    return [*thinned, points[-1]]
 
 
 def _round_step(top: float) -> float:
@@ -61,25 +61,25 @@ def _round_step(top: float) -> float:
     return next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
 
 
-def _frame(right: float, top: float, step: float, across: str, up: str) -> list[str]:
+def _draw_axes(right: float, top: float, step: float, across: str, up: str) -> list[str]:
     parts = []
     for k in range(round(top / step) + 1):
-        y = _y(k * step, top)
+        y = _scale_y(k * step, top)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_LEFT + _WIDTH}" y2="{y:.1f}"/>')
         parts.append(f'<text class="label small" x="{_LEFT - 7}" y="{y + 4:.1f}">{k * step:.4g}</text>')
     stride = max(1.0, _round_step(right))
     for k in range(math.floor(right / stride) + 1):
         x = k * stride
-        parts.append(f'<text class="axis" x="{_x(x, right):.1f}" y="{_TOP + _HEIGHT + 16}">{x:,.0f}</text>')
+        parts.append(f'<text class="axis" x="{_scale_x(x, right):.1f}" y="{_TOP + _HEIGHT + 16}">{x:,.0f}</text>')
     parts.append(f'<text class="axis" x="{_LEFT + _WIDTH / 2}" y="{_TOP + _HEIGHT + 36}">{escape(across)}</text>')
     middle = _TOP + _HEIGHT / 2
     parts.append(f'<text class="axis" transform="translate(12 {middle}) rotate(-90)">{escape(up)}</text>')
     return parts
 
 
-def _x(value: float, right: float) -> float:
+def _scale_x(value: float, right: float) -> float:
     return _LEFT + _WIDTH * value / right
 
 
-def _y(value: float, top: float) -> float:
+def _scale_y(value: float, top: float) -> float:
     return _TOP + _HEIGHT * (1 - value / top)

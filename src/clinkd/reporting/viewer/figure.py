@@ -1,4 +1,4 @@
-"""Bar charts as inline SVG: a figure beside its image-blind twin. The page colours them, so they follow its theme."""
+"""Bar charts as inline SVG: a score beside its image-blind baseline. The page colours them by its theme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 34, 118, 360, 62, 30  # units of the drawing
 
 
 class Bar(NamedTuple):
-    """Two figures of one thing, 0..100; None leaves the bar out and says so. `interval` is of `value`."""
+    """A score and its baseline, 0..100; None leaves the bar out. A missing score is named. `interval` is of `value`."""
 
     label: str
     value: float | None
@@ -21,58 +21,64 @@ class Bar(NamedTuple):
 
 
 def bars(title: str, rows: Sequence[Bar], value_name: str = "model", twin_name: str = "best blind twin") -> Html:
-    """Horizontal bars from 0 to 100, each with its twin beneath it and a whisker for its interval."""
+    """Horizontal bars from 0 to 100, each with its baseline below it and a whisker for its interval."""
     height = _TOP + _ROW * len(rows) + 22
     bottom = height - 20
-    parts = [_text(_LEFT + _WIDTH * tick / 100, bottom + 14, str(tick), "axis") for tick in (0, 25, 50, 75, 100)]
-    parts += [_line(_x(tick), _TOP - 4, _x(tick), bottom, "grid") for tick in (0, 25, 50, 75, 100)]
+    parts = [_draw_text(_LEFT + _WIDTH * tick / 100, bottom + 14, str(tick), "axis") for tick in (0, 25, 50, 75, 100)]
+    parts += [_draw_line(_scale_x(tick), _TOP - 4, _scale_x(tick), bottom, "grid") for tick in (0, 25, 50, 75, 100)]
     for i, row in enumerate(rows):
-        parts += _row(row, _TOP + _ROW * i)
+        parts += _draw_bar(row, _TOP + _ROW * i)
     legend = [
         f'<rect class="bar" x="{_LEFT}" y="8" width="11" height="9"/>',
-        _text(_LEFT + 16, 16, value_name, "name"),
+        _draw_text(_LEFT + 16, 16, value_name, "name"),
         f'<rect class="twin" x="{_LEFT + 130}" y="8" width="11" height="9"/>',
-        _text(_LEFT + 146, 16, twin_name, "name"),
+        _draw_text(_LEFT + 146, 16, twin_name, "name"),
     ]
-    said = "; ".join(f"{r.label}: {value_name} {_said(r.value)}, {twin_name} {_said(r.twin)}" for r in rows)
-    inside = "".join((*legend, *parts))
-    picture = (
-        f'<svg class="bars" role="img" aria-label="{escape(f"{title}. {said}")}" '
-        f'viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" xmlns="http://www.w3.org/2000/svg">{inside}</svg>'
+    description = "; ".join(
+        f"{r.label}: {value_name} {_spell_figure(r.value)}, {twin_name} {_spell_figure(r.twin)}" for r in rows
     )
-    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{picture}</figure>')
+    shapes = "".join((*legend, *parts))
+    svg = (
+        f'<svg class="bars" role="img" aria-label="{escape(f"{title}. {description}")}" '
+        f'viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
+    )
+    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}</figure>')
 
 
-def _row(row: Bar, top: float) -> list[str]:
-    parts = [_text(_LEFT - 8, top + 17, row.label, "label")]
+def _draw_bar(row: Bar, top: float) -> list[str]:
+    parts = [_draw_text(_LEFT - 8, top + 17, row.label, "label")]
     if row.value is None:
-        parts.append(_text(_LEFT + 5, top + 13, "not computed", "none"))
+        parts.append(_draw_text(_LEFT + 5, top + 13, "not computed", "none"))
     else:
-        parts.append(f'<rect class="bar" x="{_LEFT}" y="{top + 2}" width="{_x(row.value) - _LEFT:.1f}" height="14"/>')
+        parts.append(
+            f'<rect class="bar" x="{_LEFT}" y="{top + 2}" width="{_scale_x(row.value) - _LEFT:.1f}" height="14"/>'
+        )
         end = row.value
         if row.interval is not None:
             low, high = row.interval
             middle, end = top + 9, max(row.value, high)
-            parts += [_line(_x(low), middle, _x(high), middle, "whisker")]
-            parts += [_line(_x(v), middle - 4, _x(v), middle + 4, "whisker") for v in (low, high)]
-        parts.append(_text(_x(end) + 5, top + 14, f"{row.value:.1f}", "value"))
+            parts += [_draw_line(_scale_x(low), middle, _scale_x(high), middle, "whisker")]
+            parts += [_draw_line(_scale_x(v), middle - 4, _scale_x(v), middle + 4, "whisker") for v in (low, high)]
+        parts.append(_draw_text(_scale_x(end) + 5, top + 14, f"{row.value:.1f}", "value"))
     if row.twin is not None:
-        parts.append(f'<rect class="twin" x="{_LEFT}" y="{top + 18}" width="{_x(row.twin) - _LEFT:.1f}" height="8"/>')
-        parts.append(_text(_x(row.twin) + 5, top + 26, f"{row.twin:.1f}", "small"))
+        parts.append(
+            f'<rect class="twin" x="{_LEFT}" y="{top + 18}" width="{_scale_x(row.twin) - _LEFT:.1f}" height="8"/>'
+        )
+        parts.append(_draw_text(_scale_x(row.twin) + 5, top + 26, f"{row.twin:.1f}", "small"))
     return parts
 
 
-def _x(value: float) -> float:
+def _scale_x(value: float) -> float:
     return _LEFT + _WIDTH * min(100.0, max(0.0, value)) / 100
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
+def _draw_text(x: float, y: float, text: str, kind: str) -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def _draw_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _said(value: float | None) -> str:
+def _spell_figure(value: float | None) -> str:
     return "not computed" if value is None else f"{value:.1f}"

@@ -1,4 +1,4 @@
-"""A table of figures each of which stands above its image-blind twin, and leads to what it rests on."""
+"""A table of scores, each above its image-blind baseline and linked to its questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clinkd.reporting.viewer.shot import Html
 
 
 class Cell(NamedTuple):
-    """A figure, its twin beneath it, all of it in words, and where it leads on this page (a fragment without #)."""
+    """A score, the baseline below it, both in words, and a link on this page (a fragment without #)."""
 
     value: str
     twin: str
@@ -24,7 +24,9 @@ def grid(
 ) -> Html:
     """Rows with a heading and a cell a column; None is a gap. It scrolls sideways where there is no room."""
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
-    body = "".join(f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, cells))}</tr>' for name, cells in rows)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_render_cell, cells))}</tr>' for name, cells in rows
+    )
     return Html(
         f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0"><table class="grid">'
         f'<caption>{escape(title)}</caption><thead><tr><td class="corner"></td>{head}</tr></thead>'
@@ -33,7 +35,7 @@ def grid(
     )
 
 
-def _cell(cell: Cell | None) -> str:
+def _render_cell(cell: Cell | None) -> str:
     if cell is None:
         return '<td class="gap">–</td>'
     kind = "" if any(c.isdigit() for c in cell.value) else ' class="soft"'

@@ -15,41 +15,43 @@ def heat(title: str, shares: Sequence[Sequence[float]], across: str, down: str, 
     """A grid of shares, the greatest darkest. Row 0 is the top, or the bottom with `up`; axes are named in words."""
     rows = list(reversed(shares)) if up else list(shares)
     height, width = _SIDE / max(len(rows), 1), _SIDE / max((len(r) for r in rows), default=1)
-    most = max((v for row in rows for v in row), default=0) or 1
+    highest = max((v for row in rows for v in row), default=0) or 1
     cells = "".join(
         f'<rect class="bar" x="{_MARGIN + j * width:.2f}" y="{4 + i * height:.2f}" width="{width:.2f}" '
-        f'height="{height:.2f}" fill-opacity="{value / most:.3f}"/>'
+        f'height="{height:.2f}" fill-opacity="{value / highest:.3f}"/>'
         for i, row in enumerate(rows)
         for j, value in enumerate(row)
         if value > 0
     )
-    end = _MARGIN + _SIDE
+    right = _MARGIN + _SIDE
     frame = "".join(
         f'<line class="grid" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
         for x1, y1, x2, y2 in (
-            (_MARGIN, 4, end, 4),
-            (_MARGIN, 4 + _SIDE, end, 4 + _SIDE),
+            (_MARGIN, 4, right, 4),
+            (_MARGIN, 4 + _SIDE, right, 4 + _SIDE),
             (_MARGIN, 4, _MARGIN, 4 + _SIDE),
-            (end, 4, end, 4 + _SIDE),
+            (right, 4, right, 4 + _SIDE),
         )
     )
-    words = (
+    axis_titles = (
         f'<text class="axis" x="{_MARGIN + _SIDE / 2}" y="{_SIDE + 20}" text-anchor="middle">{escape(across)}</text>'
         f'<text class="axis" transform="translate(12 {4 + _SIDE / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(down)}</text>"
     )
-    return _figure(title, f"{title}: a map of {across} by {down}", end + 6, _SIDE + 28, cells + frame + words)
+    return _wrap_chart(
+        title, f"{title}: a map of {across} by {down}", right + 6, _SIDE + 28, cells + frame + axis_titles
+    )
 
 
 def columns(title: str, entries: Sequence[tuple[str, int]]) -> Html:
     """Counts side by side, each with its number on top."""
     if not entries:
         return Html("")
-    most = max(n for _, n in entries) or 1
+    highest = max(n for _, n in entries) or 1
     step = _WIDTH / len(entries)
     parts = []
     for i, (label, count) in enumerate(entries):
-        height = (_HEIGHT - 22) * count / most
+        height = (_HEIGHT - 22) * count / highest
         middle = i * step + step / 2
         parts.append(
             f'<rect class="bar" x="{i * step + step * 0.12:.1f}" y="{_HEIGHT - height:.1f}" width="{step * 0.76:.1f}" '
@@ -57,13 +59,13 @@ def columns(title: str, entries: Sequence[tuple[str, int]]) -> Html:
             f'<text class="value" x="{middle:.1f}" y="{_HEIGHT - height - 5:.1f}" text-anchor="middle">{count:,}</text>'
             f'<text class="axis" x="{middle:.1f}" y="{_HEIGHT + 16}" text-anchor="middle">{escape(label)}</text>'
         )
-    said = f"{title}: " + "; ".join(f"{label}: {count}" for label, count in entries)
-    return _figure(title, said, _WIDTH, _HEIGHT + _FOOT, "".join(parts))
+    description = f"{title}: " + "; ".join(f"{label}: {count}" for label, count in entries)
+    return _wrap_chart(title, description, _WIDTH, _HEIGHT + _FOOT, "".join(parts))
 
 
-def _figure(title: str, said: str, width: float, height: float, inside: str) -> Html:
-    picture = (
-        f'<svg class="bars" role="img" aria-label="{escape(said)}" viewBox="0 0 {width:g} {height:g}" '
-        f'xmlns="http://www.w3.org/2000/svg">{inside}</svg>'
+def _wrap_chart(title: str, description: str, width: float, height: float, shapes: str) -> Html:
+    svg = (
+        f'<svg class="bars" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}" '
+        f'xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
     )
-    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{picture}</figure>')
+    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}</figure>')

@@ -30,19 +30,21 @@ def overlay(
     labels are empty, missing colours are TRUTH. `dashed` None dashes each box as DASHES has it for its colour. A label
     stands above its box, else inside it, and steps aside for labels drawn before.
     """
-    canvas = _resized(image.convert("RGB"), side_pixels)
+    canvas = _resize_image(image.convert("RGB"), side_pixels)
     draw = ImageDraw.Draw(canvas)
     size = max(11, round(side_pixels / 34))
     font = ImageFont.load_default(size)
-    taken: list[tuple[float, float, float, float]] = []
-    drawn = list(zip_longest(boxes, labels[: len(boxes)], colours[: len(boxes)]))
-    for i, (box, _, colour) in enumerate(drawn):
+    label_areas: list[tuple[float, float, float, float]] = []
+    entries = list(zip_longest(boxes, labels[: len(boxes)], colours[: len(boxes)]))
+    for i, (box, _, colour) in enumerate(entries):
         colour = colour or TRUTH
         dash = DASHES.get(colour) if dashed is None else _DASHED if dashed[i] else None
-        _outline(draw, _pixels(box, canvas), colour, dash)
-    for box, label, colour in drawn:
+        _draw_outline(draw, _box_to_pixels(box, canvas), colour, dash)
+    for box, label, colour in entries:
         if label:
-            taken.append(_label(draw, _pixels(box, canvas), label, colour or TRUTH, font, taken))
+            label_areas.append(
+                _draw_label(draw, _box_to_pixels(box, canvas), label, colour or TRUTH, font, label_areas)
+            )
     return canvas
 
 
@@ -54,7 +56,7 @@ def boxed(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.I
     return overlay(image, [*asked, *true], labels, colours, side_pixels=side_pixels)
 
 
-def _resized(image: Image.Image, side: int) -> Image.Image:
+def _resize_image(image: Image.Image, side: int) -> Image.Image:
     longer = max(image.size)
     if longer * 2 <= side:
         factor = side // longer
@@ -64,7 +66,7 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _pixels(box: Box, canvas: Image.Image) -> tuple[int, int, int, int]:
+def _box_to_pixels(box: Box, canvas: Image.Image) -> tuple[int, int, int, int]:
     """Left, top, right, bottom pixel, all inside the canvas and at least one apart."""
     left = min(round(box.x1 * canvas.width), canvas.width - 2)
     top = min(round(box.y1 * canvas.height), canvas.height - 2)
@@ -72,16 +74,16 @@ def _pixels(box: Box, canvas: Image.Image) -> tuple[int, int, int, int]:
     return left, top, right, max(top + 1, round(box.y2 * canvas.height) - 1)
 
 
-def _outline(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int, int, int], colour: str, dash: tuple[int, int] | None
+def _draw_outline(
+    draw: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], colour: str, dash: tuple[int, int] | None
 ) -> None:
     """Two coloured pixels inside one dark pixel on either side: visible on any tissue."""
-    left, top, right, bottom = at
+    left, top, right, bottom = corners
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_EDGE)
     if right - left > 6 and bottom - top > 6:
         draw.rectangle((left + 2, top + 2, right - 2, bottom - 2), outline=_EDGE)
     if dash is None:
-        draw.rectangle(at, outline=colour, width=2)
+        draw.rectangle(corners, outline=colour, width=2)
         return
     for x in range(left, right, sum(dash)):
         end = min(x + dash[0] - 1, right)
@@ -93,27 +95,34 @@ def _outline(
         draw.rectangle((right - 1, y, right, end), fill=colour)
 
 
-def _label(
+def _draw_label(
     draw: ImageDraw.ImageDraw,
-    at: tuple[int, int, int, int],
+    corners: tuple[int, int, int, int],
     label: str,
     colour: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    taken: Sequence[tuple[float, float, float, float]],
+    label_areas: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    left, top, _, bottom = at
+    left, top, _, bottom = corners
     text = label if len(label) <= 40 else label[:39] + "…"
     x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
     width, height = x1 - x0 + 6, y1 - y0 + 5
     canvas_width, canvas_height = draw.im.size
     x = max(0, min(left, canvas_width - width))
-    places = [top - height - 2, bottom + 3, top + 3, bottom - height - 3]
-    inside = [y for y in places if 0 <= y <= canvas_height - height] or [max(0, min(top, canvas_height - height))]
-    y = next((p for p in inside if not any(_meets((x, p, x + width, p + height), t) for t in taken)), inside[0])
+    tops = [top - height - 2, bottom + 3, top + 3, bottom - height - 3]
+    tops_on_canvas = [y for y in tops if 0 <= y <= canvas_height - height] or [max(0, min(top, canvas_height - height))]
+    y = next(
+        (
+            p
+            for p in tops_on_canvas
+            if not any(_rectangles_overlap((x, p, x + width, p + height), t) for t in label_areas)
+        ),
+        tops_on_canvas[0],
+    )
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     draw.text((x + 3 - x0, y + 2 - y0), text, fill=_INK, font=font)
     return x, y, x + width, y + height
 
 
-def _meets(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _rectangles_overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

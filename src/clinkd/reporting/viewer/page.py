@@ -66,9 +66,9 @@ def page(
 
     Where there are `data`, a JSON value, the page has one script, which finds them in the element with the id "data".
     """
-    policy = f"default-src 'none'; img-src data:; style-src {_digest(STYLE)}; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src data:; style-src {_hash_for_csp(STYLE)}; base-uri 'none'; form-action 'none'"
     if data is not None:
-        policy += f"; script-src {_digest(SCRIPT)}; require-trusted-types-for 'script'"
+        policy += f"; script-src {_hash_for_csp(SCRIPT)}; require-trusted-types-for 'script'"
     links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
     warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
     menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
@@ -83,15 +83,15 @@ def page(
         f"{warning}"
         f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
         f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
-        f"{_scripted(data) if data is not None else ''}</body></html>\n"
+        f"{_embed_data(data) if data is not None else ''}</body></html>\n"
     )
 
 
-def _digest(text: str) -> str:
+def _hash_for_csp(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _scripted(data: Any) -> str:
+def _embed_data(data: Any) -> str:
     """The data stand last: all else is there to be read before they are. No text in them can end their element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for mark in "<>&":
@@ -128,7 +128,7 @@ def note(lines: Sequence[str]) -> Html:
 def table(content: Table) -> Html:
     """A table with its title as caption and its notes beneath; the first column heads the rows. It scrolls sideways."""
     head = "".join(f'<th scope="col">{escape(c)}</th>' for c in content.columns)
-    body = "".join(_table_row(row) for row in content.rows if row)
+    body = "".join(_render_row(row) for row in content.rows if row)
     cells = [c for row in content.rows for c in row[1:]]
     kind = "" if sum(bool(_NUMBER.match(c)) for c in cells) * 2 >= len(cells) else ' class="words"'
     return Html(
@@ -138,7 +138,7 @@ def table(content: Table) -> Html:
     )
 
 
-def _table_row(row: Sequence[str]) -> str:
+def _render_row(row: Sequence[str]) -> str:
     kind = ' class="sub"' if row[0].startswith(" ") else ""  # it belongs to the row above it
     cells = "".join(f"<td>{escape(c)}</td>" for c in row[1:])
     return f'<tr><th scope="row"{kind}>{escape(row[0].strip())}</th>{cells}</tr>'
@@ -174,10 +174,10 @@ def key(entries: Sequence[tuple[str, str]]) -> Html:
 
 def gallery(cards: Sequence[Card]) -> Html:
     """Pictures with their questions and answers."""
-    return Html(f'<div class="gallery">{"".join(_card(c) for c in cards)}</div>')
+    return Html(f'<div class="gallery">{"".join(_render_card(c) for c in cards)}</div>')
 
 
-def _card(card: Card) -> str:
+def _render_card(card: Card) -> str:
     mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[
         card.verdict
     ]

@@ -14,7 +14,7 @@ from clinkd.records import BOX_MARK, Box
 
 Html = NewType("Html", str)
 SMALL = 224  # pixels: a picture whose longer side has fewer is enlarged without smoothing
-_DRAWN = 160  # pixels: up to here PNG may be the smaller form, as of drawings
+_PNG_SIDE = 160  # pixels: up to here PNG may be the smaller form, as of drawings
 KINDS = ("truth", "answer", "asked", "later")  # of boxes, in the style sheet
 
 
@@ -36,31 +36,31 @@ class DrawnBox(NamedTuple):
 def thumbnail(image: Image.Image, side: int, quality: int = 84) -> Picture:
     """A picture whose longer side has at most `side` pixels: JPEG, grey where it has no colour; or, of a small one, PNG
     where that is smaller. It is never enlarged."""
-    made = image.convert("RGB")
-    red, green, blue = made.split()
+    scaled = image.convert("RGB")
+    red, green, blue = scaled.split()
     if ImageChops.difference(red, green).getbbox() is None and ImageChops.difference(red, blue).getbbox() is None:
-        made = red
-    if max(made.size) > side:
-        made.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    kinds = [("JPEG", {"quality": quality, "optimize": True})]
-    if max(made.size) <= _DRAWN:
-        kinds.append(("PNG", {"optimize": True}))
-    coded = []
-    for kind, options in kinds:
+        scaled = red
+    if max(scaled.size) > side:
+        scaled.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    formats = [("JPEG", {"quality": quality, "optimize": True})]
+    if max(scaled.size) <= _PNG_SIDE:
+        formats.append(("PNG", {"optimize": True}))
+    encodings = []
+    for format_name, options in formats:
         buffer = io.BytesIO()
-        made.save(buffer, kind, **options)
-        coded.append((kind.lower(), buffer.getvalue()))
-    kind, best = min(coded, key=lambda pair: len(pair[1]))
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(best).decode()}", *made.size)
+        scaled.save(buffer, format_name, **options)
+        encodings.append((format_name.lower(), buffer.getvalue()))
+    format_name, best = min(encodings, key=lambda pair: len(pair[1]))
+    return Picture(f"data:image/{format_name};base64,{base64.b64encode(best).decode()}", *scaled.size)
 
 
 def over(marks: Sequence[DrawnBox]) -> Html:
     """Boxes as a drawing that lies on a picture of any size."""
-    boxes = "".join(_outlined(mark) for mark in marks)
+    boxes = "".join(_draw_box(mark) for mark in marks)
     return Html(f'<svg class="over" viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">{boxes}</svg>')
 
 
-def _outlined(mark: DrawnBox) -> str:
+def _draw_box(mark: DrawnBox) -> str:
     """A coloured line inside a dark one: visible on any tissue."""
     box = mark.box
     place = f'x="{box.x1:.4f}" y="{box.y1:.4f}" width="{box.width:.4f}" height="{box.height:.4f}"'
@@ -70,9 +70,9 @@ def _outlined(mark: DrawnBox) -> str:
 
 def shot(picture: Picture, marks: Sequence[DrawnBox], alt: str, number: int | None = None) -> Html:
     """A picture with its boxes. The page's script finds it by `number`, where one is given."""
-    known = "" if number is None else f' data-picture="{number}"'
+    attribute = "" if number is None else f' data-picture="{number}"'
     return Html(
-        f'<div class="shot"><img{known}{_kind(picture)} width="{picture.width}" height="{picture.height}" '
+        f'<div class="shot"><img{attribute}{_size_class(picture)} width="{picture.width}" height="{picture.height}" '
         f'loading="lazy" alt="{escape(alt)}" src="{picture.uri}">{over(marks)}</div>'
     )
 
@@ -80,14 +80,14 @@ def shot(picture: Picture, marks: Sequence[DrawnBox], alt: str, number: int | No
 def repeated(picture: Picture, marks: Sequence[DrawnBox], alt: str, name: str, first: bool) -> Html:
     """A picture that stands on the page several times under the same `name`: embedded the first time only."""
     size = f'width="{picture.width}" height="{picture.height}"'
-    inside = f'<image id="{escape(name)}" {size} href="{picture.uri}"/>' if first else f'<use href="#{escape(name)}"/>'
+    content = f'<image id="{escape(name)}" {size} href="{picture.uri}"/>' if first else f'<use href="#{escape(name)}"/>'
     return Html(
-        f'<div class="shot"><svg role="img" aria-label="{escape(alt)}"{_kind(picture)} '
-        f'viewBox="0 0 {picture.width} {picture.height}">{inside}</svg>{over(marks)}</div>'
+        f'<div class="shot"><svg role="img" aria-label="{escape(alt)}"{_size_class(picture)} '
+        f'viewBox="0 0 {picture.width} {picture.height}">{content}</svg>{over(marks)}</div>'
     )
 
 
-def _kind(picture: Picture) -> str:
+def _size_class(picture: Picture) -> str:
     return ' class="small"' if max(picture.width, picture.height) < SMALL else ""
 
 
