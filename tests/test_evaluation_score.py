@@ -69,7 +69,7 @@ def values(scores: Sequence[Score], task: Task, row: str = "model") -> dict[str,
 
 
 def strict(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[Score]:
-    return score(samples, predictions, {}, LEXICON, CONFIG)
+    return score.score(samples, predictions, {}, LEXICON, CONFIG)
 
 
 # ---- VG -------------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_a_found_box_has_the_given_iou_or_more() -> None:
     half = Box(0.1, 0.1, 0.3, 0.2)
     assert vg((BOX,), (half,))["Recall"] == 100
     item = sample(1, Task.VG, boxed(BOX))
-    finer = score([item], [says(item, boxed(half))], {}, LEXICON, EvaluateConfig(iou=0.6, replicates=2))
+    finer = score.score([item], [says(item, boxed(half))], {}, LEXICON, EvaluateConfig(iou=0.6, replicates=2))
     assert values(finer, Task.VG)["Recall"] == 0
 
 
@@ -584,7 +584,7 @@ def test_the_mean_is_over_modalities_and_not_over_questions() -> None:
 
 def interval(items: Sequence[Sample], right: Sequence[bool]) -> tuple[float, float]:
     answers = [says(s, "liver" if r else "cyst") for s, r in zip(items, right, strict=True)]
-    scores = score(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000))
+    scores = score.score(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000))
     found = next(s for s in scores if s.metric == "Recall" and s.row == "model" and s.modality is None)
     assert found.interval is not None and found.value is not None
     assert found.interval[0] <= found.value <= found.interval[1]

@@ -431,8 +431,8 @@ def test_the_printed_table_shows_gaps_and_reasons():
 def test_finding_and_reading_a_run_needs_no_torch(tiny_plan, tmp_path):
     pipeline.run(RunConfig(), tmp_path)
     code = (
-        "import sys; from pathlib import Path; from clinkd import pipeline\n"
-        "r = find(None, Path(sys.argv[1])); r.status(); r.scores(); r.why('teacher')\n"
+        "import sys; from pathlib import Path; from clinkd.pipeline.runs import find_run\n"
+        "r = find_run(None, Path(sys.argv[1])); r.status(); r.scores(); r.why('teacher')\n"
         "assert not {'torch', 'transformers'} & sys.modules.keys(), 'heavy import'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

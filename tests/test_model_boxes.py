@@ -19,7 +19,7 @@ from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample,
 from clinkd.serving.asking import spelled as spelled_question
 from clinkd.training import FitRun, fit
 from clinkd.training.lengths import rows_within
-from clinkd.workflows.ask import Answerer, _Shown
+from clinkd.workflows.ask import Answerer, _BatchPictures
 
 TINY = TinyConfig(
     hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=300
@@ -122,7 +122,7 @@ def test_it_learns_and_answers_with_the_right_boxes(tmp_path, method):
 
 
 def test_a_typed_question_is_read_in_pixels_of_its_picture():
-    answerer = Answerer("x", RunConfig(), fresh(), _Shown())
+    answerer = Answerer("x", RunConfig(), fresh(), _BatchPictures())
     wide, tall = (Image.new("RGB", (ref.width, ref.height)) for ref in REFS[:2])
     text = answerer.read(f"What is in <|box_start|>{PIXELS[0]}<|box_end|>?", wide)
     assert text == BoxedText("What is in [box]?", (BOX,))

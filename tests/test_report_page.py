@@ -129,7 +129,7 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
     """VG is headed by F1 here, whatever else it is headed by."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("tables", "browse", "figures"):
-            patch.setattr(f"clinkd.scoring.{module}.HEADLINE", {**HEAD, Task.QA: "Accuracy"})
+            patch.setattr(f"clinkd.reporting.{module}.PRIMARY_METRIC", {**HEAD, Task.QA: "Accuracy"})
         yield patch
 
 

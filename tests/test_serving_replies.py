@@ -42,10 +42,10 @@ class ScriptedAnswerer:
 
     names, config, scorer = ("liver", "spleen"), RunConfig(), None
 
-    def read(self, text: str) -> BoxedText:
+    def read(self, text: str, picture: object = None) -> BoxedText:
         return BoxedText(text)
 
-    def as_seen(self, text: BoxedText) -> BoxedText:
+    def as_seen(self, text: BoxedText, picture: object = None) -> BoxedText:
         return text
 
     def answering(self, questions: list[object], how: object) -> Iterator[object]:
