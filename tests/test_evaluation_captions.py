@@ -140,7 +140,7 @@ def test_bleu_and_rouge_equal_pycocoevalcap_on_any_texts() -> None:
     corpus = [
         Caption(sentence(dice), tuple(sentence(dice) for _ in range(dice.randint(1, 3)))) for _ in range(60)
     ]  # fmt: skip
-    counts = np.array([captions._bleu_and_rouge(c) for c in corpus])
+    counts = np.array([captions._count_bleu_and_rouge(c) for c in corpus])
     counts = np.hstack([counts, np.zeros((len(corpus), len(captions.COLUMNS) - counts.shape[1]))])
     found = captions.caption_figures(captions.by_column(captions.COLUMNS, counts.sum(0)))
     truth = {i: list(c.references) for i, c in enumerate(corpus)}

@@ -200,7 +200,7 @@ def counted_alone(truth: Sequence[Box], answered: Sequence[Box], iou: float) -> 
 
 
 def test_boxes_of_all_answers_at_once_are_counted_as_those_of_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_TOGETHER", 100)
+    monkeypatch.setattr(metrics, "_ANSWERS_PER_BLOCK", 100)
     draw = np.random.default_rng(3)
     items, alone = [], []
     for i in range(400):
@@ -546,7 +546,7 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
         weighed(s, *("liver" if r else "cyst" for r in pair), clip=(0, 1)) for s, pair in zip(items, right, strict=True)
     ]
     judged = score_predictions(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
-    groups, weights = judged._drawn(Task.ROC, np.arange(90))
+    groups, weights = judged._get_group_weights(Task.ROC, np.arange(90))
     times = weights[:, groups].astype(float)  # [R, N]
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]

@@ -1,10 +1,10 @@
-"""Answers given without looking at the image: the figures that a model which does look has to beat.
+"""Image-blind baselines: answers made without the image. A model that uses the image must score higher.
 
-They are made from the training split and the test question alone, but for "other image", which is the true answer of
-another test image, and "images shuffled", which a model gives when it is shown another test image. Where there is no
-training split, the other images of the test set stand for it: whatever a twin says of an image does not depend on the
-truth of that image's group. They are meant to be strong: the question of a referring task shows a box, and its place
-and size say much. Shapes: N known questions, M test questions, V facts or words, U different known answers.
+They use only the training split and the test question, with two exceptions: "other image" is the true answer of another
+test image, and "images shuffled" is a model's answer when it is shown another test image. Where there is no training
+split, the other images of the test set replace it: what a baseline says of an image never depends on the truth of that
+image's group. They are meant to be strong: the question of a referring task shows a box, and its place and size say
+much. Shapes: N known questions, M test questions, V facts or words, U different known answers.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY = "other image", "median box", 
 IMAGES_SHUFFLED = "images shuffled"
 BASELINES = (OTHER_IMAGE, MEDIAN_BOX, CONSTANT, QUESTION_ONLY, IMAGES_SHUFFLED)
 
-_POOL = 2000  # most known questions of a task and modality, or of a name, that are looked up, drawn evenly
-_TRIALS = 250  # known questions on which the look-up picks its own settings
-_SAME_QUESTION = 30  # known questions with the same words from which their boxes alone are used
-_SETS = 400  # most answers among which the likeliest box is sought
-_ROWS = 1024  # test questions looked up together
+_POOL_SIZE = 2000  # most known questions of a task and modality, or of a name, that are used; picked evenly
+_TRIALS = 250  # known questions on which the look-up chooses its settings
+_LEAST_SAME_QUESTION = 30  # with so many known questions of the same words, only their boxes are used
+_MOST_SETS = 400  # most answers that are searched for the likeliest box
+_QUESTIONS_AT_ONCE = 1024  # test questions that are looked up together
 
 Matrix = NDArray[np.float32]
 Kind = tuple[Task, Modality]
@@ -38,28 +38,36 @@ T = TypeVar("T")
 
 
 def image_blind_baselines(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
-    """One list of predictions a twin, for the test samples to which it applies; deterministic. "images shuffled" is no
-    part of it: it takes a model (`images_shuffled`).
+    """One list of predictions for each baseline, for the test samples to which it applies; deterministic. "images
+    shuffled" is not included: it needs a model (`images_shuffled`).
 
-    Without training samples each test sample is answered from those of other groups. `Prediction.by` says where a twin
-    fell back on something wider (another modality, all names).
+    Without training samples, each test sample is answered from test samples of other groups. `Prediction.by` says
+    where a baseline used a wider set (another modality, all names).
     """
-    known, asked = _by_kind(train or test), _by_kind(test)
-    found: dict[str, list[Prediction]] = {twin: [] for twin in BASELINES}
-    for kind, questions in asked.items():
-        found[OTHER_IMAGE] += [_says(s, other.answer, OTHER_IMAGE) for s, other in _partners(questions)]
-        pool, note = known.get(kind, []), ""
+    known_by_kind, test_by_kind = _group_by_kind(train or test), _group_by_kind(test)
+    predictions: dict[str, list[Prediction]] = {baseline: [] for baseline in BASELINES}
+    for kind, questions in test_by_kind.items():
+        predictions[OTHER_IMAGE] += [
+            _make_prediction(s, other.answer, OTHER_IMAGE) for s, other in _pair_groups(questions)
+        ]
+        pool, note = known_by_kind.get(kind, []), ""
         if len({s.group for s in pool}) < (1 if train else 2):
-            pool, note = [s for k, of in known.items() if k[0] is kind[0] for s in of], _WIDER[bool(train)]
+            pool, note = (
+                [s for k, of in known_by_kind.items() if k[0] is kind[0] for s in of],
+                _WIDER_POOL_NOTES[bool(train)],
+            )
         if not pool:
             continue
-        for twin, answers in _guesses(kind[0], questions, pool, leave_out=not train):
-            found[twin] += [_says(s, g.answer, twin + note + g.note) for s, g in zip(questions, answers, strict=True)
-                            if g is not None]  # fmt: skip
-    return {twin: rows for twin, rows in found.items() if rows}
+        for baseline, answers in _answer_questions(kind[0], questions, pool, leave_out=not train):
+            predictions[baseline] += [
+                _make_prediction(s, g.answer, baseline + note + g.note)
+                for s, g in zip(questions, answers, strict=True)
+                if g is not None
+            ]
+    return {baseline: rows for baseline, rows in predictions.items() if rows}
 
 
-_WIDER = {
+_WIDER_POOL_NOTES = {
     True: "; no training question of the modality: all taken",
     False: "; no other image of the modality: all taken",
 }
@@ -70,29 +78,29 @@ class _BaselineAnswer(NamedTuple):
     note: str = ""
 
 
-def _guesses(
+def _answer_questions(
     task: Task, questions: Sequence[Sample], pool: Sequence[Sample], leave_out: bool
 ) -> Iterator[tuple[str, list[_BaselineAnswer | None]]]:
-    """Each twin with its guess at each question from the questions of other groups in the pool; None without any."""
+    """Each baseline with its answer to each question, made from pool questions of other groups; None without any."""
     if task is Task.VG:
-        shelves = _Shelves(pool)
-        yield MEDIAN_BOX, [shelves.guess(s, "median", ("names",)) for s in questions]
-        yield CONSTANT, [shelves.guess(s, "median", ()) for s in questions]
-        yield QUESTION_ONLY, [shelves.guess(s, "likeliest", ("words", "names")) for s in questions]
+        pools = _AnswerPools(pool)
+        yield MEDIAN_BOX, [pools.guess(s, "median", ("names",)) for s in questions]
+        yield CONSTANT, [pools.guess(s, "median", ()) for s in questions]
+        yield QUESTION_ONLY, [pools.guess(s, "likeliest", ("words", "names")) for s in questions]
     else:
-        lookup = _Lookup(_evenly(pool, _POOL), leave_out)
+        lookup = _Lookup(_pick_evenly(pool, _POOL_SIZE), leave_out)
         yield CONSTANT, lookup.constant(questions)
         yield QUESTION_ONLY, lookup.answer(questions)
 
 
-def _by_kind(samples: Sequence[Sample]) -> dict[Kind, list[Sample]]:
-    found: dict[Kind, list[Sample]] = defaultdict(list)
+def _group_by_kind(samples: Sequence[Sample]) -> dict[Kind, list[Sample]]:
+    samples_by_kind: dict[Kind, list[Sample]] = defaultdict(list)
     for sample in samples:
-        found[sample.task, sample.modality].append(sample)
-    return found
+        samples_by_kind[sample.task, sample.modality].append(sample)
+    return samples_by_kind
 
 
-def _says(sample: Sample, answer: BoxedText, by: str) -> Prediction:
+def _make_prediction(sample: Sample, answer: BoxedText, by: str) -> Prediction:
     return Prediction(sample.id, (Candidate(answer.text, answer),), by=by)
 
 
@@ -100,24 +108,24 @@ def _says(sample: Sample, answer: BoxedText, by: str) -> Prediction:
 
 
 def images_shuffled(test: Sequence[Sample]) -> list[Sample]:
-    """Each question with the image of another group's question of the same task and modality; those without one are
-    left out. What a model answers to these is the twin "images shuffled"."""
-    return [replace(s, images=other.images) for of in _by_kind(test).values() for s, other in _partners(of)]
+    """Each question with an image of another group, of the same task and modality; questions without such an image are
+    left out. A model's answers to these are the baseline "images shuffled"."""
+    return [replace(s, images=other.images) for of in _group_by_kind(test).values() for s, other in _pair_groups(of)]
 
 
-def _partners(questions: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    """Each with a sample of another group, each of these taken once where the groups' sizes allow it; none where there
-    is one group only."""
+def _pair_groups(questions: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of each question with a sample of another group; each sample is used once where the sizes of the groups
+    allow it. Empty where there is only one group."""
     sizes = Counter(s.group for s in questions)
     if len(sizes) < 2:
         return []
     ring = sorted(questions, key=lambda s: (hashlib.sha256(s.group.encode()).digest(), s.id))
     step, n = max(sizes.values()), len(ring)
-    found = []
+    pairs = []
     for i, sample in enumerate(ring):
         ahead = (ring[(i + step + j) % n] for j in range(n))
-        found.append((sample, next(o for o in ahead if o.group != sample.group)))
-    return found
+        pairs.append((sample, next(o for o in ahead if o.group != sample.group)))
+    return pairs
 
 
 # ---- boxes from a name ----------------------------------------------------------------------------------------------
@@ -125,119 +133,127 @@ def _partners(questions: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
 Choice = Literal["median", "likeliest"]
 
 
-class _Shelves:
-    """Known boxes by the words of their question, by the names it is about, and all together."""
+class _AnswerPools:
+    """Known boxes: by the words of their question, by the names in it, and all together."""
 
     def __init__(self, pool: Sequence[Sample]) -> None:
-        self._kept: dict[tuple[str, object], list[Sample]] = defaultdict(list)
+        self._samples_by_key: dict[tuple[str, object], list[Sample]] = defaultdict(list)
         for sample in pool:
-            for key in (("words", _key(sample, "words")), ("names", _key(sample, "names")), ("all", None)):
-                self._kept[key].append(sample)
-        self._made: dict[tuple[str, object], _Shelf] = {}
+            for key in (("words", _make_key(sample, "words")), ("names", _make_key(sample, "names")), ("all", None)):
+                self._samples_by_key[key].append(sample)
+        self._pools: dict[tuple[str, object], _AnswerPool] = {}
 
     def guess(self, sample: Sample, choice: Choice, by: Sequence[Literal["words", "names"]]) -> _BaselineAnswer | None:
-        """From the same question, if it was asked often, else from the same names (which a VG question states), else
-        from all; of other groups than the sample's."""
-        for how in by:
-            key, least = (how, _key(sample, how)), _SAME_QUESTION if how == "words" else 1
-            if len(self._kept.get(key, ())) >= least and self._shelf(key).others(sample.group) >= least:
-                return _BaselineAnswer(_boxed(self._shelf(key).boxes(choice, sample.group)))
-        whole = self._shelf(("all", None))
-        if not whole.others(sample.group):
+        """An answer from the same question if it is frequent, else from the same names (which a VG question states),
+        else from all questions; always without the sample's own group."""
+        for key_kind in by:
+            key, min_count = (key_kind, _make_key(sample, key_kind)), _LEAST_SAME_QUESTION if key_kind == "words" else 1
+            if (
+                len(self._samples_by_key.get(key, ())) >= min_count
+                and self._get_pool(key).others(sample.group) >= min_count
+            ):
+                return _BaselineAnswer(_make_boxed_text(self._get_pool(key).boxes(choice, sample.group)))
+        all_boxes = self._get_pool(("all", None))
+        if not all_boxes.others(sample.group):
             return None
         note = "; name not in training: all names taken" if by else ""
-        return _BaselineAnswer(_boxed(whole.boxes(choice, sample.group)), note)
+        return _BaselineAnswer(_make_boxed_text(all_boxes.boxes(choice, sample.group)), note)
 
-    def _shelf(self, key: tuple[str, object]) -> _Shelf:
-        if key not in self._made:
-            self._made[key] = _Shelf.of(self._kept[key])
-        return self._made[key]
+    def _get_pool(self, key: tuple[str, object]) -> _AnswerPool:
+        if key not in self._pools:
+            self._pools[key] = _AnswerPool.of(self._samples_by_key[key])
+        return self._pools[key]
 
 
-def _key(sample: Sample, how: Literal["words", "names"]) -> object:
+def _make_key(sample: Sample, how: Literal["words", "names"]) -> object:
     words = normalise(sample.question.words)
     return words if how == "words" else tuple(sorted(normalise(n) for n in sample.names)) or (words,)
 
 
-def _boxed(boxes: Sequence[Box]) -> BoxedText:
+def _make_boxed_text(boxes: Sequence[Box]) -> BoxedText:
     return BoxedText(" ".join([BOX_MARK] * len(boxes)), tuple(boxes))
 
 
 @dataclass(frozen=True, slots=True)
-class _Sets:
-    """Answers with the same number of boxes, each from left to right."""
+class _BoxSets:
+    """Answers with the same number of boxes; the boxes of each answer go from left to right."""
 
     corners: NDArray[np.float64]  # [S, boxes, 4]
     groups: NDArray[np.intp]  # [S]
 
 
 @dataclass(frozen=True, slots=True)
-class _Shelf:
-    """Known answers with boxes, of which those of one group may be left out."""
+class _AnswerPool:
+    """Known answers with boxes; the answers of one group can be left out."""
 
-    sizes: Counter[str]  # of all questions, by group
-    code: Mapping[str, int]  # of the groups among those below
-    median: Mapping[int, _Sets]  # by number of boxes
-    likeliest: Mapping[int, _Sets]
-    memory: dict[tuple[Choice, int], tuple[Box, ...]] = field(default_factory=dict)
-    overlaps: dict[int, list[NDArray[np.float64]]] = field(default_factory=dict)
+    sizes: Counter[str]  # number of questions by group, of all questions
+    code: Mapping[str, int]  # number of each group that occurs below
+    median: Mapping[int, _BoxSets]  # by number of boxes
+    likeliest: Mapping[int, _BoxSets]
+    boxes_cache: dict[tuple[Choice, int], tuple[Box, ...]] = field(default_factory=dict)
+    overlap_cache: dict[int, list[NDArray[np.float64]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> _Shelf:
-        # drawn before their answers are looked at: which of others' answers are used says nothing of one's own
-        kept = _evenly(samples, _POOL)
+    def of(cls, samples: Sequence[Sample]) -> _AnswerPool:
+        # picked before the answers are used, so that the choice of others' answers does not depend on the own answer
+        kept = _pick_evenly(samples, _POOL_SIZE)
         code = {g: i for i, g in enumerate(sorted({s.group for s in kept}))}
-        return cls(Counter(s.group for s in samples), code, _sets(kept, code), _sets(_evenly(kept, _SETS), code))
+        return cls(
+            Counter(s.group for s in samples),
+            code,
+            _group_box_sets(kept, code),
+            _group_box_sets(_pick_evenly(kept, _MOST_SETS), code),
+        )
 
     def others(self, group: str) -> int:
-        """Questions of other groups."""
+        """Number of questions of other groups."""
         return self.sizes.total() - self.sizes[group]
 
     def boxes(self, choice: Choice, group: str) -> tuple[Box, ...]:
-        """The commonest number of boxes in answers of other groups, each at its usual place; the same for all groups
-        that have no answer here."""
+        """The commonest number of boxes in answers of other groups, each box at its usual place. All groups that have
+        no answer here get the same boxes."""
         code = self.code.get(group, -1)
-        if (choice, code) not in self.memory:
-            self.memory[choice, code] = self._boxes(choice, code)
-        return self.memory[choice, code]
+        if (choice, code) not in self.boxes_cache:
+            self.boxes_cache[choice, code] = self._compute_boxes(choice, code)
+        return self.boxes_cache[choice, code]
 
-    def _boxes(self, choice: Choice, code: int) -> tuple[Box, ...]:
+    def _compute_boxes(self, choice: Choice, code: int) -> tuple[Box, ...]:
         by_number = self.median if choice == "median" else self.likeliest
-        left = {n: int((of.groups != code).sum()) for n, of in by_number.items()}
-        number = max(left, key=lambda n: (left[n], -n))
-        if not number or not left[number]:
+        num_left = {n: int((of.groups != code).sum()) for n, of in by_number.items()}
+        number = max(num_left, key=lambda n: (num_left[n], -n))
+        if not number or not num_left[number]:
             return ()
         kept = by_number[number].groups != code
         places = np.moveaxis(by_number[number].corners, 1, 0)  # [boxes, S, 4]
         if choice == "median":
-            return tuple(_as_box(np.median(place[kept], axis=0)) for place in places)
-        if number not in self.overlaps:
-            self.overlaps[number] = [iou_of_corners(place, place) for place in places]
+            return tuple(_make_box(np.median(place[kept], axis=0)) for place in places)
+        if number not in self.overlap_cache:
+            self.overlap_cache[number] = [iou_of_corners(place, place) for place in places]
         return tuple(
-            _as_box(place[kept][_likeliest(overlap[np.ix_(kept, kept)])])
-            for place, overlap in zip(places, self.overlaps[number], strict=True)
+            _make_box(place[kept][_find_likeliest(overlap[np.ix_(kept, kept)])])
+            for place, overlap in zip(places, self.overlap_cache[number], strict=True)
         )
 
 
-def _likeliest(overlap: NDArray[np.float64]) -> int:
-    """The box that finds most of the others at IoU 0.5: better than the median for recall."""
+def _find_likeliest(overlap: NDArray[np.float64]) -> int:
+    """Index of the box that finds most of the others at IoU 0.5; its recall is better than that of the median."""
     return int(((overlap >= 0.5).mean(1) + 1e-3 * overlap.mean(1)).argmax())
 
 
-def _sets(samples: Sequence[Sample], code: Mapping[str, int]) -> dict[int, _Sets]:
-    piles: dict[int, list[Sample]] = defaultdict(list)
+def _group_box_sets(samples: Sequence[Sample], code: Mapping[str, int]) -> dict[int, _BoxSets]:
+    samples_by_number: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
-        piles[len(sample.answer.boxes)].append(sample)
+        samples_by_number[len(sample.answer.boxes)].append(sample)
     return {
-        n: _Sets(
+        n: _BoxSets(
             np.array([corners(sorted(s.answer.boxes, key=lambda b: (b.x1, b.y1))) for s in of]),
             np.array([code[s.group] for s in of]),
         )
-        for n, of in piles.items()
+        for n, of in samples_by_number.items()
     }
 
 
-def _as_box(row_4: NDArray[np.float64]) -> Box:
+def _make_box(row_4: NDArray[np.float64]) -> Box:
     return Box.from_json(row_4.tolist())
 
 
@@ -245,7 +261,7 @@ def _as_box(row_4: NDArray[np.float64]) -> Box:
 
 
 class _Setting(NamedTuple):
-    """Distance = box_weight * L1 of the corners + word_weight * (1 - likeness of the words); k nearest, with ties."""
+    """Distance = box_weight * L1 of the corners + word_weight * (1 - similarity of the words); k nearest, with ties."""
 
     box_weight: float
     word_weight: float
@@ -253,150 +269,158 @@ class _Setting(NamedTuple):
 
 
 class _Lookup:
-    """Known questions nearest to a question, and the known answer that agrees best with what those were answered.
+    """Finds the known questions nearest to a question, and the known answer that agrees best with their answers.
 
-    An answer is seen as a set: its class name, its facts where the data state them, else its words. Among all known
-    answers the one with the largest expected F1 against the neighbours' sets is given (for class names: the majority).
-    How far words and box count, and how many neighbours are asked, is picked on held-out known questions: where those
-    to come are known ones themselves (`leave_out`), for each half of the groups on the other half.
+    An answer is treated as a set (its gist): its class name, its facts where the data state them, else its words. The
+    result is the known answer with the largest expected F1 against the neighbours' sets (for class names: the
+    majority). The weights of words and box and the number of neighbours are chosen on held-out known questions. Where
+    the questions to answer are known ones (`leave_out`), each half of the groups uses settings from the other half.
 
-    Nothing is taken from the own group. Whole numbers are summed up, so that a tie is one whoever else is there.
+    Nothing is taken from the own group. The sums are of whole numbers, so that ties do not depend on other questions.
     """
 
     def __init__(self, pool: Sequence[Sample], leave_out: bool) -> None:
         self._pool = pool
         self._code = {g: i for i, g in enumerate(dict.fromkeys(s.group for s in pool))}
-        self._groups_N = self._coded(pool)
-        gists = [_gist(s) for s in pool]
+        self._groups_N = self._encode_groups(pool)
+        gists = [_extract_gist(s) for s in pool]
         place = {g: i for i, g in enumerate(sorted(set().union(*gists)))}
-        known = sorted(set(gists), key=sorted)
-        code = {gist: i for i, gist in enumerate(known)}
-        self._gist_N = np.array([code[gist] for gist in gists])  # which of the U answers
-        self._truth_NV, self._answers_UV = _indicator(gists, place), _indicator(known, place)
-        self._sizes_U = np.array([len(gist) for gist in known], dtype=np.float64)
-        self._spoken: dict[tuple[int, int], BoxedText] = {}
+        unique_gists = sorted(set(gists), key=sorted)
+        code = {gist: i for i, gist in enumerate(unique_gists)}
+        self._gist_N = np.array([code[gist] for gist in gists])  # which of the U answers it is
+        self._truth_NV, self._answers_UV = _make_indicator(gists, place), _make_indicator(unique_gists, place)
+        self._sizes_U = np.array([len(gist) for gist in unique_gists], dtype=np.float64)
+        self._text_cache: dict[tuple[int, int], BoxedText] = {}
         self._words = {w: i for i, w in enumerate(sorted({w for s in pool for w in _words(s)}))}
-        spread = Counter(w for s in pool for w in _words(s))
-        self._rarity_W = np.log(1 + len(pool) / np.array([0.5 + spread[w] for w in self._words]))
-        self._words_NW, self._boxes_N4 = self._word_rows(pool), _box_rows(pool)
+        word_counts = Counter(w for s in pool for w in _words(s))
+        self._rarity_W = np.log(1 + len(pool) / np.array([0.5 + word_counts[w] for w in self._words]))
+        self._words_NW, self._boxes_N4 = self._make_word_rows(pool), _make_box_rows(pool)
         if leave_out:
-            half = np.array([_half(s) for s in pool])
-            self._settings = [self._pick(np.flatnonzero(half != h)) for h in (0, 1)]
+            half = np.array([_assign_half(s) for s in pool])
+            self._settings = [self._pick_setting(np.flatnonzero(half != h)) for h in (0, 1)]
         else:
-            self._settings = [self._pick(np.arange(len(pool)))] * 2
+            self._settings = [self._pick_setting(np.arange(len(pool)))] * 2
 
     def constant(self, questions: Sequence[Sample]) -> list[_BaselineAnswer | None]:
-        """The answer that agrees best with all of the pool; for class names the commonest."""
-        own_M = self._coded(questions)
-        groups = np.unique(own_M)
-        found: dict[int, _BaselineAnswer | None] = {}
-        for part in _parts(groups):
+        """The answer that agrees best with the whole pool; for class names, the commonest."""
+        group_M = self._encode_groups(questions)
+        groups = np.unique(group_M)
+        answers: dict[int, _BaselineAnswer | None] = {}
+        for part in _split_places(groups):
             near = part[:, None] != self._groups_N
-            found |= dict(zip(part.tolist(), self._guesses(near, part), strict=True))
-        return [found[g] for g in own_M.tolist()]
+            answers |= dict(zip(part.tolist(), self._make_answers(near, part), strict=True))
+        return [answers[g] for g in group_M.tolist()]
 
     def answer(self, questions: Sequence[Sample]) -> list[_BaselineAnswer | None]:
-        """The answer that agrees best with those of the nearest questions."""
-        found: dict[int, _BaselineAnswer | None] = {}
-        half = np.array([_half(s) for s in questions])
+        """The answer that agrees best with the answers of the nearest questions."""
+        answers: dict[int, _BaselineAnswer | None] = {}
+        half = np.array([_assign_half(s) for s in questions])
         everyone = np.arange(len(self._pool))
         for h, setting in enumerate(self._settings):
-            for part in _parts(np.flatnonzero(half == h)):
-                asked = [questions[i] for i in part]
-                guesses = self._guesses(_near(*self._far(asked, everyone), setting), self._coded(asked))
-                found |= dict(zip(part.tolist(), guesses, strict=True))
-        return [found[i] for i in range(len(questions))]
+            for part in _split_places(np.flatnonzero(half == h)):
+                chunk = [questions[i] for i in part]
+                guesses = self._make_answers(
+                    _find_nearest(*self._measure_distances(chunk, everyone), setting), self._encode_groups(chunk)
+                )
+                answers |= dict(zip(part.tolist(), guesses, strict=True))
+        return [answers[i] for i in range(len(questions))]
 
-    def _guesses(self, near_MN: NDArray[np.bool_], own_M: NDArray[np.intp]) -> list[_BaselineAnswer | None]:
-        chosen = self._choice(near_MN, own_M, np.arange(len(self._pool)))
-        pairs = zip(chosen.tolist(), own_M.tolist(), strict=True)
-        return [None if u < 0 else _BaselineAnswer(self._text(u, own)) for u, own in pairs]
+    def _make_answers(self, near_MN: NDArray[np.bool_], group_M: NDArray[np.intp]) -> list[_BaselineAnswer | None]:
+        chosen = self._choose_answers(near_MN, group_M, np.arange(len(self._pool)))
+        pairs = zip(chosen.tolist(), group_M.tolist(), strict=True)
+        return [None if u < 0 else _BaselineAnswer(self._find_commonest_text(u, own_group)) for u, own_group in pairs]
 
-    def _choice(self, near_MN: NDArray[np.bool_], own_M: NDArray[np.intp], among: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Of the answers to `among`, which [N] near ones are of, the one with the largest expected F1 against those;
-        -1 where all of them are of the own group."""
+    def _choose_answers(
+        self, near_MN: NDArray[np.bool_], group_M: NDArray[np.intp], among: NDArray[np.intp]
+    ) -> NDArray[np.intp]:
+        """[M] the answer to a pool question in `among` with the largest expected F1 against the near answers; -1 where
+        all are of the own group. `near_MN`: which questions of `among` are near."""
         expected_VM = self._truth_NV[among].T @ near_MN.T.astype(np.float32)
         both_UM = (self._answers_UV @ expected_VM).astype(np.float64)
         sizes_UM = self._sizes_U[:, None] * near_MN.sum(1) + expected_VM.sum(0)
-        sole_U = self._sole(among)[:, None]
-        worth_UM = np.where((sole_U == own_M) | (sole_U == _NOBODY), -1.0, 2 * both_UM / np.maximum(sizes_UM, 1e-6))
-        chosen = worth_UM.argmax(0)
-        return np.where(worth_UM.max(0) < 0, -1, chosen)
+        sole_U = self._find_sole_group(among)[:, None]
+        quality_UM = np.where((sole_U == group_M) | (sole_U == _NOBODY), -1.0, 2 * both_UM / np.maximum(sizes_UM, 1e-6))
+        chosen = quality_UM.argmax(0)
+        return np.where(quality_UM.max(0) < 0, -1, chosen)
 
-    def _sole(self, among: NDArray[np.intp]) -> NDArray[np.intp]:
-        """[U] the group that alone gave an answer; else _SEVERAL or _NOBODY."""
+    def _find_sole_group(self, among: NDArray[np.intp]) -> NDArray[np.intp]:
+        """[U] the only group that gave an answer; else _SEVERAL or _NOBODY."""
         low, high = np.full(len(self._sizes_U), len(self._code)), np.full(len(self._sizes_U), -1)
         np.minimum.at(low, self._gist_N[among], self._groups_N[among])
         np.maximum.at(high, self._gist_N[among], self._groups_N[among])
         return np.where(high < 0, _NOBODY, np.where(low == high, low, _SEVERAL))
 
-    def _text(self, answer: int, own: int) -> BoxedText:
-        """How other groups most often put an answer."""
-        givers = np.flatnonzero(self._gist_N == answer).tolist()
-        own = own if own in self._groups_N[givers] else _NOBODY
-        if (answer, own) not in self._spoken:
-            said = Counter(self._pool[i].answer for i in givers if self._groups_N[i] != own)
-            most = max(said.values())
-            self._spoken[answer, own] = min((t for t, n in said.items() if n == most), key=lambda t: t.text)
-        return self._spoken[answer, own]
+    def _find_commonest_text(self, answer: int, own_group: int) -> BoxedText:
+        """The commonest wording of an answer in other groups."""
+        indices = np.flatnonzero(self._gist_N == answer).tolist()
+        own_group = own_group if own_group in self._groups_N[indices] else _NOBODY
+        if (answer, own_group) not in self._text_cache:
+            text_counts = Counter(self._pool[i].answer for i in indices if self._groups_N[i] != own_group)
+            most = max(text_counts.values())
+            self._text_cache[answer, own_group] = min(
+                (t for t, n in text_counts.items() if n == most), key=lambda t: t.text
+            )
+        return self._text_cache[answer, own_group]
 
-    def _pick(self, among: NDArray[np.intp]) -> _Setting:
-        """The setting that answers best among these known questions, each held out with its group."""
+    def _pick_setting(self, among: NDArray[np.intp]) -> _Setting:
+        """The setting that answers these known questions best; each is held out with its group."""
         weights = [(1.0, 0.0), (1.0, 0.2), (1.0, 10.0)] if _mostly_boxed(self._pool) else [(0.0, 1.0)]
         settings = [_Setting(b, w, k) for k in (8, 3, 20, 1, 60) for b, w in weights if k < len(among)]
-        settings.append(_Setting(*weights[0], len(self._pool)))  # all of them; last, since the first of equals is taken
-        best, best_worth = settings[0], -1.0
+        settings.append(
+            _Setting(*weights[0], len(self._pool))
+        )  # all neighbours; last, because of equally good settings the first is taken
+        best, best_quality = settings[0], -1.0
         if len(np.unique(self._groups_N[among])) < 2:
             return best
-        trials = np.array(_evenly(among.tolist(), _TRIALS))
-        far, own = self._far([self._pool[i] for i in trials], among), self._groups_N[trials]
+        trials = np.array(_pick_evenly(among.tolist(), _TRIALS))
+        distances, own_group = self._measure_distances([self._pool[i] for i in trials], among), self._groups_N[trials]
         for setting in settings:
-            given = self._choice(_near(*far, setting), own, among)
-            both = np.asarray(self._answers_UV[given].multiply(self._truth_NV[trials]).sum(1)).ravel()
-            sizes = self._sizes_U[given] + self._sizes_U[self._gist_N[trials]]
-            worth = float((2 * both / np.maximum(sizes, 1e-6)).mean())
-            if worth > best_worth + 1e-6:
-                best, best_worth = setting, worth
+            answers_of_trials = self._choose_answers(_find_nearest(*distances, setting), own_group, among)
+            shared = np.asarray(self._answers_UV[answers_of_trials].multiply(self._truth_NV[trials]).sum(1)).ravel()
+            sizes = self._sizes_U[answers_of_trials] + self._sizes_U[self._gist_N[trials]]
+            quality = float((2 * shared / np.maximum(sizes, 1e-6)).mean())
+            if quality > best_quality + 1e-6:
+                best, best_quality = setting, quality
         return best
 
-    def _far(self, questions: Sequence[Sample], among: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
-        """[M, N] how far questions are by words, 0..1, and by boxes; infinite, in both, from those of their group."""
-        words_MW, words_NW = self._word_rows(questions), self._words_NW[among]
-        both = (words_MW.multiply(self._rarity_W).tocsr() @ words_NW.T).toarray()
-        total = (words_MW @ self._rarity_W)[:, None] + (words_NW @ self._rarity_W)[None] - both
-        own = self._coded(questions)[:, None] == self._groups_N[among]
-        boxes = np.abs(_box_rows(questions)[:, None] - self._boxes_N4[among][None]).sum(-1)
-        return np.where(own, np.inf, 1 - both / np.maximum(total, 1e-6)), np.where(own, np.inf, boxes)
+    def _measure_distances(self, questions: Sequence[Sample], among: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
+        """[M, N] distances of questions by words, 0..1, and by boxes; both are infinite within the own group."""
+        words_MW, words_NW = self._make_word_rows(questions), self._words_NW[among]
+        shared = (words_MW.multiply(self._rarity_W).tocsr() @ words_NW.T).toarray()
+        total = (words_MW @ self._rarity_W)[:, None] + (words_NW @ self._rarity_W)[None] - shared
+        own_group = self._encode_groups(questions)[:, None] == self._groups_N[among]
+        boxes = np.abs(_make_box_rows(questions)[:, None] - self._boxes_N4[among][None]).sum(-1)
+        return np.where(own_group, np.inf, 1 - shared / np.maximum(total, 1e-6)), np.where(own_group, np.inf, boxes)
 
-    def _coded(self, samples: Sequence[Sample]) -> NDArray[np.intp]:
-        """The number of each one's group; -1 for groups that are not known."""
+    def _encode_groups(self, samples: Sequence[Sample]) -> NDArray[np.intp]:
+        """The number of each sample's group; -1 for a group that the pool does not have."""
         return np.array([self._code.get(s.group, -1) for s in samples])
 
-    def _word_rows(self, samples: Sequence[Sample]) -> Any:
-        return _indicator([_words(s) for s in samples], self._words)
+    def _make_word_rows(self, samples: Sequence[Sample]) -> Any:
+        return _make_indicator([_words(s) for s in samples], self._words)
 
 
 _SEVERAL, _NOBODY = -2, -3
 
 
-def _near(words_MN: Matrix, boxes_MN: Matrix, setting: _Setting) -> NDArray[np.bool_]:
-    """[M, N] the k nearest of other groups, and all as near as the last of them."""
-    far = setting.word_weight * words_MN if setting.word_weight else np.where(np.isinf(words_MN), np.inf, 0.0)
-    far = far + setting.box_weight * boxes_MN if setting.box_weight else far
-    k = min(setting.k, far.shape[1]) - 1
-    last = np.partition(far, k, axis=1)[:, k : k + 1]
-    return (far <= last + 1e-6) & np.isfinite(far)
+def _find_nearest(words_MN: Matrix, boxes_MN: Matrix, setting: _Setting) -> NDArray[np.bool_]:
+    """[M, N] whether a question is among the k nearest of other groups, or as near as the last of these."""
+    distances = setting.word_weight * words_MN if setting.word_weight else np.where(np.isinf(words_MN), np.inf, 0.0)
+    distances = distances + setting.box_weight * boxes_MN if setting.box_weight else distances
+    k = min(setting.k, distances.shape[1]) - 1
+    last = np.partition(distances, k, axis=1)[:, k : k + 1]
+    return (distances <= last + 1e-6) & np.isfinite(distances)
 
 
-def _half(sample: Sample) -> int:
+def _assign_half(sample: Sample) -> int:
     return hashlib.sha256(sample.group.encode()).digest()[0] & 1
 
 
-def _parts(places: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    return [places[start : start + _ROWS] for start in range(0, len(places), _ROWS)]
+def _split_places(places: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    return [places[start : start + _QUESTIONS_AT_ONCE] for start in range(0, len(places), _QUESTIONS_AT_ONCE)]
 
 
-def _gist(sample: Sample) -> frozenset[str]:
+def _extract_gist(sample: Sample) -> frozenset[str]:
     if sample.task in (Task.ROC, Task.QA):
         return frozenset({normalise(sample.answer.words)})
     if sample.facts:
@@ -412,13 +436,13 @@ def _mostly_boxed(pool: Sequence[Sample]) -> bool:
     return sum(bool(s.question.boxes) for s in pool) * 2 > len(pool)
 
 
-def _box_rows(samples: Iterable[Sample]) -> Matrix:
-    """First box of each question; the whole image where it has none."""
+def _make_box_rows(samples: Iterable[Sample]) -> Matrix:
+    """The first box of each question; the whole image where it has none."""
     whole = Box(0.0, 0.0, 1.0, 1.0)
     return corners([s.question.boxes[0] if s.question.boxes else whole for s in samples]).astype(np.float32)
 
 
-def _indicator(sets: Sequence[frozenset[str]], place: Mapping[str, int]) -> Any:
+def _make_indicator(sets: Sequence[frozenset[str]], place: Mapping[str, int]) -> Any:
     """A sparse matrix [sets, places], 1 for each member of a set that has a place."""
     from scipy import sparse  # here: evaluation starts without it
 
@@ -428,7 +452,7 @@ def _indicator(sets: Sequence[frozenset[str]], place: Mapping[str, int]) -> Any:
     return sparse.csr_array((ones, (rows, columns)), shape=(len(sets), max(1, len(place))))
 
 
-def _evenly(values: Sequence[T], most: int) -> Sequence[T]:
+def _pick_evenly(values: Sequence[T], most: int) -> Sequence[T]:
     if len(values) <= most:
         return values
     return [values[int(i)] for i in np.linspace(0, len(values) - 1, most)]

@@ -1,6 +1,6 @@
 """BLEU-1..4, METEOR and ROUGE-L as pycocoevalcap 1.2 computes them, from counts that can be summed over any answers.
 
-CIDEr stands apart: it weighs words by all references of a corpus, so it is no function of such sums.
+CIDEr is computed apart: it weighs words by all references of a corpus, so it cannot come from such sums.
 
 The PTB tokenizer and METEOR are Java programs inside the pycocoevalcap wheel. Each is started once for all texts of a
 run. What they return for an answer is kept as one row of counts, and every figure is a function of a sum of such rows:
@@ -58,20 +58,20 @@ _ROUGE_BETA = 1.2
 # English parameters of METEOR 1.5 (Denkowski and Lavie 2014); the weights are of exact, stem, synonym, paraphrase.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
-_SECONDS = 1800.0  # of one Java program; a run of 30,000 answers takes under a minute
+_PROGRAM_SECONDS = 1800.0  # most time of one Java program; 30,000 answers take under a minute
 
 
 def by_column(columns: Sequence[str], sums: Counts) -> Sums:
-    """[..., C] sums by the names of their columns."""
+    """[..., C] sums -> [...] of each column, by its name."""
     return dict(zip(columns, np.moveaxis(sums, -1, 0), strict=True))
 
 
 class NotComputed(Exception):
-    """A figure cannot be had here: the message gives the reason and the way out. It becomes `Score.why`."""
+    """A figure cannot be computed here: the message gives the reason and the way out. It becomes `Score.why`."""
 
 
 class Caption(NamedTuple):
-    """An answer and the texts it is held against."""
+    """An answer and the texts it is compared with."""
 
     candidate: str
     references: tuple[str, ...]
@@ -94,9 +94,9 @@ class CaptionScores:
 class CaptionScorer:
     """Counts captions, with Java programs that it starts as they are needed; `close` stops them.
 
-    A text is tokenized once, an answer counted once, and METEOR started once, however often they are asked for: the
-    modes and the blind twins of an evaluation share most of their answers. `spice_file`: where SPICE's scores are
-    kept, if not in the file of all runs.
+    It tokenizes a text once, counts an answer once and starts METEOR once, however often they are needed: the modes and
+    the image-blind baselines of an evaluation share most of their answers. `spice_file`: the cache of SPICE scores, if
+    not the file of all runs.
     """
 
     def __init__(self, spice_file: Path | None = None) -> None:
@@ -107,7 +107,7 @@ class CaptionScorer:
 
     @classmethod
     def opened(cls, scorer: CaptionScorer | None = None) -> AbstractContextManager[CaptionScorer]:
-        """The scorer that is given, which stays open; else a new one, closed at the end of the block."""
+        """The given scorer, which stays open; else a new one, closed at the end of the block."""
         return contextlib.nullcontext(scorer) if scorer else cls()
 
     def __enter__(self) -> Self:
@@ -130,20 +130,22 @@ class CaptionScorer:
             return np.zeros((0, len(COLUMNS)))
         java, home = find_java(), find_pycocoevalcap()
         if new := [c for c in dict.fromkeys(captions) if c not in self._counts]:
-            self._count(java, home, new)
+            self._count_captions(java, home, new)
         return np.array([self._counts[c] for c in captions])
 
-    def _count(self, java: str, home: Path, captions: Sequence[Caption]) -> None:
+    def _count_captions(self, java: str, home: Path, captions: Sequence[Caption]) -> None:
         if self._meteor is None:
             self._meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
-        spoken = self.tokenized(captions, java)
-        unique = list(dict.fromkeys(spoken))
-        with ThreadPoolExecutor(1) as beside:  # METEOR counts on a core of its own, and one reader waits for it
-            matches = beside.submit(self._meteor.counts, unique)
-            rows = np.array([_bleu_and_rouge(c) for c in unique])
+        captions_in_tokens = self.tokenized(captions, java)
+        unique = list(dict.fromkeys(captions_in_tokens))
+        with ThreadPoolExecutor(1) as executor:  # METEOR counts on another core, and one thread waits for it
+            matches = executor.submit(self._meteor.counts, unique)
+            rows = np.array([_count_bleu_and_rouge(c) for c in unique])
             rows = np.hstack([rows, matches.result()])
         place = {caption: i for i, caption in enumerate(unique)}
-        self._counts.update((own, rows[place[text]]) for own, text in zip(captions, spoken, strict=True))
+        self._counts.update(
+            (original, rows[place[text]]) for original, text in zip(captions, captions_in_tokens, strict=True)
+        )
 
     def scores(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
         """Figures of each non-empty corpus. Raises NotComputed as `counts`."""
@@ -159,32 +161,34 @@ class CaptionScorer:
         return scores
 
     def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
-        """CIDEr of each non-empty corpus, mean over its answers, 0..10, by pycocoevalcap's own scorer.
+        """CIDEr of each non-empty corpus, the mean over its answers, 0..10, by pycocoevalcap's scorer.
 
         Raises NotComputed as `counts`.
         """
         from pycocoevalcap.cider.cider_scorer import CiderScorer
 
         everything = [c for corpus in corpora.values() for c in corpus]
-        spoken = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
+        captions_in_tokens = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
         scores: dict[Key, float] = {}
         for key, corpus in corpora.items():
             if not corpus:
                 continue
             scorer = CiderScorer()
             for caption in corpus:
-                candidate, references = spoken[caption]
+                candidate, references = captions_in_tokens[caption]
                 scorer += (candidate, references)
-            words = any(reference for caption in corpus for reference in spoken[caption].references)
+            words = any(reference for caption in corpus for reference in captions_in_tokens[caption].references)
             scores[key] = float(scorer.compute_score()[0]) if words else 0.0  # it cannot count a corpus without a word
         return scores
 
     def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
-        """Each text as its Penn Treebank tokens, lower case, without punctuation, a space apart.
+        """Each text as Penn Treebank tokens in lower case, without punctuation, separated by a space.
 
         Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
         """
-        lines = {t: _one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))}
+        lines = {
+            t: _fold_to_one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))
+        }
         if fresh := [t for t in dict.fromkeys(lines.values()) if t not in self._tokens]:
             self._tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
         tokens = {text: self._tokens[line] for text, line in lines.items()}
@@ -213,26 +217,31 @@ def caption_figures(sums: Sums) -> Sums:
     return {name: np.where(answers > 0, figure, np.nan) for name, figure in zip(FIGURES, figures, strict=True)}
 
 
-def _bleu_and_rouge(caption: Caption) -> list[float]:
+def _count_bleu_and_rouge(caption: Caption) -> list[float]:
     """The counts of pycocoevalcap's BleuScorer (closest reference length) and its ROUGE-L."""
-    own, length = _grams(caption.candidate), len(caption.candidate.split())
-    most, *others = (_grams(r) for r in caption.references)
+    answer_ngrams, length = _count_ngrams(caption.candidate), len(caption.candidate.split())
+    reference_ngrams, *others = (_count_ngrams(r) for r in caption.references)
     for other in others:
-        most = tuple(a | b for a, b in zip(most, other, strict=True))  # the most of any reference
-    correct = [sum(min(a[gram], b[gram]) for gram in a.keys() & b.keys()) for a, b in zip(own, most, strict=True)]
+        reference_ngrams = tuple(
+            a | b for a, b in zip(reference_ngrams, other, strict=True)
+        )  # the largest count in any reference
+    correct = [
+        sum(min(a[gram], b[gram]) for gram in a.keys() & b.keys())
+        for a, b in zip(answer_ngrams, reference_ngrams, strict=True)
+    ]
     guessed = [max(0, length - n) for n in range(4)]
     closest = min((abs(r - length), r) for r in (len(t.split()) for t in caption.references))[1]
-    return [1.0, _rouge_l(caption), length, closest, *correct, *guessed]
+    return [1.0, _compute_rouge_l(caption), length, closest, *correct, *guessed]
 
 
 @lru_cache(maxsize=4096)
-def _grams(text: str) -> tuple[Counter[tuple[str, ...]], ...]:
-    """How often each run of one to four words stands in a text."""
+def _count_ngrams(text: str) -> tuple[Counter[tuple[str, ...]], ...]:
+    """How often each sequence of one to four words occurs in a text."""
     words = text.split()
     return tuple(Counter(zip(*(words[i:] for i in range(n)), strict=False)) for n in (1, 2, 3, 4))
 
 
-def _rouge_l(caption: Caption) -> float:
+def _compute_rouge_l(caption: Caption) -> float:
     """pycocoevalcap's Rouge.calc_score: best precision and best recall over the references, beta 1.2."""
     answer = caption.candidate.split(" ")
     pairs = [(r, longest_common_subsequence(r, answer)) for r in (t.split(" ") for t in caption.references)]
@@ -244,7 +253,8 @@ def _rouge_l(caption: Caption) -> float:
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Its length, by bit-parallel rows (Hyyro 2004): ~30x the plain table, which dominates long answers."""
+    """The length of the longest common subsequence, by bit-parallel rows (Hyyro 2004): ~30 times as fast as the plain
+    table, which would take most of the time on long answers."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i
@@ -264,8 +274,8 @@ def find_java() -> str:
 
     Raises NotComputed where there is none.
     """
-    if found := shutil.which("java"):
-        return found
+    if java_on_path := shutil.which("java"):
+        return java_on_path
     home = Path(os.environ.get("JAVA_HOME") or "-")
     for program in (home / "bin" / "java", home / "bin" / "java.exe"):
         if program.is_file():
@@ -288,18 +298,19 @@ def find_pycocoevalcap() -> Path:
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
-def _one_line(text: str) -> str:
-    """White space folded, control and format characters gone: U+2028, CR or VT in one answer would shift every later
-    one by a line in the tokenizer."""
-    # Category C: control, format, surrogate, private use, unassigned. White space first, it holds some of them.
+def _fold_to_one_line(text: str) -> str:
+    """Fold white space and remove control and format characters: U+2028, CR or VT in one answer would shift every later
+    answer by a line in the tokenizer."""
+    # Category C: control, format, surrogate, private use, unassigned. White space comes first: some of it is in C.
     folded = " ".join(text.split())
-    if folded.isprintable():  # nothing of category C, nor a space but the plain one
+    if folded.isprintable():  # no character of category C, and no space but the plain one
         return folded
     return " ".join("".join(" " if unicodedata.category(c)[0] == "C" else c for c in folded).split())
 
 
 def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
-    """Penn Treebank tokens, lower case, punctuation dropped, a space apart: PTBTokenizer.tokenize of pycocoevalcap."""
+    """Penn Treebank tokens in lower case without punctuation, separated by a space, as pycocoevalcap's
+    PTBTokenizer.tokenize gives them."""
     command = [
         *(java, *UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
         *("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"),
@@ -309,61 +320,64 @@ def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
         path = Path(temp, "texts")
         path.write_text("".join(f"{t}\n" for t in texts), encoding="utf-8")
         try:
-            done = subprocess.run([*command, str(path)], cwd=folder, capture_output=True, timeout=_SECONDS, check=False)
+            completed = subprocess.run(
+                [*command, str(path)], cwd=folder, capture_output=True, timeout=_PROGRAM_SECONDS, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NotComputed(f"the PTB tokenizer did not run ({error})") from error
-    lines = done.stdout.decode("utf-8").split("\n")
-    if done.returncode or len(lines) != len(texts) + 1:
-        said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["silently"])[-1]
+    lines = completed.stdout.decode("utf-8").split("\n")
+    if completed.returncode or len(lines) != len(texts) + 1:
+        last_line = (completed.stderr.decode("utf-8", "replace").strip().splitlines() or ["silently"])[-1]
         raise NotComputed(
-            f"the PTB tokenizer gave {len(lines) - 1} lines for {len(texts)} texts ({said}); "
+            f"the PTB tokenizer gave {len(lines) - 1} lines for {len(texts)} texts ({last_line}); "
             "nothing is scored, since a shifted line would give a wrong number"
         )
     return [" ".join(w for w in line.rstrip().split(" ") if w not in _PUNCTUATION) for line in lines[:-1]]
 
 
-# Java 17 writes in the locale's encoding, which is ASCII in a bare container.
+# Java 17 writes in the encoding of the locale, which is ASCII in a minimal container.
 UTF8 = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8")
 
 
 class _Meteor:
     """One METEOR 1.5 process on its stdio protocol, as pycocoevalcap starts it (~5 s to load its paraphrases).
 
-    Only SCORE is asked for. EVAL adds these rows up and applies `caption_figures`' formula: equal, checked by a test.
+    Only its command SCORE is used. EVAL would add these rows and apply the formula of `caption_figures`; a test checks
+    that both are equal.
     """
 
     def __init__(self, java: str, home: Path) -> None:
         # `-a` with a relative path: without it METEOR looks for its table by a URL and fails on a space in the path.
         arguments = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", "data/paraphrase-en.gz"]
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
             self._process = subprocess.Popen(
                 [java, *UTF8, "-Xmx2G", "-jar", "meteor-1.5.jar", *arguments],
                 cwd=home / "meteor",
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=self._stderr,
             )
         except OSError as error:
-            self._said.close()
+            self._stderr.close()
             raise NotComputed(f"METEOR did not start ({error})") from error
-        self._clock = threading.Timer(_SECONDS, self._process.kill)
-        self._clock.daemon = True
-        self._clock.start()
+        self._timer = threading.Timer(_PROGRAM_SECONDS, self._process.kill)
+        self._timer.daemon = True
+        self._timer.start()
 
     def close(self) -> None:
-        self._clock.cancel()
+        self._timer.cancel()
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._said):
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
 
     def counts(self, captions: Sequence[Caption]) -> Counts:
         """[N, 6] the METEOR columns of COLUMNS."""
-        writer = threading.Thread(target=self._ask, args=(captions,), daemon=True)
-        writer.start()  # beside the reader: with both in one thread two full pipes wait for each other
+        writer = threading.Thread(target=self._write_requests, args=(captions,), daemon=True)
+        writer.start()  # in a thread of its own: in one thread, two full pipes would wait for each other
         assert self._process.stdout is not None
         lines = [self._process.stdout.readline() for _ in captions]
         writer.join(timeout=10)
@@ -372,12 +386,14 @@ class _Meteor:
                 len(captions), sum(_METEOR_STATISTICS.values())
             )
         except ValueError as error:
-            self._said.seek(0)
-            said = self._said.read().decode("utf-8", "replace").strip().splitlines()
-            raise NotComputed(f"METEOR stopped or wrote something else ({said[0] if said else error})") from error
-        return _meteor_columns(stats)
+            self._stderr.seek(0)
+            stderr_lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+            raise NotComputed(
+                f"METEOR stopped or wrote something else ({stderr_lines[0] if stderr_lines else error})"
+            ) from error
+        return _make_meteor_columns(stats)
 
-    def _ask(self, captions: Sequence[Caption]) -> None:
+    def _write_requests(self, captions: Sequence[Caption]) -> None:
         assert self._process.stdin is not None
         try:
             for caption in captions:
@@ -386,22 +402,22 @@ class _Meteor:
                 self._process.stdin.write(" ||| ".join(("SCORE", *references, answer)).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it died: the reader meets the end of its output and says so
+            pass  # METEOR ended: the reader meets the end of its output and reports it
 
 
-# METEOR's statistics of a pair, in its order, and how many numbers each is. Of answer and reference, except the chunks.
-# The matches are for each of four matchers: of words with content, then of function words.
+# METEOR's statistics of a pair, in its order, and how many numbers each has: one for the answer and one for the
+# reference, except the chunks. Matches are for each of four matchers: content words, then function words.
 _METEOR_STATISTICS = {"lengths": 2, "function words": 2, "matches": 16, "chunks": 1, "matched words": 2}
 
 
-def _meteor_columns(stats: Counts) -> Counts:
+def _make_meteor_columns(stats: Counts) -> Counts:
     """[N, 23] METEOR's statistics -> [N, 6]: weighted matches and lengths of both texts, chunks, matched words."""
     ends = np.cumsum(list(_METEOR_STATISTICS.values()))[:-1]
     part = dict(zip(_METEOR_STATISTICS, np.split(stats, ends, axis=1), strict=True))
     lengths, function_words, stages = part["lengths"], part["function words"], part["matches"].reshape(-1, 4, 2, 2)
     weights = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
     matches = np.einsum("s,nskr,k->nr", _STAGE_WEIGHTS, stages, np.array([_DELTA, 1 - _DELTA]))
-    # An answer equal to its reference counts no chunk, also inside a sum: METEOR sets it to 0 before adding up.
+    # An answer equal to its reference has no chunk, also inside a sum: METEOR sets it to 0 before it adds.
     same = (part["matched words"] == lengths).all(axis=1, keepdims=True) & (part["chunks"] == 1)
     chunks = np.where(same, 0.0, part["chunks"])
     return np.column_stack([matches, weights, chunks, part["matched words"].mean(1)])

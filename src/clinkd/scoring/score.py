@@ -1,4 +1,4 @@
-"""Predictions to scores, by modality, with intervals: the model, other choices of its candidates, its blind twins."""
+"""Scores of predictions by modality, with intervals: the model, other choices of candidates, image-blind baselines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from clinkd.scoring.captions import CaptionScorer, NotComputed, Sums, by_column
 from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Measure, Rules, SampleAnswer, measures, stand_ins
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
-_RIVALS = ("random", "agreement")  # scorers that stand beside every other one, by the name they go by in the record
-_BY = "by "
-_CHUNK = 64  # bootstrap replicates worked out together: bounds memory at 64 x groups
+# scorers to compare every other with, by their names in the record
+_REFERENCE_SCORERS = ("random", "agreement")
+_SCORER_PREFIX = "by "
+_CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
 class Estimate(NamedTuple):
@@ -32,10 +33,10 @@ class Estimate(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """What a choice of candidates is above the first beam, x100, in the mean over modalities; below where negative.
+    """How much a choice of candidates gains over the first beam, x100, in the mean over modalities; negative is worse.
 
-    None, as in a Score, where there is nothing to divide by. The interval is of the difference: the same images are
-    drawn for both.
+    None, as in a Score, where there is nothing to divide by. The interval is of the difference: both use the same
+    bootstrap images.
     """
 
     row: str
@@ -46,39 +47,39 @@ class Gain(NamedTuple):
 
     @property
     def certain(self) -> bool:
-        """The interval leaves out 0."""
+        """Whether the interval leaves out 0."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """One row beside another under one metric, where both have an answer: for each of K keys (a modality, a source),
-    and last for the mean over them. Figures are 0..1, NaN where there is nothing to divide by."""
+    """One row compared with another by one metric, on the samples that both answer: for each of K keys (a modality, a
+    source), and last for the mean over them. Figures are 0..1, NaN where there is nothing to divide by."""
 
     keys: tuple[str | None, ...]  # [K + 1], the last None
     answers: tuple[int, ...]  # [K + 1]
     ours: Counts  # [K + 1]
     theirs: Counts  # [K + 1]
-    drawn: Counts | None  # [R, K + 1] differences of bootstrap replicates, drawn in pairs
-    exchanged: Counts | None  # [P, K + 1] differences where the rows' answers to the images of a group change places
+    drawn: Counts | None  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
+    exchanged: Counts | None  # [P, K + 1] differences after the rows swap their answers in random groups
 
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
         if self.drawn is None:
             return [None] * len(self.keys)
-        return [_ends(ends) for ends in _percentiles(self.drawn)]
+        return [_scale_interval(ends) for ends in _compute_percentiles(self.drawn)]
 
-    def at(self, key: str) -> _OneKey | None:
-        """Of one key; None where it has no answers of both."""
+    def at(self, key: str) -> _KeyDifference | None:
+        """The difference for one key; None where the two rows share no answers."""
         if key not in self.keys:
             return None
         place = self.keys.index(key)
-        return _OneKey(float(self.ours[place]), float(self.theirs[place]), self.interval[place])
+        return _KeyDifference(float(self.ours[place]), float(self.theirs[place]), self.interval[place])
 
 
-class _OneKey(NamedTuple):
-    """Of one key of an `PairedDifference`: both figures, 0..1, and the interval of their difference, x100."""
+class _KeyDifference(NamedTuple):
+    """One key of a `PairedDifference`: both figures, 0..1, and the interval of their difference, x100."""
 
     ours: float
     theirs: float
@@ -86,8 +87,8 @@ class _OneKey(NamedTuple):
 
 
 def is_choice(row: str) -> bool:
-    """A row of the model's own candidates, however chosen; else it is a blind twin's."""
-    return row in (MODEL, FIRST_BEAM, ORACLE, *_RIVALS) or row.startswith(_BY)
+    """Whether a row chooses among the model's candidates; else it is an image-blind baseline."""
+    return row in (MODEL, FIRST_BEAM, ORACLE, *_REFERENCE_SCORERS) or row.startswith(_SCORER_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +108,18 @@ class _ScoreRow:
 
     @property
     def has_interval(self) -> bool:
-        """By modality it is told with an interval: it was computed, and is a choice of the model's candidates."""
+        """Whether its figures by modality get intervals: it was computed, and chooses among the model's candidates."""
         return self.counts is not None and self.measure is not FLAWS and is_choice(self.row)
 
     @property
     def judged(self) -> bool:
-        """Some of the answers are."""
+        """Whether at least one answer is judged."""
         return self.counts is not None and bool(self.counts[:, JUDGED].any())
 
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """All answers, counted once; tables by modality and by source are sums of it."""
+    """All answers, counted once; tables by modality and by source are sums of these counts."""
 
     samples: Sequence[Sample]
     rows: tuple[_ScoreRow, ...]
@@ -126,141 +127,151 @@ class ScoredAnswers:
 
     def scores(self) -> list[Score]:
         """One Score for each row, metric and non-empty modality, and for the mean over these (modality None)."""
-        found: list[Score] = []
+        results: list[Score] = []
         modalities = [s.modality for s in self.samples]
         for row in self.rows:
             if row.counts is None:
-                found += _not_computed(row, row.measure.metrics, row.why, modalities)
+                results += _make_missing_scores(row, row.measure.metrics, row.why, modalities)
             else:
-                found += _as_scores(row, self._figures(row, modalities, self._by_modality.get(row.key)))
-        return found
+                results += _make_scores(
+                    row, self._estimate_figures(row, modalities, self._replicates_by_modality.get(row.key))
+                )
+        return results
 
     def sums(self, task: Task, measure: Measure) -> dict[Modality, Sums]:
-        """Counts of the model's answers by column, in each modality that has some; empty where not computed."""
+        """Counts of the model's answers by column, for each modality with answers; empty where not computed."""
         modalities = [s.modality for s in self.samples]
-        found = [r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None]
-        if not found:
+        results = [
+            r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None
+        ]
+        if not results:
             return {}
-        codes, names = _coded(found[0], modalities)
-        sums = _summed(found[0], codes, names)
+        codes, names = _encode_keys(results[0], modalities)
+        sums = _sum_by_key(results[0], codes, names)
         return {Modality(n): by_column(measure.columns, s) for n, s in zip(names, sums, strict=True) if s[JUDGED]}
 
     def gains(self) -> list[Gain]:
-        """Each choice of candidates beside the first beam, for each metric that was computed."""
+        """Each choice of candidates compared with the first beam, for each metric that was computed."""
         modalities = [s.modality for s in self.samples]
         first = {r.key: r for r in self.rows if r.row == FIRST_BEAM}
-        found: list[Gain] = []
+        results: list[Gain] = []
         for row in self.rows:
             if not row.has_interval or row.row == FIRST_BEAM:
                 continue
             pair = row, first[replace(row, row=FIRST_BEAM).key]
-            own, beam = (_mean(r.measure.figures(_summed(r, *_coded(r, modalities))), 0) for r in pair)
-            own_drawn, beam_drawn = (self._by_modality.get(r.key) for r in pair)
-            ends = np.full((len(own), 2), np.nan)
-            if own_drawn is not None and beam_drawn is not None:
-                ends = _percentiles(own_drawn[:, -1] - beam_drawn[:, -1])
-            for metric, value, interval in zip(row.measure.metrics, own - beam, ends, strict=True):
+            own_figures, beam = (
+                _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in pair
+            )
+            own_replicates, beam_replicates = (self._replicates_by_modality.get(r.key) for r in pair)
+            ends = np.full((len(own_figures), 2), np.nan)
+            if own_replicates is not None and beam_replicates is not None:
+                ends = _compute_percentiles(own_replicates[:, -1] - beam_replicates[:, -1])
+            for metric, value, interval in zip(row.measure.metrics, own_figures - beam, ends, strict=True):
                 above = None if np.isnan(value) else 100 * float(value)
-                found.append(Gain(row.row, row.task, metric, above, _ends(interval)))
-        return found
+                results.append(Gain(row.row, row.task, metric, above, _scale_interval(interval)))
+        return results
 
     def each(self) -> dict[str, dict[str, float]]:
-        """By sample, the figures of the model's answer to it alone, 0..1; those with nothing to divide by left out."""
-        found: dict[str, dict[str, float]] = {}
+        """By sample, the figures of the model's one answer, 0..1; a figure with nothing to divide by is left out."""
+        results: dict[str, dict[str, float]] = {}
         for row in self.rows:
             if row.row != MODEL or row.counts is None or row.measure is FLAWS:
                 continue
             values = row.measure.figures(row.counts)  # [N, F]
-            for place, own in zip(row.places, values.tolist(), strict=True):
-                known = found.setdefault(self.samples[place].id, {})
-                known |= {m: v for m, v in zip(row.measure.metrics, own, strict=True) if not np.isnan(v)}
-        return found
+            for place, own_figures in zip(row.places, values.tolist(), strict=True):
+                figures_of_sample = results.setdefault(self.samples[place].id, {})
+                figures_of_sample |= {
+                    m: v for m, v in zip(row.measure.metrics, own_figures, strict=True) if not np.isnan(v)
+                }
+        return results
 
     def by_source(self) -> Table:
-        """Task and source (the data set an image came from) against the model and its blind twins, and how far above
-        the best of them it stands."""
+        """A table by task and source (the data set an image came from): the model, its image-blind baselines, and how
+        much the model is above the best of them."""
         sources = [s.source or "-" for s in self.samples]
-        twins = [name for name in dict.fromkeys(r.row for r in self.rows) if not is_choice(name)]
+        baselines = [name for name in dict.fromkeys(r.row for r in self.rows) if not is_choice(name)]
         lines: list[tuple[str, ...]] = []
         for task in Task:
             if metric := self.headline(task):
-                lines += self._source_lines(task, metric, sources, twins)
+                lines += self._make_source_lines(task, metric, sources, baselines)
         heads = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which")
-        columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in twins))
+        columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in baselines))
         notes = (
             "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
             "the best twin in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
         )
         return Table("By source", columns, tuple(lines), notes)
 
-    def _source_lines(
-        self, task: Task, metric: str, sources: Sequence[str], twins: Sequence[str]
+    def _make_source_lines(
+        self, task: Task, metric: str, sources: Sequence[str], baselines: Sequence[str]
     ) -> Iterator[tuple[str, ...]]:
-        row = self._found(MODEL, task, metric)
+        row = self._find_row(MODEL, task, metric)
         assert row is not None
         place = row.measure.metrics.index(metric)
-        figures = self._figures(row, sources, self._replicated(row, sources))
-        apart = {twin: both for twin in twins if (both := self.apart(task, metric, MODEL, twin, sources))}
+        figures = self._estimate_figures(row, sources, self._bootstrap_figures(row, sources))
+        apart = {
+            baseline: both for baseline in baselines if (both := self.apart(task, metric, MODEL, baseline, sources))
+        }
         for source in sorted(key for key in figures if key is not None):
             figure = figures[source]
-            pairs = {twin: pair for twin, both in apart.items() if (pair := both.at(source))}
-            computed = [twin for twin in pairs if not np.isnan(pairs[twin].theirs)]
-            best = max(computed, key=lambda twin: pairs[twin].theirs, default=None)
-            ours, theirs, ends = pairs[best] if best is not None else _OneKey(np.nan, np.nan, None)
-            interval = None if figure.intervals is None else _ends(figure.intervals[place])
-            cells = (_cell(figure.values[place]), spelled(interval), _cell(theirs), best or "-")
-            above = (_cell(ours - theirs, "+"), spelled(ends, "+"))
-            blind = (_cell(pairs[twin].theirs) if twin in pairs else "-" for twin in twins)
+            pairs = {baseline: pair for baseline, both in apart.items() if (pair := both.at(source))}
+            computed = [baseline for baseline in pairs if not np.isnan(pairs[baseline].theirs)]
+            best = max(computed, key=lambda baseline: pairs[baseline].theirs, default=None)
+            ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
+            interval = None if figure.intervals is None else _scale_interval(figure.intervals[place])
+            cells = (_spell_figure(figure.values[place]), spelled(interval), _spell_figure(theirs), best or "-")
+            above = (_spell_figure(ours - theirs, "+"), spelled(ends, "+"))
+            blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
             yield (task.value, source, metric, str(figure.answers), *cells, *above, *blind)
 
     def headline(self, task: Task) -> str | None:
-        """What a task is compared by: its primary metric; where that was not computed, what stands in for it."""
-        found = (m for m in stand_ins(task) if (row := self._found(MODEL, task, m)) and row.judged)
-        return next(found, None)
+        """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed."""
+        results = (m for m in stand_ins(task) if (row := self._find_row(MODEL, task, m)) and row.judged)
+        return next(results, None)
 
-    def _found(self, row: str, task: Task, metric: str) -> _ScoreRow | None:
+    def _find_row(self, row: str, task: Task, metric: str) -> _ScoreRow | None:
         mine = (r for r in self.rows if (r.row, r.task) == (row, task) and metric in r.measure.metrics)
         return next((r for r in mine if r.counts is not None), None)
 
     def apart(
         self, task: Task, metric: str, row: str, other: str, keys: Sequence[str], exchanges: int = 0
     ) -> PairedDifference | None:
-        """`row` beside `other`, by the key of each sample; None where either was not computed, or nothing is shared.
+        """`row` compared with `other`, by key of a sample; None where one was not computed, or no sample is shared.
 
-        `exchanges`: how often the two change places in half of the groups, drawn at random: were they alike, each such
-        difference would be as likely as the one that was seen, whatever the metric (Noreen 1989).
+        `exchanges`: how often the two swap their answers in a random half of the groups. If the two were equally good,
+        each such difference would be as likely as the observed one, for any metric (Noreen 1989).
         """
-        pair = self._found(row, task, metric), self._found(other, task, metric)
+        pair = self._find_row(row, task, metric), self._find_row(other, task, metric)
         if pair[0] is None or pair[1] is None:
             return None
         places = np.intersect1d(pair[0].places, pair[1].places)
-        ours, theirs = (_only(r, places) for r in pair if r)
-        codes, names = _coded(ours, keys)
-        sums = [_summed(r, codes, names) for r in (ours, theirs)]
-        there = sums[0][:, JUDGED] > 0
-        if not there.any():
+        ours, theirs = (_select_answers(r, places) for r in pair if r)
+        codes, names = _encode_keys(ours, keys)
+        sums = [_sum_by_key(r, codes, names) for r in (ours, theirs)]
+        has_answers = sums[0][:, JUDGED] > 0
+        if not has_answers.any():
             return None
         at = ours.measure.metrics.index(metric)
 
         def figures(of: Counts) -> Counts:
             """[..., K, C] sums -> [..., K + 1]"""
-            found = ours.measure.figure(metric, of)
-            return np.concatenate([found, _mean(found, -1)[..., None]], axis=-1)
+            results = ours.measure.figure(metric, of)
+            return np.concatenate([results, _mean_over_keys(results, -1)[..., None]], axis=-1)
 
-        drawn = [self._replicated(r, keys) for r in (ours, theirs)]
-        kept = np.append(there, True)
+        drawn = [self._bootstrap_figures(r, keys) for r in (ours, theirs)]
+        kept = np.append(has_answers, True)
         answers = sums[0][:, JUDGED].astype(int)
-        exchanged = self._exchanged(ours, theirs, codes, exchanges, figures) if exchanges else None
+        exchanged = self._permute_answers(ours, theirs, codes, exchanges, figures) if exchanges else None
         return PairedDifference(
-            keys=(*(n for n, t in zip(names, there, strict=True) if t), None),
-            answers=(*answers[there].tolist(), int(answers.sum())),
+            keys=(*(n for n, t in zip(names, has_answers, strict=True) if t), None),
+            answers=(*answers[has_answers].tolist(), int(answers.sum())),
             ours=figures(sums[0])[kept],
             theirs=figures(sums[1])[kept],
             drawn=None if drawn[0] is None or drawn[1] is None else (drawn[0] - drawn[1])[:, kept, at],
             exchanged=None if exchanged is None else exchanged[:, kept],
         )
 
-    def _exchanged(
+    def _permute_answers(
         self,
         ours: _ScoreRow,
         theirs: _ScoreRow,
@@ -269,7 +280,7 @@ class ScoredAnswers:
         figures: Callable[[Counts], Counts],
     ) -> Counts:
         assert ours.counts is not None and theirs.counts is not None
-        groups, weights = self._drawn(ours.task, ours.places)
+        groups, weights = self._get_group_weights(ours.task, ours.places)
         by_group = []
         for counts in (ours.counts, theirs.counts):
             sums = np.zeros((weights.shape[1], int(codes.max()) + 1, counts.shape[1]))
@@ -278,49 +289,51 @@ class ScoredAnswers:
         flat = (by_group[0] - by_group[1]).reshape(weights.shape[1], -1)
         whole, other = by_group[0].sum(0) + by_group[1].sum(0), by_group[1].sum(0)
         rng = np.random.default_rng([1, *ours.task.value.encode()])
-        found = []
+        results = []
         for start in range(0, exchanges, _CHUNK):
             kept = rng.integers(2, size=(min(_CHUNK, exchanges - start), len(flat))).astype(np.float64)
             mine = other + (kept @ flat).reshape(len(kept), *other.shape)
-            found.append(figures(mine) - figures(whole - mine))
-        return np.concatenate(found)
+            results.append(figures(mine) - figures(whole - mine))
+        return np.concatenate(results)
 
-    def _figures(self, row: _ScoreRow, keys: Sequence[str], drawn: Counts | None) -> dict[str | None, Estimate]:
-        """Figures of each key with answers, in the order of first sight; under None the mean over those keys.
+    def _estimate_figures(
+        self, row: _ScoreRow, keys: Sequence[str], drawn: Counts | None
+    ) -> dict[str | None, Estimate]:
+        """Figures of each key with answers, in the order of first appearance; under None the mean over those keys.
 
-        Their intervals are those of the replicates `drawn`, as of `_replicated`.
+        The intervals come from the replicates `drawn`, as `_bootstrap_figures` gives them.
         """
         if row.counts is None or not len(row.places):
             return {}
-        codes, names = _coded(row, keys)
-        sums = _summed(row, codes, names)
+        codes, names = _encode_keys(row, keys)
+        sums = _sum_by_key(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
-        intervals = None if drawn is None else _percentiles(drawn)
-        found: dict[str | None, Estimate] = {}
+        intervals = None if drawn is None else _compute_percentiles(drawn)
+        results: dict[str | None, Estimate] = {}
         for i, name in enumerate(names):
             if sums[i, JUDGED]:
-                found[name] = Estimate(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
-        if found:
-            found[None] = Estimate(
-                _mean(values, 0), int(sums[:, JUDGED].sum()), None if intervals is None else intervals[-1]
+                results[name] = Estimate(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
+        if results:
+            results[None] = Estimate(
+                _mean_over_keys(values, 0), int(sums[:, JUDGED].sum()), None if intervals is None else intervals[-1]
             )
-        return found
+        return results
 
     @cached_property
-    def _by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
-        """`_replicated` over modalities of the rows with intervals, by their keys: scores and gains both ask for it."""
+    def _replicates_by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
+        """`_bootstrap_figures` over modalities for each row with intervals, by its key; scores and gains use it."""
         modalities = [s.modality for s in self.samples]
-        drawn = {r.key: self._replicated(r, modalities) for r in self.rows if r.has_interval}
+        drawn = {r.key: self._bootstrap_figures(r, modalities) for r in self.rows if r.has_interval}
         return {key: replicates for key, replicates in drawn.items() if replicates is not None}
 
-    def _replicated(self, row: _ScoreRow, keys: Sequence[str]) -> Counts | None:
-        """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys; groups are drawn, not answers.
-        None where too few replicates are wanted for an interval."""
+    def _bootstrap_figures(self, row: _ScoreRow, keys: Sequence[str]) -> Counts | None:
+        """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys. It draws groups, not answers.
+        None where `replicates` is too small for an interval."""
         if self.replicates < 2:
             return None
         assert row.counts is not None
-        codes, names = _coded(row, keys)
-        groups, weights = self._drawn(row.task, row.places)
+        codes, names = _encode_keys(row, keys)
+        groups, weights = self._get_group_weights(row.task, row.places)
         sums = np.zeros((weights.shape[1], len(names), row.counts.shape[1]))
         np.add.at(sums, (groups, codes), row.counts)
         flat = sums.reshape(len(sums), -1)
@@ -328,21 +341,21 @@ class ScoredAnswers:
         for start in range(0, len(weights), _CHUNK):
             part = weights[start : start + _CHUNK].astype(np.float64) @ flat
             values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
-            drawn.append(np.concatenate([values, _mean(values, 1)[:, None]], axis=1))
+            drawn.append(np.concatenate([values, _mean_over_keys(values, 1)[:, None]], axis=1))
         return np.concatenate(drawn)
 
-    def _drawn(self, task: Task, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        """Group of each answer [N], and how often each group is drawn in each replicate [R, G]. The same draws for
+    def _get_group_weights(self, task: Task, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+        """Group of each answer [N], and how often each replicate draws each group [R, G]. The draws are the same for
         every row and metric of a task, and for every run over the same samples, so that differences are paired."""
-        codes, weights = self._draws[task]
+        codes, weights = self._weights_by_task[task]
         return codes[places], weights
 
     @cached_property
-    def _draws(self) -> Mapping[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]]:
-        """Of each task the group of each sample, -1 where it is of another task, and what `_drawn` draws."""
-        return {task: self._drawn_anew(task) for task in {s.task for s in self.samples}}
+    def _weights_by_task(self) -> Mapping[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]]:
+        """By task: the group of each sample (-1 for a sample of another task), and the draws [R, G]."""
+        return {task: self._sample_group_weights(task) for task in {s.task for s in self.samples}}
 
-    def _drawn_anew(self, task: Task) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
+    def _sample_group_weights(self, task: Task) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
         names = sorted({s.group for s in self.samples if s.task is task})
         code = {name: i for i, name in enumerate(names)}
         rng = np.random.default_rng([0, *task.value.encode()])
@@ -373,7 +386,7 @@ def score_by_source(
     lexicon: Lexicon,
     config: EvaluateConfig,
 ) -> Table:
-    """The headline of each task by `Sample.source`, beside its best blind twin."""
+    """The primary metric of each task by `Sample.source`, compared with the best image-blind baseline."""
     return score_predictions(samples, predictions, twins, lexicon, config).by_source()
 
 
@@ -385,64 +398,66 @@ def score_predictions(
     config: EvaluateConfig,
     captions: CaptionScorer | None = None,
 ) -> ScoredAnswers:
-    """Count every answer under every measure of its task; METEOR and the tokenizer are started once for all rows, or
-    belong to `captions`.
+    """Count every answer with every measure of its task. METEOR and the tokenizer start once for all rows, unless
+    `captions` brings them.
 
-    Every sample needs a prediction; a twin may lack some. Raises BadInput naming the first sample without an answer,
-    or a prediction that belongs to no sample.
+    Every sample needs a prediction; a baseline may lack some. Raises BadInput naming the first sample without an
+    answer, or a prediction that belongs to no sample.
     """
     place = {s.id: i for i, s in enumerate(samples)}
-    answered = _by_place(predictions, place, "predictions")
+    answered = _index_predictions(predictions, place, "predictions")
     if missing := [s.id for i, s in enumerate(samples) if i not in answered]:
         raise BadInput(
             f"{len(missing)} of {len(samples)} samples have no prediction, the first is {missing[0]!r}; "
             "answer them, or leave them out of the samples"
         )
-    items = _Items(samples)
-    picks = _choices(items, answered)
+    items = _UniqueAnswers(samples)
+    picks = _choose_candidates(items, answered)
     for name, rows in twins.items():
         assert not is_choice(name), f"{name!r} is no blind twin's name"
-        picks[name] = {i: items.place(i, p, p.chosen) for i, p in _by_place(rows, place, f"twin {name!r}").items()}
+        picks[name] = {
+            i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"twin {name!r}").items()
+        }
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
     with CaptionScorer.opened(captions) as scorer:
         rules = Rules(config.iou, lexicon, scorer)
-        counted = (_counted(measure, items, picks, candidates, rules) for measure in measures(config.spice))
+        counted = (_count_measure(measure, items, picks, candidates, rules) for measure in measures(config.spice))
         return ScoredAnswers(samples, tuple(row for rows in counted for row in rows), config.replicates)
 
 
-class _Items:
-    """The answers that differ, each once, however many rows hold it."""
+class _UniqueAnswers:
+    """The different answers, each kept once, although many rows may share it."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
         self.items: list[SampleAnswer] = []
-        self._places: dict[object, int] = {}
+        self._index_by_key: dict[object, int] = {}
 
     def place(self, sample: int, prediction: Prediction, candidate: int) -> int:
-        """Where a candidate stands among the items; it is added where it is new."""
+        """The index of a candidate among the items; a new one is added."""
         answer = prediction.candidates[candidate]
         key = (sample, answer.answer, answer.unread, answer.truncated)
-        if key not in self._places:
-            self._places[key] = len(self.items)
+        if key not in self._index_by_key:
+            self._index_by_key[key] = len(self.items)
             self.items.append(SampleAnswer(self.samples[sample], answer))
-        return self._places[key]
+        return self._index_by_key[key]
 
 
-def _choices(items: _Items, answered: Mapping[int, Prediction]) -> dict[str, dict[int, int]]:
-    """By row the item of each sample, of every way to choose among the candidates but the oracle's."""
+def _choose_candidates(items: _UniqueAnswers, answered: Mapping[int, Prediction]) -> dict[str, dict[int, int]]:
+    """The item of each sample by row, for every way to choose a candidate except the oracle."""
     picks = {
         MODEL: {i: items.place(i, p, p.chosen) for i, p in answered.items()},
         FIRST_BEAM: {i: items.place(i, p, 0) for i, p in answered.items()},
     }
-    for name in _scorers(answered.values()):
-        row = name if name in _RIVALS else f"{_BY}{name}"
-        picks[row] = {i: items.place(i, p, _highest(p, name)) for i, p in answered.items()}
+    for name in _list_scorers(answered.values()):
+        row = name if name in _REFERENCE_SCORERS else f"{_SCORER_PREFIX}{name}"
+        picks[row] = {i: items.place(i, p, _find_highest(p, name)) for i, p in answered.items()}
     return picks
 
 
-def _counted(
+def _count_measure(
     measure: Measure,
-    items: _Items,
+    items: _UniqueAnswers,
     picks: Mapping[str, dict[int, int]],
     candidates: Mapping[int, list[int]],
     rules: Rules,
@@ -458,65 +473,69 @@ def _counted(
         counts[places] = part
     except NotComputed as reason:
         why = str(reason)
-    rows = picks if measure is FLAWS else {**picks, ORACLE: _best(measure, counts, candidates, picks)}
+    rows = picks if measure is FLAWS else {**picks, ORACLE: _choose_best(measure, counts, candidates, picks)}
     for task in measure.tasks:
         for name, chosen in rows.items():
             of_task = [i for i in chosen if items.samples[i].task is task]
             if of_task:
-                own = None if counts is None else counts[[chosen[i] for i in of_task]]
-                yield _ScoreRow(name, task, measure, np.array(of_task), own, why)
+                row_counts = None if counts is None else counts[[chosen[i] for i in of_task]]
+                yield _ScoreRow(name, task, measure, np.array(of_task), row_counts, why)
 
 
-def _by_place(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
-    found: dict[int, Prediction] = {}
+def _index_predictions(predictions: Iterable[Prediction], place: Mapping[str, int], what: str) -> dict[int, Prediction]:
+    prediction_by_place: dict[int, Prediction] = {}
     for prediction in predictions:
         if prediction.id not in place:
             raise BadInput(f"{what}: no sample has the id {prediction.id!r}; give the samples that were answered")
-        if place[prediction.id] in found:
+        if place[prediction.id] in prediction_by_place:
             raise BadInput(f"{what}: {prediction.id!r} is answered twice; keep one line for each sample")
-        found[place[prediction.id]] = prediction
-    return dict(sorted(found.items()))
+        prediction_by_place[place[prediction.id]] = prediction
+    return dict(sorted(prediction_by_place.items()))
 
 
-def _scorers(predictions: Iterable[Prediction]) -> list[str]:
-    """Names of the scorers that scored every candidate of every prediction, the order of the beams itself aside."""
+def _list_scorers(predictions: Iterable[Prediction]) -> list[str]:
+    """Names of the scorers that scored every candidate of every prediction, without "first", the order of the beams."""
     scored = [c.scores.keys() for p in predictions for c in p.candidates]
     everywhere = set(scored[0]).intersection(*scored) if scored else set()
-    return [name for name in (*_RIVALS, *sorted(everywhere - {*_RIVALS, "first"})) if name in everywhere]
+    return [
+        name
+        for name in (*_REFERENCE_SCORERS, *sorted(everywhere - {*_REFERENCE_SCORERS, "first"}))
+        if name in everywhere
+    ]
 
 
-def _highest(prediction: Prediction, scorer: str) -> int:
+def _find_highest(prediction: Prediction, scorer: str) -> int:
     """The candidate that a scorer prefers; ties go to the earlier beam."""
     return max(range(len(prediction.candidates)), key=lambda n: prediction.candidates[n].scores[scorer])
 
 
-def _best(
+def _choose_best(
     measure: Measure, counts: Counts | None, candidates: Mapping[int, list[int]], chosen: Mapping[str, dict[int, int]]
 ) -> dict[int, int]:
-    """Of each sample the candidate with the best figure of the leading metric; ties go to the earlier beam."""
+    """The candidate of each sample with the best figure of the first metric; ties go to the earlier beam."""
     if counts is None:
         return chosen[FIRST_BEAM]
-    # NaN: nothing was to be said and nothing was, as where no box is true and none is answered. That is right.
+    # NaN: the answer rightly says nothing, for example where neither truth nor answer has a box.
     leading = measure.rows[0]
-    worth = np.nan_to_num(leading.goodness(measure.figure(leading.name, counts)), nan=1.0)
-    return {i: max(own, key=lambda k: worth[k]) for i, own in candidates.items()}
+    quality = np.nan_to_num(leading.goodness(measure.figure(leading.name, counts)), nan=1.0)
+    return {i: max(candidates_of_sample, key=lambda k: quality[k]) for i, candidates_of_sample in candidates.items()}
 
 
-def _as_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list[Score]:
-    found = []
+def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list[Score]:
+    scores = []
     for key, figure in figures.items():
         modality = None if key is None else Modality(key)
         for f, metric in enumerate(row.measure.rows):
             value = float(figure.values[f])
             if np.isnan(value):
-                found.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
+                scores.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
-            interval = None if figure.intervals is None else _ends(figure.intervals[f])
-            found.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
-    return found
+            interval = None if figure.intervals is None else _scale_interval(figure.intervals[f])
+            scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
+    return scores
 
 
-def _not_computed(
+def _make_missing_scores(
     row: _ScoreRow, metrics: Sequence[str], why: str | None, modalities: Sequence[Modality]
 ) -> list[Score]:
     counts: Counter[Modality | None] = Counter(modalities[p] for p in row.places)
@@ -524,21 +543,21 @@ def _not_computed(
     return [Score(row.row, row.task, metric, m, None, n, why) for metric in metrics for m, n in counts.items()]
 
 
-def _only(row: _ScoreRow, places: NDArray[np.intp]) -> _ScoreRow:
-    """The row's answers to these samples."""
+def _select_answers(row: _ScoreRow, places: NDArray[np.intp]) -> _ScoreRow:
+    """The part of a row that answers these samples."""
     assert row.counts is not None
-    kept = np.isin(row.places, places)
-    return replace(row, places=row.places[kept], counts=row.counts[kept])
+    selected_N = np.isin(row.places, places)
+    return replace(row, places=row.places[selected_N], counts=row.counts[selected_N])
 
 
-def _coded(row: _ScoreRow, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
-    """The key of each answer [N] as a number, and the keys by their numbers, in the order of first sight."""
+def _encode_keys(row: _ScoreRow, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[str]]:
+    """The key of each answer [N] as a number, and the keys by number, in the order of first appearance."""
     names = list(dict.fromkeys(keys[p] for p in row.places))
     code = {name: i for i, name in enumerate(names)}
     return np.array([code[keys[p]] for p in row.places]), names
 
 
-def _summed(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -> Counts:
+def _sum_by_key(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -> Counts:
     """[K, C] counts of the answers of each key."""
     assert row.counts is not None
     sums = np.zeros((len(names), row.counts.shape[1]))
@@ -546,28 +565,28 @@ def _summed(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -> Co
     return sums
 
 
-def _percentiles(drawn: Counts) -> Counts:
+def _compute_percentiles(replicates: Counts) -> Counts:
     """[R, ...] replicates -> [..., 2] 2.5th and 97.5th percentiles; NaN where no replicate has a figure."""
-    some = np.asarray(~np.isnan(drawn).all(axis=0))
-    ends = np.nanpercentile(np.where(some, drawn, 0.0), [2.5, 97.5], axis=0)
-    return np.where(some[..., None], np.moveaxis(ends, 0, -1), np.nan)
+    has_figure = np.asarray(~np.isnan(replicates).all(axis=0))
+    ends = np.nanpercentile(np.where(has_figure, replicates, 0.0), [2.5, 97.5], axis=0)
+    return np.where(has_figure[..., None], np.moveaxis(ends, 0, -1), np.nan)
 
 
-def _ends(ends: Counts) -> tuple[float, float] | None:
+def _scale_interval(ends: Counts) -> tuple[float, float] | None:
     return None if np.isnan(ends).any() else (100 * float(ends[0]), 100 * float(ends[1]))
 
 
-def _mean(values: Counts, axis: int) -> Counts:
+def _mean_over_keys(values: Counts, axis: int) -> Counts:
     """Mean over the keys that have a value; NaN where none has."""
-    there = ~np.isnan(values)
-    count = there.sum(axis)
-    return np.where(count > 0, np.where(there, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
+    has_value = ~np.isnan(values)
+    count = has_value.sum(axis)
+    return np.where(count > 0, np.where(has_value, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
 def spelled(ends: tuple[float, float] | None, sign: str = "") -> str:
-    """An interval as a cell; `sign` "+" where it is of a difference."""
+    """An interval as the text of a table cell; `sign` is "+" for a difference."""
     return "-" if ends is None else f"[{ends[0]:{sign}.1f}, {ends[1]:{sign}.1f}]"
 
 
-def _cell(value: float, sign: str = "") -> str:
+def _spell_figure(value: float, sign: str = "") -> str:
     return "-" if np.isnan(value) else f"{100 * value:{sign}.1f}"
