@@ -62,10 +62,10 @@ def done(one_meteor: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
         if event == "open" and current and isinstance(given[0], str | bytes) and str(given[0]).endswith("test.jsonl"):
             opened.add(current[-1])
 
-    do, runs = graph._do, tmp_path_factory.mktemp("runs")
+    do, runs = graph._work_in_draft, tmp_path_factory.mktemp("runs")
     sys.addaudithook(note)  # for good: no hook can be taken off
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "_do", noting)
+        patch.setattr(graph, "_work_in_draft", noting)
         assert main(command(runs)) == 0
     current.clear()
     return Done(runs, opened)

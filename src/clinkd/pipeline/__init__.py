@@ -14,18 +14,18 @@ __all__ = ["correcting", "graph", "machine", "models", "plan", "prepared", "repo
 
 
 def plan(config: RunConfig) -> list[Stage]:
-    """The stages of a run, each after what it needs; the last one holds the table and the report."""
-    from clinkd.pipeline.stages import plan as stages
+    """List the stages of a run, each after the stages it needs. The last stage writes the table and the report."""
+    from clinkd.pipeline.stages import plan as plan_stages
 
-    return stages(config)
+    return plan_stages(config)
 
 
 def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
-    """Do what is not done yet of a run in `runs/NAME`, and return it finished.
+    """Do every stage that is not done yet of the run in `runs/NAME`, and return the finished run.
 
-    Several processes (`torchrun --nproc-per-node N -m clinkd run ...`) do it together.
+    Several processes may share the work (`torchrun --nproc-per-node N -m clinkd run ...`).
 
-    Raises BadInput where the folder holds another config and `replace` is not given, on a full disk, and on bad data.
+    Raises BadInput if the folder holds another config and `replace` is false, on a full disk, and on bad data.
     """
     from clinkd.pipeline import correcting
 
@@ -36,6 +36,6 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     folder = runs / config.name
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
     execute(stages, folder)
-    done = open_run(folder)
-    distributed.on_main_process(lambda: finish_run(done))
-    return done
+    finished_run = open_run(folder)
+    distributed.on_main_process(lambda: finish_run(finished_run))
+    return finished_run

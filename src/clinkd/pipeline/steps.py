@@ -1,4 +1,4 @@
-"""What each stage does, from the folders of the stages before it to its own."""
+"""The code of each stage: a step reads the folders of the stages before it and fills its own folder."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from clinkd.training import (
     store,
 )
 
-SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}  # files of answers
+SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}  # files of answers by split
 STORE = "stored-teacher"
 GALLERY = "gallery"
 SEEN = "seen"  # the model between the two halves of its pretraining
@@ -72,15 +72,15 @@ def prepare(work: StageContext, config: DataConfig) -> None:
     left_out = Counter[str]()
     if config.path is None:
         total = config.phantoms.train_images + config.phantoms.validation_images + config.phantoms.test_images
-        with _loop(work, "draw", total), progress(total, "draw phantoms", "images") as advance:
+        with _record_seconds(work, "draw", total), progress(total, "draw phantoms", "images") as advance:
             samples = phantoms.write(work.folder, config.phantoms, work.seed, config.workers, advance)
         root, lexicon = Path(), phantoms.LEXICON
     else:
         source = data.Source(
             config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed
         )
-        found = data.read_samples(source, left_out)
-        samples = data.split_samples(found, config.validation_share, config.test_share, work.seed)
+        all_samples = data.read_samples(source, left_out)
+        samples = data.split_samples(all_samples, config.validation_share, config.test_share, work.seed)
         root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
     for split in SPLITS:
@@ -97,120 +97,135 @@ def prepare(work: StageContext, config: DataConfig) -> None:
 
 
 def base(work: StageContext, config: ModelConfig, machine: Machine) -> None:
-    """The model before any training: random weights, or a check that the pretrained ones load with the scheme."""
-    here = StageInputs(work, machine)
+    """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
+    stage_inputs = StageInputs(work, machine)
     if config.base is None:
-        train = here.samples("train")
+        train = stage_inputs.samples("train")
         texts = texts_of(train, config)
-        model = new_tiny(config, texts, work.seed, here.open_image).to(here.device)
+        model = new_tiny(config, texts, work.seed, stage_inputs.open_image).to(stage_inputs.device)
         if config.tiny.pretrain:
-            model = _pretrained(here, model, data.bare_pairs(train), config.tiny.pretrain)
+            model = _pretrain(stage_inputs, model, data.bare_pairs(train), config.tiny.pretrain)
         distributed.on_main_process(lambda: model.save(work.folder / "model"))
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
         _drop_checkpoints(work.folder)
     else:
-        model = load(config.base, here.open_image, config)
-        at = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
-        distributed.on_main_process(lambda: write_json(work.folder / POINTER, at))
+        model = load(config.base, stage_inputs.open_image, config)
+        pointer = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
+        distributed.on_main_process(lambda: write_json(work.folder / POINTER, pointer))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
 def see(work: StageContext, machine: Machine) -> None:
-    """What the frozen tower makes of every image of every split."""
-    here = StageInputs(work, machine)
+    """Compute the features of every image of every split with the frozen vision tower."""
+    stage_inputs = StageInputs(work, machine)
     refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
-    model = here.model("base")
-    with _loop(work, "images", len(refs)):
-        taken = cache_features(work.folder / GALLERY, model, refs, "see images")
-    work.record("bytes", taken)
+    model = stage_inputs.model("base")
+    with _record_seconds(work, "images", len(refs)):
+        num_bytes = cache_features(work.folder / GALLERY, model, refs, "see images")
+    work.record("bytes", num_bytes)
 
 
-def _pretrained(
-    here: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
+def _pretrain(
+    stage_inputs: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
 ) -> VisionLanguageModel:
-    """First the tower, then the whole model on bare pairs; no sentence of the four tasks is seen."""
-    here.work.record("bare_pairs", len(pairs))
-    seen, draft = here.work.folder / SEEN, here.work.folder / f".{SEEN}.part"
+    """Pretrain the vision tower, then the whole model, on bare pairs. No sentence of the four tasks is used."""
+    stage_inputs.work.record("bare_pairs", len(pairs))
+    vision_folder, draft = stage_inputs.work.folder / SEEN, stage_inputs.work.folder / f".{SEEN}.part"
     if config.vision and pairs:
-        if not seen.is_dir():
-            sight = VisionPretrainer(model, [s.names[0] for s in pairs]).to(here.device)
-            _fit(here, sight, pairs, CrossEntropy(), config.vision, "see")
+        if not vision_folder.is_dir():
+            pretrainer = VisionPretrainer(model, [s.names[0] for s in pairs]).to(stage_inputs.device)
+            _fit_and_record(stage_inputs, pretrainer, pairs, CrossEntropy(), config.vision, "see")
 
-            def keep() -> None:
+            def save_vision() -> None:
                 shutil.rmtree(draft, ignore_errors=True)
                 model.save(draft)
-                publish(draft, seen)
+                publish(draft, vision_folder)
 
-            distributed.on_main_process(keep)
-            _drop_checkpoints(here.work.folder)
-        model = load(seen, here.open_image).to(here.device)
+            distributed.on_main_process(save_vision)
+            _drop_checkpoints(stage_inputs.work.folder)
+        model = load(vision_folder, stage_inputs.open_image).to(stage_inputs.device)
     if config.pairs and pairs:
-        _fit(here, model, pairs, CrossEntropy(), config.pairs, "pairs")
+        _fit_and_record(stage_inputs, model, pairs, CrossEntropy(), config.pairs, "pairs")
     return model
 
 
 def teacher(work: StageContext, config: TeacherConfig, machine: Machine) -> None:
-    """A copy tuned on a share of the training images, stratified by task and modality."""
-    here = StageInputs(work, machine)
-    drawn = data.draw_share(here.samples("train"), config.share, work.seed)
-    work.record("questions", len(drawn))
-    _train(here, here.model("base"), drawn, CrossEntropy(), config.fit, "teacher")
+    """Tune a copy of the base on a share of the training images, stratified by task and modality."""
+    stage_inputs = StageInputs(work, machine)
+    chosen = data.draw_share(stage_inputs.samples("train"), config.share, work.seed)
+    work.record("questions", len(chosen))
+    _train_and_save(stage_inputs, stage_inputs.model("base"), chosen, CrossEntropy(), config.fit, "teacher")
 
 
 def pseudo(
     work: StageContext, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, machine: Machine
 ) -> None:
-    """Answers of the teacher (or the untrained base) to training questions outside the teacher's own draw."""
-    here = StageInputs(work, machine)
-    train = here.samples("train")
-    own = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
-    outside = [s for s in train if s.id not in own]
-    asked = outside if config.targets == "pseudo" else _share(outside, config.pseudo_share, work.seed, "pseudo")
-    file, model = work.folder / PREDICTIONS, here.model(config.pseudo_from)
-    with _loop(work, "answers", len(asked)):
-        answer_samples(model, asked, answers, file=file, by=config.pseudo_from, title="pseudo-labels", seed=work.seed)
-    work.record("questions", len(asked))
+    """Let the teacher (or the untrained base) answer the training questions that the teacher was not trained on."""
+    stage_inputs = StageInputs(work, machine)
+    train = stage_inputs.samples("train")
+    teacher_ids = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
+    outside = [s for s in train if s.id not in teacher_ids]
+    questions = (
+        outside if config.targets == "pseudo" else _choose_share(outside, config.pseudo_share, work.seed, "pseudo")
+    )
+    file, model = work.folder / PREDICTIONS, stage_inputs.model(config.pseudo_from)
+    with _record_seconds(work, "answers", len(questions)):
+        answer_samples(
+            model, questions, answers, file=file, by=config.pseudo_from, title="pseudo-labels", seed=work.seed
+        )
+    work.record("questions", len(questions))
 
 
 def distill(work: StageContext, config: DistillConfig, machine: Machine) -> None:
-    """The teacher into a second copy of the base, over the whole training split."""
-    here = StageInputs(work, machine)
-    train = here.samples("train")
+    """Distill the teacher into a second copy of the base, over the whole training split."""
+    stage_inputs = StageInputs(work, machine)
+    train = stage_inputs.samples("train")
     if "pseudo" in work.inputs:
-        said = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
-        empty = [i for i, text in said.items() if not text.text.strip()]
-        train = [s.answered(said[s.id], "+pseudo") if s.id in said and s.id not in empty else s for s in train]
-        work.record("pseudo_labels", {"used": len(said) - len(empty), "empty": len(empty)})
-    student = here.model("base")
+        pseudo_answers = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
+        empty = [i for i, text in pseudo_answers.items() if not text.text.strip()]
+        train = [
+            s.answered(pseudo_answers[s.id], "+pseudo") if s.id in pseudo_answers and s.id not in empty else s
+            for s in train
+        ]
+        work.record("pseudo_labels", {"used": len(pseudo_answers) - len(empty), "empty": len(empty)})
+    student = stage_inputs.model("base")
     if config.kd_weight > 0:
-        tutor = _tutor(here, student, train, config)
-        _train(here, student, train, Distillation(config.kd_weight, config.temperature), config.fit, "distill", tutor)
-        # Gigabytes that nobody reads again: a finished stage is never trained anew, and its variants are other stages.
+        kd_teacher = _open_teacher(stage_inputs, student, train, config)
+        _train_and_save(
+            stage_inputs,
+            student,
+            train,
+            Distillation(config.kd_weight, config.temperature),
+            config.fit,
+            "distill",
+            kd_teacher,
+        )
+        # Nobody reads these gigabytes again: a finished stage is never trained anew, and its variants are other stages.
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
     else:
-        _train(here, student, train, CrossEntropy(), config.fit, "tune")
+        _train_and_save(stage_inputs, student, train, CrossEntropy(), config.fit, "tune")
 
 
-def _tutor(
-    here: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
+def _open_teacher(
+    stage_inputs: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
 ) -> Teacher:
-    """The teacher beside the student, or what it thinks of all samples, which an attempt before may have written."""
+    """A live teacher, or its stored outputs for all samples, which an earlier attempt may have written."""
     if config.teacher_as == "live":
-        return LiveTeacher(here.model("teacher"))
-    folder, by = here.work.folder / STORE, here.work.inputs["teacher"] / "model"
+        return LiveTeacher(stage_inputs.model("teacher"))
+    folder, teacher_folder = stage_inputs.work.folder / STORE, stage_inputs.work.inputs["teacher"] / "model"
     identity = identity_of(
-        config.teacher_as, samples, by, student,
-        temperature=config.temperature, draws=config.draws, seed=here.work.seed,
+        config.teacher_as, samples, teacher_folder, student,
+        temperature=config.temperature, draws=config.draws, seed=stage_inputs.work.seed,
     )  # fmt: skip
 
-    def keep() -> None:
+    def store_outputs() -> None:
         if not finished(folder):
-            rows, model = config.fit.rows // config.fit.accumulate, here.model("teacher")
-            with _loop(here.work, "stored_samples", len(samples)):
+            rows, model = config.fit.rows // config.fit.accumulate, stage_inputs.model("teacher")
+            with _record_seconds(stage_inputs.work, "stored_samples", len(samples)):
                 store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
-    distributed.on_main_process(keep)
-    here.work.record("stored_teacher", {"bytes": folder_bytes(folder)})
+    distributed.on_main_process(store_outputs)
+    stage_inputs.work.record("stored_teacher", {"bytes": folder_bytes(folder)})
     return StoredTeacher(folder, identity)
 
 
@@ -218,84 +233,110 @@ def reflect(
     work: StageContext, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
     distill: DistillConfig | None, machine: Machine,
 ) -> None:  # fmt: skip
-    """One round: answer training questions, rewrite the wrong answers from the truth, train on both."""
-    here = StageInputs(work, machine)
-    model, given = here.model(previous), here.samples("train")
-    train = taught(here.desk, config, given)
-    work.record("overruled_truths", sum(a is not b for a, b in zip(given, train, strict=True)))
-    asked = _share(train, config.review_share, work.seed, f"round {round}")
+    """Do one round: answer training questions, rewrite the wrong answers from the truth, train on both."""
+    stage_inputs = StageInputs(work, machine)
+    model, untaught = stage_inputs.model(previous), stage_inputs.samples("train")
+    train = taught(stage_inputs.desk, config, untaught)
+    work.record("overruled_truths", sum(a is not b for a, b in zip(untaught, train, strict=True)))
+    questions = _choose_share(train, config.review_share, work.seed, f"round {round}")
     greedy = AnswerConfig(beams=1, candidates=1, max_new_tokens=answers.max_new_tokens, batch=answers.batch)
     file = work.folder / ANSWERS
-    with _loop(work, "answers", len(asked)):
-        found = answer_samples(model, asked, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}")
-    kept = work.folder / CORRECTIONS
+    with _record_seconds(work, "answers", len(questions)):
+        predictions = answer_samples(
+            model, questions, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}"
+        )
+    corrections_file = work.folder / CORRECTIONS
 
-    def keep() -> None:
-        if kept.is_file():  # an attempt before this one was done with it
+    def write_corrections() -> None:
+        if corrections_file.is_file():  # an earlier attempt has written it
             return
-        corrections = reviewed(here.desk, config, train, asked, found, round)
-        write_lines(kept, (c.to_json() for c in corrections))
-        table = summary(corrections, asked)
+        corrections = reviewed(stage_inputs.desk, config, train, questions, predictions, round)
+        write_lines(corrections_file, (c.to_json() for c in corrections))
+        table = summary(corrections, questions)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
 
-    with _loop(work, "corrections", len(asked)):
-        distributed.on_main_process(keep)
-    corrections = [Correction.from_json(record) for record in JsonLines(kept).read()]
-    work.record("reviewed", {"asked": len(asked), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
-    fresh = fed_back(asked, corrections)
-    tutor = LiveTeacher(here.model("teacher")) if config.objective == "distill" else None
-    objective = Distillation(distill.kd_weight, distill.temperature) if tutor and distill else CrossEntropy()
-    lap = (round - 1, config.rounds)
-    _train(here, model, [*train, *fresh], objective, config.fit, f"reflect {round}/{config.rounds}", tutor, lap)
+    with _record_seconds(work, "corrections", len(questions)):
+        distributed.on_main_process(write_corrections)
+    corrections = [Correction.from_json(record) for record in JsonLines(corrections_file).read()]
+    work.record("reviewed", {"asked": len(questions), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
+    feedback = fed_back(questions, corrections)
+    kd_teacher = LiveTeacher(stage_inputs.model("teacher")) if config.objective == "distill" else None
+    objective = Distillation(distill.kd_weight, distill.temperature) if kd_teacher and distill else CrossEntropy()
+    schedule_part = (round - 1, config.rounds)
+    _train_and_save(
+        stage_inputs,
+        model,
+        [*train, *feedback],
+        objective,
+        config.fit,
+        f"reflect {round}/{config.rounds}",
+        kd_teacher,
+        schedule_part,
+    )
     if config.recheck:
         truths = [s.answer.words for s in train]
-        _recheck(here, model.eval(), asked, corrections, config, greedy, truths, f"recheck {round}/{config.rounds}")
+        _recheck_answers(
+            stage_inputs,
+            model.eval(),
+            questions,
+            corrections,
+            config,
+            greedy,
+            truths,
+            f"recheck {round}/{config.rounds}",
+        )
 
 
-def _recheck(
-    here: StageInputs, model: VisionLanguageModel, asked: Sequence[Sample], corrections: Sequence[Correction],
-    config: ReflectConfig, answers: AnswerConfig, truths: Sequence[str], title: str,
+def _recheck_answers(
+    stage_inputs: StageInputs, model: VisionLanguageModel, reviewed_samples: Sequence[Sample],
+    corrections: Sequence[Correction], config: ReflectConfig, answers: AnswerConfig, truths: Sequence[str], title: str,
 ) -> None:  # fmt: skip
-    """Ask some of the reviewed questions again: what came of answers that were wrong, and of those that were right."""
-    was = {c.id: c.wrong for c in corrections}
-    drawn: list[Sample] = []
+    """Answer some reviewed questions again, half of them wrong before, half right, and write what changed."""
+    wrong_before = {c.id: c.wrong for c in corrections}
+    questions: list[Sample] = []
     for wrong in (True, False):
-        kind = [s for s in asked if was[s.id] == wrong]
-        drawn += _share(kind, min(1.0, config.recheck / 2 / len(kind)), here.work.seed, "recheck") if kind else []
-    file = here.work.folder / "rechecked.jsonl"
-    with _loop(here.work, "rechecks", len(drawn)):
-        found = answer_samples(model, drawn, answers, file=file, by=title, title=title)
+        same_verdict = [s for s in reviewed_samples if wrong_before[s.id] == wrong]
+        questions += (
+            _choose_share(
+                same_verdict, min(1.0, config.recheck / 2 / len(same_verdict)), stage_inputs.work.seed, "recheck"
+            )
+            if same_verdict
+            else []
+        )
+    file = stage_inputs.work.folder / "rechecked.jsonl"
+    with _record_seconds(stage_inputs.work, "rechecks", len(questions)):
+        predictions = answer_samples(model, questions, answers, file=file, by=title, title=title)
 
-    def keep() -> None:
-        similarity = similarity_of(here.desk, config, truths)
-        now = {c.id: c for c in review(drawn, found, similarity, config, 0)}
-        lines = (
+    def write_effect() -> None:
+        similarity = similarity_of(stage_inputs.desk, config, truths)
+        corrections_now = {c.id: c for c in review(questions, predictions, similarity, config, 0)}
+        records = (
             {
-                "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": was[s.id],
-                "after_wrong": now[s.id].wrong, "answer": now[s.id].before.to_json(),
+                "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": wrong_before[s.id],
+                "after_wrong": corrections_now[s.id].wrong, "answer": corrections_now[s.id].before.to_json(),
             }
-            for s in drawn
+            for s in questions
         )  # fmt: skip
-        write_lines(here.work.folder / EFFECT, lines)
+        write_lines(stage_inputs.work.folder / EFFECT, records)
 
-    distributed.on_main_process(keep)
+    distributed.on_main_process(write_effect)
 
 
 def clip(work: StageContext, config: ClipConfig, machine: Machine) -> None:
-    """The image-text model that scores candidates: given, or trained on training captions, and on boxes with their
-    names and captions, where it is to be shown crops."""
-    here = StageInputs(work, machine)
+    """Make the image-text model that scores candidates: load it, or train it on the training captions, and on boxes
+    with their names and captions if it will see crops."""
+    stage_inputs = StageInputs(work, machine)
     if config.base is not None:
-        ImageTextModel.load(config.base, here.open_image)
+        ImageTextModel.load(config.base, stage_inputs.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
         return
-    train = here.samples("train")
+    train = stage_inputs.samples("train")
     kinds = [kind for kind in captioned(train, config.grounding != "text", work.seed) if len(kind) > 1]
     if not kinds:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
                        "select.scorer=first")  # fmt: skip
-    model = new_tiny_clip(here.model("base").tokenizer, config, work.seed, here.open_image)
-    with _loop(work, "pairs", round(config.epochs * len(kinds[0]))):
+    model = new_tiny_clip(stage_inputs.model("base").tokenizer, config, work.seed, stage_inputs.open_image)
+    with _record_seconds(work, "pairs", round(config.epochs * len(kinds[0]))):
         loss = train_clip(model, kinds, config, work.seed)
     work.record("loss", loss)
     work.record("views", [len(kind) for kind in kinds])
@@ -303,84 +344,84 @@ def clip(work: StageContext, config: ClipConfig, machine: Machine) -> None:
 
 
 def answer(work: StageContext, config: AnswerConfig, previous: str, machine: Machine) -> None:
-    """The final model's candidates for the test questions, and for those of validation, on which `select` decides."""
-    here = StageInputs(work, machine)
-    model = here.model(previous)
+    """Write the final model's candidates for the test questions, and for the validation questions `select` uses."""
+    stage_inputs = StageInputs(work, machine)
+    model = stage_inputs.model(previous)
     by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
-    asked = {split: here.samples(split) for split in SPOKEN}
-    with _loop(work, "answers", sum(map(len, asked.values()))):
+    questions = {split: stage_inputs.samples(split) for split in SPOKEN}
+    with _record_seconds(work, "answers", sum(map(len, questions.values()))):
         for split, name in SPOKEN.items():
             answer_samples(
-                model, asked[split], config, file=work.folder / name, by=by, title=f"answer {split}", seed=work.seed
+                model, questions[split], config, file=work.folder / name, by=by, title=f"answer {split}", seed=work.seed
             )
 
 
 def select(work: StageContext, config: SelectConfig, machine: Machine) -> None:
-    """Every candidate scored, the best one chosen where the scorer may be trusted with the task.
+    """Score every candidate, and choose the best one in the tasks for which the scorer is trusted.
 
-    Rivals that cost nothing write their scores beside the scorer's: what selection gained is told against them.
+    Cheap rival scorers write their scores too, so that the gain of the selection can be compared with theirs.
     """
-    here = StageInputs(work, machine)
-    scorer, tasks = here.scorer(config), list(config.tasks)
+    stage_inputs = StageInputs(work, machine)
+    scorer, tasks = stage_inputs.scorer(config), list(config.tasks)
     rivals = [r for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
 
-    def chosen(split: Split, among: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
-        samples = {s.id: s for s in here.samples(split)}
-        found = read_predictions(work.inputs["answer"], SPOKEN[split])
-        return samples, rerank(samples, found, scorer, among, rivals)
+    def choose_answers(split: Split, task_names: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
+        samples = {s.id: s for s in stage_inputs.samples(split)}
+        answers = read_predictions(work.inputs["answer"], SPOKEN[split])
+        return samples, rerank(samples, answers, scorer, task_names, rivals)
 
     if config.trust == "validated" and config.scorer != "first":
-        samples, predictions = chosen("validation", tasks)
+        samples, predictions = choose_answers("validation", tasks)
         gain: dict[str, list[float]] = {}
         for p in predictions:
             s = samples[p.id]
             first, best = (
-                answer_accuracy(c.answer, s.answer, s.facts, here.lexicon) for c in (p.candidates[0], p.answer)
+                answer_accuracy(c.answer, s.answer, s.facts, stage_inputs.lexicon) for c in (p.candidates[0], p.answer)
             )
             gain.setdefault(s.task, []).append(best - first)
         mean = {task: sum(g) / len(g) for task, g in gain.items()}
         tasks = [t for t in tasks if mean.get(t, 0) > 0]
         work.record("validation_gain", {t: round(100 * g, 2) for t, g in mean.items()})
     work.record("reordered_tasks", tasks)
-    _, predictions = chosen("test", tasks)
+    _, predictions = choose_answers("test", tasks)
     if isinstance(scorer, ClipScorer):
-        shown = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
-        work.record("clip_inputs", {**shown, "token_limit": scorer.model.towers.limit})
+        counts = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
+        work.record("clip_inputs", {**counts, "token_limit": scorer.model.towers.limit})
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
 def shuffle(work: StageContext, config: AnswerConfig, previous: str, machine: Machine) -> None:
-    """What the final model says to the test questions when it is shown another image: a twin that sees nothing of what
-    it is asked about, and knows all that the model has learnt."""
-    here = StageInputs(work, machine)
-    asked, file = images_shuffled(here.samples("test")), work.folder / PREDICTIONS
-    if not asked:  # a single image
+    """Let the final model answer each test question with another image. This baseline does not see the image of the
+    question, but knows all that the model has learnt."""
+    stage_inputs = StageInputs(work, machine)
+    questions, file = images_shuffled(stage_inputs.samples("test")), work.folder / PREDICTIONS
+    if not questions:  # a single image
         return write_lines(file, [])
-    model = here.model(previous)
-    with _loop(work, "answers", len(asked)):
-        answer_samples(model, asked, config, file=file, by=IMAGES_SHUFFLED, title="images shuffled", seed=work.seed)
+    model = stage_inputs.model(previous)
+    with _record_seconds(work, "answers", len(questions)):
+        answer_samples(model, questions, config, file=file, by=IMAGES_SHUFFLED, title="images shuffled", seed=work.seed)
 
 
 def score(work: StageContext, whole: RunConfig) -> None:
-    """Predictions to scores, tables and the report."""
+    """Turn predictions into scores, tables and the report."""
     from clinkd.pipeline import report
 
     report.write(work, whole)
 
 
-# -- what they share --------------------------------------------------------------------------------------------------
+# -- shared by stages --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _loop(work: StageContext, name: str, units: int) -> Iterator[None]:
-    """Record how long this attempt took over so many units of what a stage does again and again."""
+def _record_seconds(work: StageContext, name: str, units: int) -> Iterator[None]:
+    """Record the seconds that this attempt takes for a loop over `units` items."""
     start = time.monotonic()
     yield
     work.record(name, {"units": units, "seconds": round(time.monotonic() - start, 3)})
 
 
 class StageInputs:
-    """Data, models and the machine, as a stage finds them."""
+    """The data, the models and the machine that a stage works with."""
 
     def __init__(self, work: StageContext, machine: Machine) -> None:
         self.device, self.machine, self.work = torch.device(machine.ready()), machine, work
@@ -398,8 +439,8 @@ class StageInputs:
     def model(self, stage: str) -> VisionLanguageModel:
         model = load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
         if "see" in self.work.inputs:
-            seen = self.work.inputs["see"]
-            self.gallery = self.gallery or FeatureCache(seen / GALLERY, model, owner=seen)
+            features_folder = self.work.inputs["see"]
+            self.gallery = self.gallery or FeatureCache(features_folder / GALLERY, model, owner=features_folder)
             self.gallery.serve(model)
         return model
 
@@ -407,31 +448,36 @@ class StageInputs:
         return scorer_of(config, self.work.inputs.get("clip"), self.open_image, self.lexicon, self.work.seed)
 
 
-def _train(
-    here: StageInputs, model: VisionLanguageModel, samples: Sequence[Sample], objective: CrossEntropy | Distillation,
-    config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
+def _train_and_save(
+    stage_inputs: StageInputs, model: VisionLanguageModel, samples: Sequence[Sample],
+    objective: CrossEntropy | Distillation, config: FitConfig, title: str,
+    teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
-    _fit(here, model, samples, objective, config, title, teacher, lap)
-    distributed.on_main_process(lambda: model.save(here.work.folder / "model"))
-    _drop_checkpoints(here.work.folder)
+    _fit_and_record(stage_inputs, model, samples, objective, config, title, teacher, schedule_part)
+    distributed.on_main_process(lambda: model.save(stage_inputs.work.folder / "model"))
+    _drop_checkpoints(stage_inputs.work.folder)
 
 
-def _fit(
-    here: StageInputs, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample],
+def _fit_and_record(
+    stage_inputs: StageInputs, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample],
     objective: CrossEntropy | Distillation,
-    config: FitConfig, title: str, teacher: Teacher | None = None, lap: tuple[int, int] = (0, 1),
+    config: FitConfig, title: str, teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
 ) -> None:  # fmt: skip
-    folder = here.work.folder / f"fit-{title.split()[0]}"
+    folder = stage_inputs.work.folder / f"fit-{title.split()[0]}"
     fitted = fit(
         model, samples, objective, config,
-        FitRun(folder, here.work.seed, title, lap, here.machine.shard, here.machine.trackers), teacher=teacher,
+        FitRun(
+            folder, stage_inputs.work.seed, title, schedule_part,
+            stage_inputs.machine.shard, stage_inputs.machine.trackers,
+        ),
+        teacher=teacher,
     )  # fmt: skip
-    done = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
-    here.work.record(folder.name, {**done, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})
+    counts = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
+    stage_inputs.work.record(folder.name, {**counts, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})
 
 
 def _drop_checkpoints(stage: Path) -> None:
-    """Called once what they led to is saved: a stop in between goes on from the last one."""
+    """Call this only after the model is saved: until then, a stopped training continues from its last checkpoint."""
 
     def drop() -> None:
         for pattern in ("step-*", ".step-*", "damaged-*"):
@@ -441,8 +487,8 @@ def _drop_checkpoints(stage: Path) -> None:
     distributed.on_main_process(drop)
 
 
-def _share(samples: Sequence[Sample], share: float, seed: int, what: str) -> list[Sample]:
-    """A recorded random share: by a hash of seed and id, so that it does not depend on the order of samples."""
-    lot = {s.id: hashlib.sha256(f"{seed} {what} {s.id}".encode()).digest() for s in samples}
-    kept = set(sorted(lot, key=lambda i: lot[i])[: max(1, round(share * len(samples)))])
+def _choose_share(samples: Sequence[Sample], share: float, seed: int, purpose: str) -> list[Sample]:
+    """A random share, chosen by a hash of seed and id, so that it does not depend on the order of the samples."""
+    hash_rank = {s.id: hashlib.sha256(f"{seed} {purpose} {s.id}".encode()).digest() for s in samples}
+    kept = set(sorted(hash_rank, key=lambda i: hash_rank[i])[: max(1, round(share * len(samples)))])
     return [s for s in samples if s.id in kept]
