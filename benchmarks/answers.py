@@ -42,7 +42,7 @@ METHODS = {
 def trained(folder: Path, seconds: float) -> tuple[VisionLanguageModel, list[Sample]]:
     """The demo's tiny model after so many seconds, and questions of the test split."""
     config = ModelConfig()
-    samples = phantoms.write(folder, PhantomConfig(train_images=600, validation_images=1, test_images=96), 0)
+    samples = phantoms.write_phantoms(folder, PhantomConfig(train_images=600, validation_images=1, test_images=96), 0)
     learnt = [s for s in samples if s.split == "train"]
 
     def opened(ref: ImageRef) -> Image.Image:

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 from clinkd.inference.self_consistency import CERTAIN, self_consistency
 from clinkd.language.agreement import answer_similarity
 from clinkd.language.conflicts import conflicts
-from clinkd.language.negation import named
-from clinkd.pipeline.prepared import about, read_predictions, read_split
+from clinkd.language.negation import mentioned_names
+from clinkd.pipeline.prepared import read_data_source, read_predictions, read_split
 from clinkd.pipeline.runs import find_run
 from clinkd.records import BoxedText, Candidate
 
@@ -28,7 +28,7 @@ from clinkd.records import BoxedText, Candidate
 def wrong(answer: BoxedText, truth: BoxedText, names: tuple[str, ...]) -> bool:
     if truth.boxes:
         return answer_similarity(answer, truth) < 0.5
-    other = set(named(answer.words, names)) != set(named(truth.words, names))
+    other = set(mentioned_names(answer.words, names)) != set(mentioned_names(truth.words, names))
     return other or bool(conflicts(answer.words, truth.words))
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     run = find_run(args.run, args.runs)
     prepared = run.stage("prepare")
-    names = about(prepared).lexicon.names
+    names = read_data_source(prepared).lexicon.names
     tokenizer = AutoTokenizer.from_pretrained(run.stage(run.last_trained) / "model")
     test = {s.id: s for s in read_split(prepared, "test")}
 

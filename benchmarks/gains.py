@@ -19,7 +19,7 @@ from benchmarks.report import Row, add_outputs, show
 
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Task
-from clinkd.reporting.compare import over_seeds
+from clinkd.reporting.compare import compare_paired_values
 from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
 
 FIRST = "first beam"
@@ -32,7 +32,7 @@ def choices(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def row(what: str, ours: Sequence[float], theirs: Sequence[float], rival: str) -> Row:
-    found = over_seeds(ours, theirs)
+    found = compare_paired_values(ours, theirs)
     interval = "no interval" if found.interval is None else "[{:+.1f}, {:+.1f}]".format(*found.interval)
     told = f"{what}: {found.mean:+.1f} {interval} over {found.pairs} seeds"
     return Row(told, statistics.fmean(ours), statistics.fmean(theirs), rival, "x100")

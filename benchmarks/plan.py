@@ -115,7 +115,7 @@ def given(home: Path, images: int) -> list[str]:
     from clinkd.training import FitRun, fit
 
     drawn = PhantomConfig(train_images=images, validation_images=images // 10, test_images=images // 5)
-    samples = phantoms.write(home / "set", drawn, 0)
+    samples = phantoms.write_phantoms(home / "set", drawn, 0)
     write_jsonl(samples, home / "set" / "samples.jsonl")
     tiny = TinyConfig(
         hidden=256, layers=4, heads=4, mlp=768, vision_hidden=128, vision_layers=4, patch=14, image_pixels=112,

@@ -37,7 +37,7 @@ def median(seconds: list[float]) -> float:
 
 def figures(folder: Path) -> list[Row]:
     config = PhantomConfig(train_images=24, validation_images=1, test_images=1)
-    samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+    samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
     def opened(ref: ImageRef) -> Image.Image:
         return data.open_image(folder, ref)

@@ -41,8 +41,8 @@ def sentences() -> list[str]:
     rng, dice, modalities = np.random.default_rng(0), random.Random(0), list(phantoms.STRUCTURES)
     found = set()
     for number in range(200):
-        image = phantoms.draw(rng, modalities[number % len(modalities)], structures=2)
-        drawn = phantoms.samples(image, ImageRef("x.png", 96, 96), "x", "test", dice)
+        image = phantoms.draw_phantom(rng, modalities[number % len(modalities)], structures=2)
+        drawn = phantoms.make_phantom_samples(image, ImageRef("x.png", 96, 96), "x", "test", dice)
         found |= {s.answer.words for s in drawn if s.task in (Task.RC, Task.MIA)}
     return sorted(found)
 

@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         config = PhantomConfig(train_images=6, validation_images=1, test_images=1, image_pixels=512)
-        samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+        samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
         self.rows = [row[:QUESTIONS] for row in rows_of(samples)]
         self.images = {s.images[0] for s in samples}
         self.live, self.read = self.model(samples), self.model(samples)

@@ -30,8 +30,8 @@ def texts(number: int, seed: int = 0) -> tuple[list[str], list[str]]:
     rng, dice, modalities = np.random.default_rng(seed), random.Random(seed), list(phantoms.STRUCTURES)
     drawn: list[Sample] = []
     while len(drawn) < number:
-        image = phantoms.draw(rng, modalities[len(drawn) % len(modalities)], structures=2)
-        drawn += phantoms.samples(image, ImageRef("x.png", 96, 96), f"i{len(drawn)}", "train", dice)
+        image = phantoms.draw_phantom(rng, modalities[len(drawn) % len(modalities)], structures=2)
+        drawn += phantoms.make_phantom_samples(image, ImageRef("x.png", 96, 96), f"i{len(drawn)}", "train", dice)
     drawn = drawn[:number]
     by_task: dict[str, list[str]] = {}
     for sample in drawn:

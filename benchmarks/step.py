@@ -63,7 +63,7 @@ class Bench:
         self.folder, self.args, self.device = folder, args, torch.device(args.device)
         self.side = side = round(args.image_tokens**0.5) * 28
         drawn = PhantomConfig(train_images=args.rows * 3, validation_images=1, test_images=1, image_pixels=side)
-        self.samples = [s for s in phantoms.write(folder, drawn, 0) if s.split == "train"]
+        self.samples = [s for s in phantoms.write_phantoms(folder, drawn, 0) if s.split == "train"]
         self.student = self.model(0)
         self.student.freeze(("vision", "merger"))
         self.tutors = {way: self.tutor(way.removeprefix("KD ")) for way in ways}

@@ -41,7 +41,7 @@ class Bench:
     def __init__(self, folder: Path, draws: int) -> None:
         self.folder, self.draws = folder, draws
         config = PhantomConfig(train_images=240, validation_images=1, test_images=1)
-        self.samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+        self.samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
         self.student, self.teacher = self._model(0), self._model(1)
         taught = FitConfig(epochs=15, rows=24, questions=3, optimizer="muon", learning_rate=3e-3)
         fit(self.teacher, self.samples, CrossEntropy(), taught, FitRun(folder / "fit", 0, "teach"))

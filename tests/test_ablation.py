@@ -11,7 +11,7 @@ import pytest
 from clinkd.cli import main
 from clinkd.experiments import ROWS, SWEEPS, TABLE_2, small
 from clinkd.records import BadInput, Modality, Score, Task
-from clinkd.reporting.ablation import Finished, Grid, ablation_json, ablation_tables
+from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
 from clinkd.settings import override
 from clinkd.workflows.ablate import AblationPlan, ablate
 
@@ -28,10 +28,10 @@ def score(task: Task, metric: str, value: float | None, row: str = "model") -> S
     return Score(row, task, metric, None, value, 10, None if value is not None else "no jars")
 
 
-def finished(row: str, seed: int, vg: float, **more: float | None) -> Finished:
+def finished(row: str, seed: int, vg: float, **more: float | None) -> FinishedRun:
     others = [score(Task(t), {"ROC": "Recall", "RC": "SPICE", "MIA": "mBMR"}[t], v) for t, v in more.items()]
     blind = [score(Task.VG, "F1", 5.0 + seed, "constant")]
-    return Finished(row, seed, [score(Task.VG, "F1", vg), *others, *blind], 100, 7.2)
+    return FinishedRun(row, seed, [score(Task.VG, "F1", vg), *others, *blind], 100, 7.2)
 
 
 def table(tables, title):
@@ -43,7 +43,7 @@ def test_means_differences_and_the_smallest_seen_are_those_of_the_seeds():
     runs = [finished("bird", s, v) for s, v in enumerate(bird)] + [
         finished("distilled", s, v) for s, v in enumerate(kd)
     ]
-    grid = Grid(ROWS, runs)
+    grid = AblationGrid(ROWS, runs)
     tables = ablation_tables(grid, {"Rows": ("bird", "distilled", "whole")})
     scores, gains, beside = tables
     assert scores.columns == ("", "Seeds", "VG F1", "Steps", "Passes")
@@ -61,7 +61,7 @@ def test_means_differences_and_the_smallest_seen_are_those_of_the_seeds():
     steady = [finished("bird", s, 10.0 + s) for s in range(3)] + [
         finished("tuned", s, 9.0 + s + s / 9) for s in range(3)
     ]
-    told = ablation_tables(Grid(ROWS, steady), {"Rows": ("bird", "tuned")})[1]
+    told = ablation_tables(AblationGrid(ROWS, steady), {"Rows": ("bird", "tuned")})[1]
     assert told.notes[0] == "Qwen2-VL, tuned - BiRD-like: worse in VG F1 -0.9."
     assert beside.rows == (("+ KD", "+9.19", "+14.19", "+11.98", "+12.15", "+3.7", "-", "-", "-"),)
     found = ablation_json(grid)["distilled"]["scores"]["VG F1"]
@@ -70,9 +70,9 @@ def test_means_differences_and_the_smallest_seen_are_those_of_the_seeds():
 
 def test_an_average_stands_only_where_all_four_tasks_were_judged():
     four = {"ROC": 20.0, "RC": 30.0, "MIA": 40.0}
-    whole = Grid(ROWS, [finished("bird", 0, 10.0, **four)])
+    whole = AblationGrid(ROWS, [finished("bird", 0, 10.0, **four)])
     assert whole.columns()[-1] is None and whole.value("bird", 0, None) == 25.0
-    gap = Grid(ROWS, [finished("bird", 0, 10.0, **(four | {"RC": None}))])
+    gap = AblationGrid(ROWS, [finished("bird", 0, 10.0, **(four | {"RC": None}))])
     assert None not in gap.columns() and gap.value("bird", 0, None) is None
     assert (Task.RC, "SPICE") not in gap.columns()  # unscored is no zero
 
@@ -84,9 +84,9 @@ def test_pairs_are_of_the_seeds_that_both_rows_have():
         finished("tuned", 1, 14.0),
         finished("tuned", 2, 99.0),
     ]
-    found = Grid(ROWS, runs).paired("tuned", (Task.VG, "F1"))
+    found = AblationGrid(ROWS, runs).paired("tuned", (Task.VG, "F1"))
     assert found.mean == 4.0 and found.pairs == 1 and found.interval is None
-    assert Grid(ROWS, runs[2:]).paired("tuned", (Task.VG, "F1")) is None  # its rival was not run
+    assert AblationGrid(ROWS, runs[2:]).paired("tuned", (Task.VG, "F1")) is None  # its rival was not run
 
 
 def test_every_row_is_told_against_another_and_the_papers_rows_are_its_own():
@@ -175,5 +175,5 @@ def test_phantoms_ask_some_tasks_alone(tmp_path):
     from clinkd.data import phantoms
 
     config = override(small(), QUICK).data.phantoms
-    found = phantoms.write(tmp_path, config, 0)
+    found = phantoms.write_phantoms(tmp_path, config, 0)
     assert {s.task for s in found} == {Task.VG} and len({s.modality for s in found} & set(Modality)) == 8

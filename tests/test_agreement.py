@@ -12,7 +12,7 @@ from clinkd.boxes import iou, iou_matrix, match_boxes, match_overlaps
 from clinkd.language.agreement import answer_similarity
 from clinkd.language.conflicts import affirms, conflicts, numbers, sides
 from clinkd.language.facts import Lexicon, read_facts
-from clinkd.language.negation import listed, mentions
+from clinkd.language.negation import affirmed_names, mentions
 from clinkd.language.words import normalise
 from clinkd.records import Box, BoxedText, Fact
 
@@ -168,8 +168,8 @@ def test_affirms(text: str, there: bool) -> None:
 
 def test_listing_takes_the_longest_name_and_skips_denied_ones() -> None:
     names = ("lung", "left lung", "liver", "kidney")
-    assert listed("A liver, the left lung and no kidney; the left lung again.", names) == ("liver", "left lung")
-    assert listed("the lungs", names) == ("lung",)
+    assert affirmed_names("A liver, the left lung and no kidney; the left lung again.", names) == ("liver", "left lung")
+    assert affirmed_names("the lungs", names) == ("lung",)
 
 
 SAME = [  # pairs that say the same, or do not contradict each other

@@ -15,8 +15,8 @@ def drawn(images: int) -> list[Sample]:
     rng, modalities = np.random.default_rng(0), list(phantoms.STRUCTURES)
     found = []
     for at in range(images):
-        drawing = phantoms.draw(rng, modalities[at % len(modalities)], structures=3)
-        found += phantoms.samples(drawing, ImageRef("x.png", 96, 96), f"i{at}", "train", random.Random(at))
+        drawing = phantoms.draw_phantom(rng, modalities[at % len(modalities)], structures=3)
+        found += phantoms.make_phantom_samples(drawing, ImageRef("x.png", 96, 96), f"i{at}", "train", random.Random(at))
     return found
 
 

@@ -186,7 +186,7 @@ def test_caps_are_counted_and_never_cut_an_answer(tmp_path: Path) -> None:
     ],
 )
 def test_groups_and_sources_come_from_the_id(name: str, group: str, source: str) -> None:
-    assert boxes.group(name) == group and boxes.origin(name) == source
+    assert boxes.parse_patient_group(name) == group and boxes.parse_origin(name) == source
 
 
 @pytest.fixture(scope="module")

@@ -326,7 +326,7 @@ def test_the_page_shows_counts_maps_faults_and_pictures(tmp_path: Path) -> None:
     rows = [row(n) for n in range(5)]
     rows[3]["modality"] = "<b>thermo</b>"
     found = checked(folder(tmp_path, *rows))
-    survey.write(found, tmp_path / "page.html")
+    survey.write_survey_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for words in ("5 rows, 12 samples", "ct, 4 boxes: where", "ct, 4 boxes: size", "Median box of each class", "liver"):
         assert words in page, words

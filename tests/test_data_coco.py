@@ -204,7 +204,7 @@ def test_run_length_masks_have_the_boxes_of_pycocotools(tmp_path: Path) -> None:
         height, width = mask.shape
         packed = oracle.encode(mask)
         text = packed["counts"].decode()
-        assert coco.unpacked(text) == runs(mask)
+        assert coco.unpack_run_lengths(text) == runs(mask)
         kind = dice.choice(("packed", "plain"))
         kinds[kind] += 1
         value["images"].append(image(number, width=width, height=height))
@@ -227,7 +227,7 @@ def test_long_runs_are_unpacked_as_pycocotools_packs_them() -> None:
         cuts = sorted(dice.sample(range(1, height * width), min(dice.randint(1, 40), height * width - 1)))
         counts = [b - a for a, b in zip([0, *cuts], [*cuts, height * width], strict=True)]
         packed = oracle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        assert coco.unpacked(packed["counts"].decode()) == counts
+        assert coco.unpack_run_lengths(packed["counts"].decode()) == counts
 
 
 def test_a_run_of_no_pixels_draws_no_box_out(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.pixels.processing import _expand_segmented_lut  # type: ignore[attr-defined]
 
-from clinkd.data.images import PRESETS, Facts, look, open_image
+from clinkd.data.images import PRESETS, Facts, open_image, read_image_size
 from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.limits import FileLimits
-from clinkd.data.readers.dicom_folder import NO_QUESTION, read, sheet
+from clinkd.data.readers.dicom_folder import NO_QUESTION, list_sheet_lines, read
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality
 
@@ -282,7 +282,7 @@ def test_a_window_by_hand(tmp_path: Path) -> None:
     stored = np.array([[0, 1024, 1064, 1264, 4095]], np.uint16)  # HU: -1024, 0, 40, 240, 3071
     path = write(tmp_path / "a.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
     assert shown(path, "40/400")[0, :, 0].tolist() == [0, 102, 128, 255, 255]
-    ref = look(tmp_path, "a.dcm", "a", "40/400")
+    ref = read_image_size(tmp_path, "a.dcm", "a", "40/400")
     assert ref == ImageRef("a.dcm", 5, 1, window="40/400")
     assert np.asarray(open_image(tmp_path, ref)).tolist() == shown(path, "40/400").tolist()
     assert (
@@ -342,7 +342,7 @@ def test_a_voi_table_begins_at_a_rescaled_value(tmp_path: Path) -> None:
 )
 def test_windows_that_do_not_fit(tmp_path: Path, window: str, elements: dict[str, Any], reason: str) -> None:
     path = write(tmp_path / "a.dcm", RAMP, **elements)
-    for job in (shown, lambda path, window: look(tmp_path, path.name, "a", window)):
+    for job in (shown, lambda path, window: read_image_size(tmp_path, path.name, "a", window)):
         with pytest.raises(BadInput, match=reason):
             job(path, window)
 
@@ -856,7 +856,7 @@ def test_a_folder_is_checked_file_by_file(tmp_path: Path) -> None:
 def test_the_sheet_has_a_line_for_each_frame(tmp_path: Path) -> None:
     root = folder(tmp_path)
     (root / "bad\udcff.png").write_bytes(b"x")
-    lines = list(sheet(root))
+    lines = list(list_sheet_lines(root))
     good = [line for line in lines if "problem" not in line]
     assert [(g["image"], g["modality"], g["width"], g["height"]) for g in good] == [
         ("a.png", "", "7", "8"),
@@ -878,4 +878,4 @@ def test_the_sheet_has_a_line_for_each_frame(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, reason in ((tmp_path / "empty", "is empty"), (tmp_path / "absent", "no such folder")):
         with pytest.raises(BadInput, match=reason):
-            list(sheet(path))
+            list(list_sheet_lines(path))

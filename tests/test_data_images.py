@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clinkd.data.images import kind_of, look, open_image
+from clinkd.data.images import kind_of, open_image, read_image_size
 from clinkd.data.modality import read_modality
 from clinkd.records import BadInput, ImageRef, Modality
 
@@ -56,7 +56,7 @@ def test_orientation_is_applied_and_recorded(tmp_path: Path, suffix: str, turned
     options = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
     Image.fromarray(stored).save(tmp_path / f"a.{suffix}", exif=exif, **options)
     wanted = UPRIGHT[turned](stored)
-    ref = look(tmp_path, f"a.{suffix}", "a")
+    ref = read_image_size(tmp_path, f"a.{suffix}", "a")
     assert (ref.height, ref.width, ref.orientation) == (*wanted.shape[:2], turned)
     for image in (ref, ref.path):
         assert np.abs(np.asarray(open_image(tmp_path, image)).astype(int) - wanted).max() <= 3
@@ -71,7 +71,7 @@ def test_orientation_may_stand_behind_the_pixels_of_a_png(tmp_path: Path) -> Non
     end = start + 12 + int.from_bytes(whole[start : start + 4], "big")
     moved = whole[:start] + whole[end:-12] + whole[start:end] + whole[-12:]
     (tmp_path / "b.png").write_bytes(moved)
-    ref = look(tmp_path, "b.png", "b")
+    ref = read_image_size(tmp_path, "b.png", "b")
     assert (ref.width, ref.height, ref.orientation) == (20, 40, 6)
     assert open_image(tmp_path, ref).size == (20, 40)
 
@@ -81,7 +81,7 @@ def test_an_orientation_that_is_none_is_upright(tmp_path: Path, number: int) -> 
     exif = Image.Exif()
     exif[0x0112] = number
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert look(tmp_path, "a.jpg", "a") == ImageRef("a.jpg", 40, 20)
+    assert read_image_size(tmp_path, "a.jpg", "a") == ImageRef("a.jpg", 40, 20)
 
 
 def test_the_pixels_of_a_plain_png_are_not_read_to_look_at_it(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_pixels_of_a_plain_png_are_not_read_to_look_at_it(tmp_path: Path) ->
     at = whole.index(b"IDAT") + 6
     whole[at : at + 4] = b"\xff" * 4
     (tmp_path / "a.png").write_bytes(whole)
-    assert look(tmp_path, "a.png", "a") == ImageRef("a.png", 40, 20)
+    assert read_image_size(tmp_path, "a.png", "a") == ImageRef("a.png", 40, 20)
     with pytest.raises(BadInput, match="cannot be read"):
         open_image(tmp_path, "a.png")
 
@@ -104,8 +104,8 @@ def test_one_of_several_frames_is_named(tmp_path: Path, suffix: str) -> None:
     for k in range(3):
         picture = open_image(tmp_path, f"a.{suffix}#{k + 1}")
         assert picture.size == (30, 20) and abs(picture.getpixel((5, 5))[0] - 80 * k) <= 2  # type: ignore[index]
-        assert look(tmp_path, f"a.{suffix}#{k + 1}", "a").path == f"a.{suffix}#{k + 1}"
-    for job in (open_image, lambda root, name: look(root, name, f"image {name}")):
+        assert read_image_size(tmp_path, f"a.{suffix}#{k + 1}", "a").path == f"a.{suffix}#{k + 1}"
+    for job in (open_image, lambda root, name: read_image_size(root, name, f"image {name}")):
         with pytest.raises(BadInput, match=rf"image a.{suffix}: the file has 3 frames.*a.{suffix}#1 \(up to #3\)"):
             job(tmp_path, f"a.{suffix}")
         for number in (0, 4):
@@ -117,7 +117,7 @@ def test_frames_of_a_tiff_have_sizes_of_their_own(tmp_path: Path) -> None:
     big, small = Image.new("L", (30, 20)), Image.new("L", (9, 8))
     big.save(tmp_path / "a.tif", save_all=True, append_images=[small])
     for number, size in ((1, (30, 20)), (2, (9, 8))):
-        ref = look(tmp_path, f"a.tif#{number}", "a")
+        ref = read_image_size(tmp_path, f"a.tif#{number}", "a")
         assert (ref.width, ref.height) == open_image(tmp_path, ref).size == size
     with pytest.raises(BadInput, match="30x20 pixels"):
         open_image(tmp_path, "a.tif#1", max_pixels=100)
@@ -224,7 +224,7 @@ def test_loops_of_links_and_pipes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to("a.png")
     os.mkfifo(tmp_path / "pipe.png")
     for name, reason in (("a.png", "not a usable path|no such file"), ("pipe.png", "no file at all")):
-        for job in (open_image, lambda root, name: look(root, name, f"image {name}")):
+        for job in (open_image, lambda root, name: read_image_size(root, name, f"image {name}")):
             with pytest.raises(BadInput, match=f"image {name}: .*({reason})"):
                 job(tmp_path, name)
 
@@ -236,7 +236,7 @@ def test_looking_refuses_what_opening_refuses(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_bytes(b"this is no image")
     for name in ("empty.png", "wide.png", "bomb.png", "text.png", "none.png", "../out.png"):
         said = []
-        for job in (open_image, lambda root, name: look(root, name, f"image {name}")):
+        for job in (open_image, lambda root, name: read_image_size(root, name, f"image {name}")):
             with pytest.raises(BadInput) as found:
                 job(tmp_path, name)
             said.append(str(found.value))

@@ -20,7 +20,7 @@ from clinkd.config import DataConfig, RunConfig
 from clinkd.data.checks.check import Checks
 from clinkd.data.dataset import SampleFile
 from clinkd.data.images import open_image
-from clinkd.data.importing import Division, NotClean, import_data, split_anew
+from clinkd.data.importing import Division, NotClean, import_data, split_again
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.pipeline import plan
@@ -162,15 +162,15 @@ def test_splits_given_by_the_files_are_kept_or_forgotten(tmp_path: Path) -> None
 
 def test_splitting_again_is_recorded(tmp_path: Path) -> None:
     import_data([Source(records(tmp_path / "a", 40))], tmp_path / "out", CHECKS, None)
-    counts = split_anew(tmp_path / "out", Division(0.1, 0.5, seed=3))
+    counts = split_again(tmp_path / "out", Division(0.1, 0.5, seed=3))
     assert sum(counts.values()) == 20 and counts["test"] > counts["validation"] > 0
     assert about(tmp_path / "out")["split"]["seed"] == 3 and about(tmp_path / "out")["groups"] == dict(counts)
     samples = list(SampleFile(tmp_path / "out"))
     assert len(samples) == 120
-    split_anew(tmp_path / "out", Division(0.1, 0.1, seed=4))
+    split_again(tmp_path / "out", Division(0.1, 0.1, seed=4))
     assert list(SampleFile(tmp_path / "out")) != samples
     with pytest.raises(BadInput, match="no samples.jsonl"):
-        split_anew(tmp_path / "a", Division())
+        split_again(tmp_path / "a", Division())
 
 
 def test_copies_make_a_set_that_can_be_carried_away(tmp_path: Path) -> None:
@@ -301,11 +301,11 @@ def test_dividing_anew_does_not_write_over_another_programs_file(tmp_path: Path)
     before = (tmp_path / "out/samples.jsonl").read_bytes()
     (tmp_path / "out/dataset.json").write_text(FOREIGN["nnU-Net"])
     with pytest.raises(BadInput, match="dataset.json: of another program"):
-        split_anew(tmp_path / "out", Division())
+        split_again(tmp_path / "out", Division())
     assert (tmp_path / "out/dataset.json").read_text() == FOREIGN["nnU-Net"]
     assert (tmp_path / "out/samples.jsonl").read_bytes() == before
     (tmp_path / "out/dataset.json").unlink()
-    split_anew(tmp_path / "out", Division())
+    split_again(tmp_path / "out", Division())
     assert about(tmp_path / "out").keys() == {"root", "split", "groups"}
     assert Source(tmp_path / "out").root == tmp_path / "out"
 

@@ -11,11 +11,21 @@ from PIL import Image
 
 from clinkd.data.checks.check import Checks
 from clinkd.data.dataset import SampleFile
-from clinkd.data.images import KINDS, Facts, File, ImageFrame, ImageKind, header, kind_of, look, open_image
+from clinkd.data.images import (
+    KINDS,
+    Facts,
+    File,
+    ImageFrame,
+    ImageKind,
+    kind_of,
+    open_image,
+    read_image_size,
+    read_medical_facts,
+)
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
 from clinkd.data.images.kind import reading, which_frame
 from clinkd.data.images.limits import ON_DISK, FileLimits
-from clinkd.data.images.upload import show
+from clinkd.data.images.upload import decode_frame
 from clinkd.data.importing import import_data
 from clinkd.data.readers import detect_form, dicom_folder
 from clinkd.data.readers.forms import read_rows
@@ -80,19 +90,19 @@ def test_the_first_kind_that_recognises_a_file_opens_it(tmp_path: Path, root: Pa
 
 
 def test_frames_of_a_new_kind_are_found_and_opened(root: Path) -> None:
-    assert look(root, "scan.bmp#2", "x", "40/400") == ImageRef("scan.bmp#2", 3, 2, window="40/400")
+    assert read_image_size(root, "scan.bmp#2", "x", "40/400") == ImageRef("scan.bmp#2", 3, 2, window="40/400")
     for number in (1, 2):
         assert (np.asarray(open_image(root, f"scan.bmp#{number}"))[..., 0] == number * GREY).all()
-    for job in (open_image, lambda root, name: look(root, name, "x")):
+    for job in (open_image, lambda root, name: read_image_size(root, name, "x")):
         with pytest.raises(BadInput, match="2 frames and none is named"):
             job(root, "scan.bmp")
         with pytest.raises(BadInput, match="frame 3 of 2"):
             job(root, "scan.bmp#3")
-    facts = header(root, "scan.bmp", "x")
+    facts = read_medical_facts(root, "scan.bmp", "x")
     assert facts is not None and facts.modality is Modality.MR
     assert has_burnt_in_text(root, ImageRef("scan.bmp#2"))
     with pytest.raises(BadInput, match="3x2 pixels, more than 5 in all"):
-        look(root, "scan.bmp#1", "x", max_pixels=5)
+        read_image_size(root, "scan.bmp#1", "x", max_pixels=5)
 
 
 def test_what_a_new_kind_says_of_a_person_is_scrubbed_from_pages(root: Path) -> None:
@@ -101,13 +111,13 @@ def test_what_a_new_kind_says_of_a_person_is_scrubbed_from_pages(root: Path) -> 
     sheet = root / "rows.csv"
     sheet.write_text("image,question,answer,patient\nscan.bmp#1,Who is it?,Nobody.,p\n")
     (row,) = read_rows(Source(sheet), Counter())
-    page = PlainPage(prepared.told_by(root, row.samples))
+    page = PlainPage(prepared.read_identifying_texts(root, row.samples))
     assert CANARY not in page(f"seen in {CANARY} today") and "today" in page(f"seen in {CANARY} today")
 
 
 def test_a_new_kind_is_uploaded(root: Path) -> None:
     content = (root / "scan.bmp").read_bytes()
-    shown = show(content, 2, "40/400")
+    shown = decode_frame(content, 2, "40/400")
     assert (shown.frames, shown.frame, shown.modality, shown.burned_in) == (2, 2, Modality.MR, "YES")
     assert (shown.width, shown.height, shown.dicom) == (3, 2, False)
     assert (np.asarray(shown.picture)[..., 0] == 2 * GREY).all()
@@ -122,7 +132,7 @@ def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Pa
     names = ["scan.bmp#1", "scan.bmp#2"]
     assert entry.images == tuple(ImageRef(name, 3, 2, window="40/400") for name in names)
     assert entry.group == "somebody" and told == {f"STACK {dicom_folder.NO_QUESTION}": 1}
-    lines = list(dicom_folder.sheet(root))
+    lines = list(dicom_folder.list_sheet_lines(root))
     assert [(x["image"], x["modality"], x["patient"], x["width"]) for x in lines] == [
         (name, "mr", "somebody", "3") for name in names
     ]  # fmt: skip

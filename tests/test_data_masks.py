@@ -108,7 +108,7 @@ def test_parts_are_those_of_brute_force() -> None:
     for _ in range(400):
         mask = random_mask(dice)
         parts = brute_parts(mask)
-        found = masks.regions(mask, speck_share=0)
+        found = masks.find_regions(mask, speck_share=0)
         assert found.specks == 0
         assert Counter(found.boxes) == Counter(extent(p, mask.shape) for p in parts)
         seen[min(len(parts), 4)] += 1
@@ -121,7 +121,7 @@ def test_boxes_cover_every_pixel_and_are_tight() -> None:
         mask = random_mask(dice)
         height, width = mask.shape
         covered = np.zeros_like(mask)
-        for b in masks.regions(mask, speck_share=0).boxes:
+        for b in masks.find_regions(mask, speck_share=0).boxes:
             x1, y1, x2, y2 = (round(v) for v in (b.x1 * width, b.y1 * height, b.x2 * width, b.y2 * height))
             part = mask[y1:y2, x1:x2]
             assert part[0].any() and part[-1].any() and part[:, 0].any() and part[:, -1].any()
@@ -136,7 +136,7 @@ def test_specks_are_left_out_and_the_largest_part_stays() -> None:
         mask, share = random_mask(dice), dice.choice((0.01, 0.05, 0.2, 0.9))
         parts = sorted(brute_parts(mask), key=len, reverse=True)
         large = [p for p in parts if len(p) >= share * mask.size]
-        found = masks.regions(mask, share)
+        found = masks.find_regions(mask, share)
         assert len(found.boxes) + found.specks == len(parts)
         assert len(found.boxes) == (max(len(large), 1) if parts else 0)
         longest = [extent(p, mask.shape) for p in parts if len(p) == len(parts[0])]

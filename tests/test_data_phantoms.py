@@ -33,13 +33,14 @@ CONFIG = PhantomConfig(train_images=960, validation_images=80, test_images=160)
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Set:
     folder, told = tmp_path_factory.mktemp("phantoms"), list[int]()
-    return Set(folder, phantoms.write(folder, CONFIG, seed=11, advance=told.append), told)
+    return Set(folder, phantoms.write_phantoms(folder, CONFIG, seed=11, advance=told.append), told)
 
 
 @pytest.fixture(scope="module")
 def drawings() -> list[phantoms.Drawing]:
     return [
-        phantoms.draw(np.random.default_rng([7, k]), PAPER_MODALITIES[k % 8], structures=1 + k % 4) for k in range(320)
+        phantoms.draw_phantom(np.random.default_rng([7, k]), PAPER_MODALITIES[k % 8], structures=1 + k % 4)
+        for k in range(320)
     ]
 
 
@@ -234,21 +235,21 @@ def test_words_say_what_the_facts_say(drawn: Set) -> None:
 
 def test_drawing_is_a_function_of_seed_split_and_number(drawn: Set, tmp_path: Path) -> None:
     small = CONFIG.model_copy(update={"train_images": 24, "validation_images": 8, "test_images": 8})
-    again = phantoms.write(tmp_path / "a", small, seed=11)
+    again = phantoms.write_phantoms(tmp_path / "a", small, seed=11)
     known = {s.id: s for s in drawn.samples}
     assert [known[s.id] for s in again] == again
     for s in again:
         path = s.images[0].path
         assert (tmp_path / "a" / path).read_bytes() == (drawn.folder / path).read_bytes()
-    other = phantoms.write(tmp_path / "b", small, seed=12)
+    other = phantoms.write_phantoms(tmp_path / "b", small, seed=12)
     assert [s.id for s in other] != [s.id for s in again] or other != again
 
 
 def test_processes_change_nothing(tmp_path: Path) -> None:
     config = PhantomConfig(train_images=520, validation_images=1, test_images=1)
     told: list[int] = []
-    parallel = phantoms.write(tmp_path / "two", config, seed=5, workers=2, advance=told.append)
-    alone = phantoms.write(tmp_path / "one", config, seed=5, workers=1)
+    parallel = phantoms.write_phantoms(tmp_path / "two", config, seed=5, workers=2, advance=told.append)
+    alone = phantoms.write_phantoms(tmp_path / "one", config, seed=5, workers=1)
     assert parallel == alone and sum(told) == 522
     for path in {s.images[0].path for s in alone[::40]}:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
@@ -260,14 +261,16 @@ def test_processes_change_nothing(tmp_path: Path) -> None:
 def test_impossible_knobs_are_named(tmp_path: Path, knob: str, value: int) -> None:
     config = CONFIG.model_copy(update={knob: value})
     with pytest.raises(BadInput, match=f"data.phantoms.{knob}={value}"):
-        phantoms.write(tmp_path, config, seed=0)
+        phantoms.write_phantoms(tmp_path, config, seed=0)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("modality", PAPER_MODALITIES)
 def test_as_many_structures_as_allowed_fit(modality: Modality) -> None:
     most = phantoms.MOST_STRUCTURES
-    counts = Counter(len(phantoms.draw(np.random.default_rng([9, n]), modality, most).structures) for n in range(60))
+    counts = Counter(
+        len(phantoms.draw_phantom(np.random.default_rng([9, n]), modality, most).structures) for n in range(60)
+    )
     assert set(counts) == set(range(1, most + 1))
 
 

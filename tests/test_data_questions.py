@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clinkd.data import questions
-from clinkd.data.questions import bare_pairs
+from clinkd.data.questions import make_bare_pairs
 from clinkd.data.readers.annotated import Annotated, make_samples
 from clinkd.data.readers.source import Source
 from clinkd.language.conflicts import conflicts, numbers, sides
@@ -33,7 +33,7 @@ def random_box(dice: random.Random) -> Box:
 
 
 def all_sentences(name: str, box: Box) -> set[str]:
-    return {questions.sentence(name, box, random.Random(seed)) for seed in range(60)}
+    return {questions.write_box_sentence(name, box, random.Random(seed)) for seed in range(60)}
 
 
 # ---- how they read --------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_every_sentence_reads_well(name: str) -> None:
         dice = random.Random(seed)
         boxes = [random_box(dice) for _ in range(1 + seed % 4)]
         where, what = questions.where(name, boxes, dice), questions.what(boxes[0], name, dice)
-        told = questions.sentence(name, boxes[0], dice)
+        told = questions.write_box_sentence(name, boxes[0], dice)
         described = questions.describe(boxes[0], told, dice)
         for text in (where.question.text, what.question.text, described.question.text, told):
             assert reads_well(text), text
@@ -96,7 +96,7 @@ def test_a_sentence_says_the_third_of_the_centre_and_a_near_share_of_the_area() 
     heard: Counter[str] = Counter()
     large = [Box(k / 200, k / 100, 1 - k / 200, 1) for k in range(20)]
     for box in large + [random_box(dice) for _ in range(2000)]:
-        told = questions.sentence("spleen", box, dice)
+        told = questions.write_box_sentence("spleen", box, dice)
         (third,) = re.findall(r"(upper|middle|lower) third", told)
         low = ("upper", "middle", "lower").index(third) / 3
         assert low - 1e-9 <= box.centre[1] <= low + 1 / 3 + 1e-9
@@ -158,7 +158,7 @@ def test_bare_pairs_hold_each_name_and_box_of_an_image_once() -> None:
         sample("mia", questions.overall("One liver.", dice), "liver"),
         sample("vg", questions.where("liver", [HERE, THERE], dice), "liver", "b.png"),
     ]
-    pairs = bare_pairs(asked)
+    pairs = make_bare_pairs(asked)
     assert [(s.task, s.images[0].path, s.question, s.answer) for s in pairs] == [
         (Task.VG, "a.png", BoxedText("the liver"), BoxedText("the liver[box] [box]", (HERE, THERE))),
         (Task.ROC, "a.png", BoxedText("[box]", (HERE,)), BoxedText("liver")),
@@ -174,5 +174,5 @@ def test_questions_without_a_name_of_their_own_make_pairs_where_their_answer_is_
         replace(sample("vg", questions.where("liver", [HERE], dice), "liver"), names=()),
         replace(sample("roc", questions.what(HERE, "liver", dice), "liver"), names=()),
     ]
-    (pair,) = bare_pairs(asked)
+    (pair,) = make_bare_pairs(asked)
     assert (pair.task, pair.answer, pair.names) == (Task.ROC, BoxedText("liver"), ("liver",))

@@ -18,12 +18,12 @@ from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
-    entries,
+    convert_rows,
     json_rows,
+    require_text_of_key,
+    require_words,
     sheet_rows,
-    short,
-    text_of,
-    words,
+    shorten_value,
 )
 from clinkd.records import BadInput
 
@@ -239,7 +239,7 @@ def test_numbers_that_json_has_not_are_kept_for_the_field_to_refuse(tmp_path: Pa
         and row.value["a"] != row.value["a"]
         and row.value["b"] == [float("-inf"), float("inf")]
     )
-    assert short(row.value["a"]) == "NaN"
+    assert shorten_value(row.value["a"]) == "NaN"
 
 
 REFUSED = [
@@ -297,7 +297,7 @@ def test_faults_of_rows_become_problems_of_one_line(tmp_path: Path) -> None:
     def make(row: SourceRow) -> list[Any]:
         raise FieldError("t", row.value.get("t"), "wrong; mend it")
 
-    first, second = entries(iter(found), make)
+    first, second = convert_rows(iter(found), make)
     assert str(first.problem) == f"{tmp_path / 'a.json'}, row 1, id a\\nb\\ud800: t = 1: wrong; mend it"
     assert second.problem is not None and second.problem.to_json() == {
         "file": str(tmp_path / "a.json"), "row": 2, "id": "2", "field": "t", "value": "null",
@@ -307,11 +307,15 @@ def test_faults_of_rows_become_problems_of_one_line(tmp_path: Path) -> None:
 
 
 def test_values_are_shown_short_on_one_line() -> None:
-    assert short("a\nb\x1b[0m") == "a\\nb\\x1b[0m" and len(short("\n" * 100)) == 80 and short([1, "é"]) == '[1, "é"]'
+    assert (
+        shorten_value("a\nb\x1b[0m") == "a\\nb\\x1b[0m"
+        and len(shorten_value("\n" * 100)) == 80
+        and shorten_value([1, "é"]) == '[1, "é"]'
+    )
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
-    assert short(deep) == "brackets within brackets"
+    assert shorten_value(deep) == "brackets within brackets"
 
 
 TEXTS = [
@@ -323,10 +327,10 @@ TEXTS = [
 @pytest.mark.parametrize(("value", "told"), TEXTS)
 def test_texts_that_say_nothing_or_are_torn_are_refused(value: Any, told: str) -> None:
     with pytest.raises(FieldError, match=told):
-        words(value, "t")
+        require_words(value, "t")
     with pytest.raises(FieldError, match=told):
-        text_of({"t": value}, "t")
-    assert words(" a \n b😀 ", "t") == "a b😀"
+        require_text_of_key({"t": value}, "t")
+    assert require_words(" a \n b😀 ", "t") == "a b😀"
 
 
 # ---- sheets ---------------------------------------------------------------------------------------------------------
@@ -434,8 +438,8 @@ def test_excels_own_line_and_errors_in_a_csv(tmp_path: Path) -> None:
 )
 def test_marks_of_models_and_unseen_signs_are_no_text(text: str) -> None:
     with pytest.raises(FieldError, match="mark of models|control character"):
-        rows.words(text, "question")
-    assert rows.words("a < b, c\u00a0d >  e", "question") == "a < b, c d > e"
+        rows.require_words(text, "question")
+    assert rows.require_words("a < b, c\u00a0d >  e", "question") == "a < b, c d > e"
 
 
 def test_an_xlsx_of_several_sheets_or_none_is_refused(tmp_path: Path) -> None:

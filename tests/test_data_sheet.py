@@ -21,7 +21,7 @@ from clinkd.data.images.dicom import Dicom
 from clinkd.data.readers import boxes as boxes_reader
 from clinkd.data.readers import sheet
 from clinkd.data.readers.rows import RowResult
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 HEAD = ("image", "modality", "patient", "question", "answer", "name", "x1", "y1", "x2", "y2", "sentence", "caption")
@@ -236,19 +236,19 @@ def test_a_fault_takes_out_the_whole_image_and_what_is_lost_is_counted(tmp_path:
     ]  # fmt: skip
     entries, told = read(write(tmp_path, lines))
     assert [bool(e.problem) for e in entries] == [False, True, False, False]
-    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT: 2}
+    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT_OUT_NOTE: 2}
 
 
 def test_a_line_that_tells_no_image_takes_out_the_one_above(tmp_path: Path) -> None:
     lines = [box("lung", 1, 1, 20, 20), {"name": "lung", "x1": 30, "y1": 1, "x2": 40, "y2": 20}]
     entries, told = read(write(tmp_path, [*lines, line("b.png", caption="x")]))
-    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT: 1}
+    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT_OUT_NOTE: 1}
 
 
 def test_a_line_that_tells_no_frame_takes_out_all_of_them(tmp_path: Path) -> None:
     lines = [box("lung", 1, 1, 9, 9, image="f.tif", frame=k) for k in ("1", "2", "x")]
     entries, told = read(write(tmp_path, lines))
-    assert samples(entries) == [] and told == {sheet.LEFT: 2}
+    assert samples(entries) == [] and told == {sheet.LEFT_OUT_NOTE: 2}
     assert len(samples(read(write(tmp_path, lines[:2]))[0])) == 4
 
 
@@ -257,7 +257,7 @@ def test_a_torn_line_takes_out_the_image_it_names(tmp_path: Path) -> None:
     file.write_text(file.read_text() + "a.png,ct,P1,,,lung,12,5,1,20,20,,x\n")
     entries, told = read(file)
     assert "13 cells" in str(entries[2].problem)
-    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT: 1}
+    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT_OUT_NOTE: 1}
 
 
 def test_without_boxes_each_line_stands_alone(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def pixels(of: Box) -> tuple[int, ...]:
 def test_an_image_of_two_patients_is_left_out_with_or_without_boxes(tmp_path: Path) -> None:
     lines = [line(question="One?", answer="1"), line(question="Two?", answer="2", patient="P2")]
     entries, told = read(write(tmp_path, lines, head=("image", "modality", "patient", "question", "answer")))
-    assert samples(entries) == [] and told == {sheet.LEFT: 1} and entries[1].problem is not None
+    assert samples(entries) == [] and told == {sheet.LEFT_OUT_NOTE: 1} and entries[1].problem is not None
 
 
 def test_scattered_lines_make_one_image(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_the_patient_is_that_of_the_column_the_expression_the_header_or_the_imag
     (problem,) = (e.problem for e in read(file, group=r"(\d{5})")[0] if e.problem)
     assert problem.row == 3 and "finds no patient" in problem.why
     facts = SimpleNamespace(modality=Modality.PET, patient="hash")
-    monkeypatch.setattr(Pictures, "header", lambda self, path: facts)
+    monkeypatch.setattr(ImageResolver, "header", lambda self, path: facts)
     assert [s.group for s in samples(read(file)[0])] == ["P1", "hash"]
 
 
@@ -384,7 +384,7 @@ def test_the_header_tells_the_modality_and_windows_are_kept(tmp_path: Path, monk
         {"image": "a.png", "caption": "x", "window": "lung"}, {"image": "a.png", "caption": "y"},
         {"image": "b.png", "caption": "z", "modality": "us"}, {"image": "a.png", "caption": "w", "window": "bone"},
     ]  # fmt: skip
-    monkeypatch.setattr(Pictures, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient=""))
+    monkeypatch.setattr(ImageResolver, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient=""))
     file = write(tmp_path, lines[:3])
     found = samples(read(file)[0])
     assert [(s.modality, s.images[0].window) for s in found] == [

@@ -12,7 +12,7 @@ import pytest
 
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
-from clinkd.data.sides import contradiction, converted
+from clinkd.data.sides import convert_side, find_side_contradiction
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn
 
 LEFT, RIGHT, MIDDLE = Box(0.05, 0.1, 0.45, 0.9), Box(0.55, 0.1, 0.95, 0.9), Box(0.3, 0.1, 0.8, 0.9)  # of the picture
@@ -62,23 +62,29 @@ def test_a_word_on_the_wrong_half_is_told(answer: str, modality: Modality) -> No
     )
     for side, other, good, bad in frames:
         for make in (roc, vg):
-            assert contradiction(make(answer, good, side=side, modality=modality)) is None
-            assert contradiction(make(answer, MIDDLE, side=side, modality=modality)) is None
-            found = contradiction(make(answer, bad, side=side, modality=modality))
+            assert find_side_contradiction(make(answer, good, side=side, modality=modality)) is None
+            assert find_side_contradiction(make(answer, MIDDLE, side=side, modality=modality)) is None
+            found = find_side_contradiction(make(answer, bad, side=side, modality=modality))
             assert found and "\n" not in found
             assert re.search(rf"'left' in .*{bad.x1:.2f} to {bad.x2:.2f}.*side={side}.*--side {other}", found, re.I)
 
 
 def test_all_boxes_must_contradict_and_lie_beyond_the_margin() -> None:
-    assert contradiction(vg("left kidneys", LEFT, LEFT)) and contradiction(vg("left kidneys", LEFT, RIGHT)) is None
-    assert contradiction(roc("left lung", Box(0.3, 0, 0.49, 1))) is not None  # centre 0.395
-    assert contradiction(roc("left lung", Box(0.3, 0, 0.51, 1))) is None  # centre 0.405
+    assert (
+        find_side_contradiction(vg("left kidneys", LEFT, LEFT))
+        and find_side_contradiction(vg("left kidneys", LEFT, RIGHT)) is None
+    )
+    assert find_side_contradiction(roc("left lung", Box(0.3, 0, 0.49, 1))) is not None  # centre 0.395
+    assert find_side_contradiction(roc("left lung", Box(0.3, 0, 0.51, 1))) is None  # centre 0.405
 
 
 def test_names_tell_where_the_answer_is_silent() -> None:
     bare = sample(Task.VG, "Where is it?", "[box]", LEFT, names=("left lung",))
-    assert contradiction(bare) and contradiction(replace(bare, names=("left lung", "right lung"))) is None
-    assert contradiction(replace(bare, names=())) is None
+    assert (
+        find_side_contradiction(bare)
+        and find_side_contradiction(replace(bare, names=("left lung", "right lung"))) is None
+    )
+    assert find_side_contradiction(replace(bare, names=())) is None
 
 
 def test_a_stated_frame_outweighs_the_declared_one() -> None:
@@ -91,11 +97,11 @@ def test_a_stated_frame_outweighs_the_declared_one() -> None:
             ("nodule on the left side of the body", RIGHT),
         ):
             bad = RIGHT if good is LEFT else LEFT
-            assert contradiction(roc(text, good, side=side)) is None
-            found = contradiction(roc(text, bad, side=side))
+            assert find_side_contradiction(roc(text, good, side=side)) is None
+            found = find_side_contradiction(roc(text, bad, side=side))
             assert found and "--side" not in found and "correct the word or the box" in found
-    assert contradiction(roc("the left lung, on the right of the image", RIGHT)) is None
-    assert contradiction(roc("the left lung, on the right of the image", LEFT)) is not None
+    assert find_side_contradiction(roc("the left lung, on the right of the image", RIGHT)) is None
+    assert find_side_contradiction(roc("the left lung, on the right of the image", LEFT)) is not None
 
 
 @pytest.mark.parametrize(
@@ -110,17 +116,17 @@ def test_a_stated_frame_outweighs_the_declared_one() -> None:
 )  # fmt: skip
 def test_doubt_is_no_contradiction(text: str) -> None:
     for box in (LEFT, RIGHT):
-        assert contradiction(roc(text, box)) is None and contradiction(vg(text, box)) is None
+        assert find_side_contradiction(roc(text, box)) is None and find_side_contradiction(vg(text, box)) is None
 
 
 @pytest.mark.parametrize(
     "modality", [Modality.ENDOSCOPY, Modality.ULTRASOUND, Modality.DERMOSCOPY, Modality.MICROSCOPY, Modality.OTHER]
 )
 def test_modalities_without_a_rule_are_judged_by_the_picture_only(modality: Modality) -> None:
-    assert contradiction(roc("left polyp", LEFT, modality=modality)) is None
-    assert contradiction(roc("left polyp", RIGHT, modality=modality)) is None
-    assert contradiction(roc("left polyp", LEFT, side="image", modality=modality)) is None
-    assert contradiction(roc("left polyp", RIGHT, side="image", modality=modality)) is not None
+    assert find_side_contradiction(roc("left polyp", LEFT, modality=modality)) is None
+    assert find_side_contradiction(roc("left polyp", RIGHT, modality=modality)) is None
+    assert find_side_contradiction(roc("left polyp", LEFT, side="image", modality=modality)) is None
+    assert find_side_contradiction(roc("left polyp", RIGHT, side="image", modality=modality)) is not None
 
 
 @pytest.mark.parametrize(
@@ -136,35 +142,35 @@ def test_modalities_without_a_rule_are_judged_by_the_picture_only(modality: Moda
 def test_sentences_are_judged_where_the_side_is_that_of_the_named_structure(
     answer: str, names: tuple[str, ...], told: bool
 ) -> None:
-    found = contradiction(sample(Task.RC, "Describe [box].", answer, LEFT, names=names))
+    found = find_side_contradiction(sample(Task.RC, "Describe [box].", answer, LEFT, names=names))
     assert bool(found) is told
-    assert contradiction(sample(Task.RC, "Describe [box].", answer, RIGHT, names=names)) is None
+    assert find_side_contradiction(sample(Task.RC, "Describe [box].", answer, RIGHT, names=names)) is None
 
 
 def test_an_answer_is_in_the_frame_of_its_question() -> None:
     asked = sample(Task.ROC, "On which side of the image is [box]?", "left", LEFT)
-    assert contradiction(asked) is None
+    assert find_side_contradiction(asked) is None
 
 
 def test_every_turn_is_looked_at() -> None:
     bad, good = roc("left lung", LEFT), roc("left lung", RIGHT)
-    assert contradiction(replace(bad, turns=(*bad.turns, *good.turns)))
+    assert find_side_contradiction(replace(bad, turns=(*bad.turns, *good.turns)))
 
 
 def test_real_boxes_raise_no_false_alarm(shared: Path) -> None:
     samples = read_samples(Source(shared / "data" / "dev", form="boxes"), Counter())
-    assert [s.id for s in samples if contradiction(s)] == []
+    assert [s.id for s in samples if find_side_contradiction(s)] == []
     sided = [s for s in samples if s.names and re.search("left|right", s.names[0])]
-    caught = [s for s in sided if contradiction(replace(s, side="image"))]  # declared wrongly, on purpose
+    caught = [s for s in sided if find_side_contradiction(replace(s, side="image"))]  # declared wrongly, on purpose
     assert len(sided) > 300 and len(caught) / len(sided) > 0.98
     for s in samples:
         try:
-            other = converted(s, "image")
+            other = convert_side(s, "image")
         except BadInput as error:
             assert re.search(r"abbreviation|the question names a frame|a view without", str(error))
         else:
-            assert converted(other, "patient") == s
-            assert contradiction(other) is None
+            assert convert_side(other, "patient") == s
+            assert find_side_contradiction(other) is None
 
 
 # ---- conversion -----------------------------------------------------------------------------------------------------
@@ -197,23 +203,23 @@ def test_real_boxes_raise_no_false_alarm(shared: Path) -> None:
 def test_words_change_their_frame_and_names_do_not(text: str, other: str | None) -> None:
     for question, answer in (("What is it?", "{}"), ("Is it {}?", "Yes")):
         before = qa(question.format(text), answer.format(text))
-        after = converted(before, "image")
+        after = convert_side(before, "image")
         assert after.side == "image" and after.answer.text == answer.format(other or text)
         assert after.question.text == question.format(other or text)
-        assert converted(after, "patient") == before
-        assert converted(before, "patient") is before
+        assert convert_side(after, "patient") == before
+        assert convert_side(before, "patient") is before
 
 
 def test_names_facts_and_every_turn_are_converted_and_boxes_are_not() -> None:
     facts = (Fact("left lung", "large", "left", "dark", 2), Fact("liver"))
     before = replace(vg("left lung", RIGHT), names=("left lung",), facts=facts)
     before = replace(before, turns=(*qa("Is the left lung clear?", "No").turns, *before.turns))
-    after = converted(before, "image")
+    after = convert_side(before, "image")
     assert after.names == ("right lung",) and after.answer == BoxedText("right lung[box]", (RIGHT,))
     assert after.facts == (Fact("right lung", "large", "right", "dark", 2), Fact("liver"))
     assert after.turns[0].question.text == "Is the right lung clear?"
-    assert contradiction(before) is None and contradiction(after) is None
-    assert converted(after, "patient") == before
+    assert find_side_contradiction(before) is None and find_side_contradiction(after) is None
+    assert convert_side(after, "patient") == before
 
 
 @pytest.mark.parametrize(
@@ -244,14 +250,14 @@ def test_a_conversion_that_would_be_a_guess_is_refused(
     question: str, answer: str, modality: Modality, why: str
 ) -> None:
     with pytest.raises(BadInput, match=why) as raised:
-        converted(qa(question, answer, modality=modality), "image")
+        convert_side(qa(question, answer, modality=modality), "image")
     assert str(raised.value).startswith("sample a1: ") and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("modality", list(Modality))
 def test_without_side_words_only_the_declaration_changes(modality: Modality) -> None:
     before = qa("Is there a polyp?", "yes, bilateral", modality=modality)
-    assert converted(before, "image") == replace(before, side="image")
+    assert convert_side(before, "image") == replace(before, side="image")
 
 
 # ---- any words ------------------------------------------------------------------------------------------------------
@@ -288,16 +294,16 @@ def test_whatever_the_words_each_change_is_undone_by_itself_and_never_changes_th
         before = sample(
             task, *texts, Box(0, 0, 0.3, 1), side=dice.choice(SIDES), names=(dice.choice(("lung", "left lung")),)
         )
-        verdict = bool(contradiction(before))
+        verdict = bool(find_side_contradiction(before))
         seen[f"contradiction {verdict}"] += 1
         try:
-            after = converted(before, "image" if before.side == "patient" else "patient")
-            assert converted(after, before.side) == before and bool(contradiction(after)) is verdict
+            after = convert_side(before, "image" if before.side == "patient" else "patient")
+            assert convert_side(after, before.side) == before and bool(find_side_contradiction(after)) is verdict
             seen["converted"] += 1
         except BadInput:
             seen["not converted"] += 1
         other = mirrored(before)
         if other is not None:
-            assert bool(contradiction(other)) is verdict
+            assert bool(find_side_contradiction(other)) is verdict
         seen["not mirrored" if other is None else "mirrored"] += 1
     assert len(seen) == 6 and min(seen.values()) > 300

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from clinkd.data.checks.stats import count_samples
-from clinkd.data.split import count_drawn as number_drawn
-from clinkd.data.split import draw_share, split_samples
+from clinkd.data.split import count_sampled_images as number_drawn
+from clinkd.data.split import sample_share, split_samples
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 
@@ -90,7 +90,7 @@ def test_a_share_holds_whole_images_of_every_kind(share: float) -> None:
     tasks: dict[str, set[Task]] = {}
     for s in samples:
         tasks.setdefault(s.group, set()).add(s.task)
-    drawn = draw_share(samples, share, seed=1)
+    drawn = sample_share(samples, share, seed=1)
     images = {s.group for s in drawn}
     assert [s for s in samples if s.group in images] == drawn
     assert abs(len(images) - share * 700) <= 1 and len(images) == number_drawn(700, share, 1)
@@ -101,16 +101,16 @@ def test_a_share_holds_whole_images_of_every_kind(share: float) -> None:
 
 def test_a_share_is_drawn_by_seed_whatever_the_order() -> None:
     samples = pool()
-    drawn = {s.id for s in draw_share(samples, 0.111, seed=1)}
-    assert drawn != {s.id for s in draw_share(samples, 0.111, seed=2)}
+    drawn = {s.id for s in sample_share(samples, 0.111, seed=1)}
+    assert drawn != {s.id for s in sample_share(samples, 0.111, seed=2)}
     random.Random(0).shuffle(samples)
-    assert drawn == {s.id for s in draw_share(samples, 0.111, seed=1)}
-    assert len({s.group for s in draw_share(samples, 0.0001, seed=1)}) == 1 == number_drawn(700, 0.0001, 1)
+    assert drawn == {s.id for s in sample_share(samples, 0.111, seed=1)}
+    assert len({s.group for s in sample_share(samples, 0.0001, seed=1)}) == 1 == number_drawn(700, 0.0001, 1)
     for share in (0, 1.5):
         with pytest.raises(BadInput, match=f"share={share:g}"):
-            draw_share(samples, share, seed=1)
+            sample_share(samples, share, seed=1)
     with pytest.raises(BadInput, match="no samples"):
-        draw_share([], 0.5, seed=1)
+        sample_share([], 0.5, seed=1)
 
 
 def test_counts_add_up() -> None:

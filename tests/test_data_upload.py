@@ -24,7 +24,7 @@ from pydicom.data import get_testdata_file
 from clinkd.data.images import open_image
 from clinkd.data.images.dicom import Dicom, gdcm_worker
 from clinkd.data.images.limits import UPLOADS, FileLimits
-from clinkd.data.images.upload import DecodedFrame, show
+from clinkd.data.images.upload import DecodedFrame, decode_frame
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
 
@@ -69,10 +69,10 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
             picture = open_image(path.parent, f"{path.name}#{frame}")
         except BadInput:
             with pytest.raises(BadInput):
-                show(content)
+                decode_frame(content)
             continue
         try:
-            shown = show(content, frame, None, here, values=True)
+            shown = decode_frame(content, frame, None, here, values=True)
         except BadInput as refused:
             assert "deflated" in str(refused), path
             continue
@@ -87,7 +87,7 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
         assert shown.grey.low <= shown.grey.high
         for window in ("full", "1", "40/400", "lung"):
             try:
-                again = show(content, frame, window, here, values=True)
+                again = decode_frame(content, frame, window, here, values=True)
             except BadInput:
                 assert window in ("1", "lung") and not (shown.hounsfield and window == "lung")
                 continue
@@ -100,19 +100,19 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
 def test_presets_fit_hounsfield_units_only(name: str) -> None:
     content = Path(str(get_testdata_file(name, download=False))).read_bytes()
-    shown = show(content)
+    shown = decode_frame(content)
     assert shown.hounsfield is (name == "CT_small.dcm") is (shown.modality is Modality.CT)
     if shown.hounsfield:
-        assert show(content, window="lung").window == (-600, 1500)
+        assert decode_frame(content, window="lung").window == (-600, 1500)
     else:
         with pytest.raises(BadInput, match="is for CT in Hounsfield units"):
-            show(content, window="lung")
+            decode_frame(content, window="lung")
 
 
 @pytest.mark.parametrize("name", ["liver_1frame.dcm", "examples_overlay.dcm", "693_J2KI.dcm", "examples_palette.dcm"])
 def test_values_are_sent_where_asked_for(name: str) -> None:
     content = Path(str(get_testdata_file(name, download=False))).read_bytes()
-    plain, whole = show(content), show(content, values=True)
+    plain, whole = decode_frame(content), decode_frame(content, values=True)
     assert plain.grey is None and (plain.window, plain.windows) == (whole.window, whole.windows)
     assert (whole.grey is None) == (name == "examples_palette.dcm")
 
@@ -125,7 +125,7 @@ def test_pictures_are_shown_as_they_are_opened(tmp_path: Path, form: str) -> Non
     options = {"exif": exif} if form in ("PNG", "JPEG", "TIFF", "WEBP") else {}
     content = saved(Image.fromarray(pixels), form, **options)
     (tmp_path / "a").write_bytes(content)
-    shown = show(content, values=True)
+    shown = decode_frame(content, values=True)
     assert (np.asarray(shown.picture) == np.asarray(open_image(tmp_path, "a"))).all()
     assert (shown.width, shown.height) == ((20, 30) if options else (30, 20))
     assert (shown.frames, shown.frame, shown.dicom, shown.modality) == (1, 1, False, Modality.OTHER)
@@ -136,15 +136,15 @@ def test_pictures_are_shown_as_they_are_opened(tmp_path: Path, form: str) -> Non
 def test_frames_count_from_one_and_the_first_is_shown(tmp_path: Path, form: str) -> None:
     content = film(form, 3)
     (tmp_path / "a").write_bytes(content)
-    assert show(content).frame == 1 and show(content).frames == 3
+    assert decode_frame(content).frame == 1 and decode_frame(content).frames == 3
     for frame in (1, 2, 3):
         wanted = open_image(tmp_path, f"a#{frame}")
-        assert (np.asarray(show(content, frame).picture) == np.asarray(wanted)).all()
+        assert (np.asarray(decode_frame(content, frame).picture) == np.asarray(wanted)).all()
     for frame in (0, 4, -1):
         with pytest.raises(BadInput, match=f"frame {frame} of 3"):
-            show(content, frame)
+            decode_frame(content, frame)
     with pytest.raises(BadInput, match="more than 2 frames"):
-        show(content, limits=dataclasses.replace(UPLOADS, frames=2))
+        decode_frame(content, limits=dataclasses.replace(UPLOADS, frames=2))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_windows_that_are_none_are_refused(window: str, name: str) -> None:
     picture = saved(Image.new("L", (4, 4)), "PNG")
     content = picture if name == "picture" else Path(str(get_testdata_file(name, download=False))).read_bytes()
     with pytest.raises(BadInput, match="window") as found:
-        show(content, window=window)
+        decode_frame(content, window=window)
     assert len(str(found.value)) < 300 and "\n" not in str(found.value)
 
 
@@ -210,7 +210,7 @@ TABLE["LUTDescriptor"].VR, TABLE["LUTData"].VR = "US", "OW"
 def test_the_window_is_the_one_that_is_shown(
     photometric: str, elements: dict[str, Any], window: tuple[float, float] | None
 ) -> None:
-    shown = show(in_grey(RAMP, PhotometricInterpretation=photometric, **elements), values=True)
+    shown = decode_frame(in_grey(RAMP, PhotometricInterpretation=photometric, **elements), values=True)
     assert shown.window == window and shown.grey is not None
     assert shown.grey.inverted is (photometric == "MONOCHROME1")
     rescaled = RAMP.astype(float) * elements.get("RescaleSlope", 1) + elements.get("RescaleIntercept", 0)
@@ -222,14 +222,14 @@ def test_the_window_is_the_one_that_is_shown(
 def test_values_that_are_no_numbers_are_sent_as_numbers() -> None:
     odd = np.array([[0, 1, 2, np.nan, np.inf, -np.inf, 3, 4]], np.float32)
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
-        shown = show(in_grey(odd, PhotometricInterpretation=photometric), values=True)
+        shown = decode_frame(in_grey(odd, PhotometricInterpretation=photometric), values=True)
         assert shown.grey is not None and np.isfinite(shown.grey.values).all()
         assert (shown.grey.low, shown.grey.high, shown.window) == (0, 4, (2, 4))
         assert (windowed(shown) == np.asarray(shown.picture)[..., 0]).all()
 
 
 def test_a_frame_of_one_value_has_no_window() -> None:
-    shown = show(in_grey(np.full((4, 4), 7, np.int16)), values=True)
+    shown = decode_frame(in_grey(np.full((4, 4), 7, np.int16)), values=True)
     assert shown.window is None and shown.grey is not None and (shown.grey.low, shown.grey.high) == (7, 7)
 
 
@@ -293,7 +293,7 @@ def test_bombs_are_refused_before_they_are_decoded(name: str) -> None:
     content, said = BOMBS[name]
     tracemalloc.start()
     try:
-        show(content)
+        decode_frame(content)
     except BadInput as error:
         assert said in str(error)
     else:
@@ -312,16 +312,16 @@ def test_directories_of_a_tiff_are_counted_up_to_the_limit() -> None:
     for k in range(100):  # directories that share one picture
         tiff += page[start : start + size] + struct.pack("<I", len(page) + (size + 4) * (k + 1) if k < 99 else 0)
     tiff = tiff[: start + size] + struct.pack("<I", len(page)) + tiff[start + size + 4 :]
-    assert show(tiff).frames == 101
+    assert decode_frame(tiff).frames == 101
     with pytest.raises(BadInput, match="more than 100 frames"):
-        show(tiff, limits=dataclasses.replace(UPLOADS, frames=100))
+        decode_frame(tiff, limits=dataclasses.replace(UPLOADS, frames=100))
 
 
 @pytest.mark.parametrize("name", ["elements", "nested"])
 def test_a_header_is_read_up_to_its_limit(name: str) -> None:
     content, said = BOMBS[name]
     with pytest.raises(BadInput, match=said):
-        show(content)
+        decode_frame(content)
 
 
 def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     for content in (ct, *contents):
         with pytest.raises(BadInput, match="more than 599 in all"):
-            show(content, limits=small)
+            decode_frame(content, limits=small)
 
 
 def test_what_a_decoder_goes_over_is_limited() -> None:
@@ -340,23 +340,23 @@ def test_what_a_decoder_goes_over_is_limited() -> None:
     once = dataclasses.replace(UPLOADS, decoded_pixels=30 * 20 * 12)
     scans = saved(Image.new("L", (30, 20)), "JPEG", progressive=True)
     last = scans[scans.rindex(b"\xff\xda") : -2]
-    assert show(scans, limits=once).frames == 1
+    assert decode_frame(scans, limits=once).frames == 1
     many = scans[:-2] + last * 12 + scans[-2:]
-    assert show(many).frames == 1
+    assert decode_frame(many).frames == 1
     with pytest.raises(BadInput, match="18 scans of 30x20 pixels, more than 7,200 pixels"):
-        show(many, limits=once)
+        decode_frame(many, limits=once)
     for form in ("GIF", "WEBP", "PNG"):
         strip = film(form, 5)
         few = dataclasses.replace(UPLOADS, decoded_pixels=8 * 6 * 3)
-        assert show(strip, 3, limits=few).frame == 3
+        assert decode_frame(strip, 3, limits=few).frame == 3
         with pytest.raises(BadInput, match="more than 144 pixels to decode up to frame 4"):
-            show(strip, 4, limits=few)
+            decode_frame(strip, 4, limits=few)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"no image", b"%PDF-1.7", b"<svg/>", b"\0" * 400, b"DICM" * 40])
 def test_what_is_no_image_is_refused(content: bytes) -> None:
     with pytest.raises(BadInput, match="image: "):
-        show(content)
+        decode_frame(content)
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
@@ -365,8 +365,8 @@ def test_what_is_no_image_is_refused(content: bytes) -> None:
 def judged(content: bytes) -> str:
     """ "" where a file is shown, or refused as it should be; else what is wrong."""
     try:
-        shown = show(content, values=True)
-        for again in [shown, *([show(content, shown.frames, "full", values=True)] if shown.frames > 1 else [])]:
+        shown = decode_frame(content, values=True)
+        for again in [shown, *([decode_frame(content, shown.frames, "full", values=True)] if shown.frames > 1 else [])]:
             if again.picture.mode != "RGB" or not 0 < again.width * again.height <= UPLOADS.pixels:
                 return "not a picture"
             if again.grey is not None and not np.isfinite(again.grey.values).all():
@@ -400,21 +400,21 @@ def test_much_damage_is_shown_or_refused(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("name", ["SC_rgb_jpeg_gdcm.dcm", "JPEG2000.dcm"])
 def test_a_decoder_that_may_end_its_process_has_one_of_its_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(str(get_testdata_file(name, download=False)))
-    assert (np.asarray(show(path.read_bytes()).picture) == np.asarray(open_image(path.parent, path.name))).all()
+    assert (np.asarray(decode_frame(path.read_bytes()).picture) == np.asarray(open_image(path.parent, path.name))).all()
     gdcm_worker(os.getpid()).close()
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     if name == "JPEG2000.dcm":  # by Pillow
-        assert show(path.read_bytes()).frames == 1
+        assert decode_frame(path.read_bytes()).frames == 1
     else:
         with pytest.raises(BadInput, match="cannot be decoded; decompress it first"):
-            show(path.read_bytes())
+            decode_frame(path.read_bytes())
 
 
 def test_what_ends_gdcm_is_refused() -> None:
     mutant = next(itertools.islice(mutants(711, 28), 710, None))
     assert mutant.name.startswith("SC_rgb_jpeg_gdcm.dcm")
     with pytest.raises(BadInput, match="cannot be decoded; decompress it first"):
-        show(mutant.content)
+        decode_frame(mutant.content)
 
 
 def test_mutants_are_the_same_each_time_and_many_still_open() -> None:
@@ -423,7 +423,7 @@ def test_mutants_are_the_same_each_time_and_many_still_open() -> None:
     opened = 0
     for content in seeds().values():
         with contextlib.suppress(BadInput):
-            opened += show(content).frames > 0
+            opened += decode_frame(content).frames > 0
     assert opened >= len(seeds()) - 3  # but for the deflated one, and what has no pixels
 
 
@@ -437,4 +437,4 @@ def test_scans_of_a_jpeg_in_a_dicom_are_limited() -> None:
     made = io.BytesIO()
     ds.save_as(made)
     with pytest.raises(BadInput, match="10 scans of 100x100 pixels, more than 99,999 pixels"):
-        show(made.getvalue(), limits=dataclasses.replace(UPLOADS, decoded_pixels=99_999))
+        decode_frame(made.getvalue(), limits=dataclasses.replace(UPLOADS, decoded_pixels=99_999))

@@ -13,7 +13,7 @@ from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
 from clinkd.scoring import captions
 from clinkd.scoring.captions import Caption, CaptionScorer, CaptionScores, NotComputed
-from clinkd.scoring.official import ReleasedAnswer, clean
+from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
 
 PLAIN = [
     Caption("A small cyst on the left side.", ("A large cyst on the left side of the liver.",)),
@@ -46,7 +46,9 @@ def scores(shared: Path, scorer: CaptionScorer) -> dict[str, CaptionScores]:
     corpora["fakecap"] = [Caption(r["candidate"], tuple(r["references"])) for r in rows]
     for line in (golden / "official" / "mia.jsonl").open():
         row = ReleasedAnswer.from_json(json.loads(line))
-        corpora.setdefault(f"mia {row.modality}", []).append(Caption(clean(row.response), (row.annotation,)))
+        corpora.setdefault(f"mia {row.modality}", []).append(
+            Caption(clean_released_answer(row.response), (row.annotation,))
+        )
     return scorer.scores(corpora)
 
 
@@ -64,7 +66,7 @@ def test_cider_equals_the_published_example_and_the_scripts(shared: Path, scorer
     corpora["fakecap"] = [Caption(r["candidate"], tuple(r["references"])) for r in rows]
     for line in (golden / "official" / "mia.jsonl").open():
         row = ReleasedAnswer.from_json(json.loads(line))
-        corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
+        corpora.setdefault(row.modality, []).append(Caption(clean_released_answer(row.response), (row.annotation,)))
     found = scorer.cider(corpora)
     published = json.loads((golden / "coco_fakecap_expected.json").read_text())["CIDEr"]
     assert round(found.pop("fakecap"), 3) == published

@@ -31,11 +31,11 @@ from clinkd.records import (
 from clinkd.reporting import compare
 from clinkd.reporting.compare import (
     compare_answers,
+    compare_paired_values,
     compare_seeds,
     comparison_json,
     comparison_tables,
-    over_seeds,
-    pooled,
+    pool_values,
 )
 from clinkd.scoring.score import score_predictions
 from clinkd.storage import write_json, write_lines
@@ -66,41 +66,47 @@ def answered(samples: Sequence[Sample], right: Sequence[bool]) -> list[Predictio
 
 def test_over_seeds_is_the_paired_t_test():
     ours, theirs = [61.2, 58.0, 63.3, 60.1, 59.9], [57.0, 58.5, 60.2, 57.7, 58.8]
-    found, oracle = over_seeds(ours, theirs), stats.ttest_rel(ours, theirs)
+    found, oracle = compare_paired_values(ours, theirs), stats.ttest_rel(ours, theirs)
     assert found.p == pytest.approx(oracle.pvalue) and found.pairs == 5
     assert found.interval == pytest.approx(tuple(oracle.confidence_interval(0.95)))
     error = statistics.stdev([a - b for a, b in zip(ours, theirs, strict=True)]) / 5**0.5
     assert found.smallest == pytest.approx((stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)) * error)
-    swapped = over_seeds(theirs, ours)
+    swapped = compare_paired_values(theirs, ours)
     assert (swapped.mean, swapped.p, swapped.smallest) == pytest.approx((-found.mean, found.p, found.smallest))
 
 
 def test_one_pair_has_a_difference_and_no_interval():
-    assert over_seeds([3.0], [1.0]) == (2.0, None, None, None, 1) and not over_seeds([3.0], [1.0]).certain
+    assert (
+        compare_paired_values([3.0], [1.0]) == (2.0, None, None, None, 1)
+        and not compare_paired_values([3.0], [1.0]).certain
+    )
     with pytest.raises(ValueError):
-        over_seeds([3.0], [1.0, 2.0])
+        compare_paired_values([3.0], [1.0, 2.0])
     with pytest.raises(ValueError):
-        over_seeds([], [])
+        compare_paired_values([], [])
 
 
 def test_pairs_that_never_vary():
-    assert over_seeds([2.0, 3.0], [1.0, 2.0]) == (1.0, (1.0, 1.0), 0.0, 0.0, 2)
-    assert over_seeds([1.0, 2.0], [1.0, 2.0]).p == 1 and not over_seeds([1.0, 2.0], [1.0, 2.0]).certain
+    assert compare_paired_values([2.0, 3.0], [1.0, 2.0]) == (1.0, (1.0, 1.0), 0.0, 0.0, 2)
+    assert (
+        compare_paired_values([1.0, 2.0], [1.0, 2.0]).p == 1
+        and not compare_paired_values([1.0, 2.0], [1.0, 2.0]).certain
+    )
 
 
 def test_the_smallest_difference_is_seen_about_as_often_as_said():
     """With the spread estimated from few pairs the power is near 80 %, not exactly; with many it is."""
     rng = np.random.default_rng(0)
     smallest = (stats.t.ppf(0.975, 29) + stats.t.ppf(0.8, 29)) / 30**0.5
-    seen = [over_seeds(list(row), [0.0] * 30).p < 0.05 for row in rng.normal(smallest, 1, (800, 30))]
+    seen = [compare_paired_values(list(row), [0.0] * 30).p < 0.05 for row in rng.normal(smallest, 1, (800, 30))]
     assert np.mean(seen) == pytest.approx(0.8, abs=0.05)
 
 
 def test_pooled_seeds():
-    found, values = pooled([1.0, 2.0, 4.0]), [1.0, 2.0, 4.0]
+    found, values = pool_values([1.0, 2.0, 4.0]), [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, statistics.fmean(values), stats.sem(values))
     assert found.interval == pytest.approx((low, high)) and found.sd == statistics.stdev(values)
-    assert pooled([5.0]) == (5.0, None, None, 1)
+    assert pool_values([5.0]) == (5.0, None, None, 1)
 
 
 # ---- over images ----------------------------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ def drawn(draw: np.random.Generator, task: Task, images: int, above: float = 0.0
 @pytest.fixture
 def headlines_only(monkeypatch):
     monkeypatch.setattr(compare, "EXCHANGES", 199)
-    monkeypatch.setattr(compare, "shown_in", lambda place, task: ())
+    monkeypatch.setattr(compare, "list_shown_metrics", lambda place, task: ())
 
 
 @pytest.mark.usefixtures("headlines_only")
@@ -224,8 +230,10 @@ def test_the_smallest_difference_is_that_of_a_binomial_for_single_answers():
 
 
 def test_holm():
-    assert compare.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    assert compare.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0} and compare.holm({}) == {}
+    assert compare.correct_by_holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06}
+    )
+    assert compare.correct_by_holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0} and compare.correct_by_holm({}) == {}
 
 
 def test_only_what_was_answered_is_compared():
@@ -249,10 +257,10 @@ def test_seeds_are_compared_by_their_figures():
     assert pairs[0].head(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
     found = compare_seeds(pairs)
     ours, theirs = [p.head(Task.VG).ours for p in pairs], [p.head(Task.VG).theirs for p in pairs]
-    head, paired = found.head(Task.VG), over_seeds(ours, theirs)
-    assert (head.metric, head.modality, head.pools) == ("F1", None, (pooled(ours), pooled(theirs)))
+    head, paired = found.head(Task.VG), compare_paired_values(ours, theirs)
+    assert (head.metric, head.modality, head.pools) == ("F1", None, (pool_values(ours), pool_values(theirs)))
     assert (head.value, head.interval, head.p, head.smallest, head.count) == paired
-    assert found.corrected == compare.holm({t: found.head(t).p for t in found.heads})
+    assert found.corrected == compare.correct_by_holm({t: found.head(t).p for t in found.heads})
     assert all("scores higher" in line for line in found.sentences())
     table, *_ = comparison_tables(found)
     assert table.rows[0][:2] == ("VG F1", "4") and "(sd " in table.rows[0][2]

@@ -15,7 +15,7 @@ from clinkd.scoring.official import (
     ReleasedAnswer,
     boxes,
     classification,
-    clean,
+    clean_released_answer,
     evaluate,
     grounding,
     mean_over_modalities,
@@ -61,7 +61,7 @@ def test_classification_equals_the_scripts(shared: Path) -> None:
     ],
 )
 def test_clean_up(raw: str, cleaned: str) -> None:
-    assert clean(raw) == cleaned
+    assert clean_released_answer(raw) == cleaned
 
 
 def test_bare_boxes_count_only_where_no_tagged_one_is() -> None:

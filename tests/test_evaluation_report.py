@@ -42,7 +42,7 @@ from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
 from clinkd.reporting.tables import RetestResult, effect_table, table_json, tabulate, to_csv, to_markdown
 from clinkd.reporting.viewer.page import SCRIPT, table
-from clinkd.scoring.metrics import Rules, wilson
+from clinkd.scoring.metrics import Rules, wilson_interval
 from clinkd.scoring.score import Gain
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=\"a('b')\">|[box]"
@@ -403,7 +403,7 @@ def test_effect_of_reflection_is_shares_of_both_kinds() -> None:
 @pytest.mark.parametrize(("part", "whole"), [(0, 7), (1, 9), (30, 80), (80, 80)])
 def test_wilson_against_its_definition(part: int, whole: int) -> None:
     """Its ends are the shares p at which the observed one lies 1.96 standard errors of p away."""
-    low, high = wilson(part, whole)
+    low, high = wilson_interval(part, whole)
     share = part / whole
     assert 0 <= low <= share <= high <= 1
     for end in (low, high):

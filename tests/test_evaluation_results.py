@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clinkd.data.readers.coco import Names
+from clinkd.data.readers.coco import CocoNames
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.scoring.results import EvaluationData, read_results
@@ -39,7 +39,7 @@ def asked(tmp_path: Path) -> EvaluationData:
     """Two grounding questions of a COCO file, as its reader makes them."""
     source = Source(written(tmp_path, COCO, "coco.json"), open_images=False, ask=(Task.VG,))
     test = read_test_set(source)
-    assert test.names is not None and test.names == Names.of(source)
+    assert test.names is not None and test.names == CocoNames.of(source)
     return EvaluationData(test.samples, test.what, test.names)
 
 

@@ -459,7 +459,7 @@ def test_each_metric_is_one_row_with_a_name_of_its_own() -> None:
         names = [m.name for m in metrics.metrics_of(task)]
         assert len(set(names)) == len(names)
         assert [m.name for m in metrics.metrics_of(task) if task in m.primary_of] == [metrics.PRIMARY_METRIC[task]]
-        assert names[0] == metrics.PRIMARY_METRIC[task] == metrics.stand_ins(task)[0]
+        assert names[0] == metrics.PRIMARY_METRIC[task] == metrics.list_stand_ins(task)[0]
     for measure in metrics.MEASURES:
         assert measure.columns[metrics.JUDGED] == "answers"
         assert all(set(m.primary_of) <= set(measure.tasks) for m in measure.rows)

@@ -34,7 +34,7 @@ from clinkd.records import (
 from clinkd.reporting.tables import table_json
 from clinkd.scoring import jars, metrics, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
-from clinkd.scoring.official import ReleasedAnswer, clean
+from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
 from clinkd.scoring.score import score_predictions
 
 # ---- the real one ---------------------------------------------------------------------------------------------------
@@ -95,7 +95,11 @@ def installed(users_cache: Path, store: Path) -> Iterator[Count]:
 def sliced(users_cache: Path, store: Path, shared: Path) -> np.ndarray:
     """Some published captions, ODD, and some official answers, through one start of SPICE."""
     rows = answered(shared)[::40]
-    captions = [*published(shared)[0][:SLICE], *ODD, *(Caption(clean(r.response), (r.annotation,)) for r in rows)]
+    captions = [
+        *published(shared)[0][:SLICE],
+        *ODD,
+        *(Caption(clean_released_answer(r.response), (r.annotation,)) for r in rows),
+    ]
     with real(users_cache, store) as count:
         return count(captions)[:, 1]
 
@@ -131,7 +135,7 @@ def test_official_answers_by_modality(installed: Count, shared: Path) -> None:
     found = official.spice_by_modality(rows, CaptionScorer())
     assert found == pytest.approx(expected["rc_spice_by_modality"], abs=1e-8)
     assert np.mean(list(found.values())) == pytest.approx(expected["rc_spice_mean_over_modalities"], abs=1e-8)
-    each = installed([Caption(clean(r.response), (r.annotation,)) for r in rows])[:, 1]
+    each = installed([Caption(clean_released_answer(r.response), (r.annotation,)) for r in rows])[:, 1]
     assert each == pytest.approx(official_scores(shared), abs=1e-9)
 
 

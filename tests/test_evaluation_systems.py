@@ -10,11 +10,11 @@ import pytest
 from clinkd.cli import main
 from clinkd.records import Modality, Task
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.systems import Result, System, system_tables
+from clinkd.reporting.systems import System, TaskResult, system_tables
 
 
-def result(score: float | None, **by_modality: float) -> Result:
-    return Result(score, {Modality(m): v for m, v in by_modality.items()}, (1.0, 2.0), 3.0, "no jars")
+def result(score: float | None, **by_modality: float) -> TaskResult:
+    return TaskResult(score, {Modality(m): v for m, v in by_modality.items()}, (1.0, 2.0), 3.0, "no jars")
 
 
 def ours(**more: float) -> System:
@@ -28,7 +28,7 @@ def test_an_average_stands_only_over_all_four():
     assert system_tables([ours(RC=40)], "strict")[0].rows[0][-1] == "25.0"
     assert by_modality.rows[0][:3] == ("VG F1", "5.0", "15.0") and by_modality.rows[0][-1] == "10.0"
     assert by_modality.rows[-1][1:3] == ("18.3", "15.0")  # of CT (5 + 20 + 30) / 3
-    failed = System("theirs", "scans", {Task.RC: Result(None, {Modality.CT: None}, why="no jars")})
+    failed = System("theirs", "scans", {Task.RC: TaskResult(None, {Modality.CT: None}, why="no jars")})
     table = system_tables([failed], "official")[0]
     assert table.rows[0][4] == "not computed" and "theirs: RC not computed: no jars" in table.notes
 

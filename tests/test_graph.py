@@ -115,7 +115,7 @@ def test_a_failed_stage_goes_on_in_its_draft_and_its_time_adds_up(shop, tmp_path
         shop.fail["teacher"] = error
         with pytest.raises(type(error)):
             execute(stages, tmp_path / "a")
-    partial = graph.status(graph.described(stages), tmp_path / ".stages")
+    partial = graph.status(graph.describe_stages(stages), tmp_path / ".stages")
     assert [s.state for s in partial] == ["done", "partial", "missing"]
     assert [s.seconds for s in partial] == [0, 14, 0]
     shop.fail.clear()
@@ -210,27 +210,34 @@ def test_record_refuses_what_is_not_json(tmp_path):
 def test_why_names_the_knob_through_the_needs(shop, tmp_path):
     execute(shop.stages(), tmp_path / "a")
     cache = tmp_path / ".stages"
-    assert graph.why("teacher", graph.described(shop.stages()), cache) == [f"teacher: no other teacher is in {cache}"]
-    changed = graph.described(shop.stages(teacher=TeacherConfig(share=0.5)))
+    assert graph.explain_rerun("teacher", graph.describe_stages(shop.stages()), cache) == [
+        f"teacher: no other teacher is in {cache}"
+    ]
+    changed = graph.describe_stages(shop.stages(teacher=TeacherConfig(share=0.5)))
     for name in ("teacher", "distill"):
-        (line,) = graph.why(name, changed, cache)
+        (line,) = graph.explain_rerun(name, changed, cache)
         assert line.startswith("teacher: share is 0.5 here and 0.111 there (teacher-")
-    (line,) = graph.why("distill", graph.described(shop.stages(distill=DistillConfig(kd_weight=0.25))), cache)
+    (line,) = graph.explain_rerun(
+        "distill", graph.describe_stages(shop.stages(distill=DistillConfig(kd_weight=0.25))), cache
+    )
     assert line.startswith("distill: kd_weight is 0.25 here and 0.5 there")
     stages = shop.stages(seed=4)
-    assert any("the seed is 4 here and 0 there" in line for line in graph.why("data", graph.described(stages), cache))
+    assert any(
+        "the seed is 4 here and 0 there" in line
+        for line in graph.explain_rerun("data", graph.describe_stages(stages), cache)
+    )
     bare = replace(shop.stages()[2], needs=())
-    (first, second) = graph.why("distill", graph.described([bare]), cache)
+    (first, second) = graph.explain_rerun("distill", graph.describe_stages([bare]), cache)
     assert "needs data only there" in first and "needs teacher only there" in second
     with pytest.raises(BadInput, match="its stages are data, teacher, distill"):
-        graph.why("techer", changed, cache)
+        graph.explain_rerun("techer", changed, cache)
 
 
 def test_why_takes_the_nearest_of_several(shop, tmp_path):
     execute(shop.stages(), tmp_path / "a")
     execute(shop.stages(distill=DistillConfig(kd_weight=0.9, temperature=1)), tmp_path / "b")
-    asked = graph.described(shop.stages(distill=DistillConfig(kd_weight=0.9, temperature=3)))
-    (line,) = graph.why("distill", asked, tmp_path / ".stages")
+    asked = graph.describe_stages(shop.stages(distill=DistillConfig(kd_weight=0.9, temperature=3)))
+    (line,) = graph.explain_rerun("distill", asked, tmp_path / ".stages")
     assert "temperature is 3.0 here and 1.0 there" in line
 
 

@@ -29,7 +29,7 @@ Drawn = tuple[Path, list[Sample]]
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     folder = tmp_path_factory.mktemp("phantoms")
     config = PhantomConfig(train_images=16, validation_images=2, test_images=2)
-    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+    return folder, [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
 
 def fresh(drawn: Drawn) -> VisionLanguageModel:

@@ -37,7 +37,7 @@ with torch.inference_mode():
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
     folder = tmp_path_factory.mktemp("phantoms")
     config = PhantomConfig(train_images=8, validation_images=2, test_images=2)
-    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+    return folder, [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
 
 def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageModel:

@@ -31,7 +31,7 @@ Drawn = tuple[VisionLanguageModel, list[Sample]]
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
     folder = tmp_path_factory.mktemp("phantoms")
     config = PhantomConfig(train_images=4, validation_images=1, test_images=1)
-    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+    return folder, [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
 
 @pytest.fixture(params=["tied", "untied", "grouped heads"])

@@ -51,7 +51,7 @@ SCHEMES = [
 def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Questions of several lengths about no image, one, two or three; two of them have an earlier turn."""
     folder = tmp_path_factory.mktemp("phantoms")
-    drawn = phantoms.write(folder, PhantomConfig(train_images=8, validation_images=1, test_images=1), 0)
+    drawn = phantoms.write_phantoms(folder, PhantomConfig(train_images=8, validation_images=1, test_images=1), 0)
     samples = [replace(s, id=f"{k}", images=look) for k, (s, look) in enumerate(zip(drawn[::3], SHOWN, strict=False))]
     turn = Turn(Task.QA, BoxedText("What is seen?"), BoxedText("An organ."))
     return [replace(s, turns=(turn, *s.turns)) if k in (3, 6) else s for k, s in enumerate(samples)]

@@ -167,7 +167,7 @@ def test_an_inert_new_knob_changes_no_identity(config, monkeypatch):
     changed = 0
     for stage in plan(config):
         group = stage.knobs or Knobs
-        tree = {**graph.described([stage])[0]["config"], "inert": 0}
+        tree = {**graph.describe_stages([stage])[0]["config"], "inert": 0}
         larger = graph.Stage(
             stage.name, stage.version, tree, stage.needs, stage.work, stage.seed, knobs=with_inert_knob(group)
         )

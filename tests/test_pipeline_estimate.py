@@ -104,7 +104,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
     """Data of which the short rows of one modality come first."""
     folder = tmp_path_factory.mktemp("given")
     drawn = PhantomConfig(train_images=90, validation_images=20, test_images=20)
-    samples = phantoms.write(folder, drawn, 0)
+    samples = phantoms.write_phantoms(folder, drawn, 0)
     samples.sort(key=lambda s: (s.modality, s.images[0].path))
     write_jsonl(samples, folder / "samples.jsonl")
     return folder, samples
@@ -133,7 +133,7 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     prepared = {**lessened, "recorded": recorded}
     sums = estimate._Sums(config, {"prepare": prepared, "base": {"generate": {"open_seconds": 0.0, "image_mb": 0.0}}})
     for kind, fit_config, drawn_here, drawn_there in (
-        ("teacher", config.teacher.fit, *(data.draw_share(s, config.teacher.share, 0) for s in (left, whole))),
+        ("teacher", config.teacher.fit, *(data.sample_share(s, config.teacher.share, 0) for s in (left, whole))),
         ("distill", config.distill.fit, left, whole),
     ):
         tried = {"fits": {f"fit-{kind}": [1.0]}, "recorded": {f"fit-{kind}": {"rows": len(rows_of(drawn_here))}}}

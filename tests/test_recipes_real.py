@@ -56,7 +56,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A data set imported from Med-GRIT files, and a stock Qwen2-VL folder."""
     home = tmp_path_factory.mktemp("real")
     config = PhantomConfig(train_images=8, validation_images=2, test_images=4, structures=1)
-    samples = phantoms.write(home / "drawn", config, 0)
+    samples = phantoms.write_phantoms(home / "drawn", config, 0)
     for name in ("medgrit", "sa-med2d/images"):
         (home / name).mkdir(parents=True)
     write_medgrit(home / "medgrit", home / "sa-med2d/images", samples)

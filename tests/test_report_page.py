@@ -24,7 +24,7 @@ from clinkd.config import RunConfig
 from clinkd.experiments import EXPERIMENTS
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
-from clinkd.pipeline.graph import lineage
+from clinkd.pipeline.graph import trace_lineage
 from clinkd.pipeline.report import _figure, trainings
 from clinkd.pipeline.runs import begin_run
 from clinkd.records import (
@@ -42,7 +42,7 @@ from clinkd.records import (
     Turn,
 )
 from clinkd.remote import PlainPage, Scrubber
-from clinkd.reporting.browse import AnsweredSample, browse, spread, without_words
+from clinkd.reporting.browse import AnsweredSample, choose_evenly, select_for_page, select_without_text
 from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
@@ -320,13 +320,13 @@ def test_several_systems_stand_side_by_side_over_one_picture(browser, answered, 
 
 def test_what_does_not_fit_is_reduced_evenly_and_told(tmp_path):
     items = test_set(tmp_path, 24, side=240)
-    whole = browse(items, tmp_path, str)
+    whole = select_for_page(items, tmp_path, str)
     assert len(whole.data["samples"]) == 96 and "All 96 questions" in whole.notes[0]
-    small = browse(items, tmp_path, str, most_bytes=2_400_000)
+    small = select_for_page(items, tmp_path, str, most_bytes=2_400_000)
     size = len(json.dumps(small.data))
     assert 500_000 < size <= 900_000 and "smaller than the images" in small.notes[-1]
     assert len(small.data["samples"]) == 96 and len(small.pictures) == 24
-    few = browse(items, tmp_path, str, most_bytes=1_700_000)
+    few = select_for_page(items, tmp_path, str, most_bytes=1_700_000)
     kinds = Counter((s["t"], s["m"]) for s in few.data["samples"])
     assert len(json.dumps(few.data)) <= 220_000 and len(kinds) == 12 and max(kinds.values()) - min(kinds.values()) <= 1
     assert f"{len(few.data['samples'])} of the 96 questions" in few.notes[0] and "evenly" in few.notes[0]
@@ -337,7 +337,7 @@ def test_a_spread_takes_all_of_the_rare_and_none_twice(tmp_path):
     items = test_set(tmp_path, 12)
     rare = items[0]._replace(number=99, sample=replace(items[0].sample, modality=Modality.FUNDUS, id="x"))
     for most in (1, 7, 13, 30, 48, 500):
-        kept = spread([*items, rare], most)
+        kept = choose_evenly([*items, rare], most)
         assert len(kept) == min(most, 49) == len({a.number for a in kept})
         assert most < 13 or rare in kept
 
@@ -379,7 +379,7 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     stages, runs = plan(config), tmp_path / "runs"
     begin_run(config, stages, runs)
     at = {s.name: runs / graph.CACHE / s.key for s in stages}
-    for stage, record in zip(stages, graph.described(stages), strict=True):
+    for stage, record in zip(stages, graph.describe_stages(stages), strict=True):
         write_json(at[stage.name] / "stage.json", {**record, "seconds": 1.0, "recorded": {}})
     scan = dcmread(get_testdata_file("CT_small.dcm", download=False))
     scan.InstitutionName = CANARY
@@ -496,7 +496,7 @@ def test_a_knob_is_shared_where_it_is_a_figure_or_a_choice():
 def test_the_logs_of_all_trainings_are_found_through_what_a_stage_needed(finished):
     runs, config = finished
     ends = {s.name: runs / graph.CACHE / s.key for s in plan(config) if s.name in ("select", "reflect-1")}
-    found = lineage(ends)
+    found = trace_lineage(ends)
     names = list(found)
     assert {"prepare", "base", "teacher", "distill", "reflect-1", "answer", "select"} <= set(names)
     assert names.index("prepare") < names.index("teacher") < names.index("distill") < names.index("answer")
@@ -505,5 +505,5 @@ def test_the_logs_of_all_trainings_are_found_through_what_a_stage_needed(finishe
 
 
 def test_scores_and_boxes_alone_hold_no_exact_size_of_an_image(answered):
-    data = without_words(answered[1]).data
+    data = select_without_text(answered[1]).data
     assert data["pictures"] == [[None, 320, 240]] and len(data["samples"]) == 84

@@ -36,7 +36,7 @@ TINY = TinyConfig(
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
     folder = tmp_path_factory.mktemp("phantoms")
     config = PhantomConfig(train_images=24, validation_images=2, test_images=2)
-    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+    return folder, [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
 
 def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageModel:
@@ -262,7 +262,7 @@ def test_the_tower_is_asked_for_what_lies_under_each_image_token(drawn, monkeypa
 
 def test_the_tower_learns_through_fit_and_stays_the_models_own(drawn, tmp_path):
     model = fresh(drawn)
-    where = [s for s in data.bare_pairs(drawn[1]) if s.task is Task.VG]
+    where = [s for s in data.make_bare_pairs(drawn[1]) if s.task is Task.VG]
     sight = VisionPretrainer(model, [s.names[0] for s in where])
     batch = sight.encode(rows_of(where))
 

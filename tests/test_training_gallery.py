@@ -31,7 +31,7 @@ TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400)
 class Bench:
     def __init__(self, folder: Path) -> None:
         config = PhantomConfig(train_images=10, validation_images=1, test_images=1)
-        self.samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+        self.samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
         self.folder = folder
 
     @property
@@ -121,7 +121,9 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
         ref: Image.fromarray(np.random.default_rng(k).integers(0, 255, (*size[::-1], 3), dtype=np.uint8))
         for k, (ref, size) in enumerate(zip(refs, sizes, strict=True))
     }
-    samples = phantoms.write(tmp_path, PhantomConfig(train_images=4, validation_images=1, test_images=1), 0)[:4]
+    samples = phantoms.write_phantoms(tmp_path, PhantomConfig(train_images=4, validation_images=1, test_images=1), 0)[
+        :4
+    ]
     looks = [(refs[0],), (refs[1], refs[2]), (refs[3],), (refs[2], refs[0], refs[3])]
     asked = [replace(s, images=look) for s, look in zip(samples, looks, strict=True)]
     config = ModelConfig(tiny=TINY, square=False, positions="mrope", layout="sections")

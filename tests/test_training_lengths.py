@@ -25,7 +25,7 @@ TINY = TinyConfig(
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]:
     folder = tmp_path_factory.mktemp("phantoms")
     config = PhantomConfig(train_images=12, validation_images=2, test_images=2)
-    return folder, [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+    return folder, [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
 
 @pytest.fixture

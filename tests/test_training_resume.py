@@ -54,7 +54,7 @@ class Dropped(CrossEntropy):
 class Bench:
     def __init__(self, folder: Path) -> None:
         config = PhantomConfig(train_images=12, validation_images=1, test_images=1)
-        self.samples = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+        self.samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
         self.folder = folder
 
     def model(self, seed: int = 0) -> VisionLanguageModel:

@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         config = PhantomConfig(train_images=16, validation_images=1, test_images=1)
-        drawn = phantoms.write(folder / "data", config, 0)
+        drawn = phantoms.write_phantoms(folder / "data", config, 0)
         self.samples = sorted((s for s in drawn if s.split == "train"), key=lambda s: s.id)
         self.teacher = self.model(1)
         self.teacher.save(folder / "teacher")

@@ -43,7 +43,7 @@ class Course:
 
     def __init__(self, folder: Path) -> None:
         config = PhantomConfig(train_images=16, validation_images=1, test_images=1)
-        drawn = [s for s in phantoms.write(folder, config, 0) if s.split == "train"]
+        drawn = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
         # so many and in a row that some process has nothing but words in a step
         blind = [replace(s, id=f"{s.id}-blind", images=()) for s in drawn[:16]]
         self.samples, self.folder = [*blind, *drawn], folder

@@ -13,7 +13,7 @@ from PIL import Image, ImageColor
 from clinkd.records import Box, Table
 from clinkd.reporting.viewer import overlay, page
 from clinkd.reporting.viewer.curves import lines
-from clinkd.reporting.viewer.figure import Bar, bars
+from clinkd.reporting.viewer.figure import Bar, render_bar_chart
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, DASHES, LATER, TRUTH
 from clinkd.reporting.viewer.page import STYLE, key, section, table
 from clinkd.reporting.viewer.shot import thumbnail
@@ -121,7 +121,7 @@ def test_curves_end_where_they_begin_and_say_so() -> None:
 
 
 def test_bars_say_their_figures_and_their_gaps() -> None:
-    drawn = bars("Scores & more", [Bar("CT", 50.0, 20.0, (40.0, 60.0)), Bar("<PET>", None)])
+    drawn = render_bar_chart("Scores & more", [Bar("CT", 50.0, 20.0, (40.0, 60.0)), Bar("<PET>", None)])
     assert "CT: model 50.0, best blind twin 20.0; &lt;PET&gt;: model not computed" in drawn
     assert drawn.count('class="whisker"') == 3 and "<PET>" not in drawn
 

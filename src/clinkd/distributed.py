@@ -31,7 +31,7 @@ def rank() -> int:
     return int(os.environ["RANK"]) if size() > 1 else 0
 
 
-def here() -> tuple[int, int]:
+def local_rank() -> tuple[int, int]:
     """Which one this is on its machine, and how many there are on it."""
     return (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) if size() > 1 else (0, 1)
 
@@ -53,7 +53,7 @@ def broadcast_object(value: T) -> T:
     return found
 
 
-def wait() -> None:
+def wait_for_all() -> None:
     """Until every process is here. Raises Left where one is gone."""
     if size() > 1:
         import torch.distributed as dist
@@ -65,7 +65,7 @@ def on_main_process(work: Callable[[], None]) -> None:
     """Let the main process do it while the others wait. Raises Left in these where it fails."""
     if is_main():
         work()
-    wait()
+    wait_for_all()
 
 
 @contextlib.contextmanager

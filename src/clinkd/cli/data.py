@@ -286,22 +286,22 @@ def _require_writable(args: argparse.Namespace) -> None:
 
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
     """Print the findings of a check, for people or a program, and write the page."""
-    from clinkd.data.checks.check import named
+    from clinkd.data.checks.check import summarise_problems
     from clinkd.reporting import survey
 
     if args.page is not None:
-        survey.write(findings, args.page)
+        survey.write_survey_page(findings, args.page)
     if args.json:
         print(json.dumps(findings.to_json(), indent=1, ensure_ascii=False))
         return
-    for line in named(findings.bad, SHOWN):
+    for line in summarise_problems(findings.bad, SHOWN):
         print(f"bad      {line}")
-    for line in named(findings.warnings, SHOWN):
+    for line in summarise_problems(findings.warnings, SHOWN):
         print(f"look at  {line}")
     for reason, count in findings.told.most_common():
         print(f"told     {count} {reason}")
     if findings.turns:
-        show(survey.counts(findings))
+        show(survey.tabulate_question_counts(findings))
     if findings.quarantined:
         print(f"aside    {args.quarantine}: {findings.quarantined} rows, with reasons")
     if args.page is not None:
@@ -331,9 +331,9 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> int:
-    from clinkd.data.importing import Division, split_anew
+    from clinkd.data.importing import Division, split_again
 
-    counts = split_anew(args.path, Division(args.validation, args.test, args.seed, anew=True))
+    counts = split_again(args.path, Division(args.validation, args.test, args.seed, anew=True))
     print(", ".join(f"{name}: {counts[name]} groups" for name in ("train", "validation", "test")))
     return 0
 
@@ -341,11 +341,11 @@ def _split(args: argparse.Namespace) -> int:
 def _sheet(args: argparse.Namespace) -> int:
     import csv
 
-    from clinkd.data.readers.dicom_folder import sheet
+    from clinkd.data.readers.dicom_folder import list_sheet_lines
 
     lines = None
     wrong = 0
-    for line in sheet(args.folder):
+    for line in list_sheet_lines(args.folder):
         if problem := line.pop("problem", ""):
             wrong += 1
             tell(f"{line['image']}: {problem}")
@@ -431,7 +431,7 @@ def _phantoms(args: argparse.Namespace) -> int:
         config = change_knobs(config, train_images=args.images)
     total = config.train_images + config.validation_images + config.test_images
     with progress(total, "phantoms", "image") as advance:
-        samples = phantoms.write(args.folder, config, args.seed, workers=cores(), advance=advance)
+        samples = phantoms.write_phantoms(args.folder, config, args.seed, workers=cores(), advance=advance)
     write_jsonl(samples, args.folder / "samples.jsonl")
     show(data.count_samples(samples))
     return 0

@@ -118,7 +118,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
     _require_one_system(args)
     if args.endpoint is not None and args.dry_run:
-        leaving = answering.leaving(_build_chat_config(args), _read_test_set(args), args.runs, args.pixels)
+        leaving = answering.preview_outgoing(_build_chat_config(args), _read_test_set(args), args.runs, args.pixels)
         show_leaving(leaving, f"{leaving.wrong} questions")
         return 0
     evaluation = evaluating.evaluate(

@@ -27,7 +27,7 @@ def captioned(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Ca
         if sample.task is Task.RC and words:
             for box in sample.question.boxes:
                 boxed.setdefault(View(sample.images[0], box), []).append(words)
-    for pair in data.bare_pairs(samples):
+    for pair in data.make_bare_pairs(samples):
         for box in (*pair.question.boxes, *pair.answer.boxes):
             name = named.setdefault(View(pair.images[0], box), [])
             name += [pair.names[0]] if pair.names[0] not in name else []

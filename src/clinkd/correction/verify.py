@@ -9,7 +9,7 @@ from itertools import chain
 
 from clinkd.language.conflicts import conflicts, denied, numbers, sides
 from clinkd.language.facts import Lexicon, read_facts
-from clinkd.language.negation import named, verdict
+from clinkd.language.negation import mentioned_names, yes_no_verdict
 from clinkd.records import BOX_MARK, BoxedText, Sample
 
 _MARKUP = re.compile(
@@ -59,7 +59,7 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
     """Every objection, the gravest first but for a length that is out of bounds."""
     if text.boxes != truth.boxes:
         yield f"boxes differ: {len(text.boxes)} given, {len(truth.boxes)} in the truth, equal and in order wanted"
-    names, wanted = named(text.words, lexicon.names), named(truth.words, lexicon.names)
+    names, wanted = mentioned_names(text.words, lexicon.names), mentioned_names(truth.words, lexicon.names)
     if foreign := set(names) - set(wanted):
         yield f"names what the truth does not: {', '.join(sorted(foreign))}"
     if gone := set(wanted) - set(names):
@@ -72,7 +72,9 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
         yield "left or right added or left out"
     if numbers(text.words) != numbers(truth.words):
         yield "a count added or left out"
-    if verdict(text.words) != verdict(truth.words) or bool(denied(text.words)) != bool(denied(truth.words)):
+    if yes_no_verdict(text.words) != yes_no_verdict(truth.words) or bool(denied(text.words)) != bool(
+        denied(truth.words)
+    ):
         yield "a yes, a no or a negation added or left out"
     if set(read_facts(text.words, lexicon)) != set(read_facts(truth.words, lexicon)):
         yield "other attributes than the truth's"
@@ -84,7 +86,7 @@ def _owners(text: BoxedText, lexicon: Lexicon) -> list[str | None]:
     before."""
     owners: list[str | None] = []
     for sentence in _SENTENCE_END.split(text.text):
-        parts = [named(part, lexicon.names) for part in sentence.split(BOX_MARK)]
+        parts = [mentioned_names(part, lexicon.names) for part in sentence.split(BOX_MARK)]
         name = owners[-1] if owners else None
         for at in range(1, len(parts)):
             before, after = (list(chain.from_iterable(some)) for some in (parts[:at], parts[at:]))

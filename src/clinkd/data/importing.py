@@ -13,13 +13,13 @@ from typing import Any
 import orjson
 
 from clinkd.data import sides
-from clinkd.data.checks.check import Checker, Checks, Findings, counted, quarantine
+from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import open_image
 from clinkd.data.readers import forms
-from clinkd.data.readers.rows import RowError, RowResult, short
+from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
-from clinkd.data.split import Group, place
+from clinkd.data.split import Group, assign_splits
 from clinkd.records import BadInput, ImageRef, Sample, Side, Split
 from clinkd.storage import new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
@@ -97,7 +97,9 @@ def _write_data_set(
         for number, (source, source_root) in enumerate(zip(sources, roots, strict=True), start=1):
             folder = source_root.relative_to(root).as_posix()
             id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
-            for entry in counted(forms.read_rows(source, checker.found.told), f"read {source.path.name}", "rows"):
+            for entry in count_progress(
+                forms.read_rows(source, checker.found.told), f"read {source.path.name}", "rows"
+            ):
                 converted = convert_sides(_prefix_row(entry, "" if folder == "." else f"{folder}/", id_prefix))
                 # Found here, so no reader will report it again.
                 if converted.problem is not None and entry.problem is None:
@@ -105,8 +107,8 @@ def _write_data_set(
                 if division is not None and division.anew:
                     converted = replace(converted, samples=tuple(replace(s, split=None) for s in converted.samples))
                 if checker.see(converted) is None:
-                    place = files.setdefault(converted.file, len(files)), converted.row
-                    lines.writelines(_encode_line(sample, place) for sample in converted.samples)
+                    assign_splits = files.setdefault(converted.file, len(files)), converted.row
+                    lines.writelines(_encode_line(sample, assign_splits) for sample in converted.samples)
     found = checker.close()
     if found.bad and (quarantine_file is None or any(p.row == 0 for p in found.bad)):
         raise NotClean(found)
@@ -171,9 +173,11 @@ class _SideConverter:
                     "in the rows before; give --turn-to patient or --turn-to image to convert"
                 )
             try:
-                turned = tuple(sides.converted(s, self.wanted) for s in entry.samples)
+                turned = tuple(sides.convert_side(s, self.wanted) for s in entry.samples)
             except BadInput as error:
-                problem = RowError(entry.file, entry.row, short(sample.id), "side", sample.side, str(error), "side")
+                problem = RowError(
+                    entry.file, entry.row, shorten_value(sample.id), "side", sample.side, str(error), "side"
+                )
                 return replace(entry, samples=(), problem=problem)
             return replace(entry, samples=turned)
         return entry
@@ -208,12 +212,12 @@ def _write_samples(
         group = leader.get(record["group"], record["group"])
         kept.add(group)
         groups.setdefault(group, Group(record["source"], record["split"]))
-    placed = place(groups, division.validation, division.test, division.seed) if division else {}
+    placed = assign_splits(groups, division.validation, division.test, division.seed) if division else {}
     findings.turns.clear()
     findings.samples = 0
     store = _Copies(root, draft) if copy else None
     with (draft / SAMPLES).open("wb") as lines:
-        for record in counted(spool, "write samples", "samples"):
+        for record in count_progress(spool, "write samples", "samples"):
             group = record["group"] = leader.get(record["group"], record["group"])
             if division is not None:
                 record["split"] = (record["split"] if keep else None) or placed[group]
@@ -289,7 +293,7 @@ def _describe_source(source: Source) -> dict[str, Any]:
     }
 
 
-def split_anew(folder: Path, division: Division) -> Counter[str]:
+def split_again(folder: Path, division: Division) -> Counter[str]:
     """Divide an imported data set again, whatever its splits were, and record it. The number of groups in each split.
 
     Raises BadInput where `folder` holds no data set, or the dataset.json of another program.
@@ -303,7 +307,7 @@ def split_anew(folder: Path, division: Division) -> Counter[str]:
     groups: dict[str, Group] = {}
     for record in _iterate_records(file):
         groups.setdefault(record["group"], Group(record["source"], None))
-    placed = place(groups, division.validation, division.test, division.seed)
+    placed = assign_splits(groups, division.validation, division.test, division.seed)
     with replacing(file) as lines:
         for record in _iterate_records(file):
             record["split"] = placed[record["group"]]

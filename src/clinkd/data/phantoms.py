@@ -138,7 +138,7 @@ class Drawing:
     structures: tuple[Structure, ...]
 
 
-def draw(
+def draw_phantom(
     rng: np.random.Generator, modality: Modality, structures: int = 2, pixels: int = 96, names: Sequence[str] = ()
 ) -> Drawing:
     """One image of 1..`structures` structures; `names` says which names to take first, else they are drawn.
@@ -469,7 +469,9 @@ def summary(drawing: Drawing) -> str:
     return " ".join([head, *sentences])
 
 
-def samples(drawing: Drawing, image: ImageRef, image_id: str, split: Split, rng: random.Random) -> list[Sample]:
+def make_phantom_samples(
+    drawing: Drawing, image: ImageRef, image_id: str, split: Split, rng: random.Random
+) -> list[Sample]:
     """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
 
     def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
@@ -514,7 +516,7 @@ class _Job:
     seed: int
 
 
-def write(
+def write_phantoms(
     folder: Path, config: PhantomConfig, seed: int, workers: int = 1, advance: Callable[[int], object] | None = None
 ) -> list[Sample]:
     """Draw the whole set into `folder`/images/*.png and return its samples; paths are relative to `folder`.
@@ -564,11 +566,13 @@ def _draw_job(job: _Job) -> list[Sample]:
         orders = list(itertools.permutations(STRUCTURES[modality]))
         rng = np.random.default_rng([job.seed, get_args(Split).index(job.split), index])
         names = orders[index // len(PAPER_MODALITIES) % len(orders)]
-        drawing = draw(rng, modality, job.structures, job.pixels, names)
+        drawing = draw_phantom(rng, modality, job.structures, job.pixels, names)
         image_id = f"{modality}_{job.split}_{index:05d}"
         ref = ImageRef(f"images/{image_id}.png", job.pixels, job.pixels)
         path = job.folder / ref.path
         with naming_full_disk(path):
             Image.fromarray(drawing.image).save(path, compress_level=1)
-        job_samples.extend(samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62)))))
+        job_samples.extend(
+            make_phantom_samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62))))
+        )
     return job_samples

@@ -70,7 +70,7 @@ def describe(box: Box, sentence: str, rng: random.Random) -> Turn:
     return Turn(Task.RC, BoxedText(rng.choice(DESCRIBE), (box,)), BoxedText(sentence))
 
 
-def sentence(name: str, box: Box, rng: random.Random) -> str:
+def write_box_sentence(name: str, box: Box, rng: random.Random) -> str:
     """What a name and a box tell by themselves: the structure, the height of the box's centre, its share of the area.
 
     Left and right are not said: whose left it is would have to be known.
@@ -91,7 +91,7 @@ def _join_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
+def make_bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     """Names and boxes without sentences: for each VG sample "the NAME" -> name and boxes, for each ROC one box -> name.
 
     What a general model has seen by the million before it meets a hospital's questions. Equal pairs of an image are

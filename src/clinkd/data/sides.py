@@ -169,7 +169,7 @@ def _list_texts(sample: Sample) -> Iterator[str]:
 # ---- contradiction --------------------------------------------------------------------------------------------------
 
 
-def contradiction(sample: Sample) -> str | None:
+def find_side_contradiction(sample: Sample) -> str | None:
     """Why the boxes of a sample lie on the other side than its words say, in one line; None where they do not.
 
     It reports only certain cases: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
@@ -259,7 +259,7 @@ def _shorten_text(text: str) -> str:
 # ---- another frame -------------------------------------------------------------------------------------------------
 
 
-def converted(sample: Sample, to: Side) -> Sample:
+def convert_side(sample: Sample, to: Side) -> Sample:
     """The same sample with the words of the other frame: the patient's "left lung" is the "right lung" of the picture.
 
     Words that say their frame themselves stay, and so do names without a frame. For standard views, which a picture

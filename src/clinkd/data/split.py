@@ -20,15 +20,15 @@ def _compute_hash_rank(seed: int, what: str, key: str) -> float:
 def split_samples(samples: Sequence[Sample], validation_share: float, test_share: float, seed: int) -> list[Sample]:
     """The samples with `split` set; all samples of a group stay together, samples that have a split keep it.
 
-    See `place` for who goes where. Raises BadInput on shares that leave nothing to train on, on a group already torn,
-    or where a split stays empty.
+    See `assign_splits` for who goes where. Raises BadInput on shares that leave nothing to train on, on a group already
+    torn, or where a split stays empty.
     """
     groups: dict[str, Group] = {}
     for sample in samples:
         first_of_group = groups.setdefault(sample.group, Group(sample.source, sample.split))
         if first_of_group.split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
-    placed = place(groups, validation_share, test_share, seed)
+    placed = assign_splits(groups, validation_share, test_share, seed)
     split_samples = [replace(s, split=placed[s.group]) for s in samples]
     counts = Counter(s.split for s in split_samples)
     for name in ("train", "validation", "test"):
@@ -44,7 +44,9 @@ class Group(NamedTuple):
     split: Split | None
 
 
-def place(groups: Mapping[str, Group], validation_share: float, test_share: float, seed: int) -> dict[str, Split]:
+def assign_splits(
+    groups: Mapping[str, Group], validation_share: float, test_share: float, seed: int
+) -> dict[str, Split]:
     """A split for every group; those that were given one keep it, save where nothing was given for validation.
 
     A group's place follows from a hash of its name alone, so more data leave the old groups where they were, save this:
@@ -87,7 +89,7 @@ def _split_source(groups: Sequence[str], validation: float, test: float, seed: i
     return placed
 
 
-def draw_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:
+def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:
     """Whole images, `share` of them, spread evenly over modalities and the sets of tasks asked of an image.
 
     Every such stratum gives its share to within one image, and so does the whole; never none. Order is kept.
@@ -109,8 +111,8 @@ def draw_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sampl
     return [s for s in samples if _join_image_paths(s) in sampled]
 
 
-def count_drawn(images: int, share: float, seed: int) -> int:
-    """How many of so many images `draw_share` draws."""
+def count_sampled_images(images: int, share: float, seed: int) -> int:
+    """How many of so many images `sample_share` draws."""
     return max(1, floor(images * share + _compute_hash_rank(seed, "share", "start")))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clinkd.data.images import kind_of
-from clinkd.data.images.dicom_header import opened, read_whole
+from clinkd.data.images.dicom_header import open_header, read_whole
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import which_frame
 from clinkd.data.images.limits import UPLOADS, FileLimits
@@ -109,7 +109,7 @@ def write_report(
     if not kind_of(stream).reportable:
         raise BadInput(f"{PLACE}: not a DICOM, so no structured report can refer to it; give the DICOM file itself")
     keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
-    with opened(stream, PLACE, limits, also=keywords) as header:
+    with open_header(stream, PLACE, limits, also=keywords) as header:
         number = which_frame(1 if frame is None else frame, header.frames, stream, PLACE)
         evidence = _copy_evidence(header.ds)
         references = _References(evidence, number if header.frames > 1 else None)

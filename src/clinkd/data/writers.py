@@ -19,7 +19,7 @@ import orjson
 
 from clinkd.data import grids
 from clinkd.data.codecs import Codec, make_codec
-from clinkd.data.readers.conversations import OURS
+from clinkd.data.readers.conversations import CONVERSATION_EXTRA_KEY
 from clinkd.data.readers.rows import RESERVED
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
 from clinkd.storage import replacing, write_json
@@ -118,7 +118,7 @@ class _ShareGptWriter:
             "id": sample.id,
             "images": [self._write_path(image) for image in sample.images],
             "conversations": said,
-            OURS: {
+            CONVERSATION_EXTRA_KEY: {
                 "modality": sample.modality.value,
                 "tasks": [turn.task.value for turn in sample.turns],
                 "group": sample.group,
@@ -236,7 +236,7 @@ class _CocoWriter:
             "file_name": image.path,
             "width": image.width,
             "height": image.height,
-            OURS: {
+            CONVERSATION_EXTRA_KEY: {
                 "modality": sample.modality.value,
                 "group": sample.group,
                 "source": sample.source,
@@ -251,7 +251,8 @@ class _CocoWriter:
                 self.notes["images turned by their EXIF tag, which some readers of COCO do not turn"] += 1
         elif known != made:
             raise BadInput(
-                f"sample {sample.id!r}: says of {image.path} {made[OURS]}, and an earlier sample {known[OURS]}; "
+                f"sample {sample.id!r}: says of {image.path} {made[CONVERSATION_EXTRA_KEY]}, and an earlier sample "
+                f"{known[CONVERSATION_EXTRA_KEY]}; "
                 "write one file a split and source"
             )
         return made

@@ -45,7 +45,7 @@ def answer(
                 lines.append(known[sample.id].to_json())
             advance(round(len(batch) / share))
     if distributed.size() > 1:
-        distributed.wait()
+        distributed.wait_for_all()
         distributed.on_main_process(lambda: _collect(file))
         known = _known(file)
     return [known[sample.id] for sample in samples]

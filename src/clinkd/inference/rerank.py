@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from clinkd.clip.model import LOWEST, ImageTextModel, View
 from clinkd.language.agreement import answer_similarity
-from clinkd.language.negation import named
+from clinkd.language.negation import mentioned_names
 from clinkd.records import BoxedText, Prediction, Sample, Task
 from clinkd.storage import progress
 
@@ -68,7 +68,7 @@ class ClipScorer(Scorer):
         """What is looked at of each candidate."""
         image, asked = sample.images[0], sample.question.boxes
         wants_boxes = not asked and _asks_for_boxes(sample, prediction)
-        about = " and ".join(named(sample.question.words, self.names)) if wants_boxes else ""
+        about = " and ".join(mentioned_names(sample.question.words, self.names)) if wants_boxes else ""
         made: list[Shown] = []
         for candidate in prediction.candidates:
             words = candidate.answer.words

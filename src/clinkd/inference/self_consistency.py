@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from clinkd.language.agreement import answer_similarity
 from clinkd.language.conflicts import conflicts
-from clinkd.language.negation import named
+from clinkd.language.negation import mentioned_names
 from clinkd.records import Candidate, Prediction
 
 CERTAIN = 0.6  # support from which an answer counts as agreed on; what it tells on the demo is in LOG.md
@@ -64,7 +64,7 @@ def _weights(candidates: Sequence[Candidate], lengths: Sequence[int]) -> tuple[f
 def _clash(candidate: Candidate, chosen: Candidate, names: Sequence[str]) -> str | None:
     """In what two answers cannot both be right; None where nothing speaks for it."""
     ours, theirs = candidate.answer.words, chosen.answer.words
-    if set(named(ours, names)) != set(named(theirs, names)):
+    if set(mentioned_names(ours, names)) != set(mentioned_names(theirs, names)):
         return "names"
     found = conflicts(ours, theirs)
     return found[0] if found else None

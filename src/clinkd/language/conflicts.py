@@ -6,13 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from clinkd.language.negation import clauses, listed, negated, says, split, verdict
+from clinkd.language.negation import (
+    affirmed_names,
+    carries_finding,
+    clauses,
+    negated_words,
+    split_clauses,
+    yes_no_verdict,
+)
 from clinkd.language.words import GENERIC, NUMBERS, normalise, sentences, singular
 
 
 def affirms(text: str, name: str) -> bool:
     """The text states the name at least once without negating it in the same clause ("not the X" does not)."""
-    return bool(listed(text, (name,)))
+    return bool(affirmed_names(text, (name,)))
 
 
 _SIDE_WORDS = {
@@ -54,7 +61,7 @@ def _clause_sides(words: Sequence[str], negated: Sequence[bool]) -> frozenset[st
         after = words[at + 1] if at + 1 < len(words) else ""
         if word in _SIDE_WORDS:
             stated |= _SIDE_WORDS[word]
-        elif word == "both" and (after == "sides" or (after.endswith("s") and says(after))):
+        elif word == "both" and (after == "sides" or (after.endswith("s") and carries_finding(after))):
             stated |= {"left", "right"}
     return frozenset(stated)
 
@@ -96,7 +103,7 @@ def _head(words: Sequence[str]) -> str:
         noun = singular(word)
         if noun in GENERIC:
             return noun
-        if not says(word) or word in _SIDE_WORDS or word in NUMBERS:
+        if not carries_finding(word) or word in _SIDE_WORDS or word in NUMBERS:
             break
         head = noun
     return head
@@ -131,14 +138,18 @@ def _bound_sides(text: str) -> dict[str, frozenset[str]]:
     """Content word -> the sides stated in its clauses, finer where each part around an "and" states just one."""
     bound: dict[str, frozenset[str]] = {}
     for sentence in sentences(text):
-        for clause in split(sentence):
+        for clause in split_clauses(sentence):
             parts = list(_parts(clause))
-            if any(len(_clause_sides(p, negated(p))) != 1 for p in parts):
+            if any(len(_clause_sides(p, negated_words(p))) != 1 for p in parts):
                 parts = [tuple(w for w in clause if w != ",")]
             for part in parts:
-                stated = _clause_sides(part, negated(part))
+                stated = _clause_sides(part, negated_words(part))
                 for word in part:
-                    if stated and says(word) and not (word in _SIDE_WORDS or word in NUMBERS or word in DESCRIBING):
+                    if (
+                        stated
+                        and carries_finding(word)
+                        and not (word in _SIDE_WORDS or word in NUMBERS or word in DESCRIBING)
+                    ):
                         bound[singular(word)] = bound.get(singular(word), frozenset()) | stated
     return bound
 
@@ -147,7 +158,7 @@ def _parts(clause: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """The pieces of a clause around its commas and "and"s; a piece that names nothing stays with its follower."""
     piece: list[str] = []
     for word in clause:
-        if word in {",", "and"} and any(says(w) and w not in _SIDE_WORDS for w in piece):
+        if word in {",", "and"} and any(carries_finding(w) and w not in _SIDE_WORDS for w in piece):
             yield tuple(piece)
             piece = []
         elif word != ",":
@@ -160,7 +171,7 @@ def _negation_clash(a: str, b: str) -> bool:
     said_a, said_b = _polarity(a), _polarity(b)
     if any(len(said_a[w]) == len(said_b[w]) == 1 and said_a[w] != said_b[w] for w in said_a.keys() & said_b.keys()):
         return True
-    return bool(verdict(a) and verdict(b) and verdict(a) != verdict(b))
+    return bool(yes_no_verdict(a) and yes_no_verdict(b) and yes_no_verdict(a) != yes_no_verdict(b))
 
 
 @lru_cache(maxsize=65536)
@@ -169,7 +180,7 @@ def _polarity(text: str) -> dict[str, frozenset[bool]]:
     said: dict[str, frozenset[bool]] = {}
     for clause in clauses(text):
         for word, denied in zip(clause.words, clause.negated, strict=True):
-            if says(word):
+            if carries_finding(word):
                 said[singular(word)] = said.get(singular(word), frozenset()) | {denied}
     return said
 

@@ -11,18 +11,18 @@ from clinkd.language.words import AUXILIARY, DETERMINERS, GENERIC, NUMBERS, PLAC
 
 def mentions(text: str, name: str) -> bool:
     """The name stands in the text, at word boundaries, case and a regular plural aside; negated or not."""
-    return bool(named(text, (name,)))
+    return bool(mentioned_names(text, (name,)))
 
 
-def named(text: str, names: Iterable[str]) -> tuple[str, ...]:
+def mentioned_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
     """The names a text mentions, negated or not, once each, in order of appearance; of nested names only the longest
     counts, so that "left lung" does not name "lung"."""
     names = tuple(names)
     return tuple(dict.fromkeys(n for clause in clauses(text) for _, _, n in spans(clause.words, names)))
 
 
-def listed(text: str, names: Iterable[str]) -> tuple[str, ...]:
-    """As `named`, but only the names that the text affirms somewhere."""
+def affirmed_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
+    """As `mentioned_names`, but only the names that the text affirms somewhere."""
     names = tuple(names)
     affirmed = (
         name for clause in clauses(text) for _, end, name in spans(clause.words, names) if not clause.negated[end - 1]
@@ -61,11 +61,11 @@ class _Clause:
     sentence: int
 
 
-def says(word: str) -> bool:
+def carries_finding(word: str) -> bool:
     return word not in _UNSAID and singular(word) not in _UNSAID
 
 
-def split(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def split_clauses(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Clauses of a sentence. A comma or an "and" parts two clauses only where a new subject with its verb follows,
     so that "no mass, nodule or effusion is seen" stays whole and "no mass, the liver is large" does not."""
     start, after_head = 0, words[0] in {"yes", "no"} and len(words) > 1 and words[1] == ","
@@ -95,13 +95,13 @@ def _turns(word: str, rest: tuple[str, ...]) -> bool:
 def clauses(text: str) -> tuple[_Clause, ...]:
     found = []
     for number, sentence in enumerate(sentences(text)):
-        for part in split(sentence):
+        for part in split_clauses(sentence):
             words = tuple(w for w in part if w != ",")
-            found.append(_Clause(words, negated(words), number))
+            found.append(_Clause(words, negated_words(words), number))
     return tuple(found)
 
 
-def negated(words: tuple[str, ...]) -> tuple[bool, ...]:
+def negated_words(words: tuple[str, ...]) -> tuple[bool, ...]:
     """Which words of a clause are denied."""
     denied = [False] * len(words)
     for at, word in enumerate(words):
@@ -109,15 +109,17 @@ def negated(words: tuple[str, ...]) -> tuple[bool, ...]:
         if word == "non" and at + 1 < len(words):
             denied[at + 1] = True
         elif word in _ABSENT or (words[at:] == ("none",)):
-            _deny_before(words, denied, at) if any(says(w) for w in words[:at]) else _deny_after(words, denied, at + 1)
+            _deny_before(words, denied, at) if any(carries_finding(w) for w in words[:at]) else _deny_after(
+                words, denied, at + 1
+            )
         elif pair in _NEGATOR_PAIRS:
             _deny_after(words, denied, at + 2)
         elif pair in (("ruled", "out"), ("is", "excluded"), ("are", "excluded")):
             _deny_before(words, denied, at)
         elif word in _NEGATORS and pair not in _NOT_NEGATORS:
             ahead = next((w for w in words[at + 1 :] if w not in AUXILIARY), "")
-            mute = not any(says(w) for w in words[at + 1 :])  # "the mass: no", "the mass is not at [box]"
-            if (mute or (ahead in _PERCEIVED and word != "no")) and any(says(w) for w in words[:at]):
+            mute = not any(carries_finding(w) for w in words[at + 1 :])  # "the mass: no", "the mass is not at [box]"
+            if (mute or (ahead in _PERCEIVED and word != "no")) and any(carries_finding(w) for w in words[:at]):
                 _deny_before(words, denied, at)  # "the mass is not seen in the liver" denies the mass, not the liver
             else:
                 _deny_after(words, denied, at + 1)
@@ -130,7 +132,7 @@ def _deny_after(words: tuple[str, ...], denied: list[bool], start: int) -> None:
         if said and words[at] in PLACES:
             return  # "no mass in the liver" leaves the liver standing; "it is not in the liver" does not
         denied[at] = True
-        said = said or says(words[at]) or words[at] == "one"  # "no one is in the room"
+        said = said or carries_finding(words[at]) or words[at] == "one"  # "no one is in the room"
 
 
 def _deny_before(words: tuple[str, ...], denied: list[bool], stop: int) -> None:
@@ -140,11 +142,11 @@ def _deny_before(words: tuple[str, ...], denied: list[bool], stop: int) -> None:
             place, said = True, False
         elif place and said and words[at] in DETERMINERS:
             place = False
-        said = said or (place and says(words[at]))
+        said = said or (place and carries_finding(words[at]))
         denied[at] = denied[at] or not place
 
 
-def verdict(text: str) -> str:
+def yes_no_verdict(text: str) -> str:
     """The word "yes" or "no" where a text opens with it as an answer ("No, ...", "The answer is no."), else empty."""
     for clause in clauses(text)[:1]:
         words = clause.words
@@ -157,4 +159,4 @@ def verdict(text: str) -> str:
 
 def carries_meaning(word: str) -> bool:
     """A normalised word that an answer can be right or wrong by; not "the", "is", "seen", "image"."""
-    return says(word) or word in _NEGATORS or word in NUMBERS or word in {"yes", "both"}
+    return carries_finding(word) or word in _NEGATORS or word in NUMBERS or word in {"yes", "both"}

@@ -31,7 +31,7 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
 
     Machine.demand(config)
     if config.reflect:
-        correcting.demand(config.reflect)
+        correcting.demand_reflection(config.reflect)
     stages = plan(config)
     folder = runs / config.name
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))

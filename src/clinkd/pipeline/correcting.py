@@ -25,7 +25,7 @@ from clinkd.correction import (
     review,
     to_do,
 )
-from clinkd.pipeline.prepared import about, told_by
+from clinkd.pipeline.prepared import read_data_source, read_identifying_texts
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
 from clinkd.remote import Chat, Journal, Scrubber, client, common_words
 from clinkd.storage import progress
@@ -49,7 +49,7 @@ class CorrectionContext:
     device: str = "cpu"
 
 
-def demand(config: ReflectConfig) -> None:
+def demand_reflection(config: ReflectConfig) -> None:
     """Raises BadInput, before any work, where the embedding or the file to replay is not there, or the chat API may not
     be used."""
     if config.similarity == "embedding":
@@ -63,14 +63,14 @@ def demand(config: ReflectConfig) -> None:
         client(config.chat)
 
 
-def reviewed(
+def review_and_correct(
     desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     answers: Sequence[Prediction], round: int,
 ) -> list[Correction]:  # fmt: skip
     """The answers compared with their truths, the wrong ones corrected, or as many others."""
     similarity = similarity_of(desk, config, [s.answer.words for s in train])
     found = pick_answers(desk, config, asked, answers, similarity, round)
-    return corrected(desk, config, train, asked, found, similarity, f"correct {round}/{config.rounds}")
+    return correct_reviewed(desk, config, train, asked, found, similarity, f"correct {round}/{config.rounds}")
 
 
 def pick_answers(
@@ -83,24 +83,24 @@ def pick_answers(
     found = at_random(found, desk.seed) if config.rewrite == "random" else found
     if config.replay is None or config.corrector == "replay":
         return found
-    return first_from(ReplayCorrector(config.replay), found, asked, about(desk.prepared).lexicon)
+    return first_from(ReplayCorrector(config.replay), found, asked, read_data_source(desk.prepared).lexicon)
 
 
-def taught(desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample]) -> list[Sample]:
+def replace_overruled_truths(desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample]) -> list[Sample]:
     """The training samples, with the answers of a person in the place of those truths that the person overruled."""
     if config.replay is None:
         return list(train)
-    return ReplayCorrector(config.replay).taught(train, about(desk.prepared).lexicon)
+    return ReplayCorrector(config.replay).taught(train, read_data_source(desk.prepared).lexicon)
 
 
-def corrected(
+def correct_reviewed(
     desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     found: Sequence[Correction], similarity: Similarity, title: str,
 ) -> list[Correction]:  # fmt: skip
     """Reviewed answers, with those corrected that are wrong."""
     total = sum(map(to_do, found))
     with corrector_of(desk, config, train, asked, similarity) as corrector, progress(total, title, "answers") as step:
-        return correct(found, asked, corrector, about(desk.prepared).lexicon, step)
+        return correct(found, asked, corrector, read_data_source(desk.prepared).lexicon, step)
 
 
 def similarity_of(desk: CorrectionContext, config: ReflectConfig, references: Sequence[str]) -> Similarity:
@@ -130,13 +130,13 @@ def corrector_of(
         yield OfflineCorrector(desk.seed)
     else:
         assert config.chat
-        picture = _pictures(about(desk.prepared).root, config.chat, asked)
+        picture = _pictures(read_data_source(desk.prepared).root, config.chat, asked)
         with Journal(config.chat.journal or desk.runs / JOURNAL) as journal:
-            chat, scrubber = Chat(config.chat, journal), scrubbers(about(desk.prepared).root, train)
+            chat, scrubber = Chat(config.chat, journal), make_scrubbers(read_data_source(desk.prepared).root, train)
             yield ChatCorrector(chat, similarity, scrubber, config.chat.question, picture)
 
 
-def scrubbers(root: Path, known: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
+def make_scrubbers(root: Path, known: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
     """By what the files of a sample say, and by the words that more than one patient's texts share, among `known`."""
     texts = ((s.group, text.words) for s in known for t in s.turns for text in (t.question, t.answer))
     common = common_words(texts)
@@ -144,7 +144,7 @@ def scrubbers(root: Path, known: Sequence[Sample]) -> Callable[[Sample], Scrubbe
 
     def of(sample: Sample) -> Scrubber:
         if sample.images not in made:
-            made[sample.images] = Scrubber(told_by(root, [sample]), common)
+            made[sample.images] = Scrubber(read_identifying_texts(root, [sample]), common)
         return made[sample.images]
 
     return of
@@ -155,7 +155,7 @@ def _pictures(root: Path, config: ChatConfig, asked: Sequence[Sample]) -> Callab
         return None
     if risk := risk_of_pixels(root, asked):
         raise BadInput(f"reflect.chat.pixels=true: {risk}; set reflect.chat.pixels=false")
-    return pictures(root)
+    return encode_png_images(root)
 
 
 def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
@@ -167,7 +167,7 @@ def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
     return f"{told} DICOM files say that text is burnt into their pixels" if told else None
 
 
-def pictures(root: Path) -> Callable[[Sample], str]:
+def encode_png_images(root: Path) -> Callable[[Sample], str]:
     """Pictures as PNG, made anew from their pixels, so that nothing of a header goes along."""
 
     def of(sample: Sample) -> str:

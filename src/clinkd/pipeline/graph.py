@@ -75,8 +75,12 @@ class Stage:
         Knobs at their defaults are left out, so a new knob that is off changes no identity.
         """
         needs = {need.name: need.identity for need in self.needs}
-        described = {**_describe_stage(self), "config": self.essence(_describe_stage(self)["config"]), "needs": needs}
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+        describe_stages = {
+            **_describe_stage(self),
+            "config": self.essence(_describe_stage(self)["config"]),
+            "needs": needs,
+        }
+        return hashlib.sha256(json.dumps(describe_stages, sort_keys=True).encode()).hexdigest()[:12]
 
     def essence(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The knobs of a stored `config` (perhaps of an older version) that decide the result: no defaults."""
@@ -145,8 +149,8 @@ class StageStatus:
     folder: Path  # of the finished stage, even if it does not exist yet
 
 
-def described(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """The stages as plain values for `run.json`, which `status` and `why` read."""
+def describe_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """The stages as plain values for `run.json`, which `status` and `explain_rerun` read."""
     return [
         {**_describe_stage(s), "identity": s.identity, "needs": {need.name: need.identity for need in s.needs}}
         for s in stages
@@ -154,7 +158,7 @@ def described(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def status(described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[StageStatus]:
-    """The progress of each stage of a run, in order; `described_stages` as `described` returns them."""
+    """The progress of each stage of a run, in order; `described_stages` as `describe_stages` returns them."""
     return [_read_status(s["name"], s["identity"], cache / f"{s['name']}-{s['identity']}") for s in described_stages]
 
 
@@ -191,14 +195,14 @@ def _adopt_older_folder(stage: Stage, inputs: Mapping[str, Path], folder: Path) 
     if older is None:
         return
     if older.suffix != ".part":
-        link(folder, older)
+        point_link(folder, older)
         return
     with _hold_lock(older.with_suffix(".lock"), stage.name), naming_full_disk(folder):
         older.rename(draft_of(folder))
     older.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
+def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
     """The finished stages and all stages that led to them, by name, each after the stages it needs."""
     folders: dict[str, Path] = {}
 
@@ -251,7 +255,7 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
         if distributed.is_main():
             _adopt_older_folder(stage, inputs, folder)
             _finish_stage(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
-            link(run_folder / "stages" / stage.name, folder)
+            point_link(run_folder / "stages" / stage.name, folder)
             distributed.broadcast_object((stage.key, True))
         else:
             _follow_main_process(stage, inputs, folder)
@@ -316,12 +320,12 @@ class _StageClock:
         self.path = draft / RECORD
         stored = stage_record(draft) if self.path.is_file() else {}
         self.kept: dict[str, Any] = {
-            **described([stage])[0],
+            **describe_stages([stage])[0],
             "seconds": stored.get("seconds", 0.0),
             "attempts": stored.get("attempts", 0) + (stored.get("finished") is None),
             "started": stored.get("started", _spell_now()),
             "finished": stored.get("finished"),
-            "versions": versions(),
+            "versions": read_versions(),
             "recorded": stored.get("recorded", {}),
         }
         self.before: float = self.kept["seconds"]
@@ -396,7 +400,7 @@ def _hold_lock(path: Path, title: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def link(link: Path, folder: Path) -> None:
+def point_link(link: Path, folder: Path) -> None:
     """Point `link` at `folder` by a relative path, so that the folder of all runs can be moved."""
     target = os.path.relpath(folder, link.parent)
     if link.is_symlink() and os.readlink(link) == target:
@@ -409,14 +413,14 @@ def link(link: Path, folder: Path) -> None:
         temp.replace(link)
 
 
-Completed = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+CompleteConfig = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 
-def why(
+def explain_rerun(
     name: str,
     described_stages: Sequence[Mapping[str, Any]],
     cache: Path,
-    completed: Completed = lambda _, config: config,
+    completed: CompleteConfig = lambda _, config: config,
 ) -> list[str]:
     """Why the stage `name` differs from the nearest other stage of that name in the cache: a line for each cause.
 
@@ -461,7 +465,7 @@ class StagePlan:
 
 def plan_stages(stages: Sequence[Stage], runs: Path) -> list[StagePlan]:
     """What `execute` would do about each stage of a run under `runs`."""
-    records, cache = described(stages), runs / CACHE
+    records, cache = describe_stages(stages), runs / CACHE
     readers = {stage.name: stage.completed for stage in stages}
     folders: dict[str, Path] = {}
     for stage in stages:
@@ -472,26 +476,29 @@ def plan_stages(stages: Sequence[Stage], runs: Path) -> list[StagePlan]:
     states = [_read_status(stage.name, stage.identity, folders[stage.name]) for stage in stages]
     return [
         StagePlan(
-            s, () if s.state == "done" else tuple(why(s.name, records, cache, lambda n, config: readers[n](config)))
+            s,
+            ()
+            if s.state == "done"
+            else tuple(explain_rerun(s.name, records, cache, lambda n, config: readers[n](config))),
         )
         for s in states
     ]
 
 
-Cached = Callable[[str], list[dict[str, Any]]]
+ReadRecords = Callable[[str], list[dict[str, Any]]]
 
 
 def _find_fewest_causes(
     stage: Mapping[str, Any],
     others: Sequence[Mapping[str, Any]],
     by_name: Mapping[str, Mapping[str, Any]],
-    cached: Cached,
+    cached: ReadRecords,
 ) -> list[str]:
     return min((_list_causes(stage, other, by_name, cached) for other in others), key=len)
 
 
 def _list_causes(
-    stage: Mapping[str, Any], other: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]], cached: Cached
+    stage: Mapping[str, Any], other: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]], cached: ReadRecords
 ) -> list[str]:
     other_folder_name, name = _spell_folder_name(other), stage["name"]
     lines = [f"{name}: {d} ({other_folder_name})" for d in differences(stage["config"], other["config"])]
@@ -523,7 +530,7 @@ def _read_cached_records(cache: Path, name: str) -> list[dict[str, Any]]:
     return [record for record in records if record["name"] == name]
 
 
-def versions() -> dict[str, str]:
+def read_versions() -> dict[str, str]:
     """Versions of the packages that may change a result, read without importing them."""
     by_package = {"clinkd": __version__, "python": platform.python_version()}
     for package in ("torch", "transformers", "numpy"):

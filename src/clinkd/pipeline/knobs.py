@@ -32,6 +32,6 @@ KNOBS: dict[str, type[Knobs]] = {
 }  # fmt: skip
 
 
-def completed(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def complete_stage_config(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The stored knobs of the stage `name`, perhaps of an older version, all of them and by today's names."""
     return complete(config, KNOBS.get(name.rpartition("-")[0] or name, Knobs))

@@ -41,7 +41,7 @@ class Machine:
         """
         import torch
 
-        mine, processes = distributed.here()
+        mine, processes = distributed.local_rank()
         torch.set_num_threads(self.threads or max(1, len(os.sched_getaffinity(0)) // processes))
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
             raise BadInput("accelerate launch --use_fsdp: start the processes without it, and set shard=true")

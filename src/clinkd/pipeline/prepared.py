@@ -20,22 +20,22 @@ PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # beside them in the folder of `clinkd evaluate --out`
 
 
-class About(NamedTuple):
+class DataSource(NamedTuple):
     """Where the images lie, and the class names."""
 
     root: Path
     lexicon: Lexicon
 
 
-def about(prepared: Path) -> About:
+def read_data_source(prepared: Path) -> DataSource:
     """What a `prepare` stage tells of its data."""
     known = read_json(prepared / DATA)
-    return About(prepared / known["root"], Lexicon.from_json(known["lexicon"]))
+    return DataSource(prepared / known["root"], Lexicon.from_json(known["lexicon"]))
 
 
 def read_data(prepared: Path) -> tuple[Callable[[ImageRef], Image.Image], Lexicon]:
     """How to open an image of the prepared data, and its class names."""
-    root, lexicon = about(prepared)
+    root, lexicon = read_data_source(prepared)
     return partial(data.open_image, root), lexicon
 
 
@@ -59,6 +59,6 @@ def read_scores(stage: Path) -> list[Score]:
     return [Score.from_json(record) for record in JsonLines(stage / SCORED).read()]
 
 
-def told_by(root: Path, samples: Iterable[Sample]) -> set[str]:
+def read_identifying_texts(root: Path, samples: Iterable[Sample]) -> set[str]:
     """What the headers and paths of their images say of persons (`data.identifying_texts`)."""
     return {term for image in {i for s in samples for i in s.images} for term in data.identifying_texts(root, image)}

@@ -11,14 +11,21 @@ from typing import Any, Self
 from clinkd.config import RunConfig
 from clinkd.correction import reflection_tables
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
-from clinkd.pipeline.graph import StageContext, lineage, stage_record
-from clinkd.pipeline.prepared import SCORED, about, read_predictions, read_scores, read_split, told_by
+from clinkd.pipeline.graph import StageContext, stage_record, trace_lineage
+from clinkd.pipeline.prepared import (
+    SCORED,
+    read_data_source,
+    read_identifying_texts,
+    read_predictions,
+    read_scores,
+    read_split,
+)
 from clinkd.pipeline.runs import REPORT, SCORES, Run
 from clinkd.records import BadInput, Correction, Prediction, Sample, Table
 from clinkd.remote import PlainPage
-from clinkd.reporting.browse import MOST, AnsweredSample, spread
+from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
 from clinkd.reporting.figures import Curve
-from clinkd.reporting.gallery import CorrectedAnswer, choose_gallery, choose_rewritten, verdict
+from clinkd.reporting.gallery import CorrectedAnswer, choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import BY_SOURCE, RetestResult, effect_table, read_table, table_json, tabulate
 from clinkd.scoring.baselines import IMAGES_SHUFFLED, image_blind_baselines
@@ -39,7 +46,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     the page is made of, so that it can be made again without scoring. `captions`: counts captions, if not one of its
     own."""
     prepared = work.inputs["prepare"]
-    _, lexicon = about(prepared)
+    _, lexicon = read_data_source(prepared)
     train, test = read_split(prepared, "train"), read_split(prepared, "test")
     predictions = read_predictions(work.inputs["select"])
     judged = score_predictions(test, predictions, _twins(work, train, test), lexicon, config.evaluate, captions)
@@ -52,7 +59,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     each = (
         {
             "id": s.id,
-            "right": verdict(s, answered[s.id], rules),
+            "right": judge_answer(s, answered[s.id], rules),
             "figures": {k: round(v, 4) for k, v in figures.get(s.id, {}).items()},
         }
         for s in test
@@ -61,7 +68,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
     write_json(work.folder / SCORES, table_json(scores, {}, gains))
-    _Scored(work.folder, {**lineage(work.inputs), **work.inputs}, config, train).write(work.folder / REPORT)
+    _Scored(work.folder, {**trace_lineage(work.inputs), **work.inputs}, config, train).write(work.folder / REPORT)
 
 
 def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
@@ -95,14 +102,14 @@ class _Scored:
 
     def write(self, path: Path) -> None:
         """The page for those who may see the images."""
-        root, lexicon = about(self.stages["prepare"])
+        root, lexicon = read_data_source(self.stages["prepare"])
         answered = self._answered()
         count, reviewed = self.config.evaluate.gallery, self._reviewed()
         rewritten = reviewed.examples(count)
-        on_page = spread(answered, MOST)
+        on_page = choose_evenly(answered, MOST)
         samples = [a.sample for a in on_page]
         # a page is carried about: what the files of these samples say of a person is not shown on it
-        shown = PlainPage(told_by(root, [*samples, *(r.sample for r in rewritten)]))
+        shown = PlainPage(read_identifying_texts(root, [*samples, *(r.sample for r in rewritten)]))
         summary = RunSummary(
             name=self.config.name,
             tables=[_sourced(t, shown) for t in self._tables()],

@@ -11,7 +11,7 @@ from typing import Any
 
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
-from clinkd.pipeline.knobs import completed
+from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput, Modality, Table, Task
 from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
 from clinkd.storage import naming_full_disk, read_json, write_atomic, write_json
@@ -20,13 +20,13 @@ RUNS = Path("runs")
 RUN_RECORD = "run.json"
 SCORES = "table.json"
 REPORT = "report.html"
-BESIDE = ("table.md", "table.csv")  # the same figures for reading and for a spreadsheet
-TRAINED = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
+SCORE_FILES = ("table.md", "table.csv")  # the same figures for reading and for a spreadsheet
+TRAINED_STAGES = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder of a run, its config, and its stages as `graph.described` returns them."""
+    """The folder of a run, its config, and its stages as `graph.describe_stages` returns them."""
 
     folder: Path
     config: RunConfig
@@ -42,7 +42,7 @@ class Run:
 
     def why(self, stage: str) -> list[str]:
         """Why a stage differs from the nearest other stage that was made before: a line for each cause."""
-        return graph.why(stage, self.stages, self.cache, completed)
+        return graph.explain_rerun(stage, self.stages, self.cache, complete_stage_config)
 
     def stage(self, name: str) -> Path:
         """The finished folder of a stage. Raises BadInput if the run has no such stage or has not finished it."""
@@ -57,7 +57,7 @@ class Run:
     def last_trained(self) -> str:
         """The name of the stage that makes the final model."""
         names = [str(stage["name"]) for stage in self.stages]
-        return next(n for kind in TRAINED for n in reversed(names) if n.startswith(kind))
+        return next(n for kind in TRAINED_STAGES for n in reversed(names) if n.startswith(kind))
 
     @property
     def command(self) -> str:
@@ -103,7 +103,7 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
             )
         if changed:
             shutil.rmtree(folder / "stages", ignore_errors=True)
-            for name in (SCORES, REPORT, *BESIDE):
+            for name in (SCORES, REPORT, *SCORE_FILES):
                 (folder / name).unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is no run of ours (no {RUN_RECORD}); choose another --name or --runs")
@@ -114,8 +114,8 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
     record = {
         "name": config.name,
         "config": config_values,
-        "stages": graph.described(stages),
-        "versions": graph.versions(),
+        "stages": graph.describe_stages(stages),
+        "versions": graph.read_versions(),
     }
     write_json(folder / RUN_RECORD, record)
 
@@ -123,11 +123,11 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
 def finish_run(run: Run) -> None:
     """Link the results of the last stage into the folder of the run."""
     for name in (SCORES, REPORT):
-        graph.link(run.folder / name, run._find_result(name))
-    for name in BESIDE:
+        graph.point_link(run.folder / name, run._find_result(name))
+    for name in SCORE_FILES:
         path = run.report().with_name(name)
         if path.is_file():
-            graph.link(run.folder / name, path)
+            graph.point_link(run.folder / name, path)
 
 
 def open_run(folder: Path) -> Run:

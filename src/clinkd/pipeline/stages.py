@@ -27,7 +27,9 @@ def plan(config: RunConfig) -> list[Stage]:
         work = _defer_step(step or name, **arguments)
         kind = step or name
         needed = tuple(n for n in needs if n)
-        stages.append(Stage(name, VERSIONS[kind], knobs, needed, work, config.seed, kind in TOGETHER, KNOBS.get(kind)))
+        stages.append(
+            Stage(name, VERSIONS[kind], knobs, needed, work, config.seed, kind in SHARED_STAGES, KNOBS.get(kind))
+        )
         return stages[-1]
 
     data = stage("prepare", _identify_data(config.data), config=config.data)
@@ -91,7 +93,7 @@ def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 # Stages in which several processes share the work: the rows to train on, or the questions to answer.
-TOGETHER = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
+SHARED_STAGES = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
 def _defer_step(step: str, **arguments: Any) -> Callable[[StageContext], None]:

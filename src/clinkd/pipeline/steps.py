@@ -37,7 +37,15 @@ from clinkd.language.facts import Lexicon
 from clinkd.model.vision import VisionPretrainer
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
-from clinkd.pipeline.correcting import ANSWERS, CORRECTIONS, EFFECT, CorrectionContext, reviewed, similarity_of, taught
+from clinkd.pipeline.correcting import (
+    ANSWERS,
+    CORRECTIONS,
+    EFFECT,
+    CorrectionContext,
+    replace_overruled_truths,
+    review_and_correct,
+    similarity_of,
+)
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import POINTER, load_model, scorer_of
@@ -73,7 +81,7 @@ def prepare(work: StageContext, config: DataConfig) -> None:
     if config.path is None:
         total = config.phantoms.train_images + config.phantoms.validation_images + config.phantoms.test_images
         with _record_seconds(work, "draw", total), progress(total, "draw phantoms", "images") as advance:
-            samples = phantoms.write(work.folder, config.phantoms, work.seed, config.workers, advance)
+            samples = phantoms.write_phantoms(work.folder, config.phantoms, work.seed, config.workers, advance)
         root, lexicon = Path(), phantoms.LEXICON
     else:
         source = data.Source(
@@ -104,7 +112,7 @@ def base(work: StageContext, config: ModelConfig, machine: Machine) -> None:
         texts = texts_of(train, config)
         model = new_tiny(config, texts, work.seed, stage_inputs.open_image).to(stage_inputs.device)
         if config.tiny.pretrain:
-            model = _pretrain(stage_inputs, model, data.bare_pairs(train), config.tiny.pretrain)
+            model = _pretrain(stage_inputs, model, data.make_bare_pairs(train), config.tiny.pretrain)
         distributed.on_main_process(lambda: model.save(work.folder / "model"))
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
         _drop_checkpoints(work.folder)
@@ -152,7 +160,7 @@ def _pretrain(
 def teacher(work: StageContext, config: TeacherConfig, machine: Machine) -> None:
     """Tune a copy of the base on a share of the training images, stratified by task and modality."""
     stage_inputs = StageInputs(work, machine)
-    chosen = data.draw_share(stage_inputs.samples("train"), config.share, work.seed)
+    chosen = data.sample_share(stage_inputs.samples("train"), config.share, work.seed)
     work.record("questions", len(chosen))
     _train_and_save(stage_inputs, stage_inputs.model("base"), chosen, CrossEntropy(), config.fit, "teacher")
 
@@ -163,7 +171,7 @@ def pseudo(
     """Let the teacher (or the untrained base) answer the training questions that the teacher was not trained on."""
     stage_inputs = StageInputs(work, machine)
     train = stage_inputs.samples("train")
-    teacher_ids = {s.id for s in data.draw_share(train, teacher.share, work.seed)} if teacher else set()
+    teacher_ids = {s.id for s in data.sample_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in teacher_ids]
     questions = (
         outside if config.targets == "pseudo" else _choose_share(outside, config.pseudo_share, work.seed, "pseudo")
@@ -236,7 +244,7 @@ def reflect(
     """Do one round: answer training questions, rewrite the wrong answers from the truth, train on both."""
     stage_inputs = StageInputs(work, machine)
     model, untaught = stage_inputs.model(previous), stage_inputs.samples("train")
-    train = taught(stage_inputs.desk, config, untaught)
+    train = replace_overruled_truths(stage_inputs.desk, config, untaught)
     work.record("overruled_truths", sum(a is not b for a, b in zip(untaught, train, strict=True)))
     questions = _choose_share(train, config.review_share, work.seed, f"round {round}")
     greedy = AnswerConfig(beams=1, candidates=1, max_new_tokens=answers.max_new_tokens, batch=answers.batch)
@@ -250,7 +258,7 @@ def reflect(
     def write_corrections() -> None:
         if corrections_file.is_file():  # an earlier attempt has written it
             return
-        corrections = reviewed(stage_inputs.desk, config, train, questions, predictions, round)
+        corrections = review_and_correct(stage_inputs.desk, config, train, questions, predictions, round)
         write_lines(corrections_file, (c.to_json() for c in corrections))
         table = summary(corrections, questions)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from clinkd.experiments import AblationRow
 from clinkd.records import Score, Table, Task
-from clinkd.reporting.compare import Paired, Pooled, over_seeds, pooled
+from clinkd.reporting.compare import SeedDifference, SeedMean, compare_paired_values, pool_values
 from clinkd.reporting.printed import PRINTED
-from clinkd.reporting.tables import AVERAGED, ScoreIndex, as_cell, mean_of_all, signed
-from clinkd.scoring.metrics import PRIMARY_METRIC, shown_in
-from clinkd.scoring.score import MODEL, spelled
+from clinkd.reporting.tables import AVERAGED, ScoreIndex, as_cell, format_signed, mean_of_all
+from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
+from clinkd.scoring.score import MODEL, spell_interval
 
 AVERAGE = "Average of four"
-Column = tuple[Task, str] | None  # None is the average of four
+AblationColumn = tuple[Task, str] | None  # None is the average of four
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run of a row. `steps` counts student steps after the base; `passes` counts the compute of student and
     teacher in forward passes over the training data (a trained pass counts as three)."""
 
@@ -28,10 +28,10 @@ class Finished(NamedTuple):
     passes: float
 
 
-class Grid:
+class AblationGrid:
     """Finished runs by row and seed."""
 
-    def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[Finished]) -> None:
+    def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[FinishedRun]) -> None:
         self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
         self._runs = {(r.row, r.seed): r for r in runs}
         self._score_indexes = {key: ScoreIndex(r.scores) for key, r in self._runs.items()}
@@ -39,33 +39,33 @@ class Grid:
     def seeds(self, row: str) -> list[int]:
         return sorted(s for r, s in self._runs if r == row)
 
-    def columns(self) -> list[Column]:
+    def columns(self) -> list[AblationColumn]:
         """Columns with values: primary metric, facts by task, mIoU of boxes, the average of four."""
-        wanted: list[Column] = [
-            (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *shown_in("ablation", t)))
+        wanted: list[AblationColumn] = [
+            (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *list_shown_metrics("ablation", t)))
         ]
         return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
 
-    def value(self, row: str, seed: int, column: Column) -> float | None:
+    def value(self, row: str, seed: int, column: AblationColumn) -> float | None:
         """The score x100; None if it was not computed."""
         score_index = self._score_indexes[row, seed]
         if column is not None:
             return score_index.value(MODEL, *column)
         return mean_of_all([score_index.value(MODEL, t, PRIMARY_METRIC[t]) for t in AVERAGED])
 
-    def blind(self, row: str, column: Column) -> float | None:
+    def blind(self, row: str, column: AblationColumn) -> float | None:
         """Mean over seeds of the best image-blind baseline; None if no seed has one."""
         score_indexes = [self._score_indexes[row, s] for s in self.seeds(row)] if column else []
         return mean_of_all(
             [best[1] for score_index in score_indexes if column and (best := score_index.blind(*column))]
         )
 
-    def pooled(self, row: str, column: Column) -> Pooled | None:
+    def pooled(self, row: str, column: AblationColumn) -> SeedMean | None:
         """Mean and interval over the seeds that have a value."""
         values = [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
-        return pooled(values) if values else None
+        return pool_values(values) if values else None
 
-    def paired(self, row: str, column: Column) -> Paired | None:
+    def paired(self, row: str, column: AblationColumn) -> SeedDifference | None:
         """The row minus its reference row, over the seeds that both have; None without a reference."""
         against = self.rows[row].against
         if against not in self.rows:
@@ -73,13 +73,13 @@ class Grid:
         both = [s for s in self.seeds(row) if s in self.seeds(against)]
         pairs = [(self.value(row, s, column), self.value(against, s, column)) for s in both]
         computed = [(a, b) for a, b in pairs if a is not None and b is not None]
-        return over_seeds(*zip(*computed, strict=True)) if computed else None
+        return compare_paired_values(*zip(*computed, strict=True)) if computed else None
 
-    def runs(self, row: str) -> list[Finished]:
+    def runs(self, row: str) -> list[FinishedRun]:
         return [self._runs[row, s] for s in self.seeds(row)]
 
 
-def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Table]:
+def ablation_tables(grid: AblationGrid, groups: Mapping[str, Sequence[str]]) -> list[Table]:
     """For each titled group of rows its scores and its differences; then the paper's changes beside ours.
 
     Rows without a finished run are left out.
@@ -95,7 +95,7 @@ def ablation_tables(grid: Grid, groups: Mapping[str, Sequence[str]]) -> list[Tab
     return [*tables, *([_tabulate_paper_changes(grid, printed)] if printed and "bird" in grid.rows else [])]
 
 
-def ablation_json(grid: Grid) -> dict[str, Any]:
+def ablation_json(grid: AblationGrid) -> dict[str, Any]:
     """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row it is told
     against; x100."""
     return {
@@ -121,7 +121,7 @@ def ablation_json(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _tabulate_scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
+def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Table:
     columns, cells_by_row = grid.columns(), []
     for name in names:
         runs, pools = grid.runs(name), [grid.pooled(name, c) for c in columns]
@@ -130,7 +130,9 @@ def _tabulate_scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
             (grid.rows[name].title, str(len(runs)), *(as_cell(pool and pool.mean) for pool in pools), *cost)
         )
         if any(pool and pool.interval for pool in pools):
-            cells_by_row.append(("  95 % over seeds", "", *(spelled(pool and pool.interval) for pool in pools), "", ""))
+            cells_by_row.append(
+                ("  95 % over seeds", "", *(spell_interval(pool and pool.interval) for pool in pools), "", "")
+            )
     cells_by_row.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
     heads = ("", "Seeds", *map(_spell_column, columns), "Steps", "Passes")
     notes = (
@@ -144,7 +146,7 @@ def _tabulate_scores(grid: Grid, title: str, names: Sequence[str]) -> Table:
     return Table(title, heads, tuple(cells_by_row), notes)
 
 
-def _tabulate_differences(grid: Grid, title: str, names: Sequence[str]) -> Table:
+def _tabulate_differences(grid: AblationGrid, title: str, names: Sequence[str]) -> Table:
     columns, intervals = grid.columns(), 0
     lines: list[tuple[str, ...]] = []
     sentences: list[str] = []
@@ -155,8 +157,8 @@ def _tabulate_differences(grid: Grid, title: str, names: Sequence[str]) -> Table
         assert row.against
         label = f"{row.title} - {grid.rows[row.against].title}"
         sentences.append(_describe_gains(label, list(zip(columns, gains, strict=True))))
-        lines.append((label, *(signed(gain and gain.mean) for gain in gains)))
-        lines.append(("  95 %", *(spelled(gain and gain.interval, "+") for gain in gains)))
+        lines.append((label, *(format_signed(gain and gain.mean) for gain in gains)))
+        lines.append(("  95 %", *(spell_interval(gain and gain.interval, "+") for gain in gains)))
         lines.append(("  smallest that would be seen", *(as_cell(gain and gain.smallest) for gain in gains)))
     by_chance = max(1, round(intervals / 20)) if intervals else 0
     notes = (
@@ -168,7 +170,7 @@ def _tabulate_differences(grid: Grid, title: str, names: Sequence[str]) -> Table
     return Table(f"{title}: differences", ("", *map(_spell_column, columns)), tuple(lines), notes)
 
 
-def _describe_gains(label: str, gains: Sequence[tuple[Column, Paired | None]]) -> str:
+def _describe_gains(label: str, gains: Sequence[tuple[AblationColumn, SeedDifference | None]]) -> str:
     tested = [(c, g) for c, g in gains if g is not None and g.interval is not None]
     if not tested:
         return f"{label}: one seed tells no difference from chance."
@@ -181,16 +183,16 @@ def _describe_gains(label: str, gains: Sequence[tuple[Column, Paired | None]]) -
     return f"{label}: {'; '.join(parts)}."
 
 
-def _tabulate_paper_changes(grid: Grid, names: Sequence[str]) -> Table:
+def _tabulate_paper_changes(grid: AblationGrid, names: Sequence[str]) -> Table:
     """What each change added to BiRD: in the paper, and here. The data differ, so only signs and sizes compare."""
-    columns: list[Column] = [(t, PRIMARY_METRIC[t]) for t in AVERAGED]
+    columns: list[AblationColumn] = [(t, PRIMARY_METRIC[t]) for t in AVERAGED]
     lines = []
     for name in names:
         printed = grid.rows[name].printed
         assert printed
         theirs = [a - b for a, b in zip(PRINTED[printed][:4], PRINTED["BiRD"][:4], strict=True)]
         ours = [(gain := grid.paired(name, c)) and gain.mean for c in columns]
-        lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(signed, ours)))
+        lines.append((grid.rows[name].title, *(f"{v:+.2f}" for v in theirs), *map(format_signed, ours)))
     heads = ("Above BiRD", *(f"Paper {t.value}" for t in AVERAGED), *(f"Ours {t.value}" for t in AVERAGED))
     notes = (
         "Paper: differences of its printed Table 2 (Med-GRIT-270k, Qwen-VL, the official scripts, one run each, no "
@@ -199,5 +201,5 @@ def _tabulate_paper_changes(grid: Grid, names: Sequence[str]) -> Table:
     return Table("The paper's changes beside ours", heads, tuple(lines), notes)
 
 
-def _spell_column(column: Column) -> str:
+def _spell_column(column: AblationColumn) -> str:
     return f"{column[0].value} {column[1]}" if column else AVERAGE

@@ -15,7 +15,7 @@ from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sampl
 from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES
 from clinkd.reporting.viewer.shot import Picture
-from clinkd.scoring.metrics import PRIMARY_METRIC, shown_in
+from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
 from clinkd.storage import progress
 
 PAGE_BYTES = 24_000_000  # of the whole page, at most
@@ -40,7 +40,7 @@ class AnsweredSample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Browsed:
+class PageContent:
     """The part that the page shows: script data, pictures by image, and notes on what was left out or reduced."""
 
     data: dict[str, Any]
@@ -49,7 +49,7 @@ class Browsed:
     notes: Sequence[str]
 
 
-def spread(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample]:
+def choose_evenly(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample]:
     """At most `most` questions, spread evenly over tasks and modalities and evenly within each, in their order."""
     piles: dict[tuple[Task, Modality], list[AnsweredSample]] = defaultdict(list)
     for item in answered:
@@ -65,12 +65,14 @@ def spread(answered: Sequence[AnsweredSample], most: int) -> list[AnsweredSample
     return sorted(kept, key=lambda item: item.number)
 
 
-def browse(answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES) -> Browsed:
+def select_for_page(
+    answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_bytes: int = PAGE_BYTES
+) -> PageContent:
     """Choose as many questions as fit into `most_bytes`, with pictures as large as the remaining space allows.
 
     Every text passes `shown`. Raises BadInput on an unreadable image.
     """
-    records = _build_page_records(spread(answered, MOST), shown)
+    records = _build_page_records(choose_evenly(answered, MOST), shown)
     kept = _fit_text(records, min(_TEXT_BYTES, most_bytes // 2))
     picture_bytes = most_bytes - _REST_BYTES - sum(records[item.number].size for item in kept)
     images = list(dict.fromkeys(item.sample.images[0] for item in kept))
@@ -91,12 +93,12 @@ def browse(answered: Sequence[AnsweredSample], root: Path, shown: Shown, most_by
     entries = [[p.uri, p.width, p.height] for p in pictures.values()]
     notes = [_describe_selection(kept, answered), _describe_picture_size(pictures, *_LADDER[rung])]
     data = _build_page_data(samples, entries, kept, [shown(s) for s in _list_sources(kept)])
-    return Browsed(data, kept, pictures, [n for n in notes if n])
+    return PageContent(data, kept, pictures, [n for n in notes if n])
 
 
-def without_words(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYTES) -> Browsed:
+def select_without_text(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYTES) -> PageContent:
     """Scores and boxes alone: no picture, and nothing that people or models wrote."""
-    records = _build_page_records(spread(answered, MOST), None)
+    records = _build_page_records(choose_evenly(answered, MOST), None)
     kept = _fit_text(records, most_bytes - _REST_BYTES)
     shapes: dict[tuple[int, int], int] = {}
     samples = []
@@ -105,7 +107,9 @@ def without_words(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYT
         shape = _round_shape(image.width or 1, image.height or 1)
         samples.append({**records[item.number].value, "p": shapes.setdefault(shape, len(shapes))})
     notes = [_describe_selection(kept, answered), "Boxes and scores alone: no images, no questions, no answers."]
-    return Browsed(_build_page_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n])
+    return PageContent(
+        _build_page_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n]
+    )
 
 
 def _round_shape(width: int, height: int) -> tuple[int, int]:
@@ -128,7 +132,7 @@ def _build_page_data(
 
 def _list_question_metrics(task: Task) -> list[str]:
     """The metrics that are shown for a single answer, the primary metric first."""
-    return list(dict.fromkeys((PRIMARY_METRIC[task], *shown_in("question", task))))
+    return list(dict.fromkeys((PRIMARY_METRIC[task], *list_shown_metrics("question", task))))
 
 
 # ---- what is said of a question -------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def _list_sources(answered: Iterable[AnsweredSample]) -> list[str]:
 
 
 def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
-    """The fields that `viewer.browse` describes; without any text of people or models if `shown` is None."""
+    """The fields that `viewer.select_for_page` describes; without any text of people or models if `shown` is None."""
     sample, prediction = item.sample, item.prediction
     value: dict[str, Any] = {
         "n": item.number,
@@ -212,7 +216,7 @@ def _fit_text(records: Mapping[int, _PageRecord], most_bytes: int) -> list[Answe
     """Evenly chosen questions whose records fit into `most_bytes`."""
     kept = [entry.item for entry in records.values()]
     while (size := sum(records[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
-        kept = spread(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
+        kept = choose_evenly(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
     return kept
 
 
@@ -220,7 +224,7 @@ def _fit_images(kept: Sequence[AnsweredSample], most_images: int) -> list[Answer
     """Questions that show at most `most_images` images."""
     chosen = list(kept)
     while (images := len({item.sample.images[0] for item in chosen})) > most_images and len(chosen) > 1:
-        chosen = spread(chosen, max(1, min(len(chosen) - 1, int(len(chosen) * most_images / images))))
+        chosen = choose_evenly(chosen, max(1, min(len(chosen) - 1, int(len(chosen) * most_images / images))))
     return chosen
 
 

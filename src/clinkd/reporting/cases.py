@@ -10,7 +10,7 @@ from pathlib import Path
 from clinkd.data.images import open_image
 from clinkd.records import BadInput, Prediction, Sample
 from clinkd.reporting import viewer
-from clinkd.reporting.gallery import PLAIN_RULES, boxes_of, choose_gallery, verdict
+from clinkd.reporting.gallery import PLAIN_RULES, choose_gallery, judge_answer, list_answer_boxes
 from clinkd.reporting.tables import TITLES
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, TRUTH
 from clinkd.reporting.viewer.shot import Html
@@ -42,7 +42,7 @@ def side_by_side(
         name = f"case-{hashlib.sha256(repr((sample.id, *systems)).encode()).hexdigest()[:12]}"  # once on any page
         figures: list[str] = []
         for system, by_id in answers.items():
-            marks = boxes_of(sample, by_id[sample.id])
+            marks = list_answer_boxes(sample, by_id[sample.id])
             answered = len(by_id[sample.id].answer.answer.boxes)
             alt = f"Answer of {shown(system)}: {len(sample.answer.boxes)} true and {answered} answered boxes"
             drawing = viewer.repeated(picture, marks, alt, name, first=not figures)
@@ -64,7 +64,7 @@ def side_by_side(
 def _write_caption(
     system: str, sample: Sample, prediction: Prediction, rules: Rules, shown: Callable[[str], str]
 ) -> str:
-    is_right = verdict(sample, prediction, rules)
+    is_right = judge_answer(sample, prediction, rules)
     mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[is_right]
     answer_text = viewer.boxed_words(shown(prediction.answer.answer.text), "answer") or "(empty)"
     return f"<strong>{escape(system)}</strong> {mark}<br>{answer_text}"

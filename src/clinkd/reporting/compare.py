@@ -20,8 +20,8 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 from clinkd.reporting.tables import TITLES, as_cell
-from clinkd.scoring.metrics import shown_in
-from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spelled
+from clinkd.scoring.metrics import list_shown_metrics
+from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spell_interval
 
 POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
 LEVEL = 0.05
@@ -51,7 +51,7 @@ class MetricDifference:
     interval: Interval | None
     p: float | None
     smallest: float | None
-    pools: tuple[Pooled, Pooled] | None = None
+    pools: tuple[SeedMean, SeedMean] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Comparison:
         """With p corrected by Holm over the tasks; a task without a difference is left out of `heads`."""
         differences = tuple(differences)
         means = {d.task: d.p for d in differences if d.modality is None and d.metric == heads.get(d.task)}
-        corrected = holm({task: p for task, p in means.items() if p is not None})
+        corrected = correct_by_holm({task: p for task, p in means.items() if p is not None})
         return cls(*names, over, differences, {t: m for t, m in heads.items() if t in means}, corrected)
 
     def get(self, task: Task, metric: str, modality: Modality | None = None) -> MetricDifference | None:
@@ -131,7 +131,7 @@ def compare_answers(
     differences = [
         d
         for task in metrics
-        for metric in dict.fromkeys((metrics[task], *shown_in("comparison", task)))
+        for metric in dict.fromkeys((metrics[task], *list_shown_metrics("comparison", task)))
         for d in _compare_metric(scored, task, metric)
     ]
     return Comparison.of((ours[0], theirs[0]), "questions", differences, metrics)
@@ -185,7 +185,7 @@ def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | 
     return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
 
 
-def holm(p: Mapping[Key, float]) -> dict[Key, float]:
+def correct_by_holm(p: Mapping[Key, float]) -> dict[Key, float]:
     """p of several tests, such that under 5 % of families of true nulls have one under 0.05 (Holm 1979)."""
     corrected: dict[Key, float] = {}
     worst = 0.0
@@ -198,7 +198,7 @@ def holm(p: Mapping[Key, float]) -> dict[Key, float]:
 # ---- over seeds -----------------------------------------------------------------------------------------------------
 
 
-class Pooled(NamedTuple):
+class SeedMean(NamedTuple):
     """Several seeds of one system: mean, standard deviation, and Student's 95 % interval of the mean; None for one."""
 
     mean: float
@@ -207,7 +207,7 @@ class Pooled(NamedTuple):
     seeds: int
 
 
-class Paired(NamedTuple):
+class SeedDifference(NamedTuple):
     """Several seeds of two systems, in pairs: `mean` of ours - theirs, in the unit of the values.
 
     `interval` and `p` (two-sided) are Student's for paired differences; `smallest` is the true difference that as many
@@ -227,24 +227,24 @@ class Paired(NamedTuple):
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
-def pooled(values: Sequence[float]) -> Pooled:
+def pool_values(values: Sequence[float]) -> SeedMean:
     """One figure of several seeds of one system. Raises ValueError where there is none."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return Pooled(mean, None, None, len(values))
+        return SeedMean(mean, None, None, len(values))
     sd = statistics.stdev(values)
     half = _compute_t_quantile(0.975, len(values)) * sd / len(values) ** 0.5
-    return Pooled(mean, sd, (mean - half, mean + half), len(values))
+    return SeedMean(mean, sd, (mean - half, mean + half), len(values))
 
 
-def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> SeedDifference:
     """The same figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
-    mean, sd, interval, seeds = pooled([a - b for a, b in zip(ours, theirs, strict=True)])
+    mean, sd, interval, seeds = pool_values([a - b for a, b in zip(ours, theirs, strict=True)])
     if sd is None:
-        return Paired(mean, None, None, None, 1)
+        return SeedDifference(mean, None, None, None, 1)
     error = sd / seeds**0.5
     smallest = (_compute_t_quantile(0.975, seeds) + _compute_t_quantile(POWER, seeds)) * error
-    return Paired(mean, interval, _compute_t_p_value(mean, error, seeds), smallest, seeds)
+    return SeedDifference(mean, interval, _compute_t_p_value(mean, error, seeds), smallest, seeds)
 
 
 def _compute_t_quantile(quantile: float, count: int) -> float:
@@ -270,7 +270,7 @@ def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
         same = [other for pair in pairs if (other := pair.get(d.task, d.metric, d.modality))]
         if len(same) == len(pairs):
             ours, theirs = [of.ours for of in same], [of.theirs for of in same]
-            pools, paired = (pooled(ours), pooled(theirs)), over_seeds(ours, theirs)
+            pools, paired = (pool_values(ours), pool_values(theirs)), compare_paired_values(ours, theirs)
             differences.append(
                 MetricDifference(
                     d.task, d.metric, d.modality, paired.pairs, pools[0].mean, pools[1].mean, paired.mean,
@@ -317,7 +317,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def _format_difference(d: MetricDifference) -> tuple[str, ...]:
     spreads = [f" (sd {pool.sd:.1f})" if pool.sd is not None else "" for pool in d.pools or ()] or ["", ""]
     ours, theirs = (f"{value:.1f}{spread}" for value, spread in zip((d.ours, d.theirs), spreads, strict=True))
-    interval_cell = spelled(d.interval, "+")
+    interval_cell = spell_interval(d.interval, "+")
     return str(d.count), ours, theirs, f"{d.value:+.1f}", interval_cell, _format_p(d.p), as_cell(d.smallest)
 
 

@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     series: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def by_cell(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality], int]) -> Html:
+def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality], int]) -> Html:
     """Task by modality: each score above the best image-blind baseline. A score links to its questions on the page, if
     there are any (`shown` counts them)."""
     columns = score_index.columns()
@@ -71,20 +71,22 @@ def _build_grid_cell(
     return Cell(cell, f"{blind[1]:.1f}" if blind else "–", description, link if question_count else None)
 
 
-def charts(score_index: ScoreIndex) -> Html:
+def draw_score_charts(score_index: ScoreIndex) -> Html:
     bars_of_tasks = [
         Bar(f"{t.value} {m}", *_read_bar_values(score_index, t, m, None))
         for t in Task
         for m in (PRIMARY_METRIC[t], FACTS)
         if m in score_index.metrics(t)
     ]
-    bar_charts = [viewer.bars("By task, mean over modalities (x100)", bars_of_tasks)] if bars_of_tasks else []
+    bar_charts = (
+        [viewer.render_bar_chart("By task, mean over modalities (x100)", bars_of_tasks)] if bars_of_tasks else []
+    )
     for task in Task:
         metric = next((m for m in (PRIMARY_METRIC[task], FACTS) if score_index.value(MODEL, task, m) is not None), None)
         if metric is not None:
             modalities = score_index.modalities(task, metric)
             bars_of_task = [Bar(TITLES[m], *_read_bar_values(score_index, task, metric, m)) for m in modalities]
-            bar_charts.append(viewer.bars(f"{task.value}: {metric} by modality (x100)", bars_of_task))
+            bar_charts.append(viewer.render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
     return Html(viewer.charts(bar_charts) + viewer.note(["Whiskers: 95 % intervals, bootstrap by image."]))
 
 
@@ -98,7 +100,7 @@ def _read_bar_values(
 # ---- the paper's Figure 3: average by kind of data ------------------------------------------------------------------
 
 
-def averages(score_index: ScoreIndex) -> Html:
+def draw_averages(score_index: ScoreIndex) -> Html:
     """The mean over the four tasks in each modality: ours, and separately the values that the paper printed."""
     computed = [t for t in AVERAGED if score_index.value(MODEL, t, PRIMARY_METRIC[t]) is not None]
     rows, some_lack = [], False
@@ -114,11 +116,11 @@ def averages(score_index: ScoreIndex) -> Html:
         Bar(TITLES[m], ours, theirs)
         for m, ours, theirs in zip(PAPER_MODALITIES, PRINTED_AVERAGES["ClinKD"], PRINTED_AVERAGES["BiRD"], strict=True)
     ]
-    theirs = viewer.bars("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
+    theirs = viewer.render_bar_chart("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
     if not rows:
         return viewer.apart([theirs])
     missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in computed]
-    ours = viewer.bars(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
+    ours = viewer.render_bar_chart(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
     notes = [
         *([f"Without {', '.join(missing)}, which was not computed: no mean over four tasks."] if missing else []),
         *(["In brackets: the number of tasks with questions, where some have none."] if some_lack else []),
@@ -130,7 +132,7 @@ def averages(score_index: ScoreIndex) -> Html:
 # ---- the paper's Figure 5: how the losses fell ----------------------------------------------------------------------
 
 
-def curves(trainings: Sequence[Curve]) -> Html:
+def draw_training_curves(trainings: Sequence[Curve]) -> Html:
     """A chart for each training."""
     return viewer.charts(
         [viewer.lines(c.title, c.series, "optimiser steps", "nats an answer token") for c in trainings]

@@ -14,7 +14,7 @@ from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
 from clinkd.reporting.viewer.shot import DrawnBox
-from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Measure, Rules, SampleAnswer, particle
+from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Measure, Rules, SampleAnswer, read_yes_no
 
 _SIDE = 320  # pixels of a picture beside a correction
 PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
@@ -106,12 +106,12 @@ def answer_card(
         for i, c in enumerate(prediction.candidates)
     )
     alt = f"{TITLES[sample.modality]} image with {len(truth.boxes)} true and {len(answer.boxes)} answered boxes"
-    marks = boxes_of(sample, prediction)
+    marks = list_answer_boxes(sample, prediction)
     title = f"{sample.task.value} · {TITLES[sample.modality]}"
     return Card(picture, alt, title, tuple(card_texts), right, candidate_lines, marks=marks, number=number)
 
 
-def boxes_of(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
+def list_answer_boxes(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
     """What was asked about, the truth, and the answer."""
     kinds = (("asked", sample.question), ("truth", sample.answer), ("answer", prediction.answer.answer))
     return tuple(DrawnBox(box, kind) for kind, text in kinds for box in text.boxes)
@@ -153,7 +153,7 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
     return Card(picture, alt, title, shown_texts, None if again is None else not again.after_wrong, marks=marks)
 
 
-def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
+def judge_answer(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
     """Whether an answer is right under the strict measures: all boxes and no spare one, the class and no other, every
     stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
     item = SampleAnswer(sample, prediction.answer)
@@ -163,7 +163,7 @@ def verdict(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None
         return _is_perfect(NAMES, item, rules)
     answer, truth = item.answer.answer.words, sample.answer.words
     if sample.task is Task.QA and truth.lower() in ("yes", "no"):
-        return particle(answer.lower()) == truth.lower()
+        return read_yes_no(answer.lower()) == truth.lower()
     if sample.facts:
         stated = {t for f in sample.facts for t in f.tuples}
         return stated == {t for f in read_facts(answer, rules.lexicon) for t in f.tuples}

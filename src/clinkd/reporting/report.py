@@ -9,9 +9,9 @@ from pathlib import Path
 
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.reporting import figures, viewer
-from clinkd.reporting.browse import AnsweredSample, Browsed, browse, without_words
+from clinkd.reporting.browse import AnsweredSample, PageContent, select_for_page, select_without_text
 from clinkd.reporting.figures import Curve
-from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, rewritten_card, verdict
+from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, judge_answer, rewritten_card
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
 from clinkd.reporting.viewer.browse import Choices, Key
@@ -55,12 +55,13 @@ class ShownAnswers:
     rules: Rules = PLAIN_RULES
     shown: Callable[[str], str] = str
 
-    def browsed(self) -> Browsed:
+    def browsed(self) -> PageContent:
         """The part of the answers that the page shows. Raises BadInput on an unreadable image."""
         items = self.answered or [
-            AnsweredSample(i, s, p, verdict(s, p, self.rules), {}) for i, (s, p) in enumerate(self.gallery, start=1)
+            AnsweredSample(i, s, p, judge_answer(s, p, self.rules), {})
+            for i, (s, p) in enumerate(self.gallery, start=1)
         ]
-        return browse(items, self.image_root, self.shown)
+        return select_for_page(items, self.image_root, self.shown)
 
     def corrections(self) -> list[Html]:
         """The rewritten answers as cards, before and after. Raises BadInput on an unreadable image."""
@@ -90,25 +91,25 @@ def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSam
 
     Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
     """
-    write_atomic(path, _build_page("ClinKD run", summary, without_words(answered), Html(""), []))
+    write_atomic(path, _build_page("ClinKD run", summary, select_without_text(answered), Html(""), []))
 
 
-def _build_page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, rewritten: Sequence[Html]) -> str:
+def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Html, rewritten: Sequence[Html]) -> str:
     tables, scores = summary.tables, summary.scores
     score_index = ScoreIndex(scores)
     question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
     overall = [viewer.table(t) for t in tables if t.key == SCORES]
     rest = [viewer.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
-    opening = [figures.by_cell(score_index, question_counts)] if scores else []
-    sections = [viewer.section("Scores", [*opening, *overall, figures.charts(score_index), *rest])]
+    opening = [figures.draw_score_grid(score_index, question_counts)] if scores else []
+    sections = [viewer.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
     if browsed.answered:
         sections.append(viewer.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
     if scores:
-        sections.append(viewer.section("Averages by kind of data", [figures.averages(score_index)]))
+        sections.append(viewer.section("Averages by kind of data", [figures.draw_averages(score_index)]))
     if corrections := [*(part for t in summary.reflection for part in _shorten_table(t)), *rewritten]:
         sections.append(viewer.section("Corrections", corrections))
     if summary.curves:
-        sections.append(viewer.section("Training", [figures.curves(summary.curves)]))
+        sections.append(viewer.section("Training", [figures.draw_training_curves(summary.curves)]))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
     sections.append(viewer.section("Set-up", [viewer.table(knobs)]))
     if summary.wall_seconds:
@@ -125,7 +126,7 @@ def _build_page(title: str, summary: RunSummary, browsed: Browsed, cards: Html, 
     )
 
 
-def _build_answer_browser(browsed: Browsed, cards: Html) -> Html:
+def _build_answer_browser(browsed: PageContent, cards: Html) -> Html:
     """Filters over the answers on the page, and the cards that are there without a script."""
     samples = [item.sample for item in browsed.answered]
     metrics = dict.fromkeys(name for entry in browsed.data["samples"] for name in entry["f"])
@@ -152,7 +153,7 @@ def _add_all_option(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
     return [("", "all"), *options]
 
 
-def _build_gallery_cards(ids: Sequence[str], browsed: Browsed, shown: Callable[[str], str]) -> Html:
+def _build_gallery_cards(ids: Sequence[str], browsed: PageContent, shown: Callable[[str], str]) -> Html:
     """Cards of the gallery answers on the page. The first card of an image holds its picture; the data then do not."""
     item_by_id = {item.sample.id: item for item in browsed.answered}
     picture_numbers = {image: i for i, image in enumerate(browsed.pictures)}

@@ -19,7 +19,7 @@ CELLS = 24  # of a map, a side
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 
 
-def counts(findings: Findings) -> Table:
+def tabulate_question_counts(findings: Findings) -> Table:
     """Questions by split and modality (rows) and task (columns)."""
     tasks = [t for t in Task if any(key[2] is t for key in findings.turns)]
     rows: list[tuple[str, ...]] = []
@@ -36,10 +36,12 @@ def _format_counts(numbers: Sequence[int]) -> tuple[str, ...]:
     return (*(f"{n:,}" if n else "-" for n in numbers), f"{sum(numbers):,}")
 
 
-def write(findings: Findings, page: Path) -> None:
+def write_survey_page(findings: Findings, page: Path) -> None:
     """The page: counts, faults, maps of boxes, what can be guessed, lengths; examples if images were opened."""
     sections = [
-        viewer.section("Counts", [viewer.table(counts(findings)), viewer.note(_describe_reading(findings))]),
+        viewer.section(
+            "Counts", [viewer.table(tabulate_question_counts(findings)), viewer.note(_describe_reading(findings))]
+        ),
         viewer.section("Bad rows", _render_row_errors(findings)),
         viewer.section("Boxes", _render_box_maps(findings)),
         viewer.section("Guessed without looking", [viewer.table(_tabulate_guessed(findings.classes))]),

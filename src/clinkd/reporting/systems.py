@@ -18,7 +18,7 @@ from clinkd.reporting.printed import (
 from clinkd.reporting.tables import AVERAGED, MISSING, NOT_COMPUTED, TITLES, as_cell, mean_of_all
 from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.scoring.outcome import Mode
-from clinkd.scoring.score import spelled
+from clinkd.scoring.score import spell_interval
 
 NAMES: Mapping[Mode, Mapping[Task, str]] = {
     "official": METRICS,
@@ -26,7 +26,7 @@ NAMES: Mapping[Mode, Mapping[Task, str]] = {
 }
 
 
-class Result(NamedTuple):
+class TaskResult(NamedTuple):
     """One task of a system, x100. None: not computed; `blind` is the best image-blind baseline."""
 
     score: float | None
@@ -36,7 +36,7 @@ class Result(NamedTuple):
     why: str | None = None
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Result:
+    def from_json(cls, value: Mapping[str, Any]) -> TaskResult:
         """Read a task as `clinkd table --json` or `clinkd evaluate --json` print it; `x` of the scripts is X-ray."""
         names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
         shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
@@ -54,7 +54,7 @@ class System(NamedTuple):
 
     name: str
     test_set: str
-    results: Mapping[Task, Result]
+    results: Mapping[Task, TaskResult]
 
     @property
     def average(self) -> float | None:
@@ -79,7 +79,7 @@ def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Tab
         task_results = [s.results.get(t) for t in AVERAGED]
         lines.append((s.name, s.test_set, *(_format_score(r) for r in task_results), as_cell(s.average)))
         if any(r and r.interval for r in task_results):
-            lines.append(("  95 %", "", *(spelled(r.interval if r else None) for r in task_results), MISSING))
+            lines.append(("  95 %", "", *(spell_interval(r.interval if r else None) for r in task_results), MISSING))
         if any(r and r.blind is not None for r in task_results):
             lines.append(("  best blind twin", "", *(as_cell(r.blind if r else None) for r in task_results), MISSING))
     if printed:
@@ -126,7 +126,7 @@ def _explain_missing(systems: Sequence[System]) -> list[str]:
     return [f"{name}: {task.value} not computed: {why}" for name, task, why in missing if task in AVERAGED]
 
 
-def _format_score(result: Result | None) -> str:
+def _format_score(result: TaskResult | None) -> str:
     if result is None:
         return MISSING
     return as_cell(result.score) if result.score is not None else NOT_COMPUTED if result.by_modality else MISSING

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
-from clinkd.scoring.metrics import FACTS, FLAWS, NOT_ASKED, NOTHING_SAID, PRIMARY_METRIC, wilson
-from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spelled
+from clinkd.scoring.metrics import FACTS, FLAWS, NOT_ASKED, NOTHING_SAID, PRIMARY_METRIC, wilson_interval
+from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
 TITLES = {
@@ -188,7 +188,7 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
         s.value - b[1] if s and s.value is not None and b else None
         for s, b in zip(model_scores, best_blind, strict=True)
     ]
-    lines.append(("  Model above it", *(signed(a) for a in differences), MISSING))
+    lines.append(("  Model above it", *(format_signed(a) for a in differences), MISSING))
     lines += [_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.twins()]
     lines += [_build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns)]
     lines += [_build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns)]
@@ -267,7 +267,7 @@ def _tabulate_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> Table
         shown_gains += [gain_by_key[task, metric, row] for row in rows if (task, metric, row) in gain_by_key]
         row_gains = [gain_by_key.get((task, metric, row)) for row in rows]
         lines.append((f"{task.value} {metric}", *(_format_score(score_index.get(row, task, metric)) for row in rows)))
-        lines.append(("  above the first beam", *(signed(g.value if g else None) for g in row_gains)))
+        lines.append(("  above the first beam", *(format_signed(g.value if g else None) for g in row_gains)))
         lines.append(("  95 % interval of that", *(_format_interval(g) for g in row_gains)))
     names = {row: _CHOICES.get(row, row.capitalize()) for row in rows}
     notes = (
@@ -319,7 +319,7 @@ def mean_of_all(values: Sequence[float | None]) -> float | None:
     return sum(computed) / len(computed) if computed and len(computed) == len(values) else None
 
 
-def signed(value: float | None) -> str:
+def format_signed(value: float | None) -> str:
     """A difference as a cell."""
     return MISSING if value is None else f"{value:+.1f}"
 
@@ -363,7 +363,7 @@ def _format_score(score: Score | None) -> str:
 
 
 def _format_interval(score: Score | Gain | None) -> str:
-    return spelled(score.interval if score else None)
+    return spell_interval(score.interval if score else None)
 
 
 # ---- what reflection did --------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def _count_changes(again: Sequence[RetestResult]) -> tuple[str, ...]:
     pairs = (sum(not a.after_wrong for a in wrong), len(wrong)), (sum(a.after_wrong for a in right), len(right))
     cells: list[str] = []
     for part, whole in pairs:
-        bounds = [100 * v for v in wilson(part, whole)] if whole else []
+        bounds = [100 * v for v in wilson_interval(part, whole)] if whole else []
         share = (f"{100 * part / whole:.1f}", f"[{bounds[0]:.1f}, {bounds[1]:.1f}]") if whole else (MISSING, MISSING)
         cells += [f"{whole:,}", f"{part:,}", *share]
     return tuple(cells)

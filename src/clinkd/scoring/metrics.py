@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clinkd.boxes import corners, match_overlaps
 from clinkd.language.conflicts import DESCRIBING, affirms, conflicts, sides
 from clinkd.language.facts import Lexicon, read_facts
-from clinkd.language.negation import listed
+from clinkd.language.negation import affirmed_names
 from clinkd.language.words import normalise
 from clinkd.records import Box, Candidate, Sample, Task
 from clinkd.scoring.captions import (
@@ -147,7 +147,7 @@ def _make_f1(both: str, one: str, other: str) -> Callable[[Sums], Counts]:
     return lambda s: _divide(2 * s[both], s[one] + s[other])
 
 
-def wilson(part: int, whole: int) -> tuple[float, float]:
+def wilson_interval(part: int, whole: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927), 0..1. It also holds for a share near 0 or 1, and for few items."""
     z = 1.959964
     middle, spread = part + z * z / 2, z * math.sqrt(part * (whole - part) / whole + z * z / 4)
@@ -337,7 +337,7 @@ def _count_name(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     lexicon = rules.lexicon
     words, truth = item.answer.answer.words, truth_names(item.sample, lexicon)
     new = [n for n in truth if n not in lexicon.names]
-    affirmed = {normalise(n) for n in listed(words, (*new, *lexicon.names) if new else lexicon.names)}
+    affirmed = {normalise(n) for n in affirmed_names(words, (*new, *lexicon.names) if new else lexicon.names)}
     right = {normalise(n) for n in truth}
     with_side = [n for n in truth if len(sides(n)) == 1]
     return {
@@ -359,7 +359,7 @@ def _affirms_other_side(words: str, name: str) -> bool:
 def truth_names(sample: Sample, lexicon: Lexicon) -> tuple[str, ...]:
     """The class names an answer must affirm: those of the record, else those its truth lists, else its whole truth."""
     words = sample.answer.words
-    return sample.names or listed(words, lexicon.names) or (words,)
+    return sample.names or affirmed_names(words, lexicon.names) or (words,)
 
 
 # Recall: the share of questions answered with the right class and no other. A denied class counts as not named.
@@ -482,7 +482,7 @@ def _count_claims(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
         truth, answer = item.sample.answer.words, item.answer.answer.words
         for text in (truth, answer):
             if text not in affirmed:
-                affirmed[text] = {kind: set(listed(text, names)) for kind, names in words.items()}
+                affirmed[text] = {kind: set(affirmed_names(text, names)) for kind, names in words.items()}
         row: dict[str, float] = {"answers": 1, **_compare_sides(truth, answer)}
         for kind in words:
             shared = _count_shared(affirmed[truth][kind], affirmed[answer][kind])
@@ -539,7 +539,7 @@ def _count_answer(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     row: dict[str, float] = {**dict.fromkeys(_ANSWER_COLUMNS, 0), "answers": 1}
     truth, answer = normalise(item.sample.answer.words), normalise(item.answer.answer.words)
     if truth in ("yes", "no"):
-        return row | {"yes/no questions": 1, "right yes/no": particle(answer) == truth}
+        return row | {"yes/no questions": 1, "right yes/no": read_yes_no(answer) == truth}
     truth_words, answer_words = Counter(truth.split()), Counter(answer.split())
     num_shared = (truth_words & answer_words).total()
     length = "short" if truth_words.total() <= SHORT else "long"
@@ -550,7 +550,7 @@ def _count_answer(item: SampleAnswer, rules: Rules) -> dict[str, float]:
     return row | {f"{length} {c}": v for c, v in zip(_OPEN_COLUMNS, (1, answer == truth, recall, f1), strict=True)}
 
 
-def particle(answer: str) -> str | None:
+def read_yes_no(answer: str) -> str | None:
     """ "yes" or "no" where a normalised answer says so: by its first word, else by the only one of the two in it.
     "yes or no" counts as neither."""
     words = answer.split()
@@ -652,11 +652,11 @@ def metrics_of(task: Task) -> tuple[Metric, ...]:
     return tuple(sorted((metric for m in MEASURES if task in m.tasks for metric in m.rows), key=rank))
 
 
-def shown_in(place: Place, task: Task) -> tuple[str, ...]:
+def list_shown_metrics(place: Place, task: Task) -> tuple[str, ...]:
     """The metrics of a task that a short table shows, in their order."""
     return tuple(m.name for m in metrics_of(task) if place in m.shown)
 
 
-def stand_ins(task: Task) -> tuple[str, ...]:
+def list_stand_ins(task: Task) -> tuple[str, ...]:
     """The metrics by which a task is compared: its primary metric, then those that replace it where it is missing."""
     return tuple(m.name for m in metrics_of(task) if task in m.primary_of or m.stands_in is not None)

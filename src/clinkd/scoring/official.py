@@ -75,7 +75,7 @@ class Hits:
     total: int
 
 
-def clean(response: str) -> str:
+def clean_released_answer(response: str) -> str:
     """The scripts' clean-up of an answer. It keeps only what stands between two newlines: paragraphs are lost."""
     if ".<|im_end|>" in response:
         response = response.split(".<|im_end|>", 1)[0] + "."
@@ -95,7 +95,7 @@ def grounding(rows: Iterable[ReleasedAnswer]) -> dict[str, Hits]:
     """VG: truth boxes that any answered box meets with IoU > 0.5, by modality. Spare boxes are free."""
     found: dict[str, Hits] = {}
     for row in rows:
-        truth, answer = boxes(row.annotation), boxes(clean(row.response))
+        truth, answer = boxes(row.annotation), boxes(clean_released_answer(row.response))
         hits = sum(any(_iou(t, a) > 0.5 for a in answer) for t in truth)
         _add(found, row.modality, hits, len(truth))
     return found
@@ -105,7 +105,7 @@ def classification(rows: Iterable[ReleasedAnswer]) -> dict[str, Hits]:
     """ROC: answers that contain, anywhere, each white-space token of the truth, in lower case; by modality."""
     found: dict[str, Hits] = {}
     for row in rows:
-        answer = clean(row.response).lower()
+        answer = clean_released_answer(row.response).lower()
         _add(found, row.modality, int(all(word in answer for word in row.annotation.lower().split())), 1)
     return found
 
@@ -114,7 +114,7 @@ def captioning(rows: Iterable[ReleasedAnswer], scorer: CaptionScorer) -> dict[st
     """MIA: BLEU, METEOR and ROUGE-L of each modality as one corpus. Raises NotComputed where Java is missing."""
     corpora: dict[str, list[Caption]] = {}
     for row in rows:
-        corpora.setdefault(row.modality, []).append(Caption(clean(row.response), (row.annotation,)))
+        corpora.setdefault(row.modality, []).append(Caption(clean_released_answer(row.response), (row.annotation,)))
     return scorer.scores(corpora)
 
 
@@ -133,7 +133,7 @@ def mean_over_modalities(values: Iterable[float]) -> float:
     return 100 * sum(values) / len(values)
 
 
-def respelled(answer: Candidate) -> str:
+def as_released_text(answer: Candidate) -> str:
     """An answer with its boxes as the scripts read them; as it was written where its words would be taken for boxes."""
     try:
         return _SPELLED.encode(answer.answer)
@@ -238,7 +238,7 @@ def _caption_counts(rows: Sequence[ReleasedAnswer], scorer: CaptionScorer) -> _A
 
 
 def _caption(row: ReleasedAnswer) -> Caption:
-    return Caption(clean(row.response), (row.annotation,))
+    return Caption(clean_released_answer(row.response), (row.annotation,))
 
 
 def _shares(
@@ -288,7 +288,7 @@ def _unparsed(rows: Sequence[ReleasedAnswer], task: Task) -> int:
     """Answers to VG in which the scripts find no box, where the truth has one."""
     if task is not Task.VG:
         return 0
-    return sum(bool(boxes(row.annotation)) and not boxes(clean(row.response)) for row in rows)
+    return sum(bool(boxes(row.annotation)) and not boxes(clean_released_answer(row.response)) for row in rows)
 
 
 def _interval(

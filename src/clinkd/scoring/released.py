@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 from clinkd.data.codecs import Codec
 from clinkd.data.loose import read_loosely
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.rows import FieldError, RowError, RowResult, SourceRow, faulty, json_rows, short
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowError,
+    RowResult,
+    SourceRow,
+    json_rows,
+    make_error_result,
+    shorten_value,
+)
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.scoring.official import ReleasedAnswer
@@ -77,7 +85,14 @@ class Lines:
 
 
 def _problem(file: Path, line: ReleasedRow, fault: FieldError) -> RowError:
-    return RowError(str(file), line.number, short(line.answered.id or "?"), fault.field, short(fault.value), fault.why)
+    return RowError(
+        str(file),
+        line.number,
+        shorten_value(line.answered.id or "?"),
+        fault.field,
+        shorten_value(fault.value),
+        fault.why,
+    )
 
 
 def read_lines(file: Path) -> Lines:
@@ -91,7 +106,7 @@ def read_lines(file: Path) -> Lines:
                 good.append(_line(row))
                 continue
             except FieldError as fault:
-                entry = faulty(row.file, row.number, fault, row.raw, row.value)
+                entry = make_error_result(row.file, row.number, fault, row.raw, row.value)
         assert entry and entry.problem
         bad.append((entry.problem, entry.raw))
     return Lines(file, good, bad)
@@ -216,7 +231,7 @@ def _modalities(told: Counter[str]) -> Callable[[str], Modality]:
             except BadInput:
                 known[prefix] = None
         if (found := known[prefix]) is None:
-            told[f"answers of the modality {short(prefix)!r}, which is none of ours and counts as other"] += 1
+            told[f"answers of the modality {shorten_value(prefix)!r}, which is none of ours and counts as other"] += 1
             return Modality.OTHER
         return found
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from clinkd.data.readers.annotated import four_numbers
-from clinkd.data.readers.coco import Names
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, faulty, json_rows
+from clinkd.data.readers.annotated import require_four_numbers
+from clinkd.data.readers.coco import CocoNames
+from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, json_rows, make_error_result
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, Candidate, ImageRef, Prediction, Sample, Task
 
 Missing = Literal["refuse", "wrong"]
@@ -31,7 +31,7 @@ class EvaluationData:
 
     samples: Sequence[Sample]
     what: str  # "the test split of mydata"
-    names: Names | None = None
+    names: CocoNames | None = None
 
 
 class MatchedPredictions(NamedTuple):
@@ -86,7 +86,7 @@ def _read(row: SourceRow, make: Callable[[dict[str, Any]], T]) -> T:
     try:
         return make(row.value)
     except FieldError as fault:
-        raise BadInput(str(faulty(row.file, row.number, fault, None, row.value).problem)) from None
+        raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem)) from None
 
 
 def _once(answers: dict[str, Prediction], row: SourceRow, key: str, prediction: Prediction) -> None:
@@ -94,7 +94,7 @@ def _once(answers: dict[str, Prediction], row: SourceRow, key: str, prediction: 
         fault = FieldError(
             key, row.value.get(key), f"{prediction.id} is answered in another row, too; keep one of them"
         )
-        raise BadInput(str(faulty(row.file, row.number, fault, None, row.value).problem))
+        raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem))
     answers[prediction.id] = prediction
 
 
@@ -139,7 +139,7 @@ def _boxes(rows: Iterable[SourceRow], asked: EvaluationData, least: float, told:
         score = value.get("score", 1.0)
         if type(score) not in (int, float) or not -1e9 < score < 1e9:
             raise FieldError("score", score, "a number is wanted")
-        corners = four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
+        corners = require_four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
         sample = grounding.get((image, name))
         return sample, float(score), None if sample is None else _clipped(corners, sample.images[0])
 

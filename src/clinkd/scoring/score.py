@@ -15,7 +15,7 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.captions import CaptionScorer, NotComputed, Sums, by_column
-from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Measure, Rules, SampleAnswer, measures, stand_ins
+from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Measure, Rules, SampleAnswer, list_stand_ins, measures
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
@@ -219,14 +219,14 @@ class ScoredAnswers:
             best = max(computed, key=lambda baseline: pairs[baseline].theirs, default=None)
             ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
             interval = None if figure.intervals is None else _scale_interval(figure.intervals[place])
-            cells = (_spell_figure(figure.values[place]), spelled(interval), _spell_figure(theirs), best or "-")
-            above = (_spell_figure(ours - theirs, "+"), spelled(ends, "+"))
+            cells = (_spell_figure(figure.values[place]), spell_interval(interval), _spell_figure(theirs), best or "-")
+            above = (_spell_figure(ours - theirs, "+"), spell_interval(ends, "+"))
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
             yield (task.value, source, metric, str(figure.answers), *cells, *above, *blind)
 
     def headline(self, task: Task) -> str | None:
         """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed."""
-        results = (m for m in stand_ins(task) if (row := self._find_row(MODEL, task, m)) and row.judged)
+        results = (m for m in list_stand_ins(task) if (row := self._find_row(MODEL, task, m)) and row.judged)
         return next(results, None)
 
     def _find_row(self, row: str, task: Task, metric: str) -> _ScoreRow | None:
@@ -583,7 +583,7 @@ def _mean_over_keys(values: Counts, axis: int) -> Counts:
     return np.where(count > 0, np.where(has_value, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
 
 
-def spelled(ends: tuple[float, float] | None, sign: str = "") -> str:
+def spell_interval(ends: tuple[float, float] | None, sign: str = "") -> str:
     """An interval as the text of a table cell; `sign` is "+" for a difference."""
     return "-" if ends is None else f"[{ends[0]:{sign}.1f}, {ends[1]:{sign}.1f}]"
 

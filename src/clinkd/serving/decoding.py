@@ -33,7 +33,7 @@ _LOST = "the file could not be decoded: it takes more memory or time than is all
 
 
 class Opened(NamedTuple):
-    """One frame of a file: what `data.upload.show` tells of it as plain values, its picture, its grey values (float32
+    """One frame of a file: what `decode_frame` tells of it as plain values, its picture, its grey values (float32
     in little-endian order, row by row) if they were wanted and there are any."""
 
     about: dict[str, Any]
@@ -168,9 +168,9 @@ def _done(asked: dict[str, Any], content: bytes, limits: ServerLimits) -> tuple[
 def _show(
     content: bytes, limits: ServerLimits, frame: int | None, window: str | None, grey: bool
 ) -> tuple[dict[str, Any], Sequence[bytes]]:
-    from clinkd.data.images.upload import show
+    from clinkd.data.images.upload import decode_frame
 
-    shown = show(content, frame, window, _caps(limits), grey)
+    shown = decode_frame(content, frame, window, _caps(limits), grey)
     about: dict[str, Any] = {
         "width": shown.width,
         "height": shown.height,

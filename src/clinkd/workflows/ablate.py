@@ -18,7 +18,7 @@ from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
 from clinkd.reporting import viewer
-from clinkd.reporting.ablation import Finished, Grid, ablation_json, ablation_tables
+from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
 from clinkd.reporting.report import NOTICE
 from clinkd.reporting.tables import to_markdown
 from clinkd.settings import override
@@ -184,7 +184,7 @@ def _run_apart(config: RunConfig, runs: Path) -> str | None:
 def _told(
     plan: AblationPlan, found: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
 ) -> Ablation:
-    grid = Grid(plan.rows, [_finished(row, seed, run) for (row, seed), run in found.items()])
+    grid = AblationGrid(plan.rows, [_finished(row, seed, run) for (row, seed), run in found.items()])
     tables = ablation_tables(grid, plan.groups)
     with naming_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def _told(
     return Ablation(tables, folder, failed)
 
 
-def _finished(row: str, seed: int, run: Run) -> Finished:
+def _finished(row: str, seed: int, run: Run) -> FinishedRun:
     """What a run's stages recorded of their work. A sample of plain tuning costs three forward passes, one of
     distillation four."""
     train = len(read_split(run.stage("prepare"), "train"))
@@ -209,7 +209,7 @@ def _finished(row: str, seed: int, run: Run) -> Finished:
                 passes += (4 if name == "fit-distill" else 3) * fit["samples"] / fit["rows"]
             elif stage.name == TUTOR:
                 passes += 3 * recorded["questions"] / train * fit["samples"] / fit["rows"]
-    return Finished(row, seed, read_scores(run.stage("score")), steps, passes)
+    return FinishedRun(row, seed, read_scores(run.stage("score")), steps, passes)
 
 
 def _page(

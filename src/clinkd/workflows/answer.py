@@ -16,15 +16,15 @@ from typing import Any, Literal
 from clinkd import data
 from clinkd.config import AnswerConfig, ChatConfig, RunConfig
 from clinkd.data.codecs import Codec, make_codec
-from clinkd.data.readers.coco import Names
+from clinkd.data.readers.coco import CocoNames
 from clinkd.language.facts import Lexicon
-from clinkd.pipeline.correcting import JOURNAL, pictures, risk_of_pixels, scrubbers
+from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubbers, risk_of_pixels
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
 from clinkd.remote import NANO, Chat, Journal, spelled
 from clinkd.scoring import released
-from clinkd.scoring.official import ReleasedAnswer, respelled
+from clinkd.scoring.official import ReleasedAnswer, as_released_text
 from clinkd.scoring.outcome import Mode
 from clinkd.scoring.results import EvaluationData, Missing, read_results
 from clinkd.settings import override
@@ -64,7 +64,7 @@ class TestSet:
     train: Sequence[Sample]
     root: Path
     pictured: bool  # its images were opened, so that they are there
-    names: Names | None
+    names: CocoNames | None
     told: Counter[str]
 
     __test__ = False  # no test, whatever its name says to pytest
@@ -121,7 +121,7 @@ def _as_row(sample: Sample, prediction: Prediction) -> ReleasedAnswer:
         truth = _SPELLED.encode(sample.answer)
     except BadInput:  # words that hold a box written out
         truth = sample.answer.words
-    return ReleasedAnswer(sample.id, image, truth, respelled(prediction.answer))
+    return ReleasedAnswer(sample.id, image, truth, as_released_text(prediction.answer))
 
 
 # ---- answers from files ---------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def read_test_set(source: data.Source, split: Split | Literal["all"] = "test") -
             "data first, which divides it"
         )
     train = [s for s in found if s.split == "train"] if split in ("test", "validation") else []
-    names = Names.of(source) if source.form == FILES_OF_COCO else None
+    names = CocoNames.of(source) if source.form == FILES_OF_COCO else None
     return TestSet(source.path.name, split, asked, train, source.root, source.open_images, names, told)
 
 
@@ -195,7 +195,7 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     """
     from clinkd.inference import rerank
     from clinkd.pipeline.models import load_model, scorer_of
-    from clinkd.pipeline.prepared import about
+    from clinkd.pipeline.prepared import read_data_source
 
     config = override(run.config, settings)
     last, open_image = run.last_trained, partial(data.open_image, test.root)
@@ -203,7 +203,7 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     found = _answered_here(load_model(run.stage(last), open_image), identity, config, test, out)
     if config.select.scorer != "first":
         clip = run.stage("clip") if config.select.scorer == "clip" else None
-        lexicon = about(run.stage("prepare")).lexicon
+        lexicon = read_data_source(run.stage("prepare")).lexicon
         tasks = stage_record(run.stage("select"))["recorded"]["reordered_tasks"]
         scorer = scorer_of(config.select, clip, open_image, lexicon, config.seed)
         found = rerank({s.id: s for s in test.samples}, found, scorer, tasks)
@@ -233,7 +233,7 @@ def _answered_here(model: Any, identity: str, config: RunConfig, test: TestSet, 
     from clinkd.pipeline.machine import Machine
 
     device = Machine.of(config).ready()
-    claim(
+    claim_folder(
         out,
         {"model": identity, "test_set": sha256_of(test.samples), "answer": _plain(config.answer), "seed": config.seed},
     )
@@ -248,7 +248,7 @@ def _plain(config: AnswerConfig) -> dict[str, Any]:
     return {k: v for k, v in config.model_dump(mode="json").items() if k != "batch"}
 
 
-def claim(out: Path, asked: Mapping[str, Any]) -> None:
+def claim_folder(out: Path, asked: Mapping[str, Any]) -> None:
     """Write down whose answers the folder holds. Raises BadInput where it holds those of another model or question."""
     file = out / ASKED
     if file.is_file() and (known := read_json(file)) != dict(asked):
@@ -274,7 +274,7 @@ def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels |
     return test.answered(system or (name if pixels else f"{name}, blind"), source, found)
 
 
-def leaving(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> OutgoingPreview:
+def preview_outgoing(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> OutgoingPreview:
     """What would leave this machine, and what it may cost."""
     with _hosted(config, test, runs, pixels) as hosted:
         bodies = [body for s in test.samples if (body := hosted.body(s)) is not None]
@@ -290,10 +290,10 @@ def _hosted(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None
 
     if pixels == "safe" and (risk := risk_of_pixels(test.root, test.samples)):
         raise BadInput(f"--pixels: {risk}; leave it away, or say --pixels all where that is no harm to anybody")
-    picture = pictures(test.root) if pixels else None
+    picture = encode_png_images(test.root) if pixels else None
     try:
         with Journal(config.journal or runs / JOURNAL) as journal:
-            yield Hosted(Chat(config, journal), scrubbers(test.root, [*test.samples, *test.train]), picture)
+            yield Hosted(Chat(config, journal), make_scrubbers(test.root, [*test.samples, *test.train]), picture)
     except BadInput as error:
         raise type(error)(_in_flags(str(error))) from None
 

@@ -21,7 +21,7 @@ from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_foreign, load_model, scorer_of
-from clinkd.pipeline.prepared import about
+from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import (
     BOX_MARK,
@@ -97,7 +97,7 @@ class Answerer:
         shown, config, last = _BatchPictures(), run.config, run.last_trained
         device = Machine.of(config).ready()
         model = load_model(run.stage(last), shown.open).to(device).eval()
-        lexicon = about(run.stage("prepare")).lexicon
+        lexicon = read_data_source(run.stage("prepare")).lexicon
         made = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None

@@ -9,7 +9,15 @@ from typing import Any, Self
 
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
-from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, about, read_predictions, read_split, told_by
+from clinkd.pipeline.prepared import (
+    EVALUATION,
+    PREDICTIONS,
+    SAMPLES,
+    read_data_source,
+    read_identifying_texts,
+    read_predictions,
+    read_split,
+)
 from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find_run
 from clinkd.records import BadInput, Prediction, Sample, Table, Task
 from clinkd.remote import PlainPage
@@ -18,7 +26,7 @@ from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.compare import Comparison, compare_answers, compare_seeds
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import NOTICE
-from clinkd.reporting.systems import Result, System, system_tables
+from clinkd.reporting.systems import System, TaskResult, system_tables
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.outcome import Mode
 from clinkd.storage import JsonLines, progress, read_json, write_atomic
@@ -40,7 +48,7 @@ class ComparedFolder:
     def of_run(cls, run: Run) -> Self:
         """The chosen answers of a run to its test split. Raises BadInput where the run is not finished."""
         prepared, selected = run.stage("prepare"), run.stage("select")
-        root, lexicon = about(prepared)
+        root, lexicon = read_data_source(prepared)
         rules = Rules(run.config.evaluate.iou, lexicon)
         return cls(run.folder.name, read_split(prepared, "test"), read_predictions(selected), rules, root)
 
@@ -168,11 +176,11 @@ def _system_of_run(run: Run, mode: Mode) -> System:
     judged, train = ComparedFolder.of_run(run), read_split(run.stage("prepare"), "train")
     answers = answers_of(name, test_set, judged.samples, judged.predictions, judged.rules.lexicon, train)
     scored = evaluating.evaluate(answers, ["official"], run.config.evaluate)
-    return System(name, test_set, {o.task: Result.from_json(o.to_json()) for o in scored.outcomes})
+    return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in scored.outcomes})
 
 
-def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, Result]:
-    results = {t: Result.from_json(tasks[t.value]) for t in Task if t.value in tasks}
+def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
+    results = {t: TaskResult.from_json(tasks[t.value]) for t in Task if t.value in tasks}
     return {t: r for t, r in results.items() if r.by_modality}
 
 
@@ -191,7 +199,7 @@ def cases(answered: Mapping[str, ComparedFolder]) -> viewer.Html | None:
     if not common:
         return None
     predictions = {name: of.predictions for name, of in answered.items()}
-    return side_by_side(predictions, common, root, first.rules, PlainPage(told_by(root, common)))
+    return side_by_side(predictions, common, root, first.rules, PlainPage(read_identifying_texts(root, common)))
 
 
 def page_sections(title: str, tables: Sequence[Table], beside: viewer.Html | None, each: str) -> list[viewer.Html]:

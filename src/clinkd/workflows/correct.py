@@ -18,11 +18,11 @@ from clinkd.correction import (
 from clinkd.pipeline.correcting import (
     ANSWERS,
     CorrectionContext,
-    corrected,
+    correct_reviewed,
     corrector_of,
     pick_answers,
+    replace_overruled_truths,
     similarity_of,
-    taught,
 )
 from clinkd.pipeline.graph import draft_of
 from clinkd.pipeline.prepared import read_split
@@ -72,7 +72,7 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
     if file is None:
         raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
     desk = CorrectionContext(run.stage("prepare"), run.folder.parent, config.seed)
-    train = taught(desk, config.reflect, read_split(desk.prepared, "train"))
+    train = replace_overruled_truths(desk, config.reflect, read_split(desk.prepared, "train"))
     answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
     answered = {p.id for p in answers}
     asked = [s for s in train if s.id in answered]
@@ -80,7 +80,7 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
     found = pick_answers(desk, config.reflect, asked, answers, similarity, round)
     if out is None:
         return _leaving(desk, config.reflect, train, asked, found, similarity)
-    made = corrected(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
+    made = correct_reviewed(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
     write_lines(out, (c.to_json() for c in made))
     return CorrectionFile(out, summary(made, asked))
 

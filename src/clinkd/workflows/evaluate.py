@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
-from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, told_by
+from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
 from clinkd.remote import Scrubber
@@ -22,7 +22,7 @@ from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome
-from clinkd.scoring.score import Gain, score_predictions, spelled
+from clinkd.scoring.score import Gain, score_predictions, spell_interval
 from clinkd.storage import write_json, write_lines
 from clinkd.workflows.answer import ASKED, Answers, sha256_of
 
@@ -96,14 +96,14 @@ def _officially(
             blind |= {} if score is None else {twin: score}
         outcome = official.evaluate([answers.rows[i] for i in own], task, replicates, scorer)
         cut = sum(chosen[i].truncated for i in own)
-        empty = sum(not official.clean(answers.rows[i].response) for i in own)
+        empty = sum(not official.clean_released_answer(answers.rows[i].response) for i in own)
         found.append(replace(outcome, blind_by=blind, truncated=cut, empty=empty))
     return found
 
 
 def _said(row: ReleasedAnswer, prediction: Prediction) -> ReleasedAnswer:
     """A row of the same question, answered otherwise."""
-    return replace(row, response=official.respelled(prediction.answer))
+    return replace(row, response=official.as_released_text(prediction.answer))
 
 
 # ---- on the screen --------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
                 o.metric,
                 f"{o.answers:,}",
                 score,
-                spelled(o.interval),
+                spell_interval(o.interval),
                 blind,
                 above,
                 *flaws,
@@ -178,7 +178,7 @@ def write(found: Evaluation, folder: Path) -> None:
         setup=[(name, str(value), "") for name, value in answers.source.items()],
         wall_seconds={},
     )
-    shown = Scrubber(told_by(root, [s for s, _ in gallery]) if gallery else ()).plain
+    shown = Scrubber(read_identifying_texts(root, [s for s, _ in gallery]) if gallery else ()).plain
     rules = Rules(EvaluateConfig().iou, answers.lexicon)
     on_page = ShownAnswers(image_root=root, gallery=gallery, rules=rules, shown=shown)
     write_report(folder / REPORT, summary, on_page)

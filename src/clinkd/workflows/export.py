@@ -10,7 +10,7 @@ from typing import Any
 
 from clinkd.config import RunConfig
 from clinkd.model.vlm import VisionLanguageModel
-from clinkd.pipeline.graph import stage_record, versions
+from clinkd.pipeline.graph import read_versions, stage_record
 from clinkd.pipeline.models import load_model
 from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.pipeline.runs import Run, score_table
@@ -93,7 +93,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         "## Where it comes from",
         "",
-        "- " + ", ".join(f"{k} {v}" for k, v in versions().items()),
+        "- " + ", ".join(f"{k} {v}" for k, v in read_versions().items()),
         f"- data: `{json.dumps(data, default=str)}`",
         *(f"- stage {s['name']}: {s['identity']}" for s in run.stages),
         "",

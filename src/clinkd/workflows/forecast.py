@@ -409,7 +409,7 @@ class _Sums:
         if kind == "teacher" and self.config.teacher:
             from clinkd import data
 
-            return data.count_drawn(rows, self.config.teacher.share, self.config.seed)
+            return data.count_sampled_images(rows, self.config.teacher.share, self.config.seed)
         return rows
 
     @staticmethod

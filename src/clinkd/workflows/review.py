@@ -16,7 +16,7 @@ from PIL import Image
 from clinkd import data
 from clinkd.correction import HUMAN, presentable
 from clinkd.pipeline.correcting import CORRECTIONS
-from clinkd.pipeline.prepared import about
+from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import RUNS, Run
 from clinkd.records import BadInput, BoxedText, Correction, Sample
 from clinkd.storage import JsonLines, write_lines
@@ -105,7 +105,7 @@ class Review:
 
     def picture(self, id: str, round: int) -> Image.Image:
         """What the question is about. Raises BadInput where there is none, or it cannot be opened."""
-        return data.open_image(about(self._prepared).root, self.one(id, round).sample.images[0])
+        return data.open_image(read_data_source(self._prepared).root, self.one(id, round).sample.images[0])
 
     def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> ReviewedAnswer:
         """Keep a decision, in the place of an earlier one; `after` is wanted for an edit, and for it alone.

@@ -24,7 +24,7 @@ from clinkd.data.checks.guessability import median_hits
 from clinkd.data.checks.lengths import Counting, TokenEstimator
 from clinkd.data.checks.near import Look, alike, examine
 from clinkd.data.readers import forms
-from clinkd.data.readers.rows import Kind, RowError, RowResult, short
+from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, replacing
@@ -199,7 +199,9 @@ class Checker:
         turn_keys: list[int] = []
         for sample in entry.samples:
             for kind, where, value, why in self._find_problems(sample, ids, turn_keys):
-                problem = RowError(entry.file, entry.row, short(sample.id), where, short(value), why, kind)
+                problem = RowError(
+                    entry.file, entry.row, shorten_value(sample.id), where, shorten_value(value), why, kind
+                )
                 if kind not in self.checks.allow:
                     return problem
                 self.found.warnings.append(problem)
@@ -241,7 +243,7 @@ class Checker:
                 if not text.text.strip():
                     yield "row", name, text.text, "empty; fill it in, or remove the turn"
         yield from self._find_split_conflicts(sample)
-        if (clash := sides.contradiction(sample)) is not None:
+        if (clash := sides.find_side_contradiction(sample)) is not None:
             yield "side", "answer", sample.answer.text, clash
         length = self.checks.tokens(sample)
         self.found.lengths[bisect_left(LENGTHS, length)] += 1
@@ -416,9 +418,9 @@ class Checker:
             self.found.between[problem.file, problem.row] = problem
 
     def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
-        name = short(self._image_id[image])
+        name = shorten_value(self._image_id[image])
         return RowError(
-            self._name_file(entry), self._row[entry], name, "image", short(self._refs[image].path), why, kind
+            self._name_file(entry), self._row[entry], name, "image", shorten_value(self._refs[image].path), why, kind
         )
 
     def _collect_classes(self) -> list[ClassBoxes]:
@@ -441,12 +443,12 @@ class Checker:
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
     checker = Checker(checks, source.root if source.open_images else None)
-    for entry in counted(forms.read_rows(source, checker.found.told), "read rows", "rows"):
+    for entry in count_progress(forms.read_rows(source, checker.found.told), "read rows", "rows"):
         checker.see(entry)
     return checker.close()
 
 
-def counted(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
+def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
     """The same things, while a bar counts them."""
     with progress(None, title, unit) as advance:
         count = 0
@@ -457,7 +459,7 @@ def counted(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
         advance(count % _BATCH)
 
 
-def named(problems: Sequence[RowError], most: int) -> Iterator[str]:
+def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]:
     """The first of the problems in words, and how many there are by reason."""
     yield from (str(p) for p in problems[:most])
     if len(problems) > most:

@@ -14,7 +14,7 @@ from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
 from clinkd.data.images.limits import MAX_PIXELS, FileLimits
-from clinkd.data.images.plain import Plain, opened
+from clinkd.data.images.plain import Plain, open_at_frame
 from clinkd.records import BadInput, ImageRef
 
 __all__ = [
@@ -23,13 +23,13 @@ __all__ = [
     "Facts",
     "ImageFrame",
     "ImageKind",
-    "header",
     "kind_of",
     "locate",
-    "look",
     "medical_names",
+    "open_at_frame",
     "open_image",
-    "opened",
+    "read_image_size",
+    "read_medical_facts",
     "stays_inside",
 ]
 
@@ -65,14 +65,16 @@ def open_image(
     return kind_of(path).open(path, place, frame, window, FileLimits(pixels=max_pixels)).picture
 
 
-def header(root: Path, relative: str, place: str) -> Facts | None:
+def read_medical_facts(root: Path, relative: str, place: str) -> Facts | None:
     """What the header of a medical image says; None for a plain picture. Raises BadInput where it cannot be read."""
     path, _ = locate(root, relative, place)
     kind = kind_of(path)
     return kind.describe(path, place) if kind.medical else None
 
 
-def look(root: Path, relative: str, place: str, window: str | None = None, max_pixels: int = MAX_PIXELS) -> ImageRef:
+def read_image_size(
+    root: Path, relative: str, place: str, window: str | None = None, max_pixels: int = MAX_PIXELS
+) -> ImageRef:
     """Size and orientation of an image from its header alone.
 
     Raises BadInput as `open_image`, but for damage further in.

@@ -27,8 +27,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from clinkd.data.images.dicom_grey import colours, grey_frame, grey_of, hounsfield, vois_of
-from clinkd.data.images.dicom_header import CONVERT, GREY, WHOLE, Header, decoder_of, modality_of, natural, opened, term
+from clinkd.data.images.dicom_grey import choose_grey_curve, colours, grey_frame, hounsfield, vois_of
+from clinkd.data.images.dicom_header import (
+    CONVERT,
+    GREY,
+    WHOLE,
+    Header,
+    decoder_of,
+    modality_of,
+    natural,
+    open_header,
+    term,
+)
 from clinkd.data.images.grey import Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
 from clinkd.data.images.limits import ON_DISK, FileLimits
@@ -71,20 +81,20 @@ class Dicom:
     def describe(
         self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
-        with opened(file, place, limits) as header:
+        with open_header(file, place, limits) as header:
             index = which_frame(frame, header.frames, file, place) - 1
-            grey_of(window, header, index)
+            choose_grey_curve(window, header, index)
             return _facts(header, index)
 
     def open(
         self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
         """Colours of more than 8 bits are scaled by BitsStored. A window that does not fit is refused undecoded."""
-        with opened(file, place, limits) as header:
+        with open_header(file, place, limits) as header:
             number = which_frame(frame, header.frames, file, place)
             check_pixels(header.columns, header.rows, place, limits)
             index = number - 1
-            facts, voi = _facts(header, index), grey_of(window, header, index)
+            facts, voi = _facts(header, index), choose_grey_curve(window, header, index)
             stored = _decoded(header, index)
             if header.photometric not in GREY:
                 return ImageFrame(Image.fromarray(colours(stored, header)).convert("RGB"), facts, number)
@@ -96,7 +106,7 @@ class Dicom:
     def texts(self, path: Path, place: str) -> set[str]:
         import pydicom
 
-        with opened(path, place):  # its sizes
+        with open_header(path, place):  # its sizes
             pass
         try:
             with warnings.catch_warnings():

@@ -74,7 +74,7 @@ def vois_of(header: Header, index: int) -> list[_LookupTable | Window]:
     return tables + [Window(c, w, function or "LINEAR") for c, w in pairs]
 
 
-def grey_of(window: str | None, header: Header, index: int) -> GreyCurve | None:
+def choose_grey_curve(window: str | None, header: Header, index: int) -> GreyCurve | None:
     """The VOI that a window means for a frame; None for colour, and for least to greatest."""
     wanted = (window or "auto").strip().lower()
     if header.photometric not in GREY:

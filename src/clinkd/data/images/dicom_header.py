@@ -108,7 +108,7 @@ class Header:
 
 
 @contextlib.contextmanager
-def opened(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
+def open_header(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
     """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput.
 
     `also` are keywords of elements beside the allowed ones.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from clinkd.data.images import header, kind_of, locate
+from clinkd.data.images import kind_of, locate, read_medical_facts
 from clinkd.records import ImageRef
 
 _LONGEST = 300  # characters; a longer text does not stand whole in an answer
@@ -30,5 +30,5 @@ def identifying_texts(root: Path, image: ImageRef) -> frozenset[str]:
 
 def has_burnt_in_text(root: Path, image: ImageRef) -> bool:
     """Whether the header of an image says that there is text in its pixels."""
-    facts = header(root, image.path, f"image {image.path}")
+    facts = read_medical_facts(root, image.path, f"image {image.path}")
     return facts is not None and facts.burned_in == "YES"

@@ -77,7 +77,7 @@ class Plain:
 
 
 @contextlib.contextmanager
-def opened(file: File, place: str, frame: int | None) -> Iterator[Image.Image]:
+def open_at_frame(file: File, place: str, frame: int | None) -> Iterator[Image.Image]:
     """The opened file at its frame, nothing decoded yet; what decoders throw inside becomes BadInput."""
     with _open_picture(file, place) as picture:
         number = which_frame(frame, _count_frames(picture, place, ON_DISK), file, place)

@@ -55,7 +55,7 @@ class DecodedFrame:
         return self.picture.height
 
 
-def show(
+def decode_frame(
     content: bytes,
     frame: int | None = None,
     window: str | None = None,

@@ -76,7 +76,9 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     for number, (name, box) in enumerate(record.objects if Task.ROC in source.ask else (), start=1):
         samples.append(sample(f"roc{number}", questions.what(box, name, rng), name))
     for number, (name, box) in enumerate(record.objects if Task.RC in source.ask else (), start=1):
-        samples.append(sample(f"rc{number}", questions.describe(box, questions.sentence(name, box, rng), rng), name))
+        samples.append(
+            sample(f"rc{number}", questions.describe(box, questions.write_box_sentence(name, box, rng), rng), name)
+        )
     for number, (question, answer) in enumerate(record.qa, start=1):
         samples.append(sample(f"qa{number}", Turn(Task.QA, BoxedText(question), BoxedText(answer))))
     kept = sample_questions(samples, source.max_questions, source.seed)
@@ -94,11 +96,11 @@ def sample_questions(samples: list[Sample], most: int | None, seed: int) -> list
     return [s for s in samples if s.id in ids]
 
 
-def pixel_box(value: Any, field: str, image: ImageRef) -> Box:
+def parse_pixel_box(value: Any, field: str, image: ImageRef) -> Box:
     """[x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive, as a Box."""
     if image.width is None or image.height is None:
         raise FieldError(field, value, "boxes in pixels need the size of the image: let the images be opened")
-    x1, y1, x2, y2 = four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
+    x1, y1, x2, y2 = require_four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
     width, height = image.width, image.height
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
@@ -117,7 +119,7 @@ def _describe_bad_corners(x1: float, y1: float, x2: float, y2: float) -> str:
     return "outside" if x1 < x2 and y1 < y2 else "empty in"
 
 
-def four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, float, float]:
+def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, float, float]:
     """Four finite numbers, whatever their frame."""
     are_numbers = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) in (int, float) for v in value)
     if not are_numbers or not all(abs(v) < math.inf for v in value):
@@ -126,7 +128,7 @@ def four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, flo
     return a, b, c, d
 
 
-def grouped(source: Source, path: str) -> str:
+def find_split_group(source: Source, path: str) -> str:
     """The unit that no split may divide: what `--group` finds in the path of the image, else the path."""
     if source.group is None:
         return path

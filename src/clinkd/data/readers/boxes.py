@@ -18,9 +18,17 @@ from typing import Any, TypeVar, get_args
 
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, grouped, make_samples, pixel_box
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, json_rows, objects_of, text_of
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    convert_rows,
+    iterate_objects,
+    json_rows,
+    require_text_of_key,
+)
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
@@ -33,7 +41,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
         raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
-    pictures = Pictures(source)
+    pictures = ImageResolver(source)
     rows_of_ids: dict[str, int] = {}
     rows_of_images: dict[str, int] = {}
 
@@ -47,7 +55,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
             notes["rows without objects and questions, of which nothing is asked"] += 1
         return samples
 
-    return entries(json_rows(file, source.encoding), make)
+    return convert_rows(json_rows(file, source.encoding), make)
 
 
 def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) -> None:
@@ -57,30 +65,36 @@ def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) 
         )
 
 
-def _parse_record(row: SourceRow, source: Source, pictures: Pictures) -> Annotated:
+def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> Annotated:
     value = row.value
-    name = text_of(value, "id")
-    text_of(value, "image")
-    modality = modality_of(value.get("modality"), source)
+    name = require_text_of_key(value, "id")
+    require_text_of_key(value, "image")
+    modality = resolve_modality(value.get("modality"), source)
     image = _with_stated_size(pictures.ref(value["image"]), value)
     for field, actual in (("width", image.width), ("height", image.height)):
         if field in value and actual is not None and value[field] != actual:
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
     objects = tuple(
-        (text_of(entry, "name", f"objects[{i}].name"), pixel_box(entry.get("box"), f"objects[{i}].box", image))
-        for i, entry in objects_of(value, "objects")
+        (
+            require_text_of_key(entry, "name", f"objects[{i}].name"),
+            parse_pixel_box(entry.get("box"), f"objects[{i}].box", image),
+        )
+        for i, entry in iterate_objects(value, "objects")
     )
     qa = tuple(
-        (text_of(entry, "question", f"qa[{i}].question"), text_of(entry, "answer", f"qa[{i}].answer"))
-        for i, entry in objects_of(value, "qa")
+        (
+            require_text_of_key(entry, "question", f"qa[{i}].question"),
+            require_text_of_key(entry, "answer", f"qa[{i}].answer"),
+        )
+        for i, entry in iterate_objects(value, "qa")
     )
     if value.get("group") is not None:
-        split_group = text_of(value, "group")
+        split_group = require_text_of_key(value, "group")
     else:
-        split_group = grouped(source, image.path) if source.group else group(name)
-    split = choice(value, "split", SPLITS)
-    side = choice(value, "side", SIDES) or source.side or "patient"
-    return Annotated(name, image, modality, objects, qa, split_group, origin(name), side, split or source.split)
+        split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
+    split = parse_choice(value, "split", SPLITS)
+    side = parse_choice(value, "side", SIDES) or source.side or "patient"
+    return Annotated(name, image, modality, objects, qa, split_group, parse_origin(name), side, split or source.split)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
@@ -91,7 +105,7 @@ def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
     return replace(image, width=width, height=height)
 
 
-def choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | None:
+def parse_choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | None:
     """One of a few words, None where the key is absent."""
     stated = value.get(key)
     if stated is None:
@@ -102,7 +116,7 @@ def choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | Non
     raise FieldError(key, stated, f"one of {', '.join(legal)} is wanted")
 
 
-def modality_of(value: object, source: Source) -> Modality:
+def resolve_modality(value: object, source: Source) -> Modality:
     """The modality that the row names, else the modality of the source."""
     if value in (None, "") and source.modality is not None:
         return source.modality
@@ -114,12 +128,12 @@ def modality_of(value: object, source: Source) -> Modality:
         raise FieldError("modality", value, str(error)) from None
 
 
-def origin(record_id: str) -> str:
+def parse_origin(record_id: str) -> str:
     """The collection an image comes from: what stands before the first "_" of its id."""
     return record_id.split("_", 1)[0]
 
 
-def group(record_id: str) -> str:
+def parse_patient_group(record_id: str) -> str:
     """The unit that no split may divide: the patient if the id contains it, else the image.
 
     `sts_STS_012_ct_z038` -> `sts_STS_012`; `mbh_158019` -> `mbh_158` (patient 158, slice 019).

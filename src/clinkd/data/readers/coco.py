@@ -27,15 +27,24 @@ from typing import Any, NamedTuple, Self, get_args
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, four_numbers, grouped, make_samples
-from clinkd.data.readers.boxes import choice, modality_of
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
+from clinkd.data.readers.boxes import parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, faulty, short, whole_json, words
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    convert_rows,
+    load_json_file,
+    make_error_result,
+    require_words,
+    shorten_value,
+)
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
 
 PARTS = ("images", "annotations", "categories")
-OURS = "clinkd"  # key of what our writer adds to an image
+COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
 EDGE_PIXELS = 0.01  # beyond the border by so much is rounding: COCO files are written with two decimals
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
@@ -43,7 +52,7 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right a
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Images of a file, or of the JSON files in a folder or its `annotations`. Raises BadInput on what is not COCO."""
-    pictures = Pictures(source)
+    pictures = ImageResolver(source)
     first_places: dict[str, str] = {}
     return itertools.chain.from_iterable(
         _read_file(file, source, pictures, first_places, notes) for file in files(source.path)
@@ -61,7 +70,7 @@ def files(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class CocoNames:
     """Maps the ids of all COCO files of a source to image paths and category names."""
 
     images: Mapping[str, str]
@@ -99,12 +108,12 @@ def _look_up_id(names: Mapping[str, str], key: Any, field: str, what: str) -> st
 
 
 def _read_file(
-    file: Path, source: Source, pictures: Pictures, first_places: dict[str, str], notes: Counter[str]
+    file: Path, source: Source, pictures: ImageResolver, first_places: dict[str, str], notes: Counter[str]
 ) -> Iterator[RowResult]:
     data = _load_file(file, source.encoding)
     yield from data.problems
     make = partial(_convert_image, data=data, source=source, pictures=pictures, first_places=first_places, notes=notes)
-    yield from entries(data.rows(), make)
+    yield from convert_rows(data.rows(), make)
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
@@ -119,7 +128,7 @@ class _FoundAnnotation:
 
     def fault(self, key: str, why: str) -> FieldError:
         """One of its values at fault, the reason with the id by which its own tool finds it."""
-        why = f"{why} (annotation id {short(self.value.get('id', '?'))})"
+        why = f"{why} (annotation id {shorten_value(self.value.get('id', '?'))})"
         return FieldError(f"{self.field}.{key}", self.value.get(key), why)
 
 
@@ -153,18 +162,18 @@ class _CocoFile:
                     {"image": image, "annotations": [annotation.value for annotation in image_annotations]},
                 )
             else:
-                yield faulty(
+                yield make_error_result(
                     self.file, number, FieldError(f"images[{number - 1}]", image, "an object is wanted"), image
                 )
 
 
 def _load_file(file: Path, encoding: str) -> _CocoFile:
     """A COCO file read whole. Raises BadInput where it is no JSON (with the byte), or not COCO."""
-    value = whole_json(file, encoding)
+    value = load_json_file(file, encoding)
     if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
         have = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
         lists = ", ".join(PARTS)
-        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {short(have)}")
+        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(have)}")
     if not value["images"]:
         raise BadInput(f"{file}: the list images is empty")
     categories, problems = _index_categories(file, value["categories"])
@@ -209,10 +218,10 @@ def _index_categories(file: Path, categories: list[Any]) -> tuple[dict[str | Non
                 raise FieldError(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
             if ids[key] > 1:
                 raise FieldError(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
-            name = words(category.get("name"), f"categories[{k}].name")
+            name = require_words(category.get("name"), f"categories[{k}].name")
             by_id[key] = _Category(name, _parse_supercategory(str(category.get("supercategory", ""))))
         except FieldError as fault:
-            problems.append(faulty(file, k + 1, fault, category, category))
+            problems.append(make_error_result(file, k + 1, fault, category, category))
     return by_id, problems
 
 
@@ -225,13 +234,15 @@ def _group_by_image(
     for k, annotation in enumerate(annotations):
         field = f"annotations[{k}]"
         if not isinstance(annotation, dict):
-            strays.append(faulty(file, k + 1, FieldError(field, annotation, "an object is wanted"), annotation))
+            strays.append(
+                make_error_result(file, k + 1, FieldError(field, annotation, "an object is wanted"), annotation)
+            )
         elif (key := _normalize_id(annotation.get("image_id"))) in image_ids:
             by_image[key].append(_FoundAnnotation(field, annotation))
         else:
             why = "no image has this id; add the image, or remove the annotation"
             fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
-            strays.append(faulty(file, k + 1, fault, annotation, annotation))
+            strays.append(make_error_result(file, k + 1, fault, annotation, annotation))
     return by_image, strays
 
 
@@ -273,7 +284,7 @@ def _convert_image(
     row: SourceRow,
     data: _CocoFile,
     source: Source,
-    pictures: Pictures,
+    pictures: ImageResolver,
     first_places: dict[str, str],
     notes: Counter[str],
 ) -> list[Sample]:
@@ -306,12 +317,12 @@ def _convert_image(
         notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
         return []
     record = Annotated(
-        id=words(f"{data.file.stem}-{key}", "id"),
+        id=require_words(f"{data.file.stem}-{key}", "id"),
         image=image,
         modality=_find_modality(value, image_annotations, data, source),
         objects=objects,
         group=_find_group(value, source, image),
-        origin=words(_get_stated_value(value, "source"), "source")
+        origin=require_words(_get_stated_value(value, "source"), "source")
         if _get_stated_value(value, "source")
         else data.file.stem,
         side=_parse_side(value, source),
@@ -323,9 +334,9 @@ def _convert_image(
     return samples
 
 
-def _parse_image(value: dict[str, Any], source: Source, pictures: Pictures) -> ImageRef:
+def _parse_image(value: dict[str, Any], source: Source, pictures: ImageResolver) -> ImageRef:
     """The image and its size: its own where it was opened, else what the file says."""
-    words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
+    require_words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
     image = pictures.ref(value["file_name"], "file_name")
     for field in ("width", "height"):
         stated = value.get(field)
@@ -345,9 +356,9 @@ def _parse_image(value: dict[str, Any], source: Source, pictures: Pictures) -> I
 
 def _get_stated_value(value: dict[str, Any], key: str) -> Any:
     """The value of a key from our writer's part, else from the image itself; None if both lack it."""
-    writer_values = value.get(OURS)
+    writer_values = value.get(COCO_EXTRA_KEY)
     if writer_values is not None and not isinstance(writer_values, dict):
-        raise FieldError(OURS, writer_values, "an object is wanted, as the writer leaves it")
+        raise FieldError(COCO_EXTRA_KEY, writer_values, "an object is wanted, as the writer leaves it")
     stated = (writer_values or {}).get(key)
     return value.get(key) if stated is None else stated
 
@@ -357,7 +368,7 @@ def _find_modality(
 ) -> Modality:
     """The modality of the image, else of the supercategories of its objects, else of the source."""
     if (stated := _get_stated_value(value, "modality")) is not None:
-        return modality_of(stated, source)
+        return resolve_modality(stated, source)
     known_categories = [
         data.categories.get(_normalize_id(annotation.value.get("category_id"))) for annotation in annotations
     ]
@@ -366,7 +377,7 @@ def _find_modality(
         raise FieldError(
             "modality", sorted(modalities), "supercategories of several modalities in one image; give it a modality"
         )
-    return modalities.pop() if modalities else modality_of(None, source)
+    return modalities.pop() if modalities else resolve_modality(None, source)
 
 
 def _parse_supercategory(kind: str) -> Modality | None:
@@ -381,12 +392,12 @@ def _find_group(value: dict[str, Any], source: Source, image: ImageRef) -> str:
     for key in ("group", "patient"):
         stated = _get_stated_value(value, key)
         if stated is not None:
-            return words(str(stated) if type(stated) is int else stated, key)
-    return grouped(source, image.path)
+            return require_words(str(stated) if type(stated) is int else stated, key)
+    return find_split_group(source, image.path)
 
 
 def _parse_side(value: dict[str, Any], source: Source) -> Side:
-    side: Side | None = choice({"side": _get_stated_value(value, "side")}, "side", get_args(Side))
+    side: Side | None = parse_choice({"side": _get_stated_value(value, "side")}, "side", get_args(Side))
     return side or source.side or "patient"
 
 
@@ -438,7 +449,7 @@ def _look_up_name(annotation: _FoundAnnotation, data: _CocoFile) -> str:
 
 def _parse_bbox(annotation: _FoundAnnotation, size: Size, corners: bool) -> Corners:
     try:
-        bbox = four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
+        bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except FieldError as fault:
         raise annotation.fault("bbox", fault.why) from None
     x, y, w, h = bbox
@@ -504,7 +515,7 @@ def _compute_run_length_extent(shape: dict[str, Any], field: str, size: Size) ->
         raise FieldError(f"{field}.size", shape.get("size"), why)
     stated = shape.get("counts")
     try:
-        counts = unpacked(stated) if isinstance(stated, str) else stated
+        counts = unpack_run_lengths(stated) if isinstance(stated, str) else stated
     except ValueError as error:
         raise FieldError(f"{field}.counts", stated, f"not a run-length text ({error}); write the mask anew") from None
     if not isinstance(counts, list) or not all(type(c) is int and c >= 0 for c in counts):
@@ -523,7 +534,7 @@ def _compute_run_length_extent(shape: dict[str, Any], field: str, size: Size) ->
     return first, min(s % height for s, _ in runs), last + 1, max((e - 1) % height for _, e in runs) + 1
 
 
-def unpacked(text: str) -> list[int]:
+def unpack_run_lengths(text: str) -> list[int]:
     """Runs of pycocotools' text: six bits a character from "0" on, low bits first, from the third run on as the
     difference to the run two before. Raises ValueError where it is not such a text."""
     counts: list[int] = []

@@ -10,18 +10,18 @@ from pathlib import Path
 from clinkd.records import BadInput
 
 CORNERS = ("x1", "y1", "x2", "y2")
-OURS = (
+SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, "box", "split", "id", "side", "window",
     "frame", "sentence", "caption",
 )  # fmt: skip
 
 
-def columns_of(head: list[str], mapping: Mapping[str, str], file: Path, notes: Counter[str]) -> dict[str, str]:
+def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: Counter[str]) -> dict[str, str]:
     """Our name -> the sheet's name, for each used column. Raises BadInput where the head cannot be understood."""
     context = f"{file}: its columns are {', '.join(head)}"
     columns = {our_name: _find_column(our_name, sheet_name, head, context) for our_name, sheet_name in mapping.items()}
     for column in head:
-        our_name = next((o for o in OURS if _fold_name(o) == _fold_name(column)), None)
+        our_name = next((o for o in SHEET_COLUMNS if _fold_name(o) == _fold_name(column)), None)
         if our_name is None or our_name in mapping or column in columns.values():
             continue
         if our_name in columns:
@@ -59,8 +59,8 @@ def _check_columns(columns: dict[str, str], context: str) -> bool:
 
 
 def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) -> str:
-    if our_name not in OURS:
-        raise BadInput(f"--column {our_name}={sheet_name}: one of {', '.join(OURS)} is wanted before the =")
+    if our_name not in SHEET_COLUMNS:
+        raise BadInput(f"--column {our_name}={sheet_name}: one of {', '.join(SHEET_COLUMNS)} is wanted before the =")
     if sheet_name in head:
         return sheet_name
     similar = [c for c in head if _fold_name(c) == _fold_name(sheet_name)]

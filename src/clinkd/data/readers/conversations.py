@@ -23,20 +23,20 @@ from typing import Any, NamedTuple
 from clinkd.data import grids
 from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import four_numbers, grouped, pixel_box
-from clinkd.data.readers.boxes import modality_of
+from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
+from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.rows import (
     RESERVED,
     FieldError,
     RowResult,
     SourceRow,
-    check_whole,
-    entries,
+    check_unicode,
+    convert_rows,
+    get_list,
     json_rows,
-    list_of,
 )
-from clinkd.data.readers.samples import assembled
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.samples import assemble_sample
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 TESTS = {"vg": Task.VG, "ro": Task.ROC, "gc": Task.RC, "mii": Task.MIA}  # Med-GRIT's Test_{VG,RO,GC,MII}.json
@@ -44,9 +44,11 @@ SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-OURS = "clinkd"  # key of what our writers add beside the conversation, so that nothing is lost on the way back
+CONVERSATION_EXTRA_KEY = (
+    "clinkd"  # key of what our writers add beside the conversation, so that nothing is lost on the way back
+)
 BARE_WORDS = 6  # an answer of at most so many words without a full stop is a name
-KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", OURS}
+KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
 _IMAGE = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
@@ -62,12 +64,12 @@ _FAMILIES = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
-    pictures = Pictures(source)
+    pictures = ImageResolver(source)
     for file in files(source.path):
         make = partial(
             _convert_row, source=source, defaults=_read_file_defaults(file, source), pictures=pictures, notes=notes
         )
-        yield from entries(json_rows(file, source.encoding), make)
+        yield from convert_rows(json_rows(file, source.encoding), make)
 
 
 def files(path: Path) -> list[Path]:
@@ -103,14 +105,14 @@ def _read_file_defaults(file: Path, source: Source) -> _FileDefaults:
 
 
 def _convert_row(
-    row: SourceRow, source: Source, defaults: _FileDefaults, pictures: Pictures, notes: Counter[str]
+    row: SourceRow, source: Source, defaults: _FileDefaults, pictures: ImageResolver, notes: Counter[str]
 ) -> list[Sample]:
     value = row.value
     for key in value.keys() - KEYS:
         notes[f"key {key!r} of rows, which a sample does not keep"] += 1
     pairs, images = _parse_conversation(value, notes)
     refs = tuple([pictures.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(images)])
-    writer_keys = value.get(OURS)
+    writer_keys = value.get(CONVERSATION_EXTRA_KEY)
     if writer_keys is not None:
         defaults = _apply_writer_keys(writer_keys, defaults, source)
     objects = None if value.get("objects") is None else _ObjectsReader(value["objects"], refs)
@@ -125,7 +127,7 @@ def _convert_row(
     path = refs[0].path
     modality = _find_modality(value, path, source)
     parts = _split_file_name(path)
-    split_group = grouped(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
+    split_group = find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
     origin = parts[1] if len(parts) > 2 else defaults.name
     side = source.side or "patient"
     if source.turns == "keep" or len(turns_and_names) == 1:
@@ -145,7 +147,7 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
         return ""
     if not isinstance(stated_id, str | int) or stated_id == "":
         raise FieldError("id", stated_id, "text or a number is wanted")
-    check_whole(str(stated_id), "id")
+    check_unicode(str(stated_id), "id")
     return f"{stated_id}-"
 
 
@@ -155,14 +157,20 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
 def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
     """The defaults, with the codec that the writer used."""
     if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
-        raise FieldError(OURS, writer_keys, "not as the writer leaves it (an object with tasks); write the data anew")
+        raise FieldError(
+            CONVERSATION_EXTRA_KEY,
+            writer_keys,
+            "not as the writer leaves it (an object with tasks); write the data anew",
+        )
     name = writer_keys.get("boxes", "qwen2-vl")
     if source.boxes and source.boxes != name:
-        raise FieldError(f"{OURS}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away")
+        raise FieldError(
+            f"{CONVERSATION_EXTRA_KEY}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away"
+        )
     try:
         return replace(defaults, boxes=make_codec(name), task=None)
     except BadInput as error:
-        raise FieldError(f"{OURS}.boxes", name, str(error)) from None
+        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.boxes", name, str(error)) from None
 
 
 def _restore_sample(
@@ -171,12 +179,16 @@ def _restore_sample(
     """A sample with all that the writer stored beside the conversation."""
     tasks = writer_keys["tasks"]
     if len(tasks) != len(turns):
-        raise FieldError(f"{OURS}.tasks", tasks, f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task")
+        raise FieldError(
+            f"{CONVERSATION_EXTRA_KEY}.tasks",
+            tasks,
+            f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task",
+        )
     for task in tasks:
         if task not in list(Task):
-            raise FieldError(f"{OURS}.tasks", task, f"one of {', '.join(Task)} is wanted")
+            raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", task, f"one of {', '.join(Task)} is wanted")
     restored_turns = tuple(replace(turn, task=Task(task)) for turn, task in zip(turns, tasks, strict=True))
-    return assembled(value.get("id"), refs, restored_turns, writer_keys, f"{OURS}.")
+    return assemble_sample(value.get("id"), refs, restored_turns, writer_keys, f"{CONVERSATION_EXTRA_KEY}.")
 
 
 # ---- turns and images -----------------------------------------------------------------------------------------------
@@ -189,7 +201,7 @@ def _parse_conversation(value: dict[str, Any], notes: Counter[str]) -> tuple[lis
         raise FieldError("conversations", None, "no conversations and no messages; give the question and its answer")
     if key == "messages" and "conversations" in value:
         raise FieldError("messages", value[key], "the row has conversations, too; keep one of them")
-    messages = list_of(value, key)
+    messages = get_list(value, key)
     turns = (
         _parse_pairs(messages, key)
         if messages and isinstance(messages[0], list)
@@ -228,7 +240,7 @@ _SYSTEM_NOTE = "system prompts, which a sample does not keep"
 def _list_images(value: dict[str, Any]) -> list[Any]:
     """The images that stand beside the text."""
     one = value.get("image")
-    several = list_of(value, "images")
+    several = get_list(value, "images")
     if one is None:
         return several
     if several:
@@ -305,7 +317,7 @@ def _parse_text(value: Any, field: str) -> str:
         value = "".join([_parse_content_part(p, field) for p in value])
     if not isinstance(value, str) or not (text := value.strip()):
         raise FieldError(field, value, "empty or not text; fill it in, or remove the turn")
-    check_whole(text, field)
+    check_unicode(text, field)
     return text
 
 
@@ -384,7 +396,7 @@ class _ObjectsReader:
         self.boxes = [
             _parse_fraction_box(v, f"objects.bbox[{i}]")
             if kind == "norm1"
-            else pixel_box(v, f"objects.bbox[{i}]", image)
+            else parse_pixel_box(v, f"objects.bbox[{i}]", image)
             for i, v in enumerate(boxes)
         ]
         self.names = [_parse_text(v, f"objects.ref[{i}]") for i, v in enumerate(names)]
@@ -425,13 +437,13 @@ class _ObjectsReader:
 
 def _require_list_in(objects: dict[str, Any], key: str) -> list[Any]:
     try:
-        return list_of(objects, key)
+        return get_list(objects, key)
     except FieldError as fault:
         raise FieldError(f"objects.{key}", fault.value, fault.why) from None
 
 
 def _parse_fraction_box(value: Any, field: str) -> Box:
-    corners = four_numbers(value, field, "[x1, y1, x2, y2], fractions of the image,")
+    corners = require_four_numbers(value, field, "[x1, y1, x2, y2], fractions of the image,")
     if max(corners) > 1:
         raise FieldError(field, value, "beyond 1 where fractions are declared; bbox_type real is pixels")
     try:
@@ -455,7 +467,7 @@ def _make_turn(
     names = question.names + answer.names
     if len(names) > 1:
         names = tuple(dict.fromkeys(names))
-    task = defaults.task or told_by_boxes(question.text, answer.text, defaults.without_boxes)
+    task = defaults.task or infer_task_from_boxes(question.text, answer.text, defaults.without_boxes)
     if task is Task.VG and not answer.text.boxes:
         raise FieldError(answer_field, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:
@@ -465,7 +477,7 @@ def _make_turn(
     return Turn(task, question.text, answer.text), names
 
 
-def told_by_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
+def infer_task_from_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
     """The task of a question by where its boxes stand; `without` where there are none."""
     if answer.boxes:
         return Task.VG
@@ -483,11 +495,11 @@ def _split_file_name(path: str) -> list[str]:
 def _find_modality(value: dict[str, Any], path: str, source: Source) -> Modality:
     """The modality of the row, else of the source, else of the SA-Med2D file name."""
     if "modality" in value or source.modality is not None:
-        return modality_of(value.get("modality"), source)
-    return told_by_name(_split_file_name(path)[0], path.rpartition("/")[2])
+        return resolve_modality(value.get("modality"), source)
+    return infer_modality_from_name(_split_file_name(path)[0], path.rpartition("/")[2])
 
 
-def told_by_name(front: str, name: str) -> Modality:
+def infer_modality_from_name(front: str, name: str) -> Modality:
     """The modality at the front of a SA-Med2D name. Raises FieldError (value: `name`) on another name."""
     try:
         return read_modality(front.split("_")[0])

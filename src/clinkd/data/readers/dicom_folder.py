@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from clinkd.data.images import kind_of, locate, look, medical_names
-from clinkd.data.readers.rows import FieldError, RowResult, faulty
+from clinkd.data.images import kind_of, locate, medical_names, read_image_size
+from clinkd.data.readers.rows import FieldError, RowResult, make_error_result
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef
 
@@ -44,14 +44,14 @@ def _check_file(path: Path, relative: str, number: int, window: str | None, note
         facts = kind.describe(path, relative, window=window)
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
-        return faulty(path, number, FieldError("image", relative, why), raw, {"id": relative})
+        return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
     notes[f"{kind.name} {NO_QUESTION}"] += 1
     names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
     images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in names)
     return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
 
 
-def sheet(root: Path) -> Iterator[dict[str, str]]:
+def list_sheet_lines(root: Path) -> Iterator[dict[str, str]]:
     """A line for each picture below a folder, medical or other, with what its header tells and empty TO_FILL_IN.
 
     Frames of a file with several have a line each, `path#1` and on. A file that cannot be opened comes out as its
@@ -84,10 +84,10 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     facts = kind.describe(path, relative)
     modality = facts.modality.value if kind.medical else ""
     names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
-    ref = look(root, names[0], relative)
+    ref = read_image_size(root, names[0], relative)
     for name in names:
         if not kind.medical and name is not names[0]:
-            ref = look(root, name, relative)  # frames of a TIFF have sizes of their own
+            ref = read_image_size(root, name, relative)  # frames of a TIFF have sizes of their own
         cells = {"image": name, "modality": modality, "patient": facts.patient}
         yield cells | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 

@@ -34,11 +34,19 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 from scipy import ndimage
 
-from clinkd.data.images import locate, opened
-from clinkd.data.readers.annotated import Annotated, grouped, make_samples
-from clinkd.data.readers.conversations import told_by_name
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, faulty, whole_json, words
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.images import locate, open_at_frame
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
+from clinkd.data.readers.conversations import infer_modality_from_name
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    convert_rows,
+    load_json_file,
+    make_error_result,
+    require_words,
+)
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, Box, ImageRef, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
@@ -53,8 +61,8 @@ _EVERYWHERE = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Images of a folder. Raises BadInput where it has no images or no masks, or its maps cannot be read."""
     folder = _scan_folder(source, notes)
-    make = partial(_convert_image, folder=folder, source=source, pictures=Pictures(source), notes=notes)
-    return entries(folder.rows(), make)
+    make = partial(_convert_image, folder=folder, source=source, pictures=ImageResolver(source), notes=notes)
+    return convert_rows(folder.rows(), make)
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------
@@ -85,7 +93,7 @@ class _MaskFolder:
             else:
                 why = f"{len(masks)} masks not named after image and class; IMAGE--CLASS_INSTANCE.png is wanted"
                 fault = FieldError("mask", masks[0], why)
-            yield faulty(self.path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
+            yield make_error_result(self.path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
 
 
 def _make_mask_path(stem: str, name_end: str) -> str:
@@ -133,7 +141,7 @@ def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
     """Stem of an image -> file names of its masks, as the release lists them."""
     if not file.is_file():
         return {}
-    value = whole_json(file)
+    value = load_json_file(file)
     good = isinstance(value, dict) and all(
         isinstance(v, list) and all(isinstance(m, str) for m in v) for v in value.values()
     )
@@ -155,7 +163,7 @@ class Classes:
     def name(self, class_text: str, dataset: str, mask: str) -> str:
         """The name of the class in a mask's file name. Raises FieldError where the map does not tell."""
         if any(c.isalpha() for c in class_text):
-            return words(class_text.replace("_", " "), "mask")
+            return require_words(class_text.replace("_", " "), "mask")
         if not class_text.isdecimal():
             raise FieldError("mask", mask, "neither the number nor the name of a class behind the last --; rename it")
         numbers = self.by_dataset.get(dataset, self.by_dataset.get(""))
@@ -166,7 +174,7 @@ class Classes:
             why = f"has several names ({', '.join(names)})" if names else "is not there"
             place = f"{self.file}" + (f", dataset {dataset}" if dataset in self.by_dataset else "")
             raise FieldError("mask", mask, f"class {class_text} {why} in {place}; correct the map")
-        return words(names[0].replace("_", " "), f"class {class_text}")
+        return require_words(names[0].replace("_", " "), f"class {class_text}")
 
 
 def _load_classes(source: Source) -> Classes:
@@ -179,7 +187,7 @@ def _load_classes(source: Source) -> Classes:
         if len(class_files) > 1:
             raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
         file = class_files[0]
-    value = whole_json(file)
+    value = load_json_file(file)
     if not isinstance(value, dict) or not value:
         raise BadInput(
             f'{file}: not a map of classes; {{"liver": "0003"}} or {{"DATASET": {{"liver": "0003"}}}} is wanted'
@@ -222,10 +230,10 @@ def _parse_class(name_end: str) -> str:
 
 
 def _convert_image(
-    row: SourceRow, folder: _MaskFolder, source: Source, pictures: Pictures, notes: Counter[str]
+    row: SourceRow, folder: _MaskFolder, source: Source, pictures: ImageResolver, notes: Counter[str]
 ) -> list[Sample]:
     stem = row.value["id"]
-    words(stem, "image")  # a torn encoding, or the mark of a box
+    require_words(stem, "image")  # a torn encoding, or the mark of a box
     if len(folder.images[stem]) > 1:
         raise FieldError("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
     image = pictures.ref(row.value["image"])
@@ -236,8 +244,8 @@ def _convert_image(
     record = Annotated(
         id=stem,
         image=image,
-        modality=source.modality or told_by_name(parts[0] if is_sa_med2d_name else "", parts[0]),
-        group=grouped(source, image.path) if source.group or not is_sa_med2d_name else "--".join(parts[1:-1]),
+        modality=source.modality or infer_modality_from_name(parts[0] if is_sa_med2d_name else "", parts[0]),
+        group=find_split_group(source, image.path) if source.group or not is_sa_med2d_name else "--".join(parts[1:-1]),
         objects=_find_objects(row.value, folder, dataset, image, image_notes),
         origin=dataset or source.path.resolve().name,
         side=source.side or "patient",
@@ -262,7 +270,7 @@ def _find_objects(
     objects = []
     for mask in masks:
         name = folder.classes.name(_parse_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
-        mask_regions = regions(_load_mask(folder.path, mask, image), folder.speck_share)
+        mask_regions = find_regions(_load_mask(folder.path, mask, image), folder.speck_share)
         objects += [(name, box) for box in mask_regions.boxes]
         if not mask_regions.boxes:
             image_notes["masks without a pixel, whose class is not there"] += 1
@@ -285,7 +293,7 @@ class Regions(NamedTuple):
     specks: int
 
 
-def regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> Regions:
+def find_regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> Regions:
     """The 8-connected parts of `mask` [height, width], without those below `speck_share` of it; the largest stays.
 
     A box runs from the first to behind the last pixel of its part, so an area of whole pixels, in fractions.
@@ -306,7 +314,7 @@ def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     """Where a mask is set, [height, width]. Raises FieldError where it is no mask of the image."""
     try:
         path, frame = locate(root, mask, mask)
-        with opened(path, mask, frame) as file:
+        with open_at_frame(path, mask, frame) as file:
             values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
     except BadInput as error:
         raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None

@@ -92,7 +92,7 @@ class RowResult:
     left_out: str = ""  # why a row without fault makes no sample, where another row is to blame
 
 
-def entries(
+def convert_rows(
     rows: Iterable[SourceRow | RowResult], make: Callable[[SourceRow], Sequence[Sample]]
 ) -> Iterator[RowResult]:
     """Yield the result of each row: the samples from `make`, or the FieldError that `make` raised."""
@@ -103,17 +103,21 @@ def entries(
         try:
             yield RowResult(str(row.file), row.number, tuple(make(row)), raw=row.raw)
         except FieldError as fault:
-            yield faulty(row.file, row.number, fault, row.raw, row.value)
+            yield make_error_result(row.file, row.number, fault, row.raw, row.value)
 
 
-def faulty(file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row") -> RowResult:
+def make_error_result(
+    file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row"
+) -> RowResult:
     """The result of a row that has an error."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
-    problem = RowError(str(file), number, short(str(name)), fault.field, short(fault.value), fault.why, kind)
+    problem = RowError(
+        str(file), number, shorten_value(str(name)), fault.field, shorten_value(fault.value), fault.why, kind
+    )
     return RowResult(str(file), number, problem=problem, raw=raw)
 
 
-def short(value: Any) -> str:
+def shorten_value(value: Any) -> str:
     """A value on one line of at most 80 characters."""
     if not isinstance(value, str):
         try:
@@ -132,34 +136,34 @@ def _escape_unprintable(text: str) -> str:
 # ---- fields ---------------------------------------------------------------------------------------------------------
 
 
-def text_of(entry: dict[str, Any], key: str, field: str | None = None) -> str:
+def require_text_of_key(entry: dict[str, Any], key: str, field: str | None = None) -> str:
     """A non-empty text with white space folded. Raises FieldError where it is absent, empty, torn or holds a mark."""
-    return words(entry.get(key), field or key)
+    return require_words(entry.get(key), field or key)
 
 
-def words(value: Any, field: str) -> str:
+def require_words(value: Any, field: str) -> str:
     """`value` as a non-empty text with white space folded."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
         raise FieldError(field, value, f"{BOX_MARK} is kept for the places of boxes; write it otherwise")
-    return plain(value, field)
+    return fold_plain_text(value, field)
 
 
-def plain(value: str, field: str) -> str:
+def fold_plain_text(value: str, field: str) -> str:
     """White space folded. Raises FieldError where the text holds what a model takes for more than text."""
     text = " ".join(value.split())
     if "<" in text and (mark := RESERVED.search(text) or _BOX_MARKS.search(text)):
         raise FieldError(
             field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
         )
-    check_whole(value, field)
+    check_unicode(value, field)
     if not text.isprintable() and (character := _CONTROL_CHARACTERS.search(text)):
         raise FieldError(field, value, f"the control character U+{ord(character.group()):04X}; remove it")
     return text
 
 
-def check_whole(value: str, field: str) -> None:
+def check_unicode(value: str, field: str) -> None:
     """Raise FieldError where a text holds half a character, which no file can take."""
     if value.isascii():
         return
@@ -170,7 +174,7 @@ def check_whole(value: str, field: str) -> None:
         raise FieldError(field, value, why) from None
 
 
-def list_of(entry: dict[str, Any], key: str) -> list[Any]:
+def get_list(entry: dict[str, Any], key: str) -> list[Any]:
     """A list, empty where the key is absent."""
     value = entry.get(key)
     if value is None:
@@ -180,9 +184,9 @@ def list_of(entry: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
-def objects_of(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def iterate_objects(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a list, numbered from 0."""
-    for i, member in enumerate(list_of(entry, key)):
+    for i, member in enumerate(get_list(entry, key)):
         if not isinstance(member, dict):
             raise FieldError(f"{key}[{i}]", member, "an object is wanted")
         yield i, member
@@ -218,7 +222,7 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
 
     Damage within a JSON list ends it: what stands before is delivered, and the last entry tells how much was not read.
     """
-    encoding = known(encoding)
+    encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         head = stream.read(64)
         while head and not head.strip():
@@ -235,7 +239,7 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
     )
 
 
-def known(encoding: str) -> str:
+def normalize_encoding(encoding: str) -> str:
     """The usual name of an encoding. Raises BadInput on an unknown one."""
     try:
         canonical = codecs.lookup(encoding).name
@@ -271,7 +275,9 @@ def _read_line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult
                 has_rows = True
                 line_bytes += _skip_rest_of_line(stream)
                 why = f"longer than {MAX_ROW_BYTES:,} bytes (from byte {offset}); put one row on a line"
-                yield faulty(file, number, FieldError("row", line[:80].decode(encoding, "replace"), why), None)
+                yield make_error_result(
+                    file, number, FieldError("row", line[:80].decode(encoding, "replace"), why), None
+                )
             elif line.strip():
                 has_rows = True
                 yield _parse_line(file, number, line, encoding, offset)
@@ -296,24 +302,26 @@ def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int
     except UnicodeDecodeError as error:
         raw = line.decode(encoding, "backslashreplace").strip()
         why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
-        return faulty(file, number, FieldError("row", raw, why), raw)
+        return make_error_result(file, number, FieldError("row", raw, why), raw)
     raw = text.strip(_BLANKS)
     try:
         value = _DECODER.decode(raw)
     except json.JSONDecodeError as error:
         before = text[: text.index(raw) + error.pos]
         byte = offset + len(before.encode(encoding))
-        return faulty(file, number, FieldError("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw)
+        return make_error_result(
+            file, number, FieldError("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw
+        )
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        return faulty(file, number, FieldError("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
+        return make_error_result(file, number, FieldError("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
     except FieldError as fault:
-        return faulty(file, number, fault, raw)
+        return make_error_result(file, number, fault, raw)
     return _check_object(file, number, value, raw)
 
 
 def _check_object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
     if not isinstance(value, dict):
-        return faulty(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
+        return make_error_result(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
     return SourceRow(file, number, value, raw)
 
 
@@ -405,7 +413,9 @@ def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult
                 yield row
                 if (next_character := stream.next_character()) not in (",", "]"):
                     number += 1
-                    raise _JsonDamage(stream.byte, f"{short(next_character) or 'the file ends'} where , or ] is wanted")
+                    raise _JsonDamage(
+                        stream.byte, f"{shorten_value(next_character) or 'the file ends'} where , or ] is wanted"
+                    )
                 stream.advance(stream.position + 1)
             if stream.next_character():
                 number += 1
@@ -421,14 +431,14 @@ def _report_damage(
     last_good_note = "no row before it is good"
     if last_good is not None:
         last_good_note = f"the last good row is {last_good.number}" + (
-            f" (id {short(last_good.value['id'])})" if "id" in last_good.value else ""
+            f" (id {shorten_value(last_good.value['id'])})" if "id" in last_good.value else ""
         )
     lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
     why = (
         f"not JSON at byte {damage.byte} ({damage.why}); {last_good_note}; {lost}; bring back a whole copy, or mend it"
     )
     value = stream.text[stream.position : stream.position + 200]
-    return faulty(file, number, FieldError("file", value, why), value)
+    return make_error_result(file, number, FieldError("file", value, why), value)
 
 
 def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | RowResult:
@@ -436,7 +446,7 @@ def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | 
     stream.next_character()
     value, raw = _read_next_value(stream)
     fault = stream.fault(raw) or (value if isinstance(value, FieldError) else None)
-    return faulty(file, number, fault, raw) if fault else _check_object(file, number, value, raw)
+    return make_error_result(file, number, fault, raw) if fault else _check_object(file, number, value, raw)
 
 
 def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
@@ -483,9 +493,9 @@ def _decode_value(stream: _JsonWindow) -> tuple[Any, int]:
         return fault, _LENIENT_DECODER.raw_decode(stream.text, stream.position)[1]
 
 
-def whole_json(file: Path, encoding: str = "utf-8") -> Any:
+def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
     """The value of a JSON file, read at once. Raises BadInput with the byte and the reason where it cannot be read."""
-    encoding = known(encoding)
+    encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         data = stream.read()
     if not data.strip():
@@ -526,7 +536,7 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
     width = 0  # of the head with its empty end, which every line of a CSV has as well
     for number, cells in _read_xlsx(file, sheet) if packed else _read_csv(file, encoding):
         if isinstance(cells, FieldError):
-            yield faulty(file, number, cells, str(cells.value))
+            yield make_error_result(file, number, cells, str(cells.value))
         elif not any(cells):
             continue
         elif not head:
@@ -550,14 +560,14 @@ def _strip_empty_end(cells: list[str]) -> list[str]:
 def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> SourceRow | RowResult:
     if len(cells) != len(head):
         why = f"{len(cells)} cells where the head has {len(head)}; quote a cell that holds a separator"
-        return faulty(file, number, FieldError("row", cells, why), cells)
+        return make_error_result(file, number, FieldError("row", cells, why), cells)
     value = dict(zip(head, cells, strict=True))
     for key, text in value.items():
         try:
-            check_whole(text, key)
+            check_unicode(text, key)
         except FieldError:
             why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
-            return faulty(file, number, FieldError(key, text, why), cells)
+            return make_error_result(file, number, FieldError(key, text, why), cells)
     return SourceRow(file, number, value, value)
 
 
@@ -575,7 +585,7 @@ Cells = list[str] | FieldError
 
 
 def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
-    encoding = known(encoding)
+    encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         head = stream.read(1 << 16)
     if head[:2] in _UTF16_MARKS:

@@ -12,13 +12,13 @@ from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
-    check_whole,
-    entries,
+    check_unicode,
+    convert_rows,
+    get_list,
+    iterate_objects,
     json_rows,
-    list_of,
-    objects_of,
 )
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 _MEND_OR_IMPORT = "mend it, or import the data anew"
@@ -32,7 +32,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     file = source.path / SAMPLES if source.path.is_dir() else source.path
     if source.open_images and file.is_file() and not source.root.is_dir():
         raise BadInput(f"{source.root}: no such folder, where {file} has its images; name it with --images")
-    pictures = Pictures(source)
+    pictures = ImageResolver(source)
     first_rows: dict[str, int] = {}
 
     def make(row: SourceRow) -> list[Sample]:
@@ -43,22 +43,22 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
             )
         return [sample if sample.split or not source.split else replace(sample, split=source.split)]
 
-    yield from entries(json_rows(file, source.encoding), make)
+    yield from convert_rows(json_rows(file, source.encoding), make)
 
 
-def _make_sample(value: dict[str, Any], pictures: Pictures, notes: Counter[str]) -> Sample:
+def _make_sample(value: dict[str, Any], pictures: ImageResolver, notes: Counter[str]) -> Sample:
     _count_unknown_keys(value, Sample, "", notes)
     images = tuple(
         _parse_image(entry, f"images[{i}]", pictures, notes)
-        for i, entry in objects_of(_require_key(value, "images"), "images")
+        for i, entry in iterate_objects(_require_key(value, "images"), "images")
     )
     turns = tuple(
-        _parse_turn(entry, f"turns[{i}]", notes) for i, entry in objects_of(_require_key(value, "turns"), "turns")
+        _parse_turn(entry, f"turns[{i}]", notes) for i, entry in iterate_objects(_require_key(value, "turns"), "turns")
     )
-    return assembled(value.get("id"), images, turns, value)
+    return assemble_sample(value.get("id"), images, turns, value)
 
 
-def assembled(
+def assemble_sample(
     name: Any, images: tuple[ImageRef, ...], turns: tuple[Turn, ...], value: dict[str, Any], prefix: str = ""
 ) -> Sample:
     """A sample from images and turns; the rest from `value`, in the form of `Sample.to_json`. Raises FieldError.
@@ -74,8 +74,8 @@ def assembled(
     split: Split | None = None
     if value.get("split") is not None:
         split = _require_choice(value, "split", get_args(Split), prefix)
-    names = tuple(_require_text(n, f"{prefix}names[{i}]") for i, n in enumerate(list_of(value, "names")))
-    facts = tuple(_parse_fact(entry, f"{prefix}facts[{i}]") for i, entry in objects_of(value, "facts"))
+    names = tuple(_require_text(n, f"{prefix}names[{i}]") for i, n in enumerate(get_list(value, "names")))
+    facts = tuple(_parse_fact(entry, f"{prefix}facts[{i}]") for i, entry in iterate_objects(value, "facts"))
     origin = value.get("source")
     if not isinstance(origin, str):
         raise FieldError(f"{prefix}source", origin, f"not text; {_MEND_OR_IMPORT}")
@@ -99,7 +99,7 @@ def _require_key(value: dict[str, Any], key: str) -> dict[str, Any]:
 def _require_text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, f"empty or not text; {_MEND_OR_IMPORT}")
-    check_whole(value, field)
+    check_unicode(value, field)
     return value
 
 
@@ -121,7 +121,7 @@ def _parse_fact(value: dict[str, Any], field: str) -> Fact:
     return Fact(**value)
 
 
-def _parse_image(value: dict[str, Any], field: str, pictures: Pictures, notes: Counter[str]) -> ImageRef:
+def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, notes: Counter[str]) -> ImageRef:
     """The image of a row, its recorded size checked against the file's."""
     _count_unknown_keys(value, ImageRef, "images.", notes)
     path = value.get("path")

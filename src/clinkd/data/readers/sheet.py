@@ -27,18 +27,27 @@ from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
-from clinkd.data.readers.annotated import Annotated, grouped, make_samples, pixel_box, sample_questions
-from clinkd.data.readers.boxes import modality_of
-from clinkd.data.readers.columns import CORNERS, columns_of
-from clinkd.data.readers.conversations import SPLITS, told_by_boxes
-from clinkd.data.readers.rows import SHEETS, FieldError, RowResult, SourceRow, faulty, plain, sheet_rows, words
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box, sample_questions
+from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.columns import CORNERS, map_columns
+from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.rows import (
+    SHEETS,
+    FieldError,
+    RowResult,
+    SourceRow,
+    fold_plain_text,
+    make_error_result,
+    require_words,
+    sheet_rows,
+)
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # what boxes are in
 MANY = 1000  # names in a folder, and paths, beyond which no likeness is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
-LEFT = "lines left out because another line of their image is at fault"
+LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -57,7 +66,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     if first is None:
         yield from (line for line in lines if isinstance(line, RowResult))
         return
-    columns = columns_of(list(first.value), source.columns, file, notes)
+    columns = map_columns(list(first.value), source.columns, file, notes)
     yield from _SheetReader(file, source, columns, notes).entries(lines)
 
 
@@ -100,7 +109,7 @@ class _SheetReader:
 
     def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
         self.file, self.source, self.columns, self.notes = file, source, columns, notes
-        self.pictures = Pictures(source)
+        self.pictures = ImageResolver(source)
         self.similar_path = _PathSuggester(source.root)
         self.has_boxes = "box" in columns or "x1" in columns
         tasks = tuple(t for t in source.ask if t is not Task.RC or "sentence" not in columns)
@@ -127,13 +136,13 @@ class _SheetReader:
             image_above = path or image_above
             if first != row.number:
                 fault = FieldError("row", list(row.value.values()), f"the same as row {first}; remove one of them")
-                results[place] = faulty(row.file, row.number, fault, row.raw, row.value, "duplicate")
+                results[place] = make_error_result(row.file, row.number, fault, row.raw, row.value, "duplicate")
                 continue
             try:
                 line = self._parse_line(place, row, path)
                 images.setdefault(path, []).append(line)
             except FieldError as fault:
-                results[place] = faulty(row.file, row.number, fault, row.raw, row.value)
+                results[place] = make_error_result(row.file, row.number, fault, row.raw, row.value)
                 self._mark_doubtful({image_above})
         for path, members in images.items():
             results |= self._convert_image(path, members)
@@ -204,7 +213,7 @@ class _SheetReader:
 
     def _parse_words(self, row: SourceRow, ours: str) -> str:
         text = self._get_cell(row, ours)
-        return words(text, self._get_column(ours)) if text else ""
+        return require_words(text, self._get_column(ours)) if text else ""
 
     # ---- boxes
 
@@ -231,7 +240,7 @@ class _SheetReader:
             return None
         field = self._name_box_field()
         if self.source.boxes is None:
-            return pixel_box([int(v) if v == int(v) else v for v in corners], field, image)
+            return parse_pixel_box([int(v) if v == int(v) else v for v in corners], field, image)
         scale = 1 if self.source.boxes == "normalised" else 1000
         if max(corners) > scale or (scale == 1000 and any(v != int(v) for v in corners)):
             raise FieldError(
@@ -255,7 +264,7 @@ class _SheetReader:
         question, answer_boxed = (
             self._parse_boxed_text(ours, text, box) for ours, text in (("question", question_text), ("answer", answer))
         )
-        task = self.source.task or told_by_boxes(question, answer_boxed, Task.QA)
+        task = self.source.task or infer_task_from_boxes(question, answer_boxed, Task.QA)
         if task is Task.VG and not answer_boxed.boxes:
             raise FieldError(
                 self._get_column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box"
@@ -276,7 +285,7 @@ class _SheetReader:
             )
         if marks and box is None:
             raise FieldError(self._get_column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
-        return BoxedText(plain(text, self._get_column(ours)), (box,) * marks if box else ())
+        return BoxedText(fold_plain_text(text, self._get_column(ours)), (box,) * marks if box else ())
 
     # ---- images
 
@@ -284,7 +293,7 @@ class _SheetReader:
         """Remember what the line says about its image. If two lines differ, the image is doubtful."""
         new = {key: self._get_cell(row, key) for key in ("modality", "patient", "split", "side", "window")}
         if new["modality"]:
-            new["modality"] = modality_of(new["modality"], self.source).value
+            new["modality"] = resolve_modality(new["modality"], self.source).value
         if new["split"]:
             new["split"] = SPLITS.get(new["split"].casefold(), "")
             if not new["split"]:
@@ -322,16 +331,16 @@ class _SheetReader:
         """The results of the lines of an image, by place."""
         results = {line.place: RowResult(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
         if path in self.doubtful_images or _strip_frame(path) in self.doubtful_images:
-            self.notes[LEFT] += len(lines)
-            return {place: replace(entry, left_out=LEFT) for place, entry in results.items()}
+            self.notes[LEFT_OUT_NOTE] += len(lines)
+            return {place: replace(entry, left_out=LEFT_OUT_NOTE) for place, entry in results.items()}
         try:
             samples = self._make_image_samples(path, lines)
         except FieldError as fault:
             first = lines[0].row
             if len(lines) > 1:
-                self.notes[LEFT] += len(lines) - 1
-            rest = {place: replace(entry, left_out=LEFT) for place, entry in results.items()}
-            return rest | {lines[0].place: faulty(first.file, first.number, fault, first.raw, first.value)}
+                self.notes[LEFT_OUT_NOTE] += len(lines) - 1
+            rest = {place: replace(entry, left_out=LEFT_OUT_NOTE) for place, entry in results.items()}
+            return rest | {lines[0].place: make_error_result(first.file, first.number, fault, first.raw, first.value)}
         return results | {
             place: replace(results[place], samples=tuple(s for _, s in line_samples))
             for place, line_samples in itertools.groupby(samples, key=lambda s: s[0])
@@ -399,14 +408,14 @@ class _SheetReader:
             if facts is not None:
                 return facts.modality
         try:
-            return modality_of(cell_text, self.source)
+            return resolve_modality(cell_text, self.source)
         except FieldError as fault:
             raise FieldError(self._get_column("modality"), fault.value, fault.why) from None
 
     def _find_group(self, path: str) -> str:
         """The patient of an image whose lines do not name one."""
         if self.source.group is not None:
-            return grouped(self.source, path)
+            return find_split_group(self.source, path)
         facts = self.pictures.header(self.source.prefix + path)
         if facts is not None and facts.patient:
             return facts.patient

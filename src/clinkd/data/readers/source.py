@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from clinkd.data.codecs import make_codec
 from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
-from clinkd.data.images import Facts, header, look, stays_inside
+from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.rows import FieldError, check_whole, known
+from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
 MOST_BOXES = 4  # in one answer, unless the caller says otherwise
@@ -104,7 +104,7 @@ class Source:
     sheet: Annotated[str | None, Flag("of an XLSX with several")] = None
     classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
     specks: Annotated[float, Flag("share of a picture: smaller parts of masks are none")] = 1e-4
-    encoding: Annotated[str, Flag("of text files (utf-8)", read=known)] = "utf-8"
+    encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
     turns: Annotated[
         Literal["split", "keep"], Flag("a conversation becomes a sample a question, or stays one sample (split)")
     ] = "split"
@@ -141,7 +141,7 @@ class Source:
         return folder / about["root"] if about is not None else folder
 
 
-class Pictures:
+class ImageResolver:
     """Turns the image paths of rows into ImageRefs. Opens each file once."""
 
     def __init__(self, source: Source) -> None:
@@ -159,7 +159,7 @@ class Pictures:
 
     def _read_header(self, relative: str) -> Facts | None:
         try:
-            return header(self.source.root, relative, relative)
+            return read_medical_facts(self.source.root, relative, relative)
         except BadInput:
             return None  # `ref` says why
 
@@ -168,7 +168,7 @@ class Pictures:
         if not isinstance(path, str) or not path.strip():
             raise FieldError(field, path, "empty or not text; give the path of the image")
         if not path.isascii():
-            check_whole(path, field)
+            check_unicode(path, field)
         ref_or_reason = self._cached_ref_or_reason(self.relative(path))
         if isinstance(ref_or_reason, str):
             raise FieldError(field, path, ref_or_reason)
@@ -181,6 +181,6 @@ class Pictures:
         if not self.source.open_images:
             return ImageRef(relative)
         try:
-            return look(self.source.root, relative, relative, self.source.window)
+            return read_image_size(self.source.root, relative, relative, self.source.window)
         except BadInput as error:
             return str(error).removeprefix(f"{relative}: ")

@@ -23,11 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from clinkd.data.readers.annotated import grouped
-from clinkd.data.readers.boxes import modality_of
+from clinkd.data.readers.annotated import find_split_group
+from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.conversations import SPLITS, files
-from clinkd.data.readers.rows import FieldError, RowResult, SourceRow, entries, faulty, json_rows, sheet_rows, words
-from clinkd.data.readers.source import Pictures, Source
+from clinkd.data.readers.rows import (
+    FieldError,
+    RowResult,
+    SourceRow,
+    convert_rows,
+    json_rows,
+    make_error_result,
+    require_words,
+    sheet_rows,
+)
+from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, Turn
 
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
@@ -64,19 +73,19 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     folder = source.path if source.path.is_dir() else source.path.parent
     images = next((f for f in FOLDERS if (source.root / f).is_dir()), None)
     state = _DatasetState(
-        source, Pictures(source), images if source.images is None and not source.prefix else None, notes
+        source, ImageResolver(source), images if source.images is None and not source.prefix else None, notes
     )
     if (folder / MODALITIES).is_file():
         yield from _read_modalities(folder / MODALITIES, state)
     for file in files(source.path):
         make = partial(_convert_row, vqa_file=_read_file_name(file), state=state)
-        yield from entries(json_rows(file, source.encoding), make)
+        yield from convert_rows(json_rows(file, source.encoding), make)
 
 
 class _DatasetState:
     """The state of the data set while its rows are read."""
 
-    def __init__(self, source: Source, pictures: Pictures, folder: str | None, notes: Counter[str]) -> None:
+    def __init__(self, source: Source, pictures: ImageResolver, folder: str | None, notes: Counter[str]) -> None:
         self.source, self.pictures, self.folder, self.notes = source, pictures, folder, notes
         self.modalities: dict[str, Modality] = {}  # by image, as rows name it
         self.ids: dict[str, str] = {}  # of samples -> the place where it was given
@@ -118,14 +127,14 @@ def _read_modalities(file: Path, state: _DatasetState) -> Iterator[RowResult]:
         if not {"image", "modality"} <= row.value.keys():
             raise BadInput(f"{file}: its columns are {', '.join(row.value)}; image and modality are wanted")
         try:
-            image = words(row.value["image"], "image")
-            modality = modality_of(row.value["modality"] or None, state.source)
+            image = require_words(row.value["image"], "image")
+            modality = resolve_modality(row.value["modality"] or None, state.source)
             if state.modalities.setdefault(image, modality) is not modality:
                 why = f"row {first_rows[image]} says {state.modalities[image].value} of {image}; correct one of them"
                 raise FieldError("modality", row.value["modality"], why)
             first_rows.setdefault(image, row.number)
         except FieldError as fault:
-            yield faulty(file, row.number, fault, row.raw, row.value)
+            yield make_error_result(file, row.number, fault, row.raw, row.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +167,10 @@ def _parse_question(value: dict[str, Any], vqa_file: _VqaFile, state: _DatasetSt
     if type(answer) in (int, float):
         state.notes["answers that are numbers, taken as text"] += 1
         answer = str(answer)
-    question_text, answer_text = BoxedText(words(question, question_key)), BoxedText(words(answer, answer_key))
+    question_text, answer_text = (
+        BoxedText(require_words(question, question_key)),
+        BoxedText(require_words(answer, answer_key)),
+    )
     key, stated = state.value(value, "modality")
     listed_modality = state.modalities.get(image[1]) if stated in (None, "") else None
     return _VqaRow(
@@ -175,11 +187,13 @@ def _parse_llava_med(value: dict[str, Any], state: _DatasetState) -> _VqaRow:
     kind, raw_question = value.get("type"), value.get("text")
     if not isinstance(kind, str) or kind not in TYPES:
         raise FieldError("type", kind, f"one of {', '.join(TYPES)} is wanted")
-    question = words(raw_question.replace("<image>", " ") if isinstance(raw_question, str) else raw_question, "text")
-    answer = words(value.get("gpt4_answer"), "gpt4_answer")
+    question = require_words(
+        raw_question.replace("<image>", " ") if isinstance(raw_question, str) else raw_question, "text"
+    )
+    answer = require_words(value.get("gpt4_answer"), "gpt4_answer")
     return _VqaRow(
         turn=Turn(state.source.task or TYPES[kind], BoxedText(question), BoxedText(answer)),
-        image=("image", words(value.get("image"), "image")),
+        image=("image", require_words(value.get("image"), "image")),
         id=("question_id", value.get("question_id")),
         modality=_find_domain_modality(value, state),
         origin="llava_med_qa",
@@ -208,7 +222,7 @@ def _find_modality(stated: Any, field: str, source: Source) -> Modality:
     if stated in (None, "") and source.modality is None:
         why = f"the row does not say how its image was made; give one for all with --modality, or each in {MODALITIES}"
         raise FieldError(field, stated, f"{why} (columns image, modality) beside the file")
-    return modality_of(stated, source)
+    return resolve_modality(stated, source)
 
 
 def _find_image_name(value: dict[str, Any], state: _DatasetState) -> tuple[str, str]:
@@ -216,9 +230,9 @@ def _find_image_name(value: dict[str, Any], state: _DatasetState) -> tuple[str, 
     key, name = state.value(value, "image")
     if isinstance(name, dict):
         if isinstance(name.get("path"), str) and not name.get("bytes"):
-            return key, words(name["path"], f"{key}.path")
+            return key, require_words(name["path"], f"{key}.path")
         raise FieldError(key, "an object", "the row holds the picture itself; save it as a file, and give its path")
-    return key, words(name, key)
+    return key, require_words(name, key)
 
 
 def _find_split(value: dict[str, Any], vqa_file: _VqaFile, source: Source) -> Split | None:
@@ -251,7 +265,7 @@ def _make_sample(row: SourceRow, question: _VqaRow, vqa_file: _VqaFile, state: _
         images=(ref,),
         modality=question.modality,
         turns=(question.turn,),
-        group=grouped(state.source, ref.path),
+        group=find_split_group(state.source, ref.path),
         source=question.origin,
         side=state.source.side or "patient",
         split=question.split,

@@ -2,7 +2,7 @@
 
 from clinkd.reporting.viewer.browse import Choices, Key, browser
 from clinkd.reporting.viewer.curves import lines
-from clinkd.reporting.viewer.figure import Bar, bars
+from clinkd.reporting.viewer.figure import Bar, render_bar_chart
 from clinkd.reporting.viewer.grid import Cell, grid
 from clinkd.reporting.viewer.maps import columns, heat
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH, boxed, overlay
@@ -39,7 +39,6 @@ __all__ = [
     "Picture",
     "apart",
     "article",
-    "bars",
     "boxed",
     "boxed_words",
     "browser",
@@ -55,6 +54,7 @@ __all__ = [
     "overlay",
     "page",
     "paragraph",
+    "render_bar_chart",
     "repeated",
     "section",
     "table",

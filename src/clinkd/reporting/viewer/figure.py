@@ -20,7 +20,9 @@ class Bar(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
-def bars(title: str, rows: Sequence[Bar], value_name: str = "model", twin_name: str = "best blind twin") -> Html:
+def render_bar_chart(
+    title: str, rows: Sequence[Bar], value_name: str = "model", twin_name: str = "best blind twin"
+) -> Html:
     """Horizontal bars from 0 to 100, each with its baseline below it and a whisker for its interval."""
     height = _TOP + _ROW * len(rows) + 22
     bottom = height - 20
