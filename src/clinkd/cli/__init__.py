@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +100,24 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, call: Verb, what: str, example: str, of_runs: bool = True) -> argparse.ArgumentParser:
         return add_verb(verbs, name, call, what, example, [runs] if of_runs else [])
 
+    _add_verbs_of_a_config(verb)
+    _add_verbs_of_a_run(verb)
+    _add_verbs_of_a_model(verb)
+    ablate.add(verbs, runs, _config)
+    compare.add_compare(verbs, runs)
+    data.add(verbs)
+    evaluate.add(verbs)
+    report.add(verbs, runs)
+    serve.add(verbs, runs)
+    spice.add(verbs)
+    compare.add_systems(verbs, runs)
+    return parser
+
+
+AddVerb = Callable[..., argparse.ArgumentParser]
+
+
+def _add_verbs_of_a_config(verb: AddVerb) -> None:
     for name, call, what, example in (
         ("run", _run, "do a whole run, or go on with one that was stopped", "clinkd run real --set data.path=DIR"),
         (
@@ -124,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             command.add_argument("--replace", action="store_true", help="give a folder of another config to this one")
 
+
+def _add_verbs_of_a_run(verb: AddVerb) -> None:
     command = verb("status", _status, "say how far a run is", "clinkd status demo")
     command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
     command = verb(
@@ -140,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     format_choice = command.add_mutually_exclusive_group()
     format_choice.add_argument("--json", action="store_true", help="for a program, with the seconds of each stage")
     format_choice.add_argument("--csv", action="store_true", help="for a spreadsheet")
+
+
+def _add_verbs_of_a_model(verb: AddVerb) -> None:
     command = verb("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
     command.add_argument("image", type=Path)
     command.add_argument("question")
@@ -168,16 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path)
     command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
     verb("doctor", _doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
-
-    ablate.add(verbs, runs, _config)
-    compare.add_compare(verbs, runs)
-    data.add(verbs)
-    evaluate.add(verbs)
-    report.add(verbs, runs)
-    serve.add(verbs, runs)
-    spice.add(verbs)
-    compare.add_systems(verbs, runs)
-    return parser
 
 
 def _spell_version() -> str:

@@ -44,7 +44,7 @@ class NotClean(BadInput):
         self.found = found
 
 
-def import_data(
+def import_data(  # noqa: PLR0913
     sources: Sequence[Source],
     out: Path,
     checks: Checks,
@@ -77,7 +77,7 @@ def _resolve_path(path: Path) -> Path:
         raise BadInput(f"{path}: a loop of links; give the folder itself") from None
 
 
-def _write_data_set(
+def _write_data_set(  # noqa: PLR0913
     sources: Sequence[Source],
     draft: Path,
     out: Path,
@@ -198,7 +198,7 @@ class _Spool:
                     yield record
 
 
-def _write_samples(
+def _write_samples(  # noqa: PLR0913
     spool: _Spool, draft: Path, root: Path, findings: Findings, division: Division | None, copy: bool, keep: bool
 ) -> Counter[str]:
     """The rows that stayed good, with their splits, into samples.jsonl; the number of groups in each split.

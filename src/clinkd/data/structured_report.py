@@ -88,7 +88,7 @@ class Report:
     frame: int
 
 
-def write_report(
+def write_report(  # noqa: PLR0913
     source: bytes,
     frame: int | None,
     question: str,

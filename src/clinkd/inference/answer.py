@@ -13,7 +13,7 @@ from clinkd.records import Prediction, Sample
 from clinkd.storage import JsonLines, progress
 
 
-def answer(
+def answer(  # noqa: PLR0913
     model: VisionLanguageModel,
     samples: Sequence[Sample],
     config: AnswerConfig,

@@ -73,7 +73,7 @@ class Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913
         ctx: Any,
         hidden_NH: Tensor,
         weight_VH: Tensor,

@@ -93,7 +93,7 @@ def replace_overruled_truths(desk: CorrectionContext, config: ReflectConfig, tra
     return ReplayCorrector(config.replay).taught(train, read_data_source(desk.prepared).lexicon)
 
 
-def correct_reviewed(
+def correct_reviewed(  # noqa: PLR0913
     desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
     found: Sequence[Correction], similarity: Similarity, title: str,
 ) -> list[Correction]:  # fmt: skip

@@ -237,7 +237,7 @@ def _open_teacher(
     return StoredTeacher(folder, identity)
 
 
-def reflect(
+def reflect(  # noqa: PLR0913
     work: StageContext, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
     distill: DistillConfig | None, machine: Machine,
 ) -> None:  # fmt: skip
@@ -295,7 +295,7 @@ def reflect(
         )
 
 
-def _recheck_answers(
+def _recheck_answers(  # noqa: PLR0913
     stage_inputs: StageInputs, model: VisionLanguageModel, reviewed_samples: Sequence[Sample],
     corrections: Sequence[Correction], config: ReflectConfig, answers: AnswerConfig, truths: Sequence[str], title: str,
 ) -> None:  # fmt: skip
@@ -456,7 +456,7 @@ class StageInputs:
         return scorer_of(config, self.work.inputs.get("clip"), self.open_image, self.lexicon, self.work.seed)
 
 
-def _train_and_save(
+def _train_and_save(  # noqa: PLR0913
     stage_inputs: StageInputs, model: VisionLanguageModel, samples: Sequence[Sample],
     objective: CrossEntropy | Distillation, config: FitConfig, title: str,
     teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
@@ -466,7 +466,7 @@ def _train_and_save(
     _drop_checkpoints(stage_inputs.work.folder)
 
 
-def _fit_and_record(
+def _fit_and_record(  # noqa: PLR0913
     stage_inputs: StageInputs, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample],
     objective: CrossEntropy | Distillation,
     config: FitConfig, title: str, teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),

@@ -61,7 +61,7 @@ class Identity:
     seed: int | None = None
 
 
-def identity_of(
+def identity_of(  # noqa: PLR0913
     kind: Kind,
     samples: Sequence[Sample],
     teacher: Path,
