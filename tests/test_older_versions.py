@@ -130,6 +130,8 @@ def test_an_old_name_in_a_recipe_is_answered_with_the_new_one(tmp_path):
     recipe.write_text(yaml.safe_dump({"model": {"alpha": 2}}))
     with pytest.raises(BadInput, match=r"model\.alpha: now called model\.positions\.stride$"):
         load(recipe, RunConfig)
+    with pytest.raises(BadInput, match=r"model\.sight: now called model\.vision_features$"):
+        override(RunConfig(), ["model.sight=stored"])
 
 
 def test_positions_of_version_0_1_0_are_read():
@@ -137,6 +139,7 @@ def test_positions_of_version_0_1_0_are_read():
     assert complete(old, ModelConfig)["positions"] == {
         "kind": "affine", "stride": 1.5, "gap": "equal", "resume": "tokens",
     }  # fmt: skip
+    assert complete({"sight": "stored"}, ModelConfig)["vision_features"] == "cached"
     # alpha counted under `tied` alone, the reset under `mrope` alone
     assert complete({**old, "positions": "gap"}, ModelConfig)["positions"]["stride"] == 1
     assert complete({"positions": "mrope", "alpha": 2.0, "spatial_reset": True}, ModelConfig)["positions"] == {

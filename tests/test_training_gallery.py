@@ -207,7 +207,7 @@ def test_words_alone_need_no_tower_where_images_are_known(bench, filled, monkeyp
 
 def test_how_images_are_seen_does_not_change_the_base():
     config = RunConfig(model=ModelConfig(tiny=TINY))
-    stored = config.model_copy(update={"model": config.model.model_copy(update={"sight": "stored"})})
+    stored = config.model_copy(update={"model": config.model.model_copy(update={"vision_features": "cached"})})
     live, seen = ({s.name: s.identity for s in plan(c)} for c in (config, stored))
     assert live["base"] == seen["base"] and live["clip"] == seen["clip"] and "see" in seen
     assert live["teacher"] != seen["teacher"]
@@ -282,14 +282,14 @@ def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatc
 def test_a_sight_that_moves_is_refused(settings, told):
     with pytest.raises(BadInput, match=told):
         override(laptop(), settings)
-    with pytest.raises(BadInput, match="model.sight=stored"):
-        override(RunConfig(), ["model.sight=stored"])
+    with pytest.raises(BadInput, match="model.vision_features=cached"):
+        override(RunConfig(), ["model.vision_features=cached"])
 
 
 def test_a_tiny_tower_that_is_taught_first_is_refused_with_a_way_out_that_leads_out():
     """Freezing it, which the other refusals say, is no way: a tower that is taught alone cannot be frozen."""
     frozen = [f"{name}.freeze=[vision, merger]" for name in ("teacher.fit", "distill.fit", "reflect.fit")]
-    wanted = [*frozen, "model.tiny.pretrain={}", "model.sight=stored"]
+    wanted = [*frozen, "model.tiny.pretrain={}", "model.vision_features=cached"]
     with pytest.raises(BadInput, match=r"set model\.tiny\.pretrain=null"):
         override(RunConfig(), wanted)
-    assert override(RunConfig(), [*wanted[:-2], "model.tiny.pretrain=null", "model.sight=stored"])
+    assert override(RunConfig(), [*wanted[:-2], "model.tiny.pretrain=null", "model.vision_features=cached"])

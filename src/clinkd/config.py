@@ -227,7 +227,9 @@ NAMED_POSITIONS: Mapping[str, Positions] = {
 class ModelConfig(Knobs):
     """The vision-language model and its positions."""
 
-    renamed: ClassVar = {"alpha": "positions.stride", "spatial_reset": "positions.spatial_reset"}
+    renamed: ClassVar = {
+        "alpha": "positions.stride", "spatial_reset": "positions.spatial_reset", "sight": "vision_features",
+    }  # fmt: skip
 
     base: FolderPath | None = knob(
         None, "a Qwen2-VL folder (stock Hugging Face layout); None trains a tiny one from scratch"
@@ -243,8 +245,8 @@ class ModelConfig(Knobs):
     )
     box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps an axis under `locations`, 10..100 under `digits`")
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
-    sight: Literal["live", "stored"] = knob(
-        "live", "stored: vision tower and merger, frozen throughout, see each image once and are read from the disk"
+    vision_features: Literal["live", "cached"] = knob(
+        "live", "cached: vision tower and merger, frozen throughout, see each image once and are read from the disk"
     )
     max_image_tokens: Count = knob(1024, "most merged vision tokens an image (pretrained base)")
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
@@ -271,13 +273,15 @@ class ModelConfig(Knobs):
 
     @classmethod
     def from_older(cls, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Version 0.1.0 had the name of a scheme, an alpha that counted under `tied` and a reset under `mrope`."""
+        """Version 0.1.0 had a name, an alpha that counted under `tied`, a reset under `mrope`, and `sight`."""
         values = dict(tree)
         alpha, reset = values.pop("alpha", None), values.pop("spatial_reset", None)
         if values.get("positions") == "tied" and alpha is not None:
             values["positions"] = {**NAMED_POSITIONS["tied"].identity(), "stride": alpha}
         if values.get("positions") == "mrope" and reset is not None:
             values["positions"] = {**NAMED_POSITIONS["mrope"].identity(), "spatial_reset": reset}
+        if (sight := values.pop("sight", None)) is not None:
+            values["vision_features"] = {"stored": "cached"}.get(sight, sight)
         return values
 
 
@@ -583,22 +587,23 @@ class RunConfig(Knobs):
 
     @model_validator(mode="after")
     def _stored_sight_stands_still(self) -> Self:
-        for name, fit in self.fits().items() if self.model.sight == "stored" else ():
+        for name, fit in self.fits().items() if self.model.vision_features == "cached" else ():
             if name.startswith("model.tiny.pretrain."):
                 raise ValueError(
-                    "model.sight=stored: model.tiny.pretrain teaches a tower first; set model.tiny.pretrain=null, or "
-                    "model.sight=live"
+                    "model.vision_features=cached: model.tiny.pretrain teaches a tower first; set "
+                    "model.tiny.pretrain=null, or model.vision_features=live"
                 )
             if not fit.sight_stands_still:
                 out = "lora.parts=[text]" if fit.lora else "freeze=[vision, merger]"
                 raise ValueError(
-                    f"model.sight=stored: {name} trains the vision tower or the merger; set {name}.{out}, or "
-                    "model.sight=live"
+                    f"model.vision_features=cached: {name} trains the vision tower or the merger; "
+                    f"set {name}.{out}, or "
+                    "model.vision_features=live"
                 )
             if fit.max_tokens and fit.overlong == "shrink":
                 raise ValueError(
-                    f"model.sight=stored: {name}.overlong=shrink would see images at another size; set {name}.overlong="
-                    "drop, or model.sight=live"
+                    f"model.vision_features=cached: {name}.overlong=shrink would see images at another size; set "
+                    f"{name}.overlong=drop, or model.vision_features=live"
                 )
         return self
 

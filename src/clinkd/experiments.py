@@ -88,7 +88,9 @@ def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
     return RunConfig(
         name="laptop",
         data=DataConfig(path=data),
-        model=ModelConfig(base=base, layout="interleaved", boxes="qwen2-vl", max_image_tokens=256, sight="stored"),
+        model=ModelConfig(
+            base=base, layout="interleaved", boxes="qwen2-vl", max_image_tokens=256, vision_features="cached"
+        ),
         teacher=TeacherConfig(fit=fit),
         distill=DistillConfig(fit=fit, teacher_as="states"),
         reflect=ReflectConfig(review_share=0.25, fit=change_knobs(fit, epochs=1.0)),

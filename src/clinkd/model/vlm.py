@@ -117,8 +117,8 @@ class VisionLanguageModel(nn.Module):
         if batch.seen_FH is not None:
             if learning:
                 raise BadInput(
-                    "model.sight=stored: the vision tower or the merger is to learn here; freeze both, or set "
-                    "model.sight=live"
+                    "model.vision_features=cached: the vision tower or the merger is to learn here; freeze both, or "
+                    "set model.vision_features=live"
                 )
             sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
             return qwen2vl.vision_output(torch.split(batch.seen_FH.to(self.dtype), sizes) if sizes else ())

@@ -34,7 +34,7 @@ def plan(config: RunConfig) -> list[Stage]:
 
     data = stage("prepare", _identify_data(config.data), config=config.data)
     base = stage("base", _identify_model(config.model), data, config=config.model, **machine)
-    features = stage("see", {}, data, base, **machine) if config.model.sight == "stored" else None
+    features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
     teacher = pseudo = None
     model = base
     if config.teacher:
@@ -122,9 +122,10 @@ def _read_size_and_time(path: Path) -> list[int]:
 
 
 def _identify_model(config: ModelConfig) -> dict[str, Any]:
-    """The knobs if the base is tiny, else the files of its folder. `model.sight` is left out: the stages that use
-    stored features differ by their need `see`."""
-    knobs = _drop_knobs(config.identity(), "sight")
+    """The knobs if the base is tiny, else the files of its folder. `model.vision_features` is left out: the stages
+    that use stored features differ by their need `see`.
+    """
+    knobs = _drop_knobs(config.identity(), "vision_features")
     if config.base is None:
         return knobs
     if not (config.base / "config.json").is_file():

@@ -121,5 +121,5 @@ def _demand_room(folder: Path, needed: int, images: int) -> None:
         takes, there_is = spell_bytes(needed / 1e6), spell_bytes(free / 1e6)
         raise BadInput(
             f"{folder}: the features of {images} images take {takes} and {there_is} are free; make room, lower "
-            "model.max_image_tokens, or set model.sight=live"
+            "model.max_image_tokens, or set model.vision_features=live"
         )

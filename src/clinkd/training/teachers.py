@@ -42,8 +42,8 @@ class LiveTeacher:
         """Raises BadInput where the batch has stored features only, which are another model's."""
         if seen is None and batch.seen_FH is not None:
             raise BadInput(
-                "model.sight=stored: the teacher's tower or merger is not the student's, whose features were stored; "
-                "set model.sight=live"
+                "model.vision_features=cached: the teacher's tower or merger is not the student's, whose features were "
+                "stored; set model.vision_features=live"
             )
         return HiddenStateTargets(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
 

@@ -390,7 +390,7 @@ class _Sums:
             rows = tried["recorded"][name]["rows"] * share
             number = math.ceil(round(fit.epochs * rows / fit.rows, 6))
             steps, seconds = steps + number, seconds + number * statistics.median(paces)
-            if self.config.model.sight == "live" and not self.on_gpu:
+            if self.config.model.vision_features == "live" and not self.on_gpu:
                 # a trial sees its few images again and again; opening goes on beside the steps, on the same cores
                 seconds += self._opened(fit.epochs * rows, rows) * self.generate["open_seconds"] / self._threads()
         return steps, seconds
@@ -466,7 +466,7 @@ class _Sums:
                 part = lengths[int(k / batches * len(lengths)) : int(min(1, (k + 1) / batches) * len(lengths))]
                 tokens = min(max(1.0, *(part or lengths[-1:])), self.config.answer.max_new_tokens)
                 seconds += min(1.0, batches - k) * (pace["batch"] + pace["token"] * tokens)
-            if self.config.model.sight == "live":
+            if self.config.model.vision_features == "live":
                 seconds += self._asked_images(split, number) * self.generate["open_seconds"]
         return float(seconds)
 
@@ -508,7 +508,7 @@ class _Sums:
         new = self.images["train"] - (self.wide["images"] if wide else self.mini_images)["train"]
         asked = (self.wide["asked"] if wide else self.mini)["train"]
         found += (self.questions["train"] - asked) * float(self.tried["prepare"]["sample_mb"])
-        if tried["fits"] and self.config.model.sight == "live":
+        if tried["fits"] and self.config.model.vision_features == "live":
             found += min(IMAGE_CACHE_MB, new * self.generate["image_mb"])
         if kind == "clip":
             found += new * self.config.select.clip.image_pixels**2 * PIXEL_BYTES / 1e6

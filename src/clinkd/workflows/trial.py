@@ -117,7 +117,7 @@ def run(config: RunConfig, folder: Path) -> None:
         tried = _try(stage, inputs, folder / stage.name, do)
         if stage.name == "prepare":
             tried |= free | _lessen(folder / "prepare", wide, part, config.model.max_image_tokens)
-        if stage.name == ("see" if mini.model.sight == "stored" else "base"):
+        if stage.name == ("see" if mini.model.vision_features == "cached" else "base"):
             tried["generate"] = _generating(config, stage, finished)
         if stage.name == "answer":
             _speak_well(folder / "answer", wide, steps.SPOKEN, config.answer.candidates)

@@ -177,7 +177,7 @@ for _stock in ("Qwen2VLForConditionalGeneration", "Qwen2VLModel"):
 
 
 # Knobs that say how a base comes about, not what a checkpoint is.
-NOT_CARRIED = {"base", "tiny", "sight"}
+NOT_CARRIED = {"base", "tiny", "vision_features"}
 
 
 def scheme_knobs(config: ClinkdConfig) -> ModelConfig:
