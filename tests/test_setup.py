@@ -185,3 +185,16 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+PAGES = [ROOT / "PAPER.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_piece_of_code_that_a_page_names_is_there(page):
+    """`room/file.py` and `room/file.py:Name`, below src/clinkd or the root."""
+    for path, name in re.findall(r"`(?:src/clinkd/)?([a-z_0-9/]+\.py)(?::(\w+))?", page.read_text()):
+        file = next((base / path for base in (ROOT / "src" / "clinkd", ROOT) if (base / path).is_file()), None)
+        assert file, path
+        if file and name:
+            assert re.search(rf"^\s*(class|def) {name}\b|^{name}\b", file.read_text(), re.M), f"{path}:{name}"
