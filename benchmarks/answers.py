@@ -19,9 +19,9 @@ import torch
 from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.inference import answer
 from clinkd.model.encode import encode_prompts
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
@@ -46,7 +46,7 @@ def trained(folder: Path, seconds: float) -> tuple[VisionLanguageModel, list[Sam
     learnt = [s for s in samples if s.split == "train"]
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(folder, ref)
+        return open_image(folder, ref)
 
     model = new_tiny(config, texts_of(learnt, config), 0, opened)
     how = FitConfig(epochs=1.0, rows=24, optimizer="muon", learning_rate=3e-3)
@@ -63,7 +63,7 @@ def of_run(run: Path) -> tuple[VisionLanguageModel, list[Sample]]:
     last = max(n for n in stages if n.startswith("reflect")) if "reflect-1" in stages else "distill"
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(stages["prepare"], ref)
+        return open_image(stages["prepare"], ref)
 
     samples = [Sample.from_json(r) for r in JsonLines(stages["prepare"] / "test.jsonl").read()]
     return load(stages[last] / "model", opened), samples

@@ -105,9 +105,9 @@ def given(home: Path, images: int) -> list[str]:
     """The words of `laptop` on a data set and a small taught folder of the stock layout, both made under `home`."""
     from PIL import Image
 
-    from clinkd import data
     from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
     from clinkd.data import phantoms
+    from clinkd.data.images import open_image
     from clinkd.data.writers import write_jsonl
     from clinkd.model.vlm import new_tiny, texts_of
     from clinkd.objectives import CrossEntropy
@@ -124,7 +124,7 @@ def given(home: Path, images: int) -> list[str]:
     knobs = ModelConfig(positions="mrope", layout="sections", boxes="qwen2-vl", tiny=tiny)
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(home / "set", ref)
+        return open_image(home / "set", ref)
 
     model = new_tiny(knobs, texts_of(samples, knobs), 0, opened)
     train = [s for s in samples if s.split == "train"]

@@ -14,9 +14,9 @@ import torch
 from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import rows_of
 from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
@@ -40,7 +40,7 @@ def figures(folder: Path) -> list[Row]:
     samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(folder, ref)
+        return open_image(folder, ref)
 
     found = []
     for knobs in SCHEMES:

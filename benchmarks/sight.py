@@ -21,9 +21,9 @@ import torch
 from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import AnswerConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
@@ -56,7 +56,7 @@ class Bench:
 
     def model(self, samples: Sequence[Sample]) -> VisionLanguageModel:
         def opened(ref: ImageRef) -> Image.Image:
-            return data.open_image(self.folder, ref)
+            return open_image(self.folder, ref)
 
         config = ModelConfig(tiny=TINY)
         made = new_tiny(config, texts_of(samples, config), 0, opened)

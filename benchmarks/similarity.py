@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks.report import Row, add_outputs, show
 
 from clinkd.clip.embedder import BATCH, PACKAGE, TextEmbedder
-from clinkd.correction import EmbeddingSimilarity, LexicalSimilarity
+from clinkd.correction.embedding import EmbeddingSimilarity
+from clinkd.correction.similarity import LexicalSimilarity
 from clinkd.data import phantoms
 from clinkd.records import ImageRef, Sample
 

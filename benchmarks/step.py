@@ -32,9 +32,9 @@ import torch
 from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import rows_of
 from clinkd.model.families import qwen2_vl as qwen2vl
 from clinkd.model.flops import peak_flops, training_operations
@@ -87,7 +87,7 @@ class Bench:
 
     def model(self, seed: int) -> VisionLanguageModel:
         def opened(ref: ImageRef) -> Image.Image:
-            return data.open_image(self.folder, ref)
+            return open_image(self.folder, ref)
 
         width, layers, heads, shared, mlp, eyes, blocks, looks, vocabulary, apart = SHAPES[self.args.shape]
         tiny = TinyConfig(

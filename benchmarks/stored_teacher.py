@@ -21,9 +21,9 @@ from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 from torch import Tensor
 
-from clinkd import data
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import Batch, rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets, SampledTargets
@@ -49,7 +49,7 @@ class Bench:
 
     def _model(self, seed: int) -> VisionLanguageModel:
         def opened(ref: ImageRef) -> Image.Image:
-            return data.open_image(self.folder, ref)
+            return open_image(self.folder, ref)
 
         config = ModelConfig()
         return new_tiny(config, texts_of(self.samples, config), seed, opened)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from clinkd import data, pipeline
+from clinkd import pipeline
+from clinkd.data.images import open_image
 from clinkd.records import PAPER_MODALITIES, Prediction, Sample, Task
 from clinkd.reporting import viewer
 from clinkd.storage import JsonLines, read_json
@@ -34,7 +35,7 @@ def main() -> None:
         boxes, colours = [*sample.answer.boxes, *said], [viewer.TRUTH] * len(sample.answer.boxes)
         labels = [f"{modality.value}: {sample.names[0]}"] + [""] * (len(boxes) - 1)
         picture = viewer.overlay(
-            data.open_image(root, sample.images[0]), boxes, labels, [*colours, *[viewer.ANSWER] * len(said)]
+            open_image(root, sample.images[0]), boxes, labels, [*colours, *[viewer.ANSWER] * len(said)]
         )
         x, y = place % 4 * (SIDE + GAP), place // 4 * (SIDE + GAP)
         sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))

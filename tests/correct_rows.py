@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from clinkd.config import ChatConfig
-from clinkd.correction import ChatCorrector, LexicalSimilarity, correct
+from clinkd.correction.chat import ChatCorrector
+from clinkd.correction.correctors import correct
+from clinkd.correction.similarity import LexicalSimilarity
 from clinkd.language.facts import Lexicon
 from clinkd.records import Box, BoxedText, Correction, Modality, Sample, Task, Turn
 from clinkd.remote import Chat, Journal, Scrubber

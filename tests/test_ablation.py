@@ -158,7 +158,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_a_control_draws_as_many_answers_whatever_was_found_wrong():
-    from clinkd.correction import at_random
+    from clinkd.correction.review import at_random
     from clinkd.records import BoxedText, Correction
 
     text = BoxedText("a")

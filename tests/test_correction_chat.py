@@ -17,7 +17,9 @@ import pytest
 
 import correct_rows
 from chat_api import Call, ChatApi, said, serving
-from clinkd.correction import ChatCorrector, LexicalSimilarity, correct
+from clinkd.correction.chat import ChatCorrector
+from clinkd.correction.correctors import correct
+from clinkd.correction.similarity import LexicalSimilarity
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 from clinkd.remote import Chat, Journal, Scrubber
 from correct_rows import LEXICON, config, rows

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clinkd.correction import (
+from clinkd.correction.correctors import (
     OfflineCorrector,
     ReplayCorrector,
     Rewrite,
@@ -16,8 +16,8 @@ from clinkd.correction import (
     Wrong,
     correct,
     fed_back,
-    verify,
 )
+from clinkd.correction.verify import verify
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
 

@@ -12,7 +12,8 @@ import pytest
 from clinkd.clip import embedder as room
 from clinkd.clip.embedder import TextEmbedder, packaged_folder
 from clinkd.config import ReflectConfig
-from clinkd.correction import EmbeddingSimilarity, review
+from clinkd.correction.embedding import EmbeddingSimilarity
+from clinkd.correction.review import review
 from clinkd.records import BadInput, BoxedText, Candidate, Modality, Prediction, Sample, Task, Turn
 
 pytest.importorskip("sentence_transformers", reason="the extra `embeddings` is not installed")

@@ -5,7 +5,10 @@ import random
 import numpy as np
 
 from clinkd.config import ReflectConfig
-from clinkd.correction import LexicalSimilarity, OfflineCorrector, Wrong, correct, review, verify
+from clinkd.correction.correctors import OfflineCorrector, Wrong, correct
+from clinkd.correction.review import review
+from clinkd.correction.similarity import LexicalSimilarity
+from clinkd.correction.verify import verify
 from clinkd.data import phantoms
 from clinkd.language.facts import read_facts
 from clinkd.records import BoxedText, Candidate, Correction, ImageRef, Prediction, Sample

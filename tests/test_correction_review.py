@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from clinkd.config import ReflectConfig
-from clinkd.correction import LexicalSimilarity, reflection_tables, review, summary
+from clinkd.correction.review import review
+from clinkd.correction.similarity import LexicalSimilarity
+from clinkd.correction.summary import reflection_tables, summary
 from clinkd.records import BadInput, Box, BoxedText, Candidate, Correction, Modality, Prediction, Sample, Task, Turn
 
 PAPER = ReflectConfig(box_iou=0, conflicts=False)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from clinkd.correction import LexicalSimilarity
+from clinkd.correction.similarity import LexicalSimilarity
 
 NAMES = ["kidney", "liver", "left lung", "right lung", "optic disc", "polyp", "spleen", "retinal vein"]
 TRUTHS = [

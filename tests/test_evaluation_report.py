@@ -19,7 +19,7 @@ from sys import executable
 import pytest
 from PIL import Image
 
-from clinkd.correction import reflection_tables
+from clinkd.correction.summary import reflection_tables
 from clinkd.language.facts import Lexicon
 from clinkd.records import (
     BadInput,

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
@@ -37,7 +37,7 @@ def fresh(drawn: Drawn) -> VisionLanguageModel:
     config = ModelConfig(tiny=TINY)
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(folder, ref)
+        return open_image(folder, ref)
 
     return new_tiny(config, texts_of(samples, config), 0, opened)
 

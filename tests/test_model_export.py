@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clinkd import data
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import encode_prompts
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.records import BadInput, ImageRef, Sample
@@ -45,7 +45,7 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
     config = ModelConfig(tiny=TINY, **knobs)  # type: ignore[arg-type]
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(folder, ref)
+        return open_image(folder, ref)
 
     return new_tiny(config, texts_of(samples, config), 0, opened).eval()
 

@@ -11,9 +11,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from clinkd import data
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model import tiny
 from clinkd.model.encode import Batch, rows_of
 from clinkd.model.families import qwen2_vl as qwen2vl
@@ -37,7 +37,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
 @pytest.fixture(params=["tied", "untied", "grouped heads"])
 def model(drawn, request) -> VisionLanguageModel:
     folder, samples = drawn
-    made = new_tiny(CONFIG, texts_of(samples, CONFIG), 0, lambda ref: data.open_image(folder, ref))
+    made = new_tiny(CONFIG, texts_of(samples, CONFIG), 0, lambda ref: open_image(folder, ref))
     stock = tiny.stock_config(CONFIG.tiny, made.tokenizer)
     stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = request.param == "tied"
     if request.param == "grouped heads":

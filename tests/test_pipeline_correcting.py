@@ -215,7 +215,7 @@ def test_a_corrector_that_is_not_all_there_is_refused_before_any_work(
 def test_pixels_that_may_show_a_name_do_not_leave(
     ward: Path, api: ChatApi, tmp_path: Path, modality: str, burnt: str, says: str
 ) -> None:
-    from clinkd.correction import LexicalSimilarity
+    from clinkd.correction.similarity import LexicalSimilarity
     from clinkd.records import BoxedText, Modality, Sample, Task, Turn
 
     (tmp_path / "data.json").write_text('{"root": "", "lexicon": {}}')
@@ -236,7 +236,8 @@ def test_pixels_that_may_show_a_name_do_not_leave(
 def test_pixels_leave_without_a_header_where_they_may(ward: Path, api: ChatApi, tmp_path: Path) -> None:
     import base64
 
-    from clinkd.correction import LexicalSimilarity, Wrong
+    from clinkd.correction.correctors import Wrong
+    from clinkd.correction.similarity import LexicalSimilarity
     from clinkd.records import BoxedText, Correction, Modality, Sample, Task, Turn
 
     (tmp_path / "data.json").write_text(json.dumps({"root": str(ward), "lexicon": {}}))

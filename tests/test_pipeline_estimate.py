@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from clinkd import data, pipeline
+from clinkd import pipeline
 from clinkd.cli import main
 from clinkd.config import DataConfig, FitConfig, ModelConfig, PhantomConfig, ReflectConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
+from clinkd.data.split import sample_share
 from clinkd.data.writers import write_jsonl
 from clinkd.experiments import demo, laptop, paper
 from clinkd.model.encode import rows_of
@@ -133,7 +135,7 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     prepared = {**lessened, "recorded": recorded}
     sums = estimate._Sums(config, {"prepare": prepared, "base": {"generate": {"open_seconds": 0.0, "image_mb": 0.0}}})
     for kind, fit_config, drawn_here, drawn_there in (
-        ("teacher", config.teacher.fit, *(data.sample_share(s, config.teacher.share, 0) for s in (left, whole))),
+        ("teacher", config.teacher.fit, *(sample_share(s, config.teacher.share, 0) for s in (left, whole))),
         ("distill", config.distill.fit, left, whole),
     ):
         tried = {"fits": {f"fit-{kind}": [1.0]}, "recorded": {f"fit-{kind}": {"rows": len(rows_of(drawn_here))}}}
@@ -174,7 +176,7 @@ def tiny_model(given: tuple[Path, list[Sample]], boxes: str = "locations") -> Vi
     knobs = ModelConfig(tiny=tiny, boxes=boxes)
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(given[0], ref)
+        return open_image(given[0], ref)
 
     return new_tiny(knobs, texts_of(given[1], knobs), 0, opened)
 

@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 
 from chat_api import Call, ChatApi, completion, serving
-from clinkd import data
 from clinkd.cli import main
 from clinkd.config import ModelConfig
 from clinkd.data.codecs import make_codec
+from clinkd.data.images import open_image
 from clinkd.data.readers.source import Source
 from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.workflows.answer import read_test_set
@@ -142,7 +142,7 @@ def test_a_budget_and_an_address_are_named_by_their_flags(
 def test_a_models_folder_answers_and_goes_on(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = read_test_set(Source(ward))
     config = ModelConfig.model_validate({"tiny": {"hidden": 48, "layers": 1, "heads": 2, "pretrain": None}})
-    opened = partial(data.open_image, ward)
+    opened = partial(open_image, ward)
     folder, out = ward.parent / "model", ward.parent / "out"
     new_tiny(config, texts_of(test.samples, config), 0, opened).save(folder)
     words = ["evaluate", "--model", folder, "--data", ward, "--out", out, "--replicates", 10, "--json", "--as", "tiny"]

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from clinkd import data
 from clinkd.cli import main
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.codecs import make_codec
+from clinkd.data.images import open_image
 from clinkd.model.families.qwen2_vl import ClinkdModel
 from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.records import ImageRef, Sample, Task
@@ -77,7 +77,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     knobs = ModelConfig(positions="mrope", layout="sections", boxes="qwen2-vl", tiny=tiny)
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(home / "drawn", ref)
+        return open_image(home / "drawn", ref)
 
     new_tiny(knobs, texts_of(samples, knobs), 0, opened).save_stock(home / "base")
     assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"

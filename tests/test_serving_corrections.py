@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clinkd.cli import main
-from clinkd.correction import HUMAN, OfflineCorrector, ReplayCorrector, correct, first_from
+from clinkd.correction.correctors import HUMAN, OfflineCorrector, ReplayCorrector, correct, first_from
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn

@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 
 from browser import Browser, arrived, program
 from clinkd.cli import main
-from clinkd.correction import HUMAN
+from clinkd.correction.correctors import HUMAN
 from clinkd.data.structured_report import read_report
 from clinkd.records import BOX_MARK
 from serving import TOKEN, Server, json_of, serving

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
+from clinkd.data.questions import make_bare_pairs
 from clinkd.model.encode import rows_of
 from clinkd.model.flops import training_operations
 from clinkd.model.vision import VisionPretrainer
@@ -44,7 +45,7 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
     config = ModelConfig(tiny=TINY, **knobs)
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(folder, ref)
+        return open_image(folder, ref)
 
     return new_tiny(config, texts_of(samples, config), 0, opened)
 
@@ -262,7 +263,7 @@ def test_the_tower_is_asked_for_what_lies_under_each_image_token(drawn, monkeypa
 
 def test_the_tower_learns_through_fit_and_stays_the_models_own(drawn, tmp_path):
     model = fresh(drawn)
-    where = [s for s in data.make_bare_pairs(drawn[1]) if s.task is Task.VG]
+    where = [s for s in make_bare_pairs(drawn[1]) if s.task is Task.VG]
     sight = VisionPretrainer(model, [s.names[0] for s in where])
     batch = sight.encode(rows_of(where))
 

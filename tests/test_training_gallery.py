@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clinkd import data, storage
+from clinkd import storage
 from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.experiments import laptop
 from clinkd.model.encode import encode_prompts, rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
@@ -41,7 +42,7 @@ class Bench:
     def model(self, seed: int = 0, opens: bool = True) -> VisionLanguageModel:
         def opened(ref: ImageRef) -> Image.Image:
             assert opens, f"{ref.path} was opened"
-            return data.open_image(self.folder, ref)
+            return open_image(self.folder, ref)
 
         config = ModelConfig(tiny=TINY)
         made = new_tiny(config, texts_of(self.samples, config), seed, opened)

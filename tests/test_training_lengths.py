@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.records import BadInput, ImageRef, Sample
@@ -34,7 +34,7 @@ def model(drawn: tuple[Path, list[Sample]]) -> VisionLanguageModel:
     config = ModelConfig(tiny=TINY)
 
     def opened(ref: ImageRef) -> Image.Image:
-        return data.open_image(folder, ref)
+        return open_image(folder, ref)
 
     return new_tiny(config, texts_of(samples, config), 0, opened)
 

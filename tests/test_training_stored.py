@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clinkd import data
 from clinkd.config import DistillConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import Batch, rows_of
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation, HiddenStateTargets
@@ -50,7 +50,7 @@ class Bench:
 
     def model(self, seed: int = 0) -> VisionLanguageModel:
         def opened(ref: ImageRef) -> Image.Image:
-            return data.open_image(self.folder / "data", ref)
+            return open_image(self.folder / "data", ref)
 
         config = ModelConfig(tiny=TINY)
         made = new_tiny(config, texts_of(self.samples, config), seed, opened)

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clinkd import data, distributed
+from clinkd import distributed
 from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
+from clinkd.data.images import open_image
 from clinkd.model.encode import Batch
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import Distillation
@@ -51,7 +52,7 @@ class Course:
     def model(self, seed: int) -> VisionLanguageModel:
         config = ModelConfig(tiny=TINY)
         words = texts_of(self.samples, config)
-        return new_tiny(config, words, seed, lambda ref: data.open_image(self.folder, ref)).double()
+        return new_tiny(config, words, seed, lambda ref: open_image(self.folder, ref)).double()
 
     def gradients(self, folder: Path, config: FitConfig, shard: bool = False) -> dict[str, Tensor]:
         """Of every step, by "STEP NAME", and the weights at the end, in the main process."""

@@ -19,6 +19,8 @@ from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
 
+__all__ = ["main"]
+
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
     from clinkd.pipeline.graph import StagePlan

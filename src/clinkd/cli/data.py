@@ -309,14 +309,14 @@ def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from clinkd import data
     from clinkd.data import writers
+    from clinkd.data.readers.forms import read_samples
 
     left_out: Counter[str] = Counter()
     if args.to != "sharegpt":
         may_write("--out", args.out)
     end_in_order()
-    samples = data.read_samples(source_of(args, args.path), left_out)
+    samples = read_samples(source_of(args, args.path), left_out)
     if args.to == "sharegpt":
         pixels = {"min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
         left_out = writers.write_sharegpt(samples, args.out, args.spell, **pixels)
@@ -361,12 +361,12 @@ def _sheet(args: argparse.Namespace) -> int:
 
 def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     """The samples of a source and the number of bad rows; the reasons go to stderr."""
-    from clinkd import data
+    from clinkd.data.readers.forms import read_rows
 
     notes: Counter[str] = Counter()
     samples: list[Sample] = []
     bad = 0
-    for entry in data.read_rows(source_of(args, args.path), notes):
+    for entry in read_rows(source_of(args, args.path), notes):
         samples.extend(entry.samples)
         bad += entry.problem is not None
         if entry.problem is not None and bad <= SHOWN:
@@ -379,12 +379,12 @@ def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from clinkd import data
     from clinkd.data.checks import guessability
+    from clinkd.data.checks.stats import count_samples
     from clinkd.records import Task
 
     samples, bad = _read_good_samples(args)
-    show(data.count_samples(samples))
+    show(count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
         root = source_of(args, args.path).root
         show(guessability.measure(guessability.sightings(samples, root)).table())
@@ -396,7 +396,7 @@ def _show(args: argparse.Namespace) -> int:
 
     from PIL.PngImagePlugin import PngInfo
 
-    from clinkd import data
+    from clinkd.data.images import open_image
     from clinkd.reporting import viewer
 
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
@@ -407,7 +407,7 @@ def _show(args: argparse.Namespace) -> int:
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     out = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", out, PICTURE)
-    picture = data.open_image(source_of(args, args.path).root, sample.images[-1])
+    picture = open_image(source_of(args, args.path).root, sample.images[-1])
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
     viewer.boxed(picture, sample).save(out, format="PNG", pnginfo=png_info)
@@ -416,9 +416,9 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _phantoms(args: argparse.Namespace) -> int:
-    from clinkd import data
     from clinkd.config import PhantomConfig
     from clinkd.data import phantoms
+    from clinkd.data.checks.stats import count_samples
     from clinkd.data.writers import write_jsonl
     from clinkd.settings import change_knobs
     from clinkd.storage import demand_empty, progress
@@ -433,5 +433,5 @@ def _phantoms(args: argparse.Namespace) -> int:
     with progress(total, "phantoms", "image") as advance:
         samples = phantoms.write_phantoms(args.folder, config, args.seed, workers=cores(), advance=advance)
     write_jsonl(samples, args.folder / "samples.jsonl")
-    show(data.count_samples(samples))
+    show(count_samples(samples))
     return 0

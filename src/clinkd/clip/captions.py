@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from clinkd import data
 from clinkd.boxes import iou
 from clinkd.clip.model import Captioned, View
+from clinkd.data.questions import make_bare_pairs
 from clinkd.records import Box, ImageRef, Sample, Task
 
 ELSEWHERE, MISSED = "elsewhere", 0.45  # what is told of a box whose IoU with every true one is below that
@@ -27,7 +27,7 @@ def captioned(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Ca
         if sample.task is Task.RC and words:
             for box in sample.question.boxes:
                 boxed.setdefault(View(sample.images[0], box), []).append(words)
-    for pair in data.make_bare_pairs(samples):
+    for pair in make_bare_pairs(samples):
         for box in (*pair.question.boxes, *pair.answer.boxes):
             name = named.setdefault(View(pair.images[0], box), [])
             name += [pair.names[0]] if pair.names[0] not in name else []

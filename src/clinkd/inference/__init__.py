@@ -3,4 +3,7 @@
 from clinkd.inference.answer import answer
 from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, judged, rerank
 
-__all__ = ["Agreement", "ClipScorer", "FirstBeam", "RandomScorer", "Scorer", "answer", "judged", "rerank"]
+__all__ = [
+    "Agreement", "ClipScorer", "FirstBeam", "RandomScorer", "Scorer", "answer", "hosted", "judged", "rerank",
+    "self_consistency",
+]  # fmt: skip

@@ -9,22 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from clinkd import data
 from clinkd.config import ChatConfig, ReflectConfig
-from clinkd.correction import (
-    ChatCorrector,
-    Corrector,
-    EmbeddingSimilarity,
-    LexicalSimilarity,
-    OfflineCorrector,
-    ReplayCorrector,
-    Similarity,
-    at_random,
-    correct,
-    first_from,
-    review,
-    to_do,
-)
+from clinkd.correction.chat import ChatCorrector
+from clinkd.correction.correctors import Corrector, OfflineCorrector, ReplayCorrector, correct, first_from, to_do
+from clinkd.correction.embedding import EmbeddingSimilarity
+from clinkd.correction.review import at_random, review
+from clinkd.correction.similarity import LexicalSimilarity, Similarity
+from clinkd.data.images import open_image
+from clinkd.data.images.identifying import has_burnt_in_text
 from clinkd.pipeline.prepared import read_data_source, read_identifying_texts
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
 from clinkd.remote import Chat, Journal, Scrubber, client, common_words
@@ -163,7 +155,7 @@ def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
     if risky := sorted({s.modality.value for s in asked if s.modality not in FREE_OF_TEXT}):
         return f"there are pictures of {', '.join(risky)}, which may show names; only CT, MR and PET may leave"
     images = {image for s in asked for image in s.images}
-    told = sum(data.has_burnt_in_text(root, image) for image in images)
+    told = sum(has_burnt_in_text(root, image) for image in images)
     return f"{told} DICOM files say that text is burnt into their pixels" if told else None
 
 
@@ -172,7 +164,7 @@ def encode_png_images(root: Path) -> Callable[[Sample], str]:
 
     def of(sample: Sample) -> str:
         made = io.BytesIO()
-        data.open_image(root, sample.images[0]).save(made, "PNG")
+        open_image(root, sample.images[0]).save(made, "PNG")
         return "data:image/png;base64," + base64.b64encode(made.getvalue()).decode()
 
     return of

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from clinkd import data
+from clinkd.data.images import open_image
+from clinkd.data.images.identifying import identifying_texts
 from clinkd.language.facts import Lexicon
 from clinkd.records import ImageRef, Prediction, Sample, Score, Split
 from clinkd.storage import JsonLines, read_json
@@ -36,7 +37,7 @@ def read_data_source(prepared: Path) -> DataSource:
 def read_data(prepared: Path) -> tuple[Callable[[ImageRef], Image.Image], Lexicon]:
     """How to open an image of the prepared data, and its class names."""
     root, lexicon = read_data_source(prepared)
-    return partial(data.open_image, root), lexicon
+    return partial(open_image, root), lexicon
 
 
 def read_split(prepared: Path, split: Split) -> list[Sample]:
@@ -61,4 +62,4 @@ def read_scores(stage: Path) -> list[Score]:
 
 def read_identifying_texts(root: Path, samples: Iterable[Sample]) -> set[str]:
     """What the headers and paths of their images say of persons (`data.identifying_texts`)."""
-    return {term for image in {i for s in samples for i in s.images} for term in data.identifying_texts(root, image)}
+    return {term for image in {i for s in samples for i in s.images} for term in identifying_texts(root, image)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from clinkd.config import RunConfig
-from clinkd.correction import reflection_tables
+from clinkd.correction.summary import reflection_tables
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import StageContext, stage_record, trace_lineage
 from clinkd.pipeline.prepared import (

@@ -55,18 +55,8 @@ def plan(config: RunConfig) -> list[Stage]:
         kd_teacher = teacher if reflect.objective == "distill" else None
         arguments = {"config": reflect, "round": number, "answers": config.answer, "distill": config.distill}
         knobs = {**_identify_reflection(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
-        model = stage(
-            f"reflect-{number}",
-            knobs,
-            data,
-            model,
-            kd_teacher,
-            features,
-            step="reflect",
-            previous=model.name,
-            **arguments,
-            **machine,
-        )
+        arguments |= {"previous": model.name, **machine}
+        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, step="reflect", **arguments)
     clip = None
     if config.select.scorer == "clip":
         clip = stage("clip", _identify_clip(config.select.clip), data, base, config=config.select.clip, **machine)
@@ -109,10 +99,11 @@ def _identify_data(config: DataConfig) -> dict[str, Any]:
     """Phantoms: their knobs. Other data: the content of the file, and the size and time of each image file."""
     if config.path is None:
         return {"phantoms": config.phantoms.identity()}
-    from clinkd import data
+    from clinkd.data.dataset import dataset_identity
+    from clinkd.data.readers.source import Source
 
     knobs = _drop_knobs(config.identity(), "phantoms")
-    return {**knobs, **data.dataset_identity(config.path, data.Source(config.path).root)}
+    return {**knobs, **dataset_identity(config.path, Source(config.path).root)}
 
 
 def _read_size_and_time(path: Path) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from clinkd import data, distributed
+from clinkd import distributed
 from clinkd.clip.captions import captioned
 from clinkd.clip.model import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.config import (
@@ -28,8 +28,14 @@ from clinkd.config import (
     SelectConfig,
     TeacherConfig,
 )
-from clinkd.correction import fed_back, review, summary
+from clinkd.correction.correctors import fed_back
+from clinkd.correction.review import review
+from clinkd.correction.summary import summary
 from clinkd.data import phantoms
+from clinkd.data.questions import make_bare_pairs
+from clinkd.data.readers.forms import read_samples
+from clinkd.data.readers.source import Source
+from clinkd.data.split import sample_share, split_samples
 from clinkd.inference import Agreement, ClipScorer, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
 from clinkd.language.agreement import answer_accuracy
@@ -84,11 +90,9 @@ def prepare(work: StageContext, config: DataConfig) -> None:
             samples = phantoms.write_phantoms(work.folder, config.phantoms, work.seed, config.workers, advance)
         root, lexicon = Path(), phantoms.LEXICON
     else:
-        source = data.Source(
-            config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed
-        )
-        all_samples = data.read_samples(source, left_out)
-        samples = data.split_samples(all_samples, config.validation_share, config.test_share, work.seed)
+        source = Source(config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed)
+        all_samples = read_samples(source, left_out)
+        samples = split_samples(all_samples, config.validation_share, config.test_share, work.seed)
         root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
     for split in SPLITS:
@@ -112,7 +116,7 @@ def base(work: StageContext, config: ModelConfig, machine: Machine) -> None:
         texts = texts_of(train, config)
         model = new_tiny(config, texts, work.seed, stage_inputs.open_image).to(stage_inputs.device)
         if config.tiny.pretrain:
-            model = _pretrain(stage_inputs, model, data.make_bare_pairs(train), config.tiny.pretrain)
+            model = _pretrain(stage_inputs, model, make_bare_pairs(train), config.tiny.pretrain)
         distributed.on_main_process(lambda: model.save(work.folder / "model"))
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
         _drop_checkpoints(work.folder)
@@ -160,7 +164,7 @@ def _pretrain(
 def teacher(work: StageContext, config: TeacherConfig, machine: Machine) -> None:
     """Tune a copy of the base on a share of the training images, stratified by task and modality."""
     stage_inputs = StageInputs(work, machine)
-    chosen = data.sample_share(stage_inputs.samples("train"), config.share, work.seed)
+    chosen = sample_share(stage_inputs.samples("train"), config.share, work.seed)
     work.record("questions", len(chosen))
     _train_and_save(stage_inputs, stage_inputs.model("base"), chosen, CrossEntropy(), config.fit, "teacher")
 
@@ -171,7 +175,7 @@ def pseudo(
     """Let the teacher (or the untrained base) answer the training questions that the teacher was not trained on."""
     stage_inputs = StageInputs(work, machine)
     train = stage_inputs.samples("train")
-    teacher_ids = {s.id for s in data.sample_share(train, teacher.share, work.seed)} if teacher else set()
+    teacher_ids = {s.id for s in sample_share(train, teacher.share, work.seed)} if teacher else set()
     outside = [s for s in train if s.id not in teacher_ids]
     questions = (
         outside if config.targets == "pseudo" else _choose_share(outside, config.pseudo_share, work.seed, "pseudo")

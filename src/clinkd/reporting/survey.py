@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clinkd import data
 from clinkd.data.checks.check import LENGTHS, ClassBoxes, Findings
+from clinkd.data.images import open_image
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Table, Task
 from clinkd.reporting import viewer
 from clinkd.storage import write_atomic
@@ -129,7 +129,7 @@ def _render_examples(examples: Sequence[Sample], root: Path) -> list[viewer.Html
     cards = []
     for sample in examples:
         try:
-            picture = viewer.boxed(data.open_image(root, sample.images[-1]), sample, side_pixels=320)
+            picture = viewer.boxed(open_image(root, sample.images[-1]), sample, side_pixels=320)
         except BadInput:
             continue  # listed among the bad rows
         lines = (

@@ -1,3 +1,3 @@
-"""What is done with finished runs and models: ask, answer, compare, ablate, evaluate, export, review, forecast."""
+"""What is done with finished runs and models: ask, compare, ablate, correct, evaluate, export, review, forecast."""
 
-__all__ = ["ablate", "answer", "ask", "compare", "evaluate", "export", "forecast", "review"]
+__all__ = ["ablate", "answer", "ask", "compare", "correct", "evaluate", "export", "forecast", "review"]

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from clinkd import data
 from clinkd.config import AnswerConfig, ChatConfig, RunConfig
+from clinkd.data import images
 from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.readers.coco import CocoNames
+from clinkd.data.readers.forms import detect_form, read_samples
+from clinkd.data.readers.source import Source
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubbers, risk_of_pixels
 from clinkd.pipeline.graph import stage_record
@@ -161,11 +163,11 @@ def _loose_codec(boxes: str) -> Codec:
     return found
 
 
-def read_test_set(source: data.Source, split: Split | Literal["all"] = "test") -> TestSet:
+def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> TestSet:
     """The questions of a split of data in any form. Raises BadInput on a bad row, and where the split has none."""
     told: Counter[str] = Counter()
-    source = replace(source, form=source.form or data.detect_form(source))
-    found = data.read_samples(source, told)
+    source = replace(source, form=source.form or detect_form(source))
+    found = read_samples(source, told)
     asked = [s for s in found if split in ("all", s.split)]
     if not asked:
         there = ", ".join(sorted({s.split or "none" for s in found}))
@@ -198,7 +200,7 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     from clinkd.pipeline.prepared import read_data_source
 
     config = override(run.config, settings)
-    last, open_image = run.last_trained, partial(data.open_image, test.root)
+    last, open_image = run.last_trained, partial(images.open_image, test.root)
     identity = str(read_json(run.stage(last) / "stage.json")["identity"])
     found = _answered_here(load_model(run.stage(last), open_image), identity, config, test, out)
     if config.select.scorer != "first":
@@ -216,7 +218,7 @@ def answer_with_model(folder: Path, test: TestSet, settings: Sequence[str], out:
     from clinkd.pipeline.models import load_foreign
 
     config = override(RunConfig(), settings)
-    model = load_foreign(folder, partial(data.open_image, test.root))
+    model = load_foreign(folder, partial(images.open_image, test.root))
     found = _answered_here(model, _stamp(folder), config, test, out)
     return test.answered(system or folder.name, {"kind": "model", "folder": folder.name}, found)
 

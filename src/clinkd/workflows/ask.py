@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from clinkd import data
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
+from clinkd.data.images import open_image
 from clinkd.inference import Scorer, judged
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, finished
@@ -210,7 +210,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
     _demand_words(question)  # before a model is loaded
-    picture = data.open_image(image.parent, image.name)
+    picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
     [found] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
     chosen = found.prediction.answer.answer

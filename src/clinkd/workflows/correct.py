@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import ReflectConfig
-from clinkd.correction import (
-    ChatCorrector,
-    Similarity,
-    Wrong,
-    summary,
-    to_do,
-)
+from clinkd.correction.chat import ChatCorrector
+from clinkd.correction.correctors import Wrong, to_do
+from clinkd.correction.similarity import Similarity
+from clinkd.correction.summary import summary
 from clinkd.pipeline.correcting import (
     ANSWERS,
     CorrectionContext,

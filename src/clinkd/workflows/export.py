@@ -125,7 +125,7 @@ _OURS = """Its positions exist in no stock class, which refuses it; with `pip in
 
 ```python
 from pathlib import Path
-from clinkd.data import open_image
+from clinkd.data.images import open_image
 from clinkd.model import load
 
 model = load(Path(FOLDER), lambda image: open_image(Path("."), image))

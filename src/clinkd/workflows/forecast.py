@@ -407,9 +407,9 @@ class _Sums:
     def _drawn(self, kind: str, rows: int) -> int:
         """How many of so many rows a stage trains on."""
         if kind == "teacher" and self.config.teacher:
-            from clinkd import data
+            from clinkd.data.split import count_sampled_images
 
-            return data.count_sampled_images(rows, self.config.teacher.share, self.config.seed)
+            return count_sampled_images(rows, self.config.teacher.share, self.config.seed)
         return rows
 
     @staticmethod

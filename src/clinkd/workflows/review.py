@@ -13,8 +13,9 @@ from typing import Literal
 
 from PIL import Image
 
-from clinkd import data
-from clinkd.correction import HUMAN, presentable
+from clinkd.correction.correctors import HUMAN
+from clinkd.correction.verify import presentable
+from clinkd.data.images import open_image
 from clinkd.pipeline.correcting import CORRECTIONS
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import RUNS, Run
@@ -105,7 +106,7 @@ class Review:
 
     def picture(self, id: str, round: int) -> Image.Image:
         """What the question is about. Raises BadInput where there is none, or it cannot be opened."""
-        return data.open_image(read_data_source(self._prepared).root, self.one(id, round).sample.images[0])
+        return open_image(read_data_source(self._prepared).root, self.one(id, round).sample.images[0])
 
     def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> ReviewedAnswer:
         """Keep a decision, in the place of an earlier one; `after` is wanted for an edit, and for it alone.
