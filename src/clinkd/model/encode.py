@@ -120,8 +120,8 @@ class ImageEncoder:
     def limit(self, ref: ImageRef, tokens: int) -> None:
         """Let an image have no more tokens than so many, from now on; the least of all limits given counts."""
         self.limits[ref] = min(tokens, self.limits.get(ref, tokens))
-        if (found := self.cache.pop(ref, None)) is not None:
-            self.room += found.nbytes
+        if (pixels_HW3 := self.cache.pop(ref, None)) is not None:
+            self.room += pixels_HW3.nbytes
 
     def forget(self) -> None:
         """Keep no pixels of the images seen so far."""
@@ -156,23 +156,23 @@ class ImageEncoder:
 
     def pixels(self, ref: ImageRef) -> np.ndarray:
         """Resampled pixels, uint8 [height, width, 3]."""
-        found = self.cache.get(ref)
-        if found is None:
-            found = np.asarray(self.open_image(ref).resize(self.target(ref), Image.Resampling.BICUBIC))
-            self.cache[ref] = found
-            self.room -= found.nbytes
+        pixels_HW3 = self.cache.get(ref)
+        if pixels_HW3 is None:
+            pixels_HW3 = np.asarray(self.open_image(ref).resize(self.target(ref), Image.Resampling.BICUBIC))
+            self.cache[ref] = pixels_HW3
+            self.room -= pixels_HW3.nbytes
             while self.room < 0 and len(self.cache) > 1:
                 self.room += self.cache.popitem(last=False)[1].nbytes
         else:
             self.cache.move_to_end(ref)
-        return found
+        return pixels_HW3
 
     def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
         """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
         if not refs:
             return self.blank()[0][:0], torch.zeros((0, 3), dtype=torch.long)
-        made = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
-        return made["pixel_values"], made["image_grid_thw"]
+        processed = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
+        return processed["pixel_values"], processed["image_grid_thw"]
 
     def look(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Patches and grids of images; where all are known, no patches and their features: none is opened.
@@ -181,8 +181,10 @@ class ImageEncoder:
         """
         if self.known is None:
             return (*self.patches(refs), None)
-        grids, seen = [self.grid(ref) for ref in refs], [self.known(ref) for ref in refs]
-        fitting = [f for f, (tall, wide) in zip(seen, grids, strict=True) if f is not None and len(f) == tall * wide]
+        grids, features = [self.grid(ref) for ref in refs], [self.known(ref) for ref in refs]
+        fitting = [
+            f for f, (tall, wide) in zip(features, grids, strict=True) if f is not None and len(f) == tall * wide
+        ]
         if len(fitting) < len(refs):
             return (*self.patches(refs), None)
         merge = self.processor.merge_size
@@ -270,7 +272,7 @@ def encode_rows(
     """
     segments = iter(text.segments([s for row in rows for s in row]))
     encoded = [_encode_row(row, [next(segments) for _ in row], text, images) for row in rows]
-    lines = _packed([len(row.ids) for row in encoded], line_tokens)
+    lines = _pack_rows([len(row.ids) for row in encoded], line_tokens)
     longest = max(sum(len(encoded[k].ids) for k in line) for line in lines)
     input_ids_BS = torch.full((len(lines), longest), text.pad)
     owner_BS, unit_BS = (torch.full((len(lines), longest), -1) for _ in range(2))
@@ -287,8 +289,8 @@ def encode_rows(
             answers[k] = [(number, start + column, label) for column, label in row.answers]
             start = end
     # A token sees, of its own row, itself and what stands before it in the shared prefix or in its own segment.
-    alike_BSS = (owner_BS[:, :, None] == owner_BS[:, None, :]) | (owner_BS == 0)[:, None, :]
-    mask_BSS = (alike_BSS & (unit_BS[:, :, None] == unit_BS[:, None, :])).tril()
+    same_segment_BSS = (owner_BS[:, :, None] == owner_BS[:, None, :]) | (owner_BS == 0)[:, None, :]
+    mask_BSS = (same_segment_BSS & (unit_BS[:, :, None] == unit_BS[:, None, :])).tril()
     pixels_TD, grids_I3, seen_FH = images.look([ref for line in lines for k in line for ref in rows[k][0].images])
     row_N, column_N, labels_N = torch.tensor([answer for row in answers for answer in row]).unbind(1)
     return Batch(
@@ -319,19 +321,19 @@ def _encode_row(
     owner, running = [0] * front, list(range(front))
     answers: list[tuple[int, int]] = []
     spans: list[tuple[str, int]] = []
-    for place, (sample, turns) in enumerate(zip(row, segments, strict=True), start=1):
-        start, before = len(ids), len(answers)
-        for asked, answer in turns:
-            ids += asked
-            answers += [(len(ids) + k - 1, label) for k, label in enumerate(answer)]
-            ids += answer
-        spans.append((sample.id, len(answers) - before))
-        owner += [place] * (len(ids) - start)
+    for segment, (sample, turns) in enumerate(zip(row, segments, strict=True), start=1):
+        start, answers_before = len(ids), len(answers)
+        for question_ids, answer_ids in turns:
+            ids += question_ids
+            answers += [(len(ids) + k - 1, label) for k, label in enumerate(answer_ids)]
+            ids += answer_ids
+        spans.append((sample.id, len(answers) - answers_before))
+        owner += [segment] * (len(ids) - start)
         running += range(front, front + len(ids) - start)
     return _TokenRow(ids, owner, running, answers, spans)
 
 
-def _packed(lengths: Sequence[int], most: int) -> list[list[int]]:
+def _pack_rows(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Rows into lines of up to `most` tokens: the longest first, each into the first line that has room for it."""
     if not most:
         return [[k] for k in range(len(lengths))]
@@ -353,18 +355,18 @@ def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEn
     front_B = torch.tensor([front.setdefault(s.images, len(front)) for s in samples])
     place: dict[ImageRef, int] = {}
     shown_P = torch.tensor([place.setdefault(r, len(place)) for refs in front for r in refs], dtype=torch.long)
-    asked = []
+    questions = []
     for turns in text.segments(samples):
         ids = [t for question, answer in turns[:-1] for t in (*question, *answer)]
-        asked.append([*ids, *turns[-1][0]])
+        questions.append([*ids, *turns[-1][0]])
     fronts = [text.prefix([images.grid(r) for r in refs]) for refs in front]
-    front_US, front_seen_US = _left_padded(fronts, text.pad)
-    asked_BS, asked_seen_BS = _left_padded(asked, text.pad)
-    looked = images.look(list(place))
-    return Prompts(front_US, front_seen_US, front_B, asked_BS, asked_seen_BS, shown_P, *looked)
+    front_US, front_seen_US = _pad_left(fronts, text.pad)
+    asked_BS, asked_seen_BS = _pad_left(questions, text.pad)
+    image_tensors = images.look(list(place))
+    return Prompts(front_US, front_seen_US, front_B, asked_BS, asked_seen_BS, shown_P, *image_tensors)
 
 
-def _left_padded(lines: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+def _pad_left(lines: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Tokens, and 1 where one is no padding."""
     longest = max(map(len, lines))
     ids_BS = torch.tensor([[pad] * (longest - len(ids)) + [*ids] for ids in lines])

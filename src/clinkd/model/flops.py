@@ -57,7 +57,9 @@ def count_operations(network: Any, batch: Batch) -> dict[str, Operations] | None
     flows = _learns(visual, text)
     return {
         **vision,
-        "text": _sum(count_linear(text.layers, lines * size, flows), Operations(attention, 2 * attention * flows)),
+        "text": _add_operations(
+            count_linear(text.layers, lines * size, flows), Operations(attention, 2 * attention * flows)
+        ),
         "head": count_linear(head, len(batch.labels_N), _learns(visual, text, head)),
     }
 
@@ -71,7 +73,7 @@ def count_vision(visual: Any, grids_I3: Tensor) -> dict[str, Operations] | None:
     embedding = 2 * visual.patch_embed.proj.weight.numel() * patches
     attention = 4 * len(visual.blocks) * visual.config.embed_dim * sum(n**2 for n in images_I)
     flows = _learns(visual.patch_embed, visual.blocks)
-    tower = _sum(
+    tower = _add_operations(
         Operations(embedding, embedding * _learns(visual.patch_embed)),  # pixels need no gradient
         count_linear(visual.blocks, patches, flows),
         Operations(attention, 2 * attention * flows),
@@ -105,7 +107,7 @@ def _learns(*modules: nn.Module) -> bool:
     return any(p.requires_grad for module in modules for p in module.parameters())
 
 
-def _sum(*parts: Operations) -> Operations:
+def _add_operations(*parts: Operations) -> Operations:
     return Operations(*(sum(column) for column in zip(*parts, strict=True)))
 
 
@@ -115,26 +117,28 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> flo
     Measured are square products of `dtype` on the threads torch has now; the best of five.
     """
     if device.type == "cuda":
-        known = published(torch.cuda.get_device_name(device))
-        if known is not None:
-            return known
+        peak = published(torch.cuda.get_device_name(device))
+        if peak is not None:
+            return peak
     side = 1024 if device.type == "cpu" else 8192
-    dice = torch.Generator(device).manual_seed(0)  # of its own: a training's chance is not to be moved
+    rng = torch.Generator(device).manual_seed(0)  # of its own: a training's chance is not to be moved
     # not ones: a GPU is faster at numbers that switch fewer of its transistors
-    matrix = torch.rand((side, side), generator=dice, device=device).to(dtype)
-    return 2 * side**3 / min(_seconds(matrix) for _ in range(5))
+    matrix = torch.rand((side, side), generator=rng, device=device).to(dtype)
+    return 2 * side**3 / min(_time_product(matrix) for _ in range(5))
 
 
 def published(name: str) -> float | None:
     """The peak of a GPU of this name, None where none is known."""
 
-    def says(part: str) -> bool:
+    def names_part(part: str) -> bool:
         return re.search(rf"\b{part}\b", name) is not None
 
-    return None if any(map(says, LESS)) else next((peak for part, peak in PEAKS.items() if says(part)), None)
+    return (
+        None if any(map(names_part, LESS)) else next((peak for part, peak in PEAKS.items() if names_part(part)), None)
+    )
 
 
-def _seconds(matrix: Tensor) -> float:
+def _time_product(matrix: Tensor) -> float:
     start = time.perf_counter()
     matrix @ matrix
     if matrix.is_cuda:

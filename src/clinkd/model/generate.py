@@ -55,9 +55,9 @@ def finished(writing: Generator[Any, None, T]) -> T:
     while True:
         try:
             next(writing)
-        except StopIteration as done:
-            made: T = done.value
-            return made
+        except StopIteration as stopped:
+            result: T = stopped.value
+            return result
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Rows:
             prompts.grids_I3[prompts.shown_P],
             attention_mask=self.seen_RS,
         )
-        self.logits_RV, self.position_3R1 = self._tell(prompts.front_US, positions_3RN, features)
+        self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3RN, features)
         self.keep(prompts.front_B)
         self.grow(prompts.asked_BS, prompts.asked_seen_BS)
 
@@ -98,11 +98,11 @@ class Rows:
     def grow(self, token_RN: Tensor, seen_RN: Tensor) -> None:
         """Tokens more: text, at the positions after the newest one, which is text as well."""
         self.seen_RS = torch.cat([self.seen_RS, seen_RN], dim=1)
-        self.logits_RV, self.position_3R1 = self._tell(token_RN, self.position_3R1 + seen_RN.cumsum(1), None)
+        self.logits_RV, self.position_3R1 = self._run_network(token_RN, self.position_3R1 + seen_RN.cumsum(1), None)
 
-    def _tell(self, token_RN: Tensor, positions_3RN: Tensor, features: Any) -> tuple[Tensor, Tensor]:
+    def _run_network(self, token_RN: Tensor, positions_3RN: Tensor, features: Any) -> tuple[Tensor, Tensor]:
         """What the rows say next, and the position of their newest token."""
-        made = self.network(
+        output = self.network(
             input_ids=token_RN,
             attention_mask=self.seen_RS,
             position_ids=positions_3RN,
@@ -111,7 +111,7 @@ class Rows:
             use_cache=True,
             logits_to_keep=1,
         )
-        return made.logits[:, -1].float(), positions_3RN[..., -1:]
+        return output.logits[:, -1].float(), positions_3RN[..., -1:]
 
 
 def beams(rows: Rows, width: int, limits: DecodeLimits) -> Writing:
@@ -121,13 +121,13 @@ def beams(rows: Rows, width: int, limits: DecodeLimits) -> Writing:
     length_penalty=1 and early_stopping=False: an answer's score is its mean log-probability, end mark included; a
     question is done when it has `width` answers, and its best beam's mean so far is not above the worst of them.
     """
-    made: list[list[Hypothesis]] = [[] for _ in rows.logits_RV]
+    answers: list[list[Hypothesis]] = [[] for _ in rows.logits_RV]
     device = rows.logits_RV.device
-    asked_B = torch.arange(len(made))
-    score_BK = torch.zeros(len(made), 1, device=device)  # of the beams that go on; at first there is one
-    said_BKL = torch.zeros(len(made), 1, 0, dtype=torch.long, device=device)
-    done_BK = torch.full((len(made), width), NEVER, device=device)
-    done_BKL = torch.full((len(made), width, 0), NONE, device=device)
+    question_B = torch.arange(len(answers))
+    score_BK = torch.zeros(len(answers), 1, device=device)  # of the beams that go on; at first there is one
+    token_BKL = torch.zeros(len(answers), 1, 0, dtype=torch.long, device=device)
+    done_BK = torch.full((len(answers), width), NEVER, device=device)
+    done_BKL = torch.full((len(answers), width, 0), NONE, device=device)
     for length in range(1, limits.most + 1):
         # twice as many as go on: all of the better half may end here
         logp_RV = rows.logits_RV.log_softmax(-1)
@@ -136,40 +136,40 @@ def beams(rows: Rows, width: int, limits: DecodeLimits) -> Writing:
         total_BKV = logp_RV.view(*score_BK.shape, vocabulary) + score_BK[..., None]
         best_BK, place_BK = total_BKV.flatten(1).topk(2 * width)
         beam_BK, token_BK = place_BK // vocabulary, place_BK % vocabulary
-        fresh_BKL = torch.cat([_beams(said_BKL, beam_BK), token_BK[..., None]], dim=2)
+        grown_BKL = torch.cat([_select_beams(token_BKL, beam_BK), token_BK[..., None]], dim=2)
         ended_BK = (token_BK == limits.end) | (length == limits.most)
 
-        ripe_BK = (best_BK / length).masked_fill(~ended_BK, NEVER)
-        ripe_BK[:, width:] = NEVER  # of those that end, only such as were to go on
-        done_BK, order_BK = torch.cat([done_BK, ripe_BK], dim=1).topk(width)
+        ended_score_BK = (best_BK / length).masked_fill(~ended_BK, NEVER)
+        ended_score_BK[:, width:] = NEVER  # of those that end, only such as were to go on
+        done_BK, order_BK = torch.cat([done_BK, ended_score_BK], dim=1).topk(width)
         done_BKL = torch.nn.functional.pad(done_BKL, (0, 1), value=NONE)
-        done_BKL = _beams(torch.cat([done_BKL, fresh_BKL], dim=1), order_BK)
+        done_BKL = _select_beams(torch.cat([done_BKL, grown_BKL], dim=1), order_BK)
 
         score_BK, order_BK = best_BK.masked_fill(ended_BK, NEVER).topk(width)
-        going_B = (score_BK[:, 0] / length > done_BK[:, -1]) & (length < limits.most)
-        for b in (~going_B).nonzero()[:, 0].tolist():
-            told = zip(done_BKL[b].tolist(), done_BK[b].tolist(), strict=True)
-            made[asked_B[b]] = [Hypothesis([t for t in ids if t != NONE], score) for ids, score in told]
-        if not going_B.any():
-            return made
-        row_BK = score_BK.new_tensor(range(len(going_B)), dtype=torch.long)[:, None] * said_BKL.shape[1]
+        open_B = (score_BK[:, 0] / length > done_BK[:, -1]) & (length < limits.most)
+        for b in (~open_B).nonzero()[:, 0].tolist():
+            finished_beams = zip(done_BKL[b].tolist(), done_BK[b].tolist(), strict=True)
+            answers[question_B[b]] = [Hypothesis([t for t in ids if t != NONE], score) for ids, score in finished_beams]
+        if not open_B.any():
+            return answers
+        row_BK = score_BK.new_tensor(range(len(open_B)), dtype=torch.long)[:, None] * token_BKL.shape[1]
         row_BK = row_BK + beam_BK.gather(1, order_BK)
-        said_BKL = _beams(fresh_BKL, order_BK)[going_B]
-        asked_B, score_BK, done_BK, done_BKL = (
-            asked_B[going_B.cpu()],
-            *(t[going_B] for t in (score_BK, done_BK, done_BKL)),
+        token_BKL = _select_beams(grown_BKL, order_BK)[open_B]
+        question_B, score_BK, done_BK, done_BKL = (
+            question_B[open_B.cpu()],
+            *(t[open_B] for t in (score_BK, done_BK, done_BKL)),
         )
-        yield PartialHypotheses(asked_B, said_BKL[:, 0])
-        rows.keep(row_BK[going_B].flatten())
-        _grow(rows, said_BKL[..., -1].flatten())
+        yield PartialHypotheses(question_B, token_BKL[:, 0])
+        rows.keep(row_BK[open_B].flatten())
+        _grow_rows(rows, token_BKL[..., -1].flatten())
     raise AssertionError("the last step ends every answer")
 
 
-def _grow(rows: Rows, token_R: Tensor) -> None:
+def _grow_rows(rows: Rows, token_R: Tensor) -> None:
     rows.grow(token_R[:, None], torch.ones_like(token_R[:, None]))
 
 
-def _beams(values_BKL: Tensor, of_BK: Tensor) -> Tensor:
+def _select_beams(values_BKL: Tensor, of_BK: Tensor) -> Tensor:
     return values_BKL.take_along_dim(of_BK[..., None], dim=1)
 
 
@@ -180,7 +180,7 @@ def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writ
     """
     device = rows.logits_RV.device
     row_R = torch.arange(len(rows.logits_RV) * number, device=device)
-    said_RL = torch.full((len(row_R), limits.most), NONE, device=device)
+    token_RL = torch.full((len(row_R), limits.most), NONE, device=device)
     sum_R = torch.zeros(len(row_R), device=device)
     rows.keep(row_R // number)
     for step in range(limits.most):
@@ -189,7 +189,7 @@ def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writ
         token_R = choose(allowed_RV, row_R, step)
         logit_R = rows.logits_RV.gather(1, token_R[:, None])[:, 0]
         sum_R[row_R] += logit_R - rows.logits_RV.logsumexp(-1)
-        said_RL[row_R, step] = token_R
+        token_RL[row_R, step] = token_R
         going_R = token_R != limits.end
         if step + 1 == limits.most or not going_R.any():
             break
@@ -197,11 +197,13 @@ def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writ
             rows.keep(going_R.nonzero()[:, 0])
             row_R, token_R = row_R[going_R], token_R[going_R]
         first_R = row_R % number == 0
-        yield PartialHypotheses(row_R[first_R] // number, said_RL[row_R[first_R], : step + 1])
-        _grow(rows, token_R)
-    ids = [[t for t in said if t != NONE] for said in said_RL.tolist()]
-    made = [Hypothesis(i, total / len(i)) for i, total in zip(ids, sum_R.tolist(), strict=True)]
-    return [made[k : k + number] for k in range(0, len(made), number)]
+        yield PartialHypotheses(row_R[first_R] // number, token_RL[row_R[first_R], : step + 1])
+        _grow_rows(rows, token_R)
+    ids = [[t for t in row_ids if t != NONE] for row_ids in token_RL.tolist()]
+    hypotheses = [
+        Hypothesis(answer_ids, total / len(answer_ids)) for answer_ids, total in zip(ids, sum_R.tolist(), strict=True)
+    ]
+    return [hypotheses[k : k + number] for k in range(0, len(hypotheses), number)]
 
 
 def greedy(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
@@ -218,19 +220,19 @@ def diverse(groups: int, strength: float) -> Choose:
 
     def choose(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
         question_R, group_R = row_R // groups, row_R % groups
-        said_BK = torch.full((int(question_R.max()) + 1, groups), NONE, device=row_R.device)
+        chosen_BK = torch.full((int(question_R.max()) + 1, groups), NONE, device=row_R.device)
         for group in range(groups):
-            mine_R = group_R == group
-            before_RK = said_BK[question_R[mine_R], :group]
+            in_group_R = group_R == group
+            before_RK = chosen_BK[question_R[in_group_R], :group]
             penalty_RK = -strength * (before_RK != NONE).to(logits_RV.dtype)
-            lowered_RV = logits_RV[mine_R].scatter_add(1, before_RK.clamp(min=0), penalty_RK)
-            said_BK[question_R[mine_R], group] = lowered_RV.argmax(-1)
-        return said_BK[question_R, group_R]
+            lowered_RV = logits_RV[in_group_R].scatter_add(1, before_RK.clamp(min=0), penalty_RK)
+            chosen_BK[question_R[in_group_R], group] = lowered_RV.argmax(-1)
+        return chosen_BK[question_R, group_R]
 
     return choose
 
 
-def top_p_sampling(dice_RL: Tensor, temperature: float, top_p: float) -> Choose:
+def top_p_sampling(uniform_RL: Tensor, temperature: float, top_p: float) -> Choose:
     """Draws from softmax(logits / temperature), among the likeliest tokens that together have `top_p` or more of it.
 
     dice_RL: numbers in [0, 1), float64, one a row and step: they alone decide, whatever other rows there are.
@@ -238,14 +240,14 @@ def top_p_sampling(dice_RL: Tensor, temperature: float, top_p: float) -> Choose:
 
     def choose(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
         share_RV = (logits_RV.double() / temperature).softmax(-1)
-        die_R1 = dice_RL[row_R, step, None]
+        uniform_R1 = uniform_RL[row_R, step, None]
         if top_p == 1:
             sum_RV = share_RV.cumsum(-1)
-            return torch.searchsorted(sum_RV, die_R1 * sum_RV[:, -1:], right=True)[:, 0]
+            return torch.searchsorted(sum_RV, uniform_R1 * sum_RV[:, -1:], right=True)[:, 0]
         share_RV, token_RV = share_RV.sort(-1, descending=True)
         sum_RV = share_RV.cumsum(-1)
-        last_R1 = torch.searchsorted(sum_RV, sum_RV.new_full(die_R1.shape, top_p)).clamp(max=sum_RV.shape[1] - 1)
-        place_R1 = torch.searchsorted(sum_RV, die_R1 * sum_RV.gather(1, last_R1), right=True)
+        last_R1 = torch.searchsorted(sum_RV, sum_RV.new_full(uniform_R1.shape, top_p)).clamp(max=sum_RV.shape[1] - 1)
+        place_R1 = torch.searchsorted(sum_RV, uniform_R1 * sum_RV.gather(1, last_R1), right=True)
         return token_RV.gather(1, place_R1)[:, 0]
 
     return choose

@@ -43,10 +43,12 @@ class ImageTokens:
     def find(cls, image_BS: Tensor, running_BS: Tensor, grids_N2: Tensor) -> ImageTokens:
         flat_I = image_BS.flatten().nonzero().squeeze(1)
         ends_N = grids_N2.prod(1).cumsum(0)
-        found, wanted = flat_I.numel(), int(ends_N[-1]) if ends_N.numel() else 0
-        if found != wanted:
-            raise BadInput(f"{found} image tokens in the batch but {wanted} patches in its {len(grids_N2)} images")
-        ordinal_I = torch.arange(found, device=flat_I.device)
+        num_tokens, num_patches = flat_I.numel(), int(ends_N[-1]) if ends_N.numel() else 0
+        if num_tokens != num_patches:
+            raise BadInput(
+                f"{num_tokens} image tokens in the batch but {num_patches} patches in its {len(grids_N2)} images"
+            )
+        ordinal_I = torch.arange(num_tokens, device=flat_I.device)
         image_I = torch.searchsorted(ends_N, ordinal_I, right=True)
         starts_N = ends_N - grids_N2.prod(1)
         rank_I, width_I = ordinal_I - starts_N[image_I], grids_N2[image_I, 1]

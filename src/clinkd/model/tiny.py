@@ -116,8 +116,8 @@ def smooth_location_codes(
     """
     axes: dict[str, list[tuple[int, int]]] = {}
     for token in tokens:
-        if found := re.fullmatch(r"<([xy])_(\d+)>", token):
-            axes.setdefault(found[1], []).append((int(found[2]), int(tokenizer.convert_tokens_to_ids(token))))
+        if match := re.fullmatch(r"<([xy])_(\d+)>", token):
+            axes.setdefault(match[1], []).append((int(match[2]), int(tokenizer.convert_tokens_to_ids(token))))
     angles_F = math.pi * torch.tensor([0.5, 1, 2, 3, 4, 6])
     for axis in sorted(axes):
         waves = torch.randn(2 * len(angles_F), table_VH.shape[1])

@@ -88,7 +88,7 @@ class VisionPretrainer(nn.Module):
     def encode(self, rows: Sequence[Sequence[Sample]]) -> VisionBatch:
         """One row an image, its bare pairs; each image token gets its labels."""
         pixels_TD, grids_I3 = self.images.patches([row[0].images[0] for row in rows])
-        asked, start = [], 0
+        label_rows, start = [], 0
         for row, (_, tall, wide) in zip(rows, (grids_I3 // self.merge).tolist(), strict=True):
             # a structure may be only pointed at, or only asked for: readers limit the questions of an image
             objects = [
@@ -96,9 +96,9 @@ class VisionPretrainer(nn.Module):
                 for s in row
                 for box in (s.answer.boxes if s.task is Task.VG else s.question.boxes)
             ]
-            asked.append(self._labels(objects, tall, wide) + np.array([start, 0, 0]))
+            label_rows.append(self._label_tokens(objects, tall, wide) + np.array([start, 0, 0]))
             start += tall * wide
-        token_N, question_N, labels_N = torch.from_numpy(np.concatenate(asked)).unbind(1)
+        token_N, question_N, labels_N = torch.from_numpy(np.concatenate(label_rows)).unbind(1)
         return VisionBatch(labels_N, sum(map(len, rows)), pixels_TD, grids_I3, token_N, question_N)
 
     @contextmanager
@@ -125,7 +125,7 @@ class VisionPretrainer(nn.Module):
 
     forward = hidden_states
 
-    def _labels(self, objects: Sequence[tuple[int, Box]], tall: int, wide: int) -> NDArray[np.int64]:
+    def _label_tokens(self, objects: Sequence[tuple[int, Box]], tall: int, wide: int) -> NDArray[np.int64]:
         """Rows (token, question, class) for the tokens of one image, in reading order."""
         cells = tall * wide
         row_K, column_K = (k.ravel() for k in np.indices((tall, wide)))
@@ -139,9 +139,9 @@ class VisionPretrainer(nn.Module):
             cover_K[best], name_K[best] = share[best], name
             corner_K4[best] = [min(int(v * CORNERS), CORNERS - 1) for v in (box.x1, box.y1, box.x2, box.y2)]
         places = [((row_K + 0.5) / tall * PLACES).astype(int), ((column_K + 0.5) / wide * PLACES).astype(int)]
-        answers = [name_K, *corner_K4.T, *places]
-        made = [
+        class_lists = [name_K, *corner_K4.T, *places]
+        labelled = [
             np.stack([np.flatnonzero(a >= 0), np.full((a >= 0).sum(), q), a[a >= 0] + self.first[q]], 1)
-            for q, a in enumerate(answers)
+            for q, a in enumerate(class_lists)
         ]
-        return np.concatenate(made)
+        return np.concatenate(labelled)

@@ -175,24 +175,27 @@ class VisionLanguageModel(nn.Module):
         rows = Rows(self.network, prompts, self.features(prompts))
         limits = DecodeLimits(self.text.end, config.max_new_tokens, self.never)
         if config.method == "beams" and config.beams > 1:
-            made = yield from beams(rows, config.beams, limits)
+            hypotheses = yield from beams(rows, config.beams, limits)
         else:
-            made = yield from lines(rows, config.candidates, self._choice(samples, config, seed), limits)
+            hypotheses = yield from lines(rows, config.candidates, self._make_chooser(samples, config, seed), limits)
         sizes = [self.text.box_frame(s.images) for s in samples]
-        read = [[self._read(w.ids, w.logprob, size) for w in one] for one, size in zip(made, sizes, strict=True)]
-        return [_best(one)[: config.candidates] for one in read]
+        answer_lists = [
+            [self._read(hypothesis.ids, hypothesis.logprob, size) for hypothesis in answers]
+            for answers, size in zip(hypotheses, sizes, strict=True)
+        ]
+        return [_rank_distinct(answers)[: config.candidates] for answers in answer_lists]
 
     def drafts(self, leading: PartialHypotheses, samples: Sequence[Sample]) -> dict[int, BoxedText]:
         """What a step of `writing` these samples' answers tells, read: by the number of the sample. A box half written
         is left out."""
-        told = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
-        return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in told}
+        partial_answers = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
+        return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in partial_answers}
 
     def length(self, candidate: Candidate) -> int:
         """Tokens of an answer, its end mark among them where it was not cut; as the tokenizer would spell it, which
         need not be how the model did."""
-        said = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
-        return max(1, said + (not candidate.truncated))
+        num_tokens = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
+        return max(1, num_tokens + (not candidate.truncated))
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
         """Tokens of each sample by itself, as a training row."""
@@ -200,16 +203,16 @@ class VisionLanguageModel(nn.Module):
             TokenCount(
                 len(self.text.prefix(grids := [self.images.grid(ref) for ref in sample.images])),
                 sum(tall * wide for tall, wide in grids),
-                sum(len(asked) + len(answer) for asked, answer in turns),
+                sum(len(question_ids) + len(answer) for question_ids, answer in turns),
             )
             for sample, turns in zip(samples, self.text.segments(samples), strict=True)
         ]
 
     def prompt_length(self, sample: Sample) -> int:
         """Tokens that stand before an answer: the images, all that is said, and the marks around them."""
-        *before, (asked, _) = self.text.segments([sample])[0]
-        front = self.text.prefix([self.images.grid(ref) for ref in sample.images])
-        return len(front) + sum(len(q) + len(a) for q, a in before) + len(asked)
+        *before, (question_ids, _) = self.text.segments([sample])[0]
+        prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
+        return len(prefix_ids) + sum(len(q) + len(a) for q, a in before) + len(question_ids)
 
     def features(self, prompts: Prompts) -> Any:
         """Merged features of the images at their places in the prompts' fronts; None where there are none."""
@@ -218,15 +221,17 @@ class VisionLanguageModel(nn.Module):
         one_each = self.see(prompts).pooler_output
         return qwen2vl.vision_output(tuple(one_each[k] for k in prompts.shown_P.tolist()))
 
-    def _choice(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
+    def _make_chooser(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
         """How the next token is chosen, where there are no beams to compare."""
         if config.method == "beams":
             return greedy
         if config.method == "diverse":
             return diverse(config.candidates, config.diversity)
         shape = config.candidates, config.max_new_tokens
-        dice = [_generator(f"{seed} {s.id}").random(shape) for s in samples]
-        return top_p_sampling(torch.from_numpy(np.concatenate(dice)).to(self.device), config.temperature, config.top_p)
+        uniform_SKL = [_make_rng(f"{seed} {s.id}").random(shape) for s in samples]
+        return top_p_sampling(
+            torch.from_numpy(np.concatenate(uniform_SKL)).to(self.device), config.temperature, config.top_p
+        )
 
     def save(self, folder: Path) -> None:
         """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
@@ -243,7 +248,7 @@ class VisionLanguageModel(nn.Module):
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
         """Greatest difference of any logit between this model and the one written to `folder`, a question at a time."""
-        written = qwen2vl.load_written(folder, self.dtype).to(self.device).eval()
+        reloaded = qwen2vl.load_written(folder, self.dtype).to(self.device).eval()
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
@@ -257,10 +262,10 @@ class VisionLanguageModel(nn.Module):
                     pixel_values=pixels_TD.to(self.dtype),
                     image_grid_thw=grids_I3,
                 ).logits
-                for network in (self.network, written)
+                for network in (self.network, reloaded)
             )
-            apart = float((ours - theirs).abs().max())
-            greatest = max(greatest, apart) if math.isfinite(apart) else math.inf
+            gap = float((ours - theirs).abs().max())
+            greatest = max(greatest, gap) if math.isfinite(gap) else math.inf
         return greatest
 
     @property
@@ -303,8 +308,8 @@ class VisionLanguageModel(nn.Module):
     def sees_as(self, visual: nn.Module) -> bool:
         """Whether tower and merger make the same of an image as these, and will: they are equal and get no gradient."""
         ours, theirs = (dict(v.named_parameters()) for v in (self.visual, visual))
-        still = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
-        return still and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
+        frozen = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
+        return frozen and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""
@@ -372,13 +377,13 @@ class VisionLanguageModel(nn.Module):
         return Candidate(raw, decoded.answer, score, unread=decoded.unread, truncated=not ended)
 
 
-def _best(candidates: list[Candidate]) -> list[Candidate]:
+def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
     """Best first; of those that say the same, the best one."""
     ranked = sorted(candidates, key=lambda c: -(c.logprob or 0.0))
     return [c for k, c in enumerate(ranked) if all(c.raw != b.raw for b in ranked[:k])]
 
 
-def _generator(seed: str) -> np.random.Generator:
+def _make_rng(seed: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()))
 
 
