@@ -37,7 +37,7 @@ SCHEMA = {
 }
 _BOXES = make_codec("qwen-vl")
 _LONGEST = 100_000  # characters of a reply
-_HALVES = re.compile("[\ud800-\udfff]")  # no file and no tokenizer can hold them
+_SURROGATES = re.compile("[\ud800-\udfff]")  # no file and no tokenizer can hold them
 
 
 @dataclass(frozen=True)
@@ -59,69 +59,71 @@ class ChatCorrector:
         return self.chat.model
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
-        asked = [self._asked(w) for w in wrong]
-        replies = self.chat.replies([a.body for a in asked if a.body is not None])
-        for (sample, _), one in zip(wrong, asked, strict=True):
-            if one.body is None:
-                yield RewriteProposals((), one.why)
+        requests = [self._masked_request(w) for w in wrong]
+        replies = self.chat.replies([a.body for a in requests if a.body is not None])
+        for (sample, _), request in zip(wrong, requests, strict=True):
+            if request.body is None:
+                yield RewriteProposals((), request.why)
                 continue
             reply = next(replies)
-            read = [self._read(text, sample.answer, one.masked) for text in reply.texts]
-            texts = [r for r in read if isinstance(r, BoxedText)]
-            whys = [r for r in read if isinstance(r, str)]
-            yield RewriteProposals(self._ranked(texts, sample.answer), reply.why or next(iter(whys), "an empty reply"))
+            parsed = [self._parse_reply(text, sample.answer, request.masked) for text in reply.texts]
+            texts = [r for r in parsed if isinstance(r, BoxedText)]
+            reasons = [r for r in parsed if isinstance(r, str)]
+            yield RewriteProposals(
+                self._rank_by_similarity(texts, sample.answer), reply.why or next(iter(reasons), "an empty reply")
+            )
 
     def bodies(self, wrong: Sequence[Wrong]) -> list[Mapping[str, Any]]:
         """The JSON of every call that `rewrite` would make, were none made before."""
-        return [body for w in wrong if (body := self._asked(w).body) is not None]
+        return [body for w in wrong if (body := self._masked_request(w).body) is not None]
 
-    def _asked(self, wrong: Wrong) -> _MaskedRequest:
+    def _masked_request(self, wrong: Wrong) -> _MaskedRequest:
         sample, answer = wrong
         masked = self.scrubber(sample).masked()
         try:
-            data = {"truth": _spelled(sample.answer, masked), "answer": _spelled(answer.before, masked)}
+            data = {"truth": _encode_masked(sample.answer, masked), "answer": _encode_masked(answer.before, masked)}
             if self.with_question:
-                data = {"question": _spelled(sample.question, masked), **data}
+                data = {"question": _encode_masked(sample.question, masked), **data}
         except BadInput:  # its words hold a box written out; they stay in the house
             return _MaskedRequest(None, masked, "not sent: its words hold what looks like a box")
-        content: Any = _delimited(data)
+        content: Any = _delimit_data(data)
         if self.picture is not None:
             picture = {"type": "image_url", "image_url": {"url": self.picture(sample)}}
             content = [{"type": "text", "text": content}, picture]
         messages: list[Message] = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": content}]
         return _MaskedRequest(self.chat.body(messages, SCHEMA), masked)
 
-    def _read(self, reply: str, truth: BoxedText, masked: Masked) -> BoxedText | str:
+    def _parse_reply(self, reply: str, truth: BoxedText, masked: Masked) -> BoxedText | str:
         """What a reply proposes, or why it proposes nothing."""
         if len(reply) > _LONGEST:
             return "the reply is longer than any answer"
         try:
-            found = json.loads(_unfenced(reply))
+            reply_json = json.loads(_strip_code_fence(reply))
         except (ValueError, RecursionError):  # no JSON, or deeper than any that was asked for
             return "the reply is no JSON"
-        text = found.get("answer") if isinstance(found, dict) and set(found) == {"answer"} else None
+        text = reply_json.get("answer") if isinstance(reply_json, dict) and set(reply_json) == {"answer"} else None
         if not isinstance(text, str):
             return 'the reply is not {"answer": text}'
-        if _HALVES.search(text):
+        if _SURROGATES.search(text):
             return "halves of characters"
         if Masked.marks(text) != Masked.marks(masked.hide(truth.text)):
             return "what was hidden in the truth is not there once each and in its order"
         decoded = _BOXES.decode(text)
         if decoded.unread:
             return "a box that cannot be read"
-        said = decoded.answer
+        rewritten = decoded.answer
         # thousandths stand for the truth's own boxes only where every one of them is written as the truth's is
-        same = [_BOXES.encode(BoxedText("[box]", (b,))) for b in said.boxes] == [
+        same_boxes = [_BOXES.encode(BoxedText("[box]", (b,))) for b in rewritten.boxes] == [
             _BOXES.encode(BoxedText("[box]", (b,))) for b in truth.boxes
         ]
         try:
-            return BoxedText(masked.show(said.text).strip(), truth.boxes if same else said.boxes)
+            return BoxedText(masked.show(rewritten.text).strip(), truth.boxes if same_boxes else rewritten.boxes)
         except BadInput:  # its words stay in the house
             return "a box mark that came of what was hidden"
 
-    def _ranked(self, texts: Sequence[BoxedText], truth: BoxedText) -> tuple[Rewrite, ...]:
-        alike = self.similarity.similar([t.words for t in texts], [truth.words] * len(texts))
-        order = sorted(range(len(texts)), key=lambda n: -alike[n])
+    def _rank_by_similarity(self, texts: Sequence[BoxedText], truth: BoxedText) -> tuple[Rewrite, ...]:
+        similarities = self.similarity.similar([t.words for t in texts], [truth.words] * len(texts))
+        order = sorted(range(len(texts)), key=lambda n: -similarities[n])
         return tuple(Rewrite(texts[n], self.name) for n in order)
 
 
@@ -132,19 +134,19 @@ class _MaskedRequest:
     why: str = ""
 
 
-def _unfenced(reply: str) -> str:
+def _strip_code_fence(reply: str) -> str:
     """Without the ``` that models without schemas like to put around JSON."""
     reply = reply.strip()
     fenced = len(reply) >= 6 and reply.startswith("```") and reply.endswith("```")
     return reply[3:-3].removeprefix("json") if fenced else reply
 
 
-def _spelled(text: BoxedText, masked: Masked) -> str:
+def _encode_masked(text: BoxedText, masked: Masked) -> str:
     return _BOXES.encode(BoxedText(masked.hide(text.text), text.boxes))
 
 
-def _delimited(data: Mapping[str, str]) -> str:
+def _delimit_data(data: Mapping[str, str]) -> str:
     """JSON between lines with a tag that depends on it, so that nothing inside can end it."""
-    said = json.dumps(data, ensure_ascii=False)
-    tag = f"record-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
-    return f"<{tag}>\n{said}\n</{tag}>"
+    record_json = json.dumps(data, ensure_ascii=False)
+    tag = f"record-{hashlib.sha256(record_json.encode()).hexdigest()[:8]}"
+    return f"<{tag}>\n{record_json}\n</{tag}>"

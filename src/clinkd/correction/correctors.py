@@ -92,16 +92,16 @@ class ReplayCorrector:
             if not line.strip():
                 continue
             try:
-                found = Correction.from_json(orjson.loads(line))
+                record = Correction.from_json(orjson.loads(line))
             except ValueError as error:
                 raise BadInput(f"reflect.replay={path}, line {number}: not a correction ({error})") from None
-            key = (found.id, found.round)
+            key = (record.id, record.round)
             if key in self._kept:
                 raise BadInput(
-                    f"reflect.replay={path}, line {number}: sample {found.id!r} of round {found.round} stands twice; "
+                    f"reflect.replay={path}, line {number}: sample {record.id!r} of round {record.round} stands twice; "
                     "keep one line"
                 )
-            self._kept[key] = found
+            self._kept[key] = record
 
     def knows(self, correction: Correction) -> bool:
         """Whether the file has a line for it."""
@@ -113,17 +113,17 @@ class ReplayCorrector:
         What keeps the truth's meaning is a rewrite and changes no sample. Raises BadInput for a person's answer that
         is empty or holds markup.
         """
-        told = {c.id: c.after for _, c in sorted(self._kept.items()) if c.by == HUMAN and c.after is not None}
-        made = []
+        human_answers = {c.id: c.after for _, c in sorted(self._kept.items()) if c.by == HUMAN and c.after is not None}
+        updated = []
         for sample in samples:
-            answer = told.get(sample.id)
+            answer = human_answers.get(sample.id)
             if answer is not None:
                 if fault := presentable(sample.answer, answer):
                     raise BadInput(f"reflect.replay: the person's answer to {sample.id!r}: {fault}")
                 if verify(sample, answer, lexicon) is not None:
                     sample = replace(sample.answered(answer, ""), names=())
-            made.append(sample)
-        return made
+            updated.append(sample)
+        return updated
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         for sample, answer in wrong:
@@ -151,22 +151,22 @@ def correct(
 
     Raises BadInput for a correction whose sample is not among `samples`, and what the corrector raises.
     """
-    known = {s.id: s for s in samples}
-    found = list(corrections)
-    places = [n for n, c in enumerate(found) if to_do(c)]
-    wrong = [Wrong(_find(known, found[n]), found[n]) for n in places]
-    for place, (sample, answer), rewritten in zip(places, wrong, corrector.rewrite(wrong), strict=True):
-        found[place] = _taken(sample, answer, rewritten, corrector.name, lexicon)
+    samples_by_id = {s.id: s for s in samples}
+    results = list(corrections)
+    positions = [n for n, c in enumerate(results) if to_do(c)]
+    wrong = [Wrong(_sample_of(samples_by_id, results[n]), results[n]) for n in positions]
+    for position, (sample, answer), rewritten in zip(positions, wrong, corrector.rewrite(wrong), strict=True):
+        results[position] = _apply_first_valid(sample, answer, rewritten, corrector.name, lexicon)
         step(1)
-    return found
+    return results
 
 
 def first_from(
     file: ReplayCorrector, corrections: Sequence[Correction], samples: Sequence[Sample], lexicon: Lexicon
 ) -> list[Correction]:
     """The reviewed answers, in order, with those dealt with that the file has a line for."""
-    done = iter(correct([c for c in corrections if file.knows(c)], samples, file, lexicon))
-    return [next(done) if file.knows(c) else c for c in corrections]
+    results = iter(correct([c for c in corrections if file.knows(c)], samples, file, lexicon))
+    return [next(results) if file.knows(c) else c for c in corrections]
 
 
 def to_do(correction: Correction) -> bool:
@@ -174,7 +174,9 @@ def to_do(correction: Correction) -> bool:
     return correction.wrong and correction.after is None and correction.rejected is None
 
 
-def _taken(sample: Sample, wrong: Correction, rewritten: RewriteProposals, by: str, lexicon: Lexicon) -> Correction:
+def _apply_first_valid(
+    sample: Sample, wrong: Correction, rewritten: RewriteProposals, by: str, lexicon: Lexicon
+) -> Correction:
     objection = None
     for proposal in rewritten.proposals:
         refused = verify(sample, proposal.answer, lexicon)
@@ -186,11 +188,11 @@ def _taken(sample: Sample, wrong: Correction, rewritten: RewriteProposals, by: s
 
 def fed_back(samples: Sequence[Sample], corrections: Iterable[Correction]) -> list[Sample]:
     """The corrected pairs as samples of their own ("...+r1" for round 1), to train on beside the originals."""
-    known = {s.id: s for s in samples}
-    return [_find(known, c).answered(c.after, f"+r{c.round}") for c in corrections if c.after is not None]
+    samples_by_id = {s.id: s for s in samples}
+    return [_sample_of(samples_by_id, c).answered(c.after, f"+r{c.round}") for c in corrections if c.after is not None]
 
 
-def _find(known: dict[str, Sample], correction: Correction) -> Sample:
-    if correction.id not in known:
+def _sample_of(samples_by_id: dict[str, Sample], correction: Correction) -> Sample:
+    if correction.id not in samples_by_id:
         raise BadInput(f"correction {correction.id!r} belongs to no sample at hand: give the file they came from")
-    return known[correction.id]
+    return samples_by_id[correction.id]

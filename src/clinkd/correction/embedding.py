@@ -50,27 +50,27 @@ class EmbeddingSimilarity:
     ) -> None:
         self._embedder = embedder
         texts = {text_hash(t, exact=True): t for t in references}
-        with _opened(store) as kept:
-            self._known = kept.read(embedder.identity, texts)
+        with _open_cache(store) as cache:
+            self._known = cache.read(embedder.identity, texts)
             step(len(self._known))
             todo = sorted((t, key) for key, t in texts.items() if key not in self._known)
             for start in range(0, len(todo), _AT_A_TIME):
-                part = todo[start : start + _AT_A_TIME]
-                made = dict(zip((key for _, key in part), embedder.embed([t for t, _ in part]), strict=True))
-                kept.write(embedder.identity, made)
-                self._known |= made
-                step(len(part))
+                batch = todo[start : start + _AT_A_TIME]
+                vectors = dict(zip((key for _, key in batch), embedder.embed([t for t, _ in batch]), strict=True))
+                cache.write(embedder.identity, vectors)
+                self._known |= vectors
+                step(len(batch))
 
     def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
         """[len(a)] values in 0..1, rounded to 6 places; 1 exactly where the texts are equal, 0 where one is empty."""
         if len(a) != len(b):
             raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
         keys = {text: text_hash(text, exact=True) for text in (*a, *b) if text.strip()}
-        fresh = sorted({t for t, key in keys.items() if key not in self._known})
-        new = dict(zip(fresh, self._embedder.embed(fresh), strict=True)) if fresh else {}
+        uncached = sorted({t for t, key in keys.items() if key not in self._known})
+        new_vectors = dict(zip(uncached, self._embedder.embed(uncached), strict=True)) if uncached else {}
 
         def vector(text: str) -> Vectors:
-            return new[text] if text in new else self._known[keys[text]]
+            return new_vectors[text] if text in new_vectors else self._known[keys[text]]
 
         return [
             1.0 if x == y else 0.0 if x not in keys or y not in keys
@@ -88,12 +88,12 @@ class _VectorCache:
     def read(self, model: str, keys: Iterable[str]) -> dict[str, Vectors]:
         if self.db is None:
             return {}
-        found = {}
+        cached = {}
         for key in keys:
             row = self.db.execute("select vector from vectors where model = ? and text = ?", (model, key)).fetchone()
             if row:
-                found[key] = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
-        return found
+                cached[key] = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
+        return cached
 
     def write(self, model: str, vectors: dict[str, Vectors]) -> None:
         if self.db is not None:
@@ -103,7 +103,7 @@ class _VectorCache:
 
 
 @contextmanager
-def _opened(path: Path | None) -> Iterator[_VectorCache]:
+def _open_cache(path: Path | None) -> Iterator[_VectorCache]:
     if path is None:
         yield _VectorCache(None)
         return

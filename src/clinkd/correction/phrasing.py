@@ -60,17 +60,17 @@ def rephrasings(text: str, task: Task, draw: random.Random) -> list[str]:
         return []
     short = not text.endswith((".", "!", "?")) or len(text.split()) == 1
     if short and len(text.split()) <= 5 and BOX_MARK not in text:
-        found = list(_short(text.rstrip("."), task))
-        draw.shuffle(found)
+        wordings = list(_short_forms(text.rstrip("."), task))
+        draw.shuffle(wordings)
     else:
-        found = [_reworded(text, draw) for _ in range(4)]
+        wordings = [_reword_text(text, draw) for _ in range(4)]
         lead_ins = [form.format(_lower_first(text)) for form in _LEAD_INS]
         draw.shuffle(lead_ins)
-        found += lead_ins
-    return [f for f in dict.fromkeys(found) if f != text]
+        wordings += lead_ins
+    return [f for f in dict.fromkeys(wordings) if f != text]
 
 
-def _short(name: str, task: Task) -> Iterator[str]:
+def _short_forms(name: str, task: Task) -> Iterator[str]:
     if task is Task.QA:
         yield f"The answer is {_lower_first(name)}."
         yield f"{_upper_first(name)}."
@@ -84,22 +84,22 @@ def _short(name: str, task: Task) -> Iterator[str]:
     yield f"This shows {the}."
 
 
-def _reworded(text: str, draw: random.Random) -> str:
+def _reword_text(text: str, rng: random.Random) -> str:
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if s]
     if len(sentences) > 2 and BOX_MARK not in text and not any(_POINTS_BACK.match(s) for s in sentences[1:]):
         rest = sentences[1:]
-        draw.shuffle(rest)
+        rng.shuffle(rest)
         sentences = [sentences[0], *rest]
-    return " ".join(_other_form(s, draw) for s in sentences)
+    return " ".join(_reword_sentence(s, rng) for s in sentences)
 
 
-def _other_form(sentence: str, draw: random.Random) -> str:
+def _reword_sentence(sentence: str, rng: random.Random) -> str:
     body = sentence.rstrip(".")
     for pattern, forms in _RULES:
         if match := pattern.match(body):
             parts = {k: _lower_first(v.strip()) for k, v in match.groupdict().items()}
             usable = [f for f in forms if not (body.count(BOX_MARK) > 1 and f.startswith("{place}"))]
-            return _upper_first(draw.choice(usable).format(**parts)) + "."
+            return _upper_first(rng.choice(usable).format(**parts)) + "."
     return sentence
 
 

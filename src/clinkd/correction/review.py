@@ -28,27 +28,27 @@ def review(
 
     Raises BadInput for a prediction of a sample that is not among `samples`, or two of one sample.
     """
-    answers = _by_id(samples, predictions)
+    answers = _answers_by_id(samples, predictions)
     reviewed = [(s, answers[s.id]) for s in samples if s.id in answers]
-    alike = similarity.similar([a.words for _, a in reviewed], [s.answer.words for s, _ in reviewed])
+    similarities = similarity.similar([a.words for _, a in reviewed], [s.answer.words for s, _ in reviewed])
     return [
         Correction(s.id, round, a, s.answer, value, _reasons(a, s.answer, value, config))
-        for (s, a), value in zip(reviewed, alike, strict=True)
+        for (s, a), value in zip(reviewed, similarities, strict=True)
     ]
 
 
 def at_random(reviewed: Sequence[Correction], seed: int) -> list[Correction]:
     """The same answers, as many of them to be rewritten as were found wrong, but drawn by seed from all: what rewriting
     does by itself, where it does not aim at mistakes. Their reason is "drawn", and no other answer has one."""
-    lot = {c.id: hashlib.sha256(f"{seed} rewrite {c.round} {c.id}".encode()).digest() for c in reviewed}
-    drawn = set(sorted(lot, key=lambda i: lot[i])[: sum(c.wrong for c in reviewed)])
-    return [replace(c, reasons=("drawn",) if c.id in drawn else ()) for c in reviewed]
+    hash_ranks = {c.id: hashlib.sha256(f"{seed} rewrite {c.round} {c.id}".encode()).digest() for c in reviewed}
+    sampled_ids = set(sorted(hash_ranks, key=lambda i: hash_ranks[i])[: sum(c.wrong for c in reviewed)])
+    return [replace(c, reasons=("drawn",) if c.id in sampled_ids else ()) for c in reviewed]
 
 
-def _by_id(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, BoxedText]:
-    known, answers = {s.id for s in samples}, dict[str, BoxedText]()
+def _answers_by_id(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, BoxedText]:
+    sample_ids, answers = {s.id for s in samples}, dict[str, BoxedText]()
     for prediction in predictions:
-        if prediction.id not in known:
+        if prediction.id not in sample_ids:
             raise BadInput(f"prediction {prediction.id!r} answers no sample under review: give the file they came from")
         if prediction.id in answers:
             raise BadInput(f"two predictions for sample {prediction.id!r}: keep one")

@@ -76,34 +76,37 @@ class LexicalSimilarity:
             raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
         if not a:
             return []
-        fresh: dict[str, _Vector] = {}
-        left, right = ([self._of(t, fresh) for t in texts] for texts in (a, b))
-        total = sum(share * _cosines(block, left, right) for block, share in _SHARES.items())
+        new_vectors: dict[str, _Vector] = {}
+        left, right = ([self._cached_vector(t, new_vectors) for t in texts] for texts in (a, b))
+        total = sum(share * _row_cosines(block, left, right) for block, share in _SHARES.items())
         mass = np.array([(u.mass, v.mass) for u, v in zip(left, right, strict=True)])  # [N,2]
         low, high = mass.min(axis=1), mass.max(axis=1)
         ratio = np.divide(low, high, out=np.zeros_like(low), where=high > 0) ** _LENGTH_POWER
         equal = np.array([normalise(x) == normalise(y) for x, y in zip(a, b, strict=True)])
         return [float(v) for v in np.where(equal, 1.0, np.clip(total * ratio, 0, 1).round(6))]
 
-    def _of(self, text: str, fresh: dict[str, _Vector]) -> _Vector:
+    def _cached_vector(self, text: str, new_vectors: dict[str, _Vector]) -> _Vector:
         key = text_hash(text)
         if key in self._kept:
             return self._kept[key]
-        if key not in fresh:
-            fresh[key] = self._vector(normalise(text))
-        return fresh[key]
+        if key not in new_vectors:
+            new_vectors[key] = self._vector(normalise(text))
+        return new_vectors[key]
 
     def _vector(self, plain: str) -> _Vector:
         words = plain.split()
         weights = [self._weight(w) for w in words]
         ends = [("^", 1.0), *zip(words, weights, strict=True), ("$", 1.0)]
-        pairs = [(_feature(f"{x} {y}"), math.sqrt(v * w)) for (x, v), (y, w) in itertools.pairwise(ends)]
-        grams = [_grams(w) for w in words]
+        pairs = [(_hash_feature(f"{x} {y}"), math.sqrt(v * w)) for (x, v), (y, w) in itertools.pairwise(ends)]
+        grams = [_trigram_features(w) for w in words]
         shares = [np.full(len(g), v / math.sqrt(len(g))) for g, v in zip(grams, weights, strict=True)]
         empty = np.zeros(0)
         return _Vector(
             {
-                "word": (np.array([_feature(w) for w in words], dtype=np.int64), np.array(weights, dtype=np.float64)),
+                "word": (
+                    np.array([_hash_feature(w) for w in words], dtype=np.int64),
+                    np.array(weights, dtype=np.float64),
+                ),
                 "gram": (np.concatenate([empty.astype(np.int64), *grams]), np.concatenate([empty, *shares])),
                 "pair": (np.array([f for f, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs])),
             },
@@ -113,27 +116,27 @@ class LexicalSimilarity:
     def _weight(self, word: str) -> float:
         if not carries_meaning(word):
             return _LIGHT
-        found = self._texts_with[word]
-        return self._rarity(found) if found else self._typical
+        texts_with_word = self._texts_with[word]
+        return self._rarity(texts_with_word) if texts_with_word else self._typical
 
     def _rarity(self, texts: int) -> float:
         return 1.0 + math.log((1 + self._texts) / (1 + texts))
 
 
 @lru_cache(maxsize=1 << 18)
-def _feature(text: str) -> int:
+def _hash_feature(text: str) -> int:
     """A number for a feature that is the same in every process; 56 bits, so collisions are beyond expectation."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 @lru_cache(maxsize=1 << 16)
-def _grams(word: str) -> NDArray[np.int64]:
+def _trigram_features(word: str) -> NDArray[np.int64]:
     """The character trigrams of a word with its ends marked, at least one."""
     marked = f"^{word}$"
-    return np.array([_feature("#" + marked[i : i + 3]) for i in range(max(1, len(marked) - 2))], dtype=np.int64)
+    return np.array([_hash_feature("#" + marked[i : i + 3]) for i in range(max(1, len(marked) - 2))], dtype=np.int64)
 
 
-def _cosines(block: str, left: list[_Vector], right: list[_Vector]) -> NDArray[np.float64]:
+def _row_cosines(block: str, left: list[_Vector], right: list[_Vector]) -> NDArray[np.float64]:
     """Row-wise cosine [N] of two lists of sparse vectors: one sort brings the features both sides share together."""
     sides = [[v.blocks[block] for v in vectors] for vectors in (left, right)]
     rows = np.concatenate([np.repeat(np.arange(len(side)), [len(ids) for ids, _ in side]) for side in sides])

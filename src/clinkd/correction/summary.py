@@ -23,8 +23,8 @@ def summary(corrections: Iterable[Correction], samples: Sequence[Sample]) -> Tab
 
     A row is left out where nothing was reviewed.
     """
-    counts = _counted(corrections, samples)
-    rows = [(str(r), t.value, m.value, *(str(counts[r, t, m][k]) for k in _COLUMNS)) for r, t, m in _ordered(counts)]
+    counts = _count_corrections(corrections, samples)
+    rows = [(str(r), t.value, m.value, *(str(counts[r, t, m][k]) for k in _COLUMNS)) for r, t, m in _sort_cells(counts)]
     total = sum(counts.values(), Counter[str]())
     rows.append(("all", "all", "all", *(str(total[k]) for k in _COLUMNS)))
     return Table("Reflection: answers reviewed and corrected", ("round", "task", "modality", *_COLUMNS), tuple(rows))
@@ -32,25 +32,29 @@ def summary(corrections: Iterable[Correction], samples: Sequence[Sample]) -> Tab
 
 def reflection_tables(corrections: Sequence[Correction], samples: Sequence[Sample]) -> list[Table]:
     """For the report: which test found what, what came of it, and both by round, task and modality."""
-    return [_by_test(corrections), _fate(corrections), _reviewed(corrections, samples)] if corrections else []
+    return (
+        [_tabulate_tests(corrections), _tabulate_outcomes(corrections), _tabulate_reviewed(corrections, samples)]
+        if corrections
+        else []
+    )
 
 
-def _counted(corrections: Iterable[Correction], samples: Sequence[Sample]) -> dict[_CELL, Counter[str]]:
-    where = {s.id: (s.task, s.modality) for s in samples}
+def _count_corrections(corrections: Iterable[Correction], samples: Sequence[Sample]) -> dict[_CELL, Counter[str]]:
+    task_and_modality = {s.id: (s.task, s.modality) for s in samples}
     counts: dict[_CELL, Counter[str]] = {}
     for c in corrections:
-        cell = counts.setdefault((c.round, *where[c.id]), Counter())
+        cell = counts.setdefault((c.round, *task_and_modality[c.id]), Counter())
         cell.update(["reviewed", *c.reasons, *(f"{r} alone" for r in c.reasons if len(c.reasons) == 1)])
         cell.update({"wrong": int(c.wrong), "corrected": int(c.after is not None), "rejected": int(bool(c.rejected))})
     return counts
 
 
-def _ordered(cells: Iterable[_CELL]) -> list[_CELL]:
+def _sort_cells(cells: Iterable[_CELL]) -> list[_CELL]:
     tasks, modalities = list(Task), list(Modality)
     return sorted(cells, key=lambda key: (key[0], tasks.index(key[1]), modalities.index(key[2])))
 
 
-def _by_test(corrections: Sequence[Correction]) -> Table:
+def _tabulate_tests(corrections: Sequence[Correction]) -> Table:
     """The three tests, and the parts of the third, beside all wrong answers of a round."""
     rounds = sorted({c.round for c in corrections})
     wrong = {n: [c for c in corrections if c.round == n and c.wrong] for n in rounds}
@@ -64,77 +68,77 @@ def _by_test(corrections: Sequence[Correction]) -> Table:
     for name, reasons in tests:
         row = [name]
         for n in rounds:
-            found = [c for c in wrong[n] if set(c.reasons) & set(reasons)]
-            alone = sum(set(c.reasons) <= set(reasons) for c in found)
-            row += [str(len(found)), _percent(len(found), len(wrong[n])), str(alone)]
+            matching = [c for c in wrong[n] if set(c.reasons) & set(reasons)]
+            alone = sum(set(c.reasons) <= set(reasons) for c in matching)
+            row += [str(len(matching)), _spell_percent(len(matching), len(wrong[n])), str(alone)]
         rows.append(tuple(row))
     heads = tuple(head for n in rounds for head in (f"Round {n}: found", "% of wrong", "Alone"))
-    said = "; ".join(
+    text = "; ".join(
         f"round {n}: {len(wrong[n]):,} of {sum(c.round == n for c in corrections):,} answers were wrong" for n in rounds
     )
-    notes = (f"{said[:1].upper()}{said[1:]}.", "Alone: no other test would have found it.")
+    notes = (f"{text[:1].upper()}{text[1:]}.", "Alone: no other test would have found it.")
     return Table("Which test found the wrong answers", ("", *heads), tuple(rows), notes)
 
 
-def _fate(corrections: Sequence[Correction]) -> Table:
+def _tabulate_outcomes(corrections: Sequence[Correction]) -> Table:
     """Who rewrote how many, and the reasons for which a rewriting was refused, by who wrote it."""
     rounds = sorted({c.round for c in corrections})
     wrong = [c for c in corrections if c.wrong]
 
-    def row(name: str, of: Iterable[Correction]) -> tuple[str, ...]:
-        counts = Counter(c.round for c in of)
+    def row(name: str, corrections_of_row: Iterable[Correction]) -> tuple[str, ...]:
+        counts = Counter(c.round for c in corrections_of_row)
         return (name, *(f"{counts[n]:,}" for n in rounds))
 
     rows = [row("Wrong answers", wrong)]
-    for by, written in _groups((c.by, c) for c in wrong if c.after is not None):
-        rows.append(row(f"Rewritten by {by or '?'}", written))
+    for by, rewritten in _group_pairs((c.by, c) for c in wrong if c.after is not None):
+        rows.append(row(f"Rewritten by {by or '?'}", rewritten))
     refused = [c for c in wrong if c.rejected is not None]
     rows.append(row("Refused: the truth stays", refused))
-    for kind, some in _groups((f"{_kind(c.rejected or '')} ({c.by or '?'})", c) for c in refused):
-        rows.append(row(f"  {kind}", some))
-    left = [c for c in wrong if c.after is None and c.rejected is None]
-    rows += [row("Left as they were", left)] if left else []
+    for kind, group in _group_pairs((f"{_refusal_kind(c.rejected or '')} ({c.by or '?'})", c) for c in refused):
+        rows.append(row(f"  {kind}", group))
+    untouched = [c for c in wrong if c.after is None and c.rejected is None]
+    rows += [row("Left as they were", untouched)] if untouched else []
     notes = (
         "Code refuses a rewriting that does not keep the truth's boxes, names and meaning; in brackets, who wrote it.",
     )
     return Table("What became of the wrong answers", ("", *(f"Round {n}" for n in rounds)), tuple(rows), notes)
 
 
-def _groups(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
+def _group_pairs(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
     """The largest first."""
-    found: dict[str, list[T]] = {}
+    groups: dict[str, list[T]] = {}
     for name, value in pairs:
-        found.setdefault(name, []).append(value)
-    return sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+        groups.setdefault(name, []).append(value)
+    return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
-def _kind(rejected: str) -> str:
+def _refusal_kind(rejected: str) -> str:
     """A refusal without what is particular to one answer: the part before a colon, figures left out."""
     return re.sub(r"\d+(?:\.\d+)?", "…", rejected.partition(":")[0]).strip()[:60] or "no reason given"
 
 
-def _reviewed(corrections: Sequence[Correction], samples: Sequence[Sample]) -> Table:
-    counts = _counted(corrections, samples)
+def _tabulate_reviewed(corrections: Sequence[Correction], samples: Sequence[Sample]) -> Table:
+    counts = _count_corrections(corrections, samples)
     rows, last = [], None
-    for number, task, modality in _ordered(counts):
+    for number, task, modality in _sort_cells(counts):
         if (number, task) != last:
             last = number, task
             whole = sum((c for k, c in counts.items() if k[:2] == last), Counter[str]())
-            rows.append((f"Round {number}, {task.value}", *_cells(whole)))
-        rows.append((f"  {modality.value}", *_cells(counts[number, task, modality])))
+            rows.append((f"Round {number}, {task.value}", *_count_cells(whole)))
+        rows.append((f"  {modality.value}", *_count_cells(counts[number, task, modality])))
     columns = ("", "Reviewed", "Wrong", "% wrong", *(r.capitalize() for r in REASONS), "Rewritten", "Refused")
     notes = ("Under each test: how many it found, and in brackets how many it alone.",)
     return Table("Reviewed answers by task and modality", columns, tuple(rows), notes)
 
 
-def _cells(counts: Counter[str]) -> tuple[str, ...]:
-    found = (f"{counts[r]} ({counts[alone]})" for r, alone in zip(REASONS, _ALONE, strict=True))
-    share = _percent(counts["wrong"], counts["reviewed"])
+def _count_cells(counts: Counter[str]) -> tuple[str, ...]:
+    by_reason = (f"{counts[r]} ({counts[alone]})" for r, alone in zip(REASONS, _ALONE, strict=True))
+    share = _spell_percent(counts["wrong"], counts["reviewed"])
     return (
-        f"{counts['reviewed']:,}", f"{counts['wrong']:,}", share, *found,
+        f"{counts['reviewed']:,}", f"{counts['wrong']:,}", share, *by_reason,
         f"{counts['corrected']:,}", f"{counts['rejected']:,}",
     )  # fmt: skip
 
 
-def _percent(part: int, whole: int) -> str:
+def _spell_percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}" if whole else "-"

@@ -38,20 +38,22 @@ def verify(sample: Sample, text: BoxedText, lexicon: Lexicon) -> str | None:
 
 def _all_objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator[str]:
     """To the text as it stands, and as it looks: "l\u00e9ft" is read as "left" by people, and by no rule."""
-    yield from _too_long(truth, text)  # first: what follows takes its time with a long text
-    known = set(unicodedata.normalize("NFC", truth.text + truth.text.casefold() + truth.text.upper()))
-    new = {c for c in unicodedata.normalize("NFC", text.text) if not c.isascii() and c not in known}
-    bare = {c: unicodedata.normalize("NFKD", c) for c in new}
-    looks = {c: b[0] for c, b in bare.items() if b[0].isascii() and b[0].isalpha() and all(map(_accent, b[1:]))}
-    if strange := sorted(c for c in new - set(looks) if unicodedata.category(c)[0] in "LMN"):
+    yield from _length_fault(truth, text)  # first: what follows takes its time with a long text
+    truth_characters = set(unicodedata.normalize("NFC", truth.text + truth.text.casefold() + truth.text.upper()))
+    new = {c for c in unicodedata.normalize("NFC", text.text) if not c.isascii() and c not in truth_characters}
+    decomposed = {c: unicodedata.normalize("NFKD", c) for c in new}
+    ascii_lookalikes = {
+        c: b[0] for c, b in decomposed.items() if b[0].isascii() and b[0].isalpha() and all(map(_is_accent, b[1:]))
+    }
+    if strange := sorted(c for c in new - set(ascii_lookalikes) if unicodedata.category(c)[0] in "LMN"):
         yield f"letters of another alphabet than the truth's: {', '.join(f'U+{ord(c):04X}' for c in strange[:5])}"
     yield from _objections(truth, text, lexicon)
-    if looks:
-        plain = "".join(looks.get(c, c) for c in unicodedata.normalize("NFC", text.text))
+    if ascii_lookalikes:
+        plain = "".join(ascii_lookalikes.get(c, c) for c in unicodedata.normalize("NFC", text.text))
         yield from _objections(truth, BoxedText(plain, text.boxes), lexicon)
 
 
-def _accent(c: str) -> bool:
+def _is_accent(c: str) -> bool:
     return unicodedata.category(c) == "Mn"
 
 
@@ -62,9 +64,9 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
     names, wanted = mentioned_names(text.words, lexicon.names), mentioned_names(truth.words, lexicon.names)
     if foreign := set(names) - set(wanted):
         yield f"names what the truth does not: {', '.join(sorted(foreign))}"
-    if gone := set(wanted) - set(names):
-        yield f"leaves out: {', '.join(sorted(gone))}"
-    if len(truth.boxes) > 1 and (names != wanted or _owners(text, lexicon) != _owners(truth, lexicon)):
+    if missing := set(wanted) - set(names):
+        yield f"leaves out: {', '.join(sorted(missing))}"
+    if len(truth.boxes) > 1 and (names != wanted or _box_owners(text, lexicon) != _box_owners(truth, lexicon)):
         yield "names stand in another order than their boxes"
     if clash := conflicts(text.words, truth.words):
         yield f"contradicts the truth: {', '.join(clash)}"
@@ -78,25 +80,27 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
         yield "a yes, a no or a negation added or left out"
     if set(read_facts(text.words, lexicon)) != set(read_facts(truth.words, lexicon)):
         yield "other attributes than the truth's"
-    yield from _form(truth, text)
+    yield from _form_faults(truth, text)
 
 
-def _owners(text: BoxedText, lexicon: Lexicon) -> list[str | None]:
+def _box_owners(text: BoxedText, lexicon: Lexicon) -> list[str | None]:
     """The name each box belongs to: the last before it in its sentence, or else the next, or that of the sentence
     before."""
     owners: list[str | None] = []
     for sentence in _SENTENCE_END.split(text.text):
         parts = [mentioned_names(part, lexicon.names) for part in sentence.split(BOX_MARK)]
         name = owners[-1] if owners else None
-        for at in range(1, len(parts)):
-            before, after = (list(chain.from_iterable(some)) for some in (parts[:at], parts[at:]))
-            said = before[-1:] if parts[0] else after[:1]
-            name = said[0] if said else name
+        for position in range(1, len(parts)):
+            before, after = (
+                list(chain.from_iterable(name_lists)) for name_lists in (parts[:position], parts[position:])
+            )
+            nearest = before[-1:] if parts[0] else after[:1]
+            name = nearest[0] if nearest else name
             owners.append(name)
     return owners
 
 
-def _too_long(truth: BoxedText, text: BoxedText) -> Iterator[str]:
+def _length_fault(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     length, wanted = len(text.text), len(truth.text)
     if length > _LONGEST * wanted + _SPARE:
         yield f"length {length} characters against {wanted} of the truth"
@@ -104,20 +108,20 @@ def _too_long(truth: BoxedText, text: BoxedText) -> Iterator[str]:
 
 def presentable(truth: BoxedText, text: BoxedText) -> str | None:
     """Why a text may not be learned from, even where a person who knows better than the truth wrote it."""
-    return next(_faults(truth, text), None)
+    return next(_text_faults(truth, text), None)
 
 
-def _form(truth: BoxedText, text: BoxedText) -> Iterator[str]:
+def _form_faults(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     length, wanted = len(text.text), len(truth.text)
     if length < _SHORTEST * wanted:
         yield f"length {length} characters against {wanted} of the truth"
-    yield from _faults(truth, text)
+    yield from _text_faults(truth, text)
     counted = {str(n) for n in numbers(truth.words)}
     if figures := set(_DIGITS.findall(text.text)) - set(_DIGITS.findall(truth.text)) - counted:
         yield f"figures the truth does not hold: {', '.join(sorted(figures))}"
 
 
-def _faults(truth: BoxedText, text: BoxedText) -> Iterator[str]:
+def _text_faults(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     if not text.text.strip():
         yield "empty"
     if marks := [m for m in _MARKUP.findall(text.text) if m not in truth.text]:
