@@ -11,12 +11,16 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["clinkd.cli", "clinkd.pipeline.steps"])
+# A server of our own: that of the whole process also forks the decoders of uploads, whose memory has a cap, and torch
+# would take most of it.
+_SERVER = forkserver.ForkServer()
+_SERVER.set_forkserver_preload(["clinkd.cli", "clinkd.pipeline.steps"])
 
 
 def start(log: Path, variables: Mapping[str, str], function: Callable[..., object], *arguments: Any) -> BaseProcess:
@@ -24,8 +28,10 @@ def start(log: Path, variables: Mapping[str, str], function: Callable[..., objec
 
     Its exit status is what the function returns, 0 for None. What it prints is added to `log`.
     """
-    process = _FORKS.Process(target=_call, args=(log, {**os.environ, **variables}, function, *arguments))
-    process.start()
+    forks = multiprocessing.get_context("forkserver")
+    process = forks.Process(target=_call, args=(log, {**os.environ, **variables}, function, *arguments))
+    with patch.object(forkserver, "connect_to_new_process", _SERVER.connect_to_new_process):
+        process.start()
     return process
 
 
