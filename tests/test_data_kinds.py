@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clinkd.data import images
 from clinkd.data.checks.check import Checks
 from clinkd.data.dataset import SampleFile
 from clinkd.data.images import (
@@ -157,3 +160,16 @@ def test_texts_of_every_frame_and_comments_are_looked_for(tmp_path: Path, name: 
         frames[1].encoderinfo = {"tiffinfo": {270: CANARY}}
         frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     assert CANARY in identifying_texts(tmp_path, ImageRef(name))
+
+
+def test_every_kind_of_image_stands_in_the_list() -> None:
+    """A class with the methods of `ImageKind` that no list names would never be asked."""
+    methods = {name for name in vars(ImageKind) if not name.startswith("_")}
+    modules = [importlib.import_module(f"{images.__name__}.{m.name}") for m in pkgutil.iter_modules(images.__path__)]
+    kinds = {
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and value is not ImageKind and methods <= {*dir(value)}
+    }
+    assert kinds == {type(kind) for kind in KINDS} and len(kinds) >= 2

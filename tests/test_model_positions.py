@@ -204,6 +204,16 @@ def test_a_named_setting_places_two_by_three_patches_as_its_row_says(name):
     assert time is None or places[0, 3:9].tolist() == [time] * 6
 
 
+def test_text_goes_on_behind_every_patch_whatever_the_scheme():
+    for setting, _ in SCHEMES:
+        scheme = position_scheme(setting, qwen2vl.NATIVE)
+        reset = getattr(scheme, "spatial_reset", False)
+        for grid in [(3, 3), (4, 4), (2, 3)]:
+            places = run(scheme, [grid])
+            image, behind = places[:, 3 : 3 + grid[0] * grid[1]], places[0, 3 + grid[0] * grid[1]]
+            assert (image[:1] if reset else image).max() < behind, setting
+
+
 def test_stride_and_gap_count_apart():
     """METHOD's table of the tie taken apart, on one image of h x w patches behind l = 2."""
     for h, w in [(2, 3), (3, 3), (4, 2)]:
