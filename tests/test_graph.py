@@ -295,6 +295,16 @@ def test_killed_anywhere_the_same_command_goes_on(tmp_path, kind):
     check_finished(tmp_path)
 
 
+def test_what_another_process_makes_just_now_is_not_taken_for_an_older_version(shop, tmp_path):
+    done = execute(shop.stages(), tmp_path / "runs" / "a")
+    cache, stages = tmp_path / "runs" / ".stages", shop.stages()
+    assert graph.older_folder(stages[0], {}, cache) is None
+    done["data"].rename(graph.draft_of(done["data"]))
+    assert graph.older_folder(stages[0], {}, cache) is None
+    graph.draft_of(done["data"]).rename(cache / "data-000000000000")
+    assert graph.older_folder(stages[0], {}, cache) == cache / "data-000000000000"
+
+
 def test_two_processes_share_the_work(tmp_path):
     first, second = start(tmp_path, 0.02), None
     while not list(tmp_path.glob(".stages/first-*.part")):

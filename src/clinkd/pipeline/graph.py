@@ -178,6 +178,8 @@ def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path 
     needs = {name: folder.resolve().name for name, folder in inputs.items()}
     drafts_last = sorted(cache.glob(f"{stage.name}-*/{RECORD}"), key=lambda path: path.parent.suffix == ".part")
     for folder in (path.parent for path in drafts_last):
+        if folder.with_suffix("").name == stage.key:
+            continue  # its own, which another process may be making just now
         try:
             record = stage_record(folder)
             same = all(record[key] == ours[key] for key in ("name", "seed", "version"))
@@ -198,8 +200,11 @@ def _adopt_older_folder(stage: Stage, inputs: Mapping[str, Path], folder: Path) 
         point_link(folder, older)
         return
     with _hold_lock(older.with_suffix(".lock"), stage.name), naming_full_disk(folder):
-        older.rename(draft_of(folder))
-    older.with_suffix(".lock").unlink(missing_ok=True)
+        if ours := older.is_dir():  # another process may have finished it or taken it over while this one waited
+            older.rename(draft_of(folder))
+        older.with_suffix(".lock").unlink(missing_ok=True)
+    if not ours:
+        _adopt_older_folder(stage, inputs, folder)
 
 
 def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
