@@ -14,5 +14,6 @@ __all__ = [
     "readers",
     "split",
     "structured_report",
+    "worker",
     "writers",
 ]

@@ -106,7 +106,7 @@ def serve() -> None:
     name, fd, *limits = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end ends it
     seconds, memory_bytes = (float(limits[0]), int(limits[1])) if limits else (None, None)
-    _confine(memory_bytes)
+    confine(memory_bytes)
     module, _, function = name.partition(":")
     job: Job = getattr(importlib.import_module(module), function)
     pipe = Connection(int(fd))
@@ -114,7 +114,7 @@ def serve() -> None:
         while True:
             request, content = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
             if seconds is not None:
-                _allow_cpu(seconds)
+                allow_cpu(seconds)
             try:
                 (reply, blob), failure = job(request, content), None
             except Exception as error:
@@ -123,7 +123,7 @@ def serve() -> None:
             pipe.send_bytes(blob)
 
 
-def _confine(memory_bytes: int | None) -> None:
+def confine(memory_bytes: int | None) -> None:
     """Write no file, leave no image of the memory behind, and map no more of it than this and what was allowed."""
     caps = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     if memory_bytes is not None and sys.platform == "linux":
@@ -134,7 +134,8 @@ def _confine(memory_bytes: int | None) -> None:
         resource.setrlimit(which, (most, most))
 
 
-def _allow_cpu(seconds: float) -> None:
+def allow_cpu(seconds: float) -> None:
+    """Let this process compute so many seconds more, then end it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 1, hard))

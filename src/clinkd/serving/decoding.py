@@ -11,9 +11,7 @@ import asyncio
 import json
 import multiprocessing
 import queue
-import resource
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
+from clinkd.data.worker import allow_cpu, confine
 from clinkd.records import BadInput, Box
 from clinkd.serving.limits import ServerLimits
 
@@ -126,32 +125,17 @@ class _Process:
 
 def _serve(pipe: Connection, limits: ServerLimits) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends it
-    _confine(limits)
+    confine(limits.decoder_bytes)
     while True:
         try:
             asked, content = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
         except (EOFError, OSError):
             return
-        _more_time(limits)
+        allow_cpu(limits.decoder_seconds)
         told, blobs = _done(asked, content, limits)
         pipe.send_bytes(json.dumps({**told, "blobs": len(blobs)}).encode())
         for blob in blobs:
             pipe.send_bytes(blob)
-
-
-def _confine(limits: ServerLimits) -> None:
-    """No more memory than so much, no file written, no image of its memory left behind."""
-    caps = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    if sys.platform == "linux":
-        caps[resource.RLIMIT_AS] = limits.decoder_bytes
-    for which, cap in caps.items():
-        resource.setrlimit(which, (cap, cap))
-
-
-def _more_time(limits: ServerLimits) -> None:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime + limits.decoder_seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
 
 
 def _done(asked: dict[str, Any], content: bytes, limits: ServerLimits) -> tuple[dict[str, Any], Sequence[bytes]]:
