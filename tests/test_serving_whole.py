@@ -82,6 +82,7 @@ def the_whole_way(page: Browser, server: Server, run: Path, folder: Path) -> lis
     for number in range(3):
         page.press("e")
         page.until("!!document.querySelector('#corrections textarea')")
+        page.until("!!document.querySelector('#corrections .stage canvas')")
         page.ask("document.querySelector('#corrections .stage').focus()")
         page.press("Enter")  # a box in the middle
         name = page.ask("[...document.querySelectorAll('#corrections .mark.rewrite .name')].at(-1).textContent")

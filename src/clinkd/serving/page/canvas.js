@@ -78,6 +78,13 @@ export class View extends EventTarget {
     else this.fit();
   }
 
+  /** Take the picture away; until the next one nothing can be drawn. */
+  clear() {
+    this.size = null;
+    this.sheet.replaceChildren();
+    this.stage.removeAttribute("aria-label");
+  }
+
   /** The whole picture, as large as it can be. */
   fit() {
     if (!this.size) return;

@@ -22,7 +22,7 @@ const named = (prefix, boxes) => boxes.map((_, i) => (boxes.length > 1 ? `${pref
 export class Corrections {
   /** @param {HTMLElement} root @param {number[]} rounds @param {(act: () => any) => Promise<any>} attempt */
   constructor(root, rounds, attempt) {
-    Object.assign(this, { root, attempt, items: [], at: 0, offset: 0, editing: false, busy: false });
+    Object.assign(this, { root, attempt, items: [], at: 0, offset: 0, editing: false, busy: false, pictured: null });
     this.view = new View(find("c-stage"));
     this.view.makes = null;
     this.#wire(rounds);
@@ -199,8 +199,12 @@ export class Corrections {
   }
 
   async #picture(item) {
+    const address = `/v1/corrections/image?${new URLSearchParams({ id: item.id, round: String(item.round) })}`;
+    if (this.pictured === address) return;
+    this.pictured = null;
+    this.view.clear(); // a box of this correction is never drawn on the picture of another
     const image = new Image();
-    image.src = `/v1/corrections/image?${new URLSearchParams({ id: item.id, round: String(item.round) })}`;
+    image.src = address;
     await this.attempt(async () => {
       await image.decode().catch(() => { throw new Failure("The image of this correction could not be shown."); });
       if (this.items[this.at]?.id !== item.id) return;
@@ -208,6 +212,7 @@ export class Corrections {
       canvas.getContext("2d").drawImage(image, 0, 0);
       this.view.show(canvas, `${item.modality} image of ${canvas.width} by ${canvas.height} pixels`);
       this.view.fit();
+      this.pictured = address;
     });
   }
 
