@@ -82,7 +82,7 @@ export class View extends EventTarget {
   clear() {
     this.size = null;
     this.sheet.replaceChildren();
-    this.stage.removeAttribute("aria-label");
+    this.stage.setAttribute("aria-label", "Image of the correction, not there yet");
   }
 
   /** The whole picture, as large as it can be. */
