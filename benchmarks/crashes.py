@@ -1,6 +1,6 @@
 """What comes back after kills, faults and damage: of everything that was tried, how much ended with the same bits.
 
-    python -m benchmarks.crashes [--json] [--kills 100] [--damages 100] [--seed 0] [--only kills stops faults damages]
+    python -m benchmarks.crashes [--json] [--kills 100] [--damages 100] [--every 1] [--seed 0] [--only PART ...]
 
 kills     SIGKILL at random points of a teacher and a distillation, as the stages of a run; then the same run again.
 stops     SIGTERM at random points of the same, with no checkpoint but the one that the stop makes.
@@ -351,9 +351,9 @@ class Bench:
         return found.hexdigest()
 
 
-def faults(shop: Shop) -> list[Row]:
+def faults(shop: Shop, every: int) -> list[Row]:
     file = shop.scratch / "faults.json"
-    shop.must(lambda: file.write_text(json.dumps(_faults(shop))))
+    shop.must(lambda: file.write_text(json.dumps(_faults(shop, every))))
     found = [Broken(*entry) for entry in json.loads(file.read_text())]
     rows = []
     for how, words in zip(HOWS, ("an error", "the end of the process", "a power cut"), strict=True):
@@ -365,7 +365,7 @@ def faults(shop: Shop) -> list[Row]:
     return rows
 
 
-def _faults(shop: Shop) -> list[Broken]:
+def _faults(shop: Shop, every: int) -> list[Broken]:
     bench = Bench(shop)
     wanted = bench.fit(shop.scratch / "whole")
     folder = shop.scratch / "parts"
@@ -374,7 +374,7 @@ def _faults(shop: Shop) -> list[Broken]:
     with dry.mounted():
         save(dry.folder)
     broken = []
-    for at, what in enumerate([*dry.done, "the end"], start=1):
+    for at, what in list(enumerate([*dry.done, "the end"], start=1))[::-every]:
         for how in HOWS:
             copy = Path(shutil.copytree(folder, shop.scratch / "broken"))
             _break(copy, at, how, save)
@@ -490,6 +490,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--damages", type=int, default=100, help="of each kind for each file")
+    parser.add_argument("--every", type=int, default=1, help="break each so-many-th operation of a save, the last too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     add_outputs(parser)
@@ -499,7 +500,7 @@ def main() -> int:
         todo: dict[str, Callable[[], list[Row]]] = {
             "kills": lambda: kills(shop, args.kills, args.seed),
             "stops": lambda: stops(shop, max(1, args.kills // 10), args.seed),
-            "faults": lambda: faults(shop),
+            "faults": lambda: faults(shop, args.every),
             "damages": lambda: damages(shop, args.damages, args.seed),
         }
         rows = [row for part in args.only for row in todo[part]()]

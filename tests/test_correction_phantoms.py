@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pytest
 
 from clinkd.config import ReflectConfig
 from clinkd.correction.correctors import OfflineCorrector, Wrong, correct
@@ -23,8 +24,9 @@ def drawn(images: int) -> list[Sample]:
     return found
 
 
-def test_phantom_truths_survive_reading_rewriting_and_a_second_review() -> None:
-    samples = drawn(240)
+@pytest.mark.parametrize("images", [60, pytest.param(240, marks=pytest.mark.slow)])
+def test_phantom_truths_survive_reading_rewriting_and_a_second_review(images: int) -> None:
+    samples = drawn(images)
     for one in samples:
         if one.facts:
             assert set(read_facts(one.answer.text, phantoms.LEXICON)) == set(one.facts)

@@ -95,6 +95,9 @@ def test_what_was_paid_for_is_not_paid_for_again(api: ChatApi, tmp_path: Path) -
     assert len(api.calls) == 4
 
 
+PAST = "Mon, 01 Jan 1990 00:00:00 GMT"
+
+
 @pytest.mark.parametrize("as_date", [False, True])
 def test_a_rate_limit_is_waited_for_as_long_as_it_says(api: ChatApi, tmp_path: Path, as_date: bool) -> None:
     value = email.utils.formatdate(time.time() + 3, usegmt=True) if as_date else "1.2"
@@ -112,7 +115,7 @@ def test_a_rate_limit_holds_for_all_threads(api: ChatApi, tmp_path: Path) -> Non
     assert not [c for c in api.calls[2:] if c.at < told + 0.95]
 
 
-@pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 1990 00:00:00 GMT", "-5", "soon"])
+@pytest.mark.parametrize("value", ["0", *(pytest.param(v, marks=pytest.mark.slow) for v in (PAST, "-5", "soon"))])
 def test_a_wait_of_nothing_does_not_use_up_all_attempts_at_once(api: ChatApi, tmp_path: Path, value: str) -> None:
     api.script = at_first(*[no(429, **{"Retry-After": value})] * 2)
     assert talk(api, tmp_path, "a")[0][0].texts == ("yes",)
@@ -131,7 +134,7 @@ def test_too_long_a_wait_stops_the_run(api: ChatApi, tmp_path: Path, value: str,
     assert len(api.calls) == 1
 
 
-@pytest.mark.parametrize("status", [500, 503, 408])
+@pytest.mark.parametrize("status", [500, *(pytest.param(n, marks=pytest.mark.slow) for n in (503, 408))])
 def test_a_server_error_is_tried_again_and_then_stops_with_nothing_lost(
     api: ChatApi, tmp_path: Path, status: int
 ) -> None:

@@ -202,7 +202,7 @@ def test_lanes_have_the_gradients_of_one_batch_and_the_same_bits_every_time(draw
         torch.set_num_threads(number)
         model, tutor = fresh(drawn), LiveTeacher(fresh(drawn))
         assert count_threads(model, 24) == number
-        config = FitConfig(epochs=4, rows=24, optimizer="muon", learning_rate=1e-4, muon_learning_rate=1e-3)
+        config = FitConfig(epochs=2, rows=24, optimizer="muon", learning_rate=1e-4, muon_learning_rate=1e-3)
         fit(model, drawn[1], objective, config, FitRun(tmp_path / name, 0, "x"), teacher=tutor)
         assert torch.get_num_threads() == number
         found = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]

@@ -214,10 +214,11 @@ def test_shares_sum_to_one_and_the_entropy_is_exact(bench: Bench, whole: dict[Ki
         assert len(named) == len(set(named))  # merged
 
 
-def test_draws_have_no_bias_and_less_variance_than_independent_ones(bench: Bench) -> None:
+@pytest.mark.parametrize("seeds", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_draws_have_no_bias_and_less_variance_than_independent_ones(bench: Bench, seeds: int) -> None:
     batch = bench.batch(0, 2)
     live = LiveTeacher(bench.teacher).goal(batch)
-    p, student, seeds = distribution(bench, batch), bench.model(), 300
+    p, student = distribution(bench, batch), bench.model()
     hidden = student.hidden_states(batch).detach().requires_grad_()
     weight = student.head.weight_VH.detach()
 
@@ -288,9 +289,10 @@ def test_the_order_of_samples_changes_no_byte(
     assert same(content(bench.store(tmp_path / kind, bench.identity(kind), mixed)), content(whole[kind]))
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["states", "draws"])
 def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
-    bench: Bench, tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, kind: Kind, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop(Exception):
         pass
@@ -322,7 +324,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
 
     monkeypatch.setattr(LiveTeacher, "goal", stopping("goal"))
     monkeypatch.setattr(tensor_store, "write_atomic", stopping("write"))
-    for after in range(100):
+    for after in range(0, 100, every):
         folder, passes = tmp_path / str(after), 0
         if not stopped(folder, after):
             break
@@ -330,7 +332,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
         assert not finished(folder) and not stopped(folder, 100)
         assert same(content(folder), wanted)
         assert passes <= 9 + 3, "finished shards are not computed again"
-    assert 10 < after < 20 and passes == 9
+    assert 10 < after < 20 + every and passes == 9
     assert not stopped(folder, 1)  # all stands: the index alone is written again
     assert same(content(folder), wanted) and passes == 9
 
