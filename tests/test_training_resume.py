@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,8 +84,21 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def whole(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
-    return bench.fit(tmp_path_factory.mktemp("whole"))
+def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, bench.fit(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(finished: tuple[Path, list[Tensor]]) -> list[Tensor]:
+    """The weights that a fit ends with which was never stopped."""
+    return finished[1]
+
+
+@pytest.fixture
+def trained(finished: tuple[Path, list[Tensor]], tmp_path: Path) -> Path:
+    """A copy of its folder, to be damaged."""
+    return shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -234,25 +248,22 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
-def test_damage_is_told_and_the_checkpoint_before_taken(bench, whole, tmp_path, capfd, name, damage):
-    bench.fit(tmp_path)
-    capfd.readouterr()
+def test_damage_is_told_and_the_checkpoint_before_taken(bench, whole, trained, capfd, name, damage):
     for _ in range(2):  # the second time, there is one that was set aside
-        damage(tmp_path / "step-0000006" / name)
-        assert same(bench.fit(tmp_path), whole)
+        damage(trained / "step-0000006" / name)
+        assert same(bench.fit(trained), whole)
         (line,) = [x for x in capfd.readouterr().err.splitlines() if "damaged-step" in x]
-        assert line.startswith(str(tmp_path / "step-0000006")) and (name in line or name == "manifest.json")
+        assert line.startswith(str(trained / "step-0000006")) and (name in line or name == "manifest.json")
         assert line.endswith("; set aside as damaged-step-0000006; going on from step-0000005")
-        assert {"damaged": line} in [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
-        assert steps(tmp_path) == [5, 6] and (tmp_path / "damaged-step-0000006").is_dir()
+        assert {"damaged": line} in [json.loads(x) for x in (trained / "log.jsonl").read_text().splitlines()]
+        assert steps(trained) == [5, 6] and (trained / "damaged-step-0000006").is_dir()
 
 
-def test_where_all_are_damaged_training_begins_anew(bench, whole, tmp_path, capfd):
-    bench.fit(tmp_path)
-    for each in checkpoints(tmp_path):
+def test_where_all_are_damaged_training_begins_anew(bench, whole, trained, capfd):
+    for each in checkpoints(trained):
         flip(each / "weights.safetensors")
     capfd.readouterr()
-    assert same(bench.fit(tmp_path), whole)
+    assert same(bench.fit(trained), whole)
     assert capfd.readouterr().err.count("; no other is left, so this begins anew") == 2
 
 
