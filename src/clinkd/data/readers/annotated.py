@@ -34,6 +34,13 @@ class Annotated:
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
 
+    def ask(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
+        """A sample with one question about the image."""
+        group = self.group or self.id
+        return Sample(
+            sample_id, (self.image,), self.modality, (turn,), group, self.origin, names, (), self.side, self.split
+        )
+
 
 def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
     """The questions about a record: where each name is (all its boxes in one answer, left to right), what each box
@@ -43,57 +50,43 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     of more than `max_questions` questions a seeded draw is kept. `notes` counts both.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
-    split_group = record.group or record.id
-
-    def sample(tag: str, turn: Turn, *names: str) -> Sample:
-        name = f"{record.id}-{tag}"
-        return Sample(
-            name,
-            (record.image,),
-            record.modality,
-            (turn,),
-            split_group,
-            record.origin,
-            names,
-            (),
-            record.side,
-            record.split,
-        )
-
     boxes: dict[str, list[Box]] = {}
     for name, box in record.objects:
         boxes.setdefault(name, []).append(box)
     samples = []
     for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.ask else (), start=1):
-        left_to_right = sorted(boxes_of_name, key=lambda b: (b.x1, b.y1, b.x2, b.y2))
+        left_to_right = sorted(boxes_of_name, key=lambda b: b.corners)
         turn = questions.where(name, left_to_right, rng)
         if name in record.incomplete:
             notes["names of which not all boxes are known, so that where they are is not asked"] += 1
         elif len(boxes_of_name) > source.max_boxes:
             notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
         else:
-            samples.append(sample(f"vg{number}", turn, name))
+            samples.append(record.ask(f"{record.id}-vg{number}", turn, (name,)))
     for number, (name, box) in enumerate(record.objects if Task.ROC in source.ask else (), start=1):
-        samples.append(sample(f"roc{number}", questions.what(box, name, rng), name))
+        samples.append(record.ask(f"{record.id}-roc{number}", questions.what(box, name, rng), (name,)))
     for number, (name, box) in enumerate(record.objects if Task.RC in source.ask else (), start=1):
-        samples.append(
-            sample(f"rc{number}", questions.describe(box, questions.write_box_sentence(name, box, rng), rng), name)
-        )
+        turn = questions.describe(box, questions.write_box_sentence(name, box, rng), rng)
+        samples.append(record.ask(f"{record.id}-rc{number}", turn, (name,)))
     for number, (question, answer) in enumerate(record.qa, start=1):
-        samples.append(sample(f"qa{number}", Turn(Task.QA, BoxedText(question), BoxedText(answer))))
-    kept = sample_questions(samples, source.max_questions, source.seed)
-    if len(samples) > len(kept):
-        notes[f"questions beyond max_questions={source.max_questions} an image"] += len(samples) - len(kept)
-    return kept
+        turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
+        samples.append(record.ask(f"{record.id}-qa{number}", turn))
+    return sample_questions(samples, source, notes)
 
 
-def sample_questions(samples: list[Sample], most: int | None, seed: int) -> list[Sample]:
-    """All samples, or `most` of them by a hash of their ids: a new one does not reshuffle the rest. Keeps the order."""
+def sample_questions(samples: list[Sample], source: Source, notes: Counter[str]) -> list[Sample]:
+    """All samples of an image, or `max_questions` of them, in their order. `notes` counts the rest.
+
+    A hash of the ids decides, so that a new question does not reshuffle the others.
+    """
+    most = source.max_questions
     if most is None or len(samples) <= most:
         return samples
-    kept = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}/{s.id}".encode()).digest())[:most]
-    ids = {s.id for s in kept}
-    return [s for s in samples if s.id in ids]
+    ranked = sorted(samples, key=lambda s: hashlib.sha256(f"{source.seed}/{s.id}".encode()).digest())
+    kept_ids = {s.id for s in ranked[:most]}
+    kept = [s for s in samples if s.id in kept_ids]
+    notes[f"questions beyond max_questions={most} an image"] += len(samples) - len(kept)
+    return kept
 
 
 def parse_pixel_box(value: Any, field: str, image: ImageRef) -> Box:

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
@@ -23,17 +23,18 @@ from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
+    Word,
     convert_rows,
     iterate_objects,
     json_rows,
-    require_text_of_key,
+    require_choice,
+    require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SIDES: tuple[Side, ...] = get_args(Side)
-Word = TypeVar("Word", bound=str)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
@@ -60,41 +61,42 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) -> None:
     if first_rows.setdefault(value, row) != row:
-        raise FieldError(
-            key, value, f"already used by row {first_rows[value]}; give each image one row, with an id of its own"
-        )
+        why = f"already used by row {first_rows[value]}; give each image one row, with an id of its own"
+        raise FieldError(key, value, why)
 
 
 def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> Annotated:
     value = row.value
-    name = require_text_of_key(value, "id")
-    require_text_of_key(value, "image")
+    name = require_words(value.get("id"), "id")
+    require_words(value.get("image"), "image")
     modality = resolve_modality(value.get("modality"), source)
     image = _with_stated_size(pictures.ref(value["image"]), value)
     for field, actual in (("width", image.width), ("height", image.height)):
         if field in value and actual is not None and value[field] != actual:
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
-    objects = tuple(
-        (
-            require_text_of_key(entry, "name", f"objects[{i}].name"),
-            parse_pixel_box(entry.get("box"), f"objects[{i}].box", image),
-        )
-        for i, entry in iterate_objects(value, "objects")
-    )
-    qa = tuple(
-        (
-            require_text_of_key(entry, "question", f"qa[{i}].question"),
-            require_text_of_key(entry, "answer", f"qa[{i}].answer"),
-        )
-        for i, entry in iterate_objects(value, "qa")
-    )
+    objects = []
+    for i, entry in iterate_objects(value, "objects"):
+        object_name = require_words(entry.get("name"), f"objects[{i}].name")
+        objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
+    qa = []
+    for i, entry in iterate_objects(value, "qa"):
+        question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
+        qa.append((question, answer))
     if value.get("group") is not None:
-        split_group = require_text_of_key(value, "group")
+        split_group = require_words(value["group"], "group")
     else:
         split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
-    split = parse_choice(value, "split", SPLITS)
-    side = parse_choice(value, "side", SIDES) or source.side or "patient"
-    return Annotated(name, image, modality, objects, qa, split_group, parse_origin(name), side, split or source.split)
+    return Annotated(
+        id=name,
+        image=image,
+        modality=modality,
+        objects=tuple(objects),
+        qa=tuple(qa),
+        group=split_group,
+        origin=parse_origin(name),
+        split=parse_choice(value, "split", SPLITS) or source.split,
+        side=parse_choice(value, "side", SIDES) or source.side or "patient",
+    )
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
@@ -105,15 +107,9 @@ def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
     return replace(image, width=width, height=height)
 
 
-def parse_choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | None:
+def parse_choice(value: dict[str, Any], key: str, choices: Sequence[Word]) -> Word | None:
     """One of a few words, None where the key is absent."""
-    stated = value.get(key)
-    if stated is None:
-        return None
-    for word in legal:
-        if stated == word:
-            return word
-    raise FieldError(key, stated, f"one of {', '.join(legal)} is wanted")
+    return None if value.get(key) is None else require_choice(value[key], choices, key)
 
 
 def resolve_modality(value: object, source: Source) -> Modality:

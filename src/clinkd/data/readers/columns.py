@@ -25,9 +25,8 @@ def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: 
         if our_name is None or our_name in mapping or column in columns.values():
             continue
         if our_name in columns:
-            raise BadInput(
-                f"{context}; {columns[our_name]!r} and {column!r} both mean {our_name}: say which with --column"
-            )
+            both = f"{columns[our_name]!r} and {column!r} both mean {our_name}"
+            raise BadInput(f"{context}; {both}: say which with --column")
         columns[our_name] = column
     boxes = _check_columns(columns, context)
     if not boxes:  # "name" may well be that of the patient
@@ -52,9 +51,8 @@ def _check_columns(columns: dict[str, str], context: str) -> bool:
         if present and missing:
             raise BadInput(f"{context}; {', '.join(present)} without {missing}: name it, as --column {missing}=COLUMN")
     if "x1" in columns and "box" in columns:
-        raise BadInput(
-            f"{context}; boxes stand both in {columns['box']} and in {columns['x1']} ...: rename one of them"
-        )
+        both = f"{columns['box']} and in {columns['x1']} ..."
+        raise BadInput(f"{context}; boxes stand both in {both}: rename one of them")
     return "x1" in columns or "box" in columns
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import kind_of
@@ -54,13 +54,18 @@ def detect_form(source: Source) -> str:
     """
     path = source.path
     if path.is_dir():
-        return _detect_folder_form(path, source.encoding)
-    if not path.is_file():
+        form = _detect_folder_form(path, source.encoding)
+    elif path.is_file():
+        form = _detect_file_form(path, source.encoding)
+    else:
         raise BadInput(f"{path}: no such file or folder; check the path")
-    return _detect_file_form(path, source.encoding) or _raise_unknown_form(path)
+    if form is None:
+        forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
+        raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
+    return form
 
 
-def _detect_folder_form(folder: Path, encoding: str) -> str:
+def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     if (folder / SAMPLES).is_file():
         return "samples"
     if (folder / RECORDS).is_file():
@@ -78,12 +83,10 @@ def _detect_folder_form(folder: Path, encoding: str) -> str:
         return found_forms[0]
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
-        raise BadInput(
-            f"{folder}: holds the sheet {sheets[0]}; give it by name, and the folder of images with --images"
-        )
-    if any(kind_of(p).medical for p in itertools.islice(_walk_files(folder), MOST_LOOKED_AT)):
-        return "dicom"
-    return _raise_unknown_form(folder)
+        way_out = "give it by name, and the folder of images with --images"
+        raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
+    first_files = itertools.islice(_walk_files(folder), MOST_LOOKED_AT)
+    return "dicom" if any(kind_of(p).medical for p in first_files) else None
 
 
 def _walk_files(folder: Path) -> Iterator[Path]:
@@ -126,11 +129,6 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
     if "image" in row and ("objects" in row or "qa" in row):
         return "boxes"
     return "vqa" if "question" in row and "answer" in row else None
-
-
-def _raise_unknown_form(path: Path) -> NoReturn:
-    forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
-    raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
 
 
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:

@@ -13,10 +13,11 @@ import itertools
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 
@@ -26,7 +27,7 @@ SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
 MAX_SHEET_BYTES = 1 << 30  # of an XLSX, unpacked
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
-
+Word = TypeVar("Word", bound=str)
 
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
@@ -57,15 +58,7 @@ class RowError:
         return f"{self.file}, row {self.row}, id {self.id}: {self.field} = {self.value}: {self.why}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "row": self.row,
-            "id": self.id,
-            "field": self.field,
-            "value": self.value,
-            "reason": self.why,
-            "kind": self.kind,
-        }
+        return {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +129,8 @@ def _escape_unprintable(text: str) -> str:
 # ---- fields ---------------------------------------------------------------------------------------------------------
 
 
-def require_text_of_key(entry: dict[str, Any], key: str, field: str | None = None) -> str:
-    """A non-empty text with white space folded. Raises FieldError where it is absent, empty, torn or holds a mark."""
-    return require_words(entry.get(key), field or key)
-
-
 def require_words(value: Any, field: str) -> str:
-    """`value` as a non-empty text with white space folded."""
+    """A non-empty text with white space folded. Raises FieldError where it is empty, no text, torn or holds a mark."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
@@ -165,13 +153,19 @@ def fold_plain_text(value: str, field: str) -> str:
 
 def check_unicode(value: str, field: str) -> None:
     """Raise FieldError where a text holds half a character, which no file can take."""
-    if value.isascii():
-        return
     try:
         value.encode()
     except UnicodeEncodeError as error:
         why = f"half a character at place {error.start + 1} (an escape or encoding torn apart); write the text anew"
         raise FieldError(field, value, why) from None
+
+
+def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:
+    """The one of a few words that `value` is."""
+    for word in choices:
+        if value == word:
+            return word
+    raise FieldError(field, value, f"one of {', '.join(choices)} is wanted")
 
 
 def get_list(entry: dict[str, Any], key: str) -> list[Any]:
@@ -199,13 +193,9 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object. A repeated key is an error, because JSON readers silently keep the last one."""
     members = dict(pairs)
     if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated_key = next(key for key in keys if keys.count(key) > 1)
-        raise FieldError(
-            repeated_key,
-            [value for key, value in pairs if key == repeated_key],
-            "the key stands twice; keep one of them",
-        )
+        repeated_key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        values = [value for key, value in pairs if key == repeated_key]
+        raise FieldError(repeated_key, values, "the key stands twice; keep one of them")
     return members
 
 
@@ -229,14 +219,10 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
             head = stream.read(64)
     if not head:
         raise BadInput(f"{file}: the file has no rows; give JSON, a list of objects or one object a line")
-    if (head[:2] in _UTF16_MARKS or head.count(b"\0") > len(head) / 3) and not _is_wide_encoding(encoding):
-        raise BadInput(f"{file}: written as UTF-16, it seems; save it as UTF-8, or give --encoding utf-16")
+    _refuse_utf16(file, head, encoding)
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    yield from (
-        _read_list_rows(file, encoding)
-        if _is_wide_encoding(encoding) or start == b"["
-        else _read_line_rows(file, encoding)
-    )
+    is_list = _is_wide_encoding(encoding) or start == b"["
+    yield from _read_list_rows(file, encoding) if is_list else _read_line_rows(file, encoding)
 
 
 def normalize_encoding(encoding: str) -> str:
@@ -254,6 +240,11 @@ def _is_wide_encoding(encoding: str) -> bool:
     return encoding.startswith(("utf-16", "utf-32"))
 
 
+def _refuse_utf16(file: Path, head: bytes, encoding: str) -> None:
+    if (head[:2] in _UTF16_MARKS or head.count(b"\0") > len(head) / 3) and not _is_wide_encoding(encoding):
+        raise BadInput(f"{file}: written as UTF-16, it seems; save it as UTF-8, or give --encoding utf-16")
+
+
 def _open_file(file: Path) -> IO[bytes]:
     if not file.is_file():
         raise BadInput(f"{file}: no such file; check the path")
@@ -262,67 +253,54 @@ def _open_file(file: Path) -> IO[bytes]:
 
 def _read_line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
     has_rows = False
-    offset = 0
     with file.open("rb") as stream:
-        for number in itertools.count(1):
-            line = stream.readline(MAX_ROW_BYTES)
-            if not line:
-                break
-            line_bytes = len(line)
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_ROW_BYTES), b""), start=1):
+            offset = stream.tell() - len(line)
             if not has_rows and line.strip() == b"{":
                 raise BadInput(f"{file}: one object over several lines; give a list of objects, or one object a line")
-            if line_bytes == MAX_ROW_BYTES and not line.endswith(b"\n"):
+            if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
                 has_rows = True
-                line_bytes += _skip_rest_of_line(stream)
+                rest = line
+                while rest and not rest.endswith(b"\n"):
+                    rest = stream.readline(MAX_ROW_BYTES)
                 why = f"longer than {MAX_ROW_BYTES:,} bytes (from byte {offset}); put one row on a line"
-                yield make_error_result(
-                    file, number, FieldError("row", line[:80].decode(encoding, "replace"), why), None
-                )
+                fault = FieldError("row", line[:80].decode(encoding, "replace"), why)
+                yield make_error_result(file, number, fault, None)
             elif line.strip():
                 has_rows = True
                 yield _parse_line(file, number, line, encoding, offset)
-            offset += line_bytes
     if not has_rows:
         raise BadInput(f"{file}: the file has no rows; give one JSON object a line")
 
 
-def _skip_rest_of_line(stream: IO[bytes]) -> int:
-    """Skip the rest of the line. Returns the number of skipped bytes."""
-    skipped_bytes = 0
-    while piece := stream.readline(MAX_ROW_BYTES):
-        skipped_bytes += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return skipped_bytes
-
-
 def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int) -> SourceRow | RowResult:
-    try:
-        text = line.decode(encoding)
-    except UnicodeDecodeError as error:
-        raw = line.decode(encoding, "backslashreplace").strip()
-        why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
-        return make_error_result(file, number, FieldError("row", raw, why), raw)
+    text = line.decode(encoding, "backslashreplace")
     raw = text.strip(_BLANKS)
     try:
-        value = _DECODER.decode(raw)
+        line.decode(encoding)
+        return _check_object(file, number, _DECODER.decode(raw), raw)
+    except UnicodeDecodeError as error:
+        why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
+        fault = FieldError("row", raw, why)
     except json.JSONDecodeError as error:
         before = text[: text.index(raw) + error.pos]
-        byte = offset + len(before.encode(encoding))
-        return make_error_result(
-            file, number, FieldError("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw
-        )
+        why = f"not JSON at byte {offset + len(before.encode(encoding))} ({error.msg}); {_MEND}"
+        fault = FieldError("row", raw, why)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        return make_error_result(file, number, FieldError("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
-    except FieldError as fault:
-        return make_error_result(file, number, fault, raw)
-    return _check_object(file, number, value, raw)
+        fault = FieldError("row", raw, f"not usable JSON ({error}); {_MEND}")
+    except FieldError as error:
+        fault = error
+    return make_error_result(file, number, fault, raw)
 
 
 def _check_object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
     if not isinstance(value, dict):
         return make_error_result(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
     return SourceRow(file, number, value, raw)
+
+
+class _JsonDamage(Exception):
+    """Damage after which no row can be told from the next: the byte and the reason."""
 
 
 class _JsonWindow:
@@ -335,6 +313,7 @@ class _JsonWindow:
         self.decoder = codecs.getincrementaldecoder(encoding)(self.errors)
         self.text, self.position, self.ended = "", 0, False
         self.byte = len("".encode(encoding))  # a byte order mark is read away by the decoder
+        self.markless_encoding = f"{encoding[:6]}-le" if self.wide else encoding
 
     def read_more(self, wanted: int) -> None:
         data = self.stream.read(wanted)
@@ -342,9 +321,7 @@ class _JsonWindow:
         try:
             read = self.decoder.decode(data, final=self.ended and not self.wide)
         except UnicodeDecodeError as error:
-            raise _JsonDamage(
-                self.byte + self.count_bytes(self.text[self.position :]), f"not {self.encoding}: {error.reason}"
-            ) from None
+            raise self.damage(len(self.text), f"not {self.encoding}: {error.reason}") from None
         self.text = self.text[self.position :] + read
         self.position = 0
 
@@ -356,9 +333,11 @@ class _JsonWindow:
         return passed_text
 
     def count_bytes(self, text: str) -> int:
-        if self.wide:
-            return len(text.encode(self.encoding[:6] + "-le", self.errors))
-        return len(text) if text.isascii() else len(text.encode(self.encoding, self.errors))
+        return len(text.encode(self.markless_encoding, self.errors))
+
+    def damage(self, end: int, why: str) -> _JsonDamage:
+        """Damage at `text[end]`."""
+        return _JsonDamage(f"not JSON at byte {self.byte + self.count_bytes(self.text[self.position : end])} ({why})")
 
     def next_character(self) -> str:
         """The next character that is no blank, "" at the end of the file."""
@@ -371,25 +350,15 @@ class _JsonWindow:
                 return self.text[end : end + 1]
             self.read_more(CHUNK_BYTES)
 
-    def fault(self, raw: str) -> FieldError | None:
-        """The error where `raw`, the text just passed, holds a byte of another encoding; else None."""
-        if raw.isascii():
-            return None
+    def check_encoding(self, raw: str) -> None:
+        """Raise FieldError where `raw`, the text just passed, holds a byte of another encoding."""
         try:
             raw.encode()
         except UnicodeEncodeError as error:
             byte = self.byte - self.count_bytes(raw[error.start :])
             shown = "half a character" if self.wide else f"0x{ord(raw[error.start]) - 0xDC00:02x}"
-            return FieldError("row", raw, f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}")
-        return None
-
-
-class _JsonDamage(Exception):
-    """Damage at a byte after which no row can be told from the next."""
-
-    def __init__(self, byte: int, why: str) -> None:
-        super().__init__(byte, why)
-        self.byte, self.why = byte, why
+            why = f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}"
+            raise FieldError("row", raw, why) from None
 
 
 def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
@@ -407,46 +376,39 @@ def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult
                 raise BadInput(f"{file}: the list has no rows")
             next_character = ","
             while next_character == ",":
+                row = _read_list_row(file, number + 1, stream)
                 number += 1
-                row = _read_list_row(file, number, stream)
                 last_good = row if isinstance(row, SourceRow) else last_good
                 yield row
                 if (next_character := stream.next_character()) not in (",", "]"):
-                    number += 1
-                    raise _JsonDamage(
-                        stream.byte, f"{shorten_value(next_character) or 'the file ends'} where , or ] is wanted"
-                    )
+                    shown = shorten_value(next_character) or "the file ends"
+                    raise stream.damage(stream.position, f"{shown} where , or ] is wanted")
                 stream.advance(stream.position + 1)
             if stream.next_character():
-                number += 1
-                raise _JsonDamage(stream.byte, "something follows the end of the list")
+                raise stream.damage(stream.position, "something follows the end of the list")
         except _JsonDamage as damage:
-            yield _report_damage(file, number, stream, damage, last_good)
-
-
-def _report_damage(
-    file: Path, number: int, stream: _JsonWindow, damage: _JsonDamage, last_good: SourceRow | None
-) -> RowResult:
-    size = file.stat().st_size
-    last_good_note = "no row before it is good"
-    if last_good is not None:
-        last_good_note = f"the last good row is {last_good.number}" + (
-            f" (id {shorten_value(last_good.value['id'])})" if "id" in last_good.value else ""
-        )
-    lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
-    why = (
-        f"not JSON at byte {damage.byte} ({damage.why}); {last_good_note}; {lost}; bring back a whole copy, or mend it"
-    )
-    value = stream.text[stream.position : stream.position + 200]
-    return make_error_result(file, number, FieldError("file", value, why), value)
+            good_rows = "no row before it is good"
+            if last_good is not None:
+                shown_id = f" (id {shorten_value(last_good.value['id'])})" if "id" in last_good.value else ""
+                good_rows = f"the last good row is {last_good.number}{shown_id}"
+            size = file.stat().st_size
+            lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
+            value = stream.text[stream.position : stream.position + 200]
+            fault = FieldError("file", value, f"{damage}; {good_rows}; {lost}; bring back a whole copy, or mend it")
+            yield make_error_result(file, number + 1, fault, value)
 
 
 def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | RowResult:
     """The next value of the list as a row."""
     stream.next_character()
     value, raw = _read_next_value(stream)
-    fault = stream.fault(raw) or (value if isinstance(value, FieldError) else None)
-    return make_error_result(file, number, fault, raw) if fault else _check_object(file, number, value, raw)
+    try:
+        stream.check_encoding(raw)
+        if isinstance(value, FieldError):
+            raise value
+    except FieldError as fault:
+        return make_error_result(file, number, fault, raw)
+    return _check_object(file, number, value, raw)
 
 
 def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
@@ -466,11 +428,9 @@ def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
                     why = "the file ends inside a row" if window_length else "the file ends where a row is wanted"
                 elif cut:
                     why = f"a row of more than {MAX_ROW_BYTES:,} bytes, or a quotation mark is missing"
-                raise _JsonDamage(
-                    stream.byte + stream.count_bytes(stream.text[stream.position : error.pos]), why
-                ) from None
+                raise stream.damage(error.pos, why) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-            raise _JsonDamage(stream.byte, " ".join(str(error).split())) from None
+            raise stream.damage(stream.position, " ".join(str(error).split())) from None
         stream.read_more(chunk_bytes)  # what seems wrong may be due to the window alone
         chunk_bytes *= 2
 
@@ -500,13 +460,11 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
         data = stream.read()
     if not data.strip():
         raise BadInput(f"{file}: the file is empty; bring back a whole copy")
-    if encoding == "utf-8" and data[:2] in _UTF16_MARKS:
-        raise BadInput(f"{file}: written as UTF-16; save it as UTF-8, or give --encoding utf-16")
+    _refuse_utf16(file, data[:64], encoding)
     try:
         return _DECODER.decode(data.decode(encoding).removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
-        raise BadInput(f"{file}: {byte}; save the file in one encoding, or name it with --encoding") from None
+        why = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
     except json.JSONDecodeError as error:
         error_byte = len(data) - len(error.doc[error.pos :].encode(encoding, "surrogatepass"))
         if encoding == "utf-16":
@@ -514,12 +472,11 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
         ends = error_byte >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
         cut = "the file ends inside a value" if ends else error.msg
         why = f"not JSON at byte {error_byte:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
-        raise BadInput(f"{file}: {why}") from None
     except FieldError as fault:
-        reason = f"the key {fault.field!r} stands twice in one object"
-        raise BadInput(f"{file}: not usable JSON ({reason}); mend it") from None
+        why = f"not usable JSON (the key {fault.field!r} stands twice in one object); mend it"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise BadInput(f"{file}: not usable JSON ({' '.join(str(error).split())}); mend it") from None
+        why = f"not usable JSON ({' '.join(str(error).split())}); mend it"
+    raise BadInput(f"{file}: {why}")
 
 
 # ---- sheets ---------------------------------------------------------------------------------------------------------
@@ -551,9 +508,7 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
 
 
 def _strip_empty_end(cells: list[str]) -> list[str]:
-    end = len(cells)
-    while end and not cells[end - 1]:
-        end -= 1
+    end = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
     return cells[:end]
 
 
@@ -581,10 +536,10 @@ def _check_column_names(file: Path, cells: list[str]) -> list[str]:
     return names
 
 
-Cells = list[str] | FieldError
+_Cells = list[str] | FieldError
 
 
-def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
+def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         head = stream.read(1 << 16)
@@ -600,26 +555,22 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
         while True:
             start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
             try:
-                cells = [c.strip() for c in next(reader)]
-                if not (separator_line and start == 1):
-                    yield start, [_format_cell(c, c) for c in cells]
+                cells: _Cells = [_format_cell(c.strip(), c.strip()) for c in next(reader)]
             except StopIteration:
                 return
             except FieldError as fault:
-                yield start, fault
+                cells = fault
             except csv.Error as error:
                 where = f"lines {start} to {reader.line_num}" if reader.line_num > start else f"line {start}"
-                yield (
-                    start,
-                    FieldError(
-                        "row", where, f"not CSV ({error}); mend the quotes of the row, these lines are left out"
-                    ),
-                )
+                why = f"not CSV ({error}); mend the quotes of the row, these lines are left out"
+                cells = FieldError("row", where, why)
             except UnicodeError as error:
                 raise BadInput(f"{file}: not {encoding} ({error}); name its encoding with --encoding") from None
+            if not (separator_line and start == 1):
+                yield start, cells
 
 
-def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
+def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
     import openpyxl
 
     with _open_file(file):
@@ -630,10 +581,7 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
         if size > MAX_SHEET_BYTES:
             raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
         # once for the values, once for the formulas: one that was never computed has no value, and is not empty
-        books = [
-            openpyxl.load_workbook(file, read_only=True, data_only=values_only_book)
-            for values_only_book in (True, False)
-        ]
+        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in (True, False)]
     except BadInput:
         raise
     except Exception as error:  # whatever a damaged archive makes of the library
@@ -651,7 +599,7 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
         for number in itertools.count(1):
             try:
                 values, formulas = next(row_pairs)
-                cells: Cells = [_format_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
+                cells: _Cells = [_format_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
             except StopIteration:
                 return
             except FieldError as fault:

@@ -167,8 +167,7 @@ class ImageResolver:
         """The image a row names. Raises FieldError where it is no path, leads out of the root, or cannot be opened."""
         if not isinstance(path, str) or not path.strip():
             raise FieldError(field, path, "empty or not text; give the path of the image")
-        if not path.isascii():
-            check_unicode(path, field)
+        check_unicode(path, field)
         ref_or_reason = self._cached_ref_or_reason(self.relative(path))
         if isinstance(ref_or_reason, str):
             raise FieldError(field, path, ref_or_reason)
