@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from clinkd.cli.outputs import ASIDE, PAGE, PICTURE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
-from clinkd.cli.words import WRONG, Parser, add_verb
+from clinkd.cli.words import WRONG, Parser, Verb, add_verb
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
@@ -39,14 +39,9 @@ def add(verbs: Any) -> None:
 
 
 def _add_import(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "import",
-        _import,
-        "check data of any form, divide it by patient or image, and make a data set of it",
-        "clinkd data import sheet.csv --images scans --out mydata",
-        [_build_check_flags(), _build_share_flags()],
-    )
+    what = "check data of any form, divide it by patient or image, and make a data set of it"
+    example = "clinkd data import sheet.csv --images scans --out mydata"
+    verb = add_verb(kinds, "import", _import, what, example, [_build_check_flags(), _build_share_flags()])
     verb.later = source_flags
     verb.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
     verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the data set that is made")
@@ -57,92 +52,58 @@ def _add_import(kinds: Any) -> None:
     verb.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
 
 
-def _add_check(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "check",
-        _check,
-        "say what is wrong with data, row by row; the exit status is 0 only if nothing is",
-        "clinkd data check FOLDER --page check.html",
-        [_build_check_flags()],
-    )
+def _add_reading_verb(
+    kinds: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()
+) -> Parser:
+    """Add a verb that reads the data at one path."""
+    verb = add_verb(kinds, name, call, what, example, parents)
     verb.later = source_flags
     verb.add_argument("path", type=Path)
+    return verb
+
+
+def _add_check(kinds: Any) -> None:
+    what = "say what is wrong with data, row by row; the exit status is 0 only if nothing is"
+    example = "clinkd data check FOLDER --page check.html"
+    _add_reading_verb(kinds, "check", _check, what, example, [_build_check_flags()])
 
 
 def _add_export(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "export",
-        _export,
-        "write data for other programs",
-        "clinkd data export mydata --to sharegpt --out for-llama-factory",
-    )
-    verb.later = source_flags
-    verb.add_argument("path", type=Path)
+    example = "clinkd data export mydata --to sharegpt --out for-llama-factory"
+    verb = _add_reading_verb(kinds, "export", _export, "write data for other programs", example)
     verb.add_argument("--to", choices=["sharegpt", "coco", "jsonl"], required=True)
     verb.add_argument("--out", type=Path, required=True, help="a folder; a file for coco and jsonl")
     verb.add_argument("--spell", default="qwen2-vl", metavar="FAMILY", help="how boxes are spelled in text (qwen2-vl)")
 
 
 def _add_split(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "split",
-        _split,
-        "divide an imported data set again",
-        "clinkd data split mydata --test 0.3 --seed 1",
-        [_build_share_flags()],
-    )
+    example = "clinkd data split mydata --test 0.3 --seed 1"
+    verb = add_verb(kinds, "split", _split, "divide an imported data set again", example, [_build_share_flags()])
     verb.add_argument("path", type=Path, metavar="FOLDER")
     verb.add_argument("--seed", type=int, default=0, help="of the division")
 
 
 def _add_sheet(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "sheet",
-        _sheet,
-        "write a sheet with a line for each image, to be filled in with questions, names and boxes",
-        "clinkd data sheet scans > sheet.csv",
-    )
+    what = "write a sheet with a line for each image, to be filled in with questions, names and boxes"
+    verb = add_verb(kinds, "sheet", _sheet, what, "clinkd data sheet scans > sheet.csv")
     verb.add_argument("folder", type=Path)
 
 
 def _add_stats(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "stats",
-        _stats,
-        "count data and say what can be guessed without the images",
-        "clinkd data stats FOLDER",
-    )
-    verb.later = source_flags
-    verb.add_argument("path", type=Path)
+    what = "count data and say what can be guessed without the images"
+    _add_reading_verb(kinds, "stats", _stats, what, "clinkd data stats FOLDER")
 
 
 def _add_show(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "show",
-        _show,
-        "print one sample and draw its boxes",
-        "clinkd data show FOLDER ID",
-    )
-    verb.later = source_flags
-    verb.add_argument("path", type=Path)
+    what = "print one sample and draw its boxes"
+    verb = _add_reading_verb(kinds, "show", _show, what, "clinkd data show FOLDER ID")
     verb.add_argument("id")
     verb.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
 
 
 def _add_phantoms(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "phantoms",
-        _phantoms,
-        "draw phantoms with questions into a folder",
-        "clinkd data phantoms phantoms --images 24",
-    )
+    what = "draw phantoms with questions into a folder"
+    verb = add_verb(kinds, "phantoms", _phantoms, what, "clinkd data phantoms phantoms --images 24")
     verb.add_argument("folder", type=Path)
     verb.add_argument("--images", type=int, help="images to learn from (the demo's number)")
     verb.add_argument("--seed", type=int, default=0)
@@ -343,18 +304,18 @@ def _sheet(args: argparse.Namespace) -> int:
 
     from clinkd.data.readers.dicom_folder import list_sheet_lines
 
-    lines = None
+    writer = None
     wrong = 0
     for line in list_sheet_lines(args.folder):
         if problem := line.pop("problem", ""):
             wrong += 1
             tell(f"{line['image']}: {problem}")
             continue
-        if lines is None:
-            lines = csv.DictWriter(sys.stdout, list(line))
-            lines.writeheader()
-        lines.writerow(line)
-    if lines is None:
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, list(line))
+            writer.writeheader()
+        writer.writerow(line)
+    if writer is None:
         raise BadInput(f"{args.folder}: no image that opens is there")
     return WRONG if wrong else 0
 
