@@ -278,7 +278,7 @@ def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int
     raw = text.strip(_BLANKS)
     try:
         line.decode(encoding)
-        return _check_object(file, number, _DECODER.decode(raw), raw)
+        return SourceRow(file, number, _require_object(_DECODER.decode(raw)), raw)
     except UnicodeDecodeError as error:
         why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
         fault = FieldError("row", raw, why)
@@ -293,10 +293,10 @@ def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int
     return make_error_result(file, number, fault, raw)
 
 
-def _check_object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
+def _require_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        return make_error_result(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
-    return SourceRow(file, number, value, raw)
+        raise FieldError("row", value, f"not a JSON object; {_MEND}")
+    return value
 
 
 class _JsonDamage(Exception):
@@ -406,9 +406,9 @@ def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | 
         stream.check_encoding(raw)
         if isinstance(value, FieldError):
             raise value
+        return SourceRow(file, number, _require_object(value), raw)
     except FieldError as fault:
         return make_error_result(file, number, fault, raw)
-    return _check_object(file, number, value, raw)
 
 
 def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
@@ -578,14 +578,13 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
     try:
         with zipfile.ZipFile(file) as packed:
             size = sum(i.file_size for i in packed.infolist())
-        if size > MAX_SHEET_BYTES:
-            raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
         # once for the values, once for the formulas: one that was never computed has no value, and is not empty
-        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in (True, False)]
-    except BadInput:
-        raise
-    except Exception as error:  # whatever a damaged archive makes of the library
+        kinds = (True, False) if size <= MAX_SHEET_BYTES else ()
+        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in kinds]
+    except Exception as error:  # a damaged archive can raise anything in the library
         raise BadInput(f"{file}: not a readable XLSX ({type(error).__name__}); save it anew, or as CSV") from None
+    if not books:
+        raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
     try:
         names = books[0].sheetnames
         if sheet is None and len(names) > 1:
