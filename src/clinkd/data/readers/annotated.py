@@ -1,4 +1,4 @@
-"""One image with its boxes, names, sentences and questions, and the samples made from it."""
+"""One image with its boxes, names and questions, and the samples made from it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Spl
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """A checked image: `objects` are (name, box), `qa` (question, answer).
+    """A checked image. `objects` are pairs of name and box, `qa` of question and answer.
 
-    `incomplete`: names with unknown boxes; no question asks where they are.
+    `incomplete` holds names that have unknown boxes, too; no question asks where they are.
     """
 
     id: str
@@ -28,8 +28,8 @@ class Annotated:
     modality: Modality
     objects: tuple[tuple[str, Box], ...] = ()
     qa: tuple[tuple[str, str], ...] = ()
-    group: str = ""  # the image where empty
-    origin: str = ""  # the collection it comes from
+    group: str = ""  # if empty, the id
+    origin: str = ""  # the collection that the image comes from
     side: Side = "patient"
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
@@ -43,11 +43,11 @@ class Annotated:
 
 
 def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list[Sample]:
-    """The questions about a record: where each name is (all its boxes in one answer, left to right), what each box
-    holds, a sentence on each box, and the record's own.
+    """Make the questions of a record: where each name is (one answer with all its boxes, left to right), what each box
+    shows, a sentence on each box, and the record's own questions.
 
-    A name with more than `max_boxes` boxes is not asked for, because an answer with a part of them would be untrue;
-    of more than `max_questions` questions a seeded draw is kept. `notes` counts both.
+    No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
+    Of more than `max_questions` questions a seeded sample is kept. `notes` counts both.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
     boxes: dict[str, list[Box]] = {}
@@ -75,9 +75,9 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
 
 
 def sample_questions(samples: list[Sample], source: Source, notes: Counter[str]) -> list[Sample]:
-    """All samples of an image, or `max_questions` of them, in their order. `notes` counts the rest.
+    """The samples of an image, at most `max_questions`, in their order. `notes` counts the others.
 
-    A hash of the ids decides, so that a new question does not reshuffle the others.
+    A hash of the ids decides, so that a new question does not reshuffle the rest.
     """
     most = source.max_questions
     if most is None or len(samples) <= most:
@@ -90,15 +90,15 @@ def sample_questions(samples: list[Sample], source: Source, notes: Counter[str])
 
 
 def parse_pixel_box(value: Any, field: str, image: ImageRef) -> Box:
-    """[x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive, as a Box."""
+    """The Box of [x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive."""
     if image.width is None or image.height is None:
         raise FieldError(field, value, "boxes in pixels need the size of the image: let the images be opened")
     x1, y1, x2, y2 = require_four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
     width, height = image.width, image.height
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
-        what_is_wrong = _describe_bad_corners(x1, y1, x2, y2)
-        raise FieldError(field, value, f"{what_is_wrong} the image of {width}x{height} pixels; {wanted}")
+        problem = _describe_bad_corners(x1, y1, x2, y2)
+        raise FieldError(field, value, f"{problem} the image of {width}x{height} pixels; {wanted}")
     if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in (x1, y1, x2, y2)):
         raise FieldError(field, value, "fractions of the image where pixels are declared; multiply by width and height")
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
@@ -113,7 +113,7 @@ def _describe_bad_corners(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, float, float, float]:
-    """Four finite numbers, whatever their frame."""
+    """Four finite numbers, in any unit. `wanted` describes them in the error."""
     are_numbers = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) in (int, float) for v in value)
     if not are_numbers or not all(abs(v) < math.inf for v in value):
         raise FieldError(field, value, f"four numbers {wanted} are wanted")
@@ -122,7 +122,7 @@ def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, fl
 
 
 def find_split_group(source: Source, path: str) -> str:
-    """The unit that no split may divide: what `--group` finds in the path of the image, else the path."""
+    """The unit that no split may divide: the part of the image path that `--group` matches, else the path."""
     if source.group is None:
         return path
     match = re.search(source.group, path)

@@ -1,11 +1,11 @@
-"""Reader of `records.jsonl`: one image a line with its boxes in pixels and its questions.
+"""Reader of `records.jsonl`: each line is one image with its boxes in pixels and its questions.
 
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
      "qa": [{"question", "answer"}]}
 
-Boxes are pixels of the upright image, left and top edge inclusive, right and bottom exclusive; "left" and "right" in
-names are the patient's unless the source says otherwise. "group" (the patient), "split" and "side" may be given; other
-keys are counted.
+Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive. "left" and "right" in names
+are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
+are counted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of the file, or of the `records.jsonl` in a folder. Raises BadInput where there is none, or it is empty."""
+    """Rows of the file, or of `records.jsonl` in the folder. Raises BadInput if it is absent or empty."""
     file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
         raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
@@ -100,7 +100,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
-    """Add the size that the row gives if the image was not opened."""
+    """The image with the size that the row states, if the image was not opened."""
     width, height = value.get("width"), value.get("height")
     if image.width is not None or type(width) is not int or type(height) is not int or min(width, height) < 1:
         return image
@@ -108,12 +108,12 @@ def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
 
 
 def parse_choice(value: dict[str, Any], key: str, choices: Sequence[Word]) -> Word | None:
-    """One of a few words, None where the key is absent."""
+    """One of a few words, None if the key is absent."""
     return None if value.get(key) is None else require_choice(value[key], choices, key)
 
 
 def resolve_modality(value: object, source: Source) -> Modality:
-    """The modality that the row names, else the modality of the source."""
+    """The modality that the row names, else that the source names."""
     if value in (None, "") and source.modality is not None:
         return source.modality
     if not isinstance(value, str) or not value.strip():
@@ -125,12 +125,12 @@ def resolve_modality(value: object, source: Source) -> Modality:
 
 
 def parse_origin(record_id: str) -> str:
-    """The collection an image comes from: what stands before the first "_" of its id."""
+    """The collection that an image comes from: the part of its id before the first "_"."""
     return record_id.split("_", 1)[0]
 
 
 def parse_patient_group(record_id: str) -> str:
-    """The unit that no split may divide: the patient if the id contains it, else the image.
+    """The unit that no split may divide: the patient if the id names one, else the image.
 
     `sts_STS_012_ct_z038` -> `sts_STS_012`; `mbh_158019` -> `mbh_158` (patient 158, slice 019).
     """

@@ -1,7 +1,7 @@
-"""Read files row by row: JSON lists (as a stream), JSON lines, CSV and XLSX. Each row has its place.
+"""Read files row by row: JSON lists (as a stream), JSON lines, CSV and XLSX. Each row knows its place.
 
-Nothing is skipped: each row becomes a `RowResult`, with its samples or with the error for which it could not be read.
-Damage after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
+No row is skipped: each becomes a `RowResult` with its samples or with its error. If nothing can be read after damage
+(a JSON list that is cut in the middle), the error names the byte and the last good row.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import IO, Any, Literal, TypeVar
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 
 CHUNK_BYTES = 1 << 22
-MAX_ROW_BYTES = 1 << 24  # of one row; a file without row ends must not fill the memory
+MAX_ROW_BYTES = 1 << 24  # a file without row ends must not fill the memory
 SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
-MAX_SHEET_BYTES = 1 << 30  # of an XLSX, unpacked
+MAX_SHEET_BYTES = 1 << 30  # of an unpacked XLSX
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
 Word = TypeVar("Word", bound=str)
 
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
-_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control, and turns of direction
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and changes of text direction
 
 
 class FieldError(Exception):
@@ -44,14 +44,14 @@ class FieldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """The error of one row, or between rows (`kind` other than "row")."""
+    """The error of one row; or of several rows together, if `kind` is not "row"."""
 
     file: str
     row: int  # from 1, as a person counts: lines of JSON lines, entries of a list, lines of a sheet with its head
-    id: str  # of the record, "?" where it has none
+    id: str  # of the record, "?" if it has none
     field: str
     value: str
-    why: str  # what is wrong and the way out
+    why: str  # what is wrong, and how to mend it
     kind: Kind = "row"
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One record as it is in the file. A quarantine keeps `raw`."""
+    """One record as the file has it. A quarantine file keeps `raw`."""
 
     file: Path
     number: int
@@ -82,7 +82,7 @@ class RowResult:
     raw: Any = None
     images: tuple[ImageRef, ...] = ()
     group: str = ""
-    left_out: str = ""  # why a row without fault makes no sample, where another row is to blame
+    left_out: str = ""  # why a good row makes no sample, if an error of another row is the cause
 
 
 def convert_rows(
@@ -111,7 +111,7 @@ def make_error_result(
 
 
 def shorten_value(value: Any) -> str:
-    """A value on one line of at most 80 characters."""
+    """The value as one line of at most 80 characters."""
     if not isinstance(value, str):
         try:
             value = json.dumps(value, ensure_ascii=False, default=str)
@@ -122,7 +122,7 @@ def shorten_value(value: Any) -> str:
 
 
 def _escape_unprintable(text: str) -> str:
-    """Text that any terminal and any file takes: line ends, control characters and torn encodings as escapes."""
+    """Text for any terminal and any file: line ends, control characters and torn encodings become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -130,7 +130,7 @@ def _escape_unprintable(text: str) -> str:
 
 
 def require_words(value: Any, field: str) -> str:
-    """A non-empty text with white space folded. Raises FieldError where it is empty, no text, torn or holds a mark."""
+    """The text with white space folded. Raises FieldError if it is empty, torn, no text, or has a mark of a model."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
@@ -139,7 +139,7 @@ def require_words(value: Any, field: str) -> str:
 
 
 def fold_plain_text(value: str, field: str) -> str:
-    """White space folded. Raises FieldError where the text holds what a model takes for more than text."""
+    """The text with white space folded. Raises FieldError if it has a mark of a model or a control character."""
     text = " ".join(value.split())
     if "<" in text and (mark := RESERVED.search(text) or _BOX_MARKS.search(text)):
         raise FieldError(
@@ -152,7 +152,7 @@ def fold_plain_text(value: str, field: str) -> str:
 
 
 def check_unicode(value: str, field: str) -> None:
-    """Raise FieldError where a text holds half a character, which no file can take."""
+    """Raise FieldError if the text has half a character, because no file can store it."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -161,7 +161,7 @@ def check_unicode(value: str, field: str) -> None:
 
 
 def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:
-    """The one of a few words that `value` is."""
+    """The word of `choices` that equals `value`. Raises FieldError if there is none."""
     for word in choices:
         if value == word:
             return word
@@ -169,7 +169,7 @@ def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:
 
 
 def get_list(entry: dict[str, Any], key: str) -> list[Any]:
-    """A list, empty where the key is absent."""
+    """The list of a key, empty if the key is absent."""
     value = entry.get(key)
     if value is None:
         return []
@@ -179,7 +179,7 @@ def get_list(entry: dict[str, Any], key: str) -> list[Any]:
 
 
 def iterate_objects(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a list, numbered from 0."""
+    """The objects of a list, with their numbers from 0."""
     for i, member in enumerate(get_list(entry, key)):
         if not isinstance(member, dict):
             raise FieldError(f"{key}[{i}]", member, "an object is wanted")
@@ -190,17 +190,17 @@ def iterate_objects(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object. A repeated key is an error, because JSON readers silently keep the last one."""
+    """Make an object. A repeated key is an error, because JSON readers keep the last value without a word."""
     members = dict(pairs)
     if len(members) != len(pairs):
         repeated_key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        values = [value for key, value in pairs if key == repeated_key]
-        raise FieldError(repeated_key, values, "the key stands twice; keep one of them")
+        repeated_values = [value for key, value in pairs if key == repeated_key]
+        raise FieldError(repeated_key, repeated_values, "the key stands twice; keep one of them")
     return members
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
-_LENIENT_DECODER = json.JSONDecoder()  # steps over a value that the other refuses
+_LENIENT_DECODER = json.JSONDecoder()  # finds the end of a value that the other refuses
 _MEND = "mend or remove the row"
 _ONE_ENCODING = "save the whole file in one encoding, or name it with --encoding"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -208,9 +208,9 @@ _BLANKS = " \t\r\n\ufeff"
 
 
 def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowResult]:
-    """Rows of a JSON list of objects, or of JSON lines. Raises BadInput where the file is absent, empty or neither.
+    """Rows of a JSON list of objects, or of JSON lines. Raises BadInput if the file is absent, empty or neither.
 
-    Damage within a JSON list ends it: what stands before is delivered, and the last entry tells how much was not read.
+    Damage ends a JSON list: the rows before it are delivered, and the last result says how much was not read.
     """
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
@@ -226,7 +226,7 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
 
 
 def normalize_encoding(encoding: str) -> str:
-    """The usual name of an encoding. Raises BadInput on an unknown one."""
+    """The usual name of an encoding. Raises BadInput if it is unknown."""
     try:
         canonical = codecs.lookup(encoding).name
         "a".encode(canonical)
@@ -236,7 +236,7 @@ def normalize_encoding(encoding: str) -> str:
 
 
 def _is_wide_encoding(encoding: str) -> bool:
-    """Whether even a letter takes several bytes."""
+    """Whether each letter takes several bytes."""
     return encoding.startswith(("utf-16", "utf-32"))
 
 
@@ -300,29 +300,29 @@ def _require_object(value: Any) -> dict[str, Any]:
 
 
 class _JsonDamage(Exception):
-    """Damage after which no row can be told from the next: the byte and the reason."""
+    """Damage (byte and reason) after which the reader cannot see where a row ends."""
 
 
 class _JsonWindow:
-    """The text of a file as a window that moves on; `byte` is the place in the file of `text[position]`."""
+    """A window of text that moves through a file; `byte` is the place of `text[position]` in the file."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self.stream, self.encoding, self.wide = stream, encoding, _is_wide_encoding(encoding)
-        # What does not belong is kept as a lone surrogate, so that its row, and no other, is at fault.
+        # A wrong byte is kept as a lone surrogate, so that only its row has an error.
         self.errors = "surrogatepass" if self.wide else "surrogateescape"
         self.decoder = codecs.getincrementaldecoder(encoding)(self.errors)
         self.text, self.position, self.ended = "", 0, False
-        self.byte = len("".encode(encoding))  # a byte order mark is read away by the decoder
+        self.byte = len("".encode(encoding))  # the decoder removes a byte order mark
         self.markless_encoding = f"{encoding[:6]}-le" if self.wide else encoding
 
-    def read_more(self, wanted: int) -> None:
-        data = self.stream.read(wanted)
-        self.ended = len(data) < wanted
+    def read_more(self, chunk_bytes: int) -> None:
+        data = self.stream.read(chunk_bytes)
+        self.ended = len(data) < chunk_bytes
         try:
-            read = self.decoder.decode(data, final=self.ended and not self.wide)
+            new_text = self.decoder.decode(data, final=self.ended and not self.wide)
         except UnicodeDecodeError as error:
             raise self.damage(len(self.text), f"not {self.encoding}: {error.reason}") from None
-        self.text = self.text[self.position :] + read
+        self.text = self.text[self.position :] + new_text
         self.position = 0
 
     def advance(self, end: int) -> str:
@@ -336,11 +336,11 @@ class _JsonWindow:
         return len(text.encode(self.markless_encoding, self.errors))
 
     def damage(self, end: int, why: str) -> _JsonDamage:
-        """Damage at `text[end]`."""
+        """The error for damage at `text[end]`."""
         return _JsonDamage(f"not JSON at byte {self.byte + self.count_bytes(self.text[self.position : end])} ({why})")
 
     def next_character(self) -> str:
-        """The next character that is no blank, "" at the end of the file."""
+        """The next character that is not blank, "" at the end of the file."""
         while True:
             end = self.position
             while end < len(self.text) and self.text[end] in _BLANKS:
@@ -351,7 +351,7 @@ class _JsonWindow:
             self.read_more(CHUNK_BYTES)
 
     def check_encoding(self, raw: str) -> None:
-        """Raise FieldError where `raw`, the text just passed, holds a byte of another encoding."""
+        """Raise FieldError if `raw`, the text just passed, has a byte of another encoding."""
         try:
             raw.encode()
         except UnicodeEncodeError as error:
@@ -362,7 +362,7 @@ class _JsonWindow:
 
 
 def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
-    """Rows of a JSON list; only a window of it is in memory."""
+    """Rows of a JSON list. Only a window of the file is in memory."""
     with file.open("rb") as binary_file:
         stream = _JsonWindow(binary_file, encoding)
         last_good: SourceRow | None = None
@@ -399,7 +399,7 @@ def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult
 
 
 def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | RowResult:
-    """The next value of the list as a row."""
+    """Read the next value of the list as a row."""
     stream.next_character()
     value, raw = _read_next_value(stream)
     try:
@@ -412,7 +412,7 @@ def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | 
 
 
 def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
-    """The next value and its text. If a complete value has a FieldError inside, the error replaces the value."""
+    """The next value and its text. If a complete value has an error inside, the FieldError replaces the value."""
     chunk_bytes = CHUNK_BYTES
     while True:
         window_length = len(stream.text) - stream.position
@@ -431,12 +431,12 @@ def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
                 raise stream.damage(error.pos, why) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
             raise stream.damage(stream.position, " ".join(str(error).split())) from None
-        stream.read_more(chunk_bytes)  # what seems wrong may be due to the window alone
+        stream.read_more(chunk_bytes)  # the error may only come from the end of the window
         chunk_bytes *= 2
 
 
 def _may_be_cut_short(error: json.JSONDecodeError) -> bool:
-    """Whether more text might make it JSON."""
+    """Whether more text might remove the error."""
     if error.msg.startswith("Unterminated string"):
         return True
     rest = error.doc[error.pos : error.pos + 16].strip()
@@ -454,7 +454,7 @@ def _decode_value(stream: _JsonWindow) -> tuple[Any, int]:
 
 
 def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
-    """The value of a JSON file, read at once. Raises BadInput with the byte and the reason where it cannot be read."""
+    """The value of a JSON file, read at once. Raises BadInput with the byte and the reason if it cannot be read."""
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         data = stream.read()
@@ -468,7 +468,7 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
     except json.JSONDecodeError as error:
         error_byte = len(data) - len(error.doc[error.pos :].encode(encoding, "surrogatepass"))
         if encoding == "utf-16":
-            error_byte += 2  # the mark that encoding the rest writes anew
+            error_byte += 2  # `encode` wrote a byte order mark
         ends = error_byte >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
         cut = "the file ends inside a value" if ends else error.msg
         why = f"not JSON at byte {error_byte:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
@@ -483,15 +483,15 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
 
 
 def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[SourceRow | RowResult]:
-    """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX; the first line names the columns.
+    """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX. The first line names the columns.
 
-    Values are texts, "" where a cell is empty; lines and columns that are empty all through are passed over. `sheet`
-    names the one to read where an XLSX has several. Raises BadInput on a head that does not tell columns apart.
+    Values are texts, "" for an empty cell. Empty lines and empty columns at the end are skipped. `sheet` names the one
+    to read if an XLSX has several. Raises BadInput if a column has no name, or two have the same.
     """
-    packed = file.suffix.lower() in (".xlsx", ".xlsm")
+    is_xlsx = file.suffix.lower() in (".xlsx", ".xlsm")
     head: list[str] = []
-    width = 0  # of the head with its empty end, which every line of a CSV has as well
-    for number, cells in _read_xlsx(file, sheet) if packed else _read_csv(file, encoding):
+    width = 0  # of the head with its empty end; every line of a CSV has that end, too
+    for number, cells in _read_xlsx(file, sheet) if is_xlsx else _read_csv(file, encoding):
         if isinstance(cells, FieldError):
             yield make_error_result(file, number, cells, str(cells.value))
         elif not any(cells):
@@ -499,9 +499,9 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
         elif not head:
             head, width = _check_column_names(file, _strip_empty_end(cells)), len(cells)
         else:
-            if packed or len(cells) == width:
+            if is_xlsx or len(cells) == width:
                 cells = _strip_empty_end(cells)
-                cells += [""] * (len(head) - len(cells))  # an XLSX leaves the empty end of a line away
+                cells += [""] * (len(head) - len(cells))  # an XLSX omits empty cells at the end of a line
             yield _make_sheet_row(file, number, head, cells, encoding)
     if not head:
         raise BadInput(f"{file}: the sheet is empty; its first line names the columns")
@@ -547,13 +547,13 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
         encoding = "utf-16"
     elif encoding == "utf-8":
         encoding = "utf-8-sig"
-    first = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
-    separator_line = re.fullmatch(r"sep=(.)", first)  # Excel's own line that names the separator
-    separator = separator_line[1] if separator_line else max(",;\t|", key=first.count)
+    first_line = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
+    separator_line = re.fullmatch(r"sep=(.)", first_line)  # with this line Excel names the separator
+    separator = separator_line[1] if separator_line else max(",;\t|", key=first_line.count)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
-            start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
+            start = reader.line_num + 1  # the first line of the row; a quoted cell may have several
             try:
                 cells: _Cells = [_format_cell(c.strip(), c.strip()) for c in next(reader)]
             except StopIteration:
@@ -576,11 +576,11 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
     with _open_file(file):
         pass
     try:
-        with zipfile.ZipFile(file) as packed:
-            size = sum(i.file_size for i in packed.infolist())
-        # once for the values, once for the formulas: one that was never computed has no value, and is not empty
-        kinds = (True, False) if size <= MAX_SHEET_BYTES else ()
-        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in kinds]
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        # values and formulas: a formula that was never computed has no value, but its cell is not empty
+        passes = (True, False) if size <= MAX_SHEET_BYTES else ()
+        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in passes]
     except Exception as error:  # a damaged archive can raise anything in the library
         raise BadInput(f"{file}: not a readable XLSX ({type(error).__name__}); save it anew, or as CSV") from None
     if not books:
@@ -593,7 +593,7 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
         if name not in names:
             raise BadInput(f"{file}: has no sheet {name!r}; it has {', '.join(names)}")
         for book in books:
-            book[name].reset_dimensions()  # what the file says of its size may be wrong, and would cut it
+            book[name].reset_dimensions()  # the size that the file states may be wrong, and rows would be lost
         row_pairs = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
         for number in itertools.count(1):
             try:

@@ -1,4 +1,4 @@
-"""Reader of samples.jsonl, in which the program keeps its samples: one `Sample.to_json` a line."""
+"""Reader of samples.jsonl, the program's own file of samples: each line is one `Sample.to_json`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MEND_OR_IMPORT = "mend it, or import the data anew"
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of the file, or of the `samples.jsonl` in a folder.
+    """Rows of the file, or of `samples.jsonl` in the folder.
 
-    Raises BadInput where there is none, where it is empty, or where the root of its images is no folder.
+    Raises BadInput if it is absent or empty, or if the root of its images is no folder.
     """
     file = source.path / SAMPLES if source.path.is_dir() else source.path
     if source.open_images and file.is_file() and not source.root.is_dir():
@@ -60,9 +60,9 @@ def _make_sample(value: dict[str, Any], pictures: ImageResolver, notes: Counter[
 def assemble_sample(
     name: Any, images: tuple[ImageRef, ...], turns: tuple[Turn, ...], value: dict[str, Any], prefix: str = ""
 ) -> Sample:
-    """A sample from images and turns; the rest from `value`, in the form of `Sample.to_json`. Raises FieldError.
+    """A sample from images, turns and the other keys of `value`, which is in the form of `Sample.to_json`.
 
-    `prefix` goes before the name of a field in faults.
+    Raises FieldError. `prefix` goes before the field names in errors.
     """
     if not images:
         raise FieldError("images", [], f"a sample has one image or more; {_MEND_OR_IMPORT}")
@@ -107,7 +107,7 @@ def _parse_fact(value: dict[str, Any], field: str) -> Fact:
 
 
 def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, notes: Counter[str]) -> ImageRef:
-    """The image of a row, its recorded size checked against the file's."""
+    """The image of a row. Raises FieldError if its recorded size differs from the file's."""
     _count_unknown_keys(value, ImageRef, "images.", notes)
     path = value.get("path")
     actual_image = pictures.ref(path, f"{field}.path")
