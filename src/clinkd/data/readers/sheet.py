@@ -1,17 +1,17 @@
-"""Reader of sheets: a CSV or XLSX and a folder of images, a line a question, a box or a caption.
+"""Reader of sheets: a CSV or XLSX and a folder of images. Each line is a question, a box or a caption.
 
-    image, question, answer           a question of the image (QA); `[box]` in it stands for the box of the line
+    image, question, answer           a question about the image (QA); `[box]` in it stands for the box of the line
     image, name, box or x1 y1 x2 y2   a box: where is the name (VG, with all its boxes), what is here (ROC)
-    ... and sentence                  what is to be said of the box (RC)
-    image, caption                    what is to be said of the whole image (MIA)
+    ... and sentence                  a description of the box (RC)
+    image, caption                    a description of the whole image (MIA)
 
-And of the image: modality, patient, split, side, window (of a DICOM), frame (from 1); of the line: id. `Source.columns`
-maps these names to the sheet's own; one that is not mapped is found under its own name, case, blanks and "_" aside.
-Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` says "normalised" (fractions)
-or "qwen2-vl" (thousandths). What one line says of an image counts for its other lines, too.
+A line may also state of its image: modality, patient, split, side, window (of a DICOM), frame (from 1); and its own id.
+`Source.columns` maps these names to the sheet's names; other columns are found by their own names, whatever their case,
+blanks and "_". Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` is
+"normalised" (fractions) or "qwen2-vl" (thousandths). What one line states of an image counts for its other lines, too.
 
-A name is asked for with all its boxes, so in a sheet with boxes one line at fault takes its image out whole. A line
-that does not tell its image is held to belong to the image above it. In a sheet without boxes each line stands alone.
+A question asks for all boxes of a name, so in a sheet with boxes an error in one line removes the whole image. A line
+that names no image counts for the image above it. In a sheet without boxes each line counts alone.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ from clinkd.data.readers.rows import (
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
-FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # what boxes are in
-MANY = 1000  # names in a folder, and paths, beyond which no likeness is looked for
+FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
+MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Every line of the sheet (or of the only sheet in a folder), in its order.
+    """The result of each line of the sheet (or of the only sheet in a folder), in their order.
 
-    What is asked of the boxes of an image stands with its first line. Raises BadInput where there is no sheet, or its
+    The first line of an image gets the questions about its boxes. Raises BadInput if there is no sheet, or if its
     columns do not make a question, a box or a caption.
     """
     if source.boxes not in FRAMES:
@@ -70,7 +70,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 
 def sheet_of(path: Path) -> Path:
-    """The file, or the one sheet of a folder. Raises BadInput where there are none or several."""
+    """The file, or the only sheet of a folder. Raises BadInput if the folder has none or several."""
     if not path.is_dir():
         return path
     sheets = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
@@ -102,7 +102,7 @@ class _SheetLine:
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
-Cells = dict[str, str]  # our name of a column -> the text of the line, "" where the sheet has no such column
+Cells = dict[str, str]  # our name of a column -> the text in the line, "" if the sheet has no such column
 
 
 class _SheetReader:
@@ -121,9 +121,9 @@ class _SheetReader:
         self.question_source = replace(source, ask=tasks)
         self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
-        self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> what lines say of it, and which row
-        self.doubtful_images: set[str] = set()  # images that a line at fault speaks of
-        self.has_patients = False  # by any line
+        self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
+        self.doubtful_images: set[str] = set()  # images that a line with an error names
+        self.has_patients = False  # whether any line names one
 
     def read_lines(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
         """The result of each line, in their order."""
@@ -162,7 +162,7 @@ class _SheetReader:
             self.doubtful_images |= paths
 
     def _find_named_images(self, cells: object) -> set[str]:
-        """The images that a line which could not be read seems to name."""
+        """The images that the cells of an unreadable line seem to name."""
         paths = {self._normalize_path(c) for c in cells if c} if isinstance(cells, list) else set()
         return {p for p in paths if stays_inside(p) and os.path.isfile(self.source.root / p)}
 
@@ -170,7 +170,7 @@ class _SheetReader:
         return str(PurePosixPath(self.pictures.relative(cell))) if cell else ""
 
     def _find_image_path(self, cells: Cells) -> str:
-        """The image of a line, as all lines of it spell it."""
+        """The image of a line, in the spelling that all its lines share."""
         path, frame = self._normalize_path(cells["image"]), cells["frame"]
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
@@ -200,7 +200,7 @@ class _SheetReader:
     # ---- boxes
 
     def _parse_corners(self, cells: Cells) -> list[float]:
-        """The four numbers of the line's box, none where it has no box."""
+        """The four numbers of the line's box, none if it has no box."""
         if "box" not in self.columns:
             empty = [c for c in CORNERS if not cells[c]]
             if 0 < len(empty) < 4:
@@ -248,29 +248,29 @@ class _SheetReader:
     # ---- images
 
     def _remember_image_values(self, cells: Cells, number: int, path: str) -> None:
-        """Remember what the line says about its image. If two lines differ, the image is doubtful."""
-        new = {key: cells[key] for key in ("modality", "patient", "split", "side", "window")}
-        if new["modality"]:
-            new["modality"] = resolve_modality(new["modality"], self.source).value
-        if new["split"]:
-            new["split"] = SPLITS.get(new["split"].casefold(), "")
-            if not new["split"]:
+        """Remember what the line states of its image. If two lines differ, the image is doubtful."""
+        stated = {key: cells[key] for key in ("modality", "patient", "split", "side", "window")}
+        if stated["modality"]:
+            stated["modality"] = resolve_modality(stated["modality"], self.source).value
+        if stated["split"]:
+            stated["split"] = SPLITS.get(stated["split"].casefold(), "")
+            if not stated["split"]:
                 raise FieldError("split", cells["split"], "train, validation or test is wanted")
-        new["side"] = new["side"].casefold()
-        if new["side"] not in ("", "image", "patient"):
+        stated["side"] = stated["side"].casefold()
+        if stated["side"] not in ("", "image", "patient"):
             raise FieldError("side", cells["side"], "image or patient (whose left it is) is wanted")
         image_values = self.image_values.setdefault(path, {})
-        if new["window"] and "window" not in image_values and self.source.open_images:
-            self._check_window(new["window"], path)
-        self.has_patients |= bool(new["patient"])
-        for key, value in new.items():
+        if stated["window"] and "window" not in image_values and self.source.open_images:
+            self._check_window(stated["window"], path)
+        self.has_patients |= bool(stated["patient"])
+        for key, value in stated.items():
             if value and image_values.setdefault(key, (value, number))[0] != value:
                 self.doubtful_images.add(path)
                 other, row = image_values[key]
                 raise FieldError(key, value, f"row {row} says {other} of the same image; correct one of them")
 
     def _check_window(self, window: str, path: str) -> None:
-        """Whether the picture can be made with it, which its values and tables alone tell: so it is made once."""
+        """Raise FieldError if the picture cannot be made with the window: only making it once can tell."""
         try:
             if self.pictures.header(self.source.prefix + path) is None:
                 why = f"the image is no {medical_names()}, which alone has windows; empty it"
@@ -336,8 +336,10 @@ class _SheetReader:
             yield record.ask(f"{base}-mia", questions.overall(line.caption, rng))
 
     def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
-        """The boxes with names. One that a question speaks of counts where its name has other lines, lest an answer
-        on that name be incomplete; else the line asks for it in its own words alone."""
+        """The boxes with names.
+
+        A box that a question mentions counts only if its name has other lines: the answer on a name is complete.
+        """
         unmentioned = [(line.name, line.box) for line in lines if line.box and line.name and not line.mentions_box]
         names = {name for name, _ in unmentioned}
         if len(unmentioned) > len(set(unmentioned)):
@@ -353,7 +355,7 @@ class _SheetReader:
         return resolve_modality(cell_text, self.source)
 
     def _find_group(self, path: str) -> str:
-        """The patient of an image whose lines do not name one."""
+        """The patient of an image if its lines name none."""
         if self.source.group is not None:
             return find_split_group(self.source, path)
         facts = self.pictures.header(self.source.prefix + path)
@@ -366,7 +368,7 @@ class _SheetReader:
 
 
 def _check_box(line: _SheetLine) -> None:
-    """Raise FieldError where a box is missing that the line speaks of, or a word for its box."""
+    """Raise FieldError if the line mentions a box and has none, or has a box and no word for it."""
     if line.box is None and line.sentence:
         raise FieldError("sentence", line.sentence, "a sentence on a box, and no box; give it, or use a caption")
     if line.box is None and line.name and line.turn is None:
@@ -400,7 +402,7 @@ def _parse_number(text: str, field: str, cell: str) -> float:
 
 
 class _PathSuggester:
-    """Suggests an existing file for a missing path: from its folder or the root, with a similar name."""
+    """Suggests a file for a missing path: one with a similar name in its folder or in the root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -422,7 +424,7 @@ class _PathSuggester:
         return None
 
     def _list_names(self, folder: PurePosixPath) -> dict[str, str]:
-        """Names and stems in a folder, case folded, to names."""
+        """The names in a folder, by their case-folded names and stems."""
         directory = self.root / folder
         inside = stays_inside(str(folder)) and directory.is_dir()
         names = sorted(p.name for p in directory.iterdir()) if inside else []

@@ -5,12 +5,12 @@
     others     {"image", "question", "answer"}, as VQA-RAD and PathVQA lie on Hugging Face, images saved as files
     LLaVA-Med  {"question_id", "image", "text", "gpt4_answer", "domain", "type"}, one object a line
 
-The split is that of the row ("split", or VQA-RAD's phrase_type test_...), else of `Source.split`, else of the file's
-name; VQA-RAD's other rows are train. VQA-RAD asks of the same images in train and in test. Its rows do not say how an
-image was made: `Source.modality` does for all, a key "modality" for a row, `modalities.csv` (columns image and
-modality) beside the file for each image. `Source.columns` maps image, question, answer, modality and id to other keys.
-SLAKE's Chinese half is left out, and counted: answers are judged in English. Images may lie below the root in "imgs",
-"VQA_RAD Image Folder" or "images", as the archives unpack.
+The split comes from the row ("split", or VQA-RAD's phrase_type test_...), else from `Source.split`, else from the name
+of the file; other rows of VQA-RAD are train. VQA-RAD asks about the same images in train and in test. Its rows do not
+state a modality: give it with `Source.modality` for all, with the key "modality" for a row, or with `modalities.csv`
+(columns image and modality) beside the file for each image. `Source.columns` maps image, question, answer, modality and
+id to other keys. SLAKE's Chinese questions are left out and counted, because answers are judged in English. Images may
+lie below the root in "imgs", "VQA_RAD Image Folder" or "images", where the archives unpack them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ KEYS = {  # our name -> the keys that are looked for
     "modality": ("modality",), "id": ("qid", "id"),
 }  # fmt: skip
 LLAVA_MED_KEYS = {"image": ("image",), "question": ("text",), "answer": ("gpt4_answer",), "id": ("question_id",)}
-# In the order in which LLaVA-Med's own evaluation takes the first of several (summarize_gpt_review.py, get_domain);
-# of its 193 questions that makes 37, 38, 44, 34 and 40.
+# Of several domains LLaVA-Med's own evaluation takes the first in this order (summarize_gpt_review.py, get_domain):
+# 37, 38, 44, 34 and 40 of its 193 questions.
 DOMAINS = {
     "chest_xray": Modality.XRAY,
     "mri": Modality.MR,
@@ -57,11 +57,11 @@ TYPES = {"conversation": Task.QA, "detailed_description": Task.MIA, "detail_desc
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of a file, or of all JSON files of a folder. Raises BadInput where none is there, or a knob does not fit."""
+    """Rows of a file, or of all JSON files of a folder. Raises BadInput if there is none, or if a knob does not fit."""
     if source.task not in (None, Task.QA, Task.MIA):
         raise BadInput(f"--task {source.task}: these questions have no boxes; QA or MIA is wanted")
-    if wrong := next((ours for ours in source.columns if ours not in KEYS), None):
-        raise BadInput(f"--column {wrong}={source.columns[wrong]}: one of {', '.join(KEYS)} is wanted before the =")
+    if unknown := next((ours for ours in source.columns if ours not in KEYS), None):
+        raise BadInput(f"--column {unknown}={source.columns[unknown]}: one of {', '.join(KEYS)} is wanted before the =")
     folder = source.path if source.path.is_dir() else source.path.parent
     reader = _VqaReader(source, notes)
     if (folder / MODALITIES).is_file():
@@ -78,14 +78,14 @@ class _VqaReader:
         self.is_llava_med = source.form == "llava-med-qa"
         self.keys = KEYS | LLAVA_MED_KEYS if self.is_llava_med else KEYS | {k: (v,) for k, v in source.columns.items()}
         self.pictures = ImageResolver(source)
-        self.folder = ""  # of the images, below the root
+        self.folder = ""  # of the images, relative to the root
         if source.images is None and not source.prefix:
             self.folder = next((f"{name}/" for name in FOLDERS if (source.root / name).is_dir()), "")
-        self.modalities: dict[str, Modality] = {}  # by image, as rows name it
-        self.first_places: dict[str, str] = {}  # of the ids of samples
+        self.modalities: dict[str, Modality] = {}  # by the image name in rows
+        self.first_places: dict[str, str] = {}  # id of a sample -> the place of its row
 
     def read_modalities(self, file: Path) -> Iterator[RowResult]:
-        """Read the modality of each image from a sheet; only the rows at fault come out."""
+        """Read the modality of each image from a sheet. Only rows with errors are returned."""
         first_rows: dict[str, int] = {}
 
         def remember_modality(row: SourceRow) -> tuple[()]:
@@ -109,7 +109,7 @@ class _VqaReader:
         return convert_rows(json_rows(file, self.source.encoding), make)
 
     def _get_value(self, row: dict[str, Any], ours: str) -> tuple[str, Any]:
-        """The key that holds one of our names, and its value."""
+        """The key of the row that has one of our names, and its value."""
         key = next((k for k in self.keys[ours] if k in row), self.keys[ours][0])
         return key, row.get(key)
 
@@ -146,7 +146,7 @@ class _VqaReader:
         return [record.ask(sample_id, turn)]
 
     def _find_image_name(self, value: dict[str, Any]) -> tuple[str, str]:
-        """The key and the name of the image. Hugging Face's rows may hold the picture itself."""
+        """The key and the name of the image. Rows of Hugging Face may have the picture itself instead."""
         key, name = self._get_value(value, "image")
         if isinstance(name, dict):
             if isinstance(name.get("path"), str) and not name.get("bytes"):
@@ -163,7 +163,7 @@ class _VqaReader:
         return self.source.task or TYPES[kind]
 
     def _parse_texts(self, value: dict[str, Any]) -> tuple[BoxedText, BoxedText]:
-        """Question and answer."""
+        """The question and the answer."""
         question_key, question = self._get_value(value, "question")
         answer_key, answer = self._get_value(value, "answer")
         if self.is_llava_med and isinstance(question, str):
@@ -174,7 +174,7 @@ class _VqaReader:
         return BoxedText(require_words(question, question_key)), BoxedText(require_words(answer, answer_key))
 
     def _find_modality(self, value: dict[str, Any], image_name: str) -> Modality:
-        """The modality that the row states or the file of modalities lists, else the one of the source."""
+        """The modality that the row states, or `modalities.csv`, or else the source."""
         if self.is_llava_med and value.get("domain") is not None:
             modalities = _parse_domain(value["domain"])
             if len(modalities) > 1:
@@ -201,7 +201,7 @@ class _VqaReader:
             return split
         phrase = value.get("phrase_type")
         if isinstance(phrase, str) and phrase.startswith("test"):
-            return "test"  # whatever is said of all: a test question must not be trained on
+            return "test"  # whatever the source says: a test question must not be trained on
         return self.source.split or file_split or ("train" if isinstance(phrase, str) else None)
 
 
