@@ -34,7 +34,7 @@ class Annotated:
     split: Split | None = None
     incomplete: frozenset[str] = frozenset()
 
-    def ask(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
+    def make_sample(self, sample_id: str, turn: Turn, names: tuple[str, ...] = ()) -> Sample:
         """A sample with one question about the image."""
         group = self.group or self.id
         return Sample(
@@ -54,7 +54,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     for name, box in record.objects:
         boxes.setdefault(name, []).append(box)
     samples = []
-    for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.ask else (), start=1):
+    for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.tasks else (), start=1):
         left_to_right = sorted(boxes_of_name, key=lambda b: b.corners)
         turn = questions.where(name, left_to_right, rng)
         if name in record.incomplete:
@@ -62,15 +62,15 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
         elif len(boxes_of_name) > source.max_boxes:
             notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
         else:
-            samples.append(record.ask(f"{record.id}-vg{number}", turn, (name,)))
-    for number, (name, box) in enumerate(record.objects if Task.ROC in source.ask else (), start=1):
-        samples.append(record.ask(f"{record.id}-roc{number}", questions.what(box, name, rng), (name,)))
-    for number, (name, box) in enumerate(record.objects if Task.RC in source.ask else (), start=1):
+            samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
+    for number, (name, box) in enumerate(record.objects if Task.ROC in source.tasks else (), start=1):
+        samples.append(record.make_sample(f"{record.id}-roc{number}", questions.what(box, name, rng), (name,)))
+    for number, (name, box) in enumerate(record.objects if Task.RC in source.tasks else (), start=1):
         turn = questions.describe(box, questions.write_box_sentence(name, box, rng), rng)
-        samples.append(record.ask(f"{record.id}-rc{number}", turn, (name,)))
+        samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
     for number, (question, answer) in enumerate(record.qa, start=1):
         turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
-        samples.append(record.ask(f"{record.id}-qa{number}", turn))
+        samples.append(record.make_sample(f"{record.id}-qa{number}", turn))
     return sample_questions(samples, source, notes)
 
 

@@ -117,8 +117,8 @@ class _SheetReader:
         self.pictures = ImageResolver(source)
         self.similar_path = _PathSuggester(source.root)
         self.has_boxes = "box" in columns or "x1" in columns
-        tasks = tuple(t for t in source.ask if t is not Task.RC or "sentence" not in columns)
-        self.question_source = replace(source, ask=tasks)
+        tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
+        self.question_source = replace(source, tasks=tasks)
         self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
         self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
@@ -329,11 +329,11 @@ class _SheetReader:
         names = (line.name,) if line.name else ()
         if line.turn is not None:
             bare = (line.turn.answer.words,) if line.turn.task is Task.ROC else ()
-            yield record.ask(base, line.turn, names or bare)
+            yield record.make_sample(base, line.turn, names or bare)
         if line.box is not None and line.sentence:
-            yield record.ask(f"{base}-rc", questions.describe(line.box, line.sentence, rng), names)
+            yield record.make_sample(f"{base}-rc", questions.describe(line.box, line.sentence, rng), names)
         if line.caption and is_new_caption:
-            yield record.ask(f"{base}-mia", questions.overall(line.caption, rng))
+            yield record.make_sample(f"{base}-mia", questions.overall(line.caption, rng))
 
     def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
         """The boxes with names.

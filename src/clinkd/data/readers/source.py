@@ -110,7 +110,7 @@ class Source:
     turns: Annotated[
         Literal["split", "keep"], Flag("split: one sample for each question; keep: one for all (split)", "--turns")
     ] = "split"
-    ask: Annotated[
+    tasks: Annotated[
         tuple[Task, ...],
         Flag("of named boxes: VG, ROC, RC, or none (VG,ROC)", "--ask", _parse_tasks, default="VG,ROC", metavar="TASKS"),
     ] = (Task.VG, Task.ROC)

@@ -143,7 +143,7 @@ class _VqaReader:
             side=self.source.side or "patient",
             split=split,
         )
-        return [record.ask(sample_id, turn)]
+        return [record.make_sample(sample_id, turn)]
 
     def _find_image_name(self, value: dict[str, Any]) -> tuple[str, str]:
         """The key and the name of the image. Rows of Hugging Face may have the picture itself instead."""
