@@ -86,17 +86,9 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
         split_group = require_words(value["group"], "group")
     else:
         split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
-    return Annotated(
-        id=name,
-        image=image,
-        modality=modality,
-        objects=tuple(objects),
-        qa=tuple(qa),
-        group=split_group,
-        origin=parse_origin(name),
-        split=parse_choice(value, "split", SPLITS) or source.split,
-        side=parse_choice(value, "side", SIDES) or source.side or "patient",
-    )
+    split = parse_choice(value, "split", SPLITS) or source.split
+    side = parse_choice(value, "side", SIDES) or source.side or "patient"
+    return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

@@ -19,6 +19,7 @@ from clinkd.records import BadInput, Sample
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
+FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
@@ -66,14 +67,9 @@ def detect_form(source: Source) -> str:
 
 
 def _detect_folder_form(folder: Path, encoding: str) -> str | None:
-    if (folder / SAMPLES).is_file():
-        return "samples"
-    if (folder / RECORDS).is_file():
-        return "boxes"
-    if (folder / "images").is_dir() and (folder / "masks").is_dir():
-        return "sa-med2d"
-    if (folder / "annotations").is_dir():
-        return "coco"
+    for marked_form, marks in FOLDER_MARKS.items():
+        if all((folder / mark).exists() for mark in marks):
+            return marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
     json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
     forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))

@@ -104,9 +104,8 @@ def make_error_result(
 ) -> RowResult:
     """The result of a row that has an error."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
-    problem = RowError(
-        str(file), number, shorten_value(str(name)), fault.field, shorten_value(fault.value), fault.why, kind
-    )
+    row_id = shorten_value(str(name))
+    problem = RowError(str(file), number, row_id, fault.field, shorten_value(fault.value), fault.why, kind)
     return RowResult(str(file), number, problem=problem, raw=raw)
 
 
@@ -142,9 +141,8 @@ def fold_plain_text(value: str, field: str) -> str:
     """The text with white space folded. Raises FieldError if it has a mark of a model or a control character."""
     text = " ".join(value.split())
     if "<" in text and (mark := RESERVED.search(text) or _BOX_MARKS.search(text)):
-        raise FieldError(
-            field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
-        )
+        why = f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
+        raise FieldError(field, value, why)
     check_unicode(value, field)
     if not text.isprintable() and (character := _CONTROL_CHARACTERS.search(text)):
         raise FieldError(field, value, f"the control character U+{ord(character.group()):04X}; remove it")

@@ -95,12 +95,7 @@ class Source:
     columns: Annotated[
         Mapping[str, str],
         Flag(
-            "a column's name in the sheet",
-            "--column",
-            _parse_columns,
-            action="append",
-            default=[],
-            metavar="OURS=THEIRS",
+            "column's name in the sheet", "--column", _parse_columns, action="append", default=[], metavar="OURS=THEIRS"
         ),
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None

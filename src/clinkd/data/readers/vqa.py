@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clinkd.data.readers.annotated import Annotated, find_split_group
+from clinkd.data.readers.annotated import find_split_group
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.conversations import SPLITS, files
 from clinkd.data.readers.rows import (
@@ -133,17 +133,10 @@ class _VqaReader:
         if self.first_places.setdefault(sample_id, place) != place:
             why = f"already used by {self.first_places[sample_id]}; give each question its own"
             raise FieldError(id_key, stated_id, why)
+        group, side = find_split_group(self.source, image.path), self.source.side or "patient"
         origin = "slake" if "img_name" in value else "vqarad" if "phrase_type" in value else file_name
-        record = Annotated(
-            id=sample_id,
-            image=image,
-            modality=modality,
-            group=find_split_group(self.source, image.path),
-            origin="llava_med_qa" if self.is_llava_med else origin,
-            side=self.source.side or "patient",
-            split=split,
-        )
-        return [record.make_sample(sample_id, turn)]
+        origin = "llava_med_qa" if self.is_llava_med else origin
+        return [Sample(sample_id, (image,), modality, (turn,), group, origin, (), (), side, split)]
 
     def _find_image_name(self, value: dict[str, Any]) -> tuple[str, str]:
         """The key and the name of the image. Rows of Hugging Face may have the picture itself instead."""
