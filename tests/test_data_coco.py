@@ -78,7 +78,7 @@ def boxes(samples: Iterable[Sample]) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def test_objects_become_samples(tmp_path: Path) -> None:
-    found, told = read(write(tmp_path, data()), ask=(Task.VG, Task.ROC, Task.RC))
+    found, told = read(write(tmp_path, data()), tasks=(Task.VG, Task.ROC, Task.RC))
     assert [(e.row, e.problem) for e in found] == [(1, None), (2, None), (3, None)] and not told
     samples = [s for e in found for s in e.samples]
     assert boxes(samples) == [

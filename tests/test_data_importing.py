@@ -382,7 +382,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "specks": (["--specks", "0.5"], 0.5),
     "encoding": (["--encoding", "UTF16"], "utf-16"),
     "turns": (["--turns", "keep"], "keep"),
-    "ask": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
+    "tasks": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
     "max_questions": (["--max-questions", "3"], 3),
     "max_boxes": (["--max-boxes", "5"], 5),
     "window": (["--window", "lung"], "lung"),
@@ -398,7 +398,7 @@ def test_every_field_of_a_source_has_a_flag_and_only_it_is_changed_by_it(tmp_pat
     assert list(GIVEN) == [f.name for f in fields(Source) if f.name != "path"]
     for name, (words, value) in GIVEN.items():
         assert source(*words) == replace(Source(tmp_path), **{name: value}) != Source(tmp_path)
-    assert source("--ask", "none").ask == () and source("--task", "").task is None
+    assert source("--ask", "none").tasks == () and source("--task", "").task is None
 
 
 @pytest.mark.parametrize(

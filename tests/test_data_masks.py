@@ -153,7 +153,7 @@ def test_a_folder_of_the_release_becomes_samples(tmp_path: Path) -> None:
     root = folder(tmp_path)
     kidneys = spot(2, 3, 12, 13) | spot(40, 5, 52, 17)
     add(root, c0000_000=kidneys, c0001_000=spot(42, 7, 46, 9, value=1), c0001_001=spot(50, 30, 60, 40))
-    found, told = read(root, ask=(Task.VG, Task.ROC, Task.RC))
+    found, told = read(root, tasks=(Task.VG, Task.ROC, Task.RC))
     assert [(e.row, e.problem) for e in found] == [(1, None), (2, None)] and not told
     ct, mr = (e.samples for e in found)
     assert boxes(ct) == {
@@ -166,7 +166,7 @@ def test_a_folder_of_the_release_becomes_samples(tmp_path: Path) -> None:
         assert (s.modality, s.side, s.group, s.source) == (Modality.CT, "patient", "KiTS--case_00001", "KiTS")
         assert s.images[0].to_json() == {"path": f"images/{STEM}.png", "width": WIDTH, "height": HEIGHT}
     assert len({s.id for s in (*ct, *mr)}) == len(ct) + len(mr)
-    assert read(root, ask=(Task.VG, Task.ROC, Task.RC))[0] == found
+    assert read(root, tasks=(Task.VG, Task.ROC, Task.RC))[0] == found
 
 
 @pytest.mark.parametrize(

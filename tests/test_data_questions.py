@@ -128,7 +128,7 @@ def test_ways_to_say_one_thing_do_not_contradict_each_other() -> None:
 
 def asked(seed: int, name: str = "a", **changes: object) -> list[Sample]:
     record = Annotated(name, ImageRef("a.png", 64, 64), Modality.CT, (("liver", HERE), ("spleen", THERE)))
-    source = Source(Path("."), ask=(Task.VG, Task.ROC, Task.RC), seed=seed, **changes)  # type: ignore[arg-type]
+    source = Source(Path("."), tasks=(Task.VG, Task.ROC, Task.RC), seed=seed, **changes)  # type: ignore[arg-type]
     return make_samples(record, source, Counter())
 
 

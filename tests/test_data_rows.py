@@ -20,7 +20,6 @@ from clinkd.data.readers.rows import (
     SourceRow,
     convert_rows,
     json_rows,
-    require_text_of_key,
     require_words,
     sheet_rows,
     shorten_value,
@@ -328,8 +327,6 @@ TEXTS = [
 def test_texts_that_say_nothing_or_are_torn_are_refused(value: Any, told: str) -> None:
     with pytest.raises(FieldError, match=told):
         require_words(value, "t")
-    with pytest.raises(FieldError, match=told):
-        require_text_of_key({"t": value}, "t")
     assert require_words(" a \n b😀 ", "t") == "a b😀"
 
 

@@ -452,7 +452,7 @@ def test_knobs_of_asking(tmp_path: Path) -> None:
     entries, told = read(file)
     assert Counter(s.task for s in samples(entries)) == {Task.ROC: 10, Task.RC: 10}
     assert told == {"names with more than max_boxes=4 boxes in one image": 1}
-    assert Counter(s.task for s in samples(read(file, ask=(Task.RC,))[0])) == {Task.RC: 10}
+    assert Counter(s.task for s in samples(read(file, tasks=(Task.RC,))[0])) == {Task.RC: 10}
     few, told = read(file, max_questions=3, max_boxes=10)
     everything = {s.id: s for s in samples(read(file, max_boxes=10)[0])}
     assert len(samples(few)) == 3 and all(everything[s.id] == s for s in samples(few))

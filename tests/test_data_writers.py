@@ -335,7 +335,12 @@ FAULTS: list[tuple[str, Any, str, str]] = [
     ("turns.0.answer", {"text": "[box]"}, "turns[0].answer.boxes", "a list of boxes"),
     ("turns.0.answer", {"text": "[box]", "boxes": [[0, 0, 1.1, 1]]}, "turns[0].answer.boxes[0]", "outside"),
     ("turns.0.answer", {"text": "[box]", "boxes": [[0.5, 0, 0.1, 1]]}, "turns[0].answer.boxes[0]", "empty"),
-    ("turns.0.answer", {"text": "[box]", "boxes": [[0, 0, float("nan"), 1]]}, "turns[0].answer.boxes[0]", "empty"),
+    (
+        "turns.0.answer",
+        {"text": "[box]", "boxes": [[0, 0, float("nan"), 1]]},
+        "turns[0].answer.boxes[0]",
+        "four numbers",
+    ),
     ("turns.0.answer", {"text": "[box]", "boxes": [[0, 0, 1]]}, "turns[0].answer.boxes[0]", "four numbers"),
     ("turns.0.answer", {"text": "[box]", "boxes": [[0, 0, True, 1]]}, "turns[0].answer.boxes[0]", "four numbers"),
     ("group", "gone", "group", "empty or not text"),

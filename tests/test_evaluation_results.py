@@ -37,7 +37,7 @@ def written(folder: Path, value: Any, name: str = "results.json") -> Path:
 @pytest.fixture
 def asked(tmp_path: Path) -> EvaluationData:
     """Two grounding questions of a COCO file, as its reader makes them."""
-    source = Source(written(tmp_path, COCO, "coco.json"), open_images=False, ask=(Task.VG,))
+    source = Source(written(tmp_path, COCO, "coco.json"), open_images=False, tasks=(Task.VG,))
     test = read_test_set(source)
     assert test.names is not None and test.names == CocoNames.of(source)
     return EvaluationData(test.samples, test.what, test.names)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from types import UnionType
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from clinkd.cli.outputs import ASIDE, PAGE, PICTURE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
-from clinkd.cli.words import WRONG, Parser, add_verb
+from clinkd.cli.words import WRONG, Parser, Verb, add_verb
 from clinkd.records import BadInput
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clinkd.data.readers.source import Flag, Source
     from clinkd.records import Sample
 
-SHOWN = 20  # bad rows named on the screen; the page, --json and the quarantine name all
+SHOWN = 20  # bad rows on the screen; the page, --json and the quarantine have all
 
 
 def add(verbs: Any) -> None:
@@ -39,110 +39,71 @@ def add(verbs: Any) -> None:
 
 
 def _add_import(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "import",
-        _import,
-        "check data of any form, divide it by patient or image, and make a data set of it",
-        "clinkd data import sheet.csv --images scans --out mydata",
-        [_build_check_flags(), _build_share_flags()],
-    )
+    what = "check data of any form, divide it by patient or image, and make a data set of it"
+    example = "clinkd data import sheet.csv --images scans --out mydata"
+    verb = add_verb(kinds, "import", _import, what, example, [_build_check_flags(), _build_share_flags()])
     verb.later = source_flags
     verb.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders; flags count for all")
-    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the data set that is made")
+    verb.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new data set")
     splits = verb.add_mutually_exclusive_group()
-    splits.add_argument("--anew", action="store_true", help="forget the splits that the files give, and divide all")
-    splits.add_argument("--no-split", action="store_true", help="leave the splits as the files give them")
-    verb.add_argument("--turn-to", choices=["patient", "image"], help="turn all left and right words to this side")
+    splits.add_argument("--anew", action="store_true", help="ignore the splits in the files, and divide all")
+    splits.add_argument("--no-split", action="store_true", help="keep the splits as the files have them")
+    verb.add_argument("--turn-to", choices=["patient", "image"], help="change all left and right words to this side")
     verb.add_argument("--copy", action="store_true", help="copy the images, too; DICOM as PNG, without its header")
 
 
-def _add_check(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "check",
-        _check,
-        "say what is wrong with data, row by row; the exit status is 0 only if nothing is",
-        "clinkd data check FOLDER --page check.html",
-        [_build_check_flags()],
-    )
+def _add_reading_verb(
+    kinds: Any, name: str, call: Verb, what: str, example: str, parents: Sequence[Parser] = ()
+) -> Parser:
+    """Add a verb that reads the data at one path."""
+    verb = add_verb(kinds, name, call, what, example, parents)
     verb.later = source_flags
     verb.add_argument("path", type=Path)
+    return verb
+
+
+def _add_check(kinds: Any) -> None:
+    what = "show what is wrong with data, row by row; the exit status is 0 only if nothing is"
+    example = "clinkd data check FOLDER --page check.html"
+    _add_reading_verb(kinds, "check", _check, what, example, [_build_check_flags()])
 
 
 def _add_export(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "export",
-        _export,
-        "write data for other programs",
-        "clinkd data export mydata --to sharegpt --out for-llama-factory",
-    )
-    verb.later = source_flags
-    verb.add_argument("path", type=Path)
+    example = "clinkd data export mydata --to sharegpt --out for-llama-factory"
+    verb = _add_reading_verb(kinds, "export", _export, "write data for other programs", example)
     verb.add_argument("--to", choices=["sharegpt", "coco", "jsonl"], required=True)
     verb.add_argument("--out", type=Path, required=True, help="a folder; a file for coco and jsonl")
     verb.add_argument("--spell", default="qwen2-vl", metavar="FAMILY", help="how boxes are spelled in text (qwen2-vl)")
 
 
 def _add_split(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "split",
-        _split,
-        "divide an imported data set again",
-        "clinkd data split mydata --test 0.3 --seed 1",
-        [_build_share_flags()],
-    )
+    example = "clinkd data split mydata --test 0.3 --seed 1"
+    verb = add_verb(kinds, "split", _split, "divide an imported data set again", example, [_build_share_flags()])
     verb.add_argument("path", type=Path, metavar="FOLDER")
     verb.add_argument("--seed", type=int, default=0, help="of the division")
 
 
 def _add_sheet(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "sheet",
-        _sheet,
-        "write a sheet with a line for each image, to be filled in with questions, names and boxes",
-        "clinkd data sheet scans > sheet.csv",
-    )
+    what = "write a sheet with a line for each image, to be filled in with questions, names and boxes"
+    verb = add_verb(kinds, "sheet", _sheet, what, "clinkd data sheet scans > sheet.csv")
     verb.add_argument("folder", type=Path)
 
 
 def _add_stats(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "stats",
-        _stats,
-        "count data and say what can be guessed without the images",
-        "clinkd data stats FOLDER",
-    )
-    verb.later = source_flags
-    verb.add_argument("path", type=Path)
+    what = "count data and show what can be guessed without the images"
+    _add_reading_verb(kinds, "stats", _stats, what, "clinkd data stats FOLDER")
 
 
 def _add_show(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "show",
-        _show,
-        "print one sample and draw its boxes",
-        "clinkd data show FOLDER ID",
-    )
-    verb.later = source_flags
-    verb.add_argument("path", type=Path)
+    what = "print one sample and draw its boxes"
+    verb = _add_reading_verb(kinds, "show", _show, what, "clinkd data show FOLDER ID")
     verb.add_argument("id")
     verb.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (ID.png)")
 
 
 def _add_phantoms(kinds: Any) -> None:
-    verb = add_verb(
-        kinds,
-        "phantoms",
-        _phantoms,
-        "draw phantoms with questions into a folder",
-        "clinkd data phantoms phantoms --images 24",
-    )
+    what = "draw phantoms with questions into a folder"
+    verb = add_verb(kinds, "phantoms", _phantoms, what, "clinkd data phantoms phantoms --images 24")
     verb.add_argument("folder", type=Path)
     verb.add_argument("--images", type=int, help="images to learn from (the demo's number)")
     verb.add_argument("--seed", type=int, default=0)
@@ -152,16 +113,16 @@ def _add_phantoms(kinds: Any) -> None:
 
 
 def source_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field of `Source` but its path, and --workers."""
-    group = parser.add_argument_group("where the data is, and what its rows do not say themselves")
+    """Add a flag for each field of `Source` except its path, and --workers."""
+    group = parser.add_argument_group("where the data is, and what its rows do not state")
     for field, kind, flag in _list_source_fields():
-        words = {"help": flag.what, "default": field.default, **flag.words}
+        options = {"help": flag.help_text, "default": field.default, **flag.options}
         for member in get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]:
             if member in (int, float, Path):
-                words["type"] = member
+                options["type"] = member
             elif get_origin(member) is Literal:
-                words["choices"] = get_args(member)
-        group.add_argument(_flag_name(field, flag), **words)
+                options["choices"] = get_args(member)
+        group.add_argument(_flag_name(field, flag), **options)
     group.add_argument("--workers", type=int, default=cores(), help="processes that open images")
 
 
@@ -182,7 +143,7 @@ def _flag_name(field: Field[Any], flag: Flag) -> str:
 
 def _build_check_flags() -> Parser:
     parser = Parser(add_help=False)
-    group = parser.add_argument_group("what is looked at, and where findings go")
+    group = parser.add_argument_group("what is checked, and where the findings go")
     group.add_argument("--max-length", type=int, metavar="TOKENS", help="rows with more are bad")
     group.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="count with it (else estimated)")
     group.add_argument(
@@ -190,9 +151,9 @@ def _build_check_flags() -> Parser:
         action="append",
         default=[],
         metavar="KIND",
-        help="tell, but do not count as bad: duplicate, split, near-duplicate, side, frame, length",
+        help="show, but do not count as bad: duplicate, split, near-duplicate, side, frame, length",
     )
-    group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, with reasons")
+    group.add_argument("--quarantine", type=Path, metavar="FILE", help="write bad rows there, with reasons")
     group.add_argument("--page", type=Path, metavar="HTML", help="write counts, maps and a gallery to look at")
     group.add_argument("--json", action="store_true", help="print the findings for a program")
     return parser
@@ -207,7 +168,7 @@ def _build_share_flags() -> Parser:
 
 
 def source_of(args: argparse.Namespace, path: Path) -> Source:
-    """The source at `path` as the flags describe it. Raises BadInput naming the flag whose value makes no sense."""
+    """The source at `path` that the flags describe. Raises BadInput with the flag if its value makes no sense."""
     from clinkd.data.readers.forms import FORMS
     from clinkd.data.readers.source import Source
 
@@ -241,15 +202,16 @@ def _import(args: argparse.Namespace) -> int:
     end_in_order()
     sources = [source_of(args, path) for path in args.paths]
     division = None if args.no_split else Division(args.validation, args.test, args.seed, args.anew)
+    checks = _build_checks(args)
     try:
-        found = import_data(sources, args.out, _build_checks(args), division, args.quarantine, args.turn_to, args.copy)
+        findings = import_data(sources, args.out, checks, division, args.quarantine, args.turn_to, args.copy)
     except NotClean as error:
         _print_findings(error.found, args)
         tell(str(error))
         return WRONG
-    _print_findings(found, args)
+    _print_findings(findings, args)
     if not args.json:
-        print(f"\ndata     {args.out}: {found.samples} samples of {found.images} images")
+        print(f"\ndata     {args.out}: {findings.samples} samples of {findings.images} images")
         print(f"next     clinkd run real --set data.path={args.out}    learn from it")
         print(f"         clinkd data show {args.out} ID    look at one")
     return 0
@@ -264,7 +226,7 @@ def _check(args: argparse.Namespace) -> int:
         source = source_of(args, args.path)
         findings = check(source, _build_checks(args))
     except BadInput as error:
-        if args.json:  # what cannot be read at all is told to programs, too
+        if args.json:  # programs, too, learn what cannot be read at all
             problem = RowError(str(args.path), 0, "?", "file", "", str(error))
             print(json.dumps(Findings(bad=[problem]).to_json(), indent=1))
         raise
@@ -285,7 +247,7 @@ def _require_writable(args: argparse.Namespace) -> None:
 
 
 def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
-    """Print the findings of a check, for people or a program, and write the page."""
+    """Print the findings of a check, for people or for a program, and write the page."""
     from clinkd.data.checks.check import summarise_problems
     from clinkd.reporting import survey
 
@@ -343,34 +305,34 @@ def _sheet(args: argparse.Namespace) -> int:
 
     from clinkd.data.readers.dicom_folder import list_sheet_lines
 
-    lines = None
+    writer = None
     wrong = 0
     for line in list_sheet_lines(args.folder):
         if problem := line.pop("problem", ""):
             wrong += 1
             tell(f"{line['image']}: {problem}")
             continue
-        if lines is None:
-            lines = csv.DictWriter(sys.stdout, list(line))
-            lines.writeheader()
-        lines.writerow(line)
-    if lines is None:
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, list(line))
+            writer.writeheader()
+        writer.writerow(line)
+    if writer is None:
         raise BadInput(f"{args.folder}: no image that opens is there")
     return WRONG if wrong else 0
 
 
 def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
-    """The samples of a source and the number of bad rows; the reasons go to stderr."""
+    """The samples of a source and the number of bad rows. The reasons go to stderr."""
     from clinkd.data.readers.forms import read_rows
 
     notes: Counter[str] = Counter()
     samples: list[Sample] = []
     bad = 0
-    for entry in read_rows(source_of(args, args.path), notes):
-        samples.extend(entry.samples)
-        bad += entry.problem is not None
-        if entry.problem is not None and bad <= SHOWN:
-            print(f"left out: {entry.problem}", file=sys.stderr)
+    for result in read_rows(source_of(args, args.path), notes):
+        samples.extend(result.samples)
+        bad += result.problem is not None
+        if result.problem is not None and bad <= SHOWN:
+            print(f"left out: {result.problem}", file=sys.stderr)
     if bad > SHOWN:
         print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
     for reason, count in notes.items():
@@ -402,16 +364,16 @@ def _show(args: argparse.Namespace) -> int:
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
     if sample is None:
-        near = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3)
-        raise BadInput(f"{args.id}: no sample of that id in {args.path}; near it: {', '.join(near) or 'none'}")
+        similar_ids = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3)
+        raise BadInput(f"{args.id}: no sample of that id in {args.path}; near it: {', '.join(similar_ids) or 'none'}")
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
-    out = args.out or Path(f"{sample.id.replace('/', '_')}.png")
-    may_write("--out", out, PICTURE)
+    png = args.out or Path(f"{sample.id.replace('/', '_')}.png")
+    may_write("--out", png, PICTURE)
     picture = open_image(source_of(args, args.path).root, sample.images[-1])
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
-    viewer.boxed(picture, sample).save(out, format="PNG", pnginfo=png_info)
-    print(f"picture  {out}")
+    viewer.boxed(picture, sample).save(png, format="PNG", pnginfo=png_info)
+    print(f"picture  {png}")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Reader of `records.jsonl`: one image a line with its boxes in pixels and its questions.
+"""Reader of `records.jsonl`: each line is one image with its boxes in pixels and its questions.
 
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
      "qa": [{"question", "answer"}]}
 
-Boxes are pixels of the upright image, left and top edge inclusive, right and bottom exclusive; "left" and "right" in
-names are the patient's unless the source says otherwise. "group" (the patient), "split" and "side" may be given; other
-keys are counted.
+Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive. "left" and "right" in names
+are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
+are counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
@@ -23,21 +23,22 @@ from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
+    Word,
     convert_rows,
     iterate_objects,
     json_rows,
-    require_text_of_key,
+    require_choice,
+    require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SIDES: tuple[Side, ...] = get_args(Side)
-Word = TypeVar("Word", bound=str)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of the file, or of the `records.jsonl` in a folder. Raises BadInput where there is none, or it is empty."""
+    """Rows of the file, or of `records.jsonl` in the folder. Raises BadInput if it is absent or empty."""
     file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
         raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
@@ -60,64 +61,51 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) -> None:
     if first_rows.setdefault(value, row) != row:
-        raise FieldError(
-            key, value, f"already used by row {first_rows[value]}; give each image one row, with an id of its own"
-        )
+        why = f"already used by row {first_rows[value]}; give each image one row, with an id of its own"
+        raise FieldError(key, value, why)
 
 
 def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> Annotated:
     value = row.value
-    name = require_text_of_key(value, "id")
-    require_text_of_key(value, "image")
+    name = require_words(value.get("id"), "id")
+    require_words(value.get("image"), "image")
     modality = resolve_modality(value.get("modality"), source)
     image = _with_stated_size(pictures.ref(value["image"]), value)
     for field, actual in (("width", image.width), ("height", image.height)):
         if field in value and actual is not None and value[field] != actual:
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
-    objects = tuple(
-        (
-            require_text_of_key(entry, "name", f"objects[{i}].name"),
-            parse_pixel_box(entry.get("box"), f"objects[{i}].box", image),
-        )
-        for i, entry in iterate_objects(value, "objects")
-    )
-    qa = tuple(
-        (
-            require_text_of_key(entry, "question", f"qa[{i}].question"),
-            require_text_of_key(entry, "answer", f"qa[{i}].answer"),
-        )
-        for i, entry in iterate_objects(value, "qa")
-    )
+    objects = []
+    for i, entry in iterate_objects(value, "objects"):
+        object_name = require_words(entry.get("name"), f"objects[{i}].name")
+        objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
+    qa = []
+    for i, entry in iterate_objects(value, "qa"):
+        question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
+        qa.append((question, answer))
     if value.get("group") is not None:
-        split_group = require_text_of_key(value, "group")
+        split_group = require_words(value["group"], "group")
     else:
         split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
-    split = parse_choice(value, "split", SPLITS)
+    split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
-    return Annotated(name, image, modality, objects, qa, split_group, parse_origin(name), side, split or source.split)
+    return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
-    """Add the size that the row gives if the image was not opened."""
+    """The image with the size that the row states, if the image was not opened."""
     width, height = value.get("width"), value.get("height")
     if image.width is not None or type(width) is not int or type(height) is not int or min(width, height) < 1:
         return image
     return replace(image, width=width, height=height)
 
 
-def parse_choice(value: dict[str, Any], key: str, legal: Sequence[Word]) -> Word | None:
-    """One of a few words, None where the key is absent."""
-    stated = value.get(key)
-    if stated is None:
-        return None
-    for word in legal:
-        if stated == word:
-            return word
-    raise FieldError(key, stated, f"one of {', '.join(legal)} is wanted")
+def parse_choice(value: dict[str, Any], key: str, choices: Sequence[Word]) -> Word | None:
+    """One of a few words, None if the key is absent."""
+    return None if value.get(key) is None else require_choice(value[key], choices, key)
 
 
 def resolve_modality(value: object, source: Source) -> Modality:
-    """The modality that the row names, else the modality of the source."""
+    """The modality that the row names, else that the source names."""
     if value in (None, "") and source.modality is not None:
         return source.modality
     if not isinstance(value, str) or not value.strip():
@@ -129,12 +117,12 @@ def resolve_modality(value: object, source: Source) -> Modality:
 
 
 def parse_origin(record_id: str) -> str:
-    """The collection an image comes from: what stands before the first "_" of its id."""
+    """The collection that an image comes from: the part of its id before the first "_"."""
     return record_id.split("_", 1)[0]
 
 
 def parse_patient_group(record_id: str) -> str:
-    """The unit that no split may divide: the patient if the id contains it, else the image.
+    """The unit that no split may divide: the patient if the id names one, else the image.
 
     `sts_STS_012_ct_z038` -> `sts_STS_012`; `mbh_158019` -> `mbh_158` (patient 158, slice 019).
     """

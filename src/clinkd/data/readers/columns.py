@@ -17,7 +17,7 @@ SHEET_COLUMNS = (
 
 
 def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: Counter[str]) -> dict[str, str]:
-    """Our name -> the sheet's name, for each used column. Raises BadInput where the head cannot be understood."""
+    """Our name -> the sheet's name, for each used column. Raises BadInput if the column names do not fit."""
     context = f"{file}: its columns are {', '.join(head)}"
     columns = {our_name: _find_column(our_name, sheet_name, head, context) for our_name, sheet_name in mapping.items()}
     for column in head:
@@ -25,15 +25,14 @@ def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: 
         if our_name is None or our_name in mapping or column in columns.values():
             continue
         if our_name in columns:
-            raise BadInput(
-                f"{context}; {columns[our_name]!r} and {column!r} both mean {our_name}: say which with --column"
-            )
+            both = f"{columns[our_name]!r} and {column!r} both mean {our_name}"
+            raise BadInput(f"{context}; {both}: say which with --column")
         columns[our_name] = column
-    boxes = _check_columns(columns, context)
-    if not boxes:  # "name" may well be that of the patient
+    has_boxes = _check_columns(columns, context)
+    if not has_boxes:  # "name" may be the patient's name
         ambiguous = {"name", "sentence"} - mapping.keys()
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in ambiguous}
-    if not ({"question", "caption"} & columns.keys() or (boxes and {"name", "sentence"} & columns.keys())):
+    if not ({"question", "caption"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())):
         wanted = "question and answer, name and box (or x1, y1, x2, y2), or caption"
         raise BadInput(f"{context}; nothing to ask: {wanted} is wanted, as --column caption=COLUMN")
     for column in head:
@@ -43,7 +42,7 @@ def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: 
 
 
 def _check_columns(columns: dict[str, str], context: str) -> bool:
-    """Whether the columns hold boxes. Raises BadInput where columns that belong together are not."""
+    """Whether the columns have boxes. Raises BadInput if a column is missing that belongs to another."""
     if "image" not in columns:
         raise BadInput(f"{context}; none is the image: name it, as --column image=COLUMN")
     for columns_together in (("question", "answer"), CORNERS):
@@ -52,9 +51,8 @@ def _check_columns(columns: dict[str, str], context: str) -> bool:
         if present and missing:
             raise BadInput(f"{context}; {', '.join(present)} without {missing}: name it, as --column {missing}=COLUMN")
     if "x1" in columns and "box" in columns:
-        raise BadInput(
-            f"{context}; boxes stand both in {columns['box']} and in {columns['x1']} ...: rename one of them"
-        )
+        both = f"{columns['box']} and in {columns['x1']} ..."
+        raise BadInput(f"{context}; boxes stand both in {both}: rename one of them")
     return "x1" in columns or "box" in columns
 
 

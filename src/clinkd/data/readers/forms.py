@@ -1,4 +1,4 @@
-"""List the forms of data that can be read, and detect the form of a path."""
+"""The forms of data that can be read, and how the form of a path is detected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import kind_of
@@ -18,8 +18,9 @@ from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 
 HEAD_BYTES = 1 << 16
-MOST_LOOKED_AT = 100  # rows or files, before the form is called unknown
-FORMS = {  # name -> module of clinkd.data with the reader, what it is
+MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
+FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
+FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
     "sharegpt": ("conversations", "ShareGPT, LLaVA and Qwen-VL: conversations of human and gpt"),
@@ -35,9 +36,9 @@ FORMS = {  # name -> module of clinkd.data with the reader, what it is
 
 
 def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Read each row of a source as samples or as a problem. `notes` counts what was left out or changed, by reason.
+    """Read each row of a source as samples or as an error. `notes` counts what was left out or changed, by reason.
 
-    Raises BadInput where nothing of the form is there, or the form cannot be detected.
+    Raises BadInput if there is no data of the form, or if the form cannot be detected.
     """
     form = source.form or detect_form(source)
     if form not in FORMS:
@@ -48,42 +49,40 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 
 def detect_form(source: Source) -> str:
-    """Detect the form of a path from the files in a folder, or from the keys of a file's first row.
+    """Detect the form from the files in a folder, or from the keys in the first row of a file.
 
-    Raises BadInput where that does not tell it: the form is never guessed from less.
+    Raises BadInput if these do not show it: the form is never guessed from less.
     """
     path = source.path
     if path.is_dir():
-        return _detect_folder_form(path, source.encoding)
-    if not path.is_file():
+        form = _detect_folder_form(path, source.encoding)
+    elif path.is_file():
+        form = _detect_file_form(path, source.encoding)
+    else:
         raise BadInput(f"{path}: no such file or folder; check the path")
-    return _detect_file_form(path, source.encoding) or _raise_unknown_form(path)
+    if form is None:
+        forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
+        raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
+    return form
 
 
-def _detect_folder_form(folder: Path, encoding: str) -> str:
-    if (folder / SAMPLES).is_file():
-        return "samples"
-    if (folder / RECORDS).is_file():
-        return "boxes"
-    if (folder / "images").is_dir() and (folder / "masks").is_dir():
-        return "sa-med2d"
-    if (folder / "annotations").is_dir():
-        return "coco"
+def _detect_folder_form(folder: Path, encoding: str) -> str | None:
+    for marked_form, marks in FOLDER_MARKS.items():
+        if all((folder / mark).exists() for mark in marks):
+            return marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-    rows = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
-    found_forms = list(dict.fromkeys(form for p in rows if (form := _detect_file_form(p, encoding)) is not None))
-    if len(found_forms) > 1:
-        raise BadInput(f"{folder}: holds files of the forms {', '.join(found_forms)}; give one of the files, or --form")
-    if found_forms:
-        return found_forms[0]
+    json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
+    forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))
+    if len(forms) > 1:
+        raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
+    if forms:
+        return forms[0]
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
-        raise BadInput(
-            f"{folder}: holds the sheet {sheets[0]}; give it by name, and the folder of images with --images"
-        )
-    if any(kind_of(p).medical for p in itertools.islice(_walk_files(folder), MOST_LOOKED_AT)):
-        return "dicom"
-    return _raise_unknown_form(folder)
+        way_out = "give it by name, and the folder of images with --images"
+        raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
+    first_files = itertools.islice(_walk_files(folder), MOST_LOOKED_AT)
+    return "dicom" if any(kind_of(p).medical for p in first_files) else None
 
 
 def _walk_files(folder: Path) -> Iterator[Path]:
@@ -128,13 +127,8 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
     return "vqa" if "question" in row and "answer" in row else None
 
 
-def _raise_unknown_form(path: Path) -> NoReturn:
-    forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
-    raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
-
-
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:
-    """The samples of a source without fault. Raises BadInput with the first problem, and the number of others."""
+    """The samples of a source without errors. Raises BadInput with the first error and the number of others."""
     samples: list[Sample] = []
     problems: list[RowError] = []
     for result in read_rows(source, notes):

@@ -1,7 +1,7 @@
-"""Read files row by row: JSON lists (as a stream), JSON lines, CSV and XLSX. Each row has its place.
+"""Read files row by row: JSON lists (as a stream), JSON lines, CSV and XLSX. Each row knows its place.
 
-Nothing is skipped: each row becomes a `RowResult`, with its samples or with the error for which it could not be read.
-Damage after which nothing more can be read (a JSON list cut in the middle) names the byte and the last good row.
+No row is skipped: each becomes a `RowResult` with its samples or with its error. If nothing can be read after damage
+(a JSON list that is cut in the middle), the error names the byte and the last good row.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ import itertools
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 
 CHUNK_BYTES = 1 << 22
-MAX_ROW_BYTES = 1 << 24  # of one row; a file without row ends must not fill the memory
+MAX_ROW_BYTES = 1 << 24  # a file without row ends must not fill the memory
 SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
-MAX_SHEET_BYTES = 1 << 30  # of an XLSX, unpacked
+MAX_SHEET_BYTES = 1 << 30  # of an unpacked XLSX
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
-
+Word = TypeVar("Word", bound=str)
 
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
-_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control, and turns of direction
+_CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and changes of text direction
 
 
 class FieldError(Exception):
@@ -43,34 +44,26 @@ class FieldError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """The error of one row, or between rows (`kind` other than "row")."""
+    """The error of one row; or of several rows together, if `kind` is not "row"."""
 
     file: str
     row: int  # from 1, as a person counts: lines of JSON lines, entries of a list, lines of a sheet with its head
-    id: str  # of the record, "?" where it has none
+    id: str  # of the record, "?" if it has none
     field: str
     value: str
-    why: str  # what is wrong and the way out
+    why: str  # what is wrong, and how to mend it
     kind: Kind = "row"
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row}, id {self.id}: {self.field} = {self.value}: {self.why}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
-            "row": self.row,
-            "id": self.id,
-            "field": self.field,
-            "value": self.value,
-            "reason": self.why,
-            "kind": self.kind,
-        }
+        return {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One record as it is in the file. A quarantine keeps `raw`."""
+    """One record as the file has it. A quarantine file keeps `raw`."""
 
     file: Path
     number: int
@@ -89,7 +82,7 @@ class RowResult:
     raw: Any = None
     images: tuple[ImageRef, ...] = ()
     group: str = ""
-    left_out: str = ""  # why a row without fault makes no sample, where another row is to blame
+    left_out: str = ""  # why a good row makes no sample, if an error of another row is the cause
 
 
 def convert_rows(
@@ -111,14 +104,13 @@ def make_error_result(
 ) -> RowResult:
     """The result of a row that has an error."""
     name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
-    problem = RowError(
-        str(file), number, shorten_value(str(name)), fault.field, shorten_value(fault.value), fault.why, kind
-    )
+    row_id = shorten_value(str(name))
+    problem = RowError(str(file), number, row_id, fault.field, shorten_value(fault.value), fault.why, kind)
     return RowResult(str(file), number, problem=problem, raw=raw)
 
 
 def shorten_value(value: Any) -> str:
-    """A value on one line of at most 80 characters."""
+    """The value as one line of at most 80 characters."""
     if not isinstance(value, str):
         try:
             value = json.dumps(value, ensure_ascii=False, default=str)
@@ -129,20 +121,15 @@ def shorten_value(value: Any) -> str:
 
 
 def _escape_unprintable(text: str) -> str:
-    """Text that any terminal and any file takes: line ends, control characters and torn encodings as escapes."""
+    """Text for any terminal and any file: line ends, control characters and torn encodings become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 # ---- fields ---------------------------------------------------------------------------------------------------------
 
 
-def require_text_of_key(entry: dict[str, Any], key: str, field: str | None = None) -> str:
-    """A non-empty text with white space folded. Raises FieldError where it is absent, empty, torn or holds a mark."""
-    return require_words(entry.get(key), field or key)
-
-
 def require_words(value: Any, field: str) -> str:
-    """`value` as a non-empty text with white space folded."""
+    """The text with white space folded. Raises FieldError if it is empty, torn, no text, or has a mark of a model."""
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, "empty or not text; fill it in, or remove it")
     if BOX_MARK in value:
@@ -151,12 +138,11 @@ def require_words(value: Any, field: str) -> str:
 
 
 def fold_plain_text(value: str, field: str) -> str:
-    """White space folded. Raises FieldError where the text holds what a model takes for more than text."""
+    """The text with white space folded. Raises FieldError if it has a mark of a model or a control character."""
     text = " ".join(value.split())
     if "<" in text and (mark := RESERVED.search(text) or _BOX_MARKS.search(text)):
-        raise FieldError(
-            field, value, f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
-        )
+        why = f"{mark.group()} is a mark of models and no text; remove it, or write it otherwise"
+        raise FieldError(field, value, why)
     check_unicode(value, field)
     if not text.isprintable() and (character := _CONTROL_CHARACTERS.search(text)):
         raise FieldError(field, value, f"the control character U+{ord(character.group()):04X}; remove it")
@@ -164,9 +150,7 @@ def fold_plain_text(value: str, field: str) -> str:
 
 
 def check_unicode(value: str, field: str) -> None:
-    """Raise FieldError where a text holds half a character, which no file can take."""
-    if value.isascii():
-        return
+    """Raise FieldError if the text has half a character, because no file can store it."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -174,8 +158,16 @@ def check_unicode(value: str, field: str) -> None:
         raise FieldError(field, value, why) from None
 
 
+def require_choice(value: Any, choices: Sequence[Word], field: str) -> Word:
+    """The word of `choices` that equals `value`. Raises FieldError if there is none."""
+    for word in choices:
+        if value == word:
+            return word
+    raise FieldError(field, value, f"one of {', '.join(choices)} is wanted")
+
+
 def get_list(entry: dict[str, Any], key: str) -> list[Any]:
-    """A list, empty where the key is absent."""
+    """The list of a key, empty if the key is absent."""
     value = entry.get(key)
     if value is None:
         return []
@@ -185,7 +177,7 @@ def get_list(entry: dict[str, Any], key: str) -> list[Any]:
 
 
 def iterate_objects(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a list, numbered from 0."""
+    """The objects of a list, with their numbers from 0."""
     for i, member in enumerate(get_list(entry, key)):
         if not isinstance(member, dict):
             raise FieldError(f"{key}[{i}]", member, "an object is wanted")
@@ -196,21 +188,17 @@ def iterate_objects(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object. A repeated key is an error, because JSON readers silently keep the last one."""
+    """Make an object. A repeated key is an error, because JSON readers keep the last value without a word."""
     members = dict(pairs)
     if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated_key = next(key for key in keys if keys.count(key) > 1)
-        raise FieldError(
-            repeated_key,
-            [value for key, value in pairs if key == repeated_key],
-            "the key stands twice; keep one of them",
-        )
+        repeated_key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        repeated_values = [value for key, value in pairs if key == repeated_key]
+        raise FieldError(repeated_key, repeated_values, "the key stands twice; keep one of them")
     return members
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
-_LENIENT_DECODER = json.JSONDecoder()  # steps over a value that the other refuses
+_LENIENT_DECODER = json.JSONDecoder()  # finds the end of a value that the other refuses
 _MEND = "mend or remove the row"
 _ONE_ENCODING = "save the whole file in one encoding, or name it with --encoding"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -218,9 +206,9 @@ _BLANKS = " \t\r\n\ufeff"
 
 
 def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowResult]:
-    """Rows of a JSON list of objects, or of JSON lines. Raises BadInput where the file is absent, empty or neither.
+    """Rows of a JSON list of objects, or of JSON lines. Raises BadInput if the file is absent, empty or neither.
 
-    Damage within a JSON list ends it: what stands before is delivered, and the last entry tells how much was not read.
+    Damage ends a JSON list: the rows before it are delivered, and the last result says how much was not read.
     """
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
@@ -229,18 +217,14 @@ def json_rows(file: Path, encoding: str = "utf-8") -> Iterator[SourceRow | RowRe
             head = stream.read(64)
     if not head:
         raise BadInput(f"{file}: the file has no rows; give JSON, a list of objects or one object a line")
-    if (head[:2] in _UTF16_MARKS or head.count(b"\0") > len(head) / 3) and not _is_wide_encoding(encoding):
-        raise BadInput(f"{file}: written as UTF-16, it seems; save it as UTF-8, or give --encoding utf-16")
+    _refuse_utf16(file, head, encoding)
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    yield from (
-        _read_list_rows(file, encoding)
-        if _is_wide_encoding(encoding) or start == b"["
-        else _read_line_rows(file, encoding)
-    )
+    is_list = _is_wide_encoding(encoding) or start == b"["
+    yield from _read_list_rows(file, encoding) if is_list else _read_line_rows(file, encoding)
 
 
 def normalize_encoding(encoding: str) -> str:
-    """The usual name of an encoding. Raises BadInput on an unknown one."""
+    """The usual name of an encoding. Raises BadInput if it is unknown."""
     try:
         canonical = codecs.lookup(encoding).name
         "a".encode(canonical)
@@ -250,8 +234,13 @@ def normalize_encoding(encoding: str) -> str:
 
 
 def _is_wide_encoding(encoding: str) -> bool:
-    """Whether even a letter takes several bytes."""
+    """Whether each letter takes several bytes."""
     return encoding.startswith(("utf-16", "utf-32"))
+
+
+def _refuse_utf16(file: Path, head: bytes, encoding: str) -> None:
+    if (head[:2] in _UTF16_MARKS or head.count(b"\0") > len(head) / 3) and not _is_wide_encoding(encoding):
+        raise BadInput(f"{file}: written as UTF-16, it seems; save it as UTF-8, or give --encoding utf-16")
 
 
 def _open_file(file: Path) -> IO[bytes]:
@@ -262,90 +251,76 @@ def _open_file(file: Path) -> IO[bytes]:
 
 def _read_line_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
     has_rows = False
-    offset = 0
     with file.open("rb") as stream:
-        for number in itertools.count(1):
-            line = stream.readline(MAX_ROW_BYTES)
-            if not line:
-                break
-            line_bytes = len(line)
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_ROW_BYTES), b""), start=1):
+            offset = stream.tell() - len(line)
             if not has_rows and line.strip() == b"{":
                 raise BadInput(f"{file}: one object over several lines; give a list of objects, or one object a line")
-            if line_bytes == MAX_ROW_BYTES and not line.endswith(b"\n"):
+            if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
                 has_rows = True
-                line_bytes += _skip_rest_of_line(stream)
+                rest = line
+                while rest and not rest.endswith(b"\n"):
+                    rest = stream.readline(MAX_ROW_BYTES)
                 why = f"longer than {MAX_ROW_BYTES:,} bytes (from byte {offset}); put one row on a line"
-                yield make_error_result(
-                    file, number, FieldError("row", line[:80].decode(encoding, "replace"), why), None
-                )
+                fault = FieldError("row", line[:80].decode(encoding, "replace"), why)
+                yield make_error_result(file, number, fault, None)
             elif line.strip():
                 has_rows = True
                 yield _parse_line(file, number, line, encoding, offset)
-            offset += line_bytes
     if not has_rows:
         raise BadInput(f"{file}: the file has no rows; give one JSON object a line")
 
 
-def _skip_rest_of_line(stream: IO[bytes]) -> int:
-    """Skip the rest of the line. Returns the number of skipped bytes."""
-    skipped_bytes = 0
-    while piece := stream.readline(MAX_ROW_BYTES):
-        skipped_bytes += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return skipped_bytes
-
-
 def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int) -> SourceRow | RowResult:
-    try:
-        text = line.decode(encoding)
-    except UnicodeDecodeError as error:
-        raw = line.decode(encoding, "backslashreplace").strip()
-        why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
-        return make_error_result(file, number, FieldError("row", raw, why), raw)
+    text = line.decode(encoding, "backslashreplace")
     raw = text.strip(_BLANKS)
     try:
-        value = _DECODER.decode(raw)
+        line.decode(encoding)
+        return SourceRow(file, number, _require_object(_DECODER.decode(raw)), raw)
+    except UnicodeDecodeError as error:
+        why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
+        fault = FieldError("row", raw, why)
     except json.JSONDecodeError as error:
         before = text[: text.index(raw) + error.pos]
-        byte = offset + len(before.encode(encoding))
-        return make_error_result(
-            file, number, FieldError("row", raw, f"not JSON at byte {byte} ({error.msg}); {_MEND}"), raw
-        )
+        why = f"not JSON at byte {offset + len(before.encode(encoding))} ({error.msg}); {_MEND}"
+        fault = FieldError("row", raw, why)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        return make_error_result(file, number, FieldError("row", raw, f"not usable JSON ({error}); {_MEND}"), raw)
-    except FieldError as fault:
-        return make_error_result(file, number, fault, raw)
-    return _check_object(file, number, value, raw)
+        fault = FieldError("row", raw, f"not usable JSON ({error}); {_MEND}")
+    except FieldError as error:
+        fault = error
+    return make_error_result(file, number, fault, raw)
 
 
-def _check_object(file: Path, number: int, value: Any, raw: str) -> SourceRow | RowResult:
+def _require_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        return make_error_result(file, number, FieldError("row", value, f"not a JSON object; {_MEND}"), raw)
-    return SourceRow(file, number, value, raw)
+        raise FieldError("row", value, f"not a JSON object; {_MEND}")
+    return value
+
+
+class _JsonDamage(Exception):
+    """Damage (byte and reason) after which the reader cannot see where a row ends."""
 
 
 class _JsonWindow:
-    """The text of a file as a window that moves on; `byte` is the place in the file of `text[position]`."""
+    """A window of text that moves through a file; `byte` is the place of `text[position]` in the file."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self.stream, self.encoding, self.wide = stream, encoding, _is_wide_encoding(encoding)
-        # What does not belong is kept as a lone surrogate, so that its row, and no other, is at fault.
+        # A wrong byte is kept as a lone surrogate, so that only its row has an error.
         self.errors = "surrogatepass" if self.wide else "surrogateescape"
         self.decoder = codecs.getincrementaldecoder(encoding)(self.errors)
         self.text, self.position, self.ended = "", 0, False
-        self.byte = len("".encode(encoding))  # a byte order mark is read away by the decoder
+        self.byte = len("".encode(encoding))  # the decoder removes a byte order mark
+        self.markless_encoding = f"{encoding[:6]}-le" if self.wide else encoding
 
-    def read_more(self, wanted: int) -> None:
-        data = self.stream.read(wanted)
-        self.ended = len(data) < wanted
+    def read_more(self, chunk_bytes: int) -> None:
+        data = self.stream.read(chunk_bytes)
+        self.ended = len(data) < chunk_bytes
         try:
-            read = self.decoder.decode(data, final=self.ended and not self.wide)
+            new_text = self.decoder.decode(data, final=self.ended and not self.wide)
         except UnicodeDecodeError as error:
-            raise _JsonDamage(
-                self.byte + self.count_bytes(self.text[self.position :]), f"not {self.encoding}: {error.reason}"
-            ) from None
-        self.text = self.text[self.position :] + read
+            raise self.damage(len(self.text), f"not {self.encoding}: {error.reason}") from None
+        self.text = self.text[self.position :] + new_text
         self.position = 0
 
     def advance(self, end: int) -> str:
@@ -356,12 +331,14 @@ class _JsonWindow:
         return passed_text
 
     def count_bytes(self, text: str) -> int:
-        if self.wide:
-            return len(text.encode(self.encoding[:6] + "-le", self.errors))
-        return len(text) if text.isascii() else len(text.encode(self.encoding, self.errors))
+        return len(text.encode(self.markless_encoding, self.errors))
+
+    def damage(self, end: int, why: str) -> _JsonDamage:
+        """The error for damage at `text[end]`."""
+        return _JsonDamage(f"not JSON at byte {self.byte + self.count_bytes(self.text[self.position : end])} ({why})")
 
     def next_character(self) -> str:
-        """The next character that is no blank, "" at the end of the file."""
+        """The next character that is not blank, "" at the end of the file."""
         while True:
             end = self.position
             while end < len(self.text) and self.text[end] in _BLANKS:
@@ -371,29 +348,19 @@ class _JsonWindow:
                 return self.text[end : end + 1]
             self.read_more(CHUNK_BYTES)
 
-    def fault(self, raw: str) -> FieldError | None:
-        """The error where `raw`, the text just passed, holds a byte of another encoding; else None."""
-        if raw.isascii():
-            return None
+    def check_encoding(self, raw: str) -> None:
+        """Raise FieldError if `raw`, the text just passed, has a byte of another encoding."""
         try:
             raw.encode()
         except UnicodeEncodeError as error:
             byte = self.byte - self.count_bytes(raw[error.start :])
             shown = "half a character" if self.wide else f"0x{ord(raw[error.start]) - 0xDC00:02x}"
-            return FieldError("row", raw, f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}")
-        return None
-
-
-class _JsonDamage(Exception):
-    """Damage at a byte after which no row can be told from the next."""
-
-    def __init__(self, byte: int, why: str) -> None:
-        super().__init__(byte, why)
-        self.byte, self.why = byte, why
+            why = f"byte {byte} ({shown}) is not {self.encoding}; {_ONE_ENCODING}"
+            raise FieldError("row", raw, why) from None
 
 
 def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult]:
-    """Rows of a JSON list; only a window of it is in memory."""
+    """Rows of a JSON list. Only a window of the file is in memory."""
     with file.open("rb") as binary_file:
         stream = _JsonWindow(binary_file, encoding)
         last_good: SourceRow | None = None
@@ -407,50 +374,43 @@ def _read_list_rows(file: Path, encoding: str) -> Iterator[SourceRow | RowResult
                 raise BadInput(f"{file}: the list has no rows")
             next_character = ","
             while next_character == ",":
+                row = _read_list_row(file, number + 1, stream)
                 number += 1
-                row = _read_list_row(file, number, stream)
                 last_good = row if isinstance(row, SourceRow) else last_good
                 yield row
                 if (next_character := stream.next_character()) not in (",", "]"):
-                    number += 1
-                    raise _JsonDamage(
-                        stream.byte, f"{shorten_value(next_character) or 'the file ends'} where , or ] is wanted"
-                    )
+                    shown = shorten_value(next_character) or "the file ends"
+                    raise stream.damage(stream.position, f"{shown} where , or ] is wanted")
                 stream.advance(stream.position + 1)
             if stream.next_character():
-                number += 1
-                raise _JsonDamage(stream.byte, "something follows the end of the list")
+                raise stream.damage(stream.position, "something follows the end of the list")
         except _JsonDamage as damage:
-            yield _report_damage(file, number, stream, damage, last_good)
-
-
-def _report_damage(
-    file: Path, number: int, stream: _JsonWindow, damage: _JsonDamage, last_good: SourceRow | None
-) -> RowResult:
-    size = file.stat().st_size
-    last_good_note = "no row before it is good"
-    if last_good is not None:
-        last_good_note = f"the last good row is {last_good.number}" + (
-            f" (id {shorten_value(last_good.value['id'])})" if "id" in last_good.value else ""
-        )
-    lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
-    why = (
-        f"not JSON at byte {damage.byte} ({damage.why}); {last_good_note}; {lost}; bring back a whole copy, or mend it"
-    )
-    value = stream.text[stream.position : stream.position + 200]
-    return make_error_result(file, number, FieldError("file", value, why), value)
+            good_rows = "no row before it is good"
+            if last_good is not None:
+                shown_id = f" (id {shorten_value(last_good.value['id'])})" if "id" in last_good.value else ""
+                good_rows = f"the last good row is {last_good.number}{shown_id}"
+            size = file.stat().st_size
+            lost = f"{size - stream.byte:,} of {size:,} bytes, from byte {stream.byte} on, were not read"
+            value = stream.text[stream.position : stream.position + 200]
+            fault = FieldError("file", value, f"{damage}; {good_rows}; {lost}; bring back a whole copy, or mend it")
+            yield make_error_result(file, number + 1, fault, value)
 
 
 def _read_list_row(file: Path, number: int, stream: _JsonWindow) -> SourceRow | RowResult:
-    """The next value of the list as a row."""
+    """Read the next value of the list as a row."""
     stream.next_character()
     value, raw = _read_next_value(stream)
-    fault = stream.fault(raw) or (value if isinstance(value, FieldError) else None)
-    return make_error_result(file, number, fault, raw) if fault else _check_object(file, number, value, raw)
+    try:
+        stream.check_encoding(raw)
+        if isinstance(value, FieldError):
+            raise value
+        return SourceRow(file, number, _require_object(value), raw)
+    except FieldError as fault:
+        return make_error_result(file, number, fault, raw)
 
 
 def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
-    """The next value and its text. If a complete value has a FieldError inside, the error replaces the value."""
+    """The next value and its text. If a complete value has an error inside, the FieldError replaces the value."""
     chunk_bytes = CHUNK_BYTES
     while True:
         window_length = len(stream.text) - stream.position
@@ -466,17 +426,15 @@ def _read_next_value(stream: _JsonWindow) -> tuple[Any, str]:
                     why = "the file ends inside a row" if window_length else "the file ends where a row is wanted"
                 elif cut:
                     why = f"a row of more than {MAX_ROW_BYTES:,} bytes, or a quotation mark is missing"
-                raise _JsonDamage(
-                    stream.byte + stream.count_bytes(stream.text[stream.position : error.pos]), why
-                ) from None
+                raise stream.damage(error.pos, why) from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-            raise _JsonDamage(stream.byte, " ".join(str(error).split())) from None
-        stream.read_more(chunk_bytes)  # what seems wrong may be due to the window alone
+            raise stream.damage(stream.position, " ".join(str(error).split())) from None
+        stream.read_more(chunk_bytes)  # the error may only come from the end of the window
         chunk_bytes *= 2
 
 
 def _may_be_cut_short(error: json.JSONDecodeError) -> bool:
-    """Whether more text might make it JSON."""
+    """Whether more text might remove the error."""
     if error.msg.startswith("Unterminated string"):
         return True
     rest = error.doc[error.pos : error.pos + 16].strip()
@@ -494,47 +452,44 @@ def _decode_value(stream: _JsonWindow) -> tuple[Any, int]:
 
 
 def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
-    """The value of a JSON file, read at once. Raises BadInput with the byte and the reason where it cannot be read."""
+    """The value of a JSON file, read at once. Raises BadInput with the byte and the reason if it cannot be read."""
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         data = stream.read()
     if not data.strip():
         raise BadInput(f"{file}: the file is empty; bring back a whole copy")
-    if encoding == "utf-8" and data[:2] in _UTF16_MARKS:
-        raise BadInput(f"{file}: written as UTF-16; save it as UTF-8, or give --encoding utf-16")
+    _refuse_utf16(file, data[:64], encoding)
     try:
         return _DECODER.decode(data.decode(encoding).removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        byte = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
-        raise BadInput(f"{file}: {byte}; save the file in one encoding, or name it with --encoding") from None
+        why = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
     except json.JSONDecodeError as error:
         error_byte = len(data) - len(error.doc[error.pos :].encode(encoding, "surrogatepass"))
         if encoding == "utf-16":
-            error_byte += 2  # the mark that encoding the rest writes anew
+            error_byte += 2  # `encode` wrote a byte order mark
         ends = error_byte >= len(data.rstrip()) - 1 or error.msg.startswith("Unterminated string")
         cut = "the file ends inside a value" if ends else error.msg
         why = f"not JSON at byte {error_byte:,} of {len(data):,} ({cut}); bring back a whole copy, or mend it"
-        raise BadInput(f"{file}: {why}") from None
     except FieldError as fault:
-        reason = f"the key {fault.field!r} stands twice in one object"
-        raise BadInput(f"{file}: not usable JSON ({reason}); mend it") from None
+        why = f"not usable JSON (the key {fault.field!r} stands twice in one object); mend it"
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise BadInput(f"{file}: not usable JSON ({' '.join(str(error).split())}); mend it") from None
+        why = f"not usable JSON ({' '.join(str(error).split())}); mend it"
+    raise BadInput(f"{file}: {why}")
 
 
 # ---- sheets ---------------------------------------------------------------------------------------------------------
 
 
 def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[SourceRow | RowResult]:
-    """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX; the first line names the columns.
+    """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX. The first line names the columns.
 
-    Values are texts, "" where a cell is empty; lines and columns that are empty all through are passed over. `sheet`
-    names the one to read where an XLSX has several. Raises BadInput on a head that does not tell columns apart.
+    Values are texts, "" for an empty cell. Empty lines and empty columns at the end are skipped. `sheet` names the one
+    to read if an XLSX has several. Raises BadInput if a column has no name, or two have the same.
     """
-    packed = file.suffix.lower() in (".xlsx", ".xlsm")
+    is_xlsx = file.suffix.lower() in (".xlsx", ".xlsm")
     head: list[str] = []
-    width = 0  # of the head with its empty end, which every line of a CSV has as well
-    for number, cells in _read_xlsx(file, sheet) if packed else _read_csv(file, encoding):
+    width = 0  # of the head with its empty end; every line of a CSV has that end, too
+    for number, cells in _read_xlsx(file, sheet) if is_xlsx else _read_csv(file, encoding):
         if isinstance(cells, FieldError):
             yield make_error_result(file, number, cells, str(cells.value))
         elif not any(cells):
@@ -542,18 +497,16 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
         elif not head:
             head, width = _check_column_names(file, _strip_empty_end(cells)), len(cells)
         else:
-            if packed or len(cells) == width:
+            if is_xlsx or len(cells) == width:
                 cells = _strip_empty_end(cells)
-                cells += [""] * (len(head) - len(cells))  # an XLSX leaves the empty end of a line away
+                cells += [""] * (len(head) - len(cells))  # an XLSX omits empty cells at the end of a line
             yield _make_sheet_row(file, number, head, cells, encoding)
     if not head:
         raise BadInput(f"{file}: the sheet is empty; its first line names the columns")
 
 
 def _strip_empty_end(cells: list[str]) -> list[str]:
-    end = len(cells)
-    while end and not cells[end - 1]:
-        end -= 1
+    end = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
     return cells[:end]
 
 
@@ -581,10 +534,10 @@ def _check_column_names(file: Path, cells: list[str]) -> list[str]:
     return names
 
 
-Cells = list[str] | FieldError
+_Cells = list[str] | FieldError
 
 
-def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
+def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
     encoding = normalize_encoding(encoding)
     with _open_file(file) as stream:
         head = stream.read(1 << 16)
@@ -592,52 +545,44 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, Cells]]:
         encoding = "utf-16"
     elif encoding == "utf-8":
         encoding = "utf-8-sig"
-    first = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
-    separator_line = re.fullmatch(r"sep=(.)", first)  # Excel's own line that names the separator
-    separator = separator_line[1] if separator_line else max(",;\t|", key=first.count)
+    first_line = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
+    separator_line = re.fullmatch(r"sep=(.)", first_line)  # with this line Excel names the separator
+    separator = separator_line[1] if separator_line else max(",;\t|", key=first_line.count)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:
-            start = reader.line_num + 1  # a quoted cell may run over several lines: the row is named by its first
+            start = reader.line_num + 1  # the first line of the row; a quoted cell may have several
             try:
-                cells = [c.strip() for c in next(reader)]
-                if not (separator_line and start == 1):
-                    yield start, [_format_cell(c, c) for c in cells]
+                cells: _Cells = [_format_cell(c.strip(), c.strip()) for c in next(reader)]
             except StopIteration:
                 return
             except FieldError as fault:
-                yield start, fault
+                cells = fault
             except csv.Error as error:
                 where = f"lines {start} to {reader.line_num}" if reader.line_num > start else f"line {start}"
-                yield (
-                    start,
-                    FieldError(
-                        "row", where, f"not CSV ({error}); mend the quotes of the row, these lines are left out"
-                    ),
-                )
+                why = f"not CSV ({error}); mend the quotes of the row, these lines are left out"
+                cells = FieldError("row", where, why)
             except UnicodeError as error:
                 raise BadInput(f"{file}: not {encoding} ({error}); name its encoding with --encoding") from None
+            if not (separator_line and start == 1):
+                yield start, cells
 
 
-def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
+def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
     import openpyxl
 
     with _open_file(file):
         pass
     try:
-        with zipfile.ZipFile(file) as packed:
-            size = sum(i.file_size for i in packed.infolist())
-        if size > MAX_SHEET_BYTES:
-            raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
-        # once for the values, once for the formulas: one that was never computed has no value, and is not empty
-        books = [
-            openpyxl.load_workbook(file, read_only=True, data_only=values_only_book)
-            for values_only_book in (True, False)
-        ]
-    except BadInput:
-        raise
-    except Exception as error:  # whatever a damaged archive makes of the library
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        # values and formulas: a formula that was never computed has no value, but its cell is not empty
+        passes = (True, False) if size <= MAX_SHEET_BYTES else ()
+        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in passes]
+    except Exception as error:  # a damaged archive can raise anything in the library
         raise BadInput(f"{file}: not a readable XLSX ({type(error).__name__}); save it anew, or as CSV") from None
+    if not books:
+        raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
     try:
         names = books[0].sheetnames
         if sheet is None and len(names) > 1:
@@ -646,12 +591,12 @@ def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, Cells]]:
         if name not in names:
             raise BadInput(f"{file}: has no sheet {name!r}; it has {', '.join(names)}")
         for book in books:
-            book[name].reset_dimensions()  # what the file says of its size may be wrong, and would cut it
+            book[name].reset_dimensions()  # the size that the file states may be wrong, and rows would be lost
         row_pairs = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
         for number in itertools.count(1):
             try:
                 values, formulas = next(row_pairs)
-                cells: Cells = [_format_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
+                cells: _Cells = [_format_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
             except StopIteration:
                 return
             except FieldError as fault:

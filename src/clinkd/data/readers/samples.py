@@ -1,4 +1,4 @@
-"""Reader of samples.jsonl, in which the program keeps its samples: one `Sample.to_json` a line."""
+"""Reader of samples.jsonl, the program's own file of samples: each line is one `Sample.to_json`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any, get_args
 
 from clinkd.data.dataset import SAMPLES
+from clinkd.data.readers.annotated import require_four_numbers
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -17,17 +18,18 @@ from clinkd.data.readers.rows import (
     get_list,
     iterate_objects,
     json_rows,
+    require_choice,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Split, Task, Turn
+from clinkd.records import SPLITS, BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
 _MEND_OR_IMPORT = "mend it, or import the data anew"
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of the file, or of the `samples.jsonl` in a folder.
+    """Rows of the file, or of `samples.jsonl` in the folder.
 
-    Raises BadInput where there is none, where it is empty, or where the root of its images is no folder.
+    Raises BadInput if it is absent or empty, or if the root of its images is no folder.
     """
     file = source.path / SAMPLES if source.path.is_dir() else source.path
     if source.open_images and file.is_file() and not source.root.is_dir():
@@ -38,9 +40,8 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     def make(row: SourceRow) -> list[Sample]:
         sample = _make_sample(row.value, pictures, notes)
         if first_rows.setdefault(sample.id, row.number) != row.number:
-            raise FieldError(
-                "id", sample.id, f"already used by row {first_rows[sample.id]}; give each sample an id of its own"
-            )
+            why = f"already used by row {first_rows[sample.id]}; give each sample an id of its own"
+            raise FieldError("id", sample.id, why)
         return [sample if sample.split or not source.split else replace(sample, split=source.split)]
 
     yield from convert_rows(json_rows(file, source.encoding), make)
@@ -48,41 +49,38 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 def _make_sample(value: dict[str, Any], pictures: ImageResolver, notes: Counter[str]) -> Sample:
     _count_unknown_keys(value, Sample, "", notes)
-    images = tuple(
-        _parse_image(entry, f"images[{i}]", pictures, notes)
-        for i, entry in iterate_objects(_require_key(value, "images"), "images")
-    )
-    turns = tuple(
-        _parse_turn(entry, f"turns[{i}]", notes) for i, entry in iterate_objects(_require_key(value, "turns"), "turns")
-    )
-    return assemble_sample(value.get("id"), images, turns, value)
+    for key in ("images", "turns"):
+        if key not in value:
+            raise FieldError(key, None, f"absent; {_MEND_OR_IMPORT}")
+    images = [_parse_image(v, f"images[{i}]", pictures, notes) for i, v in iterate_objects(value, "images")]
+    turns = [_parse_turn(v, f"turns[{i}]", notes) for i, v in iterate_objects(value, "turns")]
+    return assemble_sample(value.get("id"), tuple(images), tuple(turns), value)
 
 
 def assemble_sample(
     name: Any, images: tuple[ImageRef, ...], turns: tuple[Turn, ...], value: dict[str, Any], prefix: str = ""
 ) -> Sample:
-    """A sample from images and turns; the rest from `value`, in the form of `Sample.to_json`. Raises FieldError.
+    """A sample from images, turns and the other keys of `value`, which is in the form of `Sample.to_json`.
 
-    `prefix` goes before the name of a field in faults.
+    Raises FieldError. `prefix` goes before the field names in errors.
     """
     if not images:
         raise FieldError("images", [], f"a sample has one image or more; {_MEND_OR_IMPORT}")
     if not turns:
         raise FieldError("turns", [], f"a sample has one turn or more; {_MEND_OR_IMPORT}")
-    modality: Modality = _require_choice(value, "modality", tuple(Modality), prefix)
-    side: Side = _require_choice(value, "side", get_args(Side), prefix)
+    modality = require_choice(value.get("modality"), tuple(Modality), f"{prefix}modality")
+    side: Side = require_choice(value.get("side"), get_args(Side), f"{prefix}side")
     split: Split | None = None
     if value.get("split") is not None:
-        split = _require_choice(value, "split", get_args(Split), prefix)
+        split = require_choice(value["split"], SPLITS, f"{prefix}split")
     names = tuple(_require_text(n, f"{prefix}names[{i}]") for i, n in enumerate(get_list(value, "names")))
     facts = tuple(_parse_fact(entry, f"{prefix}facts[{i}]") for i, entry in iterate_objects(value, "facts"))
     origin = value.get("source")
     if not isinstance(origin, str):
         raise FieldError(f"{prefix}source", origin, f"not text; {_MEND_OR_IMPORT}")
     group = _require_text(value.get("group"), f"{prefix}group")
-    return Sample(
-        _require_text(name, "id"), images, Modality(modality), turns, group, origin, names, facts, side, split
-    )
+    sample_id = _require_text(name, "id")
+    return Sample(sample_id, images, modality, turns, group, origin, names, facts, side, split)
 
 
 def _count_unknown_keys(value: dict[str, Any], record_type: type, prefix: str, notes: Counter[str]) -> None:
@@ -90,24 +88,11 @@ def _count_unknown_keys(value: dict[str, Any], record_type: type, prefix: str, n
         notes[f"key {prefix + key!r} of rows, which a sample does not keep"] += 1
 
 
-def _require_key(value: dict[str, Any], key: str) -> dict[str, Any]:
-    if key not in value:
-        raise FieldError(key, None, f"absent; {_MEND_OR_IMPORT}")
-    return value
-
-
 def _require_text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise FieldError(field, value, f"empty or not text; {_MEND_OR_IMPORT}")
     check_unicode(value, field)
     return value
-
-
-def _require_choice(value: dict[str, Any], key: str, legal: tuple[str, ...], prefix: str) -> Any:
-    stated = value.get(key)
-    if stated not in legal:
-        raise FieldError(f"{prefix}{key}", stated, f"one of {', '.join(legal)} is wanted")
-    return stated
 
 
 def _parse_fact(value: dict[str, Any], field: str) -> Fact:
@@ -122,7 +107,7 @@ def _parse_fact(value: dict[str, Any], field: str) -> Fact:
 
 
 def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, notes: Counter[str]) -> ImageRef:
-    """The image of a row, its recorded size checked against the file's."""
+    """The image of a row. Raises FieldError if its recorded size differs from the file's."""
     _count_unknown_keys(value, ImageRef, "images.", notes)
     path = value.get("path")
     actual_image = pictures.ref(path, f"{field}.path")
@@ -133,11 +118,8 @@ def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, not
             raise FieldError(f"{field}.{key}", stated, "a number of pixels is wanted")
         actual = getattr(actual_image, key)
         if stated is not None and actual not in (None, stated):
-            raise FieldError(
-                f"{field}.{key}",
-                stated,
-                f"the image has {actual} pixels now; bring back the old one, or {_MEND_OR_IMPORT}",
-            )
+            why = f"the image has {actual} pixels now; bring back the old one, or {_MEND_OR_IMPORT}"
+            raise FieldError(f"{field}.{key}", stated, why)
     stated_orientation = value.get("orientation", 1)
     if type(stated_orientation) is not int or not 1 <= stated_orientation <= 8:
         raise FieldError(f"{field}.orientation", stated_orientation, "1 to 8, as in EXIF, is wanted")
@@ -147,18 +129,15 @@ def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, not
     if actual_image.width is None:
         return ImageRef(path, value.get("width"), value.get("height"), stated_orientation, window)
     if "orientation" in value and stated_orientation != actual_image.orientation:
-        raise FieldError(
-            f"{field}.orientation",
-            stated_orientation,
-            f"the image has {actual_image.orientation} now; {_MEND_OR_IMPORT}",
-        )
+        why = f"the image has {actual_image.orientation} now; {_MEND_OR_IMPORT}"
+        raise FieldError(f"{field}.orientation", stated_orientation, why)
     return actual_image if window is None else replace(actual_image, window=window)
 
 
 def _parse_turn(value: dict[str, Any], field: str, notes: Counter[str]) -> Turn:
     _count_unknown_keys(value, Turn, "turns.", notes)
-    task = _require_choice(value, "task", tuple(Task), f"{field}.")
-    return Turn(Task(task), _parse_text(value, "question", field), _parse_text(value, "answer", field))
+    task = require_choice(value.get("task"), tuple(Task), f"{field}.task")
+    return Turn(task, _parse_text(value, "question", field), _parse_text(value, "answer", field))
 
 
 def _parse_text(value: dict[str, Any], key: str, field: str) -> BoxedText:
@@ -175,9 +154,7 @@ def _parse_text(value: dict[str, Any], key: str, field: str) -> BoxedText:
 
 
 def _parse_box(value: Any, field: str) -> Box:
-    if not isinstance(value, list) or len(value) != 4 or not all(type(v) in (int, float) for v in value):
-        raise FieldError(field, value, "four numbers [x1, y1, x2, y2], fractions of the image, are wanted")
     try:
-        return Box(*value)
+        return Box(*require_four_numbers(value, field, "[x1, y1, x2, y2], fractions of the image,"))
     except BadInput as error:
         raise FieldError(field, value, str(error)) from None

@@ -1,39 +1,41 @@
-"""Reader of sheets: a CSV or XLSX and a folder of images, a line a question, a box or a caption.
+"""Reader of sheets: a CSV or XLSX and a folder of images. Each line is a question, a box or a caption.
 
-    image, question, answer           a question of the image (QA); `[box]` in it stands for the box of the line
+    image, question, answer           a question about the image (QA); `[box]` in it stands for the box of the line
     image, name, box or x1 y1 x2 y2   a box: where is the name (VG, with all its boxes), what is here (ROC)
-    ... and sentence                  what is to be said of the box (RC)
-    image, caption                    what is to be said of the whole image (MIA)
+    ... and sentence                  a description of the box (RC)
+    image, caption                    a description of the whole image (MIA)
 
-And of the image: modality, patient, split, side, window (of a DICOM), frame (from 1); of the line: id. `Source.columns`
-maps these names to the sheet's own; one that is not mapped is found under its own name, case, blanks and "_" aside.
-Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` says "normalised" (fractions)
-or "qwen2-vl" (thousandths). What one line says of an image counts for its other lines, too.
+A line may also state of its image: modality, patient, split, side, window (of a DICOM), frame (from 1); and its own id.
+`Source.columns` maps these names to the sheet's names; other columns are found by their own names, whatever their case,
+blanks and "_". Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` is
+"normalised" (fractions) or "qwen2-vl" (thousandths). What one line states of an image counts for its other lines, too.
 
-A name is asked for with all its boxes, so in a sheet with boxes one line at fault takes its image out whole. A line
-that does not tell its image is held to belong to the image above it. In a sheet without boxes each line stands alone.
+A question asks for all boxes of a name, so in a sheet with boxes an error in one line removes the whole image. A line
+that names no image counts for the image above it. In a sheet without boxes each line counts alone.
 """
 
 from __future__ import annotations
 
 import difflib
-import itertools
+import os
 import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.columns import CORNERS, map_columns
+from clinkd.data.readers.columns import CORNERS, SHEET_COLUMNS, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
 from clinkd.data.readers.rows import (
     SHEETS,
     FieldError,
+    Kind,
     RowResult,
     SourceRow,
     fold_plain_text,
@@ -44,16 +46,16 @@ from clinkd.data.readers.rows import (
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
-FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # what boxes are in
-MANY = 1000  # names in a folder, and paths, beyond which no likeness is looked for
+FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
+MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Every line of the sheet (or of the only sheet in a folder), in its order.
+    """The result of each line of the sheet (or of the only sheet in a folder), in their order.
 
-    What is asked of the boxes of an image stands with its first line. Raises BadInput where there is no sheet, or its
+    The first line of an image gets the questions about its boxes. Raises BadInput if there is no sheet, or if its
     columns do not make a question, a box or a caption.
     """
     if source.boxes not in FRAMES:
@@ -62,16 +64,13 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     lines = list(sheet_rows(file, source.encoding, source.sheet))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
-    first = next((line for line in lines if isinstance(line, SourceRow)), None)
-    if first is None:
-        yield from (line for line in lines if isinstance(line, RowResult))
-        return
-    columns = map_columns(list(first.value), source.columns, file, notes)
-    yield from _SheetReader(file, source, columns, notes).entries(lines)
+    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), None)
+    columns = map_columns(head, source.columns, file, notes) if head is not None else {}
+    yield from _SheetReader(file, source, columns, notes).read_lines(lines)
 
 
 def sheet_of(path: Path) -> Path:
-    """The file, or the one sheet of a folder. Raises BadInput where there are none or several."""
+    """The file, or the only sheet of a folder. Raises BadInput if the folder has none or several."""
     if not path.is_dir():
         return path
     sheets = sorted(p for p in path.iterdir() if p.suffix.lower() in SHEETS and not p.name.startswith((".", "~$")))
@@ -88,7 +87,6 @@ def sheet_of(path: Path) -> Path:
 class _SheetLine:
     """A checked line."""
 
-    place: int  # among the lines, from 0
     row: SourceRow
     image: ImageRef
     id: str = ""
@@ -104,250 +102,201 @@ class _SheetLine:
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
+Cells = dict[str, str]  # our name of a column -> the text in the line, "" if the sheet has no such column
+
+
 class _SheetReader:
-    """The lines of one sheet, together by image."""
+    """Reads the lines of one sheet, and groups them by image.
+
+    Errors name a field by our name of its column; `_report` puts the sheet's own name in its place.
+    """
 
     def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
         self.file, self.source, self.columns, self.notes = file, source, columns, notes
+        self.fields = {"box": ",".join(columns.get(c, c) for c in CORNERS)} | columns
         self.pictures = ImageResolver(source)
         self.similar_path = _PathSuggester(source.root)
         self.has_boxes = "box" in columns or "x1" in columns
-        tasks = tuple(t for t in source.ask if t is not Task.RC or "sentence" not in columns)
-        self.question_source = replace(source, ask=tasks)
-        self.cells: dict[tuple[str, ...], int] = {}  # the row each line stands on first
+        tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
+        self.question_source = replace(source, tasks=tasks)
+        self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
-        self.image_values: dict[
-            str, dict[str, tuple[str, int]]
-        ] = {}  # image -> what lines say of it, and which row says so
-        self.doubtful_images: set[str] = set()  # images that a line at fault speaks of
-        self.has_patients = False  # by any line
+        self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
+        self.doubtful_images: set[str] = set()  # images that a line with an error names
+        self.has_patients = False  # whether any line names one
 
-    def entries(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
+    def read_lines(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
+        """The result of each line, in their order."""
         images: dict[str, list[_SheetLine]] = {}
         results: dict[int, RowResult] = {}
         image_above = ""
-        for place, row in enumerate(lines):
+        for row in lines:
             if isinstance(row, RowResult):
-                results[place] = row
+                results[row.row] = row
                 self._mark_doubtful(self._find_named_images(row.raw) or {image_above})
                 continue
-            first = self.cells.setdefault(tuple(row.value.values()), row.number)
-            path = self._find_image_path(row)
+            cells = {ours: row.value[self.columns[ours]] if ours in self.columns else "" for ours in SHEET_COLUMNS}
+            path = self._find_image_path(cells)
             image_above = path or image_above
-            if first != row.number:
-                fault = FieldError("row", list(row.value.values()), f"the same as row {first}; remove one of them")
-                results[place] = make_error_result(row.file, row.number, fault, row.raw, row.value, "duplicate")
+            first_row = self.first_rows.setdefault(tuple(row.value.values()), row.number)
+            if first_row != row.number:
+                fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
+                results[row.number] = self._report(row, fault, "duplicate")
                 continue
             try:
-                line = self._parse_line(place, row, path)
+                line = self._parse_line(row, cells, path)
                 images.setdefault(path, []).append(line)
             except FieldError as fault:
-                results[place] = make_error_result(row.file, row.number, fault, row.raw, row.value)
+                results[row.number] = self._report(row, fault)
                 self._mark_doubtful({image_above})
-        for path, members in images.items():
-            results |= self._convert_image(path, members)
-        yield from (results[place] for place in sorted(results))
+        for path, lines_of_image in images.items():
+            results |= {result.row: result for result in self._convert_image(path, lines_of_image)}
+        yield from (results[number] for number in sorted(results))
+
+    def _report(self, row: SourceRow, fault: FieldError, kind: Kind = "row") -> RowResult:
+        fault.field = self.fields.get(fault.field, fault.field)
+        return make_error_result(row.file, row.number, fault, row.raw, row.value, kind)
 
     def _mark_doubtful(self, paths: set[str]) -> None:
         if self.has_boxes:
             self.doubtful_images |= paths
 
     def _find_named_images(self, cells: object) -> set[str]:
-        """The images that a line which could not be read seems to name."""
+        """The images that the cells of an unreadable line seem to name."""
         paths = {self._normalize_path(c) for c in cells if c} if isinstance(cells, list) else set()
-        return {p for p in paths if stays_inside(p) and _is_file(self.source.root / p)}
+        return {p for p in paths if stays_inside(p) and os.path.isfile(self.source.root / p)}
 
     def _normalize_path(self, cell: str) -> str:
         return str(PurePosixPath(self.pictures.relative(cell))) if cell else ""
 
-    def _find_image_path(self, row: SourceRow) -> str:
-        """The image of a line, as all lines of it spell it."""
-        path, frame = self._normalize_path(self._get_cell(row, "image")), self._get_cell(row, "frame")
+    def _find_image_path(self, cells: Cells) -> str:
+        """The image of a line, in the spelling that all its lines share."""
+        path, frame = self._normalize_path(cells["image"]), cells["frame"]
         return f"{path}#{int(float(frame))}" if path and _FRAME.fullmatch(frame) else path
 
-    def _get_cell(self, row: SourceRow, ours: str) -> str:
-        return str(row.value[self.columns[ours]]) if ours in self.columns else ""
-
-    def _get_column(self, ours: str) -> str:
-        return self.columns.get(ours, ours)
-
-    def _parse_line(self, place: int, row: SourceRow, path: str) -> _SheetLine:
-        image = self._open_ref(row, path)
-        box = self._parse_box(row, image)
-        name, sentence, caption = (self._parse_words(row, key) for key in ("name", "sentence", "caption"))
-        turn = self._parse_turn(row, box)
-        cell_text = self._get_cell(row, "id")
-        line = _SheetLine(place, row, image, cell_text, name, box, sentence, caption, turn)
-        self._check_box(line)
-        if cell_text and self.ids.setdefault(cell_text, row.number) != row.number:
-            raise FieldError(
-                self._get_column("id"), cell_text, f"already used by row {self.ids[cell_text]}; give each line its own"
-            )
-        self._remember_image_values(row, path)
+    def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
+        image = self._open_ref(cells, path)
+        box = self._parse_box(cells, image)
+        words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
+        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
+        _check_box(line)
+        if line.id and self.ids.setdefault(line.id, row.number) != row.number:
+            raise FieldError("id", line.id, f"already used by row {self.ids[line.id]}; give each line its own")
+        self._remember_image_values(cells, row.number, path)
         return line
 
-    def _check_box(self, line: _SheetLine) -> None:
-        """Raise FieldError where a box is missing that the line speaks of, or a word for its box."""
-        if line.box is None and line.sentence:
-            why = "a sentence on a box, and no box; give it, or use a caption"
-            raise FieldError(self._get_column("sentence"), line.sentence, why)
-        if line.box is None and line.name and line.turn is None:
-            why = f"no box for {line.name!r}; give it, or empty the name where the image does not show any"
-            raise FieldError(self._name_box_field(), "", why)
-        if line.box is not None and not (line.name or line.sentence or line.mentions_box):
-            way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
-            raise FieldError(self._get_column("name"), "", f"the box has no name; {way_out}")
-
-    def _open_ref(self, row: SourceRow, path: str) -> ImageRef:
-        column, frame = self._get_column("image"), self._get_cell(row, "frame")
+    def _open_ref(self, cells: Cells, path: str) -> ImageRef:
         if not path:
-            raise FieldError(column, "", "empty; name the image on each line (fill merged cells down)")
-        if frame and not _FRAME.fullmatch(frame):
-            raise FieldError(self._get_column("frame"), frame, "the number of a frame, from 1, is wanted")
+            raise FieldError("image", "", "empty; name the image on each line (fill merged cells down)")
+        if cells["frame"] and not _FRAME.fullmatch(cells["frame"]):
+            raise FieldError("frame", cells["frame"], "the number of a frame, from 1, is wanted")
         try:
-            return self.pictures.ref(self.source.prefix + path, column)
+            return self.pictures.ref(self.source.prefix + path)
         except FieldError as fault:
             similar_path = self.similar_path(path) if "no such file" in fault.why else None
             hint = f"; did you mean {similar_path}?" if similar_path else ""
-            raise FieldError(column, self._get_cell(row, "image"), fault.why + hint) from None
-
-    def _parse_words(self, row: SourceRow, ours: str) -> str:
-        text = self._get_cell(row, ours)
-        return require_words(text, self._get_column(ours)) if text else ""
+            raise FieldError("image", cells["image"], fault.why + hint) from None
 
     # ---- boxes
 
-    def _name_box_field(self) -> str:
-        return self.columns["box"] if "box" in self.columns else ",".join(self._get_column(c) for c in CORNERS)
-
-    def _parse_corners(self, row: SourceRow) -> list[float]:
-        """The four numbers of the line's box, none where it has no box."""
+    def _parse_corners(self, cells: Cells) -> list[float]:
+        """The four numbers of the line's box, none if it has no box."""
         if "box" not in self.columns:
-            cells = [(self._get_column(c), self._get_cell(row, c)) for c in CORNERS]
-            empty = [column for column, text in cells if not text]
+            empty = [c for c in CORNERS if not cells[c]]
             if 0 < len(empty) < 4:
                 raise FieldError(empty[0], "", "empty, where other corners of the box are given; fill it in")
-            return [] if empty else [_parse_number(text, column, text) for column, text in cells]
-        column, cell = self.columns["box"], self._get_cell(row, "box")
+            return [] if empty else [_parse_number(cells[c], c, cells[c]) for c in CORNERS]
+        cell = cells["box"]
         texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
         if len(texts) not in (0, 4):
-            raise FieldError(column, cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
-        return [_parse_number(t, column, cell) for t in texts]
+            raise FieldError("box", cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
+        return [_parse_number(t, "box", cell) for t in texts]
 
-    def _parse_box(self, row: SourceRow, image: ImageRef) -> Box | None:
-        corners = self._parse_corners(row)
+    def _parse_box(self, cells: Cells, image: ImageRef) -> Box | None:
+        corners = self._parse_corners(cells)
         if not corners:
             return None
-        field = self._name_box_field()
         if self.source.boxes is None:
-            return parse_pixel_box([int(v) if v == int(v) else v for v in corners], field, image)
+            return parse_pixel_box([int(v) if v == int(v) else v for v in corners], "box", image)
         scale = 1 if self.source.boxes == "normalised" else 1000
         if max(corners) > scale or (scale == 1000 and any(v != int(v) for v in corners)):
-            raise FieldError(
-                field, corners, f"not {FRAMES[self.source.boxes]}, which --boxes declares; correct one of them"
-            )
+            why = f"not {FRAMES[self.source.boxes]}, which --boxes declares; correct one of them"
+            raise FieldError("box", corners, why)
         try:
             x1, y1, x2, y2 = (v / scale for v in corners)
             return Box(x1, y1, x2, y2)
         except BadInput as error:
-            raise FieldError(field, corners, str(error)) from None
+            raise FieldError("box", corners, str(error)) from None
 
     # ---- questions
 
-    def _parse_turn(self, row: SourceRow, box: Box | None) -> Turn | None:
-        question_text, answer = self._get_cell(row, "question"), self._get_cell(row, "answer")
-        if not question_text and not answer:
+    def _parse_turn(self, cells: Cells, box: Box | None) -> Turn | None:
+        if not cells["question"] and not cells["answer"]:
             return None
-        for ours, text, other in (("question", question_text, "answer"), ("answer", answer, "question")):
-            if not text:
-                raise FieldError(self._get_column(ours), "", f"empty, where the {other} is given; fill it in")
-        question, answer_boxed = (
-            self._parse_boxed_text(ours, text, box) for ours, text in (("question", question_text), ("answer", answer))
-        )
-        task = self.source.task or infer_task_from_boxes(question, answer_boxed, Task.QA)
-        if task is Task.VG and not answer_boxed.boxes:
-            raise FieldError(
-                self._get_column("answer"), answer, f"no {BOX_MARK} in an answer of VG; add it, and the box"
-            )
+        for ours, other in (("question", "answer"), ("answer", "question")):
+            if not cells[ours]:
+                raise FieldError(ours, "", f"empty, where the {other} is given; fill it in")
+        question, answer = (_parse_boxed_text(ours, cells[ours], box) for ours in ("question", "answer"))
+        task = self.source.task or infer_task_from_boxes(question, answer, Task.QA)
+        if task is Task.VG and not answer.boxes:
+            raise FieldError("answer", cells["answer"], f"no {BOX_MARK} in an answer of VG; add it, and the box")
         if task in (Task.ROC, Task.RC) and not question.boxes:
-            raise FieldError(
-                self._get_column("question"),
-                question_text,
-                f"no {BOX_MARK} in a question of {task}; add it, and the box",
-            )
-        return Turn(task, question, answer_boxed)
-
-    def _parse_boxed_text(self, ours: str, text: str, box: Box | None) -> BoxedText:
-        marks = text.count(BOX_MARK)
-        if marks > 1:
-            raise FieldError(
-                self._get_column(ours), text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them"
-            )
-        if marks and box is None:
-            raise FieldError(self._get_column(ours), text, f"{BOX_MARK} in the text, and no box on the line; give it")
-        return BoxedText(fold_plain_text(text, self._get_column(ours)), (box,) * marks if box else ())
+            why = f"no {BOX_MARK} in a question of {task}; add it, and the box"
+            raise FieldError("question", cells["question"], why)
+        return Turn(task, question, answer)
 
     # ---- images
 
-    def _remember_image_values(self, row: SourceRow, path: str) -> None:
-        """Remember what the line says about its image. If two lines differ, the image is doubtful."""
-        new = {key: self._get_cell(row, key) for key in ("modality", "patient", "split", "side", "window")}
-        if new["modality"]:
-            new["modality"] = resolve_modality(new["modality"], self.source).value
-        if new["split"]:
-            new["split"] = SPLITS.get(new["split"].casefold(), "")
-            if not new["split"]:
-                raise FieldError(
-                    self._get_column("split"), self._get_cell(row, "split"), "train, validation or test is wanted"
-                )
-        new["side"] = new["side"].casefold()
-        if new["side"] not in ("", "image", "patient"):
-            raise FieldError(
-                self._get_column("side"), self._get_cell(row, "side"), "image or patient (whose left it is) is wanted"
-            )
+    def _remember_image_values(self, cells: Cells, number: int, path: str) -> None:
+        """Remember what the line states of its image. If two lines differ, the image is doubtful."""
+        stated = {key: cells[key] for key in ("modality", "patient", "split", "side", "window")}
+        if stated["modality"]:
+            stated["modality"] = resolve_modality(stated["modality"], self.source).value
+        if stated["split"]:
+            stated["split"] = SPLITS.get(stated["split"].casefold(), "")
+            if not stated["split"]:
+                raise FieldError("split", cells["split"], "train, validation or test is wanted")
+        stated["side"] = stated["side"].casefold()
+        if stated["side"] not in ("", "image", "patient"):
+            raise FieldError("side", cells["side"], "image or patient (whose left it is) is wanted")
         image_values = self.image_values.setdefault(path, {})
-        if new["window"] and "window" not in image_values and self.source.open_images:
-            self._check_window(new["window"], path)
-        self.has_patients |= bool(new["patient"])
-        for key, value in new.items():
-            if value and image_values.setdefault(key, (value, row.number))[0] != value:
+        if stated["window"] and "window" not in image_values and self.source.open_images:
+            self._check_window(stated["window"], path)
+        self.has_patients |= bool(stated["patient"])
+        for key, value in stated.items():
+            if value and image_values.setdefault(key, (value, number))[0] != value:
                 self.doubtful_images.add(path)
-                other, number = image_values[key]
-                raise FieldError(
-                    self._get_column(key), value, f"row {number} says {other} of the same image; correct one of them"
-                )
+                other, row = image_values[key]
+                raise FieldError(key, value, f"row {row} says {other} of the same image; correct one of them")
 
     def _check_window(self, window: str, path: str) -> None:
-        """Whether the picture can be made with it, which its values and tables alone tell: so it is made once."""
+        """Raise FieldError if the picture cannot be made with the window: only making it once can tell."""
         try:
             if self.pictures.header(self.source.prefix + path) is None:
                 why = f"the image is no {medical_names()}, which alone has windows; empty it"
-                raise FieldError(self._get_column("window"), window, why)
+                raise FieldError("window", window, why)
             open_image(self.source.root, ImageRef(path, window=window))
         except BadInput as error:
-            raise FieldError(self._get_column("window"), window, str(error).removeprefix(f"image {path}: ")) from None
+            raise FieldError("window", window, str(error).removeprefix(f"image {path}: ")) from None
 
-    def _convert_image(self, path: str, lines: list[_SheetLine]) -> dict[int, RowResult]:
-        """The results of the lines of an image, by place."""
-        results = {line.place: RowResult(str(line.row.file), line.row.number, raw=line.row.raw) for line in lines}
-        if path in self.doubtful_images or _strip_frame(path) in self.doubtful_images:
-            self.notes[LEFT_OUT_NOTE] += len(lines)
-            return {place: replace(entry, left_out=LEFT_OUT_NOTE) for place, entry in results.items()}
-        try:
-            samples = self._make_image_samples(path, lines)
-        except FieldError as fault:
-            first = lines[0].row
-            if len(lines) > 1:
-                self.notes[LEFT_OUT_NOTE] += len(lines) - 1
-            rest = {place: replace(entry, left_out=LEFT_OUT_NOTE) for place, entry in results.items()}
-            return rest | {lines[0].place: make_error_result(first.file, first.number, fault, first.raw, first.value)}
-        return results | {
-            place: replace(results[place], samples=tuple(s for _, s in line_samples))
-            for place, line_samples in itertools.groupby(samples, key=lambda s: s[0])
-        }
+    def _convert_image(self, path: str, lines: list[_SheetLine]) -> Iterator[RowResult]:
+        """The results of the lines of an image."""
+        samples: dict[int, list[Sample]] | None = None
+        if not {path, _strip_frame(path)} & self.doubtful_images:
+            try:
+                samples = self._make_image_samples(path, lines)
+            except FieldError as fault:
+                yield self._report(lines[0].row, fault)
+                lines = lines[1:]
+        for row in (line.row for line in lines):
+            if samples is None:
+                self.notes[LEFT_OUT_NOTE] += 1
+                yield RowResult(str(row.file), row.number, raw=row.raw, left_out=LEFT_OUT_NOTE)
+            else:
+                yield RowResult(str(row.file), row.number, tuple(samples[row.number]), raw=row.raw)
 
-    def _make_image_samples(self, path: str, lines: list[_SheetLine]) -> list[tuple[int, Sample]]:
-        """The samples of an image, each with the place of its line."""
+    def _make_image_samples(self, path: str, lines: list[_SheetLine]) -> dict[int, list[Sample]]:
+        """The samples of an image, by the row of their line."""
         image_values = {key: value for key, (value, _) in self.image_values[path].items()}
         image = replace(lines[0].image, window=image_values["window"]) if "window" in image_values else lines[0].image
         side: Side = "image" if image_values.get("side", self.source.side) == "image" else "patient"
@@ -361,40 +310,36 @@ class _SheetReader:
             side=side,
             split=SPLITS.get(image_values.get("split", ""), self.source.split),
         )
-        pairs = [(lines[0].place, s) for s in make_samples(record, self.question_source, self.notes)]
+        samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}
         captions: set[str] = set()
         for line in lines:
-            pairs += [(line.place, s) for s in self._make_line_samples(line, record, line.caption not in captions)]
+            line_samples = samples.setdefault(line.row.number, [])
+            line_samples += self._make_line_samples(line, record, line.caption not in captions)
             captions.add(line.caption)
             if line.turn is None and line.box is None and not line.caption:
                 self.notes["lines that name an image and no question, box or caption"] += 1
-        kept = {s.id for s in sample_questions([s for _, s in pairs], self.source.max_questions, self.source.seed)}
-        if len(kept) < len(pairs):
-            self.notes[f"questions beyond max_questions={self.source.max_questions} an image"] += len(pairs) - len(kept)
-        return sorted(((place, s) for place, s in pairs if s.id in kept), key=lambda s: s[0])
+        kept = sample_questions([s for part in samples.values() for s in part], self.source, self.notes)
+        kept_ids = {s.id for s in kept}
+        return {number: [s for s in part if s.id in kept_ids] for number, part in samples.items()}
 
-    def _make_line_samples(self, line: _SheetLine, record: Annotated, new: bool) -> Iterator[Sample]:
+    def _make_line_samples(self, line: _SheetLine, record: Annotated, is_new_caption: bool) -> Iterator[Sample]:
         """The samples of the line's own question, sentence and caption."""
         base = line.id or f"{record.id}-{line.row.number}"
         rng = random.Random(f"{self.source.seed}/{base}")
         names = (line.name,) if line.name else ()
-        turns: list[tuple[str, Turn, tuple[str, ...]]] = []
         if line.turn is not None:
             bare = (line.turn.answer.words,) if line.turn.task is Task.ROC else ()
-            turns.append((base, line.turn, names or bare))
+            yield record.make_sample(base, line.turn, names or bare)
         if line.box is not None and line.sentence:
-            turns.append((f"{base}-rc", questions.describe(line.box, line.sentence, rng), names))
-        if line.caption and new:
-            turns.append((f"{base}-mia", questions.overall(line.caption, rng), ()))
-        for name, turn, names_in_turn in turns:
-            yield Sample(
-                name, (record.image,), record.modality, (turn,), record.group, record.origin, names_in_turn,
-                side=record.side, split=record.split,
-            )  # fmt: skip
+            yield record.make_sample(f"{base}-rc", questions.describe(line.box, line.sentence, rng), names)
+        if line.caption and is_new_caption:
+            yield record.make_sample(f"{base}-mia", questions.overall(line.caption, rng))
 
     def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
-        """The boxes with names. One that a question speaks of counts where its name has other lines, lest an answer
-        on that name be incomplete; else the line asks for it in its own words alone."""
+        """The boxes with names.
+
+        A box that a question mentions counts only if its name has other lines: the answer on a name is complete.
+        """
         unmentioned = [(line.name, line.box) for line in lines if line.box and line.name and not line.mentions_box]
         names = {name for name, _ in unmentioned}
         if len(unmentioned) > len(set(unmentioned)):
@@ -407,13 +352,10 @@ class _SheetReader:
             facts = self.pictures.header(self.source.prefix + path)
             if facts is not None:
                 return facts.modality
-        try:
-            return resolve_modality(cell_text, self.source)
-        except FieldError as fault:
-            raise FieldError(self._get_column("modality"), fault.value, fault.why) from None
+        return resolve_modality(cell_text, self.source)
 
     def _find_group(self, path: str) -> str:
-        """The patient of an image whose lines do not name one."""
+        """The patient of an image if its lines name none."""
         if self.source.group is not None:
             return find_split_group(self.source, path)
         facts = self.pictures.header(self.source.prefix + path)
@@ -421,15 +363,29 @@ class _SheetReader:
             return facts.patient
         if self.has_patients:
             why = "empty, where other images have one: fill it in (merged cells down), or a split may tear a patient"
-            raise FieldError(self._get_column("patient"), "", why)
+            raise FieldError("patient", "", why)
         return _strip_frame(path)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a cell too long for a path
-        return False
+def _check_box(line: _SheetLine) -> None:
+    """Raise FieldError if the line mentions a box and has none, or has a box and no word for it."""
+    if line.box is None and line.sentence:
+        raise FieldError("sentence", line.sentence, "a sentence on a box, and no box; give it, or use a caption")
+    if line.box is None and line.name and line.turn is None:
+        why = f"no box for {line.name!r}; give it, or empty the name where the image does not show any"
+        raise FieldError("box", "", why)
+    if line.box is not None and not (line.name or line.sentence or line.mentions_box):
+        way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
+        raise FieldError("name", "", f"the box has no name; {way_out}")
+
+
+def _parse_boxed_text(field: str, text: str, box: Box | None) -> BoxedText:
+    marks = text.count(BOX_MARK)
+    if marks > 1:
+        raise FieldError(field, text, f"{marks} {BOX_MARK} marks, and a line has one box; keep one of them")
+    if marks and box is None:
+        raise FieldError(field, text, f"{BOX_MARK} in the text, and no box on the line; give it")
+    return BoxedText(fold_plain_text(text, field), (box,) * marks if box else ())
 
 
 def _strip_frame(path: str) -> str:
@@ -446,17 +402,17 @@ def _parse_number(text: str, field: str, cell: str) -> float:
 
 
 class _PathSuggester:
-    """Suggests an existing file for a missing path: from its folder or the root, with a similar name."""
+    """Suggests a file for a missing path: one with a similar name in its folder or in the root."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.folders: dict[PurePosixPath, dict[str, str]] = {}
         self.compared = 0
+        self._cached_names = cache(self._list_names)
 
     def __call__(self, relative: str) -> str | None:
         wanted = PurePosixPath(relative.split("#")[0].replace("\\", "/"))
         for folder in dict.fromkeys((wanted.parent, PurePosixPath("."))):
-            names = self._list_names(folder)
+            names = self._cached_names(folder)
             key = wanted.name.casefold()
             file_name = names.get(key) or names.get(PurePosixPath(key).stem)
             if file_name is None and len(names) < MANY and self.compared < MANY:  # each comparison takes 10 ms
@@ -468,11 +424,9 @@ class _PathSuggester:
         return None
 
     def _list_names(self, folder: PurePosixPath) -> dict[str, str]:
-        """Names and stems in a folder, case folded, to names."""
-        if folder not in self.folders:
-            directory = self.root / folder
-            inside = stays_inside(str(folder)) and directory.is_dir()
-            names = sorted(p.name for p in directory.iterdir()) if inside else []
-            stems = {PurePosixPath(n).stem.casefold(): n for n in reversed(names)}
-            self.folders[folder] = stems | {n.casefold(): n for n in names}
-        return self.folders[folder]
+        """The names in a folder, by their case-folded names and stems."""
+        directory = self.root / folder
+        inside = stays_inside(str(folder)) and directory.is_dir()
+        names = sorted(p.name for p in directory.iterdir()) if inside else []
+        stems = {PurePosixPath(n).stem.casefold(): n for n in reversed(names)}
+        return stems | {n.casefold(): n for n in names}

@@ -1,4 +1,4 @@
-"""What the user states about a data set: its path, its form, and what its rows do not contain."""
+"""What the user states about a data set: its path, its form, and what its rows do not state."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from clinkd.data.modality import read_modality
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
-MOST_BOXES = 4  # in one answer, unless the caller says otherwise
+MOST_BOXES = 4  # in one answer, by default
 
 
 class Flag:
-    """How the command line sets a field: the help text and the flag's name (by default the name of the field).
+    """How the command line sets a field: the help text, and the name of the flag (by default that of the field).
 
-    `read` turns the given value into the field's value where the field's type does not. `words` go to argparse.
+    `read` makes the field's value of the given one, if the type alone cannot. `options` go to argparse.
     """
 
-    def __init__(self, what: str, name: str = "", read: Callable[[Any], Any] | None = None, **words: Any) -> None:
-        self.what, self.name, self.read, self.words = what, name, read, words
+    def __init__(
+        self, help_text: str, name: str = "", read: Callable[[Any], Any] | None = None, **options: Any
+    ) -> None:
+        self.help_text, self.name, self.read, self.options = help_text, name, read, options
 
 
 def _parse_columns(pairs: Sequence[str]) -> dict[str, str]:
@@ -64,14 +66,14 @@ def _parse_tasks(text: str) -> tuple[Task | None, ...]:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set. A field that is None is taken from the form or from the files.
+    """One data set. A field that is None comes from the form or from the files.
 
-    Raises BadInput on a number that is too small or too large, and on a `group` that is no regular expression.
+    Raises BadInput if a number is too small or too large, or if `group` is no regular expression.
     """
 
     path: Path
-    form: Annotated[str | None, Flag("of the data, where it cannot be told (see clinkd data check --form help)")] = None
-    images: Annotated[Path | None, Flag("that image paths start from (the file's own)", metavar="FOLDER")] = None
+    form: Annotated[str | None, Flag("of the data, if it is not detected (see clinkd data check --form help)")] = None
+    images: Annotated[Path | None, Flag("where image paths start (the file's own)", metavar="FOLDER")] = None
     prefix: Annotated[str, Flag("cut from the front of each image path")] = ""
     open_images: Annotated[
         bool,
@@ -81,10 +83,10 @@ class Source:
         str | None,
         Flag("how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...", read=_check_codec_name, metavar="FAMILY"),
     ] = None
-    min_pixels: Annotated[int, Flag("of the resize that Qwen2.5-VL boxes are in")] = MIN_PIXELS
-    max_pixels: Annotated[int, Flag("of the same")] = MAX_PIXELS
+    min_pixels: Annotated[int, Flag("of the resized image that Qwen2.5-VL boxes refer to")] = MIN_PIXELS
+    max_pixels: Annotated[int, Flag("of the same image")] = MAX_PIXELS
     side: Annotated[Side | None, Flag("whose left and right the words mean (patient)")] = None
-    modality: Annotated[Modality | None, Flag("of all images, where rows name none", read=_parse_modality)] = None
+    modality: Annotated[Modality | None, Flag("of images whose rows name none", read=_parse_modality)] = None
     task: Annotated[Task | None, Flag("of all questions: VG, ROC, RC, MIA or QA", read=_parse_task)] = None
     split: Annotated[Split | None, Flag("the split of all rows", "--all-in")] = None
     group: Annotated[
@@ -93,29 +95,24 @@ class Source:
     columns: Annotated[
         Mapping[str, str],
         Flag(
-            "a column's name in the sheet",
-            "--column",
-            _parse_columns,
-            action="append",
-            default=[],
-            metavar="OURS=THEIRS",
+            "column's name in the sheet", "--column", _parse_columns, action="append", default=[], metavar="OURS=THEIRS"
         ),
     ] = field(default_factory=lambda: MappingProxyType({}))
-    sheet: Annotated[str | None, Flag("of an XLSX with several")] = None
+    sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None
     classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
-    specks: Annotated[float, Flag("share of a picture: smaller parts of masks are none")] = 1e-4
+    specks: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
     encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
     turns: Annotated[
-        Literal["split", "keep"], Flag("a conversation becomes a sample a question, or stays one sample (split)")
+        Literal["split", "keep"], Flag("split: one sample for each question; keep: one for all (split)", "--turns")
     ] = "split"
-    ask: Annotated[
+    tasks: Annotated[
         tuple[Task, ...],
-        Flag("of boxes with names: VG, ROC, RC, or none (VG,ROC)", "", _parse_tasks, default="VG,ROC", metavar="TASKS"),
+        Flag("of named boxes: VG, ROC, RC, or none (VG,ROC)", "--ask", _parse_tasks, default="VG,ROC", metavar="TASKS"),
     ] = (Task.VG, Task.ROC)
-    max_questions: Annotated[int | None, Flag("most of one image, drawn by seed (all)")] = None
-    max_boxes: Annotated[int, Flag(f"a name with more in one image is not asked for ({MOST_BOXES})")] = MOST_BOXES
+    max_questions: Annotated[int | None, Flag("most for one image, sampled by the seed (all)")] = None
+    max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
-    seed: Annotated[int, Flag("of phrasings, draws and splits")] = 0
+    seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
 
     def __post_init__(self) -> None:
         for knob, value in (("max_questions", self.max_questions), ("max_boxes", self.max_boxes)):
@@ -133,7 +130,7 @@ class Source:
 
     @cached_property
     def root(self) -> Path:
-        """The folder that image paths start from: given, of an imported data set, or the file's own."""
+        """The folder that image paths start from: the given one, the one of an imported data set, or the file's own."""
         folder = self.path if self.path.is_dir() else self.path.parent
         if self.images is not None:
             return self.images
@@ -154,21 +151,20 @@ class ImageResolver:
         return path.strip().removeprefix(self.source.prefix)
 
     def header(self, path: str) -> Facts | None:
-        """The header of a medical image; None for plain pictures, and where images are not opened."""
+        """The header of a medical image; None for plain pictures, and if images are not opened."""
         return self._cached_header(self.relative(path)) if self.source.open_images else None
 
     def _read_header(self, relative: str) -> Facts | None:
         try:
             return read_medical_facts(self.source.root, relative, relative)
         except BadInput:
-            return None  # `ref` says why
+            return None  # `ref` gives the reason
 
     def ref(self, path: object, field: str = "image") -> ImageRef:
-        """The image a row names. Raises FieldError where it is no path, leads out of the root, or cannot be opened."""
+        """The image a row names. Raises FieldError if it is no path, leads out of the root, or cannot be opened."""
         if not isinstance(path, str) or not path.strip():
             raise FieldError(field, path, "empty or not text; give the path of the image")
-        if not path.isascii():
-            check_unicode(path, field)
+        check_unicode(path, field)
         ref_or_reason = self._cached_ref_or_reason(self.relative(path))
         if isinstance(ref_or_reason, str):
             raise FieldError(field, path, ref_or_reason)
