@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
@@ -29,7 +28,7 @@ from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
 from clinkd.data.readers.boxes import parse_choice, resolve_modality
-from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.readers.conversations import SPLITS, find_split_in_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -52,11 +51,8 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right a
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Images of a file, or of the JSON files in a folder or its `annotations`. Raises BadInput on what is not COCO."""
-    pictures = ImageResolver(source)
-    first_places: dict[str, str] = {}
-    return itertools.chain.from_iterable(
-        _read_file(file, source, pictures, first_places, notes) for file in files(source.path)
-    )
+    reader = _CocoReader(source, notes)
+    return itertools.chain.from_iterable(reader.read(file) for file in files(source.path))
 
 
 def files(path: Path) -> list[Path]:
@@ -101,26 +97,16 @@ class CocoNames:
 def _look_up_id(names: Mapping[str, str], key: Any, field: str, what: str) -> str:
     name = names.get(_normalize_id(key) or "")
     if name is None:
-        raise FieldError(
-            field, key, f"no {what} of the data has this id; leave the row out, or give the data it is about"
-        )
+        why = f"no {what} of the data has this id; leave the row out, or give the data it is about"
+        raise FieldError(field, key, why)
     return name
-
-
-def _read_file(
-    file: Path, source: Source, pictures: ImageResolver, first_places: dict[str, str], notes: Counter[str]
-) -> Iterator[RowResult]:
-    data = _load_file(file, source.encoding)
-    yield from data.problems
-    make = partial(_convert_image, data=data, source=source, pictures=pictures, first_places=first_places, notes=notes)
-    yield from convert_rows(data.rows(), make)
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _FoundAnnotation:
+class _Annotation:
     """An annotation and its place in the file."""
 
     field: str  # annotations[17]
@@ -144,7 +130,7 @@ class _CocoFile:
     file: Path
     split: Split | None
     images: list[Any]
-    annotations: dict[str | None, list[_FoundAnnotation]]
+    annotations: dict[str | None, list[_Annotation]]
     categories: dict[str | None, _Category]
     image_ids: Counter[str | None]
     annotation_ids: Counter[str | None]
@@ -154,17 +140,24 @@ class _CocoFile:
     def rows(self) -> Iterator[SourceRow | RowResult]:
         for number, image in enumerate(self.images, start=1):
             if isinstance(image, dict):
-                image_annotations = self.annotations.get(_normalize_id(image.get("id")), [])
-                yield SourceRow(
-                    self.file,
-                    number,
-                    image,
-                    {"image": image, "annotations": [annotation.value for annotation in image_annotations]},
-                )
+                raw = {"image": image, "annotations": [a.value for a in self.annotations_of(image)]}
+                yield SourceRow(self.file, number, image, raw)
             else:
-                yield make_error_result(
-                    self.file, number, FieldError(f"images[{number - 1}]", image, "an object is wanted"), image
-                )
+                fault = FieldError(f"images[{number - 1}]", image, "an object is wanted")
+                yield make_error_result(self.file, number, fault, image)
+
+    def annotations_of(self, image: dict[str, Any]) -> list[_Annotation]:
+        return self.annotations.get(_normalize_id(image.get("id")), [])
+
+    def category_of(self, annotation: _Annotation) -> _Category | None:
+        return self.categories.get(_normalize_id(annotation.value.get("category_id")))
+
+    def name_of(self, annotation: _Annotation) -> str:
+        """The name of the category. Raises FieldError where it has none that can be used."""
+        category = self.category_of(annotation)
+        if category is None:
+            raise annotation.fault("category_id", "no usable category has this id; see categories")
+        return category.name
 
 
 def _load_file(file: Path, encoding: str) -> _CocoFile:
@@ -179,10 +172,9 @@ def _load_file(file: Path, encoding: str) -> _CocoFile:
     categories, problems = _index_categories(file, value["categories"])
     ids = _count_ids(value["images"])
     by_image, strays = _group_by_image(file, value["annotations"], ids.keys() - {None})
-    parts = re.split(r"[^a-z]+", file.stem.lower())
     return _CocoFile(
         file=file,
-        split=next((SPLITS[w] for w in parts if w in SPLITS), None),
+        split=find_split_in_name(file.stem),
         images=value["images"],
         annotations=by_image,
         categories=categories,
@@ -227,26 +219,24 @@ def _index_categories(file: Path, categories: list[Any]) -> tuple[dict[str | Non
 
 def _group_by_image(
     file: Path, annotations: list[Any], image_ids: Set[str | None]
-) -> tuple[dict[str | None, list[_FoundAnnotation]], list[RowResult]]:
+) -> tuple[dict[str | None, list[_Annotation]], list[RowResult]]:
     """Annotations by image id, and those that belong to no image of the file."""
-    by_image: dict[str | None, list[_FoundAnnotation]] = defaultdict(list)
+    by_image: dict[str | None, list[_Annotation]] = defaultdict(list)
     strays = []
     for k, annotation in enumerate(annotations):
         field = f"annotations[{k}]"
-        if not isinstance(annotation, dict):
-            strays.append(
-                make_error_result(file, k + 1, FieldError(field, annotation, "an object is wanted"), annotation)
-            )
-        elif (key := _normalize_id(annotation.get("image_id"))) in image_ids:
-            by_image[key].append(_FoundAnnotation(field, annotation))
-        else:
+        fault = FieldError(field, annotation, "an object is wanted")
+        if isinstance(annotation, dict):
+            if (key := _normalize_id(annotation.get("image_id"))) in image_ids:
+                by_image[key].append(_Annotation(field, annotation))
+                continue
             why = "no image has this id; add the image, or remove the annotation"
             fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
-            strays.append(make_error_result(file, k + 1, fault, annotation, annotation))
+        strays.append(make_error_result(file, k + 1, fault, annotation, annotation))
     return by_image, strays
 
 
-def _detect_corner_boxes(images: list[Any], by_image: dict[str | None, list[_FoundAnnotation]]) -> bool:
+def _detect_corner_boxes(images: list[Any], by_image: dict[str | None, list[_Annotation]]) -> bool:
     """Whether the bbox of every annotation can be read as [x1, y1, x2, y2], and some as nothing else.
 
     Then those that could be read both ways are not to be trusted either.
@@ -280,78 +270,71 @@ def _exceeds_image(box: Sequence[float], size: Size) -> bool:
 # ---- an image -------------------------------------------------------------------------------------------------------
 
 
-def _convert_image(
-    row: SourceRow,
-    data: _CocoFile,
-    source: Source,
-    pictures: ImageResolver,
-    first_places: dict[str, str],
-    notes: Counter[str],
-) -> list[Sample]:
-    value = row.value
-    key = _normalize_id(value.get("id"))
-    if key is None:
-        raise FieldError("id", value.get("id"), "no id; a whole number or a text is wanted")
-    if data.image_ids[key] > 1:
-        why = f"the id of {data.image_ids[key]} images, so whose annotations are whose? give each image one of its own"
-        raise FieldError("id", key, why)
-    image = _parse_image(value, source, pictures)
-    place = f"row {row.number} of {data.file.name}"
-    if first_places.setdefault(image.path, place) != place:
-        raise FieldError(
-            "file_name", image.path, f"already used by {first_places[image.path]}; give each image one entry"
+class _CocoReader:
+    """Reads the files of a source. An image may have one entry in all of them."""
+
+    def __init__(self, source: Source, notes: Counter[str]) -> None:
+        self.source, self.notes = source, notes
+        self.images = ImageResolver(source)
+        self.first_places: dict[str, str] = {}  # of images, by path
+
+    def read(self, file: Path) -> Iterator[RowResult]:
+        data = _load_file(file, self.source.encoding)
+        yield from data.problems
+        yield from convert_rows(data.rows(), partial(self._convert_image, data))
+
+    def _convert_image(self, data: _CocoFile, row: SourceRow) -> list[Sample]:
+        value = row.value
+        key = _normalize_id(value.get("id"))
+        if key is None:
+            raise FieldError("id", value.get("id"), "no id; a whole number or a text is wanted")
+        if (count := data.image_ids[key]) > 1:
+            why = f"the id of {count} images, so whose annotations are whose? give each image one of its own"
+            raise FieldError("id", key, why)
+        image, size = self._parse_image(value)
+        place = f"row {row.number} of {data.file.name}"
+        first_place = self.first_places.setdefault(image.path, place)
+        if first_place != place:
+            raise FieldError("file_name", image.path, f"already used by {first_place}; give each image one entry")
+        image_notes: Counter[str] = Counter()
+        annotations = data.annotations_of(value)
+        names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
+        objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
+        if not objects:  # nothing is asked, so nothing more need be known of the image
+            self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
+            return []
+        origin = _get_stated_value(value, "source")
+        record = Annotated(
+            id=require_words(f"{data.file.stem}-{key}", "id"),
+            image=image,
+            modality=_find_modality(value, annotations, data, self.source),
+            objects=objects,
+            group=_find_group(value, self.source, image),
+            origin=require_words(origin, "source") if origin else data.file.stem,
+            side=_parse_side(value, self.source),
+            split=_parse_split(value) or self.source.split or data.split,
+            incomplete=frozenset(name for name, box in names_and_boxes if box is None),
         )
-    assert image.width is not None and image.height is not None
-    size = Size(image.width, image.height)
-    image_notes: Counter[str] = Counter()
-    image_annotations = data.annotations.get(key, [])
-    crowds = frozenset(
-        _look_up_name(annotation, data) for annotation in image_annotations if annotation.value.get("iscrowd") == 1
-    )
-    objects = tuple(
-        name_and_box
-        for annotation in image_annotations
-        if (name_and_box := _parse_annotation(annotation, size, data, image_notes)) is not None
-    )
-    if not objects:  # nothing is asked, so nothing more need be known of it
-        notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
-        return []
-    record = Annotated(
-        id=require_words(f"{data.file.stem}-{key}", "id"),
-        image=image,
-        modality=_find_modality(value, image_annotations, data, source),
-        objects=objects,
-        group=_find_group(value, source, image),
-        origin=require_words(_get_stated_value(value, "source"), "source")
-        if _get_stated_value(value, "source")
-        else data.file.stem,
-        side=_parse_side(value, source),
-        split=_parse_split(value) or source.split or data.split,
-        incomplete=crowds,
-    )
-    samples = make_samples(record, source, image_notes)
-    notes.update(image_notes)
-    return samples
+        samples = make_samples(record, self.source, image_notes)
+        self.notes.update(image_notes)
+        return samples
 
-
-def _parse_image(value: dict[str, Any], source: Source, pictures: ImageResolver) -> ImageRef:
-    """The image and its size: its own where it was opened, else what the file says."""
-    require_words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
-    image = pictures.ref(value["file_name"], "file_name")
-    for field in ("width", "height"):
-        stated = value.get(field)
-        if stated is None and source.open_images:
-            continue
-        if type(stated) is not int or stated < 1:
-            raise FieldError(field, stated, "a number of pixels is wanted; fill it in, or let the images be opened")
-    if image.width is None or image.height is None:
-        return ImageRef(image.path, value["width"], value["height"])
-    for field, actual in (("width", image.width), ("height", image.height)):
-        if value.get(field) not in (None, actual):
-            turned_note = " once it is turned upright, as its EXIF says" if image.orientation != 1 else ""
-            why = f"the image has {actual} pixels{turned_note}; correct it, and the boxes with it"
-            raise FieldError(field, value[field], why)
-    return image
+    def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
+        """The image and its size: of the image itself where it was opened, else as the file states it."""
+        require_words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
+        image = self.images.ref(value["file_name"], "file_name")
+        for field, actual in (("width", image.width), ("height", image.height)):
+            stated = value.get(field)
+            if stated is None and self.source.open_images:
+                continue
+            if type(stated) is not int or stated < 1:
+                raise FieldError(field, stated, "a number of pixels is wanted; fill it in, or let the images be opened")
+            if actual not in (None, stated):
+                turned_note = " once it is turned upright, as its EXIF says" if image.orientation != 1 else ""
+                why = f"the image has {actual} pixels{turned_note}; correct it, and the boxes with it"
+                raise FieldError(field, stated, why)
+        size = Size(image.width or value["width"], image.height or value["height"])
+        return replace(image, width=size.width, height=size.height), size
 
 
 def _get_stated_value(value: dict[str, Any], key: str) -> Any:
@@ -364,19 +347,16 @@ def _get_stated_value(value: dict[str, Any], key: str) -> Any:
 
 
 def _find_modality(
-    value: dict[str, Any], annotations: Sequence[_FoundAnnotation], data: _CocoFile, source: Source
+    value: dict[str, Any], annotations: Sequence[_Annotation], data: _CocoFile, source: Source
 ) -> Modality:
     """The modality of the image, else of the supercategories of its objects, else of the source."""
     if (stated := _get_stated_value(value, "modality")) is not None:
         return resolve_modality(stated, source)
-    known_categories = [
-        data.categories.get(_normalize_id(annotation.value.get("category_id"))) for annotation in annotations
-    ]
-    modalities = {c.modality for c in known_categories if c is not None and c.modality is not None}
+    categories = map(data.category_of, annotations)
+    modalities = {c.modality for c in categories if c is not None and c.modality is not None}
     if len(modalities) > 1:
-        raise FieldError(
-            "modality", sorted(modalities), "supercategories of several modalities in one image; give it a modality"
-        )
+        why = "supercategories of several modalities in one image; give it a modality"
+        raise FieldError("modality", sorted(modalities), why)
     return modalities.pop() if modalities else resolve_modality(None, source)
 
 
@@ -414,9 +394,9 @@ def _parse_split(value: dict[str, Any]) -> Split | None:
 
 
 def _parse_annotation(
-    annotation: _FoundAnnotation, size: Size, data: _CocoFile, image_notes: Counter[str]
-) -> tuple[str, Box] | None:
-    """Name and box of an annotation; None for a crowd, which is no object of its own."""
+    annotation: _Annotation, size: Size, data: _CocoFile, image_notes: Counter[str]
+) -> tuple[str, Box | None]:
+    """Name and box of an annotation; a crowd has no box, because it is no object of its own."""
     value = annotation.value
     key = _normalize_id(value.get("id"))
     if value.get("id") is not None and (key is None or data.annotation_ids[key] > 1):
@@ -424,10 +404,10 @@ def _parse_annotation(
         raise FieldError(f"{annotation.field}.id", value["id"], f"{why}; give each a number of its own")
     if value.get("iscrowd", 0) not in (0, 1):
         raise annotation.fault("iscrowd", "0 or 1 is wanted")
+    name = data.name_of(annotation)
     if value.get("iscrowd"):
         image_notes["crowds (iscrowd), which are no single object"] += 1
-        return None
-    name = _look_up_name(annotation, data)
+        return name, None
     shape = value.get("segmentation")
     if value.get("bbox") in (None, []):
         if not shape:
@@ -440,19 +420,11 @@ def _parse_annotation(
     return name, _to_fraction_box(_parse_bbox(annotation, size, data.corners), annotation, "bbox", size, image_notes)
 
 
-def _look_up_name(annotation: _FoundAnnotation, data: _CocoFile) -> str:
-    category = data.categories.get(_normalize_id(annotation.value.get("category_id")))
-    if category is None:
-        raise annotation.fault("category_id", "no usable category has this id; see categories")
-    return category.name
-
-
-def _parse_bbox(annotation: _FoundAnnotation, size: Size, corners: bool) -> Corners:
+def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:
     try:
-        bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
+        x, y, w, h = bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except FieldError as fault:
         raise annotation.fault("bbox", fault.why) from None
-    x, y, w, h = bbox
     swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
     if corners:
         why = f"every bbox of the file can be [x1, y1, x2, y2], and some can be nothing else; {swap}"
@@ -471,9 +443,7 @@ def _describe_outside(size: Size) -> str:
     return f"outside the image of {size.width}x{size.height} pixels"
 
 
-def _to_fraction_box(
-    corners: Corners, annotation: _FoundAnnotation, key: str, size: Size, image_notes: Counter[str]
-) -> Box:
+def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]) -> Box:
     """Corners in pixels as a Box. What lies beyond the border by a rounding is put on it."""
     x1, y1, x2, y2 = corners
     excess = max(-x1, -y1, x2 - size.width, y2 - size.height)
@@ -495,9 +465,8 @@ def _compute_extent(shape: Any, field: str, size: Size) -> Corners:
     if isinstance(shape, dict):
         return _compute_run_length_extent(shape, field, size)
     if not isinstance(shape, list) or not all(_is_polygon(p) for p in shape):
-        raise FieldError(
-            field, shape, "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
-        )
+        why = "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
+        raise FieldError(field, shape, why)
     xs, ys = [x for p in shape for x in p[0::2]], [y for p in shape for y in p[1::2]]
     return min(xs), min(ys), max(xs), max(ys)
 

@@ -44,9 +44,7 @@ SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-CONVERSATION_EXTRA_KEY = (
-    "clinkd"  # key of what our writers add beside the conversation, so that nothing is lost on the way back
-)
+CONVERSATION_EXTRA_KEY = "clinkd"  # key of what our writers add, so that nothing is lost on the way back
 BARE_WORDS = 6  # an answer of at most so many words without a full stop is a name
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
@@ -64,11 +62,9 @@ _FAMILIES = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
-    pictures = ImageResolver(source)
+    images = ImageResolver(source)
     for file in files(source.path):
-        make = partial(
-            _convert_row, source=source, defaults=_read_file_defaults(file, source), pictures=pictures, notes=notes
-        )
+        make = partial(_convert_row, defaults=_read_file_defaults(file, source), images=images, notes=notes)
         yield from convert_rows(json_rows(file, source.encoding), make)
 
 
@@ -76,12 +72,16 @@ def files(path: Path) -> list[Path]:
     """The data files of a folder, or the file itself."""
     if not path.is_dir():
         return [path]
-    data_files = [
-        p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"
-    ]
+    json_files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl")]
+    data_files = [p for p in json_files if p.stem != "dataset_info"]
     if not data_files:
         raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
     return data_files
+
+
+def find_split_in_name(stem: str) -> Split | None:
+    """The split that a word of a file's name states."""
+    return next((SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +96,20 @@ class _FileDefaults:
 
 
 def _read_file_defaults(file: Path, source: Source) -> _FileDefaults:
+    split = find_split_in_name(file.stem)
     words = re.split(r"[^a-z]+", file.stem.lower())
-    split = next((SPLITS[word] for word in words if word in SPLITS), None)
     task = next((TESTS[word] for word in words if word in TESTS), None) if split == "test" else None
     boxes = make_codec(source.boxes) if source.boxes else None
     task_without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
     return _FileDefaults(file.stem.lower(), source.task or task, task_without_boxes, source.split or split, boxes)
 
 
-def _convert_row(
-    row: SourceRow, source: Source, defaults: _FileDefaults, pictures: ImageResolver, notes: Counter[str]
-) -> list[Sample]:
-    value = row.value
+def _convert_row(row: SourceRow, defaults: _FileDefaults, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
+    source, value = images.source, row.value
     for key in value.keys() - KEYS:
         notes[f"key {key!r} of rows, which a sample does not keep"] += 1
-    pairs, images = _parse_conversation(value, notes)
-    refs = tuple([pictures.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(images)])
+    pairs, paths = _parse_conversation(value, notes)
+    refs = tuple([images.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(paths)])
     writer_keys = value.get(CONVERSATION_EXTRA_KEY)
     if writer_keys is not None:
         defaults = _apply_writer_keys(writer_keys, defaults, source)
@@ -123,19 +121,23 @@ def _convert_row(
     turns = tuple([turn for turn, _ in turns_and_names])
     if writer_keys is not None:
         return [_restore_sample(value, writer_keys, refs, turns)]
-    name = f"{_make_id_prefix(value)}{defaults.name}-{row.number}"
     path = refs[0].path
-    modality = _find_modality(value, path, source)
     parts = _split_file_name(path)
-    split_group = find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
-    origin = parts[1] if len(parts) > 2 else defaults.name
-    side = source.side or "patient"
-    if source.turns == "keep" or len(turns_and_names) == 1:
-        return [
-            Sample(name, refs, modality, turns, split_group, origin, turns_and_names[-1][1], (), side, defaults.split)
-        ]
+    whole = Sample(
+        id=f"{_make_id_prefix(value)}{defaults.name}-{row.number}",
+        images=refs,
+        modality=_find_modality(value, path, source),
+        turns=turns,
+        group=find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}",
+        source=parts[1] if len(parts) > 2 else defaults.name,
+        names=turns_and_names[-1][1],
+        side=source.side or "patient",
+        split=defaults.split,
+    )
+    if source.turns == "keep" or len(turns) == 1:
+        return [whole]
     return [
-        Sample(f"{name}-{k}", refs, modality, (turn,), split_group, origin, names, (), side, defaults.split)
+        replace(whole, id=f"{whole.id}-{k}", turns=(turn,), names=names)
         for k, (turn, names) in enumerate(turns_and_names, start=1)
     ]
 
@@ -157,16 +159,12 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
 def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
     """The defaults, with the codec that the writer used."""
     if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
-        raise FieldError(
-            CONVERSATION_EXTRA_KEY,
-            writer_keys,
-            "not as the writer leaves it (an object with tasks); write the data anew",
-        )
+        why = "not as the writer leaves it (an object with tasks); write the data anew"
+        raise FieldError(CONVERSATION_EXTRA_KEY, writer_keys, why)
     name = writer_keys.get("boxes", "qwen2-vl")
     if source.boxes and source.boxes != name:
-        raise FieldError(
-            f"{CONVERSATION_EXTRA_KEY}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away"
-        )
+        why = f"boxes={source.boxes} is said of the source; leave that away"
+        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.boxes", name, why)
     try:
         return replace(defaults, boxes=make_codec(name), task=None)
     except BadInput as error:
@@ -179,11 +177,8 @@ def _restore_sample(
     """A sample with all that the writer stored beside the conversation."""
     tasks = writer_keys["tasks"]
     if len(tasks) != len(turns):
-        raise FieldError(
-            f"{CONVERSATION_EXTRA_KEY}.tasks",
-            tasks,
-            f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task",
-        )
+        why = f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task"
+        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", tasks, why)
     for task in tasks:
         if task not in list(Task):
             raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", task, f"one of {', '.join(Task)} is wanted")
@@ -202,11 +197,8 @@ def _parse_conversation(value: dict[str, Any], notes: Counter[str]) -> tuple[lis
     if key == "messages" and "conversations" in value:
         raise FieldError("messages", value[key], "the row has conversations, too; keep one of them")
     messages = get_list(value, key)
-    turns = (
-        _parse_pairs(messages, key)
-        if messages and isinstance(messages[0], list)
-        else _parse_alternating(messages, key, notes)
-    )
+    is_pairs = messages and isinstance(messages[0], list)
+    turns = _parse_pairs(messages, key) if is_pairs else _parse_alternating(messages, key, notes)
     if value.get("system"):
         notes[_SYSTEM_NOTE] += 1
     listed = _list_images(value)
@@ -267,9 +259,8 @@ def _strip_image_marks(question: str, turn: int, key: str, first_images: list[st
     if not rest.strip():
         notes["images moved from behind the question to its front"] += 1
         return bare
-    raise FieldError(
-        f"{key}[{turn}]", question, "an image inside a sentence; put all images before the question, or behind it"
-    )
+    why = "an image inside a sentence; put all images before the question, or behind it"
+    raise FieldError(f"{key}[{turn}]", question, why)
 
 
 def _parse_pairs(messages: list[Any], key: str) -> list[tuple[str, str]]:
@@ -299,13 +290,11 @@ def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> li
         elif role in _QUESTION_ROLES or role in _ANSWER_ROLES:
             raise FieldError(field, role, "question and answer must alternate, a question first")
         else:
-            raise FieldError(
-                field, role, f"who speaks? one of {', '.join((*_QUESTION_ROLES, *_ANSWER_ROLES, 'system'))} is wanted"
-            )
+            roles = ", ".join((*_QUESTION_ROLES, *_ANSWER_ROLES, "system"))
+            raise FieldError(field, role, f"who speaks? one of {roles} is wanted")
     if question is not None:
-        raise FieldError(
-            f"{key}[{len(messages) - 1}]", question, "the last question has no answer; add it, or remove the question"
-        )
+        why = "the last question has no answer; add it, or remove the question"
+        raise FieldError(f"{key}[{len(messages) - 1}]", question, why)
     if not turns:
         raise FieldError(key, messages, "empty; give a question and its answer")
     return turns
@@ -353,9 +342,7 @@ def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text
     """A text with its boxes written out, in the family's spelling."""
     if not _MAYBE_A_BOX.search(text):
         return _ParsedText(BoxedText(text))
-    codec = defaults.boxes
-    if codec is None:
-        codec = _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
+    codec = defaults.boxes or _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
     size = _compute_resized_size(image, source, field) if codec.needs_size else None
     decoded = codec.decode(text, size)
     if decoded.unread:
@@ -386,19 +373,16 @@ class _ObjectsReader:
         kind = objects.get("bbox_type", "real")
         if kind not in ("real", "norm1"):
             raise FieldError("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
-        boxes, names = _require_list_in(objects, "bbox"), _require_list_in(objects, "ref")
-        image_ids = _require_list_in(objects, "image_id") or [0] * len(boxes)  # where it is absent, the first
+        fields = {f"objects.{key}": member for key, member in objects.items()}  # as errors name them
+        boxes, names = get_list(fields, "objects.bbox"), get_list(fields, "objects.ref")
+        image_ids = get_list(fields, "objects.image_id") or [0] * len(boxes)  # where it is absent, the first
         if any(i != len(refs) - 1 for i in image_ids):
-            raise FieldError(
-                "objects.image_id", image_ids, "boxes must be of the last image; make each image a row of its own"
-            )
-        image = refs[-1]
-        self.boxes = [
-            _parse_fraction_box(v, f"objects.bbox[{i}]")
-            if kind == "norm1"
-            else parse_pixel_box(v, f"objects.bbox[{i}]", image)
-            for i, v in enumerate(boxes)
-        ]
+            why = "boxes must be of the last image; make each image a row of its own"
+            raise FieldError("objects.image_id", image_ids, why)
+        parse_box: Callable[[Any, str], Box] = (
+            _parse_fraction_box if kind == "norm1" else partial(parse_pixel_box, image=refs[-1])
+        )
+        self.boxes = [parse_box(v, f"objects.bbox[{i}]") for i, v in enumerate(boxes)]
         self.names = [_parse_text(v, f"objects.ref[{i}]") for i, v in enumerate(names)]
         self.boxes_used = self.names_used = 0
 
@@ -426,20 +410,10 @@ class _ObjectsReader:
 
     def check_used_up(self) -> None:
         """Raise FieldError where no mark asked for an object."""
-        for key, used, n_given in (
-            ("bbox", self.boxes_used, len(self.boxes)),
-            ("ref", self.names_used, len(self.names)),
-        ):
-            if used < n_given:
-                why = f"{n_given} are given and {used} marks in the text ask for them; add marks, or remove the rest"
-                raise FieldError(f"objects.{key}", n_given, why)
-
-
-def _require_list_in(objects: dict[str, Any], key: str) -> list[Any]:
-    try:
-        return get_list(objects, key)
-    except FieldError as fault:
-        raise FieldError(f"objects.{key}", fault.value, fault.why) from None
+        for key, used, total in ("bbox", self.boxes_used, len(self.boxes)), ("ref", self.names_used, len(self.names)):
+            if used < total:
+                why = f"{total} are given and {used} marks in the text ask for them; add marks, or remove the rest"
+                raise FieldError(f"objects.{key}", total, why)
 
 
 def _parse_fraction_box(value: Any, field: str) -> Box:
