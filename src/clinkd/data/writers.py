@@ -19,6 +19,7 @@ import orjson
 
 from clinkd.data import grids
 from clinkd.data.codecs import Codec, make_codec
+from clinkd.data.readers.coco import COCO_EXTRA_KEY
 from clinkd.data.readers.conversations import CONVERSATION_EXTRA_KEY
 from clinkd.data.readers.rows import RESERVED
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
@@ -35,6 +36,11 @@ def _encode_json(value: Any, sample: Sample) -> bytes:
         return orjson.dumps(value)
     except TypeError as error:  # half a character
         raise BadInput(f"sample {sample.id!r}: cannot be written as JSON ({error}); mend its text") from None
+
+
+def _select_fields(sample: Sample, *keys: str) -> dict[str, Any]:
+    record = sample.to_json()
+    return {key: record[key] for key in keys}
 
 
 # ---- samples.jsonl --------------------------------------------------------------------------------------------------
@@ -90,13 +96,12 @@ def write_sharegpt(
         for file in files.values():
             file.write(b"\n]\n")
     columns = {"messages": "conversations", "images": "images"}
-    info = {f"{folder.resolve().name}_{n}": _describe_file(f"{n}.json", columns) for n in files}
+    info = {
+        f"{folder.resolve().name}_{name}": {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": columns}
+        for name in files
+    }
     write_json(folder / DATASET_INFO, info)
     return writer.notes
-
-
-def _describe_file(file: str, columns: dict[str, str]) -> dict[str, Any]:
-    return {"file_name": file, "formatting": "sharegpt", "columns": columns}
 
 
 class _ShareGptWriter:
@@ -108,27 +113,19 @@ class _ShareGptWriter:
         self.notes: Counter[str] = Counter()
 
     def row(self, sample: Sample) -> dict[str, Any]:
-        said = []
-        for k, turn in enumerate(sample.turns):
-            question = self._encode_text(turn.question, sample, f"question {k + 1}")
-            marks = "<image>" * len(sample.images) if k == 0 else ""
-            said.append({"from": "human", "value": marks + question})
-            said.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {k + 1}")})
+        messages = []
+        for number, turn in enumerate(sample.turns, start=1):
+            question = self._encode_text(turn.question, sample, f"question {number}")
+            marks = "<image>" * len(sample.images) if number == 1 else ""
+            messages.append({"from": "human", "value": marks + question})
+            messages.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {number}")})
+        extra = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
+        extra |= _select_fields(sample, "group", "source", "names", "facts", "side", "split")
         return {
             "id": sample.id,
             "images": [self._write_path(image) for image in sample.images],
-            "conversations": said,
-            CONVERSATION_EXTRA_KEY: {
-                "modality": sample.modality.value,
-                "tasks": [turn.task.value for turn in sample.turns],
-                "group": sample.group,
-                "source": sample.source,
-                "names": list(sample.names),
-                "facts": [fact.to_json() for fact in sample.facts],
-                "side": sample.side,
-                "split": sample.split,
-                "boxes": self.codec.name,
-            },
+            "conversations": messages,
+            CONVERSATION_EXTRA_KEY: extra | {"boxes": self.codec.name},
         }
 
     def _write_path(self, image: ImageRef) -> str:
@@ -227,35 +224,27 @@ class _CocoWriter:
     def _describe_image(self, sample: Sample) -> dict[str, Any]:
         image = sample.images[-1]
         if image.width is None or image.height is None:
-            raise BadInput(
-                f"sample {sample.id!r}: the size of {image.path} is unknown, and COCO needs it; open the images"
-            )
-        known = self.images.get(image.path)
-        made = {
-            "id": known["id"] if known else len(self.images) + 1,
+            why = f"the size of {image.path} is unknown, and COCO needs it; open the images"
+            raise BadInput(f"sample {sample.id!r}: {why}")
+        earlier = self.images.get(image.path)
+        entry = {
+            "id": earlier["id"] if earlier else len(self.images) + 1,
             "file_name": image.path,
             "width": image.width,
             "height": image.height,
-            CONVERSATION_EXTRA_KEY: {
-                "modality": sample.modality.value,
-                "group": sample.group,
-                "source": sample.source,
-                "side": sample.side,
-                "split": sample.split,
-            },
+            COCO_EXTRA_KEY: _select_fields(sample, "modality", "group", "source", "side", "split"),
         }
-        if known is None:
-            _encode_json(made, sample)
-            self.images[image.path] = made
+        if earlier is None:
+            _encode_json(entry, sample)
+            self.images[image.path] = entry
             if image.orientation != 1:
                 self.notes["images turned by their EXIF tag, which some readers of COCO do not turn"] += 1
-        elif known != made:
+        elif earlier != entry:
             raise BadInput(
-                f"sample {sample.id!r}: says of {image.path} {made[CONVERSATION_EXTRA_KEY]}, and an earlier sample "
-                f"{known[CONVERSATION_EXTRA_KEY]}; "
-                "write one file a split and source"
+                f"sample {sample.id!r}: says of {image.path} {entry[COCO_EXTRA_KEY]}, and an earlier sample "
+                f"{earlier[COCO_EXTRA_KEY]}; write one file a split and source"
             )
-        return made
+        return entry
 
 
 def _name_boxes(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]:
@@ -270,8 +259,8 @@ def _name_boxes(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]
 def _make_annotation(number: int, image: dict[str, Any], category: int, box: Box) -> dict[str, Any]:
     x, width = _fit_side(box.x1, box.x2, image["width"])
     y, height = _fit_side(box.y1, box.y2, image["height"])
-    made = {"id": number, "image_id": image["id"], "category_id": category, "bbox": [x, y, width, height]}
-    return made | {"area": width * height, "iscrowd": 0}
+    annotation = {"id": number, "image_id": image["id"], "category_id": category, "bbox": [x, y, width, height]}
+    return annotation | {"area": width * height, "iscrowd": 0}
 
 
 def _fit_side(low: float, high: float, pixels: int) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, replacing
 
 T = TypeVar("T")
+Problem = tuple[Kind, str, Any, str]  # kind, field, value and reason
 _BATCH = 256  # rows between two moves of a bar
 _SPLITS: tuple[Split | None, ...] = (None, "train", "validation", "test")
 _ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
@@ -91,9 +92,7 @@ class Findings:
     examples: list[Sample] = field(default_factory=list)  # a few of each task and modality, the same every time
     quarantined: int = 0
     joined: list[tuple[str, str]] = field(default_factory=list)  # groups of images that look the same
-    between: dict[tuple[str, int], RowError] = field(
-        default_factory=dict
-    )  # by file and row, where the row itself is fine
+    between: dict[tuple[str, int], RowError] = field(default_factory=dict)  # by file and row, which itself is fine
 
     @property
     def clean(self) -> bool:
@@ -152,7 +151,7 @@ class Checker:
 
     def __init__(self, checks: Checks, root: Path | None) -> None:
         self.checks = checks
-        self.found = Findings(root=root, counted=checks.tokens.how)
+        self.findings = Findings(root=root, counted=checks.tokens.how)
         self._opens_images = root is not None
         self._files: dict[str, int] = {}
         self._row_file, self._row = array("I"), array("I")  # of each entry with samples
@@ -171,55 +170,53 @@ class Checker:
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
         self._rejected: set[int] = set()  # entries that looked good until their images were opened
 
-    def see(self, entry: RowResult) -> RowError | None:
-        """Look at one row; what is wrong with it is kept and given back. Problems between images come with `close`."""
-        found = self.found
-        found.rows += 1
-        problem = entry.problem or self._check_against_earlier(entry)
+    def check_row(self, result: RowResult) -> RowError | None:
+        """Check one row; its problem is kept and given back. Problems between images come with `close`."""
+        findings = self.findings
+        findings.rows += 1
+        problem = result.problem or self._check_against_earlier(result)
         if problem is not None:
-            if entry.problem is None:
-                found.between[problem.file, problem.row] = problem
-            found.bad.append(problem)
+            if result.problem is None:
+                findings.between[problem.file, problem.row] = problem
+            findings.bad.append(problem)
             return problem
-        for sample in entry.samples:
+        for sample in result.samples:
             self._count_sample(sample)
         return None
 
     def _record_problem(self, problem: RowError) -> bool:
         """Whether it counts as bad."""
         allowed = problem.kind in self.checks.allow
-        (self.found.warnings if allowed else self.found.bad).append(problem)
+        (self.findings.warnings if allowed else self.findings.bad).append(problem)
         return not allowed
 
-    def _check_against_earlier(self, entry: RowResult) -> RowError | None:
+    def _check_against_earlier(self, result: RowResult) -> RowError | None:
         """The first thing wrong between a row and those before it."""
-        number = len(self._row)
-        file = self._files.setdefault(entry.file, len(self._files))
+        entry = len(self._row)
+        file = self._files.setdefault(result.file, len(self._files))
         ids: list[int] = []
         turn_keys: list[int] = []
-        for sample in entry.samples:
+        for sample in result.samples:
             for kind, where, value, why in self._find_problems(sample, ids, turn_keys):
-                problem = RowError(
-                    entry.file, entry.row, shorten_value(sample.id), where, shorten_value(value), why, kind
-                )
+                name, shown = shorten_value(sample.id), shorten_value(value)
+                problem = RowError(result.file, result.row, name, where, shown, why, kind)
                 if kind not in self.checks.allow:
                     return problem
-                self.found.warnings.append(problem)
-        if not entry.samples and not entry.images:
+                self.findings.warnings.append(problem)
+        if not result.samples and not result.images:
             return None
         self._row_file.append(file)
-        self._row.append(entry.row)
-        self._ids.update(dict.fromkeys(ids, number))
-        self._turns.update(dict.fromkeys(turn_keys, number))
-        for sample in entry.samples:
-            self._store_images(sample.group, sample.split, sample.images, number, sample.id)
-        self._store_images(entry.group, None, entry.images, number, entry.images[0].path if entry.images else "")
+        self._row.append(result.row)
+        self._ids.update(dict.fromkeys(ids, entry))
+        self._turns.update(dict.fromkeys(turn_keys, entry))
+        for sample in result.samples:
+            self._store_images(sample.group, sample.split, sample.images, entry, sample.id)
+        if result.images:
+            self._store_images(result.group, None, result.images, entry, result.images[0].path)
         return None
 
-    def _find_problems(
-        self, sample: Sample, ids: list[int], turn_keys: list[int]
-    ) -> Iterator[tuple[Kind, str, Any, str]]:
-        """Kind, field, value and reason of everything wrong between a sample and what was seen before."""
+    def _find_problems(self, sample: Sample, ids: list[int], turn_keys: list[int]) -> Iterator[Problem]:
+        """Everything wrong between a sample and the rows before; `ids` and `turn_keys` collect the row's own."""
         key = hash(sample.id)
         if key in self._ids or key in ids:
             yield (
@@ -229,60 +226,46 @@ class Checker:
                 f"already used {self._name_place(self._ids.get(key))}; give each its own",
             )
         ids.append(key)
-        image = sample.images[-1].path if sample.images else ""
+        image = sample.images[-1].path
         for turn in sample.turns:
             key = hash((image, turn.question, turn.answer))
             if key in self._turns or key in turn_keys:
-                why = (
-                    f"the same question and answer of this image stand {self._name_place(self._turns.get(key))}; "
-                    "remove one"
-                )
+                place = self._name_place(self._turns.get(key))
+                why = f"the same question and answer of this image stand {place}; remove one"
                 yield "duplicate", "question", turn.question.text, why
             turn_keys.append(key)
             for name, text in (("question", turn.question), ("answer", turn.answer)):
                 if not text.text.strip():
                     yield "row", name, text.text, "empty; fill it in, or remove the turn"
         yield from self._find_split_conflicts(sample)
-        if (clash := sides.find_side_contradiction(sample)) is not None:
-            yield "side", "answer", sample.answer.text, clash
+        if (contradiction := sides.find_side_contradiction(sample)) is not None:
+            yield "side", "answer", sample.answer.text, contradiction
         length = self.checks.tokens(sample)
-        self.found.lengths[bisect_left(LENGTHS, length)] += 1
-        self.found.longest = max(self.found.longest, length)
+        self.findings.lengths[bisect_left(LENGTHS, length)] += 1
+        self.findings.longest = max(self.findings.longest, length)
         if self.checks.max_length is not None and length > self.checks.max_length:
             limit = f"max_length={self.checks.max_length} tokens ({self.checks.tokens.how})"
             yield "length", "tokens", length, f"more than {limit}; raise it, or split the row"
 
-    def _find_split_conflicts(self, sample: Sample) -> Iterator[tuple[Kind, str, Any, str]]:
+    def _find_split_conflicts(self, sample: Sample) -> Iterator[Problem]:
         """A group or image on two sides of a split, or an image in two groups."""
-        split_number = _SPLITS.index(sample.split)
+        split = _SPLITS.index(sample.split)
+        here = f"in {_name_split(split)} here; {_ONE_SIDE}"
         group = self._groups.get(sample.group)
-        if group is not None and self._group_split[group] != split_number:
-            other_place = f"{_name_split(self._group_split[group])} {self._name_place(self._group_entry[group])}"
-            yield (
-                "split",
-                "group",
-                sample.group,
-                f"the group is in {other_place} and in {_name_split(split_number)} here; {_ONE_SIDE}",
-            )
+        if group is not None and self._group_split[group] != split:
+            earlier = f"{_name_split(self._group_split[group])} {self._name_place(self._group_entry[group])}"
+            yield "split", "group", sample.group, f"the group is in {earlier} and {here}"
         for ref in sample.images:
-            position = self._images.get(hash(ref.path))
-            if position is None:
+            image = self._images.get(hash(ref.path))
+            if image is None:
                 continue
-            if self._image_split[position] != split_number:
-                other_place = (
-                    f"{_name_split(self._image_split[position])} {self._name_place(self._image_entry[position])}"
-                )
-                yield (
-                    "split",
-                    "image",
-                    ref.path,
-                    f"the image is in {other_place} and in {_name_split(split_number)} here; {_ONE_SIDE}",
-                )
-            elif self._image_group[position] != group:
-                why = (
-                    f"the image belongs to {self._name_group(position)} {self._name_place(self._image_entry[position])}"
-                )
-                yield "split", "group", sample.group, f"{why}; an image has one patient"
+            place = self._name_place(self._image_entry[image])
+            if self._image_split[image] != split:
+                why = f"the image is in {_name_split(self._image_split[image])} {place} and {here}"
+                yield "split", "image", ref.path, why
+            elif self._image_group[image] != group:
+                why = f"the image belongs to {self._name_group(image)} {place}; an image has one patient"
+                yield "split", "group", sample.group, why
 
     def _name_place(self, entry: int | None) -> str:
         if entry is None:
@@ -297,8 +280,6 @@ class Checker:
         return next(itertools.islice(self._groups, self._image_group[image], None))
 
     def _store_images(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
-        if not images:
-            return
         split = _SPLITS.index(of)
         group = self._groups.setdefault(name, len(self._groups))
         if group == len(self._group_entry):
@@ -325,10 +306,10 @@ class Checker:
         return self._images.setdefault(hash((image.path, image.window)), new if position != new else position)
 
     def _count_sample(self, sample: Sample) -> None:
-        self.found.samples += 1
+        self.findings.samples += 1
         self._keep_example(sample)
         for turn in sample.turns:
-            self.found.turns[sample.split or "-", sample.modality, turn.task] += 1
+            self.findings.count(sample.split, sample.modality, turn.task)
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
         if not boxes:
             return
@@ -355,7 +336,7 @@ class Checker:
 
     def close(self) -> Findings:
         """Open the images and compare them, if that was asked for, and count up."""
-        found = self.found
+        found = self.findings
         found.images = len(self._image_entry)
         self._check_box_frames()
         if found.root is not None:
@@ -391,7 +372,7 @@ class Checker:
                 for entry in uses_P2[uses_P2[:, 1] == position, 0]:
                     self._reject_row(int(entry), position, look.why, "row")
             elif look.flat:
-                self.found.told["images of one colour all over"] += 1
+                self.findings.told["images of one colour all over"] += 1
         return looks
 
     def _compare_images(self, looks: Sequence[Look]) -> None:
@@ -405,9 +386,9 @@ class Checker:
                 why = f"looks the same as {other} {where}, which is in {_name_split(splits[0])}; keep one of them"
                 self._reject_row(entry, pair.second, why, "near-duplicate")
             else:
-                self.found.joined.append((one, two))
+                self.findings.joined.append((one, two))
                 why = f"looks the same as {other} {where}, of another patient or image; splits keep the two together"
-                self.found.warnings.append(self._make_problem(entry, pair.second, why, "near-duplicate"))
+                self.findings.warnings.append(self._make_problem(entry, pair.second, why, "near-duplicate"))
 
     def _reject_row(self, entry: int, image: int, why: str, kind: Kind) -> None:
         if entry in self._rejected:
@@ -415,13 +396,11 @@ class Checker:
         problem = self._make_problem(entry, image, why, kind)
         if self._record_problem(problem):
             self._rejected.add(entry)
-            self.found.between[problem.file, problem.row] = problem
+            self.findings.between[problem.file, problem.row] = problem
 
     def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
-        name = shorten_value(self._image_id[image])
-        return RowError(
-            self._name_file(entry), self._row[entry], name, "image", shorten_value(self._refs[image].path), why, kind
-        )
+        name, path = shorten_value(self._image_id[image]), shorten_value(self._refs[image].path)
+        return RowError(self._name_file(entry), self._row[entry], name, "image", path, why, kind)
 
     def _collect_classes(self) -> list[ClassBoxes]:
         """The boxes of each class; one that is asked for and asked about counts once."""
@@ -443,8 +422,8 @@ class Checker:
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
     checker = Checker(checks, source.root if source.open_images else None)
-    for entry in count_progress(forms.read_rows(source, checker.found.told), "read rows", "rows"):
-        checker.see(entry)
+    for entry in count_progress(forms.read_rows(source, checker.findings.told), "read rows", "rows"):
+        checker.check_row(entry)
     return checker.close()
 
 
