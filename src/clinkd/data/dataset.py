@@ -71,16 +71,12 @@ def dataset_identity(path: Path, root: Path) -> dict[str, str]:
     Errors of a row appear when it is read, not here. Raises BadInput as `data_file`.
     """
     file = data_file(path)
-    return {"sha256": sha256_file(file), "images": _hash_image_stats(file, root)}
-
-
-def _hash_image_stats(file: Path, root: Path) -> str:
-    digest = hashlib.sha256()
+    images = hashlib.sha256()
     for name in sorted(set(_list_image_paths(file))):
         with contextlib.suppress(OSError, ValueError):
-            file_stat = (root / name.rpartition("#")[0] if "#" in name else root / name).stat()
-            digest.update(f"{name} {file_stat.st_size} {file_stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+            stat = (root / name.rpartition("#")[0] if "#" in name else root / name).stat()
+            images.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return {"sha256": sha256_file(file), "images": images.hexdigest()}
 
 
 def _list_image_paths(file: Path) -> Iterator[str]:
@@ -125,9 +121,8 @@ class SampleFile(Sequence[Sample]):
         try:
             return Sample.from_json(orjson.loads(line))
         except ValueError as error:
-            raise BadInput(
-                f"{self.file}, line {number + 1}: no sample ({error}); clinkd data check says more"
-            ) from None
+            where = f"{self.file}, line {number + 1}"
+            raise BadInput(f"{where}: no sample ({error}); clinkd data check says more") from None
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):

@@ -10,7 +10,6 @@ does not lie in its frame is left unread. Codecs whose boxes are special tokens 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from clinkd.data.codecs import Codec, Decoded
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
@@ -71,13 +70,10 @@ def _parse_boxes(match: re.Match[str], frame_end: float) -> list[Box]:
     numbers = [float(n) for n in _NUMBERS.findall(piece)]
     if not numbers or len(numbers) % 4 or (frame_end > 1 and max(numbers) <= 1 and "." in piece):
         return []  # fractions where thousandths are declared are of another frame, not tiny
-    candidates = [_scale_box(numbers[i : i + 4], frame_end) for i in range(0, len(numbers), 4)]
-    whole_boxes = [box for box in candidates if box is not None]
-    return whole_boxes if len(whole_boxes) == len(candidates) else []
-
-
-def _scale_box(corners: Sequence[float], frame_end: float) -> Box | None:
-    (x1, x2), (y1, y2) = sorted(corners[0::2]), sorted(corners[1::2])
-    if not (0 <= x1 < x2 <= frame_end and 0 <= y1 < y2 <= frame_end):
-        return None
-    return Box(x1 / frame_end, y1 / frame_end, x2 / frame_end, y2 / frame_end)
+    boxes = []
+    for i in range(0, len(numbers), 4):
+        (x1, x2), (y1, y2) = sorted(numbers[i : i + 4 : 2]), sorted(numbers[i + 1 : i + 4 : 2])
+        if not (0 <= x1 < x2 <= frame_end and 0 <= y1 < y2 <= frame_end):
+            return []
+        boxes.append(Box(x1 / frame_end, y1 / frame_end, x2 / frame_end, y2 / frame_end))
+    return boxes

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import floor
 from typing import NamedTuple
 
-from clinkd.records import BadInput, Sample, Split, Task
+from clinkd.records import BadInput, Modality, Sample, Split, Task
 
 
 def _compute_hash_rank(seed: int, what: str, key: str) -> float:
@@ -29,12 +29,12 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
         if first_of_group.split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
     placed = assign_splits(groups, validation_share, test_share, seed)
-    split_samples = [replace(s, split=placed[s.group]) for s in samples]
-    counts = Counter(s.split for s in split_samples)
+    placed_samples = [replace(s, split=placed[s.group]) for s in samples]
+    counts = Counter(s.split for s in placed_samples)
     for name in ("train", "validation", "test"):
         if not counts[name]:
             raise BadInput(f"the {name} split is empty: {len(groups)} groups are too few; give more data")
-    return split_samples
+    return placed_samples
 
 
 class Group(NamedTuple):
@@ -100,11 +100,12 @@ def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sam
     if not samples:
         raise BadInput("teacher.share: there are no samples to draw from")
     tasks: dict[str, set[Task]] = {}
-    first: dict[str, Sample] = {}
+    modalities: dict[str, Modality] = {}
     for sample in samples:
-        tasks.setdefault(_join_image_paths(sample), set()).add(sample.task)
-        first.setdefault(_join_image_paths(sample), sample)
-    order = sorted(first, key=lambda i: (first[i].modality, sorted(tasks[i]), _compute_hash_rank(seed, "share", i)))
+        image = _join_image_paths(sample)
+        tasks.setdefault(image, set()).add(sample.task)
+        modalities.setdefault(image, sample.modality)
+    order = sorted(tasks, key=lambda i: (modalities[i], sorted(tasks[i]), _compute_hash_rank(seed, "share", i)))
     start = _compute_hash_rank(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
     sampled = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
     sampled = sampled or {order[int(start * len(order))]}

@@ -49,8 +49,12 @@ class ClassGuessability:
     colour: float
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        return self.box, self.modality_alone, self.place, self.colour
+
+    @property
     def highest(self) -> float:
-        return max(self.box, self.modality_alone, self.place, self.colour)
+        return max(self.shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ class Guessability:
     def table(self) -> Table:
         """Per cent, one row a class."""
         rows = tuple(
-            (g.modality.value, g.name, str(g.count), *(f"{100 * v:.1f}" for v in _list_shares(g))) for g in self.classes
+            (c.modality.value, c.name, str(c.count), *(f"{100 * share:.1f}" for share in (*c.shares, c.highest)))
+            for c in self.classes
         )
         hard = ", ".join(f"{m} {100 * v:.1f}" for m, v in self.hard.items())
         notes = (
@@ -76,10 +81,6 @@ class Guessability:
         )
         columns = ("modality", "class", "boxes", "median box", "modality alone", "and place", "and colour", "highest")
         return Table("Blind guessability", columns, rows, notes)
-
-
-def _list_shares(g: ClassGuessability) -> tuple[float, ...]:
-    return g.box, g.modality_alone, g.place, g.colour, g.highest
 
 
 def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
@@ -116,9 +117,7 @@ def measure(structures: Sequence[Sighting]) -> Guessability:
         _, image_N = np.unique([s.image for s in of_modality], return_inverse=True)
         box_N4 = np.array([(s.box.x1, s.box.y1, s.box.x2, s.box.y2) for s in of_modality])
         colour_N3 = np.array([s.colour for s in of_modality])
-        votes = [
-            _vote_on_names(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)
-        ]  # each [N, names]
+        votes = [_vote_on_names(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)]
         right = [(v.argmax(1) == label_N).mean() for v in votes]
         hard[modality] = float(max(right))
         for number, name in enumerate(names):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from clinkd.data.images import kind_of, locate, medical_names, read_image_size
+from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
 from clinkd.data.readers.rows import FieldError, RowResult, make_error_result
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, ImageRef
@@ -38,17 +38,20 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 
 def _check_file(path: Path, relative: str, number: int, window: str | None, notes: Counter[str]) -> RowResult:
-    raw = {"image": relative}
     kind = kind_of(path)
+    raw = {"image": relative}
     try:
         facts = kind.describe(path, relative, window=window)
     except BadInput as error:
         why = str(error).removeprefix(f"{relative}: ")
         return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
     notes[f"{kind.name} {NO_QUESTION}"] += 1
-    names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
-    images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in names)
+    images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in _name_frames(relative, facts))
     return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
+
+
+def _name_frames(relative: str, facts: Facts) -> list[str]:
+    return [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
 
 
 def list_sheet_lines(root: Path) -> Iterator[dict[str, str]]:
@@ -83,11 +86,10 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     kind = kind_of(path)
     facts = kind.describe(path, relative)
     modality = facts.modality.value if kind.medical else ""
-    names = [f"{relative}#{k}" for k in range(1, facts.frames + 1)] if facts.frames > 1 else [relative]
-    ref = read_image_size(root, names[0], relative)
-    for name in names:
-        if not kind.medical and name is not names[0]:
-            ref = read_image_size(root, name, relative)  # frames of a TIFF have sizes of their own
+    ref = None
+    for name in _name_frames(relative, facts):
+        if ref is None or not kind.medical:  # frames of a TIFF have sizes of their own
+            ref = read_image_size(root, name, relative)
         cells = {"image": name, "modality": modality, "patient": facts.patient}
         yield cells | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 
@@ -112,9 +114,9 @@ def _walk_files(path: Path, notes: Counter[str]) -> Iterator[Path]:
 
     for folder, folders, files in os.walk(path, onerror=unreadable):
         folders.sort()
-        links = [name for name in folders if Path(folder, name).is_symlink()]
+        links = sum(Path(folder, name).is_symlink() for name in folders)
         if links:
-            notes["links to folders, which are not followed"] += len(links)
+            notes["links to folders, which are not followed"] += links
         for name in sorted(files):
             file = Path(folder, name)
             if file.is_symlink() and not _is_inside(file, base):

@@ -12,7 +12,8 @@ image, "--", and its class, which may be the name itself (`scan7--left_lung.png`
 
 A row is an image with all its masks, numbered in the order of names from 1; masks without an image follow as rows of
 their own. A mask is one class: 0 and 1, or 0 and 255. Its parts by 8-connectivity are the boxes; parts below
-`Source.specks` of the picture are left out beside a larger one, and counted. An empty mask says that its class is not
+`Source.specks` of the picture (0.0001 is 26 pixels of 512x512: what resampling or a slipped brush leaves) are left out
+beside a larger one, and counted. An empty mask says that its class is not
 there, which exporters of all classes write for every slice: it is counted, and a fault only where an image has nothing
 else. Left and right in names are the patient's, as in the sets the release is made of.
 """
@@ -51,7 +52,6 @@ from clinkd.records import BadInput, Box, ImageRef, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
 LIST_FILE = "SAMed2D_v1.json"
-SPECK_SHARE = 0.0001  # of the picture's area: 26 pixels of 512x512; what resampling or a slipped brush leaves
 SUFFIXES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
 _CLASS = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class, and the number of the instance
@@ -61,7 +61,7 @@ _EVERYWHERE = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Images of a folder. Raises BadInput where it has no images or no masks, or its maps cannot be read."""
     folder = _scan_folder(source, notes)
-    make = partial(_convert_image, folder=folder, source=source, pictures=ImageResolver(source), notes=notes)
+    make = partial(_convert_image, folder=folder, images=ImageResolver(source), notes=notes)
     return convert_rows(folder.rows(), make)
 
 
@@ -72,32 +72,31 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 class _MaskFolder:
     """The files of a folder: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
 
-    path: Path
+    source: Source
     images: dict[str, list[str]]
     masks: dict[str, list[str]]
     listed: dict[str, frozenset[str]]  # by `LIST_FILE`; empty where there is none
     classes: Classes
-    speck_share: float
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
+        path = self.source.path
         for number, stem in enumerate(sorted(self.images), start=1):
-            image, name_ends = f"images/{min(self.images[stem])}", sorted(self.masks.get(stem, ()))
-            value = {"id": stem, "image": image, "masks": [_make_mask_path(stem, name_end) for name_end in name_ends]}
-            yield SourceRow(self.path, number, value, value)
+            value = {"id": stem, "image": f"images/{min(self.images[stem])}", "masks": self._list_masks(stem)}
+            yield SourceRow(path, number, value, value)
         orphans = sorted(self.masks.keys() - self.images.keys())
         for number, stem in enumerate(orphans, start=len(self.images) + 1):
-            masks = [_make_mask_path(stem, name_end) for name_end in sorted(self.masks[stem])]
+            masks = self._list_masks(stem)
             if stem:
                 why = f"no image of this name for {len(masks)} masks ({masks[0]}); bring the image, or remove them"
                 fault = FieldError("image", stem, why)
             else:
                 why = f"{len(masks)} masks not named after image and class; IMAGE--CLASS_INSTANCE.png is wanted"
                 fault = FieldError("mask", masks[0], why)
-            yield make_error_result(self.path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
+            yield make_error_result(path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
 
-
-def _make_mask_path(stem: str, name_end: str) -> str:
-    return f"masks/{stem}--{name_end}" if stem else f"masks/{name_end}"
+    def _list_masks(self, stem: str) -> list[str]:
+        prefix = f"masks/{stem}--" if stem else "masks/"
+        return [prefix + name_end for name_end in sorted(self.masks.get(stem, ()))]
 
 
 def _scan_folder(source: Source, notes: Counter[str]) -> _MaskFolder:
@@ -111,14 +110,13 @@ def _scan_folder(source: Source, notes: Counter[str]) -> _MaskFolder:
         stem, _, name_end = name.rpartition("--")
         masks[stem].append(sys.intern(name_end))  # a few ends stand behind a hundred thousand stems
     classes = _load_classes(source)
-    if not classes.by_dataset and any(
-        _parse_class(name_end).isdecimal() for name_end in {e for name_ends in masks.values() for e in name_ends}
-    ):
+    all_name_ends = {name_end for name_ends in masks.values() for name_end in name_ends}
+    if not classes.by_dataset and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
         raise BadInput(f"{source.path}: classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/")
     listed = _load_mask_list(source.path / LIST_FILE)
     if missing := len(listed.keys() - images.keys()):
         notes[f"images that {LIST_FILE} lists and the folder has not"] += missing
-    return _MaskFolder(source.path, images, masks, listed, classes, source.specks)
+    return _MaskFolder(source, images, masks, listed, classes)
 
 
 def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
@@ -142,12 +140,13 @@ def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
     if not file.is_file():
         return {}
     value = load_json_file(file)
-    good = isinstance(value, dict) and all(
-        isinstance(v, list) and all(isinstance(m, str) for m in v) for v in value.values()
-    )
-    if not good:
+    if not isinstance(value, dict) or not all(map(_is_list_of_texts, value.values())):
         raise BadInput(f"{file}: not an object of image -> list of masks; bring back the release's, or remove it")
     return {Path(image).stem: frozenset(m.rpartition("/")[2] for m in masks) for image, masks in value.items()}
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(member, str) for member in value)
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
@@ -189,27 +188,25 @@ def _load_classes(source: Source) -> Classes:
         file = class_files[0]
     value = load_json_file(file)
     if not isinstance(value, dict) or not value:
-        raise BadInput(
-            f'{file}: not a map of classes; {{"liver": "0003"}} or {{"DATASET": {{"liver": "0003"}}}} is wanted'
-        )
-    if all(isinstance(v, dict) for v in value.values()):
-        return Classes(
-            file, {dataset: _index_class_numbers(part, f"{file}, {dataset}") for dataset, part in value.items()}
-        )
-    return Classes(file, {"": _index_class_numbers(value, str(file))})
+        wanted = '{"liver": "0003"} or {"DATASET": {"liver": "0003"}}'
+        raise BadInput(f"{file}: not a map of classes; {wanted} is wanted")
+    by_dataset = value if all(isinstance(v, dict) for v in value.values()) else {"": value}
+    places = {dataset: f"{file}, {dataset}" if dataset else str(file) for dataset in by_dataset}
+    return Classes(file, {d: _index_class_numbers(part, places[d]) for d, part in by_dataset.items()})
 
 
 def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
     """Number -> names, from a map of either direction."""
     numbers: dict[int, tuple[str, ...]] = {}
     if all(_is_class_number(v) for v in part.values()):
-        pairs = [(int(number), name) for name, number in part.items()]
+        pairs = [(number, name) for name, number in part.items()]
     elif all(_is_class_number(k) for k in part):
-        pairs = [(int(number), name) for number, name in part.items()]
+        pairs = list(part.items())
     else:
         odd = next((k, v) for k, v in part.items() if not _is_class_number(v))
         raise BadInput(f"{place}: {odd[0]!r}: {odd[1]!r} is neither name -> number nor number -> name, as others are")
-    for number, name in pairs:
+    for key, name in pairs:
+        number = int(key)
         if not isinstance(name, str) or not name.strip() or name.strip().isdecimal():
             raise BadInput(f"{place}: class {number} has the name {name!r}; a name is wanted")
         numbers[number] = (*numbers.get(number, ()), name)
@@ -229,14 +226,12 @@ def _parse_class(name_end: str) -> str:
 # ---- an image -------------------------------------------------------------------------------------------------------
 
 
-def _convert_image(
-    row: SourceRow, folder: _MaskFolder, source: Source, pictures: ImageResolver, notes: Counter[str]
-) -> list[Sample]:
-    stem = row.value["id"]
+def _convert_image(row: SourceRow, folder: _MaskFolder, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
+    source, stem = folder.source, row.value["id"]
     require_words(stem, "image")  # a torn encoding, or the mark of a box
     if len(folder.images[stem]) > 1:
         raise FieldError("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
-    image = pictures.ref(row.value["image"])
+    image = images.ref(row.value["image"])
     parts = stem.split("--")
     is_sa_med2d_name = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
     dataset = parts[1] if is_sa_med2d_name else ""
@@ -262,22 +257,19 @@ def _find_objects(
     stem, masks = value["id"], value["masks"]
     missing = sorted(folder.listed.get(stem, frozenset()) - {m.removeprefix("masks/") for m in masks})
     if missing:
-        raise FieldError(
-            "masks", missing[0], f"{len(missing)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
-        )
+        why = f"{len(missing)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
+        raise FieldError("masks", missing[0], why)
     if not masks:
         raise FieldError("masks", stem, "no mask of this image in masks/; bring it, or remove the image")
     objects = []
     for mask in masks:
         name = folder.classes.name(_parse_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
-        mask_regions = find_regions(_load_mask(folder.path, mask, image), folder.speck_share)
-        objects += [(name, box) for box in mask_regions.boxes]
-        if not mask_regions.boxes:
+        boxes, specks = find_regions(_load_mask(folder.source.path, mask, image), folder.source.specks)
+        objects += [(name, box) for box in boxes]
+        if not boxes:
             image_notes["masks without a pixel, whose class is not there"] += 1
-        if mask_regions.specks:
-            image_notes[f"specks below {folder.speck_share:g} of the picture, beside a larger part"] += (
-                mask_regions.specks
-            )
+        if specks:
+            image_notes[f"specks below {folder.source.specks:g} of the picture, beside a larger part"] += specks
     if not objects:
         raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)
@@ -293,7 +285,7 @@ class Regions(NamedTuple):
     specks: int
 
 
-def find_regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> Regions:
+def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
     """The 8-connected parts of `mask` [height, width], without those below `speck_share` of it; the largest stays.
 
     A box runs from the first to behind the last pixel of its part, so an area of whole pixels, in fractions.
@@ -326,9 +318,8 @@ def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     inside = np.asarray(values != 0, dtype=np.bool_)
     if (values[inside] != 1).any() and (values[inside] != 255).any():
         distinct = np.unique(values)
-        shown = ", ".join(f"{v:g}" for v in distinct[:6]) + (
-            f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
-        )
+        shown = ", ".join(f"{v:g}" for v in distinct[:6])
+        shown += f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
         why = f"the values {shown}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
         raise FieldError("mask", mask, why)
     return inside
@@ -338,9 +329,10 @@ def _reduce_to_grey(values: NDArray[Any], mask: str) -> NDArray[Any]:
     """Grey of an image whose colours are all alike and all opaque."""
     if values.ndim == 2:
         return values
-    colours = values[..., : values.shape[-1] - 1] if values.shape[-1] in (2, 4) else values
-    if values.shape[-1] in (2, 4) and (values[..., -1] != 255).any():
+    has_alpha = values.shape[-1] in (2, 4)
+    if has_alpha and (values[..., -1] != 255).any():
         raise FieldError("mask", mask, "parts of it are transparent; store the mask as grey, 0 and 255")
+    colours = values[..., :-1] if has_alpha else values
     if (colours != colours[..., :1]).any():
         raise FieldError("mask", mask, "it has colours, so several classes; write one mask a class, 0 and 255")
     return np.asarray(colours[..., 0])
