@@ -1,26 +1,21 @@
-"""A data set as `clinkd data import` leaves it: samples.jsonl, dataset.json, and random access to the rows."""
+"""A data set as `clinkd data import` leaves it: samples.jsonl, dataset.json, and what identifies them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import numpy as np
 import orjson
 
-from clinkd.records import BadInput, Sample
-from clinkd.storage import read_json, sha256_file, write_atomic
+from clinkd.records import BadInput
+from clinkd.storage import read_json, sha256_file
 
 SAMPLES = "samples.jsonl"
 ABOUT = "dataset.json"  # describes the whole set, beside its samples
 RECORDS = "records.jsonl"
-INDEX = ".samples.npy"  # where each line begins; made anew when it does not fit the file
-_CHUNK = 1 << 24
 _HEAD = 1 << 16  # of a dataset.json, where our first keys stand
 _FIRST_KEYS = b'"root"', b'"sources"'
 
@@ -87,67 +82,3 @@ def _list_image_paths(file: Path) -> Iterator[str]:
                 record: dict[str, Any] = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
                 named = [record["image"]] if "image" in record else [i["path"] for i in record["images"]]
                 yield from (name for name in named if isinstance(name, str))
-
-
-class SampleFile(Sequence[Sample]):
-    """The samples of a file of one JSON object a line, read one by one as they are asked for.
-
-    Holds 8 bytes a row in memory. `pread` and not a memory map: pages of a map stay in the memory of the process.
-    Raises BadInput naming the line where one is no sample.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = path / SAMPLES if path.is_dir() else path
-        if not self.file.is_file():
-            raise BadInput(f"{self.file}: no such file; clinkd data import makes one")
-        self._line_starts = _line_starts(self.file)
-        self._descriptor = os.open(self.file, os.O_RDONLY)
-
-    def __len__(self) -> int:
-        return len(self._line_starts) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
-            raise IndexError(index)
-        start, end = int(self._line_starts[number]), int(self._line_starts[number + 1])
-        line = os.pread(self._descriptor, end - start, start)
-        try:
-            return Sample.from_json(orjson.loads(line))
-        except ValueError as error:
-            where = f"{self.file}, line {number + 1}"
-            raise BadInput(f"{where}: no sample ({error}); clinkd data check says more") from None
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.close(self._descriptor)
-
-
-def _line_starts(file: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Where each line begins, and the end of the file, kept beside it for the next time."""
-    index_file = file.with_name(INDEX)
-    size, modified = file.stat().st_size, file.stat().st_mtime_ns
-    with contextlib.suppress(OSError, ValueError):
-        cached = np.load(index_file, allow_pickle=False)
-        if cached.dtype == np.int64 and cached.size > 2 and (cached[-1], cached[-2]) == (modified, size):
-            return np.asarray(cached[:-1])
-    chunk_starts = [np.zeros(1, np.int64)]
-    with file.open("rb") as stream:
-        offset = 0
-        while chunk := stream.read(_CHUNK):
-            chunk_starts.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + offset + 1)
-            offset += len(chunk)
-    starts = np.concatenate(chunk_starts)
-    if starts[-1] != size:  # a last line without line end
-        starts = np.append(starts, size)
-    with contextlib.suppress(OSError, BadInput):  # a folder one may not write to: it is counted anew each time
-        buffer = io.BytesIO()
-        np.save(buffer, np.append(starts, modified))
-        write_atomic(index_file, buffer.getvalue())
-    return starts
