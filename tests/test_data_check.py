@@ -98,9 +98,9 @@ def test_bad_rows_are_named_with_reasons(tmp_path: Path) -> None:
     for number, (field, kind, why) in expected.items():
         assert (told[number].field, told[number].kind) == (field, kind) and why in told[number].why, told[number]
         assert "\n" not in str(told[number]) and told[number].file.endswith("records.jsonl")
-    kept = quarantine([Source(root)], found, tmp_path / "aside.jsonl")
+    quarantine([Source(root)], found, tmp_path / "aside.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
-    assert kept == len(lines) == 7 and {line["row"] for line in lines} == set(expected)
+    assert found.quarantined == len(lines) == 7 and {line["row"] for line in lines} == set(expected)
     assert all(json.loads(line["raw"]) == rows[line["row"] - 1] for line in lines)  # the row as it was
     assert json.loads((root / "records.jsonl").read_text().splitlines()[5]) == rows[5]  # the source is left as it is
 

@@ -77,17 +77,16 @@ def import_data(  # noqa: PLR0913
         results = _read_results(sources, root, converter, checker.findings)
         if division is not None and division.anew:
             results = map(_without_splits, results)
-        spool = _Spool(draft / "read.jsonl")
-        spool.fill(results, checker)
+        spool = draft / "read.jsonl"
+        _spool_good_rows(results, checker, spool)
         findings = checker.close()
         if findings.bad and (quarantine_file is None or any(p.row == 0 for p in findings.bad)):
             raise NotClean(findings)
         if quarantine_file is not None:
             quarantine(sources, findings, quarantine_file)
-        spool.drop_rows(findings.between)
         copies = _ImageCopies(root, draft) if copy else None
         _write_samples(spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
-        spool.file.unlink()
+        spool.unlink()
         about = {
             "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
             "side": converter.side,
@@ -179,31 +178,23 @@ class _SideConverter:
             return replace(result, samples=(), problem=problem)
 
 
-class _Spool:
-    """Samples as they were read, in a file, without those of rows that turned out bad."""
+def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path) -> None:
+    """Store the samples of rows in which the checker finds no fault so far."""
+    with spool.open("wb") as lines:
+        for result in results:
+            if checker.check_row(result) is None:
+                place = hash((result.file, result.row))
+                lines.writelines(_encode_line(sample.to_json() | {"at": place}) for sample in result.samples)
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._files: dict[str, int] = {}  # numbers of the files that rows came from
-        self._bad_places: set[tuple[int, int]] = set()  # file and row
 
-    def fill(self, results: Iterable[RowResult], checker: Checker) -> None:
-        """Store the samples of rows in which the checker finds no fault."""
-        with self.file.open("wb") as lines:
-            for result in results:
-                if checker.check_row(result) is None:
-                    place = self._files.setdefault(result.file, len(self._files)), result.row
-                    lines.writelines(_encode_line(sample.to_json() | {"at": place}) for sample in result.samples)
-
-    def drop_rows(self, places: Iterable[tuple[str, int]]) -> None:
-        self._bad_places = {(self._files[file], row) for file, row in places if file in self._files}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (r for r in _iterate_records(self.file) if tuple(r.pop("at")) not in self._bad_places)
+def _read_spool(spool: Path, findings: Findings) -> Iterator[dict[str, Any]]:
+    """The stored samples, without those of rows that turned out bad."""
+    bad_places = {hash(place) for place in findings.between}
+    return (record for record in _iterate_records(spool) if record.pop("at") not in bad_places)
 
 
 def _write_samples(
-    spool: _Spool,
+    spool: Path,
     draft: Path,
     findings: Findings,
     division: Division | None,
@@ -216,7 +207,7 @@ def _write_samples(
     """
     leader = _find_leaders(findings.joined)
     groups: dict[str, Group] = {}
-    for record in spool:
+    for record in _read_spool(spool, findings):
         group = leader.get(record["group"], record["group"])
         groups.setdefault(group, Group(record["source"], record["split"]))
     splits: Mapping[str, Split | None]
@@ -224,7 +215,7 @@ def _write_samples(
     findings.turns.clear()
     findings.samples = 0
     with (draft / SAMPLES).open("wb") as lines:
-        for record in count_progress(spool, "write samples", "samples"):
+        for record in count_progress(_read_spool(spool, findings), "write samples", "samples"):
             group = record["group"] = leader.get(record["group"], record["group"])
             if division is not None:
                 record["split"] = (record["split"] if keep_splits else None) or splits[group]

@@ -48,12 +48,9 @@ _BEFORE_PATIENT = re.compile(
     rf"\b(?:(?:patient|subject|person|body)(?:['’]s\s+|s['’]?\s+|-)|(?:his|her|their|anatomic(?:al)?)\s+){_BETWEEN}",
     re.I,
 )
-_SIDE_OF = (
-    ("image", re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PICTURE}\b", re.I)),
-    (
-        "patient",
-        re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I),
-    ),
+_SIDE_OF_IMAGE = re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PICTURE}\b", re.I)
+_SIDE_OF_PATIENT = re.compile(
+    rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I
 )
 
 # Names that depend on no frame: they stay where words change their frame.
@@ -109,6 +106,7 @@ _RELATING = re.compile(
 _PIECES = re.compile(r"[.;,:!?\n]|\b(?:and|but|with|which|while|whereas|without|that)\b", re.I)
 
 Half = Literal["left", "right"]
+_OPPOSITE: dict[str, Half] = {"left": "right", "right": "left"}
 Frame = Literal["image", "patient", "unclear"]
 
 
@@ -132,11 +130,10 @@ def _find_side_words(text: str) -> tuple[_SideWord, ...]:
     """The side words of a text; side words in names and idioms do not count."""
     if not _mentions_side(text):
         return ()
-    matches = list(_SIDE_WORD.finditer(text))
     excluded_spans = [m.span() for pattern in (_NAMES, _IDIOMS) for m in pattern.finditer(text)]
     return tuple(
         _SideWord(m[0], *m.span(), "left" if m[1].lower() == "left" else "right", _find_frame(text, *m.span()))
-        for m in matches
+        for m in _SIDE_WORD.finditer(text)
         if not any(start <= m.start() < end for start, end in excluded_spans)
     )
 
@@ -152,8 +149,10 @@ def _find_frame(text: str, start: int, end: int) -> Frame | None:
 
 def _find_question_frame(question: str) -> str | None:
     """The frame that a question names, or None; the answer uses the same frame."""
-    stated_frame = next((w.frame for w in _find_side_words(question) if w.frame), None)
-    return stated_frame or next((frame for frame, pattern in _SIDE_OF if pattern.search(question)), None)
+    for word in _find_side_words(question):
+        if word.frame:
+            return word.frame
+    return "image" if _SIDE_OF_IMAGE.search(question) else "patient" if _SIDE_OF_PATIENT.search(question) else None
 
 
 def _list_texts(sample: Sample) -> Iterator[str]:
@@ -213,14 +212,12 @@ def _explain_contradiction(text: str, boxes: tuple[Box, ...], sample: Sample) ->
     if min(distances) <= MARGIN:
         return None
     box = boxes[0]
-    other = "left" if half == "right" else "right"
     declared = all(w.frame is None for w in words)
     frame = f"side={sample.side}" if declared else "the frame it names"
     another = f"give --side {'image' if sample.side == 'patient' else 'patient'}, or " if declared else ""
-    return (
-        f"{words[0].text!r} in {_shorten_text(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the "
-        f"picture's {other} half, where {frame} means the {half} one; {another}correct the word or the box"
-    )
+    place = f"its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {_OPPOSITE[half]} half"
+    meaning = f"where {frame} means the {half} one; {another}correct the word or the box"
+    return f"{words[0].text!r} in {_shorten_text(text)!r}: {place}, {meaning}"
 
 
 def _select_certain_words(text: str, sample: Sample) -> list[_SideWord]:
@@ -231,9 +228,9 @@ def _select_certain_words(text: str, sample: Sample) -> list[_SideWord]:
     doubts = (_ONE_SIDED, _NAMES, _IDIOMS, *(pattern for pattern, _ in _UNSAFE))
     if not words or "unclear" in frames or any(doubt.search(text) for doubt in doubts):
         return []
-    if _RELATING.search(_remove_frame_phrases(text)) or (
-        len({w.frame for w in _find_side_words(text)}) > 1 and denied(text)
-    ):
+    if _RELATING.search(_remove_frame_phrases(text)):
+        return []
+    if len({w.frame for w in _find_side_words(text)}) > 1 and denied(text):
         return []
     if "patient" in frames and sample.modality not in MIRRORED:
         return []
@@ -247,9 +244,7 @@ def _remove_frame_phrases(text: str) -> str:
 
 def _find_half(side: Half, frame: str) -> Half:
     """The half of a standard view."""
-    if frame == "image":
-        return side
-    return "right" if side == "left" else "left"
+    return side if frame == "image" else _OPPOSITE[side]
 
 
 def _shorten_text(text: str) -> str:
@@ -314,19 +309,17 @@ def _exchange_side_words(text: str, sample: Sample) -> str:
     pieces, position = [], 0
     for word in _find_side_words(text):
         if word.frame is None:
-            pieces += [text[position : word.start], _exchange_word(word.text, text, sample)]
+            pieces += [text[position : word.start], _exchange_word(word, text, sample)]
             position = word.end
     return "".join([*pieces, text[position:]])
 
 
-def _exchange_word(word: str, text: str, sample: Sample) -> str:
-    stem = 4 if word[0] in "lL" else 5
-    head, tail = word[:stem], word[stem:]
-    new = "right" if stem == 4 else "left"
+def _exchange_word(word: _SideWord, text: str, sample: Sample) -> str:
+    stem, ending = word.text[: len(word.side)], word.text[len(word.side) :]  # "left" and "ward"
     for case in (str.lower, str.title, str.upper):
-        if head == case(head):
-            return case(new) + tail
-    raise _make_refusal(sample, word, text, "capitals within the word; write it in one case")
+        if stem == case(stem):
+            return case(_OPPOSITE[word.side]) + ending
+    raise _make_refusal(sample, word.text, text, "capitals within the word; write it in one case")
 
 
 def _refuse_matches(sample: Sample, patterns: Iterable[tuple[re.Pattern[str], str]]) -> None:

@@ -152,7 +152,6 @@ class Checker:
     def __init__(self, checks: Checks, root: Path | None) -> None:
         self.checks = checks
         self.findings = Findings(root=root, counted=checks.tokens.how)
-        self._opens_images = root is not None
         self._files: dict[str, int] = {}
         self._row_file, self._row = array("I"), array("I")  # of each entry with samples
         self._ids: dict[int, int] = {}  # hash -> entry
@@ -165,8 +164,7 @@ class Checker:
         self._image_id: list[str] = []  # of the first sample of each of them
         self._uses = array("I")  # entry, image, entry, image ...; likewise
         self._class_numbers: dict[tuple[Modality, str], int] = {}
-        self._box, self._box_class = array("d"), array("I")
-        self._box_image, self._box_file = array("I"), array("I")
+        self._boxes, self._box_owners = array("d"), array("I")  # x1, y1, x2, y2 ...; class, image, file ...
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
         self._rejected: set[int] = set()  # entries that looked good until their images were opened
 
@@ -291,10 +289,10 @@ class Checker:
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
-                if self._opens_images:
+                if self.findings.root is not None:
                     self._refs.append(image)
                     self._image_id.append(sample)
-            if self._opens_images:
+            if self.findings.root is not None:
                 self._uses.extend((entry, position))
 
     def _number_image(self, image: ImageRef) -> int:
@@ -317,10 +315,8 @@ class Checker:
         kind = self._class_numbers.setdefault((sample.modality, name), len(self._class_numbers))
         image = self._images[hash(sample.images[-1].path)]
         for box in boxes:
-            self._box.extend((box.x1, box.y1, box.x2, box.y2))
-            self._box_class.append(kind)
-            self._box_image.append(image)
-            self._box_file.append(self._row_file[-1])
+            self._boxes.extend(box.corners)
+            self._box_owners.extend((kind, image, self._row_file[-1]))
 
     def _keep_example(self, sample: Sample) -> None:
         """Keep those whose ids have the least checksums."""
@@ -347,11 +343,16 @@ class Checker:
         found.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
         return found
 
+    def _read_boxes(self) -> tuple[NDArray[np.float64], ...]:
+        """Of every box: its corners [N, 4], and the numbers of its class, image and file [N]."""
+        owners_N3 = np.frombuffer(self._box_owners, np.uint32).reshape(-1, 3)
+        return np.frombuffer(self._boxes, np.float64).reshape(-1, 4), *owners_N3.T
+
     def _check_box_frames(self) -> None:
         """Boxes that all lie in one corner are in another frame than was declared."""
-        box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
-        for name, position in self._files.items():
-            in_file_N4 = box_N4[np.frombuffer(self._box_file, np.uint32) == position]
+        box_N4, _, _, file_N = self._read_boxes()
+        for name, number in self._files.items():
+            in_file_N4 = box_N4[file_N == number]
             if len(in_file_N4) >= FEW_BOXES and in_file_N4.max() <= CORNER:
                 value = f"largest coordinate {in_file_N4.max():.4g} of the image in {len(in_file_N4)} boxes"
                 why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
@@ -376,19 +377,16 @@ class Checker:
         return looks
 
     def _compare_images(self, looks: Sequence[Look]) -> None:
-        for pair in alike(looks, self._image_group, self._image_split):
-            one, two = (self._name_group(i) for i in pair)
-            splits = [self._image_split[i] for i in pair]
-            other = self._refs[pair.first].path
-            entry = self._image_entry[pair.second]
-            where = self._name_place(self._image_entry[pair.first])
-            if splits[0] != splits[1]:
-                why = f"looks the same as {other} {where}, which is in {_name_split(splits[0])}; keep one of them"
-                self._reject_row(entry, pair.second, why, "near-duplicate")
+        for first, second in alike(looks, self._image_group, self._image_split):
+            split, entry = self._image_split[first], self._image_entry[second]
+            same = f"looks the same as {self._refs[first].path} {self._name_place(self._image_entry[first])}"
+            if split != self._image_split[second]:
+                why = f"{same}, which is in {_name_split(split)}; keep one of them"
+                self._reject_row(entry, second, why, "near-duplicate")
             else:
-                self.findings.joined.append((one, two))
-                why = f"looks the same as {other} {where}, of another patient or image; splits keep the two together"
-                self.findings.warnings.append(self._make_problem(entry, pair.second, why, "near-duplicate"))
+                self.findings.joined.append((self._name_group(first), self._name_group(second)))
+                why = f"{same}, of another patient or image; splits keep the two together"
+                self.findings.warnings.append(self._make_problem(entry, second, why, "near-duplicate"))
 
     def _reject_row(self, entry: int, image: int, why: str, kind: Kind) -> None:
         if entry in self._rejected:
@@ -404,11 +402,9 @@ class Checker:
 
     def _collect_classes(self) -> list[ClassBoxes]:
         """The boxes of each class; one that is asked for and asked about counts once."""
-        if not self._box:
+        if not self._boxes:
             return []
-        box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
-        kind_N = np.frombuffer(self._box_class, np.uint32)
-        image_N = np.frombuffer(self._box_image, np.uint32)
+        box_N4, kind_N, image_N, _ = self._read_boxes()
         _, first = np.unique(np.column_stack([kind_N, image_N, np.round(box_N4, 6)]), axis=0, return_index=True)
         first = np.sort(first)
         box_N4, kind_N = box_N4[first], kind_N[first]
@@ -446,8 +442,8 @@ def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]
         yield f"and {len(problems) - most} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
 
 
-def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
-    """Write every bad row to `file`, one JSON object a line with the row as it was and what is wrong; their number.
+def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> None:
+    """Write every bad row to `file`, one JSON object a line with the row as it was and what is wrong; count them.
 
     With them go good rows that were left out because of a bad one. The sources are read once more, so that no row had
     to be kept in memory; they themselves stay as they are.
@@ -463,4 +459,3 @@ def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
             line = json.dumps({"clinkd": QUARANTINE, **details, "raw": entry.raw}, ensure_ascii=False, default=str)
             lines.write(f"{line}\n".encode(errors="backslashreplace"))
             found.quarantined += 1
-    return found.quarantined
