@@ -1,16 +1,16 @@
-"""Reader of COCO: objects of a detection file as boxes, with what our own writer adds to an image.
+"""Read COCO detection files: each object becomes a box with a name. What our own writer adds to an image is read too.
 
     {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name", "supercategory"}],
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "segmentation", "iscrowd"}]}
 
-Boxes are pixels of the upright image, their width and height given. Where an annotation has no bbox, the extent of its
-polygons or of its run-length mask is taken. An image may carry "modality", "group" or "patient", and "split"; under
-"clinkd", as our writer leaves it, also "source" and "side". Other keys are passed over.
+A bbox is in pixels of the upright image. An annotation without a bbox gets the box around its polygons or around its
+run-length mask. An image may have the keys "modality", "group" or "patient", and "split". Our writer adds "source" and
+"side", under the key "clinkd". Other keys are ignored.
 
-A row is an image, numbered by its place in `images` from 1; a fault of one of its annotations is named
-`annotations[17].bbox`, counted from 0, and leaves the image out whole. Annotations that belong to no image, and
-categories that cannot be used, are rows of their own, numbered by their place in their list from 1. The file is held in
-memory whole (some six times its size), because COCO puts the boxes of an image anywhere in it.
+A row is one image. Rows are numbered from 1 in the order of `images`. An error in an annotation is named
+`annotations[17].bbox`, counted from 0, and the whole image is left out. Annotations that belong to no image, and
+categories that cannot be used, are rows of their own, numbered from 1 in the order of their list. The whole file is
+held in memory (about six times its size), because COCO puts the boxes of an image anywhere in the file.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Spli
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
-EDGE_PIXELS = 0.01  # beyond the border by so much is rounding: COCO files are written with two decimals
+EDGE_PIXELS = 0.01  # a box so far beyond the border was rounded: COCO files are written with two decimals
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Images of a file, or of the JSON files in a folder or its `annotations`. Raises BadInput on what is not COCO."""
+    """Read a file, or the JSON files of a folder or of its `annotations`. Raises BadInput where a file is not COCO."""
     reader = _CocoReader(source, notes)
     return itertools.chain.from_iterable(reader.read(file) for file in files(source.path))
 
@@ -67,7 +67,7 @@ def files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class CocoNames:
-    """Maps the ids of all COCO files of a source to image paths and category names."""
+    """The image paths and the category names of all COCO files of a source, by id."""
 
     images: Mapping[str, str]
     categories: Mapping[str, str]
@@ -112,20 +112,20 @@ class _Annotation:
     field: str  # annotations[17]
     value: dict[str, Any]
 
-    def fault(self, key: str, why: str) -> FieldError:
-        """One of its values at fault, the reason with the id by which its own tool finds it."""
+    def make_error(self, key: str, why: str) -> FieldError:
+        """The error of one value. The reason names the id by which the user's own tool finds the annotation."""
         why = f"{why} (annotation id {shorten_value(self.value.get('id', '?'))})"
         return FieldError(f"{self.field}.{key}", self.value.get(key), why)
 
 
 class _Category(NamedTuple):
     name: str
-    modality: Modality | None  # where its supercategory is one
+    modality: Modality | None  # if the supercategory is one
 
 
 @dataclass(frozen=True)
 class _CocoFile:
-    """A COCO file, indexed by ids. `problems` stand for what has no image to be listed with."""
+    """A COCO file, indexed by ids. `problems` are the errors that belong to no image."""
 
     file: Path
     split: Split | None
@@ -134,7 +134,7 @@ class _CocoFile:
     categories: dict[str | None, _Category]
     image_ids: Counter[str | None]
     annotation_ids: Counter[str | None]
-    corners: bool  # see `_all_corners`
+    corners: bool  # see `_detect_corner_boxes`
     problems: tuple[RowResult, ...]
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
@@ -156,17 +156,19 @@ class _CocoFile:
         """The name of the category. Raises FieldError where it has none that can be used."""
         category = self.category_of(annotation)
         if category is None:
-            raise annotation.fault("category_id", "no usable category has this id; see categories")
+            raise annotation.make_error("category_id", "no usable category has this id; see categories")
         return category.name
 
 
 def _load_file(file: Path, encoding: str) -> _CocoFile:
-    """A COCO file read whole. Raises BadInput where it is no JSON (with the byte), or not COCO."""
+    """Read a whole COCO file. Raises BadInput where it is not JSON (naming the byte) or not COCO."""
     value = load_json_file(file, encoding)
     if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
-        have = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
+        content = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
         lists = ", ".join(PARTS)
-        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(have)}")
+        raise BadInput(
+            f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(content)}"
+        )
     if not value["images"]:
         raise BadInput(f"{file}: the list images is empty")
     categories, problems = _index_categories(file, value["categories"])
@@ -186,18 +188,18 @@ def _load_file(file: Path, encoding: str) -> _CocoFile:
 
 
 def _normalize_id(value: Any) -> str | None:
-    """An id that can be looked up, 7 and "7" being one; None for what is neither a whole number nor a text."""
+    """An id as text, so that 7 and "7" are the same. None if it is neither a whole number nor a text."""
     text = str(value).strip() if type(value) in (int, str) else ""
     return text or None
 
 
 def _count_ids(objects: list[Any]) -> Counter[str | None]:
-    """How often each id is given."""
+    """How many objects have each id."""
     return Counter(_normalize_id(o.get("id")) for o in objects if isinstance(o, dict))
 
 
 def _index_categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Category], list[RowResult]]:
-    """The categories by id, and those that cannot be used."""
+    """The categories by id, and the errors of those that cannot be used."""
     by_id: dict[str | None, _Category] = {}
     problems = []
     ids = _count_ids(categories)
@@ -220,7 +222,7 @@ def _index_categories(file: Path, categories: list[Any]) -> tuple[dict[str | Non
 def _group_by_image(
     file: Path, annotations: list[Any], image_ids: Set[str | None]
 ) -> tuple[dict[str | None, list[_Annotation]], list[RowResult]]:
-    """Annotations by image id, and those that belong to no image of the file."""
+    """Annotations by image id, and the errors of those that belong to no image of the file."""
     by_image: dict[str | None, list[_Annotation]] = defaultdict(list)
     strays = []
     for k, annotation in enumerate(annotations):
@@ -237,9 +239,9 @@ def _group_by_image(
 
 
 def _detect_corner_boxes(images: list[Any], by_image: dict[str | None, list[_Annotation]]) -> bool:
-    """Whether the bbox of every annotation can be read as [x1, y1, x2, y2], and some as nothing else.
+    """Whether every bbox can be read as [x1, y1, x2, y2], and some bbox as nothing else.
 
-    Then those that could be read both ways are not to be trusted either.
+    Then a bbox that can be read both ways cannot be trusted either.
     """
     only_as_corners = False
     for image in images:
@@ -262,7 +264,7 @@ def _can_be_corners(box: Sequence[float], size: Size) -> bool:
 
 
 def _exceeds_image(box: Sequence[float], size: Size) -> bool:
-    """Whether [x, y, width, height] leads out of the image at the right or below."""
+    """Whether [x, y, width, height] exceeds the image at the right or at the bottom."""
     x, y, w, h = box
     return x + w > size.width + EDGE_PIXELS or y + h > size.height + EDGE_PIXELS
 
@@ -271,7 +273,7 @@ def _exceeds_image(box: Sequence[float], size: Size) -> bool:
 
 
 class _CocoReader:
-    """Reads the files of a source. An image may have one entry in all of them."""
+    """Reads the files of a source. An image may have only one entry in all files together."""
 
     def __init__(self, source: Source, notes: Counter[str]) -> None:
         self.source, self.notes = source, notes
@@ -300,7 +302,7 @@ class _CocoReader:
         annotations = data.annotations_of(value)
         names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
         objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
-        if not objects:  # nothing is asked, so nothing more need be known of the image
+        if not objects:  # no question is made, so nothing more must be known about the image
             self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
             return []
         origin = _get_stated_value(value, "source")
@@ -320,8 +322,10 @@ class _CocoReader:
         return samples
 
     def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
-        """The image and its size: of the image itself where it was opened, else as the file states it."""
-        require_words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
+        """The image and its size: the true size if the image was opened, else the size that the file states."""
+        require_words(
+            value.get("file_name"), "file_name"
+        )  # text with a broken encoding cannot be written to a file of samples
         image = self.images.ref(value["file_name"], "file_name")
         for field, actual in (("width", image.width), ("height", image.height)):
             stated = value.get(field)
@@ -338,7 +342,7 @@ class _CocoReader:
 
 
 def _get_stated_value(value: dict[str, Any], key: str) -> Any:
-    """The value of a key from our writer's part, else from the image itself; None if both lack it."""
+    """The value that our writer stored under a key, else the value of the image itself; None if both lack it."""
     writer_values = value.get(COCO_EXTRA_KEY)
     if writer_values is not None and not isinstance(writer_values, dict):
         raise FieldError(COCO_EXTRA_KEY, writer_values, "an object is wanted, as the writer leaves it")
@@ -349,7 +353,7 @@ def _get_stated_value(value: dict[str, Any], key: str) -> Any:
 def _find_modality(
     value: dict[str, Any], annotations: Sequence[_Annotation], data: _CocoFile, source: Source
 ) -> Modality:
-    """The modality of the image, else of the supercategories of its objects, else of the source."""
+    """The modality that the image states, else its objects' supercategories, else the source."""
     if (stated := _get_stated_value(value, "modality")) is not None:
         return resolve_modality(stated, source)
     categories = map(data.category_of, annotations)
@@ -364,8 +368,8 @@ def _parse_supercategory(kind: str) -> Modality | None:
     try:
         modality = read_modality(kind)
     except BadInput:
-        return None  # "organ", "animal"
-    return modality if modality is not Modality.OTHER else None  # "other" is said of anything
+        return None  # such as "organ" or "animal"
+    return modality if modality is not Modality.OTHER else None  # "other" may mean anything
 
 
 def _find_group(value: dict[str, Any], source: Source, image: ImageRef) -> str:
@@ -396,23 +400,23 @@ def _parse_split(value: dict[str, Any]) -> Split | None:
 def _parse_annotation(
     annotation: _Annotation, size: Size, data: _CocoFile, image_notes: Counter[str]
 ) -> tuple[str, Box | None]:
-    """Name and box of an annotation; a crowd has no box, because it is no object of its own."""
+    """Name and box of an annotation. A crowd has no box, because it is not a single object."""
     value = annotation.value
     key = _normalize_id(value.get("id"))
     if value.get("id") is not None and (key is None or data.annotation_ids[key] > 1):
         why = "no usable id" if key is None else f"the id of {data.annotation_ids[key]} annotations"
         raise FieldError(f"{annotation.field}.id", value["id"], f"{why}; give each a number of its own")
     if value.get("iscrowd", 0) not in (0, 1):
-        raise annotation.fault("iscrowd", "0 or 1 is wanted")
+        raise annotation.make_error("iscrowd", "0 or 1 is wanted")
     name = data.name_of(annotation)
     if value.get("iscrowd"):
         image_notes["crowds (iscrowd), which are no single object"] += 1
         return name, None
-    shape = value.get("segmentation")
+    segmentation = value.get("segmentation")
     if value.get("bbox") in (None, []):
-        if not shape:
-            raise annotation.fault("bbox", "no box and no segmentation; give one of them")
-        extent = _compute_extent(shape, f"{annotation.field}.segmentation", size)
+        if not segmentation:
+            raise annotation.make_error("bbox", "no box and no segmentation; give one of them")
+        extent = _compute_extent(segmentation, f"{annotation.field}.segmentation", size)
         return name, _to_fraction_box(extent, annotation, "segmentation", size, image_notes)
     for key in ("segmentation", "keypoints"):
         if value.get(key):
@@ -424,18 +428,18 @@ def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:
     try:
         x, y, w, h = bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except FieldError as fault:
-        raise annotation.fault("bbox", fault.why) from None
+        raise annotation.make_error("bbox", fault.why) from None
     swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
     if corners:
         why = f"every bbox of the file can be [x1, y1, x2, y2], and some can be nothing else; {swap}"
-        raise annotation.fault("bbox", why)
+        raise annotation.make_error("bbox", why)
     if w <= 0 or h <= 0:
-        raise annotation.fault("bbox", "width or height is not above 0; mend or remove the annotation")
+        raise annotation.make_error("bbox", "width or height is not above 0; mend or remove the annotation")
     if x + w <= 1 and y + h <= 1 and any(v != int(v) for v in bbox):
         why = "fractions of the image where COCO has pixels; multiply by width and height"
-        raise annotation.fault("bbox", why)
+        raise annotation.make_error("bbox", why)
     if _exceeds_image(bbox, size) and _can_be_corners(bbox, size):
-        raise annotation.fault("bbox", f"{_describe_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
+        raise annotation.make_error("bbox", f"{_describe_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
     return x, y, x + w, y + h
 
 
@@ -444,30 +448,30 @@ def _describe_outside(size: Size) -> str:
 
 
 def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]) -> Box:
-    """Corners in pixels as a Box. What lies beyond the border by a rounding is put on it."""
+    """Corners in pixels as a Box. A corner that rounding moved beyond the border is put on the border."""
     x1, y1, x2, y2 = corners
     excess = max(-x1, -y1, x2 - size.width, y2 - size.height)
     if not excess <= EDGE_PIXELS:
-        raise annotation.fault(key, f"{_describe_outside(size)}; mend or remove the annotation")
+        raise annotation.make_error(key, f"{_describe_outside(size)}; mend or remove the annotation")
     if excess > 1e-6:
         image_notes[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size.width), min(y2, size.height)
     if not (x1 < x2 and y1 < y2):
-        raise annotation.fault(key, "without area; mend or remove the annotation")
+        raise annotation.make_error(key, "without area; mend or remove the annotation")
     return Box(x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
 
 
 # ---- segmentations --------------------------------------------------------------------------------------------------
 
 
-def _compute_extent(shape: Any, field: str, size: Size) -> Corners:
+def _compute_extent(segmentation: Any, field: str, size: Size) -> Corners:
     """The box around polygons or a run-length mask."""
-    if isinstance(shape, dict):
-        return _compute_run_length_extent(shape, field, size)
-    if not isinstance(shape, list) or not all(_is_polygon(p) for p in shape):
+    if isinstance(segmentation, dict):
+        return _compute_run_length_extent(segmentation, field, size)
+    if not isinstance(segmentation, list) or not all(_is_polygon(p) for p in segmentation):
         why = "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
-        raise FieldError(field, shape, why)
-    xs, ys = [x for p in shape for x in p[0::2]], [y for p in shape for y in p[1::2]]
+        raise FieldError(field, segmentation, why)
+    xs, ys = [x for p in segmentation for x in p[0::2]], [y for p in segmentation for y in p[1::2]]
     return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -477,12 +481,12 @@ def _is_polygon(value: Any) -> bool:
     return all(type(v) in (int, float) and abs(v) < math.inf for v in value)
 
 
-def _compute_run_length_extent(shape: dict[str, Any], field: str, size: Size) -> Corners:
+def _compute_run_length_extent(segmentation: dict[str, Any], field: str, size: Size) -> Corners:
     """The extent of a mask in runs down its columns, background first (pycocotools `maskApi.c`)."""
-    if shape.get("size") != [size.height, size.width]:
+    if segmentation.get("size") != [size.height, size.width]:
         why = f"[{size.height}, {size.width}], that of the image, is wanted"
-        raise FieldError(f"{field}.size", shape.get("size"), why)
-    stated = shape.get("counts")
+        raise FieldError(f"{field}.size", segmentation.get("size"), why)
+    stated = segmentation.get("counts")
     try:
         counts = unpack_run_lengths(stated) if isinstance(stated, str) else stated
     except ValueError as error:
@@ -504,8 +508,11 @@ def _compute_run_length_extent(shape: dict[str, Any], field: str, size: Size) ->
 
 
 def unpack_run_lengths(text: str) -> list[int]:
-    """Runs of pycocotools' text: six bits a character from "0" on, low bits first, from the third run on as the
-    difference to the run two before. Raises ValueError where it is not such a text."""
+    """Unpack the run-length text of pycocotools. Raises ValueError where the text is none.
+
+    A character holds six bits, counted from "0"; low bits come first. From the third run on, the text holds the
+    difference to the run two places before.
+    """
     counts: list[int] = []
     value = bits = 0
     for place, character in enumerate(text):

@@ -1,21 +1,21 @@
-"""Reader of SA-Med2D-20M: a folder of images and of masks, whose parts that hang together become boxes.
+"""Read SA-Med2D-20M: a folder of images and of masks. Each connected part of a mask becomes a box.
 
     images/{modality_sub}--{dataset}--{case}--{slice}.png                      ct_00--CAD_PE--001--x_0125.png
     masks/{modality_sub}--{dataset}--{case}--{slice}--{class}_{instance}.png   ct_00--CAD_PE--001--x_0125--0000_002.png
     SAMed2D_v1_class_mapping_id.json    {"CAD_PE": {"pulmonary_embolism": "0000"}, ...}
     SAMed2D_v1.json                     {"images/...": ["masks/...", ...], ...}
 
-The numbers of classes count anew in each dataset, so the release maps them dataset by dataset; a flat map for all, and
-maps from number to name, are read too. The map is one of `CLASS_FILES`, or `Source.classes`. Where `SAMed2D_v1.json`
-is there, no mask it lists may be missing. Other folders of images and masks work alike: a mask is named after its
-image, "--", and its class, which may be the name itself (`scan7--left_lung.png`).
+Each dataset numbers its classes anew, so the release has a map of numbers and names for each dataset. One map for all
+datasets, and maps from number to name, are read too. The map is one of `CLASS_FILES`, or `Source.classes`. If the
+folder has `SAMed2D_v1.json`, every mask it lists must be there. Other folders of images and masks work alike: a mask is
+named after its image, "--", and its class, which may be the name itself (`scan7--left_lung.png`).
 
-A row is an image with all its masks, numbered in the order of names from 1; masks without an image follow as rows of
-their own. A mask is one class: 0 and 1, or 0 and 255. Its parts by 8-connectivity are the boxes; parts below
-`Source.specks` of the picture (0.0001 is 26 pixels of 512x512: what resampling or a slipped brush leaves) are left out
-beside a larger one, and counted. An empty mask says that its class is not
-there, which exporters of all classes write for every slice: it is counted, and a fault only where an image has nothing
-else. Left and right in names are the patient's, as in the sets the release is made of.
+A row is one image with all its masks, numbered from 1 in the order of names. Masks without an image follow as rows of
+their own. A mask is one class: its values are 0 and 1, or 0 and 255. Each part of it, connected by edges or corners,
+becomes a box. Parts below `Source.specks` of the picture (0.0001 is 26 pixels of 512x512: what resampling or a slipped
+brush leaves) are left out beside a larger part, and counted. An empty mask means that its class is not in the image:
+exporters write one for every class. It is counted, and is an error only if the image has no other mask. Left and right
+in names are the patient's, as in the sets that the release is made of.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
 LIST_FILE = "SAMed2D_v1.json"
 SUFFIXES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
-_CLASS = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class, and the number of the instance
-_EVERYWHERE = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
+_CLASS_AND_INSTANCE = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class and, if any, the number of the instance
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Images of a folder. Raises BadInput where it has no images or no masks, or its maps cannot be read."""
+    """Read a folder. Raises BadInput where it has no images or no masks, or where its maps cannot be read."""
     folder = _scan_folder(source, notes)
     make = partial(_convert_image, folder=folder, images=ImageResolver(source), notes=notes)
     return convert_rows(folder.rows(), make)
@@ -70,12 +70,12 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 
 @dataclass(frozen=True)
 class _MaskFolder:
-    """The files of a folder: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
+    """The files of a folder, by the stem of the image. Of the masks, the ends of their names (`0000_002.png`)."""
 
     source: Source
     images: dict[str, list[str]]
     masks: dict[str, list[str]]
-    listed: dict[str, frozenset[str]]  # by `LIST_FILE`; empty where there is none
+    listed: dict[str, frozenset[str]]  # masks that `LIST_FILE` names; empty without that file
     classes: Classes
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
@@ -108,7 +108,7 @@ def _scan_folder(source: Source, notes: Counter[str]) -> _MaskFolder:
         images[os.path.splitext(name)[0]].append(name)
     for name in _list_image_files(source.path / "masks", notes):
         stem, _, name_end = name.rpartition("--")
-        masks[stem].append(sys.intern(name_end))  # a few ends stand behind a hundred thousand stems
+        masks[stem].append(sys.intern(name_end))  # a hundred thousand stems share a few ends
     classes = _load_classes(source)
     all_name_ends = {name_end for name_ends in masks.values() for name_end in name_ends}
     if not classes.by_dataset and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
@@ -136,7 +136,7 @@ def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
 
 
 def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
-    """Stem of an image -> file names of its masks, as the release lists them."""
+    """The file names of the masks that the release lists, by the stem of their image."""
     if not file.is_file():
         return {}
     value = load_json_file(file)
@@ -154,13 +154,13 @@ def _is_list_of_texts(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names (one is expected)."""
+    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names, of which there should be one."""
 
     file: Path | None = None
     by_dataset: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
 
     def name(self, class_text: str, dataset: str, mask: str) -> str:
-        """The name of the class in a mask's file name. Raises FieldError where the map does not tell."""
+        """The name of the class in a mask's file name. Raises FieldError where the map does not have it."""
         if any(c.isalpha() for c in class_text):
             return require_words(class_text.replace("_", " "), "mask")
         if not class_text.isdecimal():
@@ -196,15 +196,17 @@ def _load_classes(source: Source) -> Classes:
 
 
 def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
-    """Number -> names, from a map of either direction."""
+    """Number -> names, from a map of names to numbers or of numbers to names."""
     numbers: dict[int, tuple[str, ...]] = {}
     if all(_is_class_number(v) for v in part.values()):
         pairs = [(number, name) for name, number in part.items()]
     elif all(_is_class_number(k) for k in part):
         pairs = list(part.items())
     else:
-        odd = next((k, v) for k, v in part.items() if not _is_class_number(v))
-        raise BadInput(f"{place}: {odd[0]!r}: {odd[1]!r} is neither name -> number nor number -> name, as others are")
+        wrong_pair = next((k, v) for k, v in part.items() if not _is_class_number(v))
+        raise BadInput(
+            f"{place}: {wrong_pair[0]!r}: {wrong_pair[1]!r} is neither name -> number nor number -> name, as others are"
+        )
     for key, name in pairs:
         number = int(key)
         if not isinstance(name, str) or not name.strip() or name.strip().isdecimal():
@@ -219,7 +221,7 @@ def _is_class_number(value: Any) -> bool:
 
 def _parse_class(name_end: str) -> str:
     """`0000_002.png` -> `0000`, `left_lung.png` -> `left_lung`."""
-    match = _CLASS.fullmatch(name_end.rpartition(".")[0])
+    match = _CLASS_AND_INSTANCE.fullmatch(name_end.rpartition(".")[0])
     return match.group(1) if match else ""
 
 
@@ -228,7 +230,7 @@ def _parse_class(name_end: str) -> str:
 
 def _convert_image(row: SourceRow, folder: _MaskFolder, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
     source, stem = folder.source, row.value["id"]
-    require_words(stem, "image")  # a torn encoding, or the mark of a box
+    require_words(stem, "image")  # refuses a broken encoding and the mark of a box
     if len(folder.images[stem]) > 1:
         raise FieldError("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
     image = images.ref(row.value["image"])
@@ -279,19 +281,20 @@ def _find_objects(
 
 
 class Regions(NamedTuple):
-    """Boxes of the parts that hang together, in the order of their first pixels, and how many specks were left out."""
+    """Boxes of the connected parts, in the order of their first pixels, and the number of specks left out."""
 
     boxes: tuple[Box, ...]
     specks: int
 
 
 def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
-    """The 8-connected parts of `mask` [height, width], without those below `speck_share` of it; the largest stays.
+    """The parts of `mask` [height, width], connected by edges or corners. The largest part always stays.
 
-    A box runs from the first to behind the last pixel of its part, so an area of whole pixels, in fractions.
+    Other parts below `speck_share` of the picture are left out. A box is in fractions; it begins at the first pixel of
+    its part and ends behind the last one.
     """
     height, width = mask.shape
-    labels, count = ndimage.label(mask, structure=_EVERYWHERE)
+    labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
     if not count:
         return Regions((), 0)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
@@ -303,11 +306,11 @@ def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
 
 
 def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
-    """Where a mask is set, [height, width]. Raises FieldError where it is no mask of the image."""
+    """The pixels that a mask sets, [height, width]. Raises FieldError where it is no mask of the image."""
     try:
         path, frame = locate(root, mask, mask)
         with open_at_frame(path, mask, frame) as file:
-            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
+            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette the numbers, not the colours
     except BadInput as error:
         raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
     height, width = values.shape[:2]
@@ -326,7 +329,7 @@ def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
 
 
 def _reduce_to_grey(values: NDArray[Any], mask: str) -> NDArray[Any]:
-    """Grey of an image whose colours are all alike and all opaque."""
+    """The grey values of an image. Raises FieldError where it has colours or transparent pixels."""
     if values.ndim == 2:
         return values
     has_alpha = values.shape[-1] in (2, 4)
