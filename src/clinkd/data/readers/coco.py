@@ -112,7 +112,7 @@ class _Annotation:
     field: str  # annotations[17]
     value: dict[str, Any]
 
-    def make_error(self, key: str, why: str) -> FieldError:
+    def error(self, key: str, why: str) -> FieldError:
         """The error of one value. The reason names the id by which the user's own tool finds the annotation."""
         why = f"{why} (annotation id {shorten_value(self.value.get('id', '?'))})"
         return FieldError(f"{self.field}.{key}", self.value.get(key), why)
@@ -156,7 +156,7 @@ class _CocoFile:
         """The name of the category. Raises FieldError where it has none that can be used."""
         category = self.category_of(annotation)
         if category is None:
-            raise annotation.make_error("category_id", "no usable category has this id; see categories")
+            raise annotation.error("category_id", "no usable category has this id; see categories")
         return category.name
 
 
@@ -164,11 +164,9 @@ def _load_file(file: Path, encoding: str) -> _CocoFile:
     """Read a whole COCO file. Raises BadInput where it is not JSON (naming the byte) or not COCO."""
     value = load_json_file(file, encoding)
     if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
-        content = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
+        form = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
         lists = ", ".join(PARTS)
-        raise BadInput(
-            f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(content)}"
-        )
+        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(form)}")
     if not value["images"]:
         raise BadInput(f"{file}: the list images is empty")
     categories, problems = _index_categories(file, value["categories"])
@@ -323,9 +321,7 @@ class _CocoReader:
 
     def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
         """The image and its size: the true size if the image was opened, else the size that the file states."""
-        require_words(
-            value.get("file_name"), "file_name"
-        )  # text with a broken encoding cannot be written to a file of samples
+        require_words(value.get("file_name"), "file_name")  # no file of samples can hold a broken encoding
         image = self.images.ref(value["file_name"], "file_name")
         for field, actual in (("width", image.width), ("height", image.height)):
             stated = value.get(field)
@@ -407,7 +403,7 @@ def _parse_annotation(
         why = "no usable id" if key is None else f"the id of {data.annotation_ids[key]} annotations"
         raise FieldError(f"{annotation.field}.id", value["id"], f"{why}; give each a number of its own")
     if value.get("iscrowd", 0) not in (0, 1):
-        raise annotation.make_error("iscrowd", "0 or 1 is wanted")
+        raise annotation.error("iscrowd", "0 or 1 is wanted")
     name = data.name_of(annotation)
     if value.get("iscrowd"):
         image_notes["crowds (iscrowd), which are no single object"] += 1
@@ -415,7 +411,7 @@ def _parse_annotation(
     segmentation = value.get("segmentation")
     if value.get("bbox") in (None, []):
         if not segmentation:
-            raise annotation.make_error("bbox", "no box and no segmentation; give one of them")
+            raise annotation.error("bbox", "no box and no segmentation; give one of them")
         extent = _compute_extent(segmentation, f"{annotation.field}.segmentation", size)
         return name, _to_fraction_box(extent, annotation, "segmentation", size, image_notes)
     for key in ("segmentation", "keypoints"):
@@ -428,18 +424,18 @@ def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:
     try:
         x, y, w, h = bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except FieldError as fault:
-        raise annotation.make_error("bbox", fault.why) from None
+        raise annotation.error("bbox", fault.why) from None
     swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
     if corners:
         why = f"every bbox of the file can be [x1, y1, x2, y2], and some can be nothing else; {swap}"
-        raise annotation.make_error("bbox", why)
+        raise annotation.error("bbox", why)
     if w <= 0 or h <= 0:
-        raise annotation.make_error("bbox", "width or height is not above 0; mend or remove the annotation")
+        raise annotation.error("bbox", "width or height is not above 0; mend or remove the annotation")
     if x + w <= 1 and y + h <= 1 and any(v != int(v) for v in bbox):
         why = "fractions of the image where COCO has pixels; multiply by width and height"
-        raise annotation.make_error("bbox", why)
+        raise annotation.error("bbox", why)
     if _exceeds_image(bbox, size) and _can_be_corners(bbox, size):
-        raise annotation.make_error("bbox", f"{_describe_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
+        raise annotation.error("bbox", f"{_describe_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
     return x, y, x + w, y + h
 
 
@@ -452,12 +448,12 @@ def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: 
     x1, y1, x2, y2 = corners
     excess = max(-x1, -y1, x2 - size.width, y2 - size.height)
     if not excess <= EDGE_PIXELS:
-        raise annotation.make_error(key, f"{_describe_outside(size)}; mend or remove the annotation")
+        raise annotation.error(key, f"{_describe_outside(size)}; mend or remove the annotation")
     if excess > 1e-6:
         image_notes[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size.width), min(y2, size.height)
     if not (x1 < x2 and y1 < y2):
-        raise annotation.make_error(key, "without area; mend or remove the annotation")
+        raise annotation.error(key, "without area; mend or remove the annotation")
     return Box(x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
 
 

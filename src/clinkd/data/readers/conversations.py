@@ -1,13 +1,14 @@
-"""Readers of conversations: Med-GRIT and Qwen-VL files, ShareGPT and LLaVA, ms-swift.
+"""Read conversations: Med-GRIT and Qwen-VL files, ShareGPT and LLaVA, ms-swift.
 
     Med-GRIT   {"id", "conversations": [[question, answer], ...]}, <img>path</img> and <box> or <|box_start|> in it
     Qwen-VL    {"id", "conversations": [{"from": "user", "value"}, ...]}, the same marks
     ShareGPT   {"images": [...] or "image", "conversations": [{"from": "human", "value"}, ...]}, <image> in it
     ms-swift   {"images", "messages": [{"role", "content"}], "objects": {"ref", "bbox", "bbox_type"}}, <bbox> in it
 
-One sample a question (`Source.turns` "split"), or one a conversation. Which task a question is, is taken from the name
-of a Med-GRIT test file, else from its boxes: a box in the answer is VG; one in the question with a bare name for an
-answer ROC, with a sentence RC; without boxes it is MIA in Med-GRIT and QA elsewhere. Boxes are of a row's last image.
+Each question becomes a sample (`Source.turns` "split"), or each conversation. The name of a Med-GRIT test file states
+the task of its questions. Otherwise boxes decide: a box in the answer means VG. A box in the question means ROC if the
+answer is a bare name, RC if it is a sentence. Without boxes the task is MIA in Med-GRIT and QA elsewhere. Boxes belong
+to the last image of a row.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-CONVERSATION_EXTRA_KEY = "clinkd"  # key of what our writers add, so that nothing is lost on the way back
-BARE_WORDS = 6  # an answer of at most so many words without a full stop is a name
+CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation does not hold
+BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a name
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
 _IMAGE = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
 _REF = re.compile(r"<ref>(.*?)</ref>|<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.S)
 _MAYBE_A_BOX = re.compile(r"[<(\[]|bbox_2d")
-_OBJECT = re.compile(
+_OBJECT_MARK = re.compile(
     r"(?:<box>|<\|box_start\|>)?<bbox>(?:</box>|<\|box_end\|>)?"
     r"|(?:<ref>|<\|object_ref_start\|>)?<ref-object>(?:</ref>|<\|object_ref_end\|>)?"
 )
 _QUESTION_ROLES, _ANSWER_ROLES = ("human", "user"), ("gpt", "assistant")
-_FAMILIES = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-vl")}
+_CODEC_OF_MARK = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-vl")}
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
+    """Read a file, or all JSON files of a folder, in any of the four forms."""
     images = ImageResolver(source)
     for file in files(source.path):
         make = partial(_convert_row, defaults=_read_file_defaults(file, source), images=images, notes=notes)
@@ -86,7 +87,7 @@ def find_split_in_name(stem: str) -> Split | None:
 
 @dataclass(frozen=True, slots=True)
 class _FileDefaults:
-    """What the file's name and the source state for all rows of the file."""
+    """What the name of the file and the source state for all rows of the file."""
 
     name: str
     task: Task | None
@@ -143,7 +144,7 @@ def _convert_row(row: SourceRow, defaults: _FileDefaults, images: ImageResolver,
 
 
 def _make_id_prefix(value: dict[str, Any]) -> str:
-    """The row's own id in front of the place it has in its file; ids repeat in Med-GRIT, one for each question."""
+    """The id of the row with a hyphen. It does not stand alone, because the questions of Med-GRIT repeat ids."""
     stated_id = value.get("id")
     if stated_id is None:
         return ""
@@ -153,11 +154,11 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
     return f"{stated_id}-"
 
 
-# ---- what our own writer left ---------------------------------------------------------------------------------------
+# ---- what our own writer stored -------------------------------------------------------------------------------------
 
 
 def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
-    """The defaults, with the codec that the writer used."""
+    """The defaults with the codec that our writer used."""
     if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
         why = "not as the writer leaves it (an object with tasks); write the data anew"
         raise FieldError(CONVERSATION_EXTRA_KEY, writer_keys, why)
@@ -174,7 +175,7 @@ def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source
 def _restore_sample(
     value: dict[str, Any], writer_keys: dict[str, Any], refs: tuple[ImageRef, ...], turns: tuple[Turn, ...]
 ) -> Sample:
-    """A sample with all that the writer stored beside the conversation."""
+    """The sample with all that our writer stored beside the conversation."""
     tasks = writer_keys["tasks"]
     if len(tasks) != len(turns):
         why = f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task"
@@ -230,18 +231,18 @@ _SYSTEM_NOTE = "system prompts, which a sample does not keep"
 
 
 def _list_images(value: dict[str, Any]) -> list[Any]:
-    """The images that stand beside the text."""
-    one = value.get("image")
-    several = get_list(value, "images")
-    if one is None:
-        return several
-    if several:
-        raise FieldError("images", several, "the row has image, too; keep one of them")
-    return one if isinstance(one, list) else [one]
+    """The images that the row lists beside the text."""
+    image = value.get("image")
+    images = get_list(value, "images")
+    if image is None:
+        return images
+    if images:
+        raise FieldError("images", images, "the row has image, too; keep one of them")
+    return image if isinstance(image, list) else [image]
 
 
 def _strip_image_marks(question: str, turn: int, key: str, first_images: list[str], notes: Counter[str]) -> str:
-    """The question without image marks; a sample has its images in front, so that is where they must stand."""
+    """The question without image marks. Marks must stand at its front or end, as a sample has its images in front."""
     if "<im" not in question:
         return question
     marks = list(_IMG.finditer(question)) or list(_IMAGE.finditer(question))
@@ -275,11 +276,11 @@ def _parse_pairs(messages: list[Any], key: str) -> list[tuple[str, str]]:
 def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> list[tuple[str, str]]:
     turns: list[tuple[str, str]] = []
     question: str | None = None
-    for k, part in enumerate(messages):
+    for k, message in enumerate(messages):
         field = f"{key}[{k}]"
-        if not isinstance(part, dict):
-            raise FieldError(field, part, "an object with who speaks and what is said is wanted")
-        role, text = part.get("from", part.get("role")), part.get("value", part.get("content"))
+        if not isinstance(message, dict):
+            raise FieldError(field, message, "an object with who speaks and what is said is wanted")
+        role, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
         if role == "system":
             notes[_SYSTEM_NOTE] += 1
         elif role in _QUESTION_ROLES and question is None:
@@ -301,7 +302,7 @@ def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> li
 
 
 def _parse_text(value: Any, field: str) -> str:
-    """The text of a message, with its inner blanks and lines. Joins a list of OpenAI's parts, with images as marks."""
+    """The text of a message; inner blanks and lines stay. OpenAI's parts are joined, with images as marks."""
     if isinstance(value, list):
         value = "".join([_parse_content_part(p, field) for p in value])
     if not isinstance(value, str) or not (text := value.strip()):
@@ -329,7 +330,7 @@ def _parse_content_part(part: Any, field: str) -> str:
 
 
 class _ParsedText(NamedTuple):
-    """A text, and the names that stand in its marks."""
+    """A text, and the names between its marks."""
 
     text: BoxedText
     names: tuple[str, ...] = ()
@@ -339,10 +340,10 @@ ReadText = Callable[[str, str], _ParsedText]
 
 
 def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text: str, field: str) -> _ParsedText:
-    """A text with its boxes written out, in the family's spelling."""
+    """Decode a text that spells out its boxes as the model family does."""
     if not _MAYBE_A_BOX.search(text):
         return _ParsedText(BoxedText(text))
-    codec = defaults.boxes or _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
+    codec = defaults.boxes or _CODEC_OF_MARK["<|box_start|>" if "<|box_start|>" in text else "<box>"]
     size = _compute_resized_size(image, source, field) if codec.needs_size else None
     decoded = codec.decode(text, size)
     if decoded.unread:
@@ -350,9 +351,9 @@ def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text
         raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {codec.why(piece, size)}")
     refs = _REF.findall(text) if "ref" in text else ()
     names = tuple([a or b for a, b in refs])
-    answer = decoded.answer
-    bare = answer.text.strip()
-    return _ParsedText(answer if answer.text == bare else BoxedText(bare, answer.boxes), names)
+    boxed = decoded.answer
+    stripped = boxed.text.strip()
+    return _ParsedText(boxed if boxed.text == stripped else BoxedText(stripped, boxed.boxes), names)
 
 
 def _compute_resized_size(image: ImageRef, source: Source, field: str) -> grids.Size:
@@ -365,7 +366,7 @@ def _compute_resized_size(image: ImageRef, source: Source, field: str) -> grids.
 
 
 class _ObjectsReader:
-    """Reads the texts of ms-swift: `<bbox>` and `<ref-object>` stand for the objects, in their order."""
+    """Reads the texts of ms-swift, in which `<bbox>` and `<ref-object>` stand for the objects in their order."""
 
     def __init__(self, objects: Any, refs: Sequence[ImageRef]) -> None:
         if not isinstance(objects, dict):
@@ -373,9 +374,9 @@ class _ObjectsReader:
         kind = objects.get("bbox_type", "real")
         if kind not in ("real", "norm1"):
             raise FieldError("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
-        fields = {f"objects.{key}": member for key, member in objects.items()}  # as errors name them
+        fields = {f"objects.{key}": member for key, member in objects.items()}  # keys as errors name them
         boxes, names = get_list(fields, "objects.bbox"), get_list(fields, "objects.ref")
-        image_ids = get_list(fields, "objects.image_id") or [0] * len(boxes)  # where it is absent, the first
+        image_ids = get_list(fields, "objects.image_id") or [0] * len(boxes)  # by default the first image
         if any(i != len(refs) - 1 for i in image_ids):
             why = "boxes must be of the last image; make each image a row of its own"
             raise FieldError("objects.image_id", image_ids, why)
@@ -387,13 +388,13 @@ class _ObjectsReader:
         self.boxes_used = self.names_used = 0
 
     def __call__(self, text: str, field: str) -> _ParsedText:
-        for piece in _OBJECT.split(text):
-            decoded = _FAMILIES["<|box_start|>"].decode(piece)
+        for piece in _OBJECT_MARK.split(text):
+            decoded = _CODEC_OF_MARK["<|box_start|>"].decode(piece)
             if decoded.answer.boxes or decoded.unread:
                 shown = decoded.unread[0] if decoded.unread else piece
                 raise FieldError(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
         names_before, boxes_before = self.names_used, self.boxes_used
-        marked_text = _OBJECT.sub(partial(self._fill_mark, text, field), text)
+        marked_text = _OBJECT_MARK.sub(partial(self._fill_mark, text, field), text)
         boxes = self.boxes[boxes_before : self.boxes_used]
         return _ParsedText(BoxedText(marked_text, tuple(boxes)), tuple(self.names[names_before : self.names_used]))
 
@@ -409,7 +410,7 @@ class _ObjectsReader:
         return self.names[self.names_used - 1]
 
     def check_used_up(self) -> None:
-        """Raise FieldError where no mark asked for an object."""
+        """Raise FieldError if an object has no mark in the texts."""
         for key, used, total in ("bbox", self.boxes_used, len(self.boxes)), ("ref", self.names_used, len(self.names)):
             if used < total:
                 why = f"{total} are given and {used} marks in the text ask for them; add marks, or remove the rest"
@@ -426,17 +427,17 @@ def _parse_fraction_box(value: Any, field: str) -> Box:
         raise FieldError(field, value, str(error)) from None
 
 
-# ---- what a turn is -------------------------------------------------------------------------------------------------
+# ---- turns and their tasks ------------------------------------------------------------------------------------------
 
 
 def _make_turn(
     number: int, pair: tuple[str, str], read_text: ReadText, defaults: _FileDefaults
 ) -> tuple[Turn, tuple[str, ...]]:
-    """The turn, and the names it is about as far as the marks tell."""
+    """The turn, and the names that its marks or its answer state."""
     question_field, answer_field = f"question {number}", f"answer {number}"
     question, answer = read_text(pair[0], question_field), read_text(pair[1], answer_field)
-    for field, read, raw_text in ((question_field, question, pair[0]), (answer_field, answer, pair[1])):
-        if not read.text.text:
+    for field, parsed, raw_text in ((question_field, question, pair[0]), (answer_field, answer, pair[1])):
+        if not parsed.text.text:
             raise FieldError(field, raw_text, "empty but for marks; fill it in, or remove the turn")
     names = question.names + answer.names
     if len(names) > 1:
@@ -452,12 +453,12 @@ def _make_turn(
 
 
 def infer_task_from_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
-    """The task of a question by where its boxes stand; `without` where there are none."""
+    """The task, from the side that has boxes; `without` if no side has any."""
     if answer.boxes:
         return Task.VG
     if question.boxes:
-        bare = len(answer.text.split()) <= BARE_WORDS and answer.text[-1] not in ".!?"
-        return Task.ROC if bare else Task.RC
+        is_name = len(answer.text.split()) <= BARE_WORDS and answer.text[-1] not in ".!?"
+        return Task.ROC if is_name else Task.RC
     return without
 
 
@@ -474,7 +475,7 @@ def _find_modality(value: dict[str, Any], path: str, source: Source) -> Modality
 
 
 def infer_modality_from_name(front: str, name: str) -> Modality:
-    """The modality at the front of a SA-Med2D name. Raises FieldError (value: `name`) on another name."""
+    """The modality at the front of a SA-Med2D name. Raises FieldError with `name` as value if there is none."""
     try:
         return read_modality(front.split("_")[0])
     except BadInput:

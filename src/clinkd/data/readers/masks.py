@@ -203,10 +203,8 @@ def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple
     elif all(_is_class_number(k) for k in part):
         pairs = list(part.items())
     else:
-        wrong_pair = next((k, v) for k, v in part.items() if not _is_class_number(v))
-        raise BadInput(
-            f"{place}: {wrong_pair[0]!r}: {wrong_pair[1]!r} is neither name -> number nor number -> name, as others are"
-        )
+        key, value = next((k, v) for k, v in part.items() if not _is_class_number(v))
+        raise BadInput(f"{place}: {key!r}: {value!r} is neither name -> number nor number -> name, as others are")
     for key, name in pairs:
         number = int(key)
         if not isinstance(name, str) or not name.strip() or name.strip().isdecimal():
