@@ -1,4 +1,7 @@
-"""Any number of sources to one data set: checked, on one side, split by patient or image, whole or not at all."""
+"""Import sources into one data set: checked, with one meaning of left and right, split by patient or image.
+
+The data set is written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from clinkd.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Shares of the groups held for validation and test. `anew` forgets the splits that the files gave."""
+    """The shares of the groups for validation and test. `anew`: the splits that the files state are not used."""
 
     validation: float = 0.1
     test: float = 0.2
@@ -40,12 +43,12 @@ class Division:
 
 
 class NotClean(BadInput):
-    """There are bad rows, and no file was named to put them in."""
+    """Some rows are bad, and the user named no file for them."""
 
-    def __init__(self, found: Findings) -> None:
-        rows = f"{found.bad_rows} of {found.rows} rows are bad"
+    def __init__(self, findings: Findings) -> None:
+        rows = f"{findings.bad_rows} of {findings.rows} rows are bad"
         super().__init__(f"{rows}: mend them, or set them aside with --quarantine FILE; nothing was written")
-        self.found = found
+        self.found = findings
 
 
 def import_data(  # noqa: PLR0913
@@ -57,18 +60,19 @@ def import_data(  # noqa: PLR0913
     side: Side | None = None,
     copy: bool = False,
 ) -> Findings:
-    """Read, check, divide (None leaves the splits as they are) and write `out`/samples.jsonl with its dataset.json.
+    """Read and check the sources, split them, and write `out`/samples.jsonl and `out`/dataset.json.
 
-    `side`: to whose left all words are turned; sources that differ are refused without it. Images stay where they are
-    unless `copy`: then they go to `out`/images as PNG, without their headers. Raises NotClean where rows are bad and
-    there is no `quarantine_file`; BadInput where `out` holds something, or a source cannot be read.
+    `division` None: the samples keep the splits that they have. `side`: left and right in all words are converted to
+    this side; without it, sources of different sides are an error. `copy`: the images are copied to `out`/images as
+    PNG, without their headers; otherwise they stay where they are. Raises NotClean if rows are bad and there is no
+    `quarantine_file`. Raises BadInput if `out` is not empty or a source cannot be read.
     """
     out = _resolve_path(out)
     if quarantine_file is not None and _resolve_path(quarantine_file).is_relative_to(out):
         raise BadInput(f"--quarantine {quarantine_file}: inside the new data set; put it beside")
     paths = [_resolve_path(s.path) for s in sources]
-    if twice := next((p for p in paths if paths.count(p) > 1), None):
-        raise BadInput(f"{twice}: given twice; give each source once")
+    if repeated := next((p for p in paths if paths.count(p) > 1), None):
+        raise BadInput(f"{repeated}: given twice; give each source once")
     with new_folder(out) as draft:
         sources = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
         root = Path(os.path.commonpath([_resolve_path(s.root) for s in sources]))
@@ -114,9 +118,9 @@ def _resolve_path(path: Path) -> Path:
 def _read_results(
     sources: Sequence[Source], root: Path, converter: _SideConverter, findings: Findings
 ) -> Iterator[RowResult]:
-    """The rows of all sources, on one side, with image paths from the common root.
+    """Yield the rows of all sources with one meaning of left and right, and image paths from the common root.
 
-    Ids of several sources begin with the number of the source, because two sheets may number rows alike.
+    With several sources, each id begins with the number of its source, because two sheets may number rows alike.
     """
     for number, source in enumerate(sources, start=1):
         folder = _resolve_path(source.root).relative_to(root).as_posix()
@@ -134,7 +138,7 @@ def _without_splits(result: RowResult) -> RowResult:
 
 
 def _lies_near(root: Path, out: Path) -> bool:
-    """Whether the images lie beside the data set or in it, so that both may be moved together."""
+    """Whether the images are beside the data set or inside it, so that both can be moved together."""
     return out.parent.is_relative_to(root) or root.is_relative_to(out)
 
 
@@ -153,7 +157,7 @@ def _prefix_row(result: RowResult, path_prefix: str, id_prefix: str) -> RowResul
 
 
 class _SideConverter:
-    """Converts words to the side `wanted`; without one, all rows must be on the side of the first."""
+    """Converts words to the side `wanted`. Without it, all rows must have the side of the first one."""
 
     def __init__(self, wanted: Side | None) -> None:
         self.wanted = wanted
@@ -179,7 +183,7 @@ class _SideConverter:
 
 
 def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path) -> None:
-    """Store the samples of rows in which the checker finds no fault so far."""
+    """Store the samples of each row in which the checker finds no error so far."""
     with spool.open("wb") as lines:
         for result in results:
             if checker.check_row(result) is None:
@@ -188,7 +192,7 @@ def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path
 
 
 def _read_spool(spool: Path, findings: Findings) -> Iterator[dict[str, Any]]:
-    """The stored samples, without those of rows that turned out bad."""
+    """The stored samples without those of rows in which the checker found an error later."""
     bad_places = {hash(place) for place in findings.between}
     return (record for record in _iterate_records(spool) if record.pop("at") not in bad_places)
 
@@ -201,9 +205,9 @@ def _write_samples(
     copies: _ImageCopies | None,
     keep_splits: bool,
 ) -> None:
-    """Write the rows that stayed good, with their splits, into samples.jsonl; count samples and groups anew.
+    """Write the good rows with their splits to samples.jsonl; count their samples and groups.
 
-    `keep_splits`: a split that a file gave is kept row by row, also where it tears a group.
+    `keep_splits`: each row keeps the split that its file states, even if this divides a group.
     """
     leader = _find_leaders(findings.joined)
     groups: dict[str, Group] = {}
@@ -231,21 +235,21 @@ def _write_samples(
 
 
 def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Group -> the first of all groups that it is joined with."""
+    """For each joined group, the first of the groups that it is joined with."""
     leader: dict[str, str] = {}
 
-    def find(group: str) -> str:
+    def find_leader(group: str) -> str:
         while leader.setdefault(group, group) != group:
             group = leader[group]
         return group
 
     for one, two in pairs:
-        leader[find(two)] = find(one)
-    return {group: find(group) for group in leader}
+        leader[find_leader(two)] = find_leader(one)
+    return {group: find_leader(group) for group in leader}
 
 
 class _ImageCopies:
-    """Copies images into the data set's own folder, each once."""
+    """Copies each image once into the folder of the data set."""
 
     def __init__(self, root: Path, draft: Path) -> None:
         self.root, self.draft = root, draft
@@ -253,7 +257,7 @@ class _ImageCopies:
         self._taken: set[str] = set()
 
     def copy(self, image: ImageRef) -> ImageRef:
-        """The upright picture as PNG: pixels alone, because headers of any form may hold names."""
+        """Save the upright picture as PNG, without its header, because a header may hold names of persons."""
         key = image.path, image.window
         if key not in self._copied:
             shown = f"{image.path} {image.window}" if image.window else image.path
@@ -266,7 +270,7 @@ class _ImageCopies:
         return self._copied[key]
 
     def _choose_name(self, name: str) -> str:
-        """The name, or one beside it where another image has it already."""
+        """The name, or the name with a number if another image has it already."""
         stem, dot, suffix = name.rpartition(".")
         candidate, number = name, 1
         while candidate.casefold() in self._taken:
@@ -277,7 +281,7 @@ class _ImageCopies:
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
-    """A source as dataset.json keeps it."""
+    """The source as dataset.json describes it."""
     return {
         "path": str(source.path.resolve()),
         "form": source.form,
@@ -287,9 +291,9 @@ def _describe_source(source: Source) -> dict[str, Any]:
 
 
 def split_again(folder: Path, division: Division) -> Counter[str]:
-    """Divide an imported data set again, whatever its splits were, and record it. The number of groups in each split.
+    """Split an imported data set anew and record it. Returns the number of groups in each split.
 
-    Raises BadInput where `folder` holds no data set, or the dataset.json of another program.
+    The old splits do not count. Raises BadInput if `folder` has no data set or has the dataset.json of another program.
     """
     file = folder / SAMPLES
     if not file.is_file():
