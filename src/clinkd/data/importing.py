@@ -228,7 +228,7 @@ def _write_samples(
             lines.write(_encode_line(record))
             findings.samples += 1
             for turn in record["turns"]:
-                findings.count(record["split"], record["modality"], turn["task"])
+                findings.count_question(record["split"], record["modality"], turn["task"])
     if not findings.samples:
         raise BadInput(f"no sample is left of {findings.rows} rows; clinkd data check says why")
     findings.groups = Counter(splits[name] or "-" for name in groups)
