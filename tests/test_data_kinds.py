@@ -75,7 +75,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one file of the new kind."""
     monkeypatch.setattr("clinkd.data.images.KINDS", (Stack(), *KINDS))
     monkeypatch.setattr(
-        "clinkd.data.checks.near._HARMLESS", ("",)
+        "clinkd.data.checks.near._SAFE_SUFFIXES", ("",)
     )  # look at images here: what is patched ends with a process
     folder = tmp_path / "root"
     folder.mkdir()

@@ -1,7 +1,7 @@
-"""How often a class can be guessed without looking: from its usual box, its modality, its place, or one colour.
+"""How often a class can be guessed without the image: from its usual box, its modality, its place, or one colour.
 
-A data set whose classes give themselves away teaches a model to guess. Every guess leaves the judged sample out
-(nearest neighbours: the whole image it comes from). Legend: N sightings of one modality, K neighbours.
+If classes can be guessed, a data set teaches a model to guess. Each guess leaves out the sample that is judged, and the
+guess by nearest neighbours its whole image. Legend: N sightings of one modality, K neighbours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One boxed structure: what a blind guesser is given of it, and the name it must guess."""
+    """One structure with its box: all that a guesser without the image knows, and the name to guess."""
 
     image: str
     modality: Modality
@@ -33,10 +33,10 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class ClassGuessability:
-    """Blind figures of one class, shares 0..1.
+    """How often one class is guessed right without the image, as shares 0..1.
 
-    `box`: the median box of the class's other sightings meets this one at IoU >= 0.5. The others: the chance to name
-    it right when the guess is drawn from the names of the modality (`modality`), or of the nearest sightings by box
+    `box`: the median box of the other sightings meets the true box at IoU >= 0.5. The other shares: a random name is
+    the right one. The name is drawn from the modality (`modality_alone`), or from the nearest sightings by box
     (`place`) or by colour (`colour`).
     """
 
@@ -59,7 +59,7 @@ class ClassGuessability:
 
 @dataclass(frozen=True, slots=True)
 class Guessability:
-    """`classes`: one a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
+    """`classes`: one a class. `hard`: by modality, the better share that a vote by place or colour gets right."""
 
     classes: tuple[ClassGuessability, ...]
     hard: dict[Modality, float]
@@ -69,7 +69,7 @@ class Guessability:
         return max(g.highest for g in self.classes)
 
     def table(self) -> Table:
-        """Per cent, one row a class."""
+        """The shares in per cent, one row for each class."""
         rows = tuple(
             (c.modality.value, c.name, str(c.count), *(f"{100 * share:.1f}" for share in (*c.shares, c.highest)))
             for c in self.classes
@@ -84,7 +84,7 @@ class Guessability:
 
 
 def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
-    """The box and name of every ROC sample, with the mean colour from its image. Raises BadInput as `open_image`."""
+    """The box, name and mean colour of every ROC sample. Raises BadInput as `open_image`."""
     structures, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
     for sample in samples:
         if sample.task is Task.ROC:
@@ -97,7 +97,7 @@ def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
 
 
 def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
-    """Mean red, green, blue, 0..1, of the part of an image [H, W, 3] inside a box."""
+    """The mean red, green and blue, 0..1, of an image [H, W, 3] inside a box."""
     height, width = pixels.shape[:2]
     left, top = int(box.x1 * width), int(box.y1 * height)
     part = pixels[top : max(top + 1, round(box.y2 * height)), left : max(left + 1, round(box.x2 * width))]
@@ -106,7 +106,7 @@ def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, floa
 
 
 def measure(structures: Sequence[Sighting]) -> Guessability:
-    """Image-blind shares of every class. Raises BadInput without any sighting."""
+    """The shares of every class. Raises BadInput without any sighting."""
     if not structures:
         raise BadInput("blind guessability: no box with a name among the samples; give data with boxes")
     classes, hard = [], {}
@@ -133,7 +133,7 @@ def measure(structures: Sequence[Sighting]) -> Guessability:
 def _vote_on_names(
     feature: NDArray[np.float64], label_N: NDArray[np.int64], image_N: NDArray[np.int64], names: int
 ) -> NDArray[np.float64]:
-    """Share of each name among the nearest sightings of other images, features scaled to equal spread: [N, names]."""
+    """The share of each name among the nearest sightings in other images, [N, names]. Features have equal spread."""
     scaled = (feature - feature.mean(0)) / np.maximum(feature.std(0), 1e-9)
     distance_NN = ((scaled[:, None] - scaled[None]) ** 2).sum(-1)
     distance_NN[image_N[:, None] == image_N[None]] = np.inf
@@ -144,14 +144,14 @@ def _vote_on_names(
 
 
 def median_hits(box_N4: NDArray[np.float64]) -> float:
-    """Share of the boxes that the median of the others meets at IoU >= 0.5; 0 where there is only one."""
+    """Share of the boxes that the median of the others meets at IoU >= 0.5; 0 for a single box."""
     count = len(box_N4)
     if count < 2:
         return 0.0
     ordered = np.sort(box_N4, axis=0)
     rank = np.argsort(np.argsort(box_N4, axis=0, kind="stable"), axis=0)
     middle = [np.take_along_axis(ordered, k + (rank <= k), axis=0) for k in ((count - 2) // 2, (count - 1) // 2)]
-    median = (middle[0] + middle[1]) / 2  # of the others: each passes over its own rank
+    median = (middle[0] + middle[1]) / 2  # of the other boxes: each box skips its own rank
     low, high = np.maximum(median[:, :2], box_N4[:, :2]), np.minimum(median[:, 2:], box_N4[:, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=1)
     area = [np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (median, box_N4)]

@@ -1,4 +1,4 @@
-"""How many tokens a sample takes: its image under the family's resize, its words, its boxes."""
+"""Count the tokens of a sample: its images after the resize of the model family, its words, its boxes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from clinkd.data.codecs import make_codec
 from clinkd.data.grids import FACTOR, smart_resize
 from clinkd.records import BadInput, ImageRef, Sample
 
-BYTES_A_TOKEN = 4  # of English in a large vocabulary
-BOX_TOKENS = 20  # <|box_start|>(123,456),(789,987)<|box_end|>, a digit a token
+BYTES_A_TOKEN = 4  # of English text with a large vocabulary
+BOX_TOKENS = 20  # <|box_start|>(123,456),(789,987)<|box_end|>, one token a digit
 TURN_TOKENS = 10  # the marks around a question and its answer
 IMAGE_MARKS = 2
 
@@ -25,7 +25,7 @@ class Counting(Protocol):
 
 
 class TokenEstimator:
-    """Tokens of a sample without a tokenizer: four bytes of text a token, twenty tokens a box."""
+    """Estimates the tokens of a sample without a tokenizer: four bytes of text a token, twenty tokens a box."""
 
     how = "estimated: 4 bytes of text a token, 20 tokens a box"
 
@@ -38,7 +38,7 @@ class TokenEstimator:
 
 
 class TokenCounter:
-    """Tokens of a sample as a model's own tokenizer counts them. Raises BadInput where there is no tokenizer.json."""
+    """Counts the tokens of a sample with the tokenizer of a model. Raises BadInput without a tokenizer.json."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
@@ -58,7 +58,7 @@ class TokenCounter:
 
 
 def _count_image_tokens(image: ImageRef) -> int:
-    """Tokens of one image; 0 where its size is not known."""
+    """Tokens of one image; 0 if its size is unknown."""
     return _count_grid_tokens(image.width, image.height) if image.width and image.height else 0
 
 

@@ -1,4 +1,4 @@
-"""What a data set holds: questions by task, modality and split."""
+"""Count the questions of a data set by task, modality and split."""
 
 from __future__ import annotations
 
