@@ -1,4 +1,4 @@
-"""A data set as `clinkd data import` leaves it: samples.jsonl, dataset.json, and what identifies them."""
+"""A data set as `clinkd data import` writes it: samples.jsonl, dataset.json, and what identifies them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clinkd.storage import read_json, sha256_file
 SAMPLES = "samples.jsonl"
 ABOUT = "dataset.json"  # describes the whole set, beside its samples
 RECORDS = "records.jsonl"
-_HEAD = 1 << 16  # of a dataset.json, where our first keys stand
+_HEAD = 1 << 16  # bytes of a dataset.json that hold our first keys
 _FIRST_KEYS = b'"root"', b'"sources"'
 
 
 def data_file(path: Path) -> Path:
-    """The file that holds the rows of a folder that a run can learn from, or the file itself.
+    """The file with the rows of a folder that a run can learn from, or the file itself.
 
-    Raises BadInput where there is none; other forms of data are imported first.
+    Raises BadInput if there is none, because other forms of data must be imported first.
     """
     candidates = [path / name for name in (SAMPLES, RECORDS) if (path / name).is_file()] if path.is_dir() else [path]
     if not candidates or not candidates[0].is_file():
@@ -35,10 +35,10 @@ def data_file(path: Path) -> Path:
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
-    """What `data import` and `data split` wrote about a data set, with its `root` as text; None where they did not.
+    """The dataset.json that `data import` and `data split` wrote, with its `root` as text. None if they wrote none.
 
-    A `dataset.json` of somebody else (nnU-Net, MSD, MONAI, or rows in a file of that name) has other keys: it is not
-    ours to read, however large or broken. Raises BadInput where one of ours is broken.
+    A `dataset.json` of another program (nnU-Net, MSD, MONAI, or rows in a file of that name) has other keys. It is not
+    read, even if it is large or broken. Raises BadInput if one of ours is broken.
     """
     file = folder / ABOUT
     if not file.is_file():
@@ -75,10 +75,10 @@ def dataset_identity(path: Path, root: Path) -> dict[str, str]:
 
 
 def _list_image_paths(file: Path) -> Iterator[str]:
-    """The images that the rows name."""
+    """Yield the names of the images in the rows."""
     with file.open("rb") as lines:
         for line in lines:
             with contextlib.suppress(orjson.JSONDecodeError, AttributeError, TypeError, KeyError):
                 record: dict[str, Any] = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
-                named = [record["image"]] if "image" in record else [i["path"] for i in record["images"]]
-                yield from (name for name in named if isinstance(name, str))
+                names = [record["image"]] if "image" in record else [i["path"] for i in record["images"]]
+                yield from (name for name in names if isinstance(name, str))
