@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ class CocoNames:
         images: dict[str, str] = {}
         categories: dict[str, str] = {}
         for file in files(source.path):
-            data = _load_file(file, source.encoding)
+            data = _CocoFile(file, source.encoding)
             for image in data.images:
                 if isinstance(image, dict) and (key := _normalize_id(image.get("id"))) is not None:
                     images[key] = str(image.get("file_name")).strip().removeprefix(source.prefix)
@@ -123,19 +123,28 @@ class _Category(NamedTuple):
     modality: Modality | None  # if the supercategory is one
 
 
-@dataclass(frozen=True)
 class _CocoFile:
-    """A COCO file, indexed by ids. `problems` are the errors that belong to no image."""
+    """A whole COCO file, indexed by ids. `problems` are the errors that belong to no image.
 
-    file: Path
-    split: Split | None
-    images: list[Any]
-    annotations: dict[str | None, list[_Annotation]]
-    categories: dict[str | None, _Category]
-    image_ids: Counter[str | None]
-    annotation_ids: Counter[str | None]
-    corners: bool  # see `_detect_corner_boxes`
-    problems: tuple[RowResult, ...]
+    Raises BadInput where it is not JSON (naming the byte) or not COCO.
+    """
+
+    def __init__(self, file: Path, encoding: str) -> None:
+        value = load_json_file(file, encoding)
+        if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
+            form = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
+            why = f"not a COCO detection file, which has the lists {', '.join(PARTS)}; it is {shorten_value(form)}"
+            raise BadInput(f"{file}: {why}")
+        if not value["images"]:
+            raise BadInput(f"{file}: the list images is empty")
+        self.file, self.split = file, find_split_in_name(file.stem)
+        self.images: list[Any] = value["images"]
+        self.image_ids, self.annotation_ids = _count_ids(value["images"]), _count_ids(value["annotations"])
+        self.problems: list[RowResult] = []
+        self.categories: dict[str | None, _Category] = dict(self._read_categories(value["categories"]))
+        self.annotations: dict[str | None, list[_Annotation]] = defaultdict(list)  # by image
+        self._group_annotations(value["annotations"])
+        self.has_corners = self._detect_corner_boxes()
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
         for number, image in enumerate(self.images, start=1):
@@ -159,30 +168,56 @@ class _CocoFile:
             raise annotation.error("category_id", "no usable category has this id; see categories")
         return category.name
 
+    def _read_categories(self, categories: list[Any]) -> Iterator[tuple[str, _Category]]:
+        """Yield the categories with their ids; store the errors of those that cannot be used."""
+        ids = _count_ids(categories)
+        for k, category in enumerate(categories):
+            field = f"categories[{k}]"
+            try:
+                if not isinstance(category, dict):
+                    raise FieldError(field, category, "an object is wanted")
+                key = _normalize_id(category.get("id"))
+                if key is None:
+                    raise FieldError(f"{field}.id", category.get("id"), "no id; a whole number or a text is wanted")
+                if ids[key] > 1:
+                    raise FieldError(f"{field}.id", key, "the id of several categories; give each one of its own")
+                name = require_words(category.get("name"), f"{field}.name")
+                yield key, _Category(name, _parse_supercategory(str(category.get("supercategory", ""))))
+            except FieldError as fault:
+                self.problems.append(make_error_result(self.file, k + 1, fault, category, category))
 
-def _load_file(file: Path, encoding: str) -> _CocoFile:
-    """Read a whole COCO file. Raises BadInput where it is not JSON (naming the byte) or not COCO."""
-    value = load_json_file(file, encoding)
-    if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
-        form = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
-        lists = ", ".join(PARTS)
-        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(form)}")
-    if not value["images"]:
-        raise BadInput(f"{file}: the list images is empty")
-    categories, problems = _index_categories(file, value["categories"])
-    ids = _count_ids(value["images"])
-    by_image, strays = _group_by_image(file, value["annotations"], ids.keys() - {None})
-    return _CocoFile(
-        file=file,
-        split=find_split_in_name(file.stem),
-        images=value["images"],
-        annotations=by_image,
-        categories=categories,
-        image_ids=ids,
-        annotation_ids=_count_ids(value["annotations"]),
-        corners=_detect_corner_boxes(value["images"], by_image),
-        problems=(*problems, *strays),
-    )
+    def _group_annotations(self, annotations: list[Any]) -> None:
+        """Store the annotations by image, and the errors of those that belong to no image of the file."""
+        for k, annotation in enumerate(annotations):
+            field = f"annotations[{k}]"
+            fault = FieldError(field, annotation, "an object is wanted")
+            if isinstance(annotation, dict):
+                key = _normalize_id(annotation.get("image_id"))
+                if key is not None and key in self.image_ids:
+                    self.annotations[key].append(_Annotation(field, annotation))
+                    continue
+                why = "no image has this id; add the image, or remove the annotation"
+                fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
+            self.problems.append(make_error_result(self.file, k + 1, fault, annotation, annotation))
+
+    def _detect_corner_boxes(self) -> bool:
+        """Whether every bbox can be read as [x1, y1, x2, y2], and some bbox as nothing else.
+
+        Then a bbox that can be read both ways cannot be trusted either.
+        """
+        only_as_corners = False
+        for image in self.images:
+            if not isinstance(image, dict) or not all(type(image.get(k)) is int for k in ("width", "height")):
+                continue
+            size = Size(image["width"], image["height"])
+            for annotation in self.annotations_of(image):
+                box = annotation.value.get("bbox")
+                if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+                    continue
+                if not _can_be_corners(box, size):
+                    return False
+                only_as_corners = only_as_corners or _exceeds_image(box, size)
+        return only_as_corners
 
 
 def _normalize_id(value: Any) -> str | None:
@@ -194,66 +229,6 @@ def _normalize_id(value: Any) -> str | None:
 def _count_ids(objects: list[Any]) -> Counter[str | None]:
     """How many objects have each id."""
     return Counter(_normalize_id(o.get("id")) for o in objects if isinstance(o, dict))
-
-
-def _index_categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Category], list[RowResult]]:
-    """The categories by id, and the errors of those that cannot be used."""
-    by_id: dict[str | None, _Category] = {}
-    problems = []
-    ids = _count_ids(categories)
-    for k, category in enumerate(categories):
-        try:
-            if not isinstance(category, dict):
-                raise FieldError(f"categories[{k}]", category, "an object is wanted")
-            key = _normalize_id(category.get("id"))
-            if key is None:
-                raise FieldError(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
-            if ids[key] > 1:
-                raise FieldError(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
-            name = require_words(category.get("name"), f"categories[{k}].name")
-            by_id[key] = _Category(name, _parse_supercategory(str(category.get("supercategory", ""))))
-        except FieldError as fault:
-            problems.append(make_error_result(file, k + 1, fault, category, category))
-    return by_id, problems
-
-
-def _group_by_image(
-    file: Path, annotations: list[Any], image_ids: Set[str | None]
-) -> tuple[dict[str | None, list[_Annotation]], list[RowResult]]:
-    """Annotations by image id, and the errors of those that belong to no image of the file."""
-    by_image: dict[str | None, list[_Annotation]] = defaultdict(list)
-    strays = []
-    for k, annotation in enumerate(annotations):
-        field = f"annotations[{k}]"
-        fault = FieldError(field, annotation, "an object is wanted")
-        if isinstance(annotation, dict):
-            if (key := _normalize_id(annotation.get("image_id"))) in image_ids:
-                by_image[key].append(_Annotation(field, annotation))
-                continue
-            why = "no image has this id; add the image, or remove the annotation"
-            fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
-        strays.append(make_error_result(file, k + 1, fault, annotation, annotation))
-    return by_image, strays
-
-
-def _detect_corner_boxes(images: list[Any], by_image: dict[str | None, list[_Annotation]]) -> bool:
-    """Whether every bbox can be read as [x1, y1, x2, y2], and some bbox as nothing else.
-
-    Then a bbox that can be read both ways cannot be trusted either.
-    """
-    only_as_corners = False
-    for image in images:
-        if not isinstance(image, dict) or not all(type(image.get(k)) is int for k in ("width", "height")):
-            continue
-        size = Size(image["width"], image["height"])
-        for annotation in by_image.get(_normalize_id(image.get("id")), ()):
-            box = annotation.value.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-                continue
-            if not _can_be_corners(box, size):
-                return False
-            only_as_corners = only_as_corners or _exceeds_image(box, size)
-    return only_as_corners
 
 
 def _can_be_corners(box: Sequence[float], size: Size) -> bool:
@@ -279,7 +254,7 @@ class _CocoReader:
         self.first_places: dict[str, str] = {}  # of images, by path
 
     def read(self, file: Path) -> Iterator[RowResult]:
-        data = _load_file(file, self.source.encoding)
+        data = _CocoFile(file, self.source.encoding)
         yield from data.problems
         yield from convert_rows(data.rows(), partial(self._convert_image, data))
 
@@ -417,7 +392,9 @@ def _parse_annotation(
     for key in ("segmentation", "keypoints"):
         if value.get(key):
             image_notes[f"{key} of which the box alone is kept"] += 1
-    return name, _to_fraction_box(_parse_bbox(annotation, size, data.corners), annotation, "bbox", size, image_notes)
+    return name, _to_fraction_box(
+        _parse_bbox(annotation, size, data.has_corners), annotation, "bbox", size, image_notes
+    )
 
 
 def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.data import grids
-from clinkd.data.codecs import Codec, make_codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
 from clinkd.data.readers.boxes import resolve_modality
@@ -58,14 +58,14 @@ _OBJECT_MARK = re.compile(
     r"|(?:<ref>|<\|object_ref_start\|>)?<ref-object>(?:</ref>|<\|object_ref_end\|>)?"
 )
 _QUESTION_ROLES, _ANSWER_ROLES = ("human", "user"), ("gpt", "assistant")
-_CODEC_OF_MARK = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-vl")}
+_get_codec = cache(make_codec)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read a file, or all JSON files of a folder, in any of the four forms."""
     images = ImageResolver(source)
     for file in files(source.path):
-        make = partial(_convert_row, defaults=_read_file_defaults(file, source), images=images, notes=notes)
+        make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
         yield from convert_rows(json_rows(file, source.encoding), make)
 
 
@@ -85,38 +85,26 @@ def find_split_in_name(stem: str) -> Split | None:
     return next((SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS), None)
 
 
-@dataclass(frozen=True, slots=True)
-class _FileDefaults:
-    """What the name of the file and the source state for all rows of the file."""
-
-    name: str
-    task: Task | None
-    without_boxes: Task
-    split: Split | None
-    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, chosen by the marks of each text
-
-
-def _read_file_defaults(file: Path, source: Source) -> _FileDefaults:
+def _apply_file_name(file: Path, source: Source) -> Source:
+    """The source with the split and the task that the name of the file states."""
     split = find_split_in_name(file.stem)
     words = re.split(r"[^a-z]+", file.stem.lower())
     task = next((TESTS[word] for word in words if word in TESTS), None) if split == "test" else None
-    boxes = make_codec(source.boxes) if source.boxes else None
-    task_without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
-    return _FileDefaults(file.stem.lower(), source.task or task, task_without_boxes, source.split or split, boxes)
+    return replace(source, task=source.task or task, split=source.split or split)
 
 
-def _convert_row(row: SourceRow, defaults: _FileDefaults, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
-    source, value = images.source, row.value
+def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
+    value, file_name = row.value, row.file.stem.lower()
     for key in value.keys() - KEYS:
         notes[f"key {key!r} of rows, which a sample does not keep"] += 1
     pairs, paths = _parse_conversation(value, notes)
     refs = tuple([images.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(paths)])
     writer_keys = value.get(CONVERSATION_EXTRA_KEY)
     if writer_keys is not None:
-        defaults = _apply_writer_keys(writer_keys, defaults, source)
+        source = _apply_writer_keys(writer_keys, source)
     objects = None if value.get("objects") is None else _ObjectsReader(value["objects"], refs)
-    read_text: ReadText = objects or partial(_decode_boxes, defaults, source, refs[-1])
-    turns_and_names = [_make_turn(k, pair, read_text, defaults) for k, pair in enumerate(pairs, start=1)]
+    read_text: ReadText = objects or partial(_decode_boxes, source, refs[-1])
+    turns_and_names = [_make_turn(k, pair, read_text, source) for k, pair in enumerate(pairs, start=1)]
     if objects:
         objects.check_used_up()
     turns = tuple([turn for turn, _ in turns_and_names])
@@ -125,15 +113,15 @@ def _convert_row(row: SourceRow, defaults: _FileDefaults, images: ImageResolver,
     path = refs[0].path
     parts = _split_file_name(path)
     whole = Sample(
-        id=f"{_make_id_prefix(value)}{defaults.name}-{row.number}",
+        id=f"{_make_id_prefix(value)}{file_name}-{row.number}",
         images=refs,
         modality=_find_modality(value, path, source),
         turns=turns,
         group=find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}",
-        source=parts[1] if len(parts) > 2 else defaults.name,
+        source=parts[1] if len(parts) > 2 else file_name,
         names=turns_and_names[-1][1],
         side=source.side or "patient",
-        split=defaults.split,
+        split=source.split,
     )
     if source.turns == "keep" or len(turns) == 1:
         return [whole]
@@ -157,8 +145,8 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
 # ---- what our own writer stored -------------------------------------------------------------------------------------
 
 
-def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
-    """The defaults with the codec that our writer used."""
+def _apply_writer_keys(writer_keys: Any, source: Source) -> Source:
+    """The source with the codec that our writer used, and without a task."""
     if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
         why = "not as the writer leaves it (an object with tasks); write the data anew"
         raise FieldError(CONVERSATION_EXTRA_KEY, writer_keys, why)
@@ -167,7 +155,8 @@ def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source
         why = f"boxes={source.boxes} is said of the source; leave that away"
         raise FieldError(f"{CONVERSATION_EXTRA_KEY}.boxes", name, why)
     try:
-        return replace(defaults, boxes=make_codec(name), task=None)
+        make_codec(name)
+        return replace(source, boxes=name, task=None)
     except BadInput as error:
         raise FieldError(f"{CONVERSATION_EXTRA_KEY}.boxes", name, str(error)) from None
 
@@ -339,11 +328,11 @@ class _ParsedText(NamedTuple):
 ReadText = Callable[[str, str], _ParsedText]
 
 
-def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text: str, field: str) -> _ParsedText:
+def _decode_boxes(source: Source, image: ImageRef, text: str, field: str) -> _ParsedText:
     """Decode a text that spells out its boxes as the model family does."""
     if not _MAYBE_A_BOX.search(text):
         return _ParsedText(BoxedText(text))
-    codec = defaults.boxes or _CODEC_OF_MARK["<|box_start|>" if "<|box_start|>" in text else "<box>"]
+    codec = _get_codec(source.boxes or ("qwen2-vl" if "<|box_start|>" in text else "qwen-vl"))
     size = _compute_resized_size(image, source, field) if codec.needs_size else None
     decoded = codec.decode(text, size)
     if decoded.unread:
@@ -389,7 +378,7 @@ class _ObjectsReader:
 
     def __call__(self, text: str, field: str) -> _ParsedText:
         for piece in _OBJECT_MARK.split(text):
-            decoded = _CODEC_OF_MARK["<|box_start|>"].decode(piece)
+            decoded = _get_codec("qwen2-vl").decode(piece)
             if decoded.answer.boxes or decoded.unread:
                 shown = decoded.unread[0] if decoded.unread else piece
                 raise FieldError(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
@@ -430,9 +419,7 @@ def _parse_fraction_box(value: Any, field: str) -> Box:
 # ---- turns and their tasks ------------------------------------------------------------------------------------------
 
 
-def _make_turn(
-    number: int, pair: tuple[str, str], read_text: ReadText, defaults: _FileDefaults
-) -> tuple[Turn, tuple[str, ...]]:
+def _make_turn(number: int, pair: tuple[str, str], read_text: ReadText, source: Source) -> tuple[Turn, tuple[str, ...]]:
     """The turn, and the names that its marks or its answer state."""
     question_field, answer_field = f"question {number}", f"answer {number}"
     question, answer = read_text(pair[0], question_field), read_text(pair[1], answer_field)
@@ -442,7 +429,8 @@ def _make_turn(
     names = question.names + answer.names
     if len(names) > 1:
         names = tuple(dict.fromkeys(names))
-    task = defaults.task or infer_task_from_boxes(question.text, answer.text, defaults.without_boxes)
+    without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
+    task = source.task or infer_task_from_boxes(question.text, answer.text, without_boxes)
     if task is Task.VG and not answer.text.boxes:
         raise FieldError(answer_field, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:

@@ -25,7 +25,6 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +59,7 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corn
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read a folder. Raises BadInput where it has no images or no masks, or where its maps cannot be read."""
-    folder = _scan_folder(source, notes)
+    folder = _MaskFolder(source, notes)
     make = partial(_convert_image, folder=folder, images=ImageResolver(source), notes=notes)
     return convert_rows(folder.rows(), make)
 
@@ -68,15 +67,28 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
 # ---- the folder -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class _MaskFolder:
     """The files of a folder, by the stem of the image. Of the masks, the ends of their names (`0000_002.png`)."""
 
-    source: Source
-    images: dict[str, list[str]]
-    masks: dict[str, list[str]]
-    listed: dict[str, frozenset[str]]  # masks that `LIST_FILE` names; empty without that file
-    classes: Classes
+    def __init__(self, source: Source, notes: Counter[str]) -> None:
+        if not source.path.is_dir():
+            raise BadInput(f"{source.path}: not a folder; give the one that holds images/ and masks/")
+        self.source = source
+        self.images: dict[str, list[str]] = defaultdict(list)
+        self.masks: dict[str, list[str]] = defaultdict(list)
+        for name in _list_image_files(source.root / "images", notes):
+            self.images[os.path.splitext(name)[0]].append(name)
+        for name in _list_image_files(source.path / "masks", notes):
+            stem, _, name_end = name.rpartition("--")
+            self.masks[stem].append(sys.intern(name_end))  # a hundred thousand stems share a few ends
+        self.classes = Classes(source)
+        all_name_ends = {name_end for name_ends in self.masks.values() for name_end in name_ends}
+        if not self.classes.by_dataset and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
+            why = f"classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/"
+            raise BadInput(f"{source.path}: {why}")
+        self.listed = _load_mask_list(source.path / LIST_FILE)
+        if missing := len(self.listed.keys() - self.images.keys()):
+            notes[f"images that {LIST_FILE} lists and the folder has not"] += missing
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
         path = self.source.path
@@ -99,26 +111,6 @@ class _MaskFolder:
         return [prefix + name_end for name_end in sorted(self.masks.get(stem, ()))]
 
 
-def _scan_folder(source: Source, notes: Counter[str]) -> _MaskFolder:
-    if not source.path.is_dir():
-        raise BadInput(f"{source.path}: not a folder; give the one that holds images/ and masks/")
-    images: dict[str, list[str]] = defaultdict(list)
-    masks: dict[str, list[str]] = defaultdict(list)
-    for name in _list_image_files(source.root / "images", notes):
-        images[os.path.splitext(name)[0]].append(name)
-    for name in _list_image_files(source.path / "masks", notes):
-        stem, _, name_end = name.rpartition("--")
-        masks[stem].append(sys.intern(name_end))  # a hundred thousand stems share a few ends
-    classes = _load_classes(source)
-    all_name_ends = {name_end for name_ends in masks.values() for name_end in name_ends}
-    if not classes.by_dataset and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
-        raise BadInput(f"{source.path}: classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/")
-    listed = _load_mask_list(source.path / LIST_FILE)
-    if missing := len(listed.keys() - images.keys()):
-        notes[f"images that {LIST_FILE} lists and the folder has not"] += missing
-    return _MaskFolder(source, images, masks, listed, classes)
-
-
 def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
     """Names of the image files in a folder. Raises BadInput where there are none."""
     if not folder.is_dir():
@@ -136,7 +128,7 @@ def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
 
 
 def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
-    """The file names of the masks that the release lists, by the stem of their image."""
+    """The file names of the masks that the release lists, by the stem of their image; empty without the list."""
     if not file.is_file():
         return {}
     value = load_json_file(file)
@@ -152,12 +144,18 @@ def _is_list_of_texts(value: Any) -> bool:
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Classes:
     """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names, of which there should be one."""
 
-    file: Path | None = None
-    by_dataset: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
+    def __init__(self, source: Source) -> None:
+        if source.classes is not None:
+            class_files = [source.classes if source.classes.is_file() else source.path / source.classes]
+        else:
+            class_files = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
+        if len(class_files) > 1:
+            raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
+        self.file = class_files[0] if class_files else None
+        self.by_dataset = _load_class_maps(self.file) if self.file else {}
 
     def name(self, class_text: str, dataset: str, mask: str) -> str:
         """The name of the class in a mask's file name. Raises FieldError where the map does not have it."""
@@ -176,23 +174,14 @@ class Classes:
         return require_words(names[0].replace("_", " "), f"class {class_text}")
 
 
-def _load_classes(source: Source) -> Classes:
-    if source.classes is not None:
-        file = source.classes if source.classes.is_file() else source.path / source.classes
-    else:
-        class_files = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
-        if not class_files:
-            return Classes()
-        if len(class_files) > 1:
-            raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
-        file = class_files[0]
+def _load_class_maps(file: Path) -> dict[str, dict[int, tuple[str, ...]]]:
     value = load_json_file(file)
     if not isinstance(value, dict) or not value:
         wanted = '{"liver": "0003"} or {"DATASET": {"liver": "0003"}}'
         raise BadInput(f"{file}: not a map of classes; {wanted} is wanted")
     by_dataset = value if all(isinstance(v, dict) for v in value.values()) else {"": value}
     places = {dataset: f"{file}, {dataset}" if dataset else str(file) for dataset in by_dataset}
-    return Classes(file, {d: _index_class_numbers(part, places[d]) for d, part in by_dataset.items()})
+    return {dataset: _index_class_numbers(part, places[dataset]) for dataset, part in by_dataset.items()}
 
 
 def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
