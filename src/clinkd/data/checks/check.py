@@ -32,7 +32,6 @@ from clinkd.storage import progress, replacing
 T = TypeVar("T")
 Problem = tuple[Kind, str, Any, str]  # kind, field, value and reason
 _BATCH = 256  # rows between two updates of a progress bar
-_SPLITS: tuple[Split | None, ...] = (None, "train", "validation", "test")
 _ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
 QUARANTINE = "quarantine"  # every line of a quarantine file has this word
 EXAMPLES = 2  # of each task and modality
@@ -142,10 +141,6 @@ class Findings:
         return sum(n for key, n in self.turns.items() if key[0] == split)
 
 
-def _name_split(split: int) -> str:
-    return _SPLITS[split] or "no split"
-
-
 class Checker:
     """Checks rows one by one, then reports. `root`: the folder of the images; None: they are not opened."""
 
@@ -157,9 +152,11 @@ class Checker:
         self._ids: dict[int, int] = {}  # hash -> entry
         self._turns: dict[int, int] = {}
         self._groups: dict[str, int] = {}
-        self._group_split, self._group_entry = array("B"), array("I")  # of the first entry of a group
+        self._group_split: list[Split | None] = []  # of the first entry of a group
+        self._group_entry = array("I")
         self._images: dict[int, int] = {}  # hash of the path -> number of the image
-        self._image_split, self._image_group, self._image_entry = array("B"), array("I"), array("I")
+        self._image_split: list[Split | None] = []
+        self._image_group, self._image_entry = array("I"), array("I")
         self._refs: list[ImageRef] = []  # of each image, if images are opened
         self._image_id: list[str] = []  # id of the first sample of each of them
         self._uses = array("I")  # entry, image, entry, image ..., if images are opened
@@ -247,19 +244,18 @@ class Checker:
 
     def _find_split_conflicts(self, sample: Sample) -> Iterator[Problem]:
         """Yield groups and images that are in two splits, and images that are in two groups."""
-        split = _SPLITS.index(sample.split)
-        here = f"in {_name_split(split)} here; {_ONE_SIDE}"
+        here = f"in {sample.split or 'no split'} here; {_ONE_SIDE}"
         group = self._groups.get(sample.group)
-        if group is not None and self._group_split[group] != split:
-            earlier = f"{_name_split(self._group_split[group])} {self._name_place(self._group_entry[group])}"
+        if group is not None and self._group_split[group] != sample.split:
+            earlier = f"{self._group_split[group] or 'no split'} {self._name_place(self._group_entry[group])}"
             yield "split", "group", sample.group, f"the group is in {earlier} and {here}"
         for ref in sample.images:
             image = self._images.get(hash(ref.path))
             if image is None:
                 continue
             place = self._name_place(self._image_entry[image])
-            if self._image_split[image] != split:
-                why = f"the image is in {_name_split(self._image_split[image])} {place} and {here}"
+            if self._image_split[image] != sample.split:
+                why = f"the image is in {self._image_split[image] or 'no split'} {place} and {here}"
                 yield "split", "image", ref.path, why
             elif self._image_group[image] != group:
                 why = f"the image belongs to {self._name_group(image)} {place}; an image has one patient"
@@ -277,9 +273,10 @@ class Checker:
     def _name_group(self, image: int) -> str:
         return next(itertools.islice(self._groups, self._image_group[image], None))
 
-    def _store_images(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
-        split = _SPLITS.index(of)
-        group = self._groups.setdefault(name, len(self._groups))
+    def _store_images(
+        self, group_name: str, split: Split | None, images: Sequence[ImageRef], entry: int, sample_id: str
+    ) -> None:
+        group = self._groups.setdefault(group_name, len(self._groups))
         if group == len(self._group_entry):
             self._group_split.append(split)
             self._group_entry.append(entry)
@@ -291,7 +288,7 @@ class Checker:
                 self._image_entry.append(entry)
                 if self.findings.root is not None:
                     self._refs.append(image)
-                    self._image_id.append(sample)
+                    self._image_id.append(sample_id)
             if self.findings.root is not None:
                 self._uses.extend((entry, number))
 
@@ -337,7 +334,7 @@ class Checker:
         self._check_box_frames()
         if findings.root is not None:
             self._compare_images(self._open_images(findings.root))
-        findings.groups.update(_SPLITS[split] or "-" for split in self._group_split)
+        findings.groups.update(split or "-" for split in self._group_split)
         findings.classes = self._collect_classes()
         findings.examples = [sample for kept in self._examples.values() for _, sample in kept]
         findings.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
@@ -377,11 +374,11 @@ class Checker:
         return looks
 
     def _compare_images(self, looks: Sequence[Look]) -> None:
-        for first, second in alike(looks, self._image_group, self._image_split):
+        for first, second in alike(looks, self._image_group, [split or "" for split in self._image_split]):
             split, entry = self._image_split[first], self._image_entry[second]
             same = f"looks the same as {self._refs[first].path} {self._name_place(self._image_entry[first])}"
             if split != self._image_split[second]:
-                why = f"{same}, which is in {_name_split(split)}; keep one of them"
+                why = f"{same}, which is in {split or 'no split'}; keep one of them"
                 self._reject_row(entry, second, why, "near-duplicate")
             else:
                 self.findings.joined.append((self._name_group(first), self._name_group(second)))

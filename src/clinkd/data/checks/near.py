@@ -106,7 +106,7 @@ class Pair(NamedTuple):
     second: int
 
 
-def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[int]) -> list[Pair]:
+def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[str] | Sequence[int]) -> list[Pair]:
     """Pairs of images of different groups that show the same.
 
     Their hashes differ in at most 4 of 64 bits, and their thumbnails correlate to 0.99. So size, compression and
