@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clinkd.data import sides
 from clinkd.data.checks.guessability import median_hits
-from clinkd.data.checks.lengths import Counting, TokenEstimator
+from clinkd.data.checks.lengths import TokenEstimator
 from clinkd.data.checks.near import Look, alike, examine
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
@@ -45,7 +45,7 @@ class Checks:
     """What is checked beside the rows themselves. `allow`: kinds of problems that are warnings, not bad rows."""
 
     max_length: int | None = None
-    tokens: Counting = field(default_factory=TokenEstimator)
+    tokens: TokenEstimator = field(default_factory=TokenEstimator)
     allow: frozenset[Kind] = frozenset()
     workers: int = 2
 
