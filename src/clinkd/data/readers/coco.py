@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
-from clinkd.data.readers.boxes import parse_choice, resolve_modality
+from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_in_name
 from clinkd.data.readers.rows import (
     FieldError,
@@ -40,7 +40,7 @@ from clinkd.data.readers.rows import (
     shorten_value,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
+from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
@@ -278,16 +278,16 @@ class _CocoReader:
         if not objects:  # no question is made, so nothing more must be known about the image
             self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
             return []
-        origin = _get_stated_value(value, "source")
+        stated = _merge_writer_values(value)
         record = Annotated(
             id=require_words(f"{data.file.stem}-{key}", "id"),
             image=image,
-            modality=_find_modality(value, annotations, data, self.source),
+            modality=_find_modality(stated, annotations, data, self.source),
             objects=objects,
-            group=_find_group(value, self.source, image),
-            origin=require_words(origin, "source") if origin else data.file.stem,
-            side=_parse_side(value, self.source),
-            split=_parse_split(value) or self.source.split or data.split,
+            group=_find_group(stated, self.source, image),
+            origin=require_words(stated["source"], "source") if stated.get("source") else data.file.stem,
+            side=parse_choice(stated, "side", SIDES) or self.source.side or "patient",
+            split=_parse_split(stated.get("split")) or self.source.split or data.split,
             incomplete=frozenset(name for name, box in names_and_boxes if box is None),
         )
         samples = make_samples(record, self.source, image_notes)
@@ -312,21 +312,22 @@ class _CocoReader:
         return replace(image, width=size.width, height=size.height), size
 
 
-def _get_stated_value(value: dict[str, Any], key: str) -> Any:
-    """The value that our writer stored under a key, else the value of the image itself; None if both lack it."""
-    writer_values = value.get(COCO_EXTRA_KEY)
-    if writer_values is not None and not isinstance(writer_values, dict):
+def _merge_writer_values(image: dict[str, Any]) -> dict[str, Any]:
+    """The keys of an image, with the values that our writer stored in their place."""
+    writer_values = image.get(COCO_EXTRA_KEY)
+    if writer_values is None:
+        return image
+    if not isinstance(writer_values, dict):
         raise FieldError(COCO_EXTRA_KEY, writer_values, "an object is wanted, as the writer leaves it")
-    stated = (writer_values or {}).get(key)
-    return value.get(key) if stated is None else stated
+    return image | {key: value for key, value in writer_values.items() if value is not None}
 
 
 def _find_modality(
-    value: dict[str, Any], annotations: Sequence[_Annotation], data: _CocoFile, source: Source
+    stated: dict[str, Any], annotations: Sequence[_Annotation], data: _CocoFile, source: Source
 ) -> Modality:
     """The modality that the image states, else its objects' supercategories, else the source."""
-    if (stated := _get_stated_value(value, "modality")) is not None:
-        return resolve_modality(stated, source)
+    if stated.get("modality") is not None:
+        return resolve_modality(stated["modality"], source)
     categories = map(data.category_of, annotations)
     modalities = {c.modality for c in categories if c is not None and c.modality is not None}
     if len(modalities) > 1:
@@ -343,26 +344,20 @@ def _parse_supercategory(kind: str) -> Modality | None:
     return modality if modality is not Modality.OTHER else None  # "other" may mean anything
 
 
-def _find_group(value: dict[str, Any], source: Source, image: ImageRef) -> str:
+def _find_group(stated: dict[str, Any], source: Source, image: ImageRef) -> str:
     for key in ("group", "patient"):
-        stated = _get_stated_value(value, key)
-        if stated is not None:
-            return require_words(str(stated) if type(stated) is int else stated, key)
+        group = stated.get(key)
+        if group is not None:
+            return require_words(str(group) if type(group) is int else group, key)
     return find_split_group(source, image.path)
 
 
-def _parse_side(value: dict[str, Any], source: Source) -> Side:
-    side: Side | None = parse_choice({"side": _get_stated_value(value, "side")}, "side", get_args(Side))
-    return side or source.side or "patient"
-
-
-def _parse_split(value: dict[str, Any]) -> Split | None:
-    stated = _get_stated_value(value, "split")
-    if stated is None:
+def _parse_split(split: Any) -> Split | None:
+    if split is None:
         return None
-    if not isinstance(stated, str) or stated.lower() not in SPLITS:
-        raise FieldError("split", stated, "one of train, validation, test is wanted")
-    return SPLITS[stated.lower()]
+    if not isinstance(split, str) or split.lower() not in SPLITS:
+        raise FieldError("split", split, "one of train, validation, test is wanted")
+    return SPLITS[split.lower()]
 
 
 # ---- an annotation --------------------------------------------------------------------------------------------------
