@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.data import sides
-from clinkd.data.checks.guessability import median_hits
+from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenEstimator
-from clinkd.data.checks.near import Look, alike, examine
+from clinkd.data.checks.near import Look, examine_images, find_similar_pairs
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
@@ -68,7 +68,7 @@ class ClassBoxes:
     @property
     def guessed(self) -> float:
         """Share 0..1 of the boxes that the median of the others meets at IoU >= 0.5, so without the image."""
-        return median_hits(self.box_N4)
+        return compute_median_hits(self.box_N4)
 
 
 @dataclass
@@ -361,7 +361,7 @@ class Checker:
         if not self._refs:
             return looks
         with progress(len(self._refs), "open images", "images") as advance:
-            for look in examine(root, self._refs, self.checks.workers):
+            for look in examine_images(root, self._refs, self.checks.workers):
                 looks.append(look)
                 advance()
         uses_P2 = np.frombuffer(self._uses, np.uint32).reshape(-1, 2)
@@ -374,7 +374,8 @@ class Checker:
         return looks
 
     def _compare_images(self, looks: Sequence[Look]) -> None:
-        for first, second in alike(looks, self._image_group, [split or "" for split in self._image_split]):
+        splits = [split or "" for split in self._image_split]
+        for first, second in find_similar_pairs(looks, self._image_group, splits):
             split, entry = self._image_split[first], self._image_entry[second]
             same = f"looks the same as {self._refs[first].path} {self._name_place(self._image_entry[first])}"
             if split != self._image_split[second]:

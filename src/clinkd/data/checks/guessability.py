@@ -83,20 +83,20 @@ class Guessability:
         return Table("Blind guessability", columns, rows, notes)
 
 
-def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
+def find_sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
     """The box, name and mean colour of every ROC sample. Raises BadInput as `open_image`."""
-    structures, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
+    sightings, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
     for sample in samples:
         if sample.task is Task.ROC:
             if sample.images[0].path != path:
                 path = sample.images[0].path
                 pixels = np.asarray(open_image(root, sample.images[0]))
             box = sample.question.boxes[0]
-            structures.append(Sighting(path, sample.modality, sample.answer.text, box, mean_colour(pixels, box)))
-    return structures
+            sightings.append(Sighting(path, sample.modality, sample.answer.text, box, compute_mean_colour(pixels, box)))
+    return sightings
 
 
-def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
+def compute_mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
     """The mean red, green and blue, 0..1, of an image [H, W, 3] inside a box."""
     height, width = pixels.shape[:2]
     left, top = int(box.x1 * width), int(box.y1 * height)
@@ -105,13 +105,13 @@ def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, floa
     return float(red), float(green), float(blue)
 
 
-def measure(structures: Sequence[Sighting]) -> Guessability:
+def measure_guessability(sightings: Sequence[Sighting]) -> Guessability:
     """The shares of every class. Raises BadInput without any sighting."""
-    if not structures:
+    if not sightings:
         raise BadInput("blind guessability: no box with a name among the samples; give data with boxes")
     classes, hard = [], {}
-    for modality in sorted({s.modality for s in structures}, key=list(Modality).index):
-        of_modality = [s for s in structures if s.modality is modality]
+    for modality in sorted({s.modality for s in sightings}, key=list(Modality).index):
+        of_modality = [s for s in sightings if s.modality is modality]
         names = sorted({s.name for s in of_modality})
         label_N = np.array([names.index(s.name) for s in of_modality])
         _, image_N = np.unique([s.image for s in of_modality], return_inverse=True)
@@ -123,7 +123,7 @@ def measure(structures: Sequence[Sighting]) -> Guessability:
         for number, name in enumerate(names):
             in_class_N = label_N == number
             place, colour = (float(v[in_class_N, number].mean()) for v in votes)
-            box = median_hits(box_N4[in_class_N])
+            box = compute_median_hits(box_N4[in_class_N])
             classes.append(
                 ClassGuessability(modality, name, int(in_class_N.sum()), box, float(in_class_N.mean()), place, colour)
             )
@@ -143,7 +143,7 @@ def _vote_on_names(
     return np.asarray(one_hot.sum(1) / np.maximum(finite_NK.sum(1, keepdims=True), 1))
 
 
-def median_hits(box_N4: NDArray[np.float64]) -> float:
+def compute_median_hits(box_N4: NDArray[np.float64]) -> float:
     """Share of the boxes that the median of the others meets at IoU >= 0.5; 0 for a single box."""
     count = len(box_N4)
     if count < 2:

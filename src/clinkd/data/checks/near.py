@@ -40,7 +40,7 @@ class Look:
     flat: bool = False  # one colour all over
 
 
-def examine(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Look]:
+def examine_images(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Look]:
     """Yield a Look for every image, in order. Each worker process holds one image at a time."""
     if len(images) <= _INLINE and all(i.path.lower().endswith(_SAFE_SUFFIXES) for i in images):
         yield from (_look(root, image) for image in images)
@@ -106,7 +106,9 @@ class Pair(NamedTuple):
     second: int
 
 
-def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[str] | Sequence[int]) -> list[Pair]:
+def find_similar_pairs(
+    looks: Sequence[Look], groups: Sequence[int], splits: Sequence[str] | Sequence[int]
+) -> list[Pair]:
     """Pairs of images of different groups that show the same.
 
     Their hashes differ in at most 4 of 64 bits, and their thumbnails correlate to 0.99. So size, compression and
