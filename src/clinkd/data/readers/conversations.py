@@ -132,7 +132,7 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
 
 
 def _make_id_prefix(value: dict[str, Any]) -> str:
-    """The id of the row with a hyphen. It does not stand alone, because the questions of Med-GRIT repeat ids."""
+    """The id of the row and a hyphen. The row number must follow, because the questions of Med-GRIT repeat ids."""
     stated_id = value.get("id")
     if stated_id is None:
         return ""
@@ -243,12 +243,12 @@ def _strip_image_marks(question: str, turn: int, key: str, first_images: list[st
             raise FieldError(f"{key}[{turn}]", question, "an image after the first question; make it a row of its own")
         notes["marks of an image that an earlier question of the row named already"] += 1
     front, rest = question[: marks[-1].end()], question[marks[-1].end() :]
-    bare = marks[0].re.sub("", front)
-    if not bare.strip():
+    text_before = marks[0].re.sub("", front)
+    if not text_before.strip():
         return rest
     if not rest.strip():
         notes["images moved from behind the question to its front"] += 1
-        return bare
+        return text_before
     why = "an image inside a sentence; put all images before the question, or behind it"
     raise FieldError(f"{key}[{turn}]", question, why)
 
