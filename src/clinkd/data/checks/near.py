@@ -120,7 +120,8 @@ def find_similar_pairs(
     usable = np.array([i for i, look in enumerate(looks) if look.why is None and not look.flat], np.int64)
     if usable.size < 2:
         return []
-    collector = _PairCollector(looks, usable, np.asarray(groups), np.asarray(splits))
+    _, split_N = np.unique(splits, return_inverse=True)  # numbers are compared faster than names
+    collector = _PairCollector(looks, usable, np.asarray(groups), split_N)
     edges = np.linspace(0, 64, _BANDS + 1).astype(int)
     for low, high in itertools.pairwise(edges):
         band_N = (collector.hash_N >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
