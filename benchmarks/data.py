@@ -1,23 +1,20 @@
-"""Read, check and draw from a data set of the size of Med-GRIT-270k: seconds and memory.
+"""Read and check a data set of the size of Med-GRIT-270k: seconds and memory.
 
     python -m benchmarks.data [--json] [--rows 270000] [--folder DIR]
 
 Writes synthetic rows in Med-GRIT's own form (train.json with several turns a row, Test_{VG,RO,GC,MII}.json with one;
 nothing of Med-GRIT itself), then runs `clinkd data import` and `clinkd data check` on them without opening images, each
-in a process of its own, and reads samples at random from what was imported. The floor beside it is what the standard
-library takes to parse the same files and no more.
+in a process of its own. The floor beside it is what the standard library takes to parse the same files and no more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,25 +113,6 @@ def _measured(*words: str) -> tuple[float, float]:
     return float(seconds), float(megabytes)
 
 
-def _drawn(folder: Path, count: int) -> tuple[float, float, int]:
-    """Samples a second at random places, growth of this process in megabytes, rows of the set."""
-    from clinkd.data.dataset import SampleFile
-
-    samples = SampleFile(folder)
-    places = random.Random(0).choices(range(len(samples)), k=count)
-    samples[0]
-    before = _resident()
-    start = time.perf_counter()
-    for place in places:
-        samples[place]
-    return count / (time.perf_counter() - start), _resident() - before, len(samples)
-
-
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=270_000)
@@ -155,7 +133,6 @@ def main() -> None:
             raise SystemExit(f"{made}: is there already; remove it")
         seconds, memory = _measured(*clinkd, "import", str(source), "--out", str(made), "--no-images")
         checked, checking = _measured(*clinkd, "check", str(source), "--no-images", "--json")
-        speed, growth, rows = _drawn(made, 10_000)
         what, rival = f"{args.rows:,} rows of Med-GRIT's form", "json.load of the same files"
         show(
             [
@@ -163,8 +140,6 @@ def main() -> None:
                 Row(f"{what}: peak memory of it", memory, plain, rival, "MB"),
                 Row(f"{what}: check alone", checked, floor, rival, "s"),
                 Row(f"{what}: peak memory of it", checking, plain, rival, "MB"),
-                Row(f"random access, {rows:,} samples", speed, 20_000, "goal", "samples/s"),
-                Row("memory that 10,000 of them add", growth, 100, "goal", "MB"),
             ],
             args,
         )

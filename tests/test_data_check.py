@@ -18,9 +18,9 @@ from clinkd.boxes import iou_matrix
 from clinkd.cli import main
 from clinkd.data.checks import near
 from clinkd.data.checks.check import Checks, Findings, check, quarantine
-from clinkd.data.checks.guessability import median_hits
+from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
-from clinkd.data.checks.near import BITS, Look, Pair, alike, examine
+from clinkd.data.checks.near import BITS, Look, Pair, examine_images, find_similar_pairs
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting import survey
@@ -98,9 +98,9 @@ def test_bad_rows_are_named_with_reasons(tmp_path: Path) -> None:
     for number, (field, kind, why) in expected.items():
         assert (told[number].field, told[number].kind) == (field, kind) and why in told[number].why, told[number]
         assert "\n" not in str(told[number]) and told[number].file.endswith("records.jsonl")
-    kept = quarantine([Source(root)], found, tmp_path / "aside.jsonl")
+    quarantine([Source(root)], found, tmp_path / "aside.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
-    assert kept == len(lines) == 7 and {line["row"] for line in lines} == set(expected)
+    assert found.quarantined == len(lines) == 7 and {line["row"] for line in lines} == set(expected)
     assert all(json.loads(line["raw"]) == rows[line["row"] - 1] for line in lines)  # the row as it was
     assert json.loads((root / "records.jsonl").read_text().splitlines()[5]) == rows[5]  # the source is left as it is
 
@@ -166,10 +166,10 @@ def test_copies_are_found_whatever_size_and_compression(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), (9, 9, 9)).save(tmp_path / "e.png")
     Image.new("RGB", (30, 20), (99, 9, 9)).save(tmp_path / "f.png")
     looks = list(
-        examine(tmp_path, [ImageRef(f"{n}") for n in ("a.png", "b.png", "c.jpg", "d.png", "e.png", "f.png")], 1)
+        examine_images(tmp_path, [ImageRef(f"{n}") for n in ("a.png", "b.png", "c.jpg", "d.png", "e.png", "f.png")], 1)
     )
-    assert alike(looks, range(6), [0] * 6) == [Pair(0, 2), Pair(0, 3)]
-    assert alike(looks, [0, 1, 0, 0, 2, 3], [0] * 6) == []  # of one patient
+    assert find_similar_pairs(looks, range(6), [0] * 6) == [Pair(0, 2), Pair(0, 3)]
+    assert find_similar_pairs(looks, [0, 1, 0, 0, 2, 3], [0] * 6) == []  # of one patient
     assert [look.flat for look in looks] == [False, False, False, False, True, True]
 
 
@@ -180,7 +180,7 @@ def test_pairs_join_all_that_are_close_and_cross_every_split() -> None:
         mask = sum(1 << bit for bit in dice.sample(range(64), dice.randint(0, 6)))
         hashes.append(dice.choice(hashes) ^ mask)
     splits = [dice.randrange(2) for _ in hashes]
-    found = alike([Look(None, h, bytes(range(256))) for h in hashes], range(120), splits)
+    found = find_similar_pairs([Look(None, h, bytes(range(256))) for h in hashes], range(120), splits)
     close = [(i, j) for j in range(120) for i in range(j) if (hashes[i] ^ hashes[j]).bit_count() <= BITS]
     assert set(found) <= set(close) and len(close) > 20
 
@@ -198,7 +198,7 @@ def test_pairs_join_all_that_are_close_and_cross_every_split() -> None:
 
 def test_a_thousand_copies_are_a_thousand_pairs() -> None:
     looks = [Look(None, 7 << 40, bytes(range(256)))] * 1000
-    assert alike(looks, range(1000), [0] * 1000) == [Pair(0, k) for k in range(1, 1000)]
+    assert find_similar_pairs(looks, range(1000), [0] * 1000) == [Pair(0, k) for k in range(1, 1000)]
 
 
 def test_a_decoder_that_dies_is_the_fault_of_one_image(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_decoder_that_dies_is_the_fault_of_one_image(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:  # a process that ends in the middle, as a crash of C code is
         patch.setattr(near, "_JOB", 2)  # a sound job and a broken one; the broken one is lost for its own image alone
         patch.setattr(near, "look_in_worker", dies_of_dicom)
-        looks = list(examine(tmp_path, refs, 2))
+        looks = list(examine_images(tmp_path, refs, 2))
     assert [look.why is None for look in looks] == [True] * 3 + [False]
     assert looks[-1].why is not None and "crashed" in looks[-1].why
 
@@ -222,7 +222,7 @@ def dies_of_dicom(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[
 def test_workers_and_one_process_see_the_same(tmp_path: Path) -> None:
     refs = [ImageRef(picture(tmp_path / f"{n}.png", n).name) for n in range(60)]
     damaged(tmp_path / "7.png")
-    assert list(examine(tmp_path, refs, 2)) == list(examine(tmp_path, refs, 1))
+    assert list(examine_images(tmp_path, refs, 2)) == list(examine_images(tmp_path, refs, 1))
 
 
 def test_near_duplicates_across_a_split_are_bad_and_else_told(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_the_median_of_the_others_equals_the_plain_way() -> None:
         for i in range(count if count > 1 else 0):
             median = np.median(np.delete(boxes, i, 0), axis=0)
             hits += bool(iou_matrix([Box(*boxes[i])], [Box(*median)])[0, 0] >= 0.5)
-        assert median_hits(boxes) == pytest.approx(hits / count)
+        assert compute_median_hits(boxes) == pytest.approx(hits / count)
 
 
 def test_outputs_never_replace_what_is_not_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,8 @@
-"""Sources to one data set: checked, split by group, recorded, written whole or not at all; and random access to it."""
+"""Sources to one data set: checked, split by group, recorded, written whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from clinkd.cli import _parser, main
 from clinkd.cli.data import source_of
 from clinkd.config import DataConfig, RunConfig
 from clinkd.data.checks.check import Checks
-from clinkd.data.dataset import SampleFile
 from clinkd.data.images import open_image
 from clinkd.data.importing import Division, NotClean, import_data, split_again
 from clinkd.data.readers.forms import read_samples
@@ -54,11 +52,15 @@ def about(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "dataset.json").read_text()))
 
 
+def stored_samples(folder: Path) -> list[Sample]:
+    return [Sample.from_json(json.loads(line)) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
 def test_one_source_becomes_a_data_set(tmp_path: Path) -> None:
     source, out = Source(records(tmp_path / "a")), tmp_path / "out"
     found = import_data([source], out, CHECKS, Division(0.2, 0.2))
     assert found.clean and found.samples == 36
-    samples = SampleFile(out)
+    samples = stored_samples(out)
     plain = read_samples(source, found.told)
     assert [s.id for s in samples] == [s.id for s in plain]
     split_of: dict[str, set[str | None]] = {}
@@ -93,11 +95,11 @@ def test_two_sources_are_joined_below_one_root(tmp_path: Path) -> None:
     sources = [Source(records(tmp_path / "a", 6)), Source(records(tmp_path / "b", 6, first=6))]
     found = import_data(sources, tmp_path / "out", CHECKS, None)
     assert found.samples == 36 and found.groups == {"-": 6}
-    paths = {s.images[0].path for s in SampleFile(tmp_path / "out")}
+    paths = {s.images[0].path for s in stored_samples(tmp_path / "out")}
     assert paths == {f"a/images/{n}.png" for n in range(6)} | {f"b/images/{n}.png" for n in range(6, 12)}
     root = Source(tmp_path / "out").root.resolve()
     assert root == tmp_path and all((root / p).is_file() for p in paths)
-    assert {s.split for s in SampleFile(tmp_path / "out")} == {None}
+    assert {s.split for s in stored_samples(tmp_path / "out")} == {None}
 
 
 def test_bad_rows_stop_everything_unless_set_aside(tmp_path: Path) -> None:
@@ -113,9 +115,9 @@ def test_bad_rows_stop_everything_unless_set_aside(tmp_path: Path) -> None:
     found = import_data([Source(root)], tmp_path / "out", CHECKS, Division(), tmp_path / "aside.jsonl")
     aside = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
     assert [line["row"] for line in aside] == [4, 6] and all(line["reason"] for line in aside)
-    assert found.quarantined == 2 and found.samples == 30 == len(SampleFile(tmp_path / "out"))
+    assert found.quarantined == 2 and found.samples == 30 == len(stored_samples(tmp_path / "out"))
     assert sum(n for by in found.by_task_and_modality().values() for n in by.values()) == 30
-    assert {s.id[:6] for s in SampleFile(tmp_path / "out")}.isdisjoint({"set_3-", "set_5-"})
+    assert {s.id[:6] for s in stored_samples(tmp_path / "out")}.isdisjoint({"set_3-", "set_5-"})
 
 
 def test_sides_are_not_mixed_and_can_be_turned(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_sides_are_not_mixed_and_can_be_turned(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="records.jsonl, row 1: left and right are the image's here and the patient's"):
         import_data([patient, image], tmp_path / "out", CHECKS)
     import_data([patient, image], tmp_path / "out", CHECKS, side="patient")
-    samples = list(SampleFile(tmp_path / "out"))
+    samples = stored_samples(tmp_path / "out")
     assert {s.side for s in samples} == {"patient"} and about(tmp_path / "out")["side"] == "patient"
     assert {s.names for s in samples if s.names} == {("left kidney",)}
     other = Source(
@@ -145,7 +147,7 @@ def test_images_that_look_the_same_stay_together(tmp_path: Path) -> None:
     for first, second in ((0, 39), (39, 20), (4, 11)):
         Image.open(root / f"images/{first}.png").save(root / f"images/{second}.png")
     import_data([Source(root)], tmp_path / "out", CHECKS, Division(0.3, 0.3))
-    groups = {s.images[0].path: (s.group, s.split) for s in SampleFile(tmp_path / "out")}
+    groups = {s.images[0].path: (s.group, s.split) for s in stored_samples(tmp_path / "out")}
     assert groups["images/0.png"] == groups["images/39.png"] == groups["images/20.png"]
     assert groups["images/4.png"] == groups["images/11.png"] != groups["images/0.png"]
     assert len({g for g, _ in groups.values()}) == 20 - 3
@@ -154,10 +156,10 @@ def test_images_that_look_the_same_stay_together(tmp_path: Path) -> None:
 def test_splits_given_by_the_files_are_kept_or_forgotten(tmp_path: Path) -> None:
     root = records(tmp_path / "a", 40, split="train")
     import_data([Source(root)], tmp_path / "kept", CHECKS, Division(0.2, 0.2))
-    kept = {s.split for s in SampleFile(tmp_path / "kept")}
+    kept = {s.split for s in stored_samples(tmp_path / "kept")}
     assert kept == {"train", "validation"}  # nothing was given for validation: a part of train is put aside
     import_data([Source(root)], tmp_path / "anew", CHECKS, Division(0.2, 0.2, anew=True))
-    assert {s.split for s in SampleFile(tmp_path / "anew")} == {"train", "validation", "test"}
+    assert {s.split for s in stored_samples(tmp_path / "anew")} == {"train", "validation", "test"}
 
 
 def test_splitting_again_is_recorded(tmp_path: Path) -> None:
@@ -165,10 +167,10 @@ def test_splitting_again_is_recorded(tmp_path: Path) -> None:
     counts = split_again(tmp_path / "out", Division(0.1, 0.5, seed=3))
     assert sum(counts.values()) == 20 and counts["test"] > counts["validation"] > 0
     assert about(tmp_path / "out")["split"]["seed"] == 3 and about(tmp_path / "out")["groups"] == dict(counts)
-    samples = list(SampleFile(tmp_path / "out"))
+    samples = stored_samples(tmp_path / "out")
     assert len(samples) == 120
     split_again(tmp_path / "out", Division(0.1, 0.1, seed=4))
-    assert list(SampleFile(tmp_path / "out")) != samples
+    assert stored_samples(tmp_path / "out") != samples
     with pytest.raises(BadInput, match="no samples.jsonl"):
         split_again(tmp_path / "a", Division())
 
@@ -188,7 +190,7 @@ def test_copies_make_a_set_that_can_be_carried_away(tmp_path: Path) -> None:
     import_data([Source(root)], tmp_path / "out", CHECKS, None, copy=True)
     (tmp_path / "out").rename(tmp_path / "moved")
     (tmp_path / "a").rename(tmp_path / "gone")
-    samples = SampleFile(tmp_path / "moved")
+    samples = stored_samples(tmp_path / "moved")
     assert len({s.images[0].path for s in samples}) == 6
     for sample in samples:  # none took the place of another
         assert np.array_equal(before[sample.id], np.asarray(open_image(tmp_path / "moved", sample.images[0])))
@@ -206,7 +208,7 @@ def test_what_a_conversion_refuses_is_in_the_quarantine(tmp_path: Path) -> None:
         aside, out = tmp_path / f"q{len(allow)}.jsonl", tmp_path / f"out{len(allow)}"
         found = import_data([Source(root)], out, Checks(allow=allow, workers=1), None, aside, side="patient")  # type: ignore[arg-type]
         assert found.quarantined == 1 and json.loads(aside.read_text())["row"] == 2
-        assert len({s.images for s in SampleFile(out)}) == 3
+        assert len({s.images for s in stored_samples(out)}) == 3
 
 
 def test_a_doubtful_frame_is_not_laundered_by_a_quarantine(tmp_path: Path) -> None:
@@ -224,8 +226,8 @@ def test_an_allowed_split_is_taken_row_by_row(tmp_path: Path) -> None:
     lines[1] = lines[1].replace('"train"', '"test"')
     (root / "records.jsonl").write_text("\n".join(lines) + "\n")
     import_data([Source(root)], tmp_path / "out", Checks(allow=frozenset({"split"}), workers=1), Division())
-    assert {s.split for s in SampleFile(tmp_path / "out") if s.images[0].path == "images/1.png"} == {"test"}
-    assert {s.split for s in SampleFile(tmp_path / "out") if s.images[0].path == "images/0.png"} == {"train"}
+    assert {s.split for s in stored_samples(tmp_path / "out") if s.images[0].path == "images/1.png"} == {"test"}
+    assert {s.split for s in stored_samples(tmp_path / "out") if s.images[0].path == "images/0.png"} == {"train"}
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     sources = [Source(tmp_path / "a"), Source(tmp_path / "b")]
     checks = Checks(allow=frozenset({"near-duplicate"}), workers=1)
     import_data(sources, tmp_path / "out", checks, None)
-    assert len({s.id for s in SampleFile(tmp_path / "out")}) == 24
+    assert len({s.id for s in stored_samples(tmp_path / "out")}) == 24
     with pytest.raises(BadInput, match="given twice"):
         import_data([sources[0], sources[0]], tmp_path / "twice", checks)
 
@@ -316,30 +318,6 @@ def test_small_folders_with_a_dataset_json_are_read(shared: Path) -> None:
         pytest.skip(f"no cases at {cases}")
     for name in ("05_dataset_json/dataset.json", "05_nnunet/sheet.csv"):
         assert len(read_samples(Source(cases / name, modality=Modality.CT), Counter())) == 1
-
-
-# ---- random access --------------------------------------------------------------------------------------------------
-
-
-def test_random_access_equals_reading_in_order(tmp_path: Path) -> None:
-    import_data([Source(records(tmp_path / "a", 20))], tmp_path / "out", CHECKS)
-    file = tmp_path / "out/samples.jsonl"
-    plain = [Sample.from_json(json.loads(line)) for line in file.read_text().splitlines()]
-    samples = SampleFile(tmp_path / "out")
-    assert list(samples) == plain and samples[3:9:2] == plain[3:9:2] and samples[-1] == plain[-1]
-    order = random.Random(0).choices(range(len(plain)), k=200)
-    assert [samples[k] for k in order] == [plain[k] for k in order]
-    with pytest.raises(IndexError):
-        samples[len(plain)]
-    with file.open("a") as more:  # the file grew: its index is made anew
-        more.write(json.dumps(plain[0].to_json()))
-    assert len(SampleFile(file)) == len(plain) + 1 and SampleFile(file)[-1] == plain[0]
-    with file.open("a") as more:
-        more.write("\n{}\n")
-    with pytest.raises(BadInput, match=f"line {len(plain) + 2}"):
-        SampleFile(file)[-1]
-    with pytest.raises(BadInput, match="clinkd data import"):
-        SampleFile(tmp_path)
 
 
 # ---- the door -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from PIL import Image
 
 from clinkd.data import images
 from clinkd.data.checks.check import Checks
-from clinkd.data.dataset import SampleFile
 from clinkd.data.images import (
     KINDS,
     Facts,
@@ -31,7 +30,7 @@ from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.upload import decode_frame
 from clinkd.data.importing import import_data
 from clinkd.data.readers import detect_form, dicom_folder
-from clinkd.data.readers.forms import read_rows
+from clinkd.data.readers.forms import read_rows, read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.structured_report import Model, write_report
 from clinkd.pipeline import prepared
@@ -76,7 +75,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one file of the new kind."""
     monkeypatch.setattr("clinkd.data.images.KINDS", (Stack(), *KINDS))
     monkeypatch.setattr(
-        "clinkd.data.checks.near._HARMLESS", ("",)
+        "clinkd.data.checks.near._SAFE_SUFFIXES", ("",)
     )  # look at images here: what is patched ends with a process
     folder = tmp_path / "root"
     folder.mkdir()
@@ -145,7 +144,7 @@ def test_a_folder_of_a_new_kind_is_checked_and_imported(tmp_path: Path, root: Pa
     sheet = root / "rows.csv"
     sheet.write_text("image,question,answer,window\n" + "".join(f"{n},Is it white?,yes,40/400\n" for n in names))
     import_data([Source(sheet)], tmp_path / "out", Checks(), None)
-    samples = list(SampleFile(tmp_path / "out"))
+    samples = read_samples(Source(tmp_path / "out"), Counter())
     assert [(s.images[0].path, s.modality, s.group) for s in samples] == [(n, Modality.MR, "somebody") for n in names]
 
 

@@ -135,7 +135,7 @@ def test_shapes_are_legible_at_64_pixels(drawings: list[phantoms.Drawing]) -> No
 
 
 def test_no_class_can_be_guessed_blindly(drawn: Set) -> None:
-    found = guessability.measure(guessability.sightings(drawn.samples, drawn.folder))
+    found = guessability.measure_guessability(guessability.find_sightings(drawn.samples, drawn.folder))
     assert {g.name for g in found.classes} == set(phantoms.NAMES)
     assert found.highest <= 0.40, found.table()
     assert np.mean(list(found.hard.values())) <= 0.40
@@ -156,7 +156,7 @@ def test_guessability_sees_a_leak(leak: str) -> None:
         colour = (0.3 * number, 0.5, 0.5) if leak == "colour" else tuple(rng.random(3))
         modality = PAPER_MODALITIES[number] if leak == "modality" else Modality.CT
         seen.append(guessability.Sighting(str(k), modality, "abc"[number], box, colour))
-    found = guessability.measure(seen)
+    found = guessability.measure_guessability(seen)
     if leak in ("colour", "place"):
         assert found.hard[Modality.CT] > 0.95
     for guess in found.classes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from clinkd.cli import main
-from clinkd.data.dataset import SampleFile
+from clinkd.data.readers.forms import read_samples
+from clinkd.data.readers.source import Source
 
 ROOT = Path(__file__).parents[1]
 SHEET_HEAD = ("id", "image", "name", "x1", "y1", "x2", "y2", "Frage", "Antwort")
@@ -73,7 +75,7 @@ def test_twenty_files_and_a_sheet_become_a_data_set(here: Path, capsys: pytest.C
     assert main([*words, "--page", "mydata.html"]) == 0
     told = capsys.readouterr().out
     assert "60 samples of 20 images" in told
-    samples = list(SampleFile(here / "mydata"))
+    samples = read_samples(Source(here / "mydata"), Counter())
     assert {s.split for s in samples} == {"train", "validation", "test"}
     patients = {s.group for s in samples}
     assert len(patients) == 10  # two scans each, told apart by the header, kept as hashes

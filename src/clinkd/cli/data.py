@@ -349,7 +349,7 @@ def _stats(args: argparse.Namespace) -> int:
     show(count_samples(samples))
     if any(sample.task is Task.ROC for sample in samples) and not args.no_images:
         root = source_of(args, args.path).root
-        show(guessability.measure(guessability.sightings(samples, root)).table())
+        show(guessability.measure_guessability(guessability.find_sightings(samples, root)).table())
     return WRONG if bad else 0
 
 

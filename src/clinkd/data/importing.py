@@ -1,11 +1,14 @@
-"""Any number of sources to one data set: checked, on one side, split by patient or image, whole or not at all."""
+"""Import sources into one data set: checked, with one meaning of left and right, split by patient or image.
+
+The data set is written whole or not at all.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,28 +23,32 @@ from clinkd.data.readers import forms
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, assign_splits
-from clinkd.records import BadInput, ImageRef, Sample, Side, Split
+from clinkd.records import BadInput, ImageRef, Side, Split
 from clinkd.storage import new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """Shares of the groups held for validation and test. `anew` forgets the splits that the files gave."""
+    """The shares of the groups for validation and test. `anew`: the splits that the files state are not used."""
 
     validation: float = 0.1
     test: float = 0.2
     seed: int = 0
     anew: bool = False
 
+    def assign(self, groups: Mapping[str, Group]) -> dict[str, Split]:
+        """A split for every group, as `assign_splits`."""
+        return assign_splits(groups, self.validation, self.test, self.seed)
+
 
 class NotClean(BadInput):
-    """There are bad rows, and no file was named to put them in."""
+    """Some rows are bad, and the user named no file for them."""
 
-    def __init__(self, found: Findings) -> None:
-        rows = f"{found.bad_rows} of {found.rows} rows are bad"
+    def __init__(self, findings: Findings) -> None:
+        rows = f"{findings.bad_rows} of {findings.rows} rows are bad"
         super().__init__(f"{rows}: mend them, or set them aside with --quarantine FILE; nothing was written")
-        self.found = found
+        self.found = findings
 
 
 def import_data(  # noqa: PLR0913
@@ -53,21 +60,52 @@ def import_data(  # noqa: PLR0913
     side: Side | None = None,
     copy: bool = False,
 ) -> Findings:
-    """Read, check, divide (None leaves the splits as they are) and write `out`/samples.jsonl with its dataset.json.
+    """Read and check the sources, split them, and write `out`/samples.jsonl and `out`/dataset.json.
 
-    `side`: to whose left all words are turned; sources that differ are refused without it. Images stay where they are
-    unless `copy`: then they go to `out`/images as PNG, without their headers. Raises NotClean where rows are bad and
-    there is no `quarantine_file`; BadInput where `out` holds something, or a source cannot be read.
+    `division` None: the samples keep the splits that they have. `side`: left and right in all words are converted to
+    this side; without it, sources of different sides are an error. `copy`: the images are copied to `out`/images as
+    PNG, without their headers; otherwise they stay where they are. Raises NotClean if rows are bad and there is no
+    `quarantine_file`. Raises BadInput if `out` is not empty or a source cannot be read.
     """
     out = _resolve_path(out)
     if quarantine_file is not None and _resolve_path(quarantine_file).is_relative_to(out):
         raise BadInput(f"--quarantine {quarantine_file}: inside the new data set; put it beside")
     paths = [_resolve_path(s.path) for s in sources]
-    if twice := next((p for p in paths if paths.count(p) > 1), None):
-        raise BadInput(f"{twice}: given twice; give each source once")
+    if repeated := next((p for p in paths if paths.count(p) > 1), None):
+        raise BadInput(f"{repeated}: given twice; give each source once")
     with new_folder(out) as draft:
-        with_forms = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
-        return _write_data_set(with_forms, draft, out, checks, division, quarantine_file, side, copy)
+        sources = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
+        root = Path(os.path.commonpath([_resolve_path(s.root) for s in sources]))
+        checker = Checker(checks, root if all(s.open_images for s in sources) else None)
+        converter = _SideConverter(side)
+        results = _read_results(sources, root, converter, checker.findings)
+        if division is not None and division.anew:
+            results = map(_without_splits, results)
+        spool = draft / "read.jsonl"
+        _spool_good_rows(results, checker, spool)
+        findings = checker.close()
+        if findings.bad and (quarantine_file is None or any(p.row == 0 for p in findings.bad)):
+            raise NotClean(findings)
+        if quarantine_file is not None:
+            quarantine(sources, findings, quarantine_file)
+        copies = _ImageCopies(root, draft) if copy else None
+        _write_samples(spool, draft, findings, division, copies, keep_splits="split" in checks.allow)
+        spool.unlink()
+        about = {
+            "root": "." if copy else os.path.relpath(root, out) if _lies_near(root, out) else str(root),
+            "side": converter.side,
+            "sources": [_describe_source(s) for s in sources],
+            "rows": findings.rows,
+            "samples": findings.samples,
+            "quarantined": findings.quarantined,
+            "left_out": dict(findings.told),
+            "joined_groups": [list(pair) for pair in findings.joined],
+            "split": asdict(division) if division else None,
+            "groups": dict(findings.groups),
+            "clinkd": __version__,
+        }
+        write_json(draft / ABOUT, about)
+        return findings
 
 
 def _resolve_path(path: Path) -> Path:
@@ -77,203 +115,162 @@ def _resolve_path(path: Path) -> Path:
         raise BadInput(f"{path}: a loop of links; give the folder itself") from None
 
 
-def _write_data_set(  # noqa: PLR0913
-    sources: Sequence[Source],
-    draft: Path,
-    out: Path,
-    checks: Checks,
-    division: Division | None,
-    quarantine_file: Path | None,
-    side: Side | None,
-    copy: bool,
-) -> Findings:
-    roots = [_resolve_path(s.root) for s in sources]
-    root = Path(os.path.commonpath(roots))
-    checker = Checker(checks, root if all(s.open_images for s in sources) else None)
-    spool = draft / "read.jsonl"
-    convert_sides = _SideConverter(side)
-    files: dict[str, int] = {}
-    with spool.open("wb") as lines:
-        for number, (source, source_root) in enumerate(zip(sources, roots, strict=True), start=1):
-            folder = source_root.relative_to(root).as_posix()
-            id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
-            for entry in count_progress(
-                forms.read_rows(source, checker.found.told), f"read {source.path.name}", "rows"
-            ):
-                converted = convert_sides(_prefix_row(entry, "" if folder == "." else f"{folder}/", id_prefix))
-                # Found here, so no reader will report it again.
-                if converted.problem is not None and entry.problem is None:
-                    checker.found.between[converted.file, converted.row] = converted.problem
-                if division is not None and division.anew:
-                    converted = replace(converted, samples=tuple(replace(s, split=None) for s in converted.samples))
-                if checker.see(converted) is None:
-                    assign_splits = files.setdefault(converted.file, len(files)), converted.row
-                    lines.writelines(_encode_line(sample, assign_splits) for sample in converted.samples)
-    found = checker.close()
-    if found.bad and (quarantine_file is None or any(p.row == 0 for p in found.bad)):
-        raise NotClean(found)
-    if quarantine_file is not None:
-        quarantine(sources, found, quarantine_file)
-    bad = {(files[file], row) for file, row in found.between if file in files}
-    keep = "split" in checks.allow
-    placed = _write_samples(_Spool(spool, bad), draft, root, found, division, copy, keep)
-    spool.unlink()
-    about = {
-        "root": "." if copy else os.path.relpath(root, out.resolve()) if _lies_near(root, out) else str(root),
-        "side": convert_sides.side,
-        "sources": [_describe_source(s) for s in sources],
-        "rows": found.rows,
-        "samples": found.samples,
-        "quarantined": found.quarantined,
-        "left_out": dict(found.told),
-        "joined_groups": [list(pair) for pair in found.joined],
-        "split": asdict(division) if division else None,
-        "groups": dict(placed),
-        "clinkd": __version__,
-    }
-    write_json(draft / ABOUT, about)
-    return found
+def _read_results(
+    sources: Sequence[Source], root: Path, converter: _SideConverter, findings: Findings
+) -> Iterator[RowResult]:
+    """Yield the rows of all sources with one meaning of left and right, and image paths from the common root.
+
+    With several sources, each id begins with the number of its source, because two sheets may number rows alike.
+    """
+    for number, source in enumerate(sources, start=1):
+        folder = _resolve_path(source.root).relative_to(root).as_posix()
+        path_prefix = "" if folder == "." else f"{folder}/"
+        id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
+        for result in count_progress(forms.read_rows(source, findings.told), f"read {source.path.name}", "rows"):
+            converted = converter.convert(_prefix_row(result, path_prefix, id_prefix))
+            if converted.problem is not None and result.problem is None:
+                findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again
+            yield converted
+
+
+def _without_splits(result: RowResult) -> RowResult:
+    return replace(result, samples=tuple(replace(s, split=None) for s in result.samples))
 
 
 def _lies_near(root: Path, out: Path) -> bool:
-    """Whether the images lie beside the data set or in it, so that both may be moved together."""
-    return out.resolve().parent.is_relative_to(root) or root.is_relative_to(out.resolve())
+    """Whether the images are beside the data set or inside it, so that both can be moved together."""
+    return out.parent.is_relative_to(root) or root.is_relative_to(out)
 
 
-def _encode_line(sample: Sample, place: tuple[int, int]) -> bytes:
-    return orjson.dumps(sample.to_json() | {"at": place}, option=orjson.OPT_APPEND_NEWLINE)
+def _encode_line(record: dict[str, Any]) -> bytes:
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _prefix_row(entry: RowResult, path_prefix: str, id_prefix: str) -> RowResult:
-    """The entry with image paths from the common root, and ids of its source: two sheets may number rows alike."""
+def _prefix_row(result: RowResult, path_prefix: str, id_prefix: str) -> RowResult:
     if not path_prefix and not id_prefix:
-        return entry
-    moved = tuple(
+        return result
+    samples = tuple(
         replace(s, id=id_prefix + s.id, images=tuple(replace(i, path=path_prefix + i.path) for i in s.images))
-        for s in entry.samples
+        for s in result.samples
     )
-    return replace(entry, samples=moved)
+    return replace(result, samples=samples)
 
 
 class _SideConverter:
-    """Words on the side that is wanted; without one, all must be on the side of the first."""
+    """Converts words to the side `wanted`. Without it, all rows must have the side of the first one."""
 
     def __init__(self, wanted: Side | None) -> None:
         self.wanted = wanted
         self.side = wanted
 
-    def __call__(self, entry: RowResult) -> RowResult:
-        for sample in entry.samples:
+    def convert(self, result: RowResult) -> RowResult:
+        for sample in result.samples:
             self.side = self.side or sample.side
-            if sample.side == self.side:
-                continue
-            if self.wanted is None:
+            if sample.side != self.side and self.wanted is None:
                 raise BadInput(
-                    f"{entry.file}, row {entry.row}: left and right are the {sample.side}'s here and the {self.side}'s "
-                    "in the rows before; give --turn-to patient or --turn-to image to convert"
+                    f"{result.file}, row {result.row}: left and right are the {sample.side}'s here and the "
+                    f"{self.side}'s in the rows before; give --turn-to patient or --turn-to image to convert"
                 )
-            try:
-                turned = tuple(sides.convert_side(s, self.wanted) for s in entry.samples)
-            except BadInput as error:
-                problem = RowError(
-                    entry.file, entry.row, shorten_value(sample.id), "side", sample.side, str(error), "side"
-                )
-                return replace(entry, samples=(), problem=problem)
-            return replace(entry, samples=turned)
-        return entry
+        if self.wanted is None:
+            return result
+        try:
+            return replace(result, samples=tuple(sides.convert_side(s, self.wanted) for s in result.samples))
+        except BadInput as error:
+            sample = next(s for s in result.samples if s.side != self.wanted)
+            name = shorten_value(sample.id)
+            problem = RowError(result.file, result.row, name, "side", sample.side, str(error), "side")
+            return replace(result, samples=(), problem=problem)
 
 
-@dataclass(frozen=True)
-class _Spool:
-    """Samples as they were read, and the places of rows that turned out bad."""
-
-    file: Path
-    bad: set[tuple[int, int]]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        with self.file.open("rb") as lines:
-            for line in lines:
-                record = orjson.loads(line)
-                if tuple(record.pop("at")) not in self.bad:
-                    yield record
+def _spool_good_rows(results: Iterable[RowResult], checker: Checker, spool: Path) -> None:
+    """Store the samples of each row in which the checker finds no error so far."""
+    with spool.open("wb") as lines:
+        for result in results:
+            if checker.check_row(result) is None:
+                place = hash((result.file, result.row))
+                lines.writelines(_encode_line(sample.to_json() | {"at": place}) for sample in result.samples)
 
 
-def _write_samples(  # noqa: PLR0913
-    spool: _Spool, draft: Path, root: Path, findings: Findings, division: Division | None, copy: bool, keep: bool
-) -> Counter[str]:
-    """The rows that stayed good, with their splits, into samples.jsonl; the number of groups in each split.
+def _read_spool(spool: Path, findings: Findings) -> Iterator[dict[str, Any]]:
+    """The stored samples without those of rows in which the checker found an error later."""
+    bad_places = {hash(place) for place in findings.between}
+    return (record for record in _iterate_records(spool) if record.pop("at") not in bad_places)
 
-    `keep`: a split that a file gave is kept row by row, also where it tears a group.
+
+def _write_samples(
+    spool: Path,
+    draft: Path,
+    findings: Findings,
+    division: Division | None,
+    copies: _ImageCopies | None,
+    keep_splits: bool,
+) -> None:
+    """Write the good rows with their splits to samples.jsonl; count their samples and groups.
+
+    `keep_splits`: each row keeps the split that its file states, even if this divides a group.
     """
     leader = _find_leaders(findings.joined)
     groups: dict[str, Group] = {}
-    kept: set[str] = set()
-    for record in spool:
+    for record in _read_spool(spool, findings):
         group = leader.get(record["group"], record["group"])
-        kept.add(group)
         groups.setdefault(group, Group(record["source"], record["split"]))
-    placed = assign_splits(groups, division.validation, division.test, division.seed) if division else {}
+    splits: Mapping[str, Split | None]
+    splits = division.assign(groups) if division else {name: group.split for name, group in groups.items()}
     findings.turns.clear()
     findings.samples = 0
-    store = _Copies(root, draft) if copy else None
     with (draft / SAMPLES).open("wb") as lines:
-        for record in count_progress(spool, "write samples", "samples"):
+        for record in count_progress(_read_spool(spool, findings), "write samples", "samples"):
             group = record["group"] = leader.get(record["group"], record["group"])
             if division is not None:
-                record["split"] = (record["split"] if keep else None) or placed[group]
-            if store is not None:
-                record["images"] = [store(ImageRef.from_json(i)).to_json() for i in record["images"]]
-            lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+                record["split"] = (record["split"] if keep_splits else None) or splits[group]
+            if copies is not None:
+                record["images"] = [copies.copy(ImageRef.from_json(i)).to_json() for i in record["images"]]
+            lines.write(_encode_line(record))
             findings.samples += 1
             for turn in record["turns"]:
-                findings.count(record["split"], record["modality"], turn["task"])
+                findings.count_question(record["split"], record["modality"], turn["task"])
     if not findings.samples:
         raise BadInput(f"no sample is left of {findings.rows} rows; clinkd data check says why")
-    where: Mapping[str, Split | None] = placed if division else {g: group.split for g, group in groups.items()}
-    findings.groups = Counter(where[g] or "-" for g in kept)
-    return findings.groups
+    findings.groups = Counter(splits[name] or "-" for name in groups)
 
 
 def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Group -> the first of all groups that it is joined with."""
+    """For each joined group, the first of the groups that it is joined with."""
     leader: dict[str, str] = {}
 
-    def find(group: str) -> str:
+    def find_leader(group: str) -> str:
         while leader.setdefault(group, group) != group:
             group = leader[group]
         return group
 
     for one, two in pairs:
-        leader[find(two)] = find(one)
-    return {group: find(group) for group in leader}
+        leader[find_leader(two)] = find_leader(one)
+    return {group: find_leader(group) for group in leader}
 
 
-class _Copies:
-    """Images into the data set's own folder, each once."""
+class _ImageCopies:
+    """Copies each image once into the folder of the data set."""
 
     def __init__(self, root: Path, draft: Path) -> None:
         self.root, self.draft = root, draft
         self._copied: dict[tuple[str, str | None], ImageRef] = {}
         self._taken: set[str] = set()
 
-    def __call__(self, image: ImageRef) -> ImageRef:
+    def copy(self, image: ImageRef) -> ImageRef:
+        """Save the upright picture as PNG, without its header, because a header may hold names of persons."""
         key = image.path, image.window
         if key not in self._copied:
-            self._copied[key] = self._copy_image(image)
+            shown = f"{image.path} {image.window}" if image.window else image.path
+            plain = re.sub("[^A-Za-z0-9._/-]", "_", shown)
+            name = self._choose_name(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
+            target = self.draft / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            open_image(self.root, image).save(target)
+            self._copied[key] = ImageRef(name, image.width, image.height)
         return self._copied[key]
 
-    def _copy_image(self, image: ImageRef) -> ImageRef:
-        """The upright picture as PNG: pixels alone, since headers of any form may hold names."""
-        shown = f"{image.path} {image.window}" if image.window else image.path
-        plain = re.sub("[^A-Za-z0-9._/-]", "_", shown)
-        name = self._choose_name(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
-        target = self.draft / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        open_image(self.root, image).save(target)
-        return ImageRef(name, image.width, image.height)
-
     def _choose_name(self, name: str) -> str:
-        """The name, or one beside it where another image has it already."""
+        """The name, or the name with a number if another image has it already."""
         stem, dot, suffix = name.rpartition(".")
         candidate, number = name, 1
         while candidate.casefold() in self._taken:
@@ -284,7 +281,7 @@ class _Copies:
 
 
 def _describe_source(source: Source) -> dict[str, Any]:
-    """A source as dataset.json keeps it."""
+    """The source as dataset.json describes it."""
     return {
         "path": str(source.path.resolve()),
         "form": source.form,
@@ -294,9 +291,9 @@ def _describe_source(source: Source) -> dict[str, Any]:
 
 
 def split_again(folder: Path, division: Division) -> Counter[str]:
-    """Divide an imported data set again, whatever its splits were, and record it. The number of groups in each split.
+    """Split an imported data set anew and record it. Returns the number of groups in each split.
 
-    Raises BadInput where `folder` holds no data set, or the dataset.json of another program.
+    The old splits do not count. Raises BadInput if `folder` has no data set or has the dataset.json of another program.
     """
     file = folder / SAMPLES
     if not file.is_file():
@@ -307,12 +304,12 @@ def split_again(folder: Path, division: Division) -> Counter[str]:
     groups: dict[str, Group] = {}
     for record in _iterate_records(file):
         groups.setdefault(record["group"], Group(record["source"], None))
-    placed = assign_splits(groups, division.validation, division.test, division.seed)
+    splits = division.assign(groups)
     with replacing(file) as lines:
         for record in _iterate_records(file):
-            record["split"] = placed[record["group"]]
-            lines.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-    counts = Counter[str](placed[g] for g in groups)
+            record["split"] = splits[record["group"]]
+            lines.write(_encode_line(record))
+    counts = Counter[str](splits[name] for name in groups)
     write_json(folder / ABOUT, {**(about or {"root": "."}), "split": asdict(division), "groups": dict(counts)})
     return counts
 

@@ -1,4 +1,4 @@
-"""The many spellings of how an image was made, read as one of ten modalities."""
+"""Read the many spellings of a modality as one of ten."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _BY_SPELLING = {
 
 
 def read_modality(text: str) -> Modality:
-    """The modality meant by `text`; case, blanks and hyphens do not count. Raises BadInput on an unknown one."""
+    """The modality that `text` means; case, blanks and hyphens do not count. Raises BadInput if it is unknown."""
     modality = _BY_SPELLING.get(_normalise_spelling(text))
     if modality is None:
-        near = difflib.get_close_matches(_normalise_spelling(text), _BY_SPELLING, n=1)
-        hint = f"; did you mean {_BY_SPELLING[near[0]].value}?" if near else ""
+        similar = difflib.get_close_matches(_normalise_spelling(text), _BY_SPELLING, n=1)
+        hint = f"; did you mean {_BY_SPELLING[similar[0]].value}?" if similar else ""
         legal = ", ".join(spellings[0] for spellings in _SPELLINGS.values())
         raise BadInput(f"modality {text!r} is unknown{hint}; give one of {legal}")
     return modality

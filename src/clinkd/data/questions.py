@@ -1,4 +1,4 @@
-"""Whole sentences of the tasks, several ways to ask and one to answer; and the bare pairs of name and box."""
+"""The sentences of the tasks: several ways to ask, one way to answer. Also bare pairs of name and box."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OVERALL = (
     "What does this image show?",
     "Can you give a summary of the image?",
 )
-SENTENCES = (  # the verb speaks of the box, not of the name, so that "the lungs" reads as well as "the liver"
+SENTENCES = (  # the verb belongs to the box, not to the name, so that "the lungs" fits as well as "the liver"
     "This region shows the {name}, centred in the {third} third of the picture, and takes up {share} of it.",
     "Here one sees the {name}; the box is centred in the {third} third of the picture and covers {share} of it.",
     "The box holds the {name}, has its centre in the {third} third of the picture and fills {share} of it.",
     "Centred in the {third} third of the picture, on {share} of its area, this box shows the {name}.",
 )
-SHARES = (  # below this part of the picture's area: in words, because digits would read as a count of structures
+SHARES = (  # of boxes below this share of the area; in words, because digits would read as a number of structures
     (0.01, "less than a hundredth"),
     (0.035, "a few hundredths"),
     (0.075, "about a twentieth"),
@@ -51,17 +51,17 @@ SHARES = (  # below this part of the picture's area: in words, because digits wo
 
 
 def where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
-    """Visual grounding: every box of `name`, in the order given.
+    """Visual grounding: all boxes of `name`, in the given order.
 
-    The first box follows its name with nothing between, as in the grounding data of Qwen-VL: the token that predicts
-    the first coordinate is then the name itself, and a small model finds the right one of two structures (LOG.md).
+    The first box follows its name directly, as in the grounding data of Qwen-VL. The token that predicts the first
+    coordinate is then the name itself, so that a small model finds the right one of two structures (LOG.md).
     """
     answer = f"Here is the {name}{_join_words(['[box]'] * len(boxes))}."
     return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
 
 
 def what(box: Box, name: str, rng: random.Random) -> Turn:
-    """Referring object classification: the bare name, as Med-GRIT answers it."""
+    """Referring object classification: the answer is the bare name, as in Med-GRIT."""
     return Turn(Task.ROC, BoxedText(rng.choice(WHAT), (box,)), BoxedText(name))
 
 
@@ -71,9 +71,9 @@ def describe(box: Box, sentence: str, rng: random.Random) -> Turn:
 
 
 def write_box_sentence(name: str, box: Box, rng: random.Random) -> str:
-    """What a name and a box tell by themselves: the structure, the height of the box's centre, its share of the area.
+    """Describe a box by its name, the height of its centre, and its share of the area.
 
-    Left and right are not said: whose left it is would have to be known.
+    Left and right are left out, because it is not known whose left it would be.
     """
     middle = box.centre[1]
     third = "upper" if middle < 1 / 3 else "middle" if middle < 2 / 3 else "lower"
@@ -92,10 +92,10 @@ def _join_words(words: Sequence[str]) -> str:
 
 
 def make_bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
-    """Names and boxes without sentences: for each VG sample "the NAME" -> name and boxes, for each ROC one box -> name.
+    """Make pairs without sentences: "the NAME" -> name and boxes for each VG sample, box -> name for each ROC sample.
 
-    What a general model has seen by the million before it meets a hospital's questions. Equal pairs of an image are
-    kept once; other tasks have no pair, nor has a question about a name that the data do not tell apart from the words.
+    A general model has seen millions of such pairs before it meets the questions of a hospital. Equal pairs of an image
+    are kept once. Other tasks have no pair, and neither has a VG sample without `names`.
     """
     pairs: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
     for s in samples:

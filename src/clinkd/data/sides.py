@@ -1,11 +1,11 @@
-"""Whose left: words against boxes, and the change between the patient's left and the picture's.
+"""Left and right: compare words with boxes, and convert between the patient's left and the picture's left.
 
 Standard views of CT, MR, X-ray and PET show the patient from the front or from the feet, so that the patient's left is
-at the picture's right. No other modality has such a rule, and a sagittal or lateral view has none either.
+at the picture's right. Other modalities have no such rule, and neither have sagittal and lateral views.
 
-A side word has the frame that stands with it ("of the image", "the patient's left"), else the one the sample declares.
-Some names hold a side word that is no place and so depend on no frame (`_NAMES`): chambers and vessels of the heart,
-parts of the liver and of the colon, the aortic arch, projections, handedness.
+The frame of a side word stands beside it ("of the image", "the patient's left"); otherwise the sample declares it. Some
+names hold a side word that is no place and so have no frame (`_NAMES`): chambers and vessels of the heart, parts of the
+liver and of the colon, the aortic arch, projections, handedness.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clinkd.language.conflicts import denied, sides
 from clinkd.language.negation import mentions
 from clinkd.records import BadInput, Box, BoxedText, Fact, Modality, Sample, Side, Task, Turn
 
-MARGIN = 0.1  # of the width: how far from the middle a box must lie to be on a side
+MARGIN = 0.1  # of the width: a box on one side is at least so far from the middle
 MIRRORED = frozenset({Modality.CT, Modality.MR, Modality.XRAY, Modality.PET})  # patient's left at the picture's right
 
 _GAP = r"[\s_-]+"
@@ -48,15 +48,12 @@ _BEFORE_PATIENT = re.compile(
     rf"\b(?:(?:patient|subject|person|body)(?:['’]s\s+|s['’]?\s+|-)|(?:his|her|their|anatomic(?:al)?)\s+){_BETWEEN}",
     re.I,
 )
-_SIDE_OF = (
-    ("image", re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PICTURE}\b", re.I)),
-    (
-        "patient",
-        re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I),
-    ),
+_SIDE_OF_IMAGE = re.compile(rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PICTURE}\b", re.I)
+_SIDE_OF_PATIENT = re.compile(
+    rf"\b(?:side|half)\s+of\s+{_ARTICLE}{_PERSON}\b|\b{_PERSON}(?:['’]s|s['’]?)\s+side\b", re.I
 )
 
-# Names that depend on no frame: they stay where words change their frame.
+# Names without a frame: they stay as they are when the frame of the words changes.
 _NAMES = re.compile(
     rf"\b(?:{_LR}(?:{_GAP}(?:and|or){_GAP}{_LR})?(?:{_GAP}sided)?{_GAP}(?:main{_GAP})?(?:"
     r"heart|ventric\w*|atri(?:um|a|al)\b|auric\w*|bundle|coronary|circumflex|anterior descending"
@@ -66,14 +63,14 @@ _NAMES = re.compile(
     r"|(?:levo|laevo|dextro)\w+|(?:levo|laevo|dextro)-\w+|situs)\b",
     re.I,
 )
-# Left and right that are no sides.
+# Left and right that mean no side.
 _IDIOMS = re.compile(
     r"\bright\s+(?:away|now|next\s+to|beside)\b|\ball\s+right\b|\bright\s+or\s+wrong\b|\bright-angled\b"
     r"|\bright\s+(?:answer|choice|option|diagnosis)\b|\bat\s+(?:a\s+)?right\s+angles?\b|\bright\s+angles?\s+(?:to|with)\b"
     r"|\bleft\s+(?:behind|over|untreated|in\s+place|in\s+situ|alone|out|intact|unchanged|open)\b",
     re.I,
 )
-# What has a side that cannot be turned by turning a word, and why.
+# Words that cannot be converted by exchanging left and right, and why.
 _UNSAFE = (
     (
         re.compile(
@@ -92,14 +89,14 @@ _UNSAFE = (
 _OTHER_VIEW = re.compile(
     rf"\bsagittal\b|\blateral{_GAP}(?:{_PICTURE}|projections?|chest|cxr|spine)\b|\bposterior{_GAP}view\b", re.I
 )
-# Pictures of one limb, one breast or one eye are of one side as a whole: their halves tell nothing.
+# A picture of one limb, one breast or one eye shows one side as a whole: its halves mean nothing.
 _ONE_SIDED = re.compile(
     r"\b(?:knees?|hands?|foot|feet|wrists?|ankles?|legs?|arms?|elbows?|femurs?|femoral|tibia\w*|fibula\w*|hips?"
     r"|shoulders?|humer\w+|fingers?|toes?|thighs?|calf|forearms?|radius|ulna|patell\w+|breasts?|mamm\w+|eyes?|retina\w*"
     r"|fundus|macula\w*|optic|ears?|cochlea\w*|tooth|teeth|molars?|dental|(?:upper|lower)\s+(?:limb|extremity))\b",
     re.I,
 )
-# Words by which a text speaks of two places, so that a side may not be that of the box.
+# Words that relate two places, so that a side may not be the side of the box.
 _RELATING = re.compile(
     rf"\b{_LR}\s+(?:side\s+)?(?:of|to|from)\b|\b(?:adjacent|near|next|beside|between|from|towards?|into|across|relative"
     r"|relation|compared|than|opposite|contralateral|medial|lateral|crosse?s?|crossing|midline|shift\w*|displac\w*"
@@ -109,6 +106,7 @@ _RELATING = re.compile(
 _PIECES = re.compile(r"[.;,:!?\n]|\b(?:and|but|with|which|while|whereas|without|that)\b", re.I)
 
 Half = Literal["left", "right"]
+_OPPOSITE: dict[str, Half] = {"left": "right", "right": "left"}
 Frame = Literal["image", "patient", "unclear"]
 
 
@@ -132,11 +130,10 @@ def _find_side_words(text: str) -> tuple[_SideWord, ...]:
     """The side words of a text; side words in names and idioms do not count."""
     if not _mentions_side(text):
         return ()
-    matches = list(_SIDE_WORD.finditer(text))
     excluded_spans = [m.span() for pattern in (_NAMES, _IDIOMS) for m in pattern.finditer(text)]
     return tuple(
         _SideWord(m[0], *m.span(), "left" if m[1].lower() == "left" else "right", _find_frame(text, *m.span()))
-        for m in matches
+        for m in _SIDE_WORD.finditer(text)
         if not any(start <= m.start() < end for start, end in excluded_spans)
     )
 
@@ -152,8 +149,10 @@ def _find_frame(text: str, start: int, end: int) -> Frame | None:
 
 def _find_question_frame(question: str) -> str | None:
     """The frame that a question names, or None; the answer uses the same frame."""
-    stated_frame = next((w.frame for w in _find_side_words(question) if w.frame), None)
-    return stated_frame or next((frame for frame, pattern in _SIDE_OF if pattern.search(question)), None)
+    for word in _find_side_words(question):
+        if word.frame:
+            return word.frame
+    return "image" if _SIDE_OF_IMAGE.search(question) else "patient" if _SIDE_OF_PATIENT.search(question) else None
 
 
 def _list_texts(sample: Sample) -> Iterator[str]:
@@ -170,10 +169,10 @@ def _list_texts(sample: Sample) -> Iterator[str]:
 
 
 def find_side_contradiction(sample: Sample) -> str | None:
-    """Why the boxes of a sample lie on the other side than its words say, in one line; None where they do not.
+    """One line that says why the boxes and the words of a sample name different sides; None if they do not.
 
-    It reports only certain cases: all boxes are further than `MARGIN` from the middle, on the wrong side; the words
-    mean one side only and no relation between places; the patient's left is judged in `MIRRORED` modalities alone.
+    It reports only clear cases. All boxes must be on the wrong side, further than `MARGIN` from the middle. The words
+    must name one side only and relate no places. The patient's left is checked in `MIRRORED` modalities only.
     """
     texts = list(_list_texts(sample))
     if not any(map(_mentions_side, texts)) or any(_OTHER_VIEW.search(text) for text in texts):
@@ -187,7 +186,7 @@ def find_side_contradiction(sample: Sample) -> str | None:
 
 
 def _pair_texts_with_boxes(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[Box, ...]]]:
-    """Texts with the boxes they name."""
+    """Yield texts with the boxes that they name."""
     question, answer = turn.question, turn.answer
     question_frame = _find_question_frame(question.text)
     if question_frame and any(w.frame is None for w in _find_side_words(answer.text)):
@@ -213,27 +212,25 @@ def _explain_contradiction(text: str, boxes: tuple[Box, ...], sample: Sample) ->
     if min(distances) <= MARGIN:
         return None
     box = boxes[0]
-    other = "left" if half == "right" else "right"
     declared = all(w.frame is None for w in words)
     frame = f"side={sample.side}" if declared else "the frame it names"
     another = f"give --side {'image' if sample.side == 'patient' else 'patient'}, or " if declared else ""
-    return (
-        f"{words[0].text!r} in {_shorten_text(text)!r}: its box at x {box.x1:.2f} to {box.x2:.2f} is in the "
-        f"picture's {other} half, where {frame} means the {half} one; {another}correct the word or the box"
-    )
+    place = f"its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {_OPPOSITE[half]} half"
+    meaning = f"where {frame} means the {half} one; {another}correct the word or the box"
+    return f"{words[0].text!r} in {_shorten_text(text)!r}: {place}, {meaning}"
 
 
 def _select_certain_words(text: str, sample: Sample) -> list[_SideWord]:
-    """The side words that a text affirms; none where it may mean another place, or a side in no known frame."""
+    """The side words that a text affirms; none if it may mean another place, or if the frame is unknown."""
     affirmed = sides(text)
     words = [w for w in _find_side_words(text) if w.side in affirmed]
     frames = {w.frame or sample.side for w in words}
     doubts = (_ONE_SIDED, _NAMES, _IDIOMS, *(pattern for pattern, _ in _UNSAFE))
     if not words or "unclear" in frames or any(doubt.search(text) for doubt in doubts):
         return []
-    if _RELATING.search(_remove_frame_phrases(text)) or (
-        len({w.frame for w in _find_side_words(text)}) > 1 and denied(text)
-    ):
+    if _RELATING.search(_remove_frame_phrases(text)):
+        return []
+    if len({w.frame for w in _find_side_words(text)}) > 1 and denied(text):
         return []
     if "patient" in frames and sample.modality not in MIRRORED:
         return []
@@ -246,26 +243,24 @@ def _remove_frame_phrases(text: str) -> str:
 
 
 def _find_half(side: Half, frame: str) -> Half:
-    """The half of a standard view."""
-    if frame == "image":
-        return side
-    return "right" if side == "left" else "left"
+    """The half of the picture in a standard view."""
+    return side if frame == "image" else _OPPOSITE[side]
 
 
 def _shorten_text(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-# ---- another frame -------------------------------------------------------------------------------------------------
+# ---- conversion ----------------------------------------------------------------------------------------------------
 
 
 def convert_side(sample: Sample, to: Side) -> Sample:
-    """The same sample with the words of the other frame: the patient's "left lung" is the "right lung" of the picture.
+    """Convert the words to another frame: the patient's "left lung" is the "right lung" of the picture.
 
-    Words that say their frame themselves stay, and so do names without a frame. For standard views, which a picture
-    does not tell: a sagittal slice must be kept out by the caller. Raises BadInput where a change would be a guess: a
-    modality without a rule, an abbreviation, words that may be a side or not, a bare answer to a question that names a
-    frame.
+    Words that state their frame stay, and so do names without a frame. This holds for standard views only. A picture
+    does not state its view, so the caller must leave out sagittal slices. Raises BadInput if a change would be a guess:
+    a modality without a rule, an abbreviation, words that may mean a side or not, an answer without a frame to a
+    question with one.
     """
     if sample.side == to:
         return sample
@@ -282,10 +277,10 @@ def convert_side(sample: Sample, to: Side) -> Sample:
     _refuse_matches(sample, ((_OTHER_VIEW, "a view without left and right; leave the sample out"),))
     for turn in sample.turns:
         answer = turn.answer.text
-        bare = next((w for w in _find_side_words(answer) if w.frame is None), None)
-        if bare and _find_question_frame(turn.question.text):
+        word_without_frame = next((w for w in _find_side_words(answer) if w.frame is None), None)
+        if word_without_frame and _find_question_frame(turn.question.text):
             why = "the question names a frame, the answer does not; write it into the answer"
-            raise _make_refusal(sample, bare.text, answer, why)
+            raise _make_refusal(sample, word_without_frame.text, answer, why)
 
     def swap_text(value: BoxedText) -> BoxedText:
         return replace(value, text=_swap_sides(value.text, sample))
@@ -314,19 +309,17 @@ def _exchange_side_words(text: str, sample: Sample) -> str:
     pieces, position = [], 0
     for word in _find_side_words(text):
         if word.frame is None:
-            pieces += [text[position : word.start], _exchange_word(word.text, text, sample)]
+            pieces += [text[position : word.start], _exchange_word(word, text, sample)]
             position = word.end
     return "".join([*pieces, text[position:]])
 
 
-def _exchange_word(word: str, text: str, sample: Sample) -> str:
-    stem = 4 if word[0] in "lL" else 5
-    head, tail = word[:stem], word[stem:]
-    new = "right" if stem == 4 else "left"
+def _exchange_word(word: _SideWord, text: str, sample: Sample) -> str:
+    stem, ending = word.text[: len(word.side)], word.text[len(word.side) :]  # "left" and "ward"
     for case in (str.lower, str.title, str.upper):
-        if head == case(head):
-            return case(new) + tail
-    raise _make_refusal(sample, word, text, "capitals within the word; write it in one case")
+        if stem == case(stem):
+            return case(_OPPOSITE[word.side]) + ending
+    raise _make_refusal(sample, word.text, text, "capitals within the word; write it in one case")
 
 
 def _refuse_matches(sample: Sample, patterns: Iterable[tuple[re.Pattern[str], str]]) -> None:

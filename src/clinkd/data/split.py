@@ -1,4 +1,4 @@
-"""Split samples by group into train, validation and test; sample the teacher's share of the training images."""
+"""Split samples by group into train, validation and test; choose the teacher's share of the training images."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import replace
 from math import floor
 from typing import NamedTuple
 
-from clinkd.records import BadInput, Sample, Split, Task
+from clinkd.records import BadInput, Modality, Sample, Split, Task
 
 
 def _compute_hash_rank(seed: int, what: str, key: str) -> float:
-    """A number in [0, 1) that depends on these three only."""
+    """A number in [0, 1) that depends only on the three arguments."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{what}/{key}".encode()).digest()[:7], "big") / 2**56
 
 
 def split_samples(samples: Sequence[Sample], validation_share: float, test_share: float, seed: int) -> list[Sample]:
-    """The samples with `split` set; all samples of a group stay together, samples that have a split keep it.
+    """Set the `split` of all samples, as `assign_splits` chooses it. All samples of a group stay together.
 
-    See `assign_splits` for who goes where. Raises BadInput on shares that leave nothing to train on, on a group already
-    torn, or where a split stays empty.
+    Samples that have a split keep it. Raises BadInput if the shares leave nothing to train on, if a group is in two
+    splits, or if a split stays empty.
     """
     groups: dict[str, Group] = {}
     for sample in samples:
@@ -29,16 +29,16 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
         if first_of_group.split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
     placed = assign_splits(groups, validation_share, test_share, seed)
-    split_samples = [replace(s, split=placed[s.group]) for s in samples]
-    counts = Counter(s.split for s in split_samples)
+    placed_samples = [replace(s, split=placed[s.group]) for s in samples]
+    counts = Counter(s.split for s in placed_samples)
     for name in ("train", "validation", "test"):
         if not counts[name]:
             raise BadInput(f"the {name} split is empty: {len(groups)} groups are too few; give more data")
-    return split_samples
+    return placed_samples
 
 
 class Group(NamedTuple):
-    """A group stays in one split: the collection it comes from, and its given split, if any."""
+    """A group, which stays in one split: the collection that it comes from, and its stated split, if any."""
 
     source: str
     split: Split | None
@@ -47,12 +47,12 @@ class Group(NamedTuple):
 def assign_splits(
     groups: Mapping[str, Group], validation_share: float, test_share: float, seed: int
 ) -> dict[str, Split]:
-    """A split for every group; those that were given one keep it, save where nothing was given for validation.
+    """Assign a split to every group. Groups with a stated split keep it, with one exception below.
 
-    A group's place follows from a hash of its name alone, so more data leave the old groups where they were, save this:
-    a source with three free groups or more that got none in a split hands over the group that came nearest to it. Where
-    no group is for validation (files of train and test only), `validation_share` of the train groups are put aside.
-    Raises BadInput on shares that leave nothing to train on.
+    The split follows from a hash of the group's name, so that more data do not move old groups. There is one exception:
+    if a source with at least three free groups has none in a split, the group with the nearest hash moves there. If no
+    group at all is in validation (files of train and test only), `validation_share` of the train groups move there.
+    Raises BadInput if the shares leave nothing to train on.
     """
     if not 0 <= validation_share < 1 or not 0 <= test_share < 1 or validation_share + test_share >= 1:
         raise BadInput(
@@ -81,7 +81,7 @@ def _split_source(groups: Sequence[str], validation: float, test: float, seed: i
     placed = {g: next(s for s, (low, high) in bounds.items() if low <= hash_rank[g] < high) for g in groups}
     for missing, (low, high) in bounds.items():
         if low == high:
-            continue  # a share of nothing
+            continue  # a share of 0
         counts = Counter(placed.values())
         spare = [g for g in groups if counts[placed[g]] > 1]
         if len(groups) >= 3 and not counts[missing] and spare:
@@ -90,21 +90,22 @@ def _split_source(groups: Sequence[str], validation: float, test: float, seed: i
 
 
 def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:
-    """Whole images, `share` of them, spread evenly over modalities and the sets of tasks asked of an image.
+    """Choose `share` of the images with all their samples, evenly over modalities and over the tasks of an image.
 
-    Every such stratum gives its share to within one image, and so does the whole; never none. Order is kept.
-    Raises BadInput on a share outside (0, 1], or without samples.
+    Each such stratum, and the whole, has its share to within one image. At least one image is chosen. The order stays.
+    Raises BadInput if the share is outside (0, 1], or without samples.
     """
     if not 0 < share <= 1:
         raise BadInput(f"teacher.share={share:g}: more than 0 and at most 1 is wanted")
     if not samples:
         raise BadInput("teacher.share: there are no samples to draw from")
     tasks: dict[str, set[Task]] = {}
-    first: dict[str, Sample] = {}
+    modalities: dict[str, Modality] = {}
     for sample in samples:
-        tasks.setdefault(_join_image_paths(sample), set()).add(sample.task)
-        first.setdefault(_join_image_paths(sample), sample)
-    order = sorted(first, key=lambda i: (first[i].modality, sorted(tasks[i]), _compute_hash_rank(seed, "share", i)))
+        image = _join_image_paths(sample)
+        tasks.setdefault(image, set()).add(sample.task)
+        modalities.setdefault(image, sample.modality)
+    order = sorted(tasks, key=lambda i: (modalities[i], sorted(tasks[i]), _compute_hash_rank(seed, "share", i)))
     start = _compute_hash_rank(seed, "share", "start")  # systematic sampling: every 1/share-th of the ordered images
     sampled = {image for k, image in enumerate(order) if floor((k + 1) * share + start) > floor(k * share + start)}
     sampled = sampled or {order[int(start * len(order))]}
@@ -112,7 +113,7 @@ def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sam
 
 
 def count_sampled_images(images: int, share: float, seed: int) -> int:
-    """How many of so many images `sample_share` draws."""
+    """The number of images that `sample_share` chooses."""
     return max(1, floor(images * share + _compute_hash_rank(seed, "share", "start")))
 
 

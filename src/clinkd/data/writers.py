@@ -1,7 +1,7 @@
-"""Samples to files: ShareGPT for LLaMA-Factory, COCO for detectors, and our own samples.jsonl.
+"""Write samples to files: ShareGPT for LLaMA-Factory, COCO for detectors, and our own samples.jsonl.
 
-All write into a file beside the final one and rename it when it is whole, so that a crash or a refused sample leaves
-what was there before. Samples may be a stream.
+Each writer writes a temporary file and renames it when it is whole. So after a crash or a refused sample, the old file
+is still there. The samples may be a stream.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import orjson
 
 from clinkd.data import grids
 from clinkd.data.codecs import Codec, make_codec
+from clinkd.data.readers.coco import COCO_EXTRA_KEY
 from clinkd.data.readers.conversations import CONVERSATION_EXTRA_KEY
 from clinkd.data.readers.rows import RESERVED
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Sample, Task
 from clinkd.storage import replacing, write_json
 
 DATASET_INFO = "dataset_info.json"
-WHOLE = "all"  # name of the file of samples that are of no split
+NO_SPLIT = "all"  # name of the file of samples without a split
 
 _FRAME = re.compile(r"#\d+$")
 
@@ -33,15 +34,20 @@ _FRAME = re.compile(r"#\d+$")
 def _encode_json(value: Any, sample: Sample) -> bytes:
     try:
         return orjson.dumps(value)
-    except TypeError as error:  # half a character
+    except TypeError as error:  # text with half a character
         raise BadInput(f"sample {sample.id!r}: cannot be written as JSON ({error}); mend its text") from None
+
+
+def _select_fields(sample: Sample, *keys: str) -> dict[str, Any]:
+    record = sample.to_json()
+    return {key: record[key] for key in keys}
 
 
 # ---- samples.jsonl --------------------------------------------------------------------------------------------------
 
 
 def write_jsonl(samples: Iterable[Sample], file: Path) -> int:
-    """One `Sample.to_json` a line; gives their number. Coordinates are rounded to 1e-6 of the image."""
+    """Write one `Sample.to_json` a line and return their number. Coordinates are rounded to 1e-6 of the image."""
     number = 0
     with replacing(file) as lines:
         for sample in samples:
@@ -61,16 +67,17 @@ def write_sharegpt(
     min_pixels: int = grids.MIN_PIXELS,
     max_pixels: int = grids.MAX_PIXELS,
 ) -> Counter[str]:
-    """A file a split (train.json, ..., all.json where there is none), and dataset_info.json, as LLaMA-Factory loads.
+    """Write one file for each split (train.json, ..., all.json without a split) and the dataset_info.json for them.
 
-    `boxes` is the codec of boxes in the text; where it is pixels of the resized image, `min_pixels` and `max_pixels`
-    are the limits of that resize. LLaMA-Factory joins image paths to its `media_dir`: set that to the folder that the
-    paths of the samples start from, or give it here as `root`, and absolute paths are written.
+    LLaMA-Factory loads these files. `boxes` names the codec of the boxes in the text. If it counts pixels of the
+    resized image, `min_pixels` and `max_pixels` are the limits of that resize. LLaMA-Factory joins image paths to its
+    `media_dir`: set that to the folder in which the paths of the samples begin, or give this folder as `root` to write
+    absolute paths.
 
-    Under the key "clinkd" stands what a conversation does not hold, so that reading it back gives the same samples.
-    The counter tells, by reason, what is not as in the samples, or will not be as here in LLaMA-Factory.
-    Raises BadInput, naming the sample, for words that would be read as an image mark or a box, for an empty text, and
-    for boxes in pixels of an image of unknown size; also where the folder holds files already.
+    The key "clinkd" holds what a conversation does not, so that reading the files gives the same samples. The counter
+    states, by reason, what differs from the samples or will differ in LLaMA-Factory. Raises BadInput with the id of the
+    sample for words that read as an image mark or a box, for an empty text, and for boxes in pixels of an image of
+    unknown size. Raises BadInput if the folder is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder}: not empty; give a new folder, lest old files be taken for a part of the new data")
@@ -78,8 +85,8 @@ def write_sharegpt(
     files: dict[str, IO[bytes]] = {}
     with contextlib.ExitStack() as open_files:
         for sample in samples:
-            name = sample.split or WHOLE
-            row = _encode_json(writer.row(sample), sample)
+            name = sample.split or NO_SPLIT
+            row = _encode_json(writer.make_row(sample), sample)
             if name not in files:
                 files[name] = open_files.enter_context(replacing(folder / f"{name}.json"))
                 files[name].write(b"[\n" + row)
@@ -90,45 +97,36 @@ def write_sharegpt(
         for file in files.values():
             file.write(b"\n]\n")
     columns = {"messages": "conversations", "images": "images"}
-    info = {f"{folder.resolve().name}_{n}": _describe_file(f"{n}.json", columns) for n in files}
+    info = {
+        f"{folder.resolve().name}_{name}": {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": columns}
+        for name in files
+    }
     write_json(folder / DATASET_INFO, info)
     return writer.notes
 
 
-def _describe_file(file: str, columns: dict[str, str]) -> dict[str, Any]:
-    return {"file_name": file, "formatting": "sharegpt", "columns": columns}
-
-
 class _ShareGptWriter:
-    """Samples to rows of ShareGPT."""
+    """Turns samples into rows of ShareGPT."""
 
     def __init__(self, codec: Codec, root: Path | None, min_pixels: int, max_pixels: int) -> None:
         self.codec, self.root = codec, root
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.notes: Counter[str] = Counter()
 
-    def row(self, sample: Sample) -> dict[str, Any]:
-        said = []
-        for k, turn in enumerate(sample.turns):
-            question = self._encode_text(turn.question, sample, f"question {k + 1}")
-            marks = "<image>" * len(sample.images) if k == 0 else ""
-            said.append({"from": "human", "value": marks + question})
-            said.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {k + 1}")})
+    def make_row(self, sample: Sample) -> dict[str, Any]:
+        messages = []
+        for number, turn in enumerate(sample.turns, start=1):
+            question = self._encode_text(turn.question, sample, f"question {number}")
+            marks = "<image>" * len(sample.images) if number == 1 else ""
+            messages.append({"from": "human", "value": marks + question})
+            messages.append({"from": "gpt", "value": self._encode_text(turn.answer, sample, f"answer {number}")})
+        extra = {"modality": sample.modality, "tasks": [turn.task for turn in sample.turns]}
+        extra |= _select_fields(sample, "group", "source", "names", "facts", "side", "split")
         return {
             "id": sample.id,
             "images": [self._write_path(image) for image in sample.images],
-            "conversations": said,
-            CONVERSATION_EXTRA_KEY: {
-                "modality": sample.modality.value,
-                "tasks": [turn.task.value for turn in sample.turns],
-                "group": sample.group,
-                "source": sample.source,
-                "names": list(sample.names),
-                "facts": [fact.to_json() for fact in sample.facts],
-                "side": sample.side,
-                "split": sample.split,
-                "boxes": self.codec.name,
-            },
+            "conversations": messages,
+            CONVERSATION_EXTRA_KEY: extra | {"boxes": self.codec.name},
         }
 
     def _write_path(self, image: ImageRef) -> str:
@@ -141,26 +139,26 @@ class _ShareGptWriter:
         return image.path if self.root is None else (self.root.resolve() / image.path).as_posix()
 
     def _encode_text(self, text: BoxedText, sample: Sample, field: str) -> str:
-        """The text with its boxes written out; read back at once, because what reads as another text is no export."""
-        bare = text.text.strip()
-        if bare != text.text:
+        """Spell out the boxes of a text, and decode it again: an export that reads as another text is an error."""
+        stripped = text.text.strip()
+        if stripped != text.text:
             self.notes["texts without the white space that was around them"] += 1
-            text = replace(text, text=bare)
-        if not bare:
+            text = replace(text, text=stripped)
+        if not stripped:
             raise BadInput(f"sample {sample.id!r}: {field} is empty; fill it in, or leave the sample out")
-        if mark := RESERVED.search(bare):
+        if mark := RESERVED.search(stripped):
             why = f"holds {mark.group()}, which would be read as a mark; write it otherwise"
             raise BadInput(f"sample {sample.id!r}: {field} {why}")
         try:
             size = self._compute_resized_size(sample.images[-1]) if self.codec.needs_size else None
-            written = self.codec.encode(text, size)
-            read = self.codec.decode(written, size)
+            encoded = self.codec.encode(text, size)
+            decoded = self.codec.decode(encoded, size)
         except BadInput as error:
             raise BadInput(f"sample {sample.id!r}: {field}: {error}") from None
-        if read.unread or read.answer.text != bare or len(read.answer.boxes) != len(text.boxes):
+        if decoded.unread or decoded.answer.text != stripped or len(decoded.answer.boxes) != len(text.boxes):
             why = f"words that read as a box or a mark of {self.codec.name}; write them otherwise"
-            raise BadInput(f"sample {sample.id!r}: {field} {bare[:60]!r} holds {why}")
-        return written
+            raise BadInput(f"sample {sample.id!r}: {field} {stripped[:60]!r} holds {why}")
+        return encoded
 
     def _compute_resized_size(self, image: ImageRef) -> grids.Size:
         if image.width is None or image.height is None:
@@ -172,18 +170,18 @@ class _ShareGptWriter:
 
 
 def write_coco(samples: Iterable[Sample], file: Path) -> Counter[str]:
-    """Boxes and names as a COCO detection file: those of VG answers, and of ROC questions; each box and name once.
+    """Write boxes and names as a COCO detection file: those of VG answers and of ROC questions, each one once.
 
-    Boxes are [x, y, width, height] in pixels of the upright image, of a sample's last image. A category is a name, as
-    it is written. "clinkd" in an image holds what COCO does not: modality, group, source, side and split. The counter
-    tells, by reason, which turns COCO cannot hold. Raises BadInput, naming the sample, for an image of unknown size, or
-    of which two samples say different things, and where there is no box at all.
+    A box is [x, y, width, height] in pixels of the upright image, the last one of a sample. A category is a name as it
+    is spelled. "clinkd" in an image holds what COCO does not: modality, group, source, side and split. The counter
+    states, by reason, which turns COCO cannot hold. Raises BadInput with the id of the sample for an image of unknown
+    size, and for an image that two samples describe differently. Raises BadInput if there is no box at all.
     """
     coco = _CocoWriter()
     with replacing(file) as out:
         out.write(b'{"annotations": [')
         for sample in samples:
-            for annotation in coco.annotations(sample):
+            for annotation in coco.iterate_annotations(sample):
                 out.write((b",\n" if annotation["id"] > 1 else b"\n") + _encode_json(annotation, sample))
         if not coco.images:
             raise BadInput(f"{file}: no boxes with names to write; COCO holds nothing else")
@@ -196,7 +194,7 @@ def write_coco(samples: Iterable[Sample], file: Path) -> Counter[str]:
 
 
 class _CocoWriter:
-    """Images, categories and what was written so far."""
+    """The images, the categories and the boxes that were written so far."""
 
     def __init__(self) -> None:
         self.images: dict[str, dict[str, Any]] = {}
@@ -204,8 +202,8 @@ class _CocoWriter:
         self.written: set[tuple[int, int, Box]] = set()
         self.notes: Counter[str] = Counter()
 
-    def annotations(self, sample: Sample) -> Iterator[dict[str, Any]]:
-        """The new ones of a sample."""
+    def iterate_annotations(self, sample: Sample) -> Iterator[dict[str, Any]]:
+        """Yield the annotations of a sample that were not written before."""
         for turn in sample.turns[:-1]:
             self.notes[f"{turn.task} turns before the last one, whose names are not kept"] += 1
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
@@ -227,39 +225,31 @@ class _CocoWriter:
     def _describe_image(self, sample: Sample) -> dict[str, Any]:
         image = sample.images[-1]
         if image.width is None or image.height is None:
-            raise BadInput(
-                f"sample {sample.id!r}: the size of {image.path} is unknown, and COCO needs it; open the images"
-            )
-        known = self.images.get(image.path)
-        made = {
-            "id": known["id"] if known else len(self.images) + 1,
+            why = f"the size of {image.path} is unknown, and COCO needs it; open the images"
+            raise BadInput(f"sample {sample.id!r}: {why}")
+        earlier = self.images.get(image.path)
+        entry = {
+            "id": earlier["id"] if earlier else len(self.images) + 1,
             "file_name": image.path,
             "width": image.width,
             "height": image.height,
-            CONVERSATION_EXTRA_KEY: {
-                "modality": sample.modality.value,
-                "group": sample.group,
-                "source": sample.source,
-                "side": sample.side,
-                "split": sample.split,
-            },
+            COCO_EXTRA_KEY: _select_fields(sample, "modality", "group", "source", "side", "split"),
         }
-        if known is None:
-            _encode_json(made, sample)
-            self.images[image.path] = made
+        if earlier is None:
+            _encode_json(entry, sample)
+            self.images[image.path] = entry
             if image.orientation != 1:
                 self.notes["images turned by their EXIF tag, which some readers of COCO do not turn"] += 1
-        elif known != made:
+        elif earlier != entry:
             raise BadInput(
-                f"sample {sample.id!r}: says of {image.path} {made[CONVERSATION_EXTRA_KEY]}, and an earlier sample "
-                f"{known[CONVERSATION_EXTRA_KEY]}; "
-                "write one file a split and source"
+                f"sample {sample.id!r}: says of {image.path} {entry[COCO_EXTRA_KEY]}, and an earlier sample "
+                f"{earlier[COCO_EXTRA_KEY]}; write one file a split and source"
             )
-        return made
+        return entry
 
 
 def _name_boxes(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]:
-    """Each box with its name; nothing where the sample does not say it."""
+    """Each box with its name; empty if the sample does not state which name it has."""
     if sample.task is Task.ROC and len(sample.names) != 1:
         return [(sample.answer.words, box) for box in boxes]
     if len(sample.names) == 1:
@@ -270,12 +260,12 @@ def _name_boxes(sample: Sample, boxes: tuple[Box, ...]) -> list[tuple[str, Box]]
 def _make_annotation(number: int, image: dict[str, Any], category: int, box: Box) -> dict[str, Any]:
     x, width = _fit_side(box.x1, box.x2, image["width"])
     y, height = _fit_side(box.y1, box.y2, image["height"])
-    made = {"id": number, "image_id": image["id"], "category_id": category, "bbox": [x, y, width, height]}
-    return made | {"area": width * height, "iscrowd": 0}
+    annotation = {"id": number, "image_id": image["id"], "category_id": category, "bbox": [x, y, width, height]}
+    return annotation | {"area": width * height, "iscrowd": 0}
 
 
 def _fit_side(low: float, high: float, pixels: int) -> tuple[float, float]:
-    """Start and length in pixels, a whole number where it is one up to rounding, never beyond the border."""
+    """Start and length in pixels, whole numbers if they are whole up to rounding, never beyond the border."""
     start, end = (_round_pixels(v * pixels) for v in (low, high))
     length = _round_pixels(end - start)
     while start + length > pixels:

@@ -1,3 +1,3 @@
-"""Checks over whole tables of data: near-duplicates, what is guessed without looking, lengths, counts."""
+"""Checks of whole data sets: near-duplicates, what can be guessed without the image, lengths, counts."""
 
 __all__ = ["check", "guessability", "lengths", "near", "stats"]

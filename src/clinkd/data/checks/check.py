@@ -1,6 +1,6 @@
-"""Is a data set fit to learn from: every row read and compared with the others, every image opened once.
+"""Check whether a data set can be learned from: read every row, compare it with the others, open every image once.
 
-Rows stream through; what is kept of them is a few bytes each, so that 270,000 rows are checked in little memory.
+The rows are a stream. Only a few bytes of each are kept, so that 270,000 rows are checked in little memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinkd.data import sides
-from clinkd.data.checks.guessability import median_hits
-from clinkd.data.checks.lengths import Counting, TokenEstimator
-from clinkd.data.checks.near import Look, alike, examine
+from clinkd.data.checks.guessability import compute_median_hits
+from clinkd.data.checks.lengths import TokenEstimator
+from clinkd.data.checks.near import Look, examine_images, find_similar_pairs
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
@@ -30,27 +30,27 @@ from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, replacing
 
 T = TypeVar("T")
-_BATCH = 256  # rows between two moves of a bar
-_SPLITS: tuple[Split | None, ...] = (None, "train", "validation", "test")
+Problem = tuple[Kind, str, Any, str]  # kind, field, value and reason
+_BATCH = 256  # rows between two updates of a progress bar
 _ONE_SIDE = "it must be on one side: --anew divides anew, --allow split takes it as it is"
-QUARANTINE = "quarantine"  # what every line of such a file says of itself
+QUARANTINE = "quarantine"  # every line of a quarantine file has this word
 EXAMPLES = 2  # of each task and modality
-FEW_BOXES = 30  # below this many the frame of a file's boxes cannot be doubted
-CORNER = 0.105  # of the image: where all boxes of a file lie in it, they are in hundredths, or in fractions
-LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # upper ends of the histogram's bins
+FEW_BOXES = 30  # with fewer boxes in a file, their frame is not checked
+CORNER = 0.105  # if all boxes of a file lie in this part of the image, they are in hundredths or in fractions
+LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # tokens: upper ends of the bins
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What is looked at beside the rows themselves. `allow`: kinds of problem that are told but do not count as bad."""
+    """What is checked beside the rows themselves. `allow`: kinds of problems that are warnings, not bad rows."""
 
     max_length: int | None = None
-    tokens: Counting = field(default_factory=TokenEstimator)
+    tokens: TokenEstimator = field(default_factory=TokenEstimator)
     allow: frozenset[Kind] = frozenset()
     workers: int = 2
 
     def __post_init__(self) -> None:
-        legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read cannot be let through
+        legal = [kind for kind in get_args(Kind) if kind != "row"]  # a row that cannot be read is always bad
         if unknown := sorted(self.allow - set(legal)):
             raise BadInput(f"--allow {unknown[0]}: one of {', '.join(legal)} is wanted")
         if self.workers < 1:
@@ -59,7 +59,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class ClassBoxes:
-    """Every different box of a class, [N, 4] in fractions: x1, y1, x2, y2."""
+    """All different boxes of a class, [N, 4] in fractions: x1, y1, x2, y2."""
 
     modality: Modality
     name: str
@@ -67,33 +67,31 @@ class ClassBoxes:
 
     @property
     def guessed(self) -> float:
-        """Share 0..1 of the boxes that the median of the others meets at IoU >= 0.5: no image needed."""
-        return median_hits(self.box_N4)
+        """Share 0..1 of the boxes that the median of the others meets at IoU >= 0.5, so without the image."""
+        return compute_median_hits(self.box_N4)
 
 
 @dataclass
 class Findings:
-    """What a check found. `rows` counts all rows, good or bad; `told` what was left out or changed, by reason."""
+    """The result of a check. `rows` counts good and bad rows, `told` what was left out or changed, by reason."""
 
     rows: int = 0
     samples: int = 0
     images: int = 0
-    root: Path | None = None  # that images were opened from; None: they were not
+    root: Path | None = None  # folder in which images were opened; None: they were not
     bad: list[RowError] = field(default_factory=list)
     warnings: list[RowError] = field(default_factory=list)
     told: Counter[str] = field(default_factory=Counter)
-    turns: Counter[tuple[str, Modality, Task]] = field(default_factory=Counter)  # by split ("-": none)
+    turns: Counter[tuple[str, Modality, Task]] = field(default_factory=Counter)  # by split ("-" without one)
     groups: Counter[str] = field(default_factory=Counter)  # groups by split
     classes: list[ClassBoxes] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=lambda: [0] * (len(LENGTHS) + 1))  # by LENGTHS, the last one beyond
+    lengths: list[int] = field(default_factory=lambda: [0] * (len(LENGTHS) + 1))  # by LENGTHS; the last one: longer
     longest: int = 0
     counted: str = ""
-    examples: list[Sample] = field(default_factory=list)  # a few of each task and modality, the same every time
+    examples: list[Sample] = field(default_factory=list)  # a few of each task and modality, always the same ones
     quarantined: int = 0
     joined: list[tuple[str, str]] = field(default_factory=list)  # groups of images that look the same
-    between: dict[tuple[str, int], RowError] = field(
-        default_factory=dict
-    )  # by file and row, where the row itself is fine
+    between: dict[tuple[str, int], RowError] = field(default_factory=dict)  # by file and row; each row alone is good
 
     @property
     def clean(self) -> bool:
@@ -112,8 +110,8 @@ class Findings:
     def splits(self) -> list[str]:
         return [s for s in ("train", "validation", "test", "-") if any(key[0] == s for key in self.turns)]
 
-    def count(self, split: Split | None, modality: str, task: str) -> None:
-        """One question more."""
+    def count_question(self, split: Split | None, modality: str, task: str) -> None:
+        """Count a question."""
         self.turns[split or "-", Modality(modality), Task(task)] += 1
 
     def to_json(self) -> dict[str, Any]:
@@ -143,83 +141,77 @@ class Findings:
         return sum(n for key, n in self.turns.items() if key[0] == split)
 
 
-def _name_split(split: int) -> str:
-    return _SPLITS[split] or "no split"
-
-
 class Checker:
-    """Takes entries one by one, then says what was found. `root`: that images are opened from; None leaves them."""
+    """Checks rows one by one, then reports. `root`: the folder of the images; None: they are not opened."""
 
     def __init__(self, checks: Checks, root: Path | None) -> None:
         self.checks = checks
-        self.found = Findings(root=root, counted=checks.tokens.how)
-        self._opens_images = root is not None
+        self.findings = Findings(root=root, counted=checks.tokens.how)
         self._files: dict[str, int] = {}
-        self._row_file, self._row = array("I"), array("I")  # of each entry with samples
+        self._row_file, self._row = array("I"), array("I")  # of each entry, a row with samples or images
         self._ids: dict[int, int] = {}  # hash -> entry
         self._turns: dict[int, int] = {}
         self._groups: dict[str, int] = {}
-        self._group_split, self._group_entry = array("B"), array("I")  # of its first entry
-        self._images: dict[int, int] = {}  # hash of the path -> number
-        self._image_split, self._image_group, self._image_entry = array("B"), array("I"), array("I")
-        self._refs: list[ImageRef] = []  # of every image, where they are to be opened
-        self._image_id: list[str] = []  # of the first sample of each of them
-        self._uses = array("I")  # entry, image, entry, image ...; likewise
+        self._group_split: list[Split | None] = []  # of the first entry of a group
+        self._group_entry = array("I")
+        self._images: dict[int, int] = {}  # hash of the path -> number of the image
+        self._image_split: list[Split | None] = []
+        self._image_group, self._image_entry = array("I"), array("I")
+        self._refs: list[ImageRef] = []  # of each image, if images are opened
+        self._image_id: list[str] = []  # id of the first sample of each of them
+        self._uses = array("I")  # entry, image, entry, image ..., if images are opened
         self._class_numbers: dict[tuple[Modality, str], int] = {}
-        self._box, self._box_class = array("d"), array("I")
-        self._box_image, self._box_file = array("I"), array("I")
+        self._boxes, self._box_owners = array("d"), array("I")  # x1, y1, x2, y2 ...; class, image, file ...
         self._examples: dict[tuple[Task, Modality], list[tuple[int, Sample]]] = {}
-        self._rejected: set[int] = set()  # entries that looked good until their images were opened
+        self._rejected: set[int] = set()  # entries that turned bad when their images were opened
 
-    def see(self, entry: RowResult) -> RowError | None:
-        """Look at one row; what is wrong with it is kept and given back. Problems between images come with `close`."""
-        found = self.found
-        found.rows += 1
-        problem = entry.problem or self._check_against_earlier(entry)
+    def check_row(self, result: RowResult) -> RowError | None:
+        """Check one row; store and return its problem. Problems between images are found by `close`."""
+        findings = self.findings
+        findings.rows += 1
+        problem = result.problem or self._check_against_earlier(result)
         if problem is not None:
-            if entry.problem is None:
-                found.between[problem.file, problem.row] = problem
-            found.bad.append(problem)
+            if result.problem is None:
+                findings.between[problem.file, problem.row] = problem
+            findings.bad.append(problem)
             return problem
-        for sample in entry.samples:
+        for sample in result.samples:
             self._count_sample(sample)
         return None
 
     def _record_problem(self, problem: RowError) -> bool:
-        """Whether it counts as bad."""
+        """Store a problem. Returns whether it makes a row bad."""
         allowed = problem.kind in self.checks.allow
-        (self.found.warnings if allowed else self.found.bad).append(problem)
+        (self.findings.warnings if allowed else self.findings.bad).append(problem)
         return not allowed
 
-    def _check_against_earlier(self, entry: RowResult) -> RowError | None:
-        """The first thing wrong between a row and those before it."""
-        number = len(self._row)
-        file = self._files.setdefault(entry.file, len(self._files))
+    def _check_against_earlier(self, result: RowResult) -> RowError | None:
+        """The first problem between a row and the rows before it."""
+        entry = len(self._row)
+        file = self._files.setdefault(result.file, len(self._files))
         ids: list[int] = []
         turn_keys: list[int] = []
-        for sample in entry.samples:
+        for sample in result.samples:
             for kind, where, value, why in self._find_problems(sample, ids, turn_keys):
-                problem = RowError(
-                    entry.file, entry.row, shorten_value(sample.id), where, shorten_value(value), why, kind
-                )
+                name, shown = shorten_value(sample.id), shorten_value(value)
+                problem = RowError(result.file, result.row, name, where, shown, why, kind)
                 if kind not in self.checks.allow:
                     return problem
-                self.found.warnings.append(problem)
-        if not entry.samples and not entry.images:
+                self.findings.warnings.append(problem)
+        if not result.samples and not result.images:
             return None
         self._row_file.append(file)
-        self._row.append(entry.row)
-        self._ids.update(dict.fromkeys(ids, number))
-        self._turns.update(dict.fromkeys(turn_keys, number))
-        for sample in entry.samples:
-            self._store_images(sample.group, sample.split, sample.images, number, sample.id)
-        self._store_images(entry.group, None, entry.images, number, entry.images[0].path if entry.images else "")
+        self._row.append(result.row)
+        self._ids.update(dict.fromkeys(ids, entry))
+        self._turns.update(dict.fromkeys(turn_keys, entry))
+        for sample in result.samples:
+            self._store_images(sample.group, sample.split, sample.images, entry, sample.id)
+        if result.images:
+            self._store_images(result.group, None, result.images, entry, result.images[0].path)
         return None
 
-    def _find_problems(
-        self, sample: Sample, ids: list[int], turn_keys: list[int]
-    ) -> Iterator[tuple[Kind, str, Any, str]]:
-        """Kind, field, value and reason of everything wrong between a sample and what was seen before."""
+    def _find_problems(self, sample: Sample, ids: list[int], turn_keys: list[int]) -> Iterator[Problem]:
+        """Yield all problems between a sample and what came before; add its keys to those of the row."""
         key = hash(sample.id)
         if key in self._ids or key in ids:
             yield (
@@ -229,60 +221,45 @@ class Checker:
                 f"already used {self._name_place(self._ids.get(key))}; give each its own",
             )
         ids.append(key)
-        image = sample.images[-1].path if sample.images else ""
+        image = sample.images[-1].path
         for turn in sample.turns:
             key = hash((image, turn.question, turn.answer))
             if key in self._turns or key in turn_keys:
-                why = (
-                    f"the same question and answer of this image stand {self._name_place(self._turns.get(key))}; "
-                    "remove one"
-                )
+                place = self._name_place(self._turns.get(key))
+                why = f"the same question and answer of this image stand {place}; remove one"
                 yield "duplicate", "question", turn.question.text, why
             turn_keys.append(key)
             for name, text in (("question", turn.question), ("answer", turn.answer)):
                 if not text.text.strip():
                     yield "row", name, text.text, "empty; fill it in, or remove the turn"
         yield from self._find_split_conflicts(sample)
-        if (clash := sides.find_side_contradiction(sample)) is not None:
-            yield "side", "answer", sample.answer.text, clash
+        if (contradiction := sides.find_side_contradiction(sample)) is not None:
+            yield "side", "answer", sample.answer.text, contradiction
         length = self.checks.tokens(sample)
-        self.found.lengths[bisect_left(LENGTHS, length)] += 1
-        self.found.longest = max(self.found.longest, length)
+        self.findings.lengths[bisect_left(LENGTHS, length)] += 1
+        self.findings.longest = max(self.findings.longest, length)
         if self.checks.max_length is not None and length > self.checks.max_length:
             limit = f"max_length={self.checks.max_length} tokens ({self.checks.tokens.how})"
             yield "length", "tokens", length, f"more than {limit}; raise it, or split the row"
 
-    def _find_split_conflicts(self, sample: Sample) -> Iterator[tuple[Kind, str, Any, str]]:
-        """A group or image on two sides of a split, or an image in two groups."""
-        split_number = _SPLITS.index(sample.split)
+    def _find_split_conflicts(self, sample: Sample) -> Iterator[Problem]:
+        """Yield groups and images that are in two splits, and images that are in two groups."""
+        here = f"in {sample.split or 'no split'} here; {_ONE_SIDE}"
         group = self._groups.get(sample.group)
-        if group is not None and self._group_split[group] != split_number:
-            other_place = f"{_name_split(self._group_split[group])} {self._name_place(self._group_entry[group])}"
-            yield (
-                "split",
-                "group",
-                sample.group,
-                f"the group is in {other_place} and in {_name_split(split_number)} here; {_ONE_SIDE}",
-            )
+        if group is not None and self._group_split[group] != sample.split:
+            earlier = f"{self._group_split[group] or 'no split'} {self._name_place(self._group_entry[group])}"
+            yield "split", "group", sample.group, f"the group is in {earlier} and {here}"
         for ref in sample.images:
-            position = self._images.get(hash(ref.path))
-            if position is None:
+            image = self._images.get(hash(ref.path))
+            if image is None:
                 continue
-            if self._image_split[position] != split_number:
-                other_place = (
-                    f"{_name_split(self._image_split[position])} {self._name_place(self._image_entry[position])}"
-                )
-                yield (
-                    "split",
-                    "image",
-                    ref.path,
-                    f"the image is in {other_place} and in {_name_split(split_number)} here; {_ONE_SIDE}",
-                )
-            elif self._image_group[position] != group:
-                why = (
-                    f"the image belongs to {self._name_group(position)} {self._name_place(self._image_entry[position])}"
-                )
-                yield "split", "group", sample.group, f"{why}; an image has one patient"
+            place = self._name_place(self._image_entry[image])
+            if self._image_split[image] != sample.split:
+                why = f"the image is in {self._image_split[image] or 'no split'} {place} and {here}"
+                yield "split", "image", ref.path, why
+            elif self._image_group[image] != group:
+                why = f"the image belongs to {self._name_group(image)} {place}; an image has one patient"
+                yield "split", "group", sample.group, why
 
     def _name_place(self, entry: int | None) -> str:
         if entry is None:
@@ -296,39 +273,38 @@ class Checker:
     def _name_group(self, image: int) -> str:
         return next(itertools.islice(self._groups, self._image_group[image], None))
 
-    def _store_images(self, name: str, of: Split | None, images: Sequence[ImageRef], entry: int, sample: str) -> None:
-        if not images:
-            return
-        split = _SPLITS.index(of)
-        group = self._groups.setdefault(name, len(self._groups))
+    def _store_images(
+        self, group_name: str, split: Split | None, images: Sequence[ImageRef], entry: int, sample_id: str
+    ) -> None:
+        group = self._groups.setdefault(group_name, len(self._groups))
         if group == len(self._group_entry):
             self._group_split.append(split)
             self._group_entry.append(entry)
         for image in images:
-            position = self._number_image(image)
-            if position == len(self._image_entry):
+            number = self._number_image(image)
+            if number == len(self._image_entry):
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
-                if self._opens_images:
+                if self.findings.root is not None:
                     self._refs.append(image)
-                    self._image_id.append(sample)
-            if self._opens_images:
-                self._uses.extend((entry, position))
+                    self._image_id.append(sample_id)
+            if self.findings.root is not None:
+                self._uses.extend((entry, number))
 
     def _number_image(self, image: ImageRef) -> int:
-        """Of a picture: a DICOM in another window than before is another one, though the same image for splits."""
+        """The number of a picture. A DICOM with another window is another picture, but the same image for splits."""
         new = len(self._image_entry)
-        position = self._images.setdefault(hash(image.path), new)
+        number = self._images.setdefault(hash(image.path), new)
         if image.window is None:
-            return position
-        return self._images.setdefault(hash((image.path, image.window)), new if position != new else position)
+            return number
+        return self._images.setdefault(hash((image.path, image.window)), new if number != new else number)
 
     def _count_sample(self, sample: Sample) -> None:
-        self.found.samples += 1
+        self.findings.samples += 1
         self._keep_example(sample)
         for turn in sample.turns:
-            self.found.turns[sample.split or "-", sample.modality, turn.task] += 1
+            self.findings.count_question(sample.split, sample.modality, turn.task)
         boxes = sample.answer.boxes if sample.task is Task.VG else sample.question.boxes
         if not boxes:
             return
@@ -336,13 +312,11 @@ class Checker:
         kind = self._class_numbers.setdefault((sample.modality, name), len(self._class_numbers))
         image = self._images[hash(sample.images[-1].path)]
         for box in boxes:
-            self._box.extend((box.x1, box.y1, box.x2, box.y2))
-            self._box_class.append(kind)
-            self._box_image.append(image)
-            self._box_file.append(self._row_file[-1])
+            self._boxes.extend(box.corners)
+            self._box_owners.extend((kind, image, self._row_file[-1]))
 
     def _keep_example(self, sample: Sample) -> None:
-        """Keep those whose ids have the least checksums."""
+        """Keep the samples whose ids have the smallest checksums."""
         kept = self._examples.setdefault((sample.task, sample.modality), [])
         checksum = zlib.crc32(sample.id.encode())
         if len(kept) == EXAMPLES and checksum >= kept[-1][0]:
@@ -351,26 +325,31 @@ class Checker:
         kept.sort(key=lambda e: e[0])
         del kept[EXAMPLES:]
 
-    # ---- once all rows were seen ------------------------------------------------------------------------------------
+    # ---- after the last row -----------------------------------------------------------------------------------------
 
     def close(self) -> Findings:
-        """Open the images and compare them, if that was asked for, and count up."""
-        found = self.found
-        found.images = len(self._image_entry)
+        """Open and compare the images, unless they are to stay closed, and finish the findings."""
+        findings = self.findings
+        findings.images = len(self._image_entry)
         self._check_box_frames()
-        if found.root is not None:
-            self._compare_images(self._open_images(found.root))
-        found.groups.update(_SPLITS[split] or "-" for split in self._group_split)
-        found.classes = self._collect_classes()
-        found.examples = [sample for kept in self._examples.values() for _, sample in kept]
-        found.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
-        return found
+        if findings.root is not None:
+            self._compare_images(self._open_images(findings.root))
+        findings.groups.update(split or "-" for split in self._group_split)
+        findings.classes = self._collect_classes()
+        findings.examples = [sample for kept in self._examples.values() for _, sample in kept]
+        findings.bad.sort(key=lambda p: (self._files.get(p.file, -1), p.row))
+        return findings
+
+    def _read_boxes(self) -> tuple[NDArray[np.float64], ...]:
+        """Of every box: its corners [N, 4], and the numbers of its class, image and file [N]."""
+        owners_N3 = np.frombuffer(self._box_owners, np.uint32).reshape(-1, 3)
+        return np.frombuffer(self._boxes, np.float64).reshape(-1, 4), *owners_N3.T
 
     def _check_box_frames(self) -> None:
-        """Boxes that all lie in one corner are in another frame than was declared."""
-        box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
-        for name, position in self._files.items():
-            in_file_N4 = box_N4[np.frombuffer(self._box_file, np.uint32) == position]
+        """If all boxes of a file lie in one corner, their frame is not the declared one."""
+        box_N4, _, _, file_N = self._read_boxes()
+        for name, number in self._files.items():
+            in_file_N4 = box_N4[file_N == number]
             if len(in_file_N4) >= FEW_BOXES and in_file_N4.max() <= CORNER:
                 value = f"largest coordinate {in_file_N4.max():.4g} of the image in {len(in_file_N4)} boxes"
                 why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
@@ -382,32 +361,30 @@ class Checker:
         if not self._refs:
             return looks
         with progress(len(self._refs), "open images", "images") as advance:
-            for look in examine(root, self._refs, self.checks.workers):
+            for look in examine_images(root, self._refs, self.checks.workers):
                 looks.append(look)
                 advance()
         uses_P2 = np.frombuffer(self._uses, np.uint32).reshape(-1, 2)
-        for position, look in enumerate(looks):
+        for number, look in enumerate(looks):
             if look.why is not None:
-                for entry in uses_P2[uses_P2[:, 1] == position, 0]:
-                    self._reject_row(int(entry), position, look.why, "row")
+                for entry in uses_P2[uses_P2[:, 1] == number, 0]:
+                    self._reject_row(int(entry), number, look.why, "row")
             elif look.flat:
-                self.found.told["images of one colour all over"] += 1
+                self.findings.told["images of one colour all over"] += 1
         return looks
 
     def _compare_images(self, looks: Sequence[Look]) -> None:
-        for pair in alike(looks, self._image_group, self._image_split):
-            one, two = (self._name_group(i) for i in pair)
-            splits = [self._image_split[i] for i in pair]
-            other = self._refs[pair.first].path
-            entry = self._image_entry[pair.second]
-            where = self._name_place(self._image_entry[pair.first])
-            if splits[0] != splits[1]:
-                why = f"looks the same as {other} {where}, which is in {_name_split(splits[0])}; keep one of them"
-                self._reject_row(entry, pair.second, why, "near-duplicate")
+        splits = [split or "" for split in self._image_split]
+        for first, second in find_similar_pairs(looks, self._image_group, splits):
+            split, entry = self._image_split[first], self._image_entry[second]
+            same = f"looks the same as {self._refs[first].path} {self._name_place(self._image_entry[first])}"
+            if split != self._image_split[second]:
+                why = f"{same}, which is in {split or 'no split'}; keep one of them"
+                self._reject_row(entry, second, why, "near-duplicate")
             else:
-                self.found.joined.append((one, two))
-                why = f"looks the same as {other} {where}, of another patient or image; splits keep the two together"
-                self.found.warnings.append(self._make_problem(entry, pair.second, why, "near-duplicate"))
+                self.findings.joined.append((self._name_group(first), self._name_group(second)))
+                why = f"{same}, of another patient or image; splits keep the two together"
+                self.findings.warnings.append(self._make_problem(entry, second, why, "near-duplicate"))
 
     def _reject_row(self, entry: int, image: int, why: str, kind: Kind) -> None:
         if entry in self._rejected:
@@ -415,21 +392,17 @@ class Checker:
         problem = self._make_problem(entry, image, why, kind)
         if self._record_problem(problem):
             self._rejected.add(entry)
-            self.found.between[problem.file, problem.row] = problem
+            self.findings.between[problem.file, problem.row] = problem
 
     def _make_problem(self, entry: int, image: int, why: str, kind: Kind) -> RowError:
-        name = shorten_value(self._image_id[image])
-        return RowError(
-            self._name_file(entry), self._row[entry], name, "image", shorten_value(self._refs[image].path), why, kind
-        )
+        name, path = shorten_value(self._image_id[image]), shorten_value(self._refs[image].path)
+        return RowError(self._name_file(entry), self._row[entry], name, "image", path, why, kind)
 
     def _collect_classes(self) -> list[ClassBoxes]:
-        """The boxes of each class; one that is asked for and asked about counts once."""
-        if not self._box:
+        """The boxes of each class. A box that is in a question and in an answer counts once."""
+        if not self._boxes:
             return []
-        box_N4 = np.frombuffer(self._box, np.float64).reshape(-1, 4)
-        kind_N = np.frombuffer(self._box_class, np.uint32)
-        image_N = np.frombuffer(self._box_image, np.uint32)
+        box_N4, kind_N, image_N, _ = self._read_boxes()
         _, first = np.unique(np.column_stack([kind_N, image_N, np.round(box_N4, 6)]), axis=0, return_index=True)
         first = np.sort(first)
         box_N4, kind_N = box_N4[first], kind_N[first]
@@ -443,13 +416,13 @@ class Checker:
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
     checker = Checker(checks, source.root if source.open_images else None)
-    for entry in count_progress(forms.read_rows(source, checker.found.told), "read rows", "rows"):
-        checker.see(entry)
+    for result in count_progress(forms.read_rows(source, checker.findings.told), "read rows", "rows"):
+        checker.check_row(result)
     return checker.close()
 
 
 def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
-    """The same things, while a bar counts them."""
+    """Yield the items, while a progress bar counts them."""
     with progress(None, title, unit) as advance:
         count = 0
         for count, item in enumerate(items, start=1):
@@ -460,28 +433,28 @@ def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
 
 
 def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]:
-    """The first of the problems in words, and how many there are by reason."""
+    """Yield the first problems as text, and the number of the others by kind."""
     yield from (str(p) for p in problems[:most])
     if len(problems) > most:
         kinds: Mapping[str, int] = Counter(p.kind for p in problems[most:])
         yield f"and {len(problems) - most} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
 
 
-def quarantine(sources: Sequence[Source], found: Findings, file: Path) -> int:
-    """Write every bad row to `file`, one JSON object a line with the row as it was and what is wrong; their number.
+def quarantine(sources: Sequence[Source], findings: Findings, file: Path) -> None:
+    """Write every bad row to `file` and count them: one JSON object a line, with the row as it was and the reason.
 
-    With them go good rows that were left out because of a bad one. The sources are read once more, so that no row had
-    to be kept in memory; they themselves stay as they are.
+    Good rows that were left out because of a bad one are written too. The sources are read again, so that no row must
+    be kept in memory. They are not changed.
     """
-    found.quarantined = 0
-    entries = (e for source in (sources if found.bad else ()) for e in forms.read_rows(source, Counter()))
+    findings.quarantined = 0
+    results = (r for source in (sources if findings.bad else ()) for r in forms.read_rows(source, Counter()))
     with replacing(file) as lines:
-        for entry in entries:
-            problem = entry.problem or found.between.get((entry.file, entry.row))
-            if problem is None and not entry.left_out:
+        for result in results:
+            problem = result.problem or findings.between.get((result.file, result.row))
+            if problem is None and not result.left_out:
                 continue
-            details = problem.to_json() if problem else {"file": entry.file, "row": entry.row, "reason": entry.left_out}
-            line = json.dumps({"clinkd": QUARANTINE, **details, "raw": entry.raw}, ensure_ascii=False, default=str)
+            left_out = {"file": result.file, "row": result.row, "reason": result.left_out}
+            details = problem.to_json() if problem else left_out
+            line = json.dumps({"clinkd": QUARANTINE, **details, "raw": result.raw}, ensure_ascii=False, default=str)
             lines.write(f"{line}\n".encode(errors="backslashreplace"))
-            found.quarantined += 1
-    return found.quarantined
+            findings.quarantined += 1

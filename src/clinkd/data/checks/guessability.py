@@ -1,7 +1,7 @@
-"""How often a class can be guessed without looking: from its usual box, its modality, its place, or one colour.
+"""How often a class can be guessed without the image: from its usual box, its modality, its place, or one colour.
 
-A data set whose classes give themselves away teaches a model to guess. Every guess leaves the judged sample out
-(nearest neighbours: the whole image it comes from). Legend: N sightings of one modality, K neighbours.
+If classes can be guessed, a data set teaches a model to guess. Each guess leaves out the sample that is judged, and the
+guess by nearest neighbours its whole image. Legend: N sightings of one modality, K neighbours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One boxed structure: what a blind guesser is given of it, and the name it must guess."""
+    """One structure with its box: all that a guesser without the image knows, and the name to guess."""
 
     image: str
     modality: Modality
@@ -33,10 +33,10 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class ClassGuessability:
-    """Blind figures of one class, shares 0..1.
+    """How often one class is guessed right without the image, as shares 0..1.
 
-    `box`: the median box of the class's other sightings meets this one at IoU >= 0.5. The others: the chance to name
-    it right when the guess is drawn from the names of the modality (`modality`), or of the nearest sightings by box
+    `box`: the median box of the other sightings meets the true box at IoU >= 0.5. The other shares: a random name is
+    the right one. The name is drawn from the modality (`modality_alone`), or from the nearest sightings by box
     (`place`) or by colour (`colour`).
     """
 
@@ -49,13 +49,17 @@ class ClassGuessability:
     colour: float
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        return self.box, self.modality_alone, self.place, self.colour
+
+    @property
     def highest(self) -> float:
-        return max(self.box, self.modality_alone, self.place, self.colour)
+        return max(self.shares)
 
 
 @dataclass(frozen=True, slots=True)
 class Guessability:
-    """`classes`: one a class. `hard`: by modality, the best share right of a majority vote by place or colour."""
+    """`classes`: one a class. `hard`: by modality, the better share that a vote by place or colour gets right."""
 
     classes: tuple[ClassGuessability, ...]
     hard: dict[Modality, float]
@@ -65,9 +69,10 @@ class Guessability:
         return max(g.highest for g in self.classes)
 
     def table(self) -> Table:
-        """Per cent, one row a class."""
+        """The shares in per cent, one row for each class."""
         rows = tuple(
-            (g.modality.value, g.name, str(g.count), *(f"{100 * v:.1f}" for v in _list_shares(g))) for g in self.classes
+            (c.modality.value, c.name, str(c.count), *(f"{100 * share:.1f}" for share in (*c.shares, c.highest)))
+            for c in self.classes
         )
         hard = ", ".join(f"{m} {100 * v:.1f}" for m, v in self.hard.items())
         notes = (
@@ -78,25 +83,21 @@ class Guessability:
         return Table("Blind guessability", columns, rows, notes)
 
 
-def _list_shares(g: ClassGuessability) -> tuple[float, ...]:
-    return g.box, g.modality_alone, g.place, g.colour, g.highest
-
-
-def sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
-    """The box and name of every ROC sample, with the mean colour from its image. Raises BadInput as `open_image`."""
-    structures, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
+def find_sightings(samples: Iterable[Sample], root: Path) -> list[Sighting]:
+    """The box, name and mean colour of every ROC sample. Raises BadInput as `open_image`."""
+    sightings, path, pixels = [], None, np.zeros((0, 0, 3), np.uint8)
     for sample in samples:
         if sample.task is Task.ROC:
             if sample.images[0].path != path:
                 path = sample.images[0].path
                 pixels = np.asarray(open_image(root, sample.images[0]))
             box = sample.question.boxes[0]
-            structures.append(Sighting(path, sample.modality, sample.answer.text, box, mean_colour(pixels, box)))
-    return structures
+            sightings.append(Sighting(path, sample.modality, sample.answer.text, box, compute_mean_colour(pixels, box)))
+    return sightings
 
 
-def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
-    """Mean red, green, blue, 0..1, of the part of an image [H, W, 3] inside a box."""
+def compute_mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, float]:
+    """The mean red, green and blue, 0..1, of an image [H, W, 3] inside a box."""
     height, width = pixels.shape[:2]
     left, top = int(box.x1 * width), int(box.y1 * height)
     part = pixels[top : max(top + 1, round(box.y2 * height)), left : max(left + 1, round(box.x2 * width))]
@@ -104,27 +105,25 @@ def mean_colour(pixels: NDArray[np.uint8], box: Box) -> tuple[float, float, floa
     return float(red), float(green), float(blue)
 
 
-def measure(structures: Sequence[Sighting]) -> Guessability:
-    """Image-blind shares of every class. Raises BadInput without any sighting."""
-    if not structures:
+def measure_guessability(sightings: Sequence[Sighting]) -> Guessability:
+    """The shares of every class. Raises BadInput without any sighting."""
+    if not sightings:
         raise BadInput("blind guessability: no box with a name among the samples; give data with boxes")
     classes, hard = [], {}
-    for modality in sorted({s.modality for s in structures}, key=list(Modality).index):
-        of_modality = [s for s in structures if s.modality is modality]
+    for modality in sorted({s.modality for s in sightings}, key=list(Modality).index):
+        of_modality = [s for s in sightings if s.modality is modality]
         names = sorted({s.name for s in of_modality})
         label_N = np.array([names.index(s.name) for s in of_modality])
         _, image_N = np.unique([s.image for s in of_modality], return_inverse=True)
         box_N4 = np.array([(s.box.x1, s.box.y1, s.box.x2, s.box.y2) for s in of_modality])
         colour_N3 = np.array([s.colour for s in of_modality])
-        votes = [
-            _vote_on_names(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)
-        ]  # each [N, names]
+        votes = [_vote_on_names(feature, label_N, image_N, len(names)) for feature in (box_N4, colour_N3)]
         right = [(v.argmax(1) == label_N).mean() for v in votes]
         hard[modality] = float(max(right))
         for number, name in enumerate(names):
             in_class_N = label_N == number
             place, colour = (float(v[in_class_N, number].mean()) for v in votes)
-            box = median_hits(box_N4[in_class_N])
+            box = compute_median_hits(box_N4[in_class_N])
             classes.append(
                 ClassGuessability(modality, name, int(in_class_N.sum()), box, float(in_class_N.mean()), place, colour)
             )
@@ -134,7 +133,7 @@ def measure(structures: Sequence[Sighting]) -> Guessability:
 def _vote_on_names(
     feature: NDArray[np.float64], label_N: NDArray[np.int64], image_N: NDArray[np.int64], names: int
 ) -> NDArray[np.float64]:
-    """Share of each name among the nearest sightings of other images, features scaled to equal spread: [N, names]."""
+    """The share of each name among the nearest sightings in other images, [N, names]. Features have equal spread."""
     scaled = (feature - feature.mean(0)) / np.maximum(feature.std(0), 1e-9)
     distance_NN = ((scaled[:, None] - scaled[None]) ** 2).sum(-1)
     distance_NN[image_N[:, None] == image_N[None]] = np.inf
@@ -144,15 +143,15 @@ def _vote_on_names(
     return np.asarray(one_hot.sum(1) / np.maximum(finite_NK.sum(1, keepdims=True), 1))
 
 
-def median_hits(box_N4: NDArray[np.float64]) -> float:
-    """Share of the boxes that the median of the others meets at IoU >= 0.5; 0 where there is only one."""
+def compute_median_hits(box_N4: NDArray[np.float64]) -> float:
+    """Share of the boxes that the median of the others meets at IoU >= 0.5; 0 for a single box."""
     count = len(box_N4)
     if count < 2:
         return 0.0
     ordered = np.sort(box_N4, axis=0)
     rank = np.argsort(np.argsort(box_N4, axis=0, kind="stable"), axis=0)
     middle = [np.take_along_axis(ordered, k + (rank <= k), axis=0) for k in ((count - 2) // 2, (count - 1) // 2)]
-    median = (middle[0] + middle[1]) / 2  # of the others: each passes over its own rank
+    median = (middle[0] + middle[1]) / 2  # of the other boxes: each box skips its own rank
     low, high = np.maximum(median[:, :2], box_N4[:, :2]), np.minimum(median[:, 2:], box_N4[:, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=1)
     area = [np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (median, box_N4)]

@@ -1,44 +1,38 @@
-"""How many tokens a sample takes: its image under the family's resize, its words, its boxes."""
+"""Count the tokens of a sample: its images after the resize of the model family, its words, its boxes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 from clinkd.data.codecs import make_codec
 from clinkd.data.grids import FACTOR, smart_resize
-from clinkd.records import BadInput, ImageRef, Sample
+from clinkd.records import BadInput, BoxedText, ImageRef, Sample
 
-BYTES_A_TOKEN = 4  # of English in a large vocabulary
-BOX_TOKENS = 20  # <|box_start|>(123,456),(789,987)<|box_end|>, a digit a token
+BYTES_A_TOKEN = 4  # of English text with a large vocabulary
+BOX_TOKENS = 20  # <|box_start|>(123,456),(789,987)<|box_end|>, one token a digit
 TURN_TOKENS = 10  # the marks around a question and its answer
 IMAGE_MARKS = 2
 
 
-class Counting(Protocol):
-    """Counts the tokens of a sample."""
-
-    how: str
-
-    def __call__(self, sample: Sample) -> int: ...
-
-
 class TokenEstimator:
-    """Tokens of a sample without a tokenizer: four bytes of text a token, twenty tokens a box."""
+    """Estimates the tokens of a sample without a tokenizer: four bytes of text a token, twenty tokens a box."""
 
     how = "estimated: 4 bytes of text a token, 20 tokens a box"
 
     def __call__(self, sample: Sample) -> int:
         texts = [part for turn in sample.turns for part in (turn.question, turn.answer)]
-        words = sum(len(t.text) if t.text.isascii() else len(t.text.encode()) for t in texts)
-        boxes = sum(len(t.boxes) for t in texts)
-        text_tokens = -(-words // BYTES_A_TOKEN) + BOX_TOKENS * boxes + TURN_TOKENS * len(sample.turns)
-        return text_tokens + sum(_count_image_tokens(i) for i in sample.images)
+        image_tokens = sum(_count_image_tokens(image) for image in sample.images)
+        return self._count_text_tokens(texts) + TURN_TOKENS * len(sample.turns) + image_tokens
+
+    def _count_text_tokens(self, texts: Sequence[BoxedText]) -> int:
+        text_bytes = sum(len(t.text) if t.text.isascii() else len(t.text.encode()) for t in texts)
+        return -(-text_bytes // BYTES_A_TOKEN) + BOX_TOKENS * sum(len(t.boxes) for t in texts)
 
 
-class TokenCounter:
-    """Tokens of a sample as a model's own tokenizer counts them. Raises BadInput where there is no tokenizer.json."""
+class TokenCounter(TokenEstimator):
+    """Counts the tokens of a sample with the tokenizer of a model. Raises BadInput without a tokenizer.json."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
@@ -51,14 +45,13 @@ class TokenCounter:
         self.how = f"counted with {file}"
         self._codec = make_codec("qwen2-vl")
 
-    def __call__(self, sample: Sample) -> int:
-        texts = [self._codec.encode(part) for turn in sample.turns for part in (turn.question, turn.answer)]
-        words = sum(len(e.ids) for e in self._tokenizer.encode_batch(texts, add_special_tokens=False))
-        return words + TURN_TOKENS * len(sample.turns) + sum(_count_image_tokens(i) for i in sample.images)
+    def _count_text_tokens(self, texts: Sequence[BoxedText]) -> int:
+        encodings = self._tokenizer.encode_batch([self._codec.encode(t) for t in texts], add_special_tokens=False)
+        return sum(len(encoding.ids) for encoding in encodings)
 
 
 def _count_image_tokens(image: ImageRef) -> int:
-    """Tokens of one image; 0 where its size is not known."""
+    """Tokens of one image; 0 if its size is unknown."""
     return _count_grid_tokens(image.width, image.height) if image.width and image.height else 0
 
 

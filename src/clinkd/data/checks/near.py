@@ -1,4 +1,4 @@
-"""Do images open, and do two of them show the same: every image decoded once, in worker processes.
+"""Decode every image once, in worker processes: does it open, and does another image show the same?
 
 Legend: N images, P pairs, T pixels of a thumbnail.
 """
@@ -21,18 +21,18 @@ from clinkd.data.images import open_image
 from clinkd.data.worker import Worker, WorkerLost
 from clinkd.records import BadInput, ImageRef
 
-BITS = 4  # perceptual hashes that differ in so many of 64 bits may be of one picture
-ALIKE = 0.99  # and their thumbnails must correlate so well
+BITS = 4  # perceptual hashes that differ in at most so many of 64 bits may be of one picture
+MIN_CORRELATION = 0.99  # of the thumbnails of such pictures
 THUMBNAIL = 16  # pixels a side
-_JOB = 16  # images a worker takes at once
-_INLINE = 48  # so few are done here: starting workers takes longer
-_HARMLESS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # decoders that do not crash
+_JOB = 16  # images that a worker gets at once
+_INLINE = 48  # at most so many are decoded without workers, because their start takes longer
+_SAFE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")  # their decoders do not crash
 _BANDS = 5  # two hashes that differ in four bits agree in one of five bands
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What decoding an image showed: `why` it cannot be used, or its 64-bit perceptual hash and grey thumbnail [T]."""
+    """A decoded image: `why` it cannot be used, or its 64-bit perceptual hash and its grey thumbnail [T]."""
 
     why: str | None
     hash: int = 0
@@ -40,15 +40,15 @@ class Look:
     flat: bool = False  # one colour all over
 
 
-def examine(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Look]:
-    """A Look at every image, in order; each worker process holds one image at a time."""
-    if len(images) <= _INLINE and all(i.path.lower().endswith(_HARMLESS) for i in images):
+def examine_images(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Look]:
+    """Yield a Look for every image, in order. Each worker process holds one image at a time."""
+    if len(images) <= _INLINE and all(i.path.lower().endswith(_SAFE_SUFFIXES) for i in images):
         yield from (_look(root, image) for image in images)
         return
     jobs = [images[i : i + _JOB] for i in range(0, len(images), _JOB)]
     idle: SimpleQueue[Worker] = SimpleQueue()
-    made = [Worker(look_in_worker) for _ in range(min(workers, len(jobs)))]
-    for worker in made:
+    started = [Worker(look_in_worker) for _ in range(min(workers, len(jobs)))]
+    for worker in started:
         idle.put(worker)
 
     def examine_job(job: Sequence[ImageRef]) -> list[Look]:
@@ -58,18 +58,18 @@ def examine(root: Path, images: Sequence[ImageRef], workers: int) -> Iterator[Lo
         finally:
             idle.put(worker)
 
-    pool = ThreadPoolExecutor(len(made))
+    pool = ThreadPoolExecutor(len(started))
     try:
         for looks in pool.map(examine_job, jobs):
             yield from looks
     finally:
-        pool.shutdown(cancel_futures=True)  # where nobody wants the rest, it is not decoded before going away
-        for worker in made:
+        pool.shutdown(cancel_futures=True)  # if the caller stops early, the rest is not decoded
+        for worker in started:
             worker.close()
 
 
 def _look_apart(worker: Worker, root: Path, image: ImageRef) -> Look:
-    """A Look by a process that may die: damage that a decoder in C dies of costs one image."""
+    """Decode an image in a worker process. If a decoder crashes on a damaged file, only this image is lost."""
     try:
         (why, hash_, flat), thumbnail = worker([str(root), asdict(image)])
         return Look(why, hash_, thumbnail, flat)
@@ -78,7 +78,7 @@ def _look_apart(worker: Worker, root: Path, image: ImageRef) -> Look:
 
 
 def look_in_worker(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, bytes]:
-    """What the workers do."""
+    """The task of the worker processes."""
     look = _look(Path(request[0]), ImageRef(**request[1]))
     return (look.why, look.hash, look.flat), look.thumbnail
 
@@ -93,44 +93,48 @@ def _look(root: Path, image: ImageRef) -> Look:
     if (image.width, image.height) not in ((None, None), grey.size):
         size = f"{grey.width}x{grey.height}"
         return Look(f"the image has {size} pixels, not {image.width}x{image.height}; correct it, and the boxes with it")
-    found = int(str(imagehash.phash(grey)), 16)
-    small = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    perceptual_hash = int(str(imagehash.phash(grey)), 16)
+    thumbnail = grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     low, high = grey.getextrema()
-    return Look(None, found, small.tobytes(), low == high)
+    return Look(None, perceptual_hash, thumbnail.tobytes(), low == high)
 
 
 class Pair(NamedTuple):
-    """Numbers of two images that look the same, the earlier first."""
+    """The numbers of two images that look the same; the earlier one is first."""
 
     first: int
     second: int
 
 
-def alike(looks: Sequence[Look], groups: Sequence[int], splits: Sequence[int]) -> list[Pair]:
-    """Pairs of images of different groups that show the same: hashes within 4 of 64 bits, thumbnails alike to 0.99.
+def find_similar_pairs(
+    looks: Sequence[Look], groups: Sequence[int], splits: Sequence[str] | Sequence[int]
+) -> list[Pair]:
+    """Pairs of images of different groups that show the same.
 
-    Found whatever the size, the compression or the brightness; mirrored and cropped copies are not. Images of one
-    colour are like none. Given are enough pairs to join all that belong together, and one across splits for every image
-    that has any; so a thousand copies make a thousand pairs, not half a million. Of five bands of a hash one is equal,
-    so all need not be compared with all.
+    Their hashes differ in at most 4 of 64 bits, and their thumbnails correlate to 0.99. So size, compression and
+    brightness may differ, but mirrored and cropped copies are not found. Images of one colour are in no pair. The pairs
+    are enough to join all images that show the same, and hold one across splits for every image that has any: a
+    thousand copies make a thousand pairs, not half a million. A hash has five bands; of two similar hashes at least one
+    band is equal, so that not all images need be compared with all.
     """
     usable = np.array([i for i, look in enumerate(looks) if look.why is None and not look.flat], np.int64)
     if usable.size < 2:
         return []
-    found = _PairCollector(looks, usable, np.asarray(groups), np.asarray(splits))
+    _, split_N = np.unique(splits, return_inverse=True)  # numbers are compared faster than names
+    collector = _PairCollector(looks, usable, np.asarray(groups), split_N)
     edges = np.linspace(0, 64, _BANDS + 1).astype(int)
     for low, high in itertools.pairwise(edges):
-        band_N = (found.hash_N >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        band_N = (collector.hash_N >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band_N, kind="stable")
         starts = np.flatnonzero(np.diff(band_N[order], prepend=band_N[order[:1]] + np.uint64(1)))
         for members in np.split(order, starts[1:]):
-            for place in range(len(members) - 1):  # a row at a time: a bucket of many must not fill the memory
-                found.compare(int(members[place]), members[place + 1 :])
-    return sorted(Pair(int(usable[a]), int(usable[b])) for a, b in found.pairs)
+            for position in range(len(members) - 1):  # one by one: all pairs of a large bucket would fill the memory
+                collector.compare(int(members[position]), members[position + 1 :])
+    return sorted(Pair(int(usable[a]), int(usable[b])) for a, b in collector.pairs)
 
 
 class _PairCollector:
-    """Pairs so far, and which images they join. Numbers here count the usable images, N of them."""
+    """The pairs so far, and the images that they join. Numbers count the N usable images."""
 
     def __init__(
         self, looks: Sequence[Look], usable: NDArray[np.int64], groups: NDArray[Any], splits: NDArray[Any]
@@ -139,24 +143,24 @@ class _PairCollector:
         self.group_N, self.split_N = groups[usable], splits[usable]
         pixels = b"".join(looks[i].thumbnail for i in usable)
         self.pixel_NT = np.frombuffer(pixels, np.uint8).reshape(len(usable), -1)
-        self.joined_N = np.arange(len(usable))  # the least number of those joined with each
-        self.told_N = np.zeros(len(usable), bool)  # has a pair across splits
+        self.joined_N = np.arange(len(usable))  # the smallest number of the images joined with each one
+        self.across_N = np.zeros(len(usable), bool)  # has a pair across splits
         self.pairs: list[tuple[int, int]] = []
 
     def compare(self, one: int, others: NDArray[np.int64]) -> None:
-        """Keep the pairs of `one` with others that tell something new."""
+        """Keep the pairs of `one` with others that join new images or are the first across splits."""
         across = self.split_N[others] != self.split_N[one]
-        new = (self.joined_N[others] != self.joined_N[one]) | (across & ~self.told_N[others])
+        new = (self.joined_N[others] != self.joined_N[one]) | (across & ~self.across_N[others])
         others = others[new & (self.group_N[others] != self.group_N[one])]
         others = others[np.bitwise_count(self.hash_N[others] ^ self.hash_N[one]) <= BITS]
         if not others.size:
             return
         centred_PT = self.pixel_NT[others].astype(np.float64)
         centred_PT -= centred_PT.mean(1, keepdims=True)
-        own_T = self.pixel_NT[one] - self.pixel_NT[one].mean()
-        together = centred_PT @ own_T
-        for other in others[together >= ALIKE * np.sqrt((centred_PT**2).sum(1) * (own_T @ own_T))]:
+        centred_T = self.pixel_NT[one] - self.pixel_NT[one].mean()
+        norm_P = np.sqrt((centred_PT**2).sum(1) * (centred_T @ centred_T))
+        for other in others[centred_PT @ centred_T >= MIN_CORRELATION * norm_P]:
             self.pairs.append((one, int(other)))
-            self.told_N[other] |= bool(self.split_N[other] != self.split_N[one])
+            self.across_N[other] |= bool(self.split_N[other] != self.split_N[one])
             least, greatest = sorted((self.joined_N[one], self.joined_N[other]))
             self.joined_N[self.joined_N == greatest] = least

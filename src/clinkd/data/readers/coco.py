@@ -1,35 +1,34 @@
-"""Reader of COCO: objects of a detection file as boxes, with what our own writer adds to an image.
+"""Read COCO detection files: each object becomes a box with a name. What our own writer adds to an image is read too.
 
     {"images": [{"id", "file_name", "width", "height"}], "categories": [{"id", "name", "supercategory"}],
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "segmentation", "iscrowd"}]}
 
-Boxes are pixels of the upright image, their width and height given. Where an annotation has no bbox, the extent of its
-polygons or of its run-length mask is taken. An image may carry "modality", "group" or "patient", and "split"; under
-"clinkd", as our writer leaves it, also "source" and "side". Other keys are passed over.
+A bbox is in pixels of the upright image. An annotation without a bbox gets the box around its polygons or around its
+run-length mask. An image may have the keys "modality", "group" or "patient", and "split". Our writer adds "source" and
+"side", under the key "clinkd". Other keys are ignored.
 
-A row is an image, numbered by its place in `images` from 1; a fault of one of its annotations is named
-`annotations[17].bbox`, counted from 0, and leaves the image out whole. Annotations that belong to no image, and
-categories that cannot be used, are rows of their own, numbered by their place in their list from 1. The file is held in
-memory whole (some six times its size), because COCO puts the boxes of an image anywhere in it.
+A row is one image. Rows are numbered from 1 in the order of `images`. An error in an annotation is named
+`annotations[17].bbox`, counted from 0, and the whole image is left out. Annotations that belong to no image, and
+categories that cannot be used, are rows of their own, numbered from 1 in the order of their list. The whole file is
+held in memory (about six times its size), because COCO puts the boxes of an image anywhere in the file.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
-from clinkd.data.readers.boxes import parse_choice, resolve_modality
-from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
+from clinkd.data.readers.conversations import SPLITS, find_split_in_name
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -41,22 +40,19 @@ from clinkd.data.readers.rows import (
     shorten_value,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Side, Split
+from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
-EDGE_PIXELS = 0.01  # beyond the border by so much is rounding: COCO files are written with two decimals
+EDGE_PIXELS = 0.01  # a box so far beyond the border was rounded: COCO files are written with two decimals
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Images of a file, or of the JSON files in a folder or its `annotations`. Raises BadInput on what is not COCO."""
-    pictures = ImageResolver(source)
-    first_places: dict[str, str] = {}
-    return itertools.chain.from_iterable(
-        _read_file(file, source, pictures, first_places, notes) for file in files(source.path)
-    )
+    """Read a file, or the JSON files of a folder or of its `annotations`. Raises BadInput where a file is not COCO."""
+    reader = _CocoReader(source, notes)
+    return itertools.chain.from_iterable(reader.read(file) for file in files(source.path))
 
 
 def files(path: Path) -> list[Path]:
@@ -71,7 +67,7 @@ def files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class CocoNames:
-    """Maps the ids of all COCO files of a source to image paths and category names."""
+    """The image paths and the category names of all COCO files of a source, by id."""
 
     images: Mapping[str, str]
     categories: Mapping[str, str]
@@ -82,7 +78,7 @@ class CocoNames:
         images: dict[str, str] = {}
         categories: dict[str, str] = {}
         for file in files(source.path):
-            data = _load_file(file, source.encoding)
+            data = _CocoFile(file, source.encoding)
             for image in data.images:
                 if isinstance(image, dict) and (key := _normalize_id(image.get("id"))) is not None:
                     images[key] = str(image.get("file_name")).strip().removeprefix(source.prefix)
@@ -101,169 +97,138 @@ class CocoNames:
 def _look_up_id(names: Mapping[str, str], key: Any, field: str, what: str) -> str:
     name = names.get(_normalize_id(key) or "")
     if name is None:
-        raise FieldError(
-            field, key, f"no {what} of the data has this id; leave the row out, or give the data it is about"
-        )
+        why = f"no {what} of the data has this id; leave the row out, or give the data it is about"
+        raise FieldError(field, key, why)
     return name
-
-
-def _read_file(
-    file: Path, source: Source, pictures: ImageResolver, first_places: dict[str, str], notes: Counter[str]
-) -> Iterator[RowResult]:
-    data = _load_file(file, source.encoding)
-    yield from data.problems
-    make = partial(_convert_image, data=data, source=source, pictures=pictures, first_places=first_places, notes=notes)
-    yield from convert_rows(data.rows(), make)
 
 
 # ---- the file -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _FoundAnnotation:
+class _Annotation:
     """An annotation and its place in the file."""
 
     field: str  # annotations[17]
     value: dict[str, Any]
 
-    def fault(self, key: str, why: str) -> FieldError:
-        """One of its values at fault, the reason with the id by which its own tool finds it."""
+    def error(self, key: str, why: str) -> FieldError:
+        """The error of one value. The reason names the id by which the user's own tool finds the annotation."""
         why = f"{why} (annotation id {shorten_value(self.value.get('id', '?'))})"
         return FieldError(f"{self.field}.{key}", self.value.get(key), why)
 
 
 class _Category(NamedTuple):
     name: str
-    modality: Modality | None  # where its supercategory is one
+    modality: Modality | None  # if the supercategory is one
 
 
-@dataclass(frozen=True)
 class _CocoFile:
-    """A COCO file, indexed by ids. `problems` stand for what has no image to be listed with."""
+    """A whole COCO file, indexed by ids. `problems` are the errors that belong to no image.
 
-    file: Path
-    split: Split | None
-    images: list[Any]
-    annotations: dict[str | None, list[_FoundAnnotation]]
-    categories: dict[str | None, _Category]
-    image_ids: Counter[str | None]
-    annotation_ids: Counter[str | None]
-    corners: bool  # see `_all_corners`
-    problems: tuple[RowResult, ...]
+    Raises BadInput where it is not JSON (naming the byte) or not COCO.
+    """
+
+    def __init__(self, file: Path, encoding: str) -> None:
+        value = load_json_file(file, encoding)
+        if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
+            form = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
+            why = f"not a COCO detection file, which has the lists {', '.join(PARTS)}; it is {shorten_value(form)}"
+            raise BadInput(f"{file}: {why}")
+        if not value["images"]:
+            raise BadInput(f"{file}: the list images is empty")
+        self.file, self.split = file, find_split_in_name(file.stem)
+        self.images: list[Any] = value["images"]
+        self.image_ids, self.annotation_ids = _count_ids(value["images"]), _count_ids(value["annotations"])
+        self.problems: list[RowResult] = []
+        self.categories: dict[str | None, _Category] = dict(self._read_categories(value["categories"]))
+        self.annotations: dict[str | None, list[_Annotation]] = defaultdict(list)  # by image
+        self._group_annotations(value["annotations"])
+        self.has_corners = self._detect_corner_boxes()
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
         for number, image in enumerate(self.images, start=1):
             if isinstance(image, dict):
-                image_annotations = self.annotations.get(_normalize_id(image.get("id")), [])
-                yield SourceRow(
-                    self.file,
-                    number,
-                    image,
-                    {"image": image, "annotations": [annotation.value for annotation in image_annotations]},
-                )
+                raw = {"image": image, "annotations": [a.value for a in self.annotations_of(image)]}
+                yield SourceRow(self.file, number, image, raw)
             else:
-                yield make_error_result(
-                    self.file, number, FieldError(f"images[{number - 1}]", image, "an object is wanted"), image
-                )
+                fault = FieldError(f"images[{number - 1}]", image, "an object is wanted")
+                yield make_error_result(self.file, number, fault, image)
 
+    def annotations_of(self, image: dict[str, Any]) -> list[_Annotation]:
+        return self.annotations.get(_normalize_id(image.get("id")), [])
 
-def _load_file(file: Path, encoding: str) -> _CocoFile:
-    """A COCO file read whole. Raises BadInput where it is no JSON (with the byte), or not COCO."""
-    value = load_json_file(file, encoding)
-    if not isinstance(value, dict) or not all(isinstance(value.get(p), list) for p in PARTS):
-        have = f"an object with {', '.join(map(str, value)) or 'nothing'}" if isinstance(value, dict) else "a list"
-        lists = ", ".join(PARTS)
-        raise BadInput(f"{file}: not a COCO detection file, which has the lists {lists}; it is {shorten_value(have)}")
-    if not value["images"]:
-        raise BadInput(f"{file}: the list images is empty")
-    categories, problems = _index_categories(file, value["categories"])
-    ids = _count_ids(value["images"])
-    by_image, strays = _group_by_image(file, value["annotations"], ids.keys() - {None})
-    parts = re.split(r"[^a-z]+", file.stem.lower())
-    return _CocoFile(
-        file=file,
-        split=next((SPLITS[w] for w in parts if w in SPLITS), None),
-        images=value["images"],
-        annotations=by_image,
-        categories=categories,
-        image_ids=ids,
-        annotation_ids=_count_ids(value["annotations"]),
-        corners=_detect_corner_boxes(value["images"], by_image),
-        problems=(*problems, *strays),
-    )
+    def category_of(self, annotation: _Annotation) -> _Category | None:
+        return self.categories.get(_normalize_id(annotation.value.get("category_id")))
+
+    def name_of(self, annotation: _Annotation) -> str:
+        """The name of the category. Raises FieldError where it has none that can be used."""
+        category = self.category_of(annotation)
+        if category is None:
+            raise annotation.error("category_id", "no usable category has this id; see categories")
+        return category.name
+
+    def _read_categories(self, categories: list[Any]) -> Iterator[tuple[str, _Category]]:
+        """Yield the categories with their ids; store the errors of those that cannot be used."""
+        ids = _count_ids(categories)
+        for k, category in enumerate(categories):
+            field = f"categories[{k}]"
+            try:
+                if not isinstance(category, dict):
+                    raise FieldError(field, category, "an object is wanted")
+                key = _normalize_id(category.get("id"))
+                if key is None:
+                    raise FieldError(f"{field}.id", category.get("id"), "no id; a whole number or a text is wanted")
+                if ids[key] > 1:
+                    raise FieldError(f"{field}.id", key, "the id of several categories; give each one of its own")
+                name = require_words(category.get("name"), f"{field}.name")
+                yield key, _Category(name, _parse_supercategory(str(category.get("supercategory", ""))))
+            except FieldError as fault:
+                self.problems.append(make_error_result(self.file, k + 1, fault, category, category))
+
+    def _group_annotations(self, annotations: list[Any]) -> None:
+        """Store the annotations by image, and the errors of those that belong to no image of the file."""
+        for k, annotation in enumerate(annotations):
+            field = f"annotations[{k}]"
+            fault = FieldError(field, annotation, "an object is wanted")
+            if isinstance(annotation, dict):
+                key = _normalize_id(annotation.get("image_id"))
+                if key is not None and key in self.image_ids:
+                    self.annotations[key].append(_Annotation(field, annotation))
+                    continue
+                why = "no image has this id; add the image, or remove the annotation"
+                fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
+            self.problems.append(make_error_result(self.file, k + 1, fault, annotation, annotation))
+
+    def _detect_corner_boxes(self) -> bool:
+        """Whether every bbox can be read as [x1, y1, x2, y2], and some bbox as nothing else.
+
+        Then a bbox that can be read both ways cannot be trusted either.
+        """
+        only_as_corners = False
+        for image in self.images:
+            if not isinstance(image, dict) or not all(type(image.get(k)) is int for k in ("width", "height")):
+                continue
+            size = Size(image["width"], image["height"])
+            for annotation in self.annotations_of(image):
+                box = annotation.value.get("bbox")
+                if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+                    continue
+                if not _can_be_corners(box, size):
+                    return False
+                only_as_corners = only_as_corners or _exceeds_image(box, size)
+        return only_as_corners
 
 
 def _normalize_id(value: Any) -> str | None:
-    """An id that can be looked up, 7 and "7" being one; None for what is neither a whole number nor a text."""
+    """An id as text, so that 7 and "7" are the same. None if it is neither a whole number nor a text."""
     text = str(value).strip() if type(value) in (int, str) else ""
     return text or None
 
 
 def _count_ids(objects: list[Any]) -> Counter[str | None]:
-    """How often each id is given."""
+    """How many objects have each id."""
     return Counter(_normalize_id(o.get("id")) for o in objects if isinstance(o, dict))
-
-
-def _index_categories(file: Path, categories: list[Any]) -> tuple[dict[str | None, _Category], list[RowResult]]:
-    """The categories by id, and those that cannot be used."""
-    by_id: dict[str | None, _Category] = {}
-    problems = []
-    ids = _count_ids(categories)
-    for k, category in enumerate(categories):
-        try:
-            if not isinstance(category, dict):
-                raise FieldError(f"categories[{k}]", category, "an object is wanted")
-            key = _normalize_id(category.get("id"))
-            if key is None:
-                raise FieldError(f"categories[{k}].id", category.get("id"), "no id; a whole number or a text is wanted")
-            if ids[key] > 1:
-                raise FieldError(f"categories[{k}].id", key, "the id of several categories; give each one of its own")
-            name = require_words(category.get("name"), f"categories[{k}].name")
-            by_id[key] = _Category(name, _parse_supercategory(str(category.get("supercategory", ""))))
-        except FieldError as fault:
-            problems.append(make_error_result(file, k + 1, fault, category, category))
-    return by_id, problems
-
-
-def _group_by_image(
-    file: Path, annotations: list[Any], image_ids: Set[str | None]
-) -> tuple[dict[str | None, list[_FoundAnnotation]], list[RowResult]]:
-    """Annotations by image id, and those that belong to no image of the file."""
-    by_image: dict[str | None, list[_FoundAnnotation]] = defaultdict(list)
-    strays = []
-    for k, annotation in enumerate(annotations):
-        field = f"annotations[{k}]"
-        if not isinstance(annotation, dict):
-            strays.append(
-                make_error_result(file, k + 1, FieldError(field, annotation, "an object is wanted"), annotation)
-            )
-        elif (key := _normalize_id(annotation.get("image_id"))) in image_ids:
-            by_image[key].append(_FoundAnnotation(field, annotation))
-        else:
-            why = "no image has this id; add the image, or remove the annotation"
-            fault = FieldError(f"{field}.image_id", annotation.get("image_id"), why)
-            strays.append(make_error_result(file, k + 1, fault, annotation, annotation))
-    return by_image, strays
-
-
-def _detect_corner_boxes(images: list[Any], by_image: dict[str | None, list[_FoundAnnotation]]) -> bool:
-    """Whether the bbox of every annotation can be read as [x1, y1, x2, y2], and some as nothing else.
-
-    Then those that could be read both ways are not to be trusted either.
-    """
-    only_as_corners = False
-    for image in images:
-        if not isinstance(image, dict) or not all(type(image.get(k)) is int for k in ("width", "height")):
-            continue
-        size = Size(image["width"], image["height"])
-        for annotation in by_image.get(_normalize_id(image.get("id")), ()):
-            box = annotation.value.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
-                continue
-            if not _can_be_corners(box, size):
-                return False
-            only_as_corners = only_as_corners or _exceeds_image(box, size)
-    return only_as_corners
 
 
 def _can_be_corners(box: Sequence[float], size: Size) -> bool:
@@ -272,7 +237,7 @@ def _can_be_corners(box: Sequence[float], size: Size) -> bool:
 
 
 def _exceeds_image(box: Sequence[float], size: Size) -> bool:
-    """Whether [x, y, width, height] leads out of the image at the right or below."""
+    """Whether [x, y, width, height] exceeds the image at the right or at the bottom."""
     x, y, w, h = box
     return x + w > size.width + EDGE_PIXELS or y + h > size.height + EDGE_PIXELS
 
@@ -280,103 +245,94 @@ def _exceeds_image(box: Sequence[float], size: Size) -> bool:
 # ---- an image -------------------------------------------------------------------------------------------------------
 
 
-def _convert_image(
-    row: SourceRow,
-    data: _CocoFile,
-    source: Source,
-    pictures: ImageResolver,
-    first_places: dict[str, str],
-    notes: Counter[str],
-) -> list[Sample]:
-    value = row.value
-    key = _normalize_id(value.get("id"))
-    if key is None:
-        raise FieldError("id", value.get("id"), "no id; a whole number or a text is wanted")
-    if data.image_ids[key] > 1:
-        why = f"the id of {data.image_ids[key]} images, so whose annotations are whose? give each image one of its own"
-        raise FieldError("id", key, why)
-    image = _parse_image(value, source, pictures)
-    place = f"row {row.number} of {data.file.name}"
-    if first_places.setdefault(image.path, place) != place:
-        raise FieldError(
-            "file_name", image.path, f"already used by {first_places[image.path]}; give each image one entry"
+class _CocoReader:
+    """Reads the files of a source. An image may have only one entry in all files together."""
+
+    def __init__(self, source: Source, notes: Counter[str]) -> None:
+        self.source, self.notes = source, notes
+        self.images = ImageResolver(source)
+        self.first_places: dict[str, str] = {}  # of images, by path
+
+    def read(self, file: Path) -> Iterator[RowResult]:
+        data = _CocoFile(file, self.source.encoding)
+        yield from data.problems
+        yield from convert_rows(data.rows(), partial(self._convert_image, data))
+
+    def _convert_image(self, data: _CocoFile, row: SourceRow) -> list[Sample]:
+        value = row.value
+        key = _normalize_id(value.get("id"))
+        if key is None:
+            raise FieldError("id", value.get("id"), "no id; a whole number or a text is wanted")
+        if (count := data.image_ids[key]) > 1:
+            why = f"the id of {count} images, so whose annotations are whose? give each image one of its own"
+            raise FieldError("id", key, why)
+        image, size = self._parse_image(value)
+        place = f"row {row.number} of {data.file.name}"
+        first_place = self.first_places.setdefault(image.path, place)
+        if first_place != place:
+            raise FieldError("file_name", image.path, f"already used by {first_place}; give each image one entry")
+        image_notes: Counter[str] = Counter()
+        annotations = data.annotations_of(value)
+        names_and_boxes = [_parse_annotation(annotation, size, data, image_notes) for annotation in annotations]
+        objects = tuple((name, box) for name, box in names_and_boxes if box is not None)
+        if not objects:  # no question is made, so nothing more must be known about the image
+            self.notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
+            return []
+        stated = _merge_writer_values(value)
+        record = Annotated(
+            id=require_words(f"{data.file.stem}-{key}", "id"),
+            image=image,
+            modality=_find_modality(stated, annotations, data, self.source),
+            objects=objects,
+            group=_find_group(stated, self.source, image),
+            origin=require_words(stated["source"], "source") if stated.get("source") else data.file.stem,
+            side=parse_choice(stated, "side", SIDES) or self.source.side or "patient",
+            split=_parse_split(stated.get("split")) or self.source.split or data.split,
+            incomplete=frozenset(name for name, box in names_and_boxes if box is None),
         )
-    assert image.width is not None and image.height is not None
-    size = Size(image.width, image.height)
-    image_notes: Counter[str] = Counter()
-    image_annotations = data.annotations.get(key, [])
-    crowds = frozenset(
-        _look_up_name(annotation, data) for annotation in image_annotations if annotation.value.get("iscrowd") == 1
-    )
-    objects = tuple(
-        name_and_box
-        for annotation in image_annotations
-        if (name_and_box := _parse_annotation(annotation, size, data, image_notes)) is not None
-    )
-    if not objects:  # nothing is asked, so nothing more need be known of it
-        notes.update(image_notes + Counter({"images without a box, of which nothing is asked": 1}))
-        return []
-    record = Annotated(
-        id=require_words(f"{data.file.stem}-{key}", "id"),
-        image=image,
-        modality=_find_modality(value, image_annotations, data, source),
-        objects=objects,
-        group=_find_group(value, source, image),
-        origin=require_words(_get_stated_value(value, "source"), "source")
-        if _get_stated_value(value, "source")
-        else data.file.stem,
-        side=_parse_side(value, source),
-        split=_parse_split(value) or source.split or data.split,
-        incomplete=crowds,
-    )
-    samples = make_samples(record, source, image_notes)
-    notes.update(image_notes)
-    return samples
+        samples = make_samples(record, self.source, image_notes)
+        self.notes.update(image_notes)
+        return samples
+
+    def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
+        """The image and its size: the true size if the image was opened, else the size that the file states."""
+        require_words(value.get("file_name"), "file_name")  # no file of samples can hold a broken encoding
+        image = self.images.ref(value["file_name"], "file_name")
+        for field, actual in (("width", image.width), ("height", image.height)):
+            stated = value.get(field)
+            if stated is None and self.source.open_images:
+                continue
+            if type(stated) is not int or stated < 1:
+                raise FieldError(field, stated, "a number of pixels is wanted; fill it in, or let the images be opened")
+            if actual not in (None, stated):
+                turned_note = " once it is turned upright, as its EXIF says" if image.orientation != 1 else ""
+                why = f"the image has {actual} pixels{turned_note}; correct it, and the boxes with it"
+                raise FieldError(field, stated, why)
+        size = Size(image.width or value["width"], image.height or value["height"])
+        return replace(image, width=size.width, height=size.height), size
 
 
-def _parse_image(value: dict[str, Any], source: Source, pictures: ImageResolver) -> ImageRef:
-    """The image and its size: its own where it was opened, else what the file says."""
-    require_words(value.get("file_name"), "file_name")  # a torn encoding, which no file of samples could hold
-    image = pictures.ref(value["file_name"], "file_name")
-    for field in ("width", "height"):
-        stated = value.get(field)
-        if stated is None and source.open_images:
-            continue
-        if type(stated) is not int or stated < 1:
-            raise FieldError(field, stated, "a number of pixels is wanted; fill it in, or let the images be opened")
-    if image.width is None or image.height is None:
-        return ImageRef(image.path, value["width"], value["height"])
-    for field, actual in (("width", image.width), ("height", image.height)):
-        if value.get(field) not in (None, actual):
-            turned_note = " once it is turned upright, as its EXIF says" if image.orientation != 1 else ""
-            why = f"the image has {actual} pixels{turned_note}; correct it, and the boxes with it"
-            raise FieldError(field, value[field], why)
-    return image
-
-
-def _get_stated_value(value: dict[str, Any], key: str) -> Any:
-    """The value of a key from our writer's part, else from the image itself; None if both lack it."""
-    writer_values = value.get(COCO_EXTRA_KEY)
-    if writer_values is not None and not isinstance(writer_values, dict):
+def _merge_writer_values(image: dict[str, Any]) -> dict[str, Any]:
+    """The keys of an image, with the values that our writer stored in their place."""
+    writer_values = image.get(COCO_EXTRA_KEY)
+    if writer_values is None:
+        return image
+    if not isinstance(writer_values, dict):
         raise FieldError(COCO_EXTRA_KEY, writer_values, "an object is wanted, as the writer leaves it")
-    stated = (writer_values or {}).get(key)
-    return value.get(key) if stated is None else stated
+    return image | {key: value for key, value in writer_values.items() if value is not None}
 
 
 def _find_modality(
-    value: dict[str, Any], annotations: Sequence[_FoundAnnotation], data: _CocoFile, source: Source
+    stated: dict[str, Any], annotations: Sequence[_Annotation], data: _CocoFile, source: Source
 ) -> Modality:
-    """The modality of the image, else of the supercategories of its objects, else of the source."""
-    if (stated := _get_stated_value(value, "modality")) is not None:
-        return resolve_modality(stated, source)
-    known_categories = [
-        data.categories.get(_normalize_id(annotation.value.get("category_id"))) for annotation in annotations
-    ]
-    modalities = {c.modality for c in known_categories if c is not None and c.modality is not None}
+    """The modality that the image states, else its objects' supercategories, else the source."""
+    if stated.get("modality") is not None:
+        return resolve_modality(stated["modality"], source)
+    categories = map(data.category_of, annotations)
+    modalities = {c.modality for c in categories if c is not None and c.modality is not None}
     if len(modalities) > 1:
-        raise FieldError(
-            "modality", sorted(modalities), "supercategories of several modalities in one image; give it a modality"
-        )
+        why = "supercategories of several modalities in one image; give it a modality"
+        raise FieldError("modality", sorted(modalities), why)
     return modalities.pop() if modalities else resolve_modality(None, source)
 
 
@@ -384,86 +340,74 @@ def _parse_supercategory(kind: str) -> Modality | None:
     try:
         modality = read_modality(kind)
     except BadInput:
-        return None  # "organ", "animal"
-    return modality if modality is not Modality.OTHER else None  # "other" is said of anything
+        return None  # such as "organ" or "animal"
+    return modality if modality is not Modality.OTHER else None  # "other" may mean anything
 
 
-def _find_group(value: dict[str, Any], source: Source, image: ImageRef) -> str:
+def _find_group(stated: dict[str, Any], source: Source, image: ImageRef) -> str:
     for key in ("group", "patient"):
-        stated = _get_stated_value(value, key)
-        if stated is not None:
-            return require_words(str(stated) if type(stated) is int else stated, key)
+        group = stated.get(key)
+        if group is not None:
+            return require_words(str(group) if type(group) is int else group, key)
     return find_split_group(source, image.path)
 
 
-def _parse_side(value: dict[str, Any], source: Source) -> Side:
-    side: Side | None = parse_choice({"side": _get_stated_value(value, "side")}, "side", get_args(Side))
-    return side or source.side or "patient"
-
-
-def _parse_split(value: dict[str, Any]) -> Split | None:
-    stated = _get_stated_value(value, "split")
-    if stated is None:
+def _parse_split(split: Any) -> Split | None:
+    if split is None:
         return None
-    if not isinstance(stated, str) or stated.lower() not in SPLITS:
-        raise FieldError("split", stated, "one of train, validation, test is wanted")
-    return SPLITS[stated.lower()]
+    if not isinstance(split, str) or split.lower() not in SPLITS:
+        raise FieldError("split", split, "one of train, validation, test is wanted")
+    return SPLITS[split.lower()]
 
 
 # ---- an annotation --------------------------------------------------------------------------------------------------
 
 
 def _parse_annotation(
-    annotation: _FoundAnnotation, size: Size, data: _CocoFile, image_notes: Counter[str]
-) -> tuple[str, Box] | None:
-    """Name and box of an annotation; None for a crowd, which is no object of its own."""
+    annotation: _Annotation, size: Size, data: _CocoFile, image_notes: Counter[str]
+) -> tuple[str, Box | None]:
+    """Name and box of an annotation. A crowd has no box, because it is not a single object."""
     value = annotation.value
     key = _normalize_id(value.get("id"))
     if value.get("id") is not None and (key is None or data.annotation_ids[key] > 1):
         why = "no usable id" if key is None else f"the id of {data.annotation_ids[key]} annotations"
         raise FieldError(f"{annotation.field}.id", value["id"], f"{why}; give each a number of its own")
     if value.get("iscrowd", 0) not in (0, 1):
-        raise annotation.fault("iscrowd", "0 or 1 is wanted")
+        raise annotation.error("iscrowd", "0 or 1 is wanted")
+    name = data.name_of(annotation)
     if value.get("iscrowd"):
         image_notes["crowds (iscrowd), which are no single object"] += 1
-        return None
-    name = _look_up_name(annotation, data)
-    shape = value.get("segmentation")
+        return name, None
+    segmentation = value.get("segmentation")
     if value.get("bbox") in (None, []):
-        if not shape:
-            raise annotation.fault("bbox", "no box and no segmentation; give one of them")
-        extent = _compute_extent(shape, f"{annotation.field}.segmentation", size)
+        if not segmentation:
+            raise annotation.error("bbox", "no box and no segmentation; give one of them")
+        extent = _compute_extent(segmentation, f"{annotation.field}.segmentation", size)
         return name, _to_fraction_box(extent, annotation, "segmentation", size, image_notes)
     for key in ("segmentation", "keypoints"):
         if value.get(key):
             image_notes[f"{key} of which the box alone is kept"] += 1
-    return name, _to_fraction_box(_parse_bbox(annotation, size, data.corners), annotation, "bbox", size, image_notes)
+    return name, _to_fraction_box(
+        _parse_bbox(annotation, size, data.has_corners), annotation, "bbox", size, image_notes
+    )
 
 
-def _look_up_name(annotation: _FoundAnnotation, data: _CocoFile) -> str:
-    category = data.categories.get(_normalize_id(annotation.value.get("category_id")))
-    if category is None:
-        raise annotation.fault("category_id", "no usable category has this id; see categories")
-    return category.name
-
-
-def _parse_bbox(annotation: _FoundAnnotation, size: Size, corners: bool) -> Corners:
+def _parse_bbox(annotation: _Annotation, size: Size, corners: bool) -> Corners:
     try:
-        bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
+        x, y, w, h = bbox = require_four_numbers(annotation.value["bbox"], "bbox", "[x, y, width, height] in pixels")
     except FieldError as fault:
-        raise annotation.fault("bbox", fault.why) from None
-    x, y, w, h = bbox
+        raise annotation.error("bbox", fault.why) from None
     swap = "COCO has [x, y, width, height]: write x2 - x1 and y2 - y1 in their place"
     if corners:
         why = f"every bbox of the file can be [x1, y1, x2, y2], and some can be nothing else; {swap}"
-        raise annotation.fault("bbox", why)
+        raise annotation.error("bbox", why)
     if w <= 0 or h <= 0:
-        raise annotation.fault("bbox", "width or height is not above 0; mend or remove the annotation")
+        raise annotation.error("bbox", "width or height is not above 0; mend or remove the annotation")
     if x + w <= 1 and y + h <= 1 and any(v != int(v) for v in bbox):
         why = "fractions of the image where COCO has pixels; multiply by width and height"
-        raise annotation.fault("bbox", why)
+        raise annotation.error("bbox", why)
     if _exceeds_image(bbox, size) and _can_be_corners(bbox, size):
-        raise annotation.fault("bbox", f"{_describe_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
+        raise annotation.error("bbox", f"{_describe_outside(size)}; it looks like [x1, y1, x2, y2], but {swap}")
     return x, y, x + w, y + h
 
 
@@ -471,34 +415,31 @@ def _describe_outside(size: Size) -> str:
     return f"outside the image of {size.width}x{size.height} pixels"
 
 
-def _to_fraction_box(
-    corners: Corners, annotation: _FoundAnnotation, key: str, size: Size, image_notes: Counter[str]
-) -> Box:
-    """Corners in pixels as a Box. What lies beyond the border by a rounding is put on it."""
+def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]) -> Box:
+    """Corners in pixels as a Box. A corner that rounding moved beyond the border is put on the border."""
     x1, y1, x2, y2 = corners
     excess = max(-x1, -y1, x2 - size.width, y2 - size.height)
     if not excess <= EDGE_PIXELS:
-        raise annotation.fault(key, f"{_describe_outside(size)}; mend or remove the annotation")
+        raise annotation.error(key, f"{_describe_outside(size)}; mend or remove the annotation")
     if excess > 1e-6:
         image_notes[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
     x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size.width), min(y2, size.height)
     if not (x1 < x2 and y1 < y2):
-        raise annotation.fault(key, "without area; mend or remove the annotation")
+        raise annotation.error(key, "without area; mend or remove the annotation")
     return Box(x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
 
 
 # ---- segmentations --------------------------------------------------------------------------------------------------
 
 
-def _compute_extent(shape: Any, field: str, size: Size) -> Corners:
+def _compute_extent(segmentation: Any, field: str, size: Size) -> Corners:
     """The box around polygons or a run-length mask."""
-    if isinstance(shape, dict):
-        return _compute_run_length_extent(shape, field, size)
-    if not isinstance(shape, list) or not all(_is_polygon(p) for p in shape):
-        raise FieldError(
-            field, shape, "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
-        )
-    xs, ys = [x for p in shape for x in p[0::2]], [y for p in shape for y in p[1::2]]
+    if isinstance(segmentation, dict):
+        return _compute_run_length_extent(segmentation, field, size)
+    if not isinstance(segmentation, list) or not all(_is_polygon(p) for p in segmentation):
+        why = "polygons [[x, y, x, y, x, y, ...]] or a run-length mask {size, counts} are wanted"
+        raise FieldError(field, segmentation, why)
+    xs, ys = [x for p in segmentation for x in p[0::2]], [y for p in segmentation for y in p[1::2]]
     return min(xs), min(ys), max(xs), max(ys)
 
 
@@ -508,12 +449,12 @@ def _is_polygon(value: Any) -> bool:
     return all(type(v) in (int, float) and abs(v) < math.inf for v in value)
 
 
-def _compute_run_length_extent(shape: dict[str, Any], field: str, size: Size) -> Corners:
+def _compute_run_length_extent(segmentation: dict[str, Any], field: str, size: Size) -> Corners:
     """The extent of a mask in runs down its columns, background first (pycocotools `maskApi.c`)."""
-    if shape.get("size") != [size.height, size.width]:
+    if segmentation.get("size") != [size.height, size.width]:
         why = f"[{size.height}, {size.width}], that of the image, is wanted"
-        raise FieldError(f"{field}.size", shape.get("size"), why)
-    stated = shape.get("counts")
+        raise FieldError(f"{field}.size", segmentation.get("size"), why)
+    stated = segmentation.get("counts")
     try:
         counts = unpack_run_lengths(stated) if isinstance(stated, str) else stated
     except ValueError as error:
@@ -535,8 +476,11 @@ def _compute_run_length_extent(shape: dict[str, Any], field: str, size: Size) ->
 
 
 def unpack_run_lengths(text: str) -> list[int]:
-    """Runs of pycocotools' text: six bits a character from "0" on, low bits first, from the third run on as the
-    difference to the run two before. Raises ValueError where it is not such a text."""
+    """Unpack the run-length text of pycocotools. Raises ValueError where the text is none.
+
+    A character holds six bits, counted from "0"; low bits come first. From the third run on, the text holds the
+    difference to the run two places before.
+    """
     counts: list[int] = []
     value = bits = 0
     for place, character in enumerate(text):

@@ -1,13 +1,14 @@
-"""Readers of conversations: Med-GRIT and Qwen-VL files, ShareGPT and LLaVA, ms-swift.
+"""Read conversations: Med-GRIT and Qwen-VL files, ShareGPT and LLaVA, ms-swift.
 
     Med-GRIT   {"id", "conversations": [[question, answer], ...]}, <img>path</img> and <box> or <|box_start|> in it
     Qwen-VL    {"id", "conversations": [{"from": "user", "value"}, ...]}, the same marks
     ShareGPT   {"images": [...] or "image", "conversations": [{"from": "human", "value"}, ...]}, <image> in it
     ms-swift   {"images", "messages": [{"role", "content"}], "objects": {"ref", "bbox", "bbox_type"}}, <bbox> in it
 
-One sample a question (`Source.turns` "split"), or one a conversation. Which task a question is, is taken from the name
-of a Med-GRIT test file, else from its boxes: a box in the answer is VG; one in the question with a bare name for an
-answer ROC, with a sentence RC; without boxes it is MIA in Med-GRIT and QA elsewhere. Boxes are of a row's last image.
+Each question becomes a sample (`Source.turns` "split"), or each conversation. The name of a Med-GRIT test file states
+the task of its questions. Otherwise boxes decide: a box in the answer means VG. A box in the question means ROC if the
+answer is a bare name, RC if it is a sentence. Without boxes the task is MIA in Med-GRIT and QA elsewhere. Boxes belong
+to the last image of a row.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clinkd.data import grids
-from clinkd.data.codecs import Codec, make_codec
+from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
 from clinkd.data.readers.boxes import resolve_modality
@@ -44,31 +45,27 @@ SPLITS: dict[str, Split] = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-CONVERSATION_EXTRA_KEY = (
-    "clinkd"  # key of what our writers add beside the conversation, so that nothing is lost on the way back
-)
-BARE_WORDS = 6  # an answer of at most so many words without a full stop is a name
+CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation does not hold
+BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a name
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
 _IMAGE = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
 _REF = re.compile(r"<ref>(.*?)</ref>|<\|object_ref_start\|>(.*?)<\|object_ref_end\|>", re.S)
 _MAYBE_A_BOX = re.compile(r"[<(\[]|bbox_2d")
-_OBJECT = re.compile(
+_OBJECT_MARK = re.compile(
     r"(?:<box>|<\|box_start\|>)?<bbox>(?:</box>|<\|box_end\|>)?"
     r"|(?:<ref>|<\|object_ref_start\|>)?<ref-object>(?:</ref>|<\|object_ref_end\|>)?"
 )
 _QUESTION_ROLES, _ANSWER_ROLES = ("human", "user"), ("gpt", "assistant")
-_FAMILIES = {"<|box_start|>": make_codec("qwen2-vl"), "<box>": make_codec("qwen-vl")}
+_get_codec = cache(make_codec)
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Rows of a file, or of all JSON files of a folder, of any of the four forms."""
-    pictures = ImageResolver(source)
+    """Read a file, or all JSON files of a folder, in any of the four forms."""
+    images = ImageResolver(source)
     for file in files(source.path):
-        make = partial(
-            _convert_row, source=source, defaults=_read_file_defaults(file, source), pictures=pictures, notes=notes
-        )
+        make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
         yield from convert_rows(json_rows(file, source.encoding), make)
 
 
@@ -76,72 +73,66 @@ def files(path: Path) -> list[Path]:
     """The data files of a folder, or the file itself."""
     if not path.is_dir():
         return [path]
-    data_files = [
-        p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"
-    ]
+    json_files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl")]
+    data_files = [p for p in json_files if p.stem != "dataset_info"]
     if not data_files:
         raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
     return data_files
 
 
-@dataclass(frozen=True, slots=True)
-class _FileDefaults:
-    """What the file's name and the source state for all rows of the file."""
-
-    name: str
-    task: Task | None
-    without_boxes: Task
-    split: Split | None
-    boxes: Codec | None  # None: Qwen-VL or Qwen2-VL, chosen by the marks of each text
+def find_split_in_name(stem: str) -> Split | None:
+    """The split that a word of a file's name states."""
+    return next((SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS), None)
 
 
-def _read_file_defaults(file: Path, source: Source) -> _FileDefaults:
+def _apply_file_name(file: Path, source: Source) -> Source:
+    """The source with the split and the task that the name of the file states."""
+    split = find_split_in_name(file.stem)
     words = re.split(r"[^a-z]+", file.stem.lower())
-    split = next((SPLITS[word] for word in words if word in SPLITS), None)
     task = next((TESTS[word] for word in words if word in TESTS), None) if split == "test" else None
-    boxes = make_codec(source.boxes) if source.boxes else None
-    task_without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
-    return _FileDefaults(file.stem.lower(), source.task or task, task_without_boxes, source.split or split, boxes)
+    return replace(source, task=source.task or task, split=source.split or split)
 
 
-def _convert_row(
-    row: SourceRow, source: Source, defaults: _FileDefaults, pictures: ImageResolver, notes: Counter[str]
-) -> list[Sample]:
-    value = row.value
+def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
+    value, file_name = row.value, row.file.stem.lower()
     for key in value.keys() - KEYS:
         notes[f"key {key!r} of rows, which a sample does not keep"] += 1
-    pairs, images = _parse_conversation(value, notes)
-    refs = tuple([pictures.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(images)])
+    pairs, paths = _parse_conversation(value, notes)
+    refs = tuple([images.ref(path, f"images[{i}]" if i else "image") for i, path in enumerate(paths)])
     writer_keys = value.get(CONVERSATION_EXTRA_KEY)
     if writer_keys is not None:
-        defaults = _apply_writer_keys(writer_keys, defaults, source)
+        source = _apply_writer_keys(writer_keys, source)
     objects = None if value.get("objects") is None else _ObjectsReader(value["objects"], refs)
-    read_text: ReadText = objects or partial(_decode_boxes, defaults, source, refs[-1])
-    turns_and_names = [_make_turn(k, pair, read_text, defaults) for k, pair in enumerate(pairs, start=1)]
+    read_text: ReadText = objects or partial(_decode_boxes, source, refs[-1])
+    turns_and_names = [_make_turn(k, pair, read_text, source) for k, pair in enumerate(pairs, start=1)]
     if objects:
         objects.check_used_up()
     turns = tuple([turn for turn, _ in turns_and_names])
     if writer_keys is not None:
         return [_restore_sample(value, writer_keys, refs, turns)]
-    name = f"{_make_id_prefix(value)}{defaults.name}-{row.number}"
     path = refs[0].path
-    modality = _find_modality(value, path, source)
     parts = _split_file_name(path)
-    split_group = find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}"
-    origin = parts[1] if len(parts) > 2 else defaults.name
-    side = source.side or "patient"
-    if source.turns == "keep" or len(turns_and_names) == 1:
-        return [
-            Sample(name, refs, modality, turns, split_group, origin, turns_and_names[-1][1], (), side, defaults.split)
-        ]
+    whole = Sample(
+        id=f"{_make_id_prefix(value)}{file_name}-{row.number}",
+        images=refs,
+        modality=_find_modality(value, path, source),
+        turns=turns,
+        group=find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}",
+        source=parts[1] if len(parts) > 2 else file_name,
+        names=turns_and_names[-1][1],
+        side=source.side or "patient",
+        split=source.split,
+    )
+    if source.turns == "keep" or len(turns) == 1:
+        return [whole]
     return [
-        Sample(f"{name}-{k}", refs, modality, (turn,), split_group, origin, names, (), side, defaults.split)
+        replace(whole, id=f"{whole.id}-{k}", turns=(turn,), names=names)
         for k, (turn, names) in enumerate(turns_and_names, start=1)
     ]
 
 
 def _make_id_prefix(value: dict[str, Any]) -> str:
-    """The row's own id in front of the place it has in its file; ids repeat in Med-GRIT, one for each question."""
+    """The id of the row and a hyphen. The row number must follow, because the questions of Med-GRIT repeat ids."""
     stated_id = value.get("id")
     if stated_id is None:
         return ""
@@ -151,24 +142,21 @@ def _make_id_prefix(value: dict[str, Any]) -> str:
     return f"{stated_id}-"
 
 
-# ---- what our own writer left ---------------------------------------------------------------------------------------
+# ---- what our own writer stored -------------------------------------------------------------------------------------
 
 
-def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source) -> _FileDefaults:
-    """The defaults, with the codec that the writer used."""
+def _apply_writer_keys(writer_keys: Any, source: Source) -> Source:
+    """The source with the codec that our writer used, and without a task."""
     if not isinstance(writer_keys, dict) or not isinstance(writer_keys.get("tasks"), list):
-        raise FieldError(
-            CONVERSATION_EXTRA_KEY,
-            writer_keys,
-            "not as the writer leaves it (an object with tasks); write the data anew",
-        )
+        why = "not as the writer leaves it (an object with tasks); write the data anew"
+        raise FieldError(CONVERSATION_EXTRA_KEY, writer_keys, why)
     name = writer_keys.get("boxes", "qwen2-vl")
     if source.boxes and source.boxes != name:
-        raise FieldError(
-            f"{CONVERSATION_EXTRA_KEY}.boxes", name, f"boxes={source.boxes} is said of the source; leave that away"
-        )
+        why = f"boxes={source.boxes} is said of the source; leave that away"
+        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.boxes", name, why)
     try:
-        return replace(defaults, boxes=make_codec(name), task=None)
+        make_codec(name)
+        return replace(source, boxes=name, task=None)
     except BadInput as error:
         raise FieldError(f"{CONVERSATION_EXTRA_KEY}.boxes", name, str(error)) from None
 
@@ -176,14 +164,11 @@ def _apply_writer_keys(writer_keys: Any, defaults: _FileDefaults, source: Source
 def _restore_sample(
     value: dict[str, Any], writer_keys: dict[str, Any], refs: tuple[ImageRef, ...], turns: tuple[Turn, ...]
 ) -> Sample:
-    """A sample with all that the writer stored beside the conversation."""
+    """The sample with all that our writer stored beside the conversation."""
     tasks = writer_keys["tasks"]
     if len(tasks) != len(turns):
-        raise FieldError(
-            f"{CONVERSATION_EXTRA_KEY}.tasks",
-            tasks,
-            f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task",
-        )
+        why = f"{len(turns)} turns and {len(tasks)} tasks; give each turn its task"
+        raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", tasks, why)
     for task in tasks:
         if task not in list(Task):
             raise FieldError(f"{CONVERSATION_EXTRA_KEY}.tasks", task, f"one of {', '.join(Task)} is wanted")
@@ -202,11 +187,8 @@ def _parse_conversation(value: dict[str, Any], notes: Counter[str]) -> tuple[lis
     if key == "messages" and "conversations" in value:
         raise FieldError("messages", value[key], "the row has conversations, too; keep one of them")
     messages = get_list(value, key)
-    turns = (
-        _parse_pairs(messages, key)
-        if messages and isinstance(messages[0], list)
-        else _parse_alternating(messages, key, notes)
-    )
+    is_pairs = messages and isinstance(messages[0], list)
+    turns = _parse_pairs(messages, key) if is_pairs else _parse_alternating(messages, key, notes)
     if value.get("system"):
         notes[_SYSTEM_NOTE] += 1
     listed = _list_images(value)
@@ -238,18 +220,18 @@ _SYSTEM_NOTE = "system prompts, which a sample does not keep"
 
 
 def _list_images(value: dict[str, Any]) -> list[Any]:
-    """The images that stand beside the text."""
-    one = value.get("image")
-    several = get_list(value, "images")
-    if one is None:
-        return several
-    if several:
-        raise FieldError("images", several, "the row has image, too; keep one of them")
-    return one if isinstance(one, list) else [one]
+    """The images that the row lists beside the text."""
+    image = value.get("image")
+    images = get_list(value, "images")
+    if image is None:
+        return images
+    if images:
+        raise FieldError("images", images, "the row has image, too; keep one of them")
+    return image if isinstance(image, list) else [image]
 
 
 def _strip_image_marks(question: str, turn: int, key: str, first_images: list[str], notes: Counter[str]) -> str:
-    """The question without image marks; a sample has its images in front, so that is where they must stand."""
+    """The question without image marks. Marks must stand at its front or end, as a sample has its images in front."""
     if "<im" not in question:
         return question
     marks = list(_IMG.finditer(question)) or list(_IMAGE.finditer(question))
@@ -261,15 +243,14 @@ def _strip_image_marks(question: str, turn: int, key: str, first_images: list[st
             raise FieldError(f"{key}[{turn}]", question, "an image after the first question; make it a row of its own")
         notes["marks of an image that an earlier question of the row named already"] += 1
     front, rest = question[: marks[-1].end()], question[marks[-1].end() :]
-    bare = marks[0].re.sub("", front)
-    if not bare.strip():
+    text_before = marks[0].re.sub("", front)
+    if not text_before.strip():
         return rest
     if not rest.strip():
         notes["images moved from behind the question to its front"] += 1
-        return bare
-    raise FieldError(
-        f"{key}[{turn}]", question, "an image inside a sentence; put all images before the question, or behind it"
-    )
+        return text_before
+    why = "an image inside a sentence; put all images before the question, or behind it"
+    raise FieldError(f"{key}[{turn}]", question, why)
 
 
 def _parse_pairs(messages: list[Any], key: str) -> list[tuple[str, str]]:
@@ -284,11 +265,11 @@ def _parse_pairs(messages: list[Any], key: str) -> list[tuple[str, str]]:
 def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> list[tuple[str, str]]:
     turns: list[tuple[str, str]] = []
     question: str | None = None
-    for k, part in enumerate(messages):
+    for k, message in enumerate(messages):
         field = f"{key}[{k}]"
-        if not isinstance(part, dict):
-            raise FieldError(field, part, "an object with who speaks and what is said is wanted")
-        role, text = part.get("from", part.get("role")), part.get("value", part.get("content"))
+        if not isinstance(message, dict):
+            raise FieldError(field, message, "an object with who speaks and what is said is wanted")
+        role, text = message.get("from", message.get("role")), message.get("value", message.get("content"))
         if role == "system":
             notes[_SYSTEM_NOTE] += 1
         elif role in _QUESTION_ROLES and question is None:
@@ -299,20 +280,18 @@ def _parse_alternating(messages: list[Any], key: str, notes: Counter[str]) -> li
         elif role in _QUESTION_ROLES or role in _ANSWER_ROLES:
             raise FieldError(field, role, "question and answer must alternate, a question first")
         else:
-            raise FieldError(
-                field, role, f"who speaks? one of {', '.join((*_QUESTION_ROLES, *_ANSWER_ROLES, 'system'))} is wanted"
-            )
+            roles = ", ".join((*_QUESTION_ROLES, *_ANSWER_ROLES, "system"))
+            raise FieldError(field, role, f"who speaks? one of {roles} is wanted")
     if question is not None:
-        raise FieldError(
-            f"{key}[{len(messages) - 1}]", question, "the last question has no answer; add it, or remove the question"
-        )
+        why = "the last question has no answer; add it, or remove the question"
+        raise FieldError(f"{key}[{len(messages) - 1}]", question, why)
     if not turns:
         raise FieldError(key, messages, "empty; give a question and its answer")
     return turns
 
 
 def _parse_text(value: Any, field: str) -> str:
-    """The text of a message, with its inner blanks and lines. Joins a list of OpenAI's parts, with images as marks."""
+    """The text of a message; inner blanks and lines stay. OpenAI's parts are joined, with images as marks."""
     if isinstance(value, list):
         value = "".join([_parse_content_part(p, field) for p in value])
     if not isinstance(value, str) or not (text := value.strip()):
@@ -340,7 +319,7 @@ def _parse_content_part(part: Any, field: str) -> str:
 
 
 class _ParsedText(NamedTuple):
-    """A text, and the names that stand in its marks."""
+    """A text, and the names between its marks."""
 
     text: BoxedText
     names: tuple[str, ...] = ()
@@ -349,13 +328,11 @@ class _ParsedText(NamedTuple):
 ReadText = Callable[[str, str], _ParsedText]
 
 
-def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text: str, field: str) -> _ParsedText:
-    """A text with its boxes written out, in the family's spelling."""
+def _decode_boxes(source: Source, image: ImageRef, text: str, field: str) -> _ParsedText:
+    """Decode a text that spells out its boxes as the model family does."""
     if not _MAYBE_A_BOX.search(text):
         return _ParsedText(BoxedText(text))
-    codec = defaults.boxes
-    if codec is None:
-        codec = _FAMILIES["<|box_start|>" if "<|box_start|>" in text else "<box>"]
+    codec = _get_codec(source.boxes or ("qwen2-vl" if "<|box_start|>" in text else "qwen-vl"))
     size = _compute_resized_size(image, source, field) if codec.needs_size else None
     decoded = codec.decode(text, size)
     if decoded.unread:
@@ -363,9 +340,9 @@ def _decode_boxes(defaults: _FileDefaults, source: Source, image: ImageRef, text
         raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {codec.why(piece, size)}")
     refs = _REF.findall(text) if "ref" in text else ()
     names = tuple([a or b for a, b in refs])
-    answer = decoded.answer
-    bare = answer.text.strip()
-    return _ParsedText(answer if answer.text == bare else BoxedText(bare, answer.boxes), names)
+    boxed = decoded.answer
+    stripped = boxed.text.strip()
+    return _ParsedText(boxed if boxed.text == stripped else BoxedText(stripped, boxed.boxes), names)
 
 
 def _compute_resized_size(image: ImageRef, source: Source, field: str) -> grids.Size:
@@ -378,7 +355,7 @@ def _compute_resized_size(image: ImageRef, source: Source, field: str) -> grids.
 
 
 class _ObjectsReader:
-    """Reads the texts of ms-swift: `<bbox>` and `<ref-object>` stand for the objects, in their order."""
+    """Reads the texts of ms-swift, in which `<bbox>` and `<ref-object>` stand for the objects in their order."""
 
     def __init__(self, objects: Any, refs: Sequence[ImageRef]) -> None:
         if not isinstance(objects, dict):
@@ -386,30 +363,27 @@ class _ObjectsReader:
         kind = objects.get("bbox_type", "real")
         if kind not in ("real", "norm1"):
             raise FieldError("objects.bbox_type", kind, "real (pixels of the image) or norm1 (fractions) is wanted")
-        boxes, names = _require_list_in(objects, "bbox"), _require_list_in(objects, "ref")
-        image_ids = _require_list_in(objects, "image_id") or [0] * len(boxes)  # where it is absent, the first
+        fields = {f"objects.{key}": member for key, member in objects.items()}  # keys as errors name them
+        boxes, names = get_list(fields, "objects.bbox"), get_list(fields, "objects.ref")
+        image_ids = get_list(fields, "objects.image_id") or [0] * len(boxes)  # by default the first image
         if any(i != len(refs) - 1 for i in image_ids):
-            raise FieldError(
-                "objects.image_id", image_ids, "boxes must be of the last image; make each image a row of its own"
-            )
-        image = refs[-1]
-        self.boxes = [
-            _parse_fraction_box(v, f"objects.bbox[{i}]")
-            if kind == "norm1"
-            else parse_pixel_box(v, f"objects.bbox[{i}]", image)
-            for i, v in enumerate(boxes)
-        ]
+            why = "boxes must be of the last image; make each image a row of its own"
+            raise FieldError("objects.image_id", image_ids, why)
+        parse_box: Callable[[Any, str], Box] = (
+            _parse_fraction_box if kind == "norm1" else partial(parse_pixel_box, image=refs[-1])
+        )
+        self.boxes = [parse_box(v, f"objects.bbox[{i}]") for i, v in enumerate(boxes)]
         self.names = [_parse_text(v, f"objects.ref[{i}]") for i, v in enumerate(names)]
         self.boxes_used = self.names_used = 0
 
     def __call__(self, text: str, field: str) -> _ParsedText:
-        for piece in _OBJECT.split(text):
-            decoded = _FAMILIES["<|box_start|>"].decode(piece)
+        for piece in _OBJECT_MARK.split(text):
+            decoded = _get_codec("qwen2-vl").decode(piece)
             if decoded.answer.boxes or decoded.unread:
                 shown = decoded.unread[0] if decoded.unread else piece
                 raise FieldError(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
         names_before, boxes_before = self.names_used, self.boxes_used
-        marked_text = _OBJECT.sub(partial(self._fill_mark, text, field), text)
+        marked_text = _OBJECT_MARK.sub(partial(self._fill_mark, text, field), text)
         boxes = self.boxes[boxes_before : self.boxes_used]
         return _ParsedText(BoxedText(marked_text, tuple(boxes)), tuple(self.names[names_before : self.names_used]))
 
@@ -425,21 +399,11 @@ class _ObjectsReader:
         return self.names[self.names_used - 1]
 
     def check_used_up(self) -> None:
-        """Raise FieldError where no mark asked for an object."""
-        for key, used, n_given in (
-            ("bbox", self.boxes_used, len(self.boxes)),
-            ("ref", self.names_used, len(self.names)),
-        ):
-            if used < n_given:
-                why = f"{n_given} are given and {used} marks in the text ask for them; add marks, or remove the rest"
-                raise FieldError(f"objects.{key}", n_given, why)
-
-
-def _require_list_in(objects: dict[str, Any], key: str) -> list[Any]:
-    try:
-        return get_list(objects, key)
-    except FieldError as fault:
-        raise FieldError(f"objects.{key}", fault.value, fault.why) from None
+        """Raise FieldError if an object has no mark in the texts."""
+        for key, used, total in ("bbox", self.boxes_used, len(self.boxes)), ("ref", self.names_used, len(self.names)):
+            if used < total:
+                why = f"{total} are given and {used} marks in the text ask for them; add marks, or remove the rest"
+                raise FieldError(f"objects.{key}", total, why)
 
 
 def _parse_fraction_box(value: Any, field: str) -> Box:
@@ -452,22 +416,21 @@ def _parse_fraction_box(value: Any, field: str) -> Box:
         raise FieldError(field, value, str(error)) from None
 
 
-# ---- what a turn is -------------------------------------------------------------------------------------------------
+# ---- turns and their tasks ------------------------------------------------------------------------------------------
 
 
-def _make_turn(
-    number: int, pair: tuple[str, str], read_text: ReadText, defaults: _FileDefaults
-) -> tuple[Turn, tuple[str, ...]]:
-    """The turn, and the names it is about as far as the marks tell."""
+def _make_turn(number: int, pair: tuple[str, str], read_text: ReadText, source: Source) -> tuple[Turn, tuple[str, ...]]:
+    """The turn, and the names that its marks or its answer state."""
     question_field, answer_field = f"question {number}", f"answer {number}"
     question, answer = read_text(pair[0], question_field), read_text(pair[1], answer_field)
-    for field, read, raw_text in ((question_field, question, pair[0]), (answer_field, answer, pair[1])):
-        if not read.text.text:
+    for field, parsed, raw_text in ((question_field, question, pair[0]), (answer_field, answer, pair[1])):
+        if not parsed.text.text:
             raise FieldError(field, raw_text, "empty but for marks; fill it in, or remove the turn")
     names = question.names + answer.names
     if len(names) > 1:
         names = tuple(dict.fromkeys(names))
-    task = defaults.task or infer_task_from_boxes(question.text, answer.text, defaults.without_boxes)
+    without_boxes = Task.MIA if source.form == "med-grit" else Task.QA
+    task = source.task or infer_task_from_boxes(question.text, answer.text, without_boxes)
     if task is Task.VG and not answer.text.boxes:
         raise FieldError(answer_field, pair[1], "no box in an answer of visual grounding; add it")
     if task in (Task.ROC, Task.RC) and not question.text.boxes:
@@ -478,12 +441,12 @@ def _make_turn(
 
 
 def infer_task_from_boxes(question: BoxedText, answer: BoxedText, without: Task) -> Task:
-    """The task of a question by where its boxes stand; `without` where there are none."""
+    """The task, from the side that has boxes; `without` if no side has any."""
     if answer.boxes:
         return Task.VG
     if question.boxes:
-        bare = len(answer.text.split()) <= BARE_WORDS and answer.text[-1] not in ".!?"
-        return Task.ROC if bare else Task.RC
+        is_name = len(answer.text.split()) <= BARE_WORDS and answer.text[-1] not in ".!?"
+        return Task.ROC if is_name else Task.RC
     return without
 
 
@@ -500,7 +463,7 @@ def _find_modality(value: dict[str, Any], path: str, source: Source) -> Modality
 
 
 def infer_modality_from_name(front: str, name: str) -> Modality:
-    """The modality at the front of a SA-Med2D name. Raises FieldError (value: `name`) on another name."""
+    """The modality at the front of a SA-Med2D name. Raises FieldError with `name` as value if there is none."""
     try:
         return read_modality(front.split("_")[0])
     except BadInput:

@@ -1,20 +1,21 @@
-"""Reader of SA-Med2D-20M: a folder of images and of masks, whose parts that hang together become boxes.
+"""Read SA-Med2D-20M: a folder of images and of masks. Each connected part of a mask becomes a box.
 
     images/{modality_sub}--{dataset}--{case}--{slice}.png                      ct_00--CAD_PE--001--x_0125.png
     masks/{modality_sub}--{dataset}--{case}--{slice}--{class}_{instance}.png   ct_00--CAD_PE--001--x_0125--0000_002.png
     SAMed2D_v1_class_mapping_id.json    {"CAD_PE": {"pulmonary_embolism": "0000"}, ...}
     SAMed2D_v1.json                     {"images/...": ["masks/...", ...], ...}
 
-The numbers of classes count anew in each dataset, so the release maps them dataset by dataset; a flat map for all, and
-maps from number to name, are read too. The map is one of `CLASS_FILES`, or `Source.classes`. Where `SAMed2D_v1.json`
-is there, no mask it lists may be missing. Other folders of images and masks work alike: a mask is named after its
-image, "--", and its class, which may be the name itself (`scan7--left_lung.png`).
+Each dataset numbers its classes anew, so the release has a map of numbers and names for each dataset. One map for all
+datasets, and maps from number to name, are read too. The map is one of `CLASS_FILES`, or `Source.classes`. If the
+folder has `SAMed2D_v1.json`, every mask it lists must be there. Other folders of images and masks work alike: a mask is
+named after its image, "--", and its class, which may be the name itself (`scan7--left_lung.png`).
 
-A row is an image with all its masks, numbered in the order of names from 1; masks without an image follow as rows of
-their own. A mask is one class: 0 and 1, or 0 and 255. Its parts by 8-connectivity are the boxes; parts below
-`Source.specks` of the picture are left out beside a larger one, and counted. An empty mask says that its class is not
-there, which exporters of all classes write for every slice: it is counted, and a fault only where an image has nothing
-else. Left and right in names are the patient's, as in the sets the release is made of.
+A row is one image with all its masks, numbered from 1 in the order of names. Masks without an image follow as rows of
+their own. A mask is one class: its values are 0 and 1, or 0 and 255. Each part of it, connected by edges or corners,
+becomes a box. Parts below `Source.specks` of the picture (0.0001 is 26 pixels of 512x512: what resampling or a slipped
+brush leaves) are left out beside a larger part, and counted. An empty mask means that its class is not in the image:
+exporters write one for every class. It is counted, and is an error only if the image has no other mask. Left and right
+in names are the patient's, as in the sets that the release is made of.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,74 +51,64 @@ from clinkd.records import BadInput, Box, ImageRef, Sample
 
 CLASS_FILES = ("SAMed2D_v1_class_mapping_id.json", "class_map.json")
 LIST_FILE = "SAMed2D_v1.json"
-SPECK_SHARE = 0.0001  # of the picture's area: 26 pixels of 512x512; what resampling or a slipped brush leaves
 SUFFIXES = (".png", ".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
-_CLASS = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class, and the number of the instance
-_EVERYWHERE = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
+_CLASS_AND_INSTANCE = re.compile(r"([^_].*?)(?:_\d{3,})?")  # class and, if any, the number of the instance
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)  # neighbours by edge or corner
 
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
-    """Images of a folder. Raises BadInput where it has no images or no masks, or its maps cannot be read."""
-    folder = _scan_folder(source, notes)
-    make = partial(_convert_image, folder=folder, source=source, pictures=ImageResolver(source), notes=notes)
+    """Read a folder. Raises BadInput where it has no images or no masks, or where its maps cannot be read."""
+    folder = _MaskFolder(source, notes)
+    make = partial(_convert_image, folder=folder, images=ImageResolver(source), notes=notes)
     return convert_rows(folder.rows(), make)
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class _MaskFolder:
-    """The files of a folder: stem of an image -> its files, and -> the ends of its masks' names (`0000_002.png`)."""
+    """The files of a folder, by the stem of the image. Of the masks, the ends of their names (`0000_002.png`)."""
 
-    path: Path
-    images: dict[str, list[str]]
-    masks: dict[str, list[str]]
-    listed: dict[str, frozenset[str]]  # by `LIST_FILE`; empty where there is none
-    classes: Classes
-    speck_share: float
+    def __init__(self, source: Source, notes: Counter[str]) -> None:
+        if not source.path.is_dir():
+            raise BadInput(f"{source.path}: not a folder; give the one that holds images/ and masks/")
+        self.source = source
+        self.images: dict[str, list[str]] = defaultdict(list)
+        self.masks: dict[str, list[str]] = defaultdict(list)
+        for name in _list_image_files(source.root / "images", notes):
+            self.images[os.path.splitext(name)[0]].append(name)
+        for name in _list_image_files(source.path / "masks", notes):
+            stem, _, name_end = name.rpartition("--")
+            self.masks[stem].append(sys.intern(name_end))  # a hundred thousand stems share a few ends
+        self.classes = Classes(source)
+        all_name_ends = {name_end for name_ends in self.masks.values() for name_end in name_ends}
+        if not self.classes.by_dataset and any(_parse_class(name_end).isdecimal() for name_end in all_name_ends):
+            why = f"classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/"
+            raise BadInput(f"{source.path}: {why}")
+        self.listed = _load_mask_list(source.path / LIST_FILE)
+        if missing := len(self.listed.keys() - self.images.keys()):
+            notes[f"images that {LIST_FILE} lists and the folder has not"] += missing
 
     def rows(self) -> Iterator[SourceRow | RowResult]:
+        path = self.source.path
         for number, stem in enumerate(sorted(self.images), start=1):
-            image, name_ends = f"images/{min(self.images[stem])}", sorted(self.masks.get(stem, ()))
-            value = {"id": stem, "image": image, "masks": [_make_mask_path(stem, name_end) for name_end in name_ends]}
-            yield SourceRow(self.path, number, value, value)
+            value = {"id": stem, "image": f"images/{min(self.images[stem])}", "masks": self._list_masks(stem)}
+            yield SourceRow(path, number, value, value)
         orphans = sorted(self.masks.keys() - self.images.keys())
         for number, stem in enumerate(orphans, start=len(self.images) + 1):
-            masks = [_make_mask_path(stem, name_end) for name_end in sorted(self.masks[stem])]
+            masks = self._list_masks(stem)
             if stem:
                 why = f"no image of this name for {len(masks)} masks ({masks[0]}); bring the image, or remove them"
                 fault = FieldError("image", stem, why)
             else:
                 why = f"{len(masks)} masks not named after image and class; IMAGE--CLASS_INSTANCE.png is wanted"
                 fault = FieldError("mask", masks[0], why)
-            yield make_error_result(self.path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
+            yield make_error_result(path, number, fault, {"id": stem, "masks": masks}, {"id": stem or "?"})
 
-
-def _make_mask_path(stem: str, name_end: str) -> str:
-    return f"masks/{stem}--{name_end}" if stem else f"masks/{name_end}"
-
-
-def _scan_folder(source: Source, notes: Counter[str]) -> _MaskFolder:
-    if not source.path.is_dir():
-        raise BadInput(f"{source.path}: not a folder; give the one that holds images/ and masks/")
-    images: dict[str, list[str]] = defaultdict(list)
-    masks: dict[str, list[str]] = defaultdict(list)
-    for name in _list_image_files(source.root / "images", notes):
-        images[os.path.splitext(name)[0]].append(name)
-    for name in _list_image_files(source.path / "masks", notes):
-        stem, _, name_end = name.rpartition("--")
-        masks[stem].append(sys.intern(name_end))  # a few ends stand behind a hundred thousand stems
-    classes = _load_classes(source)
-    if not classes.by_dataset and any(
-        _parse_class(name_end).isdecimal() for name_end in {e for name_ends in masks.values() for e in name_ends}
-    ):
-        raise BadInput(f"{source.path}: classes are numbers and no map names them; put {CLASS_FILES[0]} beside images/")
-    listed = _load_mask_list(source.path / LIST_FILE)
-    if missing := len(listed.keys() - images.keys()):
-        notes[f"images that {LIST_FILE} lists and the folder has not"] += missing
-    return _MaskFolder(source.path, images, masks, listed, classes, source.specks)
+    def _list_masks(self, stem: str) -> list[str]:
+        prefix = f"masks/{stem}--" if stem else "masks/"
+        return [prefix + name_end for name_end in sorted(self.masks.get(stem, ()))]
 
 
 def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
@@ -138,30 +128,37 @@ def _list_image_files(folder: Path, notes: Counter[str]) -> list[str]:
 
 
 def _load_mask_list(file: Path) -> dict[str, frozenset[str]]:
-    """Stem of an image -> file names of its masks, as the release lists them."""
+    """The file names of the masks that the release lists, by the stem of their image; empty without the list."""
     if not file.is_file():
         return {}
     value = load_json_file(file)
-    good = isinstance(value, dict) and all(
-        isinstance(v, list) and all(isinstance(m, str) for m in v) for v in value.values()
-    )
-    if not good:
+    if not isinstance(value, dict) or not all(map(_is_list_of_texts, value.values())):
         raise BadInput(f"{file}: not an object of image -> list of masks; bring back the release's, or remove it")
     return {Path(image).stem: frozenset(m.rpartition("/")[2] for m in masks) for image, masks in value.items()}
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(member, str) for member in value)
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Classes:
-    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names (one is expected)."""
+    """Names of classes. `by_dataset`: dataset ("" for all) -> number -> names, of which there should be one."""
 
-    file: Path | None = None
-    by_dataset: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
+    def __init__(self, source: Source) -> None:
+        if source.classes is not None:
+            class_files = [source.classes if source.classes.is_file() else source.path / source.classes]
+        else:
+            class_files = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
+        if len(class_files) > 1:
+            raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
+        self.file = class_files[0] if class_files else None
+        self.by_dataset = _load_class_maps(self.file) if self.file else {}
 
     def name(self, class_text: str, dataset: str, mask: str) -> str:
-        """The name of the class in a mask's file name. Raises FieldError where the map does not tell."""
+        """The name of the class in a mask's file name. Raises FieldError where the map does not have it."""
         if any(c.isalpha() for c in class_text):
             return require_words(class_text.replace("_", " "), "mask")
         if not class_text.isdecimal():
@@ -177,39 +174,28 @@ class Classes:
         return require_words(names[0].replace("_", " "), f"class {class_text}")
 
 
-def _load_classes(source: Source) -> Classes:
-    if source.classes is not None:
-        file = source.classes if source.classes.is_file() else source.path / source.classes
-    else:
-        class_files = [source.path / name for name in CLASS_FILES if (source.path / name).is_file()]
-        if not class_files:
-            return Classes()
-        if len(class_files) > 1:
-            raise BadInput(f"{source.path}: has {' and '.join(CLASS_FILES)}; name the one to use with --classes")
-        file = class_files[0]
+def _load_class_maps(file: Path) -> dict[str, dict[int, tuple[str, ...]]]:
     value = load_json_file(file)
     if not isinstance(value, dict) or not value:
-        raise BadInput(
-            f'{file}: not a map of classes; {{"liver": "0003"}} or {{"DATASET": {{"liver": "0003"}}}} is wanted'
-        )
-    if all(isinstance(v, dict) for v in value.values()):
-        return Classes(
-            file, {dataset: _index_class_numbers(part, f"{file}, {dataset}") for dataset, part in value.items()}
-        )
-    return Classes(file, {"": _index_class_numbers(value, str(file))})
+        wanted = '{"liver": "0003"} or {"DATASET": {"liver": "0003"}}'
+        raise BadInput(f"{file}: not a map of classes; {wanted} is wanted")
+    by_dataset = value if all(isinstance(v, dict) for v in value.values()) else {"": value}
+    places = {dataset: f"{file}, {dataset}" if dataset else str(file) for dataset in by_dataset}
+    return {dataset: _index_class_numbers(part, places[dataset]) for dataset, part in by_dataset.items()}
 
 
 def _index_class_numbers(part: Mapping[str, Any], place: str) -> dict[int, tuple[str, ...]]:
-    """Number -> names, from a map of either direction."""
+    """Number -> names, from a map of names to numbers or of numbers to names."""
     numbers: dict[int, tuple[str, ...]] = {}
     if all(_is_class_number(v) for v in part.values()):
-        pairs = [(int(number), name) for name, number in part.items()]
+        pairs = [(number, name) for name, number in part.items()]
     elif all(_is_class_number(k) for k in part):
-        pairs = [(int(number), name) for number, name in part.items()]
+        pairs = list(part.items())
     else:
-        odd = next((k, v) for k, v in part.items() if not _is_class_number(v))
-        raise BadInput(f"{place}: {odd[0]!r}: {odd[1]!r} is neither name -> number nor number -> name, as others are")
-    for number, name in pairs:
+        key, value = next((k, v) for k, v in part.items() if not _is_class_number(v))
+        raise BadInput(f"{place}: {key!r}: {value!r} is neither name -> number nor number -> name, as others are")
+    for key, name in pairs:
+        number = int(key)
         if not isinstance(name, str) or not name.strip() or name.strip().isdecimal():
             raise BadInput(f"{place}: class {number} has the name {name!r}; a name is wanted")
         numbers[number] = (*numbers.get(number, ()), name)
@@ -222,21 +208,19 @@ def _is_class_number(value: Any) -> bool:
 
 def _parse_class(name_end: str) -> str:
     """`0000_002.png` -> `0000`, `left_lung.png` -> `left_lung`."""
-    match = _CLASS.fullmatch(name_end.rpartition(".")[0])
+    match = _CLASS_AND_INSTANCE.fullmatch(name_end.rpartition(".")[0])
     return match.group(1) if match else ""
 
 
 # ---- an image -------------------------------------------------------------------------------------------------------
 
 
-def _convert_image(
-    row: SourceRow, folder: _MaskFolder, source: Source, pictures: ImageResolver, notes: Counter[str]
-) -> list[Sample]:
-    stem = row.value["id"]
-    require_words(stem, "image")  # a torn encoding, or the mark of a box
+def _convert_image(row: SourceRow, folder: _MaskFolder, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
+    source, stem = folder.source, row.value["id"]
+    require_words(stem, "image")  # refuses a broken encoding and the mark of a box
     if len(folder.images[stem]) > 1:
         raise FieldError("image", folder.images[stem], "several images of one name, so whose are the masks? keep one")
-    image = pictures.ref(row.value["image"])
+    image = images.ref(row.value["image"])
     parts = stem.split("--")
     is_sa_med2d_name = len(parts) >= 4  # modality, dataset, case (which may hold "--" itself), slice
     dataset = parts[1] if is_sa_med2d_name else ""
@@ -262,22 +246,19 @@ def _find_objects(
     stem, masks = value["id"], value["masks"]
     missing = sorted(folder.listed.get(stem, frozenset()) - {m.removeprefix("masks/") for m in masks})
     if missing:
-        raise FieldError(
-            "masks", missing[0], f"{len(missing)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
-        )
+        why = f"{len(missing)} masks that {LIST_FILE} lists are not in masks/; unpack them all"
+        raise FieldError("masks", missing[0], why)
     if not masks:
         raise FieldError("masks", stem, "no mask of this image in masks/; bring it, or remove the image")
     objects = []
     for mask in masks:
         name = folder.classes.name(_parse_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
-        mask_regions = find_regions(_load_mask(folder.path, mask, image), folder.speck_share)
-        objects += [(name, box) for box in mask_regions.boxes]
-        if not mask_regions.boxes:
+        boxes, specks = find_regions(_load_mask(folder.source.path, mask, image), folder.source.specks)
+        objects += [(name, box) for box in boxes]
+        if not boxes:
             image_notes["masks without a pixel, whose class is not there"] += 1
-        if mask_regions.specks:
-            image_notes[f"specks below {folder.speck_share:g} of the picture, beside a larger part"] += (
-                mask_regions.specks
-            )
+        if specks:
+            image_notes[f"specks below {folder.source.specks:g} of the picture, beside a larger part"] += specks
     if not objects:
         raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)
@@ -287,19 +268,20 @@ def _find_objects(
 
 
 class Regions(NamedTuple):
-    """Boxes of the parts that hang together, in the order of their first pixels, and how many specks were left out."""
+    """Boxes of the connected parts, in the order of their first pixels, and the number of specks left out."""
 
     boxes: tuple[Box, ...]
     specks: int
 
 
-def find_regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> Regions:
-    """The 8-connected parts of `mask` [height, width], without those below `speck_share` of it; the largest stays.
+def find_regions(mask: NDArray[np.bool_], speck_share: float) -> Regions:
+    """The parts of `mask` [height, width], connected by edges or corners. The largest part always stays.
 
-    A box runs from the first to behind the last pixel of its part, so an area of whole pixels, in fractions.
+    Other parts below `speck_share` of the picture are left out. A box is in fractions; it begins at the first pixel of
+    its part and ends behind the last one.
     """
     height, width = mask.shape
-    labels, count = ndimage.label(mask, structure=_EVERYWHERE)
+    labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
     if not count:
         return Regions((), 0)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
@@ -311,11 +293,11 @@ def find_regions(mask: NDArray[np.bool_], speck_share: float = SPECK_SHARE) -> R
 
 
 def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
-    """Where a mask is set, [height, width]. Raises FieldError where it is no mask of the image."""
+    """The pixels that a mask sets, [height, width]. Raises FieldError where it is no mask of the image."""
     try:
         path, frame = locate(root, mask, mask)
         with open_at_frame(path, mask, frame) as file:
-            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
+            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette the numbers, not the colours
     except BadInput as error:
         raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
     height, width = values.shape[:2]
@@ -326,21 +308,21 @@ def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     inside = np.asarray(values != 0, dtype=np.bool_)
     if (values[inside] != 1).any() and (values[inside] != 255).any():
         distinct = np.unique(values)
-        shown = ", ".join(f"{v:g}" for v in distinct[:6]) + (
-            f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
-        )
+        shown = ", ".join(f"{v:g}" for v in distinct[:6])
+        shown += f", ... ({len(distinct)} in all)" if len(distinct) > 6 else ""
         why = f"the values {shown}; one mask is one class, 0 and 1 or 0 and 255, stored without loss: write one a class"
         raise FieldError("mask", mask, why)
     return inside
 
 
 def _reduce_to_grey(values: NDArray[Any], mask: str) -> NDArray[Any]:
-    """Grey of an image whose colours are all alike and all opaque."""
+    """The grey values of an image. Raises FieldError where it has colours or transparent pixels."""
     if values.ndim == 2:
         return values
-    colours = values[..., : values.shape[-1] - 1] if values.shape[-1] in (2, 4) else values
-    if values.shape[-1] in (2, 4) and (values[..., -1] != 255).any():
+    has_alpha = values.shape[-1] in (2, 4)
+    if has_alpha and (values[..., -1] != 255).any():
         raise FieldError("mask", mask, "parts of it are transparent; store the mask as grey, 0 and 255")
+    colours = values[..., :-1] if has_alpha else values
     if (colours != colours[..., :1]).any():
         raise FieldError("mask", mask, "it has colours, so several classes; write one mask a class, 0 and 255")
     return np.asarray(colours[..., 0])
