@@ -19,10 +19,10 @@ import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom.data import get_testdata_file
 
-from clinkd.data.structured_report import read_report
 from clinkd.records import BOX_MARK, BadInput
 from clinkd.serving.server import TOKEN_VARIABLE, given_token, is_local
 from serving import Server, json_of, serving, uri
+from structured_reports import read_report
 
 TOKEN = "a-token-of-ones-own-1234"
 

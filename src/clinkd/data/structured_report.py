@@ -1,40 +1,38 @@
-"""Answers as DICOM Structured Reports, and back: TID 1500 with a rectangle for each region (PS3.16 A, PS3.3 C.18.6)."""
+"""Answers as DICOM Structured Reports: TID 1500 with a rectangle for each region (PS3.16 A, PS3.3 C.18.6)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pydicom
+from highdicom import UID, ContentQualificationValues, sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+from pydicom.valuerep import validate_value
 
 from clinkd.data.images import kind_of
-from clinkd.data.images.dicom_header import open_header, read_whole
+from clinkd.data.images.dicom_header import open_header
 from clinkd.data.images.grey import Refusal
 from clinkd.data.images.kind import which_frame
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import PLACE
 from clinkd.records import BadInput, Box
 
-if TYPE_CHECKING:
-    from highdicom.sr import (
-        MeasurementsAndQualitativeEvaluations,
-        ObserverContext,
-        PlanarROIMeasurementsAndQualitativeEvaluations,
-    )
-    from pydicom import Dataset
-    from pydicom.sr.coding import Code
-
-    Group = MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations
+Group = sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations
 
 NOTICE = "Research use only. Not for diagnosis or treatment. Made by a program and not verified."
 SCHEME = "99CLINKD"  # codes of our own (PS3.16 8.2: a designator that begins with 99 is a private one)
-_REPORT = "the report"
 
 # Structures whose names are those of SNOMED CT as PS3.16 lists its codes, which pydicom carries.
 _STRUCTURES = frozenset(
@@ -76,18 +74,6 @@ class Model:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a report says, of frame `frame` (from 1) of the image whose SOPInstanceUID is `instance`."""
-
-    question: str
-    answer: str
-    regions: tuple[Region, ...]
-    model: Model
-    instance: str
-    frame: int
-
-
 def write_report(  # noqa: PLR0913
     source: bytes,
     frame: int | None,
@@ -111,54 +97,30 @@ def write_report(  # noqa: PLR0913
     keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
     with open_header(stream, PLACE, limits, also=keywords) as header:
         number = which_frame(1 if frame is None else frame, header.frames, stream, PLACE)
-        evidence = _copy_evidence(header.ds)
-        references = _References(evidence, number if header.frames > 1 else None)
-        corners = [_make_polyline(region.box, header.columns, header.rows) for region in regions]
-        groups = [
-            _make_group(n, r, c, references, model) for n, (r, c) in enumerate(zip(regions, corners, strict=True), 1)
-        ]
-        return _encode_report(
-            _build_report(question, answer, groups or [_make_image_group(references, model)], references, model)
-        )
-
-
-def read_report(content: bytes, width: int, height: int, limits: FileLimits = UPLOADS) -> Report:
-    """What a report of `write_report` says, its boxes as fractions of a frame of `width` x `height` pixels.
-
-    Raises BadInput where it is no such report.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _parse_report(read_whole(content, limits), width, height)
-    except Refusal as refusal:
-        raise BadInput(f"{_REPORT}: {refusal}") from None
-    except BadInput:
-        raise
-    except Exception as error:
-        kind = type(error).__name__  # not its words, which may be those of the report
-        raise BadInput(f"{_REPORT}: not a structured report of ClinKD ({kind}); give the file it wrote") from None
+        frames = [number] if header.frames > 1 else None
+        source_frame = _SourceFrame(_copy_evidence(header.ds), frames, header.columns, header.rows)
+        groups = [_make_group(n, region, source_frame, model) for n, region in enumerate(regions, start=1)]
+        groups = groups or [_make_image_group(source_frame, model)]
+        report = io.BytesIO()
+        pydicom.dcmwrite(report, _build_report(question, answer, groups, source_frame, model), enforce_file_format=True)
+        return report.getvalue()
 
 
 # ---- the source -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _References:
-    """The image that all regions lie in."""
+class _SourceFrame:
+    """The frame that all regions lie in."""
 
     evidence: Dataset
-    frame: int | None  # None where the image has one only
-
-    @property
-    def frames(self) -> list[int] | None:
-        return None if self.frame is None else [self.frame]
+    frames: list[int] | None  # the number of the frame; None where the image has one only
+    columns: int
+    rows: int
 
 
 def _copy_evidence(ds: Dataset) -> Dataset:
     """What a report repeats of its source, each element as the standard allows it or empty."""
-    from pydicom import Dataset
-
     evidence = Dataset()
     for keyword in _UIDS:
         uid = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
@@ -174,14 +136,10 @@ def _copy_evidence(ds: Dataset) -> Dataset:
 
 def _read_valid_text(ds: Dataset, keyword: str) -> str:
     """The text of an element, "" where it is missing, has several values, or is not one that its VR allows."""
-    from pydicom import config
-    from pydicom.datadict import dictionary_VR
-    from pydicom.valuerep import validate_value
-
     try:
         vr, value = dictionary_VR(keyword), str(ds[keyword].value).strip()
         legal = ds[keyword].VM == 1 and (keyword != "PatientSex" or value in ("M", "F", "O"))
-        validate_value(vr, value, config.RAISE)
+        validate_value(vr, value, pydicom.config.RAISE)
         if vr == "DA":
             datetime.strptime(value, "%Y%m%d")
     except Exception:  # absent, broken, or not to be decoded
@@ -192,25 +150,23 @@ def _read_valid_text(ds: Dataset, keyword: str) -> str:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def _make_polyline(box: Box, columns: int, rows: int) -> Any:
+def _make_polyline(box: Box, frame: _SourceFrame) -> Any:
     """The rectangle as a closed polyline: five (column, row) pairs of float32."""
-    x1, x2 = (np.float32(x * columns) for x in (box.x1, box.x2))
-    y1, y2 = (np.float32(y * rows) for y in (box.y1, box.y2))
+    x1, x2 = (np.float32(x * frame.columns) for x in (box.x1, box.x2))
+    y1, y2 = (np.float32(y * frame.rows) for y in (box.y1, box.y2))
     if x1 == x2 or y1 == y2:
-        raise Refusal(f"a box of {columns}x{rows} pixels is too small to be written; draw a larger one")
+        raise Refusal(f"a box of {frame.columns}x{frame.rows} pixels is too small to be written; draw a larger one")
     return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], np.float32)
 
 
-def _make_group(number: int, region: Region, corners: Any, references: _References, model: Model) -> Group:
+def _make_group(number: int, region: Region, frame: _SourceFrame, model: Model) -> Group:
     """TID 1410 of a region."""
-    from highdicom import sr
-
     # The class of the image is set at the end: highdicom refuses those it does not know, retired ones among them.
-    image = sr.SourceImageForRegion(_STAND_IN, references.evidence.SOPInstanceUID, references.frames)
-    rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, corners, image)
-    if references.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
+    image = sr.SourceImageForRegion(_STAND_IN, frame.evidence.SOPInstanceUID, frame.frames)
+    rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, _make_polyline(region.box, frame), image)
+    if frame.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
         rectangle.PixelOriginInterpretation = "FRAME"
-        image.ReferencedSOPSequence[0].ReferencedFrameNumber = references.frame or 1
+        image.ReferencedSOPSequence[0].ReferencedFrameNumber = (frame.frames or [1])[0]
     label = " ".join(_clean_text(region.label).split())
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier=f"{number}: {label}".strip()),
@@ -223,24 +179,16 @@ def _make_group(number: int, region: Region, corners: Any, references: _Referenc
     return group
 
 
-def _make_image_group(references: _References, model: Model) -> Group:
+def _make_image_group(frame: _SourceFrame, model: Model) -> Group:
     """TID 1501 of the image as a whole: a report has at least one group."""
-    from highdicom import sr
-
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier="0: the image"),
         algorithm_id=_describe_algorithm(model),
-        source_images=[
-            sr.SourceImageForMeasurementGroup(_STAND_IN, references.evidence.SOPInstanceUID, references.frames),
-        ],
+        source_images=[sr.SourceImageForMeasurementGroup(_STAND_IN, frame.evidence.SOPInstanceUID, frame.frames)],
     )
 
 
-def _build_report(question: str, answer: str, groups: list[Group], references: _References, model: Model) -> Dataset:
-    from highdicom import UID, ContentQualificationValues, sr
-    from highdicom.coding_schemes import CodingSchemeIdentificationItem
-    from pydicom.sr.codedict import codes
-
+def _build_report(question: str, answer: str, groups: list[Group], frame: _SourceFrame, model: Model) -> Dataset:
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_describe_device(model)),
         procedure_reported=codes.SCT.ImagingProcedure,
@@ -248,17 +196,18 @@ def _build_report(question: str, answer: str, groups: list[Group], references: _
         title=codes.DCM.ImagingMeasurementReport,
     )
     texts = (
-        (_make_private_code("question", "Question asked"), question),
-        (_make_private_code("answer", "Answer given"), answer),
+        (Code("question", SCHEME, "Question asked"), question),
+        (Code("answer", SCHEME, "Answer given"), answer),
+        (codes.DCM.Comment, NOTICE),
     )
-    for name, text in (*texts, (codes.DCM.Comment, NOTICE)):
+    for name, text in texts:
         if plain := _clean_text(text):
             contains = sr.RelationshipTypeValues.CONTAINS
             content[0].ContentSequence.append(sr.TextContentItem(name, plain, contains))
-    source_class = references.evidence.SOPClassUID
-    references.evidence.SOPClassUID = _STAND_IN
+    source_class = frame.evidence.SOPClassUID
+    frame.evidence.SOPClassUID = _STAND_IN
     report = sr.ComprehensiveSR(
-        evidence=[references.evidence],
+        evidence=[frame.evidence],
         content=content[0],
         series_instance_uid=UID(),
         series_number=1,
@@ -278,64 +227,33 @@ def _build_report(question: str, answer: str, groups: list[Group], references: _
     return report
 
 
-def _encode_report(report: Dataset) -> bytes:
-    import pydicom
-
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, report, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def _code_finding(label: str) -> Any:
     """The code of a structure: SNOMED CT where its name is known, else one of our own, made of the label."""
-    from pydicom.sr.codedict import codes
-
     name = re.sub(r"^(the|an?) ", "", " ".join(label.lower().split()))
     if name in _STRUCTURES:
         return getattr(codes.SCT, name.title().replace(" ", ""))
-    return _make_private_code(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), _clean_line(label))
-
-
-def _make_private_code(value: str, meaning: str) -> Code:
-    from pydicom.sr.coding import Code
-
-    return Code(value, SCHEME, meaning)
+    return Code(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), SCHEME, _clean_line(label))
 
 
 def _describe_algorithm(model: Model) -> Any:
-    from highdicom import sr
-
     return sr.AlgorithmIdentification(
         name=_clean_text(model.name) or "unknown", version=_clean_text(model.version) or "unknown"
     )
 
 
-def _describe_device(model: Model) -> ObserverContext:
+def _describe_device(model: Model) -> sr.ObserverContext:
     """TID 1004. The UID is always the same of a model."""
-    from highdicom import sr
-    from pydicom.sr.codedict import codes
-    from pydicom.uid import generate_uid
-
     identity = generate_uid(entropy_srcs=["clinkd", _clean_text(model.name), _clean_text(model.version)])
     about = sr.DeviceObserverIdentifyingAttributes(
         uid=identity, name=_clean_text(model.name) or "unknown", manufacturer_name="ClinKD"
     )
-    return sr.ObserverContext(observer_type=_make_concept(codes.DCM.Device), observer_identifying_attributes=about)
+    return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Device), about)
 
 
-def _describe_person() -> ObserverContext:
+def _describe_person() -> sr.ObserverContext:
     """TID 1003. Who drew a box is not asked for, and not told."""
-    from highdicom import sr
-    from pydicom.sr.codedict import codes
-
     about = sr.PersonObserverIdentifyingAttributes(name="Reader^Anonymous")
-    return sr.ObserverContext(observer_type=_make_concept(codes.DCM.Person), observer_identifying_attributes=about)
-
-
-def _make_concept(code: Code) -> Any:
-    from highdicom import sr
-
-    return sr.CodedConcept.from_code(code)
+    return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Person), about)
 
 
 def _clean_text(text: str) -> str:
@@ -347,56 +265,3 @@ def _clean_text(text: str) -> str:
 def _clean_line(text: str) -> str:
     """Text for a VR of 64 characters in one line (LO)."""
     return " ".join(_clean_text(text).replace("\\", "/").split())[:64].strip()
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def _parse_report(ds: Dataset, width: int, height: int) -> Report:
-    if ds.get("Modality") != "SR" or "ContentSequence" not in ds:
-        raise Refusal("not a structured report of ClinKD; give the file it wrote")
-    texts = {_read_code(item): str(item.TextValue) for item in _list_children(ds, "TEXT")}
-    regions, images = [], []
-    for measured in _list_children(ds, "CONTAINER", "126010"):  # Imaging Measurements
-        for group in _list_children(measured, "CONTAINER", "125007"):  # Measurement Group
-            images += [_read_image_reference(item) for item in _list_children(group, "IMAGE")]
-            for rectangle in _list_children(group, "SCOORD", "111030"):  # Image Region
-                images += [_read_image_reference(item) for item in _list_children(rectangle, "IMAGE")]
-                label = _read_text(group, "112039").partition(":")[2].strip()  # Tracking Identifier
-                by: Literal["model", "person"] = "model" if _read_text(group, "111001") else "person"  # Algorithm Name
-                regions.append(Region(_read_box(rectangle, width, height), label, by))
-    if len(set(images)) != 1:
-        raise Refusal("of no image, or of several; give a report that ClinKD wrote")
-    ((instance, frame),) = set(images)
-    name, version = _read_text(ds, "121013"), str(ds.get("SoftwareVersions") or "")  # Device Observer Name
-    return Report(
-        texts.get("question", ""), texts.get("answer", ""), tuple(regions), Model(name, version), instance, frame
-    )
-
-
-def _list_children(item: Dataset, kind: str, code: str = "") -> Iterator[Dataset]:
-    for child in item.get("ContentSequence") or []:
-        if child.get("ValueType") == kind and (not code or _read_code(child) == code):
-            yield child
-
-
-def _read_code(item: Dataset) -> str:
-    return str(item.ConceptNameCodeSequence[0].get("CodeValue") or "")
-
-
-def _read_text(item: Dataset, code: str) -> str:
-    return next((str(child.TextValue) for child in _list_children(item, "TEXT", code)), "")
-
-
-def _read_image_reference(item: Dataset) -> tuple[str, int]:
-    """SOPInstanceUID, and the number of the frame."""
-    reference = item.ReferencedSOPSequence[0]
-    return str(reference.ReferencedSOPInstanceUID), int(reference.get("ReferencedFrameNumber") or 1)
-
-
-def _read_box(rectangle: Dataset, width: int, height: int) -> Box:
-    points = np.array(rectangle.GraphicData, np.float64).reshape(-1, 2)
-    if rectangle.GraphicType != "POLYLINE" or len(points) != 5 or (points[0] != points[-1]).any():
-        raise Refusal("a region of it is no rectangle; give a report that ClinKD wrote")
-    (x1, y1), (x2, y2) = points.min(0) / (width, height), points.max(0) / (width, height)
-    return Box(float(x1), float(y1), float(x2), float(y2))

@@ -161,25 +161,6 @@ def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()
     return Header(ds, finder.stream, syntax, finder.keyword, finder.vr, finder.offset, finder.length, limits=limits)
 
 
-def read_whole(content: bytes, limits: FileLimits) -> Dataset:
-    """All elements of a DICOM without pixels, as far as the limits go. What a library throws is left to the caller."""
-    from pydicom import uid
-    from pydicom.filereader import read_dataset, read_partial
-
-    _silence_loggers()
-    stream = io.BytesIO(content)
-    if content[128:132] == b"DICM":
-        stream.seek(132)
-        metered: Any = _LimitedStream(stream, limits.header_bytes)
-        meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-            metered = _LimitedStream(_inflate_data(stream, limits.inflated_bytes), limits.header_bytes)
-            return read_dataset(metered, False, True)
-        stream.seek(0)
-    metered = _LimitedStream(stream, limits.header_bytes)
-    return read_partial(metered, stop_when=lambda tag, vr, length: tag in _PIXELS, force=True)
-
-
 class _LimitedStream:
     """A stream of which only so much is read: each element of a header costs a hundred times its bytes in memory."""
 
