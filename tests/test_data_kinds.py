@@ -121,8 +121,9 @@ def test_what_a_new_kind_says_of_a_person_is_scrubbed_from_pages(root: Path) -> 
 def test_a_new_kind_is_uploaded(root: Path) -> None:
     content = (root / "scan.bmp").read_bytes()
     shown = decode_frame(content, 2, "40/400")
-    assert (shown.frames, shown.frame, shown.modality, shown.burned_in) == (2, 2, Modality.MR, "YES")
-    assert (shown.width, shown.height, shown.dicom) == (3, 2, False)
+    facts = shown.facts
+    assert (facts.frames, shown.number, facts.modality, facts.burned_in) == (2, 2, Modality.MR, "YES")
+    assert shown.picture.size == (3, 2)
     assert (np.asarray(shown.picture)[..., 0] == 2 * GREY).all()
     with pytest.raises(BadInput, match="not a DICOM, so no structured report"):
         write_report(content, 1, "q", "a", [], Model("m", "1"))

@@ -193,7 +193,7 @@ def test_a_drawn_box_through_the_models_text_is_within_half_a_step_and_a_pixel(s
         told = reported(server, image, region)
         assert told.status_code == 200, told.text
         [back] = read_report(told.content, 128, 128).regions
-        assert np.abs(np.subtract(back.box.corners, box)).max() <= codec.step / 2 + 1 / 128
+        assert np.abs(np.subtract(back.box.corners, box)).max() <= codec.steps()[0] / 2 + 1 / 128
 
 
 @pytest.mark.parametrize(("image", "says"), [(uri(b"\x89PNG\r\n"), "not a DICOM"), (uri(b""), "not a DICOM")])

@@ -42,6 +42,7 @@ _LOOKS_LIKE_A_BOX = (
 _QWEN2 = ("<|box_start|>", "<|box_end|>")
 _QWEN = ("<box>", "</box>")
 _REFS = ("<|object_ref_start|>", "<|object_ref_end|>")
+_QWEN_REFS = ("<ref>", "</ref>")
 _FOREIGN = {"<|box_start|>": "qwen2-vl", "<|box_end|>": "qwen2-vl", "<box>": "qwen-vl", "</box>": "qwen-vl"}
 
 
@@ -87,18 +88,10 @@ class Codec(ABC):
     frame: ClassVar[str] = ""  # what coordinates are declared to be
     _own: re.Pattern[str] = field(init=False, repr=False, compare=False)
     _any: re.Pattern[str] = field(init=False, repr=False, compare=False)
-    _fixed: Size = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_own", re.compile(self.own))
         object.__setattr__(self, "_any", re.compile(f"(?P<own>{self.own})|{self.others}{_LOOKS_LIKE_A_BOX}"))
-        object.__setattr__(self, "_fixed", Size(self.bins, self.bins))
-
-    @property
-    def step(self) -> float:
-        """Distance of neighbouring grid values, in fractions of the image, where the grid is the codec's own."""
-        assert not self.needs_size, f"the grid of {self.name} is the image: see steps()"
-        return 1 / self.bins
 
     def steps(self, size: Size | None = None) -> tuple[float, float]:
         """Distance of neighbouring grid values along x and y, in fractions of the image."""
@@ -130,17 +123,6 @@ class Codec(ABC):
             return Decoded(BoxedText(raw))
         for mark in self.passed_over:
             raw = raw.replace(mark, "")
-        # What most texts are, whole boxes between plain words, is read without looking for anything else.
-        stride = 1 + self._own.groups
-        parts = self._own.split(raw)
-        if self._has_no_box("".join(parts[::stride])):
-            read = [self._read_box(parts[i : i + stride - 1], grid) for i in range(1, len(parts), stride)]
-            boxes = tuple(box for box in read if box is not None)
-            if len(boxes) == len(read):
-                return Decoded(BoxedText(BOX_MARK.join(parts[::stride]), boxes))
-        return self._decode_with_care(raw, grid)
-
-    def _decode_with_care(self, raw: str, grid: Size) -> Decoded:
         boxes: list[Box] = []
         unread: list[str] = []
 
@@ -170,7 +152,7 @@ class Codec(ABC):
 
     def _resolve_grid(self, size: Size | None) -> Size:
         """Steps along x and y."""
-        return self._fixed
+        return Size(self.bins, self.bins)
 
     @abstractmethod
     def _spell_box(self, corners: Corners) -> str:
@@ -197,9 +179,7 @@ class Codec(ABC):
     def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
         """A match of `_any`."""
         box = self._read_box(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
-        if box is None:
-            return _cut_piece(match.group())
-        return _Piece(BOX_MARK, (box,))
+        return _Piece(BOX_MARK, (box,)) if box else _cut_piece(match.group())
 
     def _find_numbers(self, piece: str) -> list[str] | None:
         """The coordinates of a piece as they are written, None where they cannot be told."""
@@ -208,9 +188,7 @@ class Codec(ABC):
 
     def _explain_misfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
         """Why four coordinates that are not negative cannot be in the declared frame."""
-        if max(map(int, values)) >= grid.width:
-            return f"beyond the grid of {self.bins}"
-        return None
+        return f"beyond the grid of {self.bins}" if max(map(int, values)) >= grid.width else None
 
     # ---- the grid ----
 
@@ -259,8 +237,8 @@ class Codec(ABC):
         x1, y1, x2, y2 = (float(n) for n in numbers)
         if min(x1, y1, x2, y2) < 0:
             return "negative, so outside the image; correct it"
-        if unfit := self._explain_misfit(numbers, piece, grid):
-            return unfit
+        if misfit := self._explain_misfit(numbers, piece, grid):
+            return misfit
         for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
             if high <= low:
                 return f"{axis}2 <= {axis}1 ({high:g} <= {low:g}); the upper left corner comes first"
@@ -315,42 +293,48 @@ class _Answering(_Points):
         if match["json"]:
             return self._read_list(match.group(), grid)
         if match["bbox"]:
-            return self._read_object("{" + match.group() + "}", match.group(), grid)
+            return self._read_object(match.group(), grid)
         return super()._read_piece(match, grid)
 
     def _read_list(self, text: str, grid: Size) -> _Piece:
         """Objects with more than a box, their fence and brackets gone; bare boxes are replaced where they stand."""
-        read = [
-            (json_match, self._read_object(json_match.group(), json_match.group(), grid))
-            for json_match in self._object.finditer(text)
-        ]
-        pieces = [piece for _, piece in read]
+        objects = list(self._object.finditer(text))
+        pieces = [self._read_object(json_object.group(), grid) for json_object in objects]
         boxes = tuple(box for piece in pieces for box in piece.boxes)
         unread = tuple(cut for piece in pieces for cut in piece.unread)
         if any(piece.boxes and piece.text != BOX_MARK for piece in pieces):
             return _Piece(", ".join(piece.text for piece in pieces if piece.boxes), boxes, unread)
         parts, position = [], 0
-        for json_match, piece in read:
-            parts += [text[position : json_match.start()], piece.text]
-            position = json_match.end()
+        for json_object, piece in zip(objects, pieces, strict=True):
+            parts += [text[position : json_object.start()], piece.text]
+            position = json_object.end()
         return _Piece("".join([*parts, text[position:]]), boxes, unread)
 
-    def _read_object(self, text: str, whole: str, grid: Size) -> _Piece:
+    def _read_object(self, piece: str, grid: Size) -> _Piece:
         """One object: what is said beside its box (the label), then the box."""
-        none = _cut_piece(whole)
         try:
-            pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return none
-        corners = [value for key, value in pairs if key == "bbox_2d"]
+            values, label = self._parse_object(piece)
+        except ValueError:
+            return _cut_piece(piece)
+        corners = values[0] if values else None
+        if not isinstance(corners, list) or len(corners) != 4 or any(type(c) is not int or c < 0 for c in corners):
+            return _cut_piece(piece)
+        box = self._read_box(corners, grid)
+        return _Piece(label + BOX_MARK, (box,)) if box else _cut_piece(piece)
+
+    def _parse_object(self, piece: str) -> tuple[list[Any], str]:
+        """The values of "bbox_2d", and the label beside them. Raises ValueError that says why it is no box."""
+        try:
+            pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error}); write it anew") from None
+        values = [value for key, value in pairs if key == "bbox_2d"]
+        if len(values) > 1:
+            raise ValueError("bbox_2d stands twice in one object; give each box an object")
         label = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
-        if len(corners) != 1 or "[" in label or "]" in label or self._any.search(label):
-            return none
-        if not isinstance(corners[0], list) or len(corners[0]) != 4 or any(type(c) is not int for c in corners[0]):
-            return none
-        if min(corners[0]) < 0 or (box := self._read_box(corners[0], grid)) is None:
-            return none
-        return _Piece(label + BOX_MARK, (box,))
+        if "[" in label or "]" in label or self._any.search(label):
+            raise ValueError("brackets or a box beside its own; take them out")
+        return values, label
 
     def _explain_torn(self, piece: str) -> str | None:
         if "bbox_2d" not in piece:
@@ -358,14 +342,9 @@ class _Answering(_Points):
         if "]" not in piece:
             return "cut off before its end; write it anew"
         try:
-            pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
-        except (ValueError, RecursionError) as error:
-            return f"not JSON ({error}); write it anew"
-        if [key for key, _ in pairs].count("bbox_2d") > 1:
-            return "bbox_2d stands twice in one object; give each box an object"
-        label = "".join(str(value) for key, value in pairs if key != "bbox_2d")
-        if "[" in label or "]" in label or self._any.search(label):
-            return "brackets or a box beside its own; take them out"
+            self._parse_object(piece)
+        except ValueError as error:
+            return str(error)
         return None
 
     def _find_numbers(self, piece: str) -> list[str] | None:
@@ -457,13 +436,14 @@ def _count_digits(bins: int) -> int:
     return max(2, len(str(bins - 1)))
 
 
-def _build_marked_pattern(marks: tuple[str, str], inside: str) -> str:
+def _mark_pattern(marks: tuple[str, str], inside: str) -> str:
     return rf"{re.escape(marks[0])}\s*{inside}\s*{re.escape(marks[1])}"
 
 
-def _build_points_pattern(digits: int) -> str:
+def _points_pattern(marks: tuple[str, str], digits: int = 4) -> str:
+    """`(x1,y1),(x2,y2)` between marks, of so many digits at most."""
     one = rf"(\d{{1,{digits}}})"
-    return rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)"
+    return _mark_pattern(marks, rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)")
 
 
 def make_codec(name: str, bins: int = 1000) -> Codec:
@@ -474,32 +454,18 @@ def make_codec(name: str, bins: int = 1000) -> Codec:
     name or an impossible number of bins.
     """
     if name == "qwen2-vl":
-        return _Points(
-            name, 1000, _QWEN2, 0, _build_marked_pattern(_QWEN2, _build_points_pattern(4)), _REFS, marks=(_QWEN2,)
-        )
+        return _Points(name, 1000, _QWEN2, 0, _points_pattern(_QWEN2), _REFS, marks=(_QWEN2,))
     if name == "qwen-vl":
-        return _Points(
-            name,
-            1000,
-            _QWEN,
-            0,
-            _build_marked_pattern(_QWEN, _build_points_pattern(4)),
-            ("<ref>", "</ref>"),
-            marks=(_QWEN,),
-        )
+        return _Points(name, 1000, _QWEN, 0, _points_pattern(_QWEN), _QWEN_REFS, marks=(_QWEN,))
     if name == "qwen2.5-vl":
-        return _Pixels(
-            name, 0, _QWEN2, 0, _build_marked_pattern(_QWEN2, _build_points_pattern(5)), _REFS, True, (_QWEN2,)
-        )
+        return _Pixels(name, 0, _QWEN2, 0, _points_pattern(_QWEN2, digits=5), _REFS, True, (_QWEN2,))
     if name == "qwen3-vl":
-        return _Relative(
-            name, 1000, (), 0, _build_marked_pattern(_QWEN2, _build_points_pattern(4)), _REFS, True, (_QWEN2,)
-        )
+        return _Relative(name, 1000, (), 0, _points_pattern(_QWEN2), _REFS, True, (_QWEN2,))
     if name == "normalised":
         listed = rf"\[\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*\]"
         loose = rf"[\[(]\s*{_REAL}\s*,\s*{_REAL}\s*\)?\s*,\s*\(?\s*{_REAL}\s*,\s*{_REAL}\s*[\])]"
-        own = "|".join((_build_marked_pattern(_QWEN2, loose), _build_marked_pattern(_QWEN, loose), listed))
-        return _Normalised(name, 1000, (), 0, own, (*_REFS, "<ref>", "</ref>"), True, (_QWEN2, _QWEN))
+        own = "|".join((_mark_pattern(_QWEN2, loose), _mark_pattern(_QWEN, loose), listed))
+        return _Normalised(name, 1000, (), 0, own, (*_REFS, *_QWEN_REFS), True, (_QWEN2, _QWEN))
     if name == "digits":
         if not 10 <= bins <= 100:
             raise BadInput(f"model.box_bins={bins}: two digits spell 10..100 bins")

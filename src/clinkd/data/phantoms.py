@@ -10,15 +10,15 @@ to 1 over the image (right, down); P is the number of pixels a side.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from PIL import Image
 from clinkd.config import PhantomConfig
 from clinkd.data import questions
 from clinkd.language.facts import Lexicon
-from clinkd.records import PAPER_MODALITIES, BadInput, Box, Fact, ImageRef, Modality, Sample, Split, Turn
+from clinkd.records import PAPER_MODALITIES, SPLITS, BadInput, Box, Fact, ImageRef, Modality, Sample, Split, Turn
 from clinkd.storage import naming_full_disk
 
 Size = Literal["small", "large"]
@@ -80,7 +80,7 @@ def _crescent(u: Levels, v: Levels, *_: float) -> Levels:
     return _intersect_shapes(_intersect_shapes(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
 
 
-def _bars(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
+def _bars(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
     """Stripes of one pitch whatever the box: a local pattern, which a small vision tower learns before any outline."""
     stripes = max(2, round(2 * half_height / PITCH))
     half = 0.52 / stripes  # thickness / 2; first and last stripe lie on the border
@@ -89,7 +89,7 @@ def _bars(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0
     return _intersect_shapes(np.abs(v - nearest) - half, np.abs(u) - 1)
 
 
-def _columns(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
+def _columns(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
     return _bars(v, u, half_height, half_width)
 
 
@@ -98,11 +98,8 @@ def _diamond(u: Levels, v: Levels, *_: float) -> Levels:
     return _intersect_shapes((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
 
 
-class Shape(Protocol):
-    """Signed distance over a box (u, v); its half sides are fractions of the image."""
-
-    def __call__(self, u: Levels, v: Levels, half_width: float = ..., half_height: float = ..., /) -> Levels: ...
-
+# Signed distance over a box (u, v), whose half sides (the last two) are fractions of the image.
+Shape = Callable[[Levels, Levels, float, float], Levels]
 
 STRUCTURES: dict[Modality, dict[str, Shape]] = {
     Modality.CT: {"liver": _triangle, "kidney": _columns, "vertebra": _bars},
@@ -148,7 +145,7 @@ def draw_phantom(
     _check_settings(structures, pixels)
     scene = _SCENES[modality]
     plans = _place_boxes(rng, scene.visible, _choose_count(rng, structures))
-    levels = scene.paint(rng, pixels)
+    levels = scene.paint(rng, pixels, *_make_grid(pixels))
     drawn = []
     for plan, name in zip(plans, _choose_names(rng, modality, len(plans), names), strict=True):
         brightness: Brightness = "bright" if rng.random() < 0.5 else "dark"
@@ -233,18 +230,22 @@ def _find_fitting(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDAr
 def _draw_shape(levels: Levels, shape: Shape, plan: _StructurePlacement, contrast: float) -> Box:
     """Draw one shape into `levels` in place; the box is the extent of its pixels that are at least half covered."""
     P = len(levels)
-    left, right = int((plan.x - plan.half_width) * P) - 1, int((plan.x + plan.half_width) * P) + 2
-    top, bottom = int((plan.y - plan.half_height) * P) - 1, int((plan.y + plan.half_height) * P) + 2
-    u = ((np.arange(left, right) + 0.5) / P - plan.x) / plan.half_width
-    v = ((np.arange(top, bottom) + 0.5) / P - plan.y) / plan.half_height
-    distance = (
-        shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * min(plan.half_width, plan.half_height) * P
-    )  # in pixels
+    left, u = _span_pixels(plan.x, plan.half_width, P)
+    top, v = _span_pixels(plan.y, plan.half_height, P)
+    half_side = min(plan.half_width, plan.half_height)
+    distance = shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * half_side * P  # in pixels
     cover = np.clip(0.5 - distance, 0, 1)
-    levels[top:bottom, left:right] += contrast * cover
-    rows = [int(k) + top for k in np.flatnonzero((cover >= 0.5).any(1))]
-    columns = [int(k) + left for k in np.flatnonzero((cover >= 0.5).any(0))]
-    return Box(columns[0] / P, rows[0] / P, (columns[-1] + 1) / P, (rows[-1] + 1) / P)
+    levels[top : top + len(v), left : left + len(u)] += contrast * cover
+    rows, columns = np.nonzero(cover >= 0.5)
+    x1, y1 = left + int(columns.min()), top + int(rows.min())
+    x2, y2 = left + int(columns.max()) + 1, top + int(rows.max()) + 1
+    return Box(x1 / P, y1 / P, x2 / P, y2 / P)
+
+
+def _span_pixels(centre: float, half_side: float, P: int) -> tuple[int, Levels]:
+    """Along one axis: the first pixel that a structure may touch, and u or v of this pixel and all that follow it."""
+    first, end = int((centre - half_side) * P) - 1, int((centre + half_side) * P) + 2
+    return first, ((np.arange(first, end) + 0.5) / P - centre) / half_side
 
 
 # --- scenes: what surrounds the structures
@@ -253,7 +254,7 @@ def _draw_shape(levels: Levels, shape: Shape, plan: _StructurePlacement, contras
 @dataclass(frozen=True, slots=True)
 class _Scene:
     visible: Visible  # where structures may lie
-    paint: Callable[[np.random.Generator, int], Levels]  # levels [P, P]; exactly 0 outside the field
+    paint: Callable[[np.random.Generator, int, Levels, Levels], Levels]  # [P, P]; exactly 0 outside the field
     colours: NDArray[np.uint8]  # [256, 3], of a level
     grain: float  # standard deviation of the noise, in levels
 
@@ -263,14 +264,14 @@ def _measure_oval(x: Levels, y: Levels, rx: float, ry: float, power: float, cy: 
     return (np.abs((x - 0.5) / rx) ** power + np.abs((y - cy) / ry) ** power) ** (1 / power)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _make_grid(P: int) -> tuple[Levels, Levels]:
     axis = (np.arange(P) + 0.5) / P
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _make_wave_weights(P: int, knots: int) -> Levels:
     """[P, knots]: smooth interpolation from `knots` values to P."""
     positions = np.linspace(0, knots - 1, P)
@@ -308,8 +309,7 @@ def _choose_base_level(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.43, 0.51))
 
 
-def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_ct(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.48, 0.44, 2.8, cy=0.47)
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.05)
     levels = np.where(rim > 0.93, levels + 0.17, levels)  # fat under the skin
@@ -318,8 +318,7 @@ def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
     return np.where(table & (rim >= 1), 0.6, levels)
 
 
-def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_mr(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.475, 0.49, 2.6)
     turn = np.arctan2(y - 0.5, x - 0.5)
     folds = np.cos(turn * 17 + rng.uniform(0, 6.3)) * np.clip((rim - 0.62) * 4, 0, 1)
@@ -330,8 +329,7 @@ def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels * (rim < 1))
 
 
-def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_xray(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     levels = _choose_base_level(rng) + 0.04 + _make_clouds(rng, P, 0.03)
     for centre in (0.27, 0.73):
         lung = np.hypot((x - centre) / 0.21, (y - 0.5) / 0.40)
@@ -342,15 +340,13 @@ def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels)
 
 
-def _paint_pet(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_pet(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.46, 0.485, 2.8)
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.08, knots=9)
     return np.asarray(levels * np.clip((1 - rim) * 9, 0, 1))
 
 
-def _paint_endoscopy(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_endoscopy(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.49, 0.49, 5)
     levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.05)
     cx, cy = rng.uniform(0.35, 0.65, 2)
@@ -360,16 +356,14 @@ def _paint_endoscopy(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels * (rim < 1))
 
 
-def _paint_dermoscopy(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_dermoscopy(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.04)
     levels = levels - 0.18 * np.clip(np.hypot(x - 0.5, y - 0.5) - 0.42, 0, 1) * 3
     hairs = np.maximum(_draw_curves(rng, P, 3, 0.010, upright=True), _draw_curves(rng, P, 2, 0.010, upright=False))
     return np.asarray(levels - 0.18 * hairs)
 
 
-def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_fundus(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = np.hypot(x - 0.5, y - 0.5) / 0.53
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) - 0.08 * rim**4
     hub = abs(rng.integers(2) - rng.uniform(0.02, 0.12))  # from one side vessels arch above and below the middle
@@ -380,8 +374,7 @@ def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels * (rim < 1))
 
 
-def _paint_ultrasound(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_ultrasound(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     depth = np.hypot(x - 0.5, y + 0.25)
     speckle = _make_clouds(rng, P, 0.18, knots=max(16, P // 4))
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
@@ -389,77 +382,57 @@ def _paint_ultrasound(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(np.clip(levels, 0.01, 1) * fan)
 
 
-def _shows_ct(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1
-
-
-def _shows_mr(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.42, 0.432, 2.6) < 1
-
-
-def _shows_pet(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.43, 0.455, 2.8) < 1
-
-
-def _shows_everywhere(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _show_everything(x: Levels, y: Levels) -> NDArray[np.bool_]:
     return np.ones(x.shape, bool)
 
 
-def _shows_endoscopy(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.475, 0.475, 5) < 1
-
-
-def _shows_fundus(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return np.hypot(x - 0.5, y - 0.5) < 0.51
-
-
-def _shows_ultrasound(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _show_fan(x: Levels, y: Levels) -> NDArray[np.bool_]:
     depth = np.hypot(x - 0.5, y + 0.25)
     return (np.abs(x - 0.5) < 0.80 * (y + 0.25) - 0.02) & (depth < 1.20) & (depth > 0.33)
 
 
 _GREY = _make_colour_ramp((0, 0, 0, 0), (1, 255, 255, 255))
 _SCENES: dict[Modality, _Scene] = {
-    Modality.CT: _Scene(_shows_ct, _paint_ct, _GREY, 0.025),
-    Modality.MR: _Scene(_shows_mr, _paint_mr, _GREY, 0.02),
-    Modality.XRAY: _Scene(_shows_everywhere, _paint_xray, _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
+    Modality.CT: _Scene(lambda x, y: _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1, _paint_ct, _GREY, 0.025),
+    Modality.MR: _Scene(lambda x, y: _measure_oval(x, y, 0.42, 0.432, 2.6) < 1, _paint_mr, _GREY, 0.02),
+    Modality.XRAY: _Scene(_show_everything, _paint_xray, _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
     Modality.PET: _Scene(
-        _shows_pet,
+        lambda x, y: _measure_oval(x, y, 0.43, 0.455, 2.8) < 1,
         _paint_pet,
         _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200)),
         0.025,
     ),
     Modality.ENDOSCOPY: _Scene(
-        _shows_endoscopy,
+        lambda x, y: _measure_oval(x, y, 0.475, 0.475, 5) < 1,
         _paint_endoscopy,
         _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225)),
         0.02,
     ),
     Modality.DERMOSCOPY: _Scene(
-        _shows_everywhere,
+        _show_everything,
         _paint_dermoscopy,
         _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236)),
         0.02,
     ),
     Modality.FUNDUS: _Scene(
-        _shows_fundus,
+        lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.51,
         _paint_fundus,
         _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150)),
         0.02,
     ),
-    Modality.ULTRASOUND: _Scene(_shows_ultrasound, _paint_ultrasound, _GREY, 0.05),
+    Modality.ULTRASOUND: _Scene(_show_fan, _paint_ultrasound, _GREY, 0.05),
 }
 
 
 # --- words
 
 
-def caption(s: Structure) -> str:
+def _write_caption(s: Structure) -> str:
     """The referring caption of a structure."""
     return f"A {s.size} {s.brightness} {s.name} on the {s.side} side of the image."
 
 
-def summary(drawing: Drawing) -> str:
+def _write_summary(drawing: Drawing) -> str:
     """The analysis of a whole image: kind and count, then each structure from left to right."""
     count = len(drawing.structures)
     head = (
@@ -497,23 +470,15 @@ def make_phantom_samples(
     for number, s in enumerate(shown, start=1):
         items.append(sample(f"roc{number}", questions.what(s.box, s.name, rng), [s.name]))
         fact = Fact(s.name, s.size, s.side, s.brightness)
-        items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), rng), [s.name], [fact]))
+        items.append(sample(f"rc{number}", questions.describe(s.box, _write_caption(s), rng), [s.name], [fact]))
     all_facts = [Fact(s.name, s.size, s.side, s.brightness, len(shown)) for s in shown]
-    return [*items, sample("mia", questions.overall(summary(drawing), rng), names, all_facts)]
+    return [*items, sample("mia", questions.overall(_write_summary(drawing), rng), names, all_facts)]
 
 
 # --- files
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    folder: Path
-    split: Split
-    first: int  # index of the first image, counted within the split
-    count: int
-    structures: int
-    pixels: int
-    seed: int
+_Job = tuple[Split, range]  # numbers of images, counted within the split
 
 
 def write_phantoms(
@@ -526,53 +491,52 @@ def write_phantoms(
     many images were finished. Raises BadInput on an impossible knob or a full disk.
     """
     _check_settings(config.structures, config.image_pixels)
-    for name in ("train_images", "validation_images", "test_images"):
-        if getattr(config, name) < 1:
-            raise BadInput(f"data.phantoms.{name}={getattr(config, name)}: give 1 or more")
     with naming_full_disk(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
     counts: dict[Split, int] = {
         "train": config.train_images, "validation": config.validation_images, "test": config.test_images
     }  # fmt: skip
-    jobs = [
-        _Job(folder, split, first, min(64, total - first), config.structures, config.image_pixels, seed)
+    jobs: list[_Job] = [
+        (split, range(first, min(first + 64, total)))
         for split, total in counts.items()
         for first in range(0, total, 64)
     ]
-    kept: list[Sample] = []
-    for job, drawn in zip(jobs, _draw_jobs(jobs, workers), strict=True):
-        kept.extend(s for s in drawn if s.task.value in config.tasks)
+    samples: list[Sample] = []
+    for (_, numbers), drawn in zip(
+        jobs, _draw_jobs(partial(_draw_job, folder, config, seed), jobs, workers), strict=True
+    ):
+        samples.extend(drawn)
         if advance is not None:
-            advance(job.count)
-    return kept
+            advance(len(numbers))
+    return samples
 
 
-def _draw_jobs(jobs: list[_Job], workers: int) -> Iterator[list[Sample]]:
+def _draw_jobs(draw: Callable[[_Job], list[Sample]], jobs: Sequence[_Job], workers: int) -> Iterator[list[Sample]]:
     if min(workers, len(jobs) // 4) <= 1:  # starting processes takes longer than a few hundred images
-        yield from map(_draw_job, jobs)
+        yield from map(draw, jobs)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         try:
-            yield from pool.map(_draw_job, jobs)
+            yield from pool.map(draw, jobs)
         except BaseException:  # do not draw the rest before going away
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _draw_job(job: _Job) -> list[Sample]:
-    job_samples = []
-    for index in range(job.first, job.first + job.count):
-        modality = PAPER_MODALITIES[index % len(PAPER_MODALITIES)]
+def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: _Job) -> list[Sample]:
+    """Draw the images of a job; the samples of them that the config asks for."""
+    split, numbers = job
+    samples: list[Sample] = []
+    for number in numbers:
+        modality = PAPER_MODALITIES[number % len(PAPER_MODALITIES)]
         orders = list(itertools.permutations(STRUCTURES[modality]))
-        rng = np.random.default_rng([job.seed, get_args(Split).index(job.split), index])
-        names = orders[index // len(PAPER_MODALITIES) % len(orders)]
-        drawing = draw_phantom(rng, modality, job.structures, job.pixels, names)
-        image_id = f"{modality}_{job.split}_{index:05d}"
-        ref = ImageRef(f"images/{image_id}.png", job.pixels, job.pixels)
-        path = job.folder / ref.path
-        with naming_full_disk(path):
-            Image.fromarray(drawing.image).save(path, compress_level=1)
-        job_samples.extend(
-            make_phantom_samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62))))
-        )
-    return job_samples
+        rng = np.random.default_rng([seed, SPLITS.index(split), number])
+        names = orders[number // len(PAPER_MODALITIES) % len(orders)]
+        drawing = draw_phantom(rng, modality, config.structures, config.image_pixels, names)
+        image_id = f"{modality}_{split}_{number:05d}"
+        image = ImageRef(f"images/{image_id}.png", config.image_pixels, config.image_pixels)
+        with naming_full_disk(folder / image.path):
+            Image.fromarray(drawing.image).save(folder / image.path, compress_level=1)
+        questions_rng = random.Random(int(rng.integers(2**62)))
+        samples += make_phantom_samples(drawing, image, image_id, split, questions_rng)
+    return [s for s in samples if s.task.value in config.tasks]

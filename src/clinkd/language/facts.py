@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 from clinkd.language.conflicts import counts
 from clinkd.language.negation import clauses
 from clinkd.language.words import GENERIC, spans
-from clinkd.records import Fact
+from clinkd.records import Fact, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Lexicon:
+class Lexicon(Record):
     """The words a data set describes its structures with. Names may nest ("lung", "left lung"): the longest wins."""
 
     names: tuple[str, ...]
     sizes: tuple[str, ...] = ()
     sides: tuple[str, ...] = ()
     brightness: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {k: list(getattr(self, k)) for k in ("names", "sizes", "sides", "brightness")}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return cls(**{k: tuple(value.get(k, ())) for k in ("names", "sizes", "sides", "brightness")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +125,7 @@ def _owners(words: tuple[str, ...], names: list[_TermSpan], mark: _TermSpan) -> 
 
 
 def _with(fact: Fact, mark: _TermSpan) -> Fact:
-    if getattr(fact, mark.kind) is not None:
-        return fact
-    return Fact(**{**fact.to_json(), mark.kind: mark.value})
+    return fact if getattr(fact, mark.kind) is not None else replace(fact, **{mark.kind: mark.value})
 
 
 def _add(facts: list[Fact], fact: Fact, again: bool) -> None:

@@ -199,7 +199,7 @@ def _decoded_apart(header: Header, frame: bytes, options: dict[str, Any]) -> tup
     """The same by GDCM in a process of its own, which a broken file may end."""
     plain = {key: value for key, value in options.items() if isinstance(value, str | int)} | {"number_of_frames": 1}
     try:
-        about, values = gdcm_worker(os.getpid())([str(header.syntax), plain], frame)
+        about, [values] = gdcm_worker(os.getpid())([str(header.syntax), plain], frame)
         return np.frombuffer(values, about["dtype"]).reshape(about["shape"]), about["photometric"]
     except (WorkerLost, JobFailed, ValueError):
         raise Refusal(f"its pixels ({header.syntax_name}) cannot be decoded; {CONVERT}, or {WHOLE}") from None
@@ -211,7 +211,7 @@ def gdcm_worker(process: int) -> Worker:
     return Worker(decode_by_gdcm, _APART)
 
 
-def decode_by_gdcm(request: tuple[str, dict[str, Any]], frame: bytes) -> tuple[dict[str, Any], bytes]:
+def decode_by_gdcm(request: tuple[str, dict[str, Any]], frame: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """What `gdcm_worker` does: a compressed frame to its values, by the name of its transfer syntax and its options."""
     from pydicom.encaps import encapsulate
     from pydicom.pixels.decoders.base import get_decoder
@@ -222,7 +222,7 @@ def decode_by_gdcm(request: tuple[str, dict[str, Any]], frame: bytes) -> tuple[d
     decoder = get_decoder(UID(syntax))
     values, meta = decoder.as_array(encapsulate([frame]), index=0, decoding_plugin="gdcm", **options)
     about = {"dtype": values.dtype.str, "shape": values.shape, "photometric": meta["photometric_interpretation"]}
-    return about, values.tobytes()
+    return about, [values.tobytes()]
 
 
 def _bits(header: Header, index: int) -> Values:

@@ -57,20 +57,11 @@ class ImageKind(Protocol):
     `place` stands at the front of every error. Nothing is decoded beyond `limits`.
     """
 
-    @property
-    def name(self) -> str:
-        """As messages call it."""
-
-    @property
-    def medical(self) -> bool:
-        """Whether its header may name modality and patient, and its grey values go through a window.
-
-        A folder of such files is a data set without further tables.
-        """
-
-    @property
-    def reportable(self) -> bool:
-        """Whether a DICOM structured report can refer to it."""
+    name: str  # in messages
+    # Whether its header may name modality and patient, and its grey values go through a window. A folder of such files
+    # is a data set without further tables.
+    medical: bool
+    reportable: bool  # whether a DICOM structured report can refer to it
 
     def sniff(self, file: File) -> bool:
         """Whether a file is of this kind; False where there is no file, or it is empty. Raises nothing."""

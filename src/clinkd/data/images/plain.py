@@ -37,9 +37,7 @@ class Plain:
     def describe(
         self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
-        with _open_picture(file, place) as picture:
-            frames = _count_frames(picture, place, limits)
-            _seek_frame(picture, which_frame(frame, frames, file, place), place, limits)
+        with open_at_frame(file, place, frame, limits) as (picture, _, frames):
             orientation = _read_orientation(picture)
             # Pillow turns the size of a TIFF, but of no other, before its pixels are loaded.
             lying = orientation >= 5 and picture.format != "TIFF"
@@ -49,18 +47,14 @@ class Plain:
     def open(
         self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
-        with _open_picture(file, place) as picture:
-            frames = _count_frames(picture, place, limits)
-            number = which_frame(frame, frames, file, place)
-            _seek_frame(picture, number, place, limits)
+        with open_at_frame(file, place, frame, limits) as (picture, number, frames):
             if picture.format in ("JPEG", "MPO") and limits.decoded_pixels < ON_DISK.decoded_pixels:
                 with reading(file, place) as stream:
                     position, scans = stream.tell(), scans_of(stream.read())
                     stream.seek(position)
                 if scans * picture.width * picture.height > limits.decoded_pixels:
-                    more = f"{scans:,} scans of {picture.width}x{picture.height} pixels"
-                    way_out = "save it anew as a PNG"
-                    raise BadInput(f"{place}: {more}, more than {limits.decoded_pixels:,} pixels; {way_out}")
+                    more = f"{scans:,} scans of {picture.width}x{picture.height} pixels, more than"
+                    raise BadInput(f"{place}: {more} {limits.decoded_pixels:,} pixels; save it anew as a PNG")
             picture.load()
             upright = _convert_to_rgb(ImageOps.exif_transpose(picture))
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
@@ -77,12 +71,18 @@ class Plain:
 
 
 @contextlib.contextmanager
-def open_at_frame(file: File, place: str, frame: int | None) -> Iterator[Image.Image]:
-    """The opened file at its frame, nothing decoded yet; what decoders throw inside becomes BadInput."""
+def open_at_frame(
+    file: File, place: str, frame: int | None, limits: FileLimits = ON_DISK
+) -> Iterator[tuple[Image.Image, int, int]]:
+    """The opened file at its frame, nothing decoded yet, the number of this frame, and how many frames there are.
+
+    Errors that decoders raise inside become BadInput.
+    """
     with _open_picture(file, place) as picture:
-        number = which_frame(frame, _count_frames(picture, place, ON_DISK), file, place)
-        _seek_frame(picture, number, place, ON_DISK)
-        yield picture
+        frames = _count_frames(picture, place, limits)
+        number = which_frame(frame, frames, file, place)
+        _seek_frame(picture, number, place, limits)
+        yield picture, number, frames
 
 
 def scans_of(jpeg: bytes) -> int:
