@@ -22,7 +22,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from clinkd.data.grids import Size
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
@@ -54,17 +54,9 @@ class Decoded:
     unread: tuple[str, ...] = ()
 
 
-class _Piece(NamedTuple):
-    """What a piece of a model's text becomes."""
-
-    text: str
-    boxes: tuple[Box, ...] = ()
-    unread: tuple[str, ...] = ()
-
-
-def _cut_piece(piece: str) -> _Piece:
+def _cut_piece(piece: str) -> Decoded:
     """Leave the piece unread. A blank replaces it, so that its neighbours do not join to a new mark."""
-    return _Piece(" ", (), (piece,))
+    return Decoded(BoxedText(" "), (piece,))
 
 
 @dataclass(frozen=True)
@@ -128,9 +120,9 @@ class Codec(ABC):
 
         def replace(match: re.Match[str]) -> str:
             piece = self._read_piece(match, grid)
-            boxes.extend(piece.boxes)
+            boxes.extend(piece.answer.boxes)
             unread.extend(piece.unread)
-            return piece.text
+            return piece.answer.text
 
         text = self._any.sub(replace, raw)
         return Decoded(BoxedText(text, tuple(boxes)), tuple(unread))
@@ -176,10 +168,10 @@ class Codec(ABC):
         top, bottom = (int(y1) + self.offset) / grid.height, (int(y2) + self.offset) / grid.height
         return Box(left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
 
-    def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
+    def _read_piece(self, match: re.Match[str], grid: Size) -> Decoded:
         """A match of `_any`."""
         box = self._read_box(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
-        return _Piece(BOX_MARK, (box,)) if box else _cut_piece(match.group())
+        return Decoded(BoxedText(BOX_MARK, (box,))) if box else _cut_piece(match.group())
 
     def _find_numbers(self, piece: str) -> list[str] | None:
         """The coordinates of a piece as they are written, None where they cannot be told."""
@@ -289,28 +281,29 @@ class _Answering(_Points):
     def _reads_as_box(self, match: re.Match[str]) -> bool:
         return super()._reads_as_box(match) or "bbox_2d" in match.group()
 
-    def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
+    def _read_piece(self, match: re.Match[str], grid: Size) -> Decoded:
         if match["json"]:
             return self._read_list(match.group(), grid)
         if match["bbox"]:
             return self._read_object(match.group(), grid)
         return super()._read_piece(match, grid)
 
-    def _read_list(self, text: str, grid: Size) -> _Piece:
+    def _read_list(self, text: str, grid: Size) -> Decoded:
         """Objects with more than a box, their fence and brackets gone; bare boxes are replaced where they stand."""
         objects = list(self._object.finditer(text))
         pieces = [self._read_object(json_object.group(), grid) for json_object in objects]
-        boxes = tuple(box for piece in pieces for box in piece.boxes)
+        answers = [piece.answer for piece in pieces]
+        boxes = tuple(box for answer in answers for box in answer.boxes)
         unread = tuple(cut for piece in pieces for cut in piece.unread)
-        if any(piece.boxes and piece.text != BOX_MARK for piece in pieces):
-            return _Piece(", ".join(piece.text for piece in pieces if piece.boxes), boxes, unread)
+        if any(answer.boxes and answer.text != BOX_MARK for answer in answers):
+            return Decoded(BoxedText(", ".join(answer.text for answer in answers if answer.boxes), boxes), unread)
         parts, position = [], 0
-        for json_object, piece in zip(objects, pieces, strict=True):
-            parts += [text[position : json_object.start()], piece.text]
+        for json_object, answer in zip(objects, answers, strict=True):
+            parts += [text[position : json_object.start()], answer.text]
             position = json_object.end()
-        return _Piece("".join([*parts, text[position:]]), boxes, unread)
+        return Decoded(BoxedText("".join([*parts, text[position:]]), boxes), unread)
 
-    def _read_object(self, piece: str, grid: Size) -> _Piece:
+    def _read_object(self, piece: str, grid: Size) -> Decoded:
         """One object: what is said beside its box (the label), then the box."""
         try:
             values, label = self._parse_object(piece)
@@ -320,7 +313,7 @@ class _Answering(_Points):
         if not isinstance(corners, list) or len(corners) != 4 or any(type(c) is not int or c < 0 for c in corners):
             return _cut_piece(piece)
         box = self._read_box(corners, grid)
-        return _Piece(label + BOX_MARK, (box,)) if box else _cut_piece(piece)
+        return Decoded(BoxedText(label + BOX_MARK, (box,))) if box else _cut_piece(piece)
 
     def _parse_object(self, piece: str) -> tuple[list[Any], str]:
         """The values of "bbox_2d", and the label beside them. Raises ValueError that says why it is no box."""

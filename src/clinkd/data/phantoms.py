@@ -392,34 +392,19 @@ def _show_fan(x: Levels, y: Levels) -> NDArray[np.bool_]:
 
 
 _GREY = _make_colour_ramp((0, 0, 0, 0), (1, 255, 255, 255))
+_COLD_GREY = _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255))
+_HOT = _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200))
+_MUCOSA = _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225))
+_SKIN = _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236))
+_RETINA = _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150))
 _SCENES: dict[Modality, _Scene] = {
     Modality.CT: _Scene(lambda x, y: _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1, _paint_ct, _GREY, 0.025),
     Modality.MR: _Scene(lambda x, y: _measure_oval(x, y, 0.42, 0.432, 2.6) < 1, _paint_mr, _GREY, 0.02),
-    Modality.XRAY: _Scene(_show_everything, _paint_xray, _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
-    Modality.PET: _Scene(
-        lambda x, y: _measure_oval(x, y, 0.43, 0.455, 2.8) < 1,
-        _paint_pet,
-        _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200)),
-        0.025,
-    ),
-    Modality.ENDOSCOPY: _Scene(
-        lambda x, y: _measure_oval(x, y, 0.475, 0.475, 5) < 1,
-        _paint_endoscopy,
-        _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225)),
-        0.02,
-    ),
-    Modality.DERMOSCOPY: _Scene(
-        _show_everything,
-        _paint_dermoscopy,
-        _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236)),
-        0.02,
-    ),
-    Modality.FUNDUS: _Scene(
-        lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.51,
-        _paint_fundus,
-        _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150)),
-        0.02,
-    ),
+    Modality.XRAY: _Scene(_show_everything, _paint_xray, _COLD_GREY, 0.02),
+    Modality.PET: _Scene(lambda x, y: _measure_oval(x, y, 0.43, 0.455, 2.8) < 1, _paint_pet, _HOT, 0.025),
+    Modality.ENDOSCOPY: _Scene(lambda x, y: _measure_oval(x, y, 0.475, 0.475, 5) < 1, _paint_endoscopy, _MUCOSA, 0.02),
+    Modality.DERMOSCOPY: _Scene(_show_everything, _paint_dermoscopy, _SKIN, 0.02),
+    Modality.FUNDUS: _Scene(lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.51, _paint_fundus, _RETINA, 0.02),
     Modality.ULTRASOUND: _Scene(_show_fan, _paint_ultrasound, _GREY, 0.05),
 }
 

@@ -91,6 +91,7 @@ def write_report(  # noqa: PLR0913
     research. Raises BadInput where the source is no DICOM image that opens, lacks a UID without which nothing can refer
     to it, or has no such frame, and where a box is too small for float32.
     """
+    model = Model(_clean_text(model.name), _clean_text(model.version))
     stream = io.BytesIO(source)
     if not kind_of(stream).reportable:
         raise BadInput(f"{PLACE}: not a DICOM, so no structured report can refer to it; give the DICOM file itself")
@@ -236,17 +237,13 @@ def _code_finding(label: str) -> Any:
 
 
 def _describe_algorithm(model: Model) -> Any:
-    return sr.AlgorithmIdentification(
-        name=_clean_text(model.name) or "unknown", version=_clean_text(model.version) or "unknown"
-    )
+    return sr.AlgorithmIdentification(name=model.name or "unknown", version=model.version or "unknown")
 
 
 def _describe_device(model: Model) -> sr.ObserverContext:
     """TID 1004. The UID is always the same of a model."""
-    identity = generate_uid(entropy_srcs=["clinkd", _clean_text(model.name), _clean_text(model.version)])
-    about = sr.DeviceObserverIdentifyingAttributes(
-        uid=identity, name=_clean_text(model.name) or "unknown", manufacturer_name="ClinKD"
-    )
+    identity, name = generate_uid(entropy_srcs=["clinkd", model.name, model.version]), model.name or "unknown"
+    about = sr.DeviceObserverIdentifyingAttributes(uid=identity, name=name, manufacturer_name="ClinKD")
     return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Device), about)
 
 

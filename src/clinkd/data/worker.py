@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -35,8 +35,11 @@ class JobFailed(Exception):
 class WorkerLimits:
     """Of one job: seconds on the clock and of the CPU, and bytes that its process may map (Linux alone)."""
 
-    seconds: float
-    memory_bytes: int
+    seconds: float | None = None
+    memory_bytes: int | None = None
+
+
+_NO_LIMITS = WorkerLimits()
 
 
 class Worker:
@@ -46,7 +49,7 @@ class Worker:
     is ever run. Calls from several threads wait for each other. A process that was forked must not use it.
     """
 
-    def __init__(self, job: Job, limits: WorkerLimits | None = None) -> None:
+    def __init__(self, job: Job, limits: WorkerLimits = _NO_LIMITS) -> None:
         self.job, self.limits = job, limits
         self._lock = threading.Lock()
         self._pipe: Connection | None = None
@@ -59,7 +62,7 @@ class Worker:
             try:
                 pipe.send_bytes(json.dumps(request).encode())
                 pipe.send_bytes(content)
-                if not pipe.poll(self.limits.seconds if self.limits else None):
+                if not pipe.poll(self.limits.seconds):
                     raise TimeoutError
                 reply, failure, count = json.loads(pipe.recv_bytes(_REPLY_BYTES))
                 contents = [pipe.recv_bytes(_CONTENT_BYTES) for _ in range(count)]
@@ -93,8 +96,8 @@ class Worker:
 
     def start_process(self, pipe: Connection) -> tuple[Callable[[], object], Callable[[], object]]:
         """Start the process at the other end of the pipe; what kills it, and what waits for its end."""
-        limits = (str(self.limits.seconds), str(self.limits.memory_bytes)) if self.limits else ()
-        words = (f"{self.job.__module__}:{self.job.__qualname__}", str(pipe.fileno()), *limits)
+        limits = json.dumps(astuple(self.limits))
+        words = (f"{self.job.__module__}:{self.job.__qualname__}", str(pipe.fileno()), limits)
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", "from clinkd.data.worker import serve; serve()", *words],
             stdin=subprocess.DEVNULL,
@@ -117,20 +120,20 @@ def _end_process(pipe: Connection, kill: Callable[[], object], wait: Callable[[]
 
 def serve() -> None:
     """Do the job that the command line names, until the other end of the pipe is gone."""
-    name, fd, *limits = sys.argv[1:]
+    name, fd, limits = sys.argv[1:]
     module, _, function = name.partition(":")
     job: Job = getattr(importlib.import_module(module), function)
-    do_jobs(Connection(int(fd)), job, WorkerLimits(float(limits[0]), int(limits[1])) if limits else None)
+    do_jobs(Connection(int(fd)), job, WorkerLimits(*json.loads(limits)))
 
 
-def do_jobs(pipe: Connection, job: Job, limits: WorkerLimits | None) -> None:
+def do_jobs(pipe: Connection, job: Job, limits: WorkerLimits) -> None:
     """Answer requests until the other end of the pipe is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end ends this process
-    _confine(limits.memory_bytes if limits else None)
+    _confine(limits.memory_bytes)
     with contextlib.suppress(EOFError, OSError):
         while True:
             request, content = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
-            if limits is not None:
+            if limits.seconds is not None:
                 _allow_cpu(limits.seconds)
             try:
                 (reply, contents), failure = job(request, content), None

@@ -125,7 +125,7 @@ def _owners(words: tuple[str, ...], names: list[_TermSpan], mark: _TermSpan) -> 
 
 
 def _with(fact: Fact, mark: _TermSpan) -> Fact:
-    return fact if getattr(fact, mark.kind) is not None else replace(fact, **{mark.kind: mark.value})
+    return Fact(**{mark.kind: mark.value, **fact.to_json()})  # what the fact states already, stays
 
 
 def _add(facts: list[Fact], fact: Fact, again: bool) -> None:

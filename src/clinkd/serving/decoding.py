@@ -71,13 +71,14 @@ class Decoders:
 
     async def open(self, content: bytes, frame: int | None, window: str | None, grey: bool = False) -> Opened:
         """A frame of an image. Raises BadInput for what cannot be shown."""
-        about, blobs = await self._run({"do": "show", "frame": frame, "window": window, "grey": grey}, content)
+        request = {"do": "show", "frame": frame, "window": window, "grey": grey}
+        about, blobs = await asyncio.to_thread(self._decode, request, content)
         size = (about["width"], about["height"])
         return Opened(about, Image.frombytes("RGB", size, blobs[0]), blobs[1] if grey and len(blobs) > 1 else None)
 
     async def report(self, content: bytes, **fields: Any) -> bytes:
         """A structured report about a DICOM, see `data.structured_report`. Raises BadInput for another file."""
-        _, [report] = await self._run({"do": "report", **fields}, content)
+        _, [report] = await asyncio.to_thread(self._decode, {"do": "report", **fields}, content)
         return report
 
     def warm(self) -> None:
@@ -87,9 +88,6 @@ class Decoders:
     def close(self) -> None:
         for decoder in self._decoders:
             decoder.close()
-
-    async def _run(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
-        return await asyncio.to_thread(self._decode, request, content)
 
     def _decode(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
         decoder = self._idle.get()

@@ -19,10 +19,9 @@ import hashlib
 import os
 import struct
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -167,15 +166,15 @@ def _decoded(header: Header, index: int) -> Values:
     from pydicom.pixels.utils import as_pixel_options
 
     decoder = decoder_of(header)
+    about = {"pixel_keyword": header.keyword, "pixel_vr": header.vr, "number_of_frames": header.frames}
+    options = as_pixel_options(header.ds, **about)
     values: Values
     plugins: tuple[str, ...] = ("",)
     if header.syntax.is_encapsulated:
-        frame = _frame_bytes(header, index)
+        frame = _frame_bytes(header, index, options.get("extended_offsets"))
         plugins = _plugins(header, _coded(header, frame), decoder.available_plugins)
     elif header.ds.get("BitsAllocated") == 1:
         return _bits(header, index)
-    options = as_pixel_options(header.ds, pixel_keyword=header.keyword, pixel_vr=header.vr)
-    options["number_of_frames"] = header.frames
     for plugin in plugins:
         if plugin == "gdcm" and header.limits.apart:
             values, photometric = _decoded_apart(header, frame, options)
@@ -237,8 +236,7 @@ def _bits(header: Header, index: int) -> Values:
     return bits.reshape(header.rows, header.columns)
 
 
-@dataclass(frozen=True, slots=True)
-class _Coded:
+class _Coded(NamedTuple):
     """What the head of a JPEG, JPEG-LS or JPEG 2000 stream says."""
 
     width: int
@@ -247,15 +245,13 @@ class _Coded:
     samples: int
 
 
-def _frame_bytes(header: Header, index: int) -> bytes:
+def _frame_bytes(header: Header, index: int, offsets: tuple[bytes, bytes] | None) -> bytes:
     """A frame as it is compressed."""
     from pydicom.encaps import get_frame
 
     header.stream.seek(header.offset)
-    offsets = None
-    if header.ds.get("ExtendedOffsetTable") and header.ds.get("ExtendedOffsetTableLengths"):
-        offsets = (header.ds.ExtendedOffsetTable, header.ds.ExtendedOffsetTableLengths)
-    return get_frame(header.stream, index, number_of_frames=header.frames, extended_offsets=offsets)
+    usable = offsets if offsets and all(offsets) else None
+    return get_frame(header.stream, index, number_of_frames=header.frames, extended_offsets=usable)
 
 
 def _coded(header: Header, data: bytes) -> _Coded | None:

@@ -39,8 +39,7 @@ class _LookupTable:
 
     def look_up(self, values: Values) -> Values:
         places = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
-        entries_found: Values = self.entries[places.astype(np.int64)]
-        return entries_found
+        return np.asarray(self.entries[places.astype(np.int64)])
 
     def __call__(self, values: Values) -> Values:
         return self.look_up(values) / (2.0**self.bits - 1)
@@ -123,10 +122,8 @@ def _make_stored_ramp(header: Header, index: int) -> GreyCurve | None:
 
 def colours(stored: Values, header: Header) -> NDArray[np.uint8]:
     """Stored values of a frame in colour as RGB of 8 bits."""
-    return _apply_palette(stored, header) if header.photometric == "PALETTE COLOR" else _scale_colours(stored, header)
-
-
-def _scale_colours(stored: Values, header: Header) -> NDArray[np.uint8]:
+    if header.photometric == "PALETTE COLOR":
+        return _apply_palette(stored, header)
     bits = natural(header.ds, "BitsStored")
     if bits == 8 and stored.dtype == np.uint8:
         return np.ascontiguousarray(stored)

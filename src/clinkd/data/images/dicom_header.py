@@ -219,17 +219,12 @@ def _inflate_data(file: BinaryIO, most: int) -> BinaryIO:
     if not most:
         raise Refusal(f"deflated: what it inflates to can take any memory; {INFLATE}")
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = io.BytesIO()
-    data = file.read(1 << 20)
-    while data and not engine.eof:
-        inflated.write(engine.decompress(data, 1 << 24))
-        if inflated.tell() > most:
-            raise Refusal(f"inflates to more than {most:,} bytes; {CONVERT}")
-        data = engine.unconsumed_tail or file.read(1 << 20)
+    inflated = engine.decompress(file.read(2 * most), most + 1)
+    if len(inflated) > most:
+        raise Refusal(f"inflates to more than {most:,} bytes; {CONVERT}")
     if not engine.eof:
         raise Refusal(f"cut: the deflated data have no end; {WHOLE}")
-    inflated.seek(0)
-    return inflated
+    return io.BytesIO(inflated)
 
 
 def _check_header(header: Header) -> Header:
@@ -304,12 +299,8 @@ def natural(ds: Dataset, keyword: str) -> int:
 
 def numbers(ds: Dataset, keyword: str) -> list[float]:
     """The values of an element, empty where it is absent or one of them is no number."""
-    from pydicom.multival import MultiValue
-
-    value = ds.get(keyword)
-    several = value if isinstance(value, MultiValue | list) else [value]
     try:
-        floats = [float(v) for v in several]
+        floats: list[float] = np.ravel(np.asarray(ds.get(keyword), float)).tolist()
     except (TypeError, ValueError):
         return []
     return floats if all(np.isfinite(floats)) else []

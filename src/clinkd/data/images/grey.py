@@ -54,13 +54,13 @@ class Window:
         return f"{self.centre:g}/{self.width:g}"
 
     @property
+    def _exact(self) -> tuple[float, float]:
+        """Centre and width in the sense of LINEAR_EXACT."""
+        return (self.centre - 0.5, self.width - 1) if self.function == "LINEAR" else (self.centre, self.width)
+
+    @property
     def linear(self) -> tuple[float, float] | None:
-        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
-        if self.function == "SIGMOID":
-            return None
-        if self.function == "LINEAR_EXACT":
-            return self.centre, self.width
-        return (self.centre - 0.5, self.width - 1) if self.width > 1 else None
+        return self._exact if self.function != "SIGMOID" and self._exact[1] > 0 else None
 
     @property
     def usable(self) -> bool:
@@ -69,9 +69,7 @@ class Window:
     def __call__(self, values: Values) -> Values:
         if self.function == "SIGMOID":  # 1 / (1 + exp(-4 (x - c) / w)), in a form that cannot overflow
             return (1 + np.tanh(2 * (values - self.centre) / self.width)) / 2
-        centre, width = self.centre, self.width
-        if self.function == "LINEAR":
-            centre, width = centre - 0.5, width - 1
+        centre, width = self._exact
         if width == 0:
             return (values > centre).astype(float)
         return np.clip((values - centre) / width + 0.5, 0, 1)
