@@ -27,7 +27,7 @@ from PIL import Image
 from clinkd.config import PhantomConfig
 from clinkd.data import questions
 from clinkd.language.facts import Lexicon
-from clinkd.records import PAPER_MODALITIES, SPLITS, BadInput, Box, Fact, ImageRef, Modality, Sample, Split, Turn
+from clinkd.records import PAPER_MODALITIES, SPLITS, BadInput, Box, Fact, ImageRef, Modality, Sample, Split
 from clinkd.storage import naming_full_disk
 
 Size = Literal["small", "large"]
@@ -208,10 +208,7 @@ def _place_boxes(rng: np.random.Generator, visible: Visible, count: int) -> list
             fits_T = _find_fitting(centre_TC2, half_C2, visible)
             if fits_T.any():
                 places = zip(sizes, centre_TC2[fits_T.argmax()].tolist(), half_C2.tolist(), strict=True)
-                return [
-                    _StructurePlacement(size, x, y, half_width, half_height)
-                    for size, (x, y), (half_width, half_height) in places
-                ]
+                return [_StructurePlacement(size, *centre, *half_sides) for size, centre, half_sides in places]
     raise AssertionError(f"{count} structures found no room")
 
 
@@ -420,9 +417,8 @@ def _write_caption(s: Structure) -> str:
 def _write_summary(drawing: Drawing) -> str:
     """The analysis of a whole image: kind and count, then each structure from left to right."""
     count = len(drawing.structures)
-    head = (
-        f"{_MODALITY_PHRASES[drawing.modality]} image with {_NUMBER_WORDS[count]} structure{'s' if count > 1 else ''}."
-    )
+    counted = f"{_NUMBER_WORDS[count]} structure{'s' if count > 1 else ''}"
+    head = f"{_MODALITY_PHRASES[drawing.modality]} image with {counted}."
     sentences = [f"On the {s.side} there is a {s.size} {s.brightness} {s.name}." for s in drawing.structures]
     return " ".join([head, *sentences])
 
@@ -432,32 +428,24 @@ def make_phantom_samples(
 ) -> list[Sample]:
     """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
 
-    def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
-        return Sample(
-            id=f"{image_id}-{tag}",
-            images=(image,),
-            modality=drawing.modality,
-            turns=(turn,),
-            group=image_id,
-            source="phantom",
-            names=tuple(names),
-            facts=tuple(facts),
-            side="image",
-            split=split,
-        )
-
-    shown = drawing.structures
-    names = list(dict.fromkeys(s.name for s in shown))
-    items = []
+    sample = partial(
+        Sample, images=(image,), modality=drawing.modality, group=image_id, source="phantom", side="image", split=split
+    )
+    structures = drawing.structures
+    names = tuple(dict.fromkeys(s.name for s in structures))
+    samples = []
     for number, name in enumerate(names, start=1):
-        turn = questions.where(name, [s.box for s in shown if s.name == name], rng)
-        items.append(sample(f"vg{number}", turn, [name]))
-    for number, s in enumerate(shown, start=1):
-        items.append(sample(f"roc{number}", questions.what(s.box, s.name, rng), [s.name]))
-        fact = Fact(s.name, s.size, s.side, s.brightness)
-        items.append(sample(f"rc{number}", questions.describe(s.box, _write_caption(s), rng), [s.name], [fact]))
-    all_facts = [Fact(s.name, s.size, s.side, s.brightness, len(shown)) for s in shown]
-    return [*items, sample("mia", questions.overall(_write_summary(drawing), rng), names, all_facts)]
+        turn = questions.where(name, [s.box for s in structures if s.name == name], rng)
+        samples.append(sample(id=f"{image_id}-vg{number}", turns=(turn,), names=(name,)))
+    for number, s in enumerate(structures, start=1):
+        turn = questions.what(s.box, s.name, rng)
+        samples.append(sample(id=f"{image_id}-roc{number}", turns=(turn,), names=(s.name,)))
+        turn = questions.describe(s.box, _write_caption(s), rng)
+        facts = (Fact(s.name, s.size, s.side, s.brightness),)
+        samples.append(sample(id=f"{image_id}-rc{number}", turns=(turn,), names=(s.name,), facts=facts))
+    turn = questions.overall(_write_summary(drawing), rng)
+    all_facts = tuple(Fact(s.name, s.size, s.side, s.brightness, len(structures)) for s in structures)
+    return [*samples, sample(id=f"{image_id}-mia", turns=(turn,), names=names, facts=all_facts)]
 
 
 # --- files

@@ -144,14 +144,13 @@ def _bound_sides(text: str) -> dict[str, frozenset[str]]:
                 parts = [tuple(w for w in clause if w != ",")]
             for part in parts:
                 stated = _clause_sides(part, negated_words(part))
-                for word in part:
-                    if (
-                        stated
-                        and carries_finding(word)
-                        and not (word in _SIDE_WORDS or word in NUMBERS or word in DESCRIBING)
-                    ):
-                        bound[singular(word)] = bound.get(singular(word), frozenset()) | stated
+                for word in filter(_can_have_side, part) if stated else ():
+                    bound[singular(word)] = bound.get(singular(word), frozenset()) | stated
     return bound
+
+
+def _can_have_side(word: str) -> bool:
+    return carries_finding(word) and not (word in _SIDE_WORDS or word in NUMBERS or word in DESCRIBING)
 
 
 def _parts(clause: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -82,13 +82,8 @@ def choose_grey_curve(window: str | None, header: Header, index: int) -> GreyCur
         return None
     if wanted == "full":
         return None
-    if wanted == "auto" or wanted.isdecimal():
-        return _choose_file_voi(wanted, header, index)
-    return named_window(wanted, hounsfield(header, index))
-
-
-def _choose_file_voi(wanted: str, header: Header, index: int) -> GreyCurve | None:
-    """The VOI of that number, or the first that is usable."""
+    if wanted != "auto" and not wanted.isdecimal():
+        return named_window(wanted, hounsfield(header, index))
     vois = vois_of(header, index)
     usable = [v for v in vois if isinstance(v, _LookupTable) or v.usable]
     if wanted == "auto":
@@ -160,8 +155,7 @@ def _find_padding(levels: Values, header: Header) -> Values:
     padding_values = [_read_stored_value(v, header) for v in ends if v is not None]
     if not padding_values or levels.dtype.kind == "f":
         return np.zeros(levels.shape, bool)
-    padded: Values = (levels >= min(padding_values)) & (levels <= max(padding_values))
-    return padded
+    return np.asarray((levels >= min(padding_values)) & (levels <= max(padding_values)))
 
 
 def _read_stored_value(value: Any, header: Header) -> int:
