@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from clinkd.language.conflicts import counts
 from clinkd.language.negation import clauses
@@ -54,16 +55,13 @@ def read_facts(text: str, lexicon: Lexicon) -> tuple[Fact, ...]:
 
 def _whole_sentences(text: str) -> Iterator[tuple[tuple[str, ...], tuple[bool, ...]]]:
     """Clauses joined again into sentences, now with their negation known and a "," between clauses."""
-    joined: dict[int, tuple[list[str], list[bool]]] = {}
-    for clause in clauses(text):
-        words, negated = joined.setdefault(clause.sentence, ([], []))
-        if words:
-            words.append(",")
-            negated.append(False)
-        words += clause.words
-        negated += clause.negated
-    for words, negated in joined.values():
-        yield tuple(words), tuple(negated)
+    for _, parts in groupby(clauses(text), key=lambda clause: clause.sentence):
+        first, *others = parts
+        words, negated = first.words, first.negated
+        for clause in others:
+            words += (",", *clause.words)
+            negated += (False, *clause.negated)
+        yield words, negated
 
 
 def _marks(words: tuple[str, ...], negated: tuple[bool, ...], lexicon: Lexicon) -> list[_TermSpan]:

@@ -47,10 +47,7 @@ def medical_names() -> str:
 
 
 def open_image(
-    root: Path,
-    image: ImageRef | str | Path,
-    max_pixels: int = MAX_PIXELS,
-    row: int | None = None,
+    root: Path, image: ImageRef | str | Path, max_pixels: int = MAX_PIXELS, row: int | None = None
 ) -> Image.Image:
     """The image at `root`/`image` as RGB, turned upright as its EXIF says; `a.tif#2` is a file's second frame.
 

@@ -50,8 +50,7 @@ class Plain:
         with open_at_frame(file, place, frame, limits) as (picture, number, frames):
             if picture.format in ("JPEG", "MPO") and limits.decoded_pixels < ON_DISK.decoded_pixels:
                 with reading(file, place) as stream:
-                    position, scans = stream.tell(), scans_of(stream.read())
-                    stream.seek(position)
+                    scans = scans_of(stream.read())
                 if scans * picture.width * picture.height > limits.decoded_pixels:
                     more = f"{scans:,} scans of {picture.width}x{picture.height} pixels, more than"
                     raise BadInput(f"{place}: {more} {limits.decoded_pixels:,} pixels; save it anew as a PNG")
