@@ -270,7 +270,7 @@ def test_sources_that_are_refused() -> None:
 
 
 def test_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decode_values", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
     assert made(file("JPEG2000.dcm"), Region(Box(0, 0, 1, 1), "", "model"))
 

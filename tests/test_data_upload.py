@@ -54,14 +54,14 @@ def windowed(shown: ImageFrame) -> np.ndarray[Any, Any]:
     """What a page draws of the values it was sent."""
     assert shown.grey is not None and shown.window is not None
     centre, width = shown.window
-    values = shown.grey.single().astype(np.float64)
+    values = shown.grey.to_float32().astype(np.float64)
     drawn = np.clip((values - (centre - width / 2)) / width, 0, 1)
     return np.round(255 * (1 - drawn if shown.grey.inverted else drawn))
 
 
 def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
     compared, linear = 0, 0
-    here = dataclasses.replace(UPLOADS, apart=False)
+    here = dataclasses.replace(UPLOADS, isolate=False)
     for path in shipped():
         content = path.read_bytes()
         try:
@@ -84,7 +84,10 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
         if shown.grey is None:
             assert shown.window is None
             continue
-        assert shown.grey.single().dtype == np.float32 and shown.grey.single().shape == (facts.height, facts.width)
+        assert shown.grey.to_float32().dtype == np.float32 and shown.grey.to_float32().shape == (
+            facts.height,
+            facts.width,
+        )
         low, high = shown.grey.ends
         assert low <= high
         for window in ("full", "1", "40/400", "lung"):
@@ -214,7 +217,7 @@ def test_the_window_is_the_one_that_is_shown(
     assert shown.window == window and shown.grey is not None
     assert shown.grey.inverted is (photometric == "MONOCHROME1")
     rescaled = RAMP.astype(float) * elements.get("RescaleSlope", 1) + elements.get("RescaleIntercept", 0)
-    assert (shown.grey.single() == rescaled).all()
+    assert (shown.grey.to_float32() == rescaled).all()
     if window is not None:
         assert np.abs(windowed(shown) - np.asarray(shown.picture)[..., 0]).max() <= 1
 
@@ -223,7 +226,7 @@ def test_values_that_are_no_numbers_are_sent_as_numbers() -> None:
     odd = np.array([[0, 1, 2, np.nan, np.inf, -np.inf, 3, 4]], np.float32)
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         shown = decode_frame(in_grey(odd, PhotometricInterpretation=photometric))
-        assert shown.grey is not None and np.isfinite(shown.grey.single()).all()
+        assert shown.grey is not None and np.isfinite(shown.grey.to_float32()).all()
         assert (shown.grey.ends, shown.window) == ((0, 4), (2, 4))
         assert (windowed(shown) == np.asarray(shown.picture)[..., 0]).all()
 
@@ -328,7 +331,7 @@ def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPa
     small = FileLimits(pixels=599)
     ct = Path(str(get_testdata_file("CT_small.dcm", download=False))).read_bytes()
     contents = [saved(Image.new("L", (30, 20)), form) for form in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")]
-    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decode_values", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     for content in (ct, *contents):
         with pytest.raises(BadInput, match="more than 599 in all"):
@@ -369,7 +372,7 @@ def judged(content: bytes) -> str:
         for again in [shown, *([decode_frame(content, shown.facts.frames, "full")] if shown.facts.frames > 1 else [])]:
             if again.picture.mode != "RGB" or not 0 < again.picture.width * again.picture.height <= UPLOADS.pixels:
                 return "not a picture"
-            if again.grey is not None and not np.isfinite(again.grey.single()).all():
+            if again.grey is not None and not np.isfinite(again.grey.to_float32()).all():
                 return "values that JSON cannot say"
     except BadInput as error:
         said = str(error)

@@ -24,7 +24,7 @@ from pydicom.valuerep import validate_value
 from clinkd.data.images import kind_of
 from clinkd.data.images.dicom_header import open_header
 from clinkd.data.images.grey import Refusal
-from clinkd.data.images.kind import which_frame
+from clinkd.data.images.kind import choose_frame
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import PLACE
 from clinkd.records import BadInput, Box
@@ -97,7 +97,7 @@ def write_report(  # noqa: PLR0913
         raise BadInput(f"{PLACE}: not a DICOM, so no structured report can refer to it; give the DICOM file itself")
     keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
     with open_header(stream, PLACE, limits, also=keywords) as header:
-        number = which_frame(1 if frame is None else frame, header.frames, stream, PLACE)
+        number = choose_frame(1 if frame is None else frame, header.frames, stream, PLACE)
         frames = [number] if header.frames > 1 else None
         source_frame = _SourceFrame(_copy_evidence(header.ds), frames, header.columns, header.rows)
         groups = [_make_group(n, region, source_frame, model) for n, region in enumerate(regions, start=1)]

@@ -138,7 +138,7 @@ def _show(content: bytes, limits: FileLimits, frame: int | None, window: str | N
     if grey and decoded.grey is not None:
         low, high = decoded.grey.ends
         about |= {"inverted": decoded.grey.inverted, "low": low, "high": high}
-        contents.append(decoded.grey.single().astype("<f4").tobytes())
+        contents.append(decoded.grey.to_float32().astype("<f4").tobytes())
     return about, contents
 
 

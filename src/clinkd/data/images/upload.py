@@ -1,4 +1,4 @@
-"""Uploaded images: bytes in memory, limits before decoding, and errors that reveal nothing of the file."""
+"""Uploaded images: bytes in memory, limits before decoding, and errors that quote nothing of the file."""
 
 from __future__ import annotations
 
