@@ -1,11 +1,11 @@
 """Phantoms: eight kinds of medical image drawn by numpy, with named structures, boxes, questions and true answers.
 
-A name is told by its outline or stripes alone. Box (place, size, aspect), brightness and count are drawn first and
-without regard to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor
-place, nor colour gives a name away (measured by `clinkd.data.checks.guessability`).
+Only its outline or stripes reveal the name of a structure. Box (place, size, aspect), brightness and count are drawn
+first and do not depend on the name. Every shape is fitted to its box and covers about half of it. So neither modality,
+place nor colour reveals a name (measured by `clinkd.data.checks.guessability`).
 
-Legend: levels are brightness in 0..1 before a modality's colours; `u, v` run from -1 to 1 over a box, `x, y` from 0
-to 1 over the image (right, down); P is the number of pixels a side.
+Legend: levels are brightness in 0..1 before the colours of a modality; `u, v` run from -1 to 1 over a box, `x, y` from
+0 to 1 over the image (right, down); P is the number of pixels a side.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ Levels = NDArray[np.float64]
 MOST_STRUCTURES = 4  # more do not fit beside each other
 LEAST_PIXELS = 48  # below this the shapes cannot be told apart
 GAP = 0.03  # between two boxes, and from a box to the border of the image
-OFF_CENTRE = 0.07  # least distance of a box's centre from the middle line, so that left and right are plain
+OFF_CENTRE = 0.07  # least distance of the centre of a box from the middle line, so that left and right are clear
 ALONE = 0.4  # share of images with one structure, where more are allowed
-PITCH = 0.105  # about this much of the image from stripe to stripe
+PITCH = 0.105  # from stripe to stripe, about this fraction of the image
 REPEATS = 0.06  # share of later structures that repeat a name of the same image
-LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack each way
-ASPECT = (0.78, 1.0)  # shorter by longer side
+LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack on both ends
+ASPECT = (0.78, 1.0)  # shorter / longer side
 CONTRAST = (0.42, 0.55)  # level of a structure above or below its surroundings
 _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 _MODALITY_PHRASES = {
@@ -53,12 +53,12 @@ _MODALITY_PHRASES = {
 }  # fmt: skip
 
 
-# --- shapes: signed distance to the edge in units of the box, negative inside; each covers about half of its box, with
-# blunt tips, so that the pixels reach the sides of the box
+# --- shapes: signed distance to the edge in units of the box, negative inside. Each covers about half of its box, with
+# blunt tips, so that its pixels reach the sides of the box.
 
 
 def _intersect_shapes(a: Levels, b: Levels) -> Levels:
-    """What lies in both of two shapes."""
+    """The part that two shapes share."""
     return np.asarray(np.maximum(a, b))
 
 
@@ -76,14 +76,14 @@ def _cross(u: Levels, v: Levels, *_: float) -> Levels:
 
 
 def _crescent(u: Levels, v: Levels, *_: float) -> Levels:
-    x = (u + 1) * 0.84 - 1  # the horns of this moon end at 0.72: the right side of the box cuts their tips
+    x = (u + 1) * 0.84 - 1  # the horns end at 0.72: the right side of the box cuts their tips
     return _intersect_shapes(_intersect_shapes(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
 
 
 def _bars(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
-    """Stripes of one pitch whatever the box: a local pattern, which a small vision tower learns before any outline."""
+    """Stripes of one pitch in any box: a local pattern, which a small vision tower learns before any outline."""
     stripes = max(2, round(2 * half_height / PITCH))
-    half = 0.52 / stripes  # thickness / 2; first and last stripe lie on the border
+    half = 0.52 / stripes  # half the thickness; the first and the last stripe lie on the border
     step = (2 - 2 * half) / (stripes - 1)
     nearest = np.clip(np.round((v + 1 - half) / step), 0, stripes - 1) * step + half - 1
     return _intersect_shapes(np.abs(v - nearest) - half, np.abs(u) - 1)
@@ -98,7 +98,7 @@ def _diamond(u: Levels, v: Levels, *_: float) -> Levels:
     return _intersect_shapes((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
 
 
-# Signed distance over a box (u, v), whose half sides (the last two) are fractions of the image.
+# Signed distance over a box (u, v). Its half sides, the last two arguments, are fractions of the image.
 Shape = Callable[[Levels, Levels, float, float], Levels]
 
 STRUCTURES: dict[Modality, dict[str, Shape]] = {
@@ -117,18 +117,18 @@ LEXICON = Lexicon(NAMES, get_args(Size), get_args(Place), get_args(Brightness))
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """One organ or lesion: what the answers say of it, and the tight box of its pixels."""
+    """One organ or lesion: the facts in the answers, and the tight box of its pixels."""
 
     name: str
     size: Size
     side: Place  # of the image
-    brightness: Brightness  # against its surroundings
+    brightness: Brightness  # compared with its surroundings
     box: Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """A drawn image, uint8 [P, P, 3], and what it shows, from left to right."""
+    """A drawn image, uint8 [P, P, 3], and its structures, from left to right."""
 
     image: NDArray[np.uint8]
     modality: Modality
@@ -138,9 +138,9 @@ class Drawing:
 def draw_phantom(
     rng: np.random.Generator, modality: Modality, structures: int = 2, pixels: int = 96, names: Sequence[str] = ()
 ) -> Drawing:
-    """One image of 1..`structures` structures; `names` says which names to take first, else they are drawn.
+    """One image of 1..`structures` structures. `names` gives the names to take first; without it they are random.
 
-    Raises BadInput where so many structures do not fit, or `pixels` is too few to tell the shapes apart.
+    Raises BadInput where so many structures do not fit, or `pixels` are too few to tell the shapes apart.
     """
     _check_settings(structures, pixels)
     scene = _SCENES[modality]
@@ -170,7 +170,7 @@ def _check_settings(structures: int, pixels: int) -> None:
 
 
 def _choose_names(rng: np.random.Generator, modality: Modality, count: int, order: Sequence[str]) -> list[str]:
-    """`count` names in random order, distinct as long as they last but for a few twins."""
+    """`count` names in random order, distinct as long as they last, except for a few repeats."""
     modality_names = list(STRUCTURES[modality])
     order = order or [modality_names[i] for i in rng.permutation(len(modality_names))]
     names: list[str] = []
@@ -183,7 +183,7 @@ def _choose_names(rng: np.random.Generator, modality: Modality, count: int, orde
 
 @dataclass(frozen=True, slots=True)
 class _StructurePlacement:
-    """Where a structure will be drawn: centre and half sides, fractions of the image."""
+    """Where to draw a structure: centre and half sides, fractions of the image."""
 
     size: Size
     x: float
@@ -192,18 +192,18 @@ class _StructurePlacement:
     half_height: float
 
 
-Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the modality's field shows
+Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the field of the modality shows
 
 
 def _place_boxes(rng: np.random.Generator, visible: Visible, count: int) -> list[_StructurePlacement]:
-    """Places of `count` boxes: uniform over all that are visible, off the middle line and apart from each other."""
+    """Places of `count` boxes: uniform over all that are visible, off the middle line and not near each other."""
     for _ in range(5000):
         sizes: list[Size] = ["small" if rng.random() < 0.5 else "large" for _ in range(count)]
         longest = np.array([rng.uniform(*LONGEST[s]) for s in sizes])
         shortest = longest * rng.uniform(*ASPECT, count)
         flat = rng.random(count) < 0.5
         half_C2 = np.stack([np.where(flat, longest, shortest), np.where(flat, shortest, longest)], 1) / 2
-        for _ in range(8 if count < 3 else 2):  # the same sizes again: else large ones, which fit rarely, get rare
+        for _ in range(8 if count < 3 else 2):  # the same sizes again: large ones rarely fit, and would become rare
             centre_TC2 = rng.uniform(half_C2 + GAP, 1 - half_C2 - GAP, (256, count, 2))
             fits_T = _find_fitting(centre_TC2, half_C2, visible)
             if fits_T.any():
@@ -213,7 +213,7 @@ def _place_boxes(rng: np.random.Generator, visible: Visible, count: int) -> list
 
 
 def _find_fitting(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDArray[np.bool_]:
-    """Which of T tries to place C boxes (centres, half sides) are lawful: [T]."""
+    """Which of T tries to place C boxes (centres, half sides) are valid: [T]."""
     fits_T = (np.abs(centre_TC2[..., 0] - 0.5) > OFF_CENTRE).all(1)
     for corner in itertools.product((-1, 1), repeat=2):  # enough, as the fields are convex
         corners = centre_TC2 + half_C2 * np.array(corner)
@@ -225,7 +225,7 @@ def _find_fitting(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDAr
 
 
 def _draw_shape(levels: Levels, shape: Shape, plan: _StructurePlacement, contrast: float) -> Box:
-    """Draw one shape into `levels` in place; the box is the extent of its pixels that are at least half covered."""
+    """Draw one shape into `levels` in place. Its box encloses all pixels that are at least half covered."""
     P = len(levels)
     left, u = _span_pixels(plan.x, plan.half_width, P)
     top, v = _span_pixels(plan.y, plan.half_height, P)
@@ -240,12 +240,12 @@ def _draw_shape(levels: Levels, shape: Shape, plan: _StructurePlacement, contras
 
 
 def _span_pixels(centre: float, half_side: float, P: int) -> tuple[int, Levels]:
-    """Along one axis: the first pixel that a structure may touch, and u or v of this pixel and all that follow it."""
+    """Along one axis: the first pixel that a structure may touch, and u or v from this pixel to the last one."""
     first, end = int((centre - half_side) * P) - 1, int((centre + half_side) * P) + 2
     return first, ((np.arange(first, end) + 0.5) / P - centre) / half_side
 
 
-# --- scenes: what surrounds the structures
+# --- scenes: the surroundings of the structures
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ class _Scene:
 
 
 def _measure_oval(x: Levels, y: Levels, rx: float, ry: float, power: float, cy: float = 0.5) -> Levels:
-    """0 in the centre, 1 on the rim of a superellipse."""
+    """0 at the centre, 1 on the rim of a superellipse."""
     return (np.abs((x - 0.5) / rx) ** power + np.abs((y - cy) / ry) ** power) ** (1 / power)
 
 
@@ -270,7 +270,7 @@ def _make_grid(P: int) -> tuple[Levels, Levels]:
 
 @lru_cache(maxsize=8)
 def _make_wave_weights(P: int, knots: int) -> Levels:
-    """[P, knots]: smooth interpolation from `knots` values to P."""
+    """Weights of the smooth interpolation from `knots` values to P, [P, knots]."""
     positions = np.linspace(0, knots - 1, P)
     weight = np.exp(-((positions[:, None] - np.arange(knots)[None]) ** 2) / 0.7)
     return np.asarray(weight / weight.sum(1, keepdims=True))
@@ -410,12 +410,12 @@ _SCENES: dict[Modality, _Scene] = {
 
 
 def _write_caption(s: Structure) -> str:
-    """The referring caption of a structure."""
+    """The caption of a structure for the referring task."""
     return f"A {s.size} {s.brightness} {s.name} on the {s.side} side of the image."
 
 
 def _write_summary(drawing: Drawing) -> str:
-    """The analysis of a whole image: kind and count, then each structure from left to right."""
+    """The analysis of a whole image: its kind, the count, then each structure from left to right."""
     count = len(drawing.structures)
     counted = f"{_NUMBER_WORDS[count]} structure{'s' if count > 1 else ''}"
     head = f"{_MODALITY_PHRASES[drawing.modality]} image with {counted}."
@@ -426,7 +426,7 @@ def _write_summary(drawing: Drawing) -> str:
 def make_phantom_samples(
     drawing: Drawing, image: ImageRef, image_id: str, split: Split, rng: random.Random
 ) -> list[Sample]:
-    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
+    """All questions about a drawing: VG for each name, ROC and RC for each structure, one MIA."""
 
     sample = partial(
         Sample, images=(image,), modality=drawing.modality, group=image_id, source="phantom", side="image", split=split
@@ -459,9 +459,9 @@ def write_phantoms(
 ) -> list[Sample]:
     """Draw the whole set into `folder`/images/*.png and return its samples; paths are relative to `folder`.
 
-    An image depends on seed, split and its number only: the same for any number of workers, and unchanged when
-    another split grows. Modalities and orders of names take turns, so each split is balanced. `advance` is told how
-    many images were finished. Raises BadInput on an impossible knob or a full disk.
+    An image depends only on seed, split and number: it is the same for any number of workers, and when another split
+    grows. Modalities and orders of names alternate, so that each split is balanced. `advance` gets the number of newly
+    finished images. Raises BadInput on an impossible knob or a full disk.
     """
     _check_settings(config.structures, config.image_pixels)
     with naming_full_disk(folder):
@@ -491,13 +491,13 @@ def _draw_jobs(draw: Callable[[_Job], list[Sample]], jobs: Sequence[_Job], worke
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         try:
             yield from pool.map(draw, jobs)
-        except BaseException:  # do not draw the rest before going away
+        except BaseException:  # do not draw the rest first
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: _Job) -> list[Sample]:
-    """Draw the images of a job; the samples of them that the config asks for."""
+    """Draw the images of a job; returns their samples of the tasks in the config."""
     split, numbers = job
     samples: list[Sample] = []
     for number in numbers:

@@ -32,9 +32,9 @@ from clinkd.records import BadInput, Box
 Group = sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations
 
 NOTICE = "Research use only. Not for diagnosis or treatment. Made by a program and not verified."
-SCHEME = "99CLINKD"  # codes of our own (PS3.16 8.2: a designator that begins with 99 is a private one)
+SCHEME = "99CLINKD"  # our private codes (PS3.16 8.2: a designator that begins with 99 is private)
 
-# Structures whose names are those of SNOMED CT as PS3.16 lists its codes, which pydicom carries.
+# Structures whose names equal those of SNOMED CT codes in PS3.16, which pydicom lists.
 _STRUCTURES = frozenset(
     [
         "abdomen", "adrenal gland", "aorta", "bladder", "bone", "brain", "breast", "cardiomegaly", "chest", "clavicle",
@@ -48,7 +48,7 @@ _STRUCTURES = frozenset(
 )  # fmt: skip
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_REQUIRED = (  # of the patient and the study: type 2, so they stand empty where nothing is known
+_REQUIRED = (  # of the patient and the study: type 2, so they are empty where unknown
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
@@ -59,7 +59,7 @@ _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box in an answer. `label` is what is there ("" where nobody says), `by` who drew the box."""
+    """A box in an answer. `label` names the finding ("" where unknown); `by` drew the box."""
 
     box: Box
     label: str
@@ -68,7 +68,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What answered."""
+    """The model that gave the answer."""
 
     name: str
     version: str
@@ -83,13 +83,13 @@ def write_report(  # noqa: PLR0913
     model: Model,
     limits: FileLimits = UPLOADS,
 ) -> bytes:
-    """A Comprehensive SR of an answer about one frame (the first where none is named) of the DICOM `source`.
+    """A Comprehensive SR of an answer about one frame (by default the first) of the DICOM `source`.
 
-    Corners are in pixels of the frame, (0, 0) at the top left corner of the top left pixel (PS3.3 C.18.6.1.2), as
-    float32. Patient and study are copied from the source; elements of them that the standard does not allow are left
-    empty. Nothing of the pixels is decoded or copied. The report is partial, unverified, and says that it is for
-    research. Raises BadInput where the source is no DICOM image that opens, lacks a UID without which nothing can refer
-    to it, or has no such frame, and where a box is too small for float32.
+    Corners are float32 pixels of the frame, (0, 0) is the top left corner of the top left pixel (PS3.3 C.18.6.1.2).
+    Patient and study are copied from the source; elements with values that the standard forbids stay empty. No pixels
+    are decoded or copied. The report is partial and unverified, and says that it is for research. Raises BadInput where
+    the source is no readable DICOM image, lacks a UID that a reference needs, or has no such frame, and where a box is
+    too small for float32.
     """
     model = Model(_clean_text(model.name), _clean_text(model.version))
     stream = io.BytesIO(source)
@@ -112,7 +112,7 @@ def write_report(  # noqa: PLR0913
 
 @dataclass(frozen=True, slots=True)
 class _SourceFrame:
-    """The frame that all regions lie in."""
+    """The frame of all regions."""
 
     evidence: Dataset
     frames: list[int] | None  # the number of the frame; None where the image has one only
@@ -121,7 +121,7 @@ class _SourceFrame:
 
 
 def _copy_evidence(ds: Dataset) -> Dataset:
-    """What a report repeats of its source, each element as the standard allows it or empty."""
+    """The elements of the source that a report repeats, empty where the standard forbids their value."""
     evidence = Dataset()
     for keyword in _UIDS:
         uid = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
@@ -136,14 +136,14 @@ def _copy_evidence(ds: Dataset) -> Dataset:
 
 
 def _read_valid_text(ds: Dataset, keyword: str) -> str:
-    """The text of an element, "" where it is missing, has several values, or is not one that its VR allows."""
+    """The text of an element, "" where it is missing, has several values, or breaks the rules of its VR."""
     try:
         vr, value = dictionary_VR(keyword), str(ds[keyword].value).strip()
         legal = ds[keyword].VM == 1 and (keyword != "PatientSex" or value in ("M", "F", "O"))
         validate_value(vr, value, pydicom.config.RAISE)
         if vr == "DA":
             datetime.strptime(value, "%Y%m%d")
-    except Exception:  # absent, broken, or not to be decoded
+    except Exception:  # absent, broken, or impossible to decode
         return ""
     return value if legal and "\\" not in value and value.isprintable() else ""
 
@@ -162,10 +162,10 @@ def _make_polyline(box: Box, frame: _SourceFrame) -> Any:
 
 def _make_group(number: int, region: Region, frame: _SourceFrame, model: Model) -> Group:
     """TID 1410 of a region."""
-    # The class of the image is set at the end: highdicom refuses those it does not know, retired ones among them.
+    # The class of the image is set at the end, as highdicom refuses unknown classes, such as retired ones.
     image = sr.SourceImageForRegion(_STAND_IN, frame.evidence.SOPInstanceUID, frame.frames)
     rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, _make_polyline(region.box, frame), image)
-    if frame.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
+    if frame.evidence.SOPClassUID == _WHOLE_SLIDE:  # otherwise they would be pixels of the whole slide, not of its tile
         rectangle.PixelOriginInterpretation = "FRAME"
         image.ReferencedSOPSequence[0].ReferencedFrameNumber = (frame.frames or [1])[0]
     label = " ".join(_clean_text(region.label).split())
@@ -181,7 +181,7 @@ def _make_group(number: int, region: Region, frame: _SourceFrame, model: Model) 
 
 
 def _make_image_group(frame: _SourceFrame, model: Model) -> Group:
-    """TID 1501 of the image as a whole: a report has at least one group."""
+    """TID 1501 of the whole image: a report needs at least one group."""
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier="0: the image"),
         algorithm_id=_describe_algorithm(model),
@@ -229,7 +229,7 @@ def _build_report(question: str, answer: str, groups: list[Group], frame: _Sourc
 
 
 def _code_finding(label: str) -> Any:
-    """The code of a structure: SNOMED CT where its name is known, else one of our own, made of the label."""
+    """The code of a structure: SNOMED CT for a known name, otherwise a private code made from the label."""
     name = re.sub(r"^(the|an?) ", "", " ".join(label.lower().split()))
     if name in _STRUCTURES:
         return getattr(codes.SCT, name.title().replace(" ", ""))
@@ -241,24 +241,24 @@ def _describe_algorithm(model: Model) -> Any:
 
 
 def _describe_device(model: Model) -> sr.ObserverContext:
-    """TID 1004. The UID is always the same of a model."""
+    """TID 1004. A model always has the same UID."""
     identity, name = generate_uid(entropy_srcs=["clinkd", model.name, model.version]), model.name or "unknown"
     about = sr.DeviceObserverIdentifyingAttributes(uid=identity, name=name, manufacturer_name="ClinKD")
     return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Device), about)
 
 
 def _describe_person() -> sr.ObserverContext:
-    """TID 1003. Who drew a box is not asked for, and not told."""
+    """TID 1003, without a name: nobody asks who drew a box."""
     about = sr.PersonObserverIdentifyingAttributes(name="Reader^Anonymous")
     return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Person), about)
 
 
 def _clean_text(text: str) -> str:
-    """Text that an element may hold: no control characters but the ends of lines, nothing that is not Unicode."""
+    """Text that an element may hold: valid Unicode, no control characters except ends of lines."""
     whole = text.encode("utf-8", "replace").decode().replace("\r\n", "\n")
     return "".join(c if c.isprintable() or c == "\n" else " " for c in whole).strip()
 
 
 def _clean_line(text: str) -> str:
-    """Text for a VR of 64 characters in one line (LO)."""
+    """Text for the VR LO: one line of at most 64 characters."""
     return " ".join(_clean_text(text).replace("\\", "/").split())[:64].strip()

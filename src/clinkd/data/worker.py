@@ -1,4 +1,4 @@
-"""A process that may die, for decoders in C that broken files end: what it takes with it is one answer."""
+"""A process that may die, for decoders in C that crash on broken files: its end costs one answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """Of one job: seconds on the clock and of the CPU, and bytes that its process may map (Linux alone)."""
+    """Limits of one job: seconds on the clock and of the CPU, and bytes that its process may map (Linux alone)."""
 
     seconds: float | None = None
     memory_bytes: int | None = None
@@ -43,10 +43,10 @@ _NO_LIMITS = WorkerLimits()
 
 
 class Worker:
-    """Does a job, a function of a module, in a process of its own: started when needed, kept, and replaced once lost.
+    """Does a job, a function of a module, in another process, which starts when needed and is replaced once lost.
 
-    The process writes no file and no word, and ends with this one. JSON and bytes go both ways: nothing that it sends
-    is ever run. Calls from several threads wait for each other. A process that was forked must not use it.
+    The process writes no file and prints nothing, and ends with this one. Both sides send JSON and bytes: nothing that
+    it sends is ever run. Calls from several threads wait for each other. A forked process must not use the worker.
     """
 
     def __init__(self, job: Job, limits: WorkerLimits = _NO_LIMITS) -> None:
@@ -95,7 +95,7 @@ class Worker:
         self._pipe = None
 
     def start_process(self, pipe: Connection) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Start the process at the other end of the pipe; what kills it, and what waits for its end."""
+        """Start the process for the other end of the pipe; returns a function that kills it and one that waits."""
         limits = json.dumps(astuple(self.limits))
         words = (f"{self.job.__module__}:{self.job.__qualname__}", str(pipe.fileno()), limits)
         process = subprocess.Popen(
@@ -145,18 +145,18 @@ def do_jobs(pipe: Connection, job: Job, limits: WorkerLimits) -> None:
 
 
 def _confine(memory_bytes: int | None) -> None:
-    """Write no file, leave no image of the memory behind, and map no more of it than this and what was allowed."""
+    """Let this process write no file, leave no core dump, and map no more memory than these bytes."""
     caps = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     if memory_bytes is not None and sys.platform == "linux":
         caps[resource.RLIMIT_AS] = memory_bytes
-    for which, cap in caps.items():
-        hard = resource.getrlimit(which)[1]
-        most = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
-        resource.setrlimit(which, (most, most))
+    for kind, cap in caps.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _allow_cpu(seconds: float) -> None:
-    """Let this process compute so many seconds more, then end it."""
+    """Let this process compute for so many more seconds, then end it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 1, hard))

@@ -1,8 +1,8 @@
-"""Files from outside are opened in processes of their own, which can be lost without loss.
+"""Files from outside are opened in other processes, which may die without harm to the server.
 
-Each of them is forked from a clean one that holds the decoders and nothing else, may take so much memory and so much
-time, writes no file, and is ended when it takes too long, dies, or has served its turn. What goes over the pipe is JSON
-and bytes, both ways: nothing that a broken decoder sends is ever run.
+Each process is forked from a clean one that holds the decoders and nothing else. Its memory and time are limited, and
+it writes no file. It ends when it takes too long, dies, or has opened `TURN` files. Both sides of the pipe send JSON
+and bytes: nothing that a broken decoder sends is ever run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PRELOADED = [__name__, "pydicom", "numpy"]
 
 
 class Opened(NamedTuple):
-    """One frame of a file: its facts as plain values, its picture, and its grey values (float32 in little-endian
-    order, row by row) if they were wanted and there are any."""
+    """One frame of a file: its facts as plain values, its picture, and its grey values (little-endian float32, row by
+    row) if the request asks for them and there are any."""
 
     about: dict[str, Any]
     picture: Image.Image
@@ -70,15 +70,15 @@ class Decoders:
             self._idle.put(decoder)
 
     async def open(self, content: bytes, frame: int | None, window: str | None, grey: bool = False) -> Opened:
-        """A frame of an image. Raises BadInput for what cannot be shown."""
+        """A frame of an image. Raises BadInput where the file cannot be decoded."""
         request = {"do": "show", "frame": frame, "window": window, "grey": grey}
-        about, blobs = await asyncio.to_thread(self._decode, request, content)
-        size = (about["width"], about["height"])
-        return Opened(about, Image.frombytes("RGB", size, blobs[0]), blobs[1] if grey and len(blobs) > 1 else None)
+        about, (pixels, *grey_values) = await asyncio.to_thread(self._run_job, request, content)
+        picture = Image.frombytes("RGB", (about["width"], about["height"]), pixels)
+        return Opened(about, picture, grey_values[0] if grey_values else None)
 
     async def report(self, content: bytes, **fields: Any) -> bytes:
         """A structured report about a DICOM, see `data.structured_report`. Raises BadInput for another file."""
-        _, [report] = await asyncio.to_thread(self._decode, {"do": "report", **fields}, content)
+        _, [report] = await asyncio.to_thread(self._run_job, {"do": "report", **fields}, content)
         return report
 
     def warm(self) -> None:
@@ -89,7 +89,7 @@ class Decoders:
         for decoder in self._decoders:
             decoder.close()
 
-    def _decode(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def _run_job(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
         decoder = self._idle.get()
         try:
             reply, contents = decoder(request, content)
