@@ -76,16 +76,14 @@ class Codec(ABC):
     writes_border: bool = False  # whether the value `bins`, the right and lower border, is written
     marks: tuple[tuple[str, str], ...] = ()  # around a box
     needs_size: ClassVar[bool] = False
-    other_pattern: ClassVar[str] = ""  # of other pieces to read, tried before those that look like a box
+    extras: ClassVar[str] = ""  # of other pieces to read, tried before those that look like a box
     frame: ClassVar[str] = ""  # the declared frame of the coordinates
     _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
-    _any_piece: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _finder: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_pattern", re.compile(self.pattern))
-        object.__setattr__(
-            self, "_any_piece", re.compile(f"(?P<box>{self.pattern})|{self.other_pattern}{_LOOKS_LIKE_A_BOX}")
-        )
+        object.__setattr__(self, "_finder", re.compile(f"(?P<box>{self.pattern})|{self.extras}{_LOOKS_LIKE_A_BOX}"))
 
     def steps(self, size: Size | None = None) -> tuple[float, float]:
         """Distance between neighbouring grid values along x and y, in fractions of the image."""
@@ -99,7 +97,7 @@ class Codec(ABC):
         """
         words = text.text.split(BOX_MARK)
         for piece in words:
-            if stray := next((m for m in self._any_piece.finditer(piece) if self._reads_as_box(m)), None):
+            if stray := next((m for m in self._finder.finditer(piece) if self._reads_as_box(m)), None):
                 raise BadInput(
                     f"the words of {text.text!r} hold {stray.group()!r}, a box written out: "
                     f"write {BOX_MARK} in its place and give the box beside the text"
@@ -126,7 +124,7 @@ class Codec(ABC):
             unread.extend(piece.unread)
             return piece.answer.text
 
-        text = self._any_piece.sub(replace, raw)
+        text = self._finder.sub(replace, raw)
         return Decoded(BoxedText(text, tuple(boxes)), tuple(unread))
 
     def why(self, piece: str, size: Size | None = None) -> str:
@@ -171,7 +169,7 @@ class Codec(ABC):
         return Box(left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
 
     def _read_piece(self, match: re.Match[str], grid: Size) -> Decoded:
-        """The text and boxes of a match of `_any_piece`."""
+        """The text and boxes of a match of `_finder`."""
         box = self._read_box(match.groups()[1 : 1 + self._pattern.groups], grid) if match["box"] else None
         return Decoded(BoxedText(BOX_MARK, (box,))) if box else _leave_unread(match.group())
 
@@ -273,7 +271,7 @@ _BBOX = r"""["']?bbox_2d\b["']?(?:\s*:\s*\[(?P<bare>[^\[\]{}"]*\]?))?"""
 class _Answering(_Points):
     """Reads the JSON answers of Qwen2.5-VL and Qwen3-VL, beside boxes between marks."""
 
-    other_pattern = rf"(?P<json>```(?:json)?\s*(?:{_LIST}|{_OBJECT})\s*```|{_LIST}|{_OBJECT})|(?P<bbox>{_BBOX})|"
+    extras = rf"(?P<json>```(?:json)?\s*(?:{_LIST}|{_OBJECT})\s*```|{_LIST}|{_OBJECT})|(?P<bbox>{_BBOX})|"
     _object: ClassVar[re.Pattern[str]] = re.compile(_OBJECT)
     _bbox: ClassVar[re.Pattern[str]] = re.compile(_BBOX)
 
@@ -327,7 +325,7 @@ class _Answering(_Points):
         if len(values) > 1:
             raise ValueError("bbox_2d stands twice in one object; give each box an object")
         label = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
-        if "[" in label or "]" in label or self._any_piece.search(label):
+        if "[" in label or "]" in label or self._finder.search(label):
             raise ValueError("brackets or a box beside its own; take them out")
         return values, label
 
@@ -383,7 +381,7 @@ class _Normalised(Codec):
     """`[x1,y1,x2,y2]` in fractions, written with three decimals, read with any number, also between marks of Qwen."""
 
     # a list of decimals that are not four, or that is cut off
-    other_pattern = r"\[(?=[\s\d,eE+-]*\.\d)(?=[\s\d.eE+-]*,)[\s\d.,eE+-]+(?:\]|\Z)|"
+    extras = r"\[(?=[\s\d,eE+-]*\.\d)(?=[\s\d.eE+-]*,)[\s\d.,eE+-]+(?:\]|\Z)|"
 
     def _spell_box(self, corners: Corners) -> str:
         x1, y1, x2, y2 = (f"{c / self.bins:.3f}" for c in corners)
