@@ -51,14 +51,14 @@ class Worker:
 
     def __init__(self, job: Job, limits: WorkerLimits = _NO_LIMITS) -> None:
         self.job, self.limits = job, limits
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._pipe: Connection | None = None
         self._end: Callable[[], object] = lambda: None
 
     def __call__(self, request: Any, content: bytes = b"") -> tuple[Any, list[bytes]]:
         """The result of the job for a request. Raises WorkerLost or JobFailed."""
         with self._lock:
-            pipe = self._open()
+            pipe = self.start()
             try:
                 pipe.send_bytes(json.dumps(request).encode())
                 pipe.send_bytes(content)
@@ -67,32 +67,26 @@ class Worker:
                 reply, failure, count = json.loads(pipe.recv_bytes(_REPLY_BYTES))
                 contents = [pipe.recv_bytes(_CONTENT_BYTES) for _ in range(count)]
             except (OSError, EOFError, ValueError, TypeError):
-                self._close()
+                self.close()
                 raise WorkerLost from None
         if failure is not None:
             raise JobFailed(failure)
         return reply, contents
 
-    def start(self) -> None:
-        """Start the process now, so that the first job need not wait for it."""
+    def start(self) -> Connection:
+        """Start the process if none runs, so that the first job need not wait for it; returns the pipe to it."""
         with self._lock:
-            self._open()
+            if self._pipe is None:
+                self._pipe, theirs = Pipe()
+                with theirs:
+                    kill, wait = self.start_process(theirs)
+                self._end = weakref.finalize(self, _end_process, self._pipe, kill, wait)
+            return self._pipe
 
     def close(self) -> None:
         with self._lock:
-            self._close()
-
-    def _open(self) -> Connection:
-        if self._pipe is None:
-            self._pipe, theirs = Pipe()
-            with theirs:
-                kill, wait = self.start_process(theirs)
-            self._end = weakref.finalize(self, _end_process, self._pipe, kill, wait)
-        return self._pipe
-
-    def _close(self) -> None:
-        self._end()
-        self._pipe = None
+            self._end()
+            self._pipe = None
 
     def start_process(self, pipe: Connection) -> tuple[Callable[[], object], Callable[[], object]]:
         """Start the process for the other end of the pipe; returns a function that kills it and one that waits."""

@@ -38,7 +38,7 @@ from clinkd.data.images.dicom_header import (
     read_natural,
     read_term,
 )
-from clinkd.data.images.grey import Refusal, Values
+from clinkd.data.images.grey import Ramp, Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.plain import count_scans
@@ -98,7 +98,8 @@ class Dicom:
             if header.photometric not in GREY:
                 return ImageFrame(Image.fromarray(convert_colours(stored, header)).convert("RGB"), facts, number)
             values = make_grey_frame(stored, header, index)
-            grey = voi or values.ramp
+            low, high = values.ends
+            grey = voi or Ramp(low, high - low)
             picture = Image.fromarray(values.to_8_bit(grey)).convert("RGB")
             return ImageFrame(picture, facts, number, grey.linear, is_hounsfield(header, index), values)
 

@@ -114,11 +114,6 @@ class GreyFrame:
     inverted: bool  # MONOCHROME1: the least value is white
 
     @property
-    def ramp(self) -> GreyCurve:
-        low, high = self.ends
-        return Ramp(low, high - low)
-
-    @property
     def ends(self) -> tuple[float, float]:
         """The least and the greatest of the counted values."""
         used = self.levels[self.counted]
