@@ -475,9 +475,8 @@ def write_phantoms(
         for first in range(0, total, 64)
     ]
     samples: list[Sample] = []
-    for (_, numbers), drawn in zip(
-        jobs, _draw_jobs(partial(_draw_job, folder, config, seed), jobs, workers), strict=True
-    ):
+    draw = partial(_draw_job, folder, config, seed)
+    for (_, numbers), drawn in zip(jobs, _draw_jobs(draw, jobs, workers), strict=True):
         samples.extend(drawn)
         if advance is not None:
             advance(len(numbers))
