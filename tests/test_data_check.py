@@ -213,10 +213,10 @@ def test_a_decoder_that_dies_is_the_fault_of_one_image(tmp_path: Path) -> None:
     assert looks[-1].why is not None and "crashed" in looks[-1].why
 
 
-def dies_of_dicom(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, bytes]:
+def dies_of_dicom(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, list[bytes]]:
     if request[1]["path"].endswith(".dcm"):
         os._exit(3)
-    return (None, hash(request[1]["path"]) % 2**63, False), bytes(256)
+    return (None, hash(request[1]["path"]) % 2**63, False), [bytes(256)]
 
 
 def test_workers_and_one_process_see_the_same(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_thin_boxes_are_widened_to_one_step_near_their_place(c: Codec) -> None:
 @each_codec
 def test_borders_stay_borders(c: Codec) -> None:
     back = c.decode(c.encode(BoxedText("[box]", (Box(0, 0, 1, 1),)), RESIZED), RESIZED).answer.boxes[0]
-    if c.border:
+    if c.writes_border:
         assert back == Box(0, 0, 1, 1)
     else:
         wide, tall = c.steps(RESIZED)
@@ -175,7 +175,7 @@ def test_random_text_never_breaks_decoding(c: Codec) -> None:
         assert left is None, "a piece of a box was left in the words"
         assert "bbox_2d" not in found.answer.text or c.name not in ("qwen2.5-vl", "qwen3-vl")
         for piece in found.unread:
-            assert piece in raw or c.passed_over
+            assert piece in raw or c.ignored_marks
             assert re.fullmatch(r"[^\n]{10,200}", c.why(piece, RESIZED))
 
 

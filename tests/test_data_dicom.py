@@ -766,7 +766,7 @@ def test_a_huge_header_takes_no_memory(tmp_path: Path) -> None:
 def test_the_cap_comes_before_the_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.dcm", np.zeros((20, 30), np.uint16))
     assert open_dicom(path, "a", None, None, FileLimits(600)).size == (30, 20)
-    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decode_values", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadInput, match="30x20 pixels, more than 599 in all"):
         open_dicom(path, "a", None, None, FileLimits(599))
     monkeypatch.setattr("clinkd.data.images.dicom_header.MAX_ELEMENT_BYTES", 100)

@@ -25,7 +25,7 @@ from clinkd.data.images import (
     read_medical_facts,
 )
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
-from clinkd.data.images.kind import reading, which_frame
+from clinkd.data.images.kind import choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.data.images.upload import decode_frame
 from clinkd.data.importing import import_data
@@ -48,7 +48,7 @@ class Stack:
 
     def sniff(self, file: File) -> bool:
         try:
-            with reading(file, "") as stream:
+            with open_stream(file, "") as stream:
                 return stream.read(5) == b"STACK"
         except (OSError, BadInput):
             return False
@@ -56,13 +56,13 @@ class Stack:
     def describe(
         self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
-        which_frame(frame, 2, file, place)
+        choose_frame(frame, 2, file, place)
         return Facts(3, 2, 2, Modality.MR, patient="somebody", burned_in="YES")
 
     def open(
         self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
-        number = which_frame(frame, 2, file, place)
+        number = choose_frame(frame, 2, file, place)
         picture = Image.fromarray(number * GREY).convert("RGB")
         return ImageFrame(picture, self.describe(file, place), number)
 
@@ -120,8 +120,9 @@ def test_what_a_new_kind_says_of_a_person_is_scrubbed_from_pages(root: Path) -> 
 def test_a_new_kind_is_uploaded(root: Path) -> None:
     content = (root / "scan.bmp").read_bytes()
     shown = decode_frame(content, 2, "40/400")
-    assert (shown.frames, shown.frame, shown.modality, shown.burned_in) == (2, 2, Modality.MR, "YES")
-    assert (shown.width, shown.height, shown.dicom) == (3, 2, False)
+    facts = shown.facts
+    assert (facts.frames, shown.number, facts.modality, facts.burned_in) == (2, 2, Modality.MR, "YES")
+    assert shown.picture.size == (3, 2)
     assert (np.asarray(shown.picture)[..., 0] == 2 * GREY).all()
     with pytest.raises(BadInput, match="not a DICOM, so no structured report"):
         write_report(content, 1, "q", "a", [], Model("m", "1"))

@@ -20,9 +20,10 @@ from pydicom.sr.codedict import codes
 
 from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.limits import UPLOADS
-from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, read_report, write_report
+from clinkd.data.structured_report import _STRUCTURES, NOTICE, Model, Region, write_report
 from clinkd.records import BadInput, Box
 from mutations import survivors
+from structured_reports import read_report
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
 is_dicom, describe = Dicom().sniff, Dicom().describe
@@ -269,28 +270,9 @@ def test_sources_that_are_refused() -> None:
 
 
 def test_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decode_values", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(Dataset, "pixel_array", property(lambda _: pytest.fail("decoded")))
     assert made(file("JPEG2000.dcm"), Region(Box(0, 0, 1, 1), "", "model"))
-
-
-def test_what_is_no_report_of_ours_is_refused() -> None:
-    for content in (b"", b"nothing", file("CT_small.dcm"), file("reportsi.dcm"), file("test-SR.dcm")):
-        with pytest.raises(BadInput, match="the report: ") as found:
-            read_report(content, 10, 10)
-        assert "\n" not in str(found.value)
-    good = made(file("CT_small.dcm"), Region(Box(0, 0, 1, 1), "liver", "model"))
-    with pytest.raises(BadInput):  # of a smaller picture
-        read_report(good, 64, 64)
-    dice = random.Random(0)
-    for _ in range(100):
-        broken = bytearray(good[: dice.choice((len(good), dice.randrange(len(good))))])
-        for _ in range(dice.choice((1, 10))):
-            broken[dice.randrange(len(broken))] = dice.randrange(256)
-        try:
-            read_report(bytes(broken), 128, 128)
-        except BadInput as error:
-            assert "\n" not in str(error)
 
 
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="dcmtk is not installed")

@@ -21,10 +21,11 @@ from PIL import Image
 from pydicom import uid
 from pydicom.data import get_testdata_file
 
-from clinkd.data.images import open_image
+from clinkd.data.images import kind_of, open_image
 from clinkd.data.images.dicom import Dicom, gdcm_worker
+from clinkd.data.images.kind import Facts, ImageFrame
 from clinkd.data.images.limits import UPLOADS, FileLimits
-from clinkd.data.images.upload import DecodedFrame, decode_frame
+from clinkd.data.images.upload import decode_frame
 from clinkd.records import BadInput, ImageRef, Modality
 from mutations import mutants, seeds, survivors
 
@@ -49,18 +50,18 @@ def film(form: str, frames: int) -> bytes:
     return saved(drawn[0], form, save_all=True, append_images=drawn[1:])
 
 
-def windowed(shown: DecodedFrame) -> np.ndarray[Any, Any]:
+def windowed(shown: ImageFrame) -> np.ndarray[Any, Any]:
     """What a page draws of the values it was sent."""
     assert shown.grey is not None and shown.window is not None
     centre, width = shown.window
-    values = shown.grey.values.astype(np.float64)
+    values = shown.grey.to_float32().astype(np.float64)
     drawn = np.clip((values - (centre - width / 2)) / width, 0, 1)
     return np.round(255 * (1 - drawn if shown.grey.inverted else drawn))
 
 
 def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
     compared, linear = 0, 0
-    here = dataclasses.replace(UPLOADS, apart=False)
+    here = dataclasses.replace(UPLOADS, isolate=False)
     for path in shipped():
         content = path.read_bytes()
         try:
@@ -72,22 +73,26 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
                 decode_frame(content)
             continue
         try:
-            shown = decode_frame(content, frame, None, here, values=True)
+            shown = decode_frame(content, frame, None, here)
         except BadInput as refused:
             assert "deflated" in str(refused), path
             continue
         assert (np.asarray(shown.picture) == np.asarray(picture)).all() and shown.picture.mode == "RGB", path
-        assert (shown.width, shown.height, shown.frames, shown.frame) == (facts.width, facts.height, frame, frame)
-        assert shown.dicom and (shown.modality, shown.burned_in) == (facts.modality, facts.burned_in)
+        assert (shown.picture.size, shown.facts.frames, shown.number) == ((facts.width, facts.height), frame, frame)
+        assert shown.facts == facts and kind_of(path).reportable
         compared += 1
         if shown.grey is None:
             assert shown.window is None
             continue
-        assert shown.grey.values.dtype == np.float32 and shown.grey.values.shape == (facts.height, facts.width)
-        assert shown.grey.low <= shown.grey.high
+        assert shown.grey.to_float32().dtype == np.float32 and shown.grey.to_float32().shape == (
+            facts.height,
+            facts.width,
+        )
+        low, high = shown.grey.ends
+        assert low <= high
         for window in ("full", "1", "40/400", "lung"):
             try:
-                again = decode_frame(content, frame, window, here, values=True)
+                again = decode_frame(content, frame, window, here)
             except BadInput:
                 assert window in ("1", "lung") and not (shown.hounsfield and window == "lung")
                 continue
@@ -101,7 +106,7 @@ def test_every_shipped_dicom_is_shown_as_it_is_opened() -> None:
 def test_presets_fit_hounsfield_units_only(name: str) -> None:
     content = Path(str(get_testdata_file(name, download=False))).read_bytes()
     shown = decode_frame(content)
-    assert shown.hounsfield is (name == "CT_small.dcm") is (shown.modality is Modality.CT)
+    assert shown.hounsfield is (name == "CT_small.dcm") is (shown.facts.modality is Modality.CT)
     if shown.hounsfield:
         assert decode_frame(content, window="lung").window == (-600, 1500)
     else:
@@ -112,9 +117,7 @@ def test_presets_fit_hounsfield_units_only(name: str) -> None:
 @pytest.mark.parametrize("name", ["liver_1frame.dcm", "examples_overlay.dcm", "693_J2KI.dcm", "examples_palette.dcm"])
 def test_values_are_sent_where_asked_for(name: str) -> None:
     content = Path(str(get_testdata_file(name, download=False))).read_bytes()
-    plain, whole = decode_frame(content), decode_frame(content, values=True)
-    assert plain.grey is None and (plain.window, plain.windows) == (whole.window, whole.windows)
-    assert (whole.grey is None) == (name == "examples_palette.dcm")
+    assert (decode_frame(content).grey is None) == (name == "examples_palette.dcm")
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
@@ -125,18 +128,18 @@ def test_pictures_are_shown_as_they_are_opened(tmp_path: Path, form: str) -> Non
     options = {"exif": exif} if form in ("PNG", "JPEG", "TIFF", "WEBP") else {}
     content = saved(Image.fromarray(pixels), form, **options)
     (tmp_path / "a").write_bytes(content)
-    shown = decode_frame(content, values=True)
+    shown = decode_frame(content)
     assert (np.asarray(shown.picture) == np.asarray(open_image(tmp_path, "a"))).all()
-    assert (shown.width, shown.height) == ((20, 30) if options else (30, 20))
-    assert (shown.frames, shown.frame, shown.dicom, shown.modality) == (1, 1, False, Modality.OTHER)
-    assert (shown.burned_in, shown.windows, shown.window, shown.grey) == ("", (), None, None)
+    assert shown.picture.size == ((20, 30) if options else (30, 20))
+    assert (shown.number, shown.facts, shown.window, shown.grey) == (1, Facts(*shown.picture.size, 1), None, None)
+    assert not kind_of(io.BytesIO(content)).reportable
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
 def test_frames_count_from_one_and_the_first_is_shown(tmp_path: Path, form: str) -> None:
     content = film(form, 3)
     (tmp_path / "a").write_bytes(content)
-    assert decode_frame(content).frame == 1 and decode_frame(content).frames == 3
+    assert decode_frame(content).number == 1 and decode_frame(content).facts.frames == 3
     for frame in (1, 2, 3):
         wanted = open_image(tmp_path, f"a#{frame}")
         assert (np.asarray(decode_frame(content, frame).picture) == np.asarray(wanted)).all()
@@ -210,11 +213,11 @@ TABLE["LUTDescriptor"].VR, TABLE["LUTData"].VR = "US", "OW"
 def test_the_window_is_the_one_that_is_shown(
     photometric: str, elements: dict[str, Any], window: tuple[float, float] | None
 ) -> None:
-    shown = decode_frame(in_grey(RAMP, PhotometricInterpretation=photometric, **elements), values=True)
+    shown = decode_frame(in_grey(RAMP, PhotometricInterpretation=photometric, **elements))
     assert shown.window == window and shown.grey is not None
     assert shown.grey.inverted is (photometric == "MONOCHROME1")
     rescaled = RAMP.astype(float) * elements.get("RescaleSlope", 1) + elements.get("RescaleIntercept", 0)
-    assert (shown.grey.values == rescaled).all()
+    assert (shown.grey.to_float32() == rescaled).all()
     if window is not None:
         assert np.abs(windowed(shown) - np.asarray(shown.picture)[..., 0]).max() <= 1
 
@@ -222,15 +225,15 @@ def test_the_window_is_the_one_that_is_shown(
 def test_values_that_are_no_numbers_are_sent_as_numbers() -> None:
     odd = np.array([[0, 1, 2, np.nan, np.inf, -np.inf, 3, 4]], np.float32)
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
-        shown = decode_frame(in_grey(odd, PhotometricInterpretation=photometric), values=True)
-        assert shown.grey is not None and np.isfinite(shown.grey.values).all()
-        assert (shown.grey.low, shown.grey.high, shown.window) == (0, 4, (2, 4))
+        shown = decode_frame(in_grey(odd, PhotometricInterpretation=photometric))
+        assert shown.grey is not None and np.isfinite(shown.grey.to_float32()).all()
+        assert (shown.grey.ends, shown.window) == ((0, 4), (2, 4))
         assert (windowed(shown) == np.asarray(shown.picture)[..., 0]).all()
 
 
 def test_a_frame_of_one_value_has_no_window() -> None:
-    shown = decode_frame(in_grey(np.full((4, 4), 7, np.int16)), values=True)
-    assert shown.window is None and shown.grey is not None and (shown.grey.low, shown.grey.high) == (7, 7)
+    shown = decode_frame(in_grey(np.full((4, 4), 7, np.int16)))
+    assert shown.window is None and shown.grey is not None and shown.grey.ends == (7, 7)
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------
@@ -312,7 +315,7 @@ def test_directories_of_a_tiff_are_counted_up_to_the_limit() -> None:
     for k in range(100):  # directories that share one picture
         tiff += page[start : start + size] + struct.pack("<I", len(page) + (size + 4) * (k + 1) if k < 99 else 0)
     tiff = tiff[: start + size] + struct.pack("<I", len(page)) + tiff[start + size + 4 :]
-    assert decode_frame(tiff).frames == 101
+    assert decode_frame(tiff).facts.frames == 101
     with pytest.raises(BadInput, match="more than 100 frames"):
         decode_frame(tiff, limits=dataclasses.replace(UPLOADS, frames=100))
 
@@ -328,7 +331,7 @@ def test_the_cap_of_pixels_comes_before_the_decoder(monkeypatch: pytest.MonkeyPa
     small = FileLimits(pixels=599)
     ct = Path(str(get_testdata_file("CT_small.dcm", download=False))).read_bytes()
     contents = [saved(Image.new("L", (30, 20)), form) for form in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")]
-    monkeypatch.setattr("clinkd.data.images.dicom._decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("clinkd.data.images.dicom._decode_values", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     for content in (ct, *contents):
         with pytest.raises(BadInput, match="more than 599 in all"):
@@ -340,15 +343,15 @@ def test_what_a_decoder_goes_over_is_limited() -> None:
     once = dataclasses.replace(UPLOADS, decoded_pixels=30 * 20 * 12)
     scans = saved(Image.new("L", (30, 20)), "JPEG", progressive=True)
     last = scans[scans.rindex(b"\xff\xda") : -2]
-    assert decode_frame(scans, limits=once).frames == 1
+    assert decode_frame(scans, limits=once).facts.frames == 1
     many = scans[:-2] + last * 12 + scans[-2:]
-    assert decode_frame(many).frames == 1
+    assert decode_frame(many).facts.frames == 1
     with pytest.raises(BadInput, match="18 scans of 30x20 pixels, more than 7,200 pixels"):
         decode_frame(many, limits=once)
     for form in ("GIF", "WEBP", "PNG"):
         strip = film(form, 5)
         few = dataclasses.replace(UPLOADS, decoded_pixels=8 * 6 * 3)
-        assert decode_frame(strip, 3, limits=few).frame == 3
+        assert decode_frame(strip, 3, limits=few).number == 3
         with pytest.raises(BadInput, match="more than 144 pixels to decode up to frame 4"):
             decode_frame(strip, 4, limits=few)
 
@@ -365,11 +368,11 @@ def test_what_is_no_image_is_refused(content: bytes) -> None:
 def judged(content: bytes) -> str:
     """ "" where a file is shown, or refused as it should be; else what is wrong."""
     try:
-        shown = decode_frame(content, values=True)
-        for again in [shown, *([decode_frame(content, shown.frames, "full", values=True)] if shown.frames > 1 else [])]:
-            if again.picture.mode != "RGB" or not 0 < again.width * again.height <= UPLOADS.pixels:
+        shown = decode_frame(content)
+        for again in [shown, *([decode_frame(content, shown.facts.frames, "full")] if shown.facts.frames > 1 else [])]:
+            if again.picture.mode != "RGB" or not 0 < again.picture.width * again.picture.height <= UPLOADS.pixels:
                 return "not a picture"
-            if again.grey is not None and not np.isfinite(again.grey.values).all():
+            if again.grey is not None and not np.isfinite(again.grey.to_float32()).all():
                 return "values that JSON cannot say"
     except BadInput as error:
         said = str(error)
@@ -404,7 +407,7 @@ def test_a_decoder_that_may_end_its_process_has_one_of_its_own(name: str, monkey
     gdcm_worker(os.getpid()).close()
     monkeypatch.setattr("sys.executable", shutil.which("false"))
     if name == "JPEG2000.dcm":  # by Pillow
-        assert decode_frame(path.read_bytes()).frames == 1
+        assert decode_frame(path.read_bytes()).facts.frames == 1
     else:
         with pytest.raises(BadInput, match="cannot be decoded; decompress it first"):
             decode_frame(path.read_bytes())
@@ -423,7 +426,7 @@ def test_mutants_are_the_same_each_time_and_many_still_open() -> None:
     opened = 0
     for content in seeds().values():
         with contextlib.suppress(BadInput):
-            opened += decode_frame(content).frames > 0
+            opened += decode_frame(content).facts.frames > 0
     assert opened >= len(seeds()) - 3  # but for the deflated one, and what has no pixels
 
 

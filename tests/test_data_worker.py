@@ -17,7 +17,7 @@ import pytest
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost
 
 
-def act(request: list[Any], content: bytes) -> tuple[Any, bytes]:
+def act(request: list[Any], content: bytes) -> tuple[Any, list[bytes]]:
     """A job that does as it is told, and says which process did it."""
     word, *more = request
     if word == "die":
@@ -36,7 +36,7 @@ def act(request: list[Any], content: bytes) -> tuple[Any, bytes]:
     if word == "speak":
         os.write(1, b"noise")
         os.write(2, b"noise")
-    return [os.getpid(), more], content[::-1]
+    return [os.getpid(), more], [content[::-1]] * (2 if word == "double" else 1)
 
 
 @pytest.fixture
@@ -52,8 +52,9 @@ def pid(worker: Worker) -> int:
 
 
 def test_one_process_does_many_jobs(worker: Worker) -> None:
-    reply, blob = worker(["say", 1, "ü", None], b"abc" * 1_000_000)
-    assert reply[1] == [1, "ü", None] and blob == b"cba" * 1_000_000
+    reply, contents = worker(["say", 1, "ü", None], b"abc" * 1_000_000)
+    assert reply[1] == [1, "ü", None] and contents == [b"cba" * 1_000_000]
+    assert worker(["double"], b"abc")[1] == [b"cba", b"cba"]
     assert pid(worker) == pid(worker) == reply[0] != os.getpid()
 
 
@@ -98,8 +99,8 @@ def test_threads_wait_for_each_other(worker: Worker) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {n: (reply[1], blob) for n, (reply, blob) in answers.items()} == {
-        n: ([n], str(n).encode()[::-1]) for n in range(10, 20)
+    assert {n: (reply[1], contents) for n, (reply, contents) in answers.items()} == {
+        n: ([n], [str(n).encode()[::-1]]) for n in range(10, 20)
     }
 
 

@@ -163,7 +163,7 @@ def test_boxes_go_in_typed_or_spelled_and_come_back_as_the_model_read_them(serve
     written = json_of(asked(server, f"What does the region {spelled} show?"))["clinkd"]
     assert typed["asked"] == written["asked"] and typed["text"] == written["text"]
     [read] = typed["asked"]
-    assert all(abs(a - b) <= codec.step / 2 + 1e-9 for a, b in zip(read["box"], BOX, strict=True))
+    assert all(abs(a - b) <= codec.steps()[0] / 2 + 1e-9 for a, b in zip(read["box"], BOX, strict=True))
     assert read["pixels"] == pytest.approx([96 * v for v in read["box"]])
 
 

@@ -438,7 +438,7 @@ def test_a_decoder_serves_its_turn_and_is_replaced():
         for _ in range(2):
             await decoders.open(png(), None, None)
             process = decoders._idle.get()
-            process.served = TURN - 1
+            process.files = TURN - 1
             found.add(process.process.pid)
             decoders._idle.put(process)
             await decoders.open(png(), None, None)

@@ -19,10 +19,10 @@ import pytest
 from benchmarks.patience import Deadline, patience
 from pydicom.data import get_testdata_file
 
-from clinkd.data.structured_report import read_report
 from clinkd.records import BOX_MARK, BadInput
 from clinkd.serving.server import TOKEN_VARIABLE, given_token, is_local
 from serving import Server, json_of, serving, uri
+from structured_reports import read_report
 
 TOKEN = "a-token-of-ones-own-1234"
 
@@ -193,7 +193,7 @@ def test_a_drawn_box_through_the_models_text_is_within_half_a_step_and_a_pixel(s
         told = reported(server, image, region)
         assert told.status_code == 200, told.text
         [back] = read_report(told.content, 128, 128).regions
-        assert np.abs(np.subtract(back.box.corners, box)).max() <= codec.step / 2 + 1 / 128
+        assert np.abs(np.subtract(back.box.corners, box)).max() <= codec.steps()[0] / 2 + 1 / 128
 
 
 @pytest.mark.parametrize(("image", "says"), [(uri(b"\x89PNG\r\n"), "not a DICOM"), (uri(b""), "not a DICOM")])

@@ -13,9 +13,9 @@ from pydicom.data import get_testdata_file
 from browser import Browser, arrived, program
 from clinkd.cli import main
 from clinkd.correction.correctors import HUMAN
-from clinkd.data.structured_report import read_report
 from clinkd.records import BOX_MARK
 from serving import TOKEN, Server, json_of, serving
+from structured_reports import read_report
 
 CORNERS = ((0.25, 0.25), (0.625, 0.75))
 TAUGHT = "A person says: it is here [box]."

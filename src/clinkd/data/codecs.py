@@ -1,18 +1,18 @@
-"""Boxes in model text, one spelling a model family; coordinates of any other kind are reported, never guessed.
+"""Boxes in model text, one spelling for each model family. Other coordinates are reported, never guessed.
 
     qwen2-vl      <|box_start|>(x1,y1),(x2,y2)<|box_end|>   thousandths 0..999
     qwen-vl       <box>(x1,y1),(x2,y2)</box>                thousandths 0..999
     qwen2.5-vl    <|box_start|>(x1,y1),(x2,y2)<|box_end|>   pixels of the resized image, so its size must be given
     qwen3-vl      {"bbox_2d": [x1, y1, x2, y2]}             thousandths 0..1000
     normalised    [x1,y1,x2,y2]                             fractions 0..1, three decimals
-    digits        <|box_start|>03050912                     two digits a coordinate, middles of bins
+    digits        <|box_start|>03050912                     two digits for each coordinate, middles of bins
     locations     <x_03><y_05><x_09><y_12>                  special tokens, middles of bins
 
-Between `BoxedText` (words with `[box]` marks, boxes in fractions) and what a model reads and writes. Every codec names
-the special tokens its tokenizer needs and the step of its grid. A coordinate comes back within half a step, with two
-exceptions: a box thinner than a step is widened to one, and the grid [0,1000) of qwen2-vl and qwen-vl ends a step
-early. Qwen2.5-VL and Qwen3-VL answer with JSON of their own accord, a list of objects with "bbox_2d" and "label",
-often between ``` fences: both codecs read it, as "label[box], label[box]".
+A codec converts between `BoxedText` (words with `[box]` marks, boxes in fractions) and the text of a model. It names
+the special tokens for the tokenizer and the step of its grid. A coordinate comes back within half a step, with two
+exceptions: a box thinner than a step is widened to one step, and the grid [0,1000) of qwen2-vl and qwen-vl ends one
+step early. Qwen2.5-VL and Qwen3-VL like to answer with JSON, a list of objects with "bbox_2d" and "label", often
+between ``` fences: both codecs read it, as "label[box], label[box]".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from clinkd.data.grids import Size
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
@@ -32,7 +32,7 @@ Corners = tuple[int, int, int, int]  # x1, y1, x2, y2 on a codec's grid
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _POINT = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
-# whatever looks like a box in any spelling: text of another codec, torn marks, bare coordinates, a mark without box
+# everything that looks like a box in any spelling: text of another codec, torn marks, bare coordinates, a mark alone
 _LOOKS_LIKE_A_BOX = (
     r"<\|box_start\|>[\d\s,().+-]*(?:<\|box_end\|>)?|<\|box_end\|>|<box>[\d\s,().+-]*(?:</box>)?|</box>"
     rf"|(?:<[xy]_\d+>\s*)*<[xy]_\d+>|{_POINT}\s*,?\s*{_POINT}|\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}\s*\]"
@@ -42,77 +42,62 @@ _LOOKS_LIKE_A_BOX = (
 _QWEN2 = ("<|box_start|>", "<|box_end|>")
 _QWEN = ("<box>", "</box>")
 _REFS = ("<|object_ref_start|>", "<|object_ref_end|>")
+_QWEN_REFS = ("<ref>", "</ref>")
 _FOREIGN = {"<|box_start|>": "qwen2-vl", "<|box_end|>": "qwen2-vl", "<box>": "qwen-vl", "</box>": "qwen-vl"}
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a model's text says, and every piece that looks like a box but could not be read (cut from the text)."""
+    """The text and boxes of a model's answer, and every piece that looks like a box but is none (cut from the text)."""
 
     answer: BoxedText
     unread: tuple[str, ...] = ()
 
 
-class _Piece(NamedTuple):
-    """What a piece of a model's text becomes."""
-
-    text: str
-    boxes: tuple[Box, ...] = ()
-    unread: tuple[str, ...] = ()
-
-
-def _cut_piece(piece: str) -> _Piece:
-    """Leave the piece unread. A blank replaces it, so that its neighbours do not join to a new mark."""
-    return _Piece(" ", (), (piece,))
+def _leave_unread(piece: str) -> Decoded:
+    """Leave the piece unread. A blank replaces it, so that its neighbours do not form a new mark."""
+    return Decoded(BoxedText(" "), (piece,))
 
 
 @dataclass(frozen=True)
 class Codec(ABC):
-    """One spelling of boxes. `bins` steps an axis; value k stands for (k + `offset`) / bins.
+    """One spelling of boxes. Each axis has `bins` steps; value k means (k + `offset`) / bins.
 
     Where `needs_size` is true, the grid is the resized image itself: `bins` is 0, and `encode`, `decode` and `why`
-    raise BadInput unless they get its size in pixels. Other codecs pass the size over.
+    raise BadInput unless they get its size in pixels. Other codecs ignore the size.
     """
 
     name: str
     bins: int
     special_tokens: tuple[str, ...]
     offset: float
-    own: str  # regular expression of one well-formed box; its groups are the coordinates
-    passed_over: tuple[str, ...] = ()  # marks around names that are not part of the words
-    border: bool = False  # the value `bins`, the right and the lower border, is written, too
+    pattern: str  # regular expression of one well-formed box; its groups are the coordinates
+    ignored_marks: tuple[str, ...] = ()  # marks around names; they are no part of the words
+    writes_border: bool = False  # whether the value `bins`, the right and lower border, is written
     marks: tuple[tuple[str, str], ...] = ()  # around a box
     needs_size: ClassVar[bool] = False
-    others: ClassVar[str] = ""  # regular expression of what else this codec looks at, before what looks like a box
-    frame: ClassVar[str] = ""  # what coordinates are declared to be
-    _own: re.Pattern[str] = field(init=False, repr=False, compare=False)
-    _any: re.Pattern[str] = field(init=False, repr=False, compare=False)
-    _fixed: Size = field(init=False, repr=False, compare=False)
+    extras: ClassVar[str] = ""  # of other pieces to read, tried before those that look like a box
+    frame: ClassVar[str] = ""  # the declared frame of the coordinates
+    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _finder: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_own", re.compile(self.own))
-        object.__setattr__(self, "_any", re.compile(f"(?P<own>{self.own})|{self.others}{_LOOKS_LIKE_A_BOX}"))
-        object.__setattr__(self, "_fixed", Size(self.bins, self.bins))
-
-    @property
-    def step(self) -> float:
-        """Distance of neighbouring grid values, in fractions of the image, where the grid is the codec's own."""
-        assert not self.needs_size, f"the grid of {self.name} is the image: see steps()"
-        return 1 / self.bins
+        object.__setattr__(self, "_pattern", re.compile(self.pattern))
+        object.__setattr__(self, "_finder", re.compile(f"(?P<box>{self.pattern})|{self.extras}{_LOOKS_LIKE_A_BOX}"))
 
     def steps(self, size: Size | None = None) -> tuple[float, float]:
-        """Distance of neighbouring grid values along x and y, in fractions of the image."""
+        """Distance between neighbouring grid values along x and y, in fractions of the image."""
         grid = self._resolve_grid(size)
         return 1 / grid.width, 1 / grid.height
 
     def encode(self, text: BoxedText, size: Size | None = None) -> str:
-        """The text with each mark replaced by its box; `size` is that of the resized image, in pixels.
+        """The text with each mark replaced by its box; `size` is the size of the resized image, in pixels.
 
-        Raises BadInput where the words already hold something that would be read as a box.
+        Raises BadInput where the words already hold text that would be read as a box.
         """
         words = text.text.split(BOX_MARK)
         for piece in words:
-            if stray := next((m for m in self._any.finditer(piece) if self._reads_as_box(m)), None):
+            if stray := next((m for m in self._finder.finditer(piece) if self._reads_as_box(m)), None):
                 raise BadInput(
                     f"the words of {text.text!r} hold {stray.group()!r}, a box written out: "
                     f"write {BOX_MARK} in its place and give the box beside the text"
@@ -124,33 +109,22 @@ class Codec(ABC):
         return "".join(pieces)
 
     def decode(self, raw: str, size: Size | None = None) -> Decoded:
-        """The boxes that are spelled as this codec spells them, and what else looks like one."""
+        """The boxes in the spelling of this codec, and all other pieces that look like a box."""
         grid = self._resolve_grid(size)
         if self._has_no_box(raw):
             return Decoded(BoxedText(raw))
-        for mark in self.passed_over:
+        for mark in self.ignored_marks:
             raw = raw.replace(mark, "")
-        # What most texts are, whole boxes between plain words, is read without looking for anything else.
-        stride = 1 + self._own.groups
-        parts = self._own.split(raw)
-        if self._has_no_box("".join(parts[::stride])):
-            read = [self._read_box(parts[i : i + stride - 1], grid) for i in range(1, len(parts), stride)]
-            boxes = tuple(box for box in read if box is not None)
-            if len(boxes) == len(read):
-                return Decoded(BoxedText(BOX_MARK.join(parts[::stride]), boxes))
-        return self._decode_with_care(raw, grid)
-
-    def _decode_with_care(self, raw: str, grid: Size) -> Decoded:
         boxes: list[Box] = []
         unread: list[str] = []
 
         def replace(match: re.Match[str]) -> str:
             piece = self._read_piece(match, grid)
-            boxes.extend(piece.boxes)
+            boxes.extend(piece.answer.boxes)
             unread.extend(piece.unread)
-            return piece.text
+            return piece.answer.text
 
-        text = self._any.sub(replace, raw)
+        text = self._finder.sub(replace, raw)
         return Decoded(BoxedText(text, tuple(boxes)), tuple(unread))
 
     def why(self, piece: str, size: Size | None = None) -> str:
@@ -170,7 +144,7 @@ class Codec(ABC):
 
     def _resolve_grid(self, size: Size | None) -> Size:
         """Steps along x and y."""
-        return self._fixed
+        return Size(self.bins, self.bins)
 
     @abstractmethod
     def _spell_box(self, corners: Corners) -> str:
@@ -184,38 +158,34 @@ class Codec(ABC):
         return "<" not in words and "[" not in words and "(" not in words
 
     def _reads_as_box(self, match: re.Match[str]) -> bool:
-        """Words that would be read as a box, or as a torn one."""
-        return bool(match["own"]) or "<" in match.group()
+        """Whether words would be read as a box, whole or torn."""
+        return bool(match["box"]) or "<" in match.group()
 
     def _read_box(self, coordinates: Sequence[str], grid: Size) -> Box | None:
-        """The box of the groups of `own`. None where it is outside the grid, swapped or without area."""
+        """The box from the groups of `pattern`. None where it is outside the grid, swapped or without area."""
         x1, y1, x2, y2 = coordinates
         left, right = (int(x1) + self.offset) / grid.width, (int(x2) + self.offset) / grid.width
         top, bottom = (int(y1) + self.offset) / grid.height, (int(y2) + self.offset) / grid.height
         return Box(left, top, right, bottom) if left < right <= 1 and top < bottom <= 1 else None
 
-    def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
-        """A match of `_any`."""
-        box = self._read_box(match.groups()[1 : 1 + self._own.groups], grid) if match["own"] else None
-        if box is None:
-            return _cut_piece(match.group())
-        return _Piece(BOX_MARK, (box,))
+    def _read_piece(self, match: re.Match[str], grid: Size) -> Decoded:
+        """The text and boxes of a match of `_finder`."""
+        box = self._read_box(match.groups()[1 : 1 + self._pattern.groups], grid) if match["box"] else None
+        return Decoded(BoxedText(BOX_MARK, (box,))) if box else _leave_unread(match.group())
 
     def _find_numbers(self, piece: str) -> list[str] | None:
-        """The coordinates of a piece as they are written, None where they cannot be told."""
-        own_match = self._own.fullmatch(piece)
+        """The coordinates of a piece as they are written, None where it has no clear ones."""
+        own_match = self._pattern.fullmatch(piece)
         return [g for g in own_match.groups() if g is not None] if own_match else None
 
     def _explain_misfit(self, values: Sequence[str], piece: str, grid: Size) -> str | None:
-        """Why four coordinates that are not negative cannot be in the declared frame."""
-        if max(map(int, values)) >= grid.width:
-            return f"beyond the grid of {self.bins}"
-        return None
+        """Why four coordinates, none of them negative, cannot be in the declared frame."""
+        return f"beyond the grid of {self.bins}" if max(map(int, values)) >= grid.width else None
 
     # ---- the grid ----
 
     def _snap_box(self, box: Box, grid: Size) -> Corners:
-        """A box on the grid, widened where both its edges fall on one value."""
+        """A box on the grid, widened where two of its edges fall on one value."""
         x1, x2 = self._snap_edges(box.x1, box.x2, grid.width)
         y1, y2 = self._snap_edges(box.y1, box.y2, grid.height)
         return x1, y1, x2, y2
@@ -226,11 +196,11 @@ class Codec(ABC):
             return first, last
         middle = (low + high) / 2 * bins - self.offset  # the neighbour on the side where the box lies
         first = first - 1 if middle < first else first
-        first = min(max(first, 0), bins - (1 if self.border else 2))
+        first = min(max(first, 0), bins - (1 if self.writes_border else 2))
         return first, first + 1
 
     def _snap_value(self, fraction: float, bins: int) -> int:
-        return min(max(int(fraction * bins - self.offset + 0.5), 0), bins if self.border else bins - 1)
+        return min(max(int(fraction * bins - self.offset + 0.5), 0), bins if self.writes_border else bins - 1)
 
     # ---- why a piece was not read ----
 
@@ -259,8 +229,8 @@ class Codec(ABC):
         x1, y1, x2, y2 = (float(n) for n in numbers)
         if min(x1, y1, x2, y2) < 0:
             return "negative, so outside the image; correct it"
-        if unfit := self._explain_misfit(numbers, piece, grid):
-            return unfit
+        if misfit := self._explain_misfit(numbers, piece, grid):
+            return misfit
         for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
             if high <= low:
                 return f"{axis}2 <= {axis}1 ({high:g} <= {low:g}); the upper left corner comes first"
@@ -268,7 +238,7 @@ class Codec(ABC):
 
 
 class _Points(Codec):
-    """`(x1,y1),(x2,y2)` between two marks: round(1000 * fraction) up to 999; 1000 is read as the border."""
+    """`(x1,y1),(x2,y2)` between two marks: round(1000 * fraction), at most 999; 1000 is read as the border."""
 
     frame = "thousandths [0,1000)"
 
@@ -299,9 +269,9 @@ _BBOX = r"""["']?bbox_2d\b["']?(?:\s*:\s*\[(?P<bare>[^\[\]{}"]*\]?))?"""
 
 
 class _Answering(_Points):
-    """Reads the JSON that Qwen2.5-VL and Qwen3-VL answer with, beside boxes between marks."""
+    """Reads the JSON answers of Qwen2.5-VL and Qwen3-VL, beside boxes between marks."""
 
-    others = rf"(?P<json>```(?:json)?\s*(?:{_LIST}|{_OBJECT})\s*```|{_LIST}|{_OBJECT})|(?P<bbox>{_BBOX})|"
+    extras = rf"(?P<json>```(?:json)?\s*(?:{_LIST}|{_OBJECT})\s*```|{_LIST}|{_OBJECT})|(?P<bbox>{_BBOX})|"
     _object: ClassVar[re.Pattern[str]] = re.compile(_OBJECT)
     _bbox: ClassVar[re.Pattern[str]] = re.compile(_BBOX)
 
@@ -311,46 +281,53 @@ class _Answering(_Points):
     def _reads_as_box(self, match: re.Match[str]) -> bool:
         return super()._reads_as_box(match) or "bbox_2d" in match.group()
 
-    def _read_piece(self, match: re.Match[str], grid: Size) -> _Piece:
+    def _read_piece(self, match: re.Match[str], grid: Size) -> Decoded:
         if match["json"]:
             return self._read_list(match.group(), grid)
         if match["bbox"]:
-            return self._read_object("{" + match.group() + "}", match.group(), grid)
+            return self._read_object(match.group(), grid)
         return super()._read_piece(match, grid)
 
-    def _read_list(self, text: str, grid: Size) -> _Piece:
-        """Objects with more than a box, their fence and brackets gone; bare boxes are replaced where they stand."""
-        read = [
-            (json_match, self._read_object(json_match.group(), json_match.group(), grid))
-            for json_match in self._object.finditer(text)
-        ]
-        pieces = [piece for _, piece in read]
-        boxes = tuple(box for piece in pieces for box in piece.boxes)
+    def _read_list(self, text: str, grid: Size) -> Decoded:
+        """Objects with labels, without their fence and brackets; bare boxes are replaced where they stand."""
+        objects = list(self._object.finditer(text))
+        pieces = [self._read_object(json_object.group(), grid) for json_object in objects]
+        answers = [piece.answer for piece in pieces]
+        boxes = tuple(box for answer in answers for box in answer.boxes)
         unread = tuple(cut for piece in pieces for cut in piece.unread)
-        if any(piece.boxes and piece.text != BOX_MARK for piece in pieces):
-            return _Piece(", ".join(piece.text for piece in pieces if piece.boxes), boxes, unread)
+        if any(answer.boxes and answer.text != BOX_MARK for answer in answers):
+            return Decoded(BoxedText(", ".join(answer.text for answer in answers if answer.boxes), boxes), unread)
         parts, position = [], 0
-        for json_match, piece in read:
-            parts += [text[position : json_match.start()], piece.text]
-            position = json_match.end()
-        return _Piece("".join([*parts, text[position:]]), boxes, unread)
+        for json_object, answer in zip(objects, answers, strict=True):
+            parts += [text[position : json_object.start()], answer.text]
+            position = json_object.end()
+        return Decoded(BoxedText("".join([*parts, text[position:]]), boxes), unread)
 
-    def _read_object(self, text: str, whole: str, grid: Size) -> _Piece:
-        """One object: what is said beside its box (the label), then the box."""
-        none = _cut_piece(whole)
+    def _read_object(self, piece: str, grid: Size) -> Decoded:
+        """One object: the label beside its box, then the box."""
         try:
-            pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return none
-        corners = [value for key, value in pairs if key == "bbox_2d"]
+            values, label = self._parse_object(piece)
+        except ValueError:
+            return _leave_unread(piece)
+        corners = values[0] if values else None
+        if not isinstance(corners, list) or len(corners) != 4 or any(type(c) is not int or c < 0 for c in corners):
+            return _leave_unread(piece)
+        box = self._read_box(corners, grid)
+        return Decoded(BoxedText(label + BOX_MARK, (box,))) if box else _leave_unread(piece)
+
+    def _parse_object(self, piece: str) -> tuple[list[Any], str]:
+        """The values of "bbox_2d", and the label beside them. Raises ValueError with the reason why it is no box."""
+        try:
+            pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error}); write it anew") from None
+        values = [value for key, value in pairs if key == "bbox_2d"]
+        if len(values) > 1:
+            raise ValueError("bbox_2d stands twice in one object; give each box an object")
         label = ", ".join(str(value) for key, value in pairs if key != "bbox_2d" and value not in (None, ""))
-        if len(corners) != 1 or "[" in label or "]" in label or self._any.search(label):
-            return none
-        if not isinstance(corners[0], list) or len(corners[0]) != 4 or any(type(c) is not int for c in corners[0]):
-            return none
-        if min(corners[0]) < 0 or (box := self._read_box(corners[0], grid)) is None:
-            return none
-        return _Piece(label + BOX_MARK, (box,))
+        if "[" in label or "]" in label or self._finder.search(label):
+            raise ValueError("brackets or a box beside its own; take them out")
+        return values, label
 
     def _explain_torn(self, piece: str) -> str | None:
         if "bbox_2d" not in piece:
@@ -358,14 +335,9 @@ class _Answering(_Points):
         if "]" not in piece:
             return "cut off before its end; write it anew"
         try:
-            pairs = json.loads(piece if piece.startswith("{") else "{" + piece + "}", object_pairs_hook=list)
-        except (ValueError, RecursionError) as error:
-            return f"not JSON ({error}); write it anew"
-        if [key for key, _ in pairs].count("bbox_2d") > 1:
-            return "bbox_2d stands twice in one object; give each box an object"
-        label = "".join(str(value) for key, value in pairs if key != "bbox_2d")
-        if "[" in label or "]" in label or self._any.search(label):
-            return "brackets or a box beside its own; take them out"
+            self._parse_object(piece)
+        except ValueError as error:
+            return str(error)
         return None
 
     def _find_numbers(self, piece: str) -> list[str] | None:
@@ -374,7 +346,7 @@ class _Answering(_Points):
 
 
 class _Pixels(_Answering):
-    """Pixels of the resized image (`grids.smart_resize`), the value of its width or height for the border."""
+    """Pixels of the resized image (`grids.smart_resize`); the border is its width or height."""
 
     frame = "pixels of the resized image"
     needs_size = True
@@ -393,7 +365,7 @@ class _Pixels(_Answering):
 
 
 class _Relative(_Answering):
-    """Values round(1000 * fraction), the border included, as the JSON of one box."""
+    """Values round(1000 * fraction), with the border, as the JSON of one box."""
 
     frame = "thousandths 0..1000"
 
@@ -406,10 +378,10 @@ _REAL = r"(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 
 
 class _Normalised(Codec):
-    """`[x1,y1,x2,y2]` in fractions, written with three decimals, read with any; between marks of Qwen, too."""
+    """`[x1,y1,x2,y2]` in fractions, written with three decimals, read with any number, also between marks of Qwen."""
 
-    # a list with decimals of which there are not four, or that is cut off
-    others = r"\[(?=[\s\d,eE+-]*\.\d)(?=[\s\d.eE+-]*,)[\s\d.,eE+-]+(?:\]|\Z)|"
+    # a list of decimals that are not four, or that is cut off
+    extras = r"\[(?=[\s\d,eE+-]*\.\d)(?=[\s\d.eE+-]*,)[\s\d.,eE+-]+(?:\]|\Z)|"
 
     def _spell_box(self, corners: Corners) -> str:
         x1, y1, x2, y2 = (f"{c / self.bins:.3f}" for c in corners)
@@ -436,7 +408,7 @@ class _Normalised(Codec):
 
 
 class _Digits(Codec):
-    """`<|box_start|>` and eight digits, two a coordinate: nine tokens; no end mark is needed at a fixed length."""
+    """`<|box_start|>` and eight digits, two for each coordinate: nine tokens of fixed length, so without end mark."""
 
     def _spell_box(self, corners: Corners) -> str:
         return self.special_tokens[0] + "".join(f"{c:02d}" for c in corners)
@@ -446,7 +418,7 @@ class _Digits(Codec):
 
 
 class _Locations(Codec):
-    """Four special tokens, those of x and y apart: `<x_03><y_05><x_09><y_12>`."""
+    """Four special tokens, others for x than for y: `<x_03><y_05><x_09><y_12>`."""
 
     def _spell_box(self, corners: Corners) -> str:
         width = _count_digits(self.bins)
@@ -461,45 +433,32 @@ def _build_marked_pattern(marks: tuple[str, str], inside: str) -> str:
     return rf"{re.escape(marks[0])}\s*{inside}\s*{re.escape(marks[1])}"
 
 
-def _build_points_pattern(digits: int) -> str:
+def _build_points_pattern(marks: tuple[str, str], digits: int = 4) -> str:
+    """`(x1,y1),(x2,y2)` between marks, each number of at most so many digits."""
     one = rf"(\d{{1,{digits}}})"
-    return rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)"
+    return _build_marked_pattern(marks, rf"\({one},\s*{one}\),\s*\({one},\s*{one}\)")
 
 
 def make_codec(name: str, bins: int = 1000) -> Codec:
-    """The codec of a spelling; `bins` counts for `digits` (10..100) and `locations` (2..1000) only.
+    """The codec of a spelling. Only `digits` (10..100) and `locations` (2..1000) use `bins`.
 
-    `digits` and `locations` put a value in the middle of its bin: with n symbols the error is at most 1/2n, against
-    1/2(n-1) when the symbols sit on the edges 0..1, and a hundred bins fit two digits. Raises BadInput on an unknown
-    name or an impossible number of bins.
+    `digits` and `locations` put a value in the middle of its bin: with n symbols the error is at most 1/2n, but
+    1/2(n-1) with symbols on the edges 0..1; and a hundred bins fit two digits. Raises BadInput on an unknown name or an
+    impossible number of bins.
     """
     if name == "qwen2-vl":
-        return _Points(
-            name, 1000, _QWEN2, 0, _build_marked_pattern(_QWEN2, _build_points_pattern(4)), _REFS, marks=(_QWEN2,)
-        )
+        return _Points(name, 1000, _QWEN2, 0, _build_points_pattern(_QWEN2), _REFS, marks=(_QWEN2,))
     if name == "qwen-vl":
-        return _Points(
-            name,
-            1000,
-            _QWEN,
-            0,
-            _build_marked_pattern(_QWEN, _build_points_pattern(4)),
-            ("<ref>", "</ref>"),
-            marks=(_QWEN,),
-        )
+        return _Points(name, 1000, _QWEN, 0, _build_points_pattern(_QWEN), _QWEN_REFS, marks=(_QWEN,))
     if name == "qwen2.5-vl":
-        return _Pixels(
-            name, 0, _QWEN2, 0, _build_marked_pattern(_QWEN2, _build_points_pattern(5)), _REFS, True, (_QWEN2,)
-        )
+        return _Pixels(name, 0, _QWEN2, 0, _build_points_pattern(_QWEN2, digits=5), _REFS, True, (_QWEN2,))
     if name == "qwen3-vl":
-        return _Relative(
-            name, 1000, (), 0, _build_marked_pattern(_QWEN2, _build_points_pattern(4)), _REFS, True, (_QWEN2,)
-        )
+        return _Relative(name, 1000, (), 0, _build_points_pattern(_QWEN2), _REFS, True, (_QWEN2,))
     if name == "normalised":
         listed = rf"\[\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*,\s*{_REAL}\s*\]"
         loose = rf"[\[(]\s*{_REAL}\s*,\s*{_REAL}\s*\)?\s*,\s*\(?\s*{_REAL}\s*,\s*{_REAL}\s*[\])]"
-        own = "|".join((_build_marked_pattern(_QWEN2, loose), _build_marked_pattern(_QWEN, loose), listed))
-        return _Normalised(name, 1000, (), 0, own, (*_REFS, "<ref>", "</ref>"), True, (_QWEN2, _QWEN))
+        pattern = "|".join((_build_marked_pattern(_QWEN2, loose), _build_marked_pattern(_QWEN, loose), listed))
+        return _Normalised(name, 1000, (), 0, pattern, (*_REFS, *_QWEN_REFS), True, (_QWEN2, _QWEN))
     if name == "digits":
         if not 10 <= bins <= 100:
             raise BadInput(f"model.box_bins={bins}: two digits spell 10..100 bins")

@@ -1,4 +1,4 @@
-"""How a model family resizes an image before it looks: the frame that its boxes in pixels are in."""
+"""The resized image of a model family, in whose pixels its boxes may be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from clinkd.records import BadInput
 
-FACTOR = 28  # pixels a side of what becomes one token of Qwen2-VL and Qwen2.5-VL
+FACTOR = 28  # side in pixels of the square that becomes one token of Qwen2-VL and Qwen2.5-VL
 MIN_PIXELS = 56 * 56
 MAX_PIXELS = 28 * 28 * 1280
 
@@ -22,11 +22,11 @@ class Size(NamedTuple):
 def smart_resize(
     width: int, height: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Size:
-    """Both sides multiples of `factor`, the area within bounds, the aspect as near as that allows.
+    """The size with both sides multiples of `factor`, the area within bounds, and the aspect kept as far as possible.
 
-    `factor` is 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL; the same numbers as `smart_resize` of transformers'
-    qwen2_vl, for slim images, too. Raises BadInput where one side is more than 200 times the other, which the families
-    refuse.
+    `factor` is 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL. The numbers equal those of `smart_resize` in qwen2_vl
+    of transformers, also for slim images. Raises BadInput where one side is more than 200 times the other, as the
+    families do.
     """
     if max(width, height) > 200 * min(width, height):
         raise BadInput(f"an image of {width}x{height} pixels: sides of more than 200 to 1 cannot be resized; crop it")
@@ -43,6 +43,6 @@ def smart_resize(
 def square_resize(
     width: int, height: int, factor: int = FACTOR, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
 ) -> Size:
-    """The square of about the same area, as `model.square` resamples to: an axis is stretched, fractions stay."""
+    """The square of about the same area, to which `model.square` resamples: one axis is stretched, fractions stay."""
     side = max(1, round((width * height) ** 0.5))
     return smart_resize(side, side, factor, min_pixels, max_pixels)

@@ -1,24 +1,24 @@
 """Phantoms: eight kinds of medical image drawn by numpy, with named structures, boxes, questions and true answers.
 
-A name is told by its outline or stripes alone. Box (place, size, aspect), brightness and count are drawn first and
-without regard to the name, every shape is fitted to its box and covers about half of it, so that neither modality, nor
-place, nor colour gives a name away (measured by `clinkd.data.checks.guessability`).
+Only its outline or stripes reveal the name of a structure. Box (place, size, aspect), brightness and count are drawn
+first and do not depend on the name. Every shape is fitted to its box and covers about half of it. So neither modality,
+place nor colour reveals a name (measured by `clinkd.data.checks.guessability`).
 
-Legend: levels are brightness in 0..1 before a modality's colours; `u, v` run from -1 to 1 over a box, `x, y` from 0
-to 1 over the image (right, down); P is the number of pixels a side.
+Legend: levels are brightness in 0..1 before the colours of a modality; `u, v` run from -1 to 1 over a box, `x, y` from
+0 to 1 over the image (right, down); P is the number of pixels a side.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from PIL import Image
 from clinkd.config import PhantomConfig
 from clinkd.data import questions
 from clinkd.language.facts import Lexicon
-from clinkd.records import PAPER_MODALITIES, BadInput, Box, Fact, ImageRef, Modality, Sample, Split, Turn
+from clinkd.records import PAPER_MODALITIES, SPLITS, BadInput, Box, Fact, ImageRef, Modality, Sample, Split
 from clinkd.storage import naming_full_disk
 
 Size = Literal["small", "large"]
@@ -38,12 +38,12 @@ Levels = NDArray[np.float64]
 MOST_STRUCTURES = 4  # more do not fit beside each other
 LEAST_PIXELS = 48  # below this the shapes cannot be told apart
 GAP = 0.03  # between two boxes, and from a box to the border of the image
-OFF_CENTRE = 0.07  # least distance of a box's centre from the middle line, so that left and right are plain
+OFF_CENTRE = 0.07  # least distance of the centre of a box from the middle line, so that left and right are clear
 ALONE = 0.4  # share of images with one structure, where more are allowed
-PITCH = 0.105  # about this much of the image from stripe to stripe
+PITCH = 0.105  # from stripe to stripe, about this fraction of the image
 REPEATS = 0.06  # share of later structures that repeat a name of the same image
-LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack each way
-ASPECT = (0.78, 1.0)  # shorter by longer side
+LONGEST = {"small": (0.195, 0.255), "large": (0.355, 0.425)}  # longest side, fractions; a pixel of slack on both ends
+ASPECT = (0.78, 1.0)  # shorter / longer side
 CONTRAST = (0.42, 0.55)  # level of a structure above or below its surroundings
 _NUMBER_WORDS = ("no", "one", "two", "three", "four")
 _MODALITY_PHRASES = {
@@ -53,12 +53,12 @@ _MODALITY_PHRASES = {
 }  # fmt: skip
 
 
-# --- shapes: signed distance to the edge in units of the box, negative inside; each covers about half of its box, with
-# blunt tips, so that the pixels reach the sides of the box
+# --- shapes: signed distance to the edge in units of the box, negative inside. Each covers about half of its box, with
+# blunt tips, so that its pixels reach the sides of the box.
 
 
 def _intersect_shapes(a: Levels, b: Levels) -> Levels:
-    """What lies in both of two shapes."""
+    """The part that two shapes share."""
     return np.asarray(np.maximum(a, b))
 
 
@@ -76,20 +76,20 @@ def _cross(u: Levels, v: Levels, *_: float) -> Levels:
 
 
 def _crescent(u: Levels, v: Levels, *_: float) -> Levels:
-    x = (u + 1) * 0.84 - 1  # the horns of this moon end at 0.72: the right side of the box cuts their tips
+    x = (u + 1) * 0.84 - 1  # the horns end at 0.72: the right side of the box cuts their tips
     return _intersect_shapes(_intersect_shapes(np.hypot(x, v) - 1, 0.73 - np.hypot(x - 0.5, v)), u - 1)
 
 
-def _bars(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
-    """Stripes of one pitch whatever the box: a local pattern, which a small vision tower learns before any outline."""
+def _bars(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
+    """Stripes of one pitch in any box: a local pattern, which a small vision tower learns before any outline."""
     stripes = max(2, round(2 * half_height / PITCH))
-    half = 0.52 / stripes  # thickness / 2; first and last stripe lie on the border
+    half = 0.52 / stripes  # half the thickness; the first and the last stripe lie on the border
     step = (2 - 2 * half) / (stripes - 1)
     nearest = np.clip(np.round((v + 1 - half) / step), 0, stripes - 1) * step + half - 1
     return _intersect_shapes(np.abs(v - nearest) - half, np.abs(u) - 1)
 
 
-def _columns(u: Levels, v: Levels, half_width: float = 0.15, half_height: float = 0.15) -> Levels:
+def _columns(u: Levels, v: Levels, half_width: float, half_height: float) -> Levels:
     return _bars(v, u, half_height, half_width)
 
 
@@ -98,11 +98,8 @@ def _diamond(u: Levels, v: Levels, *_: float) -> Levels:
     return _intersect_shapes((u + v - 1.03) * 0.71, np.maximum(u, v) - 1)
 
 
-class Shape(Protocol):
-    """Signed distance over a box (u, v); its half sides are fractions of the image."""
-
-    def __call__(self, u: Levels, v: Levels, half_width: float = ..., half_height: float = ..., /) -> Levels: ...
-
+# Signed distance over a box (u, v). Its half sides, the last two arguments, are fractions of the image.
+Shape = Callable[[Levels, Levels, float, float], Levels]
 
 STRUCTURES: dict[Modality, dict[str, Shape]] = {
     Modality.CT: {"liver": _triangle, "kidney": _columns, "vertebra": _bars},
@@ -120,18 +117,18 @@ LEXICON = Lexicon(NAMES, get_args(Size), get_args(Place), get_args(Brightness))
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """One organ or lesion: what the answers say of it, and the tight box of its pixels."""
+    """One organ or lesion: the facts in the answers, and the tight box of its pixels."""
 
     name: str
     size: Size
     side: Place  # of the image
-    brightness: Brightness  # against its surroundings
+    brightness: Brightness  # compared with its surroundings
     box: Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawing:
-    """A drawn image, uint8 [P, P, 3], and what it shows, from left to right."""
+    """A drawn image, uint8 [P, P, 3], and its structures, from left to right."""
 
     image: NDArray[np.uint8]
     modality: Modality
@@ -141,14 +138,14 @@ class Drawing:
 def draw_phantom(
     rng: np.random.Generator, modality: Modality, structures: int = 2, pixels: int = 96, names: Sequence[str] = ()
 ) -> Drawing:
-    """One image of 1..`structures` structures; `names` says which names to take first, else they are drawn.
+    """One image of 1..`structures` structures. `names` gives the names to take first; without it they are random.
 
-    Raises BadInput where so many structures do not fit, or `pixels` is too few to tell the shapes apart.
+    Raises BadInput where so many structures do not fit, or `pixels` are too few to tell the shapes apart.
     """
     _check_settings(structures, pixels)
     scene = _SCENES[modality]
     plans = _place_boxes(rng, scene.visible, _choose_count(rng, structures))
-    levels = scene.paint(rng, pixels)
+    levels = scene.paint(rng, pixels, *_make_grid(pixels))
     drawn = []
     for plan, name in zip(plans, _choose_names(rng, modality, len(plans), names), strict=True):
         brightness: Brightness = "bright" if rng.random() < 0.5 else "dark"
@@ -173,7 +170,7 @@ def _check_settings(structures: int, pixels: int) -> None:
 
 
 def _choose_names(rng: np.random.Generator, modality: Modality, count: int, order: Sequence[str]) -> list[str]:
-    """`count` names in random order, distinct as long as they last but for a few twins."""
+    """`count` names in random order, distinct as long as they last, except for a few repeats."""
     modality_names = list(STRUCTURES[modality])
     order = order or [modality_names[i] for i in rng.permutation(len(modality_names))]
     names: list[str] = []
@@ -186,7 +183,7 @@ def _choose_names(rng: np.random.Generator, modality: Modality, count: int, orde
 
 @dataclass(frozen=True, slots=True)
 class _StructurePlacement:
-    """Where a structure will be drawn: centre and half sides, fractions of the image."""
+    """Where to draw a structure: centre and half sides, fractions of the image."""
 
     size: Size
     x: float
@@ -195,31 +192,28 @@ class _StructurePlacement:
     half_height: float
 
 
-Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the modality's field shows
+Visible = Callable[[Levels, Levels], NDArray[np.bool_]]  # which places (x, y) the field of the modality shows
 
 
 def _place_boxes(rng: np.random.Generator, visible: Visible, count: int) -> list[_StructurePlacement]:
-    """Places of `count` boxes: uniform over all that are visible, off the middle line and apart from each other."""
+    """Places of `count` boxes: uniform over all that are visible, off the middle line and not near each other."""
     for _ in range(5000):
         sizes: list[Size] = ["small" if rng.random() < 0.5 else "large" for _ in range(count)]
         longest = np.array([rng.uniform(*LONGEST[s]) for s in sizes])
         shortest = longest * rng.uniform(*ASPECT, count)
         flat = rng.random(count) < 0.5
         half_C2 = np.stack([np.where(flat, longest, shortest), np.where(flat, shortest, longest)], 1) / 2
-        for _ in range(8 if count < 3 else 2):  # the same sizes again: else large ones, which fit rarely, get rare
+        for _ in range(8 if count < 3 else 2):  # the same sizes again: large ones rarely fit, and would become rare
             centre_TC2 = rng.uniform(half_C2 + GAP, 1 - half_C2 - GAP, (256, count, 2))
             fits_T = _find_fitting(centre_TC2, half_C2, visible)
             if fits_T.any():
                 places = zip(sizes, centre_TC2[fits_T.argmax()].tolist(), half_C2.tolist(), strict=True)
-                return [
-                    _StructurePlacement(size, x, y, half_width, half_height)
-                    for size, (x, y), (half_width, half_height) in places
-                ]
+                return [_StructurePlacement(size, *centre, *half_sides) for size, centre, half_sides in places]
     raise AssertionError(f"{count} structures found no room")
 
 
 def _find_fitting(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDArray[np.bool_]:
-    """Which of T tries to place C boxes (centres, half sides) are lawful: [T]."""
+    """Which of T tries to place C boxes (centres, half sides) are valid: [T]."""
     fits_T = (np.abs(centre_TC2[..., 0] - 0.5) > OFF_CENTRE).all(1)
     for corner in itertools.product((-1, 1), repeat=2):  # enough, as the fields are convex
         corners = centre_TC2 + half_C2 * np.array(corner)
@@ -231,48 +225,52 @@ def _find_fitting(centre_TC2: Levels, half_C2: Levels, visible: Visible) -> NDAr
 
 
 def _draw_shape(levels: Levels, shape: Shape, plan: _StructurePlacement, contrast: float) -> Box:
-    """Draw one shape into `levels` in place; the box is the extent of its pixels that are at least half covered."""
+    """Draw one shape into `levels` in place. Its box encloses all pixels that are at least half covered."""
     P = len(levels)
-    left, right = int((plan.x - plan.half_width) * P) - 1, int((plan.x + plan.half_width) * P) + 2
-    top, bottom = int((plan.y - plan.half_height) * P) - 1, int((plan.y + plan.half_height) * P) + 2
-    u = ((np.arange(left, right) + 0.5) / P - plan.x) / plan.half_width
-    v = ((np.arange(top, bottom) + 0.5) / P - plan.y) / plan.half_height
-    distance = (
-        shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * min(plan.half_width, plan.half_height) * P
-    )  # in pixels
+    left, u = _span_pixels(plan.x, plan.half_width, P)
+    top, v = _span_pixels(plan.y, plan.half_height, P)
+    half_side = min(plan.half_width, plan.half_height)
+    distance = shape(u[None, :], v[:, None], plan.half_width, plan.half_height) * half_side * P  # in pixels
     cover = np.clip(0.5 - distance, 0, 1)
-    levels[top:bottom, left:right] += contrast * cover
-    rows = [int(k) + top for k in np.flatnonzero((cover >= 0.5).any(1))]
-    columns = [int(k) + left for k in np.flatnonzero((cover >= 0.5).any(0))]
-    return Box(columns[0] / P, rows[0] / P, (columns[-1] + 1) / P, (rows[-1] + 1) / P)
+    levels[top : top + len(v), left : left + len(u)] += contrast * cover
+    rows, columns = np.nonzero(cover >= 0.5)
+    x1, y1 = left + int(columns.min()), top + int(rows.min())
+    x2, y2 = left + int(columns.max()) + 1, top + int(rows.max()) + 1
+    return Box(x1 / P, y1 / P, x2 / P, y2 / P)
 
 
-# --- scenes: what surrounds the structures
+def _span_pixels(centre: float, half_side: float, P: int) -> tuple[int, Levels]:
+    """Along one axis: the first pixel that a structure may touch, and u or v from this pixel to the last one."""
+    first, end = int((centre - half_side) * P) - 1, int((centre + half_side) * P) + 2
+    return first, ((np.arange(first, end) + 0.5) / P - centre) / half_side
+
+
+# --- scenes: the surroundings of the structures
 
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
     visible: Visible  # where structures may lie
-    paint: Callable[[np.random.Generator, int], Levels]  # levels [P, P]; exactly 0 outside the field
+    paint: Callable[[np.random.Generator, int, Levels, Levels], Levels]  # [P, P]; exactly 0 outside the field
     colours: NDArray[np.uint8]  # [256, 3], of a level
     grain: float  # standard deviation of the noise, in levels
 
 
 def _measure_oval(x: Levels, y: Levels, rx: float, ry: float, power: float, cy: float = 0.5) -> Levels:
-    """0 in the centre, 1 on the rim of a superellipse."""
+    """0 at the centre, 1 on the rim of a superellipse."""
     return (np.abs((x - 0.5) / rx) ** power + np.abs((y - cy) / ry) ** power) ** (1 / power)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _make_grid(P: int) -> tuple[Levels, Levels]:
     axis = (np.arange(P) + 0.5) / P
     x, y = np.meshgrid(axis, axis)
     return x, y
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _make_wave_weights(P: int, knots: int) -> Levels:
-    """[P, knots]: smooth interpolation from `knots` values to P."""
+    """Weights of the smooth interpolation from `knots` values to P, [P, knots]."""
     positions = np.linspace(0, knots - 1, P)
     weight = np.exp(-((positions[:, None] - np.arange(knots)[None]) ** 2) / 0.7)
     return np.asarray(weight / weight.sum(1, keepdims=True))
@@ -308,8 +306,7 @@ def _choose_base_level(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.43, 0.51))
 
 
-def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_ct(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.48, 0.44, 2.8, cy=0.47)
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.05)
     levels = np.where(rim > 0.93, levels + 0.17, levels)  # fat under the skin
@@ -318,8 +315,7 @@ def _paint_ct(rng: np.random.Generator, P: int) -> Levels:
     return np.where(table & (rim >= 1), 0.6, levels)
 
 
-def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_mr(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.475, 0.49, 2.6)
     turn = np.arctan2(y - 0.5, x - 0.5)
     folds = np.cos(turn * 17 + rng.uniform(0, 6.3)) * np.clip((rim - 0.62) * 4, 0, 1)
@@ -330,8 +326,7 @@ def _paint_mr(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels * (rim < 1))
 
 
-def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_xray(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     levels = _choose_base_level(rng) + 0.04 + _make_clouds(rng, P, 0.03)
     for centre in (0.27, 0.73):
         lung = np.hypot((x - centre) / 0.21, (y - 0.5) / 0.40)
@@ -342,15 +337,13 @@ def _paint_xray(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels)
 
 
-def _paint_pet(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_pet(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.46, 0.485, 2.8)
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.08, knots=9)
     return np.asarray(levels * np.clip((1 - rim) * 9, 0, 1))
 
 
-def _paint_endoscopy(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_endoscopy(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = _measure_oval(x, y, 0.49, 0.49, 5)
     levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.05)
     cx, cy = rng.uniform(0.35, 0.65, 2)
@@ -360,16 +353,14 @@ def _paint_endoscopy(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels * (rim < 1))
 
 
-def _paint_dermoscopy(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_dermoscopy(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     levels = _choose_base_level(rng) + 0.05 + _make_clouds(rng, P, 0.04)
     levels = levels - 0.18 * np.clip(np.hypot(x - 0.5, y - 0.5) - 0.42, 0, 1) * 3
     hairs = np.maximum(_draw_curves(rng, P, 3, 0.010, upright=True), _draw_curves(rng, P, 2, 0.010, upright=False))
     return np.asarray(levels - 0.18 * hairs)
 
 
-def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_fundus(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     rim = np.hypot(x - 0.5, y - 0.5) / 0.53
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) - 0.08 * rim**4
     hub = abs(rng.integers(2) - rng.uniform(0.02, 0.12))  # from one side vessels arch above and below the middle
@@ -380,8 +371,7 @@ def _paint_fundus(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(levels * (rim < 1))
 
 
-def _paint_ultrasound(rng: np.random.Generator, P: int) -> Levels:
-    x, y = _make_grid(P)
+def _paint_ultrasound(rng: np.random.Generator, P: int, x: Levels, y: Levels) -> Levels:
     depth = np.hypot(x - 0.5, y + 0.25)
     speckle = _make_clouds(rng, P, 0.18, knots=max(16, P // 4))
     levels = _choose_base_level(rng) + _make_clouds(rng, P, 0.04) + speckle + 0.04 * np.cos(depth * 30)
@@ -389,82 +379,46 @@ def _paint_ultrasound(rng: np.random.Generator, P: int) -> Levels:
     return np.asarray(np.clip(levels, 0.01, 1) * fan)
 
 
-def _shows_ct(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1
-
-
-def _shows_mr(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.42, 0.432, 2.6) < 1
-
-
-def _shows_pet(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.43, 0.455, 2.8) < 1
-
-
-def _shows_everywhere(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _show_everything(x: Levels, y: Levels) -> NDArray[np.bool_]:
     return np.ones(x.shape, bool)
 
 
-def _shows_endoscopy(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return _measure_oval(x, y, 0.475, 0.475, 5) < 1
-
-
-def _shows_fundus(x: Levels, y: Levels) -> NDArray[np.bool_]:
-    return np.hypot(x - 0.5, y - 0.5) < 0.51
-
-
-def _shows_ultrasound(x: Levels, y: Levels) -> NDArray[np.bool_]:
+def _show_fan(x: Levels, y: Levels) -> NDArray[np.bool_]:
     depth = np.hypot(x - 0.5, y + 0.25)
     return (np.abs(x - 0.5) < 0.80 * (y + 0.25) - 0.02) & (depth < 1.20) & (depth > 0.33)
 
 
 _GREY = _make_colour_ramp((0, 0, 0, 0), (1, 255, 255, 255))
+_COLD_GREY = _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255))
+_HOT = _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200))
+_MUCOSA = _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225))
+_SKIN = _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236))
+_RETINA = _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150))
 _SCENES: dict[Modality, _Scene] = {
-    Modality.CT: _Scene(_shows_ct, _paint_ct, _GREY, 0.025),
-    Modality.MR: _Scene(_shows_mr, _paint_mr, _GREY, 0.02),
-    Modality.XRAY: _Scene(_shows_everywhere, _paint_xray, _make_colour_ramp((0, 4, 8, 16), (1, 238, 246, 255)), 0.02),
-    Modality.PET: _Scene(
-        _shows_pet,
-        _paint_pet,
-        _make_colour_ramp((0, 0, 0, 0), (0.35, 120, 8, 4), (0.65, 245, 120, 0), (1, 255, 255, 200)),
-        0.025,
-    ),
-    Modality.ENDOSCOPY: _Scene(
-        _shows_endoscopy,
-        _paint_endoscopy,
-        _make_colour_ramp((0, 0, 0, 0), (0.12, 60, 8, 10), (0.5, 205, 98, 92), (1, 255, 235, 225)),
-        0.02,
-    ),
-    Modality.DERMOSCOPY: _Scene(
-        _shows_everywhere,
-        _paint_dermoscopy,
-        _make_colour_ramp((0, 20, 10, 8), (0.25, 84, 52, 40), (0.55, 214, 164, 136), (1, 255, 246, 236)),
-        0.02,
-    ),
-    Modality.FUNDUS: _Scene(
-        _shows_fundus,
-        _paint_fundus,
-        _make_colour_ramp((0, 0, 0, 0), (0.15, 70, 14, 4), (0.5, 214, 104, 28), (1, 255, 244, 150)),
-        0.02,
-    ),
-    Modality.ULTRASOUND: _Scene(_shows_ultrasound, _paint_ultrasound, _GREY, 0.05),
+    Modality.CT: _Scene(lambda x, y: _measure_oval(x, y, 0.445, 0.405, 2.8, cy=0.47) < 1, _paint_ct, _GREY, 0.025),
+    Modality.MR: _Scene(lambda x, y: _measure_oval(x, y, 0.42, 0.432, 2.6) < 1, _paint_mr, _GREY, 0.02),
+    Modality.XRAY: _Scene(_show_everything, _paint_xray, _COLD_GREY, 0.02),
+    Modality.PET: _Scene(lambda x, y: _measure_oval(x, y, 0.43, 0.455, 2.8) < 1, _paint_pet, _HOT, 0.025),
+    Modality.ENDOSCOPY: _Scene(lambda x, y: _measure_oval(x, y, 0.475, 0.475, 5) < 1, _paint_endoscopy, _MUCOSA, 0.02),
+    Modality.DERMOSCOPY: _Scene(_show_everything, _paint_dermoscopy, _SKIN, 0.02),
+    Modality.FUNDUS: _Scene(lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.51, _paint_fundus, _RETINA, 0.02),
+    Modality.ULTRASOUND: _Scene(_show_fan, _paint_ultrasound, _GREY, 0.05),
 }
 
 
 # --- words
 
 
-def caption(s: Structure) -> str:
-    """The referring caption of a structure."""
+def _write_caption(s: Structure) -> str:
+    """The caption of a structure for the referring task."""
     return f"A {s.size} {s.brightness} {s.name} on the {s.side} side of the image."
 
 
-def summary(drawing: Drawing) -> str:
-    """The analysis of a whole image: kind and count, then each structure from left to right."""
+def _write_summary(drawing: Drawing) -> str:
+    """The analysis of a whole image: its kind, the count, then each structure from left to right."""
     count = len(drawing.structures)
-    head = (
-        f"{_MODALITY_PHRASES[drawing.modality]} image with {_NUMBER_WORDS[count]} structure{'s' if count > 1 else ''}."
-    )
+    counted = f"{_NUMBER_WORDS[count]} structure{'s' if count > 1 else ''}"
+    head = f"{_MODALITY_PHRASES[drawing.modality]} image with {counted}."
     sentences = [f"On the {s.side} there is a {s.size} {s.brightness} {s.name}." for s in drawing.structures]
     return " ".join([head, *sentences])
 
@@ -472,48 +426,32 @@ def summary(drawing: Drawing) -> str:
 def make_phantom_samples(
     drawing: Drawing, image: ImageRef, image_id: str, split: Split, rng: random.Random
 ) -> list[Sample]:
-    """All questions about a drawing: VG a name, ROC and RC a structure, one MIA."""
+    """All questions about a drawing: VG for each name, ROC and RC for each structure, one MIA."""
 
-    def sample(tag: str, turn: Turn, names: Sequence[str], facts: Sequence[Fact] = ()) -> Sample:
-        return Sample(
-            id=f"{image_id}-{tag}",
-            images=(image,),
-            modality=drawing.modality,
-            turns=(turn,),
-            group=image_id,
-            source="phantom",
-            names=tuple(names),
-            facts=tuple(facts),
-            side="image",
-            split=split,
-        )
-
-    shown = drawing.structures
-    names = list(dict.fromkeys(s.name for s in shown))
-    items = []
+    sample = partial(
+        Sample, images=(image,), modality=drawing.modality, group=image_id, source="phantom", side="image", split=split
+    )
+    structures = drawing.structures
+    names = tuple(dict.fromkeys(s.name for s in structures))
+    samples = []
     for number, name in enumerate(names, start=1):
-        turn = questions.where(name, [s.box for s in shown if s.name == name], rng)
-        items.append(sample(f"vg{number}", turn, [name]))
-    for number, s in enumerate(shown, start=1):
-        items.append(sample(f"roc{number}", questions.what(s.box, s.name, rng), [s.name]))
-        fact = Fact(s.name, s.size, s.side, s.brightness)
-        items.append(sample(f"rc{number}", questions.describe(s.box, caption(s), rng), [s.name], [fact]))
-    all_facts = [Fact(s.name, s.size, s.side, s.brightness, len(shown)) for s in shown]
-    return [*items, sample("mia", questions.overall(summary(drawing), rng), names, all_facts)]
+        turn = questions.where(name, [s.box for s in structures if s.name == name], rng)
+        samples.append(sample(id=f"{image_id}-vg{number}", turns=(turn,), names=(name,)))
+    for number, s in enumerate(structures, start=1):
+        turn = questions.what(s.box, s.name, rng)
+        samples.append(sample(id=f"{image_id}-roc{number}", turns=(turn,), names=(s.name,)))
+        turn = questions.describe(s.box, _write_caption(s), rng)
+        facts = (Fact(s.name, s.size, s.side, s.brightness),)
+        samples.append(sample(id=f"{image_id}-rc{number}", turns=(turn,), names=(s.name,), facts=facts))
+    turn = questions.overall(_write_summary(drawing), rng)
+    all_facts = tuple(Fact(s.name, s.size, s.side, s.brightness, len(structures)) for s in structures)
+    return [*samples, sample(id=f"{image_id}-mia", turns=(turn,), names=names, facts=all_facts)]
 
 
 # --- files
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    folder: Path
-    split: Split
-    first: int  # index of the first image, counted within the split
-    count: int
-    structures: int
-    pixels: int
-    seed: int
+_Job = tuple[Split, range]  # numbers of images, counted within the split
 
 
 def write_phantoms(
@@ -521,58 +459,56 @@ def write_phantoms(
 ) -> list[Sample]:
     """Draw the whole set into `folder`/images/*.png and return its samples; paths are relative to `folder`.
 
-    An image depends on seed, split and its number only: the same for any number of workers, and unchanged when
-    another split grows. Modalities and orders of names take turns, so each split is balanced. `advance` is told how
-    many images were finished. Raises BadInput on an impossible knob or a full disk.
+    An image depends only on seed, split and number: it is the same for any number of workers, and when another split
+    grows. Modalities and orders of names alternate, so that each split is balanced. `advance` gets the number of newly
+    finished images. Raises BadInput on an impossible knob or a full disk.
     """
     _check_settings(config.structures, config.image_pixels)
-    for name in ("train_images", "validation_images", "test_images"):
-        if getattr(config, name) < 1:
-            raise BadInput(f"data.phantoms.{name}={getattr(config, name)}: give 1 or more")
     with naming_full_disk(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
     counts: dict[Split, int] = {
         "train": config.train_images, "validation": config.validation_images, "test": config.test_images
     }  # fmt: skip
-    jobs = [
-        _Job(folder, split, first, min(64, total - first), config.structures, config.image_pixels, seed)
+    jobs: list[_Job] = [
+        (split, range(first, min(first + 64, total)))
         for split, total in counts.items()
         for first in range(0, total, 64)
     ]
-    kept: list[Sample] = []
-    for job, drawn in zip(jobs, _draw_jobs(jobs, workers), strict=True):
-        kept.extend(s for s in drawn if s.task.value in config.tasks)
+    samples: list[Sample] = []
+    draw = partial(_draw_job, folder, config, seed)
+    for (_, numbers), drawn in zip(jobs, _draw_jobs(draw, jobs, workers), strict=True):
+        samples.extend(drawn)
         if advance is not None:
-            advance(job.count)
-    return kept
+            advance(len(numbers))
+    return samples
 
 
-def _draw_jobs(jobs: list[_Job], workers: int) -> Iterator[list[Sample]]:
+def _draw_jobs(draw: Callable[[_Job], list[Sample]], jobs: Sequence[_Job], workers: int) -> Iterator[list[Sample]]:
     if min(workers, len(jobs) // 4) <= 1:  # starting processes takes longer than a few hundred images
-        yield from map(_draw_job, jobs)
+        yield from map(draw, jobs)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
         try:
-            yield from pool.map(_draw_job, jobs)
-        except BaseException:  # do not draw the rest before going away
+            yield from pool.map(draw, jobs)
+        except BaseException:  # do not draw the rest first
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _draw_job(job: _Job) -> list[Sample]:
-    job_samples = []
-    for index in range(job.first, job.first + job.count):
-        modality = PAPER_MODALITIES[index % len(PAPER_MODALITIES)]
+def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: _Job) -> list[Sample]:
+    """Draw the images of a job; returns their samples of the tasks in the config."""
+    split, numbers = job
+    samples: list[Sample] = []
+    for number in numbers:
+        modality = PAPER_MODALITIES[number % len(PAPER_MODALITIES)]
         orders = list(itertools.permutations(STRUCTURES[modality]))
-        rng = np.random.default_rng([job.seed, get_args(Split).index(job.split), index])
-        names = orders[index // len(PAPER_MODALITIES) % len(orders)]
-        drawing = draw_phantom(rng, modality, job.structures, job.pixels, names)
-        image_id = f"{modality}_{job.split}_{index:05d}"
-        ref = ImageRef(f"images/{image_id}.png", job.pixels, job.pixels)
-        path = job.folder / ref.path
-        with naming_full_disk(path):
-            Image.fromarray(drawing.image).save(path, compress_level=1)
-        job_samples.extend(
-            make_phantom_samples(drawing, ref, image_id, job.split, random.Random(int(rng.integers(2**62))))
-        )
-    return job_samples
+        rng = np.random.default_rng([seed, SPLITS.index(split), number])
+        names = orders[number // len(PAPER_MODALITIES) % len(orders)]
+        drawing = draw_phantom(rng, modality, config.structures, config.image_pixels, names)
+        image_id = f"{modality}_{split}_{number:05d}"
+        image = ImageRef(f"images/{image_id}.png", config.image_pixels, config.image_pixels)
+        with naming_full_disk(folder / image.path):
+            Image.fromarray(drawing.image).save(folder / image.path, compress_level=1)
+        questions_rng = random.Random(int(rng.integers(2**62)))
+        samples += make_phantom_samples(drawing, image, image_id, split, questions_rng)
+    return [s for s in samples if s.task.value in config.tasks]

@@ -1,42 +1,40 @@
-"""Answers as DICOM Structured Reports, and back: TID 1500 with a rectangle for each region (PS3.16 A, PS3.3 C.18.6)."""
+"""Answers as DICOM Structured Reports: TID 1500 with a rectangle for each region (PS3.16 A, PS3.3 C.18.6)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pydicom
+from highdicom import UID, ContentQualificationValues, sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+from pydicom.valuerep import validate_value
 
 from clinkd.data.images import kind_of
-from clinkd.data.images.dicom_header import open_header, read_whole
+from clinkd.data.images.dicom_header import open_header
 from clinkd.data.images.grey import Refusal
-from clinkd.data.images.kind import which_frame
+from clinkd.data.images.kind import choose_frame
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import PLACE
 from clinkd.records import BadInput, Box
 
-if TYPE_CHECKING:
-    from highdicom.sr import (
-        MeasurementsAndQualitativeEvaluations,
-        ObserverContext,
-        PlanarROIMeasurementsAndQualitativeEvaluations,
-    )
-    from pydicom import Dataset
-    from pydicom.sr.coding import Code
-
-    Group = MeasurementsAndQualitativeEvaluations | PlanarROIMeasurementsAndQualitativeEvaluations
+Group = sr.MeasurementsAndQualitativeEvaluations | sr.PlanarROIMeasurementsAndQualitativeEvaluations
 
 NOTICE = "Research use only. Not for diagnosis or treatment. Made by a program and not verified."
-SCHEME = "99CLINKD"  # codes of our own (PS3.16 8.2: a designator that begins with 99 is a private one)
-_REPORT = "the report"
+SCHEME = "99CLINKD"  # our private codes (PS3.16 8.2: a designator that begins with 99 is private)
 
-# Structures whose names are those of SNOMED CT as PS3.16 lists its codes, which pydicom carries.
+# Structures whose names equal those of SNOMED CT codes in PS3.16, which pydicom lists.
 _STRUCTURES = frozenset(
     [
         "abdomen", "adrenal gland", "aorta", "bladder", "bone", "brain", "breast", "cardiomegaly", "chest", "clavicle",
@@ -50,7 +48,7 @@ _STRUCTURES = frozenset(
 )  # fmt: skip
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_REQUIRED = (  # of the patient and the study: type 2, so they stand empty where nothing is known
+_REQUIRED = (  # of the patient and the study: type 2, so they are empty where unknown
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
@@ -61,7 +59,7 @@ _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A box in an answer. `label` is what is there ("" where nobody says), `by` who drew the box."""
+    """A box in an answer. `label` names the finding ("" where unknown); `by` drew the box."""
 
     box: Box
     label: str
@@ -70,22 +68,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What answered."""
+    """The model that gave the answer."""
 
     name: str
     version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a report says, of frame `frame` (from 1) of the image whose SOPInstanceUID is `instance`."""
-
-    question: str
-    answer: str
-    regions: tuple[Region, ...]
-    model: Model
-    instance: str
-    frame: int
 
 
 def write_report(  # noqa: PLR0913
@@ -97,68 +83,45 @@ def write_report(  # noqa: PLR0913
     model: Model,
     limits: FileLimits = UPLOADS,
 ) -> bytes:
-    """A Comprehensive SR of an answer about one frame (the first where none is named) of the DICOM `source`.
+    """A Comprehensive SR of an answer about one frame (by default the first) of the DICOM `source`.
 
-    Corners are in pixels of the frame, (0, 0) at the top left corner of the top left pixel (PS3.3 C.18.6.1.2), as
-    float32. Patient and study are copied from the source; elements of them that the standard does not allow are left
-    empty. Nothing of the pixels is decoded or copied. The report is partial, unverified, and says that it is for
-    research. Raises BadInput where the source is no DICOM image that opens, lacks a UID without which nothing can refer
-    to it, or has no such frame, and where a box is too small for float32.
+    Corners are float32 pixels of the frame, (0, 0) is the top left corner of the top left pixel (PS3.3 C.18.6.1.2).
+    Patient and study are copied from the source; elements with values that the standard forbids stay empty. No pixels
+    are decoded or copied. The report is partial and unverified, and says that it is for research. Raises BadInput where
+    the source is no readable DICOM image, lacks a UID that a reference needs, or has no such frame, and where a box is
+    too small for float32.
     """
+    model = Model(_clean_text(model.name), _clean_text(model.version))
     stream = io.BytesIO(source)
     if not kind_of(stream).reportable:
         raise BadInput(f"{PLACE}: not a DICOM, so no structured report can refer to it; give the DICOM file itself")
     keywords = (*_UIDS, *_REQUIRED, *_OPTIONAL, "SpecificCharacterSet")
     with open_header(stream, PLACE, limits, also=keywords) as header:
-        number = which_frame(1 if frame is None else frame, header.frames, stream, PLACE)
-        evidence = _copy_evidence(header.ds)
-        references = _References(evidence, number if header.frames > 1 else None)
-        corners = [_make_polyline(region.box, header.columns, header.rows) for region in regions]
-        groups = [
-            _make_group(n, r, c, references, model) for n, (r, c) in enumerate(zip(regions, corners, strict=True), 1)
-        ]
-        return _encode_report(
-            _build_report(question, answer, groups or [_make_image_group(references, model)], references, model)
-        )
-
-
-def read_report(content: bytes, width: int, height: int, limits: FileLimits = UPLOADS) -> Report:
-    """What a report of `write_report` says, its boxes as fractions of a frame of `width` x `height` pixels.
-
-    Raises BadInput where it is no such report.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _parse_report(read_whole(content, limits), width, height)
-    except Refusal as refusal:
-        raise BadInput(f"{_REPORT}: {refusal}") from None
-    except BadInput:
-        raise
-    except Exception as error:
-        kind = type(error).__name__  # not its words, which may be those of the report
-        raise BadInput(f"{_REPORT}: not a structured report of ClinKD ({kind}); give the file it wrote") from None
+        number = choose_frame(1 if frame is None else frame, header.frames, stream, PLACE)
+        frames = [number] if header.frames > 1 else None
+        source_frame = _SourceFrame(_copy_evidence(header.ds), frames, header.columns, header.rows)
+        groups = [_make_group(n, region, source_frame, model) for n, region in enumerate(regions, start=1)]
+        groups = groups or [_make_image_group(source_frame, model)]
+        report = io.BytesIO()
+        pydicom.dcmwrite(report, _build_report(question, answer, groups, source_frame, model), enforce_file_format=True)
+        return report.getvalue()
 
 
 # ---- the source -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _References:
-    """The image that all regions lie in."""
+class _SourceFrame:
+    """The frame of all regions."""
 
     evidence: Dataset
-    frame: int | None  # None where the image has one only
-
-    @property
-    def frames(self) -> list[int] | None:
-        return None if self.frame is None else [self.frame]
+    frames: list[int] | None  # the number of the frame; None where the image has one only
+    columns: int
+    rows: int
 
 
 def _copy_evidence(ds: Dataset) -> Dataset:
-    """What a report repeats of its source, each element as the standard allows it or empty."""
-    from pydicom import Dataset
-
+    """The elements of the source that a report repeats, empty where the standard forbids their value."""
     evidence = Dataset()
     for keyword in _UIDS:
         uid = str(ds.get(keyword) or ds.file_meta.get(f"MediaStorage{keyword}") or "").strip()
@@ -173,18 +136,14 @@ def _copy_evidence(ds: Dataset) -> Dataset:
 
 
 def _read_valid_text(ds: Dataset, keyword: str) -> str:
-    """The text of an element, "" where it is missing, has several values, or is not one that its VR allows."""
-    from pydicom import config
-    from pydicom.datadict import dictionary_VR
-    from pydicom.valuerep import validate_value
-
+    """The text of an element, "" where it is missing, has several values, or breaks the rules of its VR."""
     try:
         vr, value = dictionary_VR(keyword), str(ds[keyword].value).strip()
         legal = ds[keyword].VM == 1 and (keyword != "PatientSex" or value in ("M", "F", "O"))
-        validate_value(vr, value, config.RAISE)
+        validate_value(vr, value, pydicom.config.RAISE)
         if vr == "DA":
             datetime.strptime(value, "%Y%m%d")
-    except Exception:  # absent, broken, or not to be decoded
+    except Exception:  # absent, broken, or impossible to decode
         return ""
     return value if legal and "\\" not in value and value.isprintable() else ""
 
@@ -192,25 +151,23 @@ def _read_valid_text(ds: Dataset, keyword: str) -> str:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def _make_polyline(box: Box, columns: int, rows: int) -> Any:
+def _make_polyline(box: Box, frame: _SourceFrame) -> Any:
     """The rectangle as a closed polyline: five (column, row) pairs of float32."""
-    x1, x2 = (np.float32(x * columns) for x in (box.x1, box.x2))
-    y1, y2 = (np.float32(y * rows) for y in (box.y1, box.y2))
+    x1, x2 = (np.float32(x * frame.columns) for x in (box.x1, box.x2))
+    y1, y2 = (np.float32(y * frame.rows) for y in (box.y1, box.y2))
     if x1 == x2 or y1 == y2:
-        raise Refusal(f"a box of {columns}x{rows} pixels is too small to be written; draw a larger one")
+        raise Refusal(f"a box of {frame.columns}x{frame.rows} pixels is too small to be written; draw a larger one")
     return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)], np.float32)
 
 
-def _make_group(number: int, region: Region, corners: Any, references: _References, model: Model) -> Group:
+def _make_group(number: int, region: Region, frame: _SourceFrame, model: Model) -> Group:
     """TID 1410 of a region."""
-    from highdicom import sr
-
-    # The class of the image is set at the end: highdicom refuses those it does not know, retired ones among them.
-    image = sr.SourceImageForRegion(_STAND_IN, references.evidence.SOPInstanceUID, references.frames)
-    rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, corners, image)
-    if references.evidence.SOPClassUID == _WHOLE_SLIDE:  # else they would be of the whole slide, not of its tile
+    # The class of the image is set at the end, as highdicom refuses unknown classes, such as retired ones.
+    image = sr.SourceImageForRegion(_STAND_IN, frame.evidence.SOPInstanceUID, frame.frames)
+    rectangle = sr.ImageRegion(sr.GraphicTypeValues.POLYLINE, _make_polyline(region.box, frame), image)
+    if frame.evidence.SOPClassUID == _WHOLE_SLIDE:  # otherwise they would be pixels of the whole slide, not of its tile
         rectangle.PixelOriginInterpretation = "FRAME"
-        image.ReferencedSOPSequence[0].ReferencedFrameNumber = references.frame or 1
+        image.ReferencedSOPSequence[0].ReferencedFrameNumber = (frame.frames or [1])[0]
     label = " ".join(_clean_text(region.label).split())
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier=f"{number}: {label}".strip()),
@@ -223,24 +180,16 @@ def _make_group(number: int, region: Region, corners: Any, references: _Referenc
     return group
 
 
-def _make_image_group(references: _References, model: Model) -> Group:
-    """TID 1501 of the image as a whole: a report has at least one group."""
-    from highdicom import sr
-
+def _make_image_group(frame: _SourceFrame, model: Model) -> Group:
+    """TID 1501 of the whole image: a report needs at least one group."""
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(identifier="0: the image"),
         algorithm_id=_describe_algorithm(model),
-        source_images=[
-            sr.SourceImageForMeasurementGroup(_STAND_IN, references.evidence.SOPInstanceUID, references.frames),
-        ],
+        source_images=[sr.SourceImageForMeasurementGroup(_STAND_IN, frame.evidence.SOPInstanceUID, frame.frames)],
     )
 
 
-def _build_report(question: str, answer: str, groups: list[Group], references: _References, model: Model) -> Dataset:
-    from highdicom import UID, ContentQualificationValues, sr
-    from highdicom.coding_schemes import CodingSchemeIdentificationItem
-    from pydicom.sr.codedict import codes
-
+def _build_report(question: str, answer: str, groups: list[Group], frame: _SourceFrame, model: Model) -> Dataset:
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_describe_device(model)),
         procedure_reported=codes.SCT.ImagingProcedure,
@@ -248,17 +197,18 @@ def _build_report(question: str, answer: str, groups: list[Group], references: _
         title=codes.DCM.ImagingMeasurementReport,
     )
     texts = (
-        (_make_private_code("question", "Question asked"), question),
-        (_make_private_code("answer", "Answer given"), answer),
+        (Code("question", SCHEME, "Question asked"), question),
+        (Code("answer", SCHEME, "Answer given"), answer),
+        (codes.DCM.Comment, NOTICE),
     )
-    for name, text in (*texts, (codes.DCM.Comment, NOTICE)):
+    for name, text in texts:
         if plain := _clean_text(text):
             contains = sr.RelationshipTypeValues.CONTAINS
             content[0].ContentSequence.append(sr.TextContentItem(name, plain, contains))
-    source_class = references.evidence.SOPClassUID
-    references.evidence.SOPClassUID = _STAND_IN
+    source_class = frame.evidence.SOPClassUID
+    frame.evidence.SOPClassUID = _STAND_IN
     report = sr.ComprehensiveSR(
-        evidence=[references.evidence],
+        evidence=[frame.evidence],
         content=content[0],
         series_instance_uid=UID(),
         series_number=1,
@@ -278,125 +228,37 @@ def _build_report(question: str, answer: str, groups: list[Group], references: _
     return report
 
 
-def _encode_report(report: Dataset) -> bytes:
-    import pydicom
-
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, report, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def _code_finding(label: str) -> Any:
-    """The code of a structure: SNOMED CT where its name is known, else one of our own, made of the label."""
-    from pydicom.sr.codedict import codes
-
+    """The code of a structure: SNOMED CT for a known name, otherwise a private code made from the label."""
     name = re.sub(r"^(the|an?) ", "", " ".join(label.lower().split()))
     if name in _STRUCTURES:
         return getattr(codes.SCT, name.title().replace(" ", ""))
-    return _make_private_code(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), _clean_line(label))
-
-
-def _make_private_code(value: str, meaning: str) -> Code:
-    from pydicom.sr.coding import Code
-
-    return Code(value, SCHEME, meaning)
+    return Code(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), SCHEME, _clean_line(label))
 
 
 def _describe_algorithm(model: Model) -> Any:
-    from highdicom import sr
-
-    return sr.AlgorithmIdentification(
-        name=_clean_text(model.name) or "unknown", version=_clean_text(model.version) or "unknown"
-    )
+    return sr.AlgorithmIdentification(name=model.name or "unknown", version=model.version or "unknown")
 
 
-def _describe_device(model: Model) -> ObserverContext:
-    """TID 1004. The UID is always the same of a model."""
-    from highdicom import sr
-    from pydicom.sr.codedict import codes
-    from pydicom.uid import generate_uid
-
-    identity = generate_uid(entropy_srcs=["clinkd", _clean_text(model.name), _clean_text(model.version)])
-    about = sr.DeviceObserverIdentifyingAttributes(
-        uid=identity, name=_clean_text(model.name) or "unknown", manufacturer_name="ClinKD"
-    )
-    return sr.ObserverContext(observer_type=_make_concept(codes.DCM.Device), observer_identifying_attributes=about)
+def _describe_device(model: Model) -> sr.ObserverContext:
+    """TID 1004. A model always has the same UID."""
+    identity, name = generate_uid(entropy_srcs=["clinkd", model.name, model.version]), model.name or "unknown"
+    about = sr.DeviceObserverIdentifyingAttributes(uid=identity, name=name, manufacturer_name="ClinKD")
+    return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Device), about)
 
 
-def _describe_person() -> ObserverContext:
-    """TID 1003. Who drew a box is not asked for, and not told."""
-    from highdicom import sr
-    from pydicom.sr.codedict import codes
-
+def _describe_person() -> sr.ObserverContext:
+    """TID 1003, without a name: nobody asks who drew a box."""
     about = sr.PersonObserverIdentifyingAttributes(name="Reader^Anonymous")
-    return sr.ObserverContext(observer_type=_make_concept(codes.DCM.Person), observer_identifying_attributes=about)
-
-
-def _make_concept(code: Code) -> Any:
-    from highdicom import sr
-
-    return sr.CodedConcept.from_code(code)
+    return sr.ObserverContext(sr.CodedConcept.from_code(codes.DCM.Person), about)
 
 
 def _clean_text(text: str) -> str:
-    """Text that an element may hold: no control characters but the ends of lines, nothing that is not Unicode."""
+    """Text that an element may hold: valid Unicode, no control characters except ends of lines."""
     whole = text.encode("utf-8", "replace").decode().replace("\r\n", "\n")
     return "".join(c if c.isprintable() or c == "\n" else " " for c in whole).strip()
 
 
 def _clean_line(text: str) -> str:
-    """Text for a VR of 64 characters in one line (LO)."""
+    """Text for the VR LO: one line of at most 64 characters."""
     return " ".join(_clean_text(text).replace("\\", "/").split())[:64].strip()
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def _parse_report(ds: Dataset, width: int, height: int) -> Report:
-    if ds.get("Modality") != "SR" or "ContentSequence" not in ds:
-        raise Refusal("not a structured report of ClinKD; give the file it wrote")
-    texts = {_read_code(item): str(item.TextValue) for item in _list_children(ds, "TEXT")}
-    regions, images = [], []
-    for measured in _list_children(ds, "CONTAINER", "126010"):  # Imaging Measurements
-        for group in _list_children(measured, "CONTAINER", "125007"):  # Measurement Group
-            images += [_read_image_reference(item) for item in _list_children(group, "IMAGE")]
-            for rectangle in _list_children(group, "SCOORD", "111030"):  # Image Region
-                images += [_read_image_reference(item) for item in _list_children(rectangle, "IMAGE")]
-                label = _read_text(group, "112039").partition(":")[2].strip()  # Tracking Identifier
-                by: Literal["model", "person"] = "model" if _read_text(group, "111001") else "person"  # Algorithm Name
-                regions.append(Region(_read_box(rectangle, width, height), label, by))
-    if len(set(images)) != 1:
-        raise Refusal("of no image, or of several; give a report that ClinKD wrote")
-    ((instance, frame),) = set(images)
-    name, version = _read_text(ds, "121013"), str(ds.get("SoftwareVersions") or "")  # Device Observer Name
-    return Report(
-        texts.get("question", ""), texts.get("answer", ""), tuple(regions), Model(name, version), instance, frame
-    )
-
-
-def _list_children(item: Dataset, kind: str, code: str = "") -> Iterator[Dataset]:
-    for child in item.get("ContentSequence") or []:
-        if child.get("ValueType") == kind and (not code or _read_code(child) == code):
-            yield child
-
-
-def _read_code(item: Dataset) -> str:
-    return str(item.ConceptNameCodeSequence[0].get("CodeValue") or "")
-
-
-def _read_text(item: Dataset, code: str) -> str:
-    return next((str(child.TextValue) for child in _list_children(item, "TEXT", code)), "")
-
-
-def _read_image_reference(item: Dataset) -> tuple[str, int]:
-    """SOPInstanceUID, and the number of the frame."""
-    reference = item.ReferencedSOPSequence[0]
-    return str(reference.ReferencedSOPInstanceUID), int(reference.get("ReferencedFrameNumber") or 1)
-
-
-def _read_box(rectangle: Dataset, width: int, height: int) -> Box:
-    points = np.array(rectangle.GraphicData, np.float64).reshape(-1, 2)
-    if rectangle.GraphicType != "POLYLINE" or len(points) != 5 or (points[0] != points[-1]).any():
-        raise Refusal("a region of it is no rectangle; give a report that ClinKD wrote")
-    (x1, y1), (x2, y2) = points.min(0) / (width, height), points.max(0) / (width, height)
-    return Box(float(x1), float(y1), float(x2), float(y2))

@@ -1,4 +1,4 @@
-"""A process that may die, for decoders in C that broken files end: what it takes with it is one answer."""
+"""A process that may die, for decoders in C that crash on broken files: its end costs one answer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-Job = Callable[[Any, bytes], tuple[Any, bytes]]  # JSON and bytes in, JSON and bytes out
+Job = Callable[[Any, bytes], tuple[Any, Sequence[bytes]]]  # JSON and bytes in, JSON and any number of bytes out
+_REPLY_BYTES = 1 << 20  # at most, of the JSON of a reply
+_CONTENT_BYTES = 1 << 30  # at most, of each of its bytes objects
 
 
 class WorkerLost(Exception):
@@ -26,116 +28,129 @@ class WorkerLost(Exception):
 
 
 class JobFailed(Exception):
-    """A job raised an exception of this name; its words stay behind, they may be those of a header."""
+    """A job raised an exception of this name. The message is not passed on: it may hold words of a header."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """Of one job: seconds on the clock and of the CPU, and bytes that its process may map (Linux alone)."""
+    """Limits of one job: seconds on the clock and of the CPU, and bytes that its process may map (Linux alone)."""
 
-    seconds: float
-    memory_bytes: int
+    seconds: float | None = None
+    memory_bytes: int | None = None
+
+
+_NO_LIMITS = WorkerLimits()
 
 
 class Worker:
-    """Does a job, a function of a module, in a process of its own: started when needed, kept, and made anew once lost.
+    """Does a job, a function of a module, in another process, which starts when needed and is replaced once lost.
 
-    The process writes no file and no word, and ends with this one. JSON and bytes go both ways: nothing that it sends
-    is ever run. Calls from several threads wait for each other. A process that was forked must not use it.
+    The process writes no file and prints nothing, and ends with this one. Both sides send JSON and bytes: nothing that
+    it sends is ever run. Calls from several threads wait for each other. A forked process must not use the worker.
     """
 
-    def __init__(self, job: Job, limits: WorkerLimits | None = None) -> None:
-        self._job, self._limits = job, limits
-        self._lock = threading.Lock()
+    def __init__(self, job: Job, limits: WorkerLimits = _NO_LIMITS) -> None:
+        self.job, self.limits = job, limits
+        self._lock = threading.RLock()
         self._pipe: Connection | None = None
         self._end: Callable[[], object] = lambda: None
 
-    def __call__(self, request: Any, content: bytes = b"") -> tuple[Any, bytes]:
-        """What the job makes of a request. Raises WorkerLost or JobFailed."""
+    def __call__(self, request: Any, content: bytes = b"") -> tuple[Any, list[bytes]]:
+        """The result of the job for a request. Raises WorkerLost or JobFailed."""
         with self._lock:
-            pipe = self._pipe or self._start()
+            pipe = self.start()
             try:
                 pipe.send_bytes(json.dumps(request).encode())
                 pipe.send_bytes(content)
-                if not pipe.poll(self._limits.seconds if self._limits else None):
+                if not pipe.poll(self.limits.seconds):
                     raise TimeoutError
-                (reply, failure), blob = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
+                reply, failure, count = json.loads(pipe.recv_bytes(_REPLY_BYTES))
+                contents = [pipe.recv_bytes(_CONTENT_BYTES) for _ in range(count)]
             except (OSError, EOFError, ValueError, TypeError):
-                self._close()
+                self.close()
                 raise WorkerLost from None
         if failure is not None:
             raise JobFailed(failure)
-        return reply, blob
+        return reply, contents
+
+    def start(self) -> Connection:
+        """Start the process if none runs, so that the first job need not wait for it; returns the pipe to it."""
+        with self._lock:
+            if self._pipe is None:
+                self._pipe, theirs = Pipe()
+                with theirs:
+                    kill, wait = self.start_process(theirs)
+                self._end = weakref.finalize(self, _end_process, self._pipe, kill, wait)
+            return self._pipe
 
     def close(self) -> None:
         with self._lock:
-            self._close()
+            self._end()
+            self._pipe = None
 
-    def _close(self) -> None:
-        self._end()
-        self._pipe = None
-
-    def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        limits = (str(self._limits.seconds), str(self._limits.memory_bytes)) if self._limits else ()
-        words = (f"{self._job.__module__}:{self._job.__qualname__}", str(theirs.fileno()), *limits)
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from clinkd.data.worker import serve; serve()", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"},
-                pass_fds=[theirs.fileno()],
-            )
-        self._pipe, self._end = ours, weakref.finalize(self, _end, ours, process)
-        return ours
+    def start_process(self, pipe: Connection) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Start the process for the other end of the pipe; returns a function that kills it and one that waits."""
+        limits = json.dumps(astuple(self.limits))
+        words = (f"{self.job.__module__}:{self.job.__qualname__}", str(pipe.fileno()), limits)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from clinkd.data.worker import serve; serve()", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"},
+            pass_fds=[pipe.fileno()],
+        )
+        return process.kill, process.wait
 
 
-def _end(pipe: Connection, process: subprocess.Popen[bytes]) -> None:
+def _end_process(pipe: Connection, kill: Callable[[], object], wait: Callable[[], object]) -> None:
     pipe.close()
-    process.kill()
-    process.wait()
+    kill()
+    wait()
 
 
 # ---- in the process -------------------------------------------------------------------------------------------------
 
 
 def serve() -> None:
-    """What a Worker's process runs, until its other end is gone."""
-    name, fd, *limits = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end ends it
-    seconds, memory_bytes = (float(limits[0]), int(limits[1])) if limits else (None, None)
-    confine(memory_bytes)
+    """Do the job that the command line names, until the other end of the pipe is gone."""
+    name, fd, limits = sys.argv[1:]
     module, _, function = name.partition(":")
     job: Job = getattr(importlib.import_module(module), function)
-    pipe = Connection(int(fd))
+    do_jobs(Connection(int(fd)), job, WorkerLimits(*json.loads(limits)))
+
+
+def do_jobs(pipe: Connection, job: Job, limits: WorkerLimits) -> None:
+    """Answer requests until the other end of the pipe is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other end ends this process
+    _confine(limits.memory_bytes)
     with contextlib.suppress(EOFError, OSError):
         while True:
             request, content = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
-            if seconds is not None:
-                allow_cpu(seconds)
+            if limits.seconds is not None:
+                _allow_cpu(limits.seconds)
             try:
-                (reply, blob), failure = job(request, content), None
+                (reply, contents), failure = job(request, content), None
             except Exception as error:
-                reply, blob, failure = None, b"", type(error).__name__
-            pipe.send_bytes(json.dumps([reply, failure]).encode())
-            pipe.send_bytes(blob)
+                reply, contents, failure = None, (), type(error).__name__
+            pipe.send_bytes(json.dumps([reply, failure, len(contents)]).encode())
+            for part in contents:
+                pipe.send_bytes(part)
 
 
-def confine(memory_bytes: int | None) -> None:
-    """Write no file, leave no image of the memory behind, and map no more of it than this and what was allowed."""
+def _confine(memory_bytes: int | None) -> None:
+    """Let this process write no file, leave no core dump, and map no more memory than these bytes."""
     caps = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     if memory_bytes is not None and sys.platform == "linux":
         caps[resource.RLIMIT_AS] = memory_bytes
-    for which, cap in caps.items():
-        hard = resource.getrlimit(which)[1]
-        most = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
-        resource.setrlimit(which, (most, most))
+    for kind, cap in caps.items():
+        hard = resource.getrlimit(kind)[1]
+        limit = cap if hard == resource.RLIM_INFINITY else min(cap, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
-def allow_cpu(seconds: float) -> None:
-    """Let this process compute so many seconds more, then end it."""
+def _allow_cpu(seconds: float) -> None:
+    """Let this process compute for so many more seconds, then end it."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 1, hard))

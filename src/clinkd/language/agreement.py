@@ -12,33 +12,33 @@ from clinkd.records import BoxedText, Fact
 
 
 def answer_accuracy(answer: BoxedText, truth: BoxedText, facts: Sequence[Fact], lexicon: Lexicon) -> float:
-    """How near an answer comes to its truth, 0..1, without a language tool: what a choice on validation may look at.
+    """How near an answer is to its truth, 0..1, without a language tool: for choices on the validation split.
 
-    Where the truth has boxes, the share of boxes met one to one at IoU 0.5; where it states facts, the F1 of their
-    tuples; else 1 for equal normalised words.
+    If the truth has boxes, the share of boxes matched one to one at IoU 0.5; if it states facts, the F1 of their
+    tuples; otherwise 1 for equal normalised words.
     """
     if truth.boxes:
         return len(match_boxes(truth.boxes, answer.boxes, 0.5)) / max(len(truth.boxes), len(answer.boxes))
     if facts:
-        wanted = {t for f in facts for t in f.tuples}
-        said = {t for f in read_facts(answer.text, lexicon) for t in f.tuples}
-        return 2 * len(wanted & said) / (len(wanted) + len(said))
+        true_tuples = {t for f in facts for t in f.tuples}
+        stated_tuples = {t for f in read_facts(answer.text, lexicon) for t in f.tuples}
+        return 2 * len(true_tuples & stated_tuples) / (len(true_tuples) + len(stated_tuples))
     return float(normalise(answer.text) == normalise(truth.text))
 
 
 def answer_similarity(a: BoxedText, b: BoxedText) -> float:
-    """How much two answers say the same, 0..1, without a truth; symmetric, and 1 for an answer and itself.
+    """The similarity of two answers, 0..1, without a truth; symmetric, and 1 for an answer and itself.
 
-    Where either has boxes, these alone count: the largest summed IoU of boxes paired one to one, over the number of
-    boxes of the answer that has more, so that a spare box counts against it. Else the F1 of normalised words, each as
-    often as it stands; their order is not looked at. Two answers without words are alike.
+    If either has boxes, only these count: the largest summed IoU of boxes paired one to one, divided by the number of
+    boxes of the answer with more boxes, so that a spare box lowers it. Otherwise the F1 of normalised words, each
+    counted as often as it occurs, in any order. Two answers without words are equal.
     """
     if a.boxes or b.boxes:
         overlap = iou_matrix(a.boxes, b.boxes)
         wide = overlap if len(a.boxes) <= len(b.boxes) else overlap.T
-        # not `match_boxes`: it prefers many pairs that barely touch to one good pair
-        met = sum(float(wide[pair]) for pair in assign(wide))
-        return met / max(len(a.boxes), len(b.boxes))
-    said_a, said_b = (Counter(normalise(t.text).split()) for t in (a, b))
-    total = said_a.total() + said_b.total()
-    return 2 * (said_a & said_b).total() / total if total else 1.0
+        # not `match_boxes`, which prefers many pairs that barely touch to one good pair
+        summed_iou = sum(float(wide[pair]) for pair in assign(wide))
+        return summed_iou / max(len(a.boxes), len(b.boxes))
+    words_a, words_b = (Counter(normalise(t.text).split()) for t in (a, b))
+    total = words_a.total() + words_b.total()
+    return 2 * (words_a & words_b).total() / total if total else 1.0

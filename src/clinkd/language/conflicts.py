@@ -18,7 +18,7 @@ from clinkd.language.words import GENERIC, NUMBERS, normalise, sentences, singul
 
 
 def affirms(text: str, name: str) -> bool:
-    """The text states the name at least once without negating it in the same clause ("not the X" does not)."""
+    """Whether the text states the name at least once without denying it in the same clause ("not the X" denies it)."""
     return bool(affirmed_names(text, (name,)))
 
 
@@ -29,14 +29,15 @@ _SIDE_WORDS = {
     **{w: frozenset({"right"}) for w in ("rightmost", "rightward", "rightwards", "righthand")},
     **{w: frozenset({"left", "right"}) for w in ("bilateral", "bilaterally")},
 }
-DESCRIBING = (  # adjectives that two structures of one image may well exchange without changing sides
+# adjectives; two structures of an image may swap them and keep their sides
+DESCRIBING = (
     *("small", "large", "big", "little", "tiny", "huge", "medium", "bright", "dark", "light", "dim", "round", "oval"),
 )
 
 
 def denied(text: str) -> frozenset[str]:
-    """The content words a text denies, singular."""
-    return frozenset(w for w, said in _polarity(text).items() if True in said)
+    """The content words that a text denies, in the singular."""
+    return frozenset(w for w, polarity in _read_polarity(text).items() if True in polarity)
 
 
 _UNITS = {
@@ -49,16 +50,16 @@ _POINTING = {"the", "this", "that", "other", "another", "each", "every", "no", "
 
 @lru_cache(maxsize=65536)
 def sides(text: str) -> frozenset[str]:
-    """The sides a text states without denying them: of "left" and "right"; bilateral, or "both lungs", is both."""
-    return frozenset().union(*(_clause_sides(c.words, c.negated) for c in clauses(text)))
+    """The sides, "left" and "right", that a text states and does not deny; bilateral, or "both lungs", is both."""
+    return frozenset().union(*(_read_sides(c.words, c.negated) for c in clauses(text)))
 
 
-def _clause_sides(words: Sequence[str], negated: Sequence[bool]) -> frozenset[str]:
+def _read_sides(words: Sequence[str], negated: Sequence[bool]) -> frozenset[str]:
     stated: set[str] = set()
-    for at, (word, denied) in enumerate(zip(words, negated, strict=True)):
+    for i, (word, denied) in enumerate(zip(words, negated, strict=True)):
         if denied:
             continue
-        after = words[at + 1] if at + 1 < len(words) else ""
+        after = words[i + 1] if i + 1 < len(words) else ""
         if word in _SIDE_WORDS:
             stated |= _SIDE_WORDS[word]
         elif word == "both" and (after == "sides" or (after.endswith("s") and carries_finding(after))):
@@ -69,35 +70,35 @@ def _clause_sides(words: Sequence[str], negated: Sequence[bool]) -> frozenset[st
 @dataclass(frozen=True, slots=True)
 class _Count:
     number: int
-    head: str  # the counted noun, singular; "" where it is left out
-    firm: bool  # said as a number, not as "both"
+    head: str  # the counted noun in the singular; "" where it is missing
+    firm: bool  # stated as a number, not as "both"
 
 
 @lru_cache(maxsize=65536)
 def counts(text: str) -> tuple[_Count, ...]:
-    found = []
+    stated = []
     for clause in clauses(text):
         words = clause.words
-        for at, word in enumerate(words):
-            before, after = words[at - 1] if at else "", words[at + 1] if at + 1 < len(words) else ""
+        for i, word in enumerate(words):
+            before, after = words[i - 1] if i else "", words[i + 1] if i + 1 < len(words) else ""
             if word == "both":
-                found.append(_Count(2, _head(words[at + 1 :]), False))
-            elif clause.negated[at]:
+                stated.append(_Count(2, _find_noun(words[i + 1 :]), False))
+            elif clause.negated[i]:
                 continue
             elif word in NUMBERS:
-                noun = _head(words[at + 1 :])
+                noun = _find_noun(words[i + 1 :])
                 pronoun = word == "one" and (
                     (not noun and len(words) > 1 and before != "is") or before in _POINTING | {"in", "on"}
                 )
                 if not pronoun:
-                    found.append(_Count(NUMBERS[word], noun, True))
+                    stated.append(_Count(NUMBERS[word], noun, True))
             elif word.isdecimal() and len(word) <= 2 and after not in _UNITS and before not in _RANKED:
-                found.append(_Count(int(word), _head(words[at + 1 :]), True))
-    return tuple(found)
+                stated.append(_Count(int(word), _find_noun(words[i + 1 :]), True))
+    return tuple(stated)
 
 
-def _head(words: Sequence[str]) -> str:
-    """The noun that words after a number lead to: "small bright structures on ..." -> structure."""
+def _find_noun(words: Sequence[str]) -> str:
+    """The noun that a number counts, from the words after it: "small bright structures on ..." -> structure."""
     head = ""
     for word in words[1:] if words[:1] in (("of",), ["of"]) else words:
         noun = singular(word)
@@ -110,52 +111,51 @@ def _head(words: Sequence[str]) -> str:
 
 
 def numbers(text: str) -> frozenset[int]:
-    """The counts a text states ("two structures", "a single lesion", "3"); measurements and "T2" are not counts."""
+    """The counts that a text states ("two structures", "a single lesion", "3"), without measurements and "T2"."""
     return frozenset(c.number for c in counts(text) if c.firm)
 
 
 def conflicts(answer: str, truth: str) -> tuple[str, ...]:
-    """Where two texts contradict each other: a subset of ("laterality", "negation", "count"), in that order.
+    """How two texts contradict each other: some of "laterality", "negation", "count", in this order.
 
-    Silence is no contradiction: a text that states no side conflicts with none. Symmetric in its arguments.
+    Silence is no contradiction: a text without a side conflicts with no side. Symmetric in its arguments.
     """
     if normalise(answer) == normalise(truth):
         return ()
-    found = (("laterality", _sides_clash), ("negation", _negation_clash), ("count", _counts_clash))
-    return tuple(name for name, clash in found if clash(answer, truth))
+    checks = (("laterality", _sides_conflict), ("negation", _negation_conflicts), ("count", _counts_conflict))
+    return tuple(name for name, conflict in checks if conflict(answer, truth))
 
 
-def _sides_clash(a: str, b: str) -> bool:
+def _sides_conflict(a: str, b: str) -> bool:
     sides_a, sides_b = sides(a), sides(b)
     if sides_a and sides_b and sides_a != sides_b:
         return True
-    bound_a, bound_b = _bound_sides(a), _bound_sides(b)  # "a kidney on the left, a liver on the right", swapped
+    bound_a, bound_b = _bind_sides(a), _bind_sides(b)  # "a kidney on the left, a liver on the right", swapped
     return any(not bound_a[w] & bound_b[w] for w in bound_a.keys() & bound_b.keys())
 
 
 @lru_cache(maxsize=65536)
-def _bound_sides(text: str) -> dict[str, frozenset[str]]:
-    """Content word -> the sides stated in its clauses, finer where each part around an "and" states just one."""
+def _bind_sides(text: str) -> dict[str, frozenset[str]]:
+    """The sides stated in the clauses of each content word; by the parts around "and" where each states one side."""
     bound: dict[str, frozenset[str]] = {}
     for sentence in sentences(text):
         for clause in split_clauses(sentence):
-            parts = list(_parts(clause))
-            if any(len(_clause_sides(p, negated_words(p))) != 1 for p in parts):
+            parts = list(_split_parts(clause))
+            if any(len(_read_sides(p, negated_words(p))) != 1 for p in parts):
                 parts = [tuple(w for w in clause if w != ",")]
             for part in parts:
-                stated = _clause_sides(part, negated_words(part))
-                for word in part:
-                    if (
-                        stated
-                        and carries_finding(word)
-                        and not (word in _SIDE_WORDS or word in NUMBERS or word in DESCRIBING)
-                    ):
-                        bound[singular(word)] = bound.get(singular(word), frozenset()) | stated
+                stated = _read_sides(part, negated_words(part))
+                for word in filter(_can_have_side, part) if stated else ():
+                    bound[singular(word)] = bound.get(singular(word), frozenset()) | stated
     return bound
 
 
-def _parts(clause: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The pieces of a clause around its commas and "and"s; a piece that names nothing stays with its follower."""
+def _can_have_side(word: str) -> bool:
+    return carries_finding(word) and not (word in _SIDE_WORDS or word in NUMBERS or word in DESCRIBING)
+
+
+def _split_parts(clause: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The pieces of a clause between its commas and "and"s; a piece without a finding joins the next piece."""
     piece: list[str] = []
     for word in clause:
         if word in {",", "and"} and any(carries_finding(w) and w not in _SIDE_WORDS for w in piece):
@@ -167,30 +167,31 @@ def _parts(clause: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield tuple(piece)
 
 
-def _negation_clash(a: str, b: str) -> bool:
-    said_a, said_b = _polarity(a), _polarity(b)
-    if any(len(said_a[w]) == len(said_b[w]) == 1 and said_a[w] != said_b[w] for w in said_a.keys() & said_b.keys()):
+def _negation_conflicts(a: str, b: str) -> bool:
+    denials_a, denials_b = _read_polarity(a), _read_polarity(b)
+    shared = denials_a.keys() & denials_b.keys()
+    if any(len(denials_a[w]) == len(denials_b[w]) == 1 and denials_a[w] != denials_b[w] for w in shared):
         return True
     return bool(yes_no_verdict(a) and yes_no_verdict(b) and yes_no_verdict(a) != yes_no_verdict(b))
 
 
 @lru_cache(maxsize=65536)
-def _polarity(text: str) -> dict[str, frozenset[bool]]:
-    """Content word -> whether it is denied, both values where it is and is not."""
-    said: dict[str, frozenset[bool]] = {}
+def _read_polarity(text: str) -> dict[str, frozenset[bool]]:
+    """For each content word, whether it is denied; both values where the text does both."""
+    polarity: dict[str, frozenset[bool]] = {}
     for clause in clauses(text):
         for word, denied in zip(clause.words, clause.negated, strict=True):
             if carries_finding(word):
-                said[singular(word)] = said.get(singular(word), frozenset()) | {denied}
-    return said
+                polarity[singular(word)] = polarity.get(singular(word), frozenset()) | {denied}
+    return polarity
 
 
-def _counts_clash(a: str, b: str) -> bool:
+def _counts_conflict(a: str, b: str) -> bool:
     counts_a, counts_b = counts(a), counts(b)
     for head in {c.head for c in counts_a} & {c.head for c in counts_b} - {""}:
         if not {c.number for c in counts_a if c.head == head} & {c.number for c in counts_b if c.head == head}:
             return True
-    all_a, all_b = ([c.number for c in found if c.firm or not c.head] for found in (counts_a, counts_b))
+    all_a, all_b = ([c.number for c in counts if c.firm or not c.head] for counts in (counts_a, counts_b))
     if not all_a or not all_b or set(all_a) & set(all_b):
         return False
     return sum(all_a) not in all_b and sum(all_b) not in all_a  # "one kidney and one liver" are two structures

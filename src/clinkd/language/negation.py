@@ -1,4 +1,4 @@
-"""What a text says is not there."""
+"""Which words and names a text denies."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from clinkd.language.words import AUXILIARY, DETERMINERS, GENERIC, NUMBERS, PLAC
 
 
 def mentions(text: str, name: str) -> bool:
-    """The name stands in the text, at word boundaries, case and a regular plural aside; negated or not."""
+    """Whether the name is in the text, denied or not, in any case and in the regular plural."""
     return bool(mentioned_names(text, (name,)))
 
 
 def mentioned_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
-    """The names a text mentions, negated or not, once each, in order of appearance; of nested names only the longest
-    counts, so that "left lung" does not name "lung"."""
+    """The names that a text mentions, denied or not, once each, in order of appearance. Of nested names only the
+    longest counts, so that "left lung" does not mention "lung"."""
     names = tuple(names)
     return tuple(dict.fromkeys(n for clause in clauses(text) for _, _, n in spans(clause.words, names)))
 
 
 def affirmed_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
-    """As `mentioned_names`, but only the names that the text affirms somewhere."""
+    """Like `mentioned_names`, but only names that the text affirms at least once."""
     names = tuple(names)
     affirmed = (
         name for clause in clauses(text) for _, end, name in spans(clause.words, names) if not clause.negated[end - 1]
@@ -30,7 +30,7 @@ def affirmed_names(text: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(affirmed))
 
 
-# In the manner of NegEx (Chapman 2001): a trigger, a direction, and a scope that ends with the clause.
+# Like NegEx (Chapman 2001): a trigger, a direction, and a scope that ends with the clause.
 _NEGATORS = {
     *("no", "not", "without", "never", "neither", "nor", "cannot", "lack", "lacks", "lacking", "excluding", "denies"),
     *("isnt", "arent", "wasnt", "werent", "doesnt", "dont", "didnt", "cant", "couldnt", "hasnt", "havent", "none"),
@@ -42,9 +42,9 @@ _PERCEIVED = {
     *("evident", "noted", "demonstrated", "shown", "depicted", "there", "apparent", "appreciated"),
 }
 _ABSENT = {"absent", "missing", "nonexistent"}
-_TURNS = {"but", "however", "although", "though", "whereas", "while", "yet", "except", "because", "which"}
-_UNSAID = {  # words that carry no finding: agreement on them, or their negation, means nothing
-    *_NEGATORS, *_PERCEIVED, *_ABSENT, *AUXILIARY, *_TURNS, *PLACES, *DETERMINERS, *VERBS, *GENERIC, ",",
+_CLAUSE_ENDS = {"but", "however", "although", "though", "whereas", "while", "yet", "except", "because", "which"}
+_EMPTY_WORDS = {  # words without a finding: to agree on them or to deny them means nothing
+    *_NEGATORS, *_PERCEIVED, *_ABSENT, *AUXILIARY, *_CLAUSE_ENDS, *PLACES, *DETERMINERS, *VERBS, *GENERIC, ",",
     *("and", "or", "of", "to", "for", "from", "by", "with", "as", "any", "some", "all", "other", "another", "both"),
     *("here", "also", "only", "just", "i", "we", "you", "one", "ones", "each", "every", "very", "than", "then", "so"),
     *("evidence", "sign", "absence", "free", "negative", "image", "picture", "scan", "slice", "view", "photo", "box"),
@@ -62,92 +62,97 @@ class _Clause:
 
 
 def carries_finding(word: str) -> bool:
-    return word not in _UNSAID and singular(word) not in _UNSAID
+    return word not in _EMPTY_WORDS and singular(word) not in _EMPTY_WORDS
 
 
 def split_clauses(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Clauses of a sentence. A comma or an "and" parts two clauses only where a new subject with its verb follows,
-    so that "no mass, nodule or effusion is seen" stays whole and "no mass, the liver is large" does not."""
+    """Clauses of a sentence. A comma or "and" ends a clause only before a new subject with its verb, so that
+    "no mass, nodule or effusion is seen" is one clause and "no mass, the liver is large" is two."""
     start, after_head = 0, words[0] in {"yes", "no"} and len(words) > 1 and words[1] == ","
-    for at, word in enumerate(words):
-        rest = words[at + 1 :]
-        if after_head and at == 1:
+    for i, word in enumerate(words):
+        rest = words[i + 1 :]
+        if after_head and i == 1:
             yield words[:1]
             start = 2
-        elif not _turns(word, rest) or all(w == "," for w in words[start:at]):
+        elif not _ends_clause(word, rest) or all(w == "," for w in words[start:i]):
             continue
         else:
-            yield words[start:at]
-            start = at + 1
+            yield words[start:i]
+            start = i + 1
     if any(w != "," for w in words[start:]):
         yield words[start:]
 
 
-def _turns(word: str, rest: tuple[str, ...]) -> bool:
-    """A clause ends at this word: "but", or "," or "and" before "the liver is large ..."."""
+def _ends_clause(word: str, rest: tuple[str, ...]) -> bool:
+    """Whether a clause ends at this word: at "but", or at "," or "and" before "the liver is large ..."."""
     if word not in {",", "and"} or not rest or rest[0] not in DETERMINERS | PLACES:
-        return word in _TURNS
+        return word in _CLAUSE_ENDS
     stop = rest.index(",") if "," in rest else len(rest)
     return any(w in VERBS for w in rest[:stop])
 
 
 @lru_cache(maxsize=65536)
 def clauses(text: str) -> tuple[_Clause, ...]:
-    found = []
+    clause_list = []
     for number, sentence in enumerate(sentences(text)):
         for part in split_clauses(sentence):
             words = tuple(w for w in part if w != ",")
-            found.append(_Clause(words, negated_words(words), number))
-    return tuple(found)
+            clause_list.append(_Clause(words, negated_words(words), number))
+    return tuple(clause_list)
 
 
 def negated_words(words: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which words of a clause are denied."""
+    """For each word of a clause, whether it is denied."""
     denied = [False] * len(words)
-    for at, word in enumerate(words):
-        pair = words[at : at + 2]
-        if word == "non" and at + 1 < len(words):
-            denied[at + 1] = True
-        elif word in _ABSENT or (words[at:] == ("none",)):
-            _deny_before(words, denied, at) if any(carries_finding(w) for w in words[:at]) else _deny_after(
-                words, denied, at + 1
-            )
-        elif pair in _NEGATOR_PAIRS:
-            _deny_after(words, denied, at + 2)
-        elif pair in (("ruled", "out"), ("is", "excluded"), ("are", "excluded")):
-            _deny_before(words, denied, at)
-        elif word in _NEGATORS and pair not in _NOT_NEGATORS:
-            ahead = next((w for w in words[at + 1 :] if w not in AUXILIARY), "")
-            mute = not any(carries_finding(w) for w in words[at + 1 :])  # "the mass: no", "the mass is not at [box]"
-            if (mute or (ahead in _PERCEIVED and word != "no")) and any(carries_finding(w) for w in words[:at]):
-                _deny_before(words, denied, at)  # "the mass is not seen in the liver" denies the mass, not the liver
+    for i, word in enumerate(words):
+        pair, before, after = words[i : i + 2], words[:i], words[i + 1 :]
+        if word == "non" and after:
+            denied[i + 1] = True
+        elif word in _ABSENT or words[i:] == ("none",):
+            if _carry_finding(before):
+                _deny_before(words, denied, i)
             else:
-                _deny_after(words, denied, at + 1)
+                _deny_after(words, denied, i + 1)
+        elif pair in _NEGATOR_PAIRS:
+            _deny_after(words, denied, i + 2)
+        elif pair in (("ruled", "out"), ("is", "excluded"), ("are", "excluded")):
+            _deny_before(words, denied, i)
+        elif word in _NEGATORS and pair not in _NOT_NEGATORS:
+            follower = next((w for w in after if w not in AUXILIARY), "")
+            comes_last = not _carry_finding(after)  # "the mass: no", "the mass is not at [box]"
+            if (comes_last or (follower in _PERCEIVED and word != "no")) and _carry_finding(before):
+                _deny_before(words, denied, i)  # "the mass is not seen in the liver": only the mass is denied
+            else:
+                _deny_after(words, denied, i + 1)
     return tuple(denied)
 
 
+def _carry_finding(words: tuple[str, ...]) -> bool:
+    return any(carries_finding(w) for w in words)
+
+
 def _deny_after(words: tuple[str, ...], denied: list[bool], start: int) -> None:
-    said = False
-    for at in range(start, len(words)):
-        if said and words[at] in PLACES:
-            return  # "no mass in the liver" leaves the liver standing; "it is not in the liver" does not
-        denied[at] = True
-        said = said or carries_finding(words[at]) or words[at] == "one"  # "no one is in the room"
+    has_finding = False
+    for i in range(start, len(words)):
+        if has_finding and words[i] in PLACES:
+            return  # "no mass in the liver" does not deny the liver; "it is not in the liver" does
+        denied[i] = True
+        has_finding = has_finding or carries_finding(words[i]) or words[i] == "one"  # "no one is in the room"
 
 
 def _deny_before(words: tuple[str, ...], denied: list[bool], stop: int) -> None:
-    place, said = False, False
-    for at in range(stop):
-        if words[at] in PLACES:
-            place, said = True, False
-        elif place and said and words[at] in DETERMINERS:
+    place, has_finding = False, False
+    for i in range(stop):
+        if words[i] in PLACES:
+            place, has_finding = True, False
+        elif place and has_finding and words[i] in DETERMINERS:
             place = False
-        said = said or (place and carries_finding(words[at]))
-        denied[at] = denied[at] or not place
+        has_finding = has_finding or (place and carries_finding(words[i]))
+        denied[i] = denied[i] or not place
 
 
 def yes_no_verdict(text: str) -> str:
-    """The word "yes" or "no" where a text opens with it as an answer ("No, ...", "The answer is no."), else empty."""
+    """ "yes" or "no" if a text begins with this answer ("No, ...", "The answer is no."), otherwise ""."""
     for clause in clauses(text)[:1]:
         words = clause.words
         for opening in (("the", "answer", "is"), ("answer", "is"), ("the", "answer"), ("answer",)):
@@ -158,5 +163,5 @@ def yes_no_verdict(text: str) -> str:
 
 
 def carries_meaning(word: str) -> bool:
-    """A normalised word that an answer can be right or wrong by; not "the", "is", "seen", "image"."""
+    """Whether a normalised word can make an answer right or wrong; not "the", "is", "seen", "image"."""
     return carries_finding(word) or word in _NEGATORS or word in NUMBERS or word in {"yes", "both"}

@@ -1,4 +1,4 @@
-"""Words and sentences of a text, and which names stand in it."""
+"""Words and sentences of a text, and the names in it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _APOSTROPHE = re.compile(r"(?<=\w)['\u2019\u02bc](?=\w)")
 
 @lru_cache(maxsize=65536)
 def sentences(text: str) -> tuple[tuple[str, ...], ...]:
-    """Sentences as lower-case words, commas (and colons) kept as ",": what all reading below starts from."""
+    """Sentences as lower-case words, with commas and colons as ",": all other readers start from these."""
     plain = unicodedata.normalize("NFKC", text.replace(BOX_MARK, " ")).casefold().replace(":", ",")
     plain = _APOSTROPHE.sub("", plain)  # isn't -> isnt, patient's -> patients
-    found = (tuple(_WORD.findall(s)) for s in _SENTENCE_END.split(plain))
-    return tuple(s for s in found if any(w != "," for w in s))
+    word_lists = (tuple(_WORD.findall(s)) for s in _SENTENCE_END.split(plain))
+    return tuple(words for words in word_lists if any(w != "," for w in words))
 
 
 @lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
-    """Case folded, NFKC, box marks and punctuation gone (a decimal point stays), words one space apart."""
+    """The words, case folded and NFKC, one space apart, without box marks and punctuation except decimal points."""
     return " ".join(w for s in sentences(text) for w in s if w != ",")
 
 
 @lru_cache(maxsize=65536)
 def singular(word: str) -> str:
-    """A crude singular, the same for both numbers of a regular noun; used on both sides of a comparison only."""
+    """A rough singular, equal for both numbers of a regular noun; use it only on both sides of a comparison."""
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
     if len(word) > 4 and word.endswith(("sses", "xes", "ches", "shes")):
@@ -42,16 +42,16 @@ def singular(word: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _key(name: str) -> tuple[str, ...]:
+def _make_key(name: str) -> tuple[str, ...]:
     return tuple(singular(w) for w in normalise(name).split())
 
 
 @lru_cache(maxsize=256)
-def _index(names: tuple[str, ...]) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-    """First word -> the names that begin with it, longest first."""
+def _index_names(names: tuple[str, ...]) -> dict[str, list[tuple[tuple[str, ...], str]]]:
+    """The names by their first word, longest first."""
     index: dict[str, list[tuple[tuple[str, ...], str]]] = {}
     for name in names:
-        if key := _key(name):
+        if key := _make_key(name):
             index.setdefault(key[0], []).append((key, name))
     for keys in index.values():
         keys.sort(key=lambda kn: -len(kn[0]))
@@ -59,13 +59,13 @@ def _index(names: tuple[str, ...]) -> dict[str, list[tuple[tuple[str, ...], str]
 
 
 def spans(words: Sequence[str], names: tuple[str, ...]) -> Iterator[tuple[int, int, str]]:
-    """(start, end, name) of every name in the words, the longest first at each place, never overlapping."""
-    index, singulars, at = _index(names), [singular(w) for w in words], 0
-    while at < len(words):
-        hit = next(((k, n) for k, n in index.get(singulars[at], ()) if tuple(singulars[at : at + len(k)]) == k), None)
-        if hit:
-            yield at, at + len(hit[0]), hit[1]
-        at += len(hit[0]) if hit else 1
+    """(start, end, name) of every name in the words, without overlaps; at each place the longest name counts."""
+    index, singulars, i = _index_names(names), [singular(w) for w in words], 0
+    while i < len(words):
+        match = next(((k, n) for k, n in index.get(singulars[i], ()) if tuple(singulars[i : i + len(k)]) == k), None)
+        if match:
+            yield i, i + len(match[0]), match[1]
+        i += len(match[0]) if match else 1
 
 
 AUXILIARY = {"be", "been", "being", "clearly", "well", "yet", "definitely", "to", "currently"}

@@ -382,6 +382,6 @@ def template_identity(text: TextEncoder) -> dict[str, Any]:
         "codec": text.codec.name,
         "step": [images.factor, dict(images.processor.size), images.square]
         if text.codec.needs_size
-        else text.codec.step,
+        else text.codec.steps()[0],
         "vocabulary": hashlib.sha256(entries.encode()).hexdigest(),
     }

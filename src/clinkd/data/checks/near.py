@@ -71,16 +71,16 @@ def examine_images(root: Path, images: Sequence[ImageRef], workers: int) -> Iter
 def _look_apart(worker: Worker, root: Path, image: ImageRef) -> Look:
     """Decode an image in a worker process. If a decoder crashes on a damaged file, only this image is lost."""
     try:
-        (why, hash_, flat), thumbnail = worker([str(root), asdict(image)])
+        (why, hash_, flat), [thumbnail] = worker([str(root), asdict(image)])
         return Look(why, hash_, thumbnail, flat)
     except WorkerLost:
         return Look("its decoder crashed; the file is damaged: bring back the original")
 
 
-def look_in_worker(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, bytes]:
+def look_in_worker(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, list[bytes]]:
     """The task of the worker processes."""
     look = _look(Path(request[0]), ImageRef(**request[1]))
-    return (look.why, look.hash, look.flat), look.thumbnail
+    return (look.why, look.hash, look.flat), [look.thumbnail]
 
 
 def _look(root: Path, image: ImageRef) -> Look:

@@ -1,7 +1,7 @@
 """Open an image safely: confined to its root, capped before decoding, upright, and always 8-bit RGB.
 
-`KINDS` lists the kinds of image files that can be read, the first that recognises a file opens it. A new kind is one
-class of `ImageKind` and its place in that list.
+`KINDS` lists the kinds of image files that can be read. The first kind that recognises a file opens it. A new kind is
+one class of `ImageKind` and its place in that list.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = [
     "stays_inside",
 ]
 
-KINDS: tuple[ImageKind, ...] = (Dicom(), Plain())  # Plain last: it takes what no other does
+KINDS: tuple[ImageKind, ...] = (Dicom(), Plain())  # Plain last: it takes all other files
 
 
 def kind_of(file: File) -> ImageKind:
-    """The kind of a file, by its first bytes and its name. What is no image at all counts as a plain picture."""
+    """The kind of a file, by its first bytes and its name. A file that is no image counts as a plain picture."""
     return next(kind for kind in KINDS if kind.sniff(file))
 
 
@@ -47,17 +47,14 @@ def medical_names() -> str:
 
 
 def open_image(
-    root: Path,
-    image: ImageRef | str | Path,
-    max_pixels: int = MAX_PIXELS,
-    row: int | None = None,
+    root: Path, image: ImageRef | str | Path, max_pixels: int = MAX_PIXELS, row: int | None = None
 ) -> Image.Image:
-    """The image at `root`/`image` as RGB, turned upright as its EXIF says; `a.tif#2` is a file's second frame.
+    """The image at `root`/`image` as RGB, turned upright by its EXIF tag; `a.tif#2` is the second frame of a file.
 
-    Grey levels beyond 8 bits are stretched from the image's least to its greatest value, those of a DICOM by the
-    `window` of the ImageRef (see `clinkd.data.images.dicom`); transparent parts become black. Raises BadInput naming
-    the path, and the row of a data file where given, when the path leads out of `root`, or the file is missing, empty,
-    larger than `max_pixels`, damaged, no image, or of several frames of which none is named.
+    Grey levels beyond 8 bits are stretched from the least to the greatest value of the image; for a DICOM, the `window`
+    of the ImageRef decides (see `clinkd.data.images.dicom`). Transparent parts become black. Raises BadInput with the
+    path, and the row of a data file where given, if the path leads out of `root`, or the file is missing, empty, larger
+    than `max_pixels`, damaged, no image, or has several frames and the path names none.
     """
     relative, window = (image.path, image.window) if isinstance(image, ImageRef) else (str(image), None)
     place = f"row {row}, image {relative}" if row is not None else f"image {relative}"
@@ -66,7 +63,7 @@ def open_image(
 
 
 def read_medical_facts(root: Path, relative: str, place: str) -> Facts | None:
-    """What the header of a medical image says; None for a plain picture. Raises BadInput where it cannot be read."""
+    """The facts of the header of a medical image; None for a plain picture. Raises BadInput where it is unreadable."""
     path, _ = locate(root, relative, place)
     kind = kind_of(path)
     return kind.describe(path, place) if kind.medical else None
@@ -77,7 +74,7 @@ def read_image_size(
 ) -> ImageRef:
     """Size and orientation of an image from its header alone.
 
-    Raises BadInput as `open_image`, but for damage further in.
+    Raises BadInput like `open_image`, except for damage behind the header.
     """
     path, frame = locate(root, relative, place)
     kind, limits = kind_of(path), FileLimits(pixels=max_pixels)
@@ -87,7 +84,7 @@ def read_image_size(
 
 
 def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:
-    """The file of an image, and the number of its frame where the name ends in one. Raises BadInput outside `root`."""
+    """The file of an image, and the number of the frame if the name ends in one. Raises BadInput outside `root`."""
     stem, sign, number = relative.rpartition("#")
     path = _confine_path(root, relative, place)
     if sign and number.isdecimal() and not path.exists():
@@ -96,7 +93,7 @@ def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:
 
 
 def stays_inside(relative: str) -> bool:
-    """Whether a path, by its words alone, stays below its root. Links are followed by `locate` only."""
+    """Whether the text of a path stays below its root. Only `locate` follows links."""
     path = PurePosixPath(relative)
     return not path.is_absolute() and ".." not in path.parts and "\0" not in relative
 

@@ -1,8 +1,8 @@
 """Stored values of a DICOM to 8 bits: rescale and window (PS3.3 C.11, PS3.4 N.2), lookup tables, and palettes.
 
-The tables are looked up here and not by `pydicom.pixels`, which (as of 3.0.2) counts places in a table of 8-bit entries
-in 8 bits, refuses modality LUTs of 10 and 12 bits and 8-bit palettes of an odd length, reads big-endian palettes as
-little-endian ones, and unfolds a segmented palette without an end. Each of these has its test.
+The tables are applied here and not by `pydicom.pixels`, which (as of 3.0.2) counts positions in a table of 8-bit
+entries in 8 bits, refuses modality LUTs of 10 and 12 bits and 8-bit palettes of an odd length, reads big-endian
+palettes as little-endian, and unfolds a segmented palette without end. A test covers each of these.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.data.images.dicom_header import GREY, Header, modality_of, natural, numbers, term
-from clinkd.data.images.grey import GreyCurve, GreyFrame, Ramp, Refusal, Values, Window, named_window
+from clinkd.data.images.dicom_header import GREY, Header, read_modality, read_natural, read_numbers, read_term
+from clinkd.data.images.grey import GreyCurve, GreyFrame, Ramp, Refusal, Values, Window, parse_window
 from clinkd.records import Modality
 
 if TYPE_CHECKING:
@@ -26,28 +26,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _LookupTable:
-    """A lookup table: entry 0 for values up to `first`, the last one for all beyond its end (PS3.3 C.11.1.1)."""
+    """A lookup table: entry 0 for values up to `first`, the last entry for values beyond its end (PS3.3 C.11.1.1)."""
 
     first: int
     bits: int
     entries: Values
 
-    linear = None  # tables of one straight line are not told from others
+    linear = None  # even where the table is one straight line
 
     def __str__(self) -> str:
         return "LUT"
 
     def look_up(self, values: Values) -> Values:
-        places = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
-        entries_found: Values = self.entries[places.astype(np.int64)]
-        return entries_found
+        indices = np.clip(np.nan_to_num(values.astype(float).round()) - self.first, 0, len(self.entries) - 1)
+        return np.asarray(self.entries[indices.astype(np.int64)])
 
     def __call__(self, values: Values) -> Values:
         return self.look_up(values) / (2.0**self.bits - 1)
 
 
 def _find_functional_group(header: Header, index: int, name: str) -> Dataset:
-    """The data set that says a functional group of a frame: its own, the shared one, or the file itself."""
+    """The data set with a functional group of a frame: of the frame, shared by all frames, or the file itself."""
     ds = header.ds
     per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
     shared = ds.get("SharedFunctionalGroupsSequence") or []
@@ -58,8 +57,8 @@ def _find_functional_group(header: Header, index: int, name: str) -> Dataset:
     return ds
 
 
-def vois_of(header: Header, index: int) -> list[_LookupTable | Window]:
-    """All VOI LUTs, then all windows, of a frame; a window without a usable width included, to keep the numbers."""
+def list_vois(header: Header, index: int) -> list[_LookupTable | Window]:
+    """All VOI LUTs of a frame, then all windows, with those of no usable width, so that the numbers stay right."""
     ds = _find_functional_group(header, index, "FrameVOILUTSequence")
     signed = _may_be_negative(header, index)
     tables: list[_LookupTable | Window] = [
@@ -67,15 +66,15 @@ def vois_of(header: Header, index: int) -> list[_LookupTable | Window]:
         for item in ds.get("VOILUTSequence") or []
         if "LUTDescriptor" in item and "LUTData" in item
     ]
-    function = term(ds, "VOILUTFunction", ("LINEAR", "LINEAR_EXACT", "SIGMOID"))
+    function = read_term(ds, "VOILUTFunction", ("LINEAR", "LINEAR_EXACT", "SIGMOID"))
     if not function and ds.get("VOILUTFunction"):
         raise Refusal("its VOILUTFunction is not LINEAR, LINEAR_EXACT or SIGMOID; mend the header")
-    pairs = zip(numbers(ds, "WindowCenter"), numbers(ds, "WindowWidth"), strict=False)
+    pairs = zip(read_numbers(ds, "WindowCenter"), read_numbers(ds, "WindowWidth"), strict=False)
     return tables + [Window(c, w, function or "LINEAR") for c, w in pairs]
 
 
 def choose_grey_curve(window: str | None, header: Header, index: int) -> GreyCurve | None:
-    """The VOI that a window means for a frame; None for colour, and for least to greatest."""
+    """The VOI of a frame that `window` names; None for colour, and for the span from least to greatest value."""
     wanted = (window or "auto").strip().lower()
     if header.photometric not in GREY:
         if wanted not in ("auto", "full"):
@@ -83,14 +82,9 @@ def choose_grey_curve(window: str | None, header: Header, index: int) -> GreyCur
         return None
     if wanted == "full":
         return None
-    if wanted == "auto" or wanted.isdecimal():
-        return _choose_file_voi(wanted, header, index)
-    return named_window(wanted, hounsfield(header, index))
-
-
-def _choose_file_voi(wanted: str, header: Header, index: int) -> GreyCurve | None:
-    """The VOI of that number, or the first that is usable."""
-    vois = vois_of(header, index)
+    if wanted != "auto" and not wanted.isdecimal():
+        return parse_window(wanted, is_hounsfield(header, index))
+    vois = list_vois(header, index)
     usable = [v for v in vois if isinstance(v, _LookupTable) or v.usable]
     if wanted == "auto":
         return usable[0] if usable else _make_stored_ramp(header, index)
@@ -102,55 +96,53 @@ def _choose_file_voi(wanted: str, header: Header, index: int) -> GreyCurve | Non
     return chosen
 
 
-def hounsfield(header: Header, index: int) -> bool:
-    """Whether the rescaled values of a frame are Hounsfield units, which PRESETS are for."""
+def is_hounsfield(header: Header, index: int) -> bool:
+    """Whether the rescaled values of a frame are Hounsfield units, as PRESETS need."""
     rescale = _find_functional_group(header, index, "PixelValueTransformationSequence")
-    units = term(rescale, "RescaleType", ("HU", "HU_MOD")) or not rescale.get("RescaleType")
-    rescaled = numbers(rescale, "RescaleIntercept") or header.ds.get("ModalityLUTSequence")
-    return modality_of(header.ds) is Modality.CT and bool(units) and bool(rescaled)
+    units = read_term(rescale, "RescaleType", ("HU", "HU_MOD")) or not rescale.get("RescaleType")
+    rescaled = read_numbers(rescale, "RescaleIntercept") or header.ds.get("ModalityLUTSequence")
+    return read_modality(header.ds) is Modality.CT and bool(units) and bool(rescaled)
 
 
 def _make_stored_ramp(header: Header, index: int) -> GreyCurve | None:
-    """Values of at most 8 bits without a rescale are grey as they are, so that frames of a film compare."""
+    """A ramp over all stored values of at most 8 bits without a rescale, so that frames of a film compare."""
     bits = header.ds.get("BitsStored")
     rescale = _find_functional_group(header, index, "PixelValueTransformationSequence")
     plain = header.keyword == "PixelData" and not header.signed and isinstance(bits, int) and 1 <= bits <= 8
-    same = numbers(rescale, "RescaleSlope") in ([], [1]) and numbers(rescale, "RescaleIntercept") in ([], [0])
+    same = read_numbers(rescale, "RescaleSlope") in ([], [1]) and read_numbers(rescale, "RescaleIntercept") in ([], [0])
     if not plain or not same or header.ds.get("ModalityLUTSequence"):
         return None
     return Ramp(0, 2.0**bits - 1)
 
 
-def colours(stored: Values, header: Header) -> NDArray[np.uint8]:
-    """Stored values of a frame in colour as RGB of 8 bits."""
-    return _apply_palette(stored, header) if header.photometric == "PALETTE COLOR" else _scale_colours(stored, header)
-
-
-def _scale_colours(stored: Values, header: Header) -> NDArray[np.uint8]:
-    bits = natural(header.ds, "BitsStored")
+def convert_colours(stored: Values, header: Header) -> NDArray[np.uint8]:
+    """The stored values of a frame in colour as 8-bit RGB."""
+    if header.photometric == "PALETTE COLOR":
+        return _apply_palette(stored, header)
+    bits = read_natural(header.ds, "BitsStored")
     if bits == 8 and stored.dtype == np.uint8:
         return np.ascontiguousarray(stored)
     return (np.clip(stored / (2.0**bits - 1), 0, 1) * 255).round().astype(np.uint8)
 
 
-def grey_frame(stored: Values, header: Header, index: int) -> GreyFrame:
+def make_grey_frame(stored: Values, header: Header, index: int) -> GreyFrame:
     low, high = stored.min(), stored.max()
-    few = stored.dtype.kind in "iu" and int(high) - int(low) < 65536
-    levels = np.arange(int(low), int(high) + 1) if few else stored
-    places = stored.astype(np.int64) - int(low) if few else None
+    is_countable = stored.dtype.kind in "iu" and int(high) - int(low) < 65536
+    levels = np.arange(int(low), int(high) + 1) if is_countable else stored
+    indices = stored.astype(np.int64) - int(low) if is_countable else None
     values = _rescale_levels(levels, header, index)
-    occurs = np.bincount(places.ravel(), minlength=len(levels)) > 0 if places is not None else True
+    occurs = np.bincount(indices.ravel(), minlength=len(levels)) > 0 if indices is not None else True
     finite = np.isfinite(values)
     counted = finite & occurs & ~_find_padding(levels, header)
-    return GreyFrame(values, places, counted if counted.any() else finite, header.photometric == "MONOCHROME1")
+    return GreyFrame(values, indices, counted if counted.any() else finite, header.photometric == "MONOCHROME1")
 
 
 def _rescale_levels(levels: Values, header: Header, index: int) -> Values:
-    """The modality LUT (PS3.3 C.11.1)."""
+    """The values after the modality LUT or rescale (PS3.3 C.11.1)."""
     if sequence := header.ds.get("ModalityLUTSequence"):
         return _make_table(sequence[0].LUTDescriptor, sequence[0].LUTData, header).look_up(levels).astype(float)
     ds = _find_functional_group(header, index, "PixelValueTransformationSequence")
-    slope, intercept = (numbers(ds, k) for k in ("RescaleSlope", "RescaleIntercept"))
+    slope, intercept = (read_numbers(ds, k) for k in ("RescaleSlope", "RescaleIntercept"))
     for keyword, parsed in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
         if not parsed and ds.get(keyword) not in (None, ""):
             raise Refusal(f"its {keyword} is no number; mend the header")
@@ -158,24 +150,23 @@ def _rescale_levels(levels: Values, header: Header, index: int) -> Values:
 
 
 def _find_padding(levels: Values, header: Header) -> Values:
-    """Which stored values stand for no tissue (PS3.3 C.7.5.1.1.2)."""
+    """Which stored values are padding, not tissue (PS3.3 C.7.5.1.1.2)."""
     ends = [header.ds.get(k) for k in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     padding_values = [_read_stored_value(v, header) for v in ends if v is not None]
     if not padding_values or levels.dtype.kind == "f":
         return np.zeros(levels.shape, bool)
-    padded: Values = (levels >= min(padding_values)) & (levels <= max(padding_values))
-    return padded
+    return np.asarray((levels >= min(padding_values)) & (levels <= max(padding_values)))
 
 
 def _read_stored_value(value: Any, header: Header) -> int:
-    """A value of VR "US or SS" as the pixels are signed; writers often take the other VR."""
+    """A value of VR "US or SS" with the sign of the pixels; writers often take the wrong VR."""
     if isinstance(value, bytes):
         value = int.from_bytes(value[:2], "little" if header.syntax.is_little_endian else "big")
     return _wrap_signed(int(value), header.signed)
 
 
 def _wrap_signed(value: int, signed: bool) -> int:
-    """16 bits read with a sign or without."""
+    """16 bits read as signed or unsigned."""
     return (value + 32768) % 65536 - 32768 if signed else value % 65536
 
 
@@ -183,7 +174,7 @@ def _wrap_signed(value: int, signed: bool) -> int:
 
 
 def _may_be_negative(header: Header, index: int) -> bool:
-    """Whether values that a VOI LUT sees may be negative: they are rescaled ones, not those that are stored."""
+    """Whether the values before a VOI LUT may be negative. They are rescaled, not stored values."""
     if header.ds.get("ModalityLUTSequence"):
         return False
     bits = int(header.ds.get("BitsStored") or 16)
@@ -194,12 +185,12 @@ def _may_be_negative(header: Header, index: int) -> bool:
 def _make_table(descriptor: Any, data: Any, header: Header, signed: bool | None = None) -> _LookupTable:
     """A table from LUT Descriptor and LUT Data (PS3.3 C.7.6.3.1.5, C.11.1.1). Data may be bytes or numbers.
 
-    `signed`: whether the first value mapped may be negative (as the pixels, where not given).
+    `signed`: whether the first mapped value may be negative; None means that it is signed like the pixels.
     """
     if isinstance(descriptor, bytes):
         descriptor = struct.unpack(f"{header.order}3H", descriptor[:6])
     count, first, bits = (int(v) for v in descriptor)
-    count = count % 65536 or 65536  # 0 stands for 65536
+    count = count % 65536 or 65536  # 0 means 65536
     words = f"{header.order}u2"
     raw = data if isinstance(data, bytes) else np.asarray(data, words).tobytes()
     entries = np.frombuffer(raw, words if len(raw) >= 2 * count else np.uint8)
@@ -213,7 +204,7 @@ def _make_table(descriptor: Any, data: Any, header: Header, signed: bool | None 
 def _apply_palette(stored: Values, header: Header) -> NDArray[np.uint8]:
     """PALETTE COLOR as RGB (PS3.3 C.7.9)."""
     tables = [_read_palette(colour, header) for colour in ("Red", "Green", "Blue")]
-    # Some writers fill 16-bit tables with 8-bit colours, as the ACR-NEMA standard had them.
+    # Some writers fill 16-bit tables with 8-bit colours, like the old ACR-NEMA standard.
     bits = 8 if max(int(t.entries.max()) for t in tables) < 256 else 16
     planes = [t.look_up(stored) * 255 / (2**bits - 1) for t in tables]
     return np.stack(planes, axis=-1).round().astype(np.uint8)
@@ -233,7 +224,7 @@ def _read_palette(colour: str, header: Header) -> _LookupTable:
 def _unfold_segments(segments: bytes, bits: int, header: Header) -> list[int]:
     """The entries of a segmented table (PS3.3 C.7.9.2): runs and straight lines.
 
-    Segments that refer to others are refused: readers disagree on what their offset counts.
+    Raises Refusal for segments that refer to others: readers disagree on what the offset counts.
     """
     codes = np.frombuffer(segments, np.uint8 if bits == 8 else f"{header.order}u2").astype(int).tolist()
     entries: list[int] = []

@@ -1,4 +1,4 @@
-"""The header of a DICOM: fields of an allow-list, and sizes that are checked before any pixel is decoded."""
+"""The header of a DICOM: the fields of an allow-list, and sizes, checked before any pixel is decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from clinkd.data.images.grey import Refusal
-from clinkd.data.images.kind import File, reading
+from clinkd.data.images.kind import File, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
 from clinkd.records import BadInput, Modality
 
@@ -66,7 +66,7 @@ _UNDEFINED = 0xFFFFFFFF
 
 @cache
 def _silence_loggers() -> None:
-    """What these log of values and names may be a patient's."""
+    """These loggers would write values and names, perhaps of a patient."""
     for name in ("pydicom", "highdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
@@ -94,12 +94,12 @@ class Header:
 
     @property
     def samples(self) -> int:
-        """Samples a pixel."""
+        """Samples of a pixel."""
         return 3 if self.photometric in COLOUR else 1
 
     @property
     def order(self) -> str:
-        """Of bytes, as struct has it."""
+        """The byte order in the form of `struct`."""
         return "<" if self.syntax.is_little_endian else ">"
 
     @property
@@ -109,14 +109,14 @@ class Header:
 
 @contextlib.contextmanager
 def open_header(file: File, place: str, limits: FileLimits = ON_DISK, also: tuple[str, ...] = ()) -> Iterator[Header]:
-    """The parsed header, checked against the size of the file. Whatever a library throws inside becomes BadInput.
+    """The parsed header, checked against the size of the file. Any exception of a library inside becomes BadInput.
 
-    `also` are keywords of elements beside the allowed ones.
+    `also` are keywords of more elements to parse.
     """
     step = "the header"
     _silence_loggers()
     try:
-        with warnings.catch_warnings(), reading(file, place) as stream:
+        with warnings.catch_warnings(), open_stream(file, place) as stream:
             warnings.simplefilter("ignore")
             header = _check_header(_parse_header(stream, limits, also))
             step = f"its elements or pixels ({header.syntax_name})"
@@ -126,12 +126,12 @@ def open_header(file: File, place: str, limits: FileLimits = ON_DISK, also: tupl
     except BadInput:
         raise
     except Exception as error:
-        kind = type(error).__name__  # not its words, which may be those of the header
+        kind = type(error).__name__  # not its message, which may quote the header
         raise BadInput(f"{place}: not a usable DICOM, {step} cannot be read ({kind}); {WHOLE}") from None
 
 
 def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()) -> Header:
-    """Elements up to the pixels. Of a deflated data set, all of it is inflated in memory, up to a cap."""
+    """The elements before the pixels. A deflated data set is inflated whole in memory, up to a cap."""
     from pydicom import uid
     from pydicom.datadict import tag_for_keyword
     from pydicom.filereader import read_dataset, read_partial
@@ -161,27 +161,8 @@ def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()
     return Header(ds, finder.stream, syntax, finder.keyword, finder.vr, finder.offset, finder.length, limits=limits)
 
 
-def read_whole(content: bytes, limits: FileLimits) -> Dataset:
-    """All elements of a DICOM without pixels, as far as the limits go. What a library throws is left to the caller."""
-    from pydicom import uid
-    from pydicom.filereader import read_dataset, read_partial
-
-    _silence_loggers()
-    stream = io.BytesIO(content)
-    if content[128:132] == b"DICM":
-        stream.seek(132)
-        metered: Any = _LimitedStream(stream, limits.header_bytes)
-        meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-        if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-            metered = _LimitedStream(_inflate_data(stream, limits.inflated_bytes), limits.header_bytes)
-            return read_dataset(metered, False, True)
-        stream.seek(0)
-    metered = _LimitedStream(stream, limits.header_bytes)
-    return read_partial(metered, stop_when=lambda tag, vr, length: tag in _PIXELS, force=True)
-
-
 class _LimitedStream:
-    """A stream of which only so much is read: each element of a header costs a hundred times its bytes in memory."""
+    """A stream that gives at most so many bytes: a header takes a hundred times its bytes in memory."""
 
     def __init__(self, stream: BinaryIO, most: int) -> None:
         self.stream, self.most, self.left = stream, most, most
@@ -196,9 +177,9 @@ class _LimitedStream:
 
 
 class _PixelFinder:
-    """Is asked at each element of the top level whether to stop there: at the pixels, whose place it remembers.
+    """Decides at each element of the top level whether to stop: at the pixels. It keeps their position.
 
-    Raises Refusal at an element that ends behind the end of the file, or is too long to be read.
+    Raises Refusal at an element that ends after the end of the file, or is too long.
     """
 
     def __init__(self, stream: BinaryIO, allowed: frozenset[int]) -> None:
@@ -234,44 +215,39 @@ def _measure_stream(stream: BinaryIO) -> int:
 
 
 def _inflate_data(file: BinaryIO, most: int) -> BinaryIO:
-    """The data set that follows, inflated to at most so many bytes (PS3.5 A.5)."""
+    """The rest of the file inflated, to at most `most` bytes (PS3.5 A.5)."""
     if not most:
         raise Refusal(f"deflated: what it inflates to can take any memory; {INFLATE}")
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = io.BytesIO()
-    data = file.read(1 << 20)
-    while data and not engine.eof:
-        inflated.write(engine.decompress(data, 1 << 24))
-        if inflated.tell() > most:
-            raise Refusal(f"inflates to more than {most:,} bytes; {CONVERT}")
-        data = engine.unconsumed_tail or file.read(1 << 20)
+    inflated = engine.decompress(file.read(2 * most), most + 1)
+    if len(inflated) > most:
+        raise Refusal(f"inflates to more than {most:,} bytes; {CONVERT}")
     if not engine.eof:
         raise Refusal(f"cut: the deflated data have no end; {WHOLE}")
-    inflated.seek(0)
-    return inflated
+    return io.BytesIO(inflated)
 
 
 def _check_header(header: Header) -> Header:
-    """The header with its sizes, where these are possible and the bytes of the pixels are all there."""
+    """The header with its sizes. Raises Refusal where they are impossible, or bytes of the pixels are missing."""
     ds, limits = header.ds, header.limits
     if not header.keyword:
         if "PixelDataProviderURL" in ds:
             raise Refusal("a DICOM whose pixels lie on a server; store them in the file")
         raise Refusal(f"a DICOM without pixels (SOP class {_read_class_name(ds)}); leave it out")
-    header.rows, header.columns = natural(ds, "Rows"), natural(ds, "Columns")
-    header.frames = natural(ds, "NumberOfFrames") if ds.get("NumberOfFrames") else 1
+    header.rows, header.columns = read_natural(ds, "Rows"), read_natural(ds, "Columns")
+    header.frames = read_natural(ds, "NumberOfFrames") if ds.get("NumberOfFrames") else 1
     if header.frames > limits.frames:
         raise Refusal(f"{header.frames:,} frames, more than {limits.frames:,}; cut it into shorter ones")
-    header.photometric = term(ds, "PhotometricInterpretation", _SHOWN)
+    header.photometric = read_term(ds, "PhotometricInterpretation", _SHOWN)
     if not header.photometric:
         kinds = f"one of {', '.join(_SHOWN)} is read"
         raise Refusal(f"its PhotometricInterpretation is missing or not one that is shown; {kinds}")
-    samples = natural(ds, "SamplesPerPixel") if "SamplesPerPixel" in ds else 1
+    samples = read_natural(ds, "SamplesPerPixel") if "SamplesPerPixel" in ds else 1
     if samples != header.samples:
         raise Refusal(f"{samples} samples a pixel do not go with {header.photometric}; mend the header")
-    if header.photometric in GREY and term(ds, "PixelPresentation", ("COLOR", "MIXED")):
+    if header.photometric in GREY and read_term(ds, "PixelPresentation", ("COLOR", "MIXED")):
         raise Refusal("grey with supplemental colours, which are not shown; convert it to RGB first")
-    decoder_of(header)
+    find_decoder(header)
     if not header.syntax.is_encapsulated:
         _check_length(header)
     elif header.frames > (pieces := _count_fragments(header)):
@@ -281,9 +257,9 @@ def _check_header(header: Header) -> Header:
 
 def _check_length(header: Header) -> None:
     """Raise Refusal where bytes of uncompressed pixels are missing."""
-    bits = header.rows * header.columns * header.samples * natural(header.ds, "BitsAllocated") * header.frames
+    bits = header.rows * header.columns * header.samples * read_natural(header.ds, "BitsAllocated") * header.frames
     needed = -(-bits // 8)
-    if header.photometric == "YBR_FULL_422":  # two pixels share their colours
+    if header.photometric == "YBR_FULL_422":  # two pixels share one pair of colours
         needed = needed // 3 * 2
     if header.length == _UNDEFINED:
         raise Refusal(f"compressed pixels under the name of {header.syntax_name}; mend the header")
@@ -294,7 +270,7 @@ def _check_length(header: Header) -> None:
 
 
 def _count_fragments(header: Header) -> int:
-    """How many pieces the compressed pixels have, their offset table aside (PS3.5 A.4)."""
+    """The number of pieces of the compressed pixels, without the offset table (PS3.5 A.4)."""
     stream, size, position = header.stream, _measure_stream(header.stream), header.offset
     count = -1
     while position + 8 <= size:
@@ -311,7 +287,7 @@ def _count_fragments(header: Header) -> int:
     return max(count, 0)
 
 
-def natural(ds: Dataset, keyword: str) -> int:
+def read_natural(ds: Dataset, keyword: str) -> int:
     try:
         value = int(ds[keyword].value)
     except Exception:  # absent, empty, or a text where a number is wanted
@@ -321,27 +297,23 @@ def natural(ds: Dataset, keyword: str) -> int:
     return value
 
 
-def numbers(ds: Dataset, keyword: str) -> list[float]:
-    """The values of an element, empty where it is absent or one of them is no number."""
-    from pydicom.multival import MultiValue
-
-    value = ds.get(keyword)
-    several = value if isinstance(value, MultiValue | list) else [value]
+def read_numbers(ds: Dataset, keyword: str) -> list[float]:
+    """The values of an element; empty where it is absent, or any value is no number."""
     try:
-        floats = [float(v) for v in several]
+        floats: list[float] = np.ravel(np.asarray(ds.get(keyword), float)).tolist()
     except (TypeError, ValueError):
         return []
     return floats if all(np.isfinite(floats)) else []
 
 
-def term(ds: Dataset, keyword: str, legal: tuple[str, ...]) -> str:
-    """The value of an element that is one of a few words, "" otherwise: no free text passes."""
+def read_term(ds: Dataset, keyword: str, legal: tuple[str, ...]) -> str:
+    """The value of an element if it is one of the `legal` words, otherwise "": no free text passes."""
     value = str(ds.get(keyword) or "").strip().upper()
     return value if value in legal else ""
 
 
-def modality_of(ds: Dataset) -> Modality:
-    return _MODALITIES.get(term(ds, "Modality", tuple(_MODALITIES)), Modality.OTHER)
+def read_modality(ds: Dataset) -> Modality:
+    return _MODALITIES.get(read_term(ds, "Modality", tuple(_MODALITIES)), Modality.OTHER)
 
 
 def _read_class_name(ds: Dataset) -> str:
@@ -352,13 +324,13 @@ def _read_class_name(ds: Dataset) -> str:
 
 
 def _name_uid(uid: Any, kind: str = "") -> str:
-    """The name of a known UID, `kind` and its number of another, "" of a text that is none: no free text passes."""
+    """The name of a known UID, `kind` and the number of another UID, "" for any other text: no free text passes."""
     if uid.name != str(uid):
         return str(uid.name)
     return f"{kind}{uid}" if re.fullmatch(r"[0-9.]{1,64}", str(uid)) else ""
 
 
-def decoder_of(header: Header) -> Any:
+def find_decoder(header: Header) -> Any:
     from pydicom.pixels.decoders.base import get_decoder
 
     try:

@@ -13,8 +13,8 @@ from clinkd.records import BadInput
 
 Values = NDArray[Any]  # one frame, or the levels that may occur in it
 
-# Centre and width in HU. Lung, bone, brain, liver and soft tissue are the defaults of the OHIF viewer; the rest are
-# customary and differ by some ten HU between books: give numbers where yours do.
+# Centre and width in HU. Lung, bone, brain, liver and soft tissue are the defaults of the OHIF viewer. The others are
+# customary and differ by some ten HU between books: give numbers where your book differs.
 PRESETS = {
     "lung": (-600, 1500),
     "mediastinum": (40, 400),
@@ -29,22 +29,22 @@ PRESETS = {
 
 
 class Refusal(BadInput):
-    """A BadInput that does not name its place yet."""
+    """A BadInput without the place of the error, which the caller adds."""
 
 
 class GreyCurve(Protocol):
-    """Rescaled values to 0 (black) to 1 (white)."""
+    """Maps rescaled values to 0 (black) .. 1 (white)."""
 
     @property
     def linear(self) -> tuple[float, float] | None:
-        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
+        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1); None for any other curve."""
 
     def __call__(self, values: Values) -> Values: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Centre and width, and how grey follows values between them (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    """Centre and width, and the curve of grey between the ends (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
 
     centre: float
     width: float
@@ -54,13 +54,13 @@ class Window:
         return f"{self.centre:g}/{self.width:g}"
 
     @property
+    def _exact(self) -> tuple[float, float]:
+        """Centre and width in the sense of LINEAR_EXACT."""
+        return (self.centre - 0.5, self.width - 1) if self.function == "LINEAR" else (self.centre, self.width)
+
+    @property
     def linear(self) -> tuple[float, float] | None:
-        """Centre and width of clip((v - (centre - width / 2)) / width, 0, 1), None where grey follows another curve."""
-        if self.function == "SIGMOID":
-            return None
-        if self.function == "LINEAR_EXACT":
-            return self.centre, self.width
-        return (self.centre - 0.5, self.width - 1) if self.width > 1 else None
+        return self._exact if self.function != "SIGMOID" and self._exact[1] > 0 else None
 
     @property
     def usable(self) -> bool:
@@ -69,9 +69,7 @@ class Window:
     def __call__(self, values: Values) -> Values:
         if self.function == "SIGMOID":  # 1 / (1 + exp(-4 (x - c) / w)), in a form that cannot overflow
             return (1 + np.tanh(2 * (values - self.centre) / self.width)) / 2
-        centre, width = self.centre, self.width
-        if self.function == "LINEAR":
-            centre, width = centre - 0.5, width - 1
+        centre, width = self._exact
         if width == 0:
             return (values > centre).astype(float)
         return np.clip((values - centre) / width + 0.5, 0, 1)
@@ -79,7 +77,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """From the least value, black, to the greatest, white; black all over where there is no span between them."""
+    """From the least value (black) to the greatest (white); all black where the span is 0."""
 
     low: float
     span: float
@@ -92,8 +90,8 @@ class Ramp:
         return np.clip((values - self.low) / self.span, 0, 1) if self.span > 0 else np.zeros(values.shape)
 
 
-def named_window(window: str, hounsfield: bool) -> Window:
-    """The window of a preset, or of centre/width. Raises Refusal where it is neither, or needs Hounsfield units."""
+def parse_window(window: str, hounsfield: bool) -> Window:
+    """The window of a preset, or of centre/width. Raises Refusal for another text, or a preset without HU values."""
     if window in PRESETS:
         if not hounsfield:
             way_out = "give centre/width in its own units, or leave it out"
@@ -108,35 +106,30 @@ def named_window(window: str, hounsfield: bool) -> Window:
 
 @dataclass(frozen=True, slots=True)
 class GreyFrame:
-    """A frame after the modality LUT. What is done to a value depends on it alone, so it is done once to each."""
+    """A frame after the modality LUT. Grey depends on the value alone, so each value is converted once."""
 
     levels: Values  # rescaled: each value that may occur, or the frame itself
-    places: Values | None  # of each pixel's value among `levels`; None where these are the frame itself
+    indices: Values | None  # of the value of each pixel in `levels`; None where `levels` is the frame itself
     counted: Values  # which of `levels` are finite, occur, and are no padding
     inverted: bool  # MONOCHROME1: the least value is white
 
     @property
-    def ramp(self) -> GreyCurve:
-        low, high = self.ends
-        return Ramp(low, high - low)
-
-    @property
     def ends(self) -> tuple[float, float]:
-        """The least and the greatest value that count."""
+        """The least and the greatest of the counted values."""
         used = self.levels[self.counted]
         return (float(used.min()), float(used.max())) if used.size else (0.0, 0.0)
 
-    def shown(self, grey: GreyCurve) -> NDArray[np.uint8]:
-        """As grey of 8 bits."""
-        shown = np.nan_to_num(grey(self.levels), nan=0.0)
-        shown = 1 - shown if self.inverted else shown
-        return self._spread_to_pixels((shown * 255).round().astype(np.uint8))
+    def to_8_bit(self, grey: GreyCurve) -> NDArray[np.uint8]:
+        """The frame as 8-bit grey."""
+        fractions = np.nan_to_num(grey(self.levels), nan=0.0)
+        fractions = 1 - fractions if self.inverted else fractions
+        return self._spread_to_pixels((fractions * 255).round().astype(np.uint8))
 
-    def single(self) -> NDArray[np.float32]:
-        """The values; NaN, which is shown as the least value is, as the least number."""
+    def to_float32(self) -> NDArray[np.float32]:
+        """The values as float32, with NaN as the least number: a picture shows both alike."""
         most = float(np.finfo(np.float32).max)
         finite = np.nan_to_num(self.levels, nan=-most, posinf=most, neginf=-most)
         return self._spread_to_pixels(np.clip(finite, -most, most).astype(np.float32))
 
     def _spread_to_pixels(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values if self.places is None else values[self.places]
+        return values if self.indices is None else values[self.indices]

@@ -1,6 +1,6 @@
-"""Texts that may identify a person, from header and path of a file; outgoing text is searched for them.
+"""Texts of the header and path of a file that may identify a person; outgoing text is searched for them.
 
-They are read for this alone, kept in memory, and written nowhere.
+They are read for this search alone, kept in memory, and written nowhere.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 from clinkd.data.images import kind_of, locate, read_medical_facts
 from clinkd.records import ImageRef
 
-_LONGEST = 300  # characters; a longer text does not stand whole in an answer
+_LONGEST = 300  # characters; no answer holds a longer text whole
 
 
 def identifying_texts(root: Path, image: ImageRef) -> frozenset[str]:
     """Texts of the header of an image, and the parts of its path that may be a name or a number.
 
-    Raises BadInput where the file cannot be read: what it says is then not known.
+    Raises BadInput where the file cannot be read, as its texts are then unknown.
     """
     place = f"image {image.path}"
     path, _ = locate(root, image.path, place)
@@ -29,6 +29,6 @@ def identifying_texts(root: Path, image: ImageRef) -> frozenset[str]:
 
 
 def has_burnt_in_text(root: Path, image: ImageRef) -> bool:
-    """Whether the header of an image says that there is text in its pixels."""
+    """Whether the header of an image says that its pixels hold text."""
     facts = read_medical_facts(root, image.path, f"image {image.path}")
     return facts is not None and facts.burned_in == "YES"

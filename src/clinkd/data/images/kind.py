@@ -1,4 +1,4 @@
-"""What every kind of image file can be asked, and what it answers."""
+"""The questions that every kind of image file answers, and the form of the answers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ File = Path | BinaryIO  # on disk, or bytes in memory
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a file says of one of its frames without a pixel decoded, from an allow-list of its fields.
+    """Facts of one frame from an allow-list of the fields of its file. No pixel is decoded for them.
 
-    `width` and `height` are those of the upright frame, in pixels. `orientation` is the EXIF tag (1: as stored).
-    `patient` and `study` are pseudonyms: hashes of PatientID (with its issuer) and StudyInstanceUID, "" where absent.
-    They keep rows of a patient together; who holds a list of all IDs can undo them. `burned_in` is what the file says
-    of names in the picture itself: YES, NO, or "" where it says nothing. `windows` are the VOIs of the frame in the
-    order they are numbered: "LUT", or "centre/width".
+    `width` and `height` are in pixels of the upright frame. `orientation` is the EXIF tag (1: as stored). `patient` and
+    `study` are pseudonyms: hashes of PatientID (with its issuer) and StudyInstanceUID, "" where absent. They keep the
+    rows of a patient together; anyone with a list of all IDs can undo them. `burned_in`: whether the pixels hold names,
+    according to the file: YES, NO, or "" where it says nothing. `windows` are the VOIs of the frame in the order of
+    their numbers: "LUT", or "centre/width".
     """
 
     width: int
@@ -41,44 +41,35 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class ImageFrame:
-    """One decoded frame: its picture, and what the picture was made from."""
+    """One decoded frame: its picture, and the values behind it."""
 
     picture: Image.Image  # RGB, upright
     facts: Facts
     number: int  # from 1
-    window: tuple[float, float] | None = None  # centre and width that the picture shows, where it shows a window
-    hounsfield: bool = False  # whether the presets for CT fit
-    grey: GreyFrame | None = None  # the values before the window; None for colour, and where there are none
+    window: tuple[float, float] | None = None  # centre and width of the picture, where it shows a window
+    hounsfield: bool = False  # whether the presets for CT fit its values
+    grey: GreyFrame | None = None  # the values before the window; None for pictures and colour
 
 
 class ImageKind(Protocol):
-    """A kind of image file. Frames count from 1; None means the only one, and is refused where there are several.
+    """A kind of image file. Frames count from 1; None means the only frame, and raises BadInput where there are more.
 
-    `place` stands at the front of every error. Nothing is decoded beyond `limits`.
+    Every error begins with `place`. Nothing is decoded beyond `limits`.
     """
 
-    @property
-    def name(self) -> str:
-        """As messages call it."""
-
-    @property
-    def medical(self) -> bool:
-        """Whether its header may name modality and patient, and its grey values go through a window.
-
-        A folder of such files is a data set without further tables.
-        """
-
-    @property
-    def reportable(self) -> bool:
-        """Whether a DICOM structured report can refer to it."""
+    name: str  # in messages
+    # Whether its header may name modality and patient, and its grey values go through a window. A folder of such files
+    # is a data set without further tables.
+    medical: bool
+    reportable: bool  # whether a DICOM structured report can refer to it
 
     def sniff(self, file: File) -> bool:
-        """Whether a file is of this kind; False where there is no file, or it is empty. Raises nothing."""
+        """Whether a file is of this kind; False for a missing or empty file. Raises nothing."""
 
     def describe(
         self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
-        """What the file says of a frame; no pixel is decoded.
+        """The facts of a frame; no pixel is decoded.
 
         Raises BadInput where the file is missing, cut or of another kind, has no such frame, or `window` does not fit.
         """
@@ -86,18 +77,18 @@ class ImageKind(Protocol):
     def open(
         self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
-        """A frame as 8-bit RGB, grey values through `window` (see `clinkd.data.images.dicom`).
+        """A frame as 8-bit RGB, its grey values through `window` (see `clinkd.data.images.dicom`).
 
-        Raises BadInput as `describe`, and where the frame is larger than `limits` allow or cannot be decoded.
+        Raises BadInput like `describe`, and where the frame is beyond `limits` or cannot be decoded.
         """
 
     def texts(self, path: Path, place: str) -> set[str]:
-        """Every text that the header holds. Raises BadInput where it cannot be read whole."""
+        """All texts of the header. Raises BadInput where it cannot be read whole."""
 
 
 @contextlib.contextmanager
-def reading(file: File, place: str) -> Iterator[BinaryIO]:
-    """A file, or bytes in memory, from the first byte on. Raises BadInput where the file is missing."""
+def open_stream(file: File, place: str) -> Iterator[BinaryIO]:
+    """A file, or bytes in memory, at the first byte. Raises BadInput where the file is missing."""
     if not isinstance(file, Path):
         file.seek(0)
         yield file
@@ -111,8 +102,8 @@ def reading(file: File, place: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def which_frame(frame: int | None, frames: int, file: File, place: str) -> int:
-    """The number of the frame meant, from 1. Raises BadInput where none of several is named, or it is not there."""
+def choose_frame(frame: int | None, frames: int, file: File, place: str) -> int:
+    """The number of the wanted frame, from 1. Raises BadInput where none of several is named, or it does not exist."""
     if frame is None and frames > 1:
         name = file.name if isinstance(file, Path) else "image"
         several = f"the file has {frames} frames and none is named; give one, as {name}#1 (up to #{frames})"
@@ -123,6 +114,6 @@ def which_frame(frame: int | None, frames: int, file: File, place: str) -> int:
 
 
 def check_pixels(width: int, height: int, place: str, limits: FileLimits) -> None:
-    """Raise BadInput where a frame is larger than allowed."""
+    """Raise BadInput where a frame has more pixels than allowed."""
     if width * height > limits.pixels:
         raise BadInput(f"{place}: {width}x{height} pixels, more than {limits.pixels:,} in all; shrink it first")

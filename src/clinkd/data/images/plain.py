@@ -11,20 +11,20 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, reading, which_frame
+from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, FileLimits
 from clinkd.records import BadInput
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # decoders that run no other program
-_FILMS = ("PNG", "GIF", "WEBP")  # a frame of which is made from those before it
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # their decoders run no other program
+_ANIMATIONS = ("PNG", "GIF", "WEBP")  # each frame is made from the frames before it
 _WAY_OUT = f"give a readable image ({', '.join(FORMATS)} or DICOM)"
 
 
 class Plain:
-    """Any file that is of no other kind: a picture, or none at all.
+    """Any file of no other kind: a picture, or no image at all.
 
-    Grey levels beyond 8 bits are stretched from the image's least to its greatest value; transparent parts become
-    black. A window means nothing here, and is not looked at.
+    Grey levels beyond 8 bits are stretched from the least to the greatest value of the image. Transparent parts become
+    black. A window has no meaning here and is ignored.
     """
 
     name = "picture"
@@ -37,11 +37,9 @@ class Plain:
     def describe(
         self, file: File, place: str, frame: int | None = 1, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> Facts:
-        with _open_picture(file, place) as picture:
-            frames = _count_frames(picture, place, limits)
-            _seek_frame(picture, which_frame(frame, frames, file, place), place, limits)
+        with open_at_frame(file, place, frame, limits) as (picture, _, frames):
             orientation = _read_orientation(picture)
-            # Pillow turns the size of a TIFF, but of no other, before its pixels are loaded.
+            # Pillow turns the size of a TIFF, but of no other format, before it loads the pixels.
             lying = orientation >= 5 and picture.format != "TIFF"
             width, height = picture.size[::-1] if lying else picture.size
             return Facts(width, height, frames, orientation=orientation)
@@ -49,27 +47,22 @@ class Plain:
     def open(
         self, file: File, place: str, frame: int | None, window: str | None = None, limits: FileLimits = ON_DISK
     ) -> ImageFrame:
-        with _open_picture(file, place) as picture:
-            frames = _count_frames(picture, place, limits)
-            number = which_frame(frame, frames, file, place)
-            _seek_frame(picture, number, place, limits)
+        with open_at_frame(file, place, frame, limits) as (picture, number, frames):
             if picture.format in ("JPEG", "MPO") and limits.decoded_pixels < ON_DISK.decoded_pixels:
-                with reading(file, place) as stream:
-                    position, scans = stream.tell(), scans_of(stream.read())
-                    stream.seek(position)
+                with open_stream(file, place) as stream:
+                    scans = count_scans(stream.read())
                 if scans * picture.width * picture.height > limits.decoded_pixels:
-                    more = f"{scans:,} scans of {picture.width}x{picture.height} pixels"
-                    way_out = "save it anew as a PNG"
-                    raise BadInput(f"{place}: {more}, more than {limits.decoded_pixels:,} pixels; {way_out}")
+                    more = f"{scans:,} scans of {picture.width}x{picture.height} pixels, more than"
+                    raise BadInput(f"{place}: {more} {limits.decoded_pixels:,} pixels; save it anew as a PNG")
             picture.load()
             upright = _convert_to_rgb(ImageOps.exif_transpose(picture))
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
 
     def texts(self, path: Path, place: str) -> set[str]:
         values: list[object] = []
-        with _open_picture(path, place) as picture:
+        with _open_file(path, place) as picture:
             for index in range(_count_frames(picture, place, ON_DISK) if picture.format == "TIFF" else 1):
-                picture.seek(index)  # each has tags of its own
+                picture.seek(index)  # each frame has its own tags
                 values += [*picture.info.values(), *picture.getexif().values()]
             comment = picture.info.get("comment")  # of a GIF or JPEG, as bytes
             values.append(comment.decode("utf-8", "replace") if isinstance(comment, bytes) else comment)
@@ -77,22 +70,28 @@ class Plain:
 
 
 @contextlib.contextmanager
-def open_at_frame(file: File, place: str, frame: int | None) -> Iterator[Image.Image]:
-    """The opened file at its frame, nothing decoded yet; what decoders throw inside becomes BadInput."""
-    with _open_picture(file, place) as picture:
-        number = which_frame(frame, _count_frames(picture, place, ON_DISK), file, place)
-        _seek_frame(picture, number, place, ON_DISK)
-        yield picture
+def open_at_frame(
+    file: File, place: str, frame: int | None, limits: FileLimits = ON_DISK
+) -> Iterator[tuple[Image.Image, int, int]]:
+    """The opened file at its frame, nothing decoded yet, the number of this frame, and how many frames there are.
+
+    Errors that decoders raise inside become BadInput.
+    """
+    with _open_file(file, place) as picture:
+        frames = _count_frames(picture, place, limits)
+        number = choose_frame(frame, frames, file, place)
+        _seek_frame(picture, number, place, limits)
+        yield picture, number, frames
 
 
-def scans_of(jpeg: bytes) -> int:
-    """How often a decoder goes over a picture: SOS marks (ISO/IEC 10918-1 B.2.3), which no coded bytes look like."""
+def count_scans(jpeg: bytes) -> int:
+    """The passes of a decoder over a picture: its SOS marks (ISO/IEC 10918-1 B.2.3). No coded bytes equal a mark."""
     return jpeg.count(b"\xff\xda")
 
 
 def _seek_frame(picture: Image.Image, number: int, place: str, limits: FileLimits) -> None:
-    """Go to a frame, where it is small enough, and so are those it is made from."""
-    if number > 1 and picture.format in _FILMS:
+    """Go to a frame. Raises BadInput where it and the frames it is made from have too many pixels."""
+    if number > 1 and picture.format in _ANIMATIONS:
         check_pixels(picture.width, picture.height, place, limits)
         if picture.width * picture.height * number > limits.decoded_pixels:
             more = f"more than {limits.decoded_pixels:,} pixels to decode up to frame {number}"
@@ -102,14 +101,14 @@ def _seek_frame(picture: Image.Image, number: int, place: str, limits: FileLimit
 
 
 def _read_orientation(file: Image.Image) -> int:
-    """The EXIF orientation, 1 where none is given. The pixels of a PNG are read only where it may stand behind them."""
+    """The EXIF orientation, 1 where it is absent. A PNG is read behind its pixels only if the tag may stand there."""
     exif = file.getexif() if not isinstance(file, PngImageFile) or _may_hold_orientation(file) else {}
     turned = int(exif.get(ExifTags.Base.Orientation, 1))
     return turned if 1 <= turned <= 8 else 1
 
 
 def _may_hold_orientation(file: PngImageFile) -> bool:
-    """Whether a PNG has a chunk from which Pillow takes an orientation; to ask Pillow itself decodes every PNG."""
+    """Whether a PNG has a chunk that Pillow takes an orientation from. Pillow itself would decode the whole PNG."""
     stream = file.fp
     assert stream is not None
     position, back = 8, stream.tell()
@@ -122,14 +121,14 @@ def _may_hold_orientation(file: PngImageFile) -> bool:
 
 
 @contextlib.contextmanager
-def _open_picture(file: File, place: str) -> Iterator[Image.Image]:
-    """The opened file; what decoders throw inside becomes BadInput."""
+def _open_file(file: File, place: str) -> Iterator[Image.Image]:
+    """The opened file. Errors that decoders raise inside become BadInput."""
     on_disk = isinstance(file, Path)
     try:
-        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would be waited for without end
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # reading a pipe may never end
             raise BadInput(f"{place}: cannot be read (it is a folder, or no file at all); {_WAY_OUT}")
-        with warnings.catch_warnings(), reading(file, place) as stream:
-            warnings.simplefilter("ignore")  # of metadata that are not used
+        with warnings.catch_warnings(), open_stream(file, place) as stream:
+            warnings.simplefilter("ignore")  # about metadata that nobody uses
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if not stream.read(1):
                 raise BadInput(f"{place}: the file is empty (0 bytes); bring back the original, or leave it out")
@@ -142,15 +141,15 @@ def _open_picture(file: File, place: str) -> Iterator[Image.Image]:
         raise BadInput(f"{place}: more than {MAX_PIXELS:,} pixels; shrink it first") from None
     except UnidentifiedImageError:
         raise BadInput(f"{place}: not an image; {_WAY_OUT}") from None
-    except Exception as error:  # what damage makes of decoders; of what others send, not in words that may be theirs
+    except Exception as error:  # a damaged file; the message of an upload may quote the file
         cause = error if on_disk else type(error).__name__
         raise BadInput(f"{place}: cannot be read ({cause}); {_WAY_OUT}") from None
 
 
 def _count_frames(picture: Image.Image, place: str, limits: FileLimits) -> int:
-    if picture.format == "MPO":  # a camera's preview is no frame
+    if picture.format == "MPO":  # the preview of a camera is no frame
         return 1
-    if picture.format == "TIFF" and limits.frames < ON_DISK.frames:  # to count them all takes the square of them
+    if picture.format == "TIFF" and limits.frames < ON_DISK.frames:  # counting all takes quadratic time
         with contextlib.suppress(EOFError):
             for index in range(1, limits.frames + 1):  # one by one: a leap beyond the end makes Pillow miscount
                 picture.seek(index)

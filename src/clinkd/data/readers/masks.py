@@ -296,8 +296,8 @@ def _load_mask(root: Path, mask: str, image: ImageRef) -> NDArray[np.bool_]:
     """The pixels that a mask sets, [height, width]. Raises FieldError where it is no mask of the image."""
     try:
         path, frame = locate(root, mask, mask)
-        with open_at_frame(path, mask, frame) as file:
-            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette the numbers, not the colours
+        with open_at_frame(path, mask, frame) as (file, _, _):
+            values = np.asarray(ImageOps.exif_transpose(file))  # of a palette its numbers, not its colours
     except BadInput as error:
         raise FieldError("mask", mask, str(error).removeprefix(f"{mask}: ")) from None
     height, width = values.shape[:2]
