@@ -24,7 +24,7 @@ TEXTS = ["The left lung is clear.", "A small bright kidney on the right.", "no t
 
 @pytest.fixture(scope="module")
 def embedder() -> TextEmbedder:
-    return TextEmbedder.packaged()
+    return TextEmbedder()
 
 
 class Counting:
@@ -121,4 +121,4 @@ def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:
 def test_another_file_in_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(room.PINNED, "config.json", "0" * 64)
     with pytest.raises(BadInput, match="not the file that is known of all-MiniLM-L6-v2"):
-        TextEmbedder.packaged()
+        TextEmbedder()

@@ -34,9 +34,10 @@ class TextEmbedder:
     `identity` is a hash of the folder's files that decide a vector.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        """Raises BadInput where the folder is no such model, holds weights as pickles, or the library is missing."""
-        demand(folder)
+    def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
+        """The model in a folder, or else all-MiniLM-L6-v2 as the package has it. Raises BadInput as `demand`, and for
+        a model that cannot be loaded."""
+        folder = demand(folder)
         weights = sorted(folder.rglob("*.safetensors"))
         from sentence_transformers import SentenceTransformer
 
@@ -50,14 +51,6 @@ class TextEmbedder:
         told = {p.relative_to(folder).as_posix(): sha256_file(p) for p in [*sorted(folder.rglob("*.json")), *weights]}
         self.identity = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()[:16]
 
-    @classmethod
-    def packaged(cls, device: str = "cpu") -> TextEmbedder:
-        """all-MiniLM-L6-v2 as the package brings it, its files held against pinned hashes.
-
-        Raises BadInput where the package is missing or another than the pinned one.
-        """
-        return cls(packaged_folder(), device)
-
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[len(texts), width]. Texts of like length go together."""
         if not texts:
@@ -68,8 +61,11 @@ class TextEmbedder:
         return found
 
 
-def demand(folder: Path | None) -> None:
-    """Raises BadInput where the library is missing, or the model: that of the package, where no folder is given."""
+def demand(folder: Path | None) -> Path:
+    """The folder of the model, the package's if none is given.
+
+    Raises BadInput where the library is missing, or the folder is no such model or holds weights as pickles.
+    """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise BadInput(f"reflect.similarity=embedding: sentence-transformers is not installed; {_INSTALL}")
     folder = folder or packaged_folder()
@@ -77,6 +73,7 @@ def demand(folder: Path | None) -> None:
         raise BadInput(f"reflect.embedder={folder}: no modules.json there; a sentence-transformers folder is wanted")
     if not any(folder.rglob("*.safetensors")):
         raise BadInput(f"reflect.embedder={folder}: no weights in safetensors; save the model anew with them")
+    return folder
 
 
 def packaged_folder() -> Path:

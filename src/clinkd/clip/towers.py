@@ -45,15 +45,23 @@ class Towers(Protocol):
         """Unit vectors [I, E], float32."""
 
 
-class ClipTowers:
-    """A CLIP of transformers."""
+class _TransformersTowers:
+    """What a CLIP and a SigLIP of transformers share."""
 
-    def __init__(
-        self, network: CLIPModel, tokenizer: PreTrainedTokenizerFast, processor: CLIPImageProcessorPil
-    ) -> None:
+    def __init__(self, network: Any, tokenizer: PreTrainedTokenizerFast, processor: Any) -> None:
         self.network, self.tokenizer, self.processor = network, tokenizer, processor
         self.limit = int(network.config.text_config.max_position_embeddings)
-        self.end = int(tokenizer.eos_token_id)  # older CLIPs carry a wrong one in their configuration
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        pixels: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        return unit(self.network.get_image_features(pixels.to(self.network.device)).pooler_output)
+
+
+class ClipTowers(_TransformersTowers):
+    """A CLIP of transformers."""
 
     @classmethod
     def read(cls, folder: Path) -> ClipTowers:
@@ -65,6 +73,10 @@ class ClipTowers:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(line) for line in self._ids(texts)]
+
+    @property
+    def end(self) -> int:
+        return int(self.tokenizer.eos_token_id)  # older CLIPs carry a wrong one in their configuration
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
@@ -78,13 +90,6 @@ class ClipTowers:
         device = self.network.device
         return unit(self.network.get_text_features(padded.to(device), seen.to(device)).pooler_output)
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        found: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return found
-
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        return unit(self.network.get_image_features(pixels.to(self.network.device)).pooler_output)
-
     def save(self, folder: Path) -> None:
         """As transformers lays out a CLIP: `read` reads it, and so does `CLIPModel.from_pretrained`."""
         self.network.save_pretrained(folder)
@@ -92,18 +97,12 @@ class ClipTowers:
         self.processor.save_pretrained(folder)
 
 
-class SiglipTowers:
+class SiglipTowers(_TransformersTowers):
     """A SigLIP of transformers, or a SigLIP 2 of fixed resolution, which is the same class.
 
     Its text tower reads the last place, so that every text is filled up to the limit, without an attention mask: that
     is how it was trained. It has seen lower case only, which not every tokenizer of such folders sees to.
     """
-
-    def __init__(
-        self, network: SiglipModel, tokenizer: PreTrainedTokenizerFast, processor: SiglipImageProcessorPil
-    ) -> None:
-        self.network, self.tokenizer, self.processor = network, tokenizer, processor
-        self.limit = int(network.config.text_config.max_position_embeddings)
 
     @classmethod
     def read(cls, folder: Path) -> SiglipTowers:
@@ -127,13 +126,6 @@ class SiglipTowers:
             return_tensors="pt",
         )["input_ids"]
         return unit(self.network.get_text_features(ids.to(self.network.device)).pooler_output)
-
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        found: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return found
-
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        return unit(self.network.get_image_features(pixels.to(self.network.device)).pooler_output)
 
 
 KINDS: dict[str, type[ClipTowers] | type[SiglipTowers]] = {"clip": ClipTowers, "siglip": SiglipTowers}

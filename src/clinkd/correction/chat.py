@@ -17,7 +17,7 @@ from clinkd.correction.correctors import Rewrite, RewriteProposals, Wrong
 from clinkd.correction.similarity import Similarity
 from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, BoxedText, Sample
-from clinkd.remote import Chat, Masked, Message, Scrubber
+from clinkd.remote import Chat, Masked, Scrubber, user_message
 
 PROMPT_VERSION = 2  # raised where the words below change
 INSTRUCTIONS = f"""\
@@ -86,11 +86,8 @@ class ChatCorrector:
                 data = {"question": _encode_masked(sample.question, masked), **data}
         except BadInput:  # its words hold a box written out; they stay in the house
             return _MaskedRequest(None, masked, "not sent: its words hold what looks like a box")
-        content: Any = _delimit_data(data)
-        if self.picture is not None:
-            picture = {"type": "image_url", "image_url": {"url": self.picture(sample)}}
-            content = [{"type": "text", "text": content}, picture]
-        messages: list[Message] = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": content}]
+        picture = self.picture(sample) if self.picture is not None else None
+        messages = [{"role": "system", "content": INSTRUCTIONS}, user_message(_delimit_data(data), picture)]
         return _MaskedRequest(self.chat.body(messages, SCHEMA), masked)
 
     def _parse_reply(self, reply: str, truth: BoxedText, masked: Masked) -> BoxedText | str:

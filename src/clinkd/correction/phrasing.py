@@ -10,40 +10,28 @@ from clinkd.records import BOX_MARK, Task
 
 _PLACE = r"(?:on|in|at|near|within)\b[^,;]*"
 _THING = r"(?:(?!\b(?:is|are|was|were|has|have|shows?|with|and|not|\w+ing)\b|[,;:]).)+?"
-_RULES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
-    (re.compile(f"^{pattern}$", re.IGNORECASE), forms)
-    for pattern, forms in (
-        (
-            rf"(?P<thing>(?:the|a|an)\s{_THING}) (?:is|are) (?:located |seen |found |visible )?(?P<place>{_PLACE})",
-            ("You can find {thing} {place}", "{thing} can be seen {place}", "The image shows {thing} {place}"),
-        ),
-        (
-            rf"(?P<thing>(?:a|an)\s{_THING}) (?P<place>{_PLACE})",
-            (
-                "There is {thing} {place}",
-                "{place} there is {thing}",
-                "{place}, {thing} is seen",
-                "{thing} can be seen {place}",
-            ),
-        ),
-        (
-            rf"(?P<place>{_PLACE}) there is (?P<thing>{_THING})",
-            ("There is {thing} {place}", "{thing} is {place}", "{place} lies {thing}", "{place}, {thing} can be seen"),
-        ),
-        (
-            rf"there is (?P<thing>{_THING}) (?P<place>{_PLACE})",
-            ("{place} there is {thing}", "{thing} is seen {place}", "You can see {thing} {place}"),
-        ),
-        (
-            r"here (?:is|are) (?P<thing>[^,;]+)",
-            ("The image shows {thing}", "You can see {thing}", "This is {thing}", "Seen here: {thing}"),
-        ),
-        (
-            r"(?:a|an|the|this) (?P<kind>[\w -]+? (?:image|scan|picture)) (?:with|shows) (?P<thing>[^,;]+)",
-            ("The {kind} shows {thing}", "This {kind} contains {thing}", "The {kind} displays {thing}"),
-        ),
-    )
-)
+_FORMS: dict[str, tuple[str, ...]] = {
+    rf"(?P<thing>(?:the|a|an)\s{_THING}) (?:is|are) (?:located |seen |found |visible )?(?P<place>{_PLACE})": (
+        "You can find {thing} {place}", "{thing} can be seen {place}", "The image shows {thing} {place}",
+    ),
+    rf"(?P<thing>(?:a|an)\s{_THING}) (?P<place>{_PLACE})": (
+        "There is {thing} {place}", "{place} there is {thing}", "{place}, {thing} is seen",
+        "{thing} can be seen {place}",
+    ),
+    rf"(?P<place>{_PLACE}) there is (?P<thing>{_THING})": (
+        "There is {thing} {place}", "{thing} is {place}", "{place} lies {thing}", "{place}, {thing} can be seen",
+    ),
+    rf"there is (?P<thing>{_THING}) (?P<place>{_PLACE})": (
+        "{place} there is {thing}", "{thing} is seen {place}", "You can see {thing} {place}",
+    ),
+    r"here (?:is|are) (?P<thing>[^,;]+)": (
+        "The image shows {thing}", "You can see {thing}", "This is {thing}", "Seen here: {thing}",
+    ),
+    r"(?:a|an|the|this) (?P<kind>[\w -]+? (?:image|scan|picture)) (?:with|shows) (?P<thing>[^,;]+)": (
+        "The {kind} shows {thing}", "This {kind} contains {thing}", "The {kind} displays {thing}",
+    ),
+}  # fmt: skip
+_RULES = [(re.compile(f"^{pattern}$", re.IGNORECASE), forms) for pattern, forms in _FORMS.items()]
 _LEAD_INS = ("In this image, {}", "Here, {}", "As can be seen, {}", "What is shown here: {}")
 _POINTS_BACK = re.compile(r"(?:it|its|they|their|this|these|those|that|both|the other|another|here|there|one)\b", re.I)
 _ARTICLE = re.compile(r"(?:the|a|an|no|both|this|these|one|two|three|its)\b|\d", re.I)

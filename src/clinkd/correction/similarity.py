@@ -101,17 +101,13 @@ class LexicalSimilarity:
         grams = [_trigram_features(w) for w in words]
         shares = [np.full(len(g), v / math.sqrt(len(g))) for g, v in zip(grams, weights, strict=True)]
         empty = np.zeros(0)
-        return _Vector(
-            {
-                "word": (
-                    np.array([_hash_feature(w) for w in words], dtype=np.int64),
-                    np.array(weights, dtype=np.float64),
-                ),
-                "gram": (np.concatenate([empty.astype(np.int64), *grams]), np.concatenate([empty, *shares])),
-                "pair": (np.array([f for f, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs])),
-            },
-            sum(weights),
-        )
+        features = np.array([_hash_feature(w) for w in words], dtype=np.int64)
+        blocks = {
+            "word": (features, np.array(weights, dtype=np.float64)),
+            "gram": (np.concatenate([empty.astype(np.int64), *grams]), np.concatenate([empty, *shares])),
+            "pair": (np.array([f for f, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs])),
+        }
+        return _Vector(blocks, sum(weights))
 
     def _weight(self, word: str) -> float:
         if not carries_meaning(word):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 from clinkd.records import Correction, Modality, Sample, Table, Task
@@ -119,13 +120,12 @@ def _refusal_kind(rejected: str) -> str:
 
 def _tabulate_reviewed(corrections: Sequence[Correction], samples: Sequence[Sample]) -> Table:
     counts = _count_corrections(corrections, samples)
-    rows, last = [], None
-    for number, task, modality in _sort_cells(counts):
-        if (number, task) != last:
-            last = number, task
-            whole = sum((c for k, c in counts.items() if k[:2] == last), Counter[str]())
-            rows.append((f"Round {number}, {task.value}", *_count_cells(whole)))
-        rows.append((f"  {modality.value}", *_count_cells(counts[number, task, modality])))
+    rows = []
+    for (number, task), cells in groupby(_sort_cells(counts), key=lambda cell: cell[:2]):
+        by_modality = [(modality, counts[number, task, modality]) for _, _, modality in cells]
+        total = sum((c for _, c in by_modality), Counter[str]())
+        rows.append((f"Round {number}, {task.value}", *_count_cells(total)))
+        rows += [(f"  {modality.value}", *_count_cells(c)) for modality, c in by_modality]
     columns = ("", "Reviewed", "Wrong", "% wrong", *(r.capitalize() for r in REASONS), "Rewritten", "Refused")
     notes = ("Under each test: how many it found, and in brackets how many it alone.",)
     return Table("Reviewed answers by task and modality", columns, tuple(rows), notes)

@@ -12,7 +12,7 @@ from typing import Any
 from clinkd.data.codecs import make_codec
 from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput, BoxedText, Candidate, Prediction, Sample, Task
-from clinkd.remote import Chat, Masked, Message, Reply, Scrubber
+from clinkd.remote import Chat, Masked, Message, Reply, Scrubber, user_message
 from clinkd.storage import progress
 
 PROMPT_VERSION = 1  # raised where the words below change
@@ -72,14 +72,11 @@ class Hosted:
             texts = [BOXES.encode(BoxedText(masked.hide(text.text), text.boxes)) for text in said]
         except BadInput:
             return None, masked
-        content: Any = texts[0]
-        if self._picture is not None:
-            picture = {"type": "image_url", "image_url": {"url": self._picture(sample)}}
-            content = [{"type": "text", "text": texts[0]}, picture]
+        picture = self._picture(sample) if self._picture is not None else None
         opening = _BLIND if self._picture is None else _SEEN
         messages: list[Message] = [
             {"role": "system", "content": f"{opening} {_WANTED[sample.task]} {_FORM}"},
-            {"role": "user", "content": content},
+            user_message(texts[0], picture),
             *({"role": "user" if n % 2 else "assistant", "content": text} for n, text in enumerate(texts[1:])),
         ]
         return self.chat.body(messages, {}), masked

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from clinkd.config import ChatConfig
@@ -64,6 +64,7 @@ class Chat:
         assert config.base_url and config.model
         assert config.input_price is not None and config.output_price is not None
         self.config, self.journal, self.model = config, journal, config.model
+        self._input_price, self._output_price = config.input_price, config.output_price
         self._stopped = threading.Event()
         self._reason: BadInput | None = None
         self._free_at = 0.0  # on the monotonic clock: until then the server wants to be left alone
@@ -91,14 +92,13 @@ class Chat:
 
     def most(self, body: Mapping[str, Any]) -> int:
         """What a call may cost at most, nano-dollars: no token of a text is shorter than a byte."""
-        pictures = sum(part["type"] == "image_url" for m in body["messages"] for part in _parts(m["content"]))
+        parts = [part for m in body["messages"] if not isinstance(m["content"], str) for part in m["content"]]
+        pictures = sum(part["type"] == "image_url" for part in parts)
         sent = len(spelled(body)) + _OVERHEAD_TOKENS * len(body["messages"]) + _PICTURE_TOKENS * pictures
         return self._price(sent, self.config.max_tokens * self.config.candidates)
 
     def _price(self, sent: int, written: int) -> int:
-        assert self.config.input_price is not None and self.config.output_price is not None
-        dollars = sent * self.config.input_price + written * self.config.output_price
-        return math.ceil(dollars * NANO / _MILLION)
+        return math.ceil((sent * self._input_price + written * self._output_price) * NANO / _MILLION)
 
     def unpaid(self, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those that would really be sent, each once: the journal knows the replies of the others."""
@@ -257,21 +257,18 @@ class _RetryableError(Exception):
         self.what, self.seconds = what, seconds
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
+class _Done(NamedTuple):
     reply: str  # JSON
     tokens: tuple[int, int] | None  # read and written, where the server counts them
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
+class _Refused(NamedTuple):
     status: int
     code: str
     retry_after: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Lost:
+class _Lost(NamedTuple):
     what: str
     sent: bool = True
 
@@ -279,8 +276,12 @@ class _Lost:
 _LOST = "the answer of the call was lost, and it is not paid for again (reflect.chat.on_unknown=skip)"
 
 
-def _parts(content: Any) -> Sequence[Mapping[str, Any]]:
-    return () if isinstance(content, str) else content
+def user_message(text: str, picture: str | None) -> Message:
+    """The words of a user, with a picture as a data URI beside them where there is one."""
+    if picture is None:
+        return {"role": "user", "content": text}
+    image = {"type": "image_url", "image_url": {"url": picture}}
+    return {"role": "user", "content": [{"type": "text", "text": text}, image]}
 
 
 def _counted(usage: Any) -> tuple[int, int] | None:
@@ -321,12 +322,11 @@ def _wait_seconds(attempt: int, asked: float | None) -> float:
 
 def _never_connected(error: BaseException) -> bool:
     """Whether a call failed before anything was sent."""
+    never = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol")
     cause = error.__cause__
-    while cause is not None:
-        if type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"):
-            return True
+    while cause is not None and type(cause).__name__ not in never:
         cause = cause.__cause__
-    return False
+    return cause is not None
 
 
 def _host(config: ChatConfig) -> str:

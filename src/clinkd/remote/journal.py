@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal
 
 from clinkd.records import BadInput
 from clinkd.storage import naming_full_disk
@@ -64,7 +63,7 @@ class Ledger:
         return (self.spent + self.reserved) / NANO
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The calls in one file, of one process at a time (its threads may share it).
 
     Every change is a transaction that is on the disk before the next line runs (WAL, synchronous=FULL): a kill at any
@@ -94,9 +93,8 @@ class Journal:
             for pragma in ("journal_mode=wal", "synchronous=full"):
                 self._db.execute(f"pragma {pragma}").close()
             self._db.executescript(_TABLES)
-            self._db.execute(
-                "select key, model, state, calls, reserved, spent, reply, reason, changed from calls"
-            ).close()
+            columns = "key, model, state, calls, reserved, spent, reply, reason, changed"
+            self._db.execute(f"select {columns} from calls").close()
             with self._change():
                 self._lose("state = 'inflight'", (), "its process died")
         except sqlite3.DatabaseError as error:
@@ -105,10 +103,7 @@ class Journal:
                 f"{path}: not a journal that can be read ({error}); move it away, or name another file"
             ) from None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -119,17 +114,17 @@ class Journal:
 
     def state(self, key: str) -> State | None:
         """None where the call was never heard of."""
-        row = self._one("select state from calls where key = ?", key)
-        return row[0] if row else None
+        state: State | None = self._value("select state from calls where key = ?", key)
+        return state
 
     def reply(self, key: str) -> str | None:
         """What came back, where the call is done."""
-        row = self._one("select reply from calls where key = ? and state = 'done'", key)
-        return row[0] if row else None
+        reply: str | None = self._value("select reply from calls where key = ? and state = 'done'", key)
+        return reply
 
     def answered(self, model: str) -> bool:
         """Whether any call to that model was ever done."""
-        return self._one("select 1 from calls where model = ? and state = 'done' limit 1", model) is not None
+        return self._value("select 1 from calls where model = ? and state = 'done' limit 1", model) is not None
 
     def ledger(self) -> Ledger:
         with self._guard:
@@ -223,10 +218,11 @@ class Journal:
                 if self._db.in_transaction:  # a full disk has ended it already
                     self._db.execute("rollback")
 
-    def _one(self, query: str, value: str) -> tuple[Any, ...] | None:
+    def _value(self, query: str, value: str) -> Any:
+        """The first column of the first row; None where there is no row."""
         with self._guard:
-            row: tuple[Any, ...] | None = self._db.execute(query, (value,)).fetchone()
-        return row
+            row = self._db.execute(query, (value,)).fetchone()
+        return row[0] if row else None
 
 
 def _now() -> str:
