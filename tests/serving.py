@@ -79,7 +79,7 @@ def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[
     handler = RequestHandler(
         Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits
     )
-    with listening(Served(found.folder.name, handler, found.folder.name, found.report(), Review(found))) as server:
+    with listening(Served(found.folder.name, handler, found.report(), Review(found))) as server:
         server.until_ready()
         yield server
 
@@ -89,7 +89,7 @@ def serving_model(opened: Callable[[], Any], review: Any = None, **caps: Any) ->
     """The server of a model that no run made, under the name "scripted"."""
     limits = replace(LIMITS, **caps)
     handler = RequestHandler(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
-    with listening(Served("scripted", handler, "scripted" if review else None, None, review)) as server:
+    with listening(Served("scripted", handler, None, review)) as server:
         server.until_ready()
         yield server
 

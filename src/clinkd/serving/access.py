@@ -12,13 +12,17 @@ import hmac
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from http.cookies import CookieError, SimpleCookie
-from typing import Any, NoReturn
-from urllib.parse import parse_qs, urlsplit
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clinkd.serving.limits import ServerLimits
+from clinkd.serving.schemas import failure_body
 
 OPEN = "/healthz"
 CSP = (
@@ -43,12 +47,6 @@ _ASK = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="view
 
 _FINISH_SECONDS = 5.0  # in which who is refused may end what is being sent
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 
 class _AlreadyReplied(Exception):
     """The visit has had its reply; what the app makes of it does not count any more."""
@@ -57,7 +55,7 @@ class _AlreadyReplied(Exception):
 class AuthMiddleware:
     """An ASGI app in front of another one."""
 
-    def __init__(self, app: App, token: str, limits: ServerLimits, cookie: str = "clinkd") -> None:
+    def __init__(self, app: ASGIApp, token: str, limits: ServerLimits, cookie: str = "clinkd") -> None:
         self.app, self.limits, self.cookie = app, limits, cookie
         self._token = token.encode()
         self._held = 0  # bytes of all bodies that are held now
@@ -86,15 +84,16 @@ class AuthMiddleware:
         """How a visit is turned away; None where it may go on."""
         if scope["path"] == OPEN:
             return None
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._fits(given.strip()):
+        connection = HTTPConnection(scope)
+        headers = connection.headers
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._fits(token.strip()):
             return None
-        if "authorization" not in headers and self._fits(self._in_cookie(headers.get("cookie", ""))):
+        if "authorization" not in headers and self._fits(connection.cookies.get(self.cookie, "")):
             if scope["method"] in ("GET", "HEAD") or _same_origin(headers):
                 return None
             return lambda visit: visit.refuse(403, "asked by a page of another origin", "origin")
-        offered = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        offered = connection.query_params.get("token", "")
         if scope["path"] == "/" and scope["method"] == "GET" and self._fits(offered):
             return lambda visit: visit.let_in(offered)
         if scope["path"] == "/" and "text/html" in headers.get("accept", ""):
@@ -103,13 +102,6 @@ class AuthMiddleware:
 
     def _fits(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token)
-
-    def _in_cookie(self, header: str) -> str:
-        try:
-            found = SimpleCookie(header).get(self.cookie)
-        except CookieError:
-            return ""
-        return found.value if found else ""
 
     # -- how much may be carried in -----------------------------------------------------------------------------------
 
@@ -121,7 +113,7 @@ class AuthMiddleware:
         return True
 
 
-def _same_origin(headers: dict[str, str]) -> bool:
+def _same_origin(headers: Headers) -> bool:
     return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "\0")
 
 
@@ -138,12 +130,10 @@ class _Visit:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            length = len(message.get("body", b""))
+            length, most = len(message.get("body", b"")), self.middleware.limits.body_bytes
             self.complete = not message.get("more_body", False)
-            if self.bytes_in + length > self.middleware.limits.body_bytes:
-                await self._turn_away(
-                    413, f"a body of more than {self.middleware.limits.body_bytes:,} bytes", "too_large"
-                )
+            if self.bytes_in + length > most:
+                await self._turn_away(413, f"a body of more than {most:,} bytes", "too_large")
             if not self.middleware.hold(length):
                 await self._turn_away(503, "too much is being uploaded; come again in 1 s", "crowded")
             self.bytes_in += length
@@ -168,11 +158,8 @@ class _Visit:
         await self._send(message)
 
     async def refuse(self, status: int, why: str, code: str) -> None:
-        """A failure as OpenAI's API tells one."""
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        body = {"error": {"message": why, "type": kind, "code": code, "param": None}}
         extra = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}.get(status)
-        await self.reply(status, json.dumps(body).encode(), "application/json", extra)
+        await self.reply(status, json.dumps(failure_body(status, why, code)).encode(), "application/json", extra)
 
     async def reply(self, status: int, body: bytes, kind: str, extra: list[tuple[bytes, bytes]] | None = None) -> None:
         if self.status:  # it has begun

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,10 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from clinkd.data.images import PRESETS
+from clinkd.data.images import KINDS, PRESETS
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
-from clinkd.serving.asking import WORDINGS, CompletedRequest, RequestHandler, box_of, content_of, one_turn
+from clinkd.serving.asking import WORDINGS, RequestHandler, box_of, content_of, one_turn
 from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
 from clinkd.version import __version__
@@ -30,7 +29,11 @@ from clinkd.workflows.review import Review, ReviewedAnswer
 
 PAGE = Path(__file__).parent / "page"
 PAGE_SECONDS = 0.3  # in which a page that is waiting is shown: while torch is imported, all else stands still
-_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_PAGE_TEXTS = {
+    b"{{accept}}": ",".join(entry for kind in reversed(KINDS) for entry in kind.accept),
+    b"{{formats}}": schemas.IMAGE_FORMATS,
+}
 _REPORT_CSP = "frame-ancestors 'none'"  # the report's own policy stands in it, and is stricter
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Failure, "description": what}
@@ -49,8 +52,22 @@ _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": schemas.Failure, "de
 T = TypeVar("T")
 
 
+def _binary(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """How a route describes a reply that is a file."""
+    return {200: {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
 class Missing(Exception):
     """There is no such thing."""
+
+
+_STATUSES: dict[type[Exception], tuple[int, str]] = {  # and the code of each kind of error
+    BadInput: (400, "invalid"),
+    Missing: (404, "missing"),
+    QueueFull: (429, "full"),
+    ModelUnavailable: (503, "no_model"),
+    DeadlineExceeded: (504, "late"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,6 @@ class Served:
 
     name: str
     handler: RequestHandler
-    run: str | None = None
     report: Path | None = None
     review: Review | None = None
 
@@ -108,40 +124,24 @@ def _add_faults(app: FastAPI) -> None:
         status, body, headers = _fault(error)
         return JSONResponse(body, status, headers)
 
-    for kind in (
-        BadInput,
-        QueueFull,
-        DeadlineExceeded,
-        ModelUnavailable,
-        Missing,
-        RequestValidationError,
-        HTTPException,
-        Exception,
-    ):
+    for kind in (*_STATUSES, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, told)
 
 
 def _fault(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers for what went wrong. Of a fault of ours no more is told than that there was one."""
-    status, code, param, headers = 500, "fault", None, {}
-    why = "a fault of the program"
+    param, headers = None, dict[str, str]()
     if isinstance(error, RequestValidationError):
         status, code = 400, "invalid"
         why, param = _first(error)
-    elif isinstance(error, BadInput):
-        status, code, why = 400, "invalid", str(error)
-    elif isinstance(error, QueueFull):
-        status, code, why, headers = 429, "full", str(error), {"retry-after": str(error.seconds)}
-    elif isinstance(error, DeadlineExceeded):
-        status, code, why = 504, "late", str(error)
-    elif isinstance(error, ModelUnavailable):
-        status, code, why, headers = 503, "no_model", str(error), {"retry-after": "10"}
-    elif isinstance(error, Missing):
-        status, code, why = 404, "missing", str(error)
     elif isinstance(error, HTTPException):
         status, code, why, headers = error.status_code, "invalid", str(error.detail), dict(error.headers or {})
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return status, {"error": {"message": why, "type": kind, "code": code, "param": param}}, headers
+    else:
+        status, code = next((v for kind, v in _STATUSES.items() if isinstance(error, kind)), (500, "fault"))
+        why = "a fault of the program" if status == 500 else str(error)
+    if isinstance(error, QueueFull | ModelUnavailable):
+        headers = {"retry-after": str(error.seconds)}
+    return status, schemas.failure_body(status, why, code, param), headers
 
 
 def _first(error: RequestValidationError) -> tuple[str, str | None]:
@@ -157,12 +157,14 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
 
 def _add_page(app: FastAPI, served: Served) -> None:
     handler = served.handler
-    files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.suffix in _KINDS}
+    files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.suffix in _MEDIA_TYPES}
+    for name, text in _PAGE_TEXTS.items():
+        files["index.html"] = files["index.html"].replace(name, text.encode())
 
     def file(name: str) -> Response:
         if name not in files:
             raise Missing("no such file")
-        return Response(files[name], media_type=_KINDS[Path(name).suffix])
+        return Response(files[name], media_type=_MEDIA_TYPES[Path(name).suffix])
 
     @app.get("/healthz", tags=["page"])
     async def healthz() -> schemas.Health:
@@ -186,27 +188,25 @@ def _add_page(app: FastAPI, served: Served) -> None:
     @app.get("/v1/about", tags=["page"])
     async def about() -> schemas.AboutReply:
         """What is served, and what it takes."""
-        answerer, limits = handler.engine.answerer, handler.limits
-        rounds = served.review.rounds if served.review else []
-        known = {"name": served.run, "report": served.report is not None, "rounds": rounds} if served.run else None
+        answerer, run = handler.engine.answerer, None
+        if served.review is not None:
+            has_report = served.report is not None
+            run = schemas.AboutRun(name=served.name, report=has_report, rounds=served.review.rounds)
         return schemas.AboutReply(
             name=served.name,
             version=__version__,
             notice=NOTICE,
             state=handler.engine.state,
             why=handler.engine.why,
-            run=schemas.AboutRun.model_validate(known) if known else None,
+            run=run,
             names=list(answerer.names) if answerer else [],
             questions=WORDINGS,
             modalities=[m.value for m in Modality],
             presets={name: (float(centre), float(width)) for name, (centre, width) in PRESETS.items()},
-            limits=schemas.Caps(
-                body_bytes=limits.body_bytes, pixels=limits.pixels, frames=limits.frames, queue=limits.queue,
-                seconds=limits.seconds,
-            ),
+            limits=schemas.Caps.model_validate(handler.limits),
             candidates=answerer.config.answer.candidates if answerer else 0,
             selection=answerer.config.select.scorer if answerer and answerer.scorer else "first",
-        )  # fmt: skip
+        )
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -218,23 +218,21 @@ def _add_model(app: FastAPI, served: Served) -> None:
     @app.post("/v1/open", tags=["images"])
     async def open(body: schemas.OpenRequest) -> schemas.OpenReply:
         """One frame of an image as the model would see it, and what is needed to look at it otherwise."""
-        found = await handler.picture(body.image, body.frame, body.window, grey=True)
-        grey = None
-        if found.grey is not None:
-            values = base64.b64encode(found.grey).decode()
-            about = found.about
-            grey = schemas.Grey(values=values, inverted=about["inverted"], low=about["low"], high=about["high"])
-        kept = {k: v for k, v in found.about.items() if k in schemas.OpenReply.model_fields}
-        picture = await asyncio.to_thread(_png, found.picture)
+        opened = await handler.picture(body.image, body.frame, body.window, grey=True)
+        about, grey = dict(opened.about), None
+        if opened.grey is not None:
+            scale = {name: about.pop(name) for name in ("inverted", "low", "high")}
+            grey = schemas.Grey(values=base64.b64encode(opened.grey).decode(), **scale)
+        picture = await asyncio.to_thread(_png, opened.picture)
         uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        return schemas.OpenReply.model_validate({**kept, "picture": uri, "grey": grey})
+        return schemas.OpenReply(**about, picture=uri, grey=grey)
 
     @app.post("/v1/ground", tags=["questions"])
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:
         """Where something is: its boxes."""
         picture = await handler.picture(body.image, body.frame, body.window)
         read = one_turn(picture, WORDINGS["where"].replace("{name}", body.phrase))
-        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
+        return (await unless_left(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
 
     @app.post("/v1/refer", tags=["questions"])
     async def refer(request: Request, body: schemas.ReferRequest) -> schemas.AnswerReply:
@@ -244,14 +242,9 @@ def _add_model(app: FastAPI, served: Served) -> None:
         boxes = [box_of(corners, size) for corners in body.boxes]
         marks = " ".join(["[box]"] * len(boxes))
         read = one_turn(picture, WORDINGS[body.task].replace("[box]", marks), boxes)
-        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
+        return (await unless_left(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
 
-    @app.post(
-        "/v1/sr",
-        tags=["images"],
-        response_class=Response,
-        responses={200: {"content": {"application/dicom": {"schema": {"type": "string", "format": "binary"}}}}},
-    )
+    @app.post("/v1/sr", tags=["images"], response_class=Response, responses=_binary("application/dicom"))
     async def sr(body: schemas.ReportRequest) -> Response:
         """Boxes and texts about a DICOM as a structured report (TID 1500), unverified and partial."""
         regions = [{"box": list(box_of(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
@@ -267,13 +260,6 @@ def _png(picture: Any) -> bytes:
     made = io.BytesIO()
     picture.save(made, "PNG", compress_level=1)
     return made.getvalue()
-
-
-async def _last(told: AsyncIterator[schemas.Draft | CompletedRequest]) -> CompletedRequest:
-    async for what in told:
-        if isinstance(what, CompletedRequest):
-            return what
-    raise AssertionError("every question ends in an answer or an error")
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T:
@@ -316,12 +302,12 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         """A conversation about one image, given as a data URI. With `stream`, server-sent events."""
         if body.model != served.name:
             raise Missing(f"no model of that name; {served.name} is served")
-        asked = chat.Conversation(body, handler.limits)
-        picture = await handler.picture(asked.image, body.clinkd.frame, body.clinkd.window)
+        conversation = chat.Conversation(body, handler.limits)
+        picture = await handler.picture(conversation.image, body.clinkd.frame, body.clinkd.window)
         if not body.stream:
-            return await unless_left(request, chat.whole(handler, body, picture, asked))
+            return await unless_left(request, chat.whole(handler, conversation, picture))
         handler.engine.demand_room()  # else the refusal would come with a status of 200
-        events = chat.streamed(handler, body, picture, asked, lambda error: _fault(error)[1])
+        events = chat.streamed(handler, conversation, picture, lambda error: _fault(error)[1])
         return StreamingResponse(events, media_type="text/event-stream")
 
 
@@ -337,22 +323,17 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         limit: int = Query(20, ge=1, le=100),
     ) -> schemas.CorrectionPage:
         """Answers of a round that were wrong, with their rewrites, and what a person decided."""
-        found = await asyncio.to_thread(review.of_round, round)
-        decided = [r for r in found if r.decided is not None]
-        open_ = [r for r in found if r.decided is None]
-        chosen = {"open": open_, "decided": decided, "all": found}[state]
+        by_state = {"all": await asyncio.to_thread(review.of_round, round)}
+        by_state["open"] = [r for r in by_state["all"] if r.decided is None]
+        by_state["decided"] = [r for r in by_state["all"] if r.decided is not None]
+        total, num_open, num_decided = (len(by_state[name]) for name in (state, "open", "decided"))
         return schemas.CorrectionPage(
-            round=round, rounds=review.rounds, total=len(chosen), open=len(open_), decided=len(decided),
+            round=round, rounds=review.rounds, total=total, open=num_open, decided=num_decided,
             file=review.file.name, command=review.command,
-            items=[_correction_reply(r) for r in chosen[offset : offset + limit]],
+            items=[_correction_reply(r) for r in by_state[state][offset : offset + limit]],
         )  # fmt: skip
 
-    @app.get(
-        "/v1/corrections/image",
-        tags=["corrections"],
-        response_class=Response,
-        responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
-    )
+    @app.get("/v1/corrections/image", tags=["corrections"], response_class=Response, responses=_binary("image/png"))
     async def image(id: str = Query(max_length=500), round: int = Query(1, ge=1, le=1000)) -> Response:
         """The picture that a question is about."""
         picture = await asyncio.to_thread(review.picture, id, round)
@@ -365,10 +346,8 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         if body.text is not None or body.boxes is not None:
             after = BoxedText(body.text or "", tuple(box_of(c) for c in body.boxes or ()))
         if body.verdict == "undo":
-            work = partial(review.undo, body.id, body.round)
-        else:
-            work = partial(review.decide, body.id, body.round, body.verdict, after)
-        return _correction_reply(await asyncio.to_thread(work))
+            return _correction_reply(await asyncio.to_thread(review.undo, body.id, body.round))
+        return _correction_reply(await asyncio.to_thread(review.decide, body.id, body.round, body.verdict, after))
 
 
 def _correction_reply(reviewed: ReviewedAnswer) -> schemas.CorrectionReply:

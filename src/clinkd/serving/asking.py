@@ -51,6 +51,13 @@ class RequestHandler:
             else:
                 yield schemas.Draft.model_validate(event)
 
+    async def answer(self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()) -> CompletedRequest:
+        """The answer alone."""
+        async for event in self.ask(picture, request, ignored):
+            if isinstance(event, CompletedRequest):
+                return event
+        raise AssertionError("every question ends in an answer or an error")
+
     def _written(
         self, result: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float
     ) -> schemas.AnswerReply:

@@ -28,6 +28,7 @@ class Conversation:
     """
 
     def __init__(self, request: schemas.ChatRequest, limits: ServerLimits) -> None:
+        self.request = request
         self.said: list[str] = []
         images: list[str] = []
         for number, message in enumerate(m for m in request.messages if m.role in ("user", "assistant")):
@@ -53,15 +54,15 @@ class Conversation:
                 f"at most {limits.boxes}"
             )
 
-    def read(self, picture: Opened) -> Callable[[Answerer], Question]:
-        """How it becomes a question, once there is a model to make it for."""
+    def answer_request(self, picture: Opened, wants_drafts: bool = False) -> AnswerRequest:
+        """The question for the queue; it is read once there is a model to make it for."""
 
-        def made(answerer: Answerer) -> Question:
+        def read(answerer: Answerer) -> Question:
             from clinkd.workflows.ask import Question
 
             return Question((picture.picture,), tuple(self._turns(answerer, picture.picture)))
 
-        return made
+        return AnswerRequest(read, self.request.options, wants_drafts)
 
     def _turns(self, answerer: Answerer, picture: Image.Image) -> Iterator[Turn]:
         left = list(self.boxes)
@@ -78,31 +79,25 @@ def _words(message: schemas.Message) -> str:
     return "\n".join(p.text for p in message.content if isinstance(p, schemas.TextPart))
 
 
-async def whole(
-    handler: RequestHandler, request: schemas.ChatRequest, picture: Opened, asked: Conversation
-) -> schemas.ChatReply:
+async def whole(handler: RequestHandler, conversation: Conversation, picture: Opened) -> schemas.ChatReply:
     """The reply when all is written."""
-    async for told in _asked(handler, request, picture, asked, drafts=False):
-        if isinstance(told, CompletedRequest):
-            choice = schemas.Choice(message=schemas.ChatMessage(content=told.raw), finish_reason=told.finish)
-            return schemas.ChatReply(
-                id=_new_id(), created=int(time.time()), model=request.model, choices=[choice], usage=told.usage,
-                clinkd=told.reply,
-            )  # fmt: skip
-    raise AssertionError("every question ends in an answer or an error")
+    request = conversation.request
+    completed = await handler.answer(picture, conversation.answer_request(picture), request.ignored)
+    choice = schemas.Choice(message=schemas.ChatMessage(content=completed.raw), finish_reason=completed.finish)
+    return schemas.ChatReply(
+        id=_new_id(), created=int(time.time()), model=request.model, choices=[choice], usage=completed.usage,
+        clinkd=completed.reply,
+    )  # fmt: skip
 
 
 async def streamed(
-    handler: RequestHandler,
-    request: schemas.ChatRequest,
-    picture: Opened,
-    asked: Conversation,
-    fault: Callable[[Exception], Any],
+    handler: RequestHandler, conversation: Conversation, picture: Opened, fault: Callable[[Exception], Any]
 ) -> AsyncIterator[bytes]:
     """The reply as server-sent events: drafts beside empty deltas, then the text, which does not change any more.
 
     What OpenAI's clients put together is the final answer alone; a beam may be overtaken until the last token.
     """
+    request = conversation.request
     head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time()), "model": request.model}
 
     def chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> bytes:
@@ -110,7 +105,7 @@ async def streamed(
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async for told in _asked(handler, request, picture, asked, drafts=True):
+        async for told in handler.ask(picture, conversation.answer_request(picture, True), request.ignored):
             if isinstance(told, CompletedRequest):
                 for piece in _pieces(told.raw):
                     yield chunk({"content": piece})
@@ -122,12 +117,6 @@ async def streamed(
     except Exception as error:
         yield event(fault(error))
     yield b"data: [DONE]\n\n"
-
-
-def _asked(
-    handler: RequestHandler, request: schemas.ChatRequest, picture: Opened, asked: Conversation, drafts: bool
-) -> AsyncIterator[schemas.Draft | CompletedRequest]:
-    return handler.ask(picture, AnswerRequest(asked.read(picture), request.options, drafts), request.ignored)
 
 
 def event(value: Any) -> bytes:

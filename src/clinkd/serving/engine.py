@@ -16,7 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.options import AnswerOptions
@@ -42,7 +42,9 @@ class DeadlineExceeded(Exception):
 
 
 class ModelUnavailable(Exception):
-    """There is no model to ask: it could not be opened, or the server stops."""
+    """There is no model to ask: it could not be opened, or the server stops. `seconds`: as of QueueFull."""
+
+    seconds = 10
 
 
 @dataclass
@@ -57,15 +59,14 @@ class AnswerRequest:
     wants_drafts: bool = False
 
 
-@dataclass(frozen=True)
-class AnswerResult:
+class AnswerResult(NamedTuple):
     """An answer, and the question as the model got it."""
 
     answer: Answer
     question: Question
 
 
-@dataclass
+@dataclass(eq=False)
 class _Ticket:
     asked: AnswerRequest
     until: float
@@ -121,12 +122,14 @@ class Engine:
         there is no model, and what is wrong with the question as BadInput.
         """
         ticket = _Ticket(asked, time.monotonic() + seconds, asyncio.get_running_loop())
-        self._take(ticket)
+        with self._change:  # which one thread may enter twice
+            self.demand_room()
+            self._waiting.append(ticket)
+            self._change.notify()
         try:
             while True:
-                left = ticket.until - time.monotonic()
                 try:
-                    told = await asyncio.wait_for(ticket.told.get(), max(0.0, left))
+                    told = await asyncio.wait_for(ticket.told.get(), max(0.0, ticket.until - time.monotonic()))
                 except TimeoutError:
                     raise DeadlineExceeded(f"no answer within {seconds:g} s") from None
                 if isinstance(told, Exception):
@@ -140,22 +143,13 @@ class Engine:
     def demand_room(self) -> None:
         """Raises QueueFull or ModelUnavailable, as `ask` would now."""
         with self._change:
-            self._demand_room()
-
-    def _take(self, ticket: _Ticket) -> None:
-        with self._change:
-            self._demand_room()
-            self._waiting.append(ticket)
-            self._change.notify()
-
-    def _demand_room(self) -> None:
-        if self.state == "failed" or self._stopped:
-            raise ModelUnavailable(self.why or "the server stops")
-        if len(self._waiting) >= self.queue:
-            self._waiting = deque(t for t in self._waiting if t.waits)
-        if len(self._waiting) >= self.queue:
-            batches = math.ceil(len(self._waiting) / self.batch)
-            raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
+            if self.state == "failed" or self._stopped:
+                raise ModelUnavailable(self.why or "the server stops")
+            if len(self._waiting) >= self.queue:
+                self._waiting = deque(t for t in self._waiting if t.waits)
+            if len(self._waiting) >= self.queue:
+                batches = math.ceil(len(self._waiting) / self.batch)
+                raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
@@ -185,8 +179,7 @@ class Engine:
                 self._change.wait()
             options = self._waiting[0].asked.options
             batch = [t for t in self._waiting if t.asked.options == options][: self.batch]
-            taken = set(map(id, batch))
-            self._waiting = deque(t for t in self._waiting if id(t) not in taken)
+            self._waiting = deque(t for t in self._waiting if t not in batch)
             return batch
 
     def _answer(self, tickets: Sequence[_Ticket]) -> None:
@@ -217,16 +210,12 @@ class Engine:
         writing = self.answerer.answering(questions, config)
         try:
             while any(t.waits for t in tickets):
-                drafts = next(writing)
-                now = time.monotonic()
-                if ready := [
-                    n for n, t in enumerate(tickets) if t.asked.wants_drafts and now > t.shown + DRAFT_SECONDS
-                ]:
-                    texts = drafts()
-                    for n in ready:
-                        if n in texts:
-                            tickets[n].shown = now
-                            tickets[n].tell(texts[n])
+                drafts, now = next(writing), time.monotonic()
+                due = {n: t for n, t in enumerate(tickets) if t.asked.wants_drafts and now > t.shown + DRAFT_SECONDS}
+                for n, text in drafts().items() if due else ():
+                    if n in due:
+                        due[n].shown = now
+                        due[n].tell(text)
         except StopIteration as done:
             for ticket, question, answer in zip(tickets, questions, done.value, strict=True):
                 ticket.tell(AnswerResult(answer, question))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,11 @@ MOST_BEAMS = 8
 MOST_TOKENS = 512
 
 
+def _option(most: int, description: str) -> Any:
+    """A field from 1 to `most`, null by default."""
+    return Field(None, ge=1, le=most, description=description)
+
+
 class AnswerOptions(BaseModel):
     """Knobs of `AnswerConfig` that a request may change for its own answer; null keeps what the model's run has.
 
@@ -22,16 +27,9 @@ class AnswerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    beams: Annotated[
-        int | None, Field(ge=1, le=MOST_BEAMS, description="width of the beam search; each beam gives a candidate")
-    ] = None
-    candidates: Annotated[
-        int | None,
-        Field(ge=1, le=MOST_BEAMS, description="answers that are kept; as many as `beams`, if that is given"),
-    ] = None
-    max_new_tokens: Annotated[int | None, Field(ge=1, le=MOST_TOKENS, description="an answer is cut after these")] = (
-        None
-    )
+    beams: int | None = _option(MOST_BEAMS, "width of the beam search; each beam gives a candidate")
+    candidates: int | None = _option(MOST_BEAMS, "answers that are kept; as many as `beams`, if that is given")
+    max_new_tokens: int | None = _option(MOST_TOKENS, "an answer is cut after these")
 
     @property
     def options(self) -> AnswerOptions:

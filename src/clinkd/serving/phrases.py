@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,18 +26,19 @@ def phrases(answer: BoxedText, asked: str, names: Sequence[str]) -> list[Phrase]
 
     A box that follows another with nothing but a comma or an "and" between belongs to the same words.
     """
-    found: list[Phrase] = []
-    marks = [m.start() for m in re.finditer(re.escape(BOX_MARK), answer.text)]
+    text, marked = answer.text, list[Phrase]()
+    marks = [m.start() for m in re.finditer(re.escape(BOX_MARK), text)]
     start = 0
-    for number, at in enumerate(marks):
-        before = _last(answer.text, start, at, names)
-        if before is None and number and _joined(answer.text[start:at]):
-            before = found[-1]
-        end = marks[number + 1] if number + 1 < len(marks) else len(answer.text)
-        after = before or _first(answer.text, at + len(BOX_MARK), end, names)
-        found.append(after or Phrase(_of_question(asked, names), None))
-        start = at + len(BOX_MARK)
-    return found
+    for mark, next_mark in itertools.pairwise([*marks, len(text)]):
+        sentence_start = max((m.end() for m in _BREAK.finditer(text, start, mark)), default=start)
+        phrase = _named_or_trimmed(text, sentence_start, mark, names, -1)
+        if phrase is None and marked and _joined(text[start:mark]):
+            phrase = marked[-1]
+        start = mark + len(BOX_MARK)
+        stop = _BREAK.search(text, start, next_mark)
+        phrase = phrase or _named_or_trimmed(text, start, stop.start() if stop else next_mark, names, 0)
+        marked.append(phrase or Phrase(_of_question(asked, names), None))
+    return marked
 
 
 def _joined(between: str) -> bool:
@@ -52,20 +54,10 @@ def _named(text: str, start: int, end: int, names: Sequence[str]) -> list[Phrase
     return [Phrase(m.group(), (start + m.start(), start + m.end())) for m in found]
 
 
-def _last(text: str, start: int, at: int, names: Sequence[str]) -> Phrase | None:
-    breaks = [m.end() for m in _BREAK.finditer(text, start, at)]
-    begin = breaks[-1] if breaks else start
-    if named := _named(text, begin, at, names):
-        return named[-1]
-    return _trimmed(text, begin, at)
-
-
-def _first(text: str, start: int, end: int, names: Sequence[str]) -> Phrase | None:
-    stop = _BREAK.search(text, start, end)
-    end = stop.start() if stop else end
-    if named := _named(text, start, end, names):
-        return named[0]
-    return _trimmed(text, start, end)
+def _named_or_trimmed(text: str, start: int, end: int, names: Sequence[str], position: int) -> Phrase | None:
+    """The first (0) or last (-1) class name in a stretch of text, or else its words; None where there are none."""
+    named = _named(text, start, end, names)
+    return named[position] if named else _trimmed(text, start, end)
 
 
 def _trimmed(text: str, start: int, end: int) -> Phrase | None:

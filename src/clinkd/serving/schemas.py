@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from clinkd.data.images import KINDS, medical_names
 from clinkd.records import Box
 from clinkd.serving.options import MOST_TOKENS, AnswerOptions
+
+IMAGE_FORMATS = ", ".join(name for kind in reversed(KINDS) for name in kind.formats)
 
 
 def _corners(value: Any) -> Any:
@@ -33,7 +36,7 @@ DataUri = Annotated[
     AfterValidator(_is_data_uri),
     Field(
         json_schema_extra={"pattern": _DATA_URI.pattern},
-        description="data:image/png;base64,... (also JPEG, BMP, TIFF, GIF, WebP and DICOM); no other address is opened",
+        description=f"data:image/png;base64,... (any of {IMAGE_FORMATS}); no other address is opened",
     ),
 ]
 Frame = Annotated[int | None, Field(ge=1, description="of a file with several, from 1; the first by default")]
@@ -41,7 +44,8 @@ Window = Annotated[
     str | None,
     Field(
         max_length=64,
-        description="how the values of a DICOM become grey: auto, full, the file's n-th, centre/width, or a preset",
+        description=f"how the values of a {medical_names()} become grey: auto, full, the file's n-th, centre/width, or "
+        "a preset",
     ),
 ]
 
@@ -70,6 +74,12 @@ class Failure(ReplyModel):
     """What went wrong, as OpenAI's API tells it."""
 
     error: ErrorDetail
+
+
+def failure_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The JSON of a `Failure`."""
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -343,6 +353,8 @@ class AboutRun(ReplyModel):
 
 
 class Caps(ReplyModel):
+    """What of a server's `ServerLimits` a page needs to know."""
+
     body_bytes: int
     pixels: int
     frames: int

@@ -131,7 +131,7 @@ def _go(wanted: str | None, run: Run | None, listening: socket.socket, token: st
         report = None
         with contextlib.suppress(BadInput):  # a run that is not finished has none
             report = run.report()
-        served = Served(run.folder.name, handler, run.folder.name, report, Review(run))
+        served = Served(run.folder.name, handler, report, Review(run))
     else:
         served = Served(Path(wanted or "").resolve().name, handler)
     port = listening.getsockname()[1]

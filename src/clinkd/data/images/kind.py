@@ -62,6 +62,14 @@ class ImageKind(Protocol):
         """As messages call it."""
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """The names of its file formats."""
+
+    @property
+    def accept(self) -> tuple[str, ...]:
+        """How a file picker finds it: suffixes and media types, as in HTML's `accept`."""
+
+    @property
     def medical(self) -> bool:
         """Whether its header may name modality and patient, and its grey values go through a window.
 
