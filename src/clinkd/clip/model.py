@@ -237,14 +237,15 @@ def train_clip(model: ImageTextModel, kinds: Sequence[Sequence[Captioned]], conf
     rng = np.random.default_rng(seed)
     views = sorted({view for kind in kinds for view, _ in kind}, key=lambda view: view.image.path)
     bytes_, at = _bytes(model, views), {view: n for n, view in enumerate(views)}
-    decks = [_Deck([(at[view], captions) for view, captions in kind], config.rows, rng) for kind in kinds]
+    numbered = [[(at[view], captions) for view, captions in kind] for kind in kinds]
+    batches = [_shuffled_batches(kind, config.rows, rng) for kind in numbered]
     optimizer = torch.optim.AdamW(towers.network.parameters(), lr=config.learning_rate, weight_decay=0.05)
     curve = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=num_steps, pct_start=0.1)
     losses: list[float] = []
     towers.network.train()
     with progress(num_steps, "clip", "steps") as advance:
         for _ in range(num_steps):
-            drawn = [deck.draw() for deck in decks]
+            drawn = [next(kind) for kind in batches]
             loss = torch.stack([_contrast(towers, bytes_[shown], captions) for shown, captions in drawn]).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -284,16 +285,13 @@ def _bytes(model: ImageTextModel, views: Sequence[View]) -> Tensor:
     return made
 
 
-class _Deck:
-    """Captioned views, by their numbers, drawn in batches without repetition until all were seen."""
-
-    def __init__(self, kind: Sequence[tuple[int, Sequence[str]]], rows: int, rng: np.random.Generator) -> None:
-        self.kind, self.rows, self.rng = kind, rows, rng
-        self.order: list[int] = []
-
-    def draw(self) -> tuple[list[int], list[str]]:
-        while len(self.order) < self.rows:
-            self.order += self.rng.permutation(len(self.kind)).tolist()
-        picked, self.order = self.order[: self.rows], self.order[self.rows :]
-        texts = [self.kind[i][1] for i in picked]
-        return [self.kind[i][0] for i in picked], [t[int(self.rng.integers(len(t)))] for t in texts]
+def _shuffled_batches(
+    kind: Sequence[tuple[int, Sequence[str]]], rows: int, rng: np.random.Generator
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Numbers of views, each with one of its captions, in batches without end: no view again until all were seen."""
+    order: list[int] = []
+    while True:
+        while len(order) < rows:
+            order += rng.permutation(len(kind)).tolist()
+        batch, order = [kind[i] for i in order[:rows]], order[rows:]
+        yield [view for view, _ in batch], [captions[int(rng.integers(len(captions)))] for _, captions in batch]

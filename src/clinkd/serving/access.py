@@ -58,7 +58,7 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, token: str, limits: ServerLimits, cookie: str = "clinkd") -> None:
         self.app, self.limits, self.cookie = app, limits, cookie
         self._token = token.encode()
-        self._held = 0  # bytes of all bodies that are held now
+        self.held = 0  # bytes of all bodies that are held now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,10 +75,8 @@ class AuthMiddleware:
             print(f"clinkd: a fault of the program ({type(error).__name__})", file=sys.stderr)
             await visit.refuse(500, "a fault of the program", "fault")
         finally:
-            self._held -= visit.bytes_in
+            self.held -= visit.bytes_in
             visit.note()
-
-    # -- who may come in ----------------------------------------------------------------------------------------------
 
     def _refused(self, scope: Scope) -> Callable[[_Visit], Awaitable[None]] | None:
         """How a visit is turned away; None where it may go on."""
@@ -103,15 +101,6 @@ class AuthMiddleware:
     def _fits(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token)
 
-    # -- how much may be carried in -----------------------------------------------------------------------------------
-
-    def hold(self, length: int) -> bool:
-        """Whether there is room for so many bytes more; they are held until the visit ends."""
-        if self._held + length > self.limits.held_bytes:
-            return False
-        self._held += length
-        return True
-
 
 def _same_origin(headers: Headers) -> bool:
     return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "\0")
@@ -130,12 +119,13 @@ class _Visit:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            length, most = len(message.get("body", b"")), self.middleware.limits.body_bytes
+            length, limits = len(message.get("body", b"")), self.middleware.limits
             self.complete = not message.get("more_body", False)
-            if self.bytes_in + length > most:
-                await self._turn_away(413, f"a body of more than {most:,} bytes", "too_large")
-            if not self.middleware.hold(length):
+            if self.bytes_in + length > limits.body_bytes:
+                await self._turn_away(413, f"a body of more than {limits.body_bytes:,} bytes", "too_large")
+            if self.middleware.held + length > limits.held_bytes:
                 await self._turn_away(503, "too much is being uploaded; come again in 1 s", "crowded")
+            self.middleware.held += length  # until the visit ends
             self.bytes_in += length
         return message
 
