@@ -1,4 +1,4 @@
-"""One narrow conversation with an OpenAI-compatible endpoint: what may leave, what it costs, and what came back."""
+"""Conversations with an OpenAI-compatible endpoint: what may leave, what it costs, and what comes back."""
 
 from clinkd.remote.chat import Chat, Message, Reply, client, spelled, user_message
 from clinkd.remote.journal import NANO, Journal, Ledger, OverBudget

@@ -1,7 +1,7 @@
-"""What may tell a person apart is taken out of a text before it leaves, and put back into what returns.
+"""Hide what may identify a person in a text before it leaves, and put it back into the text that returns.
 
-A mark such as [NAME-1] stands in its place. Since a mark is undone on return, hiding too much costs little, and these
-rules hide rather too much than too little. They are no proof that a text is anonymous.
+A mark such as [NAME-1] takes its place. A mark is undone on return, so hiding too much costs little, and these rules
+hide too much rather than too little. They are no proof that a text is anonymous.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MONTH = (
 _NAME = r"[^\W\d_][\w'’.-]*"
 _TITLE = r"(?:Dr|DR|Mr|Mrs|MRS|Ms|Miss|Prof|PROF|Herr|Frau|Hr|Fr|Mme|Mlle|Sr|Sra|Sig)\b\.?"
 _CAPITAL = rf"(?!{_TITLE})(?=[^\W\d_])(?![a-zß-öø-ÿ])[\w'’-]+"
-# each pattern looks at a text once from where a word begins, lest a long one without blanks take time by its square
+# each pattern looks once from the start of a word; else a long text without blanks would take time by its square
 _PATTERNS = {
     "LINK": (r"(?i)\b(?:https?|ftp|file|s3)://\S+|\bwww\.\S+|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",),
     "PATH": (
@@ -38,7 +38,7 @@ _PATTERNS = {
     ),
     "AGE": (r"(?i)\b(?:9\d|1[0-2]\d)(?=[\s-]*(?:years?|yrs?|y/?o)\b)",),
     "NAME": (
-        r"(?<![^\s^])[^\s^]+\^[^\s]*|\^[^\s]+",  # as DICOM has them: Family^Given
+        r"(?<![^\s^])[^\s^]+\^[^\s]*|\^[^\s]+",  # in DICOM: Family^Given
         rf"\b{_TITLE}"
         rf"(?:\s+(?:Dr|med|Prof|von|van|de|der|del|la|le)\b\.?){{0,8}}\s+{_CAPITAL}(?:\s+{_CAPITAL}){{0,2}}",
         rf"(?<=\bpatient\s)(?!is\b|has\b|was\b|with\b|in\b|on\b){_CAPITAL}(?:,?\s+{_CAPITAL}){{0,2}}"
@@ -59,46 +59,48 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _PLAIN_NUMBER = re.compile(r"\d{1,3}(?:[a-z]{1,2})?", re.I)
 _MARK = re.compile(r"\[(?:LINK|PATH|DATE|AGE|NAME|ID|WORD)-\d+\]")
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
-Piece = tuple[str | None, str]  # what kind of thing is to be hidden in a stretch of text, or None, and the stretch
-_SHORTEST = 3  # letters of a part of a name that is looked for in small letters, too
+Piece = tuple[str | None, str]  # a stretch of text, and before it the kind of thing to hide there, or None
+_SHORTEST = 3  # letters; a shorter part of a name is found with its own capital letters only
 
 
 @dataclass(slots=True)
 class Masked:
-    """One conversation: what was hidden in its texts, by mark. The same word gets the same mark throughout."""
+    """One conversation: the words hidden in its texts, by mark. The same word always gets the same mark."""
 
     scrubber: Scrubber
     hidden: dict[str, str] = field(default_factory=dict)
     _marks: dict[str, str] = field(default_factory=dict)
 
     def hide(self, text: str) -> str:
-        """The text with marks in it."""
-        return "".join(piece if kind is None else self._mark(kind, piece) for kind, piece in self.scrubber.pieces(text))
+        """The text with marks in the place of what is hidden."""
+        return "".join(
+            piece if kind is None else self._mark_of(kind, piece) for kind, piece in self.scrubber.pieces(text)
+        )
 
     def show(self, text: str) -> str:
-        """The text with its marks undone; one that stands for nothing stays."""
+        """The text with its marks undone; a mark that stands for nothing stays."""
         return _MARK.sub(lambda m: self.hidden.get(m[0], m[0]), text)
 
     @staticmethod
     def marks(text: str) -> list[str]:
-        """The marks that stand in a text, in order."""
+        """The marks in a text, in order."""
         return _MARK.findall(text)
 
-    def _mark(self, kind: str, piece: str) -> str:
-        known = self._marks.get(piece.casefold())
-        if known is None:
-            number = 1 + sum(mark.startswith(f"[{kind}-") for mark in self.hidden)
-            known = self._marks[piece.casefold()] = f"[{kind}-{number}]"
-            self.hidden[known] = piece
-        return known
+    def _mark_of(self, kind: str, piece: str) -> str:
+        mark = self._marks.get(piece.casefold())
+        if mark is None:
+            number = 1 + sum(other.startswith(f"[{kind}-") for other in self.hidden)
+            mark = self._marks[piece.casefold()] = f"[{kind}-{number}]"
+            self.hidden[mark] = piece
+        return mark
 
 
 class Scrubber:
     """Finds names, dates, identifiers, paths and links: by their form, and by what headers and paths say.
 
     `terms`: values of header fields and parts of paths; they are found whole, and those with a "^" (names of persons)
-    part by part. `common`: words that more than one patient's texts hold; where given, every other word with a capital
-    letter or a digit in it is hidden, too, and every other word of the terms, in small letters, too.
+    also part by part. `common`: words in the texts of more than one patient. If it is given, every other word with a
+    capital letter or a digit is hidden too, and every other word of the terms, also in small letters.
     """
 
     def __init__(self, terms: Iterable[str] = (), common: Iterable[str] | None = None) -> None:
@@ -111,12 +113,12 @@ class Scrubber:
         return Masked(self)
 
     def plain(self, text: str) -> str:
-        """The text with a word for what was hidden, for a page that people carry about."""
+        """The text with the kind of what is hidden in its place, as [name], for a page that people pass on."""
         return "".join(piece if kind is None else f"[{kind.lower()}]" for kind, piece in self.pieces(text))
 
     def pieces(self, text: str) -> list[Piece]:
-        """The text in pieces, each with what kind of thing is to be hidden in it, or None; in NFC, so that an accent is
-        a part of its letter."""
+        """The text in pieces, each with the kind of thing to hide in it, or None; in NFC, so that an accent is part of
+        its letter."""
         pieces: list[Piece] = [(None, unicodedata.normalize("NFC", text))]
         for kind, pattern in self._rules:
             pieces = [part for piece in pieces for part in _split(piece, kind, pattern)]
@@ -131,16 +133,18 @@ class Scrubber:
 
 
 class PlainPage:
-    """`Scrubber(terms).plain` for the texts of a page and terms by the thousand: for each text only the terms are
-    looked for of which a word stands in it, which finds the same."""
+    """`Scrubber(terms).plain` for the texts of a page and thousands of terms.
+
+    A text is searched only for terms that share a word with it, which finds the same.
+    """
 
     def __init__(self, terms: Iterable[str]) -> None:
         self._by_word: dict[str, set[str]] = defaultdict(set)
         for term in terms:
-            for word in _words(term) or {""}:  # one without a word is looked for in every text
+            for word in _words(term) or {""}:  # a term without a word is looked for in every text
                 self._by_word[word].add(term)
         self._scrubber_of = cache(Scrubber)
-        self._plain_text = cache(self._scrub)  # candidates often say the same
+        self._plain_text = cache(self._scrub)  # candidates are often equal
 
     def __call__(self, text: str) -> str:
         return self._plain_text(text)
@@ -155,20 +159,20 @@ def _words(text: str) -> set[str]:
 
 
 def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """The words that stand in texts of at least two groups; `texts` are (group, text)."""
+    """The words in texts of at least two groups; `texts` are (group, text)."""
     groups: dict[str, set[str]] = defaultdict(set)
     for group, text in texts:
         for word in _WORD.findall(unicodedata.normalize("NFC", text)):
-            seen = groups[word.casefold()]
-            if len(seen) < 2:
-                seen.add(group)
-    return frozenset(word for word, seen in groups.items() if len(seen) > 1)
+            groups_of_word = groups[word.casefold()]
+            if len(groups_of_word) < 2:
+                groups_of_word.add(group)
+    return frozenset(word for word, groups_of_word in groups.items() if len(groups_of_word) > 1)
 
 
 def _split(
     piece: Piece, kind: str, pattern: re.Pattern[str], hides: Callable[[str], object] = str.strip
 ) -> Iterator[Piece]:
-    """A piece that is not hidden yet, cut at the matches that `hides` accepts: any that is not blank."""
+    """Cut a piece that is not hidden yet at the matches that `hides` accepts, by default those that are not blank."""
     hidden_as, text = piece
     if hidden_as is not None:
         yield piece
@@ -182,28 +186,28 @@ def _split(
 
 
 def _compile_terms(terms: Iterable[str], common: frozenset[str] | None) -> re.Pattern[str] | None:
-    """All terms as one pattern, the longest first."""
-    wanted: dict[str, bool] = {}  # whether small and capital letters are the same
+    """One pattern of all terms, the longest first; None if there are none."""
+    ignores_case: dict[str, bool] = {}  # by the word to find
     for term in terms:
         term = unicodedata.normalize("NFC", " ".join(term.split()))
-        if len(term) >= _SHORTEST and not _ordinary(term):
-            wanted[term] = True
+        if len(term) >= _SHORTEST and not _is_short_number(term):
+            ignores_case[term] = True
         if "^" in term or "=" in term:
             for part in re.split(r"[\^=\s,]+", term):
                 if len(part) >= 2:
-                    wanted[part] = len(part) >= _SHORTEST
+                    ignores_case[part] = len(part) >= _SHORTEST
         if common is not None:  # a folder named after a person, a name in a comment
-            wanted |= {word: True for word in _LONG_WORD.findall(term) if word.casefold() not in common}
-    if not wanted:
+            ignores_case |= {word: True for word in _LONG_WORD.findall(term) if word.casefold() not in common}
+    if not ignores_case:
         return None
-    spelled = [
-        (r"\s+".join(map(re.escape, term.split())), free)
-        for term, free in sorted(wanted.items(), key=lambda t: -len(t[0]))
+    patterns = [
+        (r"\s+".join(map(re.escape, term.split())), ignore)
+        for term, ignore in sorted(ignores_case.items(), key=lambda t: -len(t[0]))
     ]
-    words = "|".join(f"{'(?i:' if free else '(?:'}{s})" for s, free in spelled)
+    words = "|".join(f"{'(?i:' if ignore else '(?:'}{s})" for s, ignore in patterns)
     return re.compile(rf"(?<!\w)(?!(?<=\[)box\])(?:{words})(?!\w)")  # a person may be called Box, a mark may not
 
 
-def _ordinary(term: str) -> bool:
-    """A short number, as instance numbers are: it tells nobody apart, and may be a count in any text."""
+def _is_short_number(term: str) -> bool:
+    """A short number, such as an instance number, identifies nobody and may be a count in any text."""
     return term.isdigit() and len(term) < 4
