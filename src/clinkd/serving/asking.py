@@ -66,7 +66,7 @@ class RequestHandler:
         text, question, size = prediction.answer.answer, result.question.text, picture.picture.size
         named = zip(text.boxes, phrases(text, question.text, self.engine.answerer.names), strict=True)
         seen = self.engine.answerer.as_seen(question, picture.picture).boxes
-        candidates = zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
+        candidates = zip(prediction.candidates, doubt.weights, doubt.similarities, strict=True)
         return schemas.AnswerReply.model_validate(
             {
                 "text": text.text,
