@@ -36,14 +36,10 @@ _OVERHEAD_TOKENS = 64  # that a server's template may put around each message
 _PICTURE_TOKENS = 50_000  # gpt-4o-mini counts up to 48,169, and 8,500 for one whose PNG has a hundred bytes
 _NOT_DONE = {408, 409, 425, 429, 503}  # refused before any work
 _FINAL = {401, 402, 403, 404, 405, 410, 413, 415}
-_REPEATABLE_CODES = (
-    "insufficient_quota",
-    "model_not_found",
-    "invalid_api_key",
-)  # of the API, which may stand in a message
+_SAFE_CODES = ("insufficient_quota", "model_not_found", "invalid_api_key")  # may stand in a message
 _MILLION = 1_000_000
-_MAX_REPLY_BYTES = 4 << 20
-_TOO_MANY_TOKENS = 10**9  # no call has so many
+_MAX_BYTES = 4 << 20  # of an answer
+_MAX_COUNT = 10**9  # tokens; no call has so many
 
 Message = Mapping[str, Any]
 
@@ -210,11 +206,11 @@ class Chat:
 
     def _handle_refusal(self, key: str, refusal: _Refused, reserve: int) -> Reply:
         status, code = refusal.status, refusal.code
-        answer = f"HTTP {status}" + (f" {code}" if code in _REPEATABLE_CODES else "")
+        answer = f"HTTP {status}" + (f" {code}" if code in _SAFE_CODES else "")
         if status in (502, 504) or status >= 520:  # from a gateway: the server behind it may have done the work
             return self._handle_lost(key, f"its gateway gave up ({answer})")
         self.journal.failed(key, answer, 0 if status < 500 or status in _NOT_DONE else reserve)
-        if status in _FINAL or code in _REPEATABLE_CODES:
+        if status in _FINAL or code in _SAFE_CODES:
             raise self._stop(f"the server says {answer}: check base_url, model and the key")
         if status in _NOT_DONE or status >= 500:
             raise _RetryableError(f"{_host(self.config)} says {answer}", self._read_retry_after(refusal.retry_after))
@@ -292,13 +288,9 @@ def _read_token_counts(usage: Any) -> tuple[int, int] | None:
     """Tokens read and written, or None if the counts are not plausible; tokens in the total alone count as written."""
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     read, written, total = (getattr(usage, name, None) for name in names)
-    if (
-        type(read) is not int
-        or type(written) is not int
-        or not (0 <= read < _TOO_MANY_TOKENS and 0 <= written < _TOO_MANY_TOKENS)
-    ):
+    if type(read) is not int or type(written) is not int or not (0 <= read < _MAX_COUNT and 0 <= written < _MAX_COUNT):
         return None
-    return read, max(written, total - read if type(total) is int and total < _TOO_MANY_TOKENS else 0)
+    return read, max(written, total - read if type(total) is int and total < _MAX_COUNT else 0)
 
 
 def key_of(body: Mapping[str, Any]) -> str:
@@ -398,16 +390,12 @@ def _read_whole(response: Any, seconds: float) -> None:
 
     Raises TimeoutError after that, and for an answer that is too large to be one.
     """
-    until, left, pieces = response.request.extensions["started"] + seconds, _MAX_REPLY_BYTES, []
-    compressed = response.headers.get("content-encoding", "identity") != "identity"  # against our request
+    until, left, pieces = response.request.extensions["started"] + seconds, _MAX_BYTES, []
+    packed = response.headers.get("content-encoding", "identity") != "identity"  # against our request
     for piece in response.iter_bytes():
         pieces.append(piece)
         left -= len(piece)
-        if (
-            time.monotonic() > until
-            or left < 0
-            or (compressed and response.num_bytes_downloaded > _MAX_REPLY_BYTES // 64)
-        ):
+        if time.monotonic() > until or left < 0 or (packed and response.num_bytes_downloaded > _MAX_BYTES // 64):
             raise TimeoutError
     response._content = b"".join(pieces)  # where the library keeps a body
 
