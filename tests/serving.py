@@ -26,7 +26,7 @@ from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import ServerLimits
-from clinkd.serving.server import configured
+from clinkd.serving.server import make_server_config
 from clinkd.workflows.ask import Answerer
 from clinkd.workflows.review import Review
 
@@ -100,7 +100,7 @@ def listening(served: Served) -> Iterator[Server]:
     app = AuthMiddleware(create(served), TOKEN, served.handler.limits)
     own = socket.socket()
     own.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(configured(app))
+    server = uvicorn.Server(make_server_config(app))
     thread = threading.Thread(target=server.run, args=([own],), daemon=True)
     thread.start()
     end = Deadline(60)

@@ -1,4 +1,4 @@
-"""How one question is to be answered: the record that goes as it is from the page to the engine."""
+"""How to answer one question: one record that goes unchanged from the page to the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _option(most: int, description: str) -> Any:
 
 
 class AnswerOptions(BaseModel):
-    """Knobs of `AnswerConfig` that a request may change for its own answer; null keeps what the model's run has.
+    """Knobs of `AnswerConfig` that a request may change for its own answer; null keeps the value of the model's run.
 
     A new option is a field here, named as the knob, and nothing more; in the page it is an input with `data-option`.
     """
@@ -33,11 +33,11 @@ class AnswerOptions(BaseModel):
 
     @property
     def options(self) -> AnswerOptions:
-        """The options alone, of a request that holds more."""
+        """Only the options, without the other fields of a request."""
         return AnswerOptions.model_validate({name: getattr(self, name) for name in AnswerOptions.model_fields})
 
     def change(self, config: AnswerConfig) -> AnswerConfig:
-        """The model's config with these options in it. Raises BadInput for options that do not fit it."""
+        """The model's config, changed by these options. Raises BadInput for options that do not fit it."""
         knobs = {name: value for name in AnswerOptions.model_fields if (value := getattr(self, name)) is not None}
         if self.beams is not None:
             if config.method != "beams":
