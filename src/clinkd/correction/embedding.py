@@ -1,4 +1,4 @@
-"""Similarity by a sentence embedding, as in the paper; the vectors of references are kept on the disk."""
+"""Similarity by a sentence embedding, as in the paper; the vectors of references are cached on the disk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from clinkd.storage import naming_full_disk
 
 Vectors = NDArray[np.float32]
 _AT_A_TIME = 1024  # texts between two writes
-_IN_MEMORY = Path(":memory:")  # as sqlite names a database in no file
+_IN_MEMORY = Path(":memory:")  # sqlite's name of a database without a file
 
 
 class Embedder(Protocol):
-    """Texts to vectors [len(texts), width] of length 1. `identity` changes with its weights."""
+    """Texts to vectors [len(texts), width] of length 1. `identity` changes with the weights."""
 
     @property
     def identity(self) -> str: ...
@@ -30,7 +30,7 @@ class Embedder(Protocol):
 
 
 class EmbeddingSimilarity:
-    """Cosine of two sentence embeddings, where it is below 0 taken for 0.
+    """Cosine of two sentence embeddings; below 0 it counts as 0.
 
     It knows synonyms, which rules do not ("renal" is near "kidney"), and passes a wrong side ("left lung" against
     "right lung": .98), so review tests sides, negation, counts and boxes beside it. Texts are embedded as they are
@@ -65,7 +65,7 @@ class EmbeddingSimilarity:
                 step(len(batch))
 
     def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
-        """[len(a)] values in 0..1, rounded to 6 places; 1 exactly where the texts are equal, 0 where one is empty."""
+        """[len(a)] values in 0..1, rounded to 6 places; exactly 1 for equal texts, 0 if one is empty."""
         if len(a) != len(b):
             raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
         keys = {text: text_hash(text, exact=True) for text in (*a, *b) if text.strip()}

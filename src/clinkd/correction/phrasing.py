@@ -1,4 +1,4 @@
-"""Other ways to say a truth: small grammar rules that move and join its phrases but keep every content word."""
+"""Reword a truth by small grammar rules that move and join its phrases but keep every content word."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _POINTS_BACK = re.compile(r"(?:it|its|they|their|this|these|those|that|both|the 
 _ARTICLE = re.compile(r"(?:the|a|an|no|both|this|these|one|two|three|its)\b|\d", re.I)
 
 
-def rephrasings(text: str, task: Task, draw: random.Random) -> list[str]:
-    """Different wordings of a truth, in the order drawn; box marks stay, and stay in order. May be empty.
+def rephrasings(text: str, task: Task, rng: random.Random) -> list[str]:
+    """Different wordings of a truth, in random order; box marks stay in their order. May be empty.
 
-    A short answer stays one ("kidney" -> "It is the kidney."). Sentences are reworded one by one where a rule knows
-    their form, and those after the first change places where none points back at another; else a lead-in is put before.
+    A short answer stays short ("kidney" -> "It is the kidney."). Each sentence of a known form is reworded by a rule;
+    the sentences after the first are shuffled if none refers to another. Wordings with a lead-in come last.
     """
     text = text.strip()
     if not text:
@@ -49,11 +49,11 @@ def rephrasings(text: str, task: Task, draw: random.Random) -> list[str]:
     short = not text.endswith((".", "!", "?")) or len(text.split()) == 1
     if short and len(text.split()) <= 5 and BOX_MARK not in text:
         wordings = list(_short_forms(text.rstrip("."), task))
-        draw.shuffle(wordings)
+        rng.shuffle(wordings)
     else:
-        wordings = [_reword_text(text, draw) for _ in range(4)]
+        wordings = [_reword_text(text, rng) for _ in range(4)]
         lead_ins = [form.format(_lower_first(text)) for form in _LEAD_INS]
-        draw.shuffle(lead_ins)
+        rng.shuffle(lead_ins)
         wordings += lead_ins
     return [f for f in dict.fromkeys(wordings) if f != text]
 

@@ -1,4 +1,4 @@
-"""What a review found and what came of it: by test, task and modality, and who rewrote it."""
+"""Tables of a review and its rewrites: by test, task, modality and author."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def summary(corrections: Iterable[Correction], samples: Sequence[Sample]) -> Table:
-    """Counts a round, task and modality, and a last row with their sums. One answer may be wrong for several reasons;
+    """Counts by round, task and modality, and a last row with their sums. One answer may be wrong for several reasons;
     "box alone" are those that no other test would have found.
 
     A row is left out where nothing was reviewed.
@@ -32,7 +32,7 @@ def summary(corrections: Iterable[Correction], samples: Sequence[Sample]) -> Tab
 
 
 def reflection_tables(corrections: Sequence[Correction], samples: Sequence[Sample]) -> list[Table]:
-    """For the report: which test found what, what came of it, and both by round, task and modality."""
+    """For the report: the wrong answers by test, their rewrites, and both by round, task and modality."""
     return (
         [_tabulate_tests(corrections), _tabulate_outcomes(corrections), _tabulate_reviewed(corrections, samples)]
         if corrections
@@ -56,7 +56,7 @@ def _sort_cells(cells: Iterable[_CELL]) -> list[_CELL]:
 
 
 def _tabulate_tests(corrections: Sequence[Correction]) -> Table:
-    """The three tests, and the parts of the third, beside all wrong answers of a round."""
+    """The wrong answers that each of the three tests, and each part of the third, found in a round."""
     rounds = sorted({c.round for c in corrections})
     wrong = {n: [c for c in corrections if c.round == n and c.wrong] for n in rounds}
     tests = [
@@ -82,7 +82,7 @@ def _tabulate_tests(corrections: Sequence[Correction]) -> Table:
 
 
 def _tabulate_outcomes(corrections: Sequence[Correction]) -> Table:
-    """Who rewrote how many, and the reasons for which a rewriting was refused, by who wrote it."""
+    """The numbers of rewrites by author, and of refused rewrites by reason and author."""
     rounds = sorted({c.round for c in corrections})
     wrong = [c for c in corrections if c.wrong]
 
@@ -106,7 +106,7 @@ def _tabulate_outcomes(corrections: Sequence[Correction]) -> Table:
 
 
 def _group_pairs(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
-    """The largest first."""
+    """Values by name, the largest group first."""
     groups: dict[str, list[T]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
@@ -114,7 +114,7 @@ def _group_pairs(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
 
 
 def _refusal_kind(rejected: str) -> str:
-    """A refusal without what is particular to one answer: the part before a colon, figures left out."""
+    """The kind of a refusal, without the details of one answer: the part before a colon, without figures."""
     return re.sub(r"\d+(?:\.\d+)?", "…", rejected.partition(":")[0]).strip()[:60] or "no reason given"
 
 
