@@ -81,7 +81,7 @@ class ReplayCorrector:
     name = "replay"
 
     def __init__(self, path: Path) -> None:
-        self._corrections: dict[tuple[str, int], Correction] = {}
+        self._lines: dict[tuple[str, int], Correction] = {}
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
@@ -96,16 +96,16 @@ class ReplayCorrector:
             except ValueError as error:
                 raise BadInput(f"reflect.replay={path}, line {number}: not a correction ({error})") from None
             key = (record.id, record.round)
-            if key in self._corrections:
+            if key in self._lines:
                 raise BadInput(
                     f"reflect.replay={path}, line {number}: sample {record.id!r} of round {record.round} stands twice; "
                     "keep one line"
                 )
-            self._corrections[key] = record
+            self._lines[key] = record
 
     def knows(self, correction: Correction) -> bool:
         """Whether the file has a line for this answer."""
-        return (correction.id, correction.round) in self._corrections
+        return (correction.id, correction.round) in self._lines
 
     def taught(self, samples: Sequence[Sample], lexicon: Lexicon) -> list[Sample]:
         """The samples with a person's answer instead of the truth where the two differ: the person knows better.
@@ -113,9 +113,7 @@ class ReplayCorrector:
         What keeps the truth's meaning is a rewrite and changes no sample. Raises BadInput for a person's answer that
         is empty or holds markup.
         """
-        human_answers = {
-            c.id: c.after for _, c in sorted(self._corrections.items()) if c.by == HUMAN and c.after is not None
-        }
+        human_answers = {c.id: c.after for _, c in sorted(self._lines.items()) if c.by == HUMAN and c.after is not None}
         updated = []
         for sample in samples:
             answer = human_answers.get(sample.id)
@@ -129,7 +127,7 @@ class ReplayCorrector:
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         for sample, answer in wrong:
-            correction = self._corrections.get((sample.id, answer.round))
+            correction = self._lines.get((sample.id, answer.round))
             if correction is None:
                 yield RewriteProposals((), "the file has no line for it")
             elif correction.after is None:

@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 from clinkd.language.negation import carries_meaning
 from clinkd.language.words import normalise
 
-_SHARES = {
-    "word": 0.6,
-    "gram": 0.3,
-    "pair": 0.1,
-}  # of the three cosines; pairs, which see order, count little, since paraphrases move words
+_SHARES = {"word": 0.6, "gram": 0.3, "pair": 0.1}  # of the three cosines; pairs see order: paraphrases move words
 _LIGHT = 0.25  # weight of a word like "the" or "is"; a word with meaning weighs 1 or more
 _LENGTH_POWER = 1 / 3  # the cost of length: "kidney kidney" against "kidney" falls below 0.8
 
