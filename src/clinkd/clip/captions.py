@@ -33,23 +33,22 @@ def captioned(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Ca
         for box in (*pair.question.boxes, *pair.answer.boxes):
             name = named.setdefault(View(pair.images[0], box), [])
             name += [pair.names[0]] if pair.names[0] not in name else []
-    named.update({view: [ELSEWHERE] for view in _sample_missing_boxes([*named], random.Random(f"{seed} elsewhere"))})
+    boxes = [(view.image, view.box) for view in named if view.box]
+    named.update({view: [ELSEWHERE] for view in _sample_missing_boxes(boxes, random.Random(f"{seed} elsewhere"))})
     kinds = (whole, named, boxed) if crops else (whole,)
     return [list(kind.items()) for kind in kinds]
 
 
-def _sample_missing_boxes(views: Sequence[View], rng: random.Random) -> list[View]:
-    """For each view of a box one of similar size nearby that misses all boxes of the image, if 20 tries find one."""
+def _sample_missing_boxes(boxes: Sequence[tuple[ImageRef, Box]], rng: random.Random) -> list[View]:
+    """For each box one of similar size nearby that misses all boxes of the image, if 20 tries find one."""
     taken: dict[ImageRef, list[Box]] = {}
-    for view in views:
-        assert view.box
-        taken.setdefault(view.image, []).append(view.box)
+    for image, box in boxes:
+        taken.setdefault(image, []).append(box)
     missing: list[View] = []
-    for view in views:
-        assert view.box
-        tries = (_move_box(view.box, rng) for _ in range(20))
-        miss = next((b for b in tries if max(iou(b, t) for t in taken[view.image]) < MISSED), None)
-        missing += [View(view.image, miss)] if miss else []
+    for image, box in boxes:
+        tries = (_move_box(box, rng) for _ in range(20))
+        miss = next((b for b in tries if max(iou(b, t) for t in taken[image]) < MISSED), None)
+        missing += [View(image, miss)] if miss else []
     return missing
 
 

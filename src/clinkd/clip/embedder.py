@@ -55,8 +55,6 @@ class TextEmbedder:
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [len(texts), width]. Texts of similar length are batched together."""
-        if not texts:
-            return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
         vectors: NDArray[np.float32] = self._model.encode(
             list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )

@@ -59,14 +59,10 @@ class ChatCorrector:
         return self.chat.model
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
-        requests = [self._masked_request(w) for w in wrong]
-        replies = self.chat.replies([a.body for a in requests if a.body is not None])
-        for (sample, _), request in zip(wrong, requests, strict=True):
-            if request.body is None:
-                yield RewriteProposals((), request.why)
-                continue
-            reply = next(replies)
-            parsed = [self._parse_reply(text, sample.answer, request.masked) for text in reply.texts]
+        requests = [self._make_request(w) for w in wrong]
+        replies = self.chat.replies([body for body, _ in requests])
+        for (sample, _), (_, masked), reply in zip(wrong, requests, replies, strict=True):
+            parsed = [self._parse_reply(text, sample.answer, masked) for text in reply.texts]
             texts = [r for r in parsed if isinstance(r, BoxedText)]
             reasons = [r for r in parsed if isinstance(r, str)]
             yield RewriteProposals(
@@ -75,9 +71,9 @@ class ChatCorrector:
 
     def bodies(self, wrong: Sequence[Wrong]) -> list[Mapping[str, Any]]:
         """The JSON of every call that `rewrite` would make if the journal were empty."""
-        return [body for w in wrong if (body := self._masked_request(w).body) is not None]
+        return [body for w in wrong if (body := self._make_request(w)[0]) is not None]
 
-    def _masked_request(self, wrong: Wrong) -> _MaskedRequest:
+    def _make_request(self, wrong: Wrong) -> tuple[dict[str, Any] | None, Masked]:
         sample, answer = wrong
         masked = self.scrubber(sample).masked()
         try:
@@ -85,10 +81,10 @@ class ChatCorrector:
             if self.with_question:
                 data = {"question": _encode_masked(sample.question, masked), **data}
         except BadInput:  # its words hold a box as text; they are not sent
-            return _MaskedRequest(None, masked, "not sent: its words hold what looks like a box")
+            return None, masked
         picture = self.picture(sample) if self.picture is not None else None
         messages = [{"role": "system", "content": INSTRUCTIONS}, user_message(_delimit_data(data), picture)]
-        return _MaskedRequest(self.chat.body(messages, SCHEMA), masked)
+        return self.chat.body(messages, SCHEMA), masked
 
     def _parse_reply(self, reply: str, truth: BoxedText, masked: Masked) -> BoxedText | str:
         """The text that a reply proposes, or why it proposes nothing."""
@@ -122,13 +118,6 @@ class ChatCorrector:
         similarities = self.similarity.similar([t.words for t in texts], [truth.words] * len(texts))
         order = sorted(range(len(texts)), key=lambda n: -similarities[n])
         return tuple(Rewrite(texts[n], self.name) for n in order)
-
-
-@dataclass(frozen=True)
-class _MaskedRequest:
-    body: Mapping[str, Any] | None
-    masked: Masked
-    why: str = ""
 
 
 def _strip_code_fence(reply: str) -> str:

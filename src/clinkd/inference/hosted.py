@@ -49,16 +49,15 @@ class Hosted:
         return self._make_request(sample)[0]
 
     def answer(self, samples: Sequence[Sample], notes: Counter[str]) -> list[Prediction]:
-        """One prediction a sample; replies in the journal are not requests for again.
+        """One prediction a sample; replies in the journal are not asked for again.
 
         An answer that was lost or refused is empty, and counted in `notes`. Raises BadInput as `Chat.replies`.
         """
         requests = [self._make_request(s) for s in samples]
-        replies = self.chat.replies([body for body, _ in requests if body is not None])
+        replies = self.chat.replies([body for body, _ in requests])
         predictions = []
         with progress(len(samples), f"ask {self.chat.model}", "answers") as advance:
-            for sample, (body, masked) in zip(samples, requests, strict=True):
-                reply = next(replies) if body is not None else _NOT_SENT
+            for sample, (_, masked), reply in zip(samples, requests, replies, strict=True):
                 if not reply.texts and not reply.cut:
                     notes[f"questions without an answer ({reply.why}), which count as wrong"] += 1
                 predictions.append(Prediction(sample.id, (_read_candidate(sample, reply, masked),), by=self.chat.model))
@@ -80,9 +79,6 @@ class Hosted:
             *({"role": "user" if n % 2 else "assistant", "content": text} for n, text in enumerate(texts[1:])),
         ]
         return self.chat.body(messages, {}), masked
-
-
-_NOT_SENT = Reply(why="not sent: its words hold what looks like a box")
 
 
 def _read_candidate(sample: Sample, reply: Reply, masked: Masked) -> Candidate:

@@ -107,14 +107,17 @@ class Chat:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def replies(self, bodies: Sequence[Mapping[str, Any]]) -> Iterator[Reply]:
+    def replies(self, bodies: Sequence[Mapping[str, Any] | None]) -> Iterator[Reply]:
         """The reply to each body, in order. Equal bodies are one call; a call that is done is not made again.
+
+        None stands for a text that may not be sent, and its reply says so.
 
         Raises BadInput if the budget is reached, the server refuses the key or the model, or cannot be reached after
         `attempts`: the replies until then are in the journal.
         """
-        keys = [key_of(body) for body in bodies]
-        body_by_key = dict(zip(keys, bodies, strict=True))
+        key_by_position = [None if body is None else key_of(body) for body in bodies]
+        pairs = zip(key_by_position, bodies, strict=True)
+        body_by_key = {key: body for key, body in pairs if key is not None and body is not None}
         self.journal.enlist(body_by_key, self.model)
         self._stopped.clear()
         self._reason = None
@@ -123,8 +126,8 @@ class Chat:
         try:
             for key, body in body_by_key.items():
                 futures[key] = pool.submit(self._ensure_reply, key, body)
-            for key in keys:
-                yield futures[key].result()
+            for sent_key in key_by_position:
+                yield _NOT_SENT if sent_key is None else futures[sent_key].result()
         finally:
             self._stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)  # wait for calls in flight: they are paid for
@@ -170,7 +173,7 @@ class Chat:
         return self._handle_lost(key, outcome.what)
 
     def _reserve(self, key: str, reserve: int) -> None:
-        """Raises OverBudget if even the end of all calls in flight could not free enough of the budget."""
+        """Reserve the price of a call. Raises OverBudget if no call in flight could free some of the budget."""
         budget = None if self.config.budget is None else round(self.config.budget * NANO)
         while True:
             try:
@@ -273,6 +276,7 @@ class _Lost(NamedTuple):
     sent: bool = True
 
 
+_NOT_SENT = Reply(why="not sent: its words hold what looks like a box")
 _LOST = "the answer of the call was lost, and it is not paid for again (reflect.chat.on_unknown=skip)"
 
 

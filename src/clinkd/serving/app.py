@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException
 from clinkd.data.images import KINDS, PRESETS
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
-from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, make_box, make_question_reader
+from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, make_box, read_question
 from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
 from clinkd.version import __version__
@@ -231,7 +232,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:
         """The boxes of a structure."""
         picture = await handler.picture(body.image, body.frame, body.window)
-        read = make_question_reader(picture, WORDINGS["where"].replace("{name}", body.phrase))
+        read = partial(read_question, picture, WORDINGS["where"].replace("{name}", body.phrase), ())
         return (await unless_disconnected(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
 
     @app.post("/v1/refer", tags=["questions"])
@@ -241,7 +242,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
         size = picture.picture.size if body.unit == "pixel" else None
         boxes = [make_box(corners, size) for corners in body.boxes]
         marks = " ".join(["[box]"] * len(boxes))
-        read = make_question_reader(picture, WORDINGS[body.task].replace("[box]", marks), boxes)
+        read = partial(read_question, picture, WORDINGS[body.task].replace("[box]", marks), boxes)
         return (await unless_disconnected(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
 
     @app.post("/v1/sr", tags=["images"], response_class=Response, responses=_describe_file("application/dicom"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from clinkd.data import questions
@@ -134,15 +134,11 @@ def make_box(corners: Sequence[float], size: tuple[int, int] | None = None) -> B
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
 
 
-def make_question_reader(picture: Opened, text: str, boxes: Sequence[Box] = ()) -> Callable[[Answerer], Question]:
-    """A function that makes a single question from its words, once the model is ready."""
+def read_question(picture: Opened, text: str, boxes: Sequence[Box], answerer: Answerer) -> Question:
+    """A question without turns before it. Raises BadInput as `read_text`."""
+    from clinkd.workflows.ask import Question
 
-    def read(answerer: Answerer) -> Question:
-        from clinkd.workflows.ask import Question
-
-        return Question.of(picture.picture, read_text(answerer, text, boxes, picture.picture))
-
-    return read
+    return Question.of(picture.picture, read_text(answerer, text, boxes, picture.picture))
 
 
 def read_text(answerer: Answerer, text: str, boxes: Sequence[Box], picture: Image.Image) -> BoxedText:

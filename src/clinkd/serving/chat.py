@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from clinkd.records import BOX_MARK, BadInput, BoxedText, Task, Turn
@@ -56,21 +57,18 @@ class Conversation:
 
     def answer_request(self, picture: Opened, wants_drafts: bool = False) -> AnswerRequest:
         """The request to the engine, whose question is made once the model is ready."""
+        return AnswerRequest(partial(self._read_question, picture.picture), self.request.options, wants_drafts)
 
-        def read(answerer: Answerer) -> Question:
-            from clinkd.workflows.ask import Question
+    def _read_question(self, picture: Image.Image, answerer: Answerer) -> Question:
+        from clinkd.workflows.ask import Question
 
-            return Question((picture.picture,), tuple(self._make_turns(answerer, picture.picture)))
-
-        return AnswerRequest(read, self.request.options, wants_drafts)
-
-    def _make_turns(self, answerer: Answerer, picture: Image.Image) -> Iterator[Turn]:
-        boxes = list(self.boxes)
+        turns, boxes = list[Turn](), list(self.boxes)
         for question_text, answer_text in zip(self.texts[::2], [*self.texts[1::2], ""], strict=True):
             count = question_text.count(BOX_MARK)
             question = read_text(answerer, question_text, boxes[:count], picture)
             boxes = boxes[count:]
-            yield Turn(Task.QA, question, answerer.read(answer_text, picture) if answer_text else BoxedText(""))
+            turns.append(Turn(Task.QA, question, answerer.read(answer_text, picture) if answer_text else BoxedText("")))
+        return Question((picture,), tuple(turns))
 
 
 def _text_of(message: schemas.Message) -> str:
@@ -120,7 +118,7 @@ async def stream_chat(
 
 
 def encode_event(value: Any) -> bytes:
-    """One server-sent encode_event."""
+    """One server-sent event."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -207,7 +207,7 @@ class ChatRequest(RequestModel):
 
     @property
     def options(self) -> AnswerOptions:
-        """How to answer: by our own fields, or else OpenAI's, cut at the max_tokens tokens that we allow."""
+        """How to answer: by our own fields, or else OpenAI's, cut at the most tokens that we allow."""
         max_tokens = self.max_completion_tokens or self.max_tokens
         if max_tokens is None or self.clinkd.max_new_tokens is not None:
             return self.clinkd.options

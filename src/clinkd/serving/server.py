@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, find_run
+from clinkd.pipeline.runs import RUN_RECORD, Run, find_run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.limits import ServerLimits
@@ -38,11 +38,7 @@ class ListenAddress:
 
 
 def serve(
-    wanted: str | None,
-    runs: Path = RUNS,
-    address: ListenAddress | None = None,
-    limits: ServerLimits | None = None,
-    say: Callable[[str], object] = print,
+    wanted: str | None, runs: Path, address: ListenAddress, limits: ServerLimits, say: Callable[[str], object]
 ) -> None:
     """Serve a run (a name under `runs`, or a path), or a folder with a model, until it is stopped.
 
@@ -50,7 +46,6 @@ def serve(
     prints with the address. Raises BadInput if other machines can reach the address and no token was given, and if
     the port is taken.
     """
-    limits, address = limits or ServerLimits(), address or ListenAddress()
     host, user_token = address.host, read_user_token(address.token_file)
     if not is_local(host) and user_token is None:
         raise BadInput(
