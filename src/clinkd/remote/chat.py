@@ -145,8 +145,8 @@ class Chat:
                 return self._attempt(key, body)
             except _RetryableError as error:
                 if attempt >= self.config.attempts:
-                    raise self._stop(f"{error.what}, {self.config.attempts} times") from None
-                self._stopped.wait(_wait_seconds(attempt, error.seconds))
+                    raise self._stop(f"{error}, {self.config.attempts} times") from None
+                self._stopped.wait(_wait_seconds(attempt))
             except OverBudget as error:
                 raise self._stop(f"reflect.chat.budget: {error}; raise it", OverBudget) from None
 
@@ -216,7 +216,8 @@ class Chat:
         if status in _FINAL or code in _SAFE_CODES:
             raise self._stop(f"the server says {answer}: check base_url, model and the key")
         if status in _NOT_DONE or status >= 500:
-            raise _RetryableError(f"{_host(self.config)} says {answer}", self._read_retry_after(refusal.retry_after))
+            self._delay_calls(refusal.retry_after)
+            raise _RetryableError(f"{_host(self.config)} says {answer}")
         if not self.journal.answered(self.model):
             raise self._stop(
                 f"the server says {answer} to the first call: it may not know replies_as={self.config.replies_as} or "
@@ -224,19 +225,20 @@ class Chat:
             )
         return Reply(why=f"refused by the server ({answer})")
 
-    def _read_retry_after(self, value: str) -> float | None:
-        """Seconds to wait, by a number or a date in the header (RFC 9110, 10.2.3). Raises BadInput for a long wait."""
-        seconds: float | None = None
+    def _delay_calls(self, value: str) -> None:
+        """Note until when the server wants no call, by a number or a date in its header (RFC 9110, 10.2.3).
+
+        Raises BadInput for a long wait.
+        """
+        seconds = 0.0
         if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", value):
             seconds = float(value)
         elif value:
             with contextlib.suppress(ValueError, TypeError, OverflowError):
                 seconds = max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-        if seconds is not None and seconds > PATIENCE_SECONDS:
+        if seconds > PATIENCE_SECONDS:
             raise self._stop(f"the server wants to be left alone for {seconds:,.0f} s")
-        if seconds is not None:
-            self._free_at = max(self._free_at, time.monotonic() + seconds)
-        return seconds
+        self._free_at = max(self._free_at, time.monotonic() + seconds)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -253,11 +255,7 @@ class Chat:
 
 
 class _RetryableError(Exception):
-    """The call may be made again, after `seconds` if the server named them."""
-
-    def __init__(self, what: str, seconds: float | None = None) -> None:
-        super().__init__(what)
-        self.what, self.seconds = what, seconds
+    """The call may be made again."""
 
 
 class _Done(NamedTuple):
@@ -317,11 +315,11 @@ def _read_reply(reply: str) -> Reply:
     return Reply(why=f"no whole reply (ended by {', '.join(ends)})" if ends else "an empty reply", cut=cut)
 
 
-def _wait_seconds(attempt: int, server_seconds: float | None) -> float:
-    """Before the next attempt: as long as the server asks, and at least half a second, doubled after each attempt; at
-    random, so that threads do not call at the same moments."""
+def _wait_seconds(attempt: int) -> float:
+    """Before the next attempt: half a second, doubled after each attempt; at random, so that threads do not call at the
+    same moments."""
     jitter = 0.5 + int.from_bytes(os.urandom(2), "big") / 65536
-    return max(server_seconds or 0.0, min(30.0, 0.5 * 2.0 ** (attempt - 1)) * jitter)
+    return min(30.0, 0.5 * 2.0 ** (attempt - 1)) * jitter
 
 
 def _never_connected(error: BaseException) -> bool:
