@@ -66,8 +66,6 @@ class EmbeddingSimilarity:
 
     def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
         """[len(a)] values in 0..1, rounded to 6 places; exactly 1 for equal texts, 0 if one is empty."""
-        if len(a) != len(b):
-            raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
         keys = {text: text_hash(text, exact=True) for text in (*a, *b) if text.strip()}
         uncached = sorted({t for t, key in keys.items() if key not in self._cached})
         new_vectors = dict(zip(uncached, self._embedder.embed(uncached), strict=True)) if uncached else {}

@@ -72,8 +72,7 @@ class LexicalSimilarity:
 
     def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
         """[len(a)] values in 0..1, rounded to 6 places; exactly 1 if the normalised texts are equal."""
-        if len(a) != len(b):
-            raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
+        equal = np.array([normalise(x) == normalise(y) for x, y in zip(a, b, strict=True)])
         if not a:
             return []
         new_vectors: dict[str, _Vector] = {}
@@ -82,7 +81,6 @@ class LexicalSimilarity:
         mass = np.array([(u.mass, v.mass) for u, v in zip(left, right, strict=True)])  # [N,2]
         low, high = mass.min(axis=1), mass.max(axis=1)
         ratio = np.divide(low, high, out=np.zeros_like(low), where=high > 0) ** _LENGTH_POWER
-        equal = np.array([normalise(x) == normalise(y) for x, y in zip(a, b, strict=True)])
         return [float(v) for v in np.where(equal, 1.0, np.clip(total * ratio, 0, 1).round(6))]
 
     def _cached_vector(self, text: str, new_vectors: dict[str, _Vector]) -> _Vector:
