@@ -14,7 +14,7 @@ from PIL import Image
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import open_image
-from clinkd.inference import Scorer, rerank_batch
+from clinkd.inference import Scorer, judged
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, finished
 from clinkd.model.vlm import VisionLanguageModel
@@ -185,7 +185,7 @@ class Answerer:
         ]
         if self.scorer is not None:
             # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
-            scored = rerank_batch(samples, predictions, self.scorer, [Task.QA])
+            scored = judged(samples, predictions, self.scorer, [Task.QA])
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
         return [self._told(*found) for found in zip(samples, predictions, trusted, strict=True)]
 
