@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="a sentence-transformers model; the package's without")
     add_outputs(parser)
     args = parser.parse_args()
-    embedder = TextEmbedder(args.folder) if args.folder else TextEmbedder.packaged()
+    embedder = TextEmbedder(args.folder)
     answers, truths = texts(args.pairs)
     unlike = [f"{answer}({number})" for number, answer in enumerate(answers)]
     unique = len(set(answers))

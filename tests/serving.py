@@ -26,7 +26,7 @@ from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import ServerLimits
-from clinkd.serving.server import configured
+from clinkd.serving.server import make_server_config
 from clinkd.workflows.ask import Answerer
 from clinkd.workflows.review import Review
 
@@ -79,7 +79,7 @@ def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[
     handler = RequestHandler(
         Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits
     )
-    with listening(Served(found.folder.name, handler, found.folder.name, found.report(), Review(found))) as server:
+    with listening(Served(found.folder.name, handler, found.report(), Review(found))) as server:
         server.until_ready()
         yield server
 
@@ -89,7 +89,7 @@ def serving_model(opened: Callable[[], Any], review: Any = None, **caps: Any) ->
     """The server of a model that no run made, under the name "scripted"."""
     limits = replace(LIMITS, **caps)
     handler = RequestHandler(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
-    with listening(Served("scripted", handler, "scripted" if review else None, None, review)) as server:
+    with listening(Served("scripted", handler, None, review)) as server:
         server.until_ready()
         yield server
 
@@ -100,7 +100,7 @@ def listening(served: Served) -> Iterator[Server]:
     app = AuthMiddleware(create(served), TOKEN, served.handler.limits)
     own = socket.socket()
     own.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(configured(app))
+    server = uvicorn.Server(make_server_config(app))
     thread = threading.Thread(target=server.run, args=([own],), daemon=True)
     thread.start()
     end = Deadline(60)

@@ -24,7 +24,7 @@ def of(*candidates: Candidate, chosen: int = 0, lengths: list[int] | None = None
 
 def test_one_candidate_is_certain():
     found = of(candidate("the liver", 0.1))
-    assert (found.weights, found.likeness, found.support, found.uncertain) == ((1.0,), (1.0,), 1.0, False)
+    assert (found.weights, found.similarities, found.support, found.uncertain) == ((1.0,), (1.0,), 1.0, False)
 
 
 @pytest.mark.parametrize("share", [0.95, 0.55])
@@ -38,7 +38,7 @@ def test_other_names_are_no_likeness_however_alike_the_words(share):
 def test_contradictions_are_told_by_their_kind():
     for other, what in (("There is no liver here.", "negation"), ("The liver on the left.", "laterality")):
         found = of(candidate("The liver on the right.", 0.5), candidate(other, 0.5))
-        assert found.likeness == (1.0, 0.0)
+        assert found.similarities == (1.0, 0.0)
         assert found.why == f"the candidates disagree in their {what}"
 
 
@@ -57,7 +57,7 @@ def test_weights_are_probabilities_of_whole_answers():
         lengths = [dice.randint(1, 60) for _ in texts]
         found = of(*texts, chosen=dice.randrange(len(texts)), lengths=lengths)
         assert math.fsum(found.weights) == pytest.approx(1)
-        assert 0 <= found.support <= 1 and found.likeness.count(1.0) >= 1
+        assert 0 <= found.support <= 1 and found.similarities.count(1.0) >= 1
         whole = [math.exp(c.logprob * n) for c, n in zip(texts, lengths, strict=True)]
         assert found.weights == pytest.approx([p / sum(whole) for p in whole])
 

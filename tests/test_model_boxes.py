@@ -16,7 +16,7 @@ from clinkd.model.encode import rows_of, template_identity
 from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
-from clinkd.serving.asking import spelled as spelled_question
+from clinkd.serving.asking import read_text as spelled_question
 from clinkd.training import FitRun, fit
 from clinkd.training.lengths import rows_within
 from clinkd.workflows.ask import Answerer, _BatchPictures

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from clinkd.clip.model import LEAST_PIXELS, LOWEST, Captioned, ImageTextModel, View, cropped, train_clip
+from clinkd.clip.model import LEAST_PIXELS, LOWEST, Captioned, ImageTextModel, View, crop_box, train_clip
 from clinkd.clip.towers import ClipTowers
 from clinkd.config import ClipConfig
 from clinkd.inference import ClipScorer, rerank
@@ -377,7 +377,7 @@ def test_a_crop_holds_its_box_with_a_margin_and_stays_inside() -> None:
     for _ in range(300):
         x1, x2 = sorted(dice.uniform(0, 1, 2))
         y1, y2 = sorted(dice.uniform(0, 1, 2))
-        at = np.asarray(cropped(whole, Box(x1, y1, x2, y2))).astype(int)
+        at = np.asarray(crop_box(whole, Box(x1, y1, x2, y2))).astype(int)
         first, last = int(at.min()), int(at.max())
         left, top, right, bottom = first % 80, first // 80, last % 80 + 1, last // 80 + 1
         assert at.shape == (bottom - top, right - left)  # nothing beyond the picture was made up
@@ -387,15 +387,15 @@ def test_a_crop_holds_its_box_with_a_margin_and_stays_inside() -> None:
 
 @pytest.mark.parametrize("box", [Box(0, 0, 1e-6, 1e-6), Box(1 - 1e-6, 0.5, 1, 0.5 + 1e-6), Box(0.5, 0, 0.5001, 1)])
 def test_a_box_of_nothing_shows_a_few_pixels(box: Box, folders: dict[str, Path]) -> None:
-    assert min(cropped(picture(1), box).size) >= LEAST_PIXELS
-    assert min(cropped(picture(1, 2, 3), box).size) >= 1  # a picture smaller than that
+    assert min(crop_box(picture(1), box).size) >= LEAST_PIXELS
+    assert min(crop_box(picture(1, 2, 3), box).size) >= 1  # a picture smaller than that
     model = ImageTextModel.load(folders["clip"], opened)
     assert -1 <= model.score([(View(IMAGES[0], box), "liver")])[0] <= 1
 
 
 def test_the_whole_image_is_shown_where_there_is_no_box() -> None:
-    assert np.array_equal(cropped(picture(1), None), picture(1))
-    assert cropped(picture(1), Box(0, 0, 1, 1)).size == picture(1).size
+    assert np.array_equal(crop_box(picture(1), None), picture(1))
+    assert crop_box(picture(1), Box(0, 0, 1, 1)).size == picture(1).size
 
 
 # -- what is shown of a candidate --------------------------------------------------------------------------------------
@@ -547,11 +547,11 @@ def test_a_tiny_clip_taught_crops_tells_names_by_them(tmp_path: Path) -> None:
 
 
 def test_a_tiny_clip_is_taught_the_pixels_it_is_later_shown(tmp_path: Path) -> None:
-    from clinkd.clip.model import _bytes
+    from clinkd.clip.model import _read_view_bytes
 
     towers = ClipTowers.read(clip_folder(tmp_path / "new"))
     towers.processor = CLIPImageProcessorPil(size={"height": SIDE, "width": SIDE}, do_center_crop=False)
     model = ImageTextModel(towers, opened)
     views = [View(IMAGES[0]), View(IMAGES[0], LEFT), View(IMAGES[1], RIGHT)]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (towers.processor.image_mean, towers.processor.image_std))
-    assert torch.allclose((_bytes(model, views) / 255 - mean) / std, model.pixels(views), atol=1e-5)
+    assert torch.allclose((_read_view_bytes(model, views) / 255 - mean) / std, model.pixels(views), atol=1e-5)

@@ -19,6 +19,7 @@ from openai import BadRequestError, OpenAI
 from PIL import Image, PngImagePlugin
 from pydicom.data import get_testdata_file
 
+from clinkd.data.images import KINDS, medical_names
 from clinkd.records import BOX_MARK, Box, BoxedText
 from clinkd.serving.access import CSP
 from clinkd.serving.asking import WORDINGS
@@ -332,6 +333,16 @@ def test_the_description_names_every_route_of_the_api_and_its_refusals(server):
             assert {"200", "400", "401", "413", "429", "500", "503", "504"} <= set(found["responses"]), (method, path)
             assert found.get("summary") and found.get("description"), (method, path)
     assert NOTICE in described["info"]["description"]
+
+
+def test_the_page_and_the_description_name_the_formats_of_every_kind_of_image(server):
+    page, described = server.client.get("/").text, server.client.get("/openapi.json").text
+    picker = re.search(r'accept="([^"]*)"', page)
+    assert picker and "{{" not in page
+    assert sorted(picker[1].split(",")) == sorted(entry for kind in KINDS for entry in kind.accept)
+    for name in (name for kind in KINDS for name in kind.formats):
+        assert re.search(rf"\b{name}\b", page) and re.search(rf"\b{name}\b", described)
+    assert f"the values of a {medical_names()} become grey" in described
 
 
 def test_sixteen_at_once_get_what_each_would_get_alone(server):

@@ -20,7 +20,7 @@ from benchmarks.patience import Deadline, patience
 from pydicom.data import get_testdata_file
 
 from clinkd.records import BOX_MARK, BadInput
-from clinkd.serving.server import TOKEN_VARIABLE, given_token, is_local
+from clinkd.serving.server import TOKEN_VARIABLE, is_local, read_user_token
 from serving import Server, json_of, serving, uri
 from structured_reports import read_report
 
@@ -116,16 +116,16 @@ def test_a_model_alone_is_served_with_the_token_of_the_environment(small_run, tm
 
 def test_tokens_are_long_and_fit_a_header(tmp_path, monkeypatch):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    assert given_token(None) is None
+    assert read_user_token(None) is None
     for text in ("short", "has a blank in it, see", "ü" * 20, "", "x" * 300, "semicolon;semicolon;"):
         monkeypatch.setenv(TOKEN_VARIABLE, text)
         with pytest.raises(BadInput, match=f"{TOKEN_VARIABLE}: 16 letters"):
-            given_token(None)
+            read_user_token(None)
         (tmp_path / "token").write_text(text, encoding="utf-8")
         with pytest.raises(BadInput, match="--token-file"):
-            given_token(tmp_path / "token")
+            read_user_token(tmp_path / "token")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    assert given_token(tmp_path / "token") == TOKEN
+    assert read_user_token(tmp_path / "token") == TOKEN
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True),

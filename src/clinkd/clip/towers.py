@@ -1,4 +1,4 @@
-"""The two towers of a CLIP, and those of a SigLIP, read from a folder: words and pictures to vectors of one space.
+"""The two towers of a CLIP or a SigLIP, read from a folder: texts and images to vectors of one space.
 
 Shapes: I images, P texts, E width of the shared space.
 """
@@ -21,22 +21,22 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from clinkd.records import BadInput
 
-KNOB = "select.clip.base"  # what every refusal names
+KNOB = "select.clip.base"  # named in every error
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# what older releases wrote beside the weights: the numbers 0, 1, 2, ..., which the classes now make themselves
+# older releases wrote these numbers 0, 1, 2, ... beside the weights; the classes now make them
 COUNTED = "position_ids"
 
 
 class Towers(Protocol):
-    """What a model of the CLIP family does. `limit` is the most tokens of a text, marks of start and end included."""
+    """A model of the CLIP family. `limit`: the most tokens of a text, marks of start and end included."""
 
     limit: int
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as it would be embedded were there no limit."""
+        """Tokens of each text before it is cut at the limit."""
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors [P, E], float32; what passes the limit is cut off."""
+        """Unit vectors [P, E], float32; tokens beyond the limit are cut off."""
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Processed pixels [I, 3, height, width]."""
@@ -45,26 +45,38 @@ class Towers(Protocol):
         """Unit vectors [I, E], float32."""
 
 
-class ClipTowers:
-    """A CLIP of transformers."""
+class _TransformersTowers:
+    """The parts that a CLIP and a SigLIP of transformers share."""
 
-    def __init__(
-        self, network: CLIPModel, tokenizer: PreTrainedTokenizerFast, processor: CLIPImageProcessorPil
-    ) -> None:
+    def __init__(self, network: Any, tokenizer: PreTrainedTokenizerFast, processor: Any) -> None:
         self.network, self.tokenizer, self.processor = network, tokenizer, processor
         self.limit = int(network.config.text_config.max_position_embeddings)
-        self.end = int(tokenizer.eos_token_id)  # older CLIPs carry a wrong one in their configuration
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        pixels: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        return normalise_vectors(self.network.get_image_features(pixels.to(self.network.device)).pooler_output)
+
+
+class ClipTowers(_TransformersTowers):
+    """A CLIP of transformers."""
 
     @classmethod
     def read(cls, folder: Path) -> ClipTowers:
         return cls(
-            network_in(folder, CLIPModel),
+            read_network(folder, CLIPModel),
             AutoTokenizer.from_pretrained(folder, local_files_only=True),
             CLIPImageProcessorPil.from_pretrained(folder),
         )
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(line) for line in self._ids(texts)]
+
+    @property
+    def end(self) -> int:
+        return int(self.tokenizer.eos_token_id)  # the configuration of older CLIPs has a wrong one
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(list(texts))["input_ids"]
@@ -74,16 +86,9 @@ class ClipTowers:
         ids = [[*line[: self.limit - 1], self.end] if len(line) > self.limit else line for line in self._ids(texts)]
         longest = max(map(len, ids))
         padded = torch.tensor([line + [self.end] * (longest - len(line)) for line in ids])
-        seen = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
+        mask = torch.tensor([[1] * len(line) + [0] * (longest - len(line)) for line in ids])
         device = self.network.device
-        return unit(self.network.get_text_features(padded.to(device), seen.to(device)).pooler_output)
-
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        found: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return found
-
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        return unit(self.network.get_image_features(pixels.to(self.network.device)).pooler_output)
+        return normalise_vectors(self.network.get_text_features(padded.to(device), mask.to(device)).pooler_output)
 
     def save(self, folder: Path) -> None:
         """As transformers lays out a CLIP: `read` reads it, and so does `CLIPModel.from_pretrained`."""
@@ -92,25 +97,19 @@ class ClipTowers:
         self.processor.save_pretrained(folder)
 
 
-class SiglipTowers:
+class SiglipTowers(_TransformersTowers):
     """A SigLIP of transformers, or a SigLIP 2 of fixed resolution, which is the same class.
 
-    Its text tower reads the last place, so that every text is filled up to the limit, without an attention mask: that
-    is how it was trained. It has seen lower case only, which not every tokenizer of such folders sees to.
+    Its text tower reads the last position, so every text is padded to the limit, without an attention mask, as in its
+    training. It was trained on lower case only, and not every tokenizer of such folders lowers capitals.
     """
-
-    def __init__(
-        self, network: SiglipModel, tokenizer: PreTrainedTokenizerFast, processor: SiglipImageProcessorPil
-    ) -> None:
-        self.network, self.tokenizer, self.processor = network, tokenizer, processor
-        self.limit = int(network.config.text_config.max_position_embeddings)
 
     @classmethod
     def read(cls, folder: Path) -> SiglipTowers:
-        # tokenizer.json says all; the class that goes by the name of these folders wants sentencepiece beside it
+        # tokenizer.json is enough; the class that these folders name needs sentencepiece too
         kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
         return cls(
-            network_in(folder, SiglipModel),
+            read_network(folder, SiglipModel),
             kind.from_pretrained(folder, local_files_only=True),
             SiglipImageProcessorPil.from_pretrained(folder),
         )
@@ -126,38 +125,31 @@ class SiglipTowers:
             max_length=self.limit,
             return_tensors="pt",
         )["input_ids"]
-        return unit(self.network.get_text_features(ids.to(self.network.device)).pooler_output)
-
-    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        found: Tensor = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return found
-
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        return unit(self.network.get_image_features(pixels.to(self.network.device)).pooler_output)
+        return normalise_vectors(self.network.get_text_features(ids.to(self.network.device)).pooler_output)
 
 
 KINDS: dict[str, type[ClipTowers] | type[SiglipTowers]] = {"clip": ClipTowers, "siglip": SiglipTowers}
 
 
-def kind_of(folder: Path) -> str | None:
-    """The `model_type` that the folder's config.json names; None where it names none, or there is no such file."""
-    return json_in(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+def read_model_type(folder: Path) -> str | None:
+    """The `model_type` in the folder's config.json; None if it has none, or there is no such file."""
+    return read_json_object(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
 
 
-def json_in(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises BadInput where the file holds none."""
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises BadInput if there is none."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{KNOB}={file.parent}: {file.name} cannot be read: {first_line(error)}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise BadInput(f"{KNOB}={file.parent}: {file.name} holds no JSON object")
-    return found
+    return content
 
 
 def read_towers(folder: Path, kind: str) -> Towers:
-    """A model in Hugging Face layout. Raises BadInput where it cannot be read, or a weight is missing or too many."""
-    demand_no_pickle(folder, "model.safetensors")
+    """A model in Hugging Face layout. Raises BadInput if it cannot be read, or weights are missing or unexpected."""
+    refuse_pickles(folder, "model.safetensors")
     try:
         return KINDS[kind].read(folder)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
@@ -166,8 +158,8 @@ def read_towers(folder: Path, kind: str) -> Towers:
         raise BadInput(f"{KNOB}={folder}: not a {kind} that can be read: {first_line(error)}") from None
 
 
-def network_in(folder: Path, kind: type[Any]) -> Any:
-    """The weights in float32, whatever they are stored in: pixels come in float32, and a CPU is slow in halves."""
+def read_network(folder: Path, kind: type[Any]) -> Any:
+    """The network in float32, whatever its files hold: pixels are float32, and half precision is slow on a CPU."""
     network, report = kind.from_pretrained(
         folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
     )
@@ -180,8 +172,8 @@ def network_in(folder: Path, kind: type[Any]) -> Any:
     return network.eval()
 
 
-def demand_no_pickle(folder: Path, wanted: str) -> None:
-    """Raises BadInput where the folder has weights as pickles alone: opening one can run any program."""
+def refuse_pickles(folder: Path, wanted: str) -> None:
+    """Raises BadInput if all weights are pickles, which can run any program when opened, or there are none."""
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
@@ -198,7 +190,7 @@ def demand_no_pickle(folder: Path, wanted: str) -> None:
     )
 
 
-def unit(features: Tensor) -> Tensor:
+def normalise_vectors(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 

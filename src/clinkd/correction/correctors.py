@@ -1,4 +1,4 @@
-"""Who rewrites wrong answers, and what becomes of the rewrites: verified, fed back or refused."""
+"""Rewrite wrong answers, verify the rewrites, and make samples of those that pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clinkd.correction.verify import presentable, verify
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, BoxedText, Correction, Sample
 
-HUMAN = "human"  # in the place of a corrector's name
+HUMAN = "human"  # instead of a corrector's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +27,33 @@ class Rewrite:
 
 
 class Wrong(NamedTuple):
-    """A sample and its reviewed answer, which is wrong: `answer.before` is what the model said."""
+    """A sample and its reviewed answer, which is wrong: `answer.before` is the model's text."""
 
     sample: Sample
     answer: Correction
 
 
 class RewriteProposals(NamedTuple):
-    """Proposals for one wrong answer, best first; where there are none, `why`."""
+    """Proposals for one wrong answer, best first; if there are none, `why`."""
 
     proposals: tuple[Rewrite, ...]
     why: str = "no rewrite was offered"
 
 
 class Corrector(Protocol):
-    """Rewrites wrong answers so that they say what the truth says. Its proposals are verified by code, not here."""
+    """Rewrites wrong answers so that they say what the truth says. Other code verifies its proposals."""
 
     @property
     def name(self) -> str: ...
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
-        """One for each, in order, as they become ready."""
+        """Proposals for each answer, in order, as they become ready."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OfflineCorrector:
-    """Rewrites from the truth in varied phrasing, by rules; no network. The same for the same seed, sample and round.
+    """Rewrites the truth in varied phrasing by rules, without a network; equal for equal seed, sample and round.
 
     The last proposal is the truth itself, so that every wrong answer is corrected whatever the truth looks like.
     """
@@ -70,7 +70,7 @@ class OfflineCorrector:
 
 
 class ReplayCorrector:
-    """What a file of corrections says, as a run or `clinkd correct --out` wrote it and a person may have edited it.
+    """Rewrites from a file of corrections, which a run or `clinkd correct --out` wrote and a person may have edited.
 
     A line belongs to a wrong answer of the same sample and round. Its `after` is the proposal, by whom its `by` says
     ("human" is kept); a line without one offers nothing.
@@ -81,7 +81,7 @@ class ReplayCorrector:
     name = "replay"
 
     def __init__(self, path: Path) -> None:
-        self._kept: dict[tuple[str, int], Correction] = {}
+        self._lines: dict[tuple[str, int], Correction] = {}
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
@@ -96,24 +96,24 @@ class ReplayCorrector:
             except ValueError as error:
                 raise BadInput(f"reflect.replay={path}, line {number}: not a correction ({error})") from None
             key = (record.id, record.round)
-            if key in self._kept:
+            if key in self._lines:
                 raise BadInput(
                     f"reflect.replay={path}, line {number}: sample {record.id!r} of round {record.round} stands twice; "
                     "keep one line"
                 )
-            self._kept[key] = record
+            self._lines[key] = record
 
     def knows(self, correction: Correction) -> bool:
-        """Whether the file has a line for it."""
-        return (correction.id, correction.round) in self._kept
+        """Whether the file has a line for this answer."""
+        return (correction.id, correction.round) in self._lines
 
     def taught(self, samples: Sequence[Sample], lexicon: Lexicon) -> list[Sample]:
-        """The samples, those with another answer that a person says differ from their truth: that person knows better.
+        """The samples with a person's answer instead of the truth where the two differ: the person knows better.
 
         What keeps the truth's meaning is a rewrite and changes no sample. Raises BadInput for a person's answer that
         is empty or holds markup.
         """
-        human_answers = {c.id: c.after for _, c in sorted(self._kept.items()) if c.by == HUMAN and c.after is not None}
+        human_answers = {c.id: c.after for _, c in sorted(self._lines.items()) if c.by == HUMAN and c.after is not None}
         updated = []
         for sample in samples:
             answer = human_answers.get(sample.id)
@@ -127,13 +127,13 @@ class ReplayCorrector:
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         for sample, answer in wrong:
-            kept = self._kept.get((sample.id, answer.round))
-            if kept is None:
+            correction = self._lines.get((sample.id, answer.round))
+            if correction is None:
                 yield RewriteProposals((), "the file has no line for it")
-            elif kept.after is None:
-                yield RewriteProposals((), kept.rejected or "its line has no rewrite")
+            elif correction.after is None:
+                yield RewriteProposals((), correction.rejected or "its line has no rewrite")
             else:
-                yield RewriteProposals((Rewrite(kept.after, kept.by or self.name),))
+                yield RewriteProposals((Rewrite(correction.after, correction.by or self.name),))
 
 
 def correct(
@@ -143,13 +143,13 @@ def correct(
     lexicon: Lexicon,
     step: Callable[[int], None] = lambda n: None,
 ) -> list[Correction]:
-    """The reviewed answers, in order, the wrong ones now with `after` and `by`, or with `rejected` and no `after`.
+    """The reviewed answers, in order; the wrong ones get `after` and `by`, or `rejected` and no `after`.
 
-    The first proposal that `verify` lets pass is taken; where none does, the objection to the first is recorded and the
-    truth stays as it is. Answers found right, and those corrected or rejected before, pass through untouched. `step` is
-    told of each wrong answer that is dealt with.
+    The first proposal that passes `verify` is taken; if none passes, the objection to the first is recorded and the
+    truth stays as it is. Right answers, and those corrected or rejected before, stay as they are. `step` is called for
+    each wrong answer that is done.
 
-    Raises BadInput for a correction whose sample is not among `samples`, and what the corrector raises.
+    Raises BadInput for a correction whose sample is not among `samples`, and the errors of the corrector.
     """
     samples_by_id = {s.id: s for s in samples}
     results = list(corrections)
@@ -164,13 +164,13 @@ def correct(
 def first_from(
     file: ReplayCorrector, corrections: Sequence[Correction], samples: Sequence[Sample], lexicon: Lexicon
 ) -> list[Correction]:
-    """The reviewed answers, in order, with those dealt with that the file has a line for."""
+    """The reviewed answers, in order; those with a line in the file are corrected."""
     results = iter(correct([c for c in corrections if file.knows(c)], samples, file, lexicon))
     return [next(results) if file.knows(c) else c for c in corrections]
 
 
 def to_do(correction: Correction) -> bool:
-    """Whether an answer is wrong, and nobody has dealt with it yet."""
+    """Whether an answer is wrong and neither corrected nor rejected yet."""
     return correction.wrong and correction.after is None and correction.rejected is None
 
 
@@ -187,7 +187,7 @@ def _apply_first_valid(
 
 
 def fed_back(samples: Sequence[Sample], corrections: Iterable[Correction]) -> list[Sample]:
-    """The corrected pairs as samples of their own ("...+r1" for round 1), to train on beside the originals."""
+    """The corrected pairs as new samples ("...+r1" for round 1), to train on beside the originals."""
     samples_by_id = {s.id: s for s in samples}
     return [_sample_of(samples_by_id, c).answered(c.after, f"+r{c.round}") for c in corrections if c.after is not None]
 

@@ -1,4 +1,4 @@
-"""Similarity by a sentence embedding, as in the paper; the vectors of references are kept on the disk."""
+"""Similarity by a sentence embedding, as in the paper; the vectors of references are cached on the disk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from clinkd.storage import naming_full_disk
 
 Vectors = NDArray[np.float32]
 _AT_A_TIME = 1024  # texts between two writes
+_IN_MEMORY = Path(":memory:")  # sqlite's name of a database without a file
 
 
 class Embedder(Protocol):
-    """Texts to vectors [len(texts), width] of length 1. `identity` changes with its weights."""
+    """Texts to vectors [len(texts), width] of length 1. `identity` changes with the weights."""
 
     @property
     def identity(self) -> str: ...
@@ -29,7 +30,7 @@ class Embedder(Protocol):
 
 
 class EmbeddingSimilarity:
-    """Cosine of two sentence embeddings, where it is below 0 taken for 0.
+    """Cosine of two sentence embeddings; below 0 it counts as 0.
 
     It knows synonyms, which rules do not ("renal" is near "kidney"), and passes a wrong side ("left lung" against
     "right lung": .98), so review tests sides, negation, counts and boxes beside it. Texts are embedded as they are
@@ -50,27 +51,27 @@ class EmbeddingSimilarity:
     ) -> None:
         self._embedder = embedder
         texts = {text_hash(t, exact=True): t for t in references}
-        with _open_cache(store) as cache:
-            self._known = cache.read(embedder.identity, texts)
-            step(len(self._known))
-            todo = sorted((t, key) for key, t in texts.items() if key not in self._known)
+        with _open_cache(store or _IN_MEMORY) as cache:
+            self._cached = _read_vectors(cache, embedder.identity, texts)
+            step(len(self._cached))
+            todo = sorted((t, key) for key, t in texts.items() if key not in self._cached)
             for start in range(0, len(todo), _AT_A_TIME):
                 batch = todo[start : start + _AT_A_TIME]
                 vectors = dict(zip((key for _, key in batch), embedder.embed([t for t, _ in batch]), strict=True))
-                cache.write(embedder.identity, vectors)
-                self._known |= vectors
+                rows = [(embedder.identity, key, v.astype("<f4").tobytes()) for key, v in vectors.items()]
+                with cache:
+                    cache.executemany("insert or replace into vectors values (?, ?, ?)", rows)
+                self._cached |= vectors
                 step(len(batch))
 
     def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
-        """[len(a)] values in 0..1, rounded to 6 places; 1 exactly where the texts are equal, 0 where one is empty."""
-        if len(a) != len(b):
-            raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
+        """[len(a)] values in 0..1, rounded to 6 places; exactly 1 for equal texts, 0 if one is empty."""
         keys = {text: text_hash(text, exact=True) for text in (*a, *b) if text.strip()}
-        uncached = sorted({t for t, key in keys.items() if key not in self._known})
+        uncached = sorted({t for t, key in keys.items() if key not in self._cached})
         new_vectors = dict(zip(uncached, self._embedder.embed(uncached), strict=True)) if uncached else {}
 
         def vector(text: str) -> Vectors:
-            return new_vectors[text] if text in new_vectors else self._known[keys[text]]
+            return new_vectors[text] if text in new_vectors else self._cached[keys[text]]
 
         return [
             1.0 if x == y else 0.0 if x not in keys or y not in keys
@@ -79,34 +80,14 @@ class EmbeddingSimilarity:
         ]  # fmt: skip
 
 
-class _VectorCache:
-    """Vectors in a sqlite file, or nowhere."""
-
-    def __init__(self, db: sqlite3.Connection | None) -> None:
-        self.db = db
-
-    def read(self, model: str, keys: Iterable[str]) -> dict[str, Vectors]:
-        if self.db is None:
-            return {}
-        cached = {}
-        for key in keys:
-            row = self.db.execute("select vector from vectors where model = ? and text = ?", (model, key)).fetchone()
-            if row:
-                cached[key] = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
-        return cached
-
-    def write(self, model: str, vectors: dict[str, Vectors]) -> None:
-        if self.db is not None:
-            rows = [(model, key, v.astype("<f4").tobytes()) for key, v in vectors.items()]
-            with self.db:
-                self.db.executemany("insert or replace into vectors values (?, ?, ?)", rows)
+def _read_vectors(cache: sqlite3.Connection, model: str, keys: Iterable[str]) -> dict[str, Vectors]:
+    query = "select vector from vectors where model = ? and text = ?"
+    rows = {key: cache.execute(query, (model, key)).fetchone() for key in keys}
+    return {key: np.frombuffer(row[0], dtype="<f4").astype(np.float32) for key, row in rows.items() if row}
 
 
 @contextmanager
-def _open_cache(path: Path | None) -> Iterator[_VectorCache]:
-    if path is None:
-        yield _VectorCache(None)
-        return
+def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, timeout=60)
@@ -116,7 +97,7 @@ def _open_cache(path: Path | None) -> Iterator[_VectorCache]:
                 "create table if not exists vectors (model text, text text, vector blob not null, "
                 "primary key (model, text)) strict, without rowid"
             )
-            yield _VectorCache(db)
+            yield db
         except sqlite3.DatabaseError as error:
             raise BadInput(f"{path}: not a store of vectors ({error}); remove it, it is made anew") from None
         finally:

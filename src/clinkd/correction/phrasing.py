@@ -1,4 +1,4 @@
-"""Other ways to say a truth: small grammar rules that move and join its phrases but keep every content word."""
+"""Reword a truth by small grammar rules that move and join its phrases but keep every content word."""
 
 from __future__ import annotations
 
@@ -10,50 +10,38 @@ from clinkd.records import BOX_MARK, Task
 
 _PLACE = r"(?:on|in|at|near|within)\b[^,;]*"
 _THING = r"(?:(?!\b(?:is|are|was|were|has|have|shows?|with|and|not|\w+ing)\b|[,;:]).)+?"
-_RULES: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
-    (re.compile(f"^{pattern}$", re.IGNORECASE), forms)
-    for pattern, forms in (
-        (
-            rf"(?P<thing>(?:the|a|an)\s{_THING}) (?:is|are) (?:located |seen |found |visible )?(?P<place>{_PLACE})",
-            ("You can find {thing} {place}", "{thing} can be seen {place}", "The image shows {thing} {place}"),
-        ),
-        (
-            rf"(?P<thing>(?:a|an)\s{_THING}) (?P<place>{_PLACE})",
-            (
-                "There is {thing} {place}",
-                "{place} there is {thing}",
-                "{place}, {thing} is seen",
-                "{thing} can be seen {place}",
-            ),
-        ),
-        (
-            rf"(?P<place>{_PLACE}) there is (?P<thing>{_THING})",
-            ("There is {thing} {place}", "{thing} is {place}", "{place} lies {thing}", "{place}, {thing} can be seen"),
-        ),
-        (
-            rf"there is (?P<thing>{_THING}) (?P<place>{_PLACE})",
-            ("{place} there is {thing}", "{thing} is seen {place}", "You can see {thing} {place}"),
-        ),
-        (
-            r"here (?:is|are) (?P<thing>[^,;]+)",
-            ("The image shows {thing}", "You can see {thing}", "This is {thing}", "Seen here: {thing}"),
-        ),
-        (
-            r"(?:a|an|the|this) (?P<kind>[\w -]+? (?:image|scan|picture)) (?:with|shows) (?P<thing>[^,;]+)",
-            ("The {kind} shows {thing}", "This {kind} contains {thing}", "The {kind} displays {thing}"),
-        ),
-    )
-)
+_FORMS: dict[str, tuple[str, ...]] = {
+    rf"(?P<thing>(?:the|a|an)\s{_THING}) (?:is|are) (?:located |seen |found |visible )?(?P<place>{_PLACE})": (
+        "You can find {thing} {place}", "{thing} can be seen {place}", "The image shows {thing} {place}",
+    ),
+    rf"(?P<thing>(?:a|an)\s{_THING}) (?P<place>{_PLACE})": (
+        "There is {thing} {place}", "{place} there is {thing}", "{place}, {thing} is seen",
+        "{thing} can be seen {place}",
+    ),
+    rf"(?P<place>{_PLACE}) there is (?P<thing>{_THING})": (
+        "There is {thing} {place}", "{thing} is {place}", "{place} lies {thing}", "{place}, {thing} can be seen",
+    ),
+    rf"there is (?P<thing>{_THING}) (?P<place>{_PLACE})": (
+        "{place} there is {thing}", "{thing} is seen {place}", "You can see {thing} {place}",
+    ),
+    r"here (?:is|are) (?P<thing>[^,;]+)": (
+        "The image shows {thing}", "You can see {thing}", "This is {thing}", "Seen here: {thing}",
+    ),
+    r"(?:a|an|the|this) (?P<kind>[\w -]+? (?:image|scan|picture)) (?:with|shows) (?P<thing>[^,;]+)": (
+        "The {kind} shows {thing}", "This {kind} contains {thing}", "The {kind} displays {thing}",
+    ),
+}  # fmt: skip
+_RULES = [(re.compile(f"^{pattern}$", re.IGNORECASE), forms) for pattern, forms in _FORMS.items()]
 _LEAD_INS = ("In this image, {}", "Here, {}", "As can be seen, {}", "What is shown here: {}")
 _POINTS_BACK = re.compile(r"(?:it|its|they|their|this|these|those|that|both|the other|another|here|there|one)\b", re.I)
 _ARTICLE = re.compile(r"(?:the|a|an|no|both|this|these|one|two|three|its)\b|\d", re.I)
 
 
-def rephrasings(text: str, task: Task, draw: random.Random) -> list[str]:
-    """Different wordings of a truth, in the order drawn; box marks stay, and stay in order. May be empty.
+def rephrasings(text: str, task: Task, rng: random.Random) -> list[str]:
+    """Different wordings of a truth, in random order; box marks stay in their order. May be empty.
 
-    A short answer stays one ("kidney" -> "It is the kidney."). Sentences are reworded one by one where a rule knows
-    their form, and those after the first change places where none points back at another; else a lead-in is put before.
+    A short answer stays short ("kidney" -> "It is the kidney."). Each sentence of a known form is reworded by a rule;
+    the sentences after the first are shuffled if none refers to another. Wordings with a lead-in come last.
     """
     text = text.strip()
     if not text:
@@ -61,11 +49,11 @@ def rephrasings(text: str, task: Task, draw: random.Random) -> list[str]:
     short = not text.endswith((".", "!", "?")) or len(text.split()) == 1
     if short and len(text.split()) <= 5 and BOX_MARK not in text:
         wordings = list(_short_forms(text.rstrip("."), task))
-        draw.shuffle(wordings)
+        rng.shuffle(wordings)
     else:
-        wordings = [_reword_text(text, draw) for _ in range(4)]
+        wordings = [_reword_text(text, rng) for _ in range(4)]
         lead_ins = [form.format(_lower_first(text)) for form in _LEAD_INS]
-        draw.shuffle(lead_ins)
+        rng.shuffle(lead_ins)
         wordings += lead_ins
     return [f for f in dict.fromkeys(wordings) if f != text]
 

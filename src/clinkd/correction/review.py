@@ -1,4 +1,4 @@
-"""Which answers miss the truth: three tests an answer (words, boxes, contradictions), each named in the record."""
+"""Find the answers that miss the truth: three tests an answer (words, boxes, contradictions), named in the record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def review(
     config: ReflectConfig,
     round: int,
 ) -> list[Correction]:
-    """One Correction for each sample that was answered, in the order of the samples; those found right hold no reasons.
+    """One Correction for each answered sample, in the order of the samples; right answers have no reasons.
 
     An answer is wrong if its box-stripped text is less similar to the truth than `config.threshold`; if a truth box has
     no partner of its own with IoU >= `config.box_iou` (0 leaves this test out); or if sides, negation or counts
@@ -38,8 +38,8 @@ def review(
 
 
 def at_random(reviewed: Sequence[Correction], seed: int) -> list[Correction]:
-    """The same answers, as many of them to be rewritten as were found wrong, but drawn by seed from all: what rewriting
-    does by itself, where it does not aim at mistakes. Their reason is "drawn", and no other answer has one."""
+    """The same answers, with as many to rewrite as were wrong, but drawn by seed from all: the control that shows what
+    rewriting does without aiming at mistakes. Their reason is "drawn", and no other answer has a reason."""
     hash_ranks = {c.id: hashlib.sha256(f"{seed} rewrite {c.round} {c.id}".encode()).digest() for c in reviewed}
     sampled_ids = set(sorted(hash_ranks, key=lambda i: hash_ranks[i])[: sum(c.wrong for c in reviewed)])
     return [replace(c, reasons=("drawn",) if c.id in sampled_ids else ()) for c in reviewed]

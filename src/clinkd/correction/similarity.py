@@ -1,4 +1,4 @@
-"""How alike two texts are, 0..1: the protocol, and a twin that needs no weights and no network."""
+"""Similarity of two texts, 0..1: the protocol, and an offline version without weights and network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from clinkd.language.negation import carries_meaning
 from clinkd.language.words import normalise
 
-_SHARES = {"word": 0.6, "gram": 0.3, "pair": 0.1}  # of the three cosines; pairs see order, but little: paraphrases move
-_LIGHT = 0.25  # weight of a word like "the" or "is"; one that carries meaning weighs 1 and more
-_LENGTH_POWER = 1 / 3  # how much saying twice as much costs: "kidney kidney" against "kidney" falls below 0.8
+_SHARES = {"word": 0.6, "gram": 0.3, "pair": 0.1}  # of the three cosines; pairs see order: paraphrases move words
+_LIGHT = 0.25  # weight of a word like "the" or "is"; a word with meaning weighs 1 or more
+_LENGTH_POWER = 1 / 3  # the cost of length: "kidney kidney" against "kidney" falls below 0.8
 
 
 class Similarity(Protocol):
-    """Compares answers with their truths. Both lists are as long as each other, and hold texts without boxes."""
+    """Compares answers with their truths: two lists of equal length, of texts without boxes."""
 
     @property
     def name(self) -> str: ...
@@ -34,13 +34,13 @@ class Similarity(Protocol):
 
 
 def text_hash(text: str, exact: bool = False) -> str:
-    """The key under which the vector of a reference text is kept: the same for all that read alike, or `exact`."""
+    """The cache key of a reference text: equal for texts that are equal when normalised, or only for `exact` ones."""
     return hashlib.blake2b((text if exact else normalise(text)).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class _Vector:
-    """Unnormalised features of one text, a block each: hashed feature -> weight, with repeats."""
+    """Unnormalised features of one text by block: hashed features and their weights, with repeats."""
 
     blocks: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
     mass: float  # summed weight of the words
@@ -49,8 +49,8 @@ class _Vector:
 class LexicalSimilarity:
     """TF-IDF cosine of words, of character trigrams and of neighbouring words, times a length ratio.
 
-    Weights are fitted on the reference texts, so what tells truths apart (names, findings) counts and the phrases they
-    all share hardly do; a word no reference holds weighs as the average one, and "the" or "is" next to nothing.
+    Weights are fitted on the reference texts, so words that distinguish truths (names, findings) count, and phrases in
+    all of them hardly do; a word in no reference weighs as the average word, and "the" or "is" next to nothing.
 
     Against a sentence embedding: both put a paraphrase with the same findings high, another organ low, and "tumor" near
     .73 of "no tumor". This one is stricter with synonyms ("renal" is no "kidney": 0). Both let a wrong side pass where
@@ -71,9 +71,8 @@ class LexicalSimilarity:
         self._kept = {key: self._vector(t) for key, t in plain.items()}
 
     def similar(self, a: Sequence[str], b: Sequence[str]) -> list[float]:
-        """[len(a)] values in 0..1, rounded to 6 places; 1 exactly where the normalised texts are equal."""
-        if len(a) != len(b):
-            raise ValueError(f"{len(a)} texts against {len(b)}: similarity compares them one by one")
+        """[len(a)] values in 0..1, rounded to 6 places; exactly 1 if the normalised texts are equal."""
+        equal = np.array([normalise(x) == normalise(y) for x, y in zip(a, b, strict=True)])
         if not a:
             return []
         new_vectors: dict[str, _Vector] = {}
@@ -82,7 +81,6 @@ class LexicalSimilarity:
         mass = np.array([(u.mass, v.mass) for u, v in zip(left, right, strict=True)])  # [N,2]
         low, high = mass.min(axis=1), mass.max(axis=1)
         ratio = np.divide(low, high, out=np.zeros_like(low), where=high > 0) ** _LENGTH_POWER
-        equal = np.array([normalise(x) == normalise(y) for x, y in zip(a, b, strict=True)])
         return [float(v) for v in np.where(equal, 1.0, np.clip(total * ratio, 0, 1).round(6))]
 
     def _cached_vector(self, text: str, new_vectors: dict[str, _Vector]) -> _Vector:
@@ -101,17 +99,13 @@ class LexicalSimilarity:
         grams = [_trigram_features(w) for w in words]
         shares = [np.full(len(g), v / math.sqrt(len(g))) for g, v in zip(grams, weights, strict=True)]
         empty = np.zeros(0)
-        return _Vector(
-            {
-                "word": (
-                    np.array([_hash_feature(w) for w in words], dtype=np.int64),
-                    np.array(weights, dtype=np.float64),
-                ),
-                "gram": (np.concatenate([empty.astype(np.int64), *grams]), np.concatenate([empty, *shares])),
-                "pair": (np.array([f for f, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs])),
-            },
-            sum(weights),
-        )
+        features = np.array([_hash_feature(w) for w in words], dtype=np.int64)
+        blocks = {
+            "word": (features, np.array(weights, dtype=np.float64)),
+            "gram": (np.concatenate([empty.astype(np.int64), *grams]), np.concatenate([empty, *shares])),
+            "pair": (np.array([f for f, _ in pairs], dtype=np.int64), np.array([v for _, v in pairs])),
+        }
+        return _Vector(blocks, sum(weights))
 
     def _weight(self, word: str) -> float:
         if not carries_meaning(word):
@@ -125,7 +119,7 @@ class LexicalSimilarity:
 
 @lru_cache(maxsize=1 << 18)
 def _hash_feature(text: str) -> int:
-    """A number for a feature that is the same in every process; 56 bits, so collisions are beyond expectation."""
+    """A number for a feature, equal in every process; 56 bits, so no collision is to be expected."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
@@ -137,7 +131,7 @@ def _trigram_features(word: str) -> NDArray[np.int64]:
 
 
 def _row_cosines(block: str, left: list[_Vector], right: list[_Vector]) -> NDArray[np.float64]:
-    """Row-wise cosine [N] of two lists of sparse vectors: one sort brings the features both sides share together."""
+    """Row-wise cosine [N] of two lists of sparse vectors: one sort joins the features that both sides share."""
     sides = [[v.blocks[block] for v in vectors] for vectors in (left, right)]
     rows = np.concatenate([np.repeat(np.arange(len(side)), [len(ids) for ids, _ in side]) for side in sides])
     ids = np.concatenate([ids for side in sides for ids, _ in side])

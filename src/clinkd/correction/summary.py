@@ -1,10 +1,11 @@
-"""What a review found and what came of it: by test, task and modality, and who rewrote it."""
+"""Tables of a review and its rewrites: by test, task, modality and author."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 from clinkd.records import Correction, Modality, Sample, Table, Task
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 def summary(corrections: Iterable[Correction], samples: Sequence[Sample]) -> Table:
-    """Counts a round, task and modality, and a last row with their sums. One answer may be wrong for several reasons;
+    """Counts by round, task and modality, and a last row with their sums. One answer may be wrong for several reasons;
     "box alone" are those that no other test would have found.
 
     A row is left out where nothing was reviewed.
@@ -31,7 +32,7 @@ def summary(corrections: Iterable[Correction], samples: Sequence[Sample]) -> Tab
 
 
 def reflection_tables(corrections: Sequence[Correction], samples: Sequence[Sample]) -> list[Table]:
-    """For the report: which test found what, what came of it, and both by round, task and modality."""
+    """For the report: the wrong answers by test, their rewrites, and both by round, task and modality."""
     return (
         [_tabulate_tests(corrections), _tabulate_outcomes(corrections), _tabulate_reviewed(corrections, samples)]
         if corrections
@@ -55,7 +56,7 @@ def _sort_cells(cells: Iterable[_CELL]) -> list[_CELL]:
 
 
 def _tabulate_tests(corrections: Sequence[Correction]) -> Table:
-    """The three tests, and the parts of the third, beside all wrong answers of a round."""
+    """The wrong answers that each of the three tests, and each part of the third, found in a round."""
     rounds = sorted({c.round for c in corrections})
     wrong = {n: [c for c in corrections if c.round == n and c.wrong] for n in rounds}
     tests = [
@@ -81,7 +82,7 @@ def _tabulate_tests(corrections: Sequence[Correction]) -> Table:
 
 
 def _tabulate_outcomes(corrections: Sequence[Correction]) -> Table:
-    """Who rewrote how many, and the reasons for which a rewriting was refused, by who wrote it."""
+    """The numbers of rewrites by author, and of refused rewrites by reason and author."""
     rounds = sorted({c.round for c in corrections})
     wrong = [c for c in corrections if c.wrong]
 
@@ -105,7 +106,7 @@ def _tabulate_outcomes(corrections: Sequence[Correction]) -> Table:
 
 
 def _group_pairs(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
-    """The largest first."""
+    """Values by name, the largest group first."""
     groups: dict[str, list[T]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
@@ -113,19 +114,18 @@ def _group_pairs(pairs: Iterable[tuple[str, T]]) -> list[tuple[str, list[T]]]:
 
 
 def _refusal_kind(rejected: str) -> str:
-    """A refusal without what is particular to one answer: the part before a colon, figures left out."""
+    """The kind of a refusal, without the details of one answer: the part before a colon, without figures."""
     return re.sub(r"\d+(?:\.\d+)?", "…", rejected.partition(":")[0]).strip()[:60] or "no reason given"
 
 
 def _tabulate_reviewed(corrections: Sequence[Correction], samples: Sequence[Sample]) -> Table:
     counts = _count_corrections(corrections, samples)
-    rows, last = [], None
-    for number, task, modality in _sort_cells(counts):
-        if (number, task) != last:
-            last = number, task
-            whole = sum((c for k, c in counts.items() if k[:2] == last), Counter[str]())
-            rows.append((f"Round {number}, {task.value}", *_count_cells(whole)))
-        rows.append((f"  {modality.value}", *_count_cells(counts[number, task, modality])))
+    rows = []
+    for (number, task), cells in groupby(_sort_cells(counts), key=lambda cell: cell[:2]):
+        by_modality = [(modality, counts[number, task, modality]) for _, _, modality in cells]
+        total = sum((c for _, c in by_modality), Counter[str]())
+        rows.append((f"Round {number}, {task.value}", *_count_cells(total)))
+        rows += [(f"  {modality.value}", *_count_cells(c)) for modality, c in by_modality]
     columns = ("", "Reviewed", "Wrong", "% wrong", *(r.capitalize() for r in REASONS), "Rewritten", "Refused")
     notes = ("Under each test: how many it found, and in brackets how many it alone.",)
     return Table("Reviewed answers by task and modality", columns, tuple(rows), notes)

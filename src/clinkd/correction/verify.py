@@ -1,4 +1,4 @@
-"""May a rewritten answer be learned from: decided by code, whoever wrote it."""
+"""Decide by code whether a rewritten answer may be learned from, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SHORTEST, _LONGEST, _SPARE = 0.5, 2.0, 20  # times the truth's length, and char
 
 
 def verify(sample: Sample, text: BoxedText, lexicon: Lexicon) -> str | None:
-    """Why `text` may not stand for the sample's true answer, in one line; None where it may.
+    """Why `text` may not replace the sample's true answer, in one line; None if it may.
 
     The boxes must be the truth's, exactly and in order. The lexicon's names must be the truth's, in the truth's order
     where there are several boxes; sides, counts, yes or no, and the attributes of each name must be kept; the length
     stays within bounds; no markup, links, control characters or figures that the truth does not hold.
-    Each box must go with the name that it goes with in the truth. Letters beyond ASCII that the truth does not hold are
-    read without their accents, too, and those of another alphabet, which only look like letters, are refused.
+    Each box must belong to the same name as in the truth. Letters beyond ASCII that are not in the truth are also read
+    without their accents, and letters of another alphabet, which only look like them, are refused.
     The truth itself always passes.
     """
     if text == sample.answer:
@@ -37,8 +37,8 @@ def verify(sample: Sample, text: BoxedText, lexicon: Lexicon) -> str | None:
 
 
 def _all_objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator[str]:
-    """To the text as it stands, and as it looks: "l\u00e9ft" is read as "left" by people, and by no rule."""
-    yield from _length_fault(truth, text)  # first: what follows takes its time with a long text
+    """Objections to the text as written and as it looks: people read "l\u00e9ft" as "left", and no rule does."""
+    yield from _length_fault(truth, text)  # first: the rest is slow on a long text
     truth_characters = set(unicodedata.normalize("NFC", truth.text + truth.text.casefold() + truth.text.upper()))
     new = {c for c in unicodedata.normalize("NFC", text.text) if not c.isascii() and c not in truth_characters}
     decomposed = {c: unicodedata.normalize("NFKD", c) for c in new}
@@ -58,7 +58,7 @@ def _is_accent(c: str) -> bool:
 
 
 def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator[str]:
-    """Every objection, the gravest first but for a length that is out of bounds."""
+    """Every objection, the gravest first except for a length that is too small."""
     if text.boxes != truth.boxes:
         yield f"boxes differ: {len(text.boxes)} given, {len(truth.boxes)} in the truth, equal and in order wanted"
     names, wanted = mentioned_names(text.words, lexicon.names), mentioned_names(truth.words, lexicon.names)
@@ -84,8 +84,8 @@ def _objections(truth: BoxedText, text: BoxedText, lexicon: Lexicon) -> Iterator
 
 
 def _box_owners(text: BoxedText, lexicon: Lexicon) -> list[str | None]:
-    """The name each box belongs to: the last before it in its sentence, or else the next, or that of the sentence
-    before."""
+    """The name that each box belongs to: the last before it in its sentence, or else the next, or the one of the
+    sentence before."""
     owners: list[str | None] = []
     for sentence in _SENTENCE_END.split(text.text):
         parts = [mentioned_names(part, lexicon.names) for part in sentence.split(BOX_MARK)]
@@ -107,7 +107,7 @@ def _length_fault(truth: BoxedText, text: BoxedText) -> Iterator[str]:
 
 
 def presentable(truth: BoxedText, text: BoxedText) -> str | None:
-    """Why a text may not be learned from, even where a person who knows better than the truth wrote it."""
+    """Why a text may not be learned from, even if a person who knows better than the truth wrote it."""
     return next(_text_faults(truth, text), None)
 
 
@@ -125,6 +125,6 @@ def _text_faults(truth: BoxedText, text: BoxedText) -> Iterator[str]:
     if not text.text.strip():
         yield "empty"
     if marks := [m for m in _MARKUP.findall(text.text) if m not in truth.text]:
-        yield f"markup or a link: {marks[0][:2]!r}..."  # no more: half a name is found by no scrubber
+        yield f"markup or a link: {marks[0][:2]!r}..."  # no more: no scrubber finds half a name
     if any(unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" for c in set(text.text) - set(truth.text)):
         yield "control characters"

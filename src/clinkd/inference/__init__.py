@@ -1,4 +1,4 @@
-"""Answer samples with several candidates, choose one by looking at the image."""
+"""Answer samples with several candidates each, and choose one by the image."""
 
 from clinkd.inference.answer import answer
 from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, judged, rerank

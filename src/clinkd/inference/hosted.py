@@ -1,6 +1,6 @@
-"""Ask a model behind a chat API: questions scrubbed, answers in the spelling that the question names.
+"""Ask a model behind a chat API: questions are scrubbed, answers come in the spelling that the question names.
 
-What is sent: the question with its boxes, and the picture where `picture` gives one; never an answer, an id or a path.
+The question with its boxes is sent, and the picture if `picture` gives one; never an answer, an id or a path.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 from clinkd.data.codecs import make_codec
 from clinkd.data.loose import read_loosely
 from clinkd.records import BadInput, BoxedText, Candidate, Prediction, Sample, Task
-from clinkd.remote import Chat, Masked, Message, Reply, Scrubber
+from clinkd.remote import Chat, Masked, Message, Reply, Scrubber, user_message
 from clinkd.storage import progress
 
 PROMPT_VERSION = 1  # raised where the words below change
 BOXES = make_codec("qwen-vl")
-_FORM = (
+_BOX_FORM = (
     "A box is written <box>(x1,y1),(x2,y2)</box>: upper left and lower right corner in thousandths of the width and "
     "the height of the image, from its upper left corner."
 )
-_WANTED = {
+_INSTRUCTIONS = {
     Task.VG: "Answer with one box for each place that is asked for, and nothing else.",
     Task.ROC: "Answer with the name of what the box shows, and nothing else.",
     Task.RC: "Answer with one sentence on what the box shows.",
@@ -35,8 +35,8 @@ _SEEN, _BLIND = (
 
 
 class Hosted:
-    """A model behind `chat`. `scrubber` finds what tells a person apart in the texts of a sample; `picture` gives its
-    image as a data URI, or is None: then the model answers blindly, and what it says is a guess from the question."""
+    """A model behind `chat`. `scrubber` finds what may identify a person in the texts of a sample; `picture` gives its
+    image as a data URI. If `picture` is None, the model answers blindly: a guess from the question."""
 
     def __init__(
         self, chat: Chat, scrubber: Callable[[Sample], Scrubber], picture: Callable[[Sample], str] | None = None
@@ -45,51 +45,44 @@ class Hosted:
         self.chat, self._scrubber, self._picture = chat, scrubber, picture
 
     def body(self, sample: Sample) -> dict[str, Any] | None:
-        """The JSON of the call for a sample; None where its words hold what looks like a box, kept in the house."""
-        return self._asked(sample)[0]
+        """The JSON of the call for a sample; None if its words hold text like a box, which is not sent."""
+        return self._make_request(sample)[0]
 
-    def answer(self, samples: Sequence[Sample], told: Counter[str]) -> list[Prediction]:
-        """One prediction a sample; what came back before is in the journal and not asked again.
+    def answer(self, samples: Sequence[Sample], notes: Counter[str]) -> list[Prediction]:
+        """One prediction a sample; replies in the journal are not asked for again.
 
-        An answer that was lost or refused is empty, and counted in `told`. Raises BadInput as `Chat.replies`.
+        An answer that was lost or refused is empty, and counted in `notes`. Raises BadInput as `Chat.replies`.
         """
-        asked = [self._asked(s) for s in samples]
-        replies = self.chat.replies([body for body, _ in asked if body is not None])
-        found = []
+        requests = [self._make_request(s) for s in samples]
+        replies = self.chat.replies([body for body, _ in requests])
+        predictions = []
         with progress(len(samples), f"ask {self.chat.model}", "answers") as advance:
-            for sample, (body, masked) in zip(samples, asked, strict=True):
-                reply = next(replies) if body is not None else _NOT_SENT
+            for sample, (_, masked), reply in zip(samples, requests, replies, strict=True):
                 if not reply.texts and not reply.cut:
-                    told[f"questions without an answer ({reply.why}), which count as wrong"] += 1
-                found.append(Prediction(sample.id, (_read(sample, reply, masked),), by=self.chat.model))
+                    notes[f"questions without an answer ({reply.why}), which count as wrong"] += 1
+                predictions.append(Prediction(sample.id, (_read_candidate(sample, reply, masked),), by=self.chat.model))
                 advance()
-        return found
+        return predictions
 
-    def _asked(self, sample: Sample) -> tuple[dict[str, Any] | None, Masked]:
+    def _make_request(self, sample: Sample) -> tuple[dict[str, Any] | None, Masked]:
         masked = self._scrubber(sample).masked()
-        said = [text for turn in sample.turns for text in (turn.question, turn.answer)][:-1]  # the truth stays here
+        sent_texts = [text for turn in sample.turns for text in (turn.question, turn.answer)][:-1]  # all but the truth
         try:
-            texts = [BOXES.encode(BoxedText(masked.hide(text.text), text.boxes)) for text in said]
+            texts = [BOXES.encode(BoxedText(masked.hide(text.text), text.boxes)) for text in sent_texts]
         except BadInput:
             return None, masked
-        content: Any = texts[0]
-        if self._picture is not None:
-            picture = {"type": "image_url", "image_url": {"url": self._picture(sample)}}
-            content = [{"type": "text", "text": texts[0]}, picture]
+        picture = self._picture(sample) if self._picture is not None else None
         opening = _BLIND if self._picture is None else _SEEN
         messages: list[Message] = [
-            {"role": "system", "content": f"{opening} {_WANTED[sample.task]} {_FORM}"},
-            {"role": "user", "content": content},
+            {"role": "system", "content": f"{opening} {_INSTRUCTIONS[sample.task]} {_BOX_FORM}"},
+            user_message(texts[0], picture),
             *({"role": "user" if n % 2 else "assistant", "content": text} for n, text in enumerate(texts[1:])),
         ]
         return self.chat.body(messages, {}), masked
 
 
-_NOT_SENT = Reply(why="not sent: its words hold what looks like a box")
-
-
-def _read(sample: Sample, reply: Reply, masked: Masked) -> Candidate:
-    """The answer with what was hidden put back, its boxes read in any spelling, as thousandths."""
+def _read_candidate(sample: Sample, reply: Reply, masked: Masked) -> Candidate:
+    """The answer with the hidden words put back; its boxes are read in any spelling, as thousandths."""
     text = next(iter((*reply.texts, *reply.cut)), "")
-    said = read_loosely(masked.show(text), BOXES, bare=sample.task is Task.VG)
-    return Candidate(text, said.answer, unread=said.unread, truncated=not reply.texts and bool(reply.cut))
+    loose = read_loosely(masked.show(text), BOXES, bare=sample.task is Task.VG)
+    return Candidate(text, loose.answer, unread=loose.unread, truncated=not reply.texts and bool(reply.cut))

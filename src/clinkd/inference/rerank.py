@@ -1,4 +1,4 @@
-"""Selective generation (paper, Algorithm 1): score every candidate against the image, the best is the answer."""
+"""Selective generation (paper, Algorithm 1): score every candidate against the image; the best is the answer."""
 
 from __future__ import annotations
 
@@ -19,75 +19,75 @@ from clinkd.storage import progress
 BATCH = 64  # samples scored together
 
 Grounding = Literal["text", "crop", "both"]
-Shown = dict[str, list[tuple[View, str]]]  # of one candidate: for each part of its score, views with the words for them
+Shown = dict[str, list[tuple[View, str]]]  # of one candidate: by part of its score, views with the words for them
 
 
 class Scorer(Protocol):
-    """How well each candidate answers; higher is better. `name` is the key of its figures in the record."""
+    """Scores how well each candidate answers; higher is better. `name` is the key of its scores in the record."""
 
     name: str
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]: ...
 
     def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
-        """What is written beside each candidate: the score under the scorer's name, and what it is made of, if told."""
+        """The record beside each candidate: the score under the scorer's name, and its parts if it has any."""
         return [[{self.name: s} for s in line] for line in self.scores(samples, predictions)]
 
 
 class ClipScorer(Scorer):
-    """Cosine of a CLIP between what it is shown of the image and what is said of it.
+    """Cosine of a CLIP between a view of the image and words.
 
     Coordinates mean nothing to a CLIP. Under `text` it sees the whole image and the answer's words without box marks;
-    candidates that differ in their boxes only tie, and a tie keeps the order of the beams. Under `crop` it sees boxes:
-    where the question has some, their crops with the candidate's words; where it asks for some, the crops of the
-    candidate's own, with what the question names (`names` are the class names of the data), and a candidate without a
-    box scores lowest; where neither is so, it sees the same as under `text`. Under `both` the mean counts. The truth
-    is never looked at, and the question for its names alone.
+    candidates that differ only in their boxes tie, and a tie keeps the order of the beams. Under `crop` it sees boxes.
+    If the question has boxes: their crops with the candidate's words. If the question asks for boxes: the crops of the
+    candidate's boxes with the names in the question (`names` are the class names of the data), and a candidate without
+    a box scores lowest. Otherwise the same as under `text`. Under `both` the mean counts. The truth is never read, and
+    of the question only its boxes and names.
     """
 
     name = "clip"
 
     def __init__(self, model: ImageTextModel, grounding: Grounding, names: Sequence[str]) -> None:
         self.model, self.grounding, self.names = model, grounding, tuple(names)
-        self.num_candidates = self.num_too_long = 0  # shown so far, and of these with a text beyond the token limit
+        self.num_candidates = self.num_too_long = 0  # scored so far, and of these with a text beyond the token limit
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        return [[marks[self.name] for marks in line] for line in self.parts(samples, predictions)]
+        return [[parts[self.name] for parts in line] for line in self.parts(samples, predictions)]
 
     def parts(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[dict[str, float]]]:
-        """What `scores` gives, and under `clip text` and `clip crop` what it is made of, where a crop is asked for."""
-        shown = [self._shown(s, p) for s, p in zip(samples, predictions, strict=True)]
-        looks = [look for line in shown for part in line for look in chain.from_iterable(part.values())]
-        self._count(shown)
-        cosines = iter(self.model.score(looks))
+        """The scores, and their parts `clip text` and `clip crop` unless `grounding` is text."""
+        shown = [self._views_of(s, p) for s, p in zip(samples, predictions, strict=True)]
+        pairs = [pair for line in shown for part in line for pair in chain.from_iterable(part.values())]
+        self._count_too_long(shown)
+        cosines = iter(self.model.score(pairs))
         return [
-            [self._marks({k: [next(cosines) for _ in v] for k, v in part.items()}) for part in line] for line in shown
+            [self._combine({k: [next(cosines) for _ in v] for k, v in part.items()}) for part in line] for line in shown
         ]
 
-    def _shown(self, sample: Sample, prediction: Prediction) -> list[Shown]:
-        """What is looked at of each candidate."""
-        image, asked = sample.images[0], sample.question.boxes
-        wants_boxes = not asked and _asks_for_boxes(sample, prediction)
-        about = " and ".join(mentioned_names(sample.question.words, self.names)) if wants_boxes else ""
-        made: list[Shown] = []
+    def _views_of(self, sample: Sample, prediction: Prediction) -> list[Shown]:
+        """The views and words for each candidate."""
+        image, boxes = sample.images[0], sample.question.boxes
+        wants_boxes = not boxes and _asks_for_boxes(sample, prediction)
+        names = " and ".join(mentioned_names(sample.question.words, self.names)) if wants_boxes else ""
+        views: list[Shown] = []
         for candidate in prediction.candidates:
             words = candidate.answer.words
             part: Shown = {}
-            if self.grounding != "crop" or not (asked or wants_boxes):
+            if self.grounding != "crop" or not (boxes or wants_boxes):
                 part["clip text"] = [(View(image), words)]
-            if self.grounding != "text" and (asked or wants_boxes):
-                part["clip crop"] = [(View(image, box), about or words) for box in asked or candidate.answer.boxes]
-            made.append(part)
-        return made
+            if self.grounding != "text" and (boxes or wants_boxes):
+                part["clip crop"] = [(View(image, box), names or words) for box in boxes or candidate.answer.boxes]
+            views.append(part)
+        return views
 
-    def _marks(self, cosines: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    def _combine(self, cosines: Mapping[str, Sequence[float]]) -> dict[str, float]:
         means = {part: fmean(values) if values else LOWEST for part, values in cosines.items()}
         boxless = any(not values for values in cosines.values())
         whole = LOWEST if boxless else fmean(means.values())
         return {self.name: whole} if self.grounding == "text" else {self.name: whole, **means}
 
-    def _count(self, shown: Sequence[Sequence[Shown]]) -> None:
-        texts = list({text for line in shown for part in line for look in part.values() for _, text in look})
+    def _count_too_long(self, shown: Sequence[Sequence[Shown]]) -> None:
+        texts = list({text for line in shown for part in line for views in part.values() for _, text in views})
         long = {text for text, too in zip(texts, self.model.too_long(texts), strict=True) if too}
         for part in chain.from_iterable(shown):
             self.num_candidates += 1
@@ -95,12 +95,12 @@ class ClipScorer(Scorer):
 
 
 def _asks_for_boxes(sample: Sample, prediction: Prediction) -> bool:
-    """Whether the answer should hold boxes: by the task, or, of a free question, by what the first beam makes of it."""
+    """Whether the answer should hold boxes: by the task; for a free question, by whether the first beam has any."""
     return sample.task is Task.VG or (sample.task is Task.QA and bool(prediction.candidates[0].answer.boxes))
 
 
 class FirstBeam(Scorer):
-    """The order of the beams themselves: selection switched off."""
+    """The order of the beams: no selection."""
 
     name = "first"
 
@@ -109,7 +109,7 @@ class FirstBeam(Scorer):
 
 
 class RandomScorer(Scorer):
-    """A die, seeded by sample: what selection must beat."""
+    """Random scores, seeded by sample: the control that selection must beat."""
 
     name = "random"
 
@@ -117,26 +117,26 @@ class RandomScorer(Scorer):
         self.seed = seed
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        dice = [random.Random(f"{self.seed} {p.id}") for p in predictions]
-        return [[d.random() for _ in p.candidates] for d, p in zip(dice, predictions, strict=True)]
+        rngs = [random.Random(f"{self.seed} {p.id}") for p in predictions]
+        return [[rng.random() for _ in p.candidates] for rng, p in zip(rngs, predictions, strict=True)]
 
 
 class Agreement(Scorer):
-    """Self-consistency: how alike a candidate is to the others of its sample, on average; the best is their medoid.
+    """Self-consistency: the mean similarity of a candidate to the others of its sample; the best is their medoid.
 
-    Boxes by IoU, words by F1 (`agreement.answer_similarity`). Neither image nor question is looked at, and no model.
+    Boxes by IoU, words by F1 (`agreement.answer_similarity`). It reads neither image nor question, and needs no model.
     """
 
     name = "agreement"
 
     def scores(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[list[float]]:
-        return [_mean_likeness([c.answer for c in p.candidates]) for p in predictions]
+        return [_mean_similarities([c.answer for c in p.candidates]) for p in predictions]
 
 
-def _mean_likeness(answers: Sequence[BoxedText]) -> list[float]:
-    """Of each answer to all others; 1 where there is no other."""
+def _mean_similarities(answers: Sequence[BoxedText]) -> list[float]:
+    """Of each answer to all others; 1 if there is no other."""
     pairs = {(i, j): answer_similarity(answers[i], answers[j]) for j in range(len(answers)) for i in range(j)}
-    # each pair once and summed exactly: two answers that are as alike to the rest must tie
+    # each pair once and an exact sum: two answers that are equally similar to the rest must tie
     sums = [math.fsum(v for pair, v in pairs.items() if n in pair) for n in range(len(answers))]
     return [total / (len(answers) - 1) if len(answers) > 1 else 1.0 for total in sums]
 
@@ -148,19 +148,19 @@ def rerank(
     tasks: Sequence[str],
     rivals: Sequence[Scorer] = (),
 ) -> list[Prediction]:
-    """The same predictions with scores written beside every candidate and, in `tasks`, the best one chosen.
+    """The same predictions with scores beside every candidate and, in `tasks`, the best candidate chosen.
 
-    `rivals` write their scores, too, and choose nothing: what the scorer is held against. Choice is by the scores as
-    written, so that the record alone tells it; ties go to the earlier beam. Candidates keep their order, so the first
-    beam remains known.
+    `rivals` also write their scores, for comparison, and choose nothing. The choice is by the written, rounded scores,
+    so the record alone explains it; ties go to the earlier beam. Candidates keep their order, so the first beam stays
+    first.
     """
-    done: list[Prediction] = []
+    reranked: list[Prediction] = []
     with progress(len(predictions), f"select by {scorer.name}", "answers") as advance:
         for start in range(0, len(predictions), BATCH):
             batch = predictions[start : start + BATCH]
-            done += judged([samples[p.id] for p in batch], batch, scorer, tasks, rivals)
+            reranked += judged([samples[p.id] for p in batch], batch, scorer, tasks, rivals)
             advance(len(batch))
-    return done
+    return reranked
 
 
 def judged(
@@ -170,17 +170,17 @@ def judged(
     tasks: Sequence[str],
     rivals: Sequence[Scorer] = (),
 ) -> list[Prediction]:
-    """As `rerank`, for one batch: a prediction for each sample, in order."""
+    """`rerank` for one batch: a prediction for each sample, in order."""
     scored = predictions
-    for judge in (*rivals, scorer):
-        found = judge.parts(samples, predictions)
-        scored = [_noted(p, own) for p, own in zip(scored, found, strict=True)]
+    for each_scorer in (*rivals, scorer):
+        parts = each_scorer.parts(samples, predictions)
+        scored = [_add_scores(p, added) for p, added in zip(scored, parts, strict=True)]
     return [
-        replace(p, chosen=_best(p, scorer.name) if s.task in tasks else 0) for s, p in zip(samples, scored, strict=True)
+        replace(p, chosen=_pick(p, scorer.name) if s.task in tasks else 0) for s, p in zip(samples, scored, strict=True)
     ]
 
 
-def _noted(prediction: Prediction, parts: Sequence[Mapping[str, float]]) -> Prediction:
+def _add_scores(prediction: Prediction, parts: Sequence[Mapping[str, float]]) -> Prediction:
     candidates = (
         replace(c, scores={**c.scores, **{name: round(s, 6) for name, s in part.items()}})
         for c, part in zip(prediction.candidates, parts, strict=True)
@@ -188,6 +188,6 @@ def _noted(prediction: Prediction, parts: Sequence[Mapping[str, float]]) -> Pred
     return replace(prediction, candidates=tuple(candidates))
 
 
-def _best(prediction: Prediction, name: str) -> int:
-    """The first candidate of the highest score of that name."""
+def _pick(prediction: Prediction, name: str) -> int:
+    """The first candidate with the highest score of this name."""
     return max(range(len(prediction.candidates)), key=lambda n: prediction.candidates[n].scores[name])

@@ -101,7 +101,7 @@ def similarity_of(desk: CorrectionContext, config: ReflectConfig, references: Se
         return LexicalSimilarity(references)
     from clinkd.clip.embedder import TextEmbedder
 
-    embedder = TextEmbedder(config.embedder, desk.device) if config.embedder else TextEmbedder.packaged(desk.device)
+    embedder = TextEmbedder(config.embedder, desk.device)
     with progress(len(set(references)), "embed truths", "texts") as step:
         return EmbeddingSimilarity(embedder, references, desk.runs / VECTORS, step)
 

@@ -1,6 +1,6 @@
-"""One narrow conversation with an OpenAI-compatible endpoint: what may leave, what it costs, and what came back."""
+"""Conversations with an OpenAI-compatible endpoint: what may leave, what it costs, and what comes back."""
 
-from clinkd.remote.chat import Chat, Message, Reply, client, spelled
+from clinkd.remote.chat import Chat, Message, Reply, client, spelled, user_message
 from clinkd.remote.journal import NANO, Journal, Ledger, OverBudget
 from clinkd.remote.scrub import Masked, PlainPage, Scrubber, common_words
 
@@ -18,4 +18,5 @@ __all__ = [
     "client",
     "common_words",
     "spelled",
+    "user_message",
 ]

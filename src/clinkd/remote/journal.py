@@ -1,10 +1,10 @@
-"""A ledger of calls that cost money (sqlite): each is written down, its price set aside, before it is made.
+"""A ledger of calls that cost money (sqlite): each is written down, and its price reserved, before it is made.
 
     new -> inflight (price reserved) -> done | failed | unknown
 
-`failed`: the server said no, so nothing came of the call. `unknown`: it may have been done and paid for, but the answer
-was lost; its whole reserve then counts as spent. A call that was in flight when its process died is unknown, too. What
-is spent is therefore never less than what the server counts, as long as a reserve is never less than a price.
+`failed`: the server refused the call. `unknown`: the call may have been done and paid for, but its answer was lost; its
+whole reserve then counts as spent. A call in flight when its process died is unknown too. So the journal never counts
+less than the server, as long as a reserve is never less than a price.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal
 
 from clinkd.records import BadInput
 from clinkd.storage import naming_full_disk
@@ -45,14 +44,14 @@ insert or ignore into ledger values (1, 0, 0);
 
 
 class OverBudget(BadInput):
-    """A call was not made, since it might pass the budget; `reserved` of it is set aside for calls in flight."""
+    """A call was not made because it might pass the budget, of which `reserved` belongs to calls in flight."""
 
     reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Nano-dollars spent and set aside, and the number of calls in each state."""
+    """Nano-dollars spent and reserved, and the number of calls in each state."""
 
     spent: int
     reserved: int
@@ -60,17 +59,17 @@ class Ledger:
 
     @property
     def dollars(self) -> float:
-        """Spent and set aside together."""
+        """Spent and reserved together."""
         return (self.spent + self.reserved) / NANO
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The calls in one file, of one process at a time (its threads may share it).
 
     Every change is a transaction that is on the disk before the next line runs (WAL, synchronous=FULL): a kill at any
-    point loses no reply that was written, and forgets no price. Texts are not kept, but for the replies.
+    point loses no written reply and no price. Of the texts, only the replies are kept.
 
-    Raises BadInput where another process has the file, or it is none of ours.
+    Raises BadInput if another process has the file, or if the file is not a journal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,42 +93,38 @@ class Journal:
             for pragma in ("journal_mode=wal", "synchronous=full"):
                 self._db.execute(f"pragma {pragma}").close()
             self._db.executescript(_TABLES)
-            self._db.execute(
-                "select key, model, state, calls, reserved, spent, reply, reason, changed from calls"
-            ).close()
-            with self._change():
-                self._lose("state = 'inflight'", (), "its process died")
+            columns = "key, model, state, calls, reserved, spent, reply, reason, changed"
+            self._db.execute(f"select {columns} from calls").close()
+            with self._transaction():
+                self._count_as_spent("state = 'inflight'", (), "its process died")
         except sqlite3.DatabaseError as error:
             self._lock.close()
             raise BadInput(
                 f"{path}: not a journal that can be read ({error}); move it away, or name another file"
             ) from None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._db.close()
         self._lock.close()
 
-    # -- what is known ------------------------------------------------------------------------------------------------
+    # -- reads -------------------------------------------------------------------------------------------------------
 
     def state(self, key: str) -> State | None:
-        """None where the call was never heard of."""
-        row = self._one("select state from calls where key = ?", key)
-        return row[0] if row else None
+        """None if the journal does not have the call."""
+        state: State | None = self._read_value("select state from calls where key = ?", key)
+        return state
 
     def reply(self, key: str) -> str | None:
-        """What came back, where the call is done."""
-        row = self._one("select reply from calls where key = ? and state = 'done'", key)
-        return row[0] if row else None
+        """The reply, if the call is done."""
+        reply: str | None = self._read_value("select reply from calls where key = ? and state = 'done'", key)
+        return reply
 
     def answered(self, model: str) -> bool:
-        """Whether any call to that model was ever done."""
-        return self._one("select 1 from calls where model = ? and state = 'done' limit 1", model) is not None
+        """Whether any call to this model was ever done."""
+        return self._read_value("select 1 from calls where model = ? and state = 'done' limit 1", model) is not None
 
     def ledger(self) -> Ledger:
         with self._guard:
@@ -140,19 +135,19 @@ class Journal:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def enlist(self, keys: Iterable[str], model: str) -> None:
-        """Write down calls that are to be made; those known already stay as they are."""
-        with self._change():
+        """Write down calls to make; those in the journal stay as they are."""
+        with self._transaction():
             self._db.executemany(
                 "insert or ignore into calls (key, model, state, changed) values (?, ?, 'new', ?)",
                 ((key, model, _now()) for key in keys),
             )
 
     def begin(self, key: str, model: str, reserve: int, budget: int | None) -> None:
-        """Set aside `reserve` nano-dollars and let the call be made.
+        """Reserve `reserve` nano-dollars for a call that is to be made now.
 
-        Raises OverBudget, with nothing changed, where all that is spent and set aside would pass `budget`.
+        Raises OverBudget, with nothing changed, if all that is spent and reserved would pass `budget`.
         """
-        with self._change():
+        with self._transaction():
             reserved, spent = self._db.execute("select reserved, spent from ledger").fetchone()
             if budget is not None and spent + reserved + reserve > budget:
                 error = OverBudget(
@@ -170,20 +165,20 @@ class Journal:
             self._db.execute("update ledger set reserved = reserved + ?", (reserve,))
 
     def done(self, key: str, cost: int, reply: str) -> None:
-        """The call came back, for `cost` nano-dollars."""
-        self._end(key, "done", cost, reply, None)
+        """The call brought a reply, for `cost` nano-dollars."""
+        self._end_call(key, "done", cost, reply, None)
 
     def failed(self, key: str, reason: str, cost: int = 0) -> None:
-        """The server said no."""
-        self._end(key, "failed", cost, None, reason)
+        """The server refused the call."""
+        self._end_call(key, "failed", cost, None, reason)
 
     def unknown(self, key: str, reason: str) -> None:
-        """Nobody knows what became of the call: its reserve counts as spent."""
-        with self._change():
-            self._lose("key = ? and state = 'inflight'", (key,), reason)
+        """Nobody knows whether the call was done: its reserve counts as spent."""
+        with self._transaction():
+            self._count_as_spent("key = ? and state = 'inflight'", (key,), reason)
 
-    def _end(self, key: str, state: State, cost: int, reply: str | None, reason: str | None) -> None:
-        with self._change():
+    def _end_call(self, key: str, state: State, cost: int, reply: str | None, reason: str | None) -> None:
+        with self._transaction():
             (reserved,) = self._db.execute(
                 "select reserved from calls where key = ? and state = 'inflight'", (key,)
             ).fetchone()
@@ -194,20 +189,20 @@ class Journal:
             )
             self._db.execute("update ledger set reserved = reserved - ?, spent = spent + ?", (reserved, cost))
 
-    def _lose(self, which: str, values: tuple[Any, ...], reason: str) -> None:
+    def _count_as_spent(self, condition: str, values: tuple[Any, ...], reason: str) -> None:
         self._db.execute(
             "update ledger set spent = spent + lost, reserved = reserved - lost from "
-            f"(select coalesce(sum(reserved), 0) as lost from calls where {which})",
+            f"(select coalesce(sum(reserved), 0) as lost from calls where {condition})",
             values,
         )
         self._db.execute(
             "update calls set state = 'unknown', spent = spent + reserved, reserved = 0, reason = ?, changed = ? "
-            f"where {which}",
+            f"where {condition}",
             (reason, _now(), *values),
         )
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         with self._guard, naming_full_disk(self.path):
             try:
                 self._db.execute("begin immediate")
@@ -223,10 +218,11 @@ class Journal:
                 if self._db.in_transaction:  # a full disk has ended it already
                     self._db.execute("rollback")
 
-    def _one(self, query: str, value: str) -> tuple[Any, ...] | None:
+    def _read_value(self, query: str, value: str) -> Any:
+        """The first column of the first row; None if there is no row."""
         with self._guard:
-            row: tuple[Any, ...] | None = self._db.execute(query, (value,)).fetchone()
-        return row
+            row = self._db.execute(query, (value,)).fetchone()
+        return row[0] if row else None
 
 
 def _now() -> str:

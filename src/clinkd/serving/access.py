@@ -1,8 +1,8 @@
-"""In front of all routes: who may come in, how much may be carried in, and what is written down of a visit.
+"""The check before all routes: who may enter, how large a body may be, and what the log says of a request.
 
-Every route but `/healthz` wants the token: as `Authorization: Bearer`, as every client of OpenAI's API sends it, or as
-the cookie that opening the printed address sets. A cookie is sent by a browser whoever asks it to, so with one alone
-nothing is changed for a page of another origin.
+Every route but `/healthz` needs the token: as `Authorization: Bearer`, which every client of OpenAI's API sends, or as
+the cookie that the printed address sets. A browser sends a cookie for any page that asks it to, so a page of another
+origin can change nothing with the cookie alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import hmac
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from http.cookies import CookieError, SimpleCookie
-from typing import Any, NoReturn
-from urllib.parse import parse_qs, urlsplit
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clinkd.serving.limits import ServerLimits
+from clinkd.serving.schemas import failure_body
 
 OPEN = "/healthz"
 CSP = (
@@ -35,32 +39,26 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-_ASK = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+_LOGIN = b"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>ClinKD: token wanted</title><h1>Token wanted</h1>
 <p>Open the address that <code>clinkd serve</code> printed, or give its token here.</p>
 <form method="get" action="/"><label>Token <input name="token" type="password" autocomplete="off" required></label>
 <button>Open</button></form><p>Research use only, not for clinical decisions.</p></html>"""
 
-_FINISH_SECONDS = 5.0  # in which who is refused may end what is being sent
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_FINISH_SECONDS = 5.0  # that a refused client has to end its upload
 
 
 class _AlreadyReplied(Exception):
-    """The visit has had its reply; what the app makes of it does not count any more."""
+    """The request has its reply; the result of the app does not count."""
 
 
 class AuthMiddleware:
     """An ASGI app in front of another one."""
 
-    def __init__(self, app: App, token: str, limits: ServerLimits, cookie: str = "clinkd") -> None:
+    def __init__(self, app: ASGIApp, token: str, limits: ServerLimits, cookie: str = "clinkd") -> None:
         self.app, self.limits, self.cookie = app, limits, cookie
         self._token = token.encode()
-        self._held = 0  # bytes of all bodies that are held now
+        self.held = 0  # bytes of all bodies in memory now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,60 +66,43 @@ class AuthMiddleware:
             return
         visit = _Visit(scope, receive, send, self)
         try:
-            refused = self._refused(scope)
-            await (refused(visit) if refused else self.app(scope, visit.receive, visit.send))
+            refusal = self._find_refusal(scope)
+            await (refusal(visit) if refusal else self.app(scope, visit.receive, visit.send))
         except _AlreadyReplied:
             pass
         except Exception as error:
-            # its words, which may be a patient's, are not told; where the reply has begun, it ends here
+            # its words may be a patient's and are not repeated; a reply that has begun ends here
             print(f"clinkd: a fault of the program ({type(error).__name__})", file=sys.stderr)
             await visit.refuse(500, "a fault of the program", "fault")
         finally:
-            self._held -= visit.bytes_in
-            visit.note()
+            self.held -= visit.bytes_in
+            visit.log()
 
-    # -- who may come in ----------------------------------------------------------------------------------------------
-
-    def _refused(self, scope: Scope) -> Callable[[_Visit], Awaitable[None]] | None:
-        """How a visit is turned away; None where it may go on."""
+    def _find_refusal(self, scope: Scope) -> Callable[[_Visit], Awaitable[None]] | None:
+        """The way to refuse a request; None if it may go on."""
         if scope["path"] == OPEN:
             return None
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and self._fits(given.strip()):
+        connection = HTTPConnection(scope)
+        headers = connection.headers
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(token.strip()):
             return None
-        if "authorization" not in headers and self._fits(self._in_cookie(headers.get("cookie", ""))):
-            if scope["method"] in ("GET", "HEAD") or _same_origin(headers):
+        if "authorization" not in headers and self._is_token(connection.cookies.get(self.cookie, "")):
+            if scope["method"] in ("GET", "HEAD") or _is_same_origin(headers):
                 return None
             return lambda visit: visit.refuse(403, "asked by a page of another origin", "origin")
-        offered = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        if scope["path"] == "/" and scope["method"] == "GET" and self._fits(offered):
-            return lambda visit: visit.let_in(offered)
+        offered = connection.query_params.get("token", "")
+        if scope["path"] == "/" and scope["method"] == "GET" and self._is_token(offered):
+            return lambda visit: visit.set_cookie(offered)
         if scope["path"] == "/" and "text/html" in headers.get("accept", ""):
-            return lambda visit: visit.reply(401, _ASK, "text/html; charset=utf-8")
+            return lambda visit: visit.reply(401, _LOGIN, "text/html; charset=utf-8")
         return lambda visit: visit.refuse(401, "the token is missing or wrong: give Authorization: Bearer", "token")
 
-    def _fits(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self._token)
-
-    def _in_cookie(self, header: str) -> str:
-        try:
-            found = SimpleCookie(header).get(self.cookie)
-        except CookieError:
-            return ""
-        return found.value if found else ""
-
-    # -- how much may be carried in -----------------------------------------------------------------------------------
-
-    def hold(self, length: int) -> bool:
-        """Whether there is room for so many bytes more; they are held until the visit ends."""
-        if self._held + length > self.limits.held_bytes:
-            return False
-        self._held += length
-        return True
+    def _is_token(self, text: str) -> bool:
+        return hmac.compare_digest(text.encode(), self._token)
 
 
-def _same_origin(headers: dict[str, str]) -> bool:
+def _is_same_origin(headers: Headers) -> bool:
     return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "\0")
 
 
@@ -138,19 +119,18 @@ class _Visit:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
-            length = len(message.get("body", b""))
+            length, limits = len(message.get("body", b"")), self.middleware.limits
             self.complete = not message.get("more_body", False)
-            if self.bytes_in + length > self.middleware.limits.body_bytes:
-                await self._turn_away(
-                    413, f"a body of more than {self.middleware.limits.body_bytes:,} bytes", "too_large"
-                )
-            if not self.middleware.hold(length):
-                await self._turn_away(503, "too much is being uploaded; come again in 1 s", "crowded")
+            if self.bytes_in + length > limits.body_bytes:
+                await self._reject(413, f"a body of more than {limits.body_bytes:,} bytes", "too_large")
+            if self.middleware.held + length > limits.held_bytes:
+                await self._reject(503, "too much is being uploaded; come again in 1 s", "crowded")
+            self.middleware.held += length  # until the visit ends
             self.bytes_in += length
         return message
 
-    async def _turn_away(self, status: int, why: str, code: str) -> NoReturn:
-        """Reply in the app's place, which may take what is raised here for its own trouble with the body."""
+    async def _reject(self, status: int, why: str, code: str) -> NoReturn:
+        """Reply instead of the app, which may handle the error raised here as its own error with the body."""
         await self.refuse(status, why, code)
         self.refused = True
         raise _AlreadyReplied
@@ -160,33 +140,30 @@ class _Visit:
             return
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = {k for k, _ in message["headers"]}
-            more = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in own]
-            message = {**message, "headers": [*message["headers"], *more]}
+            present = {k for k, _ in message["headers"]}
+            added = [(k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in present]
+            message = {**message, "headers": [*message["headers"], *added]}
         else:
             self.bytes_out += len(message.get("body", b""))
         await self._send(message)
 
     async def refuse(self, status: int, why: str, code: str) -> None:
-        """A failure as OpenAI's API tells one."""
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        body = {"error": {"message": why, "type": kind, "code": code, "param": None}}
         extra = {401: [(b"www-authenticate", b"Bearer")], 503: [(b"retry-after", b"1")]}.get(status)
-        await self.reply(status, json.dumps(body).encode(), "application/json", extra)
+        await self.reply(status, json.dumps(failure_body(status, why, code)).encode(), "application/json", extra)
 
     async def reply(self, status: int, body: bytes, kind: str, extra: list[tuple[bytes, bytes]] | None = None) -> None:
-        if self.status:  # it has begun
+        if self.status:  # the reply has begun
             return
-        await self._let_finish()
+        await self._drain_body()
         headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *(extra or [])]
         if not self.complete and self.scope["method"] not in ("GET", "HEAD"):
             headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": b"" if self.scope["method"] == "HEAD" else body})
 
-    async def _let_finish(self) -> None:
-        """Throw away what is left of a body, for a while: who is still sending would else find the connection broken
-        and never see the reply."""
+    async def _drain_body(self) -> None:
+        """Read and drop the rest of a body for a while: a client that is still sending would otherwise see a broken
+        connection and not the reply."""
         end, left = time.monotonic() + _FINISH_SECONDS, 2 * self.middleware.limits.body_bytes
         while not self.complete and left > 0:
             try:
@@ -196,16 +173,16 @@ class _Visit:
             left -= len(message.get("body", b""))
             self.complete = message["type"] != "http.request" or not message.get("more_body", False)
 
-    async def let_in(self, token: str) -> None:
-        """Keep the token as a cookie, and out of the address that is seen."""
+    async def set_cookie(self, token: str) -> None:
+        """Set the token as a cookie, so that it leaves the visible address."""
         cookie = f"{self.middleware.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
         await self.reply(303, b"", "text/plain", [(b"location", b"/"), (b"set-cookie", cookie.encode())])
 
-    def note(self) -> None:
-        """A line of the log: no path but that of a known route, no query, no text, no address."""
+    def log(self) -> None:
+        """Write a line of the log: the path of a known route or none, no query, no text, no address."""
         route = getattr(self.scope.get("route"), "path", OPEN if self.scope["path"] == OPEN else "-")
-        spent = (time.monotonic() - self.start) * 1000
-        when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        milliseconds = (time.monotonic() - self.start) * 1000
+        time_text = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         method = self.scope["method"] if self.scope["method"].isalpha() else "-"
         sizes = f"{self.bytes_in} bytes in, {self.bytes_out} out"
-        print(f"{when} {method} {route} {self.status or 'gone'} {spent:.0f} ms, {sizes}", file=sys.stderr)
+        print(f"{time_text} {method} {route} {self.status or 'gone'} {milliseconds:.0f} ms, {sizes}", file=sys.stderr)

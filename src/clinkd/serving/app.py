@@ -1,5 +1,5 @@
-"""The routes: OpenAI's API and our own, the page, and the corrections. Nothing here is written to disk but decisions on
-corrections, and nothing is fetched from anywhere."""
+"""The routes: OpenAI's API and our own, the page, and the corrections. Only decisions on corrections are written to
+disk, and nothing is fetched from anywhere."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from clinkd.data.images import PRESETS
+from clinkd.data.images import KINDS, PRESETS
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
-from clinkd.serving.asking import WORDINGS, CompletedRequest, RequestHandler, box_of, content_of, one_turn
+from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, make_box, read_question
 from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
 from clinkd.serving.limits import NOTICE
 from clinkd.version import __version__
 from clinkd.workflows.review import Review, ReviewedAnswer
 
 PAGE = Path(__file__).parent / "page"
-PAGE_SECONDS = 0.3  # in which a page that is waiting is shown: while torch is imported, all else stands still
-_KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_REPORT_CSP = "frame-ancestors 'none'"  # the report's own policy stands in it, and is stricter
+PAGE_SECONDS = 0.3  # to show a page that waits, before the import of torch blocks everything
+_MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_PAGE_TEXTS = {
+    b"{{accept}}": ",".join(entry for kind in reversed(KINDS) for entry in kind.accept),
+    b"{{formats}}": schemas.IMAGE_FORMATS,
+}
+_REPORT_CSP = "frame-ancestors 'none'"  # the report has its own, stricter policy
 _FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Failure, "description": what}
     for status, what in {
@@ -49,33 +53,46 @@ _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": schemas.Failure, "de
 T = TypeVar("T")
 
 
+def _describe_file(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The description of a reply that is a file."""
+    return {200: {"content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
 class Missing(Exception):
     """There is no such thing."""
 
 
+_STATUSES: dict[type[Exception], tuple[int, str]] = {  # with the code in the reply
+    BadInput: (400, "invalid"),
+    Missing: (404, "missing"),
+    QueueFull: (429, "full"),
+    ModelUnavailable: (503, "no_model"),
+    DeadlineExceeded: (504, "late"),
+}
+
+
 @dataclass(frozen=True)
 class Served:
-    """What a server shows: a model by its name, and, where it is a run's, the run's report and its corrections."""
+    """What a server shows: a model by its name, and the report and corrections if the model is a run's."""
 
     name: str
     handler: RequestHandler
-    run: str | None = None
     report: Path | None = None
     review: Review | None = None
 
 
 def create(served: Served) -> FastAPI:
-    """All routes, without what checks the token (see `access`). Starting it starts the engine."""
+    """All routes, without the check of the token (see `access`). Starting the app starts the engine."""
 
     @asynccontextmanager
-    async def alive(_: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(started())
+    async def run_engine(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(start_engine())
         yield
         await starting
         handler.engine.stop()
         await asyncio.to_thread(handler.decoders.close)
 
-    async def started() -> None:
+    async def start_engine() -> None:
         await asyncio.sleep(PAGE_SECONDS)
         handler.engine.start()
         await asyncio.to_thread(handler.decoders.warm)
@@ -86,12 +103,12 @@ def create(served: Served) -> FastAPI:
         version=__version__,
         summary="Ask a vision-language model about a medical image, with boxes in and out.",
         description=f"{NOTICE} Boxes are [x1, y1, x2, y2], fractions of width and height, origin top left.",
-        docs_url=None,  # their pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other servers
         redoc_url=None,
-        lifespan=alive,
+        lifespan=run_engine,
         responses=_FAILURES,
     )
-    _add_faults(app)
+    _add_error_handlers(app)
     _add_page(app, served)
     _add_model(app, served)
     _add_openai(app, served)
@@ -103,52 +120,36 @@ def create(served: Served) -> FastAPI:
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def _add_faults(app: FastAPI) -> None:
-    async def told(_: Request, error: Exception) -> Response:
-        status, body, headers = _fault(error)
+def _add_error_handlers(app: FastAPI) -> None:
+    async def reply(_: Request, error: Exception) -> Response:
+        status, body, headers = _describe_error(error)
         return JSONResponse(body, status, headers)
 
-    for kind in (
-        BadInput,
-        QueueFull,
-        DeadlineExceeded,
-        ModelUnavailable,
-        Missing,
-        RequestValidationError,
-        HTTPException,
-        Exception,
-    ):
-        app.add_exception_handler(kind, told)
+    for kind in (*_STATUSES, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, reply)
 
 
-def _fault(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for what went wrong. Of a fault of ours no more is told than that there was one."""
-    status, code, param, headers = 500, "fault", None, {}
-    why = "a fault of the program"
+def _describe_error(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for an error. A fault of the program is reported without its words."""
+    param, headers = None, dict[str, str]()
     if isinstance(error, RequestValidationError):
         status, code = 400, "invalid"
-        why, param = _first(error)
-    elif isinstance(error, BadInput):
-        status, code, why = 400, "invalid", str(error)
-    elif isinstance(error, QueueFull):
-        status, code, why, headers = 429, "full", str(error), {"retry-after": str(error.seconds)}
-    elif isinstance(error, DeadlineExceeded):
-        status, code, why = 504, "late", str(error)
-    elif isinstance(error, ModelUnavailable):
-        status, code, why, headers = 503, "no_model", str(error), {"retry-after": "10"}
-    elif isinstance(error, Missing):
-        status, code, why = 404, "missing", str(error)
+        why, param = _describe_invalid(error)
     elif isinstance(error, HTTPException):
         status, code, why, headers = error.status_code, "invalid", str(error.detail), dict(error.headers or {})
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return status, {"error": {"message": why, "type": kind, "code": code, "param": param}}, headers
+    else:
+        status, code = next((v for kind, v in _STATUSES.items() if isinstance(error, kind)), (500, "fault"))
+        why = "a fault of the program" if status == 500 else str(error)
+    if isinstance(error, QueueFull | ModelUnavailable):
+        headers = {"retry-after": str(error.seconds)}
+    return status, schemas.failure_body(status, why, code, param), headers
 
 
-def _first(error: RequestValidationError) -> tuple[str, str | None]:
-    """What is wrong with a body, without the value, and where: of several kinds a part may be of, the nearest."""
-    found = max(error.errors(), key=lambda e: len(e["loc"]))
-    place = ".".join(str(part) for part in found["loc"] if part != "body" and "[" not in str(part))[:200]
-    what = found["msg"].removeprefix("Value error, ")[:200]
+def _describe_invalid(error: RequestValidationError) -> tuple[str, str | None]:
+    """The error in a body, without the value, and its place; if a part may be of several types, the deepest error."""
+    deepest = max(error.errors(), key=lambda e: len(e["loc"]))
+    place = ".".join(str(part) for part in deepest["loc"] if part != "body" and "[" not in str(part))[:200]
+    what = deepest["msg"].removeprefix("Value error, ")[:200]
     return (f"{place}: {what}", place) if place else (what, None)
 
 
@@ -157,16 +158,18 @@ def _first(error: RequestValidationError) -> tuple[str, str | None]:
 
 def _add_page(app: FastAPI, served: Served) -> None:
     handler = served.handler
-    files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.suffix in _KINDS}
+    files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.suffix in _MEDIA_TYPES}
+    for name, text in _PAGE_TEXTS.items():
+        files["index.html"] = files["index.html"].replace(name, text.encode())
 
     def file(name: str) -> Response:
         if name not in files:
             raise Missing("no such file")
-        return Response(files[name], media_type=_KINDS[Path(name).suffix])
+        return Response(files[name], media_type=_MEDIA_TYPES[Path(name).suffix])
 
     @app.get("/healthz", tags=["page"])
     async def healthz() -> schemas.Health:
-        """Whether the model is there. The only route that wants no token."""
+        """Whether the model is ready. The only route without a token."""
         return schemas.Health(status=handler.engine.state, version=__version__)
 
     @app.get("/", include_in_schema=False)
@@ -185,28 +188,26 @@ def _add_page(app: FastAPI, served: Served) -> None:
 
     @app.get("/v1/about", tags=["page"])
     async def about() -> schemas.AboutReply:
-        """What is served, and what it takes."""
-        answerer, limits = handler.engine.answerer, handler.limits
-        rounds = served.review.rounds if served.review else []
-        known = {"name": served.run, "report": served.report is not None, "rounds": rounds} if served.run else None
+        """The model, its run and the limits of this server."""
+        answerer, run = handler.engine.answerer, None
+        if served.review is not None:
+            has_report = served.report is not None
+            run = schemas.AboutRun(name=served.name, report=has_report, rounds=served.review.rounds)
         return schemas.AboutReply(
             name=served.name,
             version=__version__,
             notice=NOTICE,
             state=handler.engine.state,
             why=handler.engine.why,
-            run=schemas.AboutRun.model_validate(known) if known else None,
+            run=run,
             names=list(answerer.names) if answerer else [],
             questions=WORDINGS,
             modalities=[m.value for m in Modality],
             presets={name: (float(centre), float(width)) for name, (centre, width) in PRESETS.items()},
-            limits=schemas.Caps(
-                body_bytes=limits.body_bytes, pixels=limits.pixels, frames=limits.frames, queue=limits.queue,
-                seconds=limits.seconds,
-            ),
+            limits=schemas.Caps.model_validate(handler.limits),
             candidates=answerer.config.answer.candidates if answerer else 0,
             selection=answerer.config.select.scorer if answerer and answerer.scorer else "first",
-        )  # fmt: skip
+        )
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -217,82 +218,68 @@ def _add_model(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/open", tags=["images"])
     async def open(body: schemas.OpenRequest) -> schemas.OpenReply:
-        """One frame of an image as the model would see it, and what is needed to look at it otherwise."""
-        found = await handler.picture(body.image, body.frame, body.window, grey=True)
-        grey = None
-        if found.grey is not None:
-            values = base64.b64encode(found.grey).decode()
-            about = found.about
-            grey = schemas.Grey(values=values, inverted=about["inverted"], low=about["low"], high=about["high"])
-        kept = {k: v for k, v in found.about.items() if k in schemas.OpenReply.model_fields}
-        picture = await asyncio.to_thread(_png, found.picture)
+        """One frame of an image as the model sees it, and the values to show it through another window."""
+        opened = await handler.picture(body.image, body.frame, body.window, grey=True)
+        about, grey = dict(opened.about), None
+        if opened.grey is not None:
+            scale = {name: about.pop(name) for name in ("inverted", "low", "high")}
+            grey = schemas.Grey(values=base64.b64encode(opened.grey).decode(), **scale)
+        picture = await asyncio.to_thread(_encode_png, opened.picture)
         uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        return schemas.OpenReply.model_validate({**kept, "picture": uri, "grey": grey})
+        return schemas.OpenReply(**about, picture=uri, grey=grey)
 
     @app.post("/v1/ground", tags=["questions"])
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:
-        """Where something is: its boxes."""
+        """The boxes of a structure."""
         picture = await handler.picture(body.image, body.frame, body.window)
-        read = one_turn(picture, WORDINGS["where"].replace("{name}", body.phrase))
-        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
+        read = partial(read_question, picture, WORDINGS["where"].replace("{name}", body.phrase), ())
+        return (await unless_disconnected(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
 
     @app.post("/v1/refer", tags=["questions"])
     async def refer(request: Request, body: schemas.ReferRequest) -> schemas.AnswerReply:
-        """What is in a box, or what can be said of it."""
+        """The name or a description of what a box shows."""
         picture = await handler.picture(body.image, body.frame, body.window)
         size = picture.picture.size if body.unit == "pixel" else None
-        boxes = [box_of(corners, size) for corners in body.boxes]
+        boxes = [make_box(corners, size) for corners in body.boxes]
         marks = " ".join(["[box]"] * len(boxes))
-        read = one_turn(picture, WORDINGS[body.task].replace("[box]", marks), boxes)
-        return (await unless_left(request, _last(handler.ask(picture, AnswerRequest(read, body.options))))).reply
+        read = partial(read_question, picture, WORDINGS[body.task].replace("[box]", marks), boxes)
+        return (await unless_disconnected(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
 
-    @app.post(
-        "/v1/sr",
-        tags=["images"],
-        response_class=Response,
-        responses={200: {"content": {"application/dicom": {"schema": {"type": "string", "format": "binary"}}}}},
-    )
+    @app.post("/v1/sr", tags=["images"], response_class=Response, responses=_describe_file("application/dicom"))
     async def sr(body: schemas.ReportRequest) -> Response:
-        """Boxes and texts about a DICOM as a structured report (TID 1500), unverified and partial."""
-        regions = [{"box": list(box_of(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
-        made = await handler.decoders.report(
-            content_of(body.image), frame=body.frame, regions=regions, question=body.question.text,
+        """Boxes and texts about a DICOM as a structured report (TID 1500), marked unverified and partial."""
+        regions = [{"box": list(make_box(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
+        report = await handler.decoders.report(
+            decode_data_uri(body.image), frame=body.frame, regions=regions, question=body.question.text,
             answer=body.answer.text, model=served.name, version=__version__,
         )  # fmt: skip
-        head = {"content-disposition": 'attachment; filename="report.dcm"'}
-        return Response(made, media_type="application/dicom", headers=head)
+        headers = {"content-disposition": 'attachment; filename="report.dcm"'}
+        return Response(report, media_type="application/dicom", headers=headers)
 
 
-def _png(picture: Any) -> bytes:
-    made = io.BytesIO()
-    picture.save(made, "PNG", compress_level=1)
-    return made.getvalue()
+def _encode_png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
-async def _last(told: AsyncIterator[schemas.Draft | CompletedRequest]) -> CompletedRequest:
-    async for what in told:
-        if isinstance(what, CompletedRequest):
-            return what
-    raise AssertionError("every question ends in an answer or an error")
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled if the client disconnects."""
 
-
-async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """The work's result, unless who asked is gone: then it is given up at once."""
-
-    async def left() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             raise DeadlineExceeded("who asked has left")
-        return doing.result()
+        return working.result()
     finally:
-        doing.cancel()
+        working.cancel()
         leaving.cancel()
-        await asyncio.gather(doing, leaving, return_exceptions=True)
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 # -- OpenAI's API -----------------------------------------------------------------------------------------------------
@@ -303,7 +290,7 @@ def _add_openai(app: FastAPI, served: Served) -> None:
 
     @app.get("/v1/models", tags=["openai"])
     async def models() -> schemas.ModelList:
-        """The one model that is served."""
+        """The one model of this server."""
         return schemas.ModelList(object="list", data=[schemas.ModelEntry(id=served.name, created=started)])
 
     @app.post(
@@ -316,12 +303,12 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         """A conversation about one image, given as a data URI. With `stream`, server-sent events."""
         if body.model != served.name:
             raise Missing(f"no model of that name; {served.name} is served")
-        asked = chat.Conversation(body, handler.limits)
-        picture = await handler.picture(asked.image, body.clinkd.frame, body.clinkd.window)
+        conversation = chat.Conversation(body, handler.limits)
+        picture = await handler.picture(conversation.image, body.clinkd.frame, body.clinkd.window)
         if not body.stream:
-            return await unless_left(request, chat.whole(handler, body, picture, asked))
-        handler.engine.demand_room()  # else the refusal would come with a status of 200
-        events = chat.streamed(handler, body, picture, asked, lambda error: _fault(error)[1])
+            return await unless_disconnected(request, chat.complete_chat(handler, conversation, picture))
+        handler.engine.demand_room()  # otherwise the refusal would come with status 200
+        events = chat.stream_chat(handler, conversation, picture, lambda error: _describe_error(error)[1])
         return StreamingResponse(events, media_type="text/event-stream")
 
 
@@ -336,47 +323,42 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         offset: int = Query(0, ge=0, le=10**9),
         limit: int = Query(20, ge=1, le=100),
     ) -> schemas.CorrectionPage:
-        """Answers of a round that were wrong, with their rewrites, and what a person decided."""
-        found = await asyncio.to_thread(review.of_round, round)
-        decided = [r for r in found if r.decided is not None]
-        open_ = [r for r in found if r.decided is None]
-        chosen = {"open": open_, "decided": decided, "all": found}[state]
+        """The wrong answers of a round, with their rewrites and a person's decisions."""
+        by_state = {"all": await asyncio.to_thread(review.of_round, round)}
+        by_state["open"] = [r for r in by_state["all"] if r.decided is None]
+        by_state["decided"] = [r for r in by_state["all"] if r.decided is not None]
+        total, num_open, num_decided = (len(by_state[name]) for name in (state, "open", "decided"))
         return schemas.CorrectionPage(
-            round=round, rounds=review.rounds, total=len(chosen), open=len(open_), decided=len(decided),
+            round=round, rounds=review.rounds, total=total, open=num_open, decided=num_decided,
             file=review.file.name, command=review.command,
-            items=[_correction_reply(r) for r in chosen[offset : offset + limit]],
+            items=[_make_correction_reply(r) for r in by_state[state][offset : offset + limit]],
         )  # fmt: skip
 
     @app.get(
-        "/v1/corrections/image",
-        tags=["corrections"],
-        response_class=Response,
-        responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
+        "/v1/corrections/image", tags=["corrections"], response_class=Response, responses=_describe_file("image/png")
     )
     async def image(id: str = Query(max_length=500), round: int = Query(1, ge=1, le=1000)) -> Response:
-        """The picture that a question is about."""
+        """The picture of a question."""
         picture = await asyncio.to_thread(review.picture, id, round)
-        return Response(await asyncio.to_thread(_png, picture), media_type="image/png")
+        return Response(await asyncio.to_thread(_encode_png, picture), media_type="image/png")
 
     @app.put("/v1/corrections", tags=["corrections"])
     async def decide(body: schemas.DecideRequest) -> schemas.CorrectionReply:
-        """Accept, edit or reject a rewrite, or take that back. It is written to the file at once."""
+        """Accept, edit or reject a rewrite, or undo that. The decision is written to the file at once."""
         after = None
         if body.text is not None or body.boxes is not None:
-            after = BoxedText(body.text or "", tuple(box_of(c) for c in body.boxes or ()))
+            after = BoxedText(body.text or "", tuple(make_box(c) for c in body.boxes or ()))
         if body.verdict == "undo":
-            work = partial(review.undo, body.id, body.round)
-        else:
-            work = partial(review.decide, body.id, body.round, body.verdict, after)
-        return _correction_reply(await asyncio.to_thread(work))
+            return _make_correction_reply(await asyncio.to_thread(review.undo, body.id, body.round))
+        return _make_correction_reply(await asyncio.to_thread(review.decide, body.id, body.round, body.verdict, after))
 
 
-def _correction_reply(reviewed: ReviewedAnswer) -> schemas.CorrectionReply:
+def _make_correction_reply(reviewed: ReviewedAnswer) -> schemas.CorrectionReply:
     correction, sample, decided = reviewed.correction, reviewed.sample, reviewed.decided
-    same = ("id", "round", "before", "truth", "after", "by", "reasons", "rejected")
+    names = ("id", "round", "before", "truth", "after", "by", "reasons", "rejected")
     return schemas.CorrectionReply.model_validate(
         {
-            **{name: getattr(correction, name) for name in same},
+            **{name: getattr(correction, name) for name in names},
             "modality": sample.modality.value,
             "task": sample.task.value,
             "question": sample.question,

@@ -1,11 +1,11 @@
-"""From a request to a question in the queue, and from its answer to a reply."""
+"""Make a question for the queue from a request, and a reply from its answer."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from clinkd.data import questions
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from clinkd.workflows.ask import Answerer, Question
 
-# The first wording of each task in which models are taught; {name} is what is asked for.
+# A wording of each task from the training data; {name} is the structure to find.
 WORDINGS = {
     "where": questions.WHERE[0],
     "what": questions.WHAT[0],
@@ -31,40 +31,47 @@ WORDINGS = {
 
 
 class RequestHandler:
-    """Where questions are made and answers are written out: the engine, the decoders and their caps."""
+    """Opens images, asks questions and writes replies, with the engine, the decoders and their limits."""
 
     def __init__(self, engine: Engine, decoders: Decoders, limits: ServerLimits) -> None:
         self.engine, self.decoders, self.limits = engine, decoders, limits
 
     async def picture(self, image: str, frame: int | None, window: str | None, grey: bool = False) -> Opened:
         """The frame of an image given as a data URI. Raises BadInput."""
-        return await self.decoders.open(content_of(image), frame, window, grey)
+        return await self.decoders.open(decode_data_uri(image), frame, window, grey)
 
     async def ask(
         self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()
     ) -> AsyncIterator[schemas.Draft | CompletedRequest]:
-        """Drafts, where they are wanted, then the answer. `ignored`: what of the request has no effect."""
+        """Drafts if they are wanted, then the answer. `ignored`: the parts of the request that have no effect."""
         start = time.monotonic()
         async for event in self.engine.ask(request, self.limits.seconds):
             if isinstance(event, AnswerResult):
-                yield CompletedRequest(event, self._written(event, picture, ignored, time.monotonic() - start))
+                yield CompletedRequest(event, self._make_reply(event, picture, ignored, time.monotonic() - start))
             else:
                 yield schemas.Draft.model_validate(event)
 
-    def _written(
+    async def answer(self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()) -> CompletedRequest:
+        """The answer alone."""
+        async for event in self.ask(picture, request, ignored):
+            if isinstance(event, CompletedRequest):
+                return event
+        raise AssertionError("every question ends in an answer or an error")
+
+    def _make_reply(
         self, result: AnswerResult, picture: Opened, ignored: Sequence[str], seconds: float
     ) -> schemas.AnswerReply:
         assert self.engine.answerer
-        prediction, doubt, reordered, *_ = result.answer
+        prediction, consistency, reordered, *_ = result.answer
         text, question, size = prediction.answer.answer, result.question.text, picture.picture.size
         named = zip(text.boxes, phrases(text, question.text, self.engine.answerer.names), strict=True)
-        seen = self.engine.answerer.as_seen(question, picture.picture).boxes
-        candidates = zip(prediction.candidates, doubt.weights, doubt.likeness, strict=True)
+        asked_boxes = self.engine.answerer.as_seen(question, picture.picture).boxes
+        candidates = zip(prediction.candidates, consistency.weights, consistency.similarities, strict=True)
         return schemas.AnswerReply.model_validate(
             {
                 "text": text.text,
                 "boxes": [{**schemas.place_box(b, *size), "phrase": p, "span": span} for b, (p, span) in named],
-                "asked": [schemas.place_box(b, *size) for b in seen],
+                "asked": [schemas.place_box(b, *size) for b in asked_boxes],
                 "candidates": [
                     {
                         "text": c.answer.text,
@@ -79,9 +86,9 @@ class RequestHandler:
                     }
                     for n, (c, weight, likeness) in enumerate(candidates)
                 ],
-                "support": doubt.support,
-                "uncertain": doubt.uncertain,
-                "why": doubt.why,
+                "support": consistency.support,
+                "uncertain": consistency.uncertain,
+                "why": consistency.why,
                 "reordered": reordered,
                 "image": picture.picture,
                 "ignored": ignored,
@@ -92,14 +99,14 @@ class RequestHandler:
 
 
 class CompletedRequest:
-    """An answer with the reply that tells it."""
+    """An answer and its reply."""
 
     def __init__(self, result: AnswerResult, reply: schemas.AnswerReply) -> None:
         self.result, self.reply = result, reply
 
     @property
     def raw(self) -> str:
-        """As the model wrote it."""
+        """The text as the model wrote it."""
         return self.result.answer.prediction.answer.raw
 
     @property
@@ -112,39 +119,35 @@ class CompletedRequest:
         return schemas.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-def content_of(image: str) -> bytes:
-    """The bytes of a data URI. Raises BadInput where its base64 is broken."""
+def decode_data_uri(image: str) -> bytes:
+    """The bytes of a data URI. Raises BadInput if its base64 is broken."""
     try:
         return base64.b64decode(image.partition(",")[2], validate=True)
     except (binascii.Error, ValueError):
         raise BadInput("image: its base64 is broken") from None
 
 
-def box_of(corners: Sequence[float], size: tuple[int, int] | None = None) -> Box:
-    """A box in fractions; `size`: of the image, where the corners are pixels. Raises BadInput."""
-    wide, high = size or (1, 1)
+def make_box(corners: Sequence[float], size: tuple[int, int] | None = None) -> Box:
+    """A box in fractions. `size`: width and height of the image if the corners are pixels. Raises BadInput."""
+    width, height = size or (1, 1)
     x1, y1, x2, y2 = corners
-    return Box(x1 / wide, y1 / high, x2 / wide, y2 / high)
+    return Box(x1 / width, y1 / height, x2 / width, y2 / height)
 
 
-def one_turn(picture: Opened, text: str, boxes: Sequence[Box] = ()) -> Callable[[Answerer], Question]:
-    """How a single question is made of its words, once there is a model to make it for."""
+def read_question(picture: Opened, text: str, boxes: Sequence[Box], answerer: Answerer) -> Question:
+    """A question without turns before it. Raises BadInput as `read_text`."""
+    from clinkd.workflows.ask import Question
 
-    def read(answerer: Answerer) -> Question:
-        from clinkd.workflows.ask import Question
-
-        return Question.of(picture.picture, spelled(answerer, text, boxes, picture.picture))
-
-    return read
+    return Question.of(picture.picture, read_text(answerer, text, boxes, picture.picture))
 
 
-def spelled(answerer: Answerer, text: str, boxes: Sequence[Box], picture: Image.Image) -> BoxedText:
-    """Words with a `[box]` mark for each box of a picture; without any mark, boxes as the model spells them are read.
+def read_text(answerer: Answerer, text: str, boxes: Sequence[Box], picture: Image.Image) -> BoxedText:
+    """A text with a `[box]` mark for each box of a picture; without any mark, boxes in the model's spelling are read.
 
-    Raises BadInput for what cannot be shown to the model.
+    Raises BadInput for a text that cannot be shown to the model.
     """
     if not boxes and BOX_MARK not in text:
         return answerer.read(text, picture)
-    made = BoxedText(text, tuple(boxes))
-    answerer.as_seen(made, picture)
-    return made
+    boxed_text = BoxedText(text, tuple(boxes))
+    answerer.as_seen(boxed_text, picture)
+    return boxed_text

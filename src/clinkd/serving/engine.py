@@ -1,8 +1,8 @@
-"""One model, many who ask: questions that wait are answered together, and nobody waits without end.
+"""One model for many clients: waiting questions are answered in batches, and no client waits without end.
 
-The model works in a thread of its own, which also opens it; the server's loop only ever waits. Questions wait in a
-bounded queue. Those of one batch are written together a token a step; one whose reader has left, or whose time is over,
-is dropped from the queue, and a batch that nobody waits for any more is not written to its end.
+The model is opened and runs in its own thread; the server's event loop only waits. Questions wait in a bounded queue.
+A batch is decoded together, one token a step. A question whose client has left, or whose time is over, is dropped from
+the queue, and a batch for which no client waits is stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.options import AnswerOptions
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from clinkd.config import AnswerConfig
     from clinkd.workflows.ask import Answer, Answerer, Question
 
-DRAFT_SECONDS = 0.05  # at most so often a reader is shown what is being written
-_NEWS = 0.2  # weight of the newest batch in the mean time of one
+DRAFT_SECONDS = 0.05  # between two drafts of an answer, at least
+_NEWEST_WEIGHT = 0.2  # weight of the newest batch in the mean seconds of a batch
 
 
 class QueueFull(Exception):
-    """No more questions are taken. `seconds`: after which to come again."""
+    """The queue takes no more questions. `seconds`: after which to come again."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"the queue is full; come again in {seconds} s")
@@ -42,14 +42,16 @@ class DeadlineExceeded(Exception):
 
 
 class ModelUnavailable(Exception):
-    """There is no model to ask: it could not be opened, or the server stops."""
+    """The model could not be opened, or the server stops. `seconds`: after which to come again."""
+
+    seconds = 10
 
 
 @dataclass
 class AnswerRequest:
-    """A question in the queue. `read` makes it of what the request held, once the model is there, and may refuse.
+    """A request for the queue. `read` makes the question once the model is ready, and may raise BadInput.
 
-    Questions with the same options are answered together.
+    Requests with the same options are answered together.
     """
 
     read: Callable[[Answerer], Question]
@@ -57,55 +59,54 @@ class AnswerRequest:
     wants_drafts: bool = False
 
 
-@dataclass(frozen=True)
-class AnswerResult:
-    """An answer, and the question as the model got it."""
+class AnswerResult(NamedTuple):
+    """An answer, and its question as the model got it."""
 
     answer: Answer
     question: Question
 
 
-@dataclass
-class _Ticket:
-    asked: AnswerRequest
+@dataclass(eq=False)
+class _QueuedRequest:
+    request: AnswerRequest
     until: float
     loop: asyncio.AbstractEventLoop
-    told: asyncio.Queue[BoxedText | AnswerResult | Exception] = field(default_factory=asyncio.Queue)
-    gone: bool = False
-    shown: float = 0.0
+    events: asyncio.Queue[BoxedText | AnswerResult | Exception] = field(default_factory=asyncio.Queue)
+    abandoned: bool = False
+    shown: float = 0.0  # when its last draft was sent, on the monotonic clock
 
     @property
     def waits(self) -> bool:
-        return not self.gone and time.monotonic() < self.until
+        return not self.abandoned and time.monotonic() < self.until
 
-    def tell(self, what: BoxedText | AnswerResult | Exception) -> None:
-        if not self.gone:
+    def send(self, event: BoxedText | AnswerResult | Exception) -> None:
+        if not self.abandoned:
             try:
-                self.loop.call_soon_threadsafe(self.told.put_nowait, what)
+                self.loop.call_soon_threadsafe(self.events.put_nowait, event)
             except RuntimeError:  # the loop is closed: the server has ended
-                self.gone = True
+                self.abandoned = True
 
 
 class Engine:
     """The queue and the thread behind it."""
 
-    def __init__(self, opened: Callable[[], Answerer], batch: int, queue: int) -> None:
+    def __init__(self, open_answerer: Callable[[], Answerer], batch: int, queue: int) -> None:
         self.batch, self.queue = batch, queue
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.why: str | None = None
         self.answerer: Answerer | None = None
-        self._opened = opened
-        self._waiting: deque[_Ticket] = deque()
+        self._open_answerer = open_answerer
+        self._waiting: deque[_QueuedRequest] = deque()
         self._change = threading.Condition()
         self._stopped = False
         self._batch_seconds = 0.0
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse all who wait."""
+        """Refuse all waiting requests."""
         with self._change:
             self._stopped = True
             self._change.notify()
@@ -114,135 +115,123 @@ class Engine:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, asked: AnswerRequest, seconds: float) -> AsyncIterator[BoxedText | AnswerResult]:
-        """Drafts, where they are wanted, then the answer. Who stops listening is forgotten.
+    async def ask(self, request: AnswerRequest, seconds: float) -> AsyncIterator[BoxedText | AnswerResult]:
+        """Drafts if they are wanted, then the answer. A caller that stops listening leaves the queue.
 
-        Raises QueueFull at once where too many wait, DeadlineExceeded when `seconds` are over, ModelUnavailable where
-        there is no model, and what is wrong with the question as BadInput.
+        Raises QueueFull at once if too many requests wait, DeadlineExceeded after `seconds`, ModelUnavailable if there
+        is no model, and BadInput for a wrong question.
         """
-        ticket = _Ticket(asked, time.monotonic() + seconds, asyncio.get_running_loop())
-        self._take(ticket)
+        queued = _QueuedRequest(request, time.monotonic() + seconds, asyncio.get_running_loop())
+        with self._change:  # one thread may enter it twice
+            self.demand_room()
+            self._waiting.append(queued)
+            self._change.notify()
         try:
             while True:
-                left = ticket.until - time.monotonic()
                 try:
-                    told = await asyncio.wait_for(ticket.told.get(), max(0.0, left))
+                    event = await asyncio.wait_for(queued.events.get(), max(0.0, queued.until - time.monotonic()))
                 except TimeoutError:
                     raise DeadlineExceeded(f"no answer within {seconds:g} s") from None
-                if isinstance(told, Exception):
-                    raise told
-                yield told
-                if isinstance(told, AnswerResult):
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, AnswerResult):
                     return
         finally:
-            ticket.gone = True
+            queued.abandoned = True
 
     def demand_room(self) -> None:
         """Raises QueueFull or ModelUnavailable, as `ask` would now."""
         with self._change:
-            self._demand_room()
-
-    def _take(self, ticket: _Ticket) -> None:
-        with self._change:
-            self._demand_room()
-            self._waiting.append(ticket)
-            self._change.notify()
-
-    def _demand_room(self) -> None:
-        if self.state == "failed" or self._stopped:
-            raise ModelUnavailable(self.why or "the server stops")
-        if len(self._waiting) >= self.queue:
-            self._waiting = deque(t for t in self._waiting if t.waits)
-        if len(self._waiting) >= self.queue:
-            batches = math.ceil(len(self._waiting) / self.batch)
-            raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
+            if self.state == "failed" or self._stopped:
+                raise ModelUnavailable(self.why or "the server stops")
+            if len(self._waiting) >= self.queue:
+                self._waiting = deque(t for t in self._waiting if t.waits)
+            if len(self._waiting) >= self.queue:
+                batches = math.ceil(len(self._waiting) / self.batch)
+                raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            self.answerer = self._opened()
+            self.answerer = self._open_answerer()
             self.state = "ready"
         except Exception as error:
-            self.why = str(error) if isinstance(error, BadInput) else f"the model could not be opened ({_named(error)})"
+            self.why = str(error) if isinstance(error, BadInput) else f"the model could not be opened ({_trace(error)})"
             self.state = "failed"
             print(f"clinkd: {self.why}", file=sys.stderr)
-        while batch := self._next():
+        while batch := self._take_batch():
             self._answer(batch)
 
-    def _next(self) -> list[_Ticket]:
-        """Those who have waited longest and want answers of one kind; none when the server stops."""
+    def _take_batch(self) -> list[_QueuedRequest]:
+        """The requests that waited longest and have equal options; none when the server stops."""
         with self._change:
             while True:
                 self._waiting = deque(t for t in self._waiting if t.waits)
                 if self._stopped or self.state == "failed":
-                    for ticket in self._waiting:
-                        ticket.tell(ModelUnavailable(self.why or "the server stops"))
+                    for queued in self._waiting:
+                        queued.send(ModelUnavailable(self.why or "the server stops"))
                     self._waiting.clear()
                     return []
                 if self._waiting:
                     break
                 self._change.wait()
-            options = self._waiting[0].asked.options
-            batch = [t for t in self._waiting if t.asked.options == options][: self.batch]
-            taken = set(map(id, batch))
-            self._waiting = deque(t for t in self._waiting if id(t) not in taken)
+            options = self._waiting[0].request.options
+            batch = [t for t in self._waiting if t.request.options == options][: self.batch]
+            self._waiting = deque(t for t in self._waiting if t not in batch)
             return batch
 
-    def _answer(self, tickets: Sequence[_Ticket]) -> None:
+    def _answer(self, batch: Sequence[_QueuedRequest]) -> None:
         assert self.answerer
-        read: list[tuple[_Ticket, Question]] = []
-        for ticket in tickets:
+        questions: list[tuple[_QueuedRequest, Question]] = []
+        for queued in batch:
             try:
-                read.append((ticket, ticket.asked.read(self.answerer)))
+                questions.append((queued, queued.request.read(self.answerer)))
             except Exception as error:
-                ticket.tell(_told(error))
-        if not read:
+                queued.send(_safe_error(error))
+        if not questions:
             return
         start = time.monotonic()
         try:
-            config = tickets[0].asked.options.change(self.answerer.config.answer)
-            self._write([t for t, _ in read], [q for _, q in read], config)
+            config = batch[0].request.options.change(self.answerer.config.answer)
+            self._decode([t for t, _ in questions], [q for _, q in questions], config)
         except Exception as error:
-            if len(read) == 1:
-                read[0][0].tell(_told(error))
-            else:  # one of them is at fault: the others get their answers
-                for ticket, _ in read:
-                    self._answer([ticket])
-        spent = time.monotonic() - start
-        self._batch_seconds += (spent - self._batch_seconds) * (_NEWS if self._batch_seconds else 1.0)
+            if len(questions) == 1:
+                questions[0][0].send(_safe_error(error))
+            else:  # one request is at fault: the others get their answers
+                for queued, _ in questions:
+                    self._answer([queued])
+        seconds = time.monotonic() - start
+        self._batch_seconds += (seconds - self._batch_seconds) * (_NEWEST_WEIGHT if self._batch_seconds else 1.0)
 
-    def _write(self, tickets: Sequence[_Ticket], questions: Sequence[Question], config: AnswerConfig) -> None:
+    def _decode(self, batch: Sequence[_QueuedRequest], questions: Sequence[Question], config: AnswerConfig) -> None:
         assert self.answerer
         writing = self.answerer.answering(questions, config)
         try:
-            while any(t.waits for t in tickets):
-                drafts = next(writing)
-                now = time.monotonic()
-                if ready := [
-                    n for n, t in enumerate(tickets) if t.asked.wants_drafts and now > t.shown + DRAFT_SECONDS
-                ]:
-                    texts = drafts()
-                    for n in ready:
-                        if n in texts:
-                            tickets[n].shown = now
-                            tickets[n].tell(texts[n])
+            while any(t.waits for t in batch):
+                drafts, now = next(writing), time.monotonic()
+                due = {n: t for n, t in enumerate(batch) if t.request.wants_drafts and now > t.shown + DRAFT_SECONDS}
+                for n, text in drafts().items() if due else ():
+                    if n in due:
+                        due[n].shown = now
+                        due[n].send(text)
         except StopIteration as done:
-            for ticket, question, answer in zip(tickets, questions, done.value, strict=True):
-                ticket.tell(AnswerResult(answer, question))
+            for queued, question, answer in zip(batch, questions, done.value, strict=True):
+                queued.send(AnswerResult(answer, question))
         finally:
             writing.close()
 
 
-def _told(error: Exception) -> Exception:
-    """What may be told of an error to who asked: of a fault of ours, that there was one."""
+def _safe_error(error: Exception) -> Exception:
+    """The error for the client; a fault of the program without its words."""
     if isinstance(error, BadInput):
         return error
-    print(f"clinkd: a question could not be answered ({_named(error)})", file=sys.stderr)
+    print(f"clinkd: a question could not be answered ({_trace(error)})", file=sys.stderr)
     return RuntimeError("a fault of the program")
 
 
-def _named(error: Exception) -> str:
-    """The kind of an error and where it was met, without its words, which may be a patient's."""
+def _trace(error: Exception) -> str:
+    """The type of an error and its place, without its words, which may be a patient's."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}, {frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"

@@ -1,4 +1,4 @@
-"""How much a server takes on: every cap that is checked before any work."""
+"""The limits of a server, each checked before any work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOTICE = "Research use only, not for clinical decisions."
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Caps of one server. `body_bytes` is of one request, `held_bytes` of all bodies that are held at once."""
+    """Limits of one server. `body_bytes`: of one request; `held_bytes`: of all bodies in memory at once."""
 
     body_bytes: int = 64 << 20
     held_bytes: int = 256 << 20

@@ -1,7 +1,8 @@
-"""Which words of an answer each of its boxes belongs to."""
+"""Find the words of an answer that each of its boxes belongs to."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,63 +14,54 @@ _FILLING = re.compile(r"^(?:\W|(?:and|or|with|at|in|is|are|here|there|located|th
 
 
 class Phrase(NamedTuple):
-    """The words, and where they stand in the text; None for words that the question gave."""
+    """The words, and their place in the text; None for words from the question."""
 
     words: str
     span: tuple[int, int] | None
 
 
-def phrases(answer: BoxedText, asked: str, names: Sequence[str]) -> list[Phrase]:
-    """One for each box: the last class name before its mark in its sentence, or else the last words there; where there
-    are none, what the sentence says after the mark; and where it says nothing, what the question names, or its words.
+def phrases(answer: BoxedText, question: str, names: Sequence[str]) -> list[Phrase]:
+    """One for each box: the last class name before its mark in its sentence, or else the words there; without any, the
+    first class name or the words after the mark; without any again, the class name in the question, or its words.
 
-    A box that follows another with nothing but a comma or an "and" between belongs to the same words.
+    A box that follows another box after only a comma or an "and" belongs to the same words.
     """
-    found: list[Phrase] = []
-    marks = [m.start() for m in re.finditer(re.escape(BOX_MARK), answer.text)]
+    text, marked = answer.text, list[Phrase]()
+    marks = [m.start() for m in re.finditer(re.escape(BOX_MARK), text)]
     start = 0
-    for number, at in enumerate(marks):
-        before = _last(answer.text, start, at, names)
-        if before is None and number and _joined(answer.text[start:at]):
-            before = found[-1]
-        end = marks[number + 1] if number + 1 < len(marks) else len(answer.text)
-        after = before or _first(answer.text, at + len(BOX_MARK), end, names)
-        found.append(after or Phrase(_of_question(asked, names), None))
-        start = at + len(BOX_MARK)
-    return found
+    for mark, next_mark in itertools.pairwise([*marks, len(text)]):
+        sentence_start = max((m.end() for m in _BREAK.finditer(text, start, mark)), default=start)
+        phrase = _find_phrase(text, sentence_start, mark, names, -1)
+        if phrase is None and marked and _is_list_joint(text[start:mark]):
+            phrase = marked[-1]
+        start = mark + len(BOX_MARK)
+        stop = _BREAK.search(text, start, next_mark)
+        phrase = phrase or _find_phrase(text, start, stop.start() if stop else next_mark, names, 0)
+        marked.append(phrase or Phrase(_read_question(question, names), None))
+    return marked
 
 
-def _joined(between: str) -> bool:
+def _is_list_joint(between: str) -> bool:
     return not re.sub(r"\band\b|[\s,&]", "", between)
 
 
-def _named(text: str, start: int, end: int, names: Sequence[str]) -> list[Phrase]:
+def _find_names(text: str, start: int, end: int, names: Sequence[str]) -> list[Phrase]:
     """The class names in a stretch of text, in order; of nested ones the longest."""
     if not names:
         return []
     longest_first = sorted(names, key=len, reverse=True)
-    found = re.finditer(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", text[start:end], re.I)
-    return [Phrase(m.group(), (start + m.start(), start + m.end())) for m in found]
+    matches = re.finditer(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", text[start:end], re.I)
+    return [Phrase(m.group(), (start + m.start(), start + m.end())) for m in matches]
 
 
-def _last(text: str, start: int, at: int, names: Sequence[str]) -> Phrase | None:
-    breaks = [m.end() for m in _BREAK.finditer(text, start, at)]
-    begin = breaks[-1] if breaks else start
-    if named := _named(text, begin, at, names):
-        return named[-1]
-    return _trimmed(text, begin, at)
+def _find_phrase(text: str, start: int, end: int, names: Sequence[str], position: int) -> Phrase | None:
+    """The first (0) or last (-1) class name in a stretch of text, or else its words; None where there are none."""
+    named = _find_names(text, start, end, names)
+    return named[position] if named else _trim_filling(text, start, end)
 
 
-def _first(text: str, start: int, end: int, names: Sequence[str]) -> Phrase | None:
-    stop = _BREAK.search(text, start, end)
-    end = stop.start() if stop else end
-    if named := _named(text, start, end, names):
-        return named[0]
-    return _trimmed(text, start, end)
-
-
-def _trimmed(text: str, start: int, end: int) -> Phrase | None:
-    """The words of a stretch without what joins them to others."""
+def _trim_filling(text: str, start: int, end: int) -> Phrase | None:
+    """The words of a stretch without the filling words around them."""
     piece = text[start:end]
     filling = _FILLING.match(piece)
     begin = start + (filling.end() if filling else 0)
@@ -77,6 +69,6 @@ def _trimmed(text: str, start: int, end: int) -> Phrase | None:
     return Phrase(text[begin:last], (begin, last)) if last > begin else None
 
 
-def _of_question(asked: str, names: Sequence[str]) -> str:
-    named = _named(asked, 0, len(asked), names)
-    return named[-1].words if named else " ".join(asked.replace(BOX_MARK, " ").split())
+def _read_question(question: str, names: Sequence[str]) -> str:
+    named = _find_names(question, 0, len(question), names)
+    return named[-1].words if named else " ".join(question.replace(BOX_MARK, " ").split())

@@ -1,4 +1,4 @@
-"""What requests and replies hold, as JSON. Boxes are [x1, y1, x2, y2], fractions of width and height unless told."""
+"""Requests and replies as JSON. Boxes are [x1, y1, x2, y2], in fractions of width and height unless noted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from clinkd.data.images import KINDS, medical_names
 from clinkd.records import Box
 from clinkd.serving.options import MOST_TOKENS, AnswerOptions
+
+IMAGE_FORMATS = ", ".join(name for kind in reversed(KINDS) for name in kind.formats)
 
 
 def _corners(value: Any) -> Any:
@@ -18,7 +21,7 @@ def _corners(value: Any) -> Any:
 Corners = Annotated[
     list[float], BeforeValidator(_corners), Field(min_length=4, max_length=4, description="x1, y1, x2, y2")
 ]
-SidePixels = Annotated[int, BeforeValidator(lambda value: value or 0)]  # 0 where it is not known
+SidePixels = Annotated[int, BeforeValidator(lambda value: value or 0)]  # 0 if unknown
 _DATA_URI = re.compile(r"^data:[\w.+-]*/?[\w.+-]*;base64,")
 
 
@@ -33,7 +36,7 @@ DataUri = Annotated[
     AfterValidator(_is_data_uri),
     Field(
         json_schema_extra={"pattern": _DATA_URI.pattern},
-        description="data:image/png;base64,... (also JPEG, BMP, TIFF, GIF, WebP and DICOM); no other address is opened",
+        description=f"data:image/png;base64,... (any of {IMAGE_FORMATS}); no other address is opened",
     ),
 ]
 Frame = Annotated[int | None, Field(ge=1, description="of a file with several, from 1; the first by default")]
@@ -41,7 +44,8 @@ Window = Annotated[
     str | None,
     Field(
         max_length=64,
-        description="how the values of a DICOM become grey: auto, full, the file's n-th, centre/width, or a preset",
+        description=f"how the values of a {medical_names()} become grey: auto, full, the file's n-th, centre/width, or "
+        "a preset",
     ),
 ]
 
@@ -51,7 +55,7 @@ class RequestModel(BaseModel):
 
 
 class ReplyModel(BaseModel):
-    """A reply, or a part of one; `model_validate` also takes the record that it tells of, a `Box` as its corners."""
+    """A reply or a part of one. `model_validate` also takes our record of these fields, a `Box` as its corners."""
 
     model_config = ConfigDict(extra="forbid", from_attributes=True)
 
@@ -67,16 +71,22 @@ class ErrorDetail(ReplyModel):
 
 
 class Failure(ReplyModel):
-    """What went wrong, as OpenAI's API tells it."""
+    """An error in the form of OpenAI's API."""
 
     error: ErrorDetail
+
+
+def failure_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """The JSON of a `Failure`."""
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
 class MarkedText(ReplyModel):
-    """A `BoxedText`: words with a `[box]` mark at the place of each box."""
+    """A `BoxedText`: a text with a `[box]` mark at the place of each box."""
 
     text: str
     boxes: list[Corners]
@@ -90,7 +100,7 @@ class PlacedBox(ReplyModel):
 
 
 class NamedBox(PlacedBox):
-    """A box of an answer. `span`: where its phrase stands in the text, in characters; null where it does not."""
+    """A box of an answer. `span`: the place of its phrase in the text, in characters; null if it is not there."""
 
     phrase: str
     span: tuple[int, int] | None
@@ -98,7 +108,7 @@ class NamedBox(PlacedBox):
 
 class CandidateReply(MarkedText):
     """One candidate. `logprob`: mean a token (natural log); `weight`: its probability among the candidates;
-    `likeness`: to the chosen one."""
+    `likeness`: its similarity to the chosen candidate."""
 
     logprob: float | None
     weight: float
@@ -115,11 +125,11 @@ class ImageSize(ReplyModel):
 
 
 class AnswerReply(ReplyModel):
-    """What the model answers. `text` has a `[box]` mark at the place of each of `boxes`.
+    """The model's answer. `text` has a `[box]` mark at the place of each of `boxes`.
 
-    `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the likeness of
-    all candidates to the chosen one, by weight; the answer is uncertain below 0.6. `reordered`: whether the scorer
-    decided among the candidates, or only shows its scores. `ignored`: what of the request had no effect.
+    `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the mean
+    similarity of the candidates to the chosen one, by weight; the answer is uncertain below 0.6. `reordered`: whether
+    the scorer chose among the candidates, or only shows its scores. `ignored`: the parts of the request without effect.
     """
 
     text: str
@@ -137,7 +147,7 @@ class AnswerReply(ReplyModel):
 
 
 class Draft(MarkedText):
-    """What leads while the answer is written; it may change."""
+    """The best answer so far, which may still change."""
 
 
 # -- OpenAI's chat completions ----------------------------------------------------------------------------------------
@@ -165,7 +175,7 @@ class Message(RequestModel):
 
 
 class Extension(RequestModel, AnswerOptions):
-    """Beyond OpenAI's API: `boxes` stand for the `[box]` marks in the user's texts, in order."""
+    """Fields beyond OpenAI's API: `boxes` belong to the `[box]` marks in the user's texts, in order."""
 
     boxes: list[Corners] = []
     frame: Frame = None
@@ -178,7 +188,7 @@ class StreamOptions(RequestModel):
 
 
 class ChatRequest(RequestModel):
-    """One image, and a conversation about it. Sampling parameters have no effect, and the reply says so."""
+    """One image and a conversation about it. Sampling parameters have no effect, and the reply says so."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -197,20 +207,20 @@ class ChatRequest(RequestModel):
 
     @property
     def options(self) -> AnswerOptions:
-        """How to answer: our own fields, or else OpenAI's, of which more than the most tokens means the most."""
-        most = self.max_completion_tokens or self.max_tokens
-        if most is None or self.clinkd.max_new_tokens is not None:
+        """How to answer: by our own fields, or else OpenAI's, cut at the most tokens that we allow."""
+        max_tokens = self.max_completion_tokens or self.max_tokens
+        if max_tokens is None or self.clinkd.max_new_tokens is not None:
             return self.clinkd.options
         return AnswerOptions.model_validate(
-            {**self.clinkd.options.model_dump(), "max_new_tokens": min(most, MOST_TOKENS)}
+            {**self.clinkd.options.model_dump(), "max_new_tokens": min(max_tokens, MOST_TOKENS)}
         )
 
     @property
     def ignored(self) -> list[str]:
-        """Parameters that were given and have no effect."""
+        """Parameters of the request that have no effect."""
         names = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "user")
-        found = [name for name in names if getattr(self, name) is not None]
-        return found + ["system message"] * any(m.role in ("system", "developer") for m in self.messages)
+        ignored = [name for name in names if getattr(self, name) is not None]
+        return ignored + ["system message"] * any(m.role in ("system", "developer") for m in self.messages)
 
 
 class ChatMessage(ReplyModel):
@@ -233,7 +243,7 @@ class Usage(ReplyModel):
 
 
 class ChatReply(ReplyModel):
-    """`content` is the answer as the model wrote it, boxes in its own spelling; `clinkd` has them typed."""
+    """`content` is the answer as the model wrote it, with boxes in its spelling; `clinkd` has them as numbers."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -266,13 +276,13 @@ class ImageRequest(RequestModel):
 
 
 class GroundRequest(ImageRequest, AnswerOptions):
-    """Where something is."""
+    """Ask for the boxes of a structure."""
 
     phrase: Annotated[str, Field(min_length=1, max_length=500, description="what to look for, as `liver`")]
 
 
 class ReferRequest(ImageRequest, AnswerOptions):
-    """What is in a box, or what can be said of it."""
+    """Ask for the name or a description of what a box shows."""
 
     boxes: Annotated[list[Corners], Field(min_length=1, max_length=32)]
     unit: Literal["fraction", "pixel"] = "fraction"
@@ -280,7 +290,7 @@ class ReferRequest(ImageRequest, AnswerOptions):
 
 
 class OpenRequest(ImageRequest):
-    """One frame to look at."""
+    """Ask for one frame."""
 
 
 class Grey(ReplyModel):
@@ -293,8 +303,8 @@ class Grey(ReplyModel):
 
 
 class OpenReply(ReplyModel):
-    """`window`: the centre and width that `picture` was made with, null where another way led to it. `windows`: those
-    of the file. `hounsfield`: whether presets fit. `burned_in`: what the file says of text in its picture."""
+    """`window`: centre and width of `picture`, null if it was made in another way. `windows`: those of the file.
+    `hounsfield`: whether presets fit. `burned_in`: what the file says about text in its picture."""
 
     width: int
     height: int
@@ -343,6 +353,8 @@ class AboutRun(ReplyModel):
 
 
 class Caps(ReplyModel):
+    """The part of the `ServerLimits` that a page needs."""
+
     body_bytes: int
     pixels: int
     frames: int
@@ -351,7 +363,7 @@ class Caps(ReplyModel):
 
 
 class AboutReply(ReplyModel):
-    """What is served, for the page: `questions` by task, as the model was taught them."""
+    """The facts about a server for its page. `questions`: by task, in the words of the training data."""
 
     name: str
     version: str
@@ -377,8 +389,8 @@ class Decision(ReplyModel):
 
 
 class CorrectionReply(ReplyModel):
-    """An answer that the run found wrong, and what became of it. `after`: the run's rewrite; `rejected`: why there is
-    none. `decision`: what a person made of it."""
+    """A wrong answer of the run, and its rewrite. `after`: the run's rewrite; `rejected`: why there is none.
+    `decision`: a person's decision about it."""
 
     id: str
     round: int
@@ -407,7 +419,7 @@ class CorrectionPage(ReplyModel):
 
 
 class DecideRequest(RequestModel):
-    """`text` with `[box]` marks and `boxes` are wanted for an edit, and for it alone."""
+    """`text` with `[box]` marks and `boxes` are required for an edit, and allowed for it alone."""
 
     id: Annotated[str, Field(max_length=500)]
     round: Annotated[int, Field(ge=1)]
@@ -424,5 +436,5 @@ class DecideRequest(RequestModel):
 
 
 def place_box(box: Box, width: int, height: int) -> dict[str, Any]:
-    """The fields of a `PlacedBox` in an image of so many pixels."""
+    """The fields of a `PlacedBox` in an image of `width` x `height` pixels."""
     return {"box": box, "pixels": [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]}

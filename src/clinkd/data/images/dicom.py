@@ -60,6 +60,8 @@ class Dicom:
     """DICOM files with pixels."""
 
     name = "DICOM"
+    formats = ("DICOM",)
+    accept = (*_SUFFIXES, "application/dicom")
     medical = True
     reportable = True
 

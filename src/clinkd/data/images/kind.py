@@ -58,6 +58,8 @@ class ImageKind(Protocol):
     """
 
     name: str  # in messages
+    formats: tuple[str, ...]  # names of its file formats
+    accept: tuple[str, ...]  # suffixes and media types, as in HTML's `accept`
     # Whether its header may name modality and patient, and its grey values go through a window. A folder of such files
     # is a data set without further tables.
     medical: bool

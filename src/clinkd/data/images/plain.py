@@ -28,6 +28,8 @@ class Plain:
     """
 
     name = "picture"
+    formats = FORMATS
+    accept = ("image/*",)
     medical = False
     reportable = False
 
