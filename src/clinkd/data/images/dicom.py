@@ -60,8 +60,8 @@ class Dicom:
     """DICOM files with pixels."""
 
     name = "DICOM"
-    formats = ("DICOM",)
-    accept = (*_SUFFIXES, "application/dicom")
+    formats: tuple[str, ...] = ("DICOM",)
+    accept: tuple[str, ...] = (*_SUFFIXES, "application/dicom")
     medical = True
     reportable = True
 

@@ -28,8 +28,8 @@ class Plain:
     """
 
     name = "picture"
-    formats = FORMATS
-    accept = ("image/*",)
+    formats: tuple[str, ...] = FORMATS
+    accept: tuple[str, ...] = ("image/*",)
     medical = False
     reportable = False
 
