@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -44,14 +43,7 @@ COLUMNS = (
 
 # What the PTB wrapper of pycocoevalcap drops after tokenizing.
 _PUNCTUATION = {
-    "''",
-    "'",
-    "``",
-    "`",
-    "-LRB-",
-    "-RRB-",
-    "-LCB-",
-    "-RCB-",
+    *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
     *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
 }
 _ROUGE_BETA = 1.2
@@ -75,20 +67,6 @@ class Caption(NamedTuple):
 
     candidate: str
     references: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionScores:
-    """Figures of one corpus, 0..1."""
-
-    bleu: tuple[float, float, float, float]
-    meteor: float
-    rouge_l: float
-
-    @property
-    def mbmr(self) -> float:
-        """The mean of the six (paper, section Eval Metrics; BiRD)."""
-        return (sum(self.bleu) + self.meteor + self.rouge_l) / 6
 
 
 class CaptionScorer:
@@ -146,19 +124,6 @@ class CaptionScorer:
         self._counts.update(
             (original, rows[place[text]]) for original, text in zip(captions, captions_in_tokens, strict=True)
         )
-
-    def scores(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
-        """Figures of each non-empty corpus. Raises NotComputed as `counts`."""
-        counts = self.counts([c for corpus in corpora.values() for c in corpus])
-        scores: dict[Key, CaptionScores] = {}
-        start = 0
-        for key, corpus in corpora.items():
-            if corpus:
-                figures = caption_figures(by_column(COLUMNS, counts[start : start + len(corpus)].sum(0)))
-                one, two, three, four, meteor, rouge_l, _ = (float(figures[name]) for name in FIGURES)
-                scores[key] = CaptionScores((one, two, three, four), meteor, rouge_l)
-            start += len(corpus)
-        return scores
 
     def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
         """CIDEr of each non-empty corpus, the mean over its answers, 0..10, by pycocoevalcap's scorer.

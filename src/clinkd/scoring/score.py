@@ -21,7 +21,7 @@ MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
-_CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
+CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
 class Estimate(NamedTuple):
@@ -138,17 +138,15 @@ class ScoredAnswers:
                 )
         return results
 
-    def sums(self, task: Task, measure: Measure) -> dict[Modality, Sums]:
-        """Counts of the model's answers by column, for each modality with answers; empty where not computed."""
-        modalities = [s.modality for s in self.samples]
-        results = [
-            r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None
-        ]
-        if not results:
+    def sums(self, task: Task, measure: Measure) -> dict[str, Sums]:
+        """Counts of the model's answers by column, for each modality with answers, in the order of `Modality`; empty
+        where not computed."""
+        row = next((r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure)), None)
+        if row is None or row.counts is None:
             return {}
-        codes, names = _encode_keys(results[0], modalities)
-        sums = _sum_by_key(results[0], codes, names)
-        return {Modality(n): by_column(measure.columns, s) for n, s in zip(names, sums, strict=True) if s[JUDGED]}
+        codes, names = _encode_keys(row, [s.modality for s in self.samples])
+        sums = dict(zip(names, _sum_by_key(row, codes, names), strict=True))
+        return {m.value: by_column(measure.columns, sums[m]) for m in Modality if m in sums and sums[m][JUDGED]}
 
     def gains(self) -> list[Gain]:
         """Each choice of candidates compared with the first beam, for each metric that was computed."""
@@ -290,8 +288,8 @@ class ScoredAnswers:
         whole, other = by_group[0].sum(0) + by_group[1].sum(0), by_group[1].sum(0)
         rng = np.random.default_rng([1, *ours.task.value.encode()])
         results = []
-        for start in range(0, exchanges, _CHUNK):
-            kept = rng.integers(2, size=(min(_CHUNK, exchanges - start), len(flat))).astype(np.float64)
+        for start in range(0, exchanges, CHUNK):
+            kept = rng.integers(2, size=(min(CHUNK, exchanges - start), len(flat))).astype(np.float64)
             mine = other + (kept @ flat).reshape(len(kept), *other.shape)
             results.append(figures(mine) - figures(whole - mine))
         return np.concatenate(results)
@@ -338,8 +336,8 @@ class ScoredAnswers:
         np.add.at(sums, (groups, codes), row.counts)
         flat = sums.reshape(len(sums), -1)
         drawn = []
-        for start in range(0, len(weights), _CHUNK):
-            part = weights[start : start + _CHUNK].astype(np.float64) @ flat
+        for start in range(0, len(weights), CHUNK):
+            part = weights[start : start + CHUNK].astype(np.float64) @ flat
             values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
             drawn.append(np.concatenate([values, _mean_over_keys(values, 1)[:, None]], axis=1))
         return np.concatenate(drawn)
@@ -356,38 +354,18 @@ class ScoredAnswers:
         return {task: self._sample_group_weights(task) for task in {s.task for s in self.samples}}
 
     def _sample_group_weights(self, task: Task) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        names = sorted({s.group for s in self.samples if s.task is task})
-        code = {name: i for i, name in enumerate(names)}
-        rng = np.random.default_rng([0, *task.value.encode()])
-        size = len(names)
-        drawn = [
-            np.bincount(rng.integers(size, size=size), minlength=size).clip(max=255).astype(np.uint8)
-            for _ in range(self.replicates)
-        ]
+        code = {name: i for i, name in enumerate(sorted({s.group for s in self.samples if s.task is task}))}
         codes = np.array([code[s.group] if s.task is task else -1 for s in self.samples])
-        return codes, np.array(drawn, dtype=np.uint8).reshape(self.replicates, size)
+        return codes, draw_group_weights(np.random.default_rng([0, *task.value.encode()]), len(code), self.replicates)
 
 
-def score(
-    samples: Sequence[Sample],
-    predictions: Iterable[Prediction],
-    twins: Mapping[str, Iterable[Prediction]],
-    lexicon: Lexicon,
-    config: EvaluateConfig,
-) -> list[Score]:
-    """Strict scores of every row, x100, as `score_predictions` gives them."""
-    return score_predictions(samples, predictions, twins, lexicon, config).scores()
-
-
-def score_by_source(
-    samples: Sequence[Sample],
-    predictions: Iterable[Prediction],
-    twins: Mapping[str, Iterable[Prediction]],
-    lexicon: Lexicon,
-    config: EvaluateConfig,
-) -> Table:
-    """The primary metric of each task by `Sample.source`, compared with the best image-blind baseline."""
-    return score_predictions(samples, predictions, twins, lexicon, config).by_source()
+def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: int) -> NDArray[np.uint8]:
+    """[R, G] how often each bootstrap replicate draws each group."""
+    drawn = [
+        np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups).clip(max=255).astype(np.uint8)
+        for _ in range(replicates)
+    ]
+    return np.array(drawn, dtype=np.uint8).reshape(replicates, num_groups)
 
 
 def score_predictions(
