@@ -13,7 +13,8 @@ from pycocoevalcap.rouge.rouge import Rouge, my_lcs
 
 from clinkd.scoring import captions
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed, by_column, caption_figures
-from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
+from clinkd.scoring.official import clean_released_answer
+from clinkd.scoring.released import read_lines
 
 PLAIN = [
     Caption("A small cyst on the left side.", ("A large cyst on the left side of the liver.",)),
@@ -48,8 +49,7 @@ def scores(shared: Path, scorer: CaptionScorer) -> dict[str, Figures]:
     golden = shared / "data" / "golden"
     rows = [json.loads(line) for line in (golden / "coco_fakecap.jsonl").open()]
     corpora["fakecap"] = [Caption(r["candidate"], tuple(r["references"])) for r in rows]
-    for line in (golden / "official" / "mia.jsonl").open():
-        row = ReleasedAnswer.from_json(json.loads(line))
+    for row in read_lines(golden / "official" / "mia.jsonl").rows:
         corpora.setdefault(f"mia {row.modality}", []).append(
             Caption(clean_released_answer(row.response), (row.annotation,))
         )
@@ -70,8 +70,7 @@ def test_cider_equals_the_published_example_and_the_scripts(shared: Path, scorer
     corpora: dict[str, list[Caption]] = {"empty": [], "silent": [Caption("", ("",))]}
     rows = [json.loads(line) for line in (golden / "coco_fakecap.jsonl").open()]
     corpora["fakecap"] = [Caption(r["candidate"], tuple(r["references"])) for r in rows]
-    for line in (golden / "official" / "mia.jsonl").open():
-        row = ReleasedAnswer.from_json(json.loads(line))
+    for row in read_lines(golden / "official" / "mia.jsonl").rows:
         corpora.setdefault(row.modality, []).append(Caption(clean_released_answer(row.response), (row.annotation,)))
     found = scorer.cider(corpora)
     published = json.loads((golden / "coco_fakecap_expected.json").read_text())["CIDEr"]

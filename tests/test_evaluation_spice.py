@@ -35,6 +35,7 @@ from clinkd.reporting.tables import table_json
 from clinkd.scoring import jars, metrics, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
 from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
+from clinkd.scoring.released import read_lines
 from clinkd.scoring.score import score_predictions
 
 # ---- the real one ---------------------------------------------------------------------------------------------------
@@ -57,8 +58,7 @@ def published(shared: Path) -> tuple[list[Caption], list[float]]:
 
 
 def answered(shared: Path) -> list[ReleasedAnswer]:
-    lines = (shared / "data" / "golden" / "official" / "mia.jsonl").open()
-    return [ReleasedAnswer.from_json(json.loads(line)) for line in lines]
+    return read_lines(shared / "data" / "golden" / "official" / "mia.jsonl").rows
 
 
 def official_scores(shared: Path) -> list[float]:

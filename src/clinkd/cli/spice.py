@@ -27,7 +27,7 @@ def add(verbs: Any) -> None:
         "clinkd spice install --from DIR",
     )
     install.add_argument(
-        "--from", type=Path, metavar="DIR", dest="source", help="a folder that holds them; nothing is fetched"
+        "--from", type=Path, metavar="DIR", dest="source", help="a folder that holds the jars; nothing is fetched"
     )
     install.set_defaults(stopped="the same command goes on with the download")
     add_verb(

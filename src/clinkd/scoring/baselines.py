@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,47 +131,44 @@ def _pair_groups(questions: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
 # ---- boxes from a name ----------------------------------------------------------------------------------------------
 
 Choice = Literal["median", "likeliest"]
+KeyKind = Literal["words", "names", "all"]
 
 
 class _AnswerPools:
     """Known boxes: by the words of their question, by the names in it, and all together."""
 
     def __init__(self, pool: Sequence[Sample]) -> None:
-        self._samples_by_key: dict[tuple[str, object], list[Sample]] = defaultdict(list)
+        self._samples_by_key: dict[tuple[KeyKind, object], list[Sample]] = defaultdict(list)
         for sample in pool:
-            for key in (("words", _make_key(sample, "words")), ("names", _make_key(sample, "names")), ("all", None)):
-                self._samples_by_key[key].append(sample)
-        self._pools: dict[tuple[str, object], _AnswerPool] = {}
+            for kind in get_args(KeyKind):
+                self._samples_by_key[kind, _make_key(sample, kind)].append(sample)
+        self._pools: dict[tuple[KeyKind, object], _AnswerPool] = {}
 
-    def guess(self, sample: Sample, choice: Choice, by: Sequence[Literal["words", "names"]]) -> _BaselineAnswer | None:
+    def guess(self, sample: Sample, choice: Choice, by: Sequence[KeyKind]) -> _BaselineAnswer | None:
         """An answer from the same question if it is frequent, else from the same names (which a VG question states),
         else from all questions; always without the sample's own group."""
-        for key_kind in by:
-            key, min_count = (key_kind, _make_key(sample, key_kind)), _LEAST_SAME_QUESTION if key_kind == "words" else 1
+        for kind in (*by, "all"):
+            key, min_count = (kind, _make_key(sample, kind)), _LEAST_SAME_QUESTION if kind == "words" else 1
             if (
                 len(self._samples_by_key.get(key, ())) >= min_count
                 and self._get_pool(key).others(sample.group) >= min_count
             ):
-                return _BaselineAnswer(_make_boxed_text(self._get_pool(key).boxes(choice, sample.group)))
-        all_boxes = self._get_pool(("all", None))
-        if not all_boxes.others(sample.group):
-            return None
-        note = "; name not in training: all names taken" if by else ""
-        return _BaselineAnswer(_make_boxed_text(all_boxes.boxes(choice, sample.group)), note)
+                boxes = self._get_pool(key).boxes(choice, sample.group)
+                note = "; name not in training: all names taken" if kind == "all" and by else ""
+                return _BaselineAnswer(BoxedText(" ".join([BOX_MARK] * len(boxes)), boxes), note)
+        return None
 
-    def _get_pool(self, key: tuple[str, object]) -> _AnswerPool:
+    def _get_pool(self, key: tuple[KeyKind, object]) -> _AnswerPool:
         if key not in self._pools:
             self._pools[key] = _AnswerPool.of(self._samples_by_key[key])
         return self._pools[key]
 
 
-def _make_key(sample: Sample, how: Literal["words", "names"]) -> object:
+def _make_key(sample: Sample, kind: KeyKind) -> object:
+    if kind == "all":
+        return None
     words = normalise(sample.question.words)
-    return words if how == "words" else tuple(sorted(normalise(n) for n in sample.names)) or (words,)
-
-
-def _make_boxed_text(boxes: Sequence[Box]) -> BoxedText:
-    return BoxedText(" ".join([BOX_MARK] * len(boxes)), tuple(boxes))
+    return words if kind == "words" else tuple(sorted(normalise(n) for n in sample.names)) or (words,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,10 +120,8 @@ class CaptionScorer:
             matches = executor.submit(self._meteor.counts, unique)
             rows = np.array([_count_bleu_and_rouge(c) for c in unique])
             rows = np.hstack([rows, matches.result()])
-        place = {caption: i for i, caption in enumerate(unique)}
-        self._counts.update(
-            (original, rows[place[text]]) for original, text in zip(captions, captions_in_tokens, strict=True)
-        )
+        row_by_tokens = dict(zip(unique, rows, strict=True))
+        self._counts |= {c: row_by_tokens[tokens] for c, tokens in zip(captions, captions_in_tokens, strict=True)}
 
     def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
         """CIDEr of each non-empty corpus, the mean over its answers, 0..10, by pycocoevalcap's scorer.
@@ -136,14 +134,14 @@ class CaptionScorer:
         captions_in_tokens = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
         scores: dict[Key, float] = {}
         for key, corpus in corpora.items():
-            if not corpus:
-                continue
+            tokenized = [captions_in_tokens[caption] for caption in corpus]
             scorer = CiderScorer()
-            for caption in corpus:
-                candidate, references = captions_in_tokens[caption]
-                scorer += (candidate, references)
-            words = any(reference for caption in corpus for reference in captions_in_tokens[caption].references)
-            scores[key] = float(scorer.compute_score()[0]) if words else 0.0  # it cannot count a corpus without a word
+            for caption in tokenized:
+                scorer += tuple(caption)
+            if any(reference for caption in tokenized for reference in caption.references):
+                scores[key] = float(scorer.compute_score()[0])
+            elif corpus:  # it cannot count a corpus without a word
+                scores[key] = 0.0
         return scores
 
     def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -394,17 +395,13 @@ def _count_captions(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     return rules.captions.counts(_make_captions(items))
 
 
-def _make_caption_metric(name: str) -> Metric:
-    return Metric(name, lambda s: s[name])
-
-
 CAPTIONS = Measure(
     (Task.RC, Task.MIA),
     COLUMNS,
     _count_captions,
     (
-        replace(_make_caption_metric(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
-        *(_make_caption_metric(name) for name in FIGURES if name != WORDS),
+        Metric(WORDS, itemgetter(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
+        *(Metric(name, itemgetter(name)) for name in FIGURES if name != WORDS),
     ),
     caption_figures,
 )

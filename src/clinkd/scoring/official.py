@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,14 +54,6 @@ class ReleasedAnswer:
     image: str
     annotation: str
     response: str
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises BadInput where a field is missing."""
-        missing = [k for k in ("image", "annotation", "response") if k not in value]
-        if missing:
-            raise BadInput(f"prediction {value.get('id', '?')}: no field {missing[0]!r}; each line needs one")
-        return cls(str(value.get("id", "")), str(value["image"]), str(value["annotation"]), str(value["response"]))
 
     @property
     def modality(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,18 +91,19 @@ class Outcome:
         return {**hits, **total, **({"parts": parts} if parts else {})}
 
 
-def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score], predictions: Iterable[Prediction]) -> list[Outcome]:
+def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score], predictions: Sequence[Prediction]) -> list[Outcome]:
     """One for each task that was asked, in the tasks' order; `scores` are those of `scored`."""
     tasks = {s.task for s in scored.samples}
-    unparsed = {Task.VG: _count_unparsed(scored.samples, predictions)}
     return [
-        _build_strict_outcome(scored, [s for s in scores if s.task is task], task, unparsed.get(task, 0))
+        _build_strict_outcome(scored, [s for s in scores if s.task is task], task, predictions)
         for task in Task
         if task in tasks
     ]
 
 
-def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: Task, unparsed: int) -> Outcome:
+def _build_strict_outcome(
+    scored: ScoredAnswers, scores: Sequence[Score], task: Task, predictions: Sequence[Prediction]
+) -> Outcome:
     metric = PRIMARY_METRIC[task]
     mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
     measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
@@ -124,13 +125,13 @@ def _build_strict_outcome(scored: ScoredAnswers, scores: Sequence[Score], task: 
         interval=mean.interval if mean else None,
         why=mean.why if mean else None,
         answers=answers,
-        unparsed=unparsed,
+        unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
         truncated=truncated,
         empty=empty,
     )
 
 
-def _count_unparsed(samples: Sequence[Sample], predictions: Iterable[Prediction]) -> int:
+def _count_unparsed(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> int:
     """Count the answers without a readable box, among the questions whose truth has a box."""
     boxed_ids = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
     return sum(p.id in boxed_ids and not p.answer.answer.boxes for p in predictions)

@@ -189,9 +189,6 @@ def _record(found: Evaluation) -> dict[str, Any]:
 
 def may_write(folder: Path) -> None:
     """Raises BadInput where `folder` holds something else than an evaluation, whole or under way."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _ours(folder))):
+    is_evaluation = any((folder / name).is_file() for name in (EVALUATION, ASKED))
+    if folder.exists() and not is_evaluation and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"--out {folder}: exists and is no evaluation (no {EVALUATION}); choose a new folder")
-
-
-def _ours(folder: Path) -> bool:
-    return (folder / EVALUATION).is_file() or (folder / ASKED).is_file()
