@@ -66,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         scorers = [CaptionScorer(Path(temp, "scores.sqlite")) for _ in range(2)]
         first, known = (timed(partial(spice.spice_counts, asked, scorer)) for scorer in scorers)
-    program = spice.ready()
+    program = spice.find_program()
     some = CaptionScorer().tokenized(asked[:AT_A_TIME], program.java)
     plain = timed(lambda: program.run(some, None))
     times, name = len(asked) / len(some), f"{len(some)} at a time, from {len(some)}"

@@ -198,7 +198,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     log, program = tmp_path / "log", tmp_path / "java"
     program.write_text(PROGRAM.format(python=sys.executable, log=log))
     program.chmod(0o755)
-    monkeypatch.setattr(spice, "ready", lambda: spice.Program(str(program), "x", 1000))
+    monkeypatch.setattr(spice, "find_program", lambda: spice.Program(str(program), "x", 1000))
     return Fake(log, tmp_path / "scores.sqlite")
 
 
@@ -246,7 +246,7 @@ def test_a_pair_that_fails_is_named_and_no_answer_is_scored(
 
 
 def test_a_program_that_cannot_start_is_a_reason(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spice, "ready", lambda: spice.Program("/no/java", "x", 1000))
+    monkeypatch.setattr(spice, "find_program", lambda: spice.Program("/no/java", "x", 1000))
     with pytest.raises(NotComputed, match="SPICE did not start"):
         fake.counts([pair("a")])
 

@@ -51,10 +51,10 @@ def _install(args: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from clinkd.scoring import jars
     from clinkd.scoring.captions import NotComputed
-    from clinkd.scoring.spice import SpiceCache, ready, scores_file
+    from clinkd.scoring.spice import SpiceCache, find_program, scores_file
 
     try:
-        program = ready()
+        program = find_program()
     except NotComputed as reason:
         print(reason)
         return FAILED

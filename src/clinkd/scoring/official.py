@@ -1,7 +1,7 @@
 """The papers' own scoring, reproduced with its faults, so that printed numbers can be compared (PAPER.md lists them).
 
-What it rewards (measured): thousands of sprayed boxes, "this is not the X", every class name listed at once. What it
-punishes: boxes spelled `[x1, y1, x2, y2]`, corners the other way round. Nothing here is used by the strict scores.
+It rewards (measured) thousands of boxes all over the image, "this is not the X", every class name listed at once. It
+punishes boxes spelled `[x1, y1, x2, y2]`, and corners in the other order. The strict scores use nothing from here.
 """
 
 from __future__ import annotations
@@ -32,16 +32,18 @@ from clinkd.scoring.outcome import Figures, Outcome
 from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
 
-Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in thousandths, corners in any order: the scripts do not look
+Rectangle = tuple[
+    int, int, int, int
+]  # x1, y1, x2, y2 in thousandths, corners in any order: the scripts do not check it
 
 _BETWEEN_NEWLINES = re.compile(r"\n(.*?)\n")
 _TAGGED_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 _BARE_BOX = re.compile(r"\((\d+),(\d+)\),\((\d+),(\d+)\)")
 
 METRICS = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "mBMR", Task.QA: "Accuracy"}
-# Figures of captions as the scripts print them, where they write them otherwise; CIDEr stands beside them.
+# The scripts' own names of figures of captions, where they differ from ours; they also print CIDEr.
 PARTS = {**{f"BLEU-{n}": f"Bleu_{n}" for n in (1, 2, 3, 4)}, "ROUGE-L": "ROUGE_L"}
-_SPELLED = make_codec("qwen-vl")
+_RELEASED_CODEC = make_codec("qwen-vl")
 
 Counts = NDArray[np.float64]
 
@@ -72,9 +74,9 @@ def clean_released_answer(response: str) -> str:
 
 
 def boxes(text: str) -> list[Rectangle]:
-    """Boxes in `<box>` tags; only where there is none, every bare `(d,d),(d,d)`."""
-    found = _TAGGED_BOX.findall(text) or _BARE_BOX.findall(text)
-    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in found]
+    """The boxes in `<box>` tags; where there is none, every bare `(d,d),(d,d)`."""
+    matches = _TAGGED_BOX.findall(text) or _BARE_BOX.findall(text)
+    return [(int(a), int(b), int(c), int(d)) for a, b, c, d in matches]
 
 
 def count_boxes(row: ReleasedAnswer) -> tuple[int, int]:
@@ -90,9 +92,9 @@ def count_classes(row: ReleasedAnswer) -> tuple[int, int]:
 
 
 def as_released_text(answer: Candidate) -> str:
-    """An answer with its boxes as the scripts read them; as it was written where its words would be taken for boxes."""
+    """An answer with its boxes as the scripts read them; its raw text where its words would be read as boxes."""
     try:
-        return _SPELLED.encode(answer.answer)
+        return _RELEASED_CODEC.encode(answer.answer)
     except BadInput:
         return answer.raw
 
@@ -109,11 +111,11 @@ def evaluate(
     captions: CaptionScorer | None = None,
     baselines: Mapping[str, Sequence[ReleasedAnswer]] | None = None,
 ) -> Outcome:
-    """Score answers to one task as the scripts do, beside those of image-blind baselines; what cannot be computed has
-    a reason, and no number.
+    """Score answers to one task as the scripts do, and the answers of image-blind baselines. What cannot be computed
+    has a reason, and no number.
 
-    The interval is ours: bootstrap by image of the mean over modalities. `captions`: counts captions, if not one of
-    its own.
+    The scripts have no interval: it is a bootstrap by image of the mean over modalities. `captions`: the scorer of
+    captions; without it the function starts its own.
     """
     totals, metric = Counter(row.modality for row in rows), METRICS[task]
     outcome = Outcome("official", task, metric, totals, unparsed=_count_unparsed(rows, task), answers=len(rows))
@@ -145,7 +147,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _CountedAnswers:
-    """[N, C] counts of each answer by named columns, of which any sum has a score. The first column counts the items:
+    """[N, C] counts of each answer by named columns; any sum of them has a score. The first column counts the items:
     truth boxes for VG, else answers."""
 
     rows: Sequence[ReleasedAnswer]

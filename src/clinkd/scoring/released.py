@@ -155,22 +155,22 @@ def questions(lines: Lines, task: Task, codec: Codec, by: str) -> Questions:
     Answers keep all their text except special tokens. Where most answers end with an end token, a length limit has cut
     those that do not.
     """
-    told: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     has_end = [line.answered.response.rstrip().endswith(_END_TOKENS) for line in lines.good]
     most_have_end = sum(has_end) * 2 > len(has_end)
     ids = Counter(line.answered.id for line in lines.good)
     repeats = Counter((line.answered.id, line.answered.image, line.question) for line in lines.good)
-    told["rows with id, image and question of another row; each is counted"] += sum(
+    notes["rows with id, image and question of another row; each is counted"] += sum(
         n for n in repeats.values() if n > 1
     )
     samples, predictions = [], []
     for line, complete in zip(lines.good, has_end, strict=True):
         row, modality = line.answered, _find_modality(line.answered.modality)
         name = row.id if ids[row.id] == 1 else f"{row.id} (row {line.number})"
-        told["ids that stand in several rows, told apart by the row"] += ids[row.id] > 1
+        notes["ids that stand in several rows, told apart by the row"] += ids[row.id] > 1
         if modality is None:
             prefix = shorten_value(row.modality)
-            told[f"answers of the modality {prefix!r}, which is none of ours and counts as other"] += 1
+            notes[f"answers of the modality {prefix!r}, which is none of ours and counts as other"] += 1
         question = read_loosely(_drop_special_tokens(line.question), codec, bare=True).answer
         turn = Turn(task, question, _read_boxed(row.annotation, task, codec).answer)
         names = _read_names(row.annotation, task)
@@ -183,11 +183,11 @@ def questions(lines: Lines, task: Task, codec: Codec, by: str) -> Questions:
         truncated = most_have_end and not complete
         candidate = Candidate(row.response, answer.answer, unread=answer.unread, truncated=truncated)
         predictions.append(Prediction(name, (candidate,), by=by))
-    told["answers without an end token where most have one, taken as cut"] += sum(
+    notes["answers without an end token where most have one, taken as cut"] += sum(
         p.answer.truncated for p in predictions
     )
     classes = (n for s in samples for n in s.names) if task is Task.ROC else ()
-    return Questions(samples, predictions, Lexicon(tuple(dict.fromkeys(classes))), +told)
+    return Questions(samples, predictions, Lexicon(tuple(dict.fromkeys(classes))), +notes)
 
 
 def _drop_special_tokens(text: str) -> str:

@@ -43,7 +43,7 @@ class MatchedPredictions(NamedTuple):
 
 
 def read_results(
-    file: Path, asked: EvaluationData, missing: Missing = "refuse", least: float = 0.0
+    file: Path, data: EvaluationData, missing: Missing = "refuse", least: float = 0.0
 ) -> MatchedPredictions:
     """The answers in a file; boxes of COCO results with a score below `least` are left out.
 
@@ -51,28 +51,28 @@ def read_results(
     question without an answer unless `missing` is "wrong".
     """
     rows = [_require_good(row) for row in json_rows(file)]
-    told: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     keys = rows[0].value.keys()
     if "candidates" in keys:
-        answers = _read_each(rows, "id", partial(_read_prediction, asked, {s.id for s in asked.samples}))
+        answers = _read_each(rows, "id", partial(_read_prediction, data, {s.id for s in data.samples}))
     elif "bbox" in keys:
-        answers = _read_boxes(rows, asked, least, told)
+        answers = _read_boxes(rows, data, least, notes)
     elif "caption" in keys:
-        answers = _read_each(rows, "image_id", partial(_read_caption, asked, _group_by_image(asked.samples)))
+        answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
     elif {"annotation", "response"} <= keys:
         raise BadInput(f"{file}: answers in the papers' form bring their truth along; leave --data away, give --task")
     else:
         raise BadInput(f"{file}: neither predictions of a run (candidates) nor COCO results (bbox, or caption)")
-    unanswered = [s for s in asked.samples if s.id not in answers]
+    unanswered = [s for s in data.samples if s.id not in answers]
     if unanswered and missing == "refuse":
         raise BadInput(
-            f"{file}: {len(unanswered)} of {len(asked.samples)} questions of {asked.what} have no answer, the first is "
+            f"{file}: {len(unanswered)} of {len(data.samples)} questions of {data.what} have no answer, the first is "
             f"{unanswered[0].id!r}; answer them, or let --missing wrong count them as wrong"
         )
-    told["questions without an answer, which count as wrong"] += len(unanswered)
+    notes["questions without an answer, which count as wrong"] += len(unanswered)
     empty = Candidate("", BoxedText(""))
     return MatchedPredictions(
-        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in asked.samples], +told
+        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples], +notes
     )
 
 
@@ -110,7 +110,7 @@ def _read_each(
 # ---- predictions as runs write them ---------------------------------------------------------------------------------
 
 
-def _read_prediction(asked: EvaluationData, ids: Set[str], value: dict[str, Any]) -> Prediction:
+def _read_prediction(data: EvaluationData, ids: Set[str], value: dict[str, Any]) -> Prediction:
     try:
         prediction = Prediction.from_json(value)
         prediction.answer  # noqa: B018 - one of the candidates is chosen
@@ -118,7 +118,7 @@ def _read_prediction(asked: EvaluationData, ids: Set[str], value: dict[str, Any]
         raise FieldError("candidates", value.get("candidates"), f"no prediction ({error}); write it anew") from None
     if prediction.id not in ids:
         raise FieldError(
-            "id", prediction.id, f"{asked.what} has no such question; leave it out, or choose another --split"
+            "id", prediction.id, f"{data.what} has no such question; leave it out, or choose another --split"
         )
     return prediction
 
@@ -127,13 +127,13 @@ def _read_prediction(asked: EvaluationData, ids: Set[str], value: dict[str, Any]
 
 
 def _read_boxes(
-    rows: Sequence[SourceRow], asked: EvaluationData, least: float, told: Counter[str]
+    rows: Sequence[SourceRow], data: EvaluationData, least: float, notes: Counter[str]
 ) -> dict[str, Prediction]:
     """One answer for each name in each image: its boxes, best first."""
-    if asked.names is None:
+    if data.names is None:
         raise BadInput("boxes of COCO results speak of ids: give the COCO annotation file as --data")
-    names = asked.names
-    samples = {(s.images[0].path, s.names[0]): s for s in asked.samples if s.task is Task.VG and len(s.names) == 1}
+    names = data.names
+    samples = {(s.images[0].path, s.names[0]): s for s in data.samples if s.task is Task.VG and len(s.names) == 1}
     boxes: dict[str, list[tuple[float, Box | None]]] = defaultdict(list)
 
     def read(value: dict[str, Any]) -> None:
@@ -144,10 +144,10 @@ def _read_boxes(
         corners = require_four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
         sample = samples.get((image, name))
         if sample is None:
-            told["boxes of names that are not asked for in their image"] += 1
+            notes["boxes of names that are not asked for in their image"] += 1
         elif score < least:
             boxes[sample.id] += []
-            told[f"boxes with a score below {least:g}, left out"] += 1
+            notes[f"boxes with a score below {least:g}, left out"] += 1
         else:
             boxes[sample.id].append((float(score), _clip_box(corners, sample.images[0])))
 
@@ -173,18 +173,16 @@ def _make_boxed_prediction(id: str, scored: Sequence[tuple[float, Box | None]], 
     return Prediction(id, (Candidate(answer.text, answer, unread=unread),), by=by)
 
 
-def _read_caption(
-    asked: EvaluationData, ids_by_image: Mapping[str, Sequence[str]], value: dict[str, Any]
-) -> Prediction:
+def _read_caption(data: EvaluationData, ids_by_image: Mapping[str, Sequence[str]], value: dict[str, Any]) -> Prediction:
     """The answer to the only question for a caption of an image."""
     image, caption = value.get("image_id"), value.get("caption")
     if not isinstance(caption, str):
         raise FieldError("caption", caption, "text is wanted")
-    path = asked.names.images.get(str(image)) if asked.names else None
+    path = data.names.images.get(str(image)) if data.names else None
     ids = ids_by_image.get(path or str(image), ())
     if len(ids) != 1:
-        many = f"{asked.what} asks {len(ids)} questions for a caption of this image; give predictions by their id"
-        none = f"{asked.what} asks for no caption of such an image; leave it out, or choose another --split"
+        many = f"{data.what} asks {len(ids)} questions for a caption of this image; give predictions by their id"
+        none = f"{data.what} asks for no caption of such an image; leave it out, or choose another --split"
         raise FieldError("image_id", image, many if ids else none)
     text = BoxedText(caption.replace(BOX_MARK, " "))
     return Prediction(ids[0], (Candidate(caption, text),), by="COCO results")

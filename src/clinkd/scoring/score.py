@@ -371,7 +371,7 @@ def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: in
 def score_predictions(
     samples: Sequence[Sample],
     predictions: Iterable[Prediction],
-    twins: Mapping[str, Iterable[Prediction]],
+    baselines: Mapping[str, Iterable[Prediction]],
     lexicon: Lexicon,
     config: EvaluateConfig,
     captions: CaptionScorer | None = None,
@@ -391,7 +391,7 @@ def score_predictions(
         )
     items = _UniqueAnswers(samples)
     picks = _choose_candidates(items, answered)
-    for name, rows in twins.items():
+    for name, rows in baselines.items():
         assert not is_choice(name), f"{name!r} is no blind twin's name"
         picks[name] = {
             i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"twin {name!r}").items()

@@ -65,7 +65,7 @@ def spice_counts(captions: Sequence[Caption], scorer: CaptionScorer) -> Counts:
     """
     if not captions:
         return np.zeros((0, len(SPICE_COLUMNS)))
-    program = ready()
+    program = find_program()
     captions_in_tokens = scorer.tokenized(captions, program.java)
     unique = list(dict.fromkeys(captions_in_tokens))
     cache = SpiceCache(scorer.spice_file or scores_file(), jars.version())
@@ -88,7 +88,7 @@ def spice_counts(captions: Sequence[Caption], scorer: CaptionScorer) -> Counts:
     return np.array([[1.0, scores[c]] for c in captions_in_tokens])
 
 
-def ready() -> Program:
+def find_program() -> Program:
     """The program that computes SPICE here. Raises NotComputed where a part of it is missing."""
     return Program(find_java(), jars.class_path(), _heap_mb())
 

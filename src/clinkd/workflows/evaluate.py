@@ -29,7 +29,7 @@ from clinkd.workflows.answer import ASKED, Answers, sha256_of
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of some answers: an outcome for each mode and task, and all strict scores behind them."""
+    """The scores of some answers: an outcome for each mode and task, and all strict scores that they come from."""
 
     answers: Answers
     outcomes: Sequence[Outcome]
@@ -38,7 +38,7 @@ class Evaluation:
     strict_tables: Sequence[Table] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The outcome itself where there is one alone; else by mode, then by task."""
+        """The outcome itself where there is only one; else by mode, then by task."""
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.told)}
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
@@ -62,8 +62,8 @@ def evaluate(
     config: EvaluateConfig | None = None,
     captions: CaptionScorer | None = None,
 ) -> Evaluation:
-    """Score answers in one mode or both. What cannot be computed has a reason in its place. `captions`: counts
-    captions, if not one of its own."""
+    """Score answers in one mode or both. What cannot be computed has a reason in its place. `captions`: the scorer of
+    captions; without it the function starts its own."""
     config = config or EvaluateConfig()
     with CaptionScorer.opened(captions) as scorer:
         baselines = image_blind_baselines(answers.train, answers.samples)
@@ -133,9 +133,9 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
 
 def _tabulate_modalities(outcomes: Sequence[Outcome]) -> Table:
     scores = [{"xray" if m == "x" else m: o.score(m) for m in o.totals} for o in outcomes]
-    order = list(Modality)
+    rank = {m.value: i for i, m in enumerate(Modality)}
     names = dict.fromkeys(m for scores_of_outcome in scores for m in scores_of_outcome)
-    columns = sorted(names, key=lambda m: order.index(Modality(m)) if m in order else len(order))
+    columns = sorted(names, key=lambda m: rank.get(m, len(rank)))
     rows = [
         (o.task.value, _TITLES[o.mode], *(as_cell(scores_of_outcome.get(m)) for m in columns))
         for o, scores_of_outcome in zip(outcomes, scores, strict=True)
@@ -146,21 +146,21 @@ def _tabulate_modalities(outcomes: Sequence[Outcome]) -> Table:
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def write(found: Evaluation, folder: Path) -> None:
-    """A folder with all that was asked, answered and scored, its tables, and a page to look at."""
-    answers = found.answers
+def write(evaluation: Evaluation, folder: Path) -> None:
+    """Write a folder with the questions, answers and scores, the tables, and a page to look at."""
+    answers = evaluation.answers
     write_lines(folder / SAMPLES, (s.to_json() for s in answers.samples))
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
-    write_lines(folder / SCORED, (s.to_json() for s in found.scores))
-    by_scripts = {o.task.value: o.to_json() for o in found.outcomes if o.mode == "official"}
-    strictly = table_json(found.scores, {}, found.gains) if found.scores else {"mode": "official"}
-    write_json(folder / SCORES, {**strictly, "official": by_scripts})
+    write_lines(folder / SCORED, (s.to_json() for s in evaluation.scores))
+    official_outcomes = {o.task.value: o.to_json() for o in evaluation.outcomes if o.mode == "official"}
+    strict_table = table_json(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
+    write_json(folder / SCORES, {**strict_table, "official": official_outcomes})
     gallery = [] if answers.root is None else choose_gallery(answers.samples, answers.predictions, 24)
     root = answers.root or Path()
     summary = RunSummary(
         name=answers.system,
-        tables=[*found.tables(), *found.strict_tables],
-        scores=found.scores,
+        tables=[*evaluation.tables(), *evaluation.strict_tables],
+        scores=evaluation.scores,
         setup=[(name, str(value), "") for name, value in answers.source.items()],
         wall_seconds={},
     )
@@ -168,11 +168,11 @@ def write(found: Evaluation, folder: Path) -> None:
     rules = Rules(EvaluateConfig().iou, answers.lexicon)
     on_page = ShownAnswers(image_root=root, gallery=gallery, rules=rules, shown=shown)
     write_report(folder / REPORT, summary, on_page)
-    write_json(folder / EVALUATION, _record(found))  # last: a folder with it is whole
+    write_json(folder / EVALUATION, _describe_evaluation(evaluation))  # last: a folder with it is whole
 
 
-def _record(found: Evaluation) -> dict[str, Any]:
-    answers = found.answers
+def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    answers = evaluation.answers
     return {
         "system": answers.system,
         "test_set": {
@@ -180,15 +180,15 @@ def _record(found: Evaluation) -> dict[str, Any]:
             "sha256": sha256_of(answers.samples),
             "samples": len(answers.samples),
         },
-        "modes": [m for m in MODES if any(o.mode == m for o in found.outcomes)],
-        "tasks": [t.value for t in Task if any(o.task is t for o in found.outcomes)],
+        "modes": [m for m in MODES if any(o.mode == m for o in evaluation.outcomes)],
+        "tasks": [t.value for t in Task if any(o.task is t for o in evaluation.outcomes)],
         "source": dict(answers.source),
         "told": dict(answers.told),
     }
 
 
 def may_write(folder: Path) -> None:
-    """Raises BadInput where `folder` holds something else than an evaluation, whole or under way."""
+    """Raises BadInput where `folder` holds something else than an evaluation, finished or not."""
     is_evaluation = any((folder / name).is_file() for name in (EVALUATION, ASKED))
     if folder.exists() and not is_evaluation and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"--out {folder}: exists and is no evaluation (no {EVALUATION}); choose a new folder")
