@@ -547,7 +547,7 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
         weighed(s, *("liver" if r else "cyst" for r in pair), clip=(0, 1)) for s, pair in zip(items, right, strict=True)
     ]
     judged = score_predictions(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
-    groups, weights = judged._get_group_weights(Task.ROC, np.arange(90))
+    groups, weights = judged._weights_by_task[Task.ROC]
     times = weights[:, groups].astype(float)  # [R, N]
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
