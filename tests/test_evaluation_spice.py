@@ -175,7 +175,7 @@ open(told, "w").write("nonsense" if "nonsense" in words else json.dumps(scores[:
 class Words(CaptionScorer):
     """Takes a text for its tokens."""
 
-    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+    def tokenized(self, captions: Sequence[Caption]) -> list[Caption]:
         return list(captions)
 
 

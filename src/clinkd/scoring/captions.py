@@ -106,15 +106,14 @@ class CaptionScorer:
         """
         if not captions:
             return np.zeros((0, len(COLUMNS)))
-        java, home = find_java(), find_pycocoevalcap()
         if new := [c for c in dict.fromkeys(captions) if c not in self._counts]:
-            self._count_captions(java, home, new)
+            self._count_captions(new)
         return np.array([self._counts[c] for c in captions])
 
-    def _count_captions(self, java: str, home: Path, captions: Sequence[Caption]) -> None:
+    def _count_captions(self, captions: Sequence[Caption]) -> None:
         if self._meteor is None:
-            self._meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
-        captions_in_tokens = self.tokenized(captions, java)
+            self._meteor = _Meteor()  # loads its tables while the tokenizer runs
+        captions_in_tokens = self.tokenized(captions)
         unique = list(dict.fromkeys(captions_in_tokens))
         with ThreadPoolExecutor(1) as executor:  # METEOR counts on another core, and one thread waits for it
             matches = executor.submit(self._meteor.counts, unique)
@@ -131,7 +130,7 @@ class CaptionScorer:
         from pycocoevalcap.cider.cider_scorer import CiderScorer
 
         everything = [c for corpus in corpora.values() for c in corpus]
-        captions_in_tokens = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
+        captions_in_tokens = dict(zip(everything, self.tokenized(everything), strict=True))
         scores: dict[Key, float] = {}
         for key, corpus in corpora.items():
             tokenized = [captions_in_tokens[caption] for caption in corpus]
@@ -144,16 +143,16 @@ class CaptionScorer:
                 scores[key] = 0.0
         return scores
 
-    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+    def tokenized(self, captions: Sequence[Caption]) -> list[Caption]:
         """Each text as Penn Treebank tokens in lower case, without punctuation, separated by a space.
 
-        Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
+        Raises NotComputed where Java or pycocoevalcap is missing, or the tokenizer fails.
         """
         lines = {
             t: _fold_to_one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))
         }
         if fresh := [t for t in dict.fromkeys(lines.values()) if t not in self._tokens]:
-            self._tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
+            self._tokens.update(zip(fresh, _tokenize(fresh), strict=True))
         tokens = {text: self._tokens[line] for text, line in lines.items()}
         return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
 
@@ -271,14 +270,14 @@ def _fold_to_one_line(text: str) -> str:
     return " ".join("".join(" " if unicodedata.category(c)[0] == "C" else c for c in folded).split())
 
 
-def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
+def _tokenize(texts: Sequence[str]) -> list[str]:
     """Penn Treebank tokens in lower case without punctuation, separated by a space, as pycocoevalcap's
     PTBTokenizer.tokenize gives them."""
     command = [
-        *(java, *UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
+        *(find_java(), *UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
         *("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"),
     ]
-    folder = home / "tokenizer"
+    folder = find_pycocoevalcap() / "tokenizer"
     with tempfile.TemporaryDirectory(prefix="clinkd-ptb-") as temp:
         path = Path(temp, "texts")
         path.write_text("".join(f"{t}\n" for t in texts), encoding="utf-8")
@@ -309,7 +308,8 @@ class _Meteor:
     that both are equal.
     """
 
-    def __init__(self, java: str, home: Path) -> None:
+    def __init__(self) -> None:
+        java, home = find_java(), find_pycocoevalcap()
         # `-a` with a relative path: without it METEOR looks for its table by a URL and fails on a space in the path.
         arguments = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", "data/paraphrase-en.gz"]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process

@@ -66,7 +66,7 @@ def spice_counts(captions: Sequence[Caption], scorer: CaptionScorer) -> Counts:
     if not captions:
         return np.zeros((0, len(SPICE_COLUMNS)))
     program = find_program()
-    captions_in_tokens = scorer.tokenized(captions, program.java)
+    captions_in_tokens = scorer.tokenized(captions)
     unique = list(dict.fromkeys(captions_in_tokens))
     cache = SpiceCache(scorer.spice_file or scores_file(), jars.version())
     scores = cache.read(unique)
