@@ -31,14 +31,13 @@ from clinkd.scoring.captions import (
     FIGURES,
     Caption,
     CaptionScorer,
+    Counts,
     NotComputed,
     Sums,
     by_column,
     caption_figures,
 )
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
-
-Counts = NDArray[np.float64]
 
 Place = Literal["comparison", "question", "ablation"]  # tables that show only some metrics
 _IN_COMPARISON: tuple[Place, ...] = ("comparison",)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clinkd.data.codecs import make_codec
 from clinkd.records import BadInput, Candidate, Task
@@ -22,6 +21,7 @@ from clinkd.scoring.captions import (
     COLUMNS,
     Caption,
     CaptionScorer,
+    Counts,
     NotComputed,
     Sums,
     by_column,
@@ -32,9 +32,8 @@ from clinkd.scoring.outcome import Figures, Outcome
 from clinkd.scoring.score import CHUNK, MODEL, draw_group_weights
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
 
-Rectangle = tuple[
-    int, int, int, int
-]  # x1, y1, x2, y2 in thousandths, corners in any order: the scripts do not check it
+# x1, y1, x2, y2 in thousandths; the corners come in any order, since the scripts do not check it
+Rectangle = tuple[int, int, int, int]
 
 _BETWEEN_NEWLINES = re.compile(r"\n(.*?)\n")
 _TAGGED_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
@@ -44,8 +43,6 @@ METRICS = {Task.VG: "Recall", Task.ROC: "Recall", Task.RC: "SPICE", Task.MIA: "m
 # The scripts' own names of figures of captions, where they differ from ours; they also print CIDEr.
 PARTS = {**{f"BLEU-{n}": f"Bleu_{n}" for n in (1, 2, 3, 4)}, "ROUGE-L": "ROUGE_L"}
 _RELEASED_CODEC = make_codec("qwen-vl")
-
-Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

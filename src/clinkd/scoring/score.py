@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
-from clinkd.scoring.captions import CaptionScorer, NotComputed, Sums, by_column
-from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Measure, Rules, SampleAnswer, list_stand_ins, measures
+from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
+from clinkd.scoring.metrics import FLAWS, JUDGED, Measure, Rules, SampleAnswer, list_stand_ins, measures
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record

@@ -20,14 +20,11 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clinkd.scoring import jars
-from clinkd.scoring.captions import UTF8, Caption, CaptionScorer, NotComputed, find_java
+from clinkd.scoring.captions import UTF8, Caption, CaptionScorer, Counts, NotComputed, find_java
 from clinkd.storage import cache_folder, progress
 from clinkd.system_memory import free_memory_mb
-
-Counts = NDArray[np.float64]
 
 SPICE_COLUMNS = ("answers", "F-score")
 
