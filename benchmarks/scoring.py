@@ -124,7 +124,8 @@ def main() -> None:
                     answers = answering.read_released(file, task, "qwen-vl", MODES, None)
                     start = time.perf_counter(), cpu()
                     found = evaluating.evaluate(answers, captions=captions)
-                    told = {o.mode: o.score if o.score is None else round(o.score, 1) for o in found.outcomes}
+                    scores = {o.mode: o.score() for o in found.outcomes}
+                    told = {mode: score if score is None else round(score, 1) for mode, score in scores.items()}
                     used = time.perf_counter() - start[0], cpu() - start[1]
                     print(f"{task.value}: {told}, {used[0]:.1f} s, {used[1]:.1f} CPU s", file=sys.stderr)
 

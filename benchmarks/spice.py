@@ -66,8 +66,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temp:
         scorers = [CaptionScorer(Path(temp, "scores.sqlite")) for _ in range(2)]
         first, known = (timed(partial(spice.spice_counts, asked, scorer)) for scorer in scorers)
-    program = spice.ready()
-    some = CaptionScorer().tokenized(asked[:AT_A_TIME], program.java)
+    program = spice.find_program()
+    some = CaptionScorer().tokenized(asked[:AT_A_TIME])
     plain = timed(lambda: program.run(some, None))
     times, name = len(asked) / len(some), f"{len(some)} at a time, from {len(some)}"
     what = f"{len(asked)} pairs of {len({t for c in asked for t in (c.candidate, *c.references)})} texts"

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clinkd.records import BadInput, Task
+from clinkd.records import Task
 from clinkd.scoring import official
 from clinkd.scoring.captions import NotComputed
 from clinkd.scoring.official import (
     ReleasedAnswer,
     boxes,
-    classification,
     clean_released_answer,
+    count_boxes,
+    count_classes,
     evaluate,
-    grounding,
-    mean_over_modalities,
 )
+from clinkd.scoring.released import read_lines
 
 
 def answered(truth: str, response: str) -> ReleasedAnswer:
@@ -27,26 +27,22 @@ def answered(truth: str, response: str) -> ReleasedAnswer:
 
 
 def golden(shared: Path, name: str) -> list[ReleasedAnswer]:
-    path = shared / "data" / "golden" / "official" / name
-    return [ReleasedAnswer.from_json(json.loads(line)) for line in path.open()]
+    return read_lines(shared / "data" / "golden" / "official" / name).rows
 
 
-def test_grounding_equals_the_scripts(shared: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "task", "counts", "mean"),
+    [
+        ("vg.jsonl", Task.VG, "vg_hits_total_by_modality", "vg_mean_over_8"),
+        ("roc.jsonl", Task.ROC, "roc_hits_total_by_modality", "roc_mean_over_non_empty"),
+    ],
+)
+def test_hits_equal_the_scripts(shared: Path, file: str, task: Task, counts: str, mean: str) -> None:
     expected = json.loads((shared / "data/golden/official/expected.json").read_text())
-    found = grounding(golden(shared, "vg.jsonl"))
-    assert {k: [h.hits, h.total] for k, h in found.items()} == expected["vg_hits_total_by_modality"]
-    assert mean_over_modalities(h.hits / h.total for h in found.values()) == pytest.approx(
-        100 * expected["vg_mean_over_8"]
-    )
-
-
-def test_classification_equals_the_scripts(shared: Path) -> None:
-    expected = json.loads((shared / "data/golden/official/expected.json").read_text())
-    found = classification(golden(shared, "roc.jsonl"))
-    recorded = {k: v for k, v in expected["roc_hits_total_by_modality"].items() if v[1]}
-    assert {k: [h.hits, h.total] for k, h in found.items()} == recorded
-    mean = mean_over_modalities(h.hits / h.total for h in found.values())
-    assert mean == pytest.approx(100 * expected["roc_mean_over_non_empty"])
+    outcome = evaluate(golden(shared, file), task, 0)
+    recorded = {modality: hits for modality, hits in expected[counts].items() if hits[1]}
+    assert {m: [outcome.hits[m], total] for m, total in outcome.totals.items()} == recorded
+    assert outcome.score() == pytest.approx(100 * expected[mean])
 
 
 @pytest.mark.parametrize(
@@ -86,28 +82,22 @@ TRUTH = "<box>(100,100),(300,300)</box>"
     ids=["right", "swapped", "list", "spaces", "half", "sprayed"],
 )  # fmt: skip
 def test_grounding_probes(response: str, hits: int) -> None:
-    assert grounding([answered(TRUTH, response)])["ct"].hits == hits
+    assert count_boxes(answered(TRUTH, response)) == (1, hits)
 
 
 def test_one_box_may_find_two() -> None:
-    found = grounding([answered(TRUTH * 2, TRUTH)])
-    assert (found["ct"].hits, found["ct"].total) == (2, 2)
+    assert count_boxes(answered(TRUTH * 2, TRUTH)) == (2, 2)
 
 
 @pytest.mark.parametrize("response", ["This is not the liver", "liver, spleen, kidney", "deliverance"])
 def test_classification_is_easily_pleased(response: str) -> None:
-    assert classification([answered("Liver", response)])["ct"].hits == 1
-
-
-def test_a_line_without_a_field_is_named() -> None:
-    with pytest.raises(BadInput, match="prediction 7.*'response'"):
-        ReleasedAnswer.from_json({"id": 7, "image": "ct_1.png", "annotation": "x"})
+    assert count_classes(answered("Liver", response)) == (1, 1)
 
 
 def test_an_interval_is_of_images_and_its_middle_is_the_score() -> None:
     rows = [ReleasedAnswer(str(n), f"ct_{n // 4}.png", TRUTH, TRUTH if (n // 4) % 2 else "no") for n in range(160)]
     found = evaluate(rows, Task.VG)
-    assert found.score == 50 and found.unparsed == 80 and found.interval
+    assert found.score() == 50 and found.unparsed == 80 and found.interval
     low, high = found.interval
     assert 50 - 20 < low < 40 and 60 < high < 50 + 20  # 40 images: +-15.5; were answers drawn, +-7.7
     assert evaluate(rows, Task.VG, 0).interval is None
@@ -117,11 +107,11 @@ def test_what_cannot_be_computed_has_a_reason_and_no_number(monkeypatch: pytest.
     def missing(*_: object) -> None:
         raise NotComputed("no SPICE")
 
-    monkeypatch.setattr(official, "_spice_counts", missing)
+    monkeypatch.setattr(official, "spice_counts", missing)
     rows = [answered("no box at all", "no")]
     for task, why in ((Task.RC, "no SPICE"), (Task.QA, "mode strict"), (Task.VG, "no truth has a box")):
         found = evaluate(rows, task)
-        assert found.score is None and why in (found.why or "") and found.to_json()["by_modality"]["ct"]["total"] == 1
+        assert found.score() is None and why in (found.why or "") and found.to_json()["by_modality"]["ct"]["total"] == 1
 
 
 def test_captions_of_boxes_are_scored_by_the_mean_of_spice(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,14 +119,11 @@ def test_captions_of_boxes_are_scored_by_the_mean_of_spice(shared: Path, monkeyp
     folder = shared / "data/golden/official"
     each = {str(r["id"]): r["SPICE"] for r in map(json.loads, (folder / "mia_spice_official.jsonl").open())}
 
-    def counts(rows: list[ReleasedAnswer], _: object) -> official._AnswerCounts:
-        return official._AnswerCounts(
-            np.array([[1.0, each[r.id]] for r in rows]), ("n", "f"), lambda s: s["f"] / s["n"]
-        )
-
-    monkeypatch.setattr(official, "_spice_counts", counts)
-    found, expected = evaluate(golden(shared, "mia.jsonl"), Task.RC), json.loads((folder / "expected.json").read_text())
-    by_modality = {m: (share.score or 0) / 100 for m, share in found.by_modality.items()}
+    rows = golden(shared, "mia.jsonl")
+    monkeypatch.setattr(official, "spice_counts", lambda *_: np.array([[1.0, each[r.id]] for r in rows]))
+    outcome, expected = evaluate(rows, Task.RC), json.loads((folder / "expected.json").read_text())
+    by_modality = {m: (outcome.score(m) or 0) / 100 for m in outcome.totals}
     assert by_modality == pytest.approx(expected["rc_spice_by_modality"], abs=1e-7)
-    assert found.score == pytest.approx(100 * expected["rc_spice_mean_over_modalities"])
-    assert found.interval and found.interval[0] < found.score < found.interval[1]
+    mean = outcome.score()
+    assert mean == pytest.approx(100 * expected["rc_spice_mean_over_modalities"])
+    assert mean and outcome.interval and outcome.interval[0] < mean < outcome.interval[1]

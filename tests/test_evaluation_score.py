@@ -27,11 +27,11 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.reporting.strict import outcomes
 from clinkd.reporting.tables import table_json
-from clinkd.scoring import captions, metrics, score
+from clinkd.scoring import captions, metrics
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
-from clinkd.scoring.score import MODEL, Gain, score_by_source, score_predictions
+from clinkd.scoring.outcome import strict_outcomes
+from clinkd.scoring.score import MODEL, Gain, score_predictions
 
 LEXICON = Lexicon(("liver", "left lung", "lung", "cyst"), ("small", "large"), ("left", "right"), ("dark", "bright"))
 CONFIG = EvaluateConfig(replicates=200)
@@ -69,7 +69,7 @@ def values(scores: Sequence[Score], task: Task, row: str = "model") -> dict[str,
 
 
 def strict(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[Score]:
-    return score.score(samples, predictions, {}, LEXICON, CONFIG)
+    return score_predictions(samples, predictions, {}, LEXICON, CONFIG).scores()
 
 
 # ---- VG -------------------------------------------------------------------------------------------------------------
@@ -102,7 +102,9 @@ def test_a_found_box_has_the_given_iou_or_more() -> None:
     half = Box(0.1, 0.1, 0.3, 0.2)
     assert vg((BOX,), (half,))["Recall"] == 100
     item = sample(1, Task.VG, boxed(BOX))
-    finer = score.score([item], [says(item, boxed(half))], {}, LEXICON, EvaluateConfig(iou=0.6, replicates=2))
+    finer = score_predictions(
+        [item], [says(item, boxed(half))], {}, LEXICON, EvaluateConfig(iou=0.6, replicates=2)
+    ).scores()
     assert values(finer, Task.VG)["Recall"] == 0
 
 
@@ -410,9 +412,8 @@ def test_the_hits_of_answers_are_the_share_that_is_right() -> None:
     items = [sample(i, Task.QA, t) for i, t in enumerate(truths)]
     rows = [says(s, a) for s, a in zip(items, answers, strict=True)]
     judged = score_predictions(items, rows, {}, LEXICON, CONFIG)
-    (found,) = outcomes(judged, judged.scores(), rows)
-    (share,) = found.by_modality.values()
-    assert (share.hits, share.total, share.score, found.score) == (3, 5, 60, 60)
+    (outcome,) = strict_outcomes(judged, judged.scores(), rows)
+    assert (outcome.hits["ct"], outcome.totals["ct"], outcome.score("ct"), outcome.score()) == (3, 5, 60, 60)
 
 
 # ---- the table of metrics -------------------------------------------------------------------------------------------
@@ -546,7 +547,7 @@ def test_the_interval_of_a_gain_is_that_of_the_answers_differences() -> None:
         weighed(s, *("liver" if r else "cyst" for r in pair), clip=(0, 1)) for s, pair in zip(items, right, strict=True)
     ]
     judged = score_predictions(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
-    groups, weights = judged._get_group_weights(Task.ROC, np.arange(90))
+    groups, weights = judged._weights_by_task[Task.ROC]
     times = weights[:, groups].astype(float)  # [R, N]
     by_hand = 100 * (times @ (right[:, 1].astype(float) - right[:, 0])) / times.sum(1)
     (clip,) = [g for g in judged.gains() if (g.row, g.metric) == ("by clip", "Recall")]
@@ -584,7 +585,7 @@ def test_the_mean_is_over_modalities_and_not_over_questions() -> None:
 
 def interval(items: Sequence[Sample], right: Sequence[bool]) -> tuple[float, float]:
     answers = [says(s, "liver" if r else "cyst") for s, r in zip(items, right, strict=True)]
-    scores = score.score(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000))
+    scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000)).scores()
     found = next(s for s in scores if s.metric == "Recall" and s.row == "model" and s.modality is None)
     assert found.interval is not None and found.value is not None
     assert found.interval[0] <= found.value <= found.interval[1]
@@ -612,7 +613,8 @@ def test_by_source_stands_beside_the_best_twin() -> None:
     items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(4)]
     items[3] = replace(items[3], source="other set")
     twin = [says(s, "liver" if i == 0 else "cyst") for i, s in enumerate(items)]
-    table = score_by_source(items, [says(s, "liver") for s in items], {"constant": twin}, LEXICON, CONFIG)
+    answers = [says(s, "liver") for s in items]
+    table = score_predictions(items, answers, {"constant": twin}, LEXICON, CONFIG).by_source()
     rows = {r[1]: dict(zip(table.columns, r, strict=True)) for r in table.rows}
     assert rows["set"]["Model"] == "100.0" and rows["set"]["Best blind twin"] == "33.3"
     assert rows["set"]["Above it"] == "+66.7" and rows["other set"]["Questions"] == "1"
@@ -625,7 +627,7 @@ def test_by_source_every_twin_is_told_and_how_far_the_best_lies_below() -> None:
     model = [says(s, "liver" if i % 4 != 0 else "cyst") for i, s in enumerate(items)]
     seen = [says(s, "liver" if i % 4 in (1, 2) else "cyst") for i, s in enumerate(items)]
     twins = {"images shuffled": seen, "constant": [says(s, "cyst") for s in items[:160]]}
-    table = score_by_source(items, model, twins, LEXICON, EvaluateConfig(replicates=1000))
+    table = score_predictions(items, model, twins, LEXICON, EvaluateConfig(replicates=1000)).by_source()
     lines = {r[1]: dict(zip(table.columns, r, strict=True)) for r in table.rows}
     first = lines["a"]
     assert (first["Model"], first["Which"], first["Above it"]) == ("75.0", "images shuffled", "+25.0")

@@ -35,6 +35,7 @@ from clinkd.reporting.tables import table_json
 from clinkd.scoring import jars, metrics, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
 from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
+from clinkd.scoring.released import read_lines
 from clinkd.scoring.score import score_predictions
 
 # ---- the real one ---------------------------------------------------------------------------------------------------
@@ -58,8 +59,7 @@ def published(shared: Path) -> tuple[list[Caption], list[float]]:
 
 
 def answered(shared: Path) -> list[ReleasedAnswer]:
-    lines = (shared / "data" / "golden" / "official" / "mia.jsonl").open()
-    return [ReleasedAnswer.from_json(json.loads(line)) for line in lines]
+    return read_lines(shared / "data" / "golden" / "official" / "mia.jsonl").rows
 
 
 def official_scores(shared: Path) -> list[float]:
@@ -133,9 +133,10 @@ def test_the_published_example_whole(installed: Count, shared: Path) -> None:
 def test_official_answers_by_modality(installed: Count, shared: Path) -> None:
     rows = answered(shared)
     expected = json.loads((shared / "data/golden/official/expected.json").read_text())
-    found = official.spice_by_modality(rows, CaptionScorer())
-    assert found == pytest.approx(expected["rc_spice_by_modality"], abs=1e-8)
-    assert np.mean(list(found.values())) == pytest.approx(expected["rc_spice_mean_over_modalities"], abs=1e-8)
+    outcome = official.evaluate(rows, Task.RC, 0)
+    by_modality = {m: (outcome.score(m) or 0) / 100 for m in outcome.totals}
+    assert by_modality == pytest.approx(expected["rc_spice_by_modality"], abs=1e-8)
+    assert outcome.score() == pytest.approx(100 * expected["rc_spice_mean_over_modalities"], abs=1e-6)
     each = installed([Caption(clean_released_answer(r.response), (r.annotation,)) for r in rows])[:, 1]
     assert each == pytest.approx(official_scores(shared), abs=1e-9)
 
@@ -175,7 +176,7 @@ open(told, "w").write("nonsense" if "nonsense" in words else json.dumps(scores[:
 class Words(CaptionScorer):
     """Takes a text for its tokens."""
 
-    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+    def tokenized(self, captions: Sequence[Caption]) -> list[Caption]:
         return list(captions)
 
 
@@ -198,7 +199,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     log, program = tmp_path / "log", tmp_path / "java"
     program.write_text(PROGRAM.format(python=sys.executable, log=log))
     program.chmod(0o755)
-    monkeypatch.setattr(spice, "ready", lambda: spice.Program(str(program), "x", 1000))
+    monkeypatch.setattr(spice, "find_program", lambda: spice.Program(str(program), "x", 1000))
     return Fake(log, tmp_path / "scores.sqlite")
 
 
@@ -246,7 +247,7 @@ def test_a_pair_that_fails_is_named_and_no_answer_is_scored(
 
 
 def test_a_program_that_cannot_start_is_a_reason(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spice, "ready", lambda: spice.Program("/no/java", "x", 1000))
+    monkeypatch.setattr(spice, "find_program", lambda: spice.Program("/no/java", "x", 1000))
     with pytest.raises(NotComputed, match="SPICE did not start"):
         fake.counts([pair("a")])
 
@@ -254,14 +255,14 @@ def test_a_program_that_cannot_start_is_a_reason(fake: Fake, monkeypatch: pytest
 def test_batches_hold_every_pair_once_the_long_ones_last_and_within_bounds() -> None:
     answers = ["a " * n for n in (40, 3, 200, 5, 7, 120, 300, 12)] + [f"a {n}" for n in range(3000)]
     captions = [Caption(a, (f"truth {n}",)) for n, a in enumerate(answers)]
-    batches = list(spice._batches(captions))
+    batches = list(spice._split_batches(captions))
     flat = [c for batch in batches for c in batch]
     assert sorted(flat) == sorted(captions) and len(batches) > 2
     costs = [spice._cpu_seconds(spice._texts(c)) for c in flat]
     assert costs == sorted(costs)
     assert all(len(b) == 1 or spice._cpu_seconds(spice._texts(*b)) <= spice.BATCH_SECONDS for b in batches)
     # a text that stands in many pairs counts once
-    assert len(list(spice._batches([Caption(f"{n % 60}", (f"{n // 60}",)) for n in range(3600)]))) == 1
+    assert len(list(spice._split_batches([Caption(f"{n % 60}", (f"{n // 60}",)) for n in range(3600)]))) == 1
 
 
 def test_texts_of_many_pairs_are_read_first_once_each(fake: Fake) -> None:
@@ -414,8 +415,7 @@ def test_a_pair_that_fails_is_named_by_its_sample_and_its_texts_are_not_told(
     assert len(told) == 1 and re.fullmatch(r"s1: SPICE fails; nothing is scored.*", told.pop() or "")
     monkeypatch.setattr(official, "spice_counts", failing)
     rows = [ReleasedAnswer(str(n), "ct_1.png", "truth", "answer") for n in range(3)]
-    with pytest.raises(NotComputed, match="prediction 1: SPICE fails"):
-        official.spice_by_modality(rows, CaptionScorer())
+    assert (official.evaluate(rows, Task.RC).why or "").startswith("prediction 1: SPICE fails")
 
 
 def test_official_means_are_of_cleaned_answers_by_modality(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +423,8 @@ def test_official_means_are_of_cleaned_answers_by_modality(monkeypatch: pytest.M
         official, "spice_counts", lambda captions, _: np.array([[1.0, len(c.candidate) / 10] for c in captions])
     )
     rows = [ReleasedAnswer("1", f"{m}_1.png", "t", r) for m, r in (("ct", "abc.<|im_end|>x"), ("ct", ""), ("x", "ab"))]
-    assert official.spice_by_modality(rows, CaptionScorer()) == pytest.approx({"ct": 0.2, "x": 0.2})
+    outcome = official.evaluate(rows, Task.RC, 0)
+    assert [outcome.score(m) for m in ("ct", "x")] == pytest.approx([20, 20])
 
 
 def test_known_scores_of_others_are_left_alone(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

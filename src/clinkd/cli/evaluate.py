@@ -11,14 +11,17 @@ from clinkd.cli.data import source_flags, source_of
 from clinkd.cli.outputs import ASIDE, end_in_order, may_write
 from clinkd.cli.screen import show, show_leaving, tell
 from clinkd.cli.words import add_verb
-from clinkd.records import BadInput
+from clinkd.records import BadInput, Task
 
 if TYPE_CHECKING:
     from clinkd.config import ChatConfig
-    from clinkd.records import Task
     from clinkd.scoring.outcome import Mode
-    from clinkd.workflows.answer import Answers, TestSet
+    from clinkd.workflows.answer import Answers
 
+_CHAT_KNOBS = (  # knobs with a flag of the same name
+    *("model", "key_variable", "input_price", "output_price", "budget"),
+    *("max_tokens", "limit_as", "concurrency", "journal"),
+)
 RELEASED = "qwen-vl"  # how the papers' files write boxes; marks of Qwen2-VL are read, too
 
 
@@ -52,45 +55,43 @@ def _add_answers(group: Any) -> None:
     )
     group.add_argument("--endpoint", metavar="URL", help="a chat API answers --data, such as http://127.0.0.1:8000/v1")
     group.add_argument("--data", type=Path, metavar="PATH", help="data of any form, with the questions and truths")
-    group.add_argument("--split", choices=["test", "validation", "train", "all"], default="test", help="of it (test)")
+    group.add_argument(
+        "--split", choices=["test", "validation", "train", "all"], default="test", help="of --data (test)"
+    )
     group.add_argument(
         "--missing", choices=["refuse", "wrong"], default="refuse", help="questions without an answer (refuse)"
     )
-    group.add_argument(
-        "--least", type=float, default=0.0, help="score of boxes in COCO results; lower ones are left out"
-    )
+    group.add_argument("--least", type=float, default=0.0, help="COCO boxes with a lower score are left out")
     group.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="a knob of answer")
     group.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
-    group.add_argument("--as", dest="system", metavar="NAME", help="of the system, for tables and comparisons")
+    group.add_argument("--as", dest="system", metavar="NAME", help="the system's name in tables and comparisons")
 
 
 def _add_endpoint(group: Any) -> None:
-    group.add_argument("--input-price", type=float, metavar="USD", help="of a million tokens sent; 0 = free")
-    group.add_argument("--output-price", type=float, metavar="USD", help="of a million tokens written")
-    group.add_argument("--budget", type=float, metavar="USD", help="that all calls in the journal may cost together")
+    group.add_argument("--input-price", type=float, metavar="USD", help="price of a million tokens sent; 0 = free")
+    group.add_argument("--output-price", type=float, metavar="USD", help="price of a million tokens written")
+    group.add_argument("--budget", type=float, metavar="USD", help="the most that all calls in the journal may cost")
     group.add_argument(
         "--pixels",
         nargs="?",
         const="safe",
         choices=["safe", "all"],
-        help="send the images: of CT, MR and PET alone, without burnt-in text; `all` sends whatever the pictures show, "
-        "names of patients included. Without it the model answers blindly",
+        help="send the images: only of CT, MR and PET, without burnt-in text; `all` sends every picture as it is, "
+        "names of patients included. Without this flag the model answers blindly",
     )
     group.add_argument("--dry-run", action="store_true", help="print the bytes of each call; its cost goes to stderr")
+    group.add_argument("--journal", type=Path, metavar="FILE", help="all calls and replies (chat.sqlite under --runs)")
     group.add_argument(
-        "--journal", type=Path, metavar="FILE", help="of all calls and replies (chat.sqlite under --runs)"
+        "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="it holds the key (OPENAI_API_KEY)"
     )
     group.add_argument(
-        "--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="holds the key (OPENAI_API_KEY)"
-    )
-    group.add_argument(
-        "--max-tokens", type=int, default=400, help="of an answer; a longer one is cut and counted (400)"
+        "--max-tokens", type=int, default=400, help="tokens of an answer; a longer one is cut and counted (400)"
     )
     group.add_argument(
         "--limit-as",
         choices=["max_tokens", "max_completion_tokens"],
         default="max_tokens",
-        help="the API's word for it",
+        help="the API's name for --max-tokens (max_tokens)",
     )
     group.add_argument("--concurrency", type=int, default=4, help="calls at the same time (4)")
 
@@ -98,7 +99,7 @@ def _add_endpoint(group: Any) -> None:
 def _add_scores(group: Any) -> None:
     group.add_argument("--mode", choices=["official", "strict"], help="one way of scoring (both)")
     group.add_argument("--quarantine", type=Path, metavar="FILE", help="set bad rows aside there, and score the rest")
-    group.add_argument("--replicates", type=int, default=1000, metavar="N", help="of the bootstrap (1000); 0 for none")
+    group.add_argument("--replicates", type=int, default=1000, metavar="N", help="bootstrap replicates (1000); 0: none")
     group.add_argument("--json", action="store_true", help="print the scores for a program")
     group.add_argument("--out", type=Path, metavar="DIR", help="write answers, scores, tables and a page there")
 
@@ -117,9 +118,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     end_in_order()
     modes: tuple[Mode, ...] = (args.mode,) if args.mode else MODES
     _require_one_system(args)
-    if args.endpoint is not None and args.dry_run:
-        leaving = answering.preview_outgoing(_build_chat_config(args), _read_test_set(args), args.runs, args.pixels)
-        show_leaving(leaving, f"{leaving.wrong} questions")
+    if args.dry_run:
+        config, test = _build_chat_config(args), answering.read_test_set(source_of(args, args.data), args.split)
+        preview = answering.preview_outgoing(config, test, args.runs, args.pixels)
+        show_leaving(preview, f"{preview.wrong} questions")
         return 0
     evaluation = evaluating.evaluate(
         _read_or_ask_answers(args, modes), modes, EvaluateConfig(replicates=args.replicates)
@@ -139,16 +141,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _require_one_system(args: argparse.Namespace) -> None:
     """Raises BadInput if it is unclear whose answers to score, or which questions they answer."""
-    flags = [
-        flag
-        for flag, value in (
-            ("--predictions", args.predictions),
-            ("--run", args.run),
-            ("--endpoint", args.endpoint),
-            ("--model", None if args.endpoint else args.model),
-        )
-        if value is not None
-    ]
+    systems = {"--predictions": args.predictions, "--run": args.run, "--endpoint": args.endpoint}
+    if not args.endpoint:
+        systems["--model"] = args.model
+    flags = [flag for flag, value in systems.items() if value is not None]
     if len(flags) != 1:
         named = " and ".join(flags) or "none is given"
         raise BadInput(f"whose answers? give one of --predictions, --run, --model, --endpoint ({named})")
@@ -169,7 +165,7 @@ def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> A
     if args.data is None:
         boxes = args.boxes or RELEASED
         return answering.read_released(args.predictions, _read_task(args), boxes, modes, args.quarantine, args.system)
-    test = _read_test_set(args)
+    test = answering.read_test_set(source_of(args, args.data), args.split)
     if args.predictions is not None:
         return answering.read_answers(args.predictions, test, args.missing, args.least, args.system)
     if args.endpoint is not None:
@@ -177,12 +173,6 @@ def _read_or_ask_answers(args: argparse.Namespace, modes: tuple[Mode, ...]) -> A
     if args.run is not None:
         return answering.answer_with_run(find_run(args.run, args.runs), test, args.settings, args.out, args.system)
     return answering.answer_with_model(Path(args.model), test, args.settings, args.out, args.system)
-
-
-def _read_test_set(args: argparse.Namespace) -> TestSet:
-    from clinkd.workflows import answer as answering
-
-    return answering.read_test_set(source_of(args, args.data), args.split)
 
 
 def _build_chat_config(args: argparse.Namespace) -> ChatConfig:
@@ -202,21 +192,9 @@ def _build_chat_config(args: argparse.Namespace) -> ChatConfig:
         tell("--pixels all: every picture is sent as it is, and whatever text is burnt into it, names included")
     if args.pixels is None:
         tell("without --pixels the model is asked blindly: what it scores is a guess from the questions")
+    knobs = {name: getattr(args, name) for name in _CHAT_KNOBS}
     try:
-        return ChatConfig(
-            base_url=args.endpoint,
-            model=args.model,
-            key_variable=args.key_variable,
-            input_price=args.input_price,
-            output_price=args.output_price,
-            budget=args.budget,
-            temperature=0.0,
-            max_tokens=args.max_tokens,
-            limit_as=args.limit_as,
-            replies_as="text",
-            concurrency=args.concurrency,
-            journal=args.journal,
-        )
+        return ChatConfig(base_url=args.endpoint, temperature=0.0, replies_as="text", **knobs)
     except ValidationError as error:
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "--endpoint"
@@ -224,8 +202,6 @@ def _build_chat_config(args: argparse.Namespace) -> ChatConfig:
 
 
 def _read_task(args: argparse.Namespace) -> Task:
-    from clinkd.records import Task
-
     if args.task is None:
         raise BadInput("--task: which task do the rows answer? one of VG, ROC, RC, MIA, QA")
     try:

@@ -27,7 +27,7 @@ def add(verbs: Any) -> None:
         "clinkd spice install --from DIR",
     )
     install.add_argument(
-        "--from", type=Path, metavar="DIR", dest="source", help="a folder that holds them; nothing is fetched"
+        "--from", type=Path, metavar="DIR", dest="source", help="a folder that holds the jars; nothing is fetched"
     )
     install.set_defaults(stopped="the same command goes on with the download")
     add_verb(
@@ -51,10 +51,10 @@ def _install(args: argparse.Namespace) -> int:
 def _status(_: argparse.Namespace) -> int:
     from clinkd.scoring import jars
     from clinkd.scoring.captions import NotComputed
-    from clinkd.scoring.spice import SpiceCache, ready, scores_file
+    from clinkd.scoring.spice import SpiceCache, find_program, scores_file
 
     try:
-        program = ready()
+        program = find_program()
     except NotComputed as reason:
         print(reason)
         return FAILED

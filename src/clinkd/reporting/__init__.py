@@ -9,7 +9,6 @@ __all__ = [
     "gallery",
     "printed",
     "report",
-    "strict",
     "survey",
     "systems",
     "tables",

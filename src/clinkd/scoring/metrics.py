@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,14 +31,13 @@ from clinkd.scoring.captions import (
     FIGURES,
     Caption,
     CaptionScorer,
+    Counts,
     NotComputed,
     Sums,
     by_column,
     caption_figures,
 )
 from clinkd.scoring.spice import SPICE_COLUMNS, FailedPair, spice_counts
-
-Counts = NDArray[np.float64]
 
 Place = Literal["comparison", "question", "ablation"]  # tables that show only some metrics
 _IN_COMPARISON: tuple[Place, ...] = ("comparison",)
@@ -137,7 +137,7 @@ def _divide(part: Counts, whole: Counts) -> Counts:
         return np.where(whole > 0, part / whole, np.nan)
 
 
-def _make_ratio(part: str, whole: str) -> Callable[[Sums], Counts]:
+def make_ratio(part: str, whole: str) -> Callable[[Sums], Counts]:
     """Make a figure: one column divided by another."""
     return lambda s: _divide(s[part], s[whole])
 
@@ -307,20 +307,20 @@ BOXES = Measure(
             shown=_IN_COMPARISON,
             missing=NOTHING_SAID,
         ),
-        Metric("Precision", _make_ratio("found", "answered boxes"), shown=_IN_COMPARISON, missing=NOTHING_SAID),
-        Metric("Recall", _make_ratio("found", "truth boxes"), shown=("comparison", "ablation")),
+        Metric("Precision", make_ratio("found", "answered boxes"), shown=_IN_COMPARISON, missing=NOTHING_SAID),
+        Metric("Recall", make_ratio("found", "truth boxes"), shown=("comparison", "ablation")),
         Metric("mIoU", _compute_mean_iou, shown=("comparison", "question", "ablation")),
-        Metric("Recall@0.25", _make_ratio("found at .25", "truth boxes")),
-        Metric("Recall@0.75", _make_ratio("found at .75", "truth boxes")),
+        Metric("Recall@0.25", make_ratio("found at .25", "truth boxes")),
+        Metric("Recall@0.75", make_ratio("found at .75", "truth boxes")),
         Metric(
             "False boxes where none is",
-            _make_ratio("of these with a box", "answers without a truth box"),
+            make_ratio("of these with a box", "answers without a truth box"),
             better="lower",
         ),
-        *(Metric(f"Recall, {size} boxes", _make_ratio(f"{size} found", f"{size} truth boxes")) for size, _ in SIZES),
+        *(Metric(f"Recall, {size} boxes", make_ratio(f"{size} found", f"{size} truth boxes")) for size, _ in SIZES),
         Metric(
             "Left-right swaps",
-            _make_ratio("on the other side", "truth boxes with a side"),
+            make_ratio("on the other side", "truth boxes with a side"),
             shown=_IN_COMPARISON,
             better="lower",
         ),
@@ -368,13 +368,13 @@ NAMES = Measure(
     _NAME_COLUMNS,
     _count_each(_NAME_COLUMNS, _count_name),
     (
-        Metric("Recall", _make_ratio("hits", "answers"), primary_of=(Task.ROC,), shown=_IN_COMPARISON),
+        Metric("Recall", make_ratio("hits", "answers"), primary_of=(Task.ROC,), shown=_IN_COMPARISON),
         Metric(
-            "Lists another class", _make_ratio("list another class", "answers"), shown=_IN_COMPARISON, better="lower"
+            "Lists another class", make_ratio("list another class", "answers"), shown=_IN_COMPARISON, better="lower"
         ),
         Metric(
             "Laterality swaps",
-            _make_ratio("on the other side", "truths with a side"),
+            make_ratio("on the other side", "truths with a side"),
             shown=_IN_COMPARISON,
             better="lower",
         ),
@@ -394,17 +394,13 @@ def _count_captions(items: Sequence[SampleAnswer], rules: Rules) -> Counts:
     return rules.captions.counts(_make_captions(items))
 
 
-def _make_caption_metric(name: str) -> Metric:
-    return Metric(name, lambda s: s[name])
-
-
 CAPTIONS = Measure(
     (Task.RC, Task.MIA),
     COLUMNS,
     _count_captions,
     (
-        replace(_make_caption_metric(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
-        *(_make_caption_metric(name) for name in FIGURES if name != WORDS),
+        Metric(WORDS, itemgetter(WORDS), primary_of=(Task.MIA,), stands_in=2, shown=("comparison", "question")),
+        *(Metric(name, itemgetter(name)) for name in FIGURES if name != WORDS),
     ),
     caption_figures,
 )
@@ -439,8 +435,8 @@ FACT_TUPLES = Measure(
             shown=("comparison", "question", "ablation"),
             missing=NOTHING_SAID,
         ),
-        Metric("Facts precision", _make_ratio("in both", "of the answer"), missing=NOTHING_SAID),
-        Metric("Facts recall", _make_ratio("in both", "of the truth")),
+        Metric("Facts precision", make_ratio("in both", "of the answer"), missing=NOTHING_SAID),
+        Metric("Facts recall", make_ratio("in both", "of the truth")),
     ),
 )
 
@@ -457,7 +453,7 @@ SPICE = Measure(
     (Task.RC,),
     SPICE_COLUMNS,
     _count_spice,
-    (Metric("SPICE", _make_ratio("F-score", "answers"), primary_of=(Task.RC,), shown=_IN_COMPARISON),),
+    (Metric("SPICE", make_ratio("F-score", "answers"), primary_of=(Task.RC,), shown=_IN_COMPARISON),),
 )
 
 
@@ -511,11 +507,11 @@ CLAIMS = Measure(
     (
         Metric(CLASS, _make_f1(*_CLASS_COLUMNS), shown=_IN_COMPARISON, missing=NOTHING_SAID),
         Metric("Attribute F1", _make_f1(*_DESCRIBING_COLUMNS), missing=NOTHING_SAID),
-        Metric("Laterality agreement", _make_ratio("agree with it", "truths with a side"), shown=_IN_COMPARISON),
-        Metric("Laterality conflicts", _make_ratio("contradict it", "truths with a side"), better="lower"),
+        Metric("Laterality agreement", make_ratio("agree with it", "truths with a side"), shown=_IN_COMPARISON),
+        Metric("Laterality conflicts", make_ratio("contradict it", "truths with a side"), better="lower"),
         Metric(
             "Negation conflicts",
-            _make_ratio("deny or affirm against the truth", "answers"),
+            make_ratio("deny or affirm against the truth", "answers"),
             shown=_IN_COMPARISON,
             better="lower",
         ),
@@ -582,7 +578,7 @@ ANSWERS = Measure(
             primary_of=(Task.QA,),
             shown=_IN_COMPARISON,
         ),
-        Metric("Yes/no accuracy", _make_ratio("right yes/no", "yes/no questions"), shown=_IN_COMPARISON),
+        Metric("Yes/no accuracy", make_ratio("right yes/no", "yes/no questions"), shown=_IN_COMPARISON),
         Metric("Open accuracy", _make_mean("equal", *_OPEN), shown=_IN_COMPARISON),
         Metric("Open recall of words", _make_mean("recall of words", *_OPEN), shown=("comparison", "question")),
         Metric("Open F1 of words", _make_mean("F1 of words", *_OPEN)),
@@ -617,12 +613,12 @@ FLAWS = Measure(
     _FLAW_COLUMNS,
     _count_each(_FLAW_COLUMNS, _count_flaws),
     (
-        Metric("Truncated", _make_ratio("truncated", "answers"), better="lower"),
-        Metric("Unread boxes", _make_ratio("unread box", "answers"), better="lower"),
-        Metric("Empty", _make_ratio("empty", "answers"), better="lower"),
+        Metric("Truncated", make_ratio("truncated", "answers"), better="lower"),
+        Metric("Unread boxes", make_ratio("unread box", "answers"), better="lower"),
+        Metric("Empty", make_ratio("empty", "answers"), better="lower"),
         Metric(
             "No box where one was asked for",
-            _make_ratio("of these without a box", "to a truth with a box"),
+            make_ratio("of these without a box", "to a truth with a box"),
             better="lower",
         ),
     ),

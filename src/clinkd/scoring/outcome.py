@@ -1,73 +1,137 @@
-"""What one task scored in one mode, in the form that `clinkd evaluate --json` prints; all figures x100."""
+"""All scores of one task in one mode, in the form that `clinkd evaluate --json` prints; all figures x100."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clinkd.records import Task
+from clinkd.records import Prediction, Sample, Score, Task
+from clinkd.scoring.metrics import ANSWERS, BOXES, FLAWS, NAMES, PRIMARY_METRIC
+from clinkd.scoring.score import MODEL, ScoredAnswers, is_choice
 
 Mode = Literal["official", "strict"]
 MODES: tuple[Mode, ...] = ("official", "strict")
+Figures = dict[tuple[str, str, str | None], float]  # by row, metric and modality
 
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One modality: items (truth boxes for VG, else answers), how many were found where that is counted, its score."""
-
-    total: int
-    score: float | None
-    hits: int | None = None
-    parts: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        hits = {} if self.hits is None else {"hits": self.hits}
-        parts = {"parts": dict(self.parts)} if self.parts else {}
-        return {**hits, "total": self.total, "score": self.score, **parts}
+_ITEM_COLUMNS = {  # measure, the column that counts the items, and the columns that add up to the hits
+    Task.VG: (BOXES, "truth boxes", ("found",)),
+    Task.ROC: (NAMES, "answers", ("hits",)),
+    Task.QA: (ANSWERS, "answers", ("right yes/no", "short equal", "long equal")),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`score` is the mean over modalities with items, None with `why` where it could not be computed.
+    """The figures of a task by row (the model, or an image-blind baseline), metric and modality; None stands for the
+    mean over the modalities with items. A figure that could not be computed is left out; `why` gives the reason for
+    the primary metric, `metric`. `interval`: 95 %, bootstrap by image.
 
-    `parts`: other figures, means over modalities. `unparsed`: answers without a box that can be read, where one was
-    asked for; they are misses. `interval`: 95 %, bootstrap by image. `blind_by`: the score of each image-blind twin.
+    By modality, `totals` counts the items (truth boxes for VG, else answers), and `hits` those that were found, where
+    this is counted. `unparsed`: answers without a readable box, where one was asked for; they are misses.
     """
 
     mode: Mode
     task: Task
     metric: str
-    score: float | None
-    by_modality: Mapping[str, Share]
-    parts: Mapping[str, float] = field(default_factory=dict)
-    unparsed: int = 0
+    totals: Mapping[str, int]
+    figures: Figures = field(default_factory=dict)
+    hits: Mapping[str, int] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     why: str | None = None
-    blind_by: Mapping[str, float] = field(default_factory=dict)
     answers: int = 0
+    unparsed: int = 0
     truncated: int = 0
     empty: int = 0
 
+    def score(self, modality: str | None = None) -> float | None:
+        """The model's primary metric."""
+        return self.figures.get((MODEL, self.metric, modality))
+
     @property
-    def blind(self) -> float | None:
-        """The best of the blind twins."""
-        return max(self.blind_by.values(), default=None)
+    def blind_by(self) -> dict[str, float]:
+        """The primary metric of each image-blind baseline."""
+        return {
+            row: value
+            for (row, metric, modality), value in self.figures.items()
+            if row != MODEL and (metric, modality) == (self.metric, None)
+        }
+
+    def parts(self, modality: str | None = None) -> dict[str, float]:
+        """The model's other metrics."""
+        return {
+            metric: value
+            for (row, metric, of), value in self.figures.items()
+            if (row, of) == (MODEL, modality) and metric != self.metric
+        }
 
     def to_json(self) -> dict[str, Any]:
+        blind_by = self.blind_by
         return {
             "mode": self.mode,
             "task": self.task.value,
             "metric": self.metric,
-            "score": self.score,
+            "score": self.score(),
             "why": self.why,
             "interval": list(self.interval) if self.interval else None,
-            "by_modality": {name: share.to_json() for name, share in self.by_modality.items()},
-            "parts": dict(self.parts),
+            "by_modality": {modality: self._describe_modality(modality) for modality in self.totals},
+            "parts": self.parts(),
             "unparsed": self.unparsed,
             "truncated": self.truncated,
             "empty": self.empty,
             "answers": self.answers,
-            "blind": self.blind,
-            "blind_by": dict(self.blind_by),
+            "blind": max(blind_by.values(), default=None),
+            "blind_by": blind_by,
         }
+
+    def _describe_modality(self, modality: str) -> dict[str, Any]:
+        hits = {"hits": self.hits[modality]} if modality in self.hits else {}
+        parts = self.parts(modality)
+        total = {"total": self.totals[modality], "score": self.score(modality)}
+        return {**hits, **total, **({"parts": parts} if parts else {})}
+
+
+def strict_outcomes(scored: ScoredAnswers, scores: Sequence[Score], predictions: Sequence[Prediction]) -> list[Outcome]:
+    """One for each task that was asked, in the tasks' order; `scores` are those of `scored`."""
+    tasks = {s.task for s in scored.samples}
+    return [
+        _build_strict_outcome(scored, [s for s in scores if s.task is task], task, predictions)
+        for task in Task
+        if task in tasks
+    ]
+
+
+def _build_strict_outcome(
+    scored: ScoredAnswers, scores: Sequence[Score], task: Task, predictions: Sequence[Prediction]
+) -> Outcome:
+    metric = PRIMARY_METRIC[task]
+    mean = next((s for s in scores if (s.row, s.metric, s.modality) == (MODEL, metric, None)), None)
+    measure, total_column, hit_columns = _ITEM_COLUMNS.get(task, (FLAWS, "answers", ()))
+    items, flaws = scored.sums(task, measure), scored.sums(task, FLAWS)
+    answers, truncated, empty = (
+        int(sum(sums[column] for sums in flaws.values())) for column in ("answers", "truncated", "empty")
+    )
+    return Outcome(
+        mode="strict",
+        task=task,
+        metric=metric,
+        totals={modality: int(sums[total_column]) for modality, sums in items.items()},
+        figures={
+            (s.row, s.metric, s.modality): s.value
+            for s in scores
+            if s.value is not None and s.metric not in FLAWS.metrics and (s.row == MODEL or not is_choice(s.row))
+        },
+        hits={m: int(sum(sums[c] for c in hit_columns)) for m, sums in items.items() if hit_columns},
+        interval=mean.interval if mean else None,
+        why=mean.why if mean else None,
+        answers=answers,
+        unparsed=_count_unparsed(scored.samples, predictions) if task is Task.VG else 0,
+        truncated=truncated,
+        empty=empty,
+    )
+
+
+def _count_unparsed(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> int:
+    """Count the answers without a readable box, among the questions whose truth has a box."""
+    boxed_ids = {s.id for s in samples if s.task is Task.VG and s.answer.boxes}
+    return sum(p.id in boxed_ids and not p.answer.answer.boxes for p in predictions)

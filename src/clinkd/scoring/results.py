@@ -1,17 +1,18 @@
-"""Answers to samples that are known: predictions as runs write them, and COCO results, matched with their questions.
+"""Answers to known samples: predictions as runs write them, and COCO results, matched with their questions.
 
     {"id", "chosen", "by", "candidates"}                 predictions.jsonl
     {"image_id", "category_id", "bbox", "score"}         COCO boxes: [x, y, width, height] in pixels
     {"image_id", "caption"}                              COCO captions
 
-An answer to nothing that was asked is refused, and so is a question without an answer, unless it is to count as wrong.
+An answer without its question is refused, and so is a question without an answer, unless it is to count as wrong.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EvaluationData:
-    """What was asked: samples, where they come from in words, and the ids of a COCO file, where the data is one."""
+    """The questions: their samples, a description of them, and the ids of a COCO file, where the data is one."""
 
     samples: Sequence[Sample]
     what: str  # "the test split of mydata"
@@ -35,129 +36,128 @@ class EvaluationData:
 
 
 class MatchedPredictions(NamedTuple):
-    """A prediction for each sample, in their order, and what was counted on the way."""
+    """A prediction for each sample, in their order, and notes on the reading, counted."""
 
     predictions: list[Prediction]
     told: Counter[str]
 
 
 def read_results(
-    file: Path, asked: EvaluationData, missing: Missing = "refuse", least: float = 0.0
+    file: Path, data: EvaluationData, missing: Missing = "refuse", least: float = 0.0
 ) -> MatchedPredictions:
     """The answers in a file; boxes of COCO results with a score below `least` are left out.
 
-    Raises BadInput naming the row that answers nothing that was asked, or is answered twice, and the first question
-    without an answer unless `missing` is "wrong".
+    Raises BadInput naming the row that answers no question, or a question that another row answers, and the first
+    question without an answer unless `missing` is "wrong".
     """
-    rows = [_good(row) for row in json_rows(file)]
-    told: Counter[str] = Counter()
+    rows = [_require_good(row) for row in json_rows(file)]
+    notes: Counter[str] = Counter()
     keys = rows[0].value.keys()
     if "candidates" in keys:
-        answers = _predictions(rows, asked)
+        answers = _read_each(rows, "id", partial(_read_prediction, data, {s.id for s in data.samples}))
     elif "bbox" in keys:
-        answers = _boxes(rows, asked, least, told)
+        answers = _read_boxes(rows, data, least, notes)
     elif "caption" in keys:
-        answers = _captions(rows, asked)
+        answers = _read_each(rows, "image_id", partial(_read_caption, data, _group_by_image(data.samples)))
     elif {"annotation", "response"} <= keys:
         raise BadInput(f"{file}: answers in the papers' form bring their truth along; leave --data away, give --task")
     else:
         raise BadInput(f"{file}: neither predictions of a run (candidates) nor COCO results (bbox, or caption)")
-    left = [s for s in asked.samples if s.id not in answers]
-    if left and missing == "refuse":
+    unanswered = [s for s in data.samples if s.id not in answers]
+    if unanswered and missing == "refuse":
         raise BadInput(
-            f"{file}: {len(left)} of {len(asked.samples)} questions of {asked.what} have no answer, the first is "
-            f"{left[0].id!r}; answer them, or let --missing wrong count them as wrong"
+            f"{file}: {len(unanswered)} of {len(data.samples)} questions of {data.what} have no answer, the first is "
+            f"{unanswered[0].id!r}; answer them, or let --missing wrong count them as wrong"
         )
-    told["questions without an answer, which count as wrong"] += len(left)
+    notes["questions without an answer, which count as wrong"] += len(unanswered)
     empty = Candidate("", BoxedText(""))
     return MatchedPredictions(
-        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in asked.samples], +told
+        [answers.get(s.id) or Prediction(s.id, (empty,), by=file.name) for s in data.samples], +notes
     )
 
 
-def _good(row: SourceRow | RowResult) -> SourceRow:
+def _require_good(row: SourceRow | RowResult) -> SourceRow:
     if isinstance(row, RowResult):
         raise BadInput(str(row.problem))
     return row
 
 
-def _read(row: SourceRow, make: Callable[[dict[str, Any]], T]) -> T:
-    """What `make` reads in a row, whose faults name file, row and field."""
+def _read_row(row: SourceRow, read: Callable[[dict[str, Any]], T]) -> T:
+    """The result of `read`, whose FieldError becomes a BadInput that names file, row and field."""
     try:
-        return make(row.value)
+        return read(row.value)
     except FieldError as fault:
         raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem)) from None
 
 
-def _once(answers: dict[str, Prediction], row: SourceRow, key: str, prediction: Prediction) -> None:
-    if prediction.id in answers:
-        fault = FieldError(
-            key, row.value.get(key), f"{prediction.id} is answered in another row, too; keep one of them"
-        )
-        raise BadInput(str(make_error_result(row.file, row.number, fault, None, row.value).problem))
-    answers[prediction.id] = prediction
+def _read_each(
+    rows: Iterable[SourceRow], key: str, read: Callable[[dict[str, Any]], Prediction]
+) -> dict[str, Prediction]:
+    """The prediction of each row, by its id; `key` is the field that identifies the question."""
+    answers: dict[str, Prediction] = {}
+
+    def add(value: dict[str, Any]) -> None:
+        prediction = read(value)
+        if prediction.id in answers:
+            raise FieldError(key, value.get(key), f"{prediction.id} is answered in another row, too; keep one of them")
+        answers[prediction.id] = prediction
+
+    for row in rows:
+        _read_row(row, add)
+    return answers
 
 
 # ---- predictions as runs write them ---------------------------------------------------------------------------------
 
 
-def _predictions(rows: Iterable[SourceRow], asked: EvaluationData) -> dict[str, Prediction]:
-    known = {s.id for s in asked.samples}
-
-    def read(value: dict[str, Any]) -> Prediction:
-        try:
-            made = Prediction.from_json(value)
-            made.answer  # noqa: B018 - one of the candidates is chosen
-        except (ValueError, IndexError) as error:
-            raise FieldError("candidates", value.get("candidates"), f"no prediction ({error}); write it anew") from None
-        if made.id not in known:
-            raise FieldError(
-                "id", made.id, f"{asked.what} has no such question; leave it out, or choose another --split"
-            )
-        return made
-
-    answers: dict[str, Prediction] = {}
-    for row in rows:
-        _once(answers, row, "id", _read(row, read))
-    return answers
+def _read_prediction(data: EvaluationData, ids: Set[str], value: dict[str, Any]) -> Prediction:
+    try:
+        prediction = Prediction.from_json(value)
+        prediction.answer  # noqa: B018 - one of the candidates is chosen
+    except (ValueError, IndexError) as error:
+        raise FieldError("candidates", value.get("candidates"), f"no prediction ({error}); write it anew") from None
+    if prediction.id not in ids:
+        raise FieldError(
+            "id", prediction.id, f"{data.what} has no such question; leave it out, or choose another --split"
+        )
+    return prediction
 
 
 # ---- COCO results ---------------------------------------------------------------------------------------------------
 
 
-def _boxes(rows: Iterable[SourceRow], asked: EvaluationData, least: float, told: Counter[str]) -> dict[str, Prediction]:
-    """The boxes of each name in each image, best first, as one answer."""
-    if asked.names is None:
+def _read_boxes(
+    rows: Sequence[SourceRow], data: EvaluationData, least: float, notes: Counter[str]
+) -> dict[str, Prediction]:
+    """One answer for each name in each image: its boxes, best first."""
+    if data.names is None:
         raise BadInput("boxes of COCO results speak of ids: give the COCO annotation file as --data")
-    names = asked.names
-    grounding = {(s.images[0].path, s.names[0]): s for s in asked.samples if s.task is Task.VG and len(s.names) == 1}
-    found: dict[str, list[tuple[float, Box | None]]] = defaultdict(list)
-    file = "COCO results"
+    names = data.names
+    samples = {(s.images[0].path, s.names[0]): s for s in data.samples if s.task is Task.VG and len(s.names) == 1}
+    boxes: dict[str, list[tuple[float, Box | None]]] = defaultdict(list)
 
-    def read(value: dict[str, Any]) -> tuple[Sample | None, float, Box | None]:
+    def read(value: dict[str, Any]) -> None:
         image, name = names.image(value.get("image_id")), names.category(value.get("category_id"))
         score = value.get("score", 1.0)
         if type(score) not in (int, float) or not -1e9 < score < 1e9:
             raise FieldError("score", score, "a number is wanted")
         corners = require_four_numbers(value.get("bbox"), "bbox", "[x, y, width, height] in pixels")
-        sample = grounding.get((image, name))
-        return sample, float(score), None if sample is None else _clipped(corners, sample.images[0])
+        sample = samples.get((image, name))
+        if sample is None:
+            notes["boxes of names that are not asked for in their image"] += 1
+        elif score < least:
+            boxes[sample.id] += []
+            notes[f"boxes with a score below {least:g}, left out"] += 1
+        else:
+            boxes[sample.id].append((float(score), _clip_box(corners, sample.images[0])))
 
     for row in rows:
-        file = row.file.name
-        sample, score, box = _read(row, read)
-        if sample is None:
-            told["boxes of names that are not asked for in their image"] += 1
-        elif score < least:
-            found[sample.id] += []
-            told[f"boxes with a score below {least:g}, left out"] += 1
-        else:
-            found[sample.id].append((score, box))
-    return {name: _boxed(name, several, file) for name, several in found.items()}
+        _read_row(row, read)
+    return {id: _make_boxed_prediction(id, scored, rows[0].file.name) for id, scored in boxes.items()}
 
 
-def _clipped(corners: tuple[float, float, float, float], image: ImageRef) -> Box | None:
-    """A box in pixels, what lies beyond the border cut off; None where nothing is left."""
+def _clip_box(corners: tuple[float, float, float, float], image: ImageRef) -> Box | None:
+    """A box in pixels, without the part beyond the border; None where nothing is left."""
     assert image.width and image.height
     x, y, w, h = corners
     x1, y1 = max(x, 0) / image.width, max(y, 0) / image.height
@@ -165,45 +165,36 @@ def _clipped(corners: tuple[float, float, float, float], image: ImageRef) -> Box
     return Box(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def _boxed(name: str, several: Sequence[tuple[float, Box | None]], by: str) -> Prediction:
-    ranked = sorted(several, key=lambda sb: -sb[0])
-    boxes = tuple(box for _, box in ranked if box is not None)
-    unread = tuple("a box outside the image" for _, box in ranked if box is None)
+def _make_boxed_prediction(id: str, scored: Sequence[tuple[float, Box | None]], by: str) -> Prediction:
+    ranked = [box for _, box in sorted(scored, key=lambda score_and_box: -score_and_box[0])]
+    boxes = tuple(box for box in ranked if box is not None)
+    unread = ("a box outside the image",) * (len(ranked) - len(boxes))
     answer = BoxedText(" ".join([BOX_MARK] * len(boxes)), boxes)
-    return Prediction(name, (Candidate(answer.text, answer, unread=unread),), by=by)
+    return Prediction(id, (Candidate(answer.text, answer, unread=unread),), by=by)
 
 
-def _captions(rows: Iterable[SourceRow], asked: EvaluationData) -> dict[str, Prediction]:
-    """The one question for a caption of each image, which goes by its id, its path, its name, or the id of COCO."""
-    known = _captioned(asked.samples)
-    answers: dict[str, Prediction] = {}
-
-    def read(value: dict[str, Any]) -> Prediction:
-        image, said = value.get("image_id"), value.get("caption")
-        if not isinstance(said, str):
-            raise FieldError("caption", said, "text is wanted")
-        own = asked.names.images.get(str(image)) if asked.names else None
-        samples = known.get(own or str(image), ())
-        if len(samples) != 1:
-            many = (
-                f"{asked.what} asks {len(samples)} questions for a caption of this image; give predictions by their id"
-            )
-            none = f"{asked.what} asks for no caption of such an image; leave it out, or choose another --split"
-            raise FieldError("image_id", image, many if samples else none)
-        text = BoxedText(said.replace(BOX_MARK, " "))
-        return Prediction(samples[0], (Candidate(said, text),), by="COCO results")
-
-    for row in rows:
-        _once(answers, row, "image_id", _read(row, read))
-    return answers
+def _read_caption(data: EvaluationData, ids_by_image: Mapping[str, Sequence[str]], value: dict[str, Any]) -> Prediction:
+    """The answer to the only question for a caption of an image."""
+    image, caption = value.get("image_id"), value.get("caption")
+    if not isinstance(caption, str):
+        raise FieldError("caption", caption, "text is wanted")
+    path = data.names.images.get(str(image)) if data.names else None
+    ids = ids_by_image.get(path or str(image), ())
+    if len(ids) != 1:
+        many = f"{data.what} asks {len(ids)} questions for a caption of this image; give predictions by their id"
+        none = f"{data.what} asks for no caption of such an image; leave it out, or choose another --split"
+        raise FieldError("image_id", image, many if ids else none)
+    text = BoxedText(caption.replace(BOX_MARK, " "))
+    return Prediction(ids[0], (Candidate(caption, text),), by="COCO results")
 
 
-def _captioned(samples: Iterable[Sample]) -> Mapping[str, Sequence[str]]:
-    """Ids of samples that want a caption, by all that their image goes by."""
-    found: dict[str, list[str]] = defaultdict(list)
+def _group_by_image(samples: Iterable[Sample]) -> Mapping[str, Sequence[str]]:
+    """Ids of the samples that ask for a caption, by each name of their image: the sample's id, the path, the file name
+    with and without its suffix."""
+    ids_by_image: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         if sample.task in CAPTIONED:
             path = PurePosixPath(sample.images[0].path)
             for name in {sample.id, str(path), path.name, path.stem}:
-                found[name].append(sample.id)
-    return found
+                ids_by_image[name].append(sample.id)
+    return ids_by_image

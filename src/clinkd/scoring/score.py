@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
-from clinkd.scoring.captions import CaptionScorer, NotComputed, Sums, by_column
-from clinkd.scoring.metrics import FLAWS, JUDGED, Counts, Measure, Rules, SampleAnswer, list_stand_ins, measures
+from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
+from clinkd.scoring.metrics import FLAWS, JUDGED, Measure, Rules, SampleAnswer, list_stand_ins, measures
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
 _REFERENCE_SCORERS = ("random", "agreement")
 _SCORER_PREFIX = "by "
-_CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
+CHUNK = 64  # bootstrap replicates computed together: bounds memory at 64 x groups
 
 
 class Estimate(NamedTuple):
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
     values: Counts  # [F]
     answers: int
-    intervals: Counts | None = None  # [F, 2]
+    intervals: Counts  # [F, 2], NaN where there is none
 
 
 class Gain(NamedTuple):
@@ -60,14 +60,12 @@ class PairedDifference:
     answers: tuple[int, ...]  # [K + 1]
     ours: Counts  # [K + 1]
     theirs: Counts  # [K + 1]
-    drawn: Counts | None  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
+    drawn: Counts  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
     exchanged: Counts | None  # [P, K + 1] differences after the rows swap their answers in random groups
 
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
-        if self.drawn is None:
-            return [None] * len(self.keys)
         return [_scale_interval(ends) for ends in _compute_percentiles(self.drawn)]
 
     def at(self, key: str) -> _KeyDifference | None:
@@ -138,17 +136,15 @@ class ScoredAnswers:
                 )
         return results
 
-    def sums(self, task: Task, measure: Measure) -> dict[Modality, Sums]:
-        """Counts of the model's answers by column, for each modality with answers; empty where not computed."""
-        modalities = [s.modality for s in self.samples]
-        results = [
-            r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure) and r.counts is not None
-        ]
-        if not results:
+    def sums(self, task: Task, measure: Measure) -> dict[str, Sums]:
+        """Counts of the model's answers by column, for each modality with answers, in the order of `Modality`; empty
+        where not computed."""
+        row = next((r for r in self.rows if (r.row, r.task, r.measure) == (MODEL, task, measure)), None)
+        if row is None or row.counts is None:
             return {}
-        codes, names = _encode_keys(results[0], modalities)
-        sums = _sum_by_key(results[0], codes, names)
-        return {Modality(n): by_column(measure.columns, s) for n, s in zip(names, sums, strict=True) if s[JUDGED]}
+        codes, names = _encode_keys(row, [s.modality for s in self.samples])
+        sums = dict(zip(names, _sum_by_key(row, codes, names), strict=True))
+        return {m.value: by_column(measure.columns, sums[m]) for m in Modality if m in sums and sums[m][JUDGED]}
 
     def gains(self) -> list[Gain]:
         """Each choice of candidates compared with the first beam, for each metric that was computed."""
@@ -162,10 +158,8 @@ class ScoredAnswers:
             own_figures, beam = (
                 _mean_over_keys(r.measure.figures(_sum_by_key(r, *_encode_keys(r, modalities))), 0) for r in pair
             )
-            own_replicates, beam_replicates = (self._replicates_by_modality.get(r.key) for r in pair)
-            ends = np.full((len(own_figures), 2), np.nan)
-            if own_replicates is not None and beam_replicates is not None:
-                ends = _compute_percentiles(own_replicates[:, -1] - beam_replicates[:, -1])
+            own_replicates, beam_replicates = (self._replicates_by_modality[r.key][:, -1] for r in pair)
+            ends = _compute_percentiles(own_replicates - beam_replicates)
             for metric, value, interval in zip(row.measure.metrics, own_figures - beam, ends, strict=True):
                 above = None if np.isnan(value) else 100 * float(value)
                 results.append(Gain(row.row, row.task, metric, above, _scale_interval(interval)))
@@ -179,10 +173,9 @@ class ScoredAnswers:
                 continue
             values = row.measure.figures(row.counts)  # [N, F]
             for place, own_figures in zip(row.places, values.tolist(), strict=True):
-                figures_of_sample = results.setdefault(self.samples[place].id, {})
-                figures_of_sample |= {
-                    m: v for m, v in zip(row.measure.metrics, own_figures, strict=True) if not np.isnan(v)
-                }
+                results.setdefault(self.samples[place].id, {}).update(
+                    (m, v) for m, v in zip(row.measure.metrics, own_figures, strict=True) if not np.isnan(v)
+                )
         return results
 
     def by_source(self) -> Table:
@@ -218,7 +211,7 @@ class ScoredAnswers:
             computed = [baseline for baseline in pairs if not np.isnan(pairs[baseline].theirs)]
             best = max(computed, key=lambda baseline: pairs[baseline].theirs, default=None)
             ours, theirs, ends = pairs[best] if best is not None else _KeyDifference(np.nan, np.nan, None)
-            interval = None if figure.intervals is None else _scale_interval(figure.intervals[place])
+            interval = _scale_interval(figure.intervals[place])
             cells = (_spell_figure(figure.values[place]), spell_interval(interval), _spell_figure(theirs), best or "-")
             above = (_spell_figure(ours - theirs, "+"), spell_interval(ends, "+"))
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
@@ -251,7 +244,7 @@ class ScoredAnswers:
         has_answers = sums[0][:, JUDGED] > 0
         if not has_answers.any():
             return None
-        at = ours.measure.metrics.index(metric)
+        column = ours.measure.metrics.index(metric)
 
         def figures(of: Counts) -> Counts:
             """[..., K, C] sums -> [..., K + 1]"""
@@ -267,7 +260,7 @@ class ScoredAnswers:
             answers=(*answers[has_answers].tolist(), int(answers.sum())),
             ours=figures(sums[0])[kept],
             theirs=figures(sums[1])[kept],
-            drawn=None if drawn[0] is None or drawn[1] is None else (drawn[0] - drawn[1])[:, kept, at],
+            drawn=(drawn[0] - drawn[1])[:, kept, column],
             exchanged=None if exchanged is None else exchanged[:, kept],
         )
 
@@ -279,19 +272,13 @@ class ScoredAnswers:
         exchanges: int,
         figures: Callable[[Counts], Counts],
     ) -> Counts:
-        assert ours.counts is not None and theirs.counts is not None
-        groups, weights = self._get_group_weights(ours.task, ours.places)
-        by_group = []
-        for counts in (ours.counts, theirs.counts):
-            sums = np.zeros((weights.shape[1], int(codes.max()) + 1, counts.shape[1]))
-            np.add.at(sums, (groups, codes), counts)
-            by_group.append(sums)
-        flat = (by_group[0] - by_group[1]).reshape(weights.shape[1], -1)
+        by_group = [self._sum_by_group(row, codes) for row in (ours, theirs)]
+        flat = (by_group[0] - by_group[1]).reshape(len(by_group[0]), -1)
         whole, other = by_group[0].sum(0) + by_group[1].sum(0), by_group[1].sum(0)
         rng = np.random.default_rng([1, *ours.task.value.encode()])
         results = []
-        for start in range(0, exchanges, _CHUNK):
-            kept = rng.integers(2, size=(min(_CHUNK, exchanges - start), len(flat))).astype(np.float64)
+        for start in range(0, exchanges, CHUNK):
+            kept = rng.integers(2, size=(min(CHUNK, exchanges - start), len(flat))).astype(np.float64)
             mine = other + (kept @ flat).reshape(len(kept), *other.shape)
             results.append(figures(mine) - figures(whole - mine))
         return np.concatenate(results)
@@ -308,92 +295,71 @@ class ScoredAnswers:
         codes, names = _encode_keys(row, keys)
         sums = _sum_by_key(row, codes, names)
         values = row.measure.figures(sums)  # [K, F]
-        intervals = None if drawn is None else _compute_percentiles(drawn)
+        no_replicates = np.zeros((0, len(names) + 1, values.shape[1]))
+        intervals = _compute_percentiles(no_replicates if drawn is None else drawn)
         results: dict[str | None, Estimate] = {}
         for i, name in enumerate(names):
             if sums[i, JUDGED]:
-                results[name] = Estimate(values[i], int(sums[i, JUDGED]), None if intervals is None else intervals[i])
+                results[name] = Estimate(values[i], int(sums[i, JUDGED]), intervals[i])
         if results:
-            results[None] = Estimate(
-                _mean_over_keys(values, 0), int(sums[:, JUDGED].sum()), None if intervals is None else intervals[-1]
-            )
+            results[None] = Estimate(_mean_over_keys(values, 0), int(sums[:, JUDGED].sum()), intervals[-1])
         return results
 
     @cached_property
     def _replicates_by_modality(self) -> Mapping[tuple[str, Task, tuple[str, ...]], Counts]:
         """`_bootstrap_figures` over modalities for each row with intervals, by its key; scores and gains use it."""
         modalities = [s.modality for s in self.samples]
-        drawn = {r.key: self._bootstrap_figures(r, modalities) for r in self.rows if r.has_interval}
-        return {key: replicates for key, replicates in drawn.items() if replicates is not None}
+        return {r.key: self._bootstrap_figures(r, modalities) for r in self.rows if r.has_interval}
 
-    def _bootstrap_figures(self, row: _ScoreRow, keys: Sequence[str]) -> Counts | None:
+    def _bootstrap_figures(self, row: _ScoreRow, keys: Sequence[str]) -> Counts:
         """[R, K + 1, F] figures of each replicate, the last of K + 1 the mean over keys. It draws groups, not answers.
-        None where `replicates` is too small for an interval."""
-        if self.replicates < 2:
-            return None
-        assert row.counts is not None
+        R is 0 where `replicates` is too small for an interval."""
         codes, names = _encode_keys(row, keys)
-        groups, weights = self._get_group_weights(row.task, row.places)
-        sums = np.zeros((weights.shape[1], len(names), row.counts.shape[1]))
-        np.add.at(sums, (groups, codes), row.counts)
+        _, weights = self._weights_by_task[row.task]
+        sums = self._sum_by_group(row, codes)
         flat = sums.reshape(len(sums), -1)
-        drawn = []
-        for start in range(0, len(weights), _CHUNK):
-            part = weights[start : start + _CHUNK].astype(np.float64) @ flat
+        drawn = [np.zeros((0, len(names) + 1, len(row.measure.rows)))]
+        for start in range(0, len(weights), CHUNK):
+            part = weights[start : start + CHUNK].astype(np.float64) @ flat
             values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
             drawn.append(np.concatenate([values, _mean_over_keys(values, 1)[:, None]], axis=1))
         return np.concatenate(drawn)
 
-    def _get_group_weights(self, task: Task, places: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        """Group of each answer [N], and how often each replicate draws each group [R, G]. The draws are the same for
-        every row and metric of a task, and for every run over the same samples, so that differences are paired."""
-        codes, weights = self._weights_by_task[task]
-        return codes[places], weights
+    def _sum_by_group(self, row: _ScoreRow, codes: NDArray[np.intp]) -> Counts:
+        """[G, K, C] sums of the counts by group and key; `codes` is the key of each answer."""
+        assert row.counts is not None
+        groups, weights = self._weights_by_task[row.task]
+        sums = np.zeros((weights.shape[1], int(codes.max()) + 1, row.counts.shape[1]))
+        np.add.at(sums, (groups[row.places], codes), row.counts)
+        return sums
 
     @cached_property
     def _weights_by_task(self) -> Mapping[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]]:
-        """By task: the group of each sample (-1 for a sample of another task), and the draws [R, G]."""
-        return {task: self._sample_group_weights(task) for task in {s.task for s in self.samples}}
-
-    def _sample_group_weights(self, task: Task) -> tuple[NDArray[np.intp], NDArray[np.uint8]]:
-        names = sorted({s.group for s in self.samples if s.task is task})
-        code = {name: i for i, name in enumerate(names)}
-        rng = np.random.default_rng([0, *task.value.encode()])
-        size = len(names)
-        drawn = [
-            np.bincount(rng.integers(size, size=size), minlength=size).clip(max=255).astype(np.uint8)
-            for _ in range(self.replicates)
-        ]
-        codes = np.array([code[s.group] if s.task is task else -1 for s in self.samples])
-        return codes, np.array(drawn, dtype=np.uint8).reshape(self.replicates, size)
+        """By task: the group of each sample (-1 for a sample of another task), and how often each replicate draws each
+        group [R, G]. The draws are the same for every row and metric of a task, and for every run over the same
+        samples, so that differences are paired."""
+        draws: dict[Task, tuple[NDArray[np.intp], NDArray[np.uint8]]] = {}
+        for task in {s.task for s in self.samples}:
+            code = {name: i for i, name in enumerate(sorted({s.group for s in self.samples if s.task is task}))}
+            codes = np.array([code[s.group] if s.task is task else -1 for s in self.samples])
+            rng = np.random.default_rng([0, *task.value.encode()])
+            draws[task] = codes, draw_group_weights(rng, len(code), self.replicates if self.replicates >= 2 else 0)
+        return draws
 
 
-def score(
-    samples: Sequence[Sample],
-    predictions: Iterable[Prediction],
-    twins: Mapping[str, Iterable[Prediction]],
-    lexicon: Lexicon,
-    config: EvaluateConfig,
-) -> list[Score]:
-    """Strict scores of every row, x100, as `score_predictions` gives them."""
-    return score_predictions(samples, predictions, twins, lexicon, config).scores()
-
-
-def score_by_source(
-    samples: Sequence[Sample],
-    predictions: Iterable[Prediction],
-    twins: Mapping[str, Iterable[Prediction]],
-    lexicon: Lexicon,
-    config: EvaluateConfig,
-) -> Table:
-    """The primary metric of each task by `Sample.source`, compared with the best image-blind baseline."""
-    return score_predictions(samples, predictions, twins, lexicon, config).by_source()
+def draw_group_weights(rng: np.random.Generator, num_groups: int, replicates: int) -> NDArray[np.uint8]:
+    """[R, G] how often each bootstrap replicate draws each group."""
+    drawn = [
+        np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups).clip(max=255).astype(np.uint8)
+        for _ in range(replicates)
+    ]
+    return np.array(drawn, dtype=np.uint8).reshape(replicates, num_groups)
 
 
 def score_predictions(
     samples: Sequence[Sample],
     predictions: Iterable[Prediction],
-    twins: Mapping[str, Iterable[Prediction]],
+    baselines: Mapping[str, Iterable[Prediction]],
     lexicon: Lexicon,
     config: EvaluateConfig,
     captions: CaptionScorer | None = None,
@@ -413,7 +379,7 @@ def score_predictions(
         )
     items = _UniqueAnswers(samples)
     picks = _choose_candidates(items, answered)
-    for name, rows in twins.items():
+    for name, rows in baselines.items():
         assert not is_choice(name), f"{name!r} is no blind twin's name"
         picks[name] = {
             i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"twin {name!r}").items()
@@ -525,12 +491,11 @@ def _make_scores(row: _ScoreRow, figures: Mapping[str | None, Estimate]) -> list
     scores = []
     for key, figure in figures.items():
         modality = None if key is None else Modality(key)
-        for f, metric in enumerate(row.measure.rows):
-            value = float(figure.values[f])
+        for metric, value, ends in zip(row.measure.rows, figure.values.tolist(), figure.intervals, strict=True):
             if np.isnan(value):
                 scores.append(Score(row.row, row.task, metric.name, modality, None, figure.answers, metric.missing))
                 continue
-            interval = None if figure.intervals is None else _scale_interval(figure.intervals[f])
+            interval = _scale_interval(ends)
             scores.append(Score(row.row, row.task, metric.name, modality, 100 * value, figure.answers, None, interval))
     return scores
 
@@ -567,6 +532,8 @@ def _sum_by_key(row: _ScoreRow, codes: NDArray[np.intp], names: Sequence[str]) -
 
 def _compute_percentiles(replicates: Counts) -> Counts:
     """[R, ...] replicates -> [..., 2] 2.5th and 97.5th percentiles; NaN where no replicate has a figure."""
+    if not len(replicates):
+        return np.full((*replicates.shape[1:], 2), np.nan)
     has_figure = np.asarray(~np.isnan(replicates).all(axis=0))
     ends = np.nanpercentile(np.where(has_figure, replicates, 0.0), [2.5, 97.5], axis=0)
     return np.where(has_figure[..., None], np.moveaxis(ends, 0, -1), np.nan)
