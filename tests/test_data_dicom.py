@@ -642,6 +642,11 @@ def test_deflated(tmp_path: Path) -> None:
     body = squeeze(whole[whole.index(b"\x08\0\x16\0UI", 132) :])
     good = deflated(tmp_path / "b.dcm", body)
     assert (shown(good) == shown(plain)).all() and describe(good, "b") == describe(plain, "a")
+    # a long element of the header that squeezes well ends far behind the end of the squeezed file
+    padded = b"\x09\0\x10\0OB\0\0" + (20_000).to_bytes(4, "little") + b"\0" * 20_000
+    rest = whole.index(b"\x28\0\x02\0US", 132)
+    body_of_much = whole[whole.index(b"\x08\0\x16\0UI", 132) : rest] + padded + whole[rest:]
+    assert describe(deflated(tmp_path / "e.dcm", squeeze(body_of_much)), "e") == describe(plain, "a")
     with pytest.raises(BadInput, match="the deflated data have no end"):
         describe(deflated(tmp_path / "c.dcm", body[: len(body) // 2]), "c")
     with pytest.raises(BadInput, match="not a usable DICOM, the header cannot be read"):

@@ -226,6 +226,8 @@ def test_half_characters_and_torn_files_in_wide_encodings(tmp_path: Path, small_
         assert f"byte {2 * text.index('?')} (half a character) is not {encoding}" in problems(found)[0][1]
         for cut in range(2, len(torn)):
             assert "the last good row is" in problems(read(tmp_path, torn[:cut], encoding))[-1][1] or cut < 24
+    ((_, why),) = problems(read(tmp_path, text.encode("utf-16-be"), "utf-16"))
+    assert "utf-16 without a byte order mark: give --encoding utf-16-le or utf-16-be" in why
     marked = text.encode("utf-16")[:-2]
     ((_, why),) = problems(read(tmp_path, marked, "utf-16"))
     assert f"not JSON at byte {len(marked)} (the file ends where , or ] is wanted)" in why

@@ -142,9 +142,9 @@ def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()
     meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
     allowed: list[Any] = [tag_for_keyword(k) for k in (*_ALLOWED, *also)]
-    finder = _PixelFinder(file, frozenset(allowed))
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
-        finder.stream = _inflate_data(file, limits.inflated_bytes)
+    deflated = syntax == uid.DeflatedExplicitVRLittleEndian
+    finder = _PixelFinder(_inflate_data(file, limits.inflated_bytes) if deflated else file, frozenset(allowed))
+    if deflated:
         syntax = uid.ExplicitVRLittleEndian
         metered = _LimitedStream(finder.stream, limits.header_bytes)
         ds = read_dataset(metered, False, True, stop_when=finder, specific_tags=allowed)

@@ -320,6 +320,9 @@ class _JsonWindow:
             new_text = self.decoder.decode(data, final=self.ended and not self.wide)
         except UnicodeDecodeError as error:
             raise self.damage(len(self.text), f"not {self.encoding}: {error.reason}") from None
+        except UnicodeError:  # utf-16 and utf-32 need a mark at the start
+            names = f"{self.encoding}-le or {self.encoding}-be"
+            raise self.damage(0, f"{self.encoding} without a byte order mark: give --encoding {names}") from None
         self.text = self.text[self.position :] + new_text
         self.position = 0
 
