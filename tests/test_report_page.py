@@ -48,8 +48,7 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import read_table, tabulate
-from clinkd.reporting.viewer import page
-from clinkd.reporting.viewer.page import section
+from clinkd.reporting.viewer.page import document, section
 from clinkd.settings import override
 from clinkd.storage import write_json, write_lines
 
@@ -305,7 +304,7 @@ def test_several_systems_stand_side_by_side_over_one_picture(browser, answered, 
     html = side_by_side(systems, [a.sample for a in items], root, count=5)
     assert html.count("data:image/") == 5 and html.count("<use href=") == 10 and "<old>" not in html
     path = tmp_path / "cases.html"
-    path.write_text(page("Cases", [section("Cases", [html])]))
+    path.write_text(document("Cases", [section("Cases", [html])]))
     browser.open(path, width=360, height=740)
     heights = browser.ask("[...document.querySelectorAll('.shot > svg:first-child')].map((e) => e.clientHeight)")
     assert len(heights) == 15 and min(heights) > 100 and browser.ask("document.documentElement.scrollWidth") == 360

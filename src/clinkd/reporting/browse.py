@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from clinkd.data.images import open_image
 from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
-from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES
-from clinkd.reporting.viewer.shot import Picture
+from clinkd.reporting.viewer.shot import Picture, thumbnail
 from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
 from clinkd.storage import progress
 
@@ -160,7 +159,7 @@ def _list_sources(answered: Iterable[AnsweredSample]) -> list[str]:
 
 
 def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
-    """The fields that `viewer.select_for_page` describes; without any text of people or models if `shown` is None."""
+    """The fields that `viewer.browse` describes; without any text of people or models if `shown` is None."""
     sample, prediction = item.sample, item.prediction
     value: dict[str, Any] = {
         "n": item.number,
@@ -235,7 +234,7 @@ def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[floa
     bytes_by_rung = []
     for side, quality in _LADDER:
         opened = [_shrink_image(image, side) for image in opened]
-        sizes = [len(viewer.thumbnail(image, side, quality).uri) for image in opened]
+        sizes = [len(thumbnail(image, side, quality).uri) for image in opened]
         bytes_by_rung.append(_SIZE_MARGIN * sum(sizes) / max(1, count) + 24)
     return bytes_by_rung
 
@@ -251,7 +250,7 @@ def _encode_pictures(
 ) -> dict[ImageRef, Picture]:
     pictures = {}
     for image in images:
-        pictures[image] = viewer.thumbnail(_shrink_image(open_image(root, image), side), side, quality)
+        pictures[image] = thumbnail(_shrink_image(open_image(root, image), side), side, quality)
         advance(1)
     return pictures
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from clinkd.records import PAPER_MODALITIES, Modality, Task
-from clinkd.reporting import viewer
 from clinkd.reporting.printed import PRINTED_AVERAGES
 from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, mean_of_all
-from clinkd.reporting.viewer.figure import Bar
-from clinkd.reporting.viewer.grid import Cell
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.curves import render_line_chart
+from clinkd.reporting.viewer.figure import Bar, render_bar_chart
+from clinkd.reporting.viewer.grid import Cell, render_grid
 from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
 from clinkd.scoring.score import MODEL
@@ -41,7 +42,7 @@ def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality
         *(["A figure leads to the questions it rests on."] if shown else []),
         *score_index.reasons(columns),
     )
-    return viewer.grid(
+    return render_grid(
         "Task by modality: model / best blind twin", (*(TITLES[m] for m in modalities), "Mean"), rows, notes
     )
 
@@ -78,16 +79,14 @@ def draw_score_charts(score_index: ScoreIndex) -> Html:
         for m in (PRIMARY_METRIC[t], FACTS)
         if m in score_index.metrics(t)
     ]
-    bar_charts = (
-        [viewer.render_bar_chart("By task, mean over modalities (x100)", bars_of_tasks)] if bars_of_tasks else []
-    )
+    bar_charts = [render_bar_chart("By task, mean over modalities (x100)", bars_of_tasks)] if bars_of_tasks else []
     for task in Task:
         metric = next((m for m in (PRIMARY_METRIC[task], FACTS) if score_index.value(MODEL, task, m) is not None), None)
         if metric is not None:
             modalities = score_index.modalities(task, metric)
             bars_of_task = [Bar(TITLES[m], *_read_bar_values(score_index, task, metric, m)) for m in modalities]
-            bar_charts.append(viewer.render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
-    return Html(viewer.charts(bar_charts) + viewer.note(["Whiskers: 95 % intervals, bootstrap by image."]))
+            bar_charts.append(render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
+    return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals, bootstrap by image."]))
 
 
 def _read_bar_values(
@@ -116,17 +115,17 @@ def draw_averages(score_index: ScoreIndex) -> Html:
         Bar(TITLES[m], ours, theirs)
         for m, ours, theirs in zip(PAPER_MODALITIES, PRINTED_AVERAGES["ClinKD"], PRINTED_AVERAGES["BiRD"], strict=True)
     ]
-    theirs = viewer.render_bar_chart("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
+    theirs = render_bar_chart("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
     if not rows:
-        return viewer.apart([theirs])
+        return page.apart([theirs])
     missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in computed]
-    ours = viewer.render_bar_chart(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
+    ours = render_bar_chart(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
     notes = [
         *([f"Without {', '.join(missing)}, which was not computed: no mean over four tasks."] if missing else []),
         *(["In brackets: the number of tasks with questions, where some have none."] if some_lack else []),
         "The paper's bars are of its Tables 3 and 4, on Med-GRIT-270k. They cannot be compared with ours.",
     ]
-    return Html(viewer.charts([ours, viewer.apart([theirs])]) + viewer.note(notes))
+    return Html(page.charts([ours, page.apart([theirs])]) + page.note(notes))
 
 
 # ---- the paper's Figure 5: how the losses fell ----------------------------------------------------------------------
@@ -134,6 +133,6 @@ def draw_averages(score_index: ScoreIndex) -> Html:
 
 def draw_training_curves(trainings: Sequence[Curve]) -> Html:
     """A chart for each training."""
-    return viewer.charts(
-        [viewer.lines(c.title, c.series, "optimiser steps", "nats an answer token") for c in trainings]
+    return page.charts(
+        [render_line_chart(c.title, c.series, "optimiser steps", "nats an answer token") for c in trainings]
     )

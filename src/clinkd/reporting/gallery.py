@@ -10,10 +10,9 @@ from typing import NamedTuple
 from clinkd.data.images import open_image
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
-from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
-from clinkd.reporting.viewer.shot import DrawnBox
+from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
 from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Measure, Rules, SampleAnswer, read_yes_no
 
 _SIDE = 320  # pixels of a picture beside a correction
@@ -87,7 +86,7 @@ def _choose_evenly(wrong: Sequence[CorrectedAnswer], count: int) -> list[Correct
 
 
 def answer_card(
-    sample: Sample, prediction: Prediction, right: bool | None, picture: viewer.Picture, number: int | None,
+    sample: Sample, prediction: Prediction, right: bool | None, picture: Picture, number: int | None,
     shown: Callable[[str], str],
 ) -> Card:  # fmt: skip
     """A question with its answer, its truth and all candidates. All that people or models wrote passes `shown`."""
@@ -147,7 +146,7 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
         f"{TITLES[sample.modality]} image with {len(truth.boxes)} true boxes, {len(before.boxes)} of the answer before"
     )
     alt += f" and {len(after.boxes)} of the answer after" if after is not None else ""
-    picture = viewer.thumbnail(open_image(root, sample.images[0]), _SIDE)
+    picture = thumbnail(open_image(root, sample.images[0]), _SIDE)
     title = f"Round {correction.round} · {sample.task.value} · {TITLES[sample.modality]}"
     shown_texts = tuple(card_text._replace(text=shown(card_text.text)) for card_text in card_texts)
     return Card(picture, alt, title, shown_texts, None if again is None else not again.after_wrong, marks=marks)

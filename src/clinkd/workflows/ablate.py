@@ -17,10 +17,10 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
-from clinkd.reporting import viewer
 from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
 from clinkd.reporting.report import NOTICE
 from clinkd.reporting.tables import to_markdown
+from clinkd.reporting.viewer import page
 from clinkd.settings import override
 from clinkd.storage import naming_full_disk, write_atomic, write_json
 from clinkd.workflows.compare import ComparedFolder, cases, page_sections
@@ -219,8 +219,8 @@ def _page(
     beside = cases({title: ComparedFolder.of_run(run) for title, run in first.items()})
     sections = page_sections("Rows and changes", tables, beside, "each row")
     if failed:
-        sections.append(viewer.section("Runs that failed", [viewer.note([f"{n}: {w}" for n, w in failed.items()])]))
-    return viewer.page(
+        sections.append(page.section("Runs that failed", [page.note([f"{n}: {w}" for n, w in failed.items()])]))
+    return page.document(
         f"ClinKD ablation: {plan.base.name}",
         sections,
         notice=NOTICE,

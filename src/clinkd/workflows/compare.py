@@ -21,12 +21,13 @@ from clinkd.pipeline.prepared import (
 from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find_run
 from clinkd.records import BadInput, Prediction, Sample, Table, Task
 from clinkd.remote import PlainPage
-from clinkd.reporting import viewer
 from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.compare import Comparison, compare_answers, compare_seeds
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import NOTICE
 from clinkd.reporting.systems import System, TaskResult, system_tables
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.outcome import Mode
 from clinkd.storage import JsonLines, progress, read_json, write_atomic
@@ -140,10 +141,10 @@ def _demand_same(ours: ComparedFolder, theirs: ComparedFolder) -> None:
 
 
 def tabulate_systems(
-    wanted: Sequence[str], runs: Path, mode: Mode, same_data: bool = False, page: Path | None = None
+    wanted: Sequence[str], runs: Path, mode: Mode, same_data: bool = False, path: Path | None = None
 ) -> tuple[list[System], list[Table]]:
-    """The systems and their tables. Each is a run under `runs` or a folder of `clinkd evaluate --out`; `page`: an HTML
-    page with their cases beside each other, where they answered the same questions.
+    """The systems and their tables. Each is a run under `runs` or a folder of `clinkd evaluate --out`; `path`: of an
+    HTML page with their cases beside each other, where they answered the same questions.
 
     Raises BadInput for a run that is not finished, and a folder that was not evaluated in this mode.
     """
@@ -153,10 +154,10 @@ def tabulate_systems(
         for name, source in zip(wanted, sources, strict=True)
     ]
     tables = system_tables(scored, mode, same_data)
-    if page is not None:
+    if path is not None:
         beside = cases({of.name: of for of in map(ComparedFolder.of, sources)})
         sections = page_sections("Systems", tables, beside, "each")
-        write_atomic(page, viewer.page("ClinKD: systems side by side", sections, notice=NOTICE))
+        write_atomic(path, page.document("ClinKD: systems side by side", sections, notice=NOTICE))
     return scored, tables
 
 
@@ -187,7 +188,7 @@ def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
 # ---- case by case ---------------------------------------------------------------------------------------------------
 
 
-def cases(answered: Mapping[str, ComparedFolder]) -> viewer.Html | None:
+def cases(answered: Mapping[str, ComparedFolder]) -> Html | None:
     """The same questions answered by each (the paper's Figure 4); None where fewer than two have answered, where they
     did not answer the same, and where none knows the images."""
     root = next((of.root for of in answered.values() if of.root), None)
@@ -202,9 +203,9 @@ def cases(answered: Mapping[str, ComparedFolder]) -> viewer.Html | None:
     return side_by_side(predictions, common, root, first.rules, PlainPage(read_identifying_texts(root, common)))
 
 
-def page_sections(title: str, tables: Sequence[Table], beside: viewer.Html | None, each: str) -> list[viewer.Html]:
+def page_sections(title: str, tables: Sequence[Table], beside: Html | None, each: str) -> list[Html]:
     """The tables under their title, the same questions answered by `each`, and the paper's figures."""
-    sections = [viewer.section(title, [viewer.table(t) for t in tables])]
+    sections = [page.section(title, [page.table(t) for t in tables])]
     if beside:
-        sections.append(viewer.section(f"The same questions, answered by {each}", [beside]))
-    return [*sections, viewer.section("The paper's figures", [viewer.table(t) for t in paper_tables()])]
+        sections.append(page.section(f"The same questions, answered by {each}", [beside]))
+    return [*sections, page.section("The paper's figures", [page.table(t) for t in paper_tables()])]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from clinkd.reporting.viewer.page import chart
 from clinkd.reporting.viewer.shot import Html
 
 _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 34, 118, 360, 62, 30  # units of the drawing; it scales with the page
@@ -40,11 +41,7 @@ def render_bar_chart(
         f"{r.label}: {value_name} {_spell_figure(r.value)}, {twin_name} {_spell_figure(r.twin)}" for r in rows
     )
     shapes = "".join((*legend, *parts))
-    svg = (
-        f'<svg class="bars" role="img" aria-label="{escape(f"{title}. {description}")}" '
-        f'viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
-    )
-    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}</figure>')
+    return chart(title, f"{title}. {description}", _LEFT + _WIDTH + _RIGHT, height, shapes)
 
 
 def _draw_bar(row: Bar, top: float) -> list[str]:

@@ -16,7 +16,7 @@ DASHES = {ANSWER: _DASHED, LATER: (3, 4)}
 _INK, _EDGE = "#000000", "#000000"
 
 
-def overlay(
+def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Box],
     labels: Sequence[str] = (),
@@ -48,12 +48,12 @@ def overlay(
     return canvas
 
 
-def boxed(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.Image:
+def draw_sample_boxes(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.Image:
     """A copy of `image` with the boxes of the sample's last turn: what is asked about, and the truth."""
     asked, true = sample.question.boxes, sample.answer.boxes
     labels = ["asked"] * len(asked) + ["truth"] * len(true)
     colours = [ASKED] * len(asked) + [TRUTH] * len(true)
-    return overlay(image, [*asked, *true], labels, colours, side_pixels=side_pixels)
+    return draw_boxes(image, [*asked, *true], labels, colours, side_pixels=side_pixels)
 
 
 def _resize_image(image: Image.Image, side: int) -> Image.Image:

@@ -54,7 +54,7 @@ class Card(NamedTuple):
     number: int | None = None
 
 
-def page(
+def document(
     title: str,
     sections: Sequence[Html],
     notice: str = "",
@@ -131,10 +131,15 @@ def table(content: Table) -> Html:
     body = "".join(_render_row(row) for row in content.rows if row)
     cells = [c for row in content.rows for c in row[1:]]
     kind = "" if sum(bool(_NUMBER.match(c)) for c in cells) * 2 >= len(cells) else ' class="words"'
+    return scrolling_table(content.title, kind, head, body, content.notes)
+
+
+def scrolling_table(title: str, kind: str, head: str, body: str, notes: Sequence[str]) -> Html:
+    """A table of ready head cells and body rows; `kind` is the attribute of its class, or empty."""
     return Html(
-        f'<div class="scroll" role="region" aria-label="{escape(content.title)}" tabindex="0"><table{kind}>'
-        f"<caption>{escape(content.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"{note(content.notes)}"
+        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0"><table{kind}>'
+        f"<caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{note(notes)}"
     )
 
 
@@ -142,6 +147,15 @@ def _render_row(row: Sequence[str]) -> str:
     kind = ' class="sub"' if row[0].startswith(" ") else ""  # it belongs to the row above it
     cells = "".join(f"<td>{escape(c)}</td>" for c in row[1:])
     return f'<tr><th scope="row"{kind}>{escape(row[0].strip())}</th>{cells}</tr>'
+
+
+def chart(title: str, description: str, width: float, height: float, shapes: str) -> Html:
+    """A drawing with its title as caption; the description is read out in its place."""
+    svg = (
+        f'<svg class="bars" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}" '
+        f'xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
+    )
+    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}</figure>')
 
 
 def charts(figures: Sequence[Html], small: bool = False) -> Html:
@@ -161,15 +175,18 @@ def folded(title: str, parts: Sequence[Html]) -> Html:
 
 def key(entries: Sequence[tuple[str, str]]) -> Html:
     """What the lines on the pictures mean: (text, colour); they are dashed as on the pictures."""
-    items = []
-    for text, colour in entries:
-        dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
-        place = 'x="2" y="2" width="36" height="12" fill="none"'
-        # as on the pictures, inside a dark line: white is seen on a white page, too
-        box = f'<rect {place} stroke="#000" stroke-width="4"/>'
-        box += f'<rect {place} stroke="{escape(colour)}" stroke-width="2"{dashes}/>'
-        items.append(f'<li><svg aria-hidden="true" width="40" height="16">{box}</svg>{escape(text)}</li>')
-    return Html(f'<ul class="key">{"".join(items)}</ul>')
+    items = "".join(f"<li>{line_sample(colour)}{escape(text)}</li>" for text, colour in entries)
+    return Html(f'<ul class="key">{items}</ul>')
+
+
+def line_sample(colour: str) -> Html:
+    """A small box of this colour, dashed as on the pictures."""
+    dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
+    place = 'x="2" y="2" width="36" height="12" fill="none"'
+    # as on the pictures, inside a dark line: white is seen on a white page, too
+    box = f'<rect {place} stroke="#000" stroke-width="4"/>'
+    box += f'<rect {place} stroke="{escape(colour)}" stroke-width="2"{dashes}/>'
+    return Html(f'<svg aria-hidden="true" width="40" height="16">{box}</svg>')
 
 
 def gallery(cards: Sequence[Card]) -> Html:
@@ -177,17 +194,21 @@ def gallery(cards: Sequence[Card]) -> Html:
     return Html(f'<div class="gallery">{"".join(_render_card(c) for c in cards)}</div>')
 
 
+def verdict_mark(right: bool | None) -> Html:
+    """Right (True), wrong (False) or nothing."""
+    marks = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}
+    return Html(marks[right])
+
+
 def _render_card(card: Card) -> str:
-    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[
-        card.verdict
-    ]
     lines = "".join(
         f"<dt>{escape(x.heading)}</dt><dd>{boxed_words(x.text, x.boxes) or '(empty)'}</dd>" for x in card.lines
     )
     folded = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.folded)
     more = f"<details><summary>{escape(card.folded_title)}</summary><ol>{folded}</ol></details>" if folded else ""
     picture = card.picture if isinstance(card.picture, Picture) else thumbnail(card.picture, _SIDE)
+    title = f"<h3><span>{escape(card.title)}</span>{verdict_mark(card.verdict)}</h3>"
     return (
         f'<article class="card">{shot(picture, card.marks, card.alt, card.number)}'
-        f'<div class="body"><h3><span>{escape(card.title)}</span>{mark}</h3><dl>{lines}</dl>{more}</div></article>'
+        f'<div class="body">{title}<dl>{lines}</dl>{more}</div></article>'
     )
