@@ -104,7 +104,7 @@ def test_selection_for_a_program(scores: list[Score]) -> None:
     rows = found["VG"]["F1"]
     assert list(rows) == ["first beam", "agreement", "model", "oracle"]
     assert rows["first beam"] == {"score": 55.0, "interval": None}
-    own = {"score": 57.0, "interval": [50.0, 64.0], "gain": 2.0, "gain_interval": [-1.0, 5.0]}
+    own = {"score": 57.0, "interval": (50.0, 64.0), "gain": 2.0, "gain_interval": (-1.0, 5.0)}
     assert rows["agreement"] == own
     assert table_json(scores, {})["selection"] == {}
 

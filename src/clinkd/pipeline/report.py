@@ -266,7 +266,7 @@ class ReflectionResults:
             corrections += [Correction.from_json(r) for r in JsonLines(folder / CORRECTIONS).read()]
             if (folder / EFFECT).is_file():
                 number = int(name.removeprefix("reflect-"))
-                again += [RetestResult.from_json(number, r) for r in JsonLines(folder / EFFECT).read()]
+                again += [RetestResult.from_json({**r, "round": number}) for r in JsonLines(folder / EFFECT).read()]
         return cls(train, [c for c in corrections if c.id in known], [a for a in again if a.id in known])
 
     def tables(self) -> list[Table]:

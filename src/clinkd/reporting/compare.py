@@ -9,9 +9,9 @@ figures of each pair of runs are compared by Student's t. Over the tasks p is co
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -44,13 +44,13 @@ class MetricDifference:
     task: Task
     metric: str
     modality: Modality | None
-    count: int
     ours: float
     theirs: float
     value: float
     interval: Interval | None
     p: float | None
     smallest: float | None
+    count: int
     pools: tuple[SeedMean, SeedMean] | None = None
 
 
@@ -121,11 +121,7 @@ def compare_answers(
 
     `config.replicates` under 2: figures alone, without intervals and p. Raises BadInput for a sample without an answer.
     """
-    mine, others = (
-        [replace(p, candidates=(p.answer,), chosen=0) for p in predictions] for _, predictions in (ours, theirs)
-    )
-    for name, answers in ((ours[0], mine), (theirs[0], others)):
-        _require_all_answers(name, samples, answers)
+    mine, others = (_require_chosen_answers(name, samples, predictions) for name, predictions in (ours, theirs))
     scored = score_predictions(samples, mine, {_THEIRS: others}, lexicon, config)
     metrics = {task: primary for task in Task if (primary := scored.headline(task))}
     differences = [
@@ -137,12 +133,17 @@ def compare_answers(
     return Comparison.of((ours[0], theirs[0]), "questions", differences, metrics)
 
 
-def _require_all_answers(name: str, samples: Sequence[Sample], answers: Sequence[Prediction]) -> None:
+def _require_chosen_answers(
+    name: str, samples: Sequence[Sample], predictions: Iterable[Prediction]
+) -> list[Prediction]:
+    """The predictions without the candidates that were not chosen. Raises BadInput for a sample without an answer."""
+    answers = [replace(p, candidates=(p.answer,), chosen=0) for p in predictions]
     answered = {p.id for p in answers}
     if missing := [s.id for s in samples if s.id not in answered]:
         raise BadInput(
             f"{name}: {len(missing)} of {len(samples)} questions are not answered, the first is {missing[0]!r}"
         )
+    return answers
 
 
 def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:
@@ -155,21 +156,8 @@ def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[Metr
         ours, theirs = 100 * float(apart.ours[k]), 100 * float(apart.theirs[k])
         if not np.isnan(ours - theirs):
             modality = None if key is None else Modality(key)
-            p, smallest = _test_by_permutation(apart, k)
-            differences.append(
-                MetricDifference(
-                    task,
-                    metric,
-                    modality,
-                    apart.answers[k],
-                    ours,
-                    theirs,
-                    ours - theirs,
-                    apart.interval[k],
-                    p,
-                    smallest,
-                )
-            )
+            tested = (apart.interval[k], *_test_by_permutation(apart, k), apart.answers[k])
+            differences.append(MetricDifference(task, metric, modality, ours, theirs, ours - theirs, *tested))
     return differences
 
 
@@ -180,8 +168,7 @@ def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | 
     observed, permuted = abs(difference.ours[k] - difference.theirs[k]), np.abs(difference.exchanged[:, k])
     p = (1 + int((permuted >= observed - 1e-12).sum())) / (1 + len(permuted))
     spread = float(np.nanstd(difference.drawn[:, k]))
-    normal = statistics.NormalDist()
-    factor = 100 * (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER))
+    factor = 100 * (NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER))
     return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
 
 
@@ -229,10 +216,10 @@ class SeedDifference(NamedTuple):
 
 def pool_values(values: Sequence[float]) -> SeedMean:
     """One figure of several seeds of one system. Raises ValueError where there is none."""
-    mean = statistics.fmean(values)
+    mean = fmean(values)
     if len(values) < 2:
         return SeedMean(mean, None, None, len(values))
-    sd = statistics.stdev(values)
+    sd = stdev(values)
     half = _compute_t_quantile(0.975, len(values)) * sd / len(values) ** 0.5
     return SeedMean(mean, sd, (mean - half, mean + half), len(values))
 
@@ -242,25 +229,19 @@ def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> See
     mean, sd, interval, seeds = pool_values([a - b for a, b in zip(ours, theirs, strict=True)])
     if sd is None:
         return SeedDifference(mean, None, None, None, 1)
+    from scipy.special import stdtr  # here: what needs no interval starts without it
+
     error = sd / seeds**0.5
     smallest = (_compute_t_quantile(0.975, seeds) + _compute_t_quantile(POWER, seeds)) * error
-    return SeedDifference(mean, interval, _compute_t_p_value(mean, error, seeds), smallest, seeds)
+    p = float(2 * stdtr(seeds - 1, -abs(mean) / error)) if error else float(mean == 0)  # all alike: sure, or no change
+    return SeedDifference(mean, interval, p, smallest, seeds)
 
 
 def _compute_t_quantile(quantile: float, count: int) -> float:
     """Student's t at this quantile for a mean of so many values."""
-    from scipy.special import stdtrit  # here: what needs no interval starts without it
+    from scipy.special import stdtrit
 
     return float(stdtrit(count - 1, quantile))
-
-
-def _compute_t_p_value(mean: float, error: float, count: int) -> float:
-    """Two-sided; where all values are equal, 1 if they are 0, else 0."""
-    from scipy.special import stdtr
-
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stdtr(count - 1, -abs(mean) / error))
 
 
 def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
@@ -271,12 +252,8 @@ def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
         if len(same) == len(pairs):
             ours, theirs = [of.ours for of in same], [of.theirs for of in same]
             pools, paired = (pool_values(ours), pool_values(theirs)), compare_paired_values(ours, theirs)
-            differences.append(
-                MetricDifference(
-                    d.task, d.metric, d.modality, paired.pairs, pools[0].mean, pools[1].mean, paired.mean,
-                    paired.interval, paired.p, paired.smallest, pools,
-                )
-            )  # fmt: skip
+            mean, rival_mean = pools[0].mean, pools[1].mean
+            differences.append(MetricDifference(d.task, d.metric, d.modality, mean, rival_mean, *paired, pools))
     ours_all, theirs_all = (" ".join(dict.fromkeys(getattr(c, side) for c in pairs)) for side in ("ours", "theirs"))
     return Comparison.of((ours_all, theirs_all), "seeds", differences, pairs[0].heads)
 
@@ -334,11 +311,9 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         tasks[task.value] = {"headline": head, "p_holm": corrected, "sentence": sentence, "metrics": {}}
     for d in comparison.differences:
         if d.task in comparison.heads:
-            task_metrics = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
-            values = _describe_difference(d)
-            (
-                task_metrics if d.modality is None else task_metrics["by_modality"].setdefault(d.modality.value, {})
-            ).update(values)
+            metric = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
+            place = metric if d.modality is None else metric["by_modality"].setdefault(d.modality.value, {})
+            place.update(_describe_difference(d))
     return {"ours": comparison.ours, "theirs": comparison.theirs, "over": comparison.over, "tasks": tasks}
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from clinkd.records import PAPER_MODALITIES, Modality, Task
 from clinkd.reporting.printed import PRINTED_AVERAGES
-from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, mean_of_all
+from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, mean_of_all
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.curves import render_line_chart
 from clinkd.reporting.viewer.figure import Bar, render_bar_chart
@@ -54,27 +54,27 @@ def _build_grid_cell(
     modality: Modality | None,
     shown: Mapping[tuple[Task, Modality], int],
 ) -> Cell:
-    score, blind = score_index.get(MODEL, task, metric, modality), score_index.blind(task, metric, modality)
-    value = score.value if score else None
-    cell = f"{value:.1f}" if value is not None else "–"
+    score, baseline = score_index.get(MODEL, task, metric, modality), score_index.best_baseline(task, metric, modality)
+    value, blind_cell = score.value if score else None, as_cell(score_index.blind(task, metric, modality), "–")
+    cell = as_cell(value, "–")
     place = TITLES[modality] if modality else "mean over modalities"
     description = f"{task.value} {metric}, {place}: model {cell if value is not None else NOT_COMPUTED}"
     if score and score.interval:
         description += f", 95 % interval {score.interval[0]:.1f} to {score.interval[1]:.1f}"
-    if blind:
-        description += f"; best blind twin ({blind[0]}) {blind[1]:.1f}"
+    if baseline:
+        description += f"; best blind twin ({baseline}) {blind_cell}"
     if score:
         description += f"; {score.count:,} {'question' if score.count == 1 else 'questions'}"
     question_count = sum(n for (t, m), n in shown.items() if t is task and modality in (None, m))
     link = f"task={task.value}" + (f"&modality={modality.value}" if modality else "")
     if value is not None:
         link += f"&by={metric.replace('%', '%25').replace('+', '%2B').replace('&', '%26').replace(' ', '+')}"
-    return Cell(cell, f"{blind[1]:.1f}" if blind else "–", description, link if question_count else None)
+    return Cell(cell, blind_cell, description, link if question_count else None)
 
 
 def draw_score_charts(score_index: ScoreIndex) -> Html:
     bars_of_tasks = [
-        Bar(f"{t.value} {m}", *_read_bar_values(score_index, t, m, None))
+        _build_bar(f"{t.value} {m}", score_index, t, m)
         for t in Task
         for m in (PRIMARY_METRIC[t], FACTS)
         if m in score_index.metrics(t)
@@ -84,16 +84,15 @@ def draw_score_charts(score_index: ScoreIndex) -> Html:
         metric = next((m for m in (PRIMARY_METRIC[task], FACTS) if score_index.value(MODEL, task, m) is not None), None)
         if metric is not None:
             modalities = score_index.modalities(task, metric)
-            bars_of_task = [Bar(TITLES[m], *_read_bar_values(score_index, task, metric, m)) for m in modalities]
+            bars_of_task = [_build_bar(TITLES[m], score_index, task, metric, m) for m in modalities]
             bar_charts.append(render_bar_chart(f"{task.value}: {metric} by modality (x100)", bars_of_task))
     return Html(page.charts(bar_charts) + page.note(["Whiskers: 95 % intervals, bootstrap by image."]))
 
 
-def _read_bar_values(
-    score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None
-) -> tuple[float | None, float | None, tuple[float, float] | None]:
-    score, blind = score_index.get(MODEL, task, metric, modality), score_index.blind(task, metric, modality)
-    return score.value if score else None, blind[1] if blind else None, score.interval if score else None
+def _build_bar(label: str, score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None = None) -> Bar:
+    score = score_index.get(MODEL, task, metric, modality)
+    blind = score_index.blind(task, metric, modality)
+    return Bar(label, score.value, blind, score.interval) if score else Bar(label, None, blind)
 
 
 # ---- the paper's Figure 3: average by kind of data ------------------------------------------------------------------
@@ -106,7 +105,7 @@ def draw_averages(score_index: ScoreIndex) -> Html:
     for modality in (m for m in Modality if any(m in score_index.modalities(t, PRIMARY_METRIC[t]) for t in computed)):
         present = [t for t in computed if score_index.value(MODEL, t, PRIMARY_METRIC[t], modality) is not None]
         ours_by_task = [score_index.value(MODEL, t, PRIMARY_METRIC[t], modality) for t in present]
-        blind = [b[1] if (b := score_index.blind(t, PRIMARY_METRIC[t], modality)) else None for t in present]
+        blind = [score_index.blind(t, PRIMARY_METRIC[t], modality) for t in present]
         lacks = len(present) < len(computed)
         some_lack |= lacks
         label = TITLES[modality] + (f" ({len(present)})" if lacks else "")
@@ -133,6 +132,5 @@ def draw_averages(score_index: ScoreIndex) -> Html:
 
 def draw_training_curves(trainings: Sequence[Curve]) -> Html:
     """A chart for each training."""
-    return page.charts(
-        [render_line_chart(c.title, c.series, "optimiser steps", "nats an answer token") for c in trainings]
-    )
+    charts = [render_line_chart(c.title, c.series, "optimiser steps", "nats an answer token") for c in trainings]
+    return page.charts(charts)

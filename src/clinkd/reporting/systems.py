@@ -41,7 +41,7 @@ class TaskResult(NamedTuple):
         names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
         shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
         bounds = value.get("interval")
-        return cls(value.get("score"), shares, tuple(bounds) if bounds else None, value.get("blind"), value.get("why"))
+        return cls(value.get("score"), shares, bounds and tuple(bounds), value.get("blind"), value.get("why"))
 
     def to_json(self) -> dict[str, Any]:
         """For a program; modalities by their names here."""

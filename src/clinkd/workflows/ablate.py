@@ -19,7 +19,7 @@ from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
 from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
 from clinkd.reporting.report import NOTICE
-from clinkd.reporting.tables import to_markdown
+from clinkd.reporting.tables import ScoreIndex, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.settings import override
 from clinkd.storage import naming_full_disk, write_atomic, write_json
@@ -209,7 +209,7 @@ def _finished(row: str, seed: int, run: Run) -> FinishedRun:
                 passes += (4 if name == "fit-distill" else 3) * fit["samples"] / fit["rows"]
             elif stage.name == TUTOR:
                 passes += 3 * recorded["questions"] / train * fit["samples"] / fit["rows"]
-    return FinishedRun(row, seed, read_scores(run.stage("score")), steps, passes)
+    return FinishedRun(row, seed, ScoreIndex(read_scores(run.stage("score"))), steps, passes)
 
 
 def _page(
