@@ -30,6 +30,7 @@ from clinkd.records import (
 )
 from clinkd.reporting import compare
 from clinkd.reporting.compare import (
+    ComparedAnswers,
     compare_answers,
     compare_paired_values,
     compare_seeds,
@@ -37,6 +38,7 @@ from clinkd.reporting.compare import (
     comparison_tables,
     pool_values,
 )
+from clinkd.scoring.metrics import Rules
 from clinkd.scoring.score import score_predictions
 from clinkd.storage import write_json, write_lines
 
@@ -112,10 +114,13 @@ def test_pooled_seeds():
 # ---- over images ----------------------------------------------------------------------------------------------------
 
 
-def two(samples: Sequence[Sample], a: Sequence[bool], b: Sequence[bool], config: EvaluateConfig = CONFIG):
-    return compare_answers(
-        samples, ("ours", answered(samples, a)), ("theirs", answered(samples, b)), LEXICON, config
-    )  # fmt: skip
+def system(name: str, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> ComparedAnswers:
+    return ComparedAnswers(name, samples, predictions, Rules(0.5, LEXICON))
+
+
+def two(samples: Sequence[Sample], a: Sequence[bool], b: Sequence[bool], replicates: int = CONFIG.replicates):
+    ours, theirs = system("ours", samples, answered(samples, a)), system("theirs", samples, answered(samples, b))
+    return compare_answers(ours, theirs, replicates)
 
 
 def test_a_difference_is_that_of_the_two_systems_own_scores():
@@ -182,7 +187,7 @@ def drawn(draw: np.random.Generator, task: Task, images: int, above: float = 0.0
     easy = draw.uniform(0.2, 0.8, images)[groups]
     samples = [asked(i, int(g), task) for i, g in enumerate(groups)]
     a, b = (draw.random(len(groups)) < np.clip(easy + more, 0, 1) for more in (above, 0.0))
-    return two(samples, a, b, EvaluateConfig(replicates=200))
+    return two(samples, a, b)
 
 
 @pytest.fixture
@@ -241,19 +246,18 @@ def test_only_what_was_answered_is_compared():
     samples = [asked(i, i) for i in range(6)]
     plain = answered(samples, [True] * 6)
     more = [replace(p, candidates=(Candidate("cyst", BoxedText("cyst")), *p.candidates), chosen=1) for p in plain]
-    found = compare_answers(samples, ("a", more), ("b", plain), LEXICON, CONFIG)
+    found = compare_answers(system("a", samples, more), system("b", samples, plain), CONFIG.replicates)
     assert (found.head(Task.ROC).ours, found.head(Task.ROC).value) == (100, 0)
     with pytest.raises(BadInput, match="b: 1 of 6 questions are not answered, the first is 's5'"):
-        compare_answers(samples, ("a", plain), ("b", plain[:-1]), LEXICON, CONFIG)
+        compare_answers(system("a", samples, plain), system("b", samples, plain[:-1]), CONFIG.replicates)
 
 
 def test_seeds_are_compared_by_their_figures():
-    plain = EvaluateConfig(replicates=0)
     pairs = []
     for seed in range(4):
         draw = np.random.default_rng(seed)
         samples = [asked(i, i, task) for i, task in enumerate([Task.ROC, Task.VG] * 30)]
-        pairs.append(two(samples, draw.random(60) < 0.9, draw.random(60) < 0.4, plain))
+        pairs.append(two(samples, draw.random(60) < 0.9, draw.random(60) < 0.4, 0))
     assert pairs[0].head(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
     found = compare_seeds(pairs)
     ours, theirs = [p.head(Task.VG).ours for p in pairs], [p.head(Task.VG).theirs for p in pairs]

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from clinkd.config import EvaluateConfig
-from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Table, Task
 from clinkd.reporting.tables import TITLES, as_cell
-from clinkd.scoring.metrics import list_shown_metrics
+from clinkd.scoring.metrics import Rules, list_shown_metrics
 from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spell_interval
 
 POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
@@ -110,19 +110,27 @@ class Comparison:
 # ---- over images ----------------------------------------------------------------------------------------------------
 
 
-def compare_answers(
-    samples: Sequence[Sample],
-    ours: tuple[str, Iterable[Prediction]],
-    theirs: tuple[str, Iterable[Prediction]],
-    lexicon: Lexicon,
-    config: EvaluateConfig,
-) -> Comparison:
-    """Two systems, each with its name and its answers to all samples, by what was answered (not by other candidates).
+@dataclass(frozen=True)
+class ComparedAnswers:
+    """Answers of a system and what they are judged by. `root`: the folder of the images, where it is known."""
 
-    `config.replicates` under 2: figures alone, without intervals and p. Raises BadInput for a sample without an answer.
+    name: str
+    samples: Sequence[Sample]
+    predictions: Sequence[Prediction]
+    rules: Rules
+    root: Path | None = None
+
+
+def compare_answers(ours: ComparedAnswers, theirs: ComparedAnswers, replicates: int) -> Comparison:
+    """Two systems by their answers to the same questions; candidates that were not chosen do not count.
+
+    `replicates` under 2: figures alone, without intervals and p. Raises BadInput where the questions or the rules
+    differ, and for a question without an answer.
     """
-    mine, others = (_require_chosen_answers(name, samples, predictions) for name, predictions in (ours, theirs))
-    scored = score_predictions(samples, mine, {_THEIRS: others}, lexicon, config)
+    _require_same_test(ours, theirs)
+    mine, others = _require_chosen_answers(ours), _require_chosen_answers(theirs)
+    config = EvaluateConfig(iou=ours.rules.iou, replicates=replicates)
+    scored = score_predictions(ours.samples, mine, {_THEIRS: others}, ours.rules.lexicon, config)
     metrics = {task: primary for task in Task if (primary := scored.headline(task))}
     differences = [
         d
@@ -130,20 +138,34 @@ def compare_answers(
         for metric in dict.fromkeys((metrics[task], *list_shown_metrics("comparison", task)))
         for d in _compare_metric(scored, task, metric)
     ]
-    return Comparison.of((ours[0], theirs[0]), "questions", differences, metrics)
+    names = (ours.name, theirs.name) if ours.name != theirs.name else (f"{ours.name} (1)", f"{theirs.name} (2)")
+    return Comparison.of(names, "questions", differences, metrics)
 
 
-def _require_chosen_answers(
-    name: str, samples: Sequence[Sample], predictions: Iterable[Prediction]
-) -> list[Prediction]:
-    """The predictions without the candidates that were not chosen. Raises BadInput for a sample without an answer."""
-    answers = [replace(p, candidates=(p.answer,), chosen=0) for p in predictions]
-    answered = {p.id for p in answers}
-    if missing := [s.id for s in samples if s.id not in answered]:
+def _require_same_test(ours: ComparedAnswers, theirs: ComparedAnswers) -> None:
+    """Raise BadInput where the two were not asked the same, or are not judged by the same IoU."""
+    mine, others = ({s.id: (s.question, s.answer) for s in side.samples} for side in (ours, theirs))
+    if mine != others:
+        different = next((i for i in (*mine, *others) if mine.get(i) != others.get(i)), "")
         raise BadInput(
-            f"{name}: {len(missing)} of {len(samples)} questions are not answered, the first is {missing[0]!r}"
+            f"{ours.name} and {theirs.name} were asked different test questions, such as {different!r}: compare runs "
+            "of the same data and seed (phantoms and splits are drawn anew with each seed), several seeds with "
+            "--against"
         )
-    return answers
+    if ours.rules.iou != theirs.rules.iou:
+        raise BadInput(
+            f"evaluate.iou={ours.rules.iou:g} of {ours.name} is {theirs.rules.iou:g} in {theirs.name}: no fair "
+            "comparison"
+        )
+
+
+def _require_chosen_answers(side: ComparedAnswers) -> list[Prediction]:
+    """The predictions without the candidates that were not chosen. Raises BadInput for a sample without an answer."""
+    answered = {p.id for p in side.predictions}
+    if missing := [s.id for s in side.samples if s.id not in answered]:
+        count = f"{len(missing)} of {len(side.samples)}"
+        raise BadInput(f"{side.name}: {count} questions are not answered, the first is {missing[0]!r}")
+    return [replace(p, candidates=(p.answer,), chosen=0) for p in side.predictions]
 
 
 def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:

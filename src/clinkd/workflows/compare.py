@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
@@ -19,10 +18,10 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find_run
-from clinkd.records import BadInput, Prediction, Sample, Table, Task
+from clinkd.records import BadInput, Sample, Table, Task
 from clinkd.remote import PlainPage
 from clinkd.reporting.cases import side_by_side
-from clinkd.reporting.compare import Comparison, compare_answers, compare_seeds
+from clinkd.reporting.compare import ComparedAnswers, Comparison, compare_answers, compare_seeds
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import NOTICE
 from clinkd.reporting.systems import System, TaskResult, system_tables
@@ -31,44 +30,30 @@ from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.outcome import Mode
 from clinkd.storage import JsonLines, progress, read_json, write_atomic
-from clinkd.workflows import evaluate as evaluating
 from clinkd.workflows.answer import answers_of
+from clinkd.workflows.evaluate import evaluate
 
 
-@dataclass(frozen=True)
-class ComparedFolder:
-    """Answers and what they are judged by. `root`: of the images, where it is known."""
+def read_answers(source: Run | Path) -> ComparedAnswers:
+    """Read the chosen answers of a run to its test split, or what `clinkd evaluate --out` wrote into a folder.
 
-    name: str
-    samples: list[Sample]
-    predictions: list[Prediction]
-    rules: Rules
-    root: Path | None = None
-
-    @classmethod
-    def of_run(cls, run: Run) -> Self:
-        """The chosen answers of a run to its test split. Raises BadInput where the run is not finished."""
-        prepared, selected = run.stage("prepare"), run.stage("select")
+    Raises BadInput where the run is not finished, or a file is missing.
+    """
+    if isinstance(source, Run):
+        prepared, selected = source.stage("prepare"), source.stage("select")
         root, lexicon = read_data_source(prepared)
-        rules = Rules(run.config.evaluate.iou, lexicon)
-        return cls(run.folder.name, read_split(prepared, "test"), read_predictions(selected), rules, root)
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """What `clinkd evaluate --out` wrote. Raises BadInput where one of its files is missing."""
-        for name in (EVALUATION, SAMPLES, PREDICTIONS):
-            if not (folder / name).is_file():
-                raise BadInput(f"{folder / name}: missing; `clinkd evaluate ... --out {folder}` writes it")
-        record = read_json(folder / EVALUATION)
-        samples = [Sample.from_json(line) for line in JsonLines(folder / SAMPLES).read()]
-        lexicon = Lexicon.from_json(record["lexicon"]) if "lexicon" in record else _lexicon_of(samples)
-        rules = Rules(record.get("iou", EvaluateConfig().iou), lexicon)
-        return cls(str(record.get("system") or folder.name), samples, read_predictions(folder), rules)
-
-    @classmethod
-    def of(cls, source: Run | Path) -> Self:
-        """Of a run, or of the folder of an evaluation."""
-        return cls.of_run(source) if isinstance(source, Run) else cls.of_folder(source)
+        rules = Rules(source.config.evaluate.iou, lexicon)
+        return ComparedAnswers(
+            source.folder.name, read_split(prepared, "test"), read_predictions(selected), rules, root
+        )
+    for name in (EVALUATION, SAMPLES, PREDICTIONS):
+        if not (source / name).is_file():
+            raise BadInput(f"{source / name}: missing; `clinkd evaluate ... --out {source}` writes it")
+    record = read_json(source / EVALUATION)
+    samples = [Sample.from_json(line) for line in JsonLines(source / SAMPLES).read()]
+    lexicon = Lexicon.from_json(record["lexicon"]) if "lexicon" in record else _collect_lexicon(samples)
+    rules = Rules(record.get("iou", EvaluateConfig().iou), lexicon)
+    return ComparedAnswers(str(record.get("system") or source.name), samples, read_predictions(source), rules)
 
 
 def find_evaluated(wanted: str, runs: Path) -> Run | Path:
@@ -81,7 +66,7 @@ def find_evaluated(wanted: str, runs: Path) -> Run | Path:
     return folder if (folder / EVALUATION).is_file() and not is_run else find_run(wanted, runs)
 
 
-def _lexicon_of(samples: Sequence[Sample]) -> Lexicon:
+def _collect_lexicon(samples: Sequence[Sample]) -> Lexicon:
     """The classes that the records name, and the truths of class questions."""
     truths = {s.answer.words.rstrip(".") for s in samples if s.task is Task.ROC and not s.names}
     return Lexicon(tuple(sorted({n for s in samples for n in s.names} | truths)))
@@ -106,35 +91,10 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
     seeds, comparisons = len(pairs) > 1 and bool(against), []
     with progress(len(pairs), "compare", "pairs") as advance:
         for pair in pairs:
-            one, other = (ComparedFolder.of(find_evaluated(name, runs)) for name in pair)
-            comparisons.append(_compare_pair(one, other, intervals=not seeds))
+            one, other = (read_answers(find_evaluated(name, runs)) for name in pair)
+            comparisons.append(compare_answers(one, other, 0 if seeds else EvaluateConfig().replicates))
             advance(1)
     return [compare_seeds(comparisons)] if seeds else comparisons
-
-
-def _compare_pair(ours: ComparedFolder, theirs: ComparedFolder, intervals: bool) -> Comparison:
-    _demand_same(ours, theirs)
-    iou, lexicon = ours.rules.iou, ours.rules.lexicon
-    knobs = EvaluateConfig(iou=iou) if intervals else EvaluateConfig(iou=iou, replicates=0)
-    names = (ours.name, theirs.name) if ours.name != theirs.name else (f"{ours.name} (1)", f"{theirs.name} (2)")
-    mine, others = (names[0], ours.predictions), (names[1], theirs.predictions)
-    return compare_answers(ours.samples, mine, others, lexicon, knobs)
-
-
-def _demand_same(ours: ComparedFolder, theirs: ComparedFolder) -> None:
-    """Raises BadInput where the two were not asked the same."""
-    mine, others = ({s.id: (s.question, s.answer) for s in of.samples} for of in (ours, theirs))
-    if mine != others:
-        far = next((i for i in (*mine, *others) if mine.get(i) != others.get(i)), "")
-        raise BadInput(
-            f"{ours.name} and {theirs.name} were asked different test questions, such as {far!r}: compare runs of the "
-            "same data and seed (phantoms and splits are drawn anew with each seed), several seeds with --against"
-        )
-    if ours.rules.iou != theirs.rules.iou:
-        raise BadInput(
-            f"evaluate.iou={ours.rules.iou:g} of {ours.name} is {theirs.rules.iou:g} in {theirs.name}: no fair "
-            "comparison"
-        )
 
 
 # ---- in the paper's tables ------------------------------------------------------------------------------------------
@@ -155,7 +115,7 @@ def tabulate_systems(
     ]
     tables = system_tables(scored, mode, same_data)
     if path is not None:
-        beside = cases({of.name: of for of in map(ComparedFolder.of, sources)})
+        beside = render_cases({answers.name: answers for answers in map(read_answers, sources)})
         sections = page_sections("Systems", tables, beside, "each")
         write_atomic(path, page.document("ClinKD: systems side by side", sections, notice=NOTICE))
     return scored, tables
@@ -174,9 +134,9 @@ def _system_of_run(run: Run, mode: Mode) -> System:
     test_set = data.path.name if data.path else f"phantoms, seed {run.config.seed}"
     if mode == "strict":
         return System(name, test_set, _results(run.scores()))
-    judged, train = ComparedFolder.of_run(run), read_split(run.stage("prepare"), "train")
-    answers = answers_of(name, test_set, judged.samples, judged.predictions, judged.rules.lexicon, train)
-    scored = evaluating.evaluate(answers, ["official"], run.config.evaluate)
+    chosen, train = read_answers(run), read_split(run.stage("prepare"), "train")
+    answers = answers_of(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
+    scored = evaluate(answers, ["official"], run.config.evaluate)
     return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in scored.outcomes})
 
 
@@ -188,7 +148,7 @@ def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
 # ---- case by case ---------------------------------------------------------------------------------------------------
 
 
-def cases(answered: Mapping[str, ComparedFolder]) -> Html | None:
+def render_cases(answered: Mapping[str, ComparedAnswers]) -> Html | None:
     """The same questions answered by each (the paper's Figure 4); None where fewer than two have answered, where they
     did not answer the same, and where none knows the images."""
     root = next((of.root for of in answered.values() if of.root), None)
