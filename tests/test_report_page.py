@@ -25,7 +25,7 @@ from clinkd.experiments import EXPERIMENTS
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import trace_lineage
-from clinkd.pipeline.report import _figure, trainings
+from clinkd.pipeline.report import _spell_public_knob, read_training_curves
 from clinkd.pipeline.runs import begin_run
 from clinkd.records import (
     BadInput,
@@ -487,7 +487,7 @@ def test_a_knob_is_shared_where_it_is_a_figure_or_a_choice():
     from clinkd.settings import panel
 
     config = override(EXPERIMENTS["demo"](), ["data.path=/data/Charité", "select.tasks=[VG, MIA]", "device=cpu"])
-    told = {k.name: _figure(k) for k in panel(config)}
+    told = {k.name: _spell_public_knob(k) for k in panel(config)}
     assert told["data.path"] == told["name"] == "(given)" and told["device"] == "cpu" and told["seed"] == "0"
     assert told["select.tasks"] == "VG, MIA" and told["teacher.share"] == "0.111"
 
@@ -499,7 +499,7 @@ def test_the_logs_of_all_trainings_are_found_through_what_a_stage_needed(finishe
     names = list(found)
     assert {"prepare", "base", "teacher", "distill", "reflect-1", "answer", "select"} <= set(names)
     assert names.index("prepare") < names.index("teacher") < names.index("distill") < names.index("answer")
-    (curve,) = trainings(found)
+    (curve,) = read_training_curves(found)
     assert curve.title == "Teacher" and curve.series == {"loss": [(1, 3.0), (2, 1.5), (3, 1.0)]}
 
 

@@ -300,22 +300,11 @@ SWEEPS: Mapping[str, Sweep] = {
 }
 
 
-EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {
-    "demo": demo,
-    "real": real,
-    "laptop": laptop,
-    "paper": paper,
-    "small": small,
-    "bird": bird,
-    "tuned": tuned,
-    "positions": positions,
-    "distilled": distilled,
-    "selected": selected,
-    "reflected": reflected,
-    "matched": matched,
-    "drawn": drawn,
-    "unreflected": unreflected,
-}
+_MAKERS: tuple[Callable[[], RunConfig], ...] = (
+    demo, real, laptop, paper, small, bird, tuned, positions, distilled, selected, reflected, matched, drawn,
+    unreflected,
+)  # fmt: skip
+EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {make.__name__: make for make in _MAKERS}
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "real": ("data.path",),

@@ -55,9 +55,7 @@ def choose_evenly(answered: Sequence[AnsweredSample], most: int) -> list[Answere
         piles[item.sample.task, item.sample.modality].append(item)
     kept: list[AnsweredSample] = []
     left = most
-    for pile_number, pile in enumerate(
-        sorted(piles.values(), key=len)
-    ):  # the larger piles share what a small pile leaves
+    for pile_number, pile in enumerate(sorted(piles.values(), key=len)):  # a small pile leaves its rest to larger ones
         count = min(len(pile), left // (len(piles) - pile_number))
         kept += [pile[k * len(pile) // count] for k in range(count)]
         left -= count
@@ -74,14 +72,14 @@ def select_for_page(
     records = _build_page_records(choose_evenly(answered, MOST), shown)
     kept = _fit_text(records, min(_TEXT_BYTES, most_bytes // 2))
     picture_bytes = most_bytes - _REST_BYTES - sum(records[item.number].size for item in kept)
-    images = list(dict.fromkeys(item.sample.images[0] for item in kept))
+    images = _list_images(kept)
     with progress(len(images), "pictures of the page", "images") as advance:
         sizes = _estimate_picture_bytes(root, images)
         rung = next((i for i, size in enumerate(sizes) if size * len(images) <= picture_bytes), len(_LADDER))
         if rung == len(_LADDER):
             rung -= 1
-            kept = _fit_images(kept, max(1, int(picture_bytes / sizes[-1])))
-            images = list(dict.fromkeys(item.sample.images[0] for item in kept))
+            kept = _fit(kept, lambda items: len(_list_images(items)), max(1, int(picture_bytes / sizes[-1])))
+            images = _list_images(kept)
         pictures = _encode_pictures(root, images, *_LADDER[rung], advance)
     # if the estimate was too small, go down one rung
     while sum(len(p.uri) for p in pictures.values()) > picture_bytes and rung + 1 < len(_LADDER):
@@ -213,18 +211,23 @@ def _round_corners(boxes: Sequence[Box]) -> list[list[float]]:
 
 def _fit_text(records: Mapping[int, _PageRecord], most_bytes: int) -> list[AnsweredSample]:
     """Evenly chosen questions whose records fit into `most_bytes`."""
-    kept = [entry.item for entry in records.values()]
-    while (size := sum(records[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
-        kept = choose_evenly(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
-    return kept
+    items = [entry.item for entry in records.values()]
+    return _fit(items, lambda kept: sum(records[item.number].size for item in kept), most_bytes, 0.98)
 
 
-def _fit_images(kept: Sequence[AnsweredSample], most_images: int) -> list[AnsweredSample]:
-    """Questions that show at most `most_images` images."""
+def _fit(
+    kept: Sequence[AnsweredSample], measure: Callable[[Sequence[AnsweredSample]], int], most: int, margin: float = 1.0
+) -> list[AnsweredSample]:
+    """Evenly chosen questions that `measure` at most `most`, or one."""
     chosen = list(kept)
-    while (images := len({item.sample.images[0] for item in chosen})) > most_images and len(chosen) > 1:
-        chosen = choose_evenly(chosen, max(1, min(len(chosen) - 1, int(len(chosen) * most_images / images))))
+    while (size := measure(chosen)) > most and len(chosen) > 1:
+        count = min(len(chosen) - 1, int(len(chosen) * most / size * margin))
+        chosen = choose_evenly(chosen, max(1, count))
     return chosen
+
+
+def _list_images(kept: Iterable[AnsweredSample]) -> list[ImageRef]:
+    return list(dict.fromkeys(item.sample.images[0] for item in kept))
 
 
 def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[float]:
@@ -268,9 +271,7 @@ def _describe_selection(kept: Sequence[AnsweredSample], answered: Sequence[Answe
 def _describe_picture_size(pictures: Mapping[ImageRef, Picture], side: int, quality: int) -> str:
     if not pictures:
         return ""
-    smaller = sum(
-        max(p.width, p.height) < max(image.width or 0, image.height or 0) for image, p in pictures.items()
-    )  # fmt: skip
+    smaller = sum(max(p.width, p.height) < max(i.width or 0, i.height or 0) for i, p in pictures.items())
     if not smaller:
         return f"Pictures have the size of the images, in JPEG of quality {quality} or PNG."
     return (

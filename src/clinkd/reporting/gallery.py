@@ -13,7 +13,7 @@ from clinkd.records import Correction, Modality, Prediction, Sample, Task
 from clinkd.reporting.tables import TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
 from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
-from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Measure, Rules, SampleAnswer, read_yes_no
+from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Rules, SampleAnswer, read_yes_no
 
 _SIDE = 320  # pixels of a picture beside a correction
 PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
@@ -127,25 +127,21 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
     before, truth, after = correction.before, correction.truth, again.answer if again else None
     kinds = (("asked", sample.question), ("truth", truth), ("answer", before), ("later", after))
     marks = tuple(DrawnBox(box, kind) for kind, text in kinds if text for box in text.boxes)
+    reasons = f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"
+    refused = CardText("Refused, the truth stays", correction.rejected or "")
     card_texts = [
         CardText("Question", sample.question.text, "asked"),
         CardText("Answer before", before.text, "answer"),
         CardText("Truth", truth.text, "truth"),
-        CardText(
-            "Found wrong by", f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"
-        ),
+        CardText("Found wrong by", reasons),
+        CardText("Rewritten", correction.after.text, "truth") if correction.after else refused,
+        CardText("Written by", correction.by),
+        *([CardText("Answer after the round", after.text, "later")] if after else []),
     ]
-    if correction.after is not None:
-        card_texts.append(CardText("Rewritten", correction.after.text, "truth"))
-    else:
-        card_texts.append(CardText("Refused, the truth stays", correction.rejected or ""))
-    card_texts.append(CardText("Written by", correction.by))
-    if after is not None:
-        card_texts.append(CardText("Answer after the round", after.text, "later"))
     alt = (
         f"{TITLES[sample.modality]} image with {len(truth.boxes)} true boxes, {len(before.boxes)} of the answer before"
     )
-    alt += f" and {len(after.boxes)} of the answer after" if after is not None else ""
+    alt += f" and {len(after.boxes)} of the answer after" if after else ""
     picture = thumbnail(open_image(root, sample.images[0]), _SIDE)
     title = f"Round {correction.round} · {sample.task.value} · {TITLES[sample.modality]}"
     shown_texts = tuple(card_text._replace(text=shown(card_text.text)) for card_text in card_texts)
@@ -155,21 +151,14 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
 def judge_answer(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
     """Whether an answer is right under the strict measures: all boxes and no spare one, the class and no other, every
     stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
-    item = SampleAnswer(sample, prediction.answer)
-    if sample.task is Task.VG:
-        return _is_perfect(BOXES, item, rules)
-    if sample.task is Task.ROC:
-        return _is_perfect(NAMES, item, rules)
-    answer, truth = item.answer.answer.words, sample.answer.words
+    if measure := {Task.VG: BOXES, Task.ROC: NAMES}.get(sample.task):
+        counts = measure.count([SampleAnswer(sample, prediction.answer)], rules)
+        (figure,) = measure.figure(PRIMARY_METRIC[sample.task], counts)
+        return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered
+    answer, truth = prediction.answer.answer.words, sample.answer.words
     if sample.task is Task.QA and truth.lower() in ("yes", "no"):
         return read_yes_no(answer.lower()) == truth.lower()
     if sample.facts:
         stated = {t for f in sample.facts for t in f.tuples}
         return stated == {t for f in read_facts(answer, rules.lexicon) for t in f.tuples}
     return None
-
-
-def _is_perfect(measure: Measure, item: SampleAnswer, rules: Rules) -> bool:
-    """Whether the primary metric of the answer is 1."""
-    (figure,) = measure.figure(PRIMARY_METRIC[item.sample.task], measure.count([item], rules))
-    return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered

@@ -21,7 +21,6 @@ from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import Rules
 from clinkd.storage import write_atomic
 
-NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _LONG = 20  # rows of a table about the corrections that are shown at once
 _VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
 _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
@@ -119,7 +118,6 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
     return page.document(
         title,
         sections,
-        notice=NOTICE,
         lead="Every score stands beside answers given without seeing the image. What lies above the best of these "
         "was seen in the image; the rest was guessed from the question.",
         footer="Made by ClinKD. This page holds everything it shows, and asks no network for anything.",
@@ -180,7 +178,7 @@ def _shorten_table(table: Table) -> list[Html]:
 
 def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score]) -> None:
     """table.md for reading, table.csv with one line a score."""
-    write_atomic(folder / "table.md", "\n".join(to_markdown(t) for t in tables) + f"\n{NOTICE}\n")
+    write_atomic(folder / "table.md", "\n".join(to_markdown(t) for t in tables) + f"\n{page.NOTICE}\n")
     write_atomic(folder / "table.csv", to_csv(scores))
 
 

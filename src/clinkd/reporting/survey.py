@@ -19,7 +19,6 @@ from clinkd.storage import write_atomic
 
 MOST_LISTED = 500  # rows of a table on the page; --json and the quarantine hold all
 CELLS = 24  # of a map, a side
-NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 
 
 def tabulate_question_counts(findings: Findings) -> Table:
@@ -54,7 +53,7 @@ def write_survey_page(findings: Findings, path: Path) -> None:
         sections.append(page.section("Examples", _render_examples(findings.examples, findings.root)))
     state = "clean" if findings.clean else f"{findings.bad_rows:,} bad rows"
     lead = f"{findings.rows:,} rows, {findings.samples:,} samples, {findings.images:,} images: {state}."
-    write_atomic(path, page.document("Check of data", sections, notice=NOTICE, lead=lead))
+    write_atomic(path, page.document("Check of data", sections, lead=lead))
 
 
 def _describe_reading(findings: Findings) -> list[str]:

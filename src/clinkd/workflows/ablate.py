@@ -18,7 +18,6 @@ from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
 from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
-from clinkd.reporting.report import NOTICE
 from clinkd.reporting.tables import ScoreIndex, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.settings import override
@@ -215,7 +214,6 @@ def _build_page(
     return page.document(
         f"ClinKD ablation: {plan.base.name}",
         sections,
-        notice=NOTICE,
         lead=f"Each row is one change. {len(plan.rows)} rows, seeds {', '.join(map(str, plan.seeds))}; the same data, "
         "and as many optimiser steps as plain tuning, where a row does not say otherwise.",
         footer="Made by ClinKD. This page holds everything it shows: no network.",

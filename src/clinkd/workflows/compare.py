@@ -23,7 +23,6 @@ from clinkd.remote import PlainPage
 from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.compare import ComparedAnswers, Comparison, compare_answers, compare_seeds
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.report import NOTICE
 from clinkd.reporting.systems import System, TaskResult, system_tables
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.shot import Html
@@ -117,7 +116,7 @@ def tabulate_systems(
     if path is not None:
         beside = render_cases({answers.name: answers for answers in map(read_answers, sources)})
         sections = page_sections("Systems", tables, beside, "each")
-        write_atomic(path, page.document("ClinKD: systems side by side", sections, notice=NOTICE))
+        write_atomic(path, page.document("ClinKD: systems side by side", sections))
     return scored, tables
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -136,11 +136,6 @@ class Review:
 
     def _keep(self, changed: Mapping[tuple[str, int], Correction | None]) -> None:
         with self._lock:
-            made = {**self._decided, **changed}
-            kept = {key: c for key, c in made.items() if c is not None}
-            write_lines(self.file, (c.to_json() for c in self._ordered(list(kept.values()))))
+            kept = {key: c for key, c in {**self._decided, **changed}.items() if c is not None}
+            write_lines(self.file, (c.to_json() for c in sorted(kept.values(), key=lambda c: (c.round, c.id))))
             self._decided = kept
-
-    @staticmethod
-    def _ordered(lines: Sequence[Correction]) -> list[Correction]:
-        return sorted(lines, key=lambda c: (c.round, c.id))

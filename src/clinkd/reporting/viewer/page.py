@@ -25,6 +25,7 @@ STYLE = resources.files(__package__).joinpath("page.css").read_text("utf-8")
 # The one script of a page. It shows the answers that the page's data hold, and makes text nodes and no markup. Which
 # answers are shown stands in the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
 SCRIPT = resources.files(__package__).joinpath("page.js").read_text("utf-8")
+NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _SIDE = 448  # pixels of a picture's longer side
 _NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
 
@@ -48,20 +49,12 @@ class Card(NamedTuple):
     title: str
     lines: tuple[CardText, ...]
     verdict: bool | None = None
-    folded: tuple[str, ...] = ()  # shown on demand, numbered
-    folded_title: str = "All candidates"
+    candidates: tuple[str, ...] = ()  # shown on demand, numbered
     marks: tuple[DrawnBox, ...] = ()
     number: int | None = None
 
 
-def document(
-    title: str,
-    sections: Sequence[Html],
-    notice: str = "",
-    lead: str = "",
-    footer: str = "",
-    data: Any = None,
-) -> str:
+def document(title: str, sections: Sequence[Html], lead: str = "", footer: str = "", data: Any = None) -> str:
     """A whole document. Sections made by `section` are listed in its navigation.
 
     Where there are `data`, a JSON value, the page has one script, which finds them in the element with the id "data".
@@ -70,7 +63,6 @@ def document(
     if data is not None:
         policy += f"; script-src {_hash_for_csp(SCRIPT)}; require-trusted-types-for 'script'"
     links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
-    warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
     menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -80,7 +72,7 @@ def document(
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         '<body><a class="skip" href="#main">Skip to the content</a>\n'
         f"<header><h1>{escape(title)}</h1>{paragraph(lead, soft=True) if lead else ''}"
-        f"{warning}"
+        f'<p class="notice" role="note">{escape(NOTICE)}</p>'
         f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
         f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
         f"{_embed_data(data) if data is not None else ''}</body></html>\n"
@@ -204,8 +196,8 @@ def _render_card(card: Card) -> str:
     lines = "".join(
         f"<dt>{escape(x.heading)}</dt><dd>{boxed_words(x.text, x.boxes) or '(empty)'}</dd>" for x in card.lines
     )
-    folded = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.folded)
-    more = f"<details><summary>{escape(card.folded_title)}</summary><ol>{folded}</ol></details>" if folded else ""
+    candidates = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.candidates)
+    more = f"<details><summary>All candidates</summary><ol>{candidates}</ol></details>" if candidates else ""
     picture = card.picture if isinstance(card.picture, Picture) else thumbnail(card.picture, _SIDE)
     title = f"<h3><span>{escape(card.title)}</span>{verdict_mark(card.verdict)}</h3>"
     return (
