@@ -158,13 +158,13 @@ def bird(base: RunConfig | None = None) -> RunConfig:
     It makes as many passes over the training data as distillation and reflection together, so that rows compare.
     """
     base = base or demo()
-    fit = base.distill.fit if base.distill else FitConfig()
+    fit = change_knobs(base.distill.fit if base.distill else FitConfig(), epochs=passes(base))
     return change_knobs(
         base,
         name="bird",
         model=change_knobs(base.model, positions="sequential", layout="sections"),
         teacher=None,
-        distill=DistillConfig(kd_weight=0, fit=change_knobs(fit, epochs=passes(base))),
+        distill=DistillConfig(kd_weight=0, fit=fit),
         reflect=None,
         select=change_knobs(base.select, scorer="first"),
     )
@@ -172,8 +172,8 @@ def bird(base: RunConfig | None = None) -> RunConfig:
 
 def passes(base: RunConfig) -> float:
     """Passes over the training data of a run after its base, the teacher's own aside."""
-    found = base.distill.fit.epochs if base.distill else 0.0
-    return found + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
+    distillation = base.distill.fit.epochs if base.distill else 0.0
+    return distillation + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
 
 
 def tuned(base: RunConfig | None = None) -> RunConfig:
@@ -190,14 +190,10 @@ def positions(base: RunConfig | None = None) -> RunConfig:
 def distilled(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD+Pseudo-Labels-KD": the teacher into a second copy, as many steps as plain tuning."""
     base = base or demo()
-    plain, kd = bird(base), base.distill or DistillConfig()
+    plain = bird(base)
     assert plain.distill is not None
-    return change_knobs(
-        plain,
-        name="distilled",
-        teacher=base.teacher or TeacherConfig(),
-        distill=change_knobs(kd, fit=plain.distill.fit),
-    )
+    distill = change_knobs(base.distill or DistillConfig(), fit=plain.distill.fit)
+    return change_knobs(plain, name="distilled", teacher=base.teacher or TeacherConfig(), distill=distill)
 
 
 def selected(base: RunConfig | None = None) -> RunConfig:
@@ -209,12 +205,9 @@ def selected(base: RunConfig | None = None) -> RunConfig:
 def reflected(base: RunConfig | None = None) -> RunConfig:
     """BiRD-like, then reflective correction, as many steps as plain tuning; the paper has no row for it."""
     base = base or demo()
-    plain, reflect = bird(base), base.reflect or ReflectConfig()
-    assert plain.distill is not None
+    reflect = base.reflect or ReflectConfig()
     rest = max(0.1, passes(base) - reflect.rounds * reflect.fit.epochs)
-    fit = change_knobs(plain.distill.fit, epochs=rest)
-    distill = change_knobs(plain.distill, fit=fit)
-    return change_knobs(plain, name="reflected", distill=distill, reflect=reflect)
+    return change_knobs(override(bird(base), [f"distill.fit.epochs={rest}"]), name="reflected", reflect=reflect)
 
 
 def matched(base: RunConfig | None = None) -> RunConfig:
@@ -225,15 +218,14 @@ def matched(base: RunConfig | None = None) -> RunConfig:
     """
     base = base or demo()
     kd = distilled(base)
-    assert kd.distill is not None and kd.teacher is not None
+    assert kd.teacher is not None
     left = (3 * passes(base) - 3 * kd.teacher.share * kd.teacher.fit.epochs) / 4
     if left <= 0:
         raise BadInput(
             f"teacher.fit.epochs={kd.teacher.fit.epochs:g}: the teacher alone takes the compute of plain tuning; "
             "lower it for the row of equal compute"
         )
-    fit = change_knobs(kd.distill.fit, epochs=round(left, 4))
-    return change_knobs(kd, name="matched", distill=change_knobs(kd.distill, fit=fit))
+    return override(kd, ["name=matched", f"distill.fit.epochs={round(left, 4)}"])
 
 
 def drawn(base: RunConfig | None = None) -> RunConfig:
@@ -246,9 +238,7 @@ def unreflected(base: RunConfig | None = None) -> RunConfig:
     """The whole method without reflection: as many steps, all of them of distillation."""
     base = base or demo()
     assert base.distill is not None, "a method without distillation has no such row"
-    fit = change_knobs(base.distill.fit, epochs=passes(base))
-    distill = change_knobs(base.distill, fit=fit)
-    return change_knobs(base, name="unreflected", distill=distill, reflect=None)
+    return override(base, ["name=unreflected", f"distill.fit.epochs={passes(base)}", "reflect=null"])
 
 
 def whole(base: RunConfig | None = None) -> RunConfig:
