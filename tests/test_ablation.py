@@ -50,7 +50,7 @@ def test_means_differences_and_the_smallest_seen_are_those_of_the_seeds():
     assert scores.columns == ("", "Seeds", "VG F1", "Steps", "Passes")
     rows = {r[0]: r for r in scores.rows}
     assert rows["BiRD-like"][1:] == ("3", "13.0", "100", "7.2") and rows["+ KD"][2] == "16.7"
-    assert rows["Best blind twin"][2] == "6.0" and "ClinKD" not in rows
+    assert rows["Best blind baseline"][2] == "6.0" and "ClinKD" not in rows
     gain = [b - a for a, b in zip(bird, kd, strict=True)]  # 3, 6, 2
     half = 4.302653 * statistics.stdev(gain) / 3**0.5
     mean = statistics.fmean(gain)

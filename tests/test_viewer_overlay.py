@@ -122,7 +122,7 @@ def test_curves_end_where_they_begin_and_say_so() -> None:
 
 def test_bars_say_their_figures_and_their_gaps() -> None:
     drawn = render_bar_chart("Scores & more", [Bar("CT", 50.0, 20.0, (40.0, 60.0)), Bar("<PET>", None)])
-    assert "CT: model 50.0, best blind twin 20.0; &lt;PET&gt;: model not computed" in drawn
+    assert "CT: model 50.0, best blind baseline 20.0; &lt;PET&gt;: model not computed" in drawn
     assert drawn.count('class="whisker"') == 3 and "<PET>" not in drawn
 
 

@@ -122,11 +122,11 @@ def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Ta
         if any(pool and pool.interval for pool in pools):
             intervals = (spell_interval(pool and pool.interval) for pool in pools)
             cells_by_row.append(("  95 % over seeds", "", *intervals, "", ""))
-    cells_by_row.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
+    cells_by_row.append(("Best blind baseline", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
     heads = ("", "Seeds", *map(_spell_column, columns), "Steps", "Passes")
     notes = (
         *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
-        f"The blind twin is of {grid.rows[names[0]].title}, the best in each column.",
+        f"The blind baseline is of {grid.rows[names[0]].title}, the best in each column.",
         "x100, strict mode, mean over seeds of the mean over modalities; each seed draws weights and order anew, and "
         "phantoms too. What was answered, so after selection where a row has one.",
         "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "

@@ -43,7 +43,7 @@ def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality
         *score_index.reasons(columns),
     )
     return render_grid(
-        "Task by modality: model / best blind twin", (*(TITLES[m] for m in modalities), "Mean"), rows, notes
+        "Task by modality: model / best blind baseline", (*(TITLES[m] for m in modalities), "Mean"), rows, notes
     )
 
 
@@ -62,7 +62,7 @@ def _build_grid_cell(
     if score and score.interval:
         description += f", 95 % interval {score.interval[0]:.1f} to {score.interval[1]:.1f}"
     if baseline:
-        description += f"; best blind twin ({baseline}) {blind_cell}"
+        description += f"; best blind baseline ({baseline}) {blind_cell}"
     if score:
         description += f"; {score.count:,} {'question' if score.count == 1 else 'questions'}"
     question_count = sum(n for (t, m), n in shown.items() if t is task and modality in (None, m))

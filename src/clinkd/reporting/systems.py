@@ -88,7 +88,7 @@ def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Tab
         if any(r.interval for r in results):
             lines.append(("  95 %", "", *(spell_interval(r.interval) for r in results), MISSING))
         if any(r.blind is not None for r in results):
-            lines.append(("  best blind twin", "", *(as_cell(r.blind) for r in results), MISSING))
+            lines.append(("  best blind baseline", "", *(as_cell(r.blind) for r in results), MISSING))
     if printed:
         lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
         lines += [

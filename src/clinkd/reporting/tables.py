@@ -180,7 +180,7 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
     lines = [
         _build_score_row(score_index, MODEL, "Model", columns),
         ("  95 % interval", *map(_format_interval, model_scores), MISSING),
-        ("Best blind twin", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
+        ("Best blind baseline", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
         ("  Model above it", *map(format_signed, differences), MISSING),
         *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.twins()),
         _build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns),
@@ -189,7 +189,7 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
     notes = (
         "x100, strict mode, mean over the modalities that have questions. "
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
-        "A blind twin answers without seeing the image: only what stands above the best of them was seen in the image.",
+        "A blind baseline answers without the image: only what stands above the best of them was seen in the image.",
         "The oracle picks each answer by its truth: no selection can do better.",
         *score_index.reasons(columns),
     )
@@ -216,9 +216,9 @@ def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality]
         places = (*modalities, *([None] if mean else []))
         model_cells = (_format_value(score_index.get(MODEL, task, metric, m)) for m in places)
         lines.append((f"{task.value} {metric}", *model_cells))
-        lines.append(("  best blind twin", *(as_cell(score_index.blind(task, metric, m)) for m in places)))
+        lines.append(("  best blind baseline", *(as_cell(score_index.blind(task, metric, m)) for m in places)))
     columns = ("", *(TITLES[m] for m in modalities), *(["Mean"] if mean else []))
-    notes = ["x100. In each modality the best twin anew."]
+    notes = ["x100. In each modality the best baseline anew."]
     outside = [
         TITLES[m]
         for m in Modality

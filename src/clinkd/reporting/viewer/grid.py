@@ -14,7 +14,7 @@ class Cell(NamedTuple):
     """A score, the baseline below it, both in words, and a link on this page (a fragment without #)."""
 
     value: str
-    twin: str
+    baseline: str
     said: str
     link: str | None = None
 
@@ -35,7 +35,7 @@ def _render_cell(cell: Cell | None) -> str:
         return '<td class="gap">–</td>'
     kind = "" if any(c.isdigit() for c in cell.value) else ' class="soft"'
     inside = (
-        f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.twin)}</small>'
+        f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.baseline)}</small>'
     )
     inside += f'<span class="unseen">{escape(cell.said)}</span>'
     if cell.link is None:
