@@ -1,9 +1,9 @@
-"""Is one system better than another: over the images of one test set, and over seeds.
+"""Test whether one system is better than another: over the images of one test set, and over seeds.
 
-Over images two systems answered the same questions. The difference of any figure has a 95 % interval by bootstrap over
-groups (patients, else images), drawn in pairs, and a two-sided p by exchange: were the two alike, their answers to the
-images of a group could change places. That holds for figures that are no means over answers, too (F1, BLEU), and for
-few images, where a p read off a bootstrap is too small (tests/test_evaluation_compare.py draws both). Over seeds the
+Over images: two systems answered the same questions. The difference of any figure has a 95 % interval by bootstrap over
+groups (patients, else images), drawn in pairs, and a two-sided p by permutation: if the two are equally good, they can
+swap their answers to the images of a group. This also holds for figures that are no means over answers (F1, BLEU), and
+for few images, where a p from a bootstrap is too small (tests/test_evaluation_compare.py draws both). Over seeds: the
 figures of each pair of runs are compared by Student's t. Over the tasks p is corrected by Holm.
 """
 
@@ -23,7 +23,7 @@ from clinkd.reporting.tables import TITLES, as_cell
 from clinkd.scoring.metrics import Rules, list_shown_metrics
 from clinkd.scoring.score import MODEL, PairedDifference, ScoredAnswers, score_predictions, spell_interval
 
-POWER = 0.8  # of the smallest difference that is told: seen so often by a two-sided test at 5 %
+POWER = 0.8  # a two-sided test at 5 % finds the smallest difference that often
 LEVEL = 0.05
 EXCHANGES = 1999  # the smallest p is then 1 / 2000
 _THEIRS = "compared"
@@ -36,9 +36,9 @@ Key = TypeVar("Key", bound=Hashable)
 class MetricDifference:
     """Ours - theirs of one metric, x100: of a modality, or of the mean over them (None).
 
-    `count`: of questions, or of seeds. `smallest`: the true difference that as much data would have told from 0 in 80 %
-    of repetitions; over images from the spread of the replicates, (1.96 + .84) of it. What could not be computed is
-    None, as the last where nothing varies. `pools`: ours and theirs over the seeds.
+    `count`: of questions, or of seeds. `smallest`: the true difference that as much data tells from 0 in 80 % of
+    repetitions; over images it is (1.96 + .84) times the spread of the replicates, and None where nothing varies. A
+    value that could not be computed is None. `pools`: ours and theirs over the seeds.
     """
 
     task: Task
@@ -58,52 +58,52 @@ class MetricDifference:
 class Comparison:
     """Two systems over the questions of one test set, or over several seeds.
 
-    `heads`: the metric each task is compared by; `corrected`: its p after Holm.
+    `primary_metrics`: the metric that each task is compared by; `corrected`: its p after Holm.
     """
 
     ours: str
     theirs: str
     over: Literal["questions", "seeds"]
     differences: tuple[MetricDifference, ...]
-    heads: Mapping[Task, str]
+    primary_metrics: Mapping[Task, str]
     corrected: Mapping[Task, float]
 
     @classmethod
     def of(
         cls, names: tuple[str, str], over: Literal["questions", "seeds"], differences: Iterable[MetricDifference],
-        heads: Mapping[Task, str],
+        primary_metrics: Mapping[Task, str],
     ) -> Comparison:  # fmt: skip
-        """With p corrected by Holm over the tasks; a task without a difference is left out of `heads`."""
+        """Correct p by Holm over the tasks. A task without a difference is left out of `primary_metrics`."""
         differences = tuple(differences)
-        means = {d.task: d.p for d in differences if d.modality is None and d.metric == heads.get(d.task)}
+        means = {d.task: d.p for d in differences if d.modality is None and d.metric == primary_metrics.get(d.task)}
         corrected = correct_by_holm({task: p for task, p in means.items() if p is not None})
-        return cls(*names, over, differences, {t: m for t, m in heads.items() if t in means}, corrected)
+        return cls(*names, over, differences, {t: m for t, m in primary_metrics.items() if t in means}, corrected)
 
     def get(self, task: Task, metric: str, modality: Modality | None = None) -> MetricDifference | None:
         wanted = (task, metric, modality)
         return next((d for d in self.differences if (d.task, d.metric, d.modality) == wanted), None)
 
-    def head(self, task: Task) -> MetricDifference:
-        difference = self.get(task, self.heads[task])
+    def get_primary(self, task: Task) -> MetricDifference:
+        difference = self.get(task, self.primary_metrics[task])
         assert difference is not None
         return difference
 
     def sentences(self) -> list[str]:
-        """What may be said of each task."""
-        return [f"{task.value} {metric}: {self._sentence(task)}" for task, metric in self.heads.items()]
+        """The conclusion for each task."""
+        return [f"{task.value} {metric}: {self._sentence(task)}" for task, metric in self.primary_metrics.items()]
 
     def _sentence(self, task: Task) -> str:
-        head, p = self.head(task), self.corrected.get(task)
-        if p is None or head.interval is None:
-            return f"{self.ours} {head.value:+.1f} above {self.theirs}; of chance nothing is known."
-        figures = f"{head.value:+.1f} [{head.interval[0]:+.1f}, {head.interval[1]:+.1f}], p = {p:.2g}"
+        primary, p = self.get_primary(task), self.corrected.get(task)
+        if p is None or primary.interval is None:
+            return f"{self.ours} {primary.value:+.1f} above {self.theirs}; of chance nothing is known."
+        figures = f"{primary.value:+.1f} [{primary.interval[0]:+.1f}, {primary.interval[1]:+.1f}], p = {p:.2g}"
         if p < LEVEL:
-            better, worse = (self.ours, self.theirs) if head.value > 0 else (self.theirs, self.ours)
+            better, worse = (self.ours, self.theirs) if primary.value > 0 else (self.theirs, self.ours)
             return f"{better} scores higher than {worse} ({figures})."
-        if head.smallest:
-            return f"no difference seen ({figures}); the data could have shown one of {head.smallest:.1f} or more."
-        if head.value:
-            return f"{head.value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})."
+        if primary.smallest:
+            return f"no difference seen ({figures}); the data could have shown one of {primary.smallest:.1f} or more."
+        if primary.value:
+            return f"{primary.value:+.1f} in every part, yet too few to tell it from chance (p = {p:.2g})."
         return "no difference in any part."
 
 
@@ -277,7 +277,7 @@ def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
             mean, rival_mean = pools[0].mean, pools[1].mean
             differences.append(MetricDifference(d.task, d.metric, d.modality, mean, rival_mean, *paired, pools))
     ours_all, theirs_all = (" ".join(dict.fromkeys(getattr(c, side) for c in pairs)) for side in ("ours", "theirs"))
-    return Comparison.of((ours_all, theirs_all), "seeds", differences, pairs[0].heads)
+    return Comparison.of((ours_all, theirs_all), "seeds", differences, pairs[0].primary_metrics)
 
 
 # ---- as tables and as JSON ------------------------------------------------------------------------------------------
@@ -293,11 +293,11 @@ _SINGLE = "p of a single figure, not corrected for how many there are."
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """By task, by task and modality, and of the other main figures."""
+    """Differences by task, by task and modality, and of the other main figures."""
     task_rows, modality_rows, other_rows = [], [], []
     for d in comparison.differences:
         name, cells = f"{d.task.value} {d.metric}", _format_difference(d)
-        if comparison.heads.get(d.task) != d.metric:
+        if comparison.primary_metrics.get(d.task) != d.metric:
             other_rows += [(name, *cells)] if d.modality is None else []
         elif d.modality is None:
             task_rows.append((name, *cells, _format_p(comparison.corrected.get(d.task))))
@@ -328,11 +328,11 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """For a program, x100: by task the metric it is compared by, its p after Holm, the sentence, and by metric the mean
     over modalities and each modality."""
     tasks: dict[str, Any] = {}
-    for (task, head), sentence in zip(comparison.heads.items(), comparison.sentences(), strict=True):
+    for (task, primary), sentence in zip(comparison.primary_metrics.items(), comparison.sentences(), strict=True):
         corrected = comparison.corrected.get(task)
-        tasks[task.value] = {"headline": head, "p_holm": corrected, "sentence": sentence, "metrics": {}}
+        tasks[task.value] = {"headline": primary, "p_holm": corrected, "sentence": sentence, "metrics": {}}
     for d in comparison.differences:
-        if d.task in comparison.heads:
+        if d.task in comparison.primary_metrics:
             metric = tasks[d.task.value]["metrics"].setdefault(d.metric, {"by_modality": {}})
             place = metric if d.modality is None else metric["by_modality"].setdefault(d.modality.value, {})
             place.update(_describe_difference(d))

@@ -1,4 +1,4 @@
-"""Runs, and folders of evaluated answers, beside each other: by differences, in tables, case by case. Without torch."""
+"""Compare runs and folders of evaluated answers: by differences, in tables, case by case. Imports no torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_answers(source: Run | Path) -> ComparedAnswers:
 
 
 def find_evaluated(wanted: str, runs: Path) -> Run | Path:
-    """The run of that name under `runs` or at that path, else the folder of `clinkd evaluate --out` at that path.
+    """Find the run of that name under `runs` or at that path, else the folder of `clinkd evaluate --out` at that path.
 
     Raises BadInput naming the runs there are.
     """
@@ -66,7 +66,7 @@ def find_evaluated(wanted: str, runs: Path) -> Run | Path:
 
 
 def _collect_lexicon(samples: Sequence[Sample]) -> Lexicon:
-    """The classes that the records name, and the truths of class questions."""
+    """Collect the classes that the records name, and the truths of class questions."""
     truths = {s.answer.words.rstrip(".") for s in samples if s.task is Task.ROC and not s.names}
     return Lexicon(tuple(sorted({n for s in samples for n in s.names} | truths)))
 
@@ -75,10 +75,10 @@ def _collect_lexicon(samples: Sequence[Sample]) -> Lexicon:
 
 
 def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Comparison]:
-    """The first of `ours` beside each other one of them; or, `against` others, each beside that of its place there:
-    one pair over its images, several (seeds) by their figures.
+    """Compare the first of `ours` with each of the rest; or, with `against`, each of `ours` with the one at its place
+    there. A single pair is compared over its images, several pairs (seeds) by their figures.
 
-    Raises BadInput where there is nothing to compare with, where the numbers differ, or the test questions of a pair.
+    Raises BadInput where there is nothing to compare with, and where the numbers or the questions of a pair differ.
     """
     if against and len(against) != len(ours):
         raise BadInput(
@@ -90,8 +90,9 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
     seeds, comparisons = len(pairs) > 1 and bool(against), []
     with progress(len(pairs), "compare", "pairs") as advance:
         for pair in pairs:
-            one, other = (read_answers(find_evaluated(name, runs)) for name in pair)
-            comparisons.append(compare_answers(one, other, 0 if seeds else EvaluateConfig().replicates))
+            our_answers, their_answers = (read_answers(find_evaluated(name, runs)) for name in pair)
+            replicates = 0 if seeds else EvaluateConfig().replicates
+            comparisons.append(compare_answers(our_answers, their_answers, replicates))
             advance(1)
     return [compare_seeds(comparisons)] if seeds else comparisons
 
@@ -102,44 +103,44 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
 def tabulate_systems(
     wanted: Sequence[str], runs: Path, mode: Mode, same_data: bool = False, path: Path | None = None
 ) -> tuple[list[System], list[Table]]:
-    """The systems and their tables. Each is a run under `runs` or a folder of `clinkd evaluate --out`; `path`: of an
-    HTML page with their cases beside each other, where they answered the same questions.
+    """Read systems and build their tables. A system is a run under `runs` or a folder of `clinkd evaluate --out`.
+    `path`: write an HTML page there, with the cases beside each other where all answered the same questions.
 
     Raises BadInput for a run that is not finished, and a folder that was not evaluated in this mode.
     """
     sources = [find_evaluated(name, runs) for name in wanted]
-    scored = [
-        _system_of_run(source, mode) if isinstance(source, Run) else _system_of_folder(name, source, mode)
+    systems = [
+        _read_run_system(source, mode) if isinstance(source, Run) else _read_folder_system(name, source, mode)
         for name, source in zip(wanted, sources, strict=True)
     ]
-    tables = system_tables(scored, mode, same_data)
+    tables = system_tables(systems, mode, same_data)
     if path is not None:
-        beside = render_cases({answers.name: answers for answers in map(read_answers, sources)})
-        sections = page_sections("Systems", tables, beside, "each")
+        cases = render_cases({answers.name: answers for answers in map(read_answers, sources)})
+        sections = page_sections("Systems", tables, cases, "each")
         write_atomic(path, page.document("ClinKD: systems side by side", sections))
-    return scored, tables
+    return systems, tables
 
 
-def _system_of_folder(name: str, folder: Path, mode: Mode) -> System:
+def _read_folder_system(name: str, folder: Path, mode: Mode) -> System:
     record, table = read_json(folder / EVALUATION), read_json(folder / SCORES)
     if mode not in record["modes"]:
         raise BadInput(f"{name}: not evaluated in mode {mode}, only {', '.join(record['modes'])}; evaluate it again")
-    results = _results(table["official"] if mode == "official" else table)
+    results = _read_results(table["official"] if mode == "official" else table)
     return System(record["system"], record["test_set"]["name"], results)
 
 
-def _system_of_run(run: Run, mode: Mode) -> System:
+def _read_run_system(run: Run, mode: Mode) -> System:
     data, name = run.config.data, run.folder.name
     test_set = data.path.name if data.path else f"phantoms, seed {run.config.seed}"
     if mode == "strict":
-        return System(name, test_set, _results(run.scores()))
+        return System(name, test_set, _read_results(run.scores()))
     chosen, train = read_answers(run), read_split(run.stage("prepare"), "train")
     answers = answers_of(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
-    scored = evaluate(answers, ["official"], run.config.evaluate)
-    return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in scored.outcomes})
+    evaluation = evaluate(answers, ["official"], run.config.evaluate)
+    return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in evaluation.outcomes})
 
 
-def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
+def _read_results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
     results = {t: TaskResult.from_json(tasks[t.value]) for t in Task if t.value in tasks}
     return {t: r for t, r in results.items() if r.by_modality}
 
@@ -148,23 +149,23 @@ def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
 
 
 def render_cases(answered: Mapping[str, ComparedAnswers]) -> Html | None:
-    """The same questions answered by each (the paper's Figure 4); None where fewer than two have answered, where they
-    did not answer the same, and where none knows the images."""
-    root = next((of.root for of in answered.values() if of.root), None)
+    """Show the same questions answered by each system (the paper's Figure 4). None where fewer than two answered, where
+    they share no question, and where none knows the folder of the images."""
+    root = next((answers.root for answers in answered.values() if answers.root), None)
     if len(answered) < 2 or root is None:
         return None
     first, *others = answered.values()
-    asked = [{s.id: s for s in of.samples} for of in others]
-    common = [s for s in first.samples if all(of.get(s.id) == s for of in asked)]
+    other_samples = [{s.id: s for s in answers.samples} for answers in others]
+    common = [s for s in first.samples if all(by_id.get(s.id) == s for by_id in other_samples)]
     if not common:
         return None
-    predictions = {name: of.predictions for name, of in answered.items()}
+    predictions = {name: answers.predictions for name, answers in answered.items()}
     return side_by_side(predictions, common, root, first.rules, PlainPage(read_identifying_texts(root, common)))
 
 
-def page_sections(title: str, tables: Sequence[Table], beside: Html | None, each: str) -> list[Html]:
-    """The tables under their title, the same questions answered by `each`, and the paper's figures."""
+def page_sections(title: str, tables: Sequence[Table], cases: Html | None, each: str) -> list[Html]:
+    """Build the sections: tables under their title, the same questions answered by `each`, and the paper's figures."""
     sections = [page.section(title, [page.table(t) for t in tables])]
-    if beside:
-        sections.append(page.section(f"The same questions, answered by {each}", [beside]))
+    if cases:
+        sections.append(page.section(f"The same questions, answered by {each}", [cases]))
     return [*sections, page.section("The paper's figures", [page.table(t) for t in paper_tables()])]
