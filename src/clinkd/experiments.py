@@ -1,6 +1,6 @@
-"""The runs we stand behind, one function each; the ablation rows change two or three fields of another run.
+"""The experiments, one function each; the rows of an ablation change two or three fields of another run.
 
-`EXPERIMENTS` is what `clinkd run NAME` and `clinkd recipe NAME` know; `REQUIRED` names what each cannot guess.
+`EXPERIMENTS` holds the names for `clinkd run` and `clinkd recipe`; `REQUIRED` the knobs that the user must give.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from clinkd.settings import change_knobs, override
 
 
 def _quick(epochs: float, rows: int = 24, questions: int = 0) -> FitConfig:
-    """How a tiny model learns from scratch in minutes (LOG.md)."""
+    """A training from scratch for a tiny model, in minutes (LOG.md)."""
     return FitConfig(
         epochs=epochs, rows=rows, questions=questions, optimizer="muon", muon_learning_rate=0.02, learning_rate=0.003,
         warmup=0.02,
@@ -48,7 +48,7 @@ def demo() -> RunConfig:
         teacher=TeacherConfig(fit=_quick(4.0, questions=3)),
         distill=DistillConfig(fit=_quick(1.2, questions=3)),
         reflect=ReflectConfig(review_share=0.1, fit=_quick(0.6, questions=3)),
-        # what it is shown was chosen on the validation split (LOG.md); more steps on smaller pictures taught it most
+        # chosen on the validation split (LOG.md): more steps on smaller pictures made the best scorer
         select=SelectConfig(clip=ClipConfig(grounding="both", epochs=3.0, image_pixels=32)),
     )
 
@@ -74,7 +74,7 @@ def real(data: Path | None = None) -> RunConfig:
 def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
     """The paper's method for a pretrained Qwen2-VL without a GPU: LoRA, vision fixed, at most 256 image tokens.
 
-    What the vision tower sees and what the teacher thinks is made once and read from the disk.
+    Vision features and teacher outputs are computed once and read from the disk.
     """
     fit = FitConfig(
         rows=8,
@@ -130,7 +130,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
 
 def small() -> RunConfig:
     """One structure an image and its box asked for: under a minute a run, to compare over many seeds (LOG.md)."""
-    drawn = PhantomConfig(
+    phantoms = PhantomConfig(
         train_images=960, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
     )
     tiny = TinyConfig(
@@ -138,7 +138,7 @@ def small() -> RunConfig:
     )
     return RunConfig(
         name="small",
-        data=DataConfig(phantoms=drawn, workers=1),
+        data=DataConfig(phantoms=phantoms, workers=1),
         model=ModelConfig(box_bins=8, tiny=tiny),
         teacher=TeacherConfig(fit=_quick(10.0)),
         distill=DistillConfig(fit=_quick(8.0)),
@@ -155,7 +155,7 @@ def small() -> RunConfig:
 def bird(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD" (BiRD-like): sequential positions, plain tuning, the first beam.
 
-    It makes as many passes over the training data as distillation and reflection together, so that rows compare.
+    It makes as many passes over the training data as distillation and reflection together, for a fair comparison.
     """
     base = base or demo()
     fit = change_knobs(base.distill.fit if base.distill else FitConfig(), epochs=passes(base))
@@ -229,7 +229,7 @@ def matched(base: RunConfig | None = None) -> RunConfig:
 
 
 def drawn(base: RunConfig | None = None) -> RunConfig:
-    """Control: the whole method, with as many rewrites, but of answers drawn at random instead of the wrong ones."""
+    """Control: the whole method with as many rewrites, but of answers chosen at random instead of the wrong ones."""
     base = base or demo()
     return override(base, ["name=drawn", "reflect.rewrite=random", "reflect.recheck=0"])
 
@@ -247,10 +247,10 @@ def whole(base: RunConfig | None = None) -> RunConfig:
 
 
 class AblationRow(NamedTuple):
-    """A row of an ablation: how it is made of a run, and the row it is told against."""
+    """A row of an ablation: how to make it from a run, and the row that it is compared with (`against`)."""
 
     title: str
-    change: str  # to the row that it is told against
+    change: str  # from the row `against`
     make: Callable[[RunConfig], RunConfig]
     against: str | None
     printed: str | None = None  # the row of the paper's Table 2

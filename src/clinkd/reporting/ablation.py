@@ -87,8 +87,8 @@ def ablation_tables(grid: AblationGrid, groups: Mapping[str, Sequence[str]]) -> 
 
 
 def ablation_json(grid: AblationGrid) -> dict[str, Any]:
-    """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row it is told
-    against; x100."""
+    """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row that it
+    is compared with; x100."""
     return {
         name: {
             "title": row.title,

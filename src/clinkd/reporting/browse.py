@@ -94,7 +94,7 @@ def select_for_page(
 
 
 def select_without_text(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYTES) -> PageContent:
-    """Scores and boxes alone: no picture, and nothing that people or models wrote."""
+    """Select scores and boxes alone: no picture, and no text of people or models."""
     records = _build_page_records(choose_evenly(answered, MOST), None)
     kept = _fit_text(records, most_bytes - _REST_BYTES)
     shapes: dict[tuple[int, int], int] = {}
@@ -132,7 +132,7 @@ def _list_question_metrics(task: Task) -> list[str]:
     return list(dict.fromkeys((PRIMARY_METRIC[task], *list_shown_metrics("question", task))))
 
 
-# ---- what is said of a question -------------------------------------------------------------------------------------
+# ---- the record of a question ----------------------------------------------------------------------------------------
 
 
 class _PageRecord(NamedTuple):

@@ -89,7 +89,7 @@ def answer_card(
     sample: Sample, prediction: Prediction, right: bool | None, picture: Picture, number: int | None,
     shown: Callable[[str], str],
 ) -> Card:  # fmt: skip
-    """A question with its answer, its truth and all candidates. All that people or models wrote passes `shown`."""
+    """A question with its answer, its truth and all candidates. Every text of people or models passes `shown`."""
     answer, truth = prediction.answer.answer, sample.answer
     card_texts = [
         CardText("Question", shown(sample.question.text), "asked"),
@@ -111,7 +111,7 @@ def answer_card(
 
 
 def list_answer_boxes(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
-    """What was asked about, the truth, and the answer."""
+    """The boxes of the question, the truth, and the answer."""
     kinds = (("asked", sample.question), ("truth", sample.answer), ("answer", prediction.answer.answer))
     return tuple(DrawnBox(box, kind) for kind, text in kinds for box in text.boxes)
 

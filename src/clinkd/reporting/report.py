@@ -28,8 +28,8 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What a page shows about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
-    tables about the corrections."""
+    """The content of a page about a run, without its answers. `setup` rows: knob, value, the paper's value.
+    `reflection`: tables about the corrections."""
 
     tables: Sequence[Table]
     scores: Sequence[Score]
@@ -44,8 +44,8 @@ class RunSummary:
 class ShownAnswers:
     """The answers on a page; their images lie under `image_root`.
 
-    `answered` can be looked through on the page; where there are none, the `gallery` can, whose cards are also what is
-    shown without a script. `rewritten`: some of the corrections. Every question, answer and truth passes `shown`.
+    The reader can look through `answered`, or through the `gallery` where there are none. A page without its
+    script shows the cards of the gallery. `rewritten`: some of the corrections. Every text passes `shown`.
     """
 
     image_root: Path
@@ -86,8 +86,7 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
 
 
 def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSample]) -> None:
-    """Write the page without a pixel, without the name of the run and without a word that people or models wrote, to be
-    mailed.
+    """Write a page that can be mailed: without a pixel, the name of the run, or a word that people or models wrote.
 
     Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
     """
@@ -126,7 +125,7 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
 
 
 def _build_answer_browser(browsed: PageContent, cards: Html) -> Html:
-    """Filters over the answers on the page, and the cards that are there without a script."""
+    """Filters over the answers on the page, and the cards that a page without its script shows."""
     samples = [item.sample for item in browsed.answered]
     metrics = dict.fromkeys(name for entry in browsed.data["samples"] for name in entry["f"])
     sources = browsed.data["sources"]

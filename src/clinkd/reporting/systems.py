@@ -1,4 +1,4 @@
-"""Several systems beside each other in the paper's form: Table 1 (systems by tasks), Tables 3 and 4 (by modality)."""
+"""Several systems in the form of the paper's tables: Table 1 (systems by tasks), Tables 3 and 4 (by modality)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TaskResult(NamedTuple):
         return cls(value.get("score"), shares, bounds and tuple(bounds), value.get("blind"), value.get("why"))
 
     def to_json(self) -> dict[str, Any]:
-        """For a program; modalities by their names here."""
+        """The result for a program, modalities by their names here."""
         values = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
         return values | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
 
@@ -53,7 +53,7 @@ _NO_RESULT = TaskResult(None, {})
 
 
 class System(NamedTuple):
-    """Who answered which test set, and what each task scored in one mode."""
+    """A system, its test set, and its score of each task in one mode."""
 
     name: str
     test_set: str
@@ -74,8 +74,8 @@ class System(NamedTuple):
 
 
 def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False) -> list[Table]:
-    """Table 1, then each system by modality. `same_data`: the test set is the paper's, so that its printed rows stand
-    in the same tables; else they stand apart (`paper_tables`). Printed rows are of the official scripts alone."""
+    """Table 1, then each system by modality. `same_data`: the test set is the paper's, so the tables also hold its
+    printed rows, which are of the official scripts alone; else these stand apart (`paper_tables`)."""
     printed = same_data and mode == "official"
     return [_tabulate_tasks(systems, mode, printed), *(_tabulate_modalities(s, mode, printed) for s in systems)]
 

@@ -1,8 +1,8 @@
 """The part of a page in which its script (`page.js`) shows answered questions: filters, a count, cards, "more".
 
-Without the script the cards given here stand there, and no filters. What the script finds in the page's data:
+Without the script the page shows the cards given here and no filters. The page's data for the script:
 
-- `pictures`: [data URI or null, width, height]; null where a card given here holds the picture.
+- `pictures`: [data URI or null, width, height]; null where a card given here has the picture.
 - `modalities`: code to title; `sources`: names; `first`: task to the metrics by which its answers are sorted.
 - `samples`: n its number, t task, m modality, s source (index), p picture (index), more (images beside it); q question,
   e earlier turns [[question, answer]], a truth, v right (null: not judged), f figures by metric 0..1; ask, tru: boxes

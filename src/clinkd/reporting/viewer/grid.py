@@ -15,7 +15,7 @@ class Cell(NamedTuple):
 
     value: str
     baseline: str
-    said: str
+    description: str
     link: str | None = None
 
 
@@ -37,7 +37,7 @@ def _render_cell(cell: Cell | None) -> str:
     inside = (
         f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.baseline)}</small>'
     )
-    inside += f'<span class="unseen">{escape(cell.said)}</span>'
+    inside += f'<span class="unseen">{escape(cell.description)}</span>'
     if cell.link is None:
-        return f'<td title="{escape(cell.said)}">{inside}</td>'
-    return f'<td><a href="#{escape(cell.link)}" title="{escape(cell.said)}">{inside}</a></td>'
+        return f'<td title="{escape(cell.description)}">{inside}</td>'
+    return f'<td><a href="#{escape(cell.link)}" title="{escape(cell.description)}">{inside}</a></td>'

@@ -1,4 +1,4 @@
-"""Where things lie and how many there are, as inline SVG: heat maps and columns. The page colours them."""
+"""Places and counts as inline SVG: heat maps and columns. The page colours them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Self-contained HTML: everything escaped, one style sheet, pictures as data URIs, at most one script, a strict CSP.
 
-Only `Html` may be put into a page; what makes an `Html` from plain text escapes it.
+Only `Html` may be put into a page; every function that makes `Html` from plain text escapes it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CardText(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One picture with what is said about it. `verdict` is shown as right (True), wrong (False) or not at all.
+    """One picture with texts about it. `verdict` is shown as right (True), wrong (False) or not at all (None).
 
     `number`: of the picture, by which the page's script finds it.
     """
@@ -84,7 +84,7 @@ def _hash_for_csp(text: str) -> str:
 
 
 def _embed_data(data: Any) -> str:
-    """The data stand last: all else is there to be read before they are. No text in them can end their element."""
+    """The data come last, so that the rest can be read before them. No text in them can end their element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
@@ -92,7 +92,7 @@ def _embed_data(data: Any) -> str:
 
 
 def section(title: str, parts: Sequence[Html], anchor: str = "") -> Html:
-    """A titled part of a page. `anchor`: its id, by which the page's script finds it; else it is made of the title."""
+    """A titled part of a page. `anchor`: its id for the page's script; without it the id is made from the title."""
     anchor = anchor or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
     return Html(
         f'<section id="{anchor}" aria-label="{escape(title)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
@@ -106,7 +106,7 @@ def paragraph(text: str, soft: bool = False) -> Html:
 
 
 def article(title: str, parts: Sequence[Html]) -> Html:
-    """One thing among several of its kind, as wide as the page."""
+    """One of several cases, as wide as the page."""
     return Html(
         f'<article class="card case"><div class="body"><h3>{escape(title)}</h3>{"".join(parts)}</div></article>'
     )
@@ -151,22 +151,22 @@ def chart(title: str, description: str, width: float, height: float, shapes: str
 
 
 def charts(figures: Sequence[Html], small: bool = False) -> Html:
-    """Figures side by side where there is room; `small` ones, four to the width of a desk."""
+    """Figures side by side where there is room; of the `small` ones four fit beside each other on a wide screen."""
     return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
 def apart(parts: Sequence[Html]) -> Html:
-    """Set apart by a dashed frame: of another kind than what is around it."""
+    """Parts in a dashed frame, which sets them apart from the rest of the page."""
     return Html(f'<div class="apart">{"".join(parts)}</div>')
 
 
 def folded(title: str, parts: Sequence[Html]) -> Html:
-    """Shown on demand."""
+    """Parts that the reader opens by a click on the title."""
     return Html(f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>")
 
 
 def key(entries: Sequence[tuple[str, str]]) -> Html:
-    """What the lines on the pictures mean: (text, colour); they are dashed as on the pictures."""
+    """The meaning of the lines on the pictures: (text, colour); they are dashed as there."""
     items = "".join(f"<li>{line_sample(colour)}{escape(text)}</li>" for text, colour in entries)
     return Html(f'<ul class="key">{items}</ul>')
 
