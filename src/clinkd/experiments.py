@@ -129,7 +129,7 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
 
 
 def small() -> RunConfig:
-    """One structure an image and its box asked for: under a minute a run, to compare over many seeds (LOG.md)."""
+    """One structure an image, one question for its box: under a minute a run, to compare many seeds (LOG.md)."""
     phantoms = PhantomConfig(
         train_images=960, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
     )
@@ -171,7 +171,7 @@ def bird(base: RunConfig | None = None) -> RunConfig:
 
 
 def passes(base: RunConfig) -> float:
-    """Passes over the training data of a run after its base, the teacher's own aside."""
+    """Count the passes over the training data of a run after its base, without those of the teacher."""
     distillation = base.distill.fit.epochs if base.distill else 0.0
     return distillation + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
 

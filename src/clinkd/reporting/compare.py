@@ -112,7 +112,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparedAnswers:
-    """Answers of a system and what they are judged by. `root`: the folder of the images, where it is known."""
+    """Answers of a system and the rules of scoring. `root`: the folder of the images, where it is known."""
 
     name: str
     samples: Sequence[Sample]
@@ -143,7 +143,7 @@ def compare_answers(ours: ComparedAnswers, theirs: ComparedAnswers, replicates: 
 
 
 def _require_same_test(ours: ComparedAnswers, theirs: ComparedAnswers) -> None:
-    """Raise BadInput where the two were not asked the same, or are not judged by the same IoU."""
+    """Raise BadInput where the two answered different questions, or are scored by another IoU."""
     mine, others = ({s.id: (s.question, s.answer) for s in side.samples} for side in (ours, theirs))
     if mine != others:
         different = next((i for i in (*mine, *others) if mine.get(i) != others.get(i)), "")
@@ -170,15 +170,15 @@ def _require_chosen_answers(side: ComparedAnswers) -> list[Prediction]:
 
 def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:
     exchanges = EXCHANGES if scored.replicates >= 2 else 0
-    apart = scored.apart(task, metric, MODEL, _THEIRS, [s.modality for s in scored.samples], exchanges)
-    if apart is None:
+    paired = scored.apart(task, metric, MODEL, _THEIRS, [s.modality for s in scored.samples], exchanges)
+    if paired is None:
         return []
     differences = []
-    for k, key in enumerate(apart.keys):
-        ours, theirs = 100 * float(apart.ours[k]), 100 * float(apart.theirs[k])
+    for k, key in enumerate(paired.keys):
+        ours, theirs = 100 * float(paired.ours[k]), 100 * float(paired.theirs[k])
         if not np.isnan(ours - theirs):
             modality = None if key is None else Modality(key)
-            tested = (apart.interval[k], *_test_by_permutation(apart, k), apart.answers[k])
+            tested = (paired.interval[k], *_test_by_permutation(paired, k), paired.answers[k])
             differences.append(MetricDifference(task, metric, modality, ours, theirs, ours - theirs, *tested))
     return differences
 
@@ -195,7 +195,7 @@ def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | 
 
 
 def correct_by_holm(p: Mapping[Key, float]) -> dict[Key, float]:
-    """p of several tests, such that under 5 % of families of true nulls have one under 0.05 (Holm 1979)."""
+    """Correct p of several tests, so that under 5 % of families of true nulls have one under 0.05 (Holm 1979)."""
     corrected: dict[Key, float] = {}
     worst = 0.0
     for rank, (key, value) in enumerate(sorted(p.items(), key=lambda kv: kv[1])):
@@ -220,7 +220,7 @@ class SeedDifference(NamedTuple):
     """Several seeds of two systems, in pairs: `mean` of ours - theirs, in the unit of the values.
 
     `interval` and `p` (two-sided) are Student's for paired differences; `smallest` is the true difference that as many
-    pairs of this spread would have told from 0 in 80 % of repetitions: (t.975 + t.8) sd / sqrt(n), with n - 1 degrees
+    pairs of this spread tell from 0 in 80 % of repetitions: (t.975 + t.8) sd / sqrt(n), with n - 1 degrees
     of freedom. All three are None for a single pair, whose spread is not known.
     """
 
@@ -237,7 +237,7 @@ class SeedDifference(NamedTuple):
 
 
 def pool_values(values: Sequence[float]) -> SeedMean:
-    """One figure of several seeds of one system. Raises ValueError where there is none."""
+    """Pool one figure of several seeds of one system. Raises ValueError where there is none."""
     mean = fmean(values)
     if len(values) < 2:
         return SeedMean(mean, None, None, len(values))
@@ -247,7 +247,7 @@ def pool_values(values: Sequence[float]) -> SeedMean:
 
 
 def compare_paired_values(ours: Sequence[float], theirs: Sequence[float]) -> SeedDifference:
-    """The same figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
+    """Compare one figure of two systems, seed by seed. Raises ValueError where their numbers differ or are 0."""
     mean, sd, interval, seeds = pool_values([a - b for a, b in zip(ours, theirs, strict=True)])
     if sd is None:
         return SeedDifference(mean, None, None, None, 1)
@@ -267,7 +267,7 @@ def _compute_t_quantile(quantile: float, count: int) -> float:
 
 
 def compare_seeds(pairs: Sequence[Comparison]) -> Comparison:
-    """Pairs of runs, a seed each; of what every pair has a figure for. Raises ValueError without a pair."""
+    """Compare pairs of runs, a seed each, by the figures that every pair has. Raises ValueError without a pair."""
     differences = []
     for d in pairs[0].differences:
         same = [other for pair in pairs if (other := pair.get(d.task, d.metric, d.modality))]

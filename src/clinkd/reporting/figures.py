@@ -116,7 +116,7 @@ def draw_averages(score_index: ScoreIndex) -> Html:
     ]
     theirs = render_bar_chart("Printed in the paper: other data, other scripts", printed, "ClinKD", "BiRD")
     if not rows:
-        return page.apart([theirs])
+        return page.framed([theirs])
     missing = [f"{t.value} {PRIMARY_METRIC[t]}" for t in AVERAGED if t not in computed]
     ours = render_bar_chart(f"This run: mean of {', '.join(t.value for t in computed)} (x100)", rows)
     notes = [
@@ -124,7 +124,7 @@ def draw_averages(score_index: ScoreIndex) -> Html:
         *(["In brackets: the number of tasks with questions, where some have none."] if some_lack else []),
         "The paper's bars are of its Tables 3 and 4, on Med-GRIT-270k. They cannot be compared with ours.",
     ]
-    return Html(page.charts([ours, page.apart([theirs])]) + page.note(notes))
+    return Html(page.charts([ours, page.framed([theirs])]) + page.note(notes))
 
 
 # ---- the paper's Figure 5: how the losses fell ----------------------------------------------------------------------

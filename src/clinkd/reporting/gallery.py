@@ -16,7 +16,7 @@ from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
 from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Rules, SampleAnswer, read_yes_no
 
 _SIDE = 320  # pixels of a picture beside a correction
-PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
+PLAIN_RULES = Rules(0.5, Lexicon(()))  # where the data name no classes
 
 
 class CorrectedAnswer(NamedTuple):
@@ -30,8 +30,8 @@ class CorrectedAnswer(NamedTuple):
 def choose_gallery(
     samples: Sequence[Sample], predictions: Sequence[Prediction], count: int
 ) -> list[tuple[Sample, Prediction]]:
-    """`count` questions with their answers, taking turns over tasks and modalities, each image once where that is
-    enough. Which questions are shown does not depend on how they were answered."""
+    """Choose `count` questions with their answers, in turns over tasks and modalities, each image once where that is
+    enough. The choice does not depend on the answers."""
     answered = {p.id: p for p in predictions}
     piles: dict[tuple[Task, Modality], list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -55,9 +55,9 @@ def choose_gallery(
 def choose_rewritten(
     samples: Sequence[Sample], corrections: Sequence[Correction], again: Sequence[RetestResult], count: int
 ) -> list[CorrectedAnswer]:
-    """`count` wrong answers, a quarter of them refused rewritings where there are so many, each time of the task,
-    modality, reasons and round shown least so far. Those whose question was asked again come before others like them;
-    how it was answered then does not matter."""
+    """Choose `count` wrong answers; a quarter of them are refused rewritings, where there are so many. Each next one
+    has the task, modality, reasons and round shown least so far. Questions that were asked again come before others of
+    their kind; the later answer does not matter."""
     sample_by_id = {s.id: s for s in samples}
     retest_by_key = {(a.round, a.id): a for a in again}
     wrong = [CorrectedAnswer(sample_by_id[c.id], c, retest_by_key.get((c.round, c.id))) for c in corrections if c.wrong]

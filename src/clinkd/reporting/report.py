@@ -113,7 +113,7 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
     sections.append(page.section("Set-up", [page.table(knobs)]))
     if summary.wall_seconds:
         sections.append(page.section("Time", [page.table(_tabulate_times(summary.wall_seconds))]))
-    sections.append(page.section("The paper's figures", [page.apart([page.table(t) for t in paper_tables()])]))
+    sections.append(page.section("The paper's figures", [page.framed([page.table(t) for t in paper_tables()])]))
     return page.document(
         title,
         sections,
@@ -160,7 +160,7 @@ def _build_gallery_cards(ids: Sequence[str], browsed: PageContent, shown: Callab
         image = item.sample.images[0]
         number = picture_numbers[image]
         if number in shown_pictures:
-            continue  # it would stand on the page twice
+            continue  # the page would show it twice
         shown_pictures.add(number)
         browsed.data["pictures"][number][0] = None
         cards.append(answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], number, shown))

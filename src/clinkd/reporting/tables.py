@@ -31,7 +31,7 @@ _TITLES_OF_TABLES = {
 
 
 class ScoreIndex:
-    """Scores, found by who, task, metric and modality."""
+    """Scores by row (who answered), task, metric and modality."""
 
     def __init__(self, scores: Iterable[Score]) -> None:
         self._score_by_key = {(s.row, s.task, s.metric, s.modality): s for s in scores}
@@ -153,8 +153,8 @@ def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality:
 
 
 def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
-    """Overall, by modality, outside the paper's eight modalities and what selection gained (where there are any), every
-    metric, and flaws."""
+    """Tables of scores: overall, by modality, outside the paper's eight modalities and the gains of selection (where
+    there are any), every metric, and flaws."""
     score_index = ScoreIndex(scores)
     tables = [_tabulate_overall(score_index), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
     outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
@@ -324,7 +324,7 @@ def _tabulate_metrics(score_index: ScoreIndex) -> Table:
 
 
 def _tabulate_flaws(score_index: ScoreIndex) -> Table:
-    """Answers of the model that were cut, empty, or held a box nobody could read: they count as they stand."""
+    """Answers of the model that were cut, empty, or held an unreadable box: they count as they are."""
     lines = []
     for task in Task:
         cells = [score_index.get(MODEL, task, metric) for metric in FLAWS.metrics]
@@ -340,7 +340,7 @@ def _format_value(score: Score | None) -> str:
 
 
 def _format_score(score: Score | None) -> str:
-    """As `_format_value`; nothing where nothing was asked or said."""
+    """As `_format_value`, but missing where there was no question or no answer."""
     return MISSING if score and score.why in (NOT_ASKED, NOTHING_SAID) else _format_value(score)
 
 
@@ -353,8 +353,8 @@ def _format_interval(score: Score | Gain | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RetestResult(Record):
-    """One question of a review that was asked again after the round's training, and whether it is wrong by the same
-    tests, before and after."""
+    """One question of a review that was asked again after the round's training. The same tests say whether the answer
+    is wrong before and after."""
 
     round: int
     id: str  # of the Sample
@@ -366,8 +366,8 @@ class RetestResult(Record):
 
 
 def effect_table(again: Sequence[RetestResult]) -> Table:
-    """Of the answers that were wrong the share now right, of those that were right the share now wrong, by round, task
-    and modality, with 95 % Wilson intervals."""
+    """The share of wrong answers that are now right, and of right answers that are now wrong, by round, task and
+    modality, with 95 % Wilson intervals."""
     lines = []
     for number in sorted({a.round for a in again}):
         of_round = [a for a in again if a.round == number]

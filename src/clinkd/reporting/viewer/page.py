@@ -23,7 +23,7 @@ from clinkd.reporting.viewer.shot import DrawnBox, Html, Picture, boxed_words, s
 # The style sheet of every page: light and dark, readable on a phone, printable.
 STYLE = resources.files(__package__).joinpath("page.css").read_text("utf-8")
 # The one script of a page. It shows the answers that the page's data hold, and makes text nodes and no markup. Which
-# answers are shown stands in the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
+# answers are shown is part of the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
 SCRIPT = resources.files(__package__).joinpath("page.js").read_text("utf-8")
 NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _SIDE = 448  # pixels of a picture's longer side
@@ -155,7 +155,7 @@ def charts(figures: Sequence[Html], small: bool = False) -> Html:
     return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
-def apart(parts: Sequence[Html]) -> Html:
+def framed(parts: Sequence[Html]) -> Html:
     """Parts in a dashed frame, which sets them apart from the rest of the page."""
     return Html(f'<div class="apart">{"".join(parts)}</div>')
 

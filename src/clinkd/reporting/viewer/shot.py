@@ -78,7 +78,7 @@ def shot(picture: Picture, marks: Sequence[DrawnBox], alt: str, number: int | No
 
 
 def repeated(picture: Picture, marks: Sequence[DrawnBox], alt: str, name: str, first: bool) -> Html:
-    """A picture that stands on the page several times under the same `name`: embedded the first time only."""
+    """A picture that the page shows several times under the same `name`: it is embedded the first time only."""
     size = f'width="{picture.width}" height="{picture.height}"'
     content = f'<image id="{escape(name)}" {size} href="{picture.uri}"/>' if first else f'<use href="#{escape(name)}"/>'
     return Html(
