@@ -57,8 +57,7 @@ class ScoreIndex:
     def choices(self) -> list[str]:
         """Rows of the model's own candidates, the first beam first and the oracle last."""
         present = dict.fromkeys(r for r, _, _, _ in self._score_by_key if is_choice(r))
-        last = [r for r in (MODEL, ORACLE) if r in present]
-        return [*(r for r in present if r == FIRST_BEAM), *(r for r in present if r not in (FIRST_BEAM, *last)), *last]
+        return sorted(present, key=lambda row: {FIRST_BEAM: 0, MODEL: 2, ORACLE: 3}.get(row, 1))
 
     def best_baseline(self, task: Task, metric: str, modality: Modality | None = None) -> str | None:
         """The name of the best image-blind baseline; None if none was computed."""
@@ -77,7 +76,7 @@ class ScoreIndex:
     def columns(self) -> list[tuple[Task, str]]:
         """The main columns: primary metric and facts of each task; the paper's four tasks come first."""
         columns = [(t, m) for t in Task for m in (PRIMARY_METRIC[t], FACTS) if m in self.metrics(t)]
-        return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
+        return sorted(columns, key=lambda column: column[0] not in AVERAGED)
 
     def reasons(self, columns: Sequence[tuple[Task, str]]) -> list[str]:
         """Why some of them could not be computed, in sentences."""
