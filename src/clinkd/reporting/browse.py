@@ -89,7 +89,7 @@ def select_for_page(
     samples = [{**records[item.number].value, "p": index[item.sample.images[0]]} for item in kept]
     entries = [[p.uri, p.width, p.height] for p in pictures.values()]
     notes = [_describe_selection(kept, answered), _describe_picture_size(pictures, *_LADDER[rung])]
-    data = _build_page_data(samples, entries, kept, [shown(s) for s in _list_sources(kept)])
+    data = _build_page_data(samples, entries, [shown(s) for s in _list_sources(kept)])
     return PageContent(data, kept, pictures, [n for n in notes if n])
 
 
@@ -104,9 +104,7 @@ def select_without_text(answered: Sequence[AnsweredSample], most_bytes: int = PA
         shape = _round_shape(image.width or 1, image.height or 1)
         samples.append({**records[item.number].value, "p": shapes.setdefault(shape, len(shapes))})
     notes = [_describe_selection(kept, answered), "Boxes and scores alone: no images, no questions, no answers."]
-    return PageContent(
-        _build_page_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n]
-    )
+    return PageContent(_build_page_data(samples, [[None, *s] for s in shapes], []), kept, {}, notes)
 
 
 def _round_shape(width: int, height: int) -> tuple[int, int]:
@@ -115,13 +113,11 @@ def _round_shape(width: int, height: int) -> tuple[int, int]:
     return max(1, round(16 * width / longer)) * 20, max(1, round(16 * height / longer)) * 20
 
 
-def _build_page_data(
-    samples: list[dict[str, Any]], pictures: list[Any], kept: Sequence[AnsweredSample], sources: Sequence[str]
-) -> dict[str, Any]:
+def _build_page_data(samples: list[dict[str, Any]], pictures: list[Any], sources: list[str]) -> dict[str, Any]:
     return {
         "pictures": pictures,
         "modalities": {m.value: TITLES[m] for m in Modality},
-        "sources": list(sources),
+        "sources": sources,
         "first": {t.value: _list_question_metrics(t) for t in Task},
         "samples": samples,
     }

@@ -39,11 +39,10 @@ def _format_counts(numbers: Sequence[int]) -> tuple[str, ...]:
 
 
 def write_survey_page(findings: Findings, path: Path) -> None:
-    """The page: counts, faults, maps of boxes, what can be guessed, lengths; examples if images were opened."""
+    """Write the page: counts, faults, maps of boxes, guessable boxes, lengths; examples if images were opened."""
+    counts = page.table(tabulate_question_counts(findings))
     sections = [
-        page.section(
-            "Counts", [page.table(tabulate_question_counts(findings)), page.note(_describe_reading(findings))]
-        ),
+        page.section("Counts", [counts, page.note(_describe_reading(findings))]),
         page.section("Bad rows", _render_row_errors(findings)),
         page.section("Boxes", _render_box_maps(findings)),
         page.section("Guessed without looking", [page.table(_tabulate_guessed(findings.classes))]),
@@ -62,15 +61,12 @@ def _describe_reading(findings: Findings) -> list[str]:
 
 
 def _render_row_errors(findings: Findings) -> list[Html]:
-    parts = [
-        page.paragraph("None." if findings.clean else f"{findings.bad_rows:,} of {findings.rows:,} rows."),
-    ]
+    parts = [page.paragraph("None." if findings.clean else f"{findings.bad_rows:,} of {findings.rows:,} rows.")]
     for title, row_errors in (("Bad", findings.bad), ("To look at", findings.warnings)):
         if row_errors:
             kind_counts = ", ".join(f"{n} {k}" for k, n in Counter(p.kind for p in row_errors).most_common())
-            rows = tuple(
-                (Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in row_errors[:MOST_LISTED]
-            )
+            listed = row_errors[:MOST_LISTED]
+            rows = tuple((Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in listed)
             notes = (f"the first {MOST_LISTED} of {len(row_errors):,}",) if len(row_errors) > MOST_LISTED else ()
             columns = ("file", "row", "id", "field", "value", "reason")
             parts.append(page.table(Table(f"{title}: {kind_counts}", columns, rows, notes)))
@@ -87,13 +83,11 @@ def _render_box_maps(findings: Findings) -> list[Html]:
             continue
         box_N4 = np.concatenate(boxes)
         title = f"{modality.value}, {len(box_N4):,} boxes"
-        figures.append(
-            render_heat_map(f"{title}: where", _count_box_coverage(box_N4), "left to right", "bottom to top")
-        )
-        sides = np.histogram2d(
-            box_N4[:, 3] - box_N4[:, 1], box_N4[:, 2] - box_N4[:, 0], bins=CELLS, range=((0, 1), (0, 1))
-        )[0]
-        figures.append(render_heat_map(f"{title}: size", sides.tolist(), "width, 0 to 1", "height, 0 to 1", up=True))
+        coverage = _count_box_coverage(box_N4)
+        figures.append(render_heat_map(f"{title}: where", coverage, "left to right", "bottom to top"))
+        width_N, height_N = box_N4[:, 2] - box_N4[:, 0], box_N4[:, 3] - box_N4[:, 1]
+        sizes = np.histogram2d(height_N, width_N, bins=CELLS, range=((0, 1), (0, 1)))[0]
+        figures.append(render_heat_map(f"{title}: size", sizes.tolist(), "width, 0 to 1", "height, 0 to 1", up=True))
     return [
         page.paragraph("Where boxes lie (darkest: the place that most of them cover), and how wide and high they are."),
         page.charts(figures, small=True),
@@ -142,10 +136,7 @@ def _render_examples(examples: Sequence[Sample], root: Path) -> list[Html]:
         )
         title = f"{sample.task}, {sample.modality.value}"
         cards.append(page.Card(picture, f"{title}: {sample.id}", title, lines))
-    return [
-        page.key((("asked about", ASKED), ("truth", TRUTH))),
-        page.gallery(cards),
-    ]
+    return [page.key((("asked about", ASKED), ("truth", TRUTH))), page.gallery(cards)]
 
 
 def _shorten_text(text: BoxedText) -> str:
