@@ -30,6 +30,7 @@ from clinkd.records import (
 )
 from clinkd.reporting import compare
 from clinkd.reporting.compare import (
+    ComparedAnswers,
     compare_answers,
     compare_paired_values,
     compare_seeds,
@@ -37,6 +38,7 @@ from clinkd.reporting.compare import (
     comparison_tables,
     pool_values,
 )
+from clinkd.scoring.metrics import Rules
 from clinkd.scoring.score import score_predictions
 from clinkd.storage import write_json, write_lines
 
@@ -112,10 +114,13 @@ def test_pooled_seeds():
 # ---- over images ----------------------------------------------------------------------------------------------------
 
 
-def two(samples: Sequence[Sample], a: Sequence[bool], b: Sequence[bool], config: EvaluateConfig = CONFIG):
-    return compare_answers(
-        samples, ("ours", answered(samples, a)), ("theirs", answered(samples, b)), LEXICON, config
-    )  # fmt: skip
+def system(name: str, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> ComparedAnswers:
+    return ComparedAnswers(name, samples, predictions, Rules(0.5, LEXICON))
+
+
+def two(samples: Sequence[Sample], a: Sequence[bool], b: Sequence[bool], replicates: int = CONFIG.replicates):
+    ours, theirs = system("ours", samples, answered(samples, a)), system("theirs", samples, answered(samples, b))
+    return compare_answers(ours, theirs, replicates)
 
 
 def test_a_difference_is_that_of_the_two_systems_own_scores():
@@ -133,15 +138,15 @@ def test_a_difference_is_that_of_the_two_systems_own_scores():
             assert (difference.ours, difference.theirs) == pytest.approx([s.value for s in scores])
             assert difference.count == scores[0].count
     swapped = two(samples, b, a)
-    assert swapped.head(Task.VG).value == pytest.approx(-found.head(Task.VG).value)
-    assert swapped.head(Task.VG).p == pytest.approx(found.head(Task.VG).p, abs=0.03)
+    assert swapped.get_primary(Task.VG).value == pytest.approx(-found.get_primary(Task.VG).value)
+    assert swapped.get_primary(Task.VG).p == pytest.approx(found.get_primary(Task.VG).p, abs=0.03)
 
 
 def test_a_system_is_no_better_than_itself():
     samples = [asked(i, i) for i in range(20)]
     right = [i % 3 == 0 for i in range(20)]
     found = two(samples, right, right)
-    head = found.head(Task.ROC)
+    head = found.get_primary(Task.ROC)
     assert (head.value, head.interval, head.p, head.smallest) == (0, (0, 0), 1, None)
     assert found.sentences() == ["ROC Recall: no difference in any part."]
     few = two(samples[:3], [True] * 3, [False] * 3).sentences()
@@ -173,7 +178,7 @@ def test_p_by_exchange_is_the_sign_flip_test_for_a_mean():
     differences = np.array(a, dtype=int) - np.array(b, dtype=int)
     all_signs = np.array(list(product((-1, 1), repeat=8))) @ differences
     exact = np.mean(np.abs(all_signs) >= abs(differences.sum()))
-    assert two(samples, a, b).head(Task.ROC).p == pytest.approx(exact, abs=0.03)
+    assert two(samples, a, b).get_primary(Task.ROC).p == pytest.approx(exact, abs=0.03)
 
 
 def drawn(draw: np.random.Generator, task: Task, images: int, above: float = 0.0):
@@ -182,7 +187,7 @@ def drawn(draw: np.random.Generator, task: Task, images: int, above: float = 0.0
     easy = draw.uniform(0.2, 0.8, images)[groups]
     samples = [asked(i, int(g), task) for i, g in enumerate(groups)]
     a, b = (draw.random(len(groups)) < np.clip(easy + more, 0, 1) for more in (above, 0.0))
-    return two(samples, a, b, EvaluateConfig(replicates=200))
+    return two(samples, a, b)
 
 
 @pytest.fixture
@@ -204,7 +209,7 @@ def headlines_only(monkeypatch):
 def test_of_systems_that_are_alike_one_in_twenty_seems_better(task, images, times):
     """Level of p, and coverage of the interval, the latter for images enough that a bootstrap may be trusted."""
     draw, room = np.random.default_rng(7), 3 / times**0.5
-    heads = [drawn(draw, task, images).head(task) for _ in range(times)]
+    heads = [drawn(draw, task, images).get_primary(task) for _ in range(times)]
     assert np.mean([h.p <= 0.05 for h in heads]) <= 0.05 + 0.22 * room
     # Under a half, since figures of few answers tie: .29 for the means of 8 images that are drawn so, .47 by half ties.
     assert np.mean([h.p <= 0.5 for h in heads]) >= 0.29 - 0.5 * room
@@ -216,8 +221,8 @@ def test_of_systems_that_are_alike_one_in_twenty_seems_better(task, images, time
 @pytest.mark.usefixtures("headlines_only")
 def test_the_smallest_difference_is_seen_in_four_of_five():
     draw = np.random.default_rng(8)
-    smallest = statistics.fmean(drawn(draw, Task.ROC, 40).head(Task.ROC).smallest for _ in range(20))
-    seen = [drawn(draw, Task.ROC, 40, smallest / 100).head(Task.ROC).p <= 0.05 for _ in range(300)]
+    smallest = statistics.fmean(drawn(draw, Task.ROC, 40).get_primary(Task.ROC).smallest for _ in range(20))
+    seen = [drawn(draw, Task.ROC, 40, smallest / 100).get_primary(Task.ROC).p <= 0.05 for _ in range(300)]
     assert 0.7 <= np.mean(seen) <= 0.9
 
 
@@ -225,7 +230,7 @@ def test_the_smallest_difference_is_seen_in_four_of_five():
 def test_the_smallest_difference_is_that_of_a_binomial_for_single_answers():
     draw = np.random.default_rng(9)
     samples = [asked(i, i) for i in range(400)]
-    found = two(samples, draw.random(400) < 0.5, draw.random(400) < 0.5).head(Task.ROC)
+    found = two(samples, draw.random(400) < 0.5, draw.random(400) < 0.5).get_primary(Task.ROC)
     assert found.smallest == pytest.approx(2.80 * 100 * (2 * 0.25 / 400) ** 0.5, rel=0.15)
 
 
@@ -241,26 +246,25 @@ def test_only_what_was_answered_is_compared():
     samples = [asked(i, i) for i in range(6)]
     plain = answered(samples, [True] * 6)
     more = [replace(p, candidates=(Candidate("cyst", BoxedText("cyst")), *p.candidates), chosen=1) for p in plain]
-    found = compare_answers(samples, ("a", more), ("b", plain), LEXICON, CONFIG)
-    assert (found.head(Task.ROC).ours, found.head(Task.ROC).value) == (100, 0)
+    found = compare_answers(system("a", samples, more), system("b", samples, plain), CONFIG.replicates)
+    assert (found.get_primary(Task.ROC).ours, found.get_primary(Task.ROC).value) == (100, 0)
     with pytest.raises(BadInput, match="b: 1 of 6 questions are not answered, the first is 's5'"):
-        compare_answers(samples, ("a", plain), ("b", plain[:-1]), LEXICON, CONFIG)
+        compare_answers(system("a", samples, plain), system("b", samples, plain[:-1]), CONFIG.replicates)
 
 
 def test_seeds_are_compared_by_their_figures():
-    plain = EvaluateConfig(replicates=0)
     pairs = []
     for seed in range(4):
         draw = np.random.default_rng(seed)
         samples = [asked(i, i, task) for i, task in enumerate([Task.ROC, Task.VG] * 30)]
-        pairs.append(two(samples, draw.random(60) < 0.9, draw.random(60) < 0.4, plain))
-    assert pairs[0].head(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
+        pairs.append(two(samples, draw.random(60) < 0.9, draw.random(60) < 0.4, 0))
+    assert pairs[0].get_primary(Task.ROC).interval is None and "of chance nothing is known" in pairs[0].sentences()[0]
     found = compare_seeds(pairs)
-    ours, theirs = [p.head(Task.VG).ours for p in pairs], [p.head(Task.VG).theirs for p in pairs]
-    head, paired = found.head(Task.VG), compare_paired_values(ours, theirs)
+    ours, theirs = [p.get_primary(Task.VG).ours for p in pairs], [p.get_primary(Task.VG).theirs for p in pairs]
+    head, paired = found.get_primary(Task.VG), compare_paired_values(ours, theirs)
     assert (head.metric, head.modality, head.pools) == ("F1", None, (pool_values(ours), pool_values(theirs)))
     assert (head.value, head.interval, head.p, head.smallest, head.count) == paired
-    assert found.corrected == compare.correct_by_holm({t: found.head(t).p for t in found.heads})
+    assert found.corrected == compare.correct_by_holm({t: found.get_primary(t).p for t in found.primary_metrics})
     assert all("scores higher" in line for line in found.sentences())
     table, *_ = comparison_tables(found)
     assert table.rows[0][:2] == ("VG F1", "4") and "(sd " in table.rows[0][2]

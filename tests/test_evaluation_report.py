@@ -104,7 +104,7 @@ def test_selection_for_a_program(scores: list[Score]) -> None:
     rows = found["VG"]["F1"]
     assert list(rows) == ["first beam", "agreement", "model", "oracle"]
     assert rows["first beam"] == {"score": 55.0, "interval": None}
-    own = {"score": 57.0, "interval": [50.0, 64.0], "gain": 2.0, "gain_interval": [-1.0, 5.0]}
+    own = {"score": 57.0, "interval": (50.0, 64.0), "gain": 2.0, "gain_interval": (-1.0, 5.0)}
     assert rows["agreement"] == own
     assert table_json(scores, {})["selection"] == {}
 
@@ -145,7 +145,7 @@ def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:
     lines = {r[0].strip(): r for r in overall.rows}
     assert lines["Model"][column] == "not computed" and lines["Model"][-1] == "-"
     assert any(WHY in n for n in overall.notes)
-    assert lines["Best blind twin"][overall.columns.index("VG F1")] == "30.0"
+    assert lines["Best blind baseline"][overall.columns.index("VG F1")] == "30.0"
     assert lines["Model above it"][overall.columns.index("VG F1")] == "+30.0"
     assert by_modality.columns[1:9] == ("CT", "MR", "X-ray", "PET", "Endoscopy", "Dermoscopy", "Fundus", "Ultrasound")
     assert by_modality.rows[0][1:3] == ("60.0", "-")
@@ -286,7 +286,7 @@ def test_the_page_can_be_read_aloud_and_opens_on_the_table(html: str) -> None:
     links = {(a["href"] or "")[1:] for t, a in page.tags if t == "a"}
     assert {link for link in links if "=" not in link} <= set(ids)
     assert "task=VG&modality=ct&by=F1" in links
-    assert html.index("Task by modality: model / best blind twin") < html.index("<svg")
+    assert html.index("Task by modality: model / best blind baseline") < html.index("<svg")
     assert "Research use only" in html
 
 

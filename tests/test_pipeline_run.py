@@ -25,6 +25,7 @@ from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.report import ReflectionResults
 from clinkd.records import BadInput, Box, BoxedText, Correction, ImageRef, Modality, Sample, Task, Turn
+from clinkd.reporting.gallery import choose_rewritten
 from clinkd.reporting.tables import RetestResult
 from clinkd.settings import override
 from clinkd.storage import write_lines
@@ -182,7 +183,10 @@ def test_the_report_tells_what_a_round_left_and_what_it_did(tmp_path):
     reviewed = ReflectionResults.of(stages, train)
     *_, effect = reviewed.tables()
     assert effect.rows[0][:4] == ("Round 2, all", "1", "1", "100.0")
-    later = {(r.sample.id, r.correction.round): r.again for r in reviewed.examples(9)}
+    later = {
+        (r.sample.id, r.correction.round): r.again
+        for r in choose_rewritten(train, reviewed.corrections, reviewed.again, 9)
+    }
     assert later == {("a", 1): None, ("a", 2): RetestResult(2, "a", Task.ROC, Modality.CT, True, False, truth)}
 
 

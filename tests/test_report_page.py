@@ -25,7 +25,7 @@ from clinkd.experiments import EXPERIMENTS
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
 from clinkd.pipeline.graph import trace_lineage
-from clinkd.pipeline.report import _figure, trainings
+from clinkd.pipeline.report import _spell_public_knob, read_training_curves
 from clinkd.pipeline.runs import begin_run
 from clinkd.records import (
     BadInput,
@@ -48,8 +48,7 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import read_table, tabulate
-from clinkd.reporting.viewer import page
-from clinkd.reporting.viewer.page import section
+from clinkd.reporting.viewer.page import document, section
 from clinkd.settings import override
 from clinkd.storage import write_json, write_lines
 
@@ -305,7 +304,7 @@ def test_several_systems_stand_side_by_side_over_one_picture(browser, answered, 
     html = side_by_side(systems, [a.sample for a in items], root, count=5)
     assert html.count("data:image/") == 5 and html.count("<use href=") == 10 and "<old>" not in html
     path = tmp_path / "cases.html"
-    path.write_text(page("Cases", [section("Cases", [html])]))
+    path.write_text(document("Cases", [section("Cases", [html])]))
     browser.open(path, width=360, height=740)
     heights = browser.ask("[...document.querySelectorAll('.shot > svg:first-child')].map((e) => e.clientHeight)")
     assert len(heights) == 15 and min(heights) > 100 and browser.ask("document.documentElement.scrollWidth") == 360
@@ -488,7 +487,7 @@ def test_a_knob_is_shared_where_it_is_a_figure_or_a_choice():
     from clinkd.settings import panel
 
     config = override(EXPERIMENTS["demo"](), ["data.path=/data/Charité", "select.tasks=[VG, MIA]", "device=cpu"])
-    told = {k.name: _figure(k) for k in panel(config)}
+    told = {k.name: _spell_public_knob(k) for k in panel(config)}
     assert told["data.path"] == told["name"] == "(given)" and told["device"] == "cpu" and told["seed"] == "0"
     assert told["select.tasks"] == "VG, MIA" and told["teacher.share"] == "0.111"
 
@@ -500,7 +499,7 @@ def test_the_logs_of_all_trainings_are_found_through_what_a_stage_needed(finishe
     names = list(found)
     assert {"prepare", "base", "teacher", "distill", "reflect-1", "answer", "select"} <= set(names)
     assert names.index("prepare") < names.index("teacher") < names.index("distill") < names.index("answer")
-    (curve,) = trainings(found)
+    (curve,) = read_training_curves(found)
     assert curve.title == "Teacher" and curve.series == {"loss": [(1, 3.0), (2, 1.5), (3, 1.0)]}
 
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageColor
 
 from clinkd.records import Box, Table
-from clinkd.reporting.viewer import overlay, page
-from clinkd.reporting.viewer.curves import lines
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.curves import render_line_chart
 from clinkd.reporting.viewer.figure import Bar, render_bar_chart
-from clinkd.reporting.viewer.overlay import ANSWER, ASKED, DASHES, LATER, TRUTH
-from clinkd.reporting.viewer.page import STYLE, key, section, table
+from clinkd.reporting.viewer.overlay import ANSWER, ASKED, DASHES, LATER, TRUTH, draw_boxes
+from clinkd.reporting.viewer.page import STYLE, section, table
 from clinkd.reporting.viewer.shot import thumbnail
 
 
@@ -39,7 +39,7 @@ def _rule(selector: str) -> str:
 
 def test_an_outline_runs_along_its_box() -> None:
     original = Image.new("RGB", (200, 100), (120, 120, 120))
-    drawn = overlay(original, [Box(0.25, 0.2, 0.75, 0.8)], side_pixels=400)
+    drawn = draw_boxes(original, [Box(0.25, 0.2, 0.75, 0.8)], side_pixels=400)
     assert drawn.size == (400, 200)
     rows, columns = np.nonzero(coloured(drawn, TRUTH))
     assert (columns.min(), columns.max()) == (100, 299)
@@ -49,18 +49,18 @@ def test_an_outline_runs_along_its_box() -> None:
 
 def test_a_small_image_is_enlarged_without_smoothing() -> None:
     board = Image.fromarray((np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
-    drawn = overlay(board, [], side_pixels=64)
+    drawn = draw_boxes(board, [], side_pixels=64)
     assert drawn.size == (64, 64) and {c for _, c in drawn.getcolors()} == {(0, 0, 0), (255, 255, 255)}
 
 
 def test_a_large_image_is_shrunk_and_keeps_its_shape() -> None:
-    assert overlay(Image.new("L", (3000, 1500)), [], side_pixels=448).size == (448, 224)
+    assert draw_boxes(Image.new("L", (3000, 1500)), [], side_pixels=448).size == (448, 224)
 
 
 def test_answers_are_dashed() -> None:
     image = Image.new("RGB", (400, 400), (120, 120, 120))
-    whole = coloured(overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (TRUTH,), side_pixels=400), TRUTH).sum()
-    dashed = coloured(overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (ANSWER,), side_pixels=400), ANSWER).sum()
+    whole = coloured(draw_boxes(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (TRUTH,), side_pixels=400), TRUTH).sum()
+    dashed = coloured(draw_boxes(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (ANSWER,), side_pixels=400), ANSWER).sum()
     assert 0.4 < dashed / whole < 0.8
 
 
@@ -68,24 +68,24 @@ def test_three_kinds_of_boxes_are_told_apart_by_their_lines() -> None:
     image = Image.new("RGB", (400, 400), (120, 120, 120))
     shares = {}
     for colour in (TRUTH, ANSWER, LATER):
-        drawn = overlay(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (colour,), side_pixels=400)
+        drawn = draw_boxes(image, [Box(0.1, 0.1, 0.9, 0.9)], (), (colour,), side_pixels=400)
         shares[colour] = coloured(drawn, colour).sum() / (4 * 2 * 320)
     assert shares[TRUTH] > 0.95 and 0.55 < shares[ANSWER] < 0.65 and 0.35 < shares[LATER] < 0.5
-    marked = key([("truth", TRUTH), ("before <b>", ANSWER), ("after", LATER)])
+    marked = page.key([("truth", TRUTH), ("before <b>", ANSWER), ("after", LATER)])
     assert re.findall(r'stroke-dasharray="([^"]+)"', marked) == ["9 6", "3 4"] and "<b>" not in marked
 
 
 @pytest.mark.parametrize("box", [Box(0, 0, 1, 1), Box(0, 0, 0.001, 0.001), Box(0.999, 0.999, 1, 1)])
 def test_boxes_at_the_border_and_tiny_ones_are_seen(box: Box) -> None:
-    drawn = overlay(Image.new("RGB", (64, 64)), [box], ["a label longer than the picture is wide, by far"], [TRUTH])
+    drawn = draw_boxes(Image.new("RGB", (64, 64)), [box], ["a label longer than the picture is wide, by far"], [TRUTH])
     assert coloured(drawn, TRUTH).any()
 
 
 def test_labels_of_two_boxes_in_one_place_do_not_cover_each_other() -> None:
     image = Image.new("RGB", (400, 400), (120, 120, 120))
     boxes = [Box(0.4, 0.4, 0.6, 0.6)] * 2
-    drawn = overlay(image, boxes, ["truth", "answer"], [TRUTH, ANSWER], side_pixels=400)
-    alone = overlay(image, boxes[:1], ["truth"], [TRUTH], side_pixels=400)
+    drawn = draw_boxes(image, boxes, ["truth", "answer"], [TRUTH, ANSWER], side_pixels=400)
+    alone = draw_boxes(image, boxes[:1], ["truth"], [TRUTH], side_pixels=400)
     plate = coloured(alone, TRUTH)[:155]  # the label above the box
     assert plate.sum() > 200 and (coloured(drawn, TRUTH)[:155] == plate).all()
 
@@ -110,22 +110,22 @@ def test_a_thumbnail_is_bounded_and_grey_only_where_the_image_is() -> None:
 
 def test_curves_end_where_they_begin_and_say_so() -> None:
     points = [(float(x), 8.0 / x) for x in range(1, 1001)]
-    drawn = lines("Loss <of>", {"loss": points, "KL": points[:3]}, "steps", "nats")
+    drawn = render_line_chart("Loss <of>", {"loss": points, "KL": points[:3]}, "steps", "nats")
     assert "loss: from 8 at 1 to 0.008 at 1000; KL: from 8 at 1 to 2.67 at 3" in drawn and "<of>" not in drawn
     path = re.findall(r'points="([^"]+)"', drawn)
     counts = [len(p.split()) for p in path]
     assert counts == [160, 3]
     x, y = (np.array([[float(v) for v in p.split(",")] for p in path[0].split()])).T
     assert (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()  # y of a picture grows downwards
-    assert lines("none", {"loss": []}, "steps", "nats") == ""
+    assert render_line_chart("none", {"loss": []}, "steps", "nats") == ""
 
 
 def test_bars_say_their_figures_and_their_gaps() -> None:
     drawn = render_bar_chart("Scores & more", [Bar("CT", 50.0, 20.0, (40.0, 60.0)), Bar("<PET>", None)])
-    assert "CT: model 50.0, best blind twin 20.0; &lt;PET&gt;: model not computed" in drawn
+    assert "CT: model 50.0, best blind baseline 20.0; &lt;PET&gt;: model not computed" in drawn
     assert drawn.count('class="whisker"') == 3 and "<PET>" not in drawn
 
 
 def test_a_page_lists_its_sections() -> None:
-    html = page("T", [section("One & two", []), section("Three", [table(Table("t", ("a",), (("b",),)))])])
+    html = page.document("T", [section("One & two", []), section("Three", [table(Table("t", ("a",), (("b",),)))])])
     assert 'href="#one-two"' in html and 'id="one-two"' in html and 'href="#three"' in html

@@ -1,6 +1,6 @@
-"""The runs we stand behind, one function each; the ablation rows change two or three fields of another run.
+"""The experiments, one function each; the rows of an ablation change two or three fields of another run.
 
-`EXPERIMENTS` is what `clinkd run NAME` and `clinkd recipe NAME` know; `REQUIRED` names what each cannot guess.
+`EXPERIMENTS` holds the names for `clinkd run` and `clinkd recipe`; `REQUIRED` the knobs that the user must give.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from clinkd.settings import change_knobs, override
 
 
 def _quick(epochs: float, rows: int = 24, questions: int = 0) -> FitConfig:
-    """How a tiny model learns from scratch in minutes (LOG.md)."""
+    """A training from scratch for a tiny model, in minutes (LOG.md)."""
     return FitConfig(
         epochs=epochs, rows=rows, questions=questions, optimizer="muon", muon_learning_rate=0.02, learning_rate=0.003,
         warmup=0.02,
@@ -48,7 +48,7 @@ def demo() -> RunConfig:
         teacher=TeacherConfig(fit=_quick(4.0, questions=3)),
         distill=DistillConfig(fit=_quick(1.2, questions=3)),
         reflect=ReflectConfig(review_share=0.1, fit=_quick(0.6, questions=3)),
-        # what it is shown was chosen on the validation split (LOG.md); more steps on smaller pictures taught it most
+        # chosen on the validation split (LOG.md): more steps on smaller pictures made the best scorer
         select=SelectConfig(clip=ClipConfig(grounding="both", epochs=3.0, image_pixels=32)),
     )
 
@@ -74,7 +74,7 @@ def real(data: Path | None = None) -> RunConfig:
 def laptop(data: Path | None = None, base: Path | None = None) -> RunConfig:
     """The paper's method for a pretrained Qwen2-VL without a GPU: LoRA, vision fixed, at most 256 image tokens.
 
-    What the vision tower sees and what the teacher thinks is made once and read from the disk.
+    Vision features and teacher outputs are computed once and read from the disk.
     """
     fit = FitConfig(
         rows=8,
@@ -129,8 +129,8 @@ def paper(data: Path | None = None, base: Path | None = None) -> RunConfig:
 
 
 def small() -> RunConfig:
-    """One structure an image and its box asked for: under a minute a run, to compare over many seeds (LOG.md)."""
-    drawn = PhantomConfig(
+    """One structure an image, one question for its box: under a minute a run, to compare many seeds (LOG.md)."""
+    phantoms = PhantomConfig(
         train_images=960, validation_images=8, test_images=400, structures=1, image_pixels=64, tasks=("VG",)
     )
     tiny = TinyConfig(
@@ -138,7 +138,7 @@ def small() -> RunConfig:
     )
     return RunConfig(
         name="small",
-        data=DataConfig(phantoms=drawn, workers=1),
+        data=DataConfig(phantoms=phantoms, workers=1),
         model=ModelConfig(box_bins=8, tiny=tiny),
         teacher=TeacherConfig(fit=_quick(10.0)),
         distill=DistillConfig(fit=_quick(8.0)),
@@ -155,25 +155,25 @@ def small() -> RunConfig:
 def bird(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD" (BiRD-like): sequential positions, plain tuning, the first beam.
 
-    It makes as many passes over the training data as distillation and reflection together, so that rows compare.
+    It makes as many passes over the training data as distillation and reflection together, for a fair comparison.
     """
     base = base or demo()
-    fit = base.distill.fit if base.distill else FitConfig()
+    fit = change_knobs(base.distill.fit if base.distill else FitConfig(), epochs=passes(base))
     return change_knobs(
         base,
         name="bird",
         model=change_knobs(base.model, positions="sequential", layout="sections"),
         teacher=None,
-        distill=DistillConfig(kd_weight=0, fit=change_knobs(fit, epochs=passes(base))),
+        distill=DistillConfig(kd_weight=0, fit=fit),
         reflect=None,
         select=change_knobs(base.select, scorer="first"),
     )
 
 
 def passes(base: RunConfig) -> float:
-    """Passes over the training data of a run after its base, the teacher's own aside."""
-    found = base.distill.fit.epochs if base.distill else 0.0
-    return found + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
+    """Count the passes over the training data of a run after its base, without those of the teacher."""
+    distillation = base.distill.fit.epochs if base.distill else 0.0
+    return distillation + (base.reflect.rounds * base.reflect.fit.epochs if base.reflect else 0.0)
 
 
 def tuned(base: RunConfig | None = None) -> RunConfig:
@@ -190,14 +190,10 @@ def positions(base: RunConfig | None = None) -> RunConfig:
 def distilled(base: RunConfig | None = None) -> RunConfig:
     """Table 2, row "BiRD+Pseudo-Labels-KD": the teacher into a second copy, as many steps as plain tuning."""
     base = base or demo()
-    plain, kd = bird(base), base.distill or DistillConfig()
+    plain = bird(base)
     assert plain.distill is not None
-    return change_knobs(
-        plain,
-        name="distilled",
-        teacher=base.teacher or TeacherConfig(),
-        distill=change_knobs(kd, fit=plain.distill.fit),
-    )
+    distill = change_knobs(base.distill or DistillConfig(), fit=plain.distill.fit)
+    return change_knobs(plain, name="distilled", teacher=base.teacher or TeacherConfig(), distill=distill)
 
 
 def selected(base: RunConfig | None = None) -> RunConfig:
@@ -209,12 +205,9 @@ def selected(base: RunConfig | None = None) -> RunConfig:
 def reflected(base: RunConfig | None = None) -> RunConfig:
     """BiRD-like, then reflective correction, as many steps as plain tuning; the paper has no row for it."""
     base = base or demo()
-    plain, reflect = bird(base), base.reflect or ReflectConfig()
-    assert plain.distill is not None
+    reflect = base.reflect or ReflectConfig()
     rest = max(0.1, passes(base) - reflect.rounds * reflect.fit.epochs)
-    fit = change_knobs(plain.distill.fit, epochs=rest)
-    distill = change_knobs(plain.distill, fit=fit)
-    return change_knobs(plain, name="reflected", distill=distill, reflect=reflect)
+    return change_knobs(override(bird(base), [f"distill.fit.epochs={rest}"]), name="reflected", reflect=reflect)
 
 
 def matched(base: RunConfig | None = None) -> RunConfig:
@@ -225,19 +218,18 @@ def matched(base: RunConfig | None = None) -> RunConfig:
     """
     base = base or demo()
     kd = distilled(base)
-    assert kd.distill is not None and kd.teacher is not None
+    assert kd.teacher is not None
     left = (3 * passes(base) - 3 * kd.teacher.share * kd.teacher.fit.epochs) / 4
     if left <= 0:
         raise BadInput(
             f"teacher.fit.epochs={kd.teacher.fit.epochs:g}: the teacher alone takes the compute of plain tuning; "
             "lower it for the row of equal compute"
         )
-    fit = change_knobs(kd.distill.fit, epochs=round(left, 4))
-    return change_knobs(kd, name="matched", distill=change_knobs(kd.distill, fit=fit))
+    return override(kd, ["name=matched", f"distill.fit.epochs={round(left, 4)}"])
 
 
 def drawn(base: RunConfig | None = None) -> RunConfig:
-    """Control: the whole method, with as many rewrites, but of answers drawn at random instead of the wrong ones."""
+    """Control: the whole method with as many rewrites, but of answers chosen at random instead of the wrong ones."""
     base = base or demo()
     return override(base, ["name=drawn", "reflect.rewrite=random", "reflect.recheck=0"])
 
@@ -246,9 +238,7 @@ def unreflected(base: RunConfig | None = None) -> RunConfig:
     """The whole method without reflection: as many steps, all of them of distillation."""
     base = base or demo()
     assert base.distill is not None, "a method without distillation has no such row"
-    fit = change_knobs(base.distill.fit, epochs=passes(base))
-    distill = change_knobs(base.distill, fit=fit)
-    return change_knobs(base, name="unreflected", distill=distill, reflect=None)
+    return override(base, ["name=unreflected", f"distill.fit.epochs={passes(base)}", "reflect=null"])
 
 
 def whole(base: RunConfig | None = None) -> RunConfig:
@@ -257,10 +247,10 @@ def whole(base: RunConfig | None = None) -> RunConfig:
 
 
 class AblationRow(NamedTuple):
-    """A row of an ablation: how it is made of a run, and the row it is told against."""
+    """A row of an ablation: how to make it from a run, and the row that it is compared with (`against`)."""
 
     title: str
-    change: str  # to the row that it is told against
+    change: str  # from the row `against`
     make: Callable[[RunConfig], RunConfig]
     against: str | None
     printed: str | None = None  # the row of the paper's Table 2
@@ -300,22 +290,11 @@ SWEEPS: Mapping[str, Sweep] = {
 }
 
 
-EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {
-    "demo": demo,
-    "real": real,
-    "laptop": laptop,
-    "paper": paper,
-    "small": small,
-    "bird": bird,
-    "tuned": tuned,
-    "positions": positions,
-    "distilled": distilled,
-    "selected": selected,
-    "reflected": reflected,
-    "matched": matched,
-    "drawn": drawn,
-    "unreflected": unreflected,
-}
+_MAKERS: tuple[Callable[[], RunConfig], ...] = (
+    demo, real, laptop, paper, small, bird, tuned, positions, distilled, selected, reflected, matched, drawn,
+    unreflected,
+)  # fmt: skip
+EXPERIMENTS: Mapping[str, Callable[[], RunConfig]] = {make.__name__: make for make in _MAKERS}
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "real": ("data.path",),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConfig]) -> None:
-    """Add `ablate`; `config_of` reads the run that its words name."""
+    """Add `ablate`; `config_of` reads the config from its arguments."""
 
     def call(args: argparse.Namespace) -> int:
         return _ablate(args, config_of(args))
@@ -25,13 +25,13 @@ def add(verbs: Any, runs: Any, config_of: Callable[[argparse.Namespace], RunConf
         verbs,
         "ablate",
         call,
-        "make runs that differ by one change each, and tell what each change did (the paper's Table 2)",
+        "make runs that differ by one change each, and show what each change did (the paper's Table 2)",
         "clinkd ablate demo --seeds 0,1,2",
         [runs],
     )
     parser.add_argument("what", metavar="NAME|FILE.yaml", help="the whole method: an experiment, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
-    parser.add_argument("--name", help="how the folders of these runs begin, in the place of the experiment's name")
+    parser.add_argument("--name", help="the name before each row's, in the place of the experiment's name")
     parser.add_argument("--rows", type=_split_names, metavar="A,B", help="rows (the paper's, and two controls)")
     parser.add_argument(
         "--sweep", type=_split_names, default=(), metavar="A,B", help="values of one knob, beside the rows"

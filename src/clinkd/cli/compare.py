@@ -20,7 +20,7 @@ def add_compare(verbs: Any, runs: Parser) -> None:
         verbs,
         "compare",
         _compare,
-        "tell whether one run is better than another: over the images of one test set, or over several seeds",
+        "test whether one run is better than another: over the images of one test set, or over several seeds",
         "clinkd compare tuned-0 tuned-1 tuned-2 --against plain-0 plain-1 plain-2",
         [runs],
     )
@@ -28,8 +28,8 @@ def add_compare(verbs: Any, runs: Parser) -> None:
         "ours",
         nargs="+",
         metavar="RUN",
-        help="a name under --runs, a path, or a folder of clinkd evaluate --out; without --against the first stands "
-        "beside each of the others",
+        help="a name under --runs, a path, or a folder of clinkd evaluate --out; without --against the first is "
+        "compared with each of the others",
     )
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="RUN", help="as many others, in the order of their seeds"
@@ -43,19 +43,19 @@ def add_systems(verbs: Any, runs: Parser) -> None:
         verbs,
         "systems",
         _systems,
-        "put runs and evaluated answers beside each other, in the form of the paper's Tables 1, 3 and 4",
+        "show runs and evaluated answers beside each other, in the form of the paper's Tables 1, 3 and 4",
         "clinkd systems demo answers/BiRD --mode official --page systems.html",
         [runs],
     )
     parser.add_argument("systems", nargs="+", metavar="RUN", help="a run, or a folder of clinkd evaluate --out")
-    parser.add_argument("--mode", choices=["strict", "official"], default="strict", help="of the scores (strict)")
+    parser.add_argument("--mode", choices=["strict", "official"], default="strict", help="mode of the scores (strict)")
     parser.add_argument(
         "--same-data",
         action="store_true",
-        help="the test set is the paper's: its printed rows stand in the tables",
+        help="the test set is the paper's: the tables also show its printed rows",
     )
     parser.add_argument(
-        "--page", type=Path, metavar="HTML", help="also as a page, with the same questions side by side"
+        "--page", type=Path, metavar="HTML", help="also write a page, with the same questions side by side"
     )
     parser.add_argument("--json", action="store_true", help="for a program")
 

@@ -359,7 +359,7 @@ def _show(args: argparse.Namespace) -> int:
     from PIL.PngImagePlugin import PngInfo
 
     from clinkd.data.images import open_image
-    from clinkd.reporting import viewer
+    from clinkd.reporting.viewer.overlay import draw_sample_boxes
 
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
@@ -372,7 +372,7 @@ def _show(args: argparse.Namespace) -> int:
     picture = open_image(source_of(args, args.path).root, sample.images[-1])
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
-    viewer.boxed(picture, sample).save(png, format="PNG", pnginfo=png_info)
+    draw_sample_boxes(picture, sample).save(png, format="PNG", pnginfo=png_info)
     print(f"picture  {png}")
     return 0
 

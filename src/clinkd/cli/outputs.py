@@ -1,4 +1,4 @@
-"""Where a command may write: never over a file that it did not make."""
+"""The files that a command may write: never over a file that it did not make."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _HEAD_BYTES = 4096
 
 
 def may_write(flag: str, path: Path | None, mark: bytes | None = None) -> None:
-    """Raises BadInput where `path` is something else than a new file, or one that such a command made before.
+    """Raise BadInput where `path` is neither a new file nor one that such a command made before.
 
-    `mark` stands near the start of the latter; without one, there may be no file.
+    Such a file has `mark` near its start; without a mark no file may exist.
     """
     if path is None:
         return
@@ -45,5 +45,5 @@ def end_in_order() -> None:
 
     try:
         signal.signal(signal.SIGTERM, end)
-    except ValueError:  # outside the main thread there is nothing to catch
+    except ValueError:  # outside the main thread no signal arrives
         return

@@ -1,4 +1,4 @@
-"""The last stage: predictions to scores, tables and the page; and the page anew, of what was scored. Without torch."""
+"""The last stage: from predictions to scores, tables and the page; the page again from stored scores. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clinkd.records import BadInput, Correction, Prediction, Sample, Table
 from clinkd.remote import PlainPage
 from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
 from clinkd.reporting.figures import Curve
-from clinkd.reporting.gallery import CorrectedAnswer, choose_gallery, choose_rewritten, judge_answer
+from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import BY_SOURCE, RetestResult, effect_table, read_table, table_json, tabulate
 from clinkd.scoring.baselines import IMAGES_SHUFFLED, image_blind_baselines
@@ -35,65 +35,67 @@ from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
 from clinkd.storage import JsonLines, read_json, write_json, write_lines
 
-TABLES, EACH = "tables.json", "answers.jsonl"
+TABLES, ANSWERS = "tables.json", "answers.jsonl"
 SHARED = "report-shared.html"
 _TRAINED = {"teacher": "Teacher", "distill": "Distillation", "tune": "Plain tuning", "reflect": "Reflection, round"}
 _LINES = {"loss": "loss", "ce": "cross-entropy", "kl": "KL"}  # by their names in the log
 
 
 def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None = None) -> None:
-    """scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions; and what
-    the page is made of, so that it can be made again without scoring. `captions`: counts captions, if not one of its
-    own."""
-    prepared = work.inputs["prepare"]
-    _, lexicon = read_data_source(prepared)
-    train, test = read_split(prepared, "train"), read_split(prepared, "test")
+    """Write scores.jsonl, table.json, table.md, table.csv and report.html of a run, from its chosen predictions; and
+    the data of the page, so that it can be made again without scoring.
+
+    `captions` counts captions; without it the stage opens one of its own.
+    """
+    _, lexicon = read_data_source(work.inputs["prepare"])
+    train, test = (read_split(work.inputs["prepare"], split) for split in ("train", "test"))
     predictions = read_predictions(work.inputs["select"])
-    judged = score_predictions(test, predictions, _twins(work, train, test), lexicon, config.evaluate, captions)
-    scores, gains = judged.scores(), judged.gains()
+    baselines = _collect_baselines(work, train, test)
+    scored = score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions)
+    scores, gains = scored.scores(), scored.gains()
     tables = tabulate(scores, gains)
     if len({s.source for s in test}) > 1:
-        tables.append(replace(judged.by_source(), key=BY_SOURCE))
-    figures, rules = judged.each(), Rules(config.evaluate.iou, lexicon)
-    answered = {p.id: p for p in predictions}
-    each = (
+        tables.append(replace(scored.by_source(), key=BY_SOURCE))
+    figures, rules = scored.each(), Rules(config.evaluate.iou, lexicon)
+    prediction_by_id = {p.id: p for p in predictions}
+    answers = (
         {
             "id": s.id,
-            "right": judge_answer(s, answered[s.id], rules),
+            "right": judge_answer(s, prediction_by_id[s.id], rules),
             "figures": {k: round(v, 4) for k, v in figures.get(s.id, {}).items()},
         }
         for s in test
     )
-    write_lines(work.folder / EACH, each)
+    write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
     write_json(work.folder / SCORES, table_json(scores, {}, gains))
-    _Scored(work.folder, {**trace_lineage(work.inputs), **work.inputs}, config, train).write(work.folder / REPORT)
+    stages = {**trace_lineage(work.inputs), **work.inputs}
+    _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 
 
 def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
-    """The page of a finished run anew, at `out` or in the run's folder; `share`: one without pixels and words.
+    """Write the page of a finished run again, at `out` or in the run's folder; `share`: without pixels and words.
 
-    Raises BadInput where the run is not finished, or was scored before this could be done.
+    Raises BadInput where the run is not finished, or was scored by a version that kept no data for the page.
     """
     folder = run.stage("score")
-    missing = [name for name in (EACH, SCORED, TABLES) if not (folder / name).is_file()]
+    missing = [name for name in (ANSWERS, SCORED, TABLES) if not (folder / name).is_file()]
     if missing:
         raise BadInput(f"{folder / missing[0]}: missing; `{run.command}` scores the run anew")
-    finished = {s.name: s.folder for s in run.status() if s.state == "done" and s.name != "score"}
-    train = read_split(finished["prepare"], "train")
-    made = _Scored(folder, finished, run.config, train)
+    stages = {s.name: s.folder for s in run.status() if s.state == "done" and s.name != "score"}
+    scored = _ScoredRun(folder, stages, run.config, read_split(stages["prepare"], "train"))
     path = out or run.folder / (SHARED if share else REPORT)
     if share:
-        made.share(path)
+        scored.share(path)
     else:
-        made.write(path.resolve())  # of the run's folder: what the link there points at
+        scored.write(path.resolve())  # of the run's folder: what the link there points at
     return path
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """What a page is made of: the folder of the scores, the stages that led to it, and the config."""
+class _ScoredRun:
+    """The sources of a page: the folder of the scores, the stages before it, the config, and the training split."""
 
     folder: Path
     stages: Mapping[str, Path]
@@ -101,24 +103,17 @@ class _Scored:
     train: Sequence[Sample]
 
     def write(self, path: Path) -> None:
-        """The page for those who may see the images."""
+        """Write the page for those who may see the images."""
         root, lexicon = read_data_source(self.stages["prepare"])
-        answered = self._answered()
-        count, reviewed = self.config.evaluate.gallery, self._reviewed()
-        rewritten = reviewed.examples(count)
+        answered, count = self._read_answers(), self.config.evaluate.gallery
+        reflection = ReflectionResults.of(self.stages, self.train)
+        rewritten = choose_rewritten(self.train, reflection.corrections, reflection.again, count)
         on_page = choose_evenly(answered, MOST)
         samples = [a.sample for a in on_page]
         # a page is carried about: what the files of these samples say of a person is not shown on it
         shown = PlainPage(read_identifying_texts(root, [*samples, *(r.sample for r in rewritten)]))
-        summary = RunSummary(
-            name=self.config.name,
-            tables=[_sourced(t, shown) for t in self._tables()],
-            scores=read_scores(self.folder),
-            setup=[(k.name, _spell(k.value), _spell(k.paper)) for k in self._knobs()],
-            reflection=reviewed.tables(),
-            wall_seconds=self._seconds(),
-            curves=trainings(self.stages),
-        )
+        summary = self._summarise(reflection, _spell_knob)
+        summary = replace(summary, name=self.config.name, tables=[_name_sources(t, shown) for t in summary.tables])
         answers = ShownAnswers(
             image_root=root,
             answered=answered,
@@ -130,70 +125,70 @@ class _Scored:
         write_report(path, summary, answers)
 
     def share(self, path: Path) -> None:
-        """The page for everybody: figures alone."""
-        reviewed = self._reviewed()
-        corrections = [replace(c, by=_known(c.by), rejected=c.rejected and "refused") for c in reviewed.corrections]
-        summary = RunSummary(
-            tables=[_unnamed(t) for t in self._tables()],
-            scores=[replace(s, why=s.why and _bare(s.why)) for s in read_scores(self.folder)],
-            setup=[(k.name, _figure(k), _spell(k.paper)) for k in self._knobs()],
-            reflection=replace(reviewed, corrections=corrections).tables(),
-            wall_seconds=self._seconds(),
-            curves=trainings(self.stages),
-        )
-        write_shared(path, summary, self._answered())
+        """Write the page for everybody: figures alone."""
+        reflection = ReflectionResults.of(self.stages, self.train)
+        corrections = [
+            replace(c, by=_hide_corrector(c.by), rejected=c.rejected and "refused") for c in reflection.corrections
+        ]
+        summary = self._summarise(replace(reflection, corrections=corrections), _spell_public_knob)
+        tables = [_hide_names(t) for t in summary.tables]
+        scores = [replace(s, why=s.why and _hide_paths(s.why)) for s in summary.scores]
+        write_shared(path, replace(summary, tables=tables, scores=scores), self._read_answers())
 
-    def _answered(self) -> list[AnsweredSample]:
+    def _summarise(self, reflection: ReflectionResults, spell_knob: Callable[[Knob], str]) -> RunSummary:
+        knobs = [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
+        return RunSummary(
+            tables=[read_table(value) for value in read_json(self.folder / TABLES)],
+            scores=read_scores(self.folder),
+            setup=[(k.name, spell_knob(k), _spell(k.paper)) for k in knobs],
+            reflection=reflection.tables(),
+            wall_seconds={name: stage_record(folder)["seconds"] for name, folder in self.stages.items()},
+            curves=read_training_curves(self.stages),
+        )
+
+    def _read_answers(self) -> list[AnsweredSample]:
         """Every question of the test split, in its order."""
-        answers = {p.id: p for p in read_predictions(self.stages["select"])}
-        told = {r["id"]: r for r in JsonLines(self.folder / EACH).read()}
+        predictions = {p.id: p for p in read_predictions(self.stages["select"])}
+        verdicts = {line["id"]: line for line in JsonLines(self.folder / ANSWERS).read()}
         samples = read_split(self.stages["prepare"], "test")
         return [
-            AnsweredSample(number, s, answers[s.id], told[s.id]["right"], told[s.id]["figures"])
+            AnsweredSample(number, s, predictions[s.id], verdicts[s.id]["right"], verdicts[s.id]["figures"])
             for number, s in enumerate(samples, start=1)
         ]
-
-    def _tables(self) -> list[Table]:
-        return [read_table(value) for value in read_json(self.folder / TABLES)]
-
-    def _reviewed(self) -> ReflectionResults:
-        return ReflectionResults.of(self.stages, self.train)
-
-    def _knobs(self) -> list[Knob]:
-        return [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
-
-    def _seconds(self) -> dict[str, float]:
-        return {name: stage_record(folder)["seconds"] for name, folder in self.stages.items()}
 
 
 # ---- what a page for everybody leaves out ---------------------------------------------------------------------------
 
 
-def _bare(note: str) -> str:
-    """What this program says, without paths and what stands in quotes."""
+def _hide_paths(note: str) -> str:
+    """The words of this program, without paths and what stands in quotes."""
     return re.sub(r"\S*[/\\]\S*|'[^']*'|\"[^\"]*\"", "…", note)
 
 
-def _unnamed(table: Table) -> Table:
-    """Data sets go by numbers."""
-    notes = tuple(map(_bare, table.notes))
+def _hide_names(table: Table) -> Table:
+    """The table without paths in its notes; data sets go by numbers."""
     numbers: dict[str, str] = {}
-    return _sourced(replace(table, notes=notes), lambda name: numbers.setdefault(name, f"source {len(numbers) + 1}"))
+    table = replace(table, notes=tuple(map(_hide_paths, table.notes)))
+    return _name_sources(table, lambda name: numbers.setdefault(name, f"source {len(numbers) + 1}"))
 
 
-def _sourced(table: Table, shown: Callable[[str], str]) -> Table:
-    """A table by source with the names of the sources as they may be shown; another one as it is."""
+def _name_sources(table: Table, shown: Callable[[str], str]) -> Table:
+    """A table by source with the names of the sources as they may be shown; another table as it is."""
     if table.key != BY_SOURCE:
         return table
     return replace(table, rows=tuple((row[0], shown(row[1]), *row[2:]) for row in table.rows))
 
 
-def _known(by: str) -> str:
-    """Who corrected, where that is no name that somebody gave."""
+def _hide_corrector(by: str) -> str:
+    """Who corrected, where the name is one of ours; a name that somebody gave is hidden."""
     return by if by in ("", "offline", "human") else "a model"
 
 
-def _figure(knob: Knob) -> str:
+def _spell_knob(knob: Knob) -> str:
+    return _spell(knob.value)
+
+
+def _spell_public_knob(knob: Knob) -> str:
     """The value of a knob where it is a number or one of the words that it can be; a path, name or address is not."""
     value = knob.value
     if value is None or isinstance(value, bool | int | float):
@@ -207,27 +202,26 @@ def _figure(knob: Knob) -> str:
 # ---- trainings ------------------------------------------------------------------------------------------------------
 
 
-def trainings(stages: Mapping[str, Path]) -> list[Curve]:
-    """The logs of teacher, distillation and reflection: the loss, and the parts it is made of where it has several."""
-    found = []
+def read_training_curves(stages: Mapping[str, Path]) -> list[Curve]:
+    """Read the logs of all trainings: the loss, and its parts where it has several."""
+    curves = []
     for stage, folder in stages.items():
         for log in sorted(folder.glob("fit-*/log.jsonl")):
             kind = log.parent.name.removeprefix("fit-")
             if kind not in _TRAINED:
                 continue
             number = stage.rpartition("-")[2] if kind == "reflect" else ""
-            series = _series(JsonLines(log).read())
-            if series:
-                found.append(Curve(f"{_TRAINED[kind]} {number}".strip(), series))
-    return found
+            if series := _read_series(JsonLines(log).read()):
+                curves.append(Curve(f"{_TRAINED[kind]} {number}".strip(), series))
+    return curves
 
 
-def _series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Each figure by step; of a step that was done again after a stop, the last."""
+def _read_series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Read each figure by step. A step that was done again after a stop counts as the last time."""
     by_step = {line["step"]: line for line in lines if "step" in line}
     names = [n for n in _LINES if any(n in line for line in by_step.values())]
     if "kl" not in names:
-        names = [n for n in names if n == "loss"]  # else the cross-entropy is all there is to it
+        names = [n for n in names if n == "loss"]  # the cross-entropy alone is the loss
     return {
         _LINES[n]: [(float(step), float(by_step[step][n])) for step in sorted(by_step) if n in by_step[step]]
         for n in names
@@ -237,18 +231,21 @@ def _series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, f
 # ---- corrections ----------------------------------------------------------------------------------------------------
 
 
-def _twins(work: StageContext, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
-    """Of the test questions at hand: a small run in a trial was asked others with shuffled images."""
-    twins = image_blind_baselines(train, test)
+def _collect_baselines(
+    work: StageContext, train: Sequence[Sample], test: Sequence[Sample]
+) -> dict[str, list[Prediction]]:
+    """The image-blind baselines' answers to the test questions at hand: a small run in a trial was asked others with
+    shuffled images."""
+    baselines = image_blind_baselines(train, test)
     if "shuffle" in work.inputs:
-        known = {s.id for s in test}
-        twins[IMAGES_SHUFFLED] = [p for p in read_predictions(work.inputs["shuffle"]) if p.id in known]
-    return {twin: rows for twin, rows in twins.items() if rows}
+        ids = {s.id for s in test}
+        baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(work.inputs["shuffle"]) if p.id in ids]
+    return {name: predictions for name, predictions in baselines.items() if predictions}
 
 
 @dataclass(frozen=True, slots=True)
 class ReflectionResults:
-    """What the rounds of reflection left: their corrections, and the answers to the same questions after a round."""
+    """The results of the rounds of reflection: corrections, and the answers to the same questions after a round."""
 
     samples: Sequence[Sample]
     corrections: Sequence[Correction]
@@ -256,8 +253,8 @@ class ReflectionResults:
 
     @classmethod
     def of(cls, stages: Mapping[str, Path], train: Sequence[Sample]) -> Self:
-        """Of the training questions at hand: a small run in a trial scores with few of them."""
-        known = {s.id for s in train}
+        """Read the results for the training questions at hand: a small run in a trial scores with few of them."""
+        ids = {s.id for s in train}
         corrections: list[Correction] = []
         again: list[RetestResult] = []
         for name, folder in stages.items():
@@ -266,15 +263,12 @@ class ReflectionResults:
             corrections += [Correction.from_json(r) for r in JsonLines(folder / CORRECTIONS).read()]
             if (folder / EFFECT).is_file():
                 number = int(name.removeprefix("reflect-"))
-                again += [RetestResult.from_json(number, r) for r in JsonLines(folder / EFFECT).read()]
-        return cls(train, [c for c in corrections if c.id in known], [a for a in again if a.id in known])
+                again += [RetestResult.from_json({**r, "round": number}) for r in JsonLines(folder / EFFECT).read()]
+        return cls(train, [c for c in corrections if c.id in ids], [a for a in again if a.id in ids])
 
     def tables(self) -> list[Table]:
         effect = [effect_table(self.again)] if self.again else []
         return [*reflection_tables(self.corrections, self.samples), *effect]
-
-    def examples(self, count: int) -> list[CorrectedAnswer]:
-        return choose_rewritten(self.samples, self.corrections, self.again, count)
 
 
 def _spell(value: object) -> str:

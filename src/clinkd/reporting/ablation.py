@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clinkd.experiments import AblationRow
-from clinkd.records import Score, Table, Task
+from clinkd.records import Table, Task
 from clinkd.reporting.compare import SeedDifference, SeedMean, compare_paired_values, pool_values
 from clinkd.reporting.printed import PRINTED
-from clinkd.reporting.tables import AVERAGED, ScoreIndex, as_cell, format_signed, mean_of_all
+from clinkd.reporting.tables import AVERAGED, ScoreIndex, as_cell, describe_certain, format_signed, mean_of_all
 from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
 from clinkd.scoring.score import MODEL, spell_interval
 
@@ -23,9 +23,13 @@ class FinishedRun(NamedTuple):
 
     row: str
     seed: int
-    scores: Sequence[Score]
+    scores: ScoreIndex
     steps: int
     passes: float
+
+    def value(self, column: AblationColumn) -> float | None:
+        """The score x100; None if it was not computed."""
+        return self.scores.value(MODEL, *column) if column else self.scores.average(MODEL)
 
 
 class AblationGrid:
@@ -33,50 +37,37 @@ class AblationGrid:
 
     def __init__(self, rows: Mapping[str, AblationRow], runs: Sequence[FinishedRun]) -> None:
         self.rows = {name: row for name, row in rows.items() if any(r.row == name for r in runs)}
-        self._runs = {(r.row, r.seed): r for r in runs}
-        self._score_indexes = {key: ScoreIndex(r.scores) for key, r in self._runs.items()}
-
-    def seeds(self, row: str) -> list[int]:
-        return sorted(s for r, s in self._runs if r == row)
+        self.runs = {name: sorted((r for r in runs if r.row == name), key=lambda r: r.seed) for name in self.rows}
 
     def columns(self) -> list[AblationColumn]:
         """Columns with values: primary metric, facts by task, mIoU of boxes, the average of four."""
         wanted: list[AblationColumn] = [
             (t, m) for t in Task for m in dict.fromkeys((PRIMARY_METRIC[t], *list_shown_metrics("ablation", t)))
         ]
-        return [c for c in [*wanted, None] if any(self.value(*key, c) is not None for key in self._runs)]
+        return [c for c in [*wanted, None] if any(self.values(row, c) for row in self.rows)]
 
-    def value(self, row: str, seed: int, column: AblationColumn) -> float | None:
-        """The score x100; None if it was not computed."""
-        score_index = self._score_indexes[row, seed]
-        if column is not None:
-            return score_index.value(MODEL, *column)
-        return mean_of_all([score_index.value(MODEL, t, PRIMARY_METRIC[t]) for t in AVERAGED])
+    def values(self, row: str, column: AblationColumn) -> dict[int, float]:
+        """The scores x100 by seed, where they were computed."""
+        return {r.seed: v for r in self.runs[row] if (v := r.value(column)) is not None}
 
     def blind(self, row: str, column: AblationColumn) -> float | None:
         """Mean over seeds of the best image-blind baseline; None if no seed has one."""
-        score_indexes = [self._score_indexes[row, s] for s in self.seeds(row)] if column else []
-        return mean_of_all(
-            [best[1] for score_index in score_indexes if column and (best := score_index.blind(*column))]
-        )
+        values = [r.scores.blind(*column) for r in self.runs[row]] if column else []
+        return mean_of_all([v for v in values if v is not None])
 
     def pooled(self, row: str, column: AblationColumn) -> SeedMean | None:
         """Mean and interval over the seeds that have a value."""
-        values = [v for s in self.seeds(row) if (v := self.value(row, s, column)) is not None]
-        return pool_values(values) if values else None
+        values = self.values(row, column)
+        return pool_values([*values.values()]) if values else None
 
     def paired(self, row: str, column: AblationColumn) -> SeedDifference | None:
         """The row minus its reference row, over the seeds that both have; None without a reference."""
         against = self.rows[row].against
         if against not in self.rows:
             return None
-        both = [s for s in self.seeds(row) if s in self.seeds(against)]
-        pairs = [(self.value(row, s, column), self.value(against, s, column)) for s in both]
-        computed = [(a, b) for a, b in pairs if a is not None and b is not None]
-        return compare_paired_values(*zip(*computed, strict=True)) if computed else None
-
-    def runs(self, row: str) -> list[FinishedRun]:
-        return [self._runs[row, s] for s in self.seeds(row)]
+        ours, theirs = self.values(row, column), self.values(against, column)
+        both = [seed for seed in ours if seed in theirs]
+        return compare_paired_values([ours[s] for s in both], [theirs[s] for s in both]) if both else None
 
 
 def ablation_tables(grid: AblationGrid, groups: Mapping[str, Sequence[str]]) -> list[Table]:
@@ -96,21 +87,21 @@ def ablation_tables(grid: AblationGrid, groups: Mapping[str, Sequence[str]]) -> 
 
 
 def ablation_json(grid: AblationGrid) -> dict[str, Any]:
-    """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row it is told
-    against; x100."""
+    """Rows by name: seeds, mean and interval of each figure by "task metric", and its difference to the row that it
+    is compared with; x100."""
     return {
         name: {
             "title": row.title,
             "change": row.change,
             "against": row.against,
-            "seeds": grid.seeds(name),
-            "steps": [r.steps for r in grid.runs(name)],
-            "passes": [round(r.passes, 3) for r in grid.runs(name)],
+            "seeds": [r.seed for r in grid.runs[name]],
+            "steps": [r.steps for r in grid.runs[name]],
+            "passes": [round(r.passes, 3) for r in grid.runs[name]],
             "scores": {
                 _spell_column(column): {
                     "mean": pooled_scores.mean,
                     "interval": pooled_scores.interval,
-                    "by_seed": {s: grid.value(name, s, column) for s in grid.seeds(name)},
+                    "by_seed": {r.seed: r.value(column) for r in grid.runs[name]},
                     "difference": (difference := grid.paired(name, column)) and difference._asdict(),
                 }
                 for column in grid.columns()
@@ -124,20 +115,18 @@ def ablation_json(grid: AblationGrid) -> dict[str, Any]:
 def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Table:
     columns, cells_by_row = grid.columns(), []
     for name in names:
-        runs, pools = grid.runs(name), [grid.pooled(name, c) for c in columns]
+        runs, pools = grid.runs[name], [grid.pooled(name, c) for c in columns]
         cost = (f"{sum(r.steps for r in runs) / len(runs):,.0f}", f"{sum(r.passes for r in runs) / len(runs):.1f}")
-        cells_by_row.append(
-            (grid.rows[name].title, str(len(runs)), *(as_cell(pool and pool.mean) for pool in pools), *cost)
-        )
+        means = (as_cell(pool and pool.mean) for pool in pools)
+        cells_by_row.append((grid.rows[name].title, str(len(runs)), *means, *cost))
         if any(pool and pool.interval for pool in pools):
-            cells_by_row.append(
-                ("  95 % over seeds", "", *(spell_interval(pool and pool.interval) for pool in pools), "", "")
-            )
-    cells_by_row.append(("Best blind twin", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
+            intervals = (spell_interval(pool and pool.interval) for pool in pools)
+            cells_by_row.append(("  95 % over seeds", "", *intervals, "", ""))
+    cells_by_row.append(("Best blind baseline", "", *(as_cell(grid.blind(names[0], c)) for c in columns), "", ""))
     heads = ("", "Seeds", *map(_spell_column, columns), "Steps", "Passes")
     notes = (
         *(f"{grid.rows[n].title}: {grid.rows[n].change}." for n in names),
-        f"The blind twin is of {grid.rows[names[0]].title}, the best in each column.",
+        f"The blind baseline is of {grid.rows[names[0]].title}, the best in each column.",
         "x100, strict mode, mean over seeds of the mean over modalities; each seed draws weights and order anew, and "
         "phantoms too. What was answered, so after selection where a row has one.",
         "Steps: of the student after its base, plain tuning, distillation and reflection alike. Passes: forward "
@@ -148,15 +137,18 @@ def _tabulate_scores(grid: AblationGrid, title: str, names: Sequence[str]) -> Ta
 
 def _tabulate_differences(grid: AblationGrid, title: str, names: Sequence[str]) -> Table:
     columns, intervals = grid.columns(), 0
+    heads = [_spell_column(c) for c in columns]
     lines: list[tuple[str, ...]] = []
     sentences: list[str] = []
     for name in names:
         row = grid.rows[name]
-        gains = [grid.paired(name, c) for c in columns]
-        intervals += sum(gain is not None and gain.interval is not None for gain in gains)
         assert row.against
         label = f"{row.title} - {grid.rows[row.against].title}"
-        sentences.append(_describe_gains(label, list(zip(columns, gains, strict=True))))
+        gains = [grid.paired(name, c) for c in columns]
+        tested = [(head, g.mean, g.certain) for head, g in zip(heads, gains, strict=True) if g and g.interval]
+        nothing = "no difference seen" if tested else "one seed tells no difference from chance"
+        sentences.append(f"{label}: {describe_certain(tested) or nothing}.")
+        intervals += len(tested)
         lines.append((label, *(format_signed(gain and gain.mean) for gain in gains)))
         lines.append(("  95 %", *(spell_interval(gain and gain.interval, "+") for gain in gains)))
         lines.append(("  smallest that would be seen", *(as_cell(gain and gain.smallest) for gain in gains)))
@@ -167,20 +159,7 @@ def _tabulate_differences(grid: AblationGrid, title: str, names: Sequence[str]) 
         "many seeds of this spread would tell from 0 four times in five.",
         f"{intervals} intervals: about {by_chance} of them leave out 0 by chance alone.",
     )
-    return Table(f"{title}: differences", ("", *map(_spell_column, columns)), tuple(lines), notes)
-
-
-def _describe_gains(label: str, gains: Sequence[tuple[AblationColumn, SeedDifference | None]]) -> str:
-    tested = [(c, g) for c, g in gains if g is not None and g.interval is not None]
-    if not tested:
-        return f"{label}: one seed tells no difference from chance."
-    parts = []
-    for words, sign in (("better in", 1), ("worse in", -1)):
-        certain = [f"{_spell_column(c)} {g.mean:+.1f}" for c, g in tested if g.certain and g.mean * sign > 0]
-        parts += [f"{words} {', '.join(certain)}"] if certain else []
-    if not all(g.certain for _, g in tested):
-        parts.append("no difference seen in the rest" if parts else "no difference seen")
-    return f"{label}: {'; '.join(parts)}."
+    return Table(f"{title}: differences", ("", *heads), tuple(lines), notes)
 
 
 def _tabulate_paper_changes(grid: AblationGrid, names: Sequence[str]) -> Table:

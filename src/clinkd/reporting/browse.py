@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from clinkd.data.images import open_image
 from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
-from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES
-from clinkd.reporting.viewer.shot import Picture
+from clinkd.reporting.viewer.shot import Picture, thumbnail
 from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
 from clinkd.storage import progress
 
@@ -56,9 +55,7 @@ def choose_evenly(answered: Sequence[AnsweredSample], most: int) -> list[Answere
         piles[item.sample.task, item.sample.modality].append(item)
     kept: list[AnsweredSample] = []
     left = most
-    for pile_number, pile in enumerate(
-        sorted(piles.values(), key=len)
-    ):  # the larger piles share what a small pile leaves
+    for pile_number, pile in enumerate(sorted(piles.values(), key=len)):  # a small pile leaves its rest to larger ones
         count = min(len(pile), left // (len(piles) - pile_number))
         kept += [pile[k * len(pile) // count] for k in range(count)]
         left -= count
@@ -75,14 +72,14 @@ def select_for_page(
     records = _build_page_records(choose_evenly(answered, MOST), shown)
     kept = _fit_text(records, min(_TEXT_BYTES, most_bytes // 2))
     picture_bytes = most_bytes - _REST_BYTES - sum(records[item.number].size for item in kept)
-    images = list(dict.fromkeys(item.sample.images[0] for item in kept))
+    images = _list_images(kept)
     with progress(len(images), "pictures of the page", "images") as advance:
         sizes = _estimate_picture_bytes(root, images)
         rung = next((i for i, size in enumerate(sizes) if size * len(images) <= picture_bytes), len(_LADDER))
         if rung == len(_LADDER):
             rung -= 1
-            kept = _fit_images(kept, max(1, int(picture_bytes / sizes[-1])))
-            images = list(dict.fromkeys(item.sample.images[0] for item in kept))
+            kept = _fit(kept, lambda items: len(_list_images(items)), max(1, int(picture_bytes / sizes[-1])))
+            images = _list_images(kept)
         pictures = _encode_pictures(root, images, *_LADDER[rung], advance)
     # if the estimate was too small, go down one rung
     while sum(len(p.uri) for p in pictures.values()) > picture_bytes and rung + 1 < len(_LADDER):
@@ -92,12 +89,12 @@ def select_for_page(
     samples = [{**records[item.number].value, "p": index[item.sample.images[0]]} for item in kept]
     entries = [[p.uri, p.width, p.height] for p in pictures.values()]
     notes = [_describe_selection(kept, answered), _describe_picture_size(pictures, *_LADDER[rung])]
-    data = _build_page_data(samples, entries, kept, [shown(s) for s in _list_sources(kept)])
+    data = _build_page_data(samples, entries, [shown(s) for s in _list_sources(kept)])
     return PageContent(data, kept, pictures, [n for n in notes if n])
 
 
 def select_without_text(answered: Sequence[AnsweredSample], most_bytes: int = PAGE_BYTES) -> PageContent:
-    """Scores and boxes alone: no picture, and nothing that people or models wrote."""
+    """Select scores and boxes alone: no picture, and no text of people or models."""
     records = _build_page_records(choose_evenly(answered, MOST), None)
     kept = _fit_text(records, most_bytes - _REST_BYTES)
     shapes: dict[tuple[int, int], int] = {}
@@ -107,9 +104,7 @@ def select_without_text(answered: Sequence[AnsweredSample], most_bytes: int = PA
         shape = _round_shape(image.width or 1, image.height or 1)
         samples.append({**records[item.number].value, "p": shapes.setdefault(shape, len(shapes))})
     notes = [_describe_selection(kept, answered), "Boxes and scores alone: no images, no questions, no answers."]
-    return PageContent(
-        _build_page_data(samples, [[None, *s] for s in shapes], kept, []), kept, {}, [n for n in notes if n]
-    )
+    return PageContent(_build_page_data(samples, [[None, *s] for s in shapes], []), kept, {}, notes)
 
 
 def _round_shape(width: int, height: int) -> tuple[int, int]:
@@ -118,13 +113,11 @@ def _round_shape(width: int, height: int) -> tuple[int, int]:
     return max(1, round(16 * width / longer)) * 20, max(1, round(16 * height / longer)) * 20
 
 
-def _build_page_data(
-    samples: list[dict[str, Any]], pictures: list[Any], kept: Sequence[AnsweredSample], sources: Sequence[str]
-) -> dict[str, Any]:
+def _build_page_data(samples: list[dict[str, Any]], pictures: list[Any], sources: list[str]) -> dict[str, Any]:
     return {
         "pictures": pictures,
         "modalities": {m.value: TITLES[m] for m in Modality},
-        "sources": list(sources),
+        "sources": sources,
         "first": {t.value: _list_question_metrics(t) for t in Task},
         "samples": samples,
     }
@@ -135,7 +128,7 @@ def _list_question_metrics(task: Task) -> list[str]:
     return list(dict.fromkeys((PRIMARY_METRIC[task], *list_shown_metrics("question", task))))
 
 
-# ---- what is said of a question -------------------------------------------------------------------------------------
+# ---- the record of a question ----------------------------------------------------------------------------------------
 
 
 class _PageRecord(NamedTuple):
@@ -160,7 +153,7 @@ def _list_sources(answered: Iterable[AnsweredSample]) -> list[str]:
 
 
 def _describe_question(item: AnsweredSample, shown: Shown | None) -> dict[str, Any]:
-    """The fields that `viewer.select_for_page` describes; without any text of people or models if `shown` is None."""
+    """The fields that `viewer.browse` describes; without any text of people or models if `shown` is None."""
     sample, prediction = item.sample, item.prediction
     value: dict[str, Any] = {
         "n": item.number,
@@ -214,18 +207,23 @@ def _round_corners(boxes: Sequence[Box]) -> list[list[float]]:
 
 def _fit_text(records: Mapping[int, _PageRecord], most_bytes: int) -> list[AnsweredSample]:
     """Evenly chosen questions whose records fit into `most_bytes`."""
-    kept = [entry.item for entry in records.values()]
-    while (size := sum(records[item.number].size for item in kept)) > most_bytes and len(kept) > 1:
-        kept = choose_evenly(kept, max(1, int(len(kept) * most_bytes / size * 0.98)))
-    return kept
+    items = [entry.item for entry in records.values()]
+    return _fit(items, lambda kept: sum(records[item.number].size for item in kept), most_bytes, 0.98)
 
 
-def _fit_images(kept: Sequence[AnsweredSample], most_images: int) -> list[AnsweredSample]:
-    """Questions that show at most `most_images` images."""
+def _fit(
+    kept: Sequence[AnsweredSample], measure: Callable[[Sequence[AnsweredSample]], int], most: int, margin: float = 1.0
+) -> list[AnsweredSample]:
+    """Evenly chosen questions that `measure` at most `most`, or one."""
     chosen = list(kept)
-    while (images := len({item.sample.images[0] for item in chosen})) > most_images and len(chosen) > 1:
-        chosen = choose_evenly(chosen, max(1, min(len(chosen) - 1, int(len(chosen) * most_images / images))))
+    while (size := measure(chosen)) > most and len(chosen) > 1:
+        count = min(len(chosen) - 1, int(len(chosen) * most / size * margin))
+        chosen = choose_evenly(chosen, max(1, count))
     return chosen
+
+
+def _list_images(kept: Iterable[AnsweredSample]) -> list[ImageRef]:
+    return list(dict.fromkeys(item.sample.images[0] for item in kept))
 
 
 def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[float]:
@@ -235,7 +233,7 @@ def _estimate_picture_bytes(root: Path, images: Sequence[ImageRef]) -> list[floa
     bytes_by_rung = []
     for side, quality in _LADDER:
         opened = [_shrink_image(image, side) for image in opened]
-        sizes = [len(viewer.thumbnail(image, side, quality).uri) for image in opened]
+        sizes = [len(thumbnail(image, side, quality).uri) for image in opened]
         bytes_by_rung.append(_SIZE_MARGIN * sum(sizes) / max(1, count) + 24)
     return bytes_by_rung
 
@@ -251,7 +249,7 @@ def _encode_pictures(
 ) -> dict[ImageRef, Picture]:
     pictures = {}
     for image in images:
-        pictures[image] = viewer.thumbnail(_shrink_image(open_image(root, image), side), side, quality)
+        pictures[image] = thumbnail(_shrink_image(open_image(root, image), side), side, quality)
         advance(1)
     return pictures
 
@@ -269,9 +267,7 @@ def _describe_selection(kept: Sequence[AnsweredSample], answered: Sequence[Answe
 def _describe_picture_size(pictures: Mapping[ImageRef, Picture], side: int, quality: int) -> str:
     if not pictures:
         return ""
-    smaller = sum(
-        max(p.width, p.height) < max(image.width or 0, image.height or 0) for image, p in pictures.items()
-    )  # fmt: skip
+    smaller = sum(max(p.width, p.height) < max(i.width or 0, i.height or 0) for i, p in pictures.items())
     if not smaller:
         return f"Pictures have the size of the images, in JPEG of quality {quality} or PNG."
     return (

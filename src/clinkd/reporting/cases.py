@@ -9,11 +9,11 @@ from pathlib import Path
 
 from clinkd.data.images import open_image
 from clinkd.records import BadInput, Prediction, Sample
-from clinkd.reporting import viewer
 from clinkd.reporting.gallery import PLAIN_RULES, choose_gallery, judge_answer, list_answer_boxes
 from clinkd.reporting.tables import TITLES
+from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, TRUTH
-from clinkd.reporting.viewer.shot import Html
+from clinkd.reporting.viewer.shot import Html, boxed_words, repeated, thumbnail
 from clinkd.scoring.metrics import Rules
 
 _SIDE = 320  # pixels of a picture
@@ -26,7 +26,7 @@ def side_by_side(
     """`count` of the questions that all systems answered, each with the answers of all.
 
     They take turns over tasks and modalities, and do not depend on what was answered. Every question, answer, truth
-    and name of a system passes `shown`. Part of a page made by `viewer.page`; it needs no script. Raises BadInput
+    and name of a system passes `shown`. Part of a page made by `page.document`; it needs no script. Raises BadInput
     where no question was answered by all, and on an unreadable image.
     """
     answers = {name: {p.id: p for p in predictions} for name, predictions in systems.items()}
@@ -38,33 +38,30 @@ def side_by_side(
         )
     articles = []
     for sample, _ in choose_gallery(common, next(iter(systems.values())), count):
-        picture = viewer.thumbnail(open_image(image_root, sample.images[0]), _SIDE)
+        picture = thumbnail(open_image(image_root, sample.images[0]), _SIDE)
         name = f"case-{hashlib.sha256(repr((sample.id, *systems)).encode()).hexdigest()[:12]}"  # once on any page
         figures: list[str] = []
         for system, by_id in answers.items():
             marks = list_answer_boxes(sample, by_id[sample.id])
             answered = len(by_id[sample.id].answer.answer.boxes)
             alt = f"Answer of {shown(system)}: {len(sample.answer.boxes)} true and {answered} answered boxes"
-            drawing = viewer.repeated(picture, marks, alt, name, first=not figures)
+            drawing = repeated(picture, marks, alt, name, first=not figures)
             caption = _write_caption(shown(system), sample, by_id[sample.id], rules, shown)
             figures.append(f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>")
         texts = (("Question", sample.question.text, "asked"), ("Truth", sample.answer.text, "truth"))
-        definitions = "".join(
-            f"<dt>{h}</dt><dd>{viewer.boxed_words(shown(text), kind)}</dd>" for h, text, kind in texts
-        )
+        definitions = "".join(f"<dt>{h}</dt><dd>{boxed_words(shown(text), kind)}</dd>" for h, text, kind in texts)
         title = f"{sample.task.value} · {TITLES[sample.modality]}"
         articles.append(
-            viewer.article(title, [Html(f'<dl>{definitions}</dl><div class="shots">{"".join(figures)}</div>')])
+            page.article(title, [Html(f'<dl>{definitions}</dl><div class="shots">{"".join(figures)}</div>')])
         )
-    key = viewer.key((("truth", TRUTH), ("answer", ANSWER), ("asked about", ASKED)))
+    key = page.key((("truth", TRUTH), ("answer", ANSWER), ("asked about", ASKED)))
     notice = "The questions take turns over tasks and modalities; they were chosen without a look at the answers."
-    return Html(key + "".join(articles) + viewer.note([notice]))
+    return Html(key + "".join(articles) + page.note([notice]))
 
 
 def _write_caption(
     system: str, sample: Sample, prediction: Prediction, rules: Rules, shown: Callable[[str], str]
 ) -> str:
-    is_right = judge_answer(sample, prediction, rules)
-    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[is_right]
-    answer_text = viewer.boxed_words(shown(prediction.answer.answer.text), "answer") or "(empty)"
+    mark = page.verdict_mark(judge_answer(sample, prediction, rules))
+    answer_text = boxed_words(shown(prediction.answer.answer.text), "answer") or "(empty)"
     return f"<strong>{escape(system)}</strong> {mark}<br>{answer_text}"

@@ -10,14 +10,13 @@ from typing import NamedTuple
 from clinkd.data.images import open_image
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
-from clinkd.reporting import viewer
 from clinkd.reporting.tables import TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
-from clinkd.reporting.viewer.shot import DrawnBox
-from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Measure, Rules, SampleAnswer, read_yes_no
+from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
+from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Rules, SampleAnswer, read_yes_no
 
 _SIDE = 320  # pixels of a picture beside a correction
-PLAIN_RULES = Rules(0.5, Lexicon(()))  # where data have no words of their own
+PLAIN_RULES = Rules(0.5, Lexicon(()))  # where the data name no classes
 
 
 class CorrectedAnswer(NamedTuple):
@@ -31,8 +30,8 @@ class CorrectedAnswer(NamedTuple):
 def choose_gallery(
     samples: Sequence[Sample], predictions: Sequence[Prediction], count: int
 ) -> list[tuple[Sample, Prediction]]:
-    """`count` questions with their answers, taking turns over tasks and modalities, each image once where that is
-    enough. Which questions are shown does not depend on how they were answered."""
+    """Choose `count` questions with their answers, in turns over tasks and modalities, each image once where that is
+    enough. The choice does not depend on the answers."""
     answered = {p.id: p for p in predictions}
     piles: dict[tuple[Task, Modality], list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -56,9 +55,9 @@ def choose_gallery(
 def choose_rewritten(
     samples: Sequence[Sample], corrections: Sequence[Correction], again: Sequence[RetestResult], count: int
 ) -> list[CorrectedAnswer]:
-    """`count` wrong answers, a quarter of them refused rewritings where there are so many, each time of the task,
-    modality, reasons and round shown least so far. Those whose question was asked again come before others like them;
-    how it was answered then does not matter."""
+    """Choose `count` wrong answers; a quarter of them are refused rewritings, where there are so many. Each next one
+    has the task, modality, reasons and round shown least so far. Questions that were asked again come before others of
+    their kind; the later answer does not matter."""
     sample_by_id = {s.id: s for s in samples}
     retest_by_key = {(a.round, a.id): a for a in again}
     wrong = [CorrectedAnswer(sample_by_id[c.id], c, retest_by_key.get((c.round, c.id))) for c in corrections if c.wrong]
@@ -87,10 +86,10 @@ def _choose_evenly(wrong: Sequence[CorrectedAnswer], count: int) -> list[Correct
 
 
 def answer_card(
-    sample: Sample, prediction: Prediction, right: bool | None, picture: viewer.Picture, number: int | None,
+    sample: Sample, prediction: Prediction, right: bool | None, picture: Picture, number: int | None,
     shown: Callable[[str], str],
 ) -> Card:  # fmt: skip
-    """A question with its answer, its truth and all candidates. All that people or models wrote passes `shown`."""
+    """A question with its answer, its truth and all candidates. Every text of people or models passes `shown`."""
     answer, truth = prediction.answer.answer, sample.answer
     card_texts = [
         CardText("Question", shown(sample.question.text), "asked"),
@@ -112,7 +111,7 @@ def answer_card(
 
 
 def list_answer_boxes(sample: Sample, prediction: Prediction) -> tuple[DrawnBox, ...]:
-    """What was asked about, the truth, and the answer."""
+    """The boxes of the question, the truth, and the answer."""
     kinds = (("asked", sample.question), ("truth", sample.answer), ("answer", prediction.answer.answer))
     return tuple(DrawnBox(box, kind) for kind, text in kinds for box in text.boxes)
 
@@ -128,26 +127,22 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
     before, truth, after = correction.before, correction.truth, again.answer if again else None
     kinds = (("asked", sample.question), ("truth", truth), ("answer", before), ("later", after))
     marks = tuple(DrawnBox(box, kind) for kind, text in kinds if text for box in text.boxes)
+    reasons = f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"
+    refused = CardText("Refused, the truth stays", correction.rejected or "")
     card_texts = [
         CardText("Question", sample.question.text, "asked"),
         CardText("Answer before", before.text, "answer"),
         CardText("Truth", truth.text, "truth"),
-        CardText(
-            "Found wrong by", f"{', '.join(correction.reasons)}; similarity of the words {correction.similarity:.2f}"
-        ),
+        CardText("Found wrong by", reasons),
+        CardText("Rewritten", correction.after.text, "truth") if correction.after else refused,
+        CardText("Written by", correction.by),
+        *([CardText("Answer after the round", after.text, "later")] if after else []),
     ]
-    if correction.after is not None:
-        card_texts.append(CardText("Rewritten", correction.after.text, "truth"))
-    else:
-        card_texts.append(CardText("Refused, the truth stays", correction.rejected or ""))
-    card_texts.append(CardText("Written by", correction.by))
-    if after is not None:
-        card_texts.append(CardText("Answer after the round", after.text, "later"))
     alt = (
         f"{TITLES[sample.modality]} image with {len(truth.boxes)} true boxes, {len(before.boxes)} of the answer before"
     )
-    alt += f" and {len(after.boxes)} of the answer after" if after is not None else ""
-    picture = viewer.thumbnail(open_image(root, sample.images[0]), _SIDE)
+    alt += f" and {len(after.boxes)} of the answer after" if after else ""
+    picture = thumbnail(open_image(root, sample.images[0]), _SIDE)
     title = f"Round {correction.round} · {sample.task.value} · {TITLES[sample.modality]}"
     shown_texts = tuple(card_text._replace(text=shown(card_text.text)) for card_text in card_texts)
     return Card(picture, alt, title, shown_texts, None if again is None else not again.after_wrong, marks=marks)
@@ -156,21 +151,14 @@ def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str]
 def judge_answer(sample: Sample, prediction: Prediction, rules: Rules) -> bool | None:
     """Whether an answer is right under the strict measures: all boxes and no spare one, the class and no other, every
     stated fact, yes or no; None where no such judgement is possible (a caption of unstated facts)."""
-    item = SampleAnswer(sample, prediction.answer)
-    if sample.task is Task.VG:
-        return _is_perfect(BOXES, item, rules)
-    if sample.task is Task.ROC:
-        return _is_perfect(NAMES, item, rules)
-    answer, truth = item.answer.answer.words, sample.answer.words
+    if measure := {Task.VG: BOXES, Task.ROC: NAMES}.get(sample.task):
+        counts = measure.count([SampleAnswer(sample, prediction.answer)], rules)
+        (figure,) = measure.figure(PRIMARY_METRIC[sample.task], counts)
+        return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered
+    answer, truth = prediction.answer.answer.words, sample.answer.words
     if sample.task is Task.QA and truth.lower() in ("yes", "no"):
         return read_yes_no(answer.lower()) == truth.lower()
     if sample.facts:
         stated = {t for f in sample.facts for t in f.tuples}
         return stated == {t for f in read_facts(answer, rules.lexicon) for t in f.tuples}
     return None
-
-
-def _is_perfect(measure: Measure, item: SampleAnswer, rules: Rules) -> bool:
-    """Whether the primary metric of the answer is 1."""
-    (figure,) = measure.figure(PRIMARY_METRIC[item.sample.task], measure.count([item], rules))
-    return bool(figure == 1 or figure != figure)  # NaN: no box is true, and none was answered

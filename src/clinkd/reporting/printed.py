@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clinkd.records import PAPER_MODALITIES, Table, Task
-from clinkd.reporting.tables import MISSING, TITLES
+from clinkd.reporting.tables import MISSING, TITLES, as_cell
 
 METRICS = {Task.VG: "VG Recall@0.5", Task.ROC: "ROC Recall", Task.RC: "RC SPICE", Task.MIA: "MIA mBMR"}
 TEST_SET, SECOND = "Med-GRIT-Test30k", "LLaVA-Med-qa0.2k"
@@ -49,41 +51,27 @@ def paper_tables() -> list[Table]:
     second_rows = tuple(
         (f"{n} on {SECOND}", MISSING, MISSING, MISSING, f"{v:.2f}", MISSING) for n, v in ON_SECOND.items()
     )
-    slips = [
-        f"the mean of the printed row {name} is {_round_half_up(mean)}, printed {values[-1]:.2f}"
-        for name, values in PRINTED.items()
-        if abs((mean := sum(values[:-1]) / 4) - values[-1]) > 0.0051
-    ]
+    slips = [slip for name, values in PRINTED.items() for slip in _find_slip(f"row {name}", values[:-1], values[-1])]
     tables = [Table("The paper's printed scores", columns, (*rows, *second_rows), (source_note, *slips))]
+    heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Printed mean")
     for name, by_task in PRINTED_BY_MODALITY.items():
         lines, slips = [], []
         for task, values in by_task.items():
-            printed_values = [v for v in values[:-1] if v is not None]
-            mean, printed = sum(printed_values) / len(printed_values), values[-1]
-            if printed is not None and abs(mean - printed) > 0.0051:
-                slips.append(
-                    f"the mean of the printed {task.value} row is {_round_half_up(mean)}, printed {printed:.2f}"
-                )
-            lines.append((METRICS[task], *(MISSING if v is None else f"{v:.2f}" for v in values)))
-        for position, printed in enumerate(PRINTED_AVERAGES[name]):
-            printed_values = [v for values in by_task.values() if (v := values[position]) is not None]
-            if abs((mean := sum(printed_values) / len(printed_values)) - printed) > 0.0051:
-                column = TITLES[PAPER_MODALITIES[position]]
-                slips.append(
-                    f"the mean of the printed {column} column is {_round_half_up(mean)}, printed {printed:.2f}"
-                )
+            slips += _find_slip(f"{task.value} row", values[:-1], values[-1])
+            lines.append((METRICS[task], *(as_cell(v, digits=2) for v in values)))
         lines.append(("Average", *(f"{v:.2f}" for v in PRINTED_AVERAGES[name]), MISSING))
-        heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Printed mean")
-        tables.append(
-            Table(
-                f"The paper's printed scores by modality: {TITLES_BY_MODALITY[name]}",
-                heads,
-                tuple(lines),
-                (source_note, *slips),
-            )
-        )
+        values_by_modality = zip(*(values[:-1] for values in by_task.values()), strict=True)
+        for modality, values, printed in zip(PAPER_MODALITIES, values_by_modality, PRINTED_AVERAGES[name], strict=True):
+            slips += _find_slip(f"{TITLES[modality]} column", values, printed)
+        title = f"The paper's printed scores by modality: {TITLES_BY_MODALITY[name]}"
+        tables.append(Table(title, heads, tuple(lines), (source_note, *slips)))
     return tables
 
 
-def _round_half_up(value: float) -> str:
-    return f"{value + 1e-9:.2f}"  # halves up, as the paper rounds
+def _find_slip(place: str, values: Sequence[float | None], printed: float | None) -> list[str]:
+    """A sentence where the mean of printed values is not the printed mean."""
+    numbers = [v for v in values if v is not None]
+    mean = sum(numbers) / len(numbers)
+    if printed is None or abs(mean - printed) <= 0.0051:
+        return []
+    return [f"the mean of the printed {place} is {mean + 1e-9:.2f}, printed {printed:.2f}"]  # halves up, as the paper

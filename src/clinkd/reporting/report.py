@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
-from clinkd.reporting import figures, viewer
+from clinkd.reporting import figures
 from clinkd.reporting.browse import AnsweredSample, PageContent, select_for_page, select_without_text
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, judge_answer, rewritten_card
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
-from clinkd.reporting.viewer.browse import Choices, Key
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.browse import Choices, Key, render_browser
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
 from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import Rules
 from clinkd.storage import write_atomic
 
-NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _LONG = 20  # rows of a table about the corrections that are shown at once
 _VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
 _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
@@ -28,8 +28,8 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What a page shows about a run beside its answers. `setup` rows: knob, value, the paper's value. `reflection`:
-    tables about the corrections."""
+    """The content of a page about a run, without its answers. `setup` rows: knob, value, the paper's value.
+    `reflection`: tables about the corrections."""
 
     tables: Sequence[Table]
     scores: Sequence[Score]
@@ -44,8 +44,8 @@ class RunSummary:
 class ShownAnswers:
     """The answers on a page; their images lie under `image_root`.
 
-    `answered` can be looked through on the page; where there are none, the `gallery` can, whose cards are also what is
-    shown without a script. `rewritten`: some of the corrections. Every question, answer and truth passes `shown`.
+    The reader can look through `answered`, or through the `gallery` where there are none. A page without its
+    script shows the cards of the gallery. `rewritten`: some of the corrections. Every text passes `shown`.
     """
 
     image_root: Path
@@ -69,8 +69,8 @@ class ShownAnswers:
             return []
         lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
         words = "Before and after. ✓ and ✗ judge the answer after the round, where it is known."
-        cards = viewer.gallery([rewritten_card(r, self.image_root, self.shown) for r in self.rewritten])
-        return [viewer.paragraph(words), viewer.key(lines), cards]
+        cards = page.gallery([rewritten_card(r, self.image_root, self.shown) for r in self.rewritten])
+        return [page.paragraph(words), page.key(lines), cards]
 
 
 def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None:
@@ -86,8 +86,7 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
 
 
 def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSample]) -> None:
-    """Write the page without a pixel, without the name of the run and without a word that people or models wrote, to be
-    mailed.
+    """Write a page that can be mailed: without a pixel, the name of the run, or a word that people or models wrote.
 
     Tables, charts and set-up are shown as they are given. Raises BadInput on a full disk.
     """
@@ -98,27 +97,26 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
     tables, scores = summary.tables, summary.scores
     score_index = ScoreIndex(scores)
     question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
-    overall = [viewer.table(t) for t in tables if t.key == SCORES]
-    rest = [viewer.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
+    overall = [page.table(t) for t in tables if t.key == SCORES]
+    rest = [page.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
     opening = [figures.draw_score_grid(score_index, question_counts)] if scores else []
-    sections = [viewer.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
+    sections = [page.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
     if browsed.answered:
-        sections.append(viewer.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
+        sections.append(page.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
     if scores:
-        sections.append(viewer.section("Averages by kind of data", [figures.draw_averages(score_index)]))
+        sections.append(page.section("Averages by kind of data", [figures.draw_averages(score_index)]))
     if corrections := [*(part for t in summary.reflection for part in _shorten_table(t)), *rewritten]:
-        sections.append(viewer.section("Corrections", corrections))
+        sections.append(page.section("Corrections", corrections))
     if summary.curves:
-        sections.append(viewer.section("Training", [figures.draw_training_curves(summary.curves)]))
+        sections.append(page.section("Training", [figures.draw_training_curves(summary.curves)]))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
-    sections.append(viewer.section("Set-up", [viewer.table(knobs)]))
+    sections.append(page.section("Set-up", [page.table(knobs)]))
     if summary.wall_seconds:
-        sections.append(viewer.section("Time", [viewer.table(_tabulate_times(summary.wall_seconds))]))
-    sections.append(viewer.section("The paper's figures", [viewer.apart([viewer.table(t) for t in paper_tables()])]))
-    return viewer.page(
+        sections.append(page.section("Time", [page.table(_tabulate_times(summary.wall_seconds))]))
+    sections.append(page.section("The paper's figures", [page.framed([page.table(t) for t in paper_tables()])]))
+    return page.document(
         title,
         sections,
-        notice=NOTICE,
         lead="Every score stands beside answers given without seeing the image. What lies above the best of these "
         "was seen in the image; the rest was guessed from the question.",
         footer="Made by ClinKD. This page holds everything it shows, and asks no network for anything.",
@@ -127,7 +125,7 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
 
 
 def _build_answer_browser(browsed: PageContent, cards: Html) -> Html:
-    """Filters over the answers on the page, and the cards that are there without a script."""
+    """Filters over the answers on the page, and the cards that a page without its script shows."""
     samples = [item.sample for item in browsed.answered]
     metrics = dict.fromkeys(name for entry in browsed.data["samples"] for name in entry["f"])
     sources = browsed.data["sources"]
@@ -146,7 +144,7 @@ def _build_answer_browser(browsed: PageContent, cards: Html) -> Html:
     keys = (Key("truth", TRUTH, "truth"), Key("answer", ANSWER, "answer"), Key("asked", ASKED, "asked about"))
     has_words = any("q" in entry for entry in browsed.data["samples"])
     search = "Words in question, truth or answer" if has_words else ""
-    return Html(viewer.note(browsed.notes) + viewer.browser(filters, keys, cards, search))
+    return Html(page.note(browsed.notes) + render_browser(filters, keys, cards, search))
 
 
 def _add_all_option(options: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -162,24 +160,24 @@ def _build_gallery_cards(ids: Sequence[str], browsed: PageContent, shown: Callab
         image = item.sample.images[0]
         number = picture_numbers[image]
         if number in shown_pictures:
-            continue  # it would stand on the page twice
+            continue  # the page would show it twice
         shown_pictures.add(number)
         browsed.data["pictures"][number][0] = None
         cards.append(answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], number, shown))
-    return viewer.gallery(cards)
+    return page.gallery(cards)
 
 
 def _shorten_table(table: Table) -> list[Html]:
     """A long table without its sub-rows, and the whole table on demand."""
     if len(table.rows) <= _LONG:
-        return [viewer.table(table)]
+        return [page.table(table)]
     short = replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(" ")))
-    return [viewer.table(short), viewer.folded("Every row", [viewer.table(replace(table, notes=()))])]
+    return [page.table(short), page.folded("Every row", [page.table(replace(table, notes=()))])]
 
 
 def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score]) -> None:
     """table.md for reading, table.csv with one line a score."""
-    write_atomic(folder / "table.md", "\n".join(to_markdown(t) for t in tables) + f"\n{NOTICE}\n")
+    write_atomic(folder / "table.md", "\n".join(to_markdown(t) for t in tables) + f"\n{page.NOTICE}\n")
     write_atomic(folder / "table.csv", to_csv(scores))
 
 

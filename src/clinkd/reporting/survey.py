@@ -11,12 +11,14 @@ import numpy as np
 from clinkd.data.checks.check import LENGTHS, ClassBoxes, Findings
 from clinkd.data.images import open_image
 from clinkd.records import BadInput, BoxedText, Modality, Sample, Table, Task
-from clinkd.reporting import viewer
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.maps import render_column_chart, render_heat_map
+from clinkd.reporting.viewer.overlay import ASKED, TRUTH, draw_sample_boxes
+from clinkd.reporting.viewer.shot import Html
 from clinkd.storage import write_atomic
 
 MOST_LISTED = 500  # rows of a table on the page; --json and the quarantine hold all
 CELLS = 24  # of a map, a side
-NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 
 
 def tabulate_question_counts(findings: Findings) -> Table:
@@ -36,22 +38,21 @@ def _format_counts(numbers: Sequence[int]) -> tuple[str, ...]:
     return (*(f"{n:,}" if n else "-" for n in numbers), f"{sum(numbers):,}")
 
 
-def write_survey_page(findings: Findings, page: Path) -> None:
-    """The page: counts, faults, maps of boxes, what can be guessed, lengths; examples if images were opened."""
+def write_survey_page(findings: Findings, path: Path) -> None:
+    """Write the page: counts, faults, maps of boxes, guessable boxes, lengths; examples if images were opened."""
+    counts = page.table(tabulate_question_counts(findings))
     sections = [
-        viewer.section(
-            "Counts", [viewer.table(tabulate_question_counts(findings)), viewer.note(_describe_reading(findings))]
-        ),
-        viewer.section("Bad rows", _render_row_errors(findings)),
-        viewer.section("Boxes", _render_box_maps(findings)),
-        viewer.section("Guessed without looking", [viewer.table(_tabulate_guessed(findings.classes))]),
-        viewer.section("Lengths", [_draw_lengths(findings)]),
+        page.section("Counts", [counts, page.note(_describe_reading(findings))]),
+        page.section("Bad rows", _render_row_errors(findings)),
+        page.section("Boxes", _render_box_maps(findings)),
+        page.section("Guessed without looking", [page.table(_tabulate_guessed(findings.classes))]),
+        page.section("Lengths", [_draw_lengths(findings)]),
     ]
     if findings.root is not None and findings.examples:
-        sections.append(viewer.section("Examples", _render_examples(findings.examples, findings.root)))
+        sections.append(page.section("Examples", _render_examples(findings.examples, findings.root)))
     state = "clean" if findings.clean else f"{findings.bad_rows:,} bad rows"
     lead = f"{findings.rows:,} rows, {findings.samples:,} samples, {findings.images:,} images: {state}."
-    write_atomic(page, viewer.page("Check of data", sections, notice=NOTICE, lead=lead))
+    write_atomic(path, page.document("Check of data", sections, lead=lead))
 
 
 def _describe_reading(findings: Findings) -> list[str]:
@@ -59,25 +60,22 @@ def _describe_reading(findings: Findings) -> list[str]:
     return [opened, *(f"{count:,} {reason}" for reason, count in findings.told.most_common())]
 
 
-def _render_row_errors(findings: Findings) -> list[viewer.Html]:
-    parts = [
-        viewer.paragraph("None." if findings.clean else f"{findings.bad_rows:,} of {findings.rows:,} rows."),
-    ]
+def _render_row_errors(findings: Findings) -> list[Html]:
+    parts = [page.paragraph("None." if findings.clean else f"{findings.bad_rows:,} of {findings.rows:,} rows.")]
     for title, row_errors in (("Bad", findings.bad), ("To look at", findings.warnings)):
         if row_errors:
             kind_counts = ", ".join(f"{n} {k}" for k, n in Counter(p.kind for p in row_errors).most_common())
-            rows = tuple(
-                (Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in row_errors[:MOST_LISTED]
-            )
+            listed = row_errors[:MOST_LISTED]
+            rows = tuple((Path(p.file).name, str(p.row), p.id, p.field, p.value, p.why) for p in listed)
             notes = (f"the first {MOST_LISTED} of {len(row_errors):,}",) if len(row_errors) > MOST_LISTED else ()
             columns = ("file", "row", "id", "field", "value", "reason")
-            parts.append(viewer.table(Table(f"{title}: {kind_counts}", columns, rows, notes)))
+            parts.append(page.table(Table(f"{title}: {kind_counts}", columns, rows, notes)))
     return parts
 
 
-def _render_box_maps(findings: Findings) -> list[viewer.Html]:
+def _render_box_maps(findings: Findings) -> list[Html]:
     if not findings.classes:
-        return [viewer.paragraph("No boxes.")]
+        return [page.paragraph("No boxes.")]
     figures = []
     for modality in Modality:
         boxes = [c.box_N4 for c in findings.classes if c.modality is modality]
@@ -85,16 +83,14 @@ def _render_box_maps(findings: Findings) -> list[viewer.Html]:
             continue
         box_N4 = np.concatenate(boxes)
         title = f"{modality.value}, {len(box_N4):,} boxes"
-        figures.append(viewer.heat(f"{title}: where", _count_box_coverage(box_N4), "left to right", "bottom to top"))
-        sides = np.histogram2d(
-            box_N4[:, 3] - box_N4[:, 1], box_N4[:, 2] - box_N4[:, 0], bins=CELLS, range=((0, 1), (0, 1))
-        )[0]
-        figures.append(viewer.heat(f"{title}: size", sides.tolist(), "width, 0 to 1", "height, 0 to 1", up=True))
+        coverage = _count_box_coverage(box_N4)
+        figures.append(render_heat_map(f"{title}: where", coverage, "left to right", "bottom to top"))
+        width_N, height_N = box_N4[:, 2] - box_N4[:, 0], box_N4[:, 3] - box_N4[:, 1]
+        sizes = np.histogram2d(height_N, width_N, bins=CELLS, range=((0, 1), (0, 1)))[0]
+        figures.append(render_heat_map(f"{title}: size", sizes.tolist(), "width, 0 to 1", "height, 0 to 1", up=True))
     return [
-        viewer.paragraph(
-            "Where boxes lie (darkest: the place that most of them cover), and how wide and high they are."
-        ),
-        viewer.charts(figures, small=True),
+        page.paragraph("Where boxes lie (darkest: the place that most of them cover), and how wide and high they are."),
+        page.charts(figures, small=True),
     ]
 
 
@@ -116,34 +112,31 @@ def _tabulate_guessed(classes: Sequence[ClassBoxes]) -> Table:
     return Table("Median box of each class", ("modality", "class", "boxes", "guessed"), rows[:MOST_LISTED], notes)
 
 
-def _draw_lengths(findings: Findings) -> viewer.Html:
+def _draw_lengths(findings: Findings) -> Html:
     entries = [(f"to {end}", int(n)) for end, n in zip(LENGTHS, findings.lengths, strict=False)]
     entries.append((f"over {LENGTHS[-1]}", int(findings.lengths[-1])))
     used = [i for i, (_, n) in enumerate(entries) if n]
     shown = entries[used[0] : used[-1] + 1] if used else []
     scope = "" if findings.root else ", without the image"
-    return viewer.columns(f"Tokens of a sample{scope} ({findings.counted}; longest {findings.longest:,})", shown)
+    return render_column_chart(f"Tokens of a sample{scope} ({findings.counted}; longest {findings.longest:,})", shown)
 
 
-def _render_examples(examples: Sequence[Sample], root: Path) -> list[viewer.Html]:
+def _render_examples(examples: Sequence[Sample], root: Path) -> list[Html]:
     cards = []
     for sample in examples:
         try:
-            picture = viewer.boxed(open_image(root, sample.images[-1]), sample, side_pixels=320)
+            picture = draw_sample_boxes(open_image(root, sample.images[-1]), sample, side_pixels=320)
         except BadInput:
             continue  # listed among the bad rows
         lines = (
-            viewer.CardText("asked", _shorten_text(sample.question), "asked"),
-            viewer.CardText("truth", _shorten_text(sample.answer), "truth"),
-            viewer.CardText("group", sample.group),
-            viewer.CardText("id", sample.id),
+            page.CardText("asked", _shorten_text(sample.question), "asked"),
+            page.CardText("truth", _shorten_text(sample.answer), "truth"),
+            page.CardText("group", sample.group),
+            page.CardText("id", sample.id),
         )
         title = f"{sample.task}, {sample.modality.value}"
-        cards.append(viewer.Card(picture, f"{title}: {sample.id}", title, lines))
-    return [
-        viewer.key((("asked about", viewer.ASKED), ("truth", viewer.TRUTH))),
-        viewer.gallery(cards),
-    ]
+        cards.append(page.Card(picture, f"{title}: {sample.id}", title, lines))
+    return [page.key((("asked about", ASKED), ("truth", TRUTH))), page.gallery(cards)]
 
 
 def _shorten_text(text: BoxedText) -> str:

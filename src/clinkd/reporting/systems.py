@@ -1,4 +1,4 @@
-"""Several systems beside each other in the paper's form: Table 1 (systems by tasks), Tables 3 and 4 (by modality)."""
+"""Several systems in the form of the paper's tables: Table 1 (systems by tasks), Tables 3 and 4 (by modality)."""
 
 from __future__ import annotations
 
@@ -41,16 +41,19 @@ class TaskResult(NamedTuple):
         names = {m.value: m for m in Modality} | {"x": Modality.XRAY}
         shares = {names.get(k, Modality.OTHER): v.get("score") for k, v in (value.get("by_modality") or {}).items()}
         bounds = value.get("interval")
-        return cls(value.get("score"), shares, tuple(bounds) if bounds else None, value.get("blind"), value.get("why"))
+        return cls(value.get("score"), shares, bounds and tuple(bounds), value.get("blind"), value.get("why"))
 
     def to_json(self) -> dict[str, Any]:
-        """For a program; modalities by their names here."""
+        """The result for a program, modalities by their names here."""
         values = {key: getattr(self, key) for key in ("score", "interval", "blind", "why")}
         return values | {"by_modality": {m.value: v for m, v in self.by_modality.items()}}
 
 
+_NO_RESULT = TaskResult(None, {})
+
+
 class System(NamedTuple):
-    """Who answered which test set, and what each task scored in one mode."""
+    """A system, its test set, and its score of each task in one mode."""
 
     name: str
     test_set: str
@@ -59,7 +62,11 @@ class System(NamedTuple):
     @property
     def average(self) -> float | None:
         """Over the four tasks; None where one of them has no score."""
-        return mean_of_all([self.results[t].score if t in self.results else None for t in AVERAGED])
+        return mean_of_all([result.score for result in self.averaged()])
+
+    def averaged(self) -> list[TaskResult]:
+        """The results of the four tasks."""
+        return [self.results.get(task, _NO_RESULT) for task in AVERAGED]
 
     def to_json(self) -> dict[str, Any]:
         """For a program: the average, and the result of each task."""
@@ -67,8 +74,8 @@ class System(NamedTuple):
 
 
 def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False) -> list[Table]:
-    """Table 1, then each system by modality. `same_data`: the test set is the paper's, so that its printed rows stand
-    in the same tables; else they stand apart (`paper_tables`). Printed rows are of the official scripts alone."""
+    """Table 1, then each system by modality. `same_data`: the test set is the paper's, so the tables also hold its
+    printed rows, which are of the official scripts alone; else these stand apart (`paper_tables`)."""
     printed = same_data and mode == "official"
     return [_tabulate_tasks(systems, mode, printed), *(_tabulate_modalities(s, mode, printed) for s in systems)]
 
@@ -76,12 +83,12 @@ def system_tables(systems: Sequence[System], mode: Mode, same_data: bool = False
 def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Table:
     lines = []
     for s in systems:
-        task_results = [s.results.get(t) for t in AVERAGED]
-        lines.append((s.name, s.test_set, *(_format_score(r) for r in task_results), as_cell(s.average)))
-        if any(r and r.interval for r in task_results):
-            lines.append(("  95 %", "", *(spell_interval(r.interval if r else None) for r in task_results), MISSING))
-        if any(r and r.blind is not None for r in task_results):
-            lines.append(("  best blind twin", "", *(as_cell(r.blind if r else None) for r in task_results), MISSING))
+        results = s.averaged()
+        lines.append((s.name, s.test_set, *map(_format_score, results), as_cell(s.average)))
+        if any(r.interval for r in results):
+            lines.append(("  95 %", "", *(spell_interval(r.interval) for r in results), MISSING))
+        if any(r.blind is not None for r in results):
+            lines.append(("  best blind baseline", "", *(as_cell(r.blind) for r in results), MISSING))
     if printed:
         lines += [(f"Printed: {n}", TEST_SET, *(f"{v:.2f}" for v in values)) for n, values in PRINTED.items()]
         lines += [
@@ -99,19 +106,15 @@ def _tabulate_tasks(systems: Sequence[System], mode: Mode, printed: bool) -> Tab
 
 def _tabulate_modalities(system: System, mode: Mode, printed: bool) -> Table:
     lines = []
-    for task in AVERAGED:
-        result = system.results.get(task)
-        if result is None:
+    for task, result in zip(AVERAGED, system.averaged(), strict=True):
+        if result is _NO_RESULT:
             continue
         cells = [as_cell(result.by_modality.get(m)) for m in PAPER_MODALITIES]
         lines.append((NAMES[mode][task], *cells, _format_score(result)))
         for name, by_task in PRINTED_BY_MODALITY.items() if printed else ():
             lines.append((f"  printed, {TITLES_BY_MODALITY[name]}", *(as_cell(v, digits=2) for v in by_task[task])))
-    average = [
-        mean_of_all([r.by_modality.get(m) for t in AVERAGED if (r := system.results.get(t)) and m in r.by_modality])
-        for m in PAPER_MODALITIES
-    ]
-    lines.append(("Average", *map(as_cell, average), as_cell(system.average)))
+    scores_by_modality = [[r.by_modality[m] for r in system.averaged() if m in r.by_modality] for m in PAPER_MODALITIES]
+    lines.append(("Average", *(as_cell(mean_of_all(scores)) for scores in scores_by_modality), as_cell(system.average)))
     heads = ("", *(TITLES[m] for m in PAPER_MODALITIES), "Mean")
     notes = (
         "The mean is over all modalities with questions, also those outside the paper's eight. The average of a column "
@@ -126,7 +129,5 @@ def _explain_missing(systems: Sequence[System]) -> list[str]:
     return [f"{name}: {task.value} not computed: {why}" for name, task, why in missing if task in AVERAGED]
 
 
-def _format_score(result: TaskResult | None) -> str:
-    if result is None:
-        return MISSING
-    return as_cell(result.score) if result.score is not None else NOT_COMPUTED if result.by_modality else MISSING
+def _format_score(result: TaskResult) -> str:
+    return as_cell(result.score, NOT_COMPUTED if result.by_modality else MISSING)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any
 
-from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Score, Table, Task
+from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
 from clinkd.scoring.metrics import FACTS, FLAWS, NOT_ASKED, NOTHING_SAID, PRIMARY_METRIC, wilson_interval
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
 
@@ -30,7 +31,7 @@ _TITLES_OF_TABLES = {
 
 
 class ScoreIndex:
-    """Scores, found by who, task, metric and modality."""
+    """Scores by row (who answered), task, metric and modality."""
 
     def __init__(self, scores: Iterable[Score]) -> None:
         self._score_by_key = {(s.row, s.task, s.metric, s.modality): s for s in scores}
@@ -39,8 +40,8 @@ class ScoreIndex:
         return self._score_by_key.get((row, task, metric, modality))
 
     def value(self, row: str, task: Task, metric: str, modality: Modality | None = None) -> float | None:
-        looked_up = self.get(row, task, metric, modality)
-        return looked_up.value if looked_up else None
+        score = self.get(row, task, metric, modality)
+        return score.value if score else None
 
     def metrics(self, task: Task) -> list[str]:
         return list(dict.fromkeys(m for _, t, m, _ in self._score_by_key if t is task))
@@ -56,18 +57,26 @@ class ScoreIndex:
     def choices(self) -> list[str]:
         """Rows of the model's own candidates, the first beam first and the oracle last."""
         present = dict.fromkeys(r for r, _, _, _ in self._score_by_key if is_choice(r))
-        last = [r for r in (MODEL, ORACLE) if r in present]
-        return [*(r for r in present if r == FIRST_BEAM), *(r for r in present if r not in (FIRST_BEAM, *last)), *last]
+        return sorted(present, key=lambda row: {FIRST_BEAM: 0, MODEL: 2, ORACLE: 3}.get(row, 1))
 
-    def blind(self, task: Task, metric: str, modality: Modality | None = None) -> tuple[str, float] | None:
-        """The best image-blind baseline and its score; None if none was computed."""
+    def best_baseline(self, task: Task, metric: str, modality: Modality | None = None) -> str | None:
+        """The name of the best image-blind baseline; None if none was computed."""
         values = {t: v for t in self.twins() if (v := self.value(t, task, metric, modality)) is not None}
-        return max(values.items(), key=lambda tv: tv[1]) if values else None
+        return max(values, key=lambda t: values[t], default=None)
+
+    def blind(self, task: Task, metric: str, modality: Modality | None = None) -> float | None:
+        """The score of the best image-blind baseline; None if none was computed."""
+        best = self.best_baseline(task, metric, modality)
+        return None if best is None else self.value(best, task, metric, modality)
+
+    def average(self, row: str) -> float | None:
+        """The mean over the four tasks; None if one lacks a value."""
+        return mean_of_all([self.value(row, t, PRIMARY_METRIC[t]) for t in AVERAGED])
 
     def columns(self) -> list[tuple[Task, str]]:
         """The main columns: primary metric and facts of each task; the paper's four tasks come first."""
         columns = [(t, m) for t in Task for m in (PRIMARY_METRIC[t], FACTS) if m in self.metrics(t)]
-        return [c for c in columns if c[0] in AVERAGED] + [c for c in columns if c[0] not in AVERAGED]
+        return sorted(columns, key=lambda column: column[0] not in AVERAGED)
 
     def reasons(self, columns: Sequence[tuple[Task, str]]) -> list[str]:
         """Why some of them could not be computed, in sentences."""
@@ -94,9 +103,8 @@ def table_json(
         if task in (Task.RC, Task.MIA):
             facts = _describe_task(score_index, task, FACTS)
             result[task.value]["facts"] = {k: facts[k] for k in ("score", "blind", "why") if k in facts}
-    missing = [t.value for t in AVERAGED if result[t.value]["score"] is None]
-    result["average"] = None if missing else sum(result[t.value]["score"] for t in AVERAGED) / len(AVERAGED)
-    if missing:
+    result["average"] = score_index.average(MODEL)
+    if missing := [t.value for t in AVERAGED if result[t.value]["score"] is None]:
         result["average_why"] = f"{', '.join(missing)} not computed: a mean over the others would be another figure"
     result["selection"] = _describe_selection(score_index, gains)
     result["wall_seconds"] = dict(wall_seconds)
@@ -109,61 +117,49 @@ def _describe_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> dict[
     for task, metric in dict.fromkeys((g.task, g.metric) for g in gains):
         rows = result.setdefault(task.value, {}).setdefault(metric, {})
         for row in score_index.choices():
-            score, gain = score_index.get(row, task, metric), gain_by_key.get((task, metric, row))
-            if score is None:  # nothing of this kind was asked
-                continue
-            rows[row] = {"score": score.value, "interval": _list_interval(score.interval)}
-            if gain:
-                rows[row] |= {"gain": gain.value, "gain_interval": _list_interval(gain.interval)}
+            if score := score_index.get(row, task, metric):
+                rows[row] = {"score": score.value, "interval": score.interval}
+            if score and (gain := gain_by_key.get((task, metric, row))):
+                rows[row] |= {"gain": gain.value, "gain_interval": gain.interval}
     return result
-
-
-def _list_interval(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
 
 
 def _describe_task(score_index: ScoreIndex, task: Task, metric: str) -> dict[str, Any]:
     mean = _describe_figure(score_index, task, metric, None)
+    why = {"why": mean.pop("why")} if "why" in mean else {}
     blind_by_row = {
         t: score_index.value(t, task, metric) for t in score_index.twins() if score_index.get(t, task, metric)
     }
     modalities = {m.value: _describe_figure(score_index, task, metric, m) for m in score_index.modalities(task, metric)}
-    result = {"metric": metric, "score": mean["score"], "blind": mean["blind"], "blind_by": blind_by_row}
-    result["by_modality"] = modalities
-    return {**result, "why": mean["why"]} if "why" in mean else result
+    return {"metric": metric, **mean, "blind_by": blind_by_row, "by_modality": modalities, **why}
 
 
 def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality: Modality | None) -> dict[str, Any]:
-    model_score, blind = score_index.get(MODEL, task, metric, modality), score_index.blind(task, metric, modality)
-    result: dict[str, Any] = {"score": model_score.value if model_score else None, "blind": blind[1] if blind else None}
-    if result["score"] is None:
-        result["why"] = model_score.why if model_score else _explain_absence(score_index, task)
-    return result
-
-
-def _explain_absence(score_index: ScoreIndex, task: Task) -> str:
-    if score_index.metrics(task):
-        return "the data state no facts (name, size, side, brightness, count) for this task"
-    return f"the test split has no {task.value} questions"
+    model_score = score_index.get(MODEL, task, metric, modality)
+    figure: dict[str, Any] = {
+        "score": model_score and model_score.value, "blind": score_index.blind(task, metric, modality),
+    }  # fmt: skip
+    if model_score is None and score_index.metrics(task):
+        figure["why"] = "the data state no facts (name, size, side, brightness, count) for this task"
+    elif model_score is None:
+        figure["why"] = f"the test split has no {task.value} questions"
+    elif model_score.value is None:
+        figure["why"] = model_score.why
+    return figure
 
 
 # ---- for people -----------------------------------------------------------------------------------------------------
 
 
 def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
-    """Overall, by modality, outside the paper's eight modalities and what selection gained (where there are any), every
-    metric, and flaws."""
+    """Tables of scores: overall, by modality, outside the paper's eight modalities and the gains of selection (where
+    there are any), every metric, and flaws."""
     score_index = ScoreIndex(scores)
-    outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
     tables = [_tabulate_overall(score_index), _tabulate_modalities(score_index, PAPER_MODALITIES, BY_MODALITY)]
-    selection = [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
-    return [
-        *tables,
-        *([outside] if outside.rows else []),
-        *selection,
-        _tabulate_metrics(score_index),
-        _tabulate_flaws(score_index),
-    ]
+    outside = _tabulate_modalities(score_index, tuple(Modality)[len(PAPER_MODALITIES) :], OUTSIDE)
+    tables += [outside] if outside.rows else []
+    tables += [_tabulate_selection(score_index, gains)] if any(g.value for g in gains) else []
+    return [*tables, _tabulate_metrics(score_index), _tabulate_flaws(score_index)]
 
 
 def _build_table(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]], notes: Sequence[str]) -> Table:
@@ -173,29 +169,26 @@ def _build_table(key: str, columns: Sequence[str], rows: Sequence[tuple[str, ...
 def _tabulate_overall(score_index: ScoreIndex) -> Table:
     """Like the paper's Table 2: who answered against task."""
     columns = score_index.columns()
-    lines = [_build_score_row(score_index, MODEL, "Model", columns)]
     model_scores = [score_index.get(MODEL, t, m) for t, m in columns]
-    lines.append(("  95 % interval", *(_format_interval(s) for s in model_scores), MISSING))
     best_blind = [score_index.blind(t, m) for t, m in columns]
-    lines.append(
-        (
-            "Best blind twin",
-            *(as_cell(b[1] if b else None, NOT_COMPUTED) for b in best_blind),
-            _format_mean(score_index, None),
-        )
-    )
+    blind_average = mean_of_all([score_index.blind(t, PRIMARY_METRIC[t]) for t in AVERAGED])
     differences = [
-        s.value - b[1] if s and s.value is not None and b else None
-        for s, b in zip(model_scores, best_blind, strict=True)
+        s.value - blind if s and s.value is not None and blind is not None else None
+        for s, blind in zip(model_scores, best_blind, strict=True)
     ]
-    lines.append(("  Model above it", *(format_signed(a) for a in differences), MISSING))
-    lines += [_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.twins()]
-    lines += [_build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns)]
-    lines += [_build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns)]
+    lines = [
+        _build_score_row(score_index, MODEL, "Model", columns),
+        ("  95 % interval", *map(_format_interval, model_scores), MISSING),
+        ("Best blind baseline", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
+        ("  Model above it", *map(format_signed, differences), MISSING),
+        *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.twins()),
+        _build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns),
+        _build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns),
+    ]
     notes = (
         "x100, strict mode, mean over the modalities that have questions. "
         "VG F1: boxes matched one to one at IoU 0.5, or as evaluate.iou says; spare ones count against it.",
-        "A blind twin answers without seeing the image: only what stands above the best of them was seen in the image.",
+        "A blind baseline answers without the image: only what stands above the best of them was seen in the image.",
         "The oracle picks each answer by its truth: no selection can do better.",
         *score_index.reasons(columns),
     )
@@ -206,20 +199,8 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
 def _build_score_row(
     score_index: ScoreIndex, row: str, title: str, columns: Sequence[tuple[Task, str]]
 ) -> tuple[str, ...]:
-    cells = []
-    for task, metric in columns:
-        score = score_index.get(row, task, metric)
-        cells.append(MISSING if score is None else NOT_COMPUTED if score.value is None else f"{score.value:.1f}")
-    return (title, *cells, _format_mean(score_index, row))
-
-
-def _format_mean(score_index: ScoreIndex, row: str | None) -> str:
-    """Mean over the four tasks, of a row or (if `row` is None) of the best baselines; missing if one lacks a value."""
-    values = []
-    for task in AVERAGED:
-        blind = score_index.blind(task, PRIMARY_METRIC[task])
-        values.append(score_index.value(row, task, PRIMARY_METRIC[task]) if row else blind[1] if blind else None)
-    return as_cell(mean_of_all(values))
+    cells = [_format_value(score_index.get(row, *column)) for column in columns]
+    return (title, *cells, as_cell(score_index.average(row)))
 
 
 def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality], key: str) -> Table:
@@ -228,18 +209,15 @@ def _tabulate_modalities(score_index: ScoreIndex, modalities: Sequence[Modality]
     for task, metric in score_index.columns():
         if not set(modalities) & set(score_index.modalities(task, metric)):
             continue
-        model_cells, blind = [], []
-        for modality in (*modalities, *([None] if mean else [])):
-            score, baseline = score_index.get(MODEL, task, metric, modality), score_index.blind(task, metric, modality)
-            model_cells.append(MISSING if score is None else as_cell(score.value, NOT_COMPUTED))
-            blind.append(as_cell(baseline[1] if baseline else None))
         if score_index.value(MODEL, task, metric) is None:
             left_out.append(f"{task.value} {metric}")
             continue
+        places = (*modalities, *([None] if mean else []))
+        model_cells = (_format_value(score_index.get(MODEL, task, metric, m)) for m in places)
         lines.append((f"{task.value} {metric}", *model_cells))
-        lines.append(("  best blind twin", *blind))
+        lines.append(("  best blind baseline", *(as_cell(score_index.blind(task, metric, m)) for m in places)))
     columns = ("", *(TITLES[m] for m in modalities), *(["Mean"] if mean else []))
-    notes = ["x100. In each modality the best twin anew."]
+    notes = ["x100. In each modality the best baseline anew."]
     outside = [
         TITLES[m]
         for m in Modality
@@ -270,13 +248,10 @@ def _tabulate_selection(score_index: ScoreIndex, gains: Sequence[Gain]) -> Table
         lines.append(("  above the first beam", *(format_signed(g.value if g else None) for g in row_gains)))
         lines.append(("  95 % interval of that", *(_format_interval(g) for g in row_gains)))
     names = {row: _CHOICES.get(row, row.capitalize()) for row in rows}
+    gains_by_row = {row: [g for g in shown_gains if g.row == row] for row in (*rows, ORACLE)}
     notes = (
-        *(
-            _describe_choice(names[row], [g for g in shown_gains if g.row == row])
-            for row in rows
-            if row not in (FIRST_BEAM, ORACLE)
-        ),
-        _describe_oracle_gain([g for g in shown_gains if g.row == ORACLE]),
+        *(_describe_choice(names[row], gains_by_row[row]) for row in rows if row not in (FIRST_BEAM, ORACLE)),
+        _describe_oracle_gain(gains_by_row[ORACLE]),
         "x100, mean over modalities. Chosen is what was answered: the scorer's choice in the tasks where select.trust "
         "lets it, else the first beam. By a scorer's name: its choice in every task. Random: one draw an answer. "
         "Agreement: the candidate most alike to the others. Oracle: by the truth, which no selection can beat.",
@@ -291,16 +266,23 @@ def _describe_choice(name: str, gains: Sequence[Gain]) -> str:
         return f"{name}: without bootstrap replicates (evaluate.replicates) no gain can be told from chance."
     if all(g.interval == (0, 0) for g in gains):
         return f"{name}: scores as the first beam does, in every task."
+    changes = [(f"{g.task.value} {g.metric}", g.value or 0.0, g.certain) for g in gains]
+    parts = describe_certain(changes, "better than the first beam")
+    return f"{name}: {parts or 'no gain and no loss: every interval spans 0'}."
+
+
+def describe_certain(changes: Sequence[tuple[str, float, bool]], better: str = "better") -> str:
+    """State where a difference is certain, for the better or the worse; empty where none is.
+
+    `changes`: name, difference, and whether its interval leaves out 0.
+    """
     parts = []
-    for phrase, sign in (("better than the first beam", 1), ("worse", -1)):
-        certain_gains = [
-            f"{g.task.value} {g.metric} {g.value:+.1f}" for g in gains if g.certain and (g.value or 0) * sign > 0
-        ]
-        parts += [f"{phrase} in {', '.join(certain_gains)}"] if certain_gains else []
-    if not parts:
-        return f"{name}: no gain and no loss: every interval spans 0."
-    rest = "; no difference seen in the rest" if sum(g.certain for g in gains) < len(gains) else ""
-    return f"{name}: {'; '.join(parts)}{rest}."
+    for phrase, sign in ((better, 1), ("worse", -1)):
+        names = [f"{name} {value:+.1f}" for name, value, certain in changes if certain and value * sign > 0]
+        parts += [f"{phrase} in {', '.join(names)}"] if names else []
+    if parts and not all(certain for _, _, certain in changes):
+        parts.append("no difference seen in the rest")
+    return "; ".join(parts)
 
 
 def _describe_oracle_gain(gains: Sequence[Gain]) -> str:
@@ -333,21 +315,15 @@ def _tabulate_metrics(score_index: ScoreIndex) -> Table:
                 continue
             model_score = score_index.get(MODEL, task, metric)
             cells = (_format_score(score_index.get(row, task, metric)) for row in rows)
-            lines.append(
-                (
-                    f"{task.value} {metric}",
-                    str(model_score.count if model_score else 0),
-                    _format_interval(model_score),
-                    *cells,
-                )
-            )
+            count = str(model_score.count if model_score else 0)
+            lines.append((f"{task.value} {metric}", count, _format_interval(model_score), *cells))
     titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in score_index.twins()))
     notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 
 
 def _tabulate_flaws(score_index: ScoreIndex) -> Table:
-    """Answers of the model that were cut, empty, or held a box nobody could read: they count as they stand."""
+    """Answers of the model that were cut, empty, or held an unreadable box: they count as they are."""
     lines = []
     for task in Task:
         cells = [score_index.get(MODEL, task, metric) for metric in FLAWS.metrics]
@@ -358,8 +334,13 @@ def _tabulate_flaws(score_index: ScoreIndex) -> Table:
     return Table("Answers with a flaw", ("Task", "Questions", *heads), tuple(lines), notes)
 
 
+def _format_value(score: Score | None) -> str:
+    return MISSING if score is None else as_cell(score.value, NOT_COMPUTED)
+
+
 def _format_score(score: Score | None) -> str:
-    return MISSING if score is None or score.why in (NOT_ASKED, NOTHING_SAID) else as_cell(score.value, NOT_COMPUTED)
+    """As `_format_value`, but missing where there was no question or no answer."""
+    return MISSING if score and score.why in (NOT_ASKED, NOTHING_SAID) else _format_value(score)
 
 
 def _format_interval(score: Score | Gain | None) -> str:
@@ -369,9 +350,10 @@ def _format_interval(score: Score | Gain | None) -> str:
 # ---- what reflection did --------------------------------------------------------------------------------------------
 
 
-class RetestResult(NamedTuple):
-    """One question of a review that was asked again after the round's training, and whether it is wrong by the same
-    tests, before and after."""
+@dataclass(frozen=True, slots=True)
+class RetestResult(Record):
+    """One question of a review that was asked again after the round's training. The same tests say whether the answer
+    is wrong before and after."""
 
     round: int
     id: str  # of the Sample
@@ -381,22 +363,10 @@ class RetestResult(NamedTuple):
     after_wrong: bool
     answer: BoxedText  # after
 
-    @classmethod
-    def from_json(cls, round: int, value: Mapping[str, Any]) -> Self:
-        return cls(
-            round=round,
-            id=value["id"],
-            task=Task(value["task"]),
-            modality=Modality(value["modality"]),
-            before_wrong=value["before_wrong"],
-            after_wrong=value["after_wrong"],
-            answer=BoxedText.from_json(value["answer"]),
-        )
-
 
 def effect_table(again: Sequence[RetestResult]) -> Table:
-    """Of the answers that were wrong the share now right, of those that were right the share now wrong, by round, task
-    and modality, with 95 % Wilson intervals."""
+    """The share of wrong answers that are now right, and of right answers that are now wrong, by round, task and
+    modality, with 95 % Wilson intervals."""
     lines = []
     for number in sorted({a.round for a in again}):
         of_round = [a for a in again if a.round == number]
@@ -417,13 +387,13 @@ def effect_table(again: Sequence[RetestResult]) -> Table:
 
 
 def _count_changes(again: Sequence[RetestResult]) -> tuple[str, ...]:
-    wrong, right = ([a for a in again if a.before_wrong is before] for before in (True, False))
-    pairs = (sum(not a.after_wrong for a in wrong), len(wrong)), (sum(a.after_wrong for a in right), len(right))
     cells: list[str] = []
-    for part, whole in pairs:
-        bounds = [100 * v for v in wilson_interval(part, whole)] if whole else []
-        share = (f"{100 * part / whole:.1f}", f"[{bounds[0]:.1f}, {bounds[1]:.1f}]") if whole else (MISSING, MISSING)
-        cells += [f"{whole:,}", f"{part:,}", *share]
+    for before in (True, False):
+        changed = [a.after_wrong is not before for a in again if a.before_wrong is before]
+        part, whole = sum(changed), len(changed)
+        bounds = wilson_interval(part, whole) if whole else None
+        share = f"{100 * part / whole:.1f}" if whole else MISSING
+        cells += [f"{whole:,}", f"{part:,}", share, spell_interval(bounds and (100 * bounds[0], 100 * bounds[1]))]
     return tuple(cells)
 
 
@@ -446,17 +416,8 @@ def to_markdown(table: Table) -> str:
 
     head = [line(table.columns), f"|{'|'.join(['---', *['---:'] * (len(table.columns) - 1)])}|"]
     notes = [f"- {_escape_markdown(n)}" for n in table.notes]
-    return "\n".join(
-        [
-            f"### {_escape_markdown(table.title)}",
-            "",
-            *head,
-            *map(line, table.rows),
-            *([""] if notes else []),
-            *notes,
-            "",
-        ]
-    )
+    lines = [f"### {_escape_markdown(table.title)}", "", *head, *map(line, table.rows)]
+    return "\n".join([*lines, *([""] if notes else []), *notes, ""])
 
 
 def _escape_markdown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Many runs that differ by one change each: made, read and told in one table and one page."""
+"""Make many runs that differ by one change each, and show their scores in one table and one page."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.prepared import read_scores, read_split
 from clinkd.pipeline.runs import Run, open_run
 from clinkd.records import BadInput, Table
-from clinkd.reporting import viewer
 from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, ablation_tables
-from clinkd.reporting.report import NOTICE
-from clinkd.reporting.tables import to_markdown
+from clinkd.reporting.tables import ScoreIndex, to_markdown
+from clinkd.reporting.viewer import page
 from clinkd.settings import override
 from clinkd.storage import naming_full_disk, write_atomic, write_json
-from clinkd.workflows.compare import ComparedFolder, cases, page_sections
+from clinkd.workflows.compare import page_sections, read_answers, render_cases
 
-STUDENT, TUTOR = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
+STUDENT, TEACHER = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
 
 
 @dataclass(frozen=True)
 class AblationPlan:
-    """What an ablation is made of: rows by name (those of a sweep among them), titled groups of them, and seeds."""
+    """The parts of an ablation: rows by name (also those of a sweep), groups of them by title, and seeds."""
 
     base: RunConfig
     rows: Mapping[str, AblationRow]
@@ -40,18 +39,18 @@ class AblationPlan:
     @classmethod
     def of(cls, base: RunConfig, rows: Sequence[str], sweeps: Sequence[str], seeds: Sequence[int]) -> AblationPlan:
         """Raises BadInput for an unknown row or sweep, one that this run cannot have, and a seed given twice."""
-        _demand_known("--rows", rows, ROWS)
-        _demand_known("--sweep", sweeps, SWEEPS)
+        _require_known("--rows", rows, ROWS)
+        _require_known("--sweep", sweeps, SWEEPS)
         if len(set(seeds)) < len(seeds):
             raise BadInput(f"--seeds {','.join(map(str, seeds))}: a seed stands twice; a seed is one draw")
-        made = {name: ROWS[name] for name in rows}
+        row_by_name = {name: ROWS[name] for name in rows}
         groups = {"Rows": tuple(rows)} if rows else {}
         for name in sweeps:
-            swept = _swept(name, base)
-            made |= swept
-            groups[SWEEPS[name].title] = tuple(swept)
-        plan = cls(base, made, groups, tuple(seeds))
-        for row in made:
+            sweep_rows = _build_sweep_rows(name, base)
+            row_by_name |= sweep_rows
+            groups[SWEEPS[name].title] = tuple(sweep_rows)
+        plan = cls(base, row_by_name, groups, tuple(seeds))
+        for row in row_by_name:
             plan.config(row, seeds[0])
         return plan
 
@@ -60,49 +59,42 @@ class AblationPlan:
         settings = [f"name={self.base.name}-{row}-s{seed}", f"seed={seed}"]
         return override(self.rows[row].make(self.base), settings)
 
-    def all(self) -> list[tuple[str, int]]:
-        """Row and seed of every run, a seed's rows one after the other, so that they find its stages made."""
-        return [(row, seed) for seed in self.seeds for row in self.rows]
-
 
 @dataclass(frozen=True)
 class Ablation:
-    """What was found: tables, the files they were written to, and the runs that failed, with the reason."""
+    """The results: tables, the folder of their files, and the runs that failed, with the reason."""
 
     tables: Sequence[Table]
     folder: Path
     failed: Mapping[str, str]
 
 
-def _demand_known(flag: str, names: Sequence[str], among: Iterable[str]) -> None:
+def _require_known(flag: str, names: Sequence[str], known: Iterable[str]) -> None:
     import difflib
 
     for name in names:
-        if name not in among:
-            near = difflib.get_close_matches(name, list(among), n=1)
-            raise BadInput(f"{flag} {name}: not known; {f'did you mean {near[0]}? ' if near else ''}there are "
-                           f"{', '.join(among)}")  # fmt: skip
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise BadInput(f"{flag} {name}: not known; {hint}there are {', '.join(known)}")
 
 
-def _swept(name: str, base: RunConfig) -> dict[str, AblationRow]:
-    """A row for each value of a sweep, told against the value that the run itself has."""
+def _build_sweep_rows(name: str, base: RunConfig) -> dict[str, AblationRow]:
+    """A row for each value of a sweep, compared with the row of the value that the run itself has."""
     sweep = SWEEPS[name]
-    own = reduce(getattr, sweep.knob.split("."), ROWS[sweep.row].make(base))
-    values = list(dict.fromkeys([*sweep.values, own]))
-    own = next(v for v in values if v == own)  # as the sweep spells it: 2, not 2.0
+    row = ROWS[sweep.row]
+    run_value = reduce(getattr, sweep.knob.split("."), row.make(base))
+    values = list(dict.fromkeys([*sweep.values, run_value]))
+    run_value = next(v for v in values if v == run_value)  # as the sweep spells it: 2, not 2.0
 
-    def make(value: Any, of: RunConfig) -> RunConfig:
-        return override(ROWS[sweep.row].make(of), [f"{sweep.knob}={value}"])
+    def make(value: Any, config: RunConfig) -> RunConfig:
+        return override(row.make(config), [f"{sweep.knob}={value}"])
 
-    return {
-        f"{name}-{value}": AblationRow(
-            f"{sweep.knob} {value}",
-            ROWS[sweep.row].title,
-            partial(make, value),
-            None if value == own else f"{name}-{own}",
-        )
-        for value in values
-    }
+    rows = {}
+    for value in values:
+        against = None if value == run_value else f"{name}-{run_value}"
+        rows[f"{name}-{value}"] = AblationRow(f"{sweep.knob} {value}", row.title, partial(make, value), against)
+    return rows
 
 
 # -- making -----------------------------------------------------------------------------------------------------------
@@ -111,43 +103,41 @@ def _swept(name: str, base: RunConfig) -> dict[str, AblationRow]:
 def ablate(plan: AblationPlan, runs: Path, workers: int, say: Callable[[str], object] = print) -> Ablation:
     """Make every run that is not done, `workers` at a time, then the tables, the page, and JSON beside them.
 
-    Stages are shared between rows as between any runs. A run that fails is named, and the others go on. With several
-    workers each run is a process of its own with its share of the threads, and its words go to a file beside it.
-    Raises BadInput before any work where a row cannot be planned.
+    Rows share stages as any runs do. A run that fails is named, and the others go on. With several workers each run is
+    a process of its own with its share of the threads, and its output goes to a file beside it. Raises BadInput before
+    any work where a row cannot be planned.
     """
-    from clinkd.pipeline.stages import plan as stages
+    from clinkd.pipeline.stages import plan as plan_stages
 
-    wanted = [(row, seed, plan.config(row, seed)) for row, seed in plan.all()]
-    for _, _, config in wanted:
-        stages(config)
+    # the rows of a seed one after the other, so that they find its stages
+    configs = {(row, seed): plan.config(row, seed) for seed in plan.seeds for row in plan.rows}
+    for config in configs.values():
+        plan_stages(config)
     failed: dict[str, str] = {}
-    for number, (config, why) in enumerate(_made([c for _, _, c in wanted], runs, workers), start=1):
-        if why:
-            failed[config.name] = why
-        say(f"[{number}/{len(wanted)}] {config.name}: {f'failed: {why}' if why else 'done'}")
-    found = {(row, seed): open_run(runs / c.name) for row, seed, c in wanted if c.name not in failed}
-    if not found:
+    results = zip(configs.values(), _make_runs([*configs.values()], runs, workers), strict=True)
+    for number, (config, failure) in enumerate(results, start=1):
+        if failure:
+            failed[config.name] = failure
+        say(f"[{number}/{len(configs)}] {config.name}: {f'failed: {failure}' if failure else 'done'}")
+    done = {key: open_run(runs / config.name) for key, config in configs.items() if config.name not in failed}
+    if not done:
         raise BadInput(f"every run failed, the first so: {next(iter(failed.values()))}")
-    return _told(plan, found, failed, runs / f"{plan.base.name}-ablation")
+    return _write_results(plan, done, failed, runs / f"{plan.base.name}-ablation")
 
 
-def _made(configs: Sequence[RunConfig], runs: Path, workers: int) -> Iterator[tuple[RunConfig, str | None]]:
+def _make_runs(configs: Sequence[RunConfig], runs: Path, workers: int) -> Iterator[str | None]:
+    """Yield for each run None, or why it failed."""
     if workers <= 1:
-        for config in configs:
-            yield config, _run_here(config, runs)
+        yield from (_make_run_here(config, runs) for config in configs)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        made = [(c, pool.submit(_run_apart, c, runs)) for c in configs]
-        try:
-            for config, why in made:
-                yield config, why.result()
-        except BaseException:
-            for _, waiting in made:
-                waiting.cancel()
-            raise
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(partial(_make_run_in_process, runs), configs)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _run_here(config: RunConfig, runs: Path) -> str | None:
+def _make_run_here(config: RunConfig, runs: Path) -> str | None:
     from clinkd import pipeline
 
     try:
@@ -157,46 +147,46 @@ def _run_here(config: RunConfig, runs: Path) -> str | None:
     return None
 
 
-def _run_apart(config: RunConfig, runs: Path) -> str | None:
-    """In a process of its own. None, or the last line it said."""
+def _make_run_in_process(runs: Path, config: RunConfig) -> str | None:
+    """Make the run in a process of its own. Returns None, or the last line of its output."""
     from clinkd.settings import recipe_text
 
-    folder = runs / f"{config.name}.log"
+    log = runs / f"{config.name}.log"
     with naming_full_disk(runs):
         runs.mkdir(parents=True, exist_ok=True)
-        recipe = folder.with_suffix(".yaml")
+        recipe = log.with_suffix(".yaml")
         write_atomic(recipe, recipe_text(config, "A row of an ablation"))
-        with folder.open("wb") as log:
+        with log.open("wb") as output:
             command = [sys.executable, "-m", "clinkd", "run", str(recipe), "--runs", str(runs)]
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-    said = folder.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            finished = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     recipe.unlink(missing_ok=True)
-    if done.returncode == 0:
-        folder.unlink(missing_ok=True)
+    if finished.returncode == 0:
+        log.unlink(missing_ok=True)
         return None
-    last = said[-1].removeprefix("clinkd: ") if said else f"exit status {done.returncode}"
-    return f"{last} (all it said: {folder})"
+    last = lines[-1].removeprefix("clinkd: ") if lines else f"exit status {finished.returncode}"
+    return f"{last} (all it said: {log})"
 
 
-# -- telling ----------------------------------------------------------------------------------------------------------
+# -- results ----------------------------------------------------------------------------------------------------------
 
 
-def _told(
-    plan: AblationPlan, found: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
+def _write_results(
+    plan: AblationPlan, done: Mapping[tuple[str, int], Run], failed: Mapping[str, str], folder: Path
 ) -> Ablation:
-    grid = AblationGrid(plan.rows, [_finished(row, seed, run) for (row, seed), run in found.items()])
+    grid = AblationGrid(plan.rows, [_read_finished_run(row, seed, run) for (row, seed), run in done.items()])
     tables = ablation_tables(grid, plan.groups)
     with naming_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "ablation.json", ablation_json(grid) | {"failed": dict(failed)})
     write_atomic(folder / "ablation.md", "\n".join(map(to_markdown, tables)))
-    write_atomic(folder / "ablation.html", _page(plan, found, tables, failed))
+    write_atomic(folder / "ablation.html", _build_page(plan, done, tables, failed))
     return Ablation(tables, folder, failed)
 
 
-def _finished(row: str, seed: int, run: Run) -> FinishedRun:
-    """What a run's stages recorded of their work. A sample of plain tuning costs three forward passes, one of
-    distillation four."""
+def _read_finished_run(row: str, seed: int, run: Run) -> FinishedRun:
+    """Read what the stages of a run recorded of their work. A sample of plain tuning costs three forward passes, one
+    of distillation four."""
     train = len(read_split(run.stage("prepare"), "train"))
     steps, passes = 0, 0.0
     for stage in run.status():
@@ -207,23 +197,23 @@ def _finished(row: str, seed: int, run: Run) -> FinishedRun:
             if stage.name.startswith(STUDENT):
                 steps += fit["steps"]
                 passes += (4 if name == "fit-distill" else 3) * fit["samples"] / fit["rows"]
-            elif stage.name == TUTOR:
+            elif stage.name == TEACHER:
                 passes += 3 * recorded["questions"] / train * fit["samples"] / fit["rows"]
-    return FinishedRun(row, seed, read_scores(run.stage("score")), steps, passes)
+    return FinishedRun(row, seed, ScoreIndex(read_scores(run.stage("score"))), steps, passes)
 
 
-def _page(
-    plan: AblationPlan, found: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]
+def _build_page(
+    plan: AblationPlan, done: Mapping[tuple[str, int], Run], tables: Sequence[Table], failed: Mapping[str, str]
 ) -> str:
-    first = {row.title: run for name, row in plan.rows.items() if (run := found.get((name, plan.seeds[0])))}  # its seed
-    beside = cases({title: ComparedFolder.of_run(run) for title, run in first.items()})
-    sections = page_sections("Rows and changes", tables, beside, "each row")
+    first_seed = {row.title: run for name, row in plan.rows.items() if (run := done.get((name, plan.seeds[0])))}
+    cases = render_cases({title: read_answers(run) for title, run in first_seed.items()})
+    sections = page_sections("Rows and changes", tables, cases, "each row")
     if failed:
-        sections.append(viewer.section("Runs that failed", [viewer.note([f"{n}: {w}" for n, w in failed.items()])]))
-    return viewer.page(
+        lines = [f"{name}: {failure}" for name, failure in failed.items()]
+        sections.append(page.section("Runs that failed", [page.note(lines)]))
+    return page.document(
         f"ClinKD ablation: {plan.base.name}",
         sections,
-        notice=NOTICE,
         lead=f"Each row is one change. {len(plan.rows)} rows, seeds {', '.join(map(str, plan.seeds))}; the same data, "
         "and as many optimiser steps as plain tuning, where a row does not say otherwise.",
         footer="Made by ClinKD. This page holds everything it shows: no network.",

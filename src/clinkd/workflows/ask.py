@@ -35,7 +35,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.reporting import viewer
+from clinkd.reporting.viewer.overlay import draw_boxes
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     answerer = Answerer.of_run(run)
     [found] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
     chosen = found.prediction.answer.answer
-    drawn = viewer.overlay(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
+    drawn = draw_boxes(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
     drawn.save(out)
     return AskResult(found.prediction, out, found.self_consistency.why)
 

@@ -1,11 +1,10 @@
-"""Runs, and folders of evaluated answers, beside each other: by differences, in tables, case by case. Without torch."""
+"""Compare runs and folders of evaluated answers: by differences, in tables, case by case. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
@@ -19,59 +18,45 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.pipeline.runs import RUN_RECORD, SCORES, Run, find_run
-from clinkd.records import BadInput, Prediction, Sample, Table, Task
+from clinkd.records import BadInput, Sample, Table, Task
 from clinkd.remote import PlainPage
-from clinkd.reporting import viewer
 from clinkd.reporting.cases import side_by_side
-from clinkd.reporting.compare import Comparison, compare_answers, compare_seeds
+from clinkd.reporting.compare import ComparedAnswers, Comparison, compare_answers, compare_seeds
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.report import NOTICE
 from clinkd.reporting.systems import System, TaskResult, system_tables
+from clinkd.reporting.viewer import page
+from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.outcome import Mode
 from clinkd.storage import JsonLines, progress, read_json, write_atomic
-from clinkd.workflows import evaluate as evaluating
 from clinkd.workflows.answer import answers_of
+from clinkd.workflows.evaluate import evaluate
 
 
-@dataclass(frozen=True)
-class ComparedFolder:
-    """Answers and what they are judged by. `root`: of the images, where it is known."""
+def read_answers(source: Run | Path) -> ComparedAnswers:
+    """Read the chosen answers of a run to its test split, or what `clinkd evaluate --out` wrote into a folder.
 
-    name: str
-    samples: list[Sample]
-    predictions: list[Prediction]
-    rules: Rules
-    root: Path | None = None
-
-    @classmethod
-    def of_run(cls, run: Run) -> Self:
-        """The chosen answers of a run to its test split. Raises BadInput where the run is not finished."""
-        prepared, selected = run.stage("prepare"), run.stage("select")
+    Raises BadInput where the run is not finished, or a file is missing.
+    """
+    if isinstance(source, Run):
+        prepared, selected = source.stage("prepare"), source.stage("select")
         root, lexicon = read_data_source(prepared)
-        rules = Rules(run.config.evaluate.iou, lexicon)
-        return cls(run.folder.name, read_split(prepared, "test"), read_predictions(selected), rules, root)
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Self:
-        """What `clinkd evaluate --out` wrote. Raises BadInput where one of its files is missing."""
-        for name in (EVALUATION, SAMPLES, PREDICTIONS):
-            if not (folder / name).is_file():
-                raise BadInput(f"{folder / name}: missing; `clinkd evaluate ... --out {folder}` writes it")
-        record = read_json(folder / EVALUATION)
-        samples = [Sample.from_json(line) for line in JsonLines(folder / SAMPLES).read()]
-        lexicon = Lexicon.from_json(record["lexicon"]) if "lexicon" in record else _lexicon_of(samples)
-        rules = Rules(record.get("iou", EvaluateConfig().iou), lexicon)
-        return cls(str(record.get("system") or folder.name), samples, read_predictions(folder), rules)
-
-    @classmethod
-    def of(cls, source: Run | Path) -> Self:
-        """Of a run, or of the folder of an evaluation."""
-        return cls.of_run(source) if isinstance(source, Run) else cls.of_folder(source)
+        rules = Rules(source.config.evaluate.iou, lexicon)
+        return ComparedAnswers(
+            source.folder.name, read_split(prepared, "test"), read_predictions(selected), rules, root
+        )
+    for name in (EVALUATION, SAMPLES, PREDICTIONS):
+        if not (source / name).is_file():
+            raise BadInput(f"{source / name}: missing; `clinkd evaluate ... --out {source}` writes it")
+    record = read_json(source / EVALUATION)
+    samples = [Sample.from_json(line) for line in JsonLines(source / SAMPLES).read()]
+    lexicon = Lexicon.from_json(record["lexicon"]) if "lexicon" in record else _collect_lexicon(samples)
+    rules = Rules(record.get("iou", EvaluateConfig().iou), lexicon)
+    return ComparedAnswers(str(record.get("system") or source.name), samples, read_predictions(source), rules)
 
 
 def find_evaluated(wanted: str, runs: Path) -> Run | Path:
-    """The run of that name under `runs` or at that path, else the folder of `clinkd evaluate --out` at that path.
+    """Find the run of that name under `runs` or at that path, else the folder of `clinkd evaluate --out` at that path.
 
     Raises BadInput naming the runs there are.
     """
@@ -80,8 +65,8 @@ def find_evaluated(wanted: str, runs: Path) -> Run | Path:
     return folder if (folder / EVALUATION).is_file() and not is_run else find_run(wanted, runs)
 
 
-def _lexicon_of(samples: Sequence[Sample]) -> Lexicon:
-    """The classes that the records name, and the truths of class questions."""
+def _collect_lexicon(samples: Sequence[Sample]) -> Lexicon:
+    """Collect the classes that the records name, and the truths of class questions."""
     truths = {s.answer.words.rstrip(".") for s in samples if s.task is Task.ROC and not s.names}
     return Lexicon(tuple(sorted({n for s in samples for n in s.names} | truths)))
 
@@ -90,10 +75,10 @@ def _lexicon_of(samples: Sequence[Sample]) -> Lexicon:
 
 
 def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Comparison]:
-    """The first of `ours` beside each other one of them; or, `against` others, each beside that of its place there:
-    one pair over its images, several (seeds) by their figures.
+    """Compare the first of `ours` with each of the rest; or, with `against`, each of `ours` with the one at its place
+    there. A single pair is compared over its images, several pairs (seeds) by their figures.
 
-    Raises BadInput where there is nothing to compare with, where the numbers differ, or the test questions of a pair.
+    Raises BadInput where there is nothing to compare with, and where the numbers or the questions of a pair differ.
     """
     if against and len(against) != len(ours):
         raise BadInput(
@@ -105,81 +90,57 @@ def compare(ours: Sequence[str], against: Sequence[str], runs: Path) -> list[Com
     seeds, comparisons = len(pairs) > 1 and bool(against), []
     with progress(len(pairs), "compare", "pairs") as advance:
         for pair in pairs:
-            one, other = (ComparedFolder.of(find_evaluated(name, runs)) for name in pair)
-            comparisons.append(_compare_pair(one, other, intervals=not seeds))
+            our_answers, their_answers = (read_answers(find_evaluated(name, runs)) for name in pair)
+            replicates = 0 if seeds else EvaluateConfig().replicates
+            comparisons.append(compare_answers(our_answers, their_answers, replicates))
             advance(1)
     return [compare_seeds(comparisons)] if seeds else comparisons
-
-
-def _compare_pair(ours: ComparedFolder, theirs: ComparedFolder, intervals: bool) -> Comparison:
-    _demand_same(ours, theirs)
-    iou, lexicon = ours.rules.iou, ours.rules.lexicon
-    knobs = EvaluateConfig(iou=iou) if intervals else EvaluateConfig(iou=iou, replicates=0)
-    names = (ours.name, theirs.name) if ours.name != theirs.name else (f"{ours.name} (1)", f"{theirs.name} (2)")
-    mine, others = (names[0], ours.predictions), (names[1], theirs.predictions)
-    return compare_answers(ours.samples, mine, others, lexicon, knobs)
-
-
-def _demand_same(ours: ComparedFolder, theirs: ComparedFolder) -> None:
-    """Raises BadInput where the two were not asked the same."""
-    mine, others = ({s.id: (s.question, s.answer) for s in of.samples} for of in (ours, theirs))
-    if mine != others:
-        far = next((i for i in (*mine, *others) if mine.get(i) != others.get(i)), "")
-        raise BadInput(
-            f"{ours.name} and {theirs.name} were asked different test questions, such as {far!r}: compare runs of the "
-            "same data and seed (phantoms and splits are drawn anew with each seed), several seeds with --against"
-        )
-    if ours.rules.iou != theirs.rules.iou:
-        raise BadInput(
-            f"evaluate.iou={ours.rules.iou:g} of {ours.name} is {theirs.rules.iou:g} in {theirs.name}: no fair "
-            "comparison"
-        )
 
 
 # ---- in the paper's tables ------------------------------------------------------------------------------------------
 
 
 def tabulate_systems(
-    wanted: Sequence[str], runs: Path, mode: Mode, same_data: bool = False, page: Path | None = None
+    wanted: Sequence[str], runs: Path, mode: Mode, same_data: bool = False, path: Path | None = None
 ) -> tuple[list[System], list[Table]]:
-    """The systems and their tables. Each is a run under `runs` or a folder of `clinkd evaluate --out`; `page`: an HTML
-    page with their cases beside each other, where they answered the same questions.
+    """Read systems and build their tables. A system is a run under `runs` or a folder of `clinkd evaluate --out`.
+    `path`: write an HTML page there, with the cases beside each other where all answered the same questions.
 
     Raises BadInput for a run that is not finished, and a folder that was not evaluated in this mode.
     """
     sources = [find_evaluated(name, runs) for name in wanted]
-    scored = [
-        _system_of_run(source, mode) if isinstance(source, Run) else _system_of_folder(name, source, mode)
+    systems = [
+        _read_run_system(source, mode) if isinstance(source, Run) else _read_folder_system(name, source, mode)
         for name, source in zip(wanted, sources, strict=True)
     ]
-    tables = system_tables(scored, mode, same_data)
-    if page is not None:
-        beside = cases({of.name: of for of in map(ComparedFolder.of, sources)})
-        sections = page_sections("Systems", tables, beside, "each")
-        write_atomic(page, viewer.page("ClinKD: systems side by side", sections, notice=NOTICE))
-    return scored, tables
+    tables = system_tables(systems, mode, same_data)
+    if path is not None:
+        cases = render_cases({answers.name: answers for answers in map(read_answers, sources)})
+        sections = page_sections("Systems", tables, cases, "each")
+        write_atomic(path, page.document("ClinKD: systems side by side", sections))
+    return systems, tables
 
 
-def _system_of_folder(name: str, folder: Path, mode: Mode) -> System:
+def _read_folder_system(name: str, folder: Path, mode: Mode) -> System:
     record, table = read_json(folder / EVALUATION), read_json(folder / SCORES)
     if mode not in record["modes"]:
         raise BadInput(f"{name}: not evaluated in mode {mode}, only {', '.join(record['modes'])}; evaluate it again")
-    results = _results(table["official"] if mode == "official" else table)
+    results = _read_results(table["official"] if mode == "official" else table)
     return System(record["system"], record["test_set"]["name"], results)
 
 
-def _system_of_run(run: Run, mode: Mode) -> System:
+def _read_run_system(run: Run, mode: Mode) -> System:
     data, name = run.config.data, run.folder.name
     test_set = data.path.name if data.path else f"phantoms, seed {run.config.seed}"
     if mode == "strict":
-        return System(name, test_set, _results(run.scores()))
-    judged, train = ComparedFolder.of_run(run), read_split(run.stage("prepare"), "train")
-    answers = answers_of(name, test_set, judged.samples, judged.predictions, judged.rules.lexicon, train)
-    scored = evaluating.evaluate(answers, ["official"], run.config.evaluate)
-    return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in scored.outcomes})
+        return System(name, test_set, _read_results(run.scores()))
+    chosen, train = read_answers(run), read_split(run.stage("prepare"), "train")
+    answers = answers_of(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
+    evaluation = evaluate(answers, ["official"], run.config.evaluate)
+    return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in evaluation.outcomes})
 
 
-def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
+def _read_results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
     results = {t: TaskResult.from_json(tasks[t.value]) for t in Task if t.value in tasks}
     return {t: r for t, r in results.items() if r.by_modality}
 
@@ -187,24 +148,24 @@ def _results(tasks: Mapping[str, Mapping[str, Any]]) -> dict[Task, TaskResult]:
 # ---- case by case ---------------------------------------------------------------------------------------------------
 
 
-def cases(answered: Mapping[str, ComparedFolder]) -> viewer.Html | None:
-    """The same questions answered by each (the paper's Figure 4); None where fewer than two have answered, where they
-    did not answer the same, and where none knows the images."""
-    root = next((of.root for of in answered.values() if of.root), None)
+def render_cases(answered: Mapping[str, ComparedAnswers]) -> Html | None:
+    """Show the same questions answered by each system (the paper's Figure 4). None where fewer than two answered, where
+    they share no question, and where none knows the folder of the images."""
+    root = next((answers.root for answers in answered.values() if answers.root), None)
     if len(answered) < 2 or root is None:
         return None
     first, *others = answered.values()
-    asked = [{s.id: s for s in of.samples} for of in others]
-    common = [s for s in first.samples if all(of.get(s.id) == s for of in asked)]
+    other_samples = [{s.id: s for s in answers.samples} for answers in others]
+    common = [s for s in first.samples if all(by_id.get(s.id) == s for by_id in other_samples)]
     if not common:
         return None
-    predictions = {name: of.predictions for name, of in answered.items()}
+    predictions = {name: answers.predictions for name, answers in answered.items()}
     return side_by_side(predictions, common, root, first.rules, PlainPage(read_identifying_texts(root, common)))
 
 
-def page_sections(title: str, tables: Sequence[Table], beside: viewer.Html | None, each: str) -> list[viewer.Html]:
-    """The tables under their title, the same questions answered by `each`, and the paper's figures."""
-    sections = [viewer.section(title, [viewer.table(t) for t in tables])]
-    if beside:
-        sections.append(viewer.section(f"The same questions, answered by {each}", [beside]))
-    return [*sections, viewer.section("The paper's figures", [viewer.table(t) for t in paper_tables()])]
+def page_sections(title: str, tables: Sequence[Table], cases: Html | None, each: str) -> list[Html]:
+    """Build the sections: tables under their title, the same questions answered by `each`, and the paper's figures."""
+    sections = [page.section(title, [page.table(t) for t in tables])]
+    if cases:
+        sections.append(page.section(f"The same questions, answered by {each}", [cases]))
+    return [*sections, page.section("The paper's figures", [page.table(t) for t in paper_tables()])]

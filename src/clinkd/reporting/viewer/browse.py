@@ -1,8 +1,8 @@
 """The part of a page in which its script (`page.js`) shows answered questions: filters, a count, cards, "more".
 
-Without the script the cards given here stand there, and no filters. What the script finds in the page's data:
+Without the script the page shows the cards given here and no filters. The page's data for the script:
 
-- `pictures`: [data URI or null, width, height]; null where a card given here holds the picture.
+- `pictures`: [data URI or null, width, height]; null where a card given here has the picture.
 - `modalities`: code to title; `sources`: names; `first`: task to the metrics by which its answers are sorted.
 - `samples`: n its number, t task, m modality, s source (index), p picture (index), more (images beside it); q question,
   e earlier turns [[question, answer]], a truth, v right (null: not judged), f figures by metric 0..1; ask, tru: boxes
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from clinkd.reporting.viewer.overlay import DASHES
+from clinkd.reporting.viewer.page import line_sample
 from clinkd.reporting.viewer.shot import Html
 
 
@@ -36,7 +36,7 @@ class Key(NamedTuple):
     text: str
 
 
-def browser(filters: Sequence[Choices], keys: Sequence[Key], cards: Html, searched: str = "") -> Html:
+def render_browser(filters: Sequence[Choices], keys: Sequence[Key], cards: Html, searched: str = "") -> Html:
     """Filters, count and cards. `cards` are shown unchanged if no script runs; `searched` labels the search for words,
     which is left out without it."""
     selects = "".join(_render_select(f) for f in filters)
@@ -60,11 +60,5 @@ def _render_select(choices: Choices) -> str:
 
 
 def _render_checkbox(key: Key) -> str:
-    dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[key.colour]))}"' if key.colour in DASHES else ""
-    place = 'x="2" y="2" width="36" height="12" fill="none"'
-    drawn = f'<rect {place} stroke="#000" stroke-width="4"/>'
-    drawn += f'<rect {place} stroke="{escape(key.colour)}" stroke-width="2"{dashes}/>'
-    return (
-        f'<label><input type="checkbox" value="{escape(key.kind)}" checked hidden>'
-        f'<svg aria-hidden="true" width="40" height="16">{drawn}</svg>{escape(key.text)}</label>'
-    )
+    checkbox = f'<input type="checkbox" value="{escape(key.kind)}" checked hidden>'
+    return f"<label>{checkbox}{line_sample(key.colour)}{escape(key.text)}</label>"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from clinkd.reporting.viewer.page import chart
 from clinkd.reporting.viewer.shot import Html
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _RIGHT, _FOOT = 52, 34, 430, 190, 14, 44  # units of the drawing; it scales with the page
@@ -14,7 +15,7 @@ _TICKS = 4
 Points = Sequence[tuple[float, float]]
 
 
-def lines(title: str, series: Mapping[str, Points], across: str, up: str) -> Html:
+def render_line_chart(title: str, series: Mapping[str, Points], across: str, up: str) -> Html:
     """A line for each series of (x, y), x rising, from y 0 up. Axes are named in words; up to five series."""
     thinned = {name: thin(points) for name, points in series.items() if points}
     if not thinned:
@@ -34,12 +35,8 @@ def lines(title: str, series: Mapping[str, Points], across: str, up: str) -> Htm
     description = "; ".join(
         f"{n}: from {p[0][1]:.3g} at {p[0][0]:g} to {p[-1][1]:.3g} at {p[-1][0]:g}" for n, p in thinned.items()
     )
-    return Html(
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg class="bars" role="img" '
-        f'aria-label="{escape(f"{title}, {up} by {across}. {description}")}" '
-        f'viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {_TOP + _HEIGHT + _FOOT}" xmlns="http://www.w3.org/2000/svg">'
-        f"{''.join(parts)}</svg></figure>"
-    )
+    size = (_LEFT + _WIDTH + _RIGHT, _TOP + _HEIGHT + _FOOT)
+    return chart(title, f"{title}, {up} by {across}. {description}", *size, "".join(parts))
 
 
 def thin(points: Points, most: int = _POINTS) -> list[tuple[float, float]]:

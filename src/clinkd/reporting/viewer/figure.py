@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from clinkd.reporting.viewer.page import chart
 from clinkd.reporting.viewer.shot import Html
 
 _ROW, _LEFT, _WIDTH, _RIGHT, _TOP = 34, 118, 360, 62, 30  # units of the drawing; it scales with the page
@@ -16,12 +17,12 @@ class Bar(NamedTuple):
 
     label: str
     value: float | None
-    twin: float | None = None
+    baseline: float | None = None
     interval: tuple[float, float] | None = None
 
 
 def render_bar_chart(
-    title: str, rows: Sequence[Bar], value_name: str = "model", twin_name: str = "best blind twin"
+    title: str, rows: Sequence[Bar], value_name: str = "model", baseline_name: str = "best blind baseline"
 ) -> Html:
     """Horizontal bars from 0 to 100, each with its baseline below it and a whisker for its interval."""
     height = _TOP + _ROW * len(rows) + 22
@@ -33,18 +34,14 @@ def render_bar_chart(
     legend = [
         f'<rect class="bar" x="{_LEFT}" y="8" width="11" height="9"/>',
         _draw_text(_LEFT + 16, 16, value_name, "name"),
-        f'<rect class="twin" x="{_LEFT + 130}" y="8" width="11" height="9"/>',
-        _draw_text(_LEFT + 146, 16, twin_name, "name"),
+        f'<rect class="baseline" x="{_LEFT + 130}" y="8" width="11" height="9"/>',
+        _draw_text(_LEFT + 146, 16, baseline_name, "name"),
     ]
     description = "; ".join(
-        f"{r.label}: {value_name} {_spell_figure(r.value)}, {twin_name} {_spell_figure(r.twin)}" for r in rows
+        f"{r.label}: {value_name} {_spell_figure(r.value)}, {baseline_name} {_spell_figure(r.baseline)}" for r in rows
     )
     shapes = "".join((*legend, *parts))
-    svg = (
-        f'<svg class="bars" role="img" aria-label="{escape(f"{title}. {description}")}" '
-        f'viewBox="0 0 {_LEFT + _WIDTH + _RIGHT} {height}" xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
-    )
-    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}</figure>')
+    return chart(title, f"{title}. {description}", _LEFT + _WIDTH + _RIGHT, height, shapes)
 
 
 def _draw_bar(row: Bar, top: float) -> list[str]:
@@ -52,9 +49,7 @@ def _draw_bar(row: Bar, top: float) -> list[str]:
     if row.value is None:
         parts.append(_draw_text(_LEFT + 5, top + 13, "not computed", "none"))
     else:
-        parts.append(
-            f'<rect class="bar" x="{_LEFT}" y="{top + 2}" width="{_scale_x(row.value) - _LEFT:.1f}" height="14"/>'
-        )
+        parts.append(_draw_rectangle("bar", top + 2, row.value, 14))
         end = row.value
         if row.interval is not None:
             low, high = row.interval
@@ -62,12 +57,14 @@ def _draw_bar(row: Bar, top: float) -> list[str]:
             parts += [_draw_line(_scale_x(low), middle, _scale_x(high), middle, "whisker")]
             parts += [_draw_line(_scale_x(v), middle - 4, _scale_x(v), middle + 4, "whisker") for v in (low, high)]
         parts.append(_draw_text(_scale_x(end) + 5, top + 14, f"{row.value:.1f}", "value"))
-    if row.twin is not None:
-        parts.append(
-            f'<rect class="twin" x="{_LEFT}" y="{top + 18}" width="{_scale_x(row.twin) - _LEFT:.1f}" height="8"/>'
-        )
-        parts.append(_draw_text(_scale_x(row.twin) + 5, top + 26, f"{row.twin:.1f}", "small"))
+    if row.baseline is not None:
+        parts.append(_draw_rectangle("baseline", top + 18, row.baseline, 8))
+        parts.append(_draw_text(_scale_x(row.baseline) + 5, top + 26, f"{row.baseline:.1f}", "small"))
     return parts
+
+
+def _draw_rectangle(kind: str, top: float, value: float, height: int) -> str:
+    return f'<rect class="{kind}" x="{_LEFT}" y="{top}" width="{_scale_x(value) - _LEFT:.1f}" height="{height}"/>'
 
 
 def _scale_x(value: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from clinkd.reporting.viewer.page import note
+from clinkd.reporting.viewer.page import scrolling_table
 from clinkd.reporting.viewer.shot import Html
 
 
@@ -14,12 +14,12 @@ class Cell(NamedTuple):
     """A score, the baseline below it, both in words, and a link on this page (a fragment without #)."""
 
     value: str
-    twin: str
-    said: str
+    baseline: str
+    description: str
     link: str | None = None
 
 
-def grid(
+def render_grid(
     title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell | None]]], notes: Sequence[str] = ()
 ) -> Html:
     """Rows with a heading and a cell a column; None is a gap. It scrolls sideways where there is no room."""
@@ -27,12 +27,7 @@ def grid(
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_render_cell, cells))}</tr>' for name, cells in rows
     )
-    return Html(
-        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0"><table class="grid">'
-        f'<caption>{escape(title)}</caption><thead><tr><td class="corner"></td>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-        f"{note(notes)}"
-    )
+    return scrolling_table(title, ' class="grid"', f'<td class="corner"></td>{head}', body, notes)
 
 
 def _render_cell(cell: Cell | None) -> str:
@@ -40,9 +35,9 @@ def _render_cell(cell: Cell | None) -> str:
         return '<td class="gap">–</td>'
     kind = "" if any(c.isdigit() for c in cell.value) else ' class="soft"'
     inside = (
-        f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.twin)}</small>'
+        f'<b{kind} aria-hidden="true">{escape(cell.value)}</b><small aria-hidden="true">{escape(cell.baseline)}</small>'
     )
-    inside += f'<span class="unseen">{escape(cell.said)}</span>'
+    inside += f'<span class="unseen">{escape(cell.description)}</span>'
     if cell.link is None:
-        return f'<td title="{escape(cell.said)}">{inside}</td>'
-    return f'<td><a href="#{escape(cell.link)}" title="{escape(cell.said)}">{inside}</a></td>'
+        return f'<td title="{escape(cell.description)}">{inside}</td>'
+    return f'<td><a href="#{escape(cell.link)}" title="{escape(cell.description)}">{inside}</a></td>'

@@ -11,49 +11,44 @@ from clinkd.records import Box, Sample
 
 # Okabe and Ito's palette for all kinds of colour vision, and white; answers are dashed, later ones dotted as well.
 TRUTH, ANSWER, ASKED, LATER = "#56B4E9", "#E69F00", "#F0E442", "#FFFFFF"
-_DASHED = 9, 6  # pixels drawn and left out
-DASHES = {ANSWER: _DASHED, LATER: (3, 4)}
+DASHES = {ANSWER: (9, 6), LATER: (3, 4)}  # pixels drawn and left out
 _INK, _EDGE = "#000000", "#000000"
 
 
-def overlay(
+def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Box],
     labels: Sequence[str] = (),
     colours: Sequence[str] = (),
-    dashed: Sequence[bool] | None = None,
     side_pixels: int = 448,
 ) -> Image.Image:
     """A copy of `image`, its longer side about `side_pixels`, with each box outlined and labelled.
 
     Small images are enlarged by whole factors without smoothing, so that what the model saw stays visible. Missing
-    labels are empty, missing colours are TRUTH. `dashed` None dashes each box as DASHES has it for its colour. A label
-    stands above its box, else inside it, and steps aside for labels drawn before.
+    labels are empty, missing colours are TRUTH; DASHES gives the dashes of a colour. A label stands above its box, else
+    inside it, and steps aside for labels drawn before.
     """
     canvas = _resize_image(image.convert("RGB"), side_pixels)
     draw = ImageDraw.Draw(canvas)
     size = max(11, round(side_pixels / 34))
     font = ImageFont.load_default(size)
     label_areas: list[tuple[float, float, float, float]] = []
-    entries = list(zip_longest(boxes, labels[: len(boxes)], colours[: len(boxes)]))
-    for i, (box, _, colour) in enumerate(entries):
-        colour = colour or TRUTH
-        dash = DASHES.get(colour) if dashed is None else _DASHED if dashed[i] else None
-        _draw_outline(draw, _box_to_pixels(box, canvas), colour, dash)
-    for box, label, colour in entries:
+    corners = [_box_to_pixels(box, canvas) for box in boxes]
+    entries = list(zip_longest(corners, labels[: len(boxes)], colours[: len(boxes)]))
+    for place, _, colour in entries:
+        _draw_outline(draw, place, colour or TRUTH)
+    for place, label, colour in entries:
         if label:
-            label_areas.append(
-                _draw_label(draw, _box_to_pixels(box, canvas), label, colour or TRUTH, font, label_areas)
-            )
+            label_areas.append(_draw_label(draw, place, label, colour or TRUTH, font, label_areas))
     return canvas
 
 
-def boxed(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.Image:
+def draw_sample_boxes(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.Image:
     """A copy of `image` with the boxes of the sample's last turn: what is asked about, and the truth."""
     asked, true = sample.question.boxes, sample.answer.boxes
     labels = ["asked"] * len(asked) + ["truth"] * len(true)
     colours = [ASKED] * len(asked) + [TRUTH] * len(true)
-    return overlay(image, [*asked, *true], labels, colours, side_pixels=side_pixels)
+    return draw_boxes(image, [*asked, *true], labels, colours, side_pixels=side_pixels)
 
 
 def _resize_image(image: Image.Image, side: int) -> Image.Image:
@@ -74,23 +69,22 @@ def _box_to_pixels(box: Box, canvas: Image.Image) -> tuple[int, int, int, int]:
     return left, top, right, max(top + 1, round(box.y2 * canvas.height) - 1)
 
 
-def _draw_outline(
-    draw: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], colour: str, dash: tuple[int, int] | None
-) -> None:
+def _draw_outline(draw: ImageDraw.ImageDraw, corners: tuple[int, int, int, int], colour: str) -> None:
     """Two coloured pixels inside one dark pixel on either side: visible on any tissue."""
     left, top, right, bottom = corners
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_EDGE)
     if right - left > 6 and bottom - top > 6:
         draw.rectangle((left + 2, top + 2, right - 2, bottom - 2), outline=_EDGE)
-    if dash is None:
+    if colour not in DASHES:
         draw.rectangle(corners, outline=colour, width=2)
         return
-    for x in range(left, right, sum(dash)):
-        end = min(x + dash[0] - 1, right)
+    length, gap = DASHES[colour]
+    for x in range(left, right, length + gap):
+        end = min(x + length - 1, right)
         draw.rectangle((x, top, end, top + 1), fill=colour)
         draw.rectangle((x, bottom - 1, end, bottom), fill=colour)
-    for y in range(top, bottom, sum(dash)):
-        end = min(y + dash[0] - 1, bottom)
+    for y in range(top, bottom, length + gap):
+        end = min(y + length - 1, bottom)
         draw.rectangle((left, y, left + 1, end), fill=colour)
         draw.rectangle((right - 1, y, right, end), fill=colour)
 
@@ -111,14 +105,10 @@ def _draw_label(
     x = max(0, min(left, canvas_width - width))
     tops = [top - height - 2, bottom + 3, top + 3, bottom - height - 3]
     tops_on_canvas = [y for y in tops if 0 <= y <= canvas_height - height] or [max(0, min(top, canvas_height - height))]
-    y = next(
-        (
-            p
-            for p in tops_on_canvas
-            if not any(_rectangles_overlap((x, p, x + width, p + height), t) for t in label_areas)
-        ),
-        tops_on_canvas[0],
-    )
+    free_tops = [
+        y for y in tops_on_canvas if not any(_rectangles_overlap((x, y, x + width, y + height), a) for a in label_areas)
+    ]
+    y = (free_tops or tops_on_canvas)[0]
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     draw.text((x + 3 - x0, y + 2 - y0), text, fill=_INK, font=font)
     return x, y, x + width, y + height

@@ -1,6 +1,6 @@
 """Self-contained HTML: everything escaped, one style sheet, pictures as data URIs, at most one script, a strict CSP.
 
-Only `Html` may be put into a page; what makes an `Html` from plain text escapes it.
+Only `Html` may be put into a page; every function that makes `Html` from plain text escapes it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from clinkd.reporting.viewer.shot import DrawnBox, Html, Picture, boxed_words, s
 # The style sheet of every page: light and dark, readable on a phone, printable.
 STYLE = resources.files(__package__).joinpath("page.css").read_text("utf-8")
 # The one script of a page. It shows the answers that the page's data hold, and makes text nodes and no markup. Which
-# answers are shown stands in the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
+# answers are shown is part of the page's address (`#task=VG&modality=ct`), so that it can be kept and mailed.
 SCRIPT = resources.files(__package__).joinpath("page.js").read_text("utf-8")
+NOTICE = "Research use only. Not a medical device; nothing here may inform a clinical decision."
 _SIDE = 448  # pixels of a picture's longer side
 _NUMBER = re.compile(r"^\s*[-+±]?[\d.,]+\s*(%|\[.*\])?\s*$|^\s*(-|–|not computed|)\s*$|^\[.*\]$")
 
@@ -38,7 +39,7 @@ class CardText(NamedTuple):
 
 
 class Card(NamedTuple):
-    """One picture with what is said about it. `verdict` is shown as right (True), wrong (False) or not at all.
+    """One picture with texts about it. `verdict` is shown as right (True), wrong (False) or not at all (None).
 
     `number`: of the picture, by which the page's script finds it.
     """
@@ -48,20 +49,12 @@ class Card(NamedTuple):
     title: str
     lines: tuple[CardText, ...]
     verdict: bool | None = None
-    folded: tuple[str, ...] = ()  # shown on demand, numbered
-    folded_title: str = "All candidates"
+    candidates: tuple[str, ...] = ()  # shown on demand, numbered
     marks: tuple[DrawnBox, ...] = ()
     number: int | None = None
 
 
-def page(
-    title: str,
-    sections: Sequence[Html],
-    notice: str = "",
-    lead: str = "",
-    footer: str = "",
-    data: Any = None,
-) -> str:
+def document(title: str, sections: Sequence[Html], lead: str = "", footer: str = "", data: Any = None) -> str:
     """A whole document. Sections made by `section` are listed in its navigation.
 
     Where there are `data`, a JSON value, the page has one script, which finds them in the element with the id "data".
@@ -70,7 +63,6 @@ def page(
     if data is not None:
         policy += f"; script-src {_hash_for_csp(SCRIPT)}; require-trusted-types-for 'script'"
     links = [m.groups() for s in sections for m in re.finditer(r'<section id="([^"]+)"[^>]*><h2>(.*?)</h2>', s)]
-    warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
     menu = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in links)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -80,7 +72,7 @@ def page(
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         '<body><a class="skip" href="#main">Skip to the content</a>\n'
         f"<header><h1>{escape(title)}</h1>{paragraph(lead, soft=True) if lead else ''}"
-        f"{warning}"
+        f'<p class="notice" role="note">{escape(NOTICE)}</p>'
         f'<nav aria-label="Sections"><ul>{menu}</ul></nav></header>\n'
         f'<main id="main">\n{chr(10).join(sections)}\n</main>\n<footer>{paragraph(footer) if footer else ""}</footer>'
         f"{_embed_data(data) if data is not None else ''}</body></html>\n"
@@ -92,7 +84,7 @@ def _hash_for_csp(text: str) -> str:
 
 
 def _embed_data(data: Any) -> str:
-    """The data stand last: all else is there to be read before they are. No text in them can end their element."""
+    """The data come last, so that the rest can be read before them. No text in them can end their element."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
@@ -100,7 +92,7 @@ def _embed_data(data: Any) -> str:
 
 
 def section(title: str, parts: Sequence[Html], anchor: str = "") -> Html:
-    """A titled part of a page. `anchor`: its id, by which the page's script finds it; else it is made of the title."""
+    """A titled part of a page. `anchor`: its id for the page's script; without it the id is made from the title."""
     anchor = anchor or re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
     return Html(
         f'<section id="{anchor}" aria-label="{escape(title)}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
@@ -114,7 +106,7 @@ def paragraph(text: str, soft: bool = False) -> Html:
 
 
 def article(title: str, parts: Sequence[Html]) -> Html:
-    """One thing among several of its kind, as wide as the page."""
+    """One of several cases, as wide as the page."""
     return Html(
         f'<article class="card case"><div class="body"><h3>{escape(title)}</h3>{"".join(parts)}</div></article>'
     )
@@ -131,10 +123,15 @@ def table(content: Table) -> Html:
     body = "".join(_render_row(row) for row in content.rows if row)
     cells = [c for row in content.rows for c in row[1:]]
     kind = "" if sum(bool(_NUMBER.match(c)) for c in cells) * 2 >= len(cells) else ' class="words"'
+    return scrolling_table(content.title, kind, head, body, content.notes)
+
+
+def scrolling_table(title: str, kind: str, head: str, body: str, notes: Sequence[str]) -> Html:
+    """A table of ready head cells and body rows; `kind` is the attribute of its class, or empty."""
     return Html(
-        f'<div class="scroll" role="region" aria-label="{escape(content.title)}" tabindex="0"><table{kind}>'
-        f"<caption>{escape(content.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"{note(content.notes)}"
+        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0"><table{kind}>'
+        f"<caption>{escape(title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{note(notes)}"
     )
 
 
@@ -144,32 +141,44 @@ def _render_row(row: Sequence[str]) -> str:
     return f'<tr><th scope="row"{kind}>{escape(row[0].strip())}</th>{cells}</tr>'
 
 
+def chart(title: str, description: str, width: float, height: float, shapes: str) -> Html:
+    """A drawing with its title as caption; the description is read out in its place."""
+    svg = (
+        f'<svg class="bars" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}" '
+        f'xmlns="http://www.w3.org/2000/svg">{shapes}</svg>'
+    )
+    return Html(f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}</figure>')
+
+
 def charts(figures: Sequence[Html], small: bool = False) -> Html:
-    """Figures side by side where there is room; `small` ones, four to the width of a desk."""
+    """Figures side by side where there is room; of the `small` ones four fit beside each other on a wide screen."""
     return Html(f'<div class="charts{" small" if small else ""}">{"".join(figures)}</div>')
 
 
-def apart(parts: Sequence[Html]) -> Html:
-    """Set apart by a dashed frame: of another kind than what is around it."""
+def framed(parts: Sequence[Html]) -> Html:
+    """Parts in a dashed frame, which sets them apart from the rest of the page."""
     return Html(f'<div class="apart">{"".join(parts)}</div>')
 
 
 def folded(title: str, parts: Sequence[Html]) -> Html:
-    """Shown on demand."""
+    """Parts that the reader opens by a click on the title."""
     return Html(f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>")
 
 
 def key(entries: Sequence[tuple[str, str]]) -> Html:
-    """What the lines on the pictures mean: (text, colour); they are dashed as on the pictures."""
-    items = []
-    for text, colour in entries:
-        dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
-        place = 'x="2" y="2" width="36" height="12" fill="none"'
-        # as on the pictures, inside a dark line: white is seen on a white page, too
-        box = f'<rect {place} stroke="#000" stroke-width="4"/>'
-        box += f'<rect {place} stroke="{escape(colour)}" stroke-width="2"{dashes}/>'
-        items.append(f'<li><svg aria-hidden="true" width="40" height="16">{box}</svg>{escape(text)}</li>')
-    return Html(f'<ul class="key">{"".join(items)}</ul>')
+    """The meaning of the lines on the pictures: (text, colour); they are dashed as there."""
+    items = "".join(f"<li>{line_sample(colour)}{escape(text)}</li>" for text, colour in entries)
+    return Html(f'<ul class="key">{items}</ul>')
+
+
+def line_sample(colour: str) -> Html:
+    """A small box of this colour, dashed as on the pictures."""
+    dashes = f' stroke-dasharray="{" ".join(map(str, DASHES[colour]))}"' if colour in DASHES else ""
+    place = 'x="2" y="2" width="36" height="12" fill="none"'
+    # as on the pictures, inside a dark line: white is seen on a white page, too
+    box = f'<rect {place} stroke="#000" stroke-width="4"/>'
+    box += f'<rect {place} stroke="{escape(colour)}" stroke-width="2"{dashes}/>'
+    return Html(f'<svg aria-hidden="true" width="40" height="16">{box}</svg>')
 
 
 def gallery(cards: Sequence[Card]) -> Html:
@@ -177,17 +186,21 @@ def gallery(cards: Sequence[Card]) -> Html:
     return Html(f'<div class="gallery">{"".join(_render_card(c) for c in cards)}</div>')
 
 
+def verdict_mark(right: bool | None) -> Html:
+    """Right (True), wrong (False) or nothing."""
+    marks = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}
+    return Html(marks[right])
+
+
 def _render_card(card: Card) -> str:
-    mark = {True: '<span class="good">✓ right</span>', False: '<span class="bad">✗ wrong</span>', None: ""}[
-        card.verdict
-    ]
     lines = "".join(
         f"<dt>{escape(x.heading)}</dt><dd>{boxed_words(x.text, x.boxes) or '(empty)'}</dd>" for x in card.lines
     )
-    folded = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.folded)
-    more = f"<details><summary>{escape(card.folded_title)}</summary><ol>{folded}</ol></details>" if folded else ""
+    candidates = "".join(f"<li>{escape(t) or '(empty)'}</li>" for t in card.candidates)
+    more = f"<details><summary>All candidates</summary><ol>{candidates}</ol></details>" if candidates else ""
     picture = card.picture if isinstance(card.picture, Picture) else thumbnail(card.picture, _SIDE)
+    title = f"<h3><span>{escape(card.title)}</span>{verdict_mark(card.verdict)}</h3>"
     return (
         f'<article class="card">{shot(picture, card.marks, card.alt, card.number)}'
-        f'<div class="body"><h3><span>{escape(card.title)}</span>{mark}</h3><dl>{lines}</dl>{more}</div></article>'
+        f'<div class="body">{title}<dl>{lines}</dl>{more}</div></article>'
     )

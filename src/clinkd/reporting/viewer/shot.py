@@ -1,4 +1,4 @@
-"""Pictures as text, embedded once, and boxes drawn over them as SVG: what lies beneath a box stays to be seen."""
+"""Pictures as text, embedded once, and boxes drawn over them as SVG, so that the image below stays visible."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def shot(picture: Picture, marks: Sequence[DrawnBox], alt: str, number: int | No
 
 
 def repeated(picture: Picture, marks: Sequence[DrawnBox], alt: str, name: str, first: bool) -> Html:
-    """A picture that stands on the page several times under the same `name`: embedded the first time only."""
+    """A picture that the page shows several times under the same `name`: it is embedded the first time only."""
     size = f'width="{picture.width}" height="{picture.height}"'
     content = f'<image id="{escape(name)}" {size} href="{picture.uri}"/>' if first else f'<use href="#{escape(name)}"/>'
     return Html(
@@ -92,6 +92,6 @@ def _size_class(picture: Picture) -> str:
 
 
 def boxed_words(text: str, kind: str) -> Html:
-    """Words in which each box mark is a sign that looks like the box on the picture."""
+    """A text in which each box mark becomes a sign that looks like the box on the picture."""
     sign = f'<span class="chip {escape(kind)}">box</span>'
     return Html(sign.join(escape(part) for part in text.split(BOX_MARK)))
