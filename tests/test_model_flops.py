@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model import tiny
 from clinkd.model.encode import Batch, rows_of
-from clinkd.model.families import qwen2_vl as qwen2vl
+from clinkd.model.families import TINY as FAMILY
 from clinkd.model.flops import count_linear, peak_flops, published, training_operations
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
@@ -38,11 +37,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
 def model(drawn, request) -> VisionLanguageModel:
     folder, samples = drawn
     made = new_tiny(CONFIG, texts_of(samples, CONFIG), 0, lambda ref: open_image(folder, ref))
-    stock = tiny.stock_config(CONFIG.tiny, made.tokenizer)
+    stock = FAMILY.tiny_settings(CONFIG.tiny, made.tokenizer)
     stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = request.param == "tied"
     if request.param == "grouped heads":
         stock["text_config"]["num_key_value_heads"] = 1
-    made.network = qwen2vl.build(stock, CONFIG)
+    made.network = FAMILY.build(stock, CONFIG)
     made.network.config.system_turn = False
     return made
 
@@ -135,7 +134,7 @@ def test_blind_batches_have_no_vision(model, drawn):
 
 def test_a_tower_that_is_not_known_has_no_count(model, drawn):
     batch = batch_of(model, drawn[1])
-    model.network.model.visual.config.model_type = "qwen2_5_vl_vision"
+    model.network.model.visual.config.model_type = "other"
     assert model.operations(batch) is None and training_operations(None) is None
     assert LiveTeacher(model).operations(batch, sight=True) is None
 

@@ -87,7 +87,7 @@ def replace_config(config: AnswerConfig, **changes: object) -> AnswerConfig:
 
 def rows_of(model: VisionLanguageModel, samples: Sequence[Sample]) -> generation.Rows:
     prompts = encode_prompts(samples, model.text, model.images)
-    return generation.Rows(model.network, prompts, model.features(prompts))
+    return model.start_rows(prompts)
 
 
 def written(
@@ -155,7 +155,7 @@ def test_beams_are_those_of_the_librarys_own_generate(asked, knobs):
     cut = {c.truncated for one in found for c in one}
     assert cut == {True, False}  # the end mark is there in some and not in others, or this tests little
     with torch.inference_mode():
-        known = {ref: model.tower(*model.images.patches([ref])).pooler_output[0] for ref in REFS}
+        known = {ref: model.tower(*model.images.patches([ref]))[0] for ref in REFS}
     model.images.known = known.get
     model.images.open_image = None  # none is opened
     model.images.cache.clear()

@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerFast
 
 from clinkd.data.codecs import Codec
 from clinkd.data.grids import Size, smart_resize, square_resize
-from clinkd.model.families.qwen2_vl import Qwen2VLImageProcessorPil
+from clinkd.model.families import ChatTemplate, Family, ImageGeometry
 from clinkd.records import BadInput, ImageRef, Sample
 
+CACHE_BYTES = 256 << 20  # of resized pixels that an encoder keeps
 OpenImage = Callable[[ImageRef], Image.Image]
 KnownFeatures = Callable[[ImageRef], Tensor | None]  # merged features [tokens, H] of an image that was seen before
 
@@ -106,13 +107,11 @@ def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
 
 
 class ImageEncoder:
-    """Image files to vision patches, with the resized pixels of recent images kept in memory (`cache_bytes`)."""
+    """Image files to vision patches, with the resized pixels of recent images kept in memory (CACHE_BYTES)."""
 
-    def __init__(
-        self, processor: Qwen2VLImageProcessorPil, open_image: OpenImage, square: bool, cache_bytes: int = 256 << 20
-    ) -> None:
-        self.processor, self.open_image, self.square = processor, open_image, square
-        self.room = cache_bytes
+    def __init__(self, family: Family, processor: Any, open_image: OpenImage, square: bool) -> None:
+        self.family, self.processor, self.open_image, self.square = family, processor, open_image, square
+        self.room = CACHE_BYTES
         self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
         self.limits: dict[ImageRef, int] = {}  # most tokens of single images
         self.known: KnownFeatures | None = None
@@ -129,30 +128,31 @@ class ImageEncoder:
         self.cache.clear()
 
     @property
-    def factor(self) -> int:
-        """Pixels a side of what becomes one token."""
-        return int(self.processor.patch_size * self.processor.merge_size)
+    def geometry(self) -> ImageGeometry:
+        """How images are cut."""
+        return self.family.geometry(self.processor)
 
     def target(self, ref: ImageRef) -> Size:
         """Pixels to which the image is resampled, before the vision tower."""
         if ref.width is None or ref.height is None:
             raise BadInput(f"image {ref.path}: its size is not known; import the data again with its images")
-        size = self.processor.size
-        most = min(size["longest_edge"], self.limits.get(ref, size["longest_edge"]) * self.factor**2)
+        cut = self.geometry
+        most = min(cut.most_pixels, self.limits.get(ref, cut.most_pixels) * cut.factor**2)
         resize = square_resize if self.square else smart_resize
         try:
-            return resize(ref.width, ref.height, self.factor, min(size["shortest_edge"], most), most)
+            return resize(ref.width, ref.height, cut.factor, min(cut.least_pixels, most), most)
         except BadInput as error:
             raise BadInput(f"image {ref.path}: {error}") from None
 
     def box_frame(self, refs: Sequence[ImageRef]) -> Size:
         """The image in whose pixels boxes are: the last one as resampled, or the blank one where there is none."""
-        return self.target(refs[-1]) if refs else Size(self.factor, self.factor)
+        factor = self.geometry.factor
+        return self.target(refs[-1]) if refs else Size(factor, factor)
 
     def grid(self, ref: ImageRef) -> tuple[int, int]:
         """Merged patches (height, width): the image's tokens in the text."""
-        size = self.target(ref)
-        return size.height // self.factor, size.width // self.factor
+        size, factor = self.target(ref), self.geometry.factor
+        return size.height // factor, size.width // factor
 
     def pixels(self, ref: ImageRef) -> np.ndarray:
         """Resampled pixels, uint8 [height, width, 3]."""
@@ -171,8 +171,7 @@ class ImageEncoder:
         """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
         if not refs:
             return self.blank()[0][:0], torch.zeros((0, 3), dtype=torch.long)
-        processed = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
-        return processed["pixel_values"], processed["image_grid_thw"]
+        return self.family.patches(self.processor, [self.pixels(r) for r in refs])
 
     def look(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Patches and grids of images; where all are known, no patches and their features: none is opened.
@@ -187,29 +186,27 @@ class ImageEncoder:
         ]
         if len(fitting) < len(refs):
             return (*self.patches(refs), None)
-        merge = self.processor.merge_size
+        merge = self.geometry.merge
         grids_I3 = torch.tensor([(1, t * merge, w * merge) for t, w in grids], dtype=torch.long).reshape(-1, 3)
         return self.blank()[0][:0], grids_I3, torch.cat(fitting) if fitting else torch.zeros((0, 0))
 
     def blank(self) -> tuple[Tensor, Tensor]:
         """Patches and grid of the smallest image there is, all zeros."""
-        merge, side = self.processor.merge_size, self.processor.patch_size
-        values = 3 * self.processor.temporal_patch_size * side**2
-        return torch.zeros((merge**2, values)), torch.tensor([[1, merge, merge]])
+        merge = self.geometry.merge
+        return torch.zeros((merge**2, self.geometry.values)), torch.tensor([[1, merge, merge]])
 
 
 class TextEncoder:
-    """ChatML around questions and answers, boxes in the family's spelling: where that is pixels, of `images`."""
+    """The chat template around questions and answers, boxes in the spelling of `codec`: if in pixels, of `images`."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, codec: Codec, system: str | None, images: ImageEncoder
+        self, tokenizer: PreTrainedTokenizerFast, codec: Codec, chat: ChatTemplate, images: ImageEncoder
     ) -> None:
-        self.tokenizer, self.codec, self.system, self.images = tokenizer, codec, system, images
-        self.image_token = int(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+        self.tokenizer, self.codec, self.chat, self.images = tokenizer, codec, chat, images
+        self.image_token = int(tokenizer.convert_tokens_to_ids(chat.image_token))
         self.pad = int(tokenizer.pad_token_id)
-        self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-        opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        self.frame = self.ids([f"{opening}<|im_start|>user\n", "<|vision_start|>", "<|vision_end|>"])
+        self.end = int(tokenizer.convert_tokens_to_ids(chat.end))
+        self.frame = self.ids([chat.opening, chat.image_start, chat.image_end])
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -230,9 +227,9 @@ class TextEncoder:
         for sample in samples:
             size = self.box_frame(sample.images)
             for number, turn in enumerate(sample.turns):
-                opened = "" if number == 0 else "\n<|im_start|>user\n"
-                texts.append(f"{opened}{self.codec.encode(turn.question, size)}<|im_end|>\n<|im_start|>assistant\n")
-                texts.append(f"{self.codec.encode(turn.answer, size)}<|im_end|>")
+                opened = "" if number == 0 else self.chat.between + self.chat.user
+                texts.append(opened + self.codec.encode(turn.question, size) + self.chat.answer)
+                texts.append(self.codec.encode(turn.answer, size) + self.chat.end)
         ids = iter(self.ids(texts))
         return [[(next(ids), next(ids)) for _ in sample.turns] for sample in samples]
 
@@ -376,11 +373,12 @@ def _pad_left(lines: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]
 def template_identity(text: TextEncoder) -> dict[str, Any]:
     """What a stored teacher must agree on with its student: the words around a question, box spelling, vocabulary."""
     images, entries = text.images, json.dumps(sorted(text.tokenizer.get_vocab().items()))
+    cut = images.geometry
     return {
-        "system": text.system,
+        "system": text.chat.system,
         "frame": text.frame,
         "codec": text.codec.name,
-        "step": [images.factor, dict(images.processor.size), images.square]
+        "step": [cut.factor, {"shortest_edge": cut.least_pixels, "longest_edge": cut.most_pixels}, images.square]
         if text.codec.needs_size
         else text.codec.step,
         "vocabulary": hashlib.sha256(entries.encode()).hexdigest(),

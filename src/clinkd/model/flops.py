@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clinkd.model.encode import Batch
+from clinkd.model.families import Family, family_of
 
 # Dense bfloat16 (V100, T4: float16, they have no other), by words of the name torch gives, the longer before the
 # shorter; NVIDIA's data sheets (half of the figures "with sparsity").
@@ -28,9 +29,6 @@ PEAKS = {
     "A10": 125e12, "A10G": 70e12, "RTX 4090": 165e12, "V100-PCIE": 112e12, "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
 LESS = ("MIG", "Laptop GPU", "4090 D")  # a part of a GPU, or a slower one of the same name
-
-
-KNOWN_TOWER = "qwen2_vl_vision"  # the model type of its configuration
 
 
 class Operations(NamedTuple):
@@ -47,40 +45,44 @@ def count_operations(network: Any, batch: Batch) -> dict[str, Operations] | None
     The gradient of a part's own input is counted wherever something learns in the part or before it, so a first layer
     counts one product too many where nothing does before it.
     """
-    visual, text, head = network.model.visual, network.model.language_model, network.lm_head
-    vision = count_vision(visual, batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0])
+    family = family_of(network.config)
+    visual, text, head = (network.get_submodule(path) for path in (family.visual, family.text, "lm_head"))
+    vision = count_vision(family, visual, batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0])
     if vision is None:
         return None
+    blocks = network.get_submodule(family.text_blocks)
     width = text.config.num_attention_heads * (text.config.hidden_size // text.config.num_attention_heads)
     lines, size = batch.input_ids_BS.shape
-    attention = 4 * len(text.layers) * lines * size**2 * width
+    attention = 4 * len(blocks) * lines * size**2 * width
     flows = _learns(visual, text)
     return {
         **vision,
         "text": _add_operations(
-            count_linear(text.layers, lines * size, flows), Operations(attention, 2 * attention * flows)
+            count_linear(blocks, lines * size, flows), Operations(attention, 2 * attention * flows)
         ),
         "head": count_linear(head, len(batch.labels_N), _learns(visual, text, head)),
     }
 
 
-def count_vision(visual: Any, grids_I3: Tensor) -> dict[str, Operations] | None:
+def count_vision(family: Family, visual: Any, grids_I3: Tensor) -> dict[str, Operations] | None:
     """Operations of tower and merger on images of given grids [I, 3]. None for a tower that is not known here."""
-    if visual.config.model_type != KNOWN_TOWER:
+    patches_I: list[int] = grids_I3.prod(-1).tolist()
+    attention = family.vision_attention(visual, patches_I)
+    if attention is None:
         return None
-    images_I: list[int] = grids_I3.prod(-1).tolist()
-    patches = sum(images_I)
-    embedding = 2 * visual.patch_embed.proj.weight.numel() * patches
-    attention = 4 * len(visual.blocks) * visual.config.embed_dim * sum(n**2 for n in images_I)
-    flows = _learns(visual.patch_embed, visual.blocks)
+    patches = sum(patches_I)
+    paths = family.embedding, family.vision_blocks, family.merger
+    embed, blocks, merger = (visual.get_submodule(path) for path in paths)
+    embedding = 2 * sum(p.numel() for p in embed.parameters() if p.dim() > 1) * patches
+    flows = _learns(embed, blocks)
     tower = _add_operations(
-        Operations(embedding, embedding * _learns(visual.patch_embed)),  # pixels need no gradient
-        count_linear(visual.blocks, patches, flows),
+        Operations(embedding, embedding * _learns(embed)),  # pixels need no gradient
+        count_linear(blocks, patches, flows),
         Operations(attention, 2 * attention * flows),
     )
     return {
         "vision": tower,
-        "merger": count_linear(visual.merger, patches // visual.spatial_merge_size**2, _learns(visual)),
+        "merger": count_linear(merger, patches // visual.spatial_merge_size**2, _learns(visual)),
     }
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from clinkd.model.encode import Prompts
-from clinkd.model.families.qwen2_vl import ClinkdForConditionalGeneration
+from clinkd.model.families import family_of
 
 NEVER = float("-inf")
 NONE = -1  # in the place of a token
@@ -72,20 +72,18 @@ class DecodeLimits:
 class Rows:
     """Rows that grow: their keys and values, what of them is no padding, and what they say next (logits_RV, float32).
 
-    `features` are the merged features of the images, one entry an image, in the order of their places.
+    `network` is one of ours. positions_3US: of the tokens of the prompts' fronts. `features` are the merged features of
+    the images, one entry an image, in the order of their places.
     """
 
-    def __init__(self, network: ClinkdForConditionalGeneration, prompts: Prompts, features: Any) -> None:
+    def __init__(
+        self, network: Any, prompts: Prompts, positions_3US: Tensor, features: tuple[Tensor, ...] | None
+    ) -> None:
         self.network = network
+        self.inputs = family_of(network.config).inputs
         self.cache = DynamicCache(config=network.config)
         self.seen_RS = prompts.front_seen_US
-        positions_3RN, _ = network.model.get_rope_index(
-            prompts.front_US,
-            (prompts.front_US == network.config.image_token_id).int(),
-            prompts.grids_I3[prompts.shown_P],
-            attention_mask=self.seen_RS,
-        )
-        self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3RN, features)
+        self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3US, features)
         self.keep(prompts.front_B)
         self.grow(prompts.asked_BS, prompts.asked_seen_BS)
 
@@ -100,16 +98,17 @@ class Rows:
         self.seen_RS = torch.cat([self.seen_RS, seen_RN], dim=1)
         self.logits_RV, self.position_3R1 = self._run_network(token_RN, self.position_3R1 + seen_RN.cumsum(1), None)
 
-    def _run_network(self, token_RN: Tensor, positions_3RN: Tensor, features: Any) -> tuple[Tensor, Tensor]:
+    def _run_network(
+        self, token_RN: Tensor, positions_3RN: Tensor, features: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor]:
         """What the rows say next, and the position of their newest token."""
         output = self.network(
             input_ids=token_RN,
             attention_mask=self.seen_RS,
-            position_ids=positions_3RN,
             past_key_values=self.cache,
-            mm_encoder_outputs=None if features is None else {"image": features},
             use_cache=True,
             logits_to_keep=1,
+            **self.inputs(positions_3RN, features),
         )
         return output.logits[:, -1].float(), positions_3RN[..., -1:]
 

@@ -52,8 +52,8 @@ class VisionPretrainer(nn.Module):
         if not names:
             raise BadInput("model.tiny.pretrain.vision: the training samples name no structure; set it to null")
         self.images, self.names = model.images, {name: n for n, name in enumerate(sorted(set(names)))}
-        self.visual = model.network.model.visual
-        self.merge = model.network.config.vision_config.spatial_merge_size
+        self.family, self.visual = model.family, model.visual
+        self.merge = model.images.geometry.merge
         sizes = [len(self.names) + 1, *[CORNERS] * 4, PLACES, PLACES]
         self.first = [sum(sizes[:n]) for n in range(QUESTIONS)]  # class 0 of each question
         hidden = model.head.weight_VH.shape[1]
@@ -70,7 +70,7 @@ class VisionPretrainer(nn.Module):
 
     def operations(self, batch: VisionBatch) -> dict[str, flops.Operations] | None:
         """Operations of a batch by part: vision, merger, head; None where they are not known."""
-        vision = flops.count_vision(self.visual, batch.grids_I3)
+        vision = flops.count_vision(self.family, self.visual, batch.grids_I3)
         return (
             None if vision is None else vision | {"head": flops.count_linear(self.lm_head, len(batch.labels_N), True)}
         )
@@ -78,7 +78,7 @@ class VisionPretrainer(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """Those of the tower."""
-        return [*self.visual.blocks]
+        return [*self.visual.get_submodule(self.family.vision_blocks).children()]
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Raises BadInput: a tower that is taught alone has no parts to keep fixed."""
@@ -115,8 +115,7 @@ class VisionPretrainer(nn.Module):
 
     def see(self, batch: VisionBatch) -> Tensor:
         """What tower and merger make of the images, [T, H]."""
-        seen_TH: Tensor = self.visual(batch.pixels_TD, grid_thw=batch.grids_I3).pooler_output
-        return seen_TH
+        return self.family.see(self.visual, batch.pixels_TD, batch.grids_I3)
 
     def hidden_states(self, batch: VisionBatch, seen: Tensor | None = None) -> Tensor:
         """[N, H]. `seen`: what `see` made already."""

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
-from clinkd.model.families import qwen2_vl as qwen2vl
+from clinkd.model.families import TINY, family_of, load_folder, load_written, native_knobs, scheme_knobs
 from clinkd.model.generate import (
     Choose,
     DecodeLimits,
@@ -48,21 +48,14 @@ from clinkd.model.generate import (
     lines,
     top_p_sampling,
 )
+from clinkd.model.positions import position_scheme
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, BoxedText, Candidate, Sample
-
-SYSTEM = "You are a helpful assistant."  # Qwen2-VL's own
-PARTS = {
-    "vision": ("model.visual.patch_embed", "model.visual.blocks"),
-    "merger": ("model.visual.merger",),
-    "text": ("model.language_model",),
-    "head": ("lm_head",),
-}
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer: logits = hidden @ weight_VH.T (Qwen2-VL has no bias), and what LoRA adds, if anything."""
+    """The output layer: logits = hidden @ weight_VH.T (no family has a bias), and what LoRA adds, if anything."""
 
     weight_VH: Tensor
     lora: tuple[Tensor, Tensor, float] | None = None  # A [R, H], B [V, R], scale
@@ -83,20 +76,24 @@ class VisionLanguageModel(nn.Module):
 
     def __init__(
         self,
-        network: qwen2vl.ClinkdForConditionalGeneration,
+        network: Any,  # of the family's network_class
         tokenizer: PreTrainedTokenizerFast,
-        processor: qwen2vl.Qwen2VLImageProcessorPil,
+        processor: Any,  # of its processor_class
         open_image: OpenImage,
     ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
         self.processor = processor
-        self.knobs = qwen2vl.scheme_knobs(network.config)
+        self.family = family_of(network.config)
+        self.knobs = scheme_knobs(network.config)
+        self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
         self.line_tokens = 0  # of a line into which training rows are packed; 0: a row a line
-        self.images = ImageEncoder(processor, open_image, self.knobs.square)
-        self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None, self.images)
+        self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square)
+        chat = self.family.chat
+        chat = chat if network.config.system_turn else replace(chat, system=None)
+        self.text = TextEncoder(tokenizer, self.codec, chat, self.images)
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
@@ -104,8 +101,8 @@ class VisionLanguageModel(nn.Module):
         """Rows of samples that share their images, as a Batch on the CPU."""
         return encode_rows(rows, self.text, self.images, self.line_tokens)
 
-    def see(self, batch: Batch | Prompts) -> Any:
-        """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another.
+    def see(self, batch: Batch | Prompts) -> tuple[Tensor, ...]:
+        """Features [tokens, H] of each image, by tower and merger, for `hidden_states` of this model or of another.
 
         Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
         through every module, or wait for each other for ever. (Where images are known, no process looks at any.)
@@ -113,41 +110,44 @@ class VisionLanguageModel(nn.Module):
         Raises BadInput where they are known already, and tower or merger are to learn.
         """
         pixels_TD, grids_I3 = batch.pixels_TD, batch.grids_I3
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.network.model.visual.parameters())
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
         if batch.seen_FH is not None:
             if learning:
                 raise BadInput(
                     "model.vision_features=cached: the vision tower or the merger is to learn here; freeze both, or "
                     "set model.vision_features=live"
                 )
-            sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
-            return qwen2vl.vision_output(torch.split(batch.seen_FH.to(self.dtype), sizes) if sizes else ())
+            return self._split_by_image(batch.seen_FH.to(self.dtype), grids_I3)
         if not len(grids_I3):
             pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
         with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs all the same
             return self.tower(pixels_TD, grids_I3)
 
-    def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> Any:
-        """Features of patches: tower and merger."""
-        return self.network.model.get_image_features(pixels_TD.to(self.dtype), grids_I3, return_dict=True)
+    def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
+        """Features [tokens, H] of each image, from its patches: tower and merger."""
+        return self._split_by_image(self.family.see(self.visual, pixels_TD.to(self.dtype), grids_I3), grids_I3)
 
-    def hidden_states(self, batch: Batch, seen: Any = None) -> Tensor:
+    def _split_by_image(self, features_FH: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
+        sizes = (grids_I3.prod(-1) // self.images.geometry.merge**2).tolist()
+        return torch.split(features_FH, sizes) if sizes else ()
+
+    def _positions(self, input_ids_BS: Tensor, running_BS: Tensor, grids_I3: Tensor) -> Tensor:
+        """Positions [3, B, S]. grids_I3: of the images at their places in the text."""
+        image_BS = input_ids_BS == self.text.image_token
+        return self.scheme.positions(image_BS, running_BS, grids_I3[:, 1:] // self.images.geometry.merge)
+
+    def hidden_states(self, batch: Batch, seen: tuple[Tensor, ...] | None = None) -> Tensor:
         """Last hidden states [N, H] at the tokens that predict an answer token. `seen`: what `see` made already."""
-        config = self.network.config
-        image_BS = batch.input_ids_BS == config.image_token_id
-        grids_N2 = batch.grids_I3[:, 1:] // config.vision_config.spatial_merge_size
-        positions_3BS = self.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
+        positions_3BS = self._positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
         seen = self.see(batch) if seen is None else seen
         hidden_BSH = self.network.model(
             input_ids=batch.input_ids_BS,
             attention_mask=batch.mask_B1SS,
-            position_ids=positions_3BS,
-            mm_encoder_outputs={"image": seen} if len(batch.grids_I3) else None,
-            image_grid_thw=batch.grids_I3,
             use_cache=False,
+            **self.family.inputs(positions_3BS, seen if len(batch.grids_I3) else None),
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
-        blank = () if len(batch.grids_I3) else seen.pooler_output
+        blank = () if len(batch.grids_I3) else seen
         return hidden_NH + 0 * blank[0].sum() if blank else hidden_NH
 
     forward = hidden_states
@@ -172,7 +172,7 @@ class VisionLanguageModel(nn.Module):
     ) -> Generator[PartialHypotheses, None, list[list[Candidate]]]:
         """As `generate`, a token a step, with what leads so far; closed early, the rest is never computed."""
         prompts = encode_prompts(samples, self.text, self.images).to(self.device)
-        rows = Rows(self.network, prompts, self.features(prompts))
+        rows = self.start_rows(prompts)
         limits = DecodeLimits(self.text.end, config.max_new_tokens, self.never)
         if config.method == "beams" and config.beams > 1:
             hypotheses = yield from beams(rows, config.beams, limits)
@@ -214,12 +214,16 @@ class VisionLanguageModel(nn.Module):
         prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
         return len(prefix_ids) + sum(len(q) + len(a) for q, a in before) + len(question_ids)
 
-    def features(self, prompts: Prompts) -> Any:
-        """Merged features of the images at their places in the prompts' fronts; None where there are none."""
-        if not len(prompts.shown_P):
-            return None
-        one_each = self.see(prompts).pooler_output
-        return qwen2vl.vision_output(tuple(one_each[k] for k in prompts.shown_P.tolist()))
+    def start_rows(self, prompts: Prompts) -> Rows:
+        """The rows of these prompts, a row a sample, before the first new token."""
+        seen_US = prompts.front_seen_US.bool()
+        running_US = (seen_US.cumsum(1) - 1).clamp(min=0)
+        positions_3US = self._positions(prompts.front_US, running_US, prompts.grids_I3[prompts.shown_P])
+        features = None
+        if len(prompts.shown_P):
+            one_each = self.see(prompts)
+            features = tuple(one_each[k] for k in prompts.shown_P.tolist())
+        return Rows(self.network, prompts, positions_3US.masked_fill(~seen_US, 0.0), features)
 
     def _make_chooser(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
         """How the next token is chosen, where there are no beams to compare."""
@@ -240,15 +244,15 @@ class VisionLanguageModel(nn.Module):
         self.processor.save_pretrained(folder)
 
     def save_stock(self, folder: Path) -> None:
-        """As `save`, for the stock Qwen2-VL classes. Raises BadInput where no stock class has these positions."""
-        qwen2vl.as_stock(self.network).save_pretrained(folder)
+        """As `save`, for the family's stock class. Raises BadInput where no stock class has these positions."""
+        self.family.as_stock(self.network).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
         """Greatest difference of any logit between this model and the one written to `folder`, a question at a time."""
-        reloaded = qwen2vl.load_written(folder, self.dtype).to(self.device).eval()
+        reloaded = load_written(folder, self.dtype).to(self.device).eval()
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
@@ -270,8 +274,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def is_stock(self) -> bool:
-        """Whether `save_stock` can be: the positions are Qwen2-VL's own."""
-        return qwen2vl.is_stock(self.network.config)
+        """Whether `save_stock` is possible: the positions are the family's own."""
+        return self.family.is_stock(self.network.config)
 
     # -- about the model ------------------------------------------------------------------------------------------
 
@@ -290,19 +294,21 @@ class VisionLanguageModel(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """Those of the vision tower and of the text part, where nearly all weights are."""
-        return [*self.network.model.visual.blocks, *self.network.model.language_model.layers]
+        return [*self.visual.get_submodule(self.family.vision_blocks).children(), *self._text_blocks]
+
+    @property
+    def _text_blocks(self) -> list[nn.Module]:
+        return [*self.network.get_submodule(self.family.text_blocks)]
 
     @property
     def never(self) -> list[int]:
         """Tokens that no answer holds: an undertrained model may else emit image tokens."""
-        return [
-            int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")
-        ]
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.family.chat.suppressed]
 
     @property
     def visual(self) -> nn.Module:
         """Tower and merger."""
-        visual: nn.Module = self.network.model.visual
+        visual: nn.Module = self.network.get_submodule(self.family.visual)
         return visual
 
     def sees_as(self, visual: nn.Module) -> bool:
@@ -313,10 +319,11 @@ class VisionLanguageModel(nn.Module):
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""
+        modules = self.family.parts
         for part in parts:
-            if part not in PARTS:
-                raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(PARTS)}")
-            for name in PARTS[part]:
+            if part not in modules:
+                raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(modules)}")
+            for name in modules[part]:
                 self.network.get_submodule(name).requires_grad_(False)
 
     @contextmanager
@@ -342,7 +349,7 @@ class VisionLanguageModel(nn.Module):
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
         """Add what `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
-        prefixes = [name for part in config.parts for name in PARTS[part]]
+        prefixes = [name for part in config.parts for name in self.family.parts[part]]
         adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
 
     def merge(self) -> None:
@@ -363,11 +370,11 @@ class VisionLanguageModel(nn.Module):
         """
         if on and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise BadInput("fit.compile=true: no g++ here; install it (apt install g++), or set fit.compile=false")
-        for block in self.network.model.language_model.layers:
+        for block in self._text_blocks:
             if on:
                 block.compile(dynamic=True)
             else:
-                qwen2vl.uncompile(block)
+                block._compiled_call_impl = None  # torch has no public way back
 
     def _read(self, ids: list[int], score: float | None, size: Size | None = None) -> Candidate:
         ended = self.text.end in ids
@@ -390,44 +397,46 @@ def _make_rng(seed: str) -> np.random.Generator:
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
     """A tiny model with random weights; its vocabulary comes from `texts` (training texts, boxes spelled out)."""
     boxes = make_codec(config.boxes, config.box_bins)
-    words = [*texts, "user", "assistant\n", "\n"] * 2
+    words = [*texts, *TINY.chat.words] * 2
     tokenizer = tiny.train_tokenizer(words, config.tiny.vocabulary, boxes.special_tokens)
-    stock = tiny.stock_config(config.tiny, tokenizer)
+    stock = TINY.tiny_settings(config.tiny, tokenizer)
     torch.manual_seed(seed)
-    network = qwen2vl.build(stock, config)
+    network = TINY.build(stock, config)
     with torch.no_grad():
         table_VH = network.get_input_embeddings().weight
         tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
     network.config.system_turn = False  # tokens a tiny model has no use for
-    return VisionLanguageModel(network, tokenizer, tiny.image_processor(config.tiny), open_image)
+    return VisionLanguageModel(network, tokenizer, TINY.tiny_processor(config.tiny), open_image)
+
+
+def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
+    """A model that no run at hand made: one that was exported, or a stock one of any family."""
+    return load(folder, open_image, native_knobs(folder))
 
 
 def load(
     folder: Path, open_image: OpenImage, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
 ) -> VisionLanguageModel:
-    """A model from a folder: one of ours, or (with `config`) a stock Qwen2-VL that gets the scheme `config` names.
+    """A model from a folder: one of ours, or (with `config`) a stock one that gets the scheme `config` names.
 
     Raises BadInput where the folder is not such a model, a weight is missing or left over, or a part is absent.
     """
-    network = qwen2vl.load_folder(folder, config, dtype)
+    network = load_folder(folder, config, dtype)
+    family = family_of(network.config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        processor = qwen2vl.Qwen2VLImageProcessorPil.from_pretrained(folder)
+        processor = family.processor_class.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: tokenizer or image processor: {str(error).splitlines()[0]}") from None
     if config is not None:
-        side = (processor.patch_size * processor.merge_size) ** 2
-        size = dict(processor.size)
-        size["longest_edge"] = min(size["longest_edge"], config.max_image_tokens * side)
-        size["shortest_edge"] = min(size["shortest_edge"], size["longest_edge"])
-        processor.size = size
+        family.limit_image_tokens(processor, config.max_image_tokens)
     return VisionLanguageModel(network, tokenizer, processor, open_image)
 
 
 def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
     """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
     boxes = make_codec(config.boxes, config.box_bins)
-    images = ImageEncoder(tiny.image_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
+    images = ImageEncoder(TINY, TINY.tiny_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
     sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]
     return [
         boxes.encode(part, size)

@@ -88,7 +88,7 @@ def vision_identity(model: VisionLanguageModel) -> dict[str, Any]:
     """What decides the features of an image: the weights of tower and merger, and how images are prepared."""
     processor = json.loads(model.images.processor.to_json_string())
     weights = hashlib.sha256()
-    for name, tensor in sorted(model.network.model.visual.state_dict().items()):
+    for name, tensor in sorted(model.visual.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {
@@ -111,8 +111,7 @@ def _tokens(model: VisionLanguageModel, ref: ImageRef) -> int:
 def _features(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
     """Of an image alone: beside others its last bits would depend on them."""
     pixels_TD, grids_I3 = (t.to(model.device) for t in model.images.patches([ref]))
-    seen: Tensor = model.tower(pixels_TD, grids_I3).pooler_output[0]
-    return seen.cpu().contiguous()
+    return model.tower(pixels_TD, grids_I3)[0].cpu().contiguous()
 
 
 def _demand_room(folder: Path, needed: int, images: int) -> None:

@@ -42,7 +42,7 @@ class LossModule(nn.Module):
     def forward(self, batch: Any) -> Loss:
         # not accelerate's: its state is one for the whole process, and stages may differ
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = self.model.see(batch) if self.shares_vision else None
+            features: Any = self.model.see(batch) if self.shares_vision else None
             hidden_NH = self.model.hidden_states(batch, features)
             targets = self.teacher.goal(batch, features) if self.teacher else None
             head = self.model.head
