@@ -80,7 +80,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(home / "drawn", ref)
 
-    new_tiny(knobs, texts_of(samples, knobs), 0, opened).save_stock(home / "base")
+    new_tiny(knobs, texts_of(samples, knobs), 0, opened).save(home / "base", stock=True)
     assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"
     return home / "set", home / "base"
 

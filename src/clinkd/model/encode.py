@@ -124,7 +124,7 @@ class ImageEncoder:
 
     def forget(self) -> None:
         """Keep no pixels of the images seen so far."""
-        self.room += sum(pixels.nbytes for pixels in self.cache.values())
+        self.room = CACHE_BYTES
         self.cache.clear()
 
     @property

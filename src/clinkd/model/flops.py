@@ -100,11 +100,6 @@ def training_operations(parts: Mapping[str, Operations] | None) -> int | None:
     return None if parts is None else sum(part.forward + part.backward for part in parts.values())
 
 
-def logits(weight_VH: Tensor, tokens: int) -> int:
-    """Operations of a head's logits at so many tokens."""
-    return 2 * tokens * weight_VH.numel()
-
-
 def _learns(*modules: nn.Module) -> bool:
     return any(p.requires_grad for module in modules for p in module.parameters())
 

@@ -232,22 +232,20 @@ class VisionLanguageModel(nn.Module):
         if config.method == "diverse":
             return diverse(config.candidates, config.diversity)
         shape = config.candidates, config.max_new_tokens
-        uniform_SKL = [_make_rng(f"{seed} {s.id}").random(shape) for s in samples]
+        digests = [hashlib.sha256(f"{seed} {s.id}".encode()).digest() for s in samples]
+        uniform_SKL = [np.random.default_rng(int.from_bytes(digest)).random(shape) for digest in digests]
         return top_p_sampling(
             torch.from_numpy(np.concatenate(uniform_SKL)).to(self.device), config.temperature, config.top_p
         )
 
-    def save(self, folder: Path) -> None:
-        """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
-        self.network.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+    def save(self, folder: Path, stock: bool = False) -> None:
+        """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out.
 
-    def save_stock(self, folder: Path) -> None:
-        """As `save`, for the family's stock class. Raises BadInput where no stock class has these positions."""
-        self.family.as_stock(self.network).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        `stock`: for the family's stock class. Raises BadInput where no stock class has these positions.
+        """
+        network = self.family.as_stock(self.network) if stock else self.network
+        for part in (network, self.tokenizer, self.processor):
+            part.save_pretrained(folder)
 
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
@@ -274,7 +272,7 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def is_stock(self) -> bool:
-        """Whether `save_stock` is possible: the positions are the family's own."""
+        """Whether `save` is possible with `stock`: the positions are the family's own."""
         return self.family.is_stock(self.network.config)
 
     # -- about the model ------------------------------------------------------------------------------------------
@@ -388,10 +386,6 @@ def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
     """Best first; of those that say the same, the best one."""
     ranked = sorted(candidates, key=lambda c: -(c.logprob or 0.0))
     return [c for k, c in enumerate(ranked) if all(c.raw != b.raw for b in ranked[:k])]
-
-
-def _make_rng(seed: str) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()))
 
 
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:

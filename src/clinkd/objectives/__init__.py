@@ -8,12 +8,14 @@ processes.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
-from clinkd.objectives.fused import HiddenStateTargets, LossWeights, SampledTargets, fused
+from clinkd.objectives.fused import Fused, HiddenStateTargets, LossWeights, SampledTargets
 from clinkd.records import BadInput
 
 __all__ = ["CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets"]
@@ -34,10 +36,19 @@ class LowRank(NamedTuple):
     up_VR: Tensor
 
 
-class Objective(Protocol):
-    """What a batch is trained on."""
+class Objective(ABC):
+    """What a batch is trained on: CE and KL(teacher || student), weighted by `shares`, both in float32.
 
+    `chunk`: tokens at a time; None: as many as fit into a fixed amount of memory.
+    """
+
+    chunk: int | None
     needs_teacher: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def shares(self) -> LossWeights:
+        """The weights of the two terms, and the temperature of the KL."""
 
     def __call__(
         self,
@@ -47,35 +58,35 @@ class Objective(Protocol):
         targets: HiddenStateTargets | SampledTargets | None = None,
         added: LowRank | None = None,
     ) -> Loss:
-        """`targets`: of the teacher, where the objective needs one; `added`: the part that LoRA adds to the head."""
-        ...
+        """`targets`: of the teacher, where the objective needs one; `added`: the part that LoRA adds to the head.
+
+        Raises BadInput where teacher and student have unequal vocabularies.
+        """
+        assert (targets is not None) == self.needs_teacher
+        if isinstance(targets, HiddenStateTargets) and len(weight_VH) != len(targets.weight_VG):
+            raise BadInput(
+                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(targets.weight_VG)}: "
+                "distillation needs the same tokenizer and head size on both sides"
+            )
+        low_NR, up_VR = added or (None, None)
+        with torch.autocast(hidden_NH.device.type, enabled=False):  # float32 here means float32
+            total, ce, kl = Fused.apply(  # type: ignore[no-untyped-call]
+                hidden_NH, weight_VH, low_NR, up_VR, labels_N, targets, self.shares, self.chunk
+            )
+        return Loss(total, labels_N.numel(), {"ce": ce, "kl": kl} if self.needs_teacher else {"ce": ce})
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """-log p(label), in float32. `chunk`: tokens at a time (by memory)."""
+class CrossEntropy(Objective):
+    """-log p(label)."""
 
     chunk: int | None = None
     needs_teacher: ClassVar[bool] = False
-
-    def __call__(
-        self,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        labels_N: Tensor,
-        targets: HiddenStateTargets | SampledTargets | None = None,
-        added: LowRank | None = None,
-    ) -> Loss:
-        assert targets is None
-        low_NR, up_VR = added or (None, None)
-        total, ce, _ = fused(
-            hidden_NH, weight_VH, low_NR, up_VR, labels_N, None, LossWeights(1.0, 0.0, 1.0), self.chunk
-        )
-        return Loss(total, labels_N.numel(), {"ce": ce})
+    shares: ClassVar[LossWeights] = LossWeights(ce=1.0, kl=0.0, temperature=1.0)
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Objective):
     """(CE + a T^2 KL(teacher || student)) / (1 + a), paper, section Pseudo-Augmented Medical Distillation.
 
     CE is taken at temperature 1; in the KL both distributions are softmax(logits / T). Both terms run over the same
@@ -97,22 +108,3 @@ class Distillation:
     def shares(self) -> LossWeights:
         kd = 1.0 if math.isinf(self.kd_weight) else self.kd_weight / (1 + self.kd_weight)
         return LossWeights(1 - kd, kd * self.temperature**2, self.temperature)
-
-    def __call__(
-        self,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        labels_N: Tensor,
-        targets: HiddenStateTargets | SampledTargets | None = None,
-        added: LowRank | None = None,
-    ) -> Loss:
-        """Raises BadInput where teacher and student have unequal vocabularies."""
-        assert targets is not None
-        if isinstance(targets, HiddenStateTargets) and len(weight_VH) != len(targets.weight_VG):
-            raise BadInput(
-                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(targets.weight_VG)}: "
-                "distillation needs the same tokenizer and head size on both sides"
-            )
-        low_NR, up_VR = added or (None, None)
-        total, ce, kl = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, targets, self.shares, self.chunk)
-        return Loss(total, labels_N.numel(), {"ce": ce, "kl": kl})

@@ -58,13 +58,6 @@ class LossWeights:
     temperature: float
 
 
-def fused(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`Fused` of its inputs, in their order."""
-    with torch.autocast(inputs[0].device.type, enabled=False):  # float32 here means float32
-        found: tuple[Tensor, Tensor, Tensor] = Fused.apply(*inputs)  # type: ignore[no-untyped-call]
-    return found
-
-
 class Fused(torch.autograd.Function):
     """(loss, CE, KL), each summed over the tokens. CE and KL carry no gradient.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,17 @@ def cache_features(folder: Path, model: VisionLanguageModel, images: Iterable[Im
     names = sorted(refs)
     parts = [names[k : k + IMAGES_A_FILE] for k in range(0, len(names), IMAGES_A_FILE)]
     files = {f"images-{number:05d}.safetensors": part for number, part in enumerate(parts)}
-    sizes = {name: _tokens(model, ref) for name, ref in refs.items()}
+    sizes = {name: math.prod(model.images.grid(ref)) for name, ref in refs.items()}
     needed = sum(sizes.values()) * model.head.weight_VH.shape[1] * model.dtype.itemsize
     if not finished(folder):
         _demand_room(folder, needed, len(refs))
 
     def make(file: str, advance: Advance) -> Filled:
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for name in files[file]:
-            found[name] = _features(model, refs[name])
+            features[name] = _features(model, refs[name])
             advance(1)
-        return found, [[name, sizes[name]] for name in files[file]]
+        return features, [[name, sizes[name]] for name in files[file]]
 
     _tensor_store(folder, model).fill(files, make, f"{title} ({spell_bytes(needed / 1e6)})", "images")
     return needed
@@ -61,7 +62,6 @@ class FeatureCache:
     def __init__(self, folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> None:
         self.store = _tensor_store(folder, model, owner)
         self.files = {name: file for file, items in self.store.opened().items() for name, _ in items}
-        self.opened: dict[str, Any] = {}
 
     def serve(self, model: VisionLanguageModel) -> None:
         """Let the model take its features from here. Raises BadInput where its tower is another one."""
@@ -71,13 +71,10 @@ class FeatureCache:
     def features(self, ref: ImageRef) -> Tensor | None:
         """Features [tokens, H] of an image, None where it is not here."""
         key = _key(ref)
-        file = self.files.get(key)
-        if file is None:
+        if key not in self.files:
             return None
-        if file not in self.opened:
-            self.opened[file] = self.store.file(file)
-        found: Tensor = self.opened[file].get_tensor(key)
-        return found
+        features_FH: Tensor = self.store.file(self.files[key]).get_tensor(key)
+        return features_FH
 
 
 def _tensor_store(folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> TensorStore:
@@ -100,11 +97,6 @@ def vision_identity(model: VisionLanguageModel) -> dict[str, Any]:
 
 def _key(ref: ImageRef) -> str:
     return json.dumps(ref.to_json(), sort_keys=True)
-
-
-def _tokens(model: VisionLanguageModel, ref: ImageRef) -> int:
-    tall, wide = model.images.grid(ref)
-    return tall * wide
 
 
 @torch.inference_mode()

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clinkd.model.encode import Batch, rows_of, template_identity
-from clinkd.model.flops import logits
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput, Sample
@@ -121,7 +120,9 @@ def store(
     tutor = LiveTeacher(teacher)
 
     def make(name: str, advance: Advance) -> Filled:
-        return _thought(tutor, files[name], identity, rows_a_pass, advance) if files[name] else (_head(teacher), [])
+        if files[name]:
+            return _thought(tutor, files[name], identity, rows_a_pass, advance)
+        return {"weight_VG": teacher.head.weight_VH.detach().cpu().contiguous()}, []
 
     ids = {name: [s.id for row in shard for s in row] for name, shard in files.items()}
     tensor_store(folder, identity).fill(ids, make, title, "samples")
@@ -131,19 +132,11 @@ def _files_of(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
     """The files of a store and what each is to hold; the head holds no samples."""
     shards: list[Shard] = [[]]
     for row in rows_of(_in_order(samples)):
-        if _count(shards[-1]) >= SHARD_SAMPLES:
+        if sum(map(len, shards[-1])) >= SHARD_SAMPLES:
             shards.append([])
         shards[-1].append(row)
     head: dict[str, Shard] = {HEAD: []} if kind == "states" else {}
     return head | {f"shard-{number:05d}.safetensors": shard for number, shard in enumerate(shards)}
-
-
-def _count(shard: Shard) -> int:
-    return sum(map(len, shard))
-
-
-def _head(teacher: VisionLanguageModel) -> dict[str, Tensor]:
-    return {"weight_VG": teacher.head.weight_VH.detach().cpu().contiguous()}
 
 
 def _thought(tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: int, advance: Advance) -> Filled:
@@ -247,12 +240,11 @@ class StoredTeacher:
             for name, tokens, entries in items:
                 self.places[name] = _StoredSlice(file, slice(token, token + tokens), slice(entry, entry + entries))
                 token, entry = token + tokens, entry + entries
-        self.files: dict[str, Any] = {}
-        self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
+        self.head_VG = self.store.file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
 
     def operations(self, batch: Batch, sight: bool) -> int:
         """Of the stored states' logits; draws take none."""
-        return logits(self.head_VG, len(batch.labels_N)) if self.head_VG is not None else 0
+        return 2 * len(batch.labels_N) * self.head_VG.numel() if self.head_VG is not None else 0
 
     def sees_as(self, model: Learner) -> bool:
         """No: it looks at nothing any more."""
@@ -291,11 +283,5 @@ class StoredTeacher:
 
     def _read(self, name: str, places: Sequence[_StoredSlice]) -> Tensor:
         by_entry = name.endswith("_M")
-        rows = [self._file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
+        rows = [self.store.file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
         return torch.cat(rows)
-
-    def _file(self, name: str) -> Any:
-        found = self.files.get(name)
-        if found is None:
-            found = self.files[name] = self.store.file(name)
-        return found

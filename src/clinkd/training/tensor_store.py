@@ -58,6 +58,7 @@ class TensorStore:
 
     def __init__(self, folder: Path, what: str, about: Mapping[str, Any], owner: Path | None = None) -> None:
         self.folder, self.what, self.about, self.owner = folder, what, dict(about), owner or folder
+        self.mapped: dict[str, Any] = {}
 
     def fill(
         self, files: Mapping[str, Sequence[str]], make: Callable[[str, Advance], Filled], title: str, unit: str
@@ -98,7 +99,9 @@ class TensorStore:
 
     def file(self, name: str) -> Any:
         """A file, mapped into memory."""
-        return safe_open(self.folder / name, framework="pt")
+        if name not in self.mapped:
+            self.mapped[name] = safe_open(self.folder / name, framework="pt")
+        return self.mapped[name]
 
     def demand_same(self, about: Mapping[str, Any]) -> None:
         """Raises BadInput, with what differs, where the folder is made from something else than `about` says."""

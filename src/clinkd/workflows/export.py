@@ -47,10 +47,7 @@ def export(run: Run, out: Path) -> ExportedModel:
 
 
 def _write(run: Run, model: VisionLanguageModel, asked: list[Sample], draft: Path, stage: str) -> None:
-    if model.is_stock:
-        model.save_stock(draft)
-    else:
-        model.save(draft)
+    model.save(draft, model.is_stock)
     difference = model.difference(draft, asked)
     if difference > 0:
         raise BadInput(f"{draft}: what was written gives other logits (by {difference:g}); nothing was exported")

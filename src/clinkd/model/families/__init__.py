@@ -33,8 +33,8 @@ def no_folder(folder: Path) -> BadInput:
     return BadInput(f"model.base={folder}: no config.json there; a {names} folder in Hugging Face layout is wanted")
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """A folder's config.json and the `model_type` in it."""
+def _read_config(folder: Path) -> tuple[dict[str, Any], str | None, Family | None]:
+    """A folder's config.json, the `model_type` in it and whose it is."""
     path = folder / "config.json"
     if not path.is_file():
         raise no_folder(folder)
@@ -42,16 +42,16 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str | None]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}") from None
-    return settings, settings.get("model_type") if isinstance(settings, dict) else None
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    return settings, kind, next((family for family in FAMILIES if kind in (family.stock_type, family.own_type)), None)
 
 
 def native_knobs(folder: Path) -> ModelConfig | None:
     """The knobs that leave a stock model as it is; None for a checkpoint of ours, which has its own."""
-    _, kind = _read_config(folder)
-    if any(kind == family.own_type for family in FAMILIES):
+    _, kind, family = _read_config(folder)
+    family = family or FAMILIES[0]  # a type that no family has is refused when the folder is loaded
+    if kind == family.own_type:
         return None
-    # a type that no family has is refused when the folder is loaded
-    family = next((family for family in FAMILIES if kind == family.stock_type), FAMILIES[0])
     settings = {"positions": NAMED_POSITIONS["native"], "layout": family.layout, "boxes": family.boxes, "square": False}
     return ModelConfig.model_validate({"base": folder, **settings})
 
@@ -61,10 +61,9 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
 
     Raises BadInput where the folder is not one of these, or any weight is missing or left over.
     """
-    stock, kind = _read_config(folder)
-    if knobs is None and kind not in [family.own_type for family in FAMILIES]:
+    stock, kind, family = _read_config(folder)
+    if knobs is None and (family is None or kind != family.own_type):
         raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
-    family = next((family for family in FAMILIES if kind in (family.stock_type, family.own_type)), None)
     if family is None:
         wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
         raise BadInput(f"model.base={folder}: model_type is {kind!r}, but a {wanted} is wanted")
@@ -87,7 +86,7 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
 
 def load_written(folder: Path, dtype: torch.dtype) -> Any:
     """A folder that was just written, as whoever gets it will load it: by the stock class where that is its type."""
-    _, kind = _read_config(folder)
-    family = next(family for family in FAMILIES if kind in (family.stock_type, family.own_type))
+    _, kind, family = _read_config(folder)
+    assert family is not None
     cls = family.network_class if kind == family.own_type else family.stock_class
     return cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)
