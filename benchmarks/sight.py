@@ -83,8 +83,8 @@ def distilled(model: VisionLanguageModel, row: list[Sample], tutor: LiveTeacher)
     """A step beside a teacher that runs, one vision pass for both."""
     batch = model.encode([row])
     with torch.no_grad():
-        seen = model.see(batch)
-    goal = tutor.goal(batch, seen)
+        seen = model.vision_features(batch)
+    goal = tutor.targets(batch, seen)
     Distillation(0.5, 2.0)(model.hidden_states(batch, seen), model.head.weight_VH, batch.labels_N, goal).sum.backward()
 
 

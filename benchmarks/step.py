@@ -129,11 +129,11 @@ class Bench:
 
     def loss(self, name: str, batch: Any) -> Loss:
         model, tutor = self.student, self.tutors[name]
-        seen = model.see(batch)
+        seen = model.vision_features(batch)
         hidden_NH, weight_VH = model.hidden_states(batch, seen), model.head.weight_VH
         if tutor is None:
             return CrossEntropy()(hidden_NH, weight_VH, batch.labels_N)
-        goal = tutor.goal(batch, seen)
+        goal = tutor.targets(batch, seen)
         return Distillation(0.5, 2.0)(hidden_NH, weight_VH, batch.labels_N, goal)
 
     def wait(self) -> None:

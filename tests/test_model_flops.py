@@ -51,7 +51,7 @@ def batch_of(model: VisionLanguageModel, samples: list[Sample], packed: bool = F
     rows = rows_of(samples)
     several = [[replace(s, id=s.id + "+", images=(*s.images, rows[0][0].images[0])) for s in rows[1][:2]]]
     smaller = rows[2][0].images[0]
-    model.images.limit(smaller, 4)
+    model.images.limit_tokens(smaller, 4)
     return model.encode([*rows, *several])
 
 
@@ -111,12 +111,12 @@ def test_a_step_beside_a_teacher_has_the_operations_that_torch_counts(model, dra
     model.freeze(("vision", "merger"))
     batch = batch_of(model, drawn[1])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        seen = model.see(batch)
-        goal = teacher.goal(batch, seen if shared else None)
+        seen = model.vision_features(batch)
+        goal = teacher.targets(batch, seen if shared else None)
         hidden_NH = model.hidden_states(batch, seen)
         Distillation(0.5, 2.0)(hidden_NH, model.head.weight_VH, batch.labels_N, goal).sum.backward()
     unseen = head_gradient(model, batch)  # added up in place, as above
-    mine, beside = training_operations(model.operations(batch)), teacher.operations(batch, sight=not shared)
+    mine, beside = training_operations(model.operations(batch)), teacher.operations(batch, vision=not shared)
     assert mine + beside == counter.get_total_flops() + unseen
 
 
@@ -136,7 +136,7 @@ def test_a_tower_that_is_not_known_has_no_count(model, drawn):
     batch = batch_of(model, drawn[1])
     model.network.model.visual.config.model_type = "other"
     assert model.operations(batch) is None and training_operations(None) is None
-    assert LiveTeacher(model).operations(batch, sight=True) is None
+    assert LiveTeacher(model).operations(batch, vision=True) is None
 
 
 def test_a_peak_is_measured_where_none_is_known():

@@ -104,13 +104,13 @@ def test_a_recipe_for_real_weights_runs(
 ) -> None:  # fmt: skip
     folder, base = given
     looks: list[int] = []
-    see = type(FAMILY).see
+    see = type(FAMILY).vision_features
 
     def counted(self: Family, visual: torch.nn.Module, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         looks.append(len(grids))
         return see(self, visual, pixels, grids)
 
-    monkeypatch.setattr(type(FAMILY), "see", counted)
+    monkeypatch.setattr(type(FAMILY), "vision_features", counted)
     knobs = (f"data.path={folder}", f"model.base={base}", *changes)
     words = ["run", name, "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     assert main(words) == 0, capsys.readouterr().err

@@ -37,10 +37,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, codec_tokens: tuple[s
 def smooth_location_codes(
     table_VH: torch.Tensor, tokenizer: PreTrainedTokenizerFast, tokens: tuple[str, ...], std: float
 ) -> None:
-    """Start location tokens as points on a smooth curve, one an axis, so that neighbours begin as neighbours.
+    """Put location tokens on a smooth curve, one for each axis, in the embedding table: neighbours start as neighbours.
 
-    In place, in the embedding table. From independent random codes a tiny model must first learn the order of its
-    coordinates: on phantoms it then needs about twice the steps to find its first boxes (LOG.md).
+    From independent random codes a tiny model must first learn the order of its coordinates: on phantoms it then needs
+    about twice the steps to find its first boxes (LOG.md).
     """
     axes: dict[str, list[tuple[int, int]]] = {}
     for token in tokens:

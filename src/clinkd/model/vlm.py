@@ -42,10 +42,10 @@ from clinkd.model.generate import (
     PartialHypotheses,
     Rows,
     beams,
+    decode_rows,
     diverse,
     finished,
     greedy,
-    lines,
     top_p_sampling,
 )
 from clinkd.model.positions import position_scheme
@@ -55,13 +55,13 @@ from clinkd.records import BadInput, BoxedText, Candidate, Sample
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer: logits = hidden @ weight_VH.T (no family has a bias), and what LoRA adds, if anything."""
+    """The output layer: logits = hidden @ weight_VH.T (no family has a bias), and the addition of LoRA, if any."""
 
     weight_VH: Tensor
     lora: tuple[Tensor, Tensor, float] | None = None  # A [R, H], B [V, R], scale
 
     def added(self, hidden_NH: Tensor) -> LowRank | None:
-        """The addition, as a fused loss takes it."""
+        """The addition of LoRA at these hidden states, for the loss."""
         if self.lora is None:
             return None
         down_RH, up_VR, scale = self.lora
@@ -69,9 +69,9 @@ class Head:
 
 
 class VisionLanguageModel(nn.Module):
-    """Records in, records out; tensors stay inside.
+    """Takes and gives records; tensors stay inside.
 
-    `open_image` finds the pixels of an ImageRef: the model does not know where data lie.
+    `open_image` returns the pixels of an ImageRef: the model does not know where the data are.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class VisionLanguageModel(nn.Module):
         self.knobs = scheme_knobs(network.config)
         self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
-        self.line_tokens = 0  # of a line into which training rows are packed; 0: a row a line
+        self.line_tokens = 0  # length of a line into which training rows are packed; 0: a row a line
         self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square)
         chat = self.family.chat
         chat = chat if network.config.system_turn else replace(chat, system=None)
@@ -101,31 +101,33 @@ class VisionLanguageModel(nn.Module):
         """Rows of samples that share their images, as a Batch on the CPU."""
         return encode_rows(rows, self.text, self.images, self.line_tokens)
 
-    def see(self, batch: Batch | Prompts) -> tuple[Tensor, ...]:
-        """Features [tokens, H] of each image, by tower and merger, for `hidden_states` of this model or of another.
+    def vision_features(self, batch: Batch | Prompts) -> tuple[Tensor, ...]:
+        """Features [tokens, H] of each image, for `hidden_states` of this model or of another.
 
-        Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
-        through every module, or wait for each other for ever. (Where images are known, no process looks at any.)
+        Without images, tower and merger process a dummy image with weight 0: processes that train together must all
+        pass through every module, or they wait for each other forever. (With stored features no process does.)
 
-        Raises BadInput where they are known already, and tower or merger are to learn.
+        Raises BadInput if the features are stored, but tower or merger are to learn.
         """
         pixels_TD, grids_I3 = batch.pixels_TD, batch.grids_I3
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
-        if batch.seen_FH is not None:
+        if batch.features_FH is not None:
             if learning:
                 raise BadInput(
                     "model.vision_features=cached: the vision tower or the merger is to learn here; freeze both, or "
                     "set model.vision_features=live"
                 )
-            return self._split_by_image(batch.seen_FH.to(self.dtype), grids_I3)
+            return self._split_by_image(batch.features_FH.to(self.dtype), grids_I3)
         if not len(grids_I3):
-            pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
-        with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs all the same
+            pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.dummy_image())
+        with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs in any case
             return self.tower(pixels_TD, grids_I3)
 
     def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
-        """Features [tokens, H] of each image, from its patches: tower and merger."""
-        return self._split_by_image(self.family.see(self.visual, pixels_TD.to(self.dtype), grids_I3), grids_I3)
+        """Features [tokens, H] of each image from its patches, by tower and merger."""
+        return self._split_by_image(
+            self.family.vision_features(self.visual, pixels_TD.to(self.dtype), grids_I3), grids_I3
+        )
 
     def _split_by_image(self, features_FH: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
         sizes = (grids_I3.prod(-1) // self.images.geometry.merge**2).tolist()
@@ -136,19 +138,19 @@ class VisionLanguageModel(nn.Module):
         image_BS = input_ids_BS == self.text.image_token
         return self.scheme.positions(image_BS, running_BS, grids_I3[:, 1:] // self.images.geometry.merge)
 
-    def hidden_states(self, batch: Batch, seen: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Last hidden states [N, H] at the tokens that predict an answer token. `seen`: what `see` made already."""
+    def hidden_states(self, batch: Batch, features: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Last hidden states [N, H] at the tokens that predict an answer token. `features`: of `vision_features`."""
         positions_3BS = self._positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
-        seen = self.see(batch) if seen is None else seen
+        features = self.vision_features(batch) if features is None else features
         hidden_BSH = self.network.model(
             input_ids=batch.input_ids_BS,
             attention_mask=batch.mask_B1SS,
             use_cache=False,
-            **self.family.inputs(positions_3BS, seen if len(batch.grids_I3) else None),
+            **self.family.inputs(positions_3BS, features if len(batch.grids_I3) else None),
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
-        blank = () if len(batch.grids_I3) else seen
-        return hidden_NH + 0 * blank[0].sum() if blank else hidden_NH
+        dummy = () if len(batch.grids_I3) else features
+        return hidden_NH + 0 * dummy[0].sum() if dummy else hidden_NH
 
     forward = hidden_states
 
@@ -157,27 +159,29 @@ class VisionLanguageModel(nn.Module):
         return Head(adapters.plain_weight(self.network.lm_head), adapters.factors(self.network.lm_head))
 
     def generate(self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0) -> list[list[Candidate]]:
-        """Answers, best first, to one batch of samples; one list of candidates a sample.
+        """Answers to one batch of samples: for each sample a list of candidates, the best first.
 
-        Candidates of a sample differ in what they say: equal texts keep their best, so there may be fewer than asked.
-        Best is whose mean log-probability a token is highest, by the model itself: without temperature, penalty or
-        limits. What is drawn depends on `seed` and the sample's id, not on the other samples; only where rounding
-        differs with the size of a batch can a draw at the very edge of two tokens fall to the other one.
+        Of candidates with equal texts only the best stays, so there may be fewer than `config` asks for. The best has
+        the highest mean log-probability a token under the model itself: without temperature, penalty or limits. What
+        is sampled depends on `seed` and the sample's id, not on the other samples. Only rounding, which differs with
+        the size of a batch, can move a sample at the very edge of two tokens to the other one.
         """
-        return finished(self.writing(samples, config, seed))
+        return finished(self.decode_stream(samples, config, seed))
 
     @torch.inference_mode()
-    def writing(
+    def decode_stream(
         self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0
     ) -> Generator[PartialHypotheses, None, list[list[Candidate]]]:
-        """As `generate`, a token a step, with what leads so far; closed early, the rest is never computed."""
+        """As `generate`, but yields the best partial answers after each token. Closed early, it computes no more."""
         prompts = encode_prompts(samples, self.text, self.images).to(self.device)
         rows = self.start_rows(prompts)
-        limits = DecodeLimits(self.text.end, config.max_new_tokens, self.never)
+        limits = DecodeLimits(self.text.end, config.max_new_tokens, self.suppressed_tokens)
         if config.method == "beams" and config.beams > 1:
             hypotheses = yield from beams(rows, config.beams, limits)
         else:
-            hypotheses = yield from lines(rows, config.candidates, self._make_chooser(samples, config, seed), limits)
+            hypotheses = yield from decode_rows(
+                rows, config.candidates, self._make_chooser(samples, config, seed), limits
+            )
         sizes = [self.text.box_frame(s.images) for s in samples]
         answer_lists = [
             [self._read(hypothesis.ids, hypothesis.logprob, size) for hypothesis in answers]
@@ -186,19 +190,19 @@ class VisionLanguageModel(nn.Module):
         return [_rank_distinct(answers)[: config.candidates] for answers in answer_lists]
 
     def drafts(self, leading: PartialHypotheses, samples: Sequence[Sample]) -> dict[int, BoxedText]:
-        """What a step of `writing` these samples' answers tells, read: by the number of the sample. A box half written
-        is left out."""
-        partial_answers = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
+        """The partial answers that a step of `decode_stream` yields, by the number of the sample, without boxes that
+        are half written."""
+        partial_answers = zip(leading.question_B.tolist(), leading.tokens_BL.tolist(), strict=True)
         return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in partial_answers}
 
     def length(self, candidate: Candidate) -> int:
-        """Tokens of an answer, its end mark among them where it was not cut; as the tokenizer would spell it, which
-        need not be how the model did."""
+        """Tokens of an answer as the tokenizer spells it, with its end mark if it was not cut. The model may
+        have used other tokens."""
         num_tokens = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
         return max(1, num_tokens + (not candidate.truncated))
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
-        """Tokens of each sample by itself, as a training row."""
+        """Tokens of each sample, as a training row of its own."""
         return [
             TokenCount(
                 len(self.text.prefix(grids := [self.images.grid(ref) for ref in sample.images])),
@@ -209,24 +213,24 @@ class VisionLanguageModel(nn.Module):
         ]
 
     def prompt_length(self, sample: Sample) -> int:
-        """Tokens that stand before an answer: the images, all that is said, and the marks around them."""
+        """Tokens before the answer: images, earlier turns, the question, and the marks around them."""
         *before, (question_ids, _) = self.text.segments([sample])[0]
         prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
         return len(prefix_ids) + sum(len(q) + len(a) for q, a in before) + len(question_ids)
 
     def start_rows(self, prompts: Prompts) -> Rows:
         """The rows of these prompts, a row a sample, before the first new token."""
-        seen_US = prompts.front_seen_US.bool()
-        running_US = (seen_US.cumsum(1) - 1).clamp(min=0)
-        positions_3US = self._positions(prompts.front_US, running_US, prompts.grids_I3[prompts.shown_P])
+        mask_US = prompts.front_mask_US.bool()
+        running_US = (mask_US.cumsum(1) - 1).clamp(min=0)
+        positions_3US = self._positions(prompts.front_US, running_US, prompts.grids_I3[prompts.image_P])
         features = None
-        if len(prompts.shown_P):
-            one_each = self.see(prompts)
-            features = tuple(one_each[k] for k in prompts.shown_P.tolist())
-        return Rows(self.network, prompts, positions_3US.masked_fill(~seen_US, 0.0), features)
+        if len(prompts.image_P):
+            one_each = self.vision_features(prompts)
+            features = tuple(one_each[k] for k in prompts.image_P.tolist())
+        return Rows(self.network, prompts, positions_3US.masked_fill(~mask_US, 0.0), features)
 
     def _make_chooser(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
-        """How the next token is chosen, where there are no beams to compare."""
+        """How the next token is chosen if there are no beams to compare."""
         if config.method == "beams":
             return greedy
         if config.method == "diverse":
@@ -249,17 +253,17 @@ class VisionLanguageModel(nn.Module):
 
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
-        """Greatest difference of any logit between this model and the one written to `folder`, a question at a time."""
+        """The greatest difference of any logit between this model and the one in `folder`, a question at a time."""
         reloaded = load_written(folder, self.dtype).to(self.device).eval()
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
-            input_ids_BS, seen_BS = prompt.whole()
+            input_ids_BS, mask_BS = prompt.whole()
             pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
             ours, theirs = (
                 network(
                     input_ids=input_ids_BS,
-                    attention_mask=seen_BS,
+                    attention_mask=mask_BS,
                     mm_token_type_ids=(input_ids_BS == self.text.image_token).int(),
                     pixel_values=pixels_TD.to(self.dtype),
                     image_grid_thw=grids_I3,
@@ -286,12 +290,12 @@ class VisionLanguageModel(nn.Module):
         return self.head.weight_VH.dtype
 
     def operations(self, batch: Batch) -> dict[str, flops.Operations] | None:
-        """Operations of a batch by part; None where they are not known."""
+        """Operations of a batch by part; None if they are not known."""
         return flops.count_operations(self.network, batch)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those of the vision tower and of the text part, where nearly all weights are."""
+        """The blocks of vision tower and text part, which hold nearly all weights."""
         return [*self.visual.get_submodule(self.family.vision_blocks).children(), *self._text_blocks]
 
     @property
@@ -299,8 +303,8 @@ class VisionLanguageModel(nn.Module):
         return [*self.network.get_submodule(self.family.text_blocks)]
 
     @property
-    def never(self) -> list[int]:
-        """Tokens that no answer holds: an undertrained model may else emit image tokens."""
+    def suppressed_tokens(self) -> list[int]:
+        """Tokens that no answer holds: an undertrained model might emit image tokens."""
         return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.family.chat.suppressed]
 
     @property
@@ -309,8 +313,8 @@ class VisionLanguageModel(nn.Module):
         visual: nn.Module = self.network.get_submodule(self.family.visual)
         return visual
 
-    def sees_as(self, visual: nn.Module) -> bool:
-        """Whether tower and merger make the same of an image as these, and will: they are equal and get no gradient."""
+    def shares_vision_with(self, visual: nn.Module) -> bool:
+        """Whether `visual`, tower and merger, has the same weights as these, and neither gets a gradient."""
         ours, theirs = (dict(v.named_parameters()) for v in (self.visual, visual))
         frozen = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
         return frozen and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
@@ -326,10 +330,10 @@ class VisionLanguageModel(nn.Module):
 
     @contextmanager
     def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
-        """In training in the block, as `config` says; afterwards a plain model again, with what it learned.
+        """In the block the model is in training, as `config` says; afterwards it is a plain model that has learned.
 
-        Where the block raises, it stays as it is: a model that was trained halfway is of no use, and one whose parts
-        lie in processes that are gone cannot be put together.
+        If the block raises, the model stays as it is: a model that was trained halfway is of no use, and one whose
+        parts are in processes that are gone cannot be put together.
         """
         self.freeze(config.freeze)
         self.recompute_blocks(config.recompute == "blocks")
@@ -346,25 +350,25 @@ class VisionLanguageModel(nn.Module):
         self.merge()
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
-        """Add what `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
+        """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
         prefixes = [name for part in config.parts for name in self.family.parts[part]]
         adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
 
     def merge(self) -> None:
-        """Put additions into the weights: the model is a plain one again."""
+        """Put the additions of LoRA into the weights: the model is a plain one again."""
         adapters.merge(self.network)
 
     def recompute_blocks(self, on: bool) -> None:
-        """Keep only the inputs of blocks for the backward, and compute the rest again."""
+        """For the backward, keep only the inputs of blocks and compute the rest again; or stop that."""
         if on:
             self.network.activation_checkpointing_enable()
         else:
             self.network.activation_checkpointing_disable()
 
     def compile_blocks(self, on: bool) -> None:
-        """Let torch make one program of each block of the text, for rows of any length; or undo that.
+        """Let torch compile each block of the text, for rows of any length; or undo that.
 
-        Raises BadInput where a CPU's programs cannot be made: without a C++ compiler.
+        Raises BadInput if there is no C++ compiler, which torch needs on a CPU.
         """
         if on and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise BadInput("fit.compile=true: no g++ here; install it (apt install g++), or set fit.compile=false")
@@ -383,13 +387,13 @@ class VisionLanguageModel(nn.Module):
 
 
 def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Best first; of those that say the same, the best one."""
+    """The best first; of candidates with equal texts, only the best."""
     ranked = sorted(candidates, key=lambda c: -(c.logprob or 0.0))
     return [c for k, c in enumerate(ranked) if all(c.raw != b.raw for b in ranked[:k])]
 
 
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
-    """A tiny model with random weights; its vocabulary comes from `texts` (training texts, boxes spelled out)."""
+    """A tiny model with random weights and a vocabulary made from `texts` (training texts with boxes spelled out)."""
     boxes = make_codec(config.boxes, config.box_bins)
     words = [*texts, *TINY.chat.words] * 2
     tokenizer = tiny.train_tokenizer(words, config.tiny.vocabulary, boxes.special_tokens)
@@ -399,21 +403,21 @@ def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: O
     with torch.no_grad():
         table_VH = network.get_input_embeddings().weight
         tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
-    network.config.system_turn = False  # tokens a tiny model has no use for
+    network.config.system_turn = False  # a tiny model has no use for its tokens
     return VisionLanguageModel(network, tokenizer, TINY.tiny_processor(config.tiny), open_image)
 
 
 def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
-    """A model that no run at hand made: one that was exported, or a stock one of any family."""
+    """A model that belongs to no run here: an exported one, or a stock one of any family."""
     return load(folder, open_image, native_knobs(folder))
 
 
 def load(
     folder: Path, open_image: OpenImage, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
 ) -> VisionLanguageModel:
-    """A model from a folder: one of ours, or (with `config`) a stock one that gets the scheme `config` names.
+    """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names.
 
-    Raises BadInput where the folder is not such a model, a weight is missing or left over, or a part is absent.
+    Raises BadInput if the folder holds no such model, a weight is missing or left over, or a part is absent.
     """
     network = load_folder(folder, config, dtype)
     family = family_of(network.config)
@@ -428,7 +432,7 @@ def load(
 
 
 def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
-    """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
+    """Questions and answers with their boxes spelled out, to train a tokenizer."""
     boxes = make_codec(config.boxes, config.box_bins)
     images = ImageEncoder(TINY, TINY.tiny_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
     sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]

@@ -159,7 +159,7 @@ class Answerer:
         return finished(self.answering(questions, self.config.answer))
 
     def _written(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
-        writing = self.model.writing(samples, how, self.config.seed)
+        writing = self.model.decode_stream(samples, how, self.config.seed)
         while True:
             try:
                 leading: PartialHypotheses = next(writing)

@@ -143,7 +143,7 @@ class Family(ABC):
         """Patches [T, values] float32 of resampled images, and grids [I, 3] (frames, patches high, patches wide)."""
 
     @abstractmethod
-    def see(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
+    def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
         """Merged features [F, H] of patches: tower and merger."""
 
     @abstractmethod

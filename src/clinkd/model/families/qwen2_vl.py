@@ -257,7 +257,7 @@ class Qwen2VL(Family):
         processed = processor(images=list(images), do_resize=False, return_tensors="pt")
         return processed["pixel_values"], processed["image_grid_thw"]
 
-    def see(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
+    def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
         features_FH: Tensor = visual(pixels_TD, grid_thw=grids_I3).pooler_output
         return features_FH
 
