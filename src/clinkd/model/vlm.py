@@ -133,14 +133,14 @@ class VisionLanguageModel(nn.Module):
         sizes = (grids_I3.prod(-1) // self.images.geometry.merge**2).tolist()
         return torch.split(features_FH, sizes) if sizes else ()
 
-    def _positions(self, input_ids_BS: Tensor, running_BS: Tensor, grids_I3: Tensor) -> Tensor:
+    def _compute_positions(self, input_ids_BS: Tensor, running_BS: Tensor, grids_I3: Tensor) -> Tensor:
         """Positions [3, B, S]. grids_I3: of the images at their places in the text."""
         image_BS = input_ids_BS == self.text.image_token
         return self.scheme.positions(image_BS, running_BS, grids_I3[:, 1:] // self.images.geometry.merge)
 
     def hidden_states(self, batch: Batch, features: tuple[Tensor, ...] | None = None) -> Tensor:
         """Last hidden states [N, H] at the tokens that predict an answer token. `features`: of `vision_features`."""
-        positions_3BS = self._positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
+        positions_3BS = self._compute_positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
         features = self.vision_features(batch) if features is None else features
         hidden_BSH = self.network.model(
             input_ids=batch.input_ids_BS,
@@ -222,7 +222,7 @@ class VisionLanguageModel(nn.Module):
         """The rows of these prompts, a row a sample, before the first new token."""
         mask_US = prompts.front_mask_US.bool()
         running_US = (mask_US.cumsum(1) - 1).clamp(min=0)
-        positions_3US = self._positions(prompts.front_US, running_US, prompts.grids_I3[prompts.image_P])
+        positions_3US = self._compute_positions(prompts.front_US, running_US, prompts.grids_I3[prompts.image_P])
         features = None
         if len(prompts.image_P):
             one_each = self.vision_features(prompts)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -47,10 +48,9 @@ def encode_ahead(thread: ThreadPoolExecutor, model: Learner, windows: Iterator[l
     def encode(window: list[Rows]) -> list[Labelled]:
         return [model.encode(rows) for rows in window]
 
-    next_window = None
+    encoding: deque[Future[list[Labelled]]] = deque()
     for window in windows:
-        current, next_window = next_window, thread.submit(encode, window)
-        if current is not None:
-            yield current.result()
-    if next_window is not None:
-        yield next_window.result()
+        encoding.append(thread.submit(encode, window))
+        if len(encoding) > 1:
+            yield encoding.popleft().result()
+    yield from (future.result() for future in encoding)

@@ -223,15 +223,15 @@ class Qwen2VL(Family):
 
     def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
         scheme = knobs.model_dump(mode="json", exclude=NOT_CARRIED)
-        config = ClinkdConfig(**drop_keys(stock), scheme=scheme)
+        config: ClinkdConfig = self.network_class.config_class(**drop_keys(stock), scheme=scheme)
         rope = config.text_config.rope_parameters
         if rope["rope_type"] not in ("default", ROPE_TYPE):
             raise BadInput(
-                f"model.base: rope_type {rope['rope_type']!r} is not supported; Qwen2-VL has 'default' (or 'mrope')"
+                f"model.base: rope_type {rope['rope_type']!r} is not supported; {self.name} has 'default' (or 'mrope')"
             )
         rope["rope_type"] = ROPE_TYPE
         config.text_config.rope_layout = knobs.layout
-        config.text_config.rope_axes = list(position_scheme(knobs.positions, NATIVE).axes)
+        config.text_config.rope_axes = list(position_scheme(knobs.positions, self.native).axes)
         return config
 
     def stock_settings(self, config: ClinkdConfig) -> dict[str, Any]:
