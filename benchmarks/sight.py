@@ -61,7 +61,7 @@ class Bench:
         config = ModelConfig(tiny=TINY)
         made = new_tiny(config, texts_of(samples, config), 0, opened)
         made.network.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-        made.images.room = 0  # one image is kept: of thousands no other would be, either
+        made.images.free_bytes = 0  # one image is kept: of thousands no other would be, either
         return made
 
 

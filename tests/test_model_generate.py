@@ -244,7 +244,7 @@ def test_no_answer_holds_a_token_that_none_may_hold(asked, how, monkeypatch):
     assert {model.tokenizer.decode(t) for t in model.suppressed_tokens} >= {"<|image_pad|>", "<|video_pad|>"}
     common = Counter(t for one in written(model, asked, BEAMS) for w in one for t in w.ids)
     banned = [t for t, _ in common.most_common(4) if t != model.text.end]
-    monkeypatch.setattr(VisionLanguageModel, "never", banned)
+    monkeypatch.setattr(VisionLanguageModel, "suppressed_tokens", banned)
     found = ids_of(model, monkeypatch).generate(asked, how)
     assert not {t for one in found for c in one for t in ast.literal_eval(c.raw)} & set(banned)
 
@@ -333,7 +333,7 @@ def test_first_tokens_of_a_model_are_drawn_by_its_probabilities(asked, temperatu
         kept.extend(made)
         return made
 
-    monkeypatch.setattr(vlm, "lines", keeping)
+    monkeypatch.setattr(vlm, "decode_rows", keeping)
     how = AnswerConfig(
         method="sampling", temperature=temperature, top_p=top_p, candidates=number, max_new_tokens=1, batch=1
     )
@@ -394,11 +394,11 @@ def test_an_answer_that_nobody_waits_for_is_not_computed_to_its_end(asked):
 def test_what_was_seen_can_be_forgotten(asked):
     model = fresh(asked)
     model.images.forget()
-    room = model.images.room
+    room = model.images.free_bytes
     model.generate(asked, GREEDY)
-    assert model.images.cache and model.images.room < room
+    assert model.images.cache and model.images.free_bytes < room
     model.images.forget()
-    assert not model.images.cache and model.images.room == room
+    assert not model.images.cache and model.images.free_bytes == room
 
 
 # ---- a file of answers ----------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
     monkeypatch.setattr(feature_cache, "IMAGES_A_FILE", 3)
     cache_features(tmp_path / "whole", bench.model(), bench.images, "see")
     passes = 0
-    real = feature_cache._features
+    real = feature_cache._compute_features
 
     def few(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
         nonlocal passes
@@ -228,7 +228,7 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
             raise KeyboardInterrupt
         return real(model, ref)
 
-    monkeypatch.setattr(feature_cache, "_features", few)
+    monkeypatch.setattr(feature_cache, "_compute_features", few)
     with pytest.raises(KeyboardInterrupt):
         cache_features(tmp_path / "parts", bench.model(), bench.images, "see")
     assert not finished(tmp_path / "parts")
@@ -265,7 +265,7 @@ def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatc
     def unseen(*_: object) -> NoReturn:
         raise AssertionError("an image was seen")
 
-    monkeypatch.setattr(feature_cache, "_features", unseen)
+    monkeypatch.setattr(feature_cache, "_compute_features", unseen)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10}))
     with pytest.raises(BadInput, match="take .* MB and 0 MB are free; make room"):
         cache_features(tmp_path / "new", bench.model(), bench.images, "see")

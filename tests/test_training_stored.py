@@ -271,7 +271,7 @@ def test_a_large_vocabulary_is_taken_in_chunks(bench: Bench, monkeypatch: pytest
     monkeypatch.setattr(stored, "BLOCK", 64)
     parts = stored.sample_entries(goal, batch.spans, identity)
     assert all(torch.equal(one[name], parts[name]) for name in ("entries_M", "counts_M", "kept_N"))
-    assert [stored._narrow(most) for most in (255, 256, 32767, 151_936)] == [
+    assert [stored._narrow_type(most) for most in (255, 256, 32767, 151_936)] == [
         torch.uint8, torch.int16, torch.int16, torch.int32,
     ]  # fmt: skip
 
@@ -301,7 +301,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
     def stopping(name: str) -> Callable[..., object]:
         def call(*arguments: object) -> object:
             nonlocal left, passes
-            passes += name == "goal"
+            passes += name == "targets"
             left -= 1
             if left < 0:
                 raise Stop
@@ -320,7 +320,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
             return True
         return False
 
-    monkeypatch.setattr(LiveTeacher, "goal", stopping("goal"))
+    monkeypatch.setattr(LiveTeacher, "targets", stopping("targets"))
     monkeypatch.setattr(tensor_store, "write_atomic", stopping("write"))
     for after in range(100):
         folder, passes = tmp_path / str(after), 0
@@ -445,7 +445,7 @@ def test_only_the_asked_rows_are_read(
 
     tutor, batch = StoredTeacher(whole[kind], bench.identity(kind)), bench.batch(2, 4)
     monkeypatch.setattr(tensor_store, "safe_open", Watched)
-    tutor.files.clear()
+    tutor.store.mapped.clear()
     tutor.targets(batch)
     counted = {name: sum(r.stop - r.start for n, r in asked if n == name) for name, _ in asked}
     by_token = ["hidden_NG"] if kind == "states" else ["kept_N", "entropy_N"]
