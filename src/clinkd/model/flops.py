@@ -38,16 +38,16 @@ class Operations(NamedTuple):
     backward: int
 
 
-def count_operations(network: Any, batch: Batch) -> dict[str, Operations] | None:
+def count_operations(network: Any, batch: Batch, merge: int) -> dict[str, Operations] | None:
     """Operations of a batch by part (vision, merger, text, head), with a backward to all that learns. None if the
-    vision tower is not known here.
+    vision tower is not known here. `merge`: patches a side of an image token.
 
     The gradient of a part's input counts if something learns in the part or before it; so a first layer counts one
     product too many if nothing before it learns.
     """
     family = family_of(network.config)
     visual, text, head = (network.get_submodule(path) for path in (family.visual, family.text, "lm_head"))
-    vision = count_vision(family, visual, batch.grids_I3 if batch.features_FH is None else batch.grids_I3[:0])
+    vision = count_vision(family, visual, batch.grids_I3 if batch.features_FH is None else batch.grids_I3[:0], merge)
     if vision is None:
         return None
     blocks = network.get_submodule(family.text_blocks)
@@ -64,7 +64,7 @@ def count_operations(network: Any, batch: Batch) -> dict[str, Operations] | None
     }
 
 
-def count_vision(family: Family, visual: Any, grids_I3: Tensor) -> dict[str, Operations] | None:
+def count_vision(family: Family, visual: nn.Module, grids_I3: Tensor, merge: int) -> dict[str, Operations] | None:
     """Operations of tower and merger on images with these grids [I, 3]. None if the tower is not known here."""
     patches_I: list[int] = grids_I3.prod(-1).tolist()
     attention = family.vision_attention(visual, patches_I)
@@ -82,7 +82,7 @@ def count_vision(family: Family, visual: Any, grids_I3: Tensor) -> dict[str, Ope
     )
     return {
         "vision": tower,
-        "merger": count_linear(merger, patches // visual.spatial_merge_size**2, _learns(visual)),
+        "merger": count_linear(merger, patches // merge**2, _learns(visual)),
     }
 
 

@@ -70,7 +70,7 @@ class VisionPretrainer(nn.Module):
 
     def operations(self, batch: VisionBatch) -> dict[str, flops.Operations] | None:
         """Operations of a batch by part: vision, merger, head; None if they are not known."""
-        vision = flops.count_vision(self.family, self.visual, batch.grids_I3)
+        vision = flops.count_vision(self.family, self.visual, batch.grids_I3, self.merge)
         return (
             None if vision is None else vision | {"head": flops.count_linear(self.lm_head, len(batch.labels_N), True)}
         )

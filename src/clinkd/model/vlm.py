@@ -260,14 +260,10 @@ class VisionLanguageModel(nn.Module):
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
             input_ids_BS, mask_BS = prompt.whole()
             pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
+            image_BS = input_ids_BS == self.text.image_token
+            images = self.family.pixel_inputs(image_BS, pixels_TD.to(self.dtype), grids_I3)
             ours, theirs = (
-                network(
-                    input_ids=input_ids_BS,
-                    attention_mask=mask_BS,
-                    mm_token_type_ids=(input_ids_BS == self.text.image_token).int(),
-                    pixel_values=pixels_TD.to(self.dtype),
-                    image_grid_thw=grids_I3,
-                ).logits
+                network(input_ids=input_ids_BS, attention_mask=mask_BS, **images).logits
                 for network in (self.network, reloaded)
             )
             gap = float((ours - theirs).abs().max())
@@ -291,7 +287,7 @@ class VisionLanguageModel(nn.Module):
 
     def operations(self, batch: Batch) -> dict[str, flops.Operations] | None:
         """Operations of a batch by part; None if they are not known."""
-        return flops.count_operations(self.network, batch)
+        return flops.count_operations(self.network, batch, self.images.geometry.merge)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -152,6 +152,10 @@ class Family(ABC):
         image (None: the text has no image tokens)."""
 
     @abstractmethod
+    def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
+        """Arguments by which the stock class takes images. image_BS: True at image tokens."""
+
+    @abstractmethod
     def vision_attention(self, visual: nn.Module, patches_I: Sequence[int]) -> int | None:
         """Operations of the attention in one forward of the tower, images of so many patches. None: not known."""
 

@@ -265,6 +265,9 @@ class Qwen2VL(Family):
         images = None if features is None else {"image": BaseModelOutputWithPooling(pooler_output=features)}
         return {"position_ids": positions_3BS, "mm_encoder_outputs": images}
 
+    def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
+        return {"mm_token_type_ids": image_BS.int(), "pixel_values": pixels_TD, "image_grid_thw": grids_I3}
+
     def vision_attention(self, visual: Any, patches_I: Sequence[int]) -> int | None:
         if visual.config.model_type != Qwen2VLVisionConfig.model_type:
             return None
