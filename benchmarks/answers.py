@@ -78,7 +78,7 @@ def stock(model: VisionLanguageModel, sample: Sample, config: AnswerConfig) -> l
             input_ids=ids_BS, attention_mask=seen_BS, mm_token_type_ids=(ids_BS == model.text.image_token).int(),
             pixel_values=pixels_TD, image_grid_thw=grids_I3, max_new_tokens=config.max_new_tokens,
             num_beams=config.beams, num_return_sequences=config.candidates, do_sample=False, length_penalty=1.0,
-            eos_token_id=model.text.end, pad_token_id=model.text.pad, suppress_tokens=model.never,
+            eos_token_id=model.text.end, pad_token_id=model.text.pad, suppress_tokens=model.suppressed_tokens,
         )  # fmt: skip
     return [model._read(ids, None) for ids in made[:, ids_BS.shape[1] :].tolist()]
 

@@ -130,7 +130,7 @@ def given(home: Path, images: int) -> list[str]:
     train = [s for s in samples if s.split == "train"]
     taught = FitConfig(epochs=8, rows=24, questions=3, optimizer="muon", learning_rate=3e-3)
     fit(model, train, CrossEntropy(), taught, FitRun(home / "fit", 0, "teach"))
-    model.save_stock(home / "base")
+    model.save(home / "base", stock=True)
     return ["laptop", "--set", f"data.path={home / 'set'}", "--set", f"model.base={home / 'base'}"]
 
 

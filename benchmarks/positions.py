@@ -56,7 +56,7 @@ def figures(folder: Path) -> list[Row]:
             steps.append(time.perf_counter() - start)
             start = time.perf_counter()
             with torch.no_grad():
-                model.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
+                model.scheme.positions(image_BS, batch.running_BS, grids_N2)
             places.append(time.perf_counter() - start)
         name = " ".join("reset" if v is True else str(v) for v in knobs.values())
         found.append(Row(f"positions, {name}", 1e3 * median(places), 1e3 * median(steps), "the whole step", "ms"))

@@ -61,7 +61,7 @@ class Bench:
         config = ModelConfig(tiny=TINY)
         made = new_tiny(config, texts_of(samples, config), 0, opened)
         made.network.resize_token_embeddings(VOCABULARY, mean_resizing=False)
-        made.images.room = 0  # one image is kept: of thousands no other would be, either
+        made.images.free_bytes = 0  # one image is kept: of thousands no other would be, either
         return made
 
 
@@ -83,8 +83,8 @@ def distilled(model: VisionLanguageModel, row: list[Sample], tutor: LiveTeacher)
     """A step beside a teacher that runs, one vision pass for both."""
     batch = model.encode([row])
     with torch.no_grad():
-        seen = model.see(batch)
-    goal = tutor.goal(batch, seen)
+        seen = model.vision_features(batch)
+    goal = tutor.targets(batch, seen)
     Distillation(0.5, 2.0)(model.hidden_states(batch, seen), model.head.weight_VH, batch.labels_N, goal).sum.backward()
 
 

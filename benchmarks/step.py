@@ -36,9 +36,8 @@ from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import rows_of
-from clinkd.model.families import qwen2_vl as qwen2vl
+from clinkd.model.families import TINY as FAMILY
 from clinkd.model.flops import peak_flops, training_operations
-from clinkd.model.tiny import stock_config
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import ImageRef
@@ -96,12 +95,12 @@ class Bench:
         )  # fmt: skip
         config = ModelConfig(tiny=TinyConfig(patch=14, image_pixels=self.side))
         made = new_tiny(config, texts_of(self.samples, config), seed, opened)  # for its tokenizer
-        stock: dict[str, Any] = stock_config(tiny, made.tokenizer)
+        stock: dict[str, Any] = FAMILY.tiny_settings(tiny, made.tokenizer)
         stock["text_config"] |= {"num_key_value_heads": shared, "vocab_size": vocabulary}
         stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = not apart
         torch.manual_seed(seed)
         with self.device:
-            made.network = qwen2vl.build(stock, config)
+            made.network = FAMILY.build(stock, config)
         made.network.config.system_turn = False
         return made.to(self.device, getattr(torch, self.args.weights))
 
@@ -130,11 +129,11 @@ class Bench:
 
     def loss(self, name: str, batch: Any) -> Loss:
         model, tutor = self.student, self.tutors[name]
-        seen = model.see(batch)
+        seen = model.vision_features(batch)
         hidden_NH, weight_VH = model.hidden_states(batch, seen), model.head.weight_VH
         if tutor is None:
             return CrossEntropy()(hidden_NH, weight_VH, batch.labels_N)
-        goal = tutor.goal(batch, seen)
+        goal = tutor.targets(batch, seen)
         return Distillation(0.5, 2.0)(hidden_NH, weight_VH, batch.labels_N, goal)
 
     def wait(self) -> None:

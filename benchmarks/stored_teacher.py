@@ -29,7 +29,7 @@ from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets, SampledTargets
 from clinkd.records import ImageRef, Sample
 from clinkd.training import FitRun, LiveTeacher, StoredTeacher, Teacher, fit, identity_of, store
-from clinkd.training.stored import Kind, drawn
+from clinkd.training.stored import Kind, sample_entries
 
 T, SEEDS = 2.0, 64
 WIDTH, VOCABULARY = 1536, 151_936  # of Qwen2-VL-2B
@@ -77,7 +77,7 @@ def step_seconds(bench: Bench, batches: list[Batch], tutors: dict[str, Teacher |
             if tutor is None:
                 loss = CrossEntropy()(hidden_NH, weight_VH, batch.labels_N)
             else:
-                loss = Distillation(0.5, T)(hidden_NH, weight_VH, batch.labels_N, tutor.goal(batch))
+                loss = Distillation(0.5, T)(hidden_NH, weight_VH, batch.labels_N, tutor.targets(batch))
             loss.sum.backward()
             found[name].append(time.perf_counter() - start)
     return {name: sorted(seconds)[len(seconds) // 2] for name, seconds in found.items()}
@@ -94,7 +94,7 @@ def slope(bench: Bench, batch: Batch, goal: HiddenStateTargets | SampledTargets)
 
 def errors(bench: Bench, batch: Batch, sample: Callable[[int], SampledTargets]) -> tuple[float, float]:
     """Of one draw, and of the mean over SEEDS of them."""
-    live = LiveTeacher(bench.teacher).goal(batch)
+    live = LiveTeacher(bench.teacher).targets(batch)
     true_NH = slope(bench, batch, live)
     many = torch.stack([slope(bench, batch, sample(seed)) for seed in range(SEEDS)])
     size_N = true_NH.norm(dim=-1)
@@ -104,7 +104,7 @@ def errors(bench: Bench, batch: Batch, sample: Callable[[int], SampledTargets]) 
 
 def by_chance(bench: Bench, batch: Batch) -> dict[str, Callable[[int], SampledTargets]]:
     """Ours and independent draws, from a seed."""
-    live, draws = LiveTeacher(bench.teacher).goal(batch), bench.draws
+    live, draws = LiveTeacher(bench.teacher).targets(batch), bench.draws
     p_NV = (live.hidden_NG @ live.weight_VG.T / T).softmax(1)
     entropy_N = torch.special.entr(p_NV).sum(1)
 
@@ -114,7 +114,7 @@ def by_chance(bench: Bench, batch: Batch) -> dict[str, Callable[[int], SampledTa
     def ours(seed: int) -> SampledTargets:
         by = bench.folder / "teacher"
         identity = identity_of("draws", bench.samples[:1], by, bench.student, temperature=T, draws=draws, seed=seed)
-        made = drawn(live, batch.spans, identity)
+        made = sample_entries(live, batch.spans, identity)
         return goal(made["entries_M"].long().repeat_interleave(made["counts_M"].long()).view(-1, draws))
 
     def independent(seed: int) -> SampledTargets:
@@ -132,7 +132,7 @@ def rows_of_figures(bench: Bench) -> list[Row]:
     states, draws = bench.stored("states"), bench.stored("draws")
     whole = bench.student.encode(rows_of(samples))
     tokens, size = len(whole.labels_N), len(bench.teacher.head.weight_VH)
-    read = draws.goal(whole)
+    read = draws.targets(whole)
     assert isinstance(read, SampledTargets)
     kept = float((read.shares_NK > 0).sum(1).float().mean())
     entropy = float(read.entropy_N.mean())

@@ -54,14 +54,17 @@ def spelled(model: VisionLanguageModel, sample: Sample) -> list[str]:
 def test_a_box_is_spelled_in_pixels_of_the_resampled_image_and_read_back():
     model = fresh()
     for sample, frame, pixels in zip(SAMPLES, FRAMES, PIXELS, strict=True):
-        assert model.images.target(sample.images[0]) == frame == model.images.box_frame(sample.images)
+        assert model.images.resampled_size(sample.images[0]) == frame == model.images.box_frame(sample.images)
         assert spelled(model, sample) == [pixels, pixels]
         answer = model.text.segments([sample])[0][0][1]
         assert model._read(answer, None, frame).answer == sample.turns[0].answer
     assert spelled(fresh(square=True), SAMPLES[0]) == ["(16,32),(48,64)"] * 2  # stretched to a square of its area
     limited = fresh()
-    limited.images.limit(REFS[0], 4)
-    assert limited.images.target(REFS[0]) == Size(64, 16) and spelled(limited, SAMPLES[0]) == ["(16,8),(48,16)"] * 2
+    limited.images.limit_tokens(REFS[0], 4)
+    assert (
+        limited.images.resampled_size(REFS[0]) == Size(64, 16)
+        and spelled(limited, SAMPLES[0]) == ["(16,8),(48,16)"] * 2
+    )
 
 
 def test_the_pixels_are_those_of_the_last_of_several_images():
@@ -91,8 +94,8 @@ def test_an_image_that_shrinks_takes_its_boxes_along(tmp_path):
     front = len(model.text.prefix([model.images.grid(REFS[0])]))
     config = FitConfig(max_tokens=front + length - 8, overlong="shrink")
     rows = rows_within(model, SAMPLES, config, tmp_path, "x")
-    assert [r[0].id for r in rows] == [s.id for s in SAMPLES] and model.images.target(REFS[0]).width < 128
-    frame, box = model.images.target(REFS[0]), BOX
+    assert [r[0].id for r in rows] == [s.id for s in SAMPLES] and model.images.resampled_size(REFS[0]).width < 128
+    frame, box = model.images.resampled_size(REFS[0]), BOX
     wanted = f"({int(box.x1 * frame.width + 0.5)},{int(box.y1 * frame.height + 0.5)})"
     assert spelled(model, SAMPLES[0])[0].startswith(wanted)
 
@@ -105,7 +108,7 @@ def test_it_learns_and_answers_with_the_right_boxes(tmp_path, method):
     fit(model, one, CrossEntropy(), config, FitRun(tmp_path, 0, "x"))
     temperature = {"temperature": 0.05, "candidates": 2} if method == "sampling" else {"beams": 3, "candidates": 3}
     how = AnswerConfig(method=method, max_new_tokens=24, **temperature)
-    writing, drafts = model.writing(one, how), {}
+    writing, drafts = model.decode_stream(one, how), {}
     try:
         while True:
             drafts |= model.drafts(next(writing), one)

@@ -53,7 +53,7 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
 def test_a_stranger_loads_the_folder_and_gets_the_same_logits(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:
     model = fresh(drawn, positions="mrope", layout="sections")
     assert model.is_stock
-    model.save_stock(tmp_path / "model")
+    model.save(tmp_path / "model", stock=True)
     assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
     prompt = encode_prompts(drawn[1][:1], model.text, model.images)
     input_ids_BS, seen_BS = prompt.whole()
@@ -82,7 +82,7 @@ def test_positions_of_our_own_are_no_stock_model(
     model = fresh(drawn, **knobs)
     assert not model.is_stock
     with pytest.raises(BadInput, match="exist in no stock class"):
-        model.save_stock(tmp_path / "x")
+        model.save(tmp_path / "x", stock=True)
     model.save(tmp_path / "model")
     assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
 

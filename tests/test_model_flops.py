@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model import tiny
 from clinkd.model.encode import Batch, rows_of
-from clinkd.model.families import qwen2_vl as qwen2vl
+from clinkd.model.families import TINY as FAMILY
 from clinkd.model.flops import count_linear, peak_flops, published, training_operations
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
 from clinkd.objectives import CrossEntropy, Distillation
@@ -38,11 +37,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
 def model(drawn, request) -> VisionLanguageModel:
     folder, samples = drawn
     made = new_tiny(CONFIG, texts_of(samples, CONFIG), 0, lambda ref: open_image(folder, ref))
-    stock = tiny.stock_config(CONFIG.tiny, made.tokenizer)
+    stock = FAMILY.tiny_settings(CONFIG.tiny, made.tokenizer)
     stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = request.param == "tied"
     if request.param == "grouped heads":
         stock["text_config"]["num_key_value_heads"] = 1
-    made.network = qwen2vl.build(stock, CONFIG)
+    made.network = FAMILY.build(stock, CONFIG)
     made.network.config.system_turn = False
     return made
 
@@ -52,7 +51,7 @@ def batch_of(model: VisionLanguageModel, samples: list[Sample], packed: bool = F
     rows = rows_of(samples)
     several = [[replace(s, id=s.id + "+", images=(*s.images, rows[0][0].images[0])) for s in rows[1][:2]]]
     smaller = rows[2][0].images[0]
-    model.images.limit(smaller, 4)
+    model.images.limit_tokens(smaller, 4)
     return model.encode([*rows, *several])
 
 
@@ -112,12 +111,12 @@ def test_a_step_beside_a_teacher_has_the_operations_that_torch_counts(model, dra
     model.freeze(("vision", "merger"))
     batch = batch_of(model, drawn[1])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        seen = model.see(batch)
-        goal = teacher.goal(batch, seen if shared else None)
+        seen = model.vision_features(batch)
+        goal = teacher.targets(batch, seen if shared else None)
         hidden_NH = model.hidden_states(batch, seen)
         Distillation(0.5, 2.0)(hidden_NH, model.head.weight_VH, batch.labels_N, goal).sum.backward()
     unseen = head_gradient(model, batch)  # added up in place, as above
-    mine, beside = training_operations(model.operations(batch)), teacher.operations(batch, sight=not shared)
+    mine, beside = training_operations(model.operations(batch)), teacher.operations(batch, vision=not shared)
     assert mine + beside == counter.get_total_flops() + unseen
 
 
@@ -135,9 +134,9 @@ def test_blind_batches_have_no_vision(model, drawn):
 
 def test_a_tower_that_is_not_known_has_no_count(model, drawn):
     batch = batch_of(model, drawn[1])
-    model.network.model.visual.config.model_type = "qwen2_5_vl_vision"
+    model.network.model.visual.config.model_type = "other"
     assert model.operations(batch) is None and training_operations(None) is None
-    assert LiveTeacher(model).operations(batch, sight=True) is None
+    assert LiveTeacher(model).operations(batch, vision=True) is None
 
 
 def test_a_peak_is_measured_where_none_is_known():

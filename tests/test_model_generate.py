@@ -87,14 +87,14 @@ def replace_config(config: AnswerConfig, **changes: object) -> AnswerConfig:
 
 def rows_of(model: VisionLanguageModel, samples: Sequence[Sample]) -> generation.Rows:
     prompts = encode_prompts(samples, model.text, model.images)
-    return generation.Rows(model.network, prompts, model.features(prompts))
+    return model.start_rows(prompts)
 
 
 def written(
     model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig
 ) -> list[list[generation.Hypothesis]]:
     with torch.inference_mode():
-        limits = generation.DecodeLimits(model.text.end, config.max_new_tokens, model.never)
+        limits = generation.DecodeLimits(model.text.end, config.max_new_tokens, model.suppressed_tokens)
         return generation.finished(generation.beams(rows_of(model, samples), config.beams, limits))
 
 
@@ -114,7 +114,8 @@ def stock(model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerC
             input_ids=ids_BS, attention_mask=seen_BS, **(shown if len(grids_I3) else {}),
             max_new_tokens=config.max_new_tokens, num_beams=config.beams, num_return_sequences=config.candidates,
             do_sample=False, length_penalty=1.0, early_stopping=False, eos_token_id=model.text.end,
-            pad_token_id=model.text.pad, suppress_tokens=model.never, return_dict_in_generate=True, output_scores=True,
+            pad_token_id=model.text.pad, suppress_tokens=model.suppressed_tokens, return_dict_in_generate=True,
+            output_scores=True,
         )  # fmt: skip
     said = made.sequences[:, longest:].tolist()
     scores = made.sequences_scores.tolist() if config.beams > 1 else [None] * len(said)
@@ -155,8 +156,8 @@ def test_beams_are_those_of_the_librarys_own_generate(asked, knobs):
     cut = {c.truncated for one in found for c in one}
     assert cut == {True, False}  # the end mark is there in some and not in others, or this tests little
     with torch.inference_mode():
-        known = {ref: model.tower(*model.images.patches([ref])).pooler_output[0] for ref in REFS}
-    model.images.known = known.get
+        known = {ref: model.tower(*model.images.patches([ref]))[0] for ref in REFS}
+    model.images.feature_lookup = known.get
     model.images.open_image = None  # none is opened
     model.images.cache.clear()
     assert told(model.generate(asked, BEAMS)) == told(found)
@@ -240,10 +241,10 @@ def test_candidates_stand_by_the_mean_log_probability_of_the_model_itself(asked,
 @METHODS
 def test_no_answer_holds_a_token_that_none_may_hold(asked, how, monkeypatch):
     model = fresh(asked)
-    assert {model.tokenizer.decode(t) for t in model.never} >= {"<|image_pad|>", "<|video_pad|>"}
+    assert {model.tokenizer.decode(t) for t in model.suppressed_tokens} >= {"<|image_pad|>", "<|video_pad|>"}
     common = Counter(t for one in written(model, asked, BEAMS) for w in one for t in w.ids)
     banned = [t for t, _ in common.most_common(4) if t != model.text.end]
-    monkeypatch.setattr(VisionLanguageModel, "never", banned)
+    monkeypatch.setattr(VisionLanguageModel, "suppressed_tokens", banned)
     found = ids_of(model, monkeypatch).generate(asked, how)
     assert not {t for one in found for c in one for t in ast.literal_eval(c.raw)} & set(banned)
 
@@ -271,7 +272,7 @@ def test_diverse_groups_are_those_of_a_slow_reference(asked, strength, monkeypat
                 if own and own[-1] == model.text.end:
                     continue
                 score_V = exact(model, sample, own)[-1]
-                score_V[model.never] = -math.inf
+                score_V[model.suppressed_tokens] = -math.inf
                 for token, times in before.items():
                     score_V[token] -= strength * times
                 own.append(int(score_V.argmax()))
@@ -325,20 +326,20 @@ def test_first_tokens_of_a_model_are_drawn_by_its_probabilities(asked, temperatu
     said = Candidate("", BoxedText(""))  # the tokens are looked at before: no thousands of answers are told apart
     monkeypatch.setattr(model, "_read", lambda ids, score, size=None: said)
     kept: list[list[generation.Hypothesis]] = []
-    lines = generation.lines
+    lines = generation.decode_rows
 
     def keeping(*given):
         made = yield from lines(*given)
         kept.extend(made)
         return made
 
-    monkeypatch.setattr(vlm, "lines", keeping)
+    monkeypatch.setattr(vlm, "decode_rows", keeping)
     how = AnswerConfig(
         method="sampling", temperature=temperature, top_p=top_p, candidates=number, max_new_tokens=1, batch=1
     )
     model.generate(asked[1:2], how, 3)
     logp_V = exact(model, asked[1], [])[-1].double()
-    logp_V[model.never] = -math.inf
+    logp_V[model.suppressed_tokens] = -math.inf
     share_V = (logp_V / temperature).softmax(-1)
     order_V = share_V.argsort(descending=True)
     share_V[order_V[share_V[order_V].cumsum(0) - share_V[order_V] >= top_p]] = 0
@@ -361,14 +362,14 @@ def test_the_seed_and_the_sample_decide_what_is_drawn(asked):
 def test_drafts_grow_a_token_a_step_and_end_as_the_answers(asked, how):
     model = fresh(asked)
     told: dict[int, list[str]] = {n: [] for n in range(len(asked))}
-    writing = model.writing(asked, how, 5)
+    writing = model.decode_stream(asked, how, 5)
     while True:
         try:
             leading = next(writing)
         except StopIteration as done:
             answers = done.value
             break
-        lengths = {len(ids) for ids in leading.said_BL.tolist()}
+        lengths = {len(ids) for ids in leading.tokens_BL.tolist()}
         assert lengths == {max(map(len, told.values())) + 1}
         for number, draft in model.drafts(leading, asked).items():
             told[number].append(draft.text)
@@ -382,7 +383,7 @@ def test_drafts_grow_a_token_a_step_and_end_as_the_answers(asked, how):
 def test_an_answer_that_nobody_waits_for_is_not_computed_to_its_end(asked):
     model, calls = fresh(asked), []
     model.network.model.language_model.register_forward_pre_hook(lambda *_: calls.append(1))
-    writing = model.writing(asked, BEAMS)
+    writing = model.decode_stream(asked, BEAMS)
     next(writing)
     before = len(calls)
     writing.close()
@@ -393,11 +394,11 @@ def test_an_answer_that_nobody_waits_for_is_not_computed_to_its_end(asked):
 def test_what_was_seen_can_be_forgotten(asked):
     model = fresh(asked)
     model.images.forget()
-    room = model.images.room
+    room = model.images.free_bytes
     model.generate(asked, GREEDY)
-    assert model.images.cache and model.images.room < room
+    assert model.images.cache and model.images.free_bytes < room
     model.images.forget()
-    assert not model.images.cache and model.images.room == room
+    assert not model.images.cache and model.images.free_bytes == room
 
 
 # ---- a file of answers ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from clinkd.config import NAMED_POSITIONS, AffinePositions, Layout, ModelConfig, MRopePositions, Positions
-from clinkd.model.families import qwen2_vl as qwen2vl
+from clinkd.model.families import load_folder, qwen2_vl, scheme_knobs
 from clinkd.model.positions import Affine, MRope, PositionScheme, Sequential, position_scheme, rotary_pairs
 from clinkd.records import BadInput
 
@@ -91,7 +91,7 @@ def test_mrope_equals_transformers_exactly(stock, left):
     theirs, their_delta = stock.model.get_rope_index(
         given["input_ids"], given["mm_token_type_ids"], given["image_grid_thw"], attention_mask=given["attention_mask"]
     )
-    ours, delta = qwen2vl.ClinkdModel.get_rope_index(
+    ours, delta = qwen2_vl.ClinkdModel.get_rope_index(
         _Shell(MRope()), given["input_ids"], given["mm_token_type_ids"], given["image_grid_thw"],
         attention_mask=given["attention_mask"],
     )  # fmt: skip
@@ -197,7 +197,7 @@ WORKED = {  # one image of 2 x 3 patches behind the text positions 0, 1, 2: (hei
 
 @pytest.mark.parametrize("name", NAMED_POSITIONS)
 def test_a_named_setting_places_two_by_three_patches_as_its_row_says(name):
-    places = run(position_scheme(NAMED_POSITIONS[name], qwen2vl.NATIVE), [(2, 3)])
+    places = run(position_scheme(NAMED_POSITIONS[name], qwen2_vl.NATIVE), [(2, 3)])
     height, width, behind, time = WORKED[name]
     assert places[1, 3:9].tolist() == height and places[2, 3:9].tolist() == width
     assert places[:, 9].tolist() == [behind] * 3 and places[:, :3].tolist() == [[0, 1, 2]] * 3
@@ -206,7 +206,7 @@ def test_a_named_setting_places_two_by_three_patches_as_its_row_says(name):
 
 def test_text_goes_on_behind_every_patch_whatever_the_scheme():
     for setting, _ in SCHEMES:
-        scheme = position_scheme(setting, qwen2vl.NATIVE)
+        scheme = position_scheme(setting, qwen2_vl.NATIVE)
         reset = getattr(scheme, "spatial_reset", False)
         for grid in [(3, 3), (4, 4), (2, 3)]:
             places = run(scheme, [grid])
@@ -248,13 +248,13 @@ def test_text_behind_an_extent_never_overlaps():
 
 def test_every_member_has_a_scheme_to_which_all_its_knobs_go():
     for member in MEMBERS:
-        scheme = position_scheme(member(), qwen2vl.NATIVE)
+        scheme = position_scheme(member(), qwen2_vl.NATIVE)
         knobs = {name: value for name, value in member() if name != "kind"}
         assert {name: getattr(scheme, name) for name in knobs} == knobs
         for name, value in knobs.items():
             other = {"gap": 2.5, "resume": "extent"}.get(name, not value if isinstance(value, bool) else 0.25)
             changed = member(**{name: other, **({"gap": 2.5} if name == "resume" else {})})
-            assert getattr(position_scheme(changed, qwen2vl.NATIVE), name) == other
+            assert getattr(position_scheme(changed, qwen2_vl.NATIVE), name) == other
 
 
 def test_layouts_share_out_every_pair():
@@ -271,8 +271,8 @@ def test_layouts_share_out_every_pair():
 @pytest.mark.parametrize("positions", ["mrope", "native"])
 def test_hub_weights_load_completely(stock, folder, positions):
     knobs = ModelConfig(positions=positions, layout="sections")
-    ours = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
-    assert qwen2vl.is_stock(ours.config)
+    ours = load_folder(folder, knobs, torch.float32).eval()
+    assert qwen2_vl.QWEN2_VL.is_stock(ours.config)
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
         assert torch.equal(ours(**given).logits, stock(**given).logits)
@@ -280,7 +280,7 @@ def test_hub_weights_load_completely(stock, folder, positions):
 
 @pytest.mark.parametrize("positions", NAMED_POSITIONS)
 def test_interleaved_leaves_text_as_the_pretrained_model_has_it(stock, folder, positions):
-    ours = qwen2vl.load_folder(folder, ModelConfig(positions=positions, layout="interleaved"), torch.float32).eval()
+    ours = load_folder(folder, ModelConfig(positions=positions, layout="interleaved"), torch.float32).eval()
     ids = torch.arange(7, 40)[None]
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, stock(ids).logits)
@@ -288,7 +288,7 @@ def test_interleaved_leaves_text_as_the_pretrained_model_has_it(stock, folder, p
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_cached_decoding_equals_a_full_forward(folder, knobs):
-    model = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
+    model = load_folder(folder, knobs, torch.float32).eval()
     given = batch_of(GRIDS[:-1])
     made = model.generate(
         **given, max_new_tokens=6, min_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True,
@@ -306,7 +306,7 @@ def test_cached_decoding_equals_a_full_forward(folder, knobs):
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
-    model = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
+    model = load_folder(folder, knobs, torch.float32).eval()
     search = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False,
               "suppress_tokens": [IMAGE, 6], "pad_token_id": PAD}  # fmt: skip
     rows = GRIDS[:-1]
@@ -324,17 +324,17 @@ def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_a_saved_model_comes_back_with_its_scheme(folder, knobs, tmp_path):
-    model = qwen2vl.load_folder(folder, knobs, torch.float32).eval()
+    model = load_folder(folder, knobs, torch.float32).eval()
     model.save_pretrained(tmp_path)
-    back = qwen2vl.load_folder(tmp_path, None, torch.float32).eval()
-    assert qwen2vl.scheme_knobs(back.config) == knobs  # stored whole
+    back = load_folder(tmp_path, None, torch.float32).eval()
+    assert scheme_knobs(back.config) == knobs  # stored whole
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
         assert torch.equal(model(**given).logits, back(**given).logits)
 
 
 def test_the_stock_class_cannot_take_our_checkpoint(folder, tmp_path):
-    qwen2vl.load_folder(folder, ModelConfig(positions="tied"), torch.float32).save_pretrained(tmp_path)
+    load_folder(folder, ModelConfig(positions="tied"), torch.float32).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="positions of its own"):
         Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
     script = f"from transformers import Qwen2VLForConditionalGeneration as M; M.from_pretrained({str(tmp_path)!r})"

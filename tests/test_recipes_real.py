@@ -19,7 +19,8 @@ from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.codecs import make_codec
 from clinkd.data.images import open_image
-from clinkd.model.families.qwen2_vl import ClinkdModel
+from clinkd.model.families import TINY as FAMILY
+from clinkd.model.families import Family
 from clinkd.model.vlm import new_tiny, texts_of
 from clinkd.records import ImageRef, Sample, Task
 
@@ -79,7 +80,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(home / "drawn", ref)
 
-    new_tiny(knobs, texts_of(samples, knobs), 0, opened).save_stock(home / "base")
+    new_tiny(knobs, texts_of(samples, knobs), 0, opened).save(home / "base", stock=True)
     assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"
     return home / "set", home / "base"
 
@@ -103,13 +104,13 @@ def test_a_recipe_for_real_weights_runs(
 ) -> None:  # fmt: skip
     folder, base = given
     looks: list[int] = []
-    look = ClinkdModel.get_image_features
+    see = type(FAMILY).vision_features
 
-    def counted(self: ClinkdModel, pixels: object, grids: torch.Tensor, **more: object) -> object:
+    def counted(self: Family, visual: torch.nn.Module, pixels: torch.Tensor, grids: torch.Tensor) -> torch.Tensor:
         looks.append(len(grids))
-        return look(self, pixels, grids, **more)
+        return see(self, visual, pixels, grids)
 
-    monkeypatch.setattr(ClinkdModel, "get_image_features", counted)
+    monkeypatch.setattr(type(FAMILY), "vision_features", counted)
     knobs = (f"data.path={folder}", f"model.base={base}", *changes)
     words = ["run", name, "--runs", str(tmp_path), *(word for knob in knobs for word in ("--set", knob))]
     assert main(words) == 0, capsys.readouterr().err

@@ -387,8 +387,8 @@ def test_a_teacher_counts_what_it_does(drawn):
     model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
     batch = model.encode(rows_of(drawn[1])[:2])
     parts = {name: part.forward for name, part in teacher.model.operations(batch).items()}
-    assert teacher.operations(batch, sight=True) == sum(parts.values())
-    assert teacher.operations(batch, sight=False) == parts["text"] + parts["head"]
+    assert teacher.operations(batch, vision=True) == sum(parts.values())
+    assert teacher.operations(batch, vision=False) == parts["text"] + parts["head"]
     assert training_operations(model.operations(batch)) > 2.5 * sum(parts.values())
 
 
@@ -412,8 +412,8 @@ def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
 def test_packed_rows_do_not_see_each_other(drawn, knobs):
     model = fresh(drawn, square=False, **knobs)
     rows = [row[: 1 + k % 3] for k, row in enumerate(rows_of(drawn[1])[:7])]
-    model.images.limit(rows[2][0].images[0], 9)  # images of several sizes
-    model.images.limit(rows[4][0].images[0], 4)
+    model.images.limit_tokens(rows[2][0].images[0], 9)  # images of several sizes
+    model.images.limit_tokens(rows[4][0].images[0], 4)
 
     def learned(line_tokens: int) -> tuple[torch.Tensor, list[torch.Tensor], tuple[int, ...]]:
         model.line_tokens = line_tokens
@@ -452,19 +452,19 @@ def test_one_vision_pass_serves_teacher_and_student(drawn, monkeypatch):
         return loss.sum.item(), [p.grad.clone() for p in student.parameters() if p.requires_grad]
 
     student.network.model.language_model.requires_grad_(True)
-    assert not teacher.sees_as(student)  # a tower that learns is not shared
+    assert not teacher.shares_vision_with(student)  # a tower that learns is not shared
     student.freeze(["vision", "merger"])
-    assert teacher.sees_as(student)
+    assert teacher.shares_vision_with(student)
     one = step()
     assert len(passes) == 1
-    monkeypatch.setattr(LiveTeacher, "sees_as", lambda *_: False)
+    monkeypatch.setattr(LiveTeacher, "shares_vision_with", lambda *_: False)
     two = step()
     assert len(passes) == 1 + 2 and one[0] == two[0]
     assert all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True))
     monkeypatch.undo()
     with torch.no_grad():
         next(iter(towers[1].parameters())).add_(1)
-    assert not teacher.sees_as(student)
+    assert not teacher.shares_vision_with(student)
 
 
 def test_candidates_stand_best_first_where_beams_say_the_same(drawn, monkeypatch):

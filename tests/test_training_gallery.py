@@ -99,7 +99,7 @@ def test_losses_and_gradients_are_those_of_looking(bench, tmp_path, tutored):
     found = []
     for model in (live, stored):
         batch = model.encode(rows_of(bench.samples))
-        assert (batch.seen_FH is None) == (model is live)
+        assert (batch.features_FH is None) == (model is live)
         loss = LossModule(model, Distillation() if tutor else CrossEntropy(), tutor)(batch).sum
         loss.backward()
         found.append({"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
@@ -149,7 +149,8 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
             mm_token_type_ids=(input_ids_BS == live.text.image_token).int(),
             pixel_values=pixels_TD, image_grid_thw=grids_I3, max_new_tokens=12, num_beams=3,
             num_return_sequences=3, do_sample=False, length_penalty=1.0, eos_token_id=live.text.end,
-            pad_token_id=live.text.pad, suppress_tokens=live.never, return_dict_in_generate=True, output_scores=True,
+            pad_token_id=live.text.pad, suppress_tokens=live.suppressed_tokens, return_dict_in_generate=True,
+            output_scores=True,
         )  # fmt: skip
     said = [live._read(ids, None).raw for ids in made.sequences[:, input_ids_BS.shape[1] :].tolist()]
     scored = list(zip(said, made.sequences_scores.tolist(), strict=True))
@@ -166,22 +167,22 @@ def test_an_image_that_is_not_there_is_seen_live(bench, tmp_path):
     wanted = model.encode(rows_of(bench.samples)).pixels_TD
     FeatureCache(tmp_path, model).serve(model)
     batch = model.encode(rows_of(bench.samples))
-    assert batch.seen_FH is None and torch.equal(batch.pixels_TD, wanted)
+    assert batch.features_FH is None and torch.equal(batch.pixels_TD, wanted)
 
 
 def test_one_image_has_the_very_bits_of_looking_at_it(bench, filled):
     live, stored = bench.model(), served(bench, filled)
     batches = [m.encode([bench.samples[:1]]) for m in (live, stored)]
-    assert batches[1].seen_FH is not None and len(batches[1].pixels_TD) == 0
+    assert batches[1].features_FH is not None and len(batches[1].pixels_TD) == 0
     assert torch.equal(*(m.hidden_states(b) for m, b in zip((live, stored), batches, strict=True)))
 
 
 def test_an_image_of_another_size_is_not_known(bench, filled):
     model = bench.model()
     FeatureCache(filled, model).serve(model)
-    model.images.limit(bench.images[0], 4)
-    assert model.encode([bench.samples[:1]]).seen_FH is None
-    assert model.encode([bench.samples[-1:]]).seen_FH is not None
+    model.images.limit_tokens(bench.images[0], 4)
+    assert model.encode([bench.samples[:1]]).features_FH is None
+    assert model.encode([bench.samples[-1:]]).features_FH is not None
 
 
 def test_a_tower_that_is_to_learn_is_not_served(bench, filled):
@@ -195,7 +196,7 @@ def test_a_tower_that_is_to_learn_is_not_served(bench, filled):
 def test_a_fixed_tower_leaves_nothing_for_the_backward(bench, recompute):
     model = bench.model().train()
     model.recompute_blocks(recompute)
-    assert not model.see(model.encode([bench.samples[:1]])).pooler_output[0].requires_grad
+    assert not model.vision_features(model.encode([bench.samples[:1]]))[0].requires_grad
 
 
 def test_words_alone_need_no_tower_where_images_are_known(bench, filled, monkeypatch):
@@ -218,7 +219,7 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
     monkeypatch.setattr(feature_cache, "IMAGES_A_FILE", 3)
     cache_features(tmp_path / "whole", bench.model(), bench.images, "see")
     passes = 0
-    real = feature_cache._features
+    real = feature_cache._compute_features
 
     def few(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
         nonlocal passes
@@ -227,7 +228,7 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
             raise KeyboardInterrupt
         return real(model, ref)
 
-    monkeypatch.setattr(feature_cache, "_features", few)
+    monkeypatch.setattr(feature_cache, "_compute_features", few)
     with pytest.raises(KeyboardInterrupt):
         cache_features(tmp_path / "parts", bench.model(), bench.images, "see")
     assert not finished(tmp_path / "parts")
@@ -264,7 +265,7 @@ def test_a_disk_without_room_is_told_before_any_work(bench, tmp_path, monkeypatc
     def unseen(*_: object) -> NoReturn:
         raise AssertionError("an image was seen")
 
-    monkeypatch.setattr(feature_cache, "_features", unseen)
+    monkeypatch.setattr(feature_cache, "_compute_features", unseen)
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10}))
     with pytest.raises(BadInput, match="take .* MB and 0 MB are free; make room"):
         cache_features(tmp_path / "new", bench.model(), bench.images, "see")

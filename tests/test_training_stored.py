@@ -125,7 +125,7 @@ def loss_and_gradients(model: VisionLanguageModel, batch: Batch, goal: HiddenSta
 
 
 def distribution(bench: Bench, batch: Batch) -> Tensor:
-    goal = LiveTeacher(bench.teacher).goal(batch)
+    goal = LiveTeacher(bench.teacher).targets(batch)
     return (goal.hidden_NG.double() @ goal.weight_VG.double().T / T).softmax(1)
 
 
@@ -143,7 +143,7 @@ def test_a_batch_knows_whose_its_answer_tokens_are(bench: Bench) -> None:
 
 def test_stored_states_have_the_bits_of_the_teacher_that_runs(bench: Bench, whole: dict[Kind, Path]) -> None:
     tutor, batch = StoredTeacher(whole["states"], bench.identity("states")), bench.batch()
-    live, read = LiveTeacher(bench.teacher).goal(batch), tutor.goal(batch)
+    live, read = LiveTeacher(bench.teacher).targets(batch), tutor.targets(batch)
     assert isinstance(read, HiddenStateTargets)
     assert torch.equal(live.hidden_NG, read.hidden_NG) and torch.equal(live.weight_VG, read.weight_VG)
     student = bench.model()
@@ -155,7 +155,7 @@ def test_rows_of_other_batches_are_found_wherever_they_stand(bench: Bench, whole
     tutor = StoredTeacher(whole["states"], bench.identity("states"))
     mixed = random.Random(0).sample(bench.samples, 25)
     batch = bench.teacher.encode([[s] for s in mixed])
-    live, read = LiveTeacher(bench.teacher).goal(batch), tutor.goal(batch)
+    live, read = LiveTeacher(bench.teacher).targets(batch), tutor.targets(batch)
     assert isinstance(read, HiddenStateTargets) and torch.allclose(live.hidden_NG, read.hidden_NG, atol=1e-4)
 
 
@@ -164,7 +164,7 @@ def test_states_keep_the_type_of_the_model(bench: Bench, tmp_path: Path) -> None
     some = bench.samples[:8]
     identity = bench.identity("states", some)
     store(tmp_path, narrow, some, identity, title="store", rows_a_pass=4)
-    read = StoredTeacher(tmp_path, identity).goal(bench.teacher.encode(rows_of(some)))
+    read = StoredTeacher(tmp_path, identity).targets(bench.teacher.encode(rows_of(some)))
     assert isinstance(read, HiddenStateTargets) and read.hidden_NG.dtype == read.weight_VG.dtype == torch.bfloat16
 
 
@@ -193,7 +193,7 @@ def test_lanes_may_read_at_once(bench: Bench, whole: dict[Kind, Path]) -> None:
     tutor, batches = StoredTeacher(whole["draws"], bench.identity("draws")), [bench.batch(k, k + 2) for k in range(14)]
     fresh = StoredTeacher(whole["draws"], bench.identity("draws"))
     with ThreadPoolExecutor(4) as pool:
-        for one, other in zip(pool.map(fresh.goal, batches), map(tutor.goal, batches), strict=True):
+        for one, other in zip(pool.map(fresh.targets, batches), map(tutor.targets, batches), strict=True):
             assert torch.equal(one.shares_NK, other.shares_NK) and torch.equal(one.entries_NK, other.entries_NK)
 
 
@@ -202,7 +202,7 @@ def test_lanes_may_read_at_once(bench: Bench, whole: dict[Kind, Path]) -> None:
 
 def test_shares_sum_to_one_and_the_entropy_is_exact(bench: Bench, whole: dict[Kind, Path]) -> None:
     batch = bench.batch()
-    goal = StoredTeacher(whole["draws"], bench.identity("draws")).goal(batch)
+    goal = StoredTeacher(whole["draws"], bench.identity("draws")).targets(batch)
     assert isinstance(goal, Draws)
     assert torch.allclose(goal.shares_NK.sum(1), torch.ones(len(batch.labels_N)), atol=1e-6)
     assert (goal.shares_NK * DRAWS - (goal.shares_NK * DRAWS).round()).abs().max() < 1e-5
@@ -217,7 +217,7 @@ def test_shares_sum_to_one_and_the_entropy_is_exact(bench: Bench, whole: dict[Ki
 @pytest.mark.parametrize("seeds", [100, pytest.param(300, marks=pytest.mark.slow)])
 def test_draws_have_no_bias_and_less_variance_than_independent_ones(bench: Bench, seeds: int) -> None:
     batch = bench.batch(0, 2)
-    live = LiveTeacher(bench.teacher).goal(batch)
+    live = LiveTeacher(bench.teacher).targets(batch)
     p, student = distribution(bench, batch), bench.model()
     hidden = student.hidden_states(batch).detach().requires_grad_()
     weight = student.head.weight_VH.detach()
@@ -229,7 +229,7 @@ def test_draws_have_no_bias_and_less_variance_than_independent_ones(bench: Bench
     value, true = slope(live)
     shares, values, slopes = [], [], []
     for seed in range(seeds):
-        goal = goal_of(stored.drawn(live, batch.spans, bench.identity("draws", seed=seed)), DRAWS)
+        goal = goal_of(stored.sample_entries(live, batch.spans, bench.identity("draws", seed=seed)), DRAWS)
         shares.append(torch.zeros_like(p).scatter_add_(1, goal.entries_NK, goal.shares_NK.double()))
         found = slope(goal)
         values.append(found[0])
@@ -256,8 +256,8 @@ def test_draws_are_those_of_the_temperature(bench: Bench, tmp_path: Path) -> Non
     batch, found = bench.batch(), {}
     for temperature in (0.5, 4.0):
         identity = bench.identity("draws", temperature=temperature)
-        goal = StoredTeacher(bench.store(tmp_path / f"{temperature}", identity), identity).goal(batch)
-        live = LiveTeacher(bench.teacher).goal(batch)
+        goal = StoredTeacher(bench.store(tmp_path / f"{temperature}", identity), identity).targets(batch)
+        live = LiveTeacher(bench.teacher).targets(batch)
         p = (live.hidden_NG.double() @ live.weight_VG.double().T / temperature).softmax(1)
         assert isinstance(goal, Draws) and torch.allclose(goal.entropy_N.double(), -(p * p.log()).sum(1), rtol=1e-3)
         found[temperature] = (goal.shares_NK > 0).sum(1).float().mean()
@@ -266,13 +266,13 @@ def test_draws_are_those_of_the_temperature(bench: Bench, tmp_path: Path) -> Non
 
 def test_a_large_vocabulary_is_taken_in_chunks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, identity = bench.batch(), bench.identity("draws")
-    goal = LiveTeacher(bench.teacher).goal(batch)
-    one = stored.drawn(goal, batch.spans, identity)
+    goal = LiveTeacher(bench.teacher).targets(batch)
+    one = stored.sample_entries(goal, batch.spans, identity)
     monkeypatch.setattr(stored, "CUMULATIVE_BYTES", 7 * 8 * len(goal.weight_VG))
     monkeypatch.setattr(stored, "BLOCK", 64)
-    parts = stored.drawn(goal, batch.spans, identity)
+    parts = stored.sample_entries(goal, batch.spans, identity)
     assert all(torch.equal(one[name], parts[name]) for name in ("entries_M", "counts_M", "kept_N"))
-    assert [stored._narrow(most) for most in (255, 256, 32767, 151_936)] == [
+    assert [stored._narrow_type(most) for most in (255, 256, 32767, 151_936)] == [
         torch.uint8, torch.int16, torch.int16, torch.int32,
     ]  # fmt: skip
 
@@ -298,12 +298,12 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
         pass
 
     wanted, left, passes = content(bench.store(tmp_path / "wanted", bench.identity(kind), rows=2)), 0, 0
-    calls = {"goal": LiveTeacher.goal, "write": tensor_store.write_atomic}
+    calls = {"targets": LiveTeacher.targets, "write": tensor_store.write_atomic}
 
     def stopping(name: str) -> Callable[..., object]:
         def call(*arguments: object) -> object:
             nonlocal left, passes
-            passes += name == "goal"
+            passes += name == "targets"
             left -= 1
             if left < 0:
                 raise Stop
@@ -322,7 +322,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
             return True
         return False
 
-    monkeypatch.setattr(LiveTeacher, "goal", stopping("goal"))
+    monkeypatch.setattr(LiveTeacher, "targets", stopping("targets"))
     monkeypatch.setattr(tensor_store, "write_atomic", stopping("write"))
     for after in range(0, 100, every):
         folder, passes = tmp_path / str(after), 0
@@ -412,10 +412,10 @@ def test_a_sample_that_is_not_there_is_named(bench: Bench, tmp_path: Path) -> No
     tutor = StoredTeacher(bench.store(tmp_path, identity, some), identity)
     absent = bench.samples[-1]
     with pytest.raises(BadInput, match=f"sample {absent.id} is not in the stored teacher"):
-        tutor.goal(bench.teacher.encode([[absent]]))
+        tutor.targets(bench.teacher.encode([[absent]]))
     longer = some[0].answered(BoxedText("an answer of quite another length than before"), "")
     with pytest.raises(BadInput, match=f"sample {longer.id} has .* answer tokens"):
-        tutor.goal(bench.teacher.encode([[longer]]))
+        tutor.targets(bench.teacher.encode([[longer]]))
     with pytest.raises(BadInput, match="two samples have this id"):
         bench.identity("draws", [*some, longer])
     assert bench.identity("draws", [*some, some[0]]) == identity
@@ -447,8 +447,8 @@ def test_only_the_asked_rows_are_read(
 
     tutor, batch = StoredTeacher(whole[kind], bench.identity(kind)), bench.batch(2, 4)
     monkeypatch.setattr(tensor_store, "safe_open", Watched)
-    tutor.files.clear()
-    tutor.goal(batch)
+    tutor.store.mapped.clear()
+    tutor.targets(batch)
     counted = {name: sum(r.stop - r.start for n, r in asked if n == name) for name, _ in asked}
     by_token = ["hidden_NG"] if kind == "states" else ["kept_N", "entropy_N"]
     assert all(counted[name] == len(batch.labels_N) for name in by_token)

@@ -224,7 +224,9 @@ def _export(args: argparse.Namespace) -> int:
 
     end_in_order()
     model = export(find_run(args.run, args.runs), args.folder)
-    code = "transformers' own Qwen2-VL class" if model.stock else "clinkd (its positions exist in no stock class)"
+    code = (
+        f"transformers' own {model.family} class" if model.stock else "clinkd (its positions exist in no stock class)"
+    )
     print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
     print(f"card     {model.folder / 'README.md'}")
     return 0

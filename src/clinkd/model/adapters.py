@@ -1,4 +1,4 @@
-"""Low-rank additions (LoRA, arXiv 2106.09685) to whole parts of a network, by peft; merged into the weights."""
+"""Low-rank additions (LoRA, arXiv 2106.09685) to whole parts of a network, by peft, to be merged into the weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAME = "default"
 
 
 def add(network: PreTrainedModel, prefixes: Sequence[str], rank: int, alpha: float, seed: int) -> None:
-    """An addition to every linear layer below `prefixes`; all else stops learning. It starts at zero.
+    """Put an addition, zero at first, on every linear layer below `prefixes`; all else stops learning.
 
-    Raises BadInput where a layer shares its weight with another: merging would change both.
+    Raises BadInput if a layer shares its weight with another: merging would change both.
     """
     chosen = [
         name for name, m in network.named_modules() if isinstance(m, nn.Linear) and name.startswith(tuple(prefixes))
@@ -36,14 +36,14 @@ def add(network: PreTrainedModel, prefixes: Sequence[str], rank: int, alpha: flo
 
 
 def layers(network: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """The layers with an addition."""
+    """The layers that have an addition."""
     for name, module in network.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
 
 
 def merge(network: nn.Module) -> None:
-    """Put the additions into the weights, and the plain layers back in their places."""
+    """Put the additions into the weights, and the plain layers back into their places."""
     for name, layer in list(layers(network)):
         layer.merge()
         parent, _, child = name.rpartition(".")
@@ -51,14 +51,14 @@ def merge(network: nn.Module) -> None:
 
 
 def factors(layer: nn.Module) -> tuple[Tensor, Tensor, float] | None:
-    """A [R, H], B [V, R] and the scale of a layer's addition, None where it has none."""
+    """A [R, H], B [V, R] and the scale of a layer's addition; None if it has none."""
     if not isinstance(layer, LoraLayer):
         return None
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight, layer.scaling[NAME]
 
 
 def plain_weight(layer: nn.Module) -> Tensor:
-    """The weight without any addition."""
+    """The weight of a layer without its addition."""
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     assert isinstance(base.weight, Tensor)
     return base.weight

@@ -3,9 +3,9 @@
 Shapes: B rows, S tokens of a row, N answer tokens of the batch, I images, P places of images, T vision patches of all
 images.
 
-A training row is one set of images with all questions about it: the images stand once, in front, and each question
-with its answer is a segment that sees the images and itself only, at the positions it would have alone. The loss and
-its gradients are those of separate rows, at a fraction of the vision and prefix work.
+A training row is one set of images with all questions about it. The images stand once, in front. Each question with its
+answer is a segment that attends only to the images and to itself, at the positions that it would have alone. The loss
+and its gradients equal those of separate rows, at a fraction of the work for images and prefixes.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ from transformers import PreTrainedTokenizerFast
 
 from clinkd.data.codecs import Codec
 from clinkd.data.grids import Size, smart_resize, square_resize
-from clinkd.model.families.qwen2_vl import Qwen2VLImageProcessorPil
+from clinkd.model.families import ChatTemplate, Family, ImageGeometry
 from clinkd.records import BadInput, ImageRef, Sample
 
+CACHE_BYTES = 256 << 20  # an encoder keeps so many bytes of resized pixels
 OpenImage = Callable[[ImageRef], Image.Image]
-KnownFeatures = Callable[[ImageRef], Tensor | None]  # merged features [tokens, H] of an image that was seen before
+FeatureLookup = Callable[[ImageRef], Tensor | None]  # the stored features [tokens, H] of an image, if there are any
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What every training batch has: labels_N, and how many samples it came from."""
+    """The fields of every training batch: labels_N and the number of its samples."""
 
     labels_N: Tensor
     num_samples: int
 
     def to(self, device: torch.device) -> Self:
-        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        tensors: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
 class Batch(Labelled):
     """Rows ready for the model.
 
-    input_ids_BS; running_BS: index of each token in its own sequence; mask_B1SS: True where query (dim 2) sees key
-    (dim 3); pixels_TD, grids_I3: the vision tower's input; seen_FH: its output, where that was known, and then there
-    are no pixels; answer_row_N, answer_column_N: the tokens whose hidden state predicts an answer token; labels_N: that
-    answer token; spans: id of each sample and number of its answer tokens, in the order of labels_N.
+    input_ids_BS; running_BS: index of each token in its own sequence; mask_B1SS: True where query (dim 2) attends to
+    key (dim 3); pixels_TD, grids_I3: the vision tower's input; features_FH: its stored output, if there is one, and
+    then there are no pixels; answer_row_N, answer_column_N: the tokens whose hidden state predicts an answer token;
+    labels_N: that answer token; spans: id of each sample and number of its answer tokens, in the order of labels_N.
     """
 
     input_ids_BS: Tensor
@@ -62,41 +63,41 @@ class Batch(Labelled):
     answer_row_N: Tensor
     answer_column_N: Tensor
     spans: tuple[tuple[str, int], ...]
-    seen_FH: Tensor | None = None
+    features_FH: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Questions for generation, one sample a row of the second part; both parts are left-padded.
+    """Questions for generation, in two parts, both left-padded; a row of the second part is a sample.
 
-    front_US, front_seen_US: everything up to the images' end, once for all samples with equal images; front_B: whose
-    front stands before a sample's asked_BS, asked_seen_BS. pixels_TD, grids_I3, seen_FH are of the different images,
-    each once; shown_P: which of them stands at each place of the fronts.
+    front_US, front_mask_US: all tokens up to the end of the images, once for all samples with equal images; front_B:
+    the front that stands before a sample's question_BS, question_mask_BS. pixels_TD, grids_I3, features_FH describe
+    each different image once; image_P: the image at each place of the fronts.
     """
 
     front_US: Tensor
-    front_seen_US: Tensor
+    front_mask_US: Tensor
     front_B: Tensor
-    asked_BS: Tensor
-    asked_seen_BS: Tensor
-    shown_P: Tensor
+    question_BS: Tensor
+    question_mask_BS: Tensor
+    image_P: Tensor
     pixels_TD: Tensor
     grids_I3: Tensor
-    seen_FH: Tensor | None
+    features_FH: Tensor | None
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """Each sample's front and question in one row [B, S], and 1 where a token is no padding."""
-        ids_BS = torch.cat([self.front_US[self.front_B], self.asked_BS], dim=1)
-        return ids_BS, torch.cat([self.front_seen_US[self.front_B], self.asked_seen_BS], dim=1)
+        """Each sample's front and question in one row [B, S], and the mask of its tokens: 0 at padding."""
+        ids_BS = torch.cat([self.front_US[self.front_B], self.question_BS], dim=1)
+        return ids_BS, torch.cat([self.front_mask_US[self.front_B], self.question_mask_BS], dim=1)
 
     def to(self, device: torch.device) -> Self:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
 
 def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
-    """Samples that look at the same images, together, in order of first appearance; `most` a row (0: no limit).
+    """Samples with the same images, together, in order of first appearance; at most `most` in a row (0: no limit).
 
-    A sample without images has nothing to share and is a row of its own.
+    A sample without images is a row of its own.
     """
     by_images: OrderedDict[tuple[ImageRef, ...] | int, list[Sample]] = OrderedDict()
     for number, sample in enumerate(samples):
@@ -106,63 +107,62 @@ def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
 
 
 class ImageEncoder:
-    """Image files to vision patches, with the resized pixels of recent images kept in memory (`cache_bytes`)."""
+    """Image files to vision patches, with the resized pixels of recent images kept in memory (CACHE_BYTES)."""
 
-    def __init__(
-        self, processor: Qwen2VLImageProcessorPil, open_image: OpenImage, square: bool, cache_bytes: int = 256 << 20
-    ) -> None:
-        self.processor, self.open_image, self.square = processor, open_image, square
-        self.room = cache_bytes
+    def __init__(self, family: Family, processor: Any, open_image: OpenImage, square: bool) -> None:
+        self.family, self.processor, self.open_image, self.square = family, processor, open_image, square
+        self.free_bytes = CACHE_BYTES
         self.cache: OrderedDict[ImageRef, np.ndarray] = OrderedDict()  # a DICOM may be shown in several windows
         self.limits: dict[ImageRef, int] = {}  # most tokens of single images
-        self.known: KnownFeatures | None = None
+        self.feature_lookup: FeatureLookup | None = None
 
-    def limit(self, ref: ImageRef, tokens: int) -> None:
-        """Let an image have no more tokens than so many, from now on; the least of all limits given counts."""
+    def limit_tokens(self, ref: ImageRef, tokens: int) -> None:
+        """From now on, let an image have at most `tokens` tokens; of several limits the lowest counts."""
         self.limits[ref] = min(tokens, self.limits.get(ref, tokens))
         if (pixels_HW3 := self.cache.pop(ref, None)) is not None:
-            self.room += pixels_HW3.nbytes
+            self.free_bytes += pixels_HW3.nbytes
 
     def forget(self) -> None:
-        """Keep no pixels of the images seen so far."""
-        self.room += sum(pixels.nbytes for pixels in self.cache.values())
+        """Drop the pixels of all images."""
+        self.free_bytes = CACHE_BYTES
         self.cache.clear()
 
     @property
-    def factor(self) -> int:
-        """Pixels a side of what becomes one token."""
-        return int(self.processor.patch_size * self.processor.merge_size)
+    def geometry(self) -> ImageGeometry:
+        """How images are cut."""
+        return self.family.geometry(self.processor)
 
-    def target(self, ref: ImageRef) -> Size:
-        """Pixels to which the image is resampled, before the vision tower."""
+    def resampled_size(self, ref: ImageRef) -> Size:
+        """The size to which the image is resampled for the vision tower."""
         if ref.width is None or ref.height is None:
             raise BadInput(f"image {ref.path}: its size is not known; import the data again with its images")
-        size = self.processor.size
-        most = min(size["longest_edge"], self.limits.get(ref, size["longest_edge"]) * self.factor**2)
+        cut = self.geometry
+        most = min(cut.most_pixels, self.limits.get(ref, cut.most_pixels) * cut.factor**2)
         resize = square_resize if self.square else smart_resize
         try:
-            return resize(ref.width, ref.height, self.factor, min(size["shortest_edge"], most), most)
+            return resize(ref.width, ref.height, cut.factor, min(cut.least_pixels, most), most)
         except BadInput as error:
             raise BadInput(f"image {ref.path}: {error}") from None
 
     def box_frame(self, refs: Sequence[ImageRef]) -> Size:
-        """The image in whose pixels boxes are: the last one as resampled, or the blank one where there is none."""
-        return self.target(refs[-1]) if refs else Size(self.factor, self.factor)
+        """The size in whose pixels boxes are: that of the last image, resampled, or of the dummy image."""
+        factor = self.geometry.factor
+        return self.resampled_size(refs[-1]) if refs else Size(factor, factor)
 
     def grid(self, ref: ImageRef) -> tuple[int, int]:
         """Merged patches (height, width): the image's tokens in the text."""
-        size = self.target(ref)
-        return size.height // self.factor, size.width // self.factor
+        size, factor = self.resampled_size(ref), self.geometry.factor
+        return size.height // factor, size.width // factor
 
     def pixels(self, ref: ImageRef) -> np.ndarray:
         """Resampled pixels, uint8 [height, width, 3]."""
         pixels_HW3 = self.cache.get(ref)
         if pixels_HW3 is None:
-            pixels_HW3 = np.asarray(self.open_image(ref).resize(self.target(ref), Image.Resampling.BICUBIC))
+            pixels_HW3 = np.asarray(self.open_image(ref).resize(self.resampled_size(ref), Image.Resampling.BICUBIC))
             self.cache[ref] = pixels_HW3
-            self.room -= pixels_HW3.nbytes
-            while self.room < 0 and len(self.cache) > 1:
-                self.room += self.cache.popitem(last=False)[1].nbytes
+            self.free_bytes -= pixels_HW3.nbytes
+            while self.free_bytes < 0 and len(self.cache) > 1:
+                self.free_bytes += self.cache.popitem(last=False)[1].nbytes
         else:
             self.cache.move_to_end(ref)
         return pixels_HW3
@@ -170,76 +170,72 @@ class ImageEncoder:
     def patches(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor]:
         """Patches [T, D] float32 and grids [I, 3] (frames, patches high, patches wide)."""
         if not refs:
-            return self.blank()[0][:0], torch.zeros((0, 3), dtype=torch.long)
-        processed = self.processor(images=[self.pixels(r) for r in refs], do_resize=False, return_tensors="pt")
-        return processed["pixel_values"], processed["image_grid_thw"]
+            return self.dummy_image()[0][:0], torch.zeros((0, 3), dtype=torch.long)
+        return self.family.patches(self.processor, [self.pixels(r) for r in refs])
 
-    def look(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Patches and grids of images; where all are known, no patches and their features: none is opened.
-
-        One that is known at another size is not known.
+    def patches_or_features(self, refs: Sequence[ImageRef]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Patches and grids of images. If the features of all are stored: no patches, but features, and no image is
+        opened. Features of another size do not count.
         """
-        if self.known is None:
+        if self.feature_lookup is None:
             return (*self.patches(refs), None)
-        grids, features = [self.grid(ref) for ref in refs], [self.known(ref) for ref in refs]
+        grids, features = [self.grid(ref) for ref in refs], [self.feature_lookup(ref) for ref in refs]
         fitting = [
             f for f, (tall, wide) in zip(features, grids, strict=True) if f is not None and len(f) == tall * wide
         ]
         if len(fitting) < len(refs):
             return (*self.patches(refs), None)
-        merge = self.processor.merge_size
+        merge = self.geometry.merge
         grids_I3 = torch.tensor([(1, t * merge, w * merge) for t, w in grids], dtype=torch.long).reshape(-1, 3)
-        return self.blank()[0][:0], grids_I3, torch.cat(fitting) if fitting else torch.zeros((0, 0))
+        return self.dummy_image()[0][:0], grids_I3, torch.cat(fitting) if fitting else torch.zeros((0, 0))
 
-    def blank(self) -> tuple[Tensor, Tensor]:
-        """Patches and grid of the smallest image there is, all zeros."""
-        merge, side = self.processor.merge_size, self.processor.patch_size
-        values = 3 * self.processor.temporal_patch_size * side**2
-        return torch.zeros((merge**2, values)), torch.tensor([[1, merge, merge]])
+    def dummy_image(self) -> tuple[Tensor, Tensor]:
+        """Patches, all zeros, and grid of the smallest possible image."""
+        merge = self.geometry.merge
+        return torch.zeros((merge**2, self.geometry.values)), torch.tensor([[1, merge, merge]])
 
 
 class TextEncoder:
-    """ChatML around questions and answers, boxes in the family's spelling: where that is pixels, of `images`."""
+    """The chat template around questions and answers. `codec` spells boxes; pixels are those of `images`."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, codec: Codec, system: str | None, images: ImageEncoder
+        self, tokenizer: PreTrainedTokenizerFast, codec: Codec, chat: ChatTemplate, images: ImageEncoder
     ) -> None:
-        self.tokenizer, self.codec, self.system, self.images = tokenizer, codec, system, images
-        self.image_token = int(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+        self.tokenizer, self.codec, self.chat, self.images = tokenizer, codec, chat, images
+        self.image_token = int(tokenizer.convert_tokens_to_ids(chat.image_token))
         self.pad = int(tokenizer.pad_token_id)
-        self.end = int(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-        opening = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        self.frame = self.ids([f"{opening}<|im_start|>user\n", "<|vision_start|>", "<|vision_end|>"])
+        self.end = int(tokenizer.convert_tokens_to_ids(chat.end))
+        self.frame = self.ids([chat.opening, chat.image_start, chat.image_end])
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def prefix(self, grids: Sequence[tuple[int, int]]) -> list[int]:
-        """Everything in front of the question: system turn, opened user turn, images."""
+        """The tokens before the question: system turn, start of the user's turn, images."""
         before, opened, closed = self.frame
         images = [t for tall, wide in grids for t in (*opened, *[self.image_token] * (tall * wide), *closed)]
         return [*before, *images]
 
     def box_frame(self, refs: Sequence[ImageRef]) -> Size | None:
-        """The size that the codec needs beside a text about these images; None where it needs none."""
+        """The size that the codec needs for a text about these images; None if it needs none."""
         return self.images.box_frame(refs) if self.codec.needs_size else None
 
     def segments(self, samples: Sequence[Sample]) -> list[list[tuple[list[int], list[int]]]]:
-        """For each sample and turn: the tokens up to the answer, and the answer's with its end mark."""
+        """For each sample and turn: the tokens up to the answer, and those of the answer with its end mark."""
         texts = []
         for sample in samples:
             size = self.box_frame(sample.images)
             for number, turn in enumerate(sample.turns):
-                opened = "" if number == 0 else "\n<|im_start|>user\n"
-                texts.append(f"{opened}{self.codec.encode(turn.question, size)}<|im_end|>\n<|im_start|>assistant\n")
-                texts.append(f"{self.codec.encode(turn.answer, size)}<|im_end|>")
+                opened = "" if number == 0 else self.chat.between + self.chat.user
+                texts.append(opened + self.codec.encode(turn.question, size) + self.chat.answer)
+                texts.append(self.codec.encode(turn.answer, size) + self.chat.end)
         ids = iter(self.ids(texts))
         return [[(next(ids), next(ids)) for _ in sample.turns] for sample in samples]
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a sample by itself: `front` up to the question, images included, `images` of these, and the `rest`."""
+    """Tokens of a single sample: `front` up to the question, images included; `images` of these; and the `rest`."""
 
     front: int
     images: int
@@ -252,8 +248,8 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class _TokenRow:
-    """A row before it has a place: its tokens, the segment of each (0: the shared prefix), its running index; the
-    answer tokens as (column that predicts, label), and how many of them each sample has."""
+    """A row before it gets its place in a line: tokens, segment (0: the shared prefix) and running index of each;
+    answer tokens as (column that predicts, label); id of each sample and number of its answer tokens."""
 
     ids: list[int]
     owner: list[int]
@@ -265,10 +261,10 @@ class _TokenRow:
 def encode_rows(
     rows: Sequence[Sequence[Sample]], text: TextEncoder, images: ImageEncoder, line_tokens: int = 0
 ) -> Batch:
-    """Training rows. Raises BadInput where the samples of a row look at different images.
+    """Training rows as tensors. Raises BadInput if the samples of a row have different images.
 
-    `line_tokens`: rows are packed whole into lines of up to so many tokens (0: a row a line). Rows of a line do not see
-    each other, and each has the positions it would have alone.
+    `line_tokens`: whole rows are packed into lines of at most so many tokens (0: a row a line). Rows of a line do not
+    attend to each other, and each has the positions that it would have alone.
     """
     segments = iter(text.segments([s for row in rows for s in row]))
     encoded = [_encode_row(row, [next(segments) for _ in row], text, images) for row in rows]
@@ -288,10 +284,12 @@ def encode_rows(
             unit_BS[number, start:end] = k
             answers[k] = [(number, start + column, label) for column, label in row.answers]
             start = end
-    # A token sees, of its own row, itself and what stands before it in the shared prefix or in its own segment.
+    # In its own row a token attends to itself and to what stands before it in the shared prefix or in its own segment.
     same_segment_BSS = (owner_BS[:, :, None] == owner_BS[:, None, :]) | (owner_BS == 0)[:, None, :]
     mask_BSS = (same_segment_BSS & (unit_BS[:, :, None] == unit_BS[:, None, :])).tril()
-    pixels_TD, grids_I3, seen_FH = images.look([ref for line in lines for k in line for ref in rows[k][0].images])
+    pixels_TD, grids_I3, features_FH = images.patches_or_features(
+        [ref for line in lines for k in line for ref in rows[k][0].images]
+    )
     row_N, column_N, labels_N = torch.tensor([answer for row in answers for answer in row]).unbind(1)
     return Batch(
         labels_N=labels_N,
@@ -304,7 +302,7 @@ def encode_rows(
         answer_row_N=row_N,
         answer_column_N=column_N,
         spans=tuple(span for row in encoded for span in row.spans),
-        seen_FH=seen_FH,
+        features_FH=features_FH,
     )
 
 
@@ -334,18 +332,18 @@ def _encode_row(
 
 
 def _pack_rows(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Rows into lines of up to `most` tokens: the longest first, each into the first line that has room for it."""
+    """Pack rows into lines of at most `most` tokens: the longest first, each into the first line with enough room."""
     if not most:
         return [[k] for k in range(len(lengths))]
     lines: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
-        place = next((i for i, left in enumerate(room) if left >= lengths[k]), len(lines))
+        place = next((i for i, tokens in enumerate(free) if tokens >= lengths[k]), len(lines))
         if place == len(lines):
             lines.append([])
-            room.append(max(most, lengths[k]))
+            free.append(max(most, lengths[k]))
         lines[place].append(k)
-        room[place] -= lengths[k]
+        free[place] -= lengths[k]
     return lines
 
 
@@ -354,33 +352,34 @@ def encode_prompts(samples: Sequence[Sample], text: TextEncoder, images: ImageEn
     front: dict[tuple[ImageRef, ...], int] = {}
     front_B = torch.tensor([front.setdefault(s.images, len(front)) for s in samples])
     place: dict[ImageRef, int] = {}
-    shown_P = torch.tensor([place.setdefault(r, len(place)) for refs in front for r in refs], dtype=torch.long)
+    image_P = torch.tensor([place.setdefault(r, len(place)) for refs in front for r in refs], dtype=torch.long)
     questions = []
     for turns in text.segments(samples):
         ids = [t for question, answer in turns[:-1] for t in (*question, *answer)]
         questions.append([*ids, *turns[-1][0]])
     fronts = [text.prefix([images.grid(r) for r in refs]) for refs in front]
-    front_US, front_seen_US = _pad_left(fronts, text.pad)
-    asked_BS, asked_seen_BS = _pad_left(questions, text.pad)
-    image_tensors = images.look(list(place))
-    return Prompts(front_US, front_seen_US, front_B, asked_BS, asked_seen_BS, shown_P, *image_tensors)
+    front_US, front_mask_US = _pad_left(fronts, text.pad)
+    question_BS, question_mask_BS = _pad_left(questions, text.pad)
+    image_tensors = images.patches_or_features(list(place))
+    return Prompts(front_US, front_mask_US, front_B, question_BS, question_mask_BS, image_P, *image_tensors)
 
 
 def _pad_left(lines: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Tokens, and 1 where one is no padding."""
+    """Tokens, and a mask: 1 at a token, 0 at padding."""
     longest = max(map(len, lines))
     ids_BS = torch.tensor([[pad] * (longest - len(ids)) + [*ids] for ids in lines])
     return ids_BS, torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in lines])
 
 
 def template_identity(text: TextEncoder) -> dict[str, Any]:
-    """What a stored teacher must agree on with its student: the words around a question, box spelling, vocabulary."""
+    """What a stored teacher and its student must have in common: chat template, spelling of boxes, vocabulary."""
     images, entries = text.images, json.dumps(sorted(text.tokenizer.get_vocab().items()))
+    cut = images.geometry
     return {
-        "system": text.system,
+        "system": text.chat.system,
         "frame": text.frame,
         "codec": text.codec.name,
-        "step": [images.factor, dict(images.processor.size), images.square]
+        "step": [cut.factor, {"shortest_edge": cut.least_pixels, "longest_edge": cut.most_pixels}, images.square]
         if text.codec.needs_size
         else text.codec.steps()[0],
         "vocabulary": hashlib.sha256(entries.encode()).hexdigest(),

@@ -1,7 +1,7 @@
 """Floating-point operations of a pass, counted from shapes: two a multiply-add, matrix products and attention only.
 
-The forward equals what torch's FlopCounterMode finds. In the backward a product costs one more product for its weight's
-gradient, where that learns, and one more for its input's, where something that learns stands before it; attention costs
+The forward equals the count of torch's FlopCounterMode. In the backward a product costs one more product for its
+weight's gradient, if that learns, and one more for its input's gradient, if something before it learns; attention costs
 two forwards. What is computed again to save memory does not count: these are the model's operations, not the machine's.
 
 Shapes: B lines, S tokens of a line, N answer tokens, T vision patches, H hidden width, V vocabulary.
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from clinkd.model.encode import Batch
+from clinkd.model.families import Family, family_of
 
-# Dense bfloat16 (V100, T4: float16, they have no other), by words of the name torch gives, the longer before the
-# shorter; NVIDIA's data sheets (half of the figures "with sparsity").
+# Dense bfloat16 (V100, T4: float16, as they have no other), by words of the name in torch, longer words first; from
+# NVIDIA's data sheets (half of the figures "with sparsity").
 PEAKS = {
     "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
     "H800 PCIe": 756e12, "H800": 989e12,
@@ -30,63 +31,64 @@ PEAKS = {
 LESS = ("MIG", "Laptop GPU", "4090 D")  # a part of a GPU, or a slower one of the same name
 
 
-KNOWN_TOWER = "qwen2_vl_vision"  # the model type of its configuration
-
-
 class Operations(NamedTuple):
-    """Of one part: the forward, and the backward for gradients of weights and of inputs."""
+    """Operations of one part: in the forward, and in the backward for gradients of weights and of inputs."""
 
     forward: int
     backward: int
 
 
-def count_operations(network: Any, batch: Batch) -> dict[str, Operations] | None:
-    """Operations of a batch by part, vision, merger, text and head, with a backward to all that learns. None for a
-    network whose vision tower is not known here.
+def count_operations(network: Any, batch: Batch, merge: int) -> dict[str, Operations] | None:
+    """Operations of a batch by part (vision, merger, text, head), with a backward to all that learns. None if the
+    vision tower is not known here. `merge`: patches a side of an image token.
 
-    The gradient of a part's own input is counted wherever something learns in the part or before it, so a first layer
-    counts one product too many where nothing does before it.
+    The gradient of a part's input counts if something learns in the part or before it; so a first layer counts one
+    product too many if nothing before it learns.
     """
-    visual, text, head = network.model.visual, network.model.language_model, network.lm_head
-    vision = count_vision(visual, batch.grids_I3 if batch.seen_FH is None else batch.grids_I3[:0])
+    family = family_of(network.config)
+    visual, text, head = (network.get_submodule(path) for path in (family.visual, family.text, "lm_head"))
+    vision = count_vision(family, visual, batch.grids_I3 if batch.features_FH is None else batch.grids_I3[:0], merge)
     if vision is None:
         return None
+    blocks = network.get_submodule(family.text_blocks)
     width = text.config.num_attention_heads * (text.config.hidden_size // text.config.num_attention_heads)
     lines, size = batch.input_ids_BS.shape
-    attention = 4 * len(text.layers) * lines * size**2 * width
+    attention = 4 * len(blocks) * lines * size**2 * width
     flows = _learns(visual, text)
     return {
         **vision,
         "text": _add_operations(
-            count_linear(text.layers, lines * size, flows), Operations(attention, 2 * attention * flows)
+            count_linear(blocks, lines * size, flows), Operations(attention, 2 * attention * flows)
         ),
         "head": count_linear(head, len(batch.labels_N), _learns(visual, text, head)),
     }
 
 
-def count_vision(visual: Any, grids_I3: Tensor) -> dict[str, Operations] | None:
-    """Operations of tower and merger on images of given grids [I, 3]. None for a tower that is not known here."""
-    if visual.config.model_type != KNOWN_TOWER:
+def count_vision(family: Family, visual: nn.Module, grids_I3: Tensor, merge: int) -> dict[str, Operations] | None:
+    """Operations of tower and merger on images with these grids [I, 3]. None if the tower is not known here."""
+    patches_I: list[int] = grids_I3.prod(-1).tolist()
+    attention = family.vision_attention(visual, patches_I)
+    if attention is None:
         return None
-    images_I: list[int] = grids_I3.prod(-1).tolist()
-    patches = sum(images_I)
-    embedding = 2 * visual.patch_embed.proj.weight.numel() * patches
-    attention = 4 * len(visual.blocks) * visual.config.embed_dim * sum(n**2 for n in images_I)
-    flows = _learns(visual.patch_embed, visual.blocks)
+    patches = sum(patches_I)
+    paths = family.embedding, family.vision_blocks, family.merger
+    embed, blocks, merger = (visual.get_submodule(path) for path in paths)
+    embedding = 2 * sum(p.numel() for p in embed.parameters() if p.dim() > 1) * patches
+    flows = _learns(embed, blocks)
     tower = _add_operations(
-        Operations(embedding, embedding * _learns(visual.patch_embed)),  # pixels need no gradient
-        count_linear(visual.blocks, patches, flows),
+        Operations(embedding, embedding * _learns(embed)),  # pixels need no gradient
+        count_linear(blocks, patches, flows),
         Operations(attention, 2 * attention * flows),
     )
     return {
         "vision": tower,
-        "merger": count_linear(visual.merger, patches // visual.spatial_merge_size**2, _learns(visual)),
+        "merger": count_linear(merger, patches // merge**2, _learns(visual)),
     }
 
 
 def count_linear(module: nn.Module, tokens: int, flows: bool) -> Operations:
-    """Operations of a module's linear layers, additions of LoRA among them, each on so many tokens. `flows`: whether
-    their inputs need a gradient."""
+    """Operations of a module's linear layers, additions of LoRA among them, on so many tokens. `flows`: whether their
+    inputs need a gradient."""
     weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
     every = sum(w.numel() for w in weights)
     learning = sum(w.numel() for w in weights if w.requires_grad)
@@ -94,13 +96,8 @@ def count_linear(module: nn.Module, tokens: int, flows: bool) -> Operations:
 
 
 def training_operations(parts: Mapping[str, Operations] | None) -> int | None:
-    """Operations of all parts, forward and backward; None where they are not known."""
+    """Operations of all parts, forward and backward; None if they are not known."""
     return None if parts is None else sum(part.forward + part.backward for part in parts.values())
-
-
-def logits(weight_VH: Tensor, tokens: int) -> int:
-    """Operations of a head's logits at so many tokens."""
-    return 2 * tokens * weight_VH.numel()
 
 
 def _learns(*modules: nn.Module) -> bool:
@@ -112,23 +109,23 @@ def _add_operations(*parts: Operations) -> Operations:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
-    """Most operations a second: of a known GPU as published (dense bfloat16), of anything else as measured here.
+    """The most operations a second: of a known GPU as published (dense bfloat16), of any other device as measured here.
 
-    Measured are square products of `dtype` on the threads torch has now; the best of five.
+    The measure is the best of five square products of `dtype` on torch's present number of threads.
     """
     if device.type == "cuda":
         peak = published(torch.cuda.get_device_name(device))
         if peak is not None:
             return peak
     side = 1024 if device.type == "cpu" else 8192
-    rng = torch.Generator(device).manual_seed(0)  # of its own: a training's chance is not to be moved
-    # not ones: a GPU is faster at numbers that switch fewer of its transistors
+    rng = torch.Generator(device).manual_seed(0)  # its own: the random numbers of a training must not change
+    # not ones: a GPU is faster on numbers that switch fewer of its transistors
     matrix = torch.rand((side, side), generator=rng, device=device).to(dtype)
     return 2 * side**3 / min(_time_product(matrix) for _ in range(5))
 
 
 def published(name: str) -> float | None:
-    """The peak of a GPU of this name, None where none is known."""
+    """The published peak of a GPU of this name; None if it is not known."""
 
     def names_part(part: str) -> bool:
         return re.search(rf"\b{part}\b", name) is not None

@@ -1,13 +1,13 @@
-"""Answers to a batch of questions: beams, diverse groups, draws.
+"""Answers to a batch of questions: beams, diverse groups, samples.
 
-Images, and what stands before a question, are computed once for all questions about them, and questions once a sample;
-then the rows are repeated, a row a beam, group or draw, and grow by a token a step. Rows that have ended are taken out:
-short answers do not wait for long ones. transformers' own `generate` repeats the rows first, so that every prompt is
-computed once a beam, and lets all of them grow until the last has ended; it also obeys the folder's
-generation_config.json, which here has no say.
+Images, and all that stands before a question, are computed once for all questions about them, and each question once.
+Then the rows are repeated, a row for each beam, group or sample, and grow by one token a step. Rows that have ended are
+removed: short answers do not wait for long ones. transformers' own `generate` repeats the rows first, so it computes
+every prompt once for each beam, and lets all rows grow until the last has ended. It also obeys the folder's
+generation_config.json, which has no effect here.
 
-Shapes: B questions, K beams or groups or draws of a question, R rows that grow, S tokens a row has seen, L tokens of an
-answer, V vocabulary.
+Shapes: B questions, K beams or groups or samples of a question, R rows that grow, S tokens of a row so far, L tokens of
+an answer, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,37 +21,36 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from clinkd.model.encode import Prompts
-from clinkd.model.families.qwen2_vl import ClinkdForConditionalGeneration
+from clinkd.model.families import family_of
 
 NEVER = float("-inf")
-NONE = -1  # in the place of a token
+NONE = -1  # stands in the place of a token
 T = TypeVar("T")
 
-# From logits_RV, with NEVER at tokens that no answer holds, the row_R of each (question * K + k) and the step from 0: a
-# token_R.
+# Gives token_R from logits_RV, which are NEVER at suppressed tokens, row_R (question * K + k) and the step, from 0.
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """New tokens of one answer, with its end mark unless it was cut; mean log-probability a token under the model."""
+    """The tokens of one answer, with its end mark unless it was cut; mean log-probability a token under the model."""
 
     ids: list[int]
     logprob: float
 
 
 class PartialHypotheses(NamedTuple):
-    """What is written so far: of each question that still is, its number and the tokens of its first row or beam."""
+    """The answers so far: the number of each question that goes on, and the tokens of its first row or beam."""
 
     question_B: Tensor
-    said_BL: Tensor
+    tokens_BL: Tensor
 
 
-Writing = Generator[PartialHypotheses, None, list[list[Hypothesis]]]  # a step at a time; who closes it ends the work
+Writing = Generator[PartialHypotheses, None, list[list[Hypothesis]]]  # a step at a time; closing it ends the work
 
 
 def finished(writing: Generator[Any, None, T]) -> T:
-    """What a work that goes step by step ends in."""
+    """The value that a generator returns at its end."""
     while True:
         try:
             next(writing)
@@ -62,76 +61,75 @@ def finished(writing: Generator[Any, None, T]) -> T:
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """When an answer ends: at the token `end`, or after `most` tokens. It holds none of the tokens `never`."""
+    """An answer ends at the token `end`, or after `most` tokens. It holds none of the tokens `suppressed`."""
 
     end: int
     most: int
-    never: list[int]
+    suppressed: list[int]
 
 
 class Rows:
-    """Rows that grow: their keys and values, what of them is no padding, and what they say next (logits_RV, float32).
+    """Rows that grow: their keys and values, the mask of their tokens, and the logits_RV (float32) of the next token.
 
-    `features` are the merged features of the images, one entry an image, in the order of their places.
+    `network` is one of ours. positions_3US: of the prompts' fronts. `features`: merged features, one entry an image, in
+    the order of their places.
     """
 
-    def __init__(self, network: ClinkdForConditionalGeneration, prompts: Prompts, features: Any) -> None:
+    def __init__(
+        self, network: Any, prompts: Prompts, positions_3US: Tensor, features: tuple[Tensor, ...] | None
+    ) -> None:
         self.network = network
+        self.inputs = family_of(network.config).inputs
         self.cache = DynamicCache(config=network.config)
-        self.seen_RS = prompts.front_seen_US
-        positions_3RN, _ = network.model.get_rope_index(
-            prompts.front_US,
-            (prompts.front_US == network.config.image_token_id).int(),
-            prompts.grids_I3[prompts.shown_P],
-            attention_mask=self.seen_RS,
-        )
-        self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3RN, features)
+        self.mask_RS = prompts.front_mask_US
+        self.logits_RV, self.position_3R1 = self._run_network(prompts.front_US, positions_3US, features)
         self.keep(prompts.front_B)
-        self.grow(prompts.asked_BS, prompts.asked_seen_BS)
+        self.grow(prompts.question_BS, prompts.question_mask_BS)
 
     def keep(self, rows_N: Tensor) -> None:
-        """Only these rows from now on, in this order; one may be named several times."""
+        """Keep only these rows, in this order; a row may be named several times."""
         self.cache.reorder_cache(rows_N)
-        self.seen_RS, self.position_3R1 = self.seen_RS[rows_N], self.position_3R1[:, rows_N]
+        self.mask_RS, self.position_3R1 = self.mask_RS[rows_N], self.position_3R1[:, rows_N]
         self.logits_RV = self.logits_RV[rows_N]
 
-    def grow(self, token_RN: Tensor, seen_RN: Tensor) -> None:
-        """Tokens more: text, at the positions after the newest one, which is text as well."""
-        self.seen_RS = torch.cat([self.seen_RS, seen_RN], dim=1)
-        self.logits_RV, self.position_3R1 = self._run_network(token_RN, self.position_3R1 + seen_RN.cumsum(1), None)
+    def grow(self, token_RN: Tensor, mask_RN: Tensor) -> None:
+        """Add text tokens at the positions after the newest token, which is text as well."""
+        self.mask_RS = torch.cat([self.mask_RS, mask_RN], dim=1)
+        self.logits_RV, self.position_3R1 = self._run_network(token_RN, self.position_3R1 + mask_RN.cumsum(1), None)
 
-    def _run_network(self, token_RN: Tensor, positions_3RN: Tensor, features: Any) -> tuple[Tensor, Tensor]:
-        """What the rows say next, and the position of their newest token."""
+    def _run_network(
+        self, token_RN: Tensor, positions_3RN: Tensor, features: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of the next token, and the position of the newest one."""
         output = self.network(
             input_ids=token_RN,
-            attention_mask=self.seen_RS,
-            position_ids=positions_3RN,
+            attention_mask=self.mask_RS,
             past_key_values=self.cache,
-            mm_encoder_outputs=None if features is None else {"image": features},
             use_cache=True,
             logits_to_keep=1,
+            **self.inputs(positions_3RN, features),
         )
         return output.logits[:, -1].float(), positions_3RN[..., -1:]
 
 
 def beams(rows: Rows, width: int, limits: DecodeLimits) -> Writing:
-    """For each question the `width` best answers that beam search finds, best first.
+    """For each question the `width` best answers of beam search, the best first.
 
-    Sequences, scores and the rule for stopping are those of transformers' `generate` with num_beams=width,
-    length_penalty=1 and early_stopping=False: an answer's score is its mean log-probability, end mark included; a
-    question is done when it has `width` answers, and its best beam's mean so far is not above the worst of them.
+    Sequences, scores and the stopping rule are those of transformers' `generate` with num_beams=width, length_penalty=1
+    and early_stopping=False: an answer's score is its mean log-probability, end mark included; a question is done when
+    it has `width` answers and its best beam's mean so far is not above the worst of them.
     """
     answers: list[list[Hypothesis]] = [[] for _ in rows.logits_RV]
     device = rows.logits_RV.device
     question_B = torch.arange(len(answers))
-    score_BK = torch.zeros(len(answers), 1, device=device)  # of the beams that go on; at first there is one
+    score_BK = torch.zeros(len(answers), 1, device=device)  # of the open beams; at first there is one
     token_BKL = torch.zeros(len(answers), 1, 0, dtype=torch.long, device=device)
     done_BK = torch.full((len(answers), width), NEVER, device=device)
     done_BKL = torch.full((len(answers), width, 0), NONE, device=device)
     for length in range(1, limits.most + 1):
-        # twice as many as go on: all of the better half may end here
+        # twice `width`: all of the better half may end here
         logp_RV = rows.logits_RV.log_softmax(-1)
-        logp_RV[:, limits.never] = NEVER
+        logp_RV[:, limits.suppressed] = NEVER
         vocabulary = logp_RV.shape[1]
         total_BKV = logp_RV.view(*score_BK.shape, vocabulary) + score_BK[..., None]
         best_BK, place_BK = total_BKV.flatten(1).topk(2 * width)
@@ -140,7 +138,7 @@ def beams(rows: Rows, width: int, limits: DecodeLimits) -> Writing:
         ended_BK = (token_BK == limits.end) | (length == limits.most)
 
         ended_score_BK = (best_BK / length).masked_fill(~ended_BK, NEVER)
-        ended_score_BK[:, width:] = NEVER  # of those that end, only such as were to go on
+        ended_score_BK[:, width:] = NEVER  # of beams that end, only those among the `width` best count
         done_BK, order_BK = torch.cat([done_BK, ended_score_BK], dim=1).topk(width)
         done_BKL = torch.nn.functional.pad(done_BKL, (0, 1), value=NONE)
         done_BKL = _select_beams(torch.cat([done_BKL, grown_BKL], dim=1), order_BK)
@@ -173,10 +171,10 @@ def _select_beams(values_BKL: Tensor, of_BK: Tensor) -> Tensor:
     return values_BKL.take_along_dim(of_BK[..., None], dim=1)
 
 
-def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writing:
-    """For each question `number` answers, in the order of their rows, each grown by the token that `choose` names.
+def decode_rows(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writing:
+    """For each question `number` answers, in the order of their rows; `choose` names each next token.
 
-    What `choose` does to the logits does not count in an answer's log-probability.
+    An answer's log-probability is the model's own, whatever `choose` does to the logits.
     """
     device = rows.logits_RV.device
     row_R = torch.arange(len(rows.logits_RV) * number, device=device)
@@ -185,7 +183,7 @@ def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writ
     rows.keep(row_R // number)
     for step in range(limits.most):
         allowed_RV = rows.logits_RV.clone()
-        allowed_RV[:, limits.never] = NEVER
+        allowed_RV[:, limits.suppressed] = NEVER
         token_R = choose(allowed_RV, row_R, step)
         logit_R = rows.logits_RV.gather(1, token_R[:, None])[:, 0]
         sum_R[row_R] += logit_R - rows.logits_RV.logsumexp(-1)
@@ -207,15 +205,15 @@ def lines(rows: Rows, number: int, choose: Choose, limits: DecodeLimits) -> Writ
 
 
 def greedy(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
-    """The likeliest token of each row: a greedy answer."""
+    """The most probable token of each row."""
     return logits_RV.argmax(-1)
 
 
 def diverse(groups: int, strength: float) -> Choose:
     """Diverse beam search (Vijayakumar et al. 2018, arXiv:1610.02424) with groups of one beam and Hamming diversity.
 
-    The groups of a question choose one after another; a token's log-probability is lowered by `strength` for every
-    group before that chooses it in the same step. One that has ended says nothing more.
+    The groups of a question choose one after another. For every earlier group that chose a token in the same step, the
+    token's log-probability is lowered by `strength`. A group that has ended chooses nothing more.
     """
 
     def choose(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:
@@ -233,9 +231,9 @@ def diverse(groups: int, strength: float) -> Choose:
 
 
 def top_p_sampling(uniform_RL: Tensor, temperature: float, top_p: float) -> Choose:
-    """Draws from softmax(logits / temperature), among the likeliest tokens that together have `top_p` or more of it.
+    """Samples from softmax(logits / temperature), among the most probable tokens that together reach `top_p`.
 
-    dice_RL: numbers in [0, 1), float64, one a row and step: they alone decide, whatever other rows there are.
+    uniform_RL: numbers in [0, 1), float64, one for each row and step; they alone decide, whatever the other rows are.
     """
 
     def choose(logits_RV: Tensor, row_R: Tensor, step: int) -> Tensor:

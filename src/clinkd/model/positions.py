@@ -3,10 +3,9 @@
 Shapes: B rows, S tokens of a row, N images of the batch in reading order, P rotary pairs of a head (head_dim / 2).
 Axes: 0 time, 1 height, 2 width, as in Qwen2-VL's M-RoPE.
 
-A row is described by three tensors: `image_BS` (True at image tokens), `running_BS` (the token's index in its own
-sequence, from 0: what its plain 1-D position would be) and `grids_N2` (merged height and width of each image). Giving
-the running index, and not the column, is what lets several questions ride behind one image prefix, each with the
-positions it would have alone.
+Three tensors describe a row: `image_BS` (True at image tokens), `running_BS` (the token's index in its own sequence,
+from 0: its plain 1-D position) and `grids_N2` (merged height and width of each image). As the index is the running one,
+not the column, several questions can follow one image prefix, each with the positions that it would have alone.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ TIME, HEIGHT, WIDTH = 0, 1, 2
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """Every image token of a batch, flat, in reading order (I of them), and what precedes each token.
+    """All I image tokens of a batch, in reading order.
 
     flat_I: index into the flattened B*S tokens; image_I: number of its image; row_I, column_I: 1-based place v in the
     merged grid; first_I: running index of the image's first token.
@@ -58,9 +57,9 @@ class ImageTokens:
 
 
 class PositionScheme(ABC):
-    """Where each token stands on the three axes.
+    """The place of each token on the three axes.
 
-    `axes` are the axes that carry meaning under the layouts `interleaved` and `halves`.
+    `axes` are the axes that the layouts `interleaved` and `halves` use.
     """
 
     axes: tuple[int, ...] = (HEIGHT, WIDTH)
@@ -68,16 +67,16 @@ class PositionScheme(ABC):
     def positions(self, image_BS: Tensor, running_BS: Tensor, grids_N2: Tensor) -> Tensor:
         """Positions [3, B, S], float32.
 
-        Raises BadInput where the image tokens do not fit the grids, or an image would overlap the text around it.
+        Raises BadInput if the image tokens do not fit the grids, or an image would overlap the text around it.
         """
         if not len(grids_N2):
             return running_BS.to(torch.float32).expand(3, *running_BS.shape)
         tokens = ImageTokens.find(image_BS, running_BS, grids_N2)
-        # How much shorter than its token count each image is, seen from the text behind it.
+        # By how much each image is shorter than its number of tokens, for the text behind it.
         saved_BS = torch.zeros_like(running_BS, dtype=torch.float32)
         saved_BS.view(-1)[tokens.last_N] = self.saved(grids_N2).to(torch.float32)
         before_BS = saved_BS.cumsum(1) - saved_BS
-        # Of other sequences in the same line nothing counts: each begins where the running index is 0.
+        # Other sequences in the same line do not count: each begins where the running index is 0.
         columns_S = torch.arange(running_BS.shape[1], device=running_BS.device)
         start_BS = torch.where(running_BS == 0, columns_S, 0).cummax(1).values
         before_BS = before_BS - before_BS.gather(1, start_BS)
@@ -87,7 +86,7 @@ class PositionScheme(ABC):
         return positions_3T.view(3, *running_BS.shape)
 
     def saved(self, grids_N2: Tensor) -> Tensor:
-        """By how many positions [N], perhaps not whole, each image is shorter than its number of tokens."""
+        """By how many positions [N], not always whole, each image is shorter than its number of tokens."""
         return torch.zeros_like(grids_N2[:, 0])
 
     @abstractmethod
@@ -97,10 +96,10 @@ class PositionScheme(ABC):
 
 @dataclass(frozen=True)
 class MRope(PositionScheme):
-    """Stock Qwen2-VL: (start, start + r, start + c); text resumes behind the longer side.
+    """Stock Qwen2-VL: (start, start + r, start + c); text goes on behind the longer side.
 
     With `spatial_reset`, height and width count from 0 in every image ("Revisiting Multimodal Positional Encoding",
-    arXiv 2510.23095, section on spatial-reset); the text still resumes behind the longer side.
+    arXiv 2510.23095, section on spatial-reset); the text still goes on behind the longer side.
     """
 
     spatial_reset: bool = False
@@ -125,10 +124,10 @@ class Sequential(PositionScheme):
 
 @dataclass(frozen=True)
 class Affine(PositionScheme):
-    """On each axis patch v, in 1..n, stands at start + stride (v - 1); the text before ends at l.
+    """On each axis patch v, in 1..n, stands at start + stride (v - 1); the text before it ends at l.
 
     gap: start = l + gap on every axis. With "equal" the patches stand on each axis in the middle between the text on
-    both sides, start = l + (wh + 1) / 2 - stride (n - 1) / 2, so that the gaps to it are equal.
+    both sides, start = l + (wh + 1) / 2 - stride (n - 1) / 2, so that both gaps are equal.
     resume: the text goes on at l + wh + 1, its plain running index ("tokens"), or gap behind the longer side
     ("extent").
 
@@ -167,10 +166,10 @@ class Affine(PositionScheme):
         )
 
     def _check_overlap(self, grids_N2: Tensor) -> None:
-        """Raise BadInput where the last patch of an axis would not stand before the text that goes on (PAPER.md).
+        """Raise BadInput if the last patch of an axis would not stand before the text that follows (PAPER.md).
 
-        With equal gaps that is gap > 0, hence stride (n - 1) < wh + 1; with a gap of its own, gap + stride (n - 1) <
-        wh + 1; behind an extent text never overlaps.
+        With equal gaps the condition is gap > 0, hence stride (n - 1) < wh + 1; with a given gap, gap + stride (n - 1)
+        < wh + 1. With resume="extent" text never overlaps.
         """
         if self.resume == "extent":
             return
@@ -190,7 +189,7 @@ class Affine(PositionScheme):
 
 
 def position_scheme(knobs: Positions, native: PositionScheme) -> PositionScheme:
-    """The scheme that the knobs describe; `native` is that of the base itself."""
+    """The scheme that the knobs describe; `native` is the scheme of the base itself."""
     match knobs:
         case AffinePositions():
             return Affine(knobs.stride, knobs.gap, knobs.resume)
@@ -204,22 +203,22 @@ def position_scheme(knobs: Positions, native: PositionScheme) -> PositionScheme:
 
 @dataclass(frozen=True)
 class RotaryPairs:
-    """For each rotary pair, the axis it turns with and the exponent e of its frequency theta^(-e)."""
+    """For each rotary pair, its axis and the exponent e of its frequency theta^(-e)."""
 
     axis_P: tuple[int, ...]
     exponent_P: tuple[float, ...]
 
 
 def rotary_pairs(layout: Layout, axes: tuple[int, ...], num_pairs: int, sections: tuple[int, ...]) -> RotaryPairs:
-    """How a head's rotary pairs are shared out among the axes.
+    """The axis and the frequency of each rotary pair of a head.
 
     sections: blocks of `sections` pairs for time, height, width (stock M-RoPE).
     interleaved: with three axes t h w t h w .., the rest to time, each axis as many pairs as its section (Qwen3-VL);
         with two axes even pairs height, odd pairs width. Frequencies are the one ladder of the pretrained model, so
-        text, equal on all axes, sees no change.
-    halves: the paper's: first half height, second half width, each with a ladder of its own.
+        nothing changes for text, whose position is equal on all axes.
+    halves: the paper's layout: first half height, second half width, each with its own ladder.
 
-    Raises BadInput where the number of pairs cannot be shared out so.
+    Raises BadInput if the number of pairs does not fit the layout.
     """
     ladder = tuple(p / num_pairs for p in range(num_pairs))
     if layout == "sections":

@@ -1,9 +1,9 @@
-"""The vision tower with a linear read-out, so that it can be taught alone what stands where.
+"""The vision tower with a linear read-out, to train it alone on the names and places of structures.
 
 Shapes: I images, T merged image tokens of all images, N labels, H text width (the tower's output), C classes.
 
-Through the language model a name is a token or two of an answer, once a question; here every image token is asked
-for the name under it, the corners of that structure's box and its own place in the image. On phantoms the tower learns
+In the language model a name is one or two tokens of an answer, once a question. Here every image token is asked for the
+name at its place, the corners of that structure's box and its own place in the image. On phantoms the tower learns
 names in a fraction of the time (LOG.md).
 """
 
@@ -26,13 +26,13 @@ from clinkd.records import BadInput, Box, Sample, Task
 
 CORNERS = 16  # classes of a corner's coordinate
 PLACES = 8  # classes of a token's own row and column
-LEAST_COVER = 0.2  # of the token's area, or of the structure's where that is smaller: below it a token is background
+LEAST_COVER = 0.2  # share of the token's area, or of the structure's if smaller; below it a token is background
 QUESTIONS = 7  # name, x1, y1, x2, y2, row, column
 
 
 @dataclass(frozen=True)
 class VisionBatch(Labelled):
-    """Images for the tower; token_N, question_N: which image token is asked what."""
+    """Images for the tower; token_N, question_N: the image token of each label and the question that it answers."""
 
     pixels_TD: Tensor
     grids_I3: Tensor
@@ -41,10 +41,10 @@ class VisionBatch(Labelled):
 
 
 class VisionPretrainer(nn.Module):
-    """Fits like a model: a hidden state is an image token plus the code of what it is asked.
+    """Is trained by `fit` like a model: a hidden state is an image token plus the code of a question.
 
     Rows hold bare pairs of name and box. The read-out (`lm_head`, `slots`) is thrown away afterwards.
-    Raises BadInput where the samples name nothing.
+    Raises BadInput if the samples name no structure.
     """
 
     def __init__(self, model: VisionLanguageModel, names: Sequence[str]) -> None:
@@ -52,8 +52,8 @@ class VisionPretrainer(nn.Module):
         if not names:
             raise BadInput("model.tiny.pretrain.vision: the training samples name no structure; set it to null")
         self.images, self.names = model.images, {name: n for n, name in enumerate(sorted(set(names)))}
-        self.visual = model.network.model.visual
-        self.merge = model.network.config.vision_config.spatial_merge_size
+        self.family, self.visual = model.family, model.visual
+        self.merge = model.images.geometry.merge
         sizes = [len(self.names) + 1, *[CORNERS] * 4, PLACES, PLACES]
         self.first = [sum(sizes[:n]) for n in range(QUESTIONS)]  # class 0 of each question
         hidden = model.head.weight_VH.shape[1]
@@ -69,28 +69,28 @@ class VisionPretrainer(nn.Module):
         return Head(self.lm_head.weight)
 
     def operations(self, batch: VisionBatch) -> dict[str, flops.Operations] | None:
-        """Operations of a batch by part: vision, merger, head; None where they are not known."""
-        vision = flops.count_vision(self.visual, batch.grids_I3)
+        """Operations of a batch by part: vision, merger, head; None if they are not known."""
+        vision = flops.count_vision(self.family, self.visual, batch.grids_I3, self.merge)
         return (
             None if vision is None else vision | {"head": flops.count_linear(self.lm_head, len(batch.labels_N), True)}
         )
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those of the tower."""
-        return [*self.visual.blocks]
+        """The blocks of the tower."""
+        return [*self.visual.get_submodule(self.family.vision_blocks).children()]
 
     def freeze(self, parts: Sequence[str]) -> None:
-        """Raises BadInput: a tower that is taught alone has no parts to keep fixed."""
+        """Raises BadInput for any part: nothing of a tower that is trained alone stays fixed."""
         if parts:
             raise BadInput(f"model.tiny.pretrain.vision.freeze={list(parts)}: nothing can be frozen here")
 
     def encode(self, rows: Sequence[Sequence[Sample]]) -> VisionBatch:
-        """One row an image, its bare pairs; each image token gets its labels."""
+        """A batch from rows, each with the bare pairs of one image; each image token gets its labels."""
         pixels_TD, grids_I3 = self.images.patches([row[0].images[0] for row in rows])
         label_rows, start = [], 0
         for row, (_, tall, wide) in zip(rows, (grids_I3 // self.merge).tolist(), strict=True):
-            # a structure may be only pointed at, or only asked for: readers limit the questions of an image
+            # a structure may be only named, or only located: readers limit the questions of an image
             objects = [
                 (self.names[s.names[0]], box)
                 for s in row
@@ -103,25 +103,24 @@ class VisionPretrainer(nn.Module):
 
     @contextmanager
     def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
-        """In training in the block, as a whole: of what `config` says only `freeze` is looked at."""
+        """In the block, all of it is in training; of `config` only `freeze` is read."""
         self.freeze(config.freeze)
         self.train()
         yield
         self.eval()
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
-        """None: a row is an image, whatever its number of questions."""
+        """0 each: a row is an image, whatever its number of questions."""
         return [TokenCount(0, 0, 0) for _ in samples]
 
-    def see(self, batch: VisionBatch) -> Tensor:
-        """What tower and merger make of the images, [T, H]."""
-        seen_TH: Tensor = self.visual(batch.pixels_TD, grid_thw=batch.grids_I3).pooler_output
-        return seen_TH
+    def vision_features(self, batch: VisionBatch) -> Tensor:
+        """Features [T, H] of the images, by tower and merger."""
+        return self.family.vision_features(self.visual, batch.pixels_TD, batch.grids_I3)
 
-    def hidden_states(self, batch: VisionBatch, seen: Tensor | None = None) -> Tensor:
-        """[N, H]. `seen`: what `see` made already."""
-        seen_TH = self.see(batch) if seen is None else seen
-        return seen_TH[batch.token_N] + self.slots[batch.question_N]
+    def hidden_states(self, batch: VisionBatch, features: Tensor | None = None) -> Tensor:
+        """Hidden states [N, H]. `features`: of `vision_features`."""
+        features_TH = self.vision_features(batch) if features is None else features
+        return features_TH[batch.token_N] + self.slots[batch.question_N]
 
     forward = hidden_states
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,40 +35,33 @@ from clinkd.model.encode import (
     encode_prompts,
     encode_rows,
 )
-from clinkd.model.families import qwen2_vl as qwen2vl
+from clinkd.model.families import TINY, family_of, load_folder, load_written, native_knobs, scheme_knobs
 from clinkd.model.generate import (
     Choose,
     DecodeLimits,
     PartialHypotheses,
     Rows,
     beams,
+    decode_rows,
     diverse,
     finished,
     greedy,
-    lines,
     top_p_sampling,
 )
+from clinkd.model.positions import position_scheme
 from clinkd.objectives import LowRank
 from clinkd.records import BadInput, BoxedText, Candidate, Sample
-
-SYSTEM = "You are a helpful assistant."  # Qwen2-VL's own
-PARTS = {
-    "vision": ("model.visual.patch_embed", "model.visual.blocks"),
-    "merger": ("model.visual.merger",),
-    "text": ("model.language_model",),
-    "head": ("lm_head",),
-}
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer: logits = hidden @ weight_VH.T (Qwen2-VL has no bias), and what LoRA adds, if anything."""
+    """The output layer: logits = hidden @ weight_VH.T (no family has a bias), and the addition of LoRA, if any."""
 
     weight_VH: Tensor
     lora: tuple[Tensor, Tensor, float] | None = None  # A [R, H], B [V, R], scale
 
     def added(self, hidden_NH: Tensor) -> LowRank | None:
-        """The addition, as a fused loss takes it."""
+        """The addition of LoRA at these hidden states, for the loss."""
         if self.lora is None:
             return None
         down_RH, up_VR, scale = self.lora
@@ -76,27 +69,31 @@ class Head:
 
 
 class VisionLanguageModel(nn.Module):
-    """Records in, records out; tensors stay inside.
+    """Takes and gives records; tensors stay inside.
 
-    `open_image` finds the pixels of an ImageRef: the model does not know where data lie.
+    `open_image` returns the pixels of an ImageRef: the model does not know where the data are.
     """
 
     def __init__(
         self,
-        network: qwen2vl.ClinkdForConditionalGeneration,
+        network: Any,  # of the family's network_class
         tokenizer: PreTrainedTokenizerFast,
-        processor: qwen2vl.Qwen2VLImageProcessorPil,
+        processor: Any,  # of its processor_class
         open_image: OpenImage,
     ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
         self.processor = processor
-        self.knobs = qwen2vl.scheme_knobs(network.config)
+        self.family = family_of(network.config)
+        self.knobs = scheme_knobs(network.config)
+        self.scheme = position_scheme(self.knobs.positions, self.family.native)
         self.codec: Codec = make_codec(self.knobs.boxes, self.knobs.box_bins)
-        self.line_tokens = 0  # of a line into which training rows are packed; 0: a row a line
-        self.images = ImageEncoder(processor, open_image, self.knobs.square)
-        self.text = TextEncoder(tokenizer, self.codec, SYSTEM if network.config.system_turn else None, self.images)
+        self.line_tokens = 0  # length of a line into which training rows are packed; 0: a row a line
+        self.images = ImageEncoder(self.family, processor, open_image, self.knobs.square)
+        chat = self.family.chat
+        chat = chat if network.config.system_turn else replace(chat, system=None)
+        self.text = TextEncoder(tokenizer, self.codec, chat, self.images)
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
@@ -104,51 +101,56 @@ class VisionLanguageModel(nn.Module):
         """Rows of samples that share their images, as a Batch on the CPU."""
         return encode_rows(rows, self.text, self.images, self.line_tokens)
 
-    def see(self, batch: Batch | Prompts) -> Any:
-        """What the vision tower and the merger make of the images, for `hidden_states`, of this model or of another.
+    def vision_features(self, batch: Batch | Prompts) -> tuple[Tensor, ...]:
+        """Features [tokens, H] of each image, for `hidden_states` of this model or of another.
 
-        Where there are none they look at a blank one, whose weight is 0: processes that train together must all go
-        through every module, or wait for each other for ever. (Where images are known, no process looks at any.)
+        Without images, tower and merger process a dummy image with weight 0: processes that train together must all
+        pass through every module, or they wait for each other forever. (With stored features no process does.)
 
-        Raises BadInput where they are known already, and tower or merger are to learn.
+        Raises BadInput if the features are stored, but tower or merger are to learn.
         """
         pixels_TD, grids_I3 = batch.pixels_TD, batch.grids_I3
-        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.network.model.visual.parameters())
-        if batch.seen_FH is not None:
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
+        if batch.features_FH is not None:
             if learning:
                 raise BadInput(
                     "model.vision_features=cached: the vision tower or the merger is to learn here; freeze both, or "
                     "set model.vision_features=live"
                 )
-            sizes = (grids_I3.prod(-1) // self.images.processor.merge_size**2).tolist()
-            return qwen2vl.vision_output(torch.split(batch.seen_FH.to(self.dtype), sizes) if sizes else ())
+            return self._split_by_image(batch.features_FH.to(self.dtype), grids_I3)
         if not len(grids_I3):
-            pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.blank())
-        with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs all the same
+            pixels_TD, grids_I3 = (t.to(grids_I3.device) for t in self.images.dummy_image())
+        with torch.set_grad_enabled(learning):  # recomputed blocks ask for gradients of their inputs in any case
             return self.tower(pixels_TD, grids_I3)
 
-    def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> Any:
-        """Features of patches: tower and merger."""
-        return self.network.model.get_image_features(pixels_TD.to(self.dtype), grids_I3, return_dict=True)
+    def tower(self, pixels_TD: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
+        """Features [tokens, H] of each image from its patches, by tower and merger."""
+        return self._split_by_image(
+            self.family.vision_features(self.visual, pixels_TD.to(self.dtype), grids_I3), grids_I3
+        )
 
-    def hidden_states(self, batch: Batch, seen: Any = None) -> Tensor:
-        """Last hidden states [N, H] at the tokens that predict an answer token. `seen`: what `see` made already."""
-        config = self.network.config
-        image_BS = batch.input_ids_BS == config.image_token_id
-        grids_N2 = batch.grids_I3[:, 1:] // config.vision_config.spatial_merge_size
-        positions_3BS = self.network.model.scheme.positions(image_BS, batch.running_BS, grids_N2)
-        seen = self.see(batch) if seen is None else seen
+    def _split_by_image(self, features_FH: Tensor, grids_I3: Tensor) -> tuple[Tensor, ...]:
+        sizes = (grids_I3.prod(-1) // self.images.geometry.merge**2).tolist()
+        return torch.split(features_FH, sizes) if sizes else ()
+
+    def _compute_positions(self, input_ids_BS: Tensor, running_BS: Tensor, grids_I3: Tensor) -> Tensor:
+        """Positions [3, B, S]. grids_I3: of the images at their places in the text."""
+        image_BS = input_ids_BS == self.text.image_token
+        return self.scheme.positions(image_BS, running_BS, grids_I3[:, 1:] // self.images.geometry.merge)
+
+    def hidden_states(self, batch: Batch, features: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Last hidden states [N, H] at the tokens that predict an answer token. `features`: of `vision_features`."""
+        positions_3BS = self._compute_positions(batch.input_ids_BS, batch.running_BS, batch.grids_I3)
+        features = self.vision_features(batch) if features is None else features
         hidden_BSH = self.network.model(
             input_ids=batch.input_ids_BS,
             attention_mask=batch.mask_B1SS,
-            position_ids=positions_3BS,
-            mm_encoder_outputs={"image": seen} if len(batch.grids_I3) else None,
-            image_grid_thw=batch.grids_I3,
             use_cache=False,
+            **self.family.inputs(positions_3BS, features if len(batch.grids_I3) else None),
         ).last_hidden_state
         hidden_NH = hidden_BSH[batch.answer_row_N, batch.answer_column_N]
-        blank = () if len(batch.grids_I3) else seen.pooler_output
-        return hidden_NH + 0 * blank[0].sum() if blank else hidden_NH
+        dummy = () if len(batch.grids_I3) else features
+        return hidden_NH + 0 * dummy[0].sum() if dummy else hidden_NH
 
     forward = hidden_states
 
@@ -157,27 +159,29 @@ class VisionLanguageModel(nn.Module):
         return Head(adapters.plain_weight(self.network.lm_head), adapters.factors(self.network.lm_head))
 
     def generate(self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0) -> list[list[Candidate]]:
-        """Answers, best first, to one batch of samples; one list of candidates a sample.
+        """Answers to one batch of samples: for each sample a list of candidates, the best first.
 
-        Candidates of a sample differ in what they say: equal texts keep their best, so there may be fewer than asked.
-        Best is whose mean log-probability a token is highest, by the model itself: without temperature, penalty or
-        limits. What is drawn depends on `seed` and the sample's id, not on the other samples; only where rounding
-        differs with the size of a batch can a draw at the very edge of two tokens fall to the other one.
+        Of candidates with equal texts only the best stays, so there may be fewer than `config` asks for. The best has
+        the highest mean log-probability a token under the model itself: without temperature, penalty or limits. What
+        is sampled depends on `seed` and the sample's id, not on the other samples. Only rounding, which differs with
+        the size of a batch, can move a sample at the very edge of two tokens to the other one.
         """
-        return finished(self.writing(samples, config, seed))
+        return finished(self.decode_stream(samples, config, seed))
 
     @torch.inference_mode()
-    def writing(
+    def decode_stream(
         self, samples: Sequence[Sample], config: AnswerConfig, seed: int = 0
     ) -> Generator[PartialHypotheses, None, list[list[Candidate]]]:
-        """As `generate`, a token a step, with what leads so far; closed early, the rest is never computed."""
+        """As `generate`, but yields the best partial answers after each token. Closed early, it computes no more."""
         prompts = encode_prompts(samples, self.text, self.images).to(self.device)
-        rows = Rows(self.network, prompts, self.features(prompts))
-        limits = DecodeLimits(self.text.end, config.max_new_tokens, self.never)
+        rows = self.start_rows(prompts)
+        limits = DecodeLimits(self.text.end, config.max_new_tokens, self.suppressed_tokens)
         if config.method == "beams" and config.beams > 1:
             hypotheses = yield from beams(rows, config.beams, limits)
         else:
-            hypotheses = yield from lines(rows, config.candidates, self._make_chooser(samples, config, seed), limits)
+            hypotheses = yield from decode_rows(
+                rows, config.candidates, self._make_chooser(samples, config, seed), limits
+            )
         sizes = [self.text.box_frame(s.images) for s in samples]
         answer_lists = [
             [self._read(hypothesis.ids, hypothesis.logprob, size) for hypothesis in answers]
@@ -186,19 +190,19 @@ class VisionLanguageModel(nn.Module):
         return [_rank_distinct(answers)[: config.candidates] for answers in answer_lists]
 
     def drafts(self, leading: PartialHypotheses, samples: Sequence[Sample]) -> dict[int, BoxedText]:
-        """What a step of `writing` these samples' answers tells, read: by the number of the sample. A box half written
-        is left out."""
-        partial_answers = zip(leading.question_B.tolist(), leading.said_BL.tolist(), strict=True)
+        """The partial answers that a step of `decode_stream` yields, by the number of the sample, without boxes that
+        are half written."""
+        partial_answers = zip(leading.question_B.tolist(), leading.tokens_BL.tolist(), strict=True)
         return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in partial_answers}
 
     def length(self, candidate: Candidate) -> int:
-        """Tokens of an answer, its end mark among them where it was not cut; as the tokenizer would spell it, which
-        need not be how the model did."""
+        """Tokens of an answer as the tokenizer spells it, with its end mark if it was not cut. The model may
+        have used other tokens."""
         num_tokens = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
         return max(1, num_tokens + (not candidate.truncated))
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
-        """Tokens of each sample by itself, as a training row."""
+        """Tokens of each sample, as a training row of its own."""
         return [
             TokenCount(
                 len(self.text.prefix(grids := [self.images.grid(ref) for ref in sample.images])),
@@ -209,59 +213,57 @@ class VisionLanguageModel(nn.Module):
         ]
 
     def prompt_length(self, sample: Sample) -> int:
-        """Tokens that stand before an answer: the images, all that is said, and the marks around them."""
+        """Tokens before the answer: images, earlier turns, the question, and the marks around them."""
         *before, (question_ids, _) = self.text.segments([sample])[0]
         prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
         return len(prefix_ids) + sum(len(q) + len(a) for q, a in before) + len(question_ids)
 
-    def features(self, prompts: Prompts) -> Any:
-        """Merged features of the images at their places in the prompts' fronts; None where there are none."""
-        if not len(prompts.shown_P):
-            return None
-        one_each = self.see(prompts).pooler_output
-        return qwen2vl.vision_output(tuple(one_each[k] for k in prompts.shown_P.tolist()))
+    def start_rows(self, prompts: Prompts) -> Rows:
+        """The rows of these prompts, a row a sample, before the first new token."""
+        mask_US = prompts.front_mask_US.bool()
+        running_US = (mask_US.cumsum(1) - 1).clamp(min=0)
+        positions_3US = self._compute_positions(prompts.front_US, running_US, prompts.grids_I3[prompts.image_P])
+        features = None
+        if len(prompts.image_P):
+            one_each = self.vision_features(prompts)
+            features = tuple(one_each[k] for k in prompts.image_P.tolist())
+        return Rows(self.network, prompts, positions_3US.masked_fill(~mask_US, 0.0), features)
 
     def _make_chooser(self, samples: Sequence[Sample], config: AnswerConfig, seed: int) -> Choose:
-        """How the next token is chosen, where there are no beams to compare."""
+        """How the next token is chosen if there are no beams to compare."""
         if config.method == "beams":
             return greedy
         if config.method == "diverse":
             return diverse(config.candidates, config.diversity)
         shape = config.candidates, config.max_new_tokens
-        uniform_SKL = [_make_rng(f"{seed} {s.id}").random(shape) for s in samples]
+        digests = [hashlib.sha256(f"{seed} {s.id}".encode()).digest() for s in samples]
+        uniform_SKL = [np.random.default_rng(int.from_bytes(digest)).random(shape) for digest in digests]
         return top_p_sampling(
             torch.from_numpy(np.concatenate(uniform_SKL)).to(self.device), config.temperature, config.top_p
         )
 
-    def save(self, folder: Path) -> None:
-        """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out."""
-        self.network.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+    def save(self, folder: Path, stock: bool = False) -> None:
+        """Weights (safetensors), configuration, tokenizer and image processor, as transformers lays them out.
 
-    def save_stock(self, folder: Path) -> None:
-        """As `save`, for the stock Qwen2-VL classes. Raises BadInput where no stock class has these positions."""
-        qwen2vl.as_stock(self.network).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        `stock`: for the family's stock class. Raises BadInput where no stock class has these positions.
+        """
+        network = self.family.as_stock(self.network) if stock else self.network
+        for part in (network, self.tokenizer, self.processor):
+            part.save_pretrained(folder)
 
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
-        """Greatest difference of any logit between this model and the one written to `folder`, a question at a time."""
-        reloaded = qwen2vl.load_written(folder, self.dtype).to(self.device).eval()
+        """The greatest difference of any logit between this model and the one in `folder`, a question at a time."""
+        reloaded = load_written(folder, self.dtype).to(self.device).eval()
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
-            input_ids_BS, seen_BS = prompt.whole()
+            input_ids_BS, mask_BS = prompt.whole()
             pixels_TD, grids_I3 = (t.to(self.device) for t in self.images.patches(sample.images))
+            image_BS = input_ids_BS == self.text.image_token
+            images = self.family.pixel_inputs(image_BS, pixels_TD.to(self.dtype), grids_I3)
             ours, theirs = (
-                network(
-                    input_ids=input_ids_BS,
-                    attention_mask=seen_BS,
-                    mm_token_type_ids=(input_ids_BS == self.text.image_token).int(),
-                    pixel_values=pixels_TD.to(self.dtype),
-                    image_grid_thw=grids_I3,
-                ).logits
+                network(input_ids=input_ids_BS, attention_mask=mask_BS, **images).logits
                 for network in (self.network, reloaded)
             )
             gap = float((ours - theirs).abs().max())
@@ -270,8 +272,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def is_stock(self) -> bool:
-        """Whether `save_stock` can be: the positions are Qwen2-VL's own."""
-        return qwen2vl.is_stock(self.network.config)
+        """Whether `save` is possible with `stock`: the positions are the family's own."""
+        return self.family.is_stock(self.network.config)
 
     # -- about the model ------------------------------------------------------------------------------------------
 
@@ -284,47 +286,50 @@ class VisionLanguageModel(nn.Module):
         return self.head.weight_VH.dtype
 
     def operations(self, batch: Batch) -> dict[str, flops.Operations] | None:
-        """Operations of a batch by part; None where they are not known."""
-        return flops.count_operations(self.network, batch)
+        """Operations of a batch by part; None if they are not known."""
+        return flops.count_operations(self.network, batch, self.images.geometry.merge)
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Those of the vision tower and of the text part, where nearly all weights are."""
-        return [*self.network.model.visual.blocks, *self.network.model.language_model.layers]
+        """The blocks of vision tower and text part, which hold nearly all weights."""
+        return [*self.visual.get_submodule(self.family.vision_blocks).children(), *self._text_blocks]
 
     @property
-    def never(self) -> list[int]:
-        """Tokens that no answer holds: an undertrained model may else emit image tokens."""
-        return [
-            int(self.tokenizer.convert_tokens_to_ids(t)) for t in ("<|image_pad|>", "<|video_pad|>", "<|im_start|>")
-        ]
+    def _text_blocks(self) -> list[nn.Module]:
+        return [*self.network.get_submodule(self.family.text_blocks)]
+
+    @property
+    def suppressed_tokens(self) -> list[int]:
+        """Tokens that no answer holds: an undertrained model might emit image tokens."""
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.family.chat.suppressed]
 
     @property
     def visual(self) -> nn.Module:
         """Tower and merger."""
-        visual: nn.Module = self.network.model.visual
+        visual: nn.Module = self.network.get_submodule(self.family.visual)
         return visual
 
-    def sees_as(self, visual: nn.Module) -> bool:
-        """Whether tower and merger make the same of an image as these, and will: they are equal and get no gradient."""
+    def shares_vision_with(self, visual: nn.Module) -> bool:
+        """Whether `visual`, tower and merger, has the same weights as these, and neither gets a gradient."""
         ours, theirs = (dict(v.named_parameters()) for v in (self.visual, visual))
         frozen = not any(p.requires_grad for p in (*ours.values(), *theirs.values()))
         return frozen and ours.keys() == theirs.keys() and all(torch.equal(p, theirs[n]) for n, p in ours.items())
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Stop the gradients of whole parts. Raises BadInput for a part that does not exist."""
+        modules = self.family.parts
         for part in parts:
-            if part not in PARTS:
-                raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(PARTS)}")
-            for name in PARTS[part]:
+            if part not in modules:
+                raise BadInput(f"freeze: {part!r} is not a part of the model; the parts are {', '.join(modules)}")
+            for name in modules[part]:
                 self.network.get_submodule(name).requires_grad_(False)
 
     @contextmanager
     def prepared_for(self, config: FitConfig, seed: int) -> Iterator[None]:
-        """In training in the block, as `config` says; afterwards a plain model again, with what it learned.
+        """In the block the model is in training, as `config` says; afterwards it is a plain model that has learned.
 
-        Where the block raises, it stays as it is: a model that was trained halfway is of no use, and one whose parts
-        lie in processes that are gone cannot be put together.
+        If the block raises, the model stays as it is: a model that was trained halfway is of no use, and one whose
+        parts are in processes that are gone cannot be put together.
         """
         self.freeze(config.freeze)
         self.recompute_blocks(config.recompute == "blocks")
@@ -341,33 +346,33 @@ class VisionLanguageModel(nn.Module):
         self.merge()
 
     def adapt(self, config: LoraConfig, seed: int) -> None:
-        """Add what `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
-        prefixes = [name for part in config.parts for name in PARTS[part]]
+        """Add LoRA as `config` says, and let nothing else learn. Raises BadInput for a head that is the input table."""
+        prefixes = [name for part in config.parts for name in self.family.parts[part]]
         adapters.add(self.network, prefixes, config.rank, config.alpha, seed)
 
     def merge(self) -> None:
-        """Put additions into the weights: the model is a plain one again."""
+        """Put the additions of LoRA into the weights: the model is a plain one again."""
         adapters.merge(self.network)
 
     def recompute_blocks(self, on: bool) -> None:
-        """Keep only the inputs of blocks for the backward, and compute the rest again."""
+        """For the backward, keep only the inputs of blocks and compute the rest again; or stop that."""
         if on:
             self.network.activation_checkpointing_enable()
         else:
             self.network.activation_checkpointing_disable()
 
     def compile_blocks(self, on: bool) -> None:
-        """Let torch make one program of each block of the text, for rows of any length; or undo that.
+        """Let torch compile each block of the text, for rows of any length; or undo that.
 
-        Raises BadInput where a CPU's programs cannot be made: without a C++ compiler.
+        Raises BadInput if there is no C++ compiler, which torch needs on a CPU.
         """
         if on and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise BadInput("fit.compile=true: no g++ here; install it (apt install g++), or set fit.compile=false")
-        for block in self.network.model.language_model.layers:
+        for block in self._text_blocks:
             if on:
                 block.compile(dynamic=True)
             else:
-                qwen2vl.uncompile(block)
+                block._compiled_call_impl = None  # torch has no public way back
 
     def _read(self, ids: list[int], score: float | None, size: Size | None = None) -> Candidate:
         ended = self.text.end in ids
@@ -378,56 +383,54 @@ class VisionLanguageModel(nn.Module):
 
 
 def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Best first; of those that say the same, the best one."""
+    """The best first; of candidates with equal texts, only the best."""
     ranked = sorted(candidates, key=lambda c: -(c.logprob or 0.0))
     return [c for k, c in enumerate(ranked) if all(c.raw != b.raw for b in ranked[:k])]
 
 
-def _make_rng(seed: str) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()))
-
-
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
-    """A tiny model with random weights; its vocabulary comes from `texts` (training texts, boxes spelled out)."""
+    """A tiny model with random weights and a vocabulary made from `texts` (training texts with boxes spelled out)."""
     boxes = make_codec(config.boxes, config.box_bins)
-    words = [*texts, "user", "assistant\n", "\n"] * 2
+    words = [*texts, *TINY.chat.words] * 2
     tokenizer = tiny.train_tokenizer(words, config.tiny.vocabulary, boxes.special_tokens)
-    stock = tiny.stock_config(config.tiny, tokenizer)
+    stock = TINY.tiny_settings(config.tiny, tokenizer)
     torch.manual_seed(seed)
-    network = qwen2vl.build(stock, config)
+    network = TINY.build(stock, config)
     with torch.no_grad():
         table_VH = network.get_input_embeddings().weight
         tiny.smooth_location_codes(table_VH, tokenizer, boxes.special_tokens, config.tiny.init_std)
-    network.config.system_turn = False  # tokens a tiny model has no use for
-    return VisionLanguageModel(network, tokenizer, tiny.image_processor(config.tiny), open_image)
+    network.config.system_turn = False  # a tiny model has no use for its tokens
+    return VisionLanguageModel(network, tokenizer, TINY.tiny_processor(config.tiny), open_image)
+
+
+def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
+    """A model that belongs to no run here: an exported one, or a stock one of any family."""
+    return load(folder, open_image, native_knobs(folder))
 
 
 def load(
     folder: Path, open_image: OpenImage, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
 ) -> VisionLanguageModel:
-    """A model from a folder: one of ours, or (with `config`) a stock Qwen2-VL that gets the scheme `config` names.
+    """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names.
 
-    Raises BadInput where the folder is not such a model, a weight is missing or left over, or a part is absent.
+    Raises BadInput if the folder holds no such model, a weight is missing or left over, or a part is absent.
     """
-    network = qwen2vl.load_folder(folder, config, dtype)
+    network = load_folder(folder, config, dtype)
+    family = family_of(network.config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        processor = qwen2vl.Qwen2VLImageProcessorPil.from_pretrained(folder)
+        processor = family.processor_class.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: tokenizer or image processor: {str(error).splitlines()[0]}") from None
     if config is not None:
-        side = (processor.patch_size * processor.merge_size) ** 2
-        size = dict(processor.size)
-        size["longest_edge"] = min(size["longest_edge"], config.max_image_tokens * side)
-        size["shortest_edge"] = min(size["shortest_edge"], size["longest_edge"])
-        processor.size = size
+        family.limit_image_tokens(processor, config.max_image_tokens)
     return VisionLanguageModel(network, tokenizer, processor, open_image)
 
 
 def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
-    """Questions and answers with their boxes spelled out: what a tokenizer is trained on."""
+    """Questions and answers with their boxes spelled out, to train a tokenizer."""
     boxes = make_codec(config.boxes, config.box_bins)
-    images = ImageEncoder(tiny.image_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
+    images = ImageEncoder(TINY, TINY.tiny_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
     sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]
     return [
         boxes.encode(part, size)

@@ -1,26 +1,28 @@
-"""What a batch is trained on: cross-entropy, and distillation (CE + a T^2 KL) / (1 + a), straight from hidden states.
+"""Objectives: cross-entropy, and distillation (CE + a T^2 KL) / (1 + a), computed directly from hidden states.
 
 Shapes: N answer tokens, H hidden width of the student, G of the teacher, V vocabulary, R rank. An objective returns
-sums and counts; the training loop alone divides, once, by the tokens of the whole accumulation window over all
+sums and counts. Only the training loop divides, once, by the tokens of the whole accumulation window over all
 processes.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
-from clinkd.objectives.fused import HiddenStateTargets, LossWeights, SampledTargets, fused
+from clinkd.objectives.fused import Fused, HiddenStateTargets, LossWeights, SampledTargets
 from clinkd.records import BadInput
 
 __all__ = ["CrossEntropy", "Distillation", "HiddenStateTargets", "Loss", "LowRank", "Objective", "SampledTargets"]
 
 
 class Loss(NamedTuple):
-    """Sum of the loss over `tokens` answer tokens; `parts` are the sums it is made of, detached, for the log."""
+    """Sum of the loss over `tokens` answer tokens; `parts` are the sums of its terms, detached, for the log."""
 
     sum: Tensor
     tokens: int
@@ -28,16 +30,25 @@ class Loss(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """The part that LoRA adds to a head's logits: low_NR @ up_VR.T, where low is hidden @ A.T, scaled, and up is B."""
+    """The addition of LoRA to a head's logits, low_NR @ up_VR.T: low is hidden @ A.T, scaled, and up is B."""
 
     low_NR: Tensor
     up_VR: Tensor
 
 
-class Objective(Protocol):
-    """What a batch is trained on."""
+class Objective(ABC):
+    """A loss, made of CE and KL(teacher || student), weighted by `loss_weights`; both are float32.
 
+    `chunk`: tokens at a time; None: as many as fit into a fixed amount of memory.
+    """
+
+    chunk: int | None
     needs_teacher: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def loss_weights(self) -> LossWeights:
+        """The weights of the two terms, and the temperature of the KL."""
 
     def __call__(
         self,
@@ -47,39 +58,39 @@ class Objective(Protocol):
         targets: HiddenStateTargets | SampledTargets | None = None,
         added: LowRank | None = None,
     ) -> Loss:
-        """`targets`: of the teacher, where the objective needs one; `added`: the part that LoRA adds to the head."""
-        ...
+        """`targets`: of the teacher, if the objective needs one; `added`: the addition of LoRA to the head.
+
+        Raises BadInput if teacher and student have unequal vocabularies.
+        """
+        assert (targets is not None) == self.needs_teacher
+        if isinstance(targets, HiddenStateTargets) and len(weight_VH) != len(targets.weight_VG):
+            raise BadInput(
+                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(targets.weight_VG)}: "
+                "distillation needs the same tokenizer and head size on both sides"
+            )
+        low_NR, up_VR = added or (None, None)
+        with torch.autocast(hidden_NH.device.type, enabled=False):  # float32 here means float32
+            total, ce, kl = Fused.apply(  # type: ignore[no-untyped-call]
+                hidden_NH, weight_VH, low_NR, up_VR, labels_N, targets, self.loss_weights, self.chunk
+            )
+        return Loss(total, labels_N.numel(), {"ce": ce, "kl": kl} if self.needs_teacher else {"ce": ce})
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """-log p(label), in float32. `chunk`: tokens at a time (by memory)."""
+class CrossEntropy(Objective):
+    """-log p(label)."""
 
     chunk: int | None = None
     needs_teacher: ClassVar[bool] = False
-
-    def __call__(
-        self,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        labels_N: Tensor,
-        targets: HiddenStateTargets | SampledTargets | None = None,
-        added: LowRank | None = None,
-    ) -> Loss:
-        assert targets is None
-        low_NR, up_VR = added or (None, None)
-        total, ce, _ = fused(
-            hidden_NH, weight_VH, low_NR, up_VR, labels_N, None, LossWeights(1.0, 0.0, 1.0), self.chunk
-        )
-        return Loss(total, labels_N.numel(), {"ce": ce})
+    loss_weights: ClassVar[LossWeights] = LossWeights(ce=1.0, kl=0.0, temperature=1.0)
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Objective):
     """(CE + a T^2 KL(teacher || student)) / (1 + a), paper, section Pseudo-Augmented Medical Distillation.
 
-    CE is taken at temperature 1; in the KL both distributions are softmax(logits / T). Both terms run over the same
-    tokens. (In print an "=" is missing, and the minus belongs to the first sum.) a may be infinite: T^2 KL alone.
+    CE has temperature 1; in the KL both distributions are softmax(logits / T). Both terms run over the same tokens. (In
+    print an "=" is missing, and the minus belongs to the first sum.) a may be infinite: then the loss is T^2 KL.
     """
 
     kd_weight: float = 0.5
@@ -94,25 +105,6 @@ class Distillation:
             raise BadInput(f"distill.temperature={self.temperature:g} must be above 0")
 
     @property
-    def shares(self) -> LossWeights:
+    def loss_weights(self) -> LossWeights:
         kd = 1.0 if math.isinf(self.kd_weight) else self.kd_weight / (1 + self.kd_weight)
         return LossWeights(1 - kd, kd * self.temperature**2, self.temperature)
-
-    def __call__(
-        self,
-        hidden_NH: Tensor,
-        weight_VH: Tensor,
-        labels_N: Tensor,
-        targets: HiddenStateTargets | SampledTargets | None = None,
-        added: LowRank | None = None,
-    ) -> Loss:
-        """Raises BadInput where teacher and student have unequal vocabularies."""
-        assert targets is not None
-        if isinstance(targets, HiddenStateTargets) and len(weight_VH) != len(targets.weight_VG):
-            raise BadInput(
-                f"the student has {len(weight_VH)} vocabulary entries, the teacher {len(targets.weight_VG)}: "
-                "distillation needs the same tokenizer and head size on both sides"
-            )
-        low_NR, up_VR = added or (None, None)
-        total, ce, kl = fused(hidden_NH, weight_VH, low_NR, up_VR, labels_N, targets, self.shares, self.chunk)
-        return Loss(total, labels_N.numel(), {"ce": ce, "kl": kl})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from clinkd.clip.model import ImageTextModel
-from clinkd.config import NAMED_POSITIONS, ModelConfig, SelectConfig
+from clinkd.config import ModelConfig, SelectConfig
 from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer
 from clinkd.language.facts import Lexicon
 from clinkd.model.encode import OpenImage
@@ -21,15 +21,6 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
         pointer = read_json(stage / POINTER)
         return load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
     return load(stage / "model", open_image)
-
-
-def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
-    """A model that no run at hand made: one that was exported, or a stock Qwen2-VL."""
-    stock = ModelConfig(
-        base=folder, positions=NAMED_POSITIONS["native"], layout="sections", boxes="qwen2-vl", square=False
-    )
-    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-    return load(folder, open_image, None if kind == "clinkd" else stock)
 
 
 def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:

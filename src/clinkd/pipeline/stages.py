@@ -120,9 +120,9 @@ def _identify_model(config: ModelConfig) -> dict[str, Any]:
     if config.base is None:
         return knobs
     if not (config.base / "config.json").is_file():
-        raise BadInput(
-            f"model.base={config.base}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted"
-        )
+        from clinkd.model.families import no_folder
+
+        raise no_folder(config.base)
     return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(config.base)}
 
 

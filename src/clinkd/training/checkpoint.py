@@ -1,12 +1,13 @@
-"""Resumable checkpoints: weights and optimiser state in safetensors, published by a rename, verified when read.
+"""Checkpoints to resume from: weights and optimiser state in safetensors, published by a rename, verified when read.
 
     step-0000120/
       weights.safetensors      the trained parameters, by name
       optimizers.safetensors   every tensor of their states: OPTIMISER.PARAMETER.KEY
-      state.json               step, course, and what else the loop keeps
-      manifest.json            size and SHA-256 of each, written last
+      state.json               step, course, and the other values that the loop keeps
+      manifest.json            size and SHA-256 of each file, written last
 
-No state of a random generator is kept, as none outlives a step: `fit` draws from seed, step and process alone.
+No state of a random generator is saved, as none outlives a step: the random numbers of `fit` depend only on seed, step
+and process.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _NAME = re.compile(r"step-(\d{7,})")
 
 @dataclass(frozen=True)
 class Restored:
-    """Where to go on: steps that lie behind, `state` as it was saved (empty at the start), a line on each damage."""
+    """The point to resume from: steps done, `state` as it was saved (empty at the start), a line on each damage."""
 
     step: int
     state: dict[str, Any]
@@ -48,13 +49,13 @@ class Restored:
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Mapping[str, Any]
 ) -> None:
-    """Write `folder/step-NNNNNNN` whole or not at all, then drop what is older than the newest two that verify.
+    """Write `folder/step-NNNNNNN` whole or not at all, then delete all older than the newest two sound ones.
 
     Each of these is on the disk before the next begins: the files, the manifest of their checksums, the name. `state`
-    is what else a resume needs, as JSON values, and the `course` (see `load_checkpoint`). Of several processes each
-    calls this, with its part of what is shared out, and the main one writes.
+    holds the `course` (see `load_checkpoint`) and all else that a resume needs, as JSON values. Of several processes
+    each calls this with its part of what is shared out, and the main one writes.
 
-    Raises BadInput on a full disk, after making room again; the checkpoints before it stay.
+    Raises BadInput on a full disk, after it has freed the space again; earlier checkpoints stay.
     """
     weights, states = gather_full(_trained(model).items()), gather_full(_flat(optimizers).items())
     if not distributed.is_main():
@@ -79,27 +80,27 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    found = {p: _NAME.fullmatch(p.name) for p in folder.glob("step-*") if p.is_dir()}
-    return sorted((p for p, named in found.items() if named), key=lambda p: int(p.name.removeprefix("step-")))
+    folders = [p for p in folder.glob("step-*") if p.is_dir() and _NAME.fullmatch(p.name)]
+    return sorted(folders, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], course: Mapping[str, Any]
 ) -> Restored:
-    """Restore the newest checkpoint that verifies into model and optimisers.
+    """Restore the newest sound checkpoint into model and optimisers.
 
-    One that is damaged is set aside as `damaged-...`, and the one before it is taken. `course` is what decides every
-    step, as JSON values.
+    A damaged one is moved aside as `damaged-...`, and the one before it is taken. `course` holds all that decides the
+    steps, as JSON values.
 
-    Raises BadInput, with nothing changed, for a checkpoint of another course, or with other parameters than these.
+    Raises BadInput, with nothing changed, for a checkpoint of another course or with other parameters.
     """
     damages: list[str] = []
-    for found in reversed(checkpoints(folder)):
-        trouble = _trouble(found)
-        if trouble is None:
-            state = _restore(found, model, optimizers, course)
-            return Restored(state["step"], state, tuple(f"{d}; going on from {found.name}" for d in damages))
-        damages.append(f"{trouble}; set aside as {_set_aside(found).name}")
+    for checkpoint in reversed(checkpoints(folder)):
+        damage = _find_damage(checkpoint)
+        if damage is None:
+            state = _restore(checkpoint, model, optimizers, course)
+            return Restored(state["step"], state, tuple(f"{d}; going on from {checkpoint.name}" for d in damages))
+        damages.append(f"{damage}; set aside as {_set_aside(checkpoint).name}")
     return Restored(0, {}, tuple(f"{d}; no other is left, so this begins anew" for d in damages))
 
 
@@ -107,24 +108,24 @@ def load_checkpoint(
 
 
 def _make(folder: Path) -> None:
-    """A new folder's own name must be on the disk, too, before what is in it can be counted on."""
+    """Make a folder whose own name is on the disk, too: without it, its files could be lost."""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         sync_folder(folder.parent)
 
 
 def _prune(folder: Path) -> None:
-    """Drop what is older than the newest two that verify.
+    """Delete all checkpoints older than the newest two sound ones.
 
-    The older of these two is read for that: it may have been damaged since, and what is deleted does not come back.
-    Names are taken away, and that put on the disk, before files are: what is half deleted never passes for damaged.
+    The older of these two is verified first: it may have been damaged since, and deleted files do not come back. The
+    rename is on the disk before files are deleted, so a half deleted checkpoint is never taken for a damaged one.
     """
     older = checkpoints(folder)[:-1]
     if len(older) < KEPT:
         return
     sound = 1  # the newest was written a moment ago
     while older and sound < KEPT:
-        sound += _trouble(older.pop()) is None
+        sound += _find_damage(older.pop()) is None
     for old in older:
         old.rename(folder / f".{old.name}.old")
     sync_folder(folder)
@@ -132,19 +133,19 @@ def _prune(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove drafts that a crash left, and what was being deleted."""
-    for left in folder.glob(".step-*"):
-        shutil.rmtree(left)
+    """Remove the drafts that a crash left, and half deleted checkpoints."""
+    for remains in folder.glob(".step-*"):
+        shutil.rmtree(remains)
 
 
-def _trouble(checkpoint: Path) -> str | None:
-    """Which file is damaged, and how; None where all is well."""
+def _find_damage(checkpoint: Path) -> str | None:
+    """The damaged file and its damage; None if all files are sound."""
     try:
         Manifest.verify(checkpoint)
     except BadInput as error:
         return str(error).rpartition("; remove ")[0]
     except OSError as error:
-        if error.errno != errno.EIO:  # a worn disk refuses to read what it lost
+        if error.errno != errno.EIO:  # a failing disk gives this error for lost data
             raise
         return f"{error.filename or checkpoint}: {os.strerror(errno.EIO)}"
     return None
@@ -164,7 +165,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order in which their states are numbered."""
+    """The parameters in the order in which the optimiser numbers their states."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -178,23 +179,24 @@ def _flat(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 
 def _read_course(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The course in a checkpoint, perhaps of an older version, with every knob of a training by today's names."""
+    """The course in a checkpoint, perhaps of an older version, with today's names for all knobs."""
     return {**stored, "fit": complete(stored["fit"], FitConfig)} if "fit" in stored else dict(stored)
 
 
 def _restore(
-    found: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], course: Mapping[str, Any]
+    checkpoint: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], course: Mapping[str, Any]
 ) -> dict[str, Any]:
-    state: dict[str, Any] = read_json(found / STATE)
-    trained, weights, flat = _trained(model), load_file(found / WEIGHTS), load_file(found / OPTIMIZERS)
-    odd = (
+    state: dict[str, Any] = read_json(checkpoint / STATE)
+    trained, weights, flat = _trained(model), load_file(checkpoint / WEIGHTS), load_file(checkpoint / OPTIMIZERS)
+    difference = (
         next((str(d) for d in differences(course, _read_course(state["course"]))), None)
-        or _odd_weights(trained, weights)
-        or _odd_state(optimizers, flat)
+        or _compare_weights(trained, weights)
+        or _compare_states(optimizers, flat)
     )
-    if odd:
+    if difference:
         raise BadInput(
-            f"{found}: is of another training ({odd}); give the settings back, or remove {found.parent} to begin anew"
+            f"{checkpoint}: is of another training ({difference}); give the settings back, or remove "
+            f"{checkpoint.parent} to begin anew"
         )
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -205,29 +207,29 @@ def _restore(
         for name, tensor in flat.items():
             owner, index, key = name.split(".", 2)
             if int(owner) == number:
-                owned = tensor.clone()  # else it stays a map of the file
+                copy = tensor.clone()  # otherwise it would stay a map of the file
                 entries.setdefault(int(index), {})[key] = (
-                    shard_like(owned, parameters[int(index)]) if owned.ndim else owned
+                    shard_like(copy, parameters[int(index)]) if copy.ndim else copy
                 )
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
-def _odd_weights(trained: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """Where trained parameters and saved ones differ in name, shape or type."""
+def _compare_weights(trained: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """The first difference between trained and saved parameters in name, shape or type; None if there is none."""
 
-    def kind(tensor: Tensor | None) -> str:
+    def describe(tensor: Tensor | None) -> str:
         return "not trained" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
     for name in [*trained, *(n for n in weights if n not in trained)]:
-        here, there = kind(trained.get(name)), kind(weights.get(name))
+        here, there = describe(trained.get(name)), describe(weights.get(name))
         if here != there:
             return f"{name} is {here} here and {there} there"
     return None
 
 
-def _odd_state(optimizers: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> str | None:
-    """Where a saved tensor belongs to no parameter, or is neither of its shape nor a number."""
+def _compare_states(optimizers: Sequence[torch.optim.Optimizer], flat: Mapping[str, Tensor]) -> str | None:
+    """The first saved tensor that belongs to no parameter, or has neither its shape nor a single number; or None."""
     parameters = {
         f"{number}.{index}": parameter.shape
         for number, optimizer in enumerate(optimizers)

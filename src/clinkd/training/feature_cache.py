@@ -1,12 +1,13 @@
-"""What a frozen vision tower makes of every image, made once, so that no stage opens or sees an image again.
+"""The features of every image by a frozen vision tower, computed once, so that no stage opens an image again.
 
-A feature cache is a tensor store (`tensor_store.py`) with a tensor [tokens, H] an image, under the image's key.
+A feature cache is a tensor store (`tensor_store.py`) with one tensor [tokens, H] for each image, under the image's key.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from clinkd.records import BadInput, ImageRef
 from clinkd.storage import Advance, folder_bytes, free_bytes, spell_bytes
 from clinkd.training.tensor_store import Filled, TensorStore, finished
 
-IMAGES_A_FILE = 64  # what a kill can lose: a hundred megabytes of a 2B model
+IMAGES_A_FILE = 64  # the most that a kill can lose: a hundred megabytes of a 2B model
 PREPARED_BY = (
     "size", "patch_size", "merge_size", "temporal_patch_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std",
@@ -27,57 +28,53 @@ PREPARED_BY = (
 
 
 def cache_features(folder: Path, model: VisionLanguageModel, images: Iterable[ImageRef], title: str) -> int:
-    """See each image once and write its features into `folder`, going on where it was stopped; the bytes of all.
+    """Write the features of each image into `folder`, from where it was stopped; the number of bytes of all.
 
-    Raises BadInput where the disk has less room than they take, or the folder is of another tower.
+    Raises BadInput if the disk has too little space, or the folder belongs to another tower.
     """
-    refs = {_key(ref): ref for ref in images}
+    refs = {_make_key(ref): ref for ref in images}
     names = sorted(refs)
     parts = [names[k : k + IMAGES_A_FILE] for k in range(0, len(names), IMAGES_A_FILE)]
     files = {f"images-{number:05d}.safetensors": part for number, part in enumerate(parts)}
-    sizes = {name: _tokens(model, ref) for name, ref in refs.items()}
+    sizes = {name: math.prod(model.images.grid(ref)) for name, ref in refs.items()}
     needed = sum(sizes.values()) * model.head.weight_VH.shape[1] * model.dtype.itemsize
     if not finished(folder):
-        _demand_room(folder, needed, len(refs))
+        _demand_space(folder, needed, len(refs))
 
     def make(file: str, advance: Advance) -> Filled:
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for name in files[file]:
-            found[name] = _features(model, refs[name])
+            features[name] = _compute_features(model, refs[name])
             advance(1)
-        return found, [[name, sizes[name]] for name in files[file]]
+        return features, [[name, sizes[name]] for name in files[file]]
 
     _tensor_store(folder, model).fill(files, make, f"{title} ({spell_bytes(needed / 1e6)})", "images")
     return needed
 
 
 class FeatureCache:
-    """The features of a filled cache.
+    """The features in a full cache.
 
-    Every byte is checked once, here. Raises BadInput where it was never filled, is damaged, or is of another tower than
-    the model's; to be removed is then `owner`, if that is more than the folder.
+    All bytes are checked once, here. Raises BadInput if the cache is not full, is damaged, or belongs to another tower
+    than the model's. `owner`: the folder to remove then, if that is more than the cache's own.
     """
 
     def __init__(self, folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> None:
         self.store = _tensor_store(folder, model, owner)
-        self.files = {name: file for file, items in self.store.opened().items() for name, _ in items}
-        self.opened: dict[str, Any] = {}
+        self.files = {key: file for file, items in self.store.opened().items() for key, _ in items}
 
     def serve(self, model: VisionLanguageModel) -> None:
-        """Let the model take its features from here. Raises BadInput where its tower is another one."""
+        """Let the model take its features from here. Raises BadInput if its tower is another one."""
         self.store.demand_same(vision_identity(model))
-        model.images.known = self.features
+        model.images.feature_lookup = self.features
 
     def features(self, ref: ImageRef) -> Tensor | None:
-        """Features [tokens, H] of an image, None where it is not here."""
-        key = _key(ref)
-        file = self.files.get(key)
-        if file is None:
+        """Features [tokens, H] of an image; None if they are not here."""
+        key = _make_key(ref)
+        if key not in self.files:
             return None
-        if file not in self.opened:
-            self.opened[file] = self.store.file(file)
-        found: Tensor = self.opened[file].get_tensor(key)
-        return found
+        features_FH: Tensor = self.store.file(self.files[key]).get_tensor(key)
+        return features_FH
 
 
 def _tensor_store(folder: Path, model: VisionLanguageModel, owner: Path | None = None) -> TensorStore:
@@ -85,10 +82,10 @@ def _tensor_store(folder: Path, model: VisionLanguageModel, owner: Path | None =
 
 
 def vision_identity(model: VisionLanguageModel) -> dict[str, Any]:
-    """What decides the features of an image: the weights of tower and merger, and how images are prepared."""
+    """All that decides the features of an image: the weights of tower and merger, and the preparation of images."""
     processor = json.loads(model.images.processor.to_json_string())
     weights = hashlib.sha256()
-    for name, tensor in sorted(model.network.model.visual.state_dict().items()):
+    for name, tensor in sorted(model.visual.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {
@@ -98,28 +95,22 @@ def vision_identity(model: VisionLanguageModel) -> dict[str, Any]:
     }
 
 
-def _key(ref: ImageRef) -> str:
+def _make_key(ref: ImageRef) -> str:
     return json.dumps(ref.to_json(), sort_keys=True)
 
 
-def _tokens(model: VisionLanguageModel, ref: ImageRef) -> int:
-    tall, wide = model.images.grid(ref)
-    return tall * wide
-
-
 @torch.inference_mode()
-def _features(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
-    """Of an image alone: beside others its last bits would depend on them."""
+def _compute_features(model: VisionLanguageModel, ref: ImageRef) -> Tensor:
+    """Features of a single image: in a batch its last bits would depend on the others."""
     pixels_TD, grids_I3 = (t.to(model.device) for t in model.images.patches([ref]))
-    seen: Tensor = model.tower(pixels_TD, grids_I3).pooler_output[0]
-    return seen.cpu().contiguous()
+    return model.tower(pixels_TD, grids_I3)[0].cpu().contiguous()
 
 
-def _demand_room(folder: Path, needed: int, images: int) -> None:
-    there, free = folder_bytes(folder), free_bytes(folder)
-    if needed - there > free:
-        takes, there_is = spell_bytes(needed / 1e6), spell_bytes(free / 1e6)
+def _demand_space(folder: Path, needed: int, images: int) -> None:
+    free = free_bytes(folder)
+    if needed - folder_bytes(folder) > free:
         raise BadInput(
-            f"{folder}: the features of {images} images take {takes} and {there_is} are free; make room, lower "
-            "model.max_image_tokens, or set model.vision_features=live"
+            f"{folder}: the features of {images} images take {spell_bytes(needed / 1e6)} and "
+            f"{spell_bytes(free / 1e6)} are free; make room, lower model.max_image_tokens, or set "
+            "model.vision_features=live"
         )

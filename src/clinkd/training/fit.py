@@ -1,4 +1,4 @@
-"""One training loop for teacher, distillation and reflection: they differ in samples, objective and teacher only."""
+"""One training loop for teacher, distillation and reflection, which differ only in samples, objective and teacher."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from clinkd.training.stops import Stop, stops_held
 from clinkd.training.teachers import Learner, Teacher
 from clinkd.training.windows import Rows, encode_ahead, sample_windows, step_seed
 
-SAVING_SHARE = 0.05  # of the time, at most, where checkpoints are large
+SAVING_SHARE = 0.05  # at most this share of the time is spent on saving large checkpoints
 
 
 @dataclass(frozen=True)
 class FitRun:
-    """Where a training runs, and as what.
+    """The place, seed and title of a training.
 
-    `folder` gets its checkpoints and its log. `schedule_part` (k, n): this is part k, from 0, of n equal parts of
-    one learning-rate curve, as the rounds of reflection are. Several processes (`clinkd.distributed`) each take
-    their part of every window. `shard`: they also share the weights, and afterwards the main one alone has them, on
-    the CPU; without it each has all. `trackers` of accelerate ("wandb", "mlflow") get the figures, too, each
-    attempt as a run of its own.
+    `folder` gets the checkpoints and the log. `schedule_part` (k, n): this is part k, from 0, of n equal parts of one
+    learning-rate curve, as for the rounds of reflection. Several processes (`clinkd.distributed`) each take their part
+    of every window. `shard`: they also share out the weights, and afterwards only the main process has them, on the
+    CPU; without it each process has all weights. `trackers` of accelerate ("wandb", "mlflow") get the figures, too,
+    each attempt as a separate run.
     """
 
     folder: Path
@@ -55,8 +55,8 @@ class FitRun:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a stage did: rows there are, optimiser steps, samples seen (with repeats), mean loss over the last tenth of
-    the steps, and how many parameters learned."""
+    """The result of a training: rows, optimiser steps, samples (with repeats), mean loss over the last tenth of the
+    steps, and the number of trained parameters."""
 
     num_rows: int
     num_steps: int
@@ -73,16 +73,16 @@ def fit(
     run: FitRun,
     teacher: Teacher | None = None,
 ) -> Fitted:
-    """Train `model` in place on `samples`; go on from the newest checkpoint in the run's folder where there is one.
+    """Train `model` in place on `samples`, from the newest checkpoint in the run's folder, if there is one.
 
     A step's gradient is the sum of the objective over the window's answer tokens, of all micro-batches and processes,
-    divided once by their number. Which rows a step sees is a function of seed and step alone, and so is all chance in
-    it, so a run that was interrupted ends with the bits of one that was not, on as many threads and processes.
+    divided once by the number of these tokens. The rows of a step, and all its random numbers, depend only on seed and
+    step: with equal numbers of threads and processes an interrupted run ends with the bits of an uninterrupted one.
 
-    SIGINT and SIGTERM wait for the end of the running step and a checkpoint of it.
+    SIGINT and SIGTERM wait until the running step is done and saved in a checkpoint.
 
-    Raises BadInput where there is nothing to learn from, where the objective lacks its teacher, for a checkpoint of
-    another training, and on a full disk, which leaves the last good checkpoint.
+    Raises BadInput if there are no samples, if the objective lacks its teacher, for a checkpoint of another training,
+    and on a full disk, where the last good checkpoint stays.
     """
     if objective.needs_teacher and teacher is None:
         raise BadInput(f"{run.title}: distillation needs a teacher")
@@ -95,7 +95,7 @@ def fit(
         config.demand_even_shares(f"{run.title}: fit", accelerator.num_processes)
         step = TrainStep(LossModule(model, objective, teacher, config.precision), config, accelerator, run.shard)
         fingerprint = run_fingerprint(rows, objective, config, run, teacher)
-        with accelerator.main_process_first():  # it sets aside what is damaged
+        with accelerator.main_process_first():  # it moves damaged checkpoints aside
             state = TrainingState(run.folder, model, step.optimizers, fingerprint, config.checkpoint_seconds)
         _take_steps(step, state, rows, num_steps, config, run)
         num_trained = sum(p.numel() for p in step.trained)
@@ -107,7 +107,7 @@ def fit(
 def _take_steps(
     step: TrainStep, state: TrainingState, rows: Rows, num_steps: int, config: FitConfig, run: FitRun
 ) -> None:
-    """The steps that are left."""
+    """Take the remaining steps."""
     first, (part, parts) = state.steps, run.schedule_part
     windows = (step.deal(window) for window in sample_windows(rows, config, run.seed, first, num_steps))
     speedometer = Speedometer(step.model.device, config.precision, step.processes)
@@ -121,7 +121,7 @@ def _take_steps(
     ):
         log.report_damage(state.reports)
         for number, batches in zip(range(first, num_steps), encode_ahead(thread, step.model, windows), strict=True):
-            window = _count(step, batches, stop.asked, state.is_due())
+            window = _count_window(step, batches, stop.requested, state.is_due())
             state.save_or_stop(stop, window.stops, window.saves)
             torch.manual_seed(step_seed(run.seed, number, distributed.rank()))
             set_learning_rate(step.optimizers, share_of_peak((part + number / num_steps) / parts, config))
@@ -138,12 +138,12 @@ def _take_steps(
                 figures["peak_memory_mb"] = peak_memory_mb(step.model.device)
                 log.write(number + 1, figures)
                 track(number + 1, figures)
-        # what follows, such as saving the model, may take long
-        state.save_or_stop(stop, *step.all_reduce_sums(stop.asked, state.is_due()))
+        # the next work, such as saving the model, may take long
+        state.save_or_stop(stop, *step.all_reduce_sums(stop.requested, state.is_due()))
 
 
 class WindowCounts(NamedTuple):
-    """Sums over all processes; `stops` and `saves`: how many of them were asked to stop, or find it time to save."""
+    """Sums over all processes; `stops` and `saves`: how many processes were asked to stop, or are due to save."""
 
     tokens: int
     samples: int
@@ -152,13 +152,13 @@ class WindowCounts(NamedTuple):
     saves: int
 
 
-def _count(step: TrainStep, batches: Sequence[Labelled], stop: bool, save: bool) -> WindowCounts:
+def _count_window(step: TrainStep, batches: Sequence[Labelled], stop: bool, save: bool) -> WindowCounts:
     tokens, samples = sum(b.labels_N.numel() for b in batches), sum(b.num_samples for b in batches)
     return WindowCounts(*step.all_reduce_sums(tokens, samples, step.operations(batches), stop, save))
 
 
 class TrainingState:
-    """How far a training is, as its newest checkpoint told and every step since added; and when to save it."""
+    """The progress of a training, from its newest checkpoint and all steps since, and the time of the next save."""
 
     def __init__(
         self,
@@ -182,18 +182,18 @@ class TrainingState:
         self.losses.append(loss)
 
     def is_due(self) -> bool:
-        """Whether the main process finds it time to save."""
+        """Whether this is the main process and it is time to save."""
         return distributed.is_main() and time.monotonic() - self.saved_at > self.wait
 
     def save_or_stop(self, stop: Stop, stops: int, saves: int) -> None:
-        """Save, and hand the signal on, where any process wants it: they must save and stop at the same step."""
+        """Save, and hand the signal on, if any process wants it: all must save and stop at the same step."""
         if stops or saves:
             self._save()
         if stops:
             stop.hand_on()
 
     def _save(self) -> None:
-        """Save the state, where it does not lie there already."""
+        """Save the state, if it is not saved already."""
         start = time.monotonic()
         if self.steps > self.saved_steps:
             state = {"course": self.fingerprint, "samples": self.num_samples, "losses": self.losses}
@@ -206,7 +206,7 @@ class TrainingState:
 def run_fingerprint(
     rows: Rows, objective: Objective, config: FitConfig, run: FitRun, teacher: Teacher | None
 ) -> dict[str, Any]:
-    """What decides every step from the weights at the start, as JSON values."""
+    """All that decides the steps, besides the weights at the start, as JSON values."""
     samples = hashlib.sha256()
     for sample in (s for row in rows for s in row):
         samples.update(f"{sample.id}\0{sample.answer}\0".encode(errors="backslashreplace"))

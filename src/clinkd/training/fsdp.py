@@ -1,7 +1,7 @@
-"""Weights, gradients and optimiser states shared out among processes (FSDP2), and made whole again.
+"""Weights, gradients and optimiser states shared out among processes (FSDP2), and put together again.
 
-By torch's own `fully_shard`, not through accelerate: its plugin is one for the whole process, wraps the optimisers, and
-would keep what the stages of a run share. A tensor is saved whole, so that any number of processes may go on.
+This uses torch's own `fully_shard`, not accelerate: its plugin is one for the whole process, wraps the optimisers, and
+would keep what the stages of a run share. A tensor is saved whole, so that any number of processes can resume.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from clinkd import distributed
 
 
 def shard_module(module: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> nn.Module:
-    """`module` in place, each process with its part: a block is whole only while it computes.
+    """Shard `module` in place: each process keeps its part, and a block is whole only while it computes.
 
-    What stands outside the blocks (tables, head, merger) is whole from the forward to the end of the backward, as the
+    Weights outside the blocks (tables, head, merger) are whole from the forward to the end of the backward, as the
     objective reads the head's weight outside of any module's forward.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -32,13 +32,13 @@ def shard_module(module: nn.Module, blocks: Iterable[nn.Module], device: torch.d
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor without parts. Every process must ask for the same ones in the same order."""
+    """The whole tensor. All processes must ask for the same tensors in the same order."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
 
 
 def gather_full(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Whole, contiguous and detached, in the main process; the others only take part."""
+    """The tensors whole, contiguous and detached in the main process; the others only take part."""
     full_tensors: dict[str, Tensor] = {}
     for name, tensor in tensors:
         full = full_tensor(tensor.detach())
@@ -48,7 +48,7 @@ def gather_full(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that each of them has whole, shared out as `like` is."""
+    """This process's part of a tensor that every process has whole, shared out as `like` is."""
     if not isinstance(like, DTensor):
         return full
     moved = full.to(like.device_mesh.device_type)
@@ -56,7 +56,7 @@ def shard_like(full: Tensor, like: Tensor) -> Tensor:
 
 
 def unshard_model(model: nn.Module) -> None:
-    """Plain parameters in the place of parts: on the CPU in the main process; in the others nothing but shapes stay."""
+    """Replace sharded parameters by plain ones: on the CPU in the main process; the others keep only their shapes."""
     parameters: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, part in list(module.named_parameters(recurse=False)):

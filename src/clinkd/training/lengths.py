@@ -1,4 +1,4 @@
-"""Rows that fit: no sample is cut. What is too long stops the stage, is left out and listed, or gets smaller images."""
+"""Rows that fit: no sample is cut. One that is too long stops the stage, is left out, or gets smaller images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def rows_within(
 ) -> list[list[Sample]]:
     """Rows of samples that share their images, none longer than `config.max_tokens` (0: no limit).
 
-    Questions that do not fit into one row with the others of their image get a row of their own. A sample that is too
-    long by itself is dealt with as `config.overlong` says: "error" raises BadInput naming the first; "drop" leaves it
-    out, and lists it in `folder`/overlong.jsonl; "shrink" resamples its images to so many tokens that it fits, and
-    lists that, too. BadInput also where an image would have to shrink to nothing.
+    Questions that do not fit into a row with the others of their image get another row. For a sample that is too long
+    by itself `config.overlong` decides: "error" raises BadInput, naming the first; "drop" leaves it out and lists it in
+    `folder`/overlong.jsonl; "shrink" resamples its images to so few tokens that it fits, and lists that, too. Raises
+    BadInput also if no token would be left for an image.
     """
     if not config.max_tokens:
         return rows_of(samples)
-    lengths = _lengths(model, samples)
+    lengths = _count_tokens(model, samples)
     long = [s for s in samples if lengths[s.id].whole > config.max_tokens]
     if long and config.overlong == "error":
         worst, more = lengths[long[0].id], f" (and {len(long) - 1} more samples)" if len(long) > 1 else ""
@@ -36,22 +36,22 @@ def rows_within(
             f"fit.max_tokens is {config.max_tokens}{more}; raise it, or set fit.overlong to drop or shrink"
         )
     for sample in long if config.overlong == "shrink" else ():
-        _shrink(model, sample, lengths[sample.id], config.max_tokens)
-    _list(folder, long, lengths, config)
+        _shrink_images(model, sample, lengths[sample.id], config.max_tokens)
+    _list_samples(folder, long, lengths, config)
     if config.overlong == "drop":
-        gone = {s.id for s in long}
-        samples = [s for s in samples if s.id not in gone]
+        dropped = {s.id for s in long}
+        samples = [s for s in samples if s.id not in dropped]
     elif long:
-        lengths = _lengths(model, samples)
-    return [part for row in rows_of(samples) for part in _split(row, lengths, config.max_tokens)]
+        lengths = _count_tokens(model, samples)
+    return [part for row in rows_of(samples) for part in _split_row(row, lengths, config.max_tokens)]
 
 
-def _lengths(model: Learner, samples: Sequence[Sample]) -> dict[str, TokenCount]:
+def _count_tokens(model: Learner, samples: Sequence[Sample]) -> dict[str, TokenCount]:
     return dict(zip((s.id for s in samples), model.count_tokens(samples), strict=True))
 
 
-def _shrink(model: Learner, sample: Sample, length: TokenCount, most: int) -> None:
-    """Let each image have its part of the tokens that the words leave."""
+def _shrink_images(model: Learner, sample: Sample, length: TokenCount, most: int) -> None:
+    """Give each image an equal part of the tokens that the words leave."""
     left = most - (length.whole - length.images)
     each = left // len(sample.images) if sample.images else 0
     if each < 1:
@@ -60,27 +60,27 @@ def _shrink(model: Learner, sample: Sample, length: TokenCount, most: int) -> No
             f"{most}; raise it, or set fit.overlong=drop"
         )
     for ref in sample.images:
-        model.images.limit(ref, each)
+        model.images.limit_tokens(ref, each)
 
 
-def _split(row: list[Sample], lengths: dict[str, TokenCount], most: int) -> list[list[Sample]]:
-    """The questions of a row in as few rows as their order allows."""
+def _split_row(row: list[Sample], lengths: dict[str, TokenCount], most: int) -> list[list[Sample]]:
+    """Split the questions of a row into as few rows as their order allows."""
     parts: list[list[Sample]] = []
-    room = 0
+    free = 0
     for sample in row:
-        if not parts or lengths[sample.id].rest > room:
+        if not parts or lengths[sample.id].rest > free:
             parts.append([])
-            room = most - lengths[sample.id].front
+            free = most - lengths[sample.id].front
         parts[-1].append(sample)
-        room -= lengths[sample.id].rest
+        free -= lengths[sample.id].rest
     return parts
 
 
-def _list(folder: Path, long: Sequence[Sample], lengths: dict[str, TokenCount], config: FitConfig) -> None:
+def _list_samples(folder: Path, long: Sequence[Sample], lengths: dict[str, TokenCount], config: FitConfig) -> None:
     if not distributed.is_main():
         return
     (folder / LISTED).unlink(missing_ok=True)
     with JsonLines(folder / LISTED) as lines:
         for s in long:
-            found = lengths[s.id]
-            lines.append({"id": s.id, "tokens": found.whole, "image_tokens": found.images, "done": config.overlong})
+            length = lengths[s.id]
+            lines.append({"id": s.id, "tokens": length.whole, "image_tokens": length.images, "done": config.overlong})

@@ -1,7 +1,7 @@
-"""Micro-batches of a small model side by side on the CPU, a thread each.
+"""Micro-batches of a small model in parallel on the CPU, a thread each.
 
-Matrices of a hundred columns gain little from a second thread inside each product; two halves of a batch, each on a
-core of its own, gain nearly all of it (LOG.md).
+Products of matrices with a hundred columns gain little from a second thread; two halves of a batch, each on its own
+core, gain nearly all of it (LOG.md).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from clinkd.objectives import Loss
 
-ROWS_A_THREAD = 12  # below it a thread waits for Python more than it computes
-SMALL = 20_000_000  # parameters; a larger model fills the cores by itself, and each thread holds a gradient of its own
+ROWS_A_THREAD = 12  # with fewer rows a thread waits for Python more than it computes
+SMALL = 20_000_000  # parameters; a larger model fills the cores by itself, and each thread holds a whole gradient
 
 
 def count_threads(model: nn.Module, rows: int) -> int:
-    """How many micro-batches of a window of `rows` to run at once: 1 but for a small model on several CPU threads."""
+    """How many micro-batches of a window of `rows` run at once: 1, except for a small model on several CPU threads."""
     parameters = list(model.parameters())
     if any(p.device.type != "cpu" for p in parameters) or sum(p.numel() for p in parameters) > SMALL:
         return 1
@@ -29,14 +29,14 @@ def count_threads(model: nn.Module, rows: int) -> int:
 
 
 class ThreadedMicroBatches:
-    """`number` threads that take losses and gradients of micro-batches."""
+    """`number` threads that compute losses and gradients of micro-batches."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Start the threads, and share torch's own among them until the end."""
+        """In the block the threads run, and share torch's own threads."""
         before = torch.get_num_threads()
         torch.set_num_threads(max(1, before // self.number))
         try:
@@ -48,18 +48,18 @@ class ThreadedMicroBatches:
     def backward(
         self, loss_of: Callable[[Any], Loss], batches: Sequence[Any], parameters: Sequence[Tensor], scale: float
     ) -> list[Loss]:
-        """Set the gradients of `parameters` to those of `scale` times the summed losses; the losses, detached.
+        """Set the gradients of `parameters` to those of `scale` times the summed losses; return the losses, detached.
 
-        Gradients are added in the order of the batches, whichever ends first, so the sum has the same bits every time.
+        Gradients are added in the order of the batches, whichever ends first, so the sum always has the same bits.
         """
 
-        def work(batch: Any) -> tuple[Loss, tuple[Tensor | None, ...]]:
+        def compute_gradients(batch: Any) -> tuple[Loss, tuple[Tensor | None, ...]]:
             loss = loss_of(batch)
             gradients = torch.autograd.grad(loss.sum * scale, parameters, allow_unused=True)
             return Loss(loss.sum.detach(), loss.tokens, loss.parts), gradients
 
         losses = []
-        for loss, gradients in self.pool.map(work, batches):
+        for loss, gradients in self.pool.map(compute_gradients, batches):
             losses.append(loss)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:

@@ -10,15 +10,15 @@ from torch import nn
 
 from clinkd.config import FitConfig
 
-# Rows of these are looked up one by one: orthogonalising the table (Muon) would tie tokens that never met.
+# Rows of these tables are looked up one by one: to orthogonalise a table (Muon) would tie tokens that never met.
 TABLES = ("embed_tokens", "lm_head", "slots")
 
 
 def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or under `muon` Muon for weight matrices and AdamW for the rest.
+    """AdamW for all parameters; or with `muon`, Muon for weight matrices and AdamW for the rest.
 
-    Weight decay goes to matrices only. Muon: Jordan et al. 2024; its learning rate is scaled by sqrt(max(1, rows /
-    columns)) as there.
+    Only matrices get weight decay. Muon: Jordan et al. 2024, with their scale sqrt(max(1, rows / columns)) of the
+    learning rate.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     by_muon = [p for name, p in trained if config.optimizer == "muon" and p.ndim == 2 and not _is_table(name)]
@@ -27,21 +27,21 @@ def make_optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Opt
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    made: list[torch.optim.Optimizer] = [
+    optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
     ]
     if by_muon:
-        made.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95))
-    for optimizer in made:
+        optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95))
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
-    return made
+    return optimizers
 
 
 class Muon(torch.optim.Muon):
     """torch's Muon, with its matrix iteration in float32 on a CPU.
 
-    In bfloat16, as torch has it, a processor without AVX-512 multiplies an element at a time: a step of the demo took
+    In bfloat16, torch's choice, a processor without AVX-512 multiplies one element at a time: a step of the demo took
     1.2 seconds instead of 0.1 (LOG.md). On a GPU the step is torch's own.
     """
 
@@ -57,27 +57,27 @@ class Muon(torch.optim.Muon):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(weights.grad)
                 mean = state["momentum_buffer"].lerp_(weights.grad, 1 - momentum)
-                towards = weights.grad.lerp(mean, momentum) if group["nesterov"] else mean
-                towards = orthogonal(towards.float(), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                update = weights.grad.lerp(mean, momentum) if group["nesterov"] else mean
+                update = orthogonal(update.float(), group["ns_coefficients"], group["ns_steps"], group["eps"])
                 weights.mul_(1 - rate * group["weight_decay"])
                 rows, columns = weights.shape
-                weights.add_(towards, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
+                weights.add_(update, alpha=-rate * math.sqrt(max(1.0, rows / columns)))
         return None
 
 
 def orthogonal(
     matrix_RC: torch.Tensor, coefficients: tuple[float, float, float], steps: int, least: float
 ) -> torch.Tensor:
-    """[R, C] the nearest matrix of about equal singular values, by Newton and Schulz's iteration of fifth order (Jordan
-    et al. 2024), in the matrix's own precision. `least`: of the norm it is divided by."""
+    """The nearest matrix [R, C] with about equal singular values, by Newton and Schulz's iteration of fifth order
+    (Jordan et al. 2024), in the matrix's own precision. `least`: lower bound of the norm by which it is divided."""
     a, b, c = coefficients
     tall = matrix_RC.size(0) > matrix_RC.size(1)
-    found = matrix_RC.T if tall else matrix_RC
-    found = found / found.norm().clamp(min=least)
+    wide = matrix_RC.T if tall else matrix_RC
+    wide = wide / wide.norm().clamp(min=least)
     for _ in range(steps):
-        gram = found @ found.T
-        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found.T if tall else found
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.T if tall else wide
 
 
 def _is_table(name: str) -> bool:
@@ -85,7 +85,7 @@ def _is_table(name: str) -> bool:
 
 
 def share_of_peak(done: float, config: FitConfig) -> float:
-    """Linear warm-up, then a cosine to zero (or flat); `done` is the share of the curve that lies behind, 0..1."""
+    """Linear warm-up, then a cosine to zero (or a constant); `done`: the share of the curve that is done, 0..1."""
     if done < config.warmup:
         return max(done, 1e-3) / config.warmup
     if config.schedule == "constant":
@@ -94,7 +94,7 @@ def share_of_peak(done: float, config: FitConfig) -> float:
 
 
 def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:
-    """Every group's rate to `share` of its peak."""
+    """Set the rate of every group to `share` of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share

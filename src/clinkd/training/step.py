@@ -1,4 +1,4 @@
-"""One optimiser step: from the rows of a window to an update of the weights, on the threads or processes there are."""
+"""One optimiser step: from the rows of a window to an update of the weights, on all threads or processes."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self.objective, self.precision = model, objective, precision
         self.teacher = teacher if objective.needs_teacher else None
-        self.shares_vision = self.teacher is not None and self.teacher.sees_as(model)
+        self.shares_vision = self.teacher is not None and self.teacher.shares_vision_with(model)
 
     def forward(self, batch: Any) -> Loss:
-        # not accelerate's: its state is one for the whole process, and stages may differ
+        # not accelerate's autocast: its state holds for the whole process, and stages may differ
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = self.model.see(batch) if self.shares_vision else None
+            features: Any = self.model.vision_features(batch) if self.shares_vision else None
             hidden_NH = self.model.hidden_states(batch, features)
-            targets = self.teacher.goal(batch, features) if self.teacher else None
+            targets = self.teacher.targets(batch, features) if self.teacher else None
             head = self.model.head
             return self.objective(hidden_NH, head.weight_VH, batch.labels_N, targets, head.added(hidden_NH))
 
     def operations(self, batch: Any) -> int | None:
-        """Operations of a batch, forward and backward, those of the teacher included; None where they are not known."""
+        """Operations of a batch, forward and backward, with those of the teacher; None if they are not known."""
         student = training_operations(self.model.operations(batch))
-        teacher = self.teacher.operations(batch, sight=not self.shares_vision) if self.teacher else 0
+        teacher = self.teacher.operations(batch, vision=not self.shares_vision) if self.teacher else 0
         return None if student is None or teacher is None else student + teacher
 
 
 class TrainStep:
-    """Windows of rows to updates of the weights."""
+    """Updates the weights by windows of rows."""
 
     def __init__(self, loss: LossModule, config: FitConfig, accelerator: Accelerator, sharded: bool) -> None:
         self.accelerator, self.processes = accelerator, accelerator.num_processes
@@ -66,7 +66,7 @@ class TrainStep:
             self.module = shard_module(loss, self.model.blocks, self.model.device)
         else:
             self.module = accelerator.prepare_model(loss)
-        self.optimizers = make_optimizers(self.model, config)  # of the parameters as they are now
+        self.optimizers = make_optimizers(self.model, config)  # of the parameters in their present form
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.threads = ThreadedMicroBatches(
             count_threads(self.model, config.rows // config.accumulate) if self.processes == 1 else 1
@@ -77,8 +77,8 @@ class TrainStep:
     def deal(self, rows: Rows) -> list[Rows]:
         """This process's rows of a window, by micro-batch.
 
-        Rows of like length come together, so that little is padded, and all processes have long ones at a time; where
-        rows are packed, or there is one micro-batch, nothing is won by that.
+        Rows of similar length come together: there is little padding, and all processes get long rows at the same time.
+        With packed rows, or a single micro-batch, that would gain nothing.
         """
         if self.grouped:
             rows = sorted(rows, key=self._length)
@@ -88,22 +88,22 @@ class TrainStep:
         return [part[thread :: self.threads.number] for part in parts for thread in range(self.threads.number)]
 
     def _length(self, row: list[Sample]) -> float:
-        """Tokens of a row, roughly: those of its images, and one for three characters."""
+        """Tokens of a row, roughly: those of its images, and one for every three characters."""
         words = sum(len(turn.question.text) + len(turn.answer.text) for s in row for turn in s.turns)
         return sum(math.prod(self.model.images.grid(ref)) for ref in row[0].images) + words / 3
 
     def operations(self, batches: Sequence[Labelled]) -> int:
-        """Of this process's part of a window; 0 where they are not known."""
+        """Operations of this process's part of a window; 0 if they are not known."""
         counts = [self.loss.operations(batch) for batch in batches]
         return sum(n for n in counts if n is not None) if None not in counts else 0
 
     def all_reduce_sums(self, *counts: int) -> list[int]:
-        """Their sums over the processes."""
+        """The sums of these counts over the processes."""
         sums: list[int] = self.accelerator.reduce(torch.tensor(counts).to(self.model.device), "sum").tolist()
         return sums
 
     def update(self, batches: Sequence[Labelled], tokens: int) -> dict[str, float]:
-        """One update by a window of `tokens` answer tokens over all processes; its mean losses and gradient norm."""
+        """Update the weights by a window, `tokens` answer tokens over all processes; mean losses and gradient norm."""
         if self.threads.number > 1:
             losses = self.threads.backward(self._loss, batches, self.trained, 1 / tokens)
         else:
@@ -125,9 +125,9 @@ class TrainStep:
         return loss
 
     def _backward(self, batch: Labelled, tokens: int, last: bool) -> Loss:
-        # Shards are summed after each micro-batch: whole gradients would have to be kept in between.
+        # Shards are summed after each micro-batch: otherwise whole gradients would be kept in between.
         with nullcontext() if last or self.sharded else self.accelerator.no_sync(self.module):
             loss = self._loss(batch)
-            # data-parallel wrappers average over processes; the window's sum is wanted
+            # data-parallel wrappers average over processes, but the window's sum is wanted
             self.accelerator.backward(loss.sum * self.processes / tokens)
         return loss

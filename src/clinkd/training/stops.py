@@ -1,4 +1,4 @@
-"""Stops that wait: SIGINT and SIGTERM are held until a step is whole, then handed on."""
+"""SIGINT and SIGTERM are held until a step is done, then handed on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """The signal that was held, if one came."""
+    """The signal that is held, if one came."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -21,13 +21,13 @@ class Stop:
         self._before = {n: h for n in SIGNALS if (h := signal.getsignal(n)) not in (None, signal.SIG_IGN)}
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.held is not None
 
     def hand_on(self) -> None:
-        """Let whoever handled the signal before have it: that raises, as a rule. Where it returns, training goes on.
+        """Pass the signal to its former handler, which usually raises. If it returns, training goes on.
 
-        SIGTERM where the signal reached another process of the same training only.
+        If the signal reached only another process of the same training, SIGTERM is passed on.
         """
         number, self.held = self.held or signal.SIGTERM, None
         self._release()
@@ -43,7 +43,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.asked:  # a second one will not wait: what was saved before is all that stays
+        if self.requested:  # a second signal does not wait: only what was saved before stays
             self.hand_on()
             return
         self.held = number
@@ -52,12 +52,11 @@ class Stop:
 
 @contextlib.contextmanager
 def stops_held(title: str) -> Iterator[Stop]:
-    """Hold SIGINT and SIGTERM in the block, which looks at `asked` between steps, saves, and calls `hand_on`.
+    """Hold SIGINT and SIGTERM in the block, which checks `requested` between steps, saves, and calls `hand_on`.
 
     A handler that raises (Ctrl-C, and SIGTERM in the commands) may do so between the updates of two parameters, which
-    are made in place: what it leaves belongs to no step, and to save the step before would take a copy of everything
-    at each step. Hence the signal waits, not the one who catches it. Outside the main thread no handler can raise, and
-    nothing is held.
+    happen in place. Such weights belong to no step, and to be able to save the step before, each step would have to
+    copy all weights. So the signal waits. Outside the main thread no handler can raise, and nothing is held.
     """
     stop = Stop(title)
     main = threading.current_thread() is threading.main_thread()
@@ -68,5 +67,5 @@ def stops_held(title: str) -> Iterator[Stop]:
     finally:
         if main:
             stop._release()
-    if stop.held is not None:  # came after the last look
+    if stop.held is not None:  # came after the last check
         signal.raise_signal(stop.held)

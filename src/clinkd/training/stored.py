@@ -1,8 +1,8 @@
-"""A teacher on disk: what it thinks at every answer token, written once, read by memory map, so that no teacher runs.
+"""A stored teacher: its targets at every answer token, written once and read by memory map, so that no teacher runs.
 
-`states` are its exact last hidden states, from which the objective makes the whole distribution anew. `draws` are a few
-entries of softmax(logits / T) by chance, with shares that estimate the distribution without bias, and its exact entropy
-(random-sampling distillation, ACL 2025 long 885): some ten bytes an entry instead of two a vocabulary entry.
+`states` are its exact last hidden states, from which the objective computes the whole distribution again. `draws` are a
+few random entries of softmax(logits / T), with shares that estimate the distribution without bias, and its exact
+entropy (random-sampling distillation, ACL 2025 long 885): some ten bytes an entry instead of two a vocabulary entry.
 
 It is a tensor store (`tensor_store.py`) with these files; an item of the index is a sample's id, tokens and entries:
 
@@ -10,7 +10,7 @@ It is a tensor store (`tensor_store.py`) with these files; an item of the index 
     shard-00000.safetensors  hidden_NG, or entries_M, counts_M, kept_N, entropy_N
 
 Shapes: N answer tokens, C of them at a time, G hidden width of the teacher, V vocabulary, K draws a token; M entries of
-all tokens, one after the other, those that were drawn more than once merged: token n has kept_N[n] of them.
+all tokens, one token after the other; an entry that was drawn several times stands once: token n has kept_N[n] entries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clinkd.model.encode import Batch, rows_of, template_identity
-from clinkd.model.flops import logits
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput, Sample
@@ -36,8 +35,8 @@ from clinkd.training.teachers import Learner, LiveTeacher
 from clinkd.training.tensor_store import Filled, TensorStore, digest
 
 HEAD = "head.safetensors"
-SHARD_SAMPLES = 256  # a few thousand tokens: what a kill can lose, and tens of megabytes at most
-CUMULATIVE_BYTES = 1 << 26  # of one [C, V] matrix of float64
+SHARD_SAMPLES = 256  # the most that a kill can lose: a few thousand tokens, tens of megabytes
+CUMULATIVE_BYTES = 1 << 26  # size of one [C, V] matrix of float64
 BLOCK = 1 << 14  # vocabulary rows that are turned to float32 at once
 Kind = Literal["states", "draws"]
 Shard = list[list[Sample]]  # whole rows: samples that share their images
@@ -45,11 +44,11 @@ Shard = list[list[Sample]]  # whole rows: samples that share their images
 
 @dataclass(frozen=True)
 class Identity:
-    """What a store depends on; a store serves only who asks for the same.
+    """All that a store depends on; it can be used only for the same.
 
     `samples` (ids, images by name, questions, answers), `teacher` (weights, configuration, positions, tokenizer) and
-    `template` (the words around a question, box spelling, vocabulary) are digests. What lies in the image files is
-    not part of it: the pipeline ties it to the data by the stage. States serve any temperature.
+    `template` (chat template, spelling of boxes, vocabulary) are digests. The contents of image files are not part of
+    it: the pipeline ties a store to its data by the stage. States fit any temperature.
     """
 
     kind: Kind
@@ -71,21 +70,21 @@ def identity_of(  # noqa: PLR0913
     draws: int,
     seed: int,
 ) -> Identity:
-    """The identity of a store of the teacher in the folder `teacher` (as `save` leaves it), for such a student.
+    """The identity of a store of the teacher in the folder `teacher` (written by `save`), for this student.
 
-    Raises BadInput where that folder holds no weights, or two samples of one id differ.
+    Raises BadInput if that folder holds no weights, or two samples of one id differ.
     """
-    said = [[s.id, [i.to_json() for i in s.images], [t.to_json() for t in s.turns]] for s in _in_order(samples)]
+    texts = [[s.id, [i.to_json() for i in s.images], [t.to_json() for t in s.turns]] for s in _sort_samples(samples)]
     files = sorted(p for kind_ in ("*.safetensors", "*.json") for p in Path(teacher).glob(kind_))
     if not any(p.suffix == ".safetensors" for p in files):
         raise BadInput(f"{teacher}: no *.safetensors there; the folder of a saved model is wanted")
     weights = digest({p.name: sha256_file(p) for p in files})
-    common = (digest(said), weights, digest(template_identity(student.text)))
+    common = (digest(texts), weights, digest(template_identity(student.text)))
     return Identity(kind, *common) if kind == "states" else Identity(kind, *common, temperature, draws, seed)
 
 
-def _in_order(samples: Sequence[Sample]) -> list[Sample]:
-    """Each once, by id: a store has the same bytes whatever the order of the samples."""
+def _sort_samples(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample once, by id: so a store has the same bytes whatever the order of the samples."""
     by_id: dict[str, Sample] = {}
     for sample in samples:
         if by_id.setdefault(sample.id, sample) != sample:
@@ -97,7 +96,7 @@ def _in_order(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def tensor_store(folder: Path, identity: Identity) -> TensorStore:
-    """Where a store of this identity stands."""
+    """The tensor store of this identity."""
     return TensorStore(folder, "the stored teacher", asdict(identity))
 
 
@@ -110,50 +109,47 @@ def store(
     title: str,
     rows_a_pass: int,
 ) -> None:
-    """Write what `teacher` thinks of `samples` into `folder`; go on where an earlier attempt was stopped.
+    """Write the targets of `teacher` for `samples` into `folder`, from where an earlier attempt was stopped.
 
-    Files that stand, and are whole, are not made again, and the end has the same bytes. `rows_a_pass`: images with all
-    their questions that go through the teacher at once (by memory). One process only.
+    Whole files are not made again, and the full store has the same bytes. `rows_a_pass`: images, with all their
+    questions, that the teacher processes at once (limited by memory). For one process only.
 
-    Raises BadInput where the folder holds a store of something else, and on a full disk.
+    Raises BadInput if the folder holds a store of something else, and on a full disk.
     """
-    files = _files_of(samples, identity.kind)
-    tutor = LiveTeacher(teacher)
+    files = _plan_files(samples, identity.kind)
+    live_teacher = LiveTeacher(teacher)
 
     def make(name: str, advance: Advance) -> Filled:
-        return _thought(tutor, files[name], identity, rows_a_pass, advance) if files[name] else (_head(teacher), [])
+        if files[name]:
+            return _compute_shard(live_teacher, files[name], identity, rows_a_pass, advance)
+        return {"weight_VG": teacher.head.weight_VH.detach().cpu().contiguous()}, []
 
     ids = {name: [s.id for row in shard for s in row] for name, shard in files.items()}
     tensor_store(folder, identity).fill(ids, make, title, "samples")
 
 
-def _files_of(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
-    """The files of a store and what each is to hold; the head holds no samples."""
+def _plan_files(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
+    """The files of a store and the samples of each; the head has none."""
     shards: list[Shard] = [[]]
-    for row in rows_of(_in_order(samples)):
-        if _count(shards[-1]) >= SHARD_SAMPLES:
+    for row in rows_of(_sort_samples(samples)):
+        if sum(map(len, shards[-1])) >= SHARD_SAMPLES:
             shards.append([])
         shards[-1].append(row)
     head: dict[str, Shard] = {HEAD: []} if kind == "states" else {}
     return head | {f"shard-{number:05d}.safetensors": shard for number, shard in enumerate(shards)}
 
 
-def _count(shard: Shard) -> int:
-    return sum(map(len, shard))
-
-
-def _head(teacher: VisionLanguageModel) -> dict[str, Tensor]:
-    return {"weight_VG": teacher.head.weight_VH.detach().cpu().contiguous()}
-
-
-def _thought(tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: int, advance: Advance) -> Filled:
+def _compute_shard(
+    teacher: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: int, advance: Advance
+) -> Filled:
     """A shard's tensors, and id, tokens and entries of its samples."""
     parts: list[dict[str, Tensor]] = []
     spans: list[list[Any]] = []
     for start in range(0, len(shard), rows_a_pass):
-        batch = tutor.model.encode(shard[start : start + rows_a_pass]).to(tutor.model.device)
-        goal = tutor.goal(batch, tutor.model.see(batch))
-        part = {"hidden_NG": goal.hidden_NG} if identity.kind == "states" else drawn(goal, batch.spans, identity)
+        batch = teacher.model.encode(shard[start : start + rows_a_pass]).to(teacher.model.device)
+        targets = teacher.targets(batch, teacher.model.vision_features(batch))
+        states = identity.kind == "states"
+        part = {"hidden_NG": targets.hidden_NG} if states else sample_entries(targets, batch.spans, identity)
         parts.append({name: tensor.cpu() for name, tensor in part.items()})
         tokens = [number for _, number in batch.spans]
         kept_N = parts[-1].get("kept_N", torch.zeros(sum(tokens), dtype=torch.long))
@@ -167,56 +163,58 @@ def _thought(tutor: LiveTeacher, shard: Shard, identity: Identity, rows_a_pass: 
 
 
 @torch.no_grad()
-def drawn(goal: HiddenStateTargets, spans: Sequence[tuple[str, int]], identity: Identity) -> dict[str, Tensor]:
+def sample_entries(
+    targets: HiddenStateTargets, spans: Sequence[tuple[str, int]], identity: Identity
+) -> dict[str, Tensor]:
     """entries_M, counts_M, kept_N and entropy_N of draws from softmax(logits / T).
 
-    Each of the K draws comes from a K-th of its own of the distribution (stratified, by the inverse of the cumulative
-    sum), so that the shares are as free of bias as independent draws, and never of more variance. By chance of the
-    seed and the sample's id alone.
+    Each of the K draws comes from its own K-th of the distribution (stratified, by the inverse of the cumulative sum):
+    the shares are as free of bias as those of independent draws, and their variance is never larger. The random numbers
+    depend only on the seed and the sample's id.
     """
     assert identity.temperature and identity.draws and identity.seed is not None
-    size, device = len(goal.weight_VG), goal.hidden_NG.device
-    strata_NK = np.concatenate([_strata(name, number, identity.draws, identity.seed) for name, number in spans])
-    at_NK = torch.from_numpy(strata_NK).to(device)
+    size, device = len(targets.weight_VG), targets.hidden_NG.device
+    strata = [_sample_strata(name, number, identity.draws, identity.seed) for name, number in spans]
+    uniform_NK = torch.from_numpy(np.concatenate(strata)).to(device)
     chunk = max(1, CUMULATIVE_BYTES // (8 * size))
-    places, entropies = [], []
-    for start in range(0, len(at_NK), chunk):
+    entries, entropies = [], []
+    for start in range(0, len(uniform_NK), chunk):
         rows = slice(start, start + chunk)
-        p_CV = (_logits(goal.hidden_NG[rows], goal.weight_VG).double() / identity.temperature).softmax(1)
+        p_CV = (_compute_logits(targets.hidden_NG[rows], targets.weight_VG).double() / identity.temperature).softmax(1)
         entropies.append(torch.special.entr(p_CV).sum(1))
-        upto_CV = p_CV.cumsum(1)
-        places.append(torch.searchsorted(upto_CV, at_NK[rows] * upto_CV[:, -1:], right=True).clamp_(max=size - 1))
-    return _merged(torch.cat(places), size) | {"entropy_N": torch.cat(entropies).float()}
+        sum_CV = p_CV.cumsum(1)
+        entries.append(torch.searchsorted(sum_CV, uniform_NK[rows] * sum_CV[:, -1:], right=True).clamp_(max=size - 1))
+    return _merge_entries(torch.cat(entries), size) | {"entropy_N": torch.cat(entropies).float()}
 
 
-def _strata(sample: str, tokens: int, draws: int, seed: int) -> NDArray[np.float64]:
-    """One place by chance in each K-th of [0, 1), rising, for each token."""
-    chance = int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:16])
-    return (np.arange(draws) + np.random.default_rng(chance).random((tokens, draws))) / draws
+def _sample_strata(sample: str, tokens: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """For each token, one random number in each K-th of [0, 1), rising."""
+    sample_seed = int.from_bytes(hashlib.sha256(f"{seed} {sample}".encode()).digest()[:16])
+    return (np.arange(draws) + np.random.default_rng(sample_seed).random((tokens, draws))) / draws
 
 
-def _logits(hidden_CG: Tensor, weight_VG: Tensor) -> Tensor:
-    """In float32, as the objective makes them (float64 stays)."""
+def _compute_logits(hidden_CG: Tensor, weight_VG: Tensor) -> Tensor:
+    """Logits in float32, as in the objective (float64 stays)."""
     exact = torch.promote_types(hidden_CG.dtype, torch.float32)
     return torch.cat([hidden_CG.to(exact) @ block.to(exact).T for block in torch.split(weight_VG, BLOCK)], 1)
 
 
-def _merged(places_NK: Tensor, size: int) -> dict[str, Tensor]:
-    """Rising draws, each entry once, with how often it was drawn."""
-    new_NK = torch.ones_like(places_NK, dtype=torch.bool)
-    new_NK[:, 1:] = places_NK[:, 1:] != places_NK[:, :-1]
+def _merge_entries(entries_NK: Tensor, size: int) -> dict[str, Tensor]:
+    """Each entry of rising draws once, with the number of its draws."""
+    new_NK = torch.ones_like(entries_NK, dtype=torch.bool)
+    new_NK[:, 1:] = entries_NK[:, 1:] != entries_NK[:, :-1]
     starts_M = new_NK.flatten().nonzero().flatten()
-    counts_M = torch.diff(starts_M, append=starts_M.new_tensor([places_NK.numel()]))
-    fewest = _narrow(places_NK.shape[1])
+    counts_M = torch.diff(starts_M, append=starts_M.new_tensor([entries_NK.numel()]))
+    count_type = _narrow_type(entries_NK.shape[1])
     return {
-        "entries_M": places_NK[new_NK].to(_narrow(size)),
-        "counts_M": counts_M.to(fewest),
-        "kept_N": new_NK.sum(1).to(fewest),
+        "entries_M": entries_NK[new_NK].to(_narrow_type(size)),
+        "counts_M": counts_M.to(count_type),
+        "kept_N": new_NK.sum(1).to(count_type),
     }
 
 
-def _narrow(most: int) -> torch.dtype:
-    """The narrowest whole numbers that hold 0 to `most`."""
+def _narrow_type(most: int) -> torch.dtype:
+    """The narrowest integer type that holds 0 to `most`."""
     return next(t for t in (torch.uint8, torch.int16, torch.int32) if most <= torch.iinfo(t).max)
 
 
@@ -224,7 +222,7 @@ def _narrow(most: int) -> torch.dtype:
 
 
 class _StoredSlice(NamedTuple):
-    """Where a sample's tokens and entries stand."""
+    """The place of a sample's tokens and entries."""
 
     file: str
     tokens: slice
@@ -232,10 +230,10 @@ class _StoredSlice(NamedTuple):
 
 
 class StoredTeacher:
-    """The teacher of a finished store. Of a file only the asked rows are read, by memory map.
+    """The teacher of a full store. Only the rows of a batch are read, by memory map.
 
-    Every byte is checked once, here. Raises BadInput where the store was never finished, was made from something else
-    than `identity` says (naming it), or is damaged.
+    All bytes are checked once, here. Raises BadInput if the store is not full, was made from something else than
+    `identity` says (which it names), or is damaged.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -247,23 +245,22 @@ class StoredTeacher:
             for name, tokens, entries in items:
                 self.places[name] = _StoredSlice(file, slice(token, token + tokens), slice(entry, entry + entries))
                 token, entry = token + tokens, entry + entries
-        self.files: dict[str, Any] = {}
-        self.head_VG = self._file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
+        self.head_VG = self.store.file(HEAD).get_tensor("weight_VG") if identity.kind == "states" else None
 
-    def operations(self, batch: Batch, sight: bool) -> int:
-        """Of the stored states' logits; draws take none."""
-        return logits(self.head_VG, len(batch.labels_N)) if self.head_VG is not None else 0
+    def operations(self, batch: Batch, vision: bool) -> int:
+        """Operations of the logits of stored states; draws take none."""
+        return 2 * len(batch.labels_N) * self.head_VG.numel() if self.head_VG is not None else 0
 
-    def sees_as(self, model: Learner) -> bool:
-        """No: it looks at nothing any more."""
+    def shares_vision_with(self, model: Learner) -> bool:
+        """No: it processes no images."""
         return False
 
-    def goal(self, batch: Batch, seen: Any = None) -> HiddenStateTargets | SampledTargets:
-        """What the teacher thinks at the batch's answer tokens, on the batch's device.
+    def targets(self, batch: Batch, features: Any = None) -> HiddenStateTargets | SampledTargets:
+        """The teacher's targets at the batch's answer tokens, on the batch's device.
 
         Raises BadInput naming a sample that is not in the store, or that has another number of answer tokens there.
         """
-        places = [self._place(name, tokens) for name, tokens in batch.spans]
+        places = [self._find_slice(name, tokens) for name, tokens in batch.spans]
         device = batch.labels_N.device
         if self.head_VG is not None:
             self.head_VG = self.head_VG.to(device)
@@ -272,30 +269,24 @@ class StoredTeacher:
         kept_N, entropy_N = self._read("kept_N", places), self._read("entropy_N", places)
         held_NK = torch.arange(int(kept_N.max())) < kept_N[:, None]
         entries_NK = torch.zeros_like(held_NK, dtype=torch.long)
-        shares_NK = torch.zeros_like(held_NK, dtype=torch.float32)  # 0 where a token has fewer entries than others
+        shares_NK = torch.zeros_like(held_NK, dtype=torch.float32)  # 0 if a token has fewer entries than others
         entries_NK[held_NK] = self._read("entries_M", places).long()
         shares_NK[held_NK] = self._read("counts_M", places).float() / self.identity.draws
         return SampledTargets(entries_NK.to(device), shares_NK.to(device), entropy_N.to(device))
 
-    def _place(self, sample: str, tokens: int) -> _StoredSlice:
+    def _find_slice(self, sample: str, tokens: int) -> _StoredSlice:
         place = self.places.get(sample)
         if place is None:
             raise BadInput(f"{self.folder}: sample {sample} is not in the stored teacher; store it for these samples")
-        known = place.tokens.stop - place.tokens.start
-        if known != tokens:
+        stored_tokens = place.tokens.stop - place.tokens.start
+        if stored_tokens != tokens:
             raise BadInput(
-                f"{self.folder}: sample {sample} has {tokens} answer tokens, {known} in the stored teacher; "
+                f"{self.folder}: sample {sample} has {tokens} answer tokens, {stored_tokens} in the stored teacher; "
                 "remove the folder to make it anew"
             )
         return place
 
     def _read(self, name: str, places: Sequence[_StoredSlice]) -> Tensor:
         by_entry = name.endswith("_M")
-        rows = [self._file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
+        rows = [self.store.file(p.file).get_slice(name)[p.entries if by_entry else p.tokens] for p in places]
         return torch.cat(rows)
-
-    def _file(self, name: str) -> Any:
-        found = self.files.get(name)
-        if found is None:
-            found = self.files[name] = self.store.file(name)
-        return found

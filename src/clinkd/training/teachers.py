@@ -1,4 +1,4 @@
-"""Who shows a student what to say at a batch's answer tokens, and the model that does so beside the student."""
+"""Teachers, which give a student its targets at a batch's answer tokens, and the one that runs beside the student."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Learner = VisionLanguageModel | VisionPretrainer
 class Teacher(Protocol):
     """Gives the targets of a distillation."""
 
-    def goal(self, batch: Batch, seen: Any = None) -> HiddenStateTargets | SampledTargets:
-        """Targets at the batch's answer tokens. `seen`: the features of its images, where `sees_as` allows them."""
+    def targets(self, batch: Batch, features: Any = None) -> HiddenStateTargets | SampledTargets:
+        """Targets at the batch's answer tokens. `features`: of its images, if `shares_vision_with` allows them."""
         ...
 
-    def sees_as(self, model: Learner) -> bool:
-        """Whether the teacher takes the features that this student makes of an image."""
+    def shares_vision_with(self, model: Learner) -> bool:
+        """Whether the teacher can use this student's features of an image."""
         ...
 
-    def operations(self, batch: Batch, sight: bool) -> int | None:
-        """Operations it takes, those of its vision tower included if `sight`; None where they are not known."""
+    def operations(self, batch: Batch, vision: bool) -> int | None:
+        """Operations of the teacher, those of its vision tower included if `vision`; None if they are not known."""
         ...
 
 
@@ -38,22 +38,22 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def goal(self, batch: Batch, seen: Any = None) -> HiddenStateTargets:
-        """Raises BadInput where the batch has stored features only, which are another model's."""
-        if seen is None and batch.seen_FH is not None:
+    def targets(self, batch: Batch, features: Any = None) -> HiddenStateTargets:
+        """Raises BadInput if the batch has only stored features, which are another model's."""
+        if features is None and batch.features_FH is not None:
             raise BadInput(
                 "model.vision_features=cached: the teacher's tower or merger is not the student's, whose features were "
                 "stored; set model.vision_features=live"
             )
-        return HiddenStateTargets(self.model.hidden_states(batch, seen), self.model.head.weight_VH)
+        return HiddenStateTargets(self.model.hidden_states(batch, features), self.model.head.weight_VH)
 
-    def sees_as(self, model: Learner) -> bool:
-        """Whether tower and merger of both are equal and frozen."""
-        return self.model.sees_as(model.visual)
+    def shares_vision_with(self, model: Learner) -> bool:
+        """Whether tower and merger of both models are equal and frozen."""
+        return self.model.shares_vision_with(model.visual)
 
-    def operations(self, batch: Batch, sight: bool) -> int | None:
-        """Of one forward."""
+    def operations(self, batch: Batch, vision: bool) -> int | None:
+        """Operations of one forward."""
         parts = self.model.operations(batch)
         if parts is None:
             return None
-        return sum(part.forward for name, part in parts.items() if sight or name in ("text", "head"))
+        return sum(part.forward for name, part in parts.items() if vision or name in ("text", "head"))

@@ -1,10 +1,10 @@
-"""Tensors on disk, some files of them, filled resumably and read by memory map.
+"""Tensors on disk, in several files. Filling them can be resumed, and they are read by memory map.
 
 A tensor store is a folder:
 
-    about.json      what it was made from; it serves only who asks for the same
+    about.json      what it was made from; only for this can it be used
     *.safetensors   the tensors
-    index.jsonl     a line a file: its seal, and the items in it, in order: id and lengths
+    index.jsonl     a line for each file: its seal, and its items in order, each with id and lengths
     manifest.json   checksums of all files, written last
 """
 
@@ -41,33 +41,34 @@ Filled = tuple[dict[str, Tensor], Items]
 
 
 def digest(value: Any) -> str:
-    """Of JSON values: sixteen hexadecimal digits."""
+    """A digest of JSON values: sixteen hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def finished(folder: Path) -> bool:
-    """Whether a store was filled to its end."""
+    """Whether a store is full."""
     return (folder / MANIFEST).is_file()
 
 
 class TensorStore:
-    """`what` it holds, in words, and `about`, what it was made from, as JSON values.
+    """A folder of tensors. `what`: its contents, in words; `about`: what it was made from, as JSON values.
 
-    `owner`: what to remove where it is damaged, if that is more than its folder.
+    `owner`: the folder to remove if the store is damaged, if that is more than its own folder.
     """
 
     def __init__(self, folder: Path, what: str, about: Mapping[str, Any], owner: Path | None = None) -> None:
         self.folder, self.what, self.about, self.owner = folder, what, dict(about), owner or folder
+        self.mapped: dict[str, Any] = {}
 
     def fill(
         self, files: Mapping[str, Sequence[str]], make: Callable[[str, Advance], Filled], title: str, unit: str
     ) -> None:
-        """Write those of `files`, by name and the ids of their items, that do not stand whole yet.
+        """Write those `files` (name, and ids of the items) that are not whole yet.
 
-        The end has the same bytes, however often it was stopped. `make` is given a file's name and the progress bar,
-        in `unit`s, which are items. One process only.
+        The full store has the same bytes however often filling was stopped. `make` gets a file's name and a function
+        that advances the progress bar by items, named `unit`. For one process only.
 
-        Raises BadInput where the folder is made from something else, and on a full disk.
+        Raises BadInput if the folder was made from something else, and on a full disk.
         """
         if (self.folder / ABOUT).exists():
             self.demand_same(self.about)
@@ -75,7 +76,7 @@ class TensorStore:
             torn.unlink()
         write_json(self.folder / ABOUT, self.about)
         index = JsonLines(self.folder / INDEX)
-        done = self._whole(index, files)
+        done = self._find_whole(index, files)
         total, before = (sum(len(files[name]) for name in names) for names in (files, done))
         with index, progress(total, title, unit, done=before) as advance:
             for name in [n for n in files if n not in done]:
@@ -87,34 +88,35 @@ class TensorStore:
         Manifest.write(self.folder)
 
     def opened(self) -> dict[str, Items]:
-        """The items of every file of a full store, after each byte was checked.
+        """The items of every file of a full store, after a check of all bytes.
 
-        Raises BadInput where the store was never filled, was made from something else (naming it), or is damaged.
+        Raises BadInput if the store is not full, was made from something else (which it names), or is damaged.
         """
-        if finished(self.folder):  # otherwise the manifest's own words are the right ones
+        if finished(self.folder):  # otherwise the manifest's own error says what is wrong
             self.demand_same(self.about)
         Manifest.verify(self.folder, self.owner)
         return {line["id"]: line["items"] for line in JsonLines(self.folder / INDEX).read()}
 
     def file(self, name: str) -> Any:
         """A file, mapped into memory."""
-        return safe_open(self.folder / name, framework="pt")
+        if name not in self.mapped:
+            self.mapped[name] = safe_open(self.folder / name, framework="pt")
+        return self.mapped[name]
 
     def demand_same(self, about: Mapping[str, Any]) -> None:
-        """Raises BadInput, with what differs, where the folder is made from something else than `about` says."""
-        there = read_json(self.folder / ABOUT)
-        apart = differences(about, there if isinstance(there, dict) else {})
-        if apart:
-            told = "; ".join(map(str, apart))
+        """Raise BadInput, with the differences, if the folder was made from something else than `about`."""
+        stored = read_json(self.folder / ABOUT)
+        unequal = "; ".join(map(str, differences(about, stored if isinstance(stored, dict) else {})))
+        if unequal:
             raise BadInput(
-                f"{self.folder}: {self.what} is of something else: {told}; remove {self.owner} to make it anew"
+                f"{self.folder}: {self.what} is of something else: {unequal}; remove {self.owner} to make it anew"
             )
 
-    def _whole(self, index: JsonLines, files: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-        """The index lines of files that need not be made again."""
+    def _find_whole(self, index: JsonLines, files: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+        """The index lines of the files that are whole."""
         try:
             lines = {line.get("id"): line for line in index.read()}
-        except BadInput:  # a damaged line: nothing is known of the files any more
+        except BadInput:  # a damaged line: the index tells nothing reliable about the files
             index.path.unlink()
             return {}
         return {
@@ -127,5 +129,5 @@ class TensorStore:
         }
 
     def _seal(self, name: str, items: Any) -> str:
-        """A digest of a file together with what the index says of it."""
+        """A digest of a file and its items in the index."""
         return digest([sha256_file(self.folder / name), self.about, items])

@@ -1,10 +1,11 @@
-"""Which rows a step sees, a function of seed and step alone, and their tensors, made while the step before trains."""
+"""The rows of each step, which depend only on seed and step, and their tensors, encoded during the step before."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -17,7 +18,7 @@ Rows = list[list[Sample]]
 
 
 def sample_windows(rows: Rows, config: FitConfig, seed: int, first: int, num_steps: int) -> Iterator[Rows]:
-    """For each step from `first`, the rows of its window, over all processes and micro-batches."""
+    """For each step from `first`, the rows of its window, for all processes and micro-batches."""
     orders: dict[int, np.ndarray] = {}
     for step in range(first, num_steps):
         window = []
@@ -37,7 +38,7 @@ def _sample_questions(row: list[Sample], most: int, seed: int, epoch: int) -> li
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """A seed for what chance there is in a step, so that no generator's state outlives it."""
+    """A seed for the random numbers of a step, so that no generator's state outlives the step."""
     return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
 
 
@@ -47,10 +48,9 @@ def encode_ahead(thread: ThreadPoolExecutor, model: Learner, windows: Iterator[l
     def encode(window: list[Rows]) -> list[Labelled]:
         return [model.encode(rows) for rows in window]
 
-    coming = None
+    encoding: deque[Future[list[Labelled]]] = deque()
     for window in windows:
-        ready, coming = coming, thread.submit(encode, window)
-        if ready is not None:
-            yield ready.result()
-    if coming is not None:
-        yield coming.result()
+        encoding.append(thread.submit(encode, window))
+        if len(encoding) > 1:
+            yield encoding.popleft().result()
+    yield from (future.result() for future in encoding)

@@ -214,8 +214,8 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
 
 
 def answer_with_model(folder: Path, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
-    """A model in a folder answers: one that was exported, or a stock Qwen2-VL. Kept as by `answer_with_run`."""
-    from clinkd.pipeline.models import load_foreign
+    """A model in a folder answers: one that was exported, or a stock one. Kept as by `answer_with_run`."""
+    from clinkd.model.vlm import load_foreign
 
     config = override(RunConfig(), settings)
     model = load_foreign(folder, partial(images.open_image, test.root))

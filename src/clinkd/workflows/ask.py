@@ -17,10 +17,10 @@ from clinkd.data.images import open_image
 from clinkd.inference import Scorer, judged
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, finished
-from clinkd.model.vlm import VisionLanguageModel
+from clinkd.model.vlm import VisionLanguageModel, load_foreign
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import load_foreign, load_model, scorer_of
+from clinkd.pipeline.models import load_model, scorer_of
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import (
@@ -107,7 +107,7 @@ class Answerer:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Answerer:
-        """A model that `clinkd export` wrote, or a stock Qwen2-VL; its first beam is the answer.
+        """A model that `clinkd export` wrote, or a stock one; its first beam is the answer.
 
         Raises BadInput where the folder is no such model.
         """
@@ -159,7 +159,7 @@ class Answerer:
         return finished(self.answering(questions, self.config.answer))
 
     def _written(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
-        writing = self.model.writing(samples, how, self.config.seed)
+        writing = self.model.decode_stream(samples, how, self.config.seed)
         while True:
             try:
                 leading: PartialHypotheses = next(writing)

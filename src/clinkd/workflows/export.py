@@ -23,11 +23,12 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model that was written: by which stage it was made, and whether the stock Qwen2-VL class loads it."""
+    """A model that was written: by which stage it was made, and whether the stock class of its family loads it."""
 
     folder: Path
     stage: str
     stock: bool
+    family: str
 
 
 def export(run: Run, out: Path) -> ExportedModel:
@@ -42,14 +43,11 @@ def export(run: Run, out: Path) -> ExportedModel:
         open_image, _ = read_data(prepared)
         model = load_model(run.stage(stage), open_image).eval()
         _write(run, model, read_split(prepared, "validation")[:4], draft, stage)
-    return ExportedModel(out, stage, model.is_stock)
+    return ExportedModel(out, stage, model.is_stock, model.family.name)
 
 
 def _write(run: Run, model: VisionLanguageModel, asked: list[Sample], draft: Path, stage: str) -> None:
-    if model.is_stock:
-        model.save_stock(draft)
-    else:
-        model.save(draft)
+    model.save(draft, model.is_stock)
     difference = model.difference(draft, asked)
     if difference > 0:
         raise BadInput(f"{draft}: what was written gives other logits (by {difference:g}); nothing was exported")
@@ -62,7 +60,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     record = stage_record(run.stage("prepare"))
     data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
-    how = _STOCK if model.is_stock else _OURS
+    how = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
     base = run.config.model.base
     lines = [
         "---",
@@ -74,7 +72,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         f"# {run.folder.name}",
         "",
-        f"A Qwen2-VL of {parameters:,} parameters, taught medical refer-and-ground question answering by "
+        f"A {model.family.name} of {parameters:,} parameters, taught medical refer-and-ground question answering by "
         f"[ClinKD](https://arxiv.org/abs/2502.05928) (stage `{stage}`). **Research use only. Not a medical device; "
         "nothing it says may inform a clinical decision.**",
         "",
@@ -84,7 +82,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
-        "" if model.text.system else "Prompts open with the user's turn: there is no system turn.",
+        "" if model.text.chat.system else "Prompts open with the user's turn: there is no system turn.",
         "After writing, the folder was loaded again and gave the same logits, bit for bit, on validation questions.",
         "",
         "## Scores",
@@ -117,9 +115,9 @@ def _without_paths(config: RunConfig) -> RunConfig:
 
 
 _STOCK = """```python
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import {0}
 
-model = Qwen2VLForConditionalGeneration.from_pretrained(FOLDER)
+model = {0}.from_pretrained(FOLDER)
 ```"""
 _OURS = """Its positions exist in no stock class, which refuses it; with `pip install clinkd`:
 

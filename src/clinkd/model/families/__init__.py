@@ -1,3 +1,92 @@
-"""One file a family of vision-language models; nothing outside knows its name."""
+"""One file a family of vision-language models; nothing outside knows its name. A new family is a member of FAMILIES."""
 
-__all__ = ["qwen2_vl"]
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clinkd.config import NAMED_POSITIONS, ModelConfig
+from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
+from clinkd.model.families.qwen2_vl import QWEN2_VL
+from clinkd.records import BadInput
+
+__all__ = [
+    "FAMILIES", "TINY", "ChatTemplate", "Family", "ImageGeometry", "family_of", "load_folder", "load_written",
+    "native_knobs", "no_folder", "scheme_knobs",
+]  # fmt: skip
+
+FAMILIES: tuple[Family, ...] = (QWEN2_VL,)
+TINY = FAMILIES[0]  # of the embedded tiny model
+
+
+def family_of(config: Any) -> Family:
+    """The family of the configuration of one of our networks."""
+    return next(family for family in FAMILIES if config.model_type == family.own_type)
+
+
+def no_folder(folder: Path) -> BadInput:
+    """The refusal of a folder without config.json."""
+    names = " or ".join(family.name for family in FAMILIES)
+    return BadInput(f"model.base={folder}: no config.json there; a {names} folder in Hugging Face layout is wanted")
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], str | None, Family | None]:
+    """A folder's config.json, the `model_type` in it and whose it is."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise no_folder(folder)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    return settings, kind, next((family for family in FAMILIES if kind in (family.stock_type, family.own_type)), None)
+
+
+def native_knobs(folder: Path) -> ModelConfig | None:
+    """The knobs that leave a stock model as it is; None for a checkpoint of ours, which has its own."""
+    _, kind, family = _read_config(folder)
+    family = family or FAMILIES[0]  # a type that no family has is refused when the folder is loaded
+    if kind == family.own_type:
+        return None
+    settings = {"positions": NAMED_POSITIONS["native"], "layout": family.layout, "boxes": family.boxes, "square": False}
+    return ModelConfig.model_validate({"base": folder, **settings})
+
+
+def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> Any:
+    """Weights from a folder: a stock one of any family (then `knobs` name the scheme) or one of ours (`knobs` None).
+
+    Raises BadInput where the folder is not one of these, or any weight is missing or left over.
+    """
+    stock, kind, family = _read_config(folder)
+    if knobs is None and (family is None or kind != family.own_type):
+        raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
+    if family is None:
+        wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
+        raise BadInput(f"model.base={folder}: model_type is {kind!r}, but a {wanted} is wanted")
+    cls = family.network_class
+    config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
+    try:
+        network, report = cls.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
+    except OSError as error:
+        raise BadInput(
+            f"model.base={folder}: {str(error).splitlines()[0]} A folder with config.json and *.safetensors is wanted"
+        ) from None
+    wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
+    if wrong:
+        what = "; ".join(f"{k.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for k, names in wrong.items())
+        raise BadInput(f"{folder}: its weights do not fit a {family.name} of its config.json: {what}")
+    return network
+
+
+def load_written(folder: Path, dtype: torch.dtype) -> Any:
+    """A folder that was just written, as whoever gets it will load it: by the stock class where that is its type."""
+    _, kind, family = _read_config(folder)
+    assert family is not None
+    cls = family.network_class if kind == family.own_type else family.stock_class
+    return cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)

@@ -1,6 +1,6 @@
 """Our Qwen2-VL: the stock transformers classes with a position scheme of choice.
 
-What touches the private surface of the library stands here only.
+What touches the private surface of its classes stands here only.
 
 Two hooks suffice: `get_rope_index` of the model (float32, delta 0 or the scheme's) and the rotary embedding of the
 text part. Everything else, the vision tower, the cache, beam search, is transformers' own code.
@@ -8,17 +8,13 @@ text part. Everything else, the vision tower, the cache, beam search, is transfo
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from a local path; nothing here may reach for a network
-
+import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoConfig, Qwen2VLForConditionalGeneration, Qwen2VLModel
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration, Qwen2VLModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -32,36 +28,27 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
-from transformers.utils import logging as transformers_logging
 
-from clinkd.config import Layout, ModelConfig
+from clinkd.config import Layout, ModelConfig, TinyConfig
+from clinkd.model.families.family import (
+    NOT_CARRIED,
+    OWN_KEYS,
+    ChatTemplate,
+    Family,
+    ImageGeometry,
+    drop_keys,
+    scheme_knobs,
+)
 from clinkd.model.positions import MRope, PositionScheme, RotaryPairs, position_scheme, rotary_pairs
 from clinkd.records import BadInput
-from clinkd.settings import modernise
 
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
-
-__all__ = [
-    "ClinkdConfig",
-    "ClinkdForConditionalGeneration",
-    "Qwen2VLImageProcessorPil",
-    "as_stock",
-    "build",
-    "is_stock",
-    "load_folder",
-    "load_written",
-    "uncompile",
-    "vision_output",
-]
-
+__all__ = ["QWEN2_VL", "ClinkdConfig", "ClinkdForConditionalGeneration", "ClinkdModel"]
 
 # A rope type that no other class knows: the stock class would take our weights under any model type, with a warning
 # and the wrong positions, but stops at this.
 ROPE_TYPE = "clinkd"
-
-
 NATIVE = MRope()  # the positions of Qwen2-VL itself
+MERGE = 2  # vision patches a side that become one text token, in a tiny model as in the stock ones
 
 
 class ClinkdTextConfig(Qwen2VLTextConfig):
@@ -176,114 +163,150 @@ for _stock in ("Qwen2VLForConditionalGeneration", "Qwen2VLModel"):
         register_checkpoint_conversion_mapping(_stock.replace("Qwen2VL", "Clinkd"), _mapping, overwrite=True)
 
 
-# Knobs that say how a base comes about, not what a checkpoint is.
-NOT_CARRIED = {"base", "tiny", "vision_features"}
+class Qwen2VL(Family):
+    """The hooks; QWEN2_VL holds the names."""
 
+    def tiny_settings(self, tiny: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+        if tiny.hidden % (tiny.heads * 8):
+            raise BadInput(f"model.tiny.hidden={tiny.hidden} must be a multiple of 8 * model.tiny.heads={tiny.heads}")
+        if tiny.image_pixels % (tiny.patch * MERGE):
+            raise BadInput(
+                f"model.tiny.image_pixels={tiny.image_pixels} must be a multiple of {MERGE} * patch = "
+                f"{tiny.patch * MERGE}"
+            )
+        num_pairs = tiny.hidden // tiny.heads // 2
+        height = width = (num_pairs * 3) // 8  # the stock proportions, 16 : 24 : 24
+        token = tokenizer.convert_tokens_to_ids
+        return {
+            "text_config": {
+                "vocab_size": len(tokenizer),
+                "hidden_size": tiny.hidden,
+                "intermediate_size": tiny.mlp,
+                "num_hidden_layers": tiny.layers,
+                "num_attention_heads": tiny.heads,
+                "num_key_value_heads": tiny.heads,
+                "max_position_embeddings": 4096,
+                "initializer_range": tiny.init_std,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": tiny.rope_theta,
+                    "mrope_section": [num_pairs - height - width, height, width],
+                },
+                "bos_token_id": token("<|endoftext|>"),
+                "eos_token_id": token("<|im_end|>"),
+                "pad_token_id": token("<|endoftext|>"),
+            },
+            "vision_config": {
+                "depth": tiny.vision_layers,
+                "embed_dim": tiny.vision_hidden,
+                "hidden_size": tiny.hidden,
+                "num_heads": tiny.vision_heads,
+                "mlp_ratio": 4,
+                "patch_size": tiny.patch,
+                "spatial_merge_size": MERGE,
+                "temporal_patch_size": 2,
+                "initializer_range": tiny.init_std,
+            },
+            "image_token_id": token("<|image_pad|>"),
+            "video_token_id": token("<|video_pad|>"),
+            "vision_start_token_id": token("<|vision_start|>"),
+            "vision_end_token_id": token("<|vision_end|>"),
+            "tie_word_embeddings": True,
+            "initializer_range": tiny.init_std,
+        }
 
-def scheme_knobs(config: ClinkdConfig) -> ModelConfig:
-    """The ModelConfig a checkpoint was made with, as far as the checkpoint must know it."""
-    unknown: list[str] = []
-    knobs = modernise(config.scheme or {}, ModelConfig, unknown)
-    if unknown:
-        raise BadInput(f"config.json: scheme.{unknown[0]}: not known to this version of clinkd, which is older")
-    return ModelConfig(base=Path("."), **knobs)  # a checkpoint is its own base
-
-
-def clinkd_config(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
-    """A stock configuration (as a dict) with our scheme written into it."""
-    stock = {k: v for k, v in stock.items() if k not in ("model_type", "architectures", "transformers_version")}
-    config = ClinkdConfig(**stock, scheme=knobs.model_dump(mode="json", exclude=NOT_CARRIED))
-    rope = config.text_config.rope_parameters
-    if rope["rope_type"] not in ("default", ROPE_TYPE):
-        raise BadInput(
-            f"model.base: rope_type {rope['rope_type']!r} is not supported; Qwen2-VL has 'default' (or 'mrope')"
+    def tiny_processor(self, tiny: TinyConfig) -> Qwen2VLImageProcessorPil:
+        area = tiny.image_pixels**2
+        return Qwen2VLImageProcessorPil(
+            patch_size=tiny.patch, merge_size=MERGE, size={"shortest_edge": area, "longest_edge": area}
         )
-    rope["rope_type"] = ROPE_TYPE
-    config.text_config.rope_layout = knobs.layout
-    config.text_config.rope_axes = list(position_scheme(knobs.positions, NATIVE).axes)
-    return config
+
+    def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> ClinkdConfig:
+        scheme = knobs.model_dump(mode="json", exclude=NOT_CARRIED)
+        config: ClinkdConfig = self.network_class.config_class(**drop_keys(stock), scheme=scheme)
+        rope = config.text_config.rope_parameters
+        if rope["rope_type"] not in ("default", ROPE_TYPE):
+            raise BadInput(
+                f"model.base: rope_type {rope['rope_type']!r} is not supported; {self.name} has 'default' (or 'mrope')"
+            )
+        rope["rope_type"] = ROPE_TYPE
+        config.text_config.rope_layout = knobs.layout
+        config.text_config.rope_axes = list(position_scheme(knobs.positions, self.native).axes)
+        return config
+
+    def stock_settings(self, config: ClinkdConfig) -> dict[str, Any]:
+        settings = drop_keys(config.to_dict(), *OWN_KEYS)
+        for key in ("model_type", "rope_layout", "rope_axes"):
+            settings["text_config"].pop(key, None)
+        settings["text_config"]["rope_parameters"]["rope_type"] = "default"
+        return settings
+
+    def geometry(self, processor: Qwen2VLImageProcessorPil) -> ImageGeometry:
+        side, size = processor.patch_size, processor.size
+        values = 3 * processor.temporal_patch_size * side**2
+        return ImageGeometry(side, processor.merge_size, values, size["shortest_edge"], size["longest_edge"])
+
+    def limit_image_tokens(self, processor: Qwen2VLImageProcessorPil, most: int) -> None:
+        pixels = (processor.patch_size * processor.merge_size) ** 2  # of a token
+        size = dict(processor.size)
+        size["longest_edge"] = min(size["longest_edge"], most * pixels)
+        size["shortest_edge"] = min(size["shortest_edge"], size["longest_edge"])
+        processor.size = size
+
+    def patches(self, processor: Qwen2VLImageProcessorPil, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        processed = processor(images=list(images), do_resize=False, return_tensors="pt")
+        return processed["pixel_values"], processed["image_grid_thw"]
+
+    def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
+        features_FH: Tensor = visual(pixels_TD, grid_thw=grids_I3).pooler_output
+        return features_FH
+
+    def inputs(self, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
+        images = None if features is None else {"image": BaseModelOutputWithPooling(pooler_output=features)}
+        return {"position_ids": positions_3BS, "mm_encoder_outputs": images}
+
+    def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
+        return {"mm_token_type_ids": image_BS.int(), "pixel_values": pixels_TD, "image_grid_thw": grids_I3}
+
+    def vision_attention(self, visual: Any, patches_I: Sequence[int]) -> int | None:
+        if visual.config.model_type != Qwen2VLVisionConfig.model_type:
+            return None
+        return 4 * len(visual.blocks) * visual.config.embed_dim * sum(n**2 for n in patches_I)
 
 
-def build(stock: dict[str, Any], knobs: ModelConfig) -> ClinkdForConditionalGeneration:
-    """A model with random weights, drawn from torch's current generator."""
-    return ClinkdForConditionalGeneration(clinkd_config(stock, knobs))
-
-
-def is_stock(config: ClinkdConfig) -> bool:
-    """Whether the stock class computes the same: Qwen2-VL's own positions and sections."""
-    knobs = scheme_knobs(config)
-    return position_scheme(knobs.positions, NATIVE) == NATIVE and knobs.layout == "sections"
-
-
-def as_stock(network: ClinkdForConditionalGeneration) -> Qwen2VLForConditionalGeneration:
-    """The same weights in the stock class, sharing their memory. Raises BadInput where positions are not stock."""
-    if not is_stock(network.config):
-        knobs = scheme_knobs(network.config)
-        raise BadInput(f"positions={knobs.positions.name}, layout={knobs.layout} exist in no stock class")
-    plain = network.config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version", "scheme", "system_turn"):
-        plain.pop(key, None)
-    text = plain["text_config"]
-    for key in ("model_type", "rope_layout", "rope_axes"):
-        text.pop(key, None)
-    text["rope_parameters"]["rope_type"] = "default"
-    with torch.device("meta"):
-        stock = Qwen2VLForConditionalGeneration(Qwen2VLConfig(**plain))
-    stock.load_state_dict(network.state_dict(), assign=True)
-    stock.tie_weights()
-    stock.generation_config = network.generation_config
-    return stock
-
-
-def uncompile(block: torch.nn.Module) -> None:
-    """Undo `block.compile()`; torch has no public word for it."""
-    block._compiled_call_impl = None
-
-
-def vision_output(features: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
-    """Merged features of images, as the model takes them in the place of the tower's output."""
-    return BaseModelOutputWithPooling(pooler_output=features)
-
-
-def load_written(folder: Path, dtype: torch.dtype) -> Qwen2VLForConditionalGeneration:
-    """A folder that was just written, as whoever gets it will load it: by the stock class where that is its type."""
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    cls = ClinkdForConditionalGeneration if kind == ClinkdConfig.model_type else Qwen2VLForConditionalGeneration
-    loaded: Qwen2VLForConditionalGeneration = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    return loaded
-
-
-def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> ClinkdForConditionalGeneration:
-    """Weights from a folder: a stock Qwen2-VL (then `knobs` name the scheme) or one of ours (`knobs` None).
-
-    Raises BadInput where the folder is not one of these, or any weight is missing or left over.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInput(f"model.base={folder}: no config.json there; a Qwen2-VL folder in Hugging Face layout is wanted")
-    try:
-        stock = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from None
-    kind = stock.get("model_type") if isinstance(stock, dict) else None
-    if knobs is None and kind != "clinkd":
-        raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
-    if kind not in ("qwen2_vl", "clinkd"):
-        raise BadInput(f"model.base={folder}: model_type is {kind!r}, but a Qwen2-VL ('qwen2_vl') is wanted")
-    config = clinkd_config(stock, knobs) if knobs is not None else ClinkdConfig(**stock)
-    try:
-        model, report = ClinkdForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
-    except OSError as error:
-        raise BadInput(
-            f"model.base={folder}: {str(error).splitlines()[0]} A folder with config.json and *.safetensors is wanted"
-        ) from None
-    wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
-    if wrong:
-        what = "; ".join(
-            f"{kind.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for kind, names in wrong.items()
-        )
-        raise BadInput(f"{folder}: its weights do not fit a Qwen2-VL of its config.json: {what}")
-    loaded: ClinkdForConditionalGeneration = model
-    return loaded
+QWEN2_VL = Qwen2VL(
+    name="Qwen2-VL",
+    stock_type=Qwen2VLConfig.model_type,
+    own_type=ClinkdConfig.model_type,
+    network_class=ClinkdForConditionalGeneration,
+    stock_class=Qwen2VLForConditionalGeneration,
+    processor_class=Qwen2VLImageProcessorPil,
+    native=NATIVE,
+    layout="sections",
+    boxes="qwen2-vl",
+    chat=ChatTemplate(
+        system="You are a helpful assistant.",
+        system_turn="<|im_start|>system\n{}<|im_end|>\n",
+        user="<|im_start|>user\n",
+        image_start="<|vision_start|>",
+        image_token="<|image_pad|>",
+        image_end="<|vision_end|>",
+        answer="<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+        between="\n",
+        pad="<|endoftext|>",
+        suppressed=("<|image_pad|>", "<|video_pad|>", "<|im_start|>"),
+        words=("user", "assistant\n", "\n"),
+    ),
+    special_tokens=(
+        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+        "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+        "<|image_pad|>", "<|video_pad|>",
+    ),
+    visual="model.visual",
+    embedding="patch_embed",
+    vision_blocks="blocks",
+    merger="merger",
+    text="model.language_model",
+    text_blocks="model.language_model.layers",
+)  # fmt: skip

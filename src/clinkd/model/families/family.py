@@ -1,0 +1,199 @@
+"""What a family of vision-language models is to the rest of the package: its names, its classes and a few hooks.
+
+Shapes: I images, T vision patches of all images, F merged image tokens of all images, H hidden width of the text.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # weights come from a local path; nothing here may reach for a network
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from clinkd.config import Layout, ModelConfig, TinyConfig
+from clinkd.model.positions import PositionScheme, position_scheme
+from clinkd.records import BadInput
+from clinkd.settings import modernise
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+NOT_CARRIED = {"base", "tiny", "vision_features"}  # knobs that say how a base comes about, not what a checkpoint is
+OWN_KEYS = ("scheme", "system_turn")  # of the configuration of our checkpoints; no stock class knows them
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The marks and words around images, questions and answers. A mark is one token."""
+
+    system: str | None  # what the system turn says; None: prompts open with the user's turn
+    system_turn: str  # with {} in the place of `system`
+    user: str  # opens a turn of the user
+    image_start: str
+    image_token: str  # stands once for each merged patch
+    image_end: str
+    answer: str  # stands between a question and its answer
+    end: str  # the mark that ends an answer
+    between: str  # stands between an answer and the next turn
+    pad: str
+    suppressed: tuple[str, ...]  # marks that no answer holds: an undertrained model may else emit image tokens
+    words: tuple[str, ...]  # the words among all these, for the vocabulary of a tiny model
+
+    @property
+    def opening(self) -> str:
+        """What stands before the images of the first turn."""
+        return (self.system_turn.format(self.system) if self.system else "") + self.user
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How an image is cut: `patch` pixels a side of a patch, `merge` patches a side of what becomes one token."""
+
+    patch: int
+    merge: int
+    values: int  # numbers that describe a patch
+    least_pixels: int
+    most_pixels: int
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of what becomes one token."""
+        return self.patch * self.merge
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """All that the package asks of a family. Each field is given and each method is written in the family's own file.
+
+    The paths of modules are those of `get_submodule`: `visual` and `text_blocks` in the network, the others in
+    `visual`, which is the vision tower with the merger.
+    """
+
+    name: str  # as a person says it
+    stock_type: str  # model_type in the config.json of a stock folder
+    own_type: str  # model_type in the config.json of our checkpoints
+    network_class: type[PreTrainedModel]  # the stock class with a position scheme of choice
+    stock_class: type[PreTrainedModel]
+    processor_class: Any  # the image processor
+    native: PositionScheme  # of the stock class
+    layout: Layout  # of the stock class's rotary pairs
+    boxes: str  # the spelling of boxes that stock weights were taught
+    chat: ChatTemplate
+    special_tokens: tuple[str, ...]
+    visual: str
+    embedding: str
+    vision_blocks: str
+    merger: str
+    text: str
+    text_blocks: str
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The modules of each part that can be frozen or adapted."""
+        return {
+            "vision": (f"{self.visual}.{self.embedding}", f"{self.visual}.{self.vision_blocks}"),
+            "merger": (f"{self.visual}.{self.merger}",),
+            "text": (self.text,),
+            "head": ("lm_head",),
+        }
+
+    @abstractmethod
+    def tiny_settings(self, tiny: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+        """The stock configuration of a tiny model, as its config.json would hold it.
+
+        Raises BadInput where widths, heads and patches do not fit together.
+        """
+
+    @abstractmethod
+    def tiny_processor(self, tiny: TinyConfig) -> Any:
+        """The image processor of a tiny model: it resamples all images to about the same area."""
+
+    @abstractmethod
+    def configure(self, stock: dict[str, Any], knobs: ModelConfig) -> Any:
+        """The configuration of `network_class` from a stock one, with the scheme that `knobs` name written into it.
+
+        It holds `scheme`, the knobs but for NOT_CARRIED, and `system_turn`, whether prompts open with a system turn.
+        """
+
+    @abstractmethod
+    def stock_settings(self, config: Any) -> dict[str, Any]:
+        """The stock configuration from one of `network_class`: the inverse of `configure`."""
+
+    @abstractmethod
+    def geometry(self, processor: Any) -> ImageGeometry:
+        """How the processor cuts an image, as it is set now."""
+
+    @abstractmethod
+    def limit_image_tokens(self, processor: Any, most: int) -> None:
+        """Let the processor make no more than `most` tokens of an image."""
+
+    @abstractmethod
+    def patches(self, processor: Any, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Patches [T, values] float32 of resampled images, and grids [I, 3] (frames, patches high, patches wide)."""
+
+    @abstractmethod
+    def vision_features(self, visual: nn.Module, pixels_TD: Tensor, grids_I3: Tensor) -> Tensor:
+        """Merged features [F, H] of patches: tower and merger."""
+
+    @abstractmethod
+    def inputs(self, positions_3BS: Tensor, features: tuple[Tensor, ...] | None) -> dict[str, Any]:
+        """Arguments by which the network takes positions and, in the place of pixels, the merged features of each
+        image (None: the text has no image tokens)."""
+
+    @abstractmethod
+    def pixel_inputs(self, image_BS: Tensor, pixels_TD: Tensor, grids_I3: Tensor) -> dict[str, Any]:
+        """Arguments by which the stock class takes images. image_BS: True at image tokens."""
+
+    @abstractmethod
+    def vision_attention(self, visual: nn.Module, patches_I: Sequence[int]) -> int | None:
+        """Operations of the attention in one forward of the tower, images of so many patches. None: not known."""
+
+    # -- the same for all -----------------------------------------------------------------------------------------
+
+    def build(self, stock: dict[str, Any], knobs: ModelConfig) -> Any:
+        """A network with random weights, drawn from torch's current generator."""
+        return self.network_class(self.configure(stock, knobs))
+
+    def is_stock(self, config: Any) -> bool:
+        """Whether the stock class computes the same: the family's own positions and rotary pairs."""
+        knobs = scheme_knobs(config)
+        return position_scheme(knobs.positions, self.native) == self.native and knobs.layout == self.layout
+
+    def as_stock(self, network: Any) -> PreTrainedModel:
+        """The same weights in the stock class, sharing their memory. Raises BadInput where positions are not stock."""
+        if not self.is_stock(network.config):
+            knobs = scheme_knobs(network.config)
+            raise BadInput(f"positions={knobs.positions.name}, layout={knobs.layout} exist in no stock class")
+        with torch.device("meta"):
+            stock = self.stock_class(self.stock_class.config_class(**self.stock_settings(network.config)))
+        stock.load_state_dict(network.state_dict(), assign=True)
+        stock.tie_weights()
+        stock.generation_config = network.generation_config
+        return stock
+
+
+def scheme_knobs(config: Any) -> ModelConfig:
+    """The ModelConfig a checkpoint was made with, as far as the checkpoint must know it."""
+    unknown: list[str] = []
+    knobs = modernise(config.scheme or {}, ModelConfig, unknown)
+    if unknown:
+        raise BadInput(f"config.json: scheme.{unknown[0]}: not known to this version of clinkd, which is older")
+    return ModelConfig(base=Path("."), **knobs)  # a checkpoint is its own base
+
+
+def drop_keys(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A configuration without some keys, and without those that transformers writes beside the settings."""
+    return {
+        k: v for k, v in settings.items() if k not in (*keys, "model_type", "architectures", "transformers_version")
+    }
