@@ -302,12 +302,13 @@ def _plan(args: argparse.Namespace) -> int:
 
     config = _config(args)
     stages = plan_stages(pipeline.plan(config), args.runs)
-    least_cost = count_least(config, [look.status for look in stages])
+    states = [stage.status for stage in stages]
+    least_cost = count_least(config, states)
     if args.measure:
         if least_cost:
             least_cost.demand_room(config, args.runs)  # else the trial would find out in its own way
         end_in_order()
-        costs = forecast(config, args.runs)
+        costs = forecast(config, states, args.runs)
         _show_forecast(costs, args.json, config.threads or cores())
         costs.demand_room(config)
         return 0
