@@ -148,6 +148,10 @@ class StageStatus:
     seconds: float
     folder: Path  # of the finished stage, even if it does not exist yet
 
+    def spell_time(self) -> str:
+        """The time in words; "" for a stage that was never begun."""
+        return spell_seconds(self.seconds) if self.state != "missing" else ""
+
 
 def describe_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """The stages as plain values for `run.json`, which `status` and `explain_rerun` read."""
