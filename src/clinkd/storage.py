@@ -45,6 +45,12 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, if they are missing. Raises BadInput on a full disk."""
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _number_in(error: Exception) -> int | None:
     """The system's error number where a library tells it in words only, as safetensors does."""
     found = re.search(r"\(os error (\d+)\)", str(error))

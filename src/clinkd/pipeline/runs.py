@@ -11,10 +11,9 @@ from typing import Any
 
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
-from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput, Modality, Table, Task
 from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
-from clinkd.storage import naming_full_disk, read_json, write_atomic, write_json
+from clinkd.storage import make_folder, read_json, write_atomic, write_json
 
 RUNS = Path("runs")
 RUN_RECORD = "run.json"
@@ -42,7 +41,7 @@ class Run:
 
     def why(self, stage: str) -> list[str]:
         """Why a stage differs from the nearest other stage that was made before: a line for each cause."""
-        return graph.explain_rerun(stage, self.stages, self.cache, complete_stage_config)
+        return graph.explain_rerun(stage, self.stages, self.cache)
 
     def stage(self, name: str) -> Path:
         """The finished folder of a stage. Raises BadInput if the run has no such stage or has not finished it."""
@@ -107,8 +106,7 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
                 (folder / name).unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is no run of ours (no {RUN_RECORD}); choose another --name or --runs")
-    with naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     heading = "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"
     write_atomic(folder / "config.yaml", recipe_text(config, heading))
     record = {
