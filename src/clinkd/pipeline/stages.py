@@ -86,11 +86,13 @@ def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 SHARED_STAGES = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
-def _defer_step(step: str, **arguments: Any) -> Callable[[StageContext], None]:
-    def run_step(work: StageContext) -> None:
+def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> Callable[[StageContext], None]:
+    """The work of a stage. A step for which a machine is given also gets the data and the models (`StageInputs`)."""
+
+    def run_step(context: StageContext) -> None:
         from clinkd.pipeline import steps
 
-        getattr(steps, step)(work, **arguments)
+        getattr(steps, step)(steps.StageInputs(context, machine) if machine else context, **arguments)
 
     return run_step
 

@@ -127,7 +127,7 @@ class SmallRun:
             if stage.name == ("base" if self.live else "see"):
                 self._measure_answers(stage)
             if stage.name in ("answer", "shuffle"):
-                files = steps.SPOKEN if stage.name == "answer" else {"test": PREDICTIONS}
+                files: dict[Split, str] = steps.SPOKEN if stage.name == "answer" else {"test": PREDICTIONS}
                 write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
             if stage.name == "score":
                 self._measure_scores(stage, inputs, trial)
