@@ -79,20 +79,13 @@ def load(path: Path, root: type[K]) -> K:
     Relative paths inside count from the current folder, and `~` is the home folder.
     """
     path = Path(path).expanduser()
-    tree = _read(path)
-    try:
-        return _validated(root, tree)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+    return _validate(root, _read(path), f"{path}: ")
 
 
 def load_stored(path: Path, root: type[K]) -> tuple[K, list[str]]:
     """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks."""
     unknown: list[str] = []
-    try:
-        return _validated(root, modernise(_read(path), root, unknown)), unknown
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+    return _validate(root, modernise(_read(path), root, unknown), f"{path}: "), unknown
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -122,7 +115,7 @@ def override(config: K, settings: Iterable[str]) -> K:
         if not equals or not name.strip():
             raise BadInput(f"--set {setting}: NAME=VALUE is wanted, for example --set distill.kd_weight=0.25")
         _put(type(config), tree, name.strip(), text.strip())
-    return _validated(type(config), tree)
+    return _validate(type(config), tree)
 
 
 def dump(config: Knobs) -> dict[str, Any]:
@@ -249,30 +242,20 @@ def recipe_text(config: Knobs, heading: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One knob that two configs disagree on; a value is None where a config has no such knob."""
-
-    knob: str
-    ours: Any
-    theirs: Any
-
-    def __str__(self) -> str:
-        if isinstance(self.ours, Mapping) or isinstance(self.theirs, Mapping):
-            return f"{self.knob} is left out " + ("here and not there" if self.ours is None else "there and not here")
-        return f"{self.knob} is {_spell(self.ours)} here and {_spell(self.theirs)} there"
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[Difference]:
-    """The knobs, with dots, in which two plain trees (as of `identity` or `dump`) differ, in the order of `ours`."""
-    unequal: list[Difference] = []
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs in two plain trees (as of `identity` or `dump`), in words, in the order of `ours`. A knob that one
+    of them lacks is null there."""
+    lines: list[str] = []
     for name in [*ours, *(n for n in theirs if n not in ours)]:
         mine, other = ours.get(name), theirs.get(name)
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
-            unequal += differences(mine, other, f"{prefix}{name}.")
+            lines += differences(mine, other, f"{prefix}{name}.")
+        elif isinstance(mine, Mapping) or isinstance(other, Mapping):
+            where = "here and not there" if mine is None else "there and not here"
+            lines.append(f"{prefix}{name} is left out {where}")
         elif mine != other:
-            unequal.append(Difference(f"{prefix}{name}", mine, other))
-    return unequal
+            lines.append(f"{prefix}{name} is {_spell(mine)} here and {_spell(other)} there")
+    return lines
 
 
 # -- checks, in our own words -----------------------------------------------------------------------------------------
@@ -296,30 +279,31 @@ def _yaml_trouble(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _validated(root: type[K], tree: dict[Any, Any]) -> K:
-    _check_names(root, root, tree, "")
+def _validate(root: type[K], tree: dict[Any, Any], place: str = "") -> K:
+    """The config of a tree. Raises BadInput, its message after `place`, for unknown knobs and wrong values."""
     try:
+        _check_names(root, root, tree, "")
         return root.model_validate(tree)
+    except BadInput as error:
+        raise BadInput(f"{place}{error}") from None
     except ValidationError as error:
         troubles = []
         for e in error.errors():
             name, info = _knob_at(root, e["loc"])
             # a rule of ours between knobs speaks for itself, below its group's name; the rest is put into our words
             ours = e["type"] == "value_error"
-            troubles.append(_ruled(name, str(e["ctx"]["error"])) if ours else _wrong(name, e["input"], info))
-        raise BadInput("; ".join(dict.fromkeys(troubles))) from None
+            troubles.append(_name_group(name, str(e["ctx"]["error"])) if ours else _wrong(name, e["input"], info))
+        raise BadInput(place + "; ".join(dict.fromkeys(troubles))) from None
 
 
-def _ruled(group: str, rule: str) -> str:
+def _name_group(group: str, rule: str) -> str:
     """A rule that names its knobs in full stands alone; one of a group that several parents share is put below them."""
     return rule if not group or f"{group}." in rule else f"{group}: {rule}"
 
 
 def _check_names(root: type[Knobs], model: type[Knobs], tree: Mapping[Any, Any], prefix: str) -> None:
     for key, value in tree.items():
-        info = model.model_fields.get(key)
-        if info is None:
-            raise BadInput(_unknown(root, model, str(key), prefix))
+        info = _field(root, model, key, prefix)
         group = _group(info, value)
         if group is not None and isinstance(value, Mapping):
             _check_names(root, group, value, f"{prefix}{key}.")
@@ -327,18 +311,21 @@ def _check_names(root: type[Knobs], model: type[Knobs], tree: Mapping[Any, Any],
             raise BadInput(_wrong(f"{prefix}{key}", value, info))
 
 
-def _unknown(root: type[Knobs], model: type[Knobs], key: str, prefix: str) -> str:
+def _field(root: type[Knobs], model: type[Knobs], key: Any, prefix: str) -> FieldInfo:
+    """The field of a knob. Raises BadInput with the nearest name if the group has no such knob."""
+    if info := model.model_fields.get(key):
+        return info
+    key = str(key)
     if key in model.renamed:
-        return f"{prefix}{key}: now called {prefix}{model.renamed[key]}"
-    near = difflib.get_close_matches(key, model.model_fields, n=1)
-    if near:
-        return f"{prefix}{key}: no such knob; did you mean {prefix}{near[0]}?"
+        raise BadInput(f"{prefix}{key}: now called {prefix}{model.renamed[key]}")
+    hint = f"{prefix.rstrip('.')} has" if prefix else "a run has"
+    hint = f"{hint} {', '.join(model.model_fields)}"
     every = {name.rpartition(".")[2]: name for name in reversed(list(_all_names(root)))}
-    elsewhere = difflib.get_close_matches(key, every, n=1, cutoff=0.75)
-    if elsewhere and every[elsewhere[0]] != prefix + key:
-        return f"{prefix}{key}: no such knob; did you mean {every[elsewhere[0]]}?"
-    where = f"{prefix.rstrip('.')} has" if prefix else "a run has"
-    return f"{prefix}{key}: no such knob; {where} {', '.join(model.model_fields)}"
+    if near := difflib.get_close_matches(key, model.model_fields, n=1):
+        hint = f"did you mean {prefix}{near[0]}?"
+    elif (elsewhere := difflib.get_close_matches(key, every, n=1, cutoff=0.75)) and every[elsewhere[0]] != prefix + key:
+        hint = f"did you mean {every[elsewhere[0]]}?"
+    raise BadInput(f"{prefix}{key}: no such knob; {hint}")
 
 
 def _all_names(model: type[Knobs], prefix: str = "") -> Iterator[str]:
@@ -352,28 +339,23 @@ def _put(root: type[Knobs], tree: dict[str, Any], name: str, text: str) -> None:
     model, prefix = root, ""
     *groups, last = name.split(".")
     for key in groups:
-        info = model.model_fields.get(key)
-        if info is None:
-            raise BadInput(_unknown(root, model, key, prefix))
+        info = _field(root, model, key, prefix)
         if not _groups(info):
             raise BadInput(f"{name}: {prefix}{key} is a single knob, with nothing under it")
         if tree[key] is None:
             stage = f"{prefix}{key}"
             raise BadInput(f"{name}: {stage} is left out here (null); bring it in first with --set {stage}={{}}")
-        if isinstance(tree[key], str) and tree[key] in _extra(info).get("words", {}):
-            tree[key] = _extra(info)["words"][tree[key]].model_dump()
+        if isinstance(tree[key], str) and (named := _extra(info).get("words", {}).get(tree[key])):
+            tree[key] = named.model_dump()
         if not isinstance(tree[key], dict):
             raise BadInput(_wrong(f"{prefix}{key}", tree[key], info))
         group = _group(info, tree[key])
         assert group is not None, f"{name}: a field with groups has one for every value"
         model, prefix = group, f"{prefix}{key}."
         # what an earlier setting gave as a part has the defaults under it
-        tree[key] = {**{k: v for k, v in group().model_dump().items() if k not in tree[key]}, **tree[key]}
+        tree[key] = {**group().model_dump(), **tree[key]}
         tree = tree[key]
-    info = model.model_fields.get(last)
-    if info is None:
-        raise BadInput(_unknown(root, model, last, prefix))
-    tree[last] = _value(name, text, info)
+    tree[last] = _value(name, text, _field(root, model, last, prefix))
 
 
 def _value(name: str, text: str, info: FieldInfo) -> Any:
@@ -393,24 +375,20 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _metadata(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-
-
 def _members(annotation: Any) -> list[Any]:
-    """The types a knob may have, without None."""
+    """The types a knob may have, with their bounds, without None."""
     bare = _bare(annotation)
     parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
-    return [_bare(part) for part in parts if part is not NoneType]
+    return [part for part in parts if part is not NoneType]
 
 
 def _kinds(info: FieldInfo) -> list[Any]:
-    return [get_origin(member) or member for member in _members(info.annotation)]
+    return [get_origin(_bare(member)) or _bare(member) for member in _members(info.annotation)]
 
 
 def _groups(info: FieldInfo) -> list[type[Knobs]]:
     """The groups of knobs that a field may hold: none, one, or the members of a union."""
-    return [m for m in _members(info.annotation) if isinstance(m, type) and issubclass(m, Knobs)]
+    return [m for m in _kinds(info) if isinstance(m, type) and issubclass(m, Knobs)]
 
 
 def _group(info: FieldInfo, value: Any) -> type[Knobs] | None:
@@ -428,13 +406,7 @@ A_GROUP = "a group of knobs"
 
 
 def _wanted(info: FieldInfo) -> str:
-    bare = _bare(info.annotation)
-    parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
-    words = [
-        _in_words(_bare(part)) + _bounds(get_args(part)[1:] if get_origin(part) is Annotated else ())
-        for part in parts
-        if part is not NoneType
-    ]
+    words = [_in_words(_bare(part)) + _bounds(get_args(part)[1:]) for part in _members(info.annotation)]
     if named := _extra(info).get("words"):
         words = [" | ".join(named), A_GROUP]
     text = " or ".join(dict.fromkeys(words))

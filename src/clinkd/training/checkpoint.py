@@ -188,7 +188,7 @@ def _restore(
     state: dict[str, Any] = read_json(found / STATE)
     trained, weights, flat = _trained(model), load_file(found / WEIGHTS), load_file(found / OPTIMIZERS)
     odd = (
-        next((str(d) for d in differences(course, _read_course(state["course"]))), None)
+        next(iter(differences(course, _read_course(state["course"]))), None)
         or _odd_weights(trained, weights)
         or _odd_state(optimizers, flat)
     )

@@ -105,7 +105,7 @@ class TensorStore:
         there = read_json(self.folder / ABOUT)
         apart = differences(about, there if isinstance(there, dict) else {})
         if apart:
-            told = "; ".join(map(str, apart))
+            told = "; ".join(apart)
             raise BadInput(
                 f"{self.folder}: {self.what} is of something else: {told}; remove {self.owner} to make it anew"
             )
