@@ -49,8 +49,6 @@ from clinkd.pipeline.correcting import (
     EFFECT,
     CorrectionContext,
     replace_overruled_truths,
-    review_and_correct,
-    similarity_of,
 )
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
@@ -231,7 +229,7 @@ def reflect(
 ) -> None:  # fmt: skip
     """Do one round: answer training questions, rewrite the wrong answers from the truth, train on both."""
     model, untaught = work.model(previous), work.samples("train")
-    train = replace_overruled_truths(work.desk, config, untaught)
+    train = replace_overruled_truths(work.inputs["prepare"], config, untaught)
     work.record("overruled_truths", sum(a is not b for a, b in zip(untaught, train, strict=True)))
     questions = _choose_share(train, config.review_share, work.seed, f"round {round}")
     number = f"{round}/{config.rounds}"
@@ -242,7 +240,9 @@ def reflect(
     def write_corrections() -> None:
         if corrections_file.is_file():  # an earlier attempt has written it
             return
-        corrections = review_and_correct(work.desk, config, train, questions, predictions, round)
+        context = work.correction_context(config, train)
+        reviewed = context.review_answers(questions, predictions, round)
+        corrections = context.correct_answers(questions, reviewed, f"correct {number}")
         write_lines(corrections_file, (c.to_json() for c in corrections))
         table = summary(corrections, questions)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
@@ -286,7 +286,7 @@ def _write_effect(
     predictions: Sequence[Prediction], corrections: Sequence[Correction],
 ) -> None:  # fmt: skip
     """Write what became of the answers to the rechecked questions."""
-    similarity = similarity_of(work.desk, config, [s.answer.words for s in train])
+    similarity = work.correction_context(config, train).similarity
     wrong_before = {c.id: c.wrong for c in corrections}
     now = {c.id: c for c in review(rechecked, predictions, similarity, config, 0)}
     records = (
@@ -392,9 +392,9 @@ class StageInputs:
         self.open_image, self.lexicon = read_data(self.inputs["prepare"])
         self.gallery: FeatureCache | None = None
 
-    @property
-    def desk(self) -> CorrectionContext:
-        return CorrectionContext(self.inputs["prepare"], self.folder.parent.parent, self.seed, str(self.device))
+    def correction_context(self, config: ReflectConfig, train: Sequence[Sample]) -> CorrectionContext:
+        runs = self.folder.parent.parent
+        return CorrectionContext(config, self.inputs["prepare"], runs, self.seed, train, str(self.device))
 
     def samples(self, split: Split) -> list[Sample]:
         return read_split(self.inputs["prepare"], split)

@@ -24,7 +24,7 @@ from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubber
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
-from clinkd.remote import NANO, Chat, Journal, spelled
+from clinkd.remote import Chat, Journal
 from clinkd.scoring import released
 from clinkd.scoring.official import ReleasedAnswer, as_released_text
 from clinkd.scoring.outcome import Mode
@@ -279,11 +279,8 @@ def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels |
 def preview_outgoing(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> OutgoingPreview:
     """What would leave this machine, and what it may cost."""
     with _hosted(config, test, runs, pixels) as hosted:
-        bodies = [body for s in test.samples if (body := hosted.body(s)) is not None]
-        unpaid = hosted.chat.unpaid(bodies)
-        most = sum(hosted.chat.most(body) for body in unpaid)
-        spent = hosted.chat.journal.ledger().dollars
-    return OutgoingPreview(tuple(map(spelled, unpaid)), len(test.samples), most / NANO, spent)
+        bodies = (body for s in test.samples if (body := hosted.body(s)) is not None)
+        return OutgoingPreview.of(hosted.chat, bodies, len(test.samples))
 
 
 @contextmanager
