@@ -355,22 +355,18 @@ def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> 
     not count in the rate. Bars may be nested. Of several processes the main one speaks alone.
     """
     if not distributed.is_main():
-        yield _silent
+        yield lambda n=1, **shown: None
         return
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
         yield advance
 
 
-def _silent(n: int = 1, **_: float | str) -> None:
-    """For the processes of a crew that are not the main one."""
-
-
 class _Pace:
-    """How fast it goes and how long it still takes, from the last half minute."""
+    """What is done, how fast it goes (by the last half minute), and how long it still takes, in numbers and words."""
 
-    def __init__(self, total: int | None, done: int) -> None:
-        self.total, self.done, self.first = total, done, done
+    def __init__(self, total: int | None, unit: str, done: int) -> None:
+        self.total, self.unit, self.done, self.first = total, unit, done, done
         self.start = time.monotonic()
         self.marks = deque([(self.start, done)])
 
@@ -382,20 +378,22 @@ class _Pace:
         while len(self.marks) > 2 and now - self.marks[0][0] > RATE_SECONDS:
             self.marks.popleft()
 
-    def rate(self) -> float | None:
-        """Units a second of late; None before the first unit."""
-        then, done = self.marks[0]
-        seconds = time.monotonic() - then
-        return (self.done - done) / seconds if seconds > 0 and self.done > done else None
+    def rate(self, start: float, first: int) -> float | None:
+        """Units a second since `start`, when `first` were done; None before the first unit."""
+        seconds = time.monotonic() - start
+        return (self.done - first) / seconds if seconds > 0 and self.done > first else None
 
-    def spelled(self, unit: str) -> str:
-        """How far it is: "3/12 images", "3 rows" where the total is not known."""
-        return f"{self.done}/{self.total} {unit}" if self.total is not None else f"{self.done} {unit}"
+    def spell_done(self) -> str:
+        """As "3/12 images", or "3 rows" if the total is not known."""
+        return f"{self.done}/{self.total} {self.unit}" if self.total is not None else f"{self.done} {self.unit}"
 
-    def left(self) -> str:
+    def spell_rate(self) -> str:
+        return spell_rate(self.rate(*self.marks[0]), self.unit)
+
+    def spell_left(self) -> str:
         if self.total is None:
             return ""
-        rate = self.rate()
+        rate = self.rate(*self.marks[0])
         return f"{spell_seconds(max(0, self.total - self.done) / rate)} left" if rate else "time left unknown"
 
 
@@ -447,7 +445,10 @@ def _spell(shown: dict[str, float | str]) -> str:
 
 @contextlib.contextmanager
 def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
-    pace, last, latest = _Pace(total, done), time.monotonic(), ""
+    pace, last, latest = _Pace(total, unit, done), time.monotonic(), ""
+
+    def print_line(*parts: str) -> None:
+        print("  ".join(filter(None, (*parts, latest))), file=sys.stderr, flush=True)
 
     def advance(n: int = 1, **shown: float | str) -> None:
         nonlocal last, latest
@@ -455,14 +456,11 @@ def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Adva
         latest = _spell(shown) or latest
         if time.monotonic() - last >= LOG_SECONDS:
             last = time.monotonic()
-            parts = [f"{title}: {pace.spelled(unit)}", spell_rate(pace.rate(), unit), pace.left(), latest]
-            print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+            print_line(f"{title}: {pace.spell_done()}", pace.spell_rate(), pace.spell_left())
 
     yield advance
-    seconds = time.monotonic() - pace.start
-    rate = (pace.done - pace.first) / seconds if seconds > 0 and pace.done > pace.first else None
-    parts = [f"{title}: {pace.spelled(unit)} in {spell_seconds(seconds)}", spell_rate(rate, unit), latest]
-    print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+    took = spell_seconds(time.monotonic() - pace.start)
+    print_line(f"{title}: {pace.spell_done()} in {took}", spell_rate(pace.rate(pace.start, pace.first), unit))
 
 
 # the terminal has one live area: an inner bar becomes a row of the outer one's
@@ -473,12 +471,12 @@ _OUTER_BAR: ContextVar[Progress | None] = ContextVar("_OUTER_BAR", default=None)
 def _bar(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
     outer = _OUTER_BAR.get()
     screen = outer or _new_screen()
-    pace = _Pace(total, done)
-    task = screen.add_task(title, total=total, completed=done, far=pace.spelled(unit), shown="", rate="", left="")
+    pace = _Pace(total, unit, done)
+    task = screen.add_task(title, total=total, completed=done, far=pace.spell_done(), shown="", rate="", left="")
 
     def advance(n: int = 1, **shown: float | str) -> None:
         pace.add(n)
-        screen.update(task, advance=n, far=pace.spelled(unit), rate=spell_rate(pace.rate(), unit), left=pace.left())
+        screen.update(task, advance=n, far=pace.spell_done(), rate=pace.spell_rate(), left=pace.spell_left())
         if shown:
             screen.update(task, shown=_spell(shown))
 

@@ -180,38 +180,29 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
 def score_table(scores: Mapping[str, Any], title: str) -> Table:
     """The scores of `Run.scores` as rows to print: each task beside its best image-blind baseline, then each modality.
     A score that was not computed is "-", with its reason in the notes."""
-    modalities = [
-        m.value for m in Modality if any(m.value in (_find_entry(scores, t).get("by_modality") or {}) for t in Task)
-    ]
-    blanks = ("",) * len(modalities)
+    entries = {task: entry for task in Task if isinstance(entry := scores.get(task.value), Mapping) and entry}
+    modalities = [m.value for m in Modality if any(m.value in (e.get("by_modality") or {}) for e in entries.values())]
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
-    for task in Task:
-        entry = _find_entry(scores, task)
-        if not entry:
-            continue
+
+    def add_row(name: str, entry: Mapping[str, Any], by_modality: Mapping[str, Any]) -> None:
+        cells = (_spell_scores(by_modality.get(m)) for m in modalities)
+        rows.append((name, _spell_number(entry.get("score")), _spell_number(entry.get("blind")), *cells))
+
+    for task, entry in entries.items():
         by_modality = entry.get("by_modality") or {}
-        cells = [_spell_scores(by_modality.get(m)) for m in modalities]
-        rows.append((task.value, _spell_number(entry.get("score")), _spell_number(entry.get("blind")), *cells))
+        add_row(task.value, entry, by_modality)
         if entry.get("score") is None:
             notes.append(f"{task.value}: not computed: {entry.get('why', 'no reason given')}")
         if facts := entry.get("facts"):
-            cells = [_spell_scores((by_modality.get(m) or {}).get("facts")) for m in modalities]
-            rows.append(
-                (f"{task.value} facts", _spell_number(facts.get("score")), _spell_number(facts.get("blind")), *cells)
-            )
+            add_row(f"{task.value} facts", facts, {m: (v or {}).get("facts") for m, v in by_modality.items()})
     average = scores.get("average")
     value = average.get("score") if isinstance(average, Mapping) else average
-    rows.append(("average", _spell_number(value), "", *blanks))
+    rows.append(("average", _spell_number(value), "", *[""] * len(modalities)))
     if value is None:
         notes.append("average: over a task that was not computed there is none")
     notes.append("blind: the best of the twins that do not see the image; cells are score/blind, x100")
     return Table(title, ("task", "score", "blind", *modalities), tuple(rows), tuple(notes))
-
-
-def _find_entry(scores: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
-    entry = scores.get(task.value)
-    return entry if isinstance(entry, Mapping) else {}
 
 
 def _spell_scores(entry: Mapping[str, Any] | None) -> str:
