@@ -43,8 +43,8 @@ def plan(config: RunConfig) -> list[Stage]:
             author = teacher if config.distill.pseudo_from == "teacher" else base
             knobs = _drop_knobs(config.distill.identity(), "fit", "teacher_as", "draws")
             knobs["answer"] = config.answer.identity()
-            machine_and_teacher = {**machine, "answers": config.answer, "teacher": config.teacher}
-            pseudo = stage("pseudo", knobs, data, author, features, config=config.distill, **machine_and_teacher)
+            arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher, **machine}
+            pseudo = stage("pseudo", knobs, data, author, features, **arguments)
         needs = (data, base, teacher, pseudo, features)
         model = stage("distill", config.distill, *needs, config=config.distill, **machine)
     reflect = config.reflect
@@ -52,9 +52,9 @@ def plan(config: RunConfig) -> list[Stage]:
         assert reflect
         kd_teacher = teacher if reflect.objective == "distill" else None
         knobs = {**_identify_reflection(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
-        arguments = {"config": reflect, "round": number, "answers": config.answer, "distill": config.distill}
-        arguments |= {"previous": model.name, **machine}
-        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, step="reflect", **arguments)
+        arguments = {"config": reflect, "answers": config.answer, "distill": config.distill, **machine}
+        arguments |= {"step": "reflect", "round": number, "previous": model.name}
+        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, **arguments)
     clip = None
     if config.select.scorer == "clip":
         clip = stage("clip", _identify_clip(config.select.clip), data, base, config=config.select.clip, **machine)
