@@ -197,10 +197,10 @@ def _adopt_older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -
         point_link(folder, older)
         return
     with _hold_lock(older.with_suffix(".lock"), stage.name), naming_full_disk(folder):
-        if still_there := older.is_dir():  # another process may have finished or adopted it while this one waited
+        if still_exists := older.is_dir():  # another process may have finished or adopted it while this one waited
             older.rename(draft_of(folder))
         older.with_suffix(".lock").unlink(missing_ok=True)
-    if not still_there:
+    if not still_exists:
         _adopt_older_folder(stage, inputs, cache)
 
 
@@ -465,22 +465,22 @@ def _find_causes(
 def _list_causes(
     stage: Mapping[str, Any], other: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], cache: Path
 ) -> list[str]:
-    name, there = stage["name"], f"({_spell_folder_name(other)})"
-    lines = [f"{name}: {d} {there}" for d in differences(stage["config"], other["config"])]
+    name, other_folder = stage["name"], f"({_spell_folder_name(other)})"
+    lines = [f"{name}: {d} {other_folder}" for d in differences(stage["config"], other["config"])]
     for key, words in (("seed", "the seed"), ("version", "the version of its code")):
         if stage[key] != other[key]:
-            lines.append(f"{name}: {words} is {stage[key]} here and {other[key]} there {there}")
+            lines.append(f"{name}: {words} is {stage[key]} here and {other[key]} there {other_folder}")
     for need in dict.fromkeys([*stage["needs"], *other["needs"]]):
         own_need, other_need = stage["needs"].get(need), other["needs"].get(need)
         if own_need == other_need:
             continue
         if own_need is None or other_need is None:
-            lines.append(f"{name}: needs {need} only {'there' if own_need is None else 'here'} {there}")
+            lines.append(f"{name}: needs {need} only {'there' if own_need is None else 'here'} {other_folder}")
         elif nearest := [s for s in _read_cached(cache, need) if _spell_folder_name(s) == other_need]:
             lines += [line for line in _find_causes(need, nearest, stages, cache) if line not in lines]
         else:
             own_need, other_need = (place.removeprefix(f"{need}-") for place in (own_need, other_need))
-            lines.append(f"{name}: its {need} is {own_need} here and {other_need} there {there}")
+            lines.append(f"{name}: its {need} is {own_need} here and {other_need} there {other_folder}")
     return lines
 
 
