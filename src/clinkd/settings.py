@@ -183,7 +183,7 @@ def without_defaults(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, A
 
 
 def _nullable(info: FieldInfo) -> bool:
-    return NoneType in get_args(_strip_annotated(info.annotation))
+    return NoneType in get_args(_bare_type(info.annotation))
 
 
 def _is_tag(info: FieldInfo) -> bool:
@@ -373,21 +373,19 @@ def _parse_value(name: str, text: str, info: FieldInfo) -> Any:
     return value
 
 
-def _strip_annotated(annotation: Any) -> Any:
+def _bare_type(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _list_members(annotation: Any) -> list[Any]:
     """The types a knob may have, with their bounds, without None."""
-    bare = _strip_annotated(annotation)
+    bare = _bare_type(annotation)
     parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
     return [part for part in parts if part is not NoneType]
 
 
 def _list_types(info: FieldInfo) -> list[Any]:
-    return [
-        get_origin(_strip_annotated(member)) or _strip_annotated(member) for member in _list_members(info.annotation)
-    ]
+    return [get_origin(_bare_type(member)) or _bare_type(member) for member in _list_members(info.annotation)]
 
 
 def _list_groups(info: FieldInfo) -> list[type[Knobs]]:
@@ -411,8 +409,7 @@ A_GROUP = "a group of knobs"
 
 def _spell_wanted(info: FieldInfo) -> str:
     words = [
-        _spell_type(_strip_annotated(part)) + _spell_bounds(get_args(part)[1:])
-        for part in _list_members(info.annotation)
+        _spell_type(_bare_type(part)) + _spell_bounds(get_args(part)[1:]) for part in _list_members(info.annotation)
     ]
     if named := _extra(info).get("words"):
         words = [" | ".join(named), A_GROUP]
@@ -439,7 +436,7 @@ def _spell_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list of {_spell_type(_strip_annotated(get_args(kind)[0]))}"
+        return f"a list of {_spell_type(_bare_type(get_args(kind)[0]))}"
     if isinstance(kind, type) and issubclass(kind, Knobs):
         return A_GROUP
     return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "text")

@@ -93,24 +93,13 @@ class Stage:
 
 def _describe_stage(stage: Stage) -> dict[str, Any]:
     """The values that decide the result of a stage, without its needs, as they read back from JSON."""
-    values = {
-        "name": stage.name,
-        "version": stage.version,
-        "seed": stage.seed,
-        "config": _to_plain_values(stage.config),
-    }
-    from_json: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
+    values = {"name": stage.name, "version": stage.version, "seed": stage.seed, "config": stage.config}
+    from_json: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False, default=_to_plain_value))
     return from_json
 
 
-def _to_plain_values(value: Any) -> Any:
-    if isinstance(value, Knobs):
-        return value.identity()
-    if isinstance(value, Mapping):
-        return {str(k): _to_plain_values(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain_values(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+def _to_plain_value(value: Knobs | Path) -> Any:
+    return value.identity() if isinstance(value, Knobs) else os.fspath(value)
 
 
 @dataclass(frozen=True)
