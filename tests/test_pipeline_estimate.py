@@ -174,8 +174,8 @@ def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
     samples = [Sample.from_json(s.to_json()) for s in given[1] if s.split == "test"]  # boxes rounded as on the disk
     for split in ("validation", "test"):
         write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
-    trial.write_truths(tmp_path, tmp_path, steps.SPOKEN, 3)
-    for name in steps.SPOKEN.values():
+    trial.write_truths(tmp_path, tmp_path, steps.ANSWER_FILES, 3)
+    for name in steps.ANSWER_FILES.values():
         said = [Prediction.from_json(r) for r in JsonLines(tmp_path / name).read()]
         assert [p.id for p in said] == [s.id for s in samples]
         assert all(p.answer.answer == s.answer for p, s in zip(said, samples, strict=True))

@@ -419,14 +419,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "clinkd"
 
 
-def standing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+def nearest_existing(path: Path) -> Path:
+    """The path if it exists, else the nearest folder above it that does."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def free_bytes(path: Path) -> int:
     """Free bytes on the disk of a path, which need not exist yet."""
-    return shutil.disk_usage(standing(path)).free
+    return shutil.disk_usage(nearest_existing(path)).free
 
 
 def folder_bytes(folder: Path) -> int:

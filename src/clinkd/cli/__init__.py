@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
-BUSY = 0.25  # of the cores with other work, from which on a plan tells it
+BUSY = 0.25  # a plan tells it if other work has more than this share of the cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def _report_error(error: Exception) -> int:
         message = "another process of this run has ended; the same command goes on where it was"
         return _exit_with(message, FAILED) if distributed.is_main() else FAILED
     if not distributed.is_main():
-        # The launcher ends this process as soon as the main one has failed: what both met is told once.
+        # The launcher ends this process as soon as the main one has failed: an error that both met is printed once.
         time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
         return _exit_with(str(error), WRONG)
@@ -125,8 +125,8 @@ def _shared(*names: str, **options: Any) -> Parser:
 
 def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
     what = _shared("what", metavar="NAME|FILE.yaml", help="an experiment (see clinkd recipe), or a YAML file")
-    name = _shared("--name", help="folder under --runs, in the place of the experiment's")
-    seed = _shared("--seed", type=int, help="of every random choice")
+    name = _shared("--name", help="folder under --runs, instead of the experiment's name")
+    seed = _shared("--seed", type=int, help="seed of every random choice")
     add = partial(add_verb, verbs, parents=[*shared, what, name, seed])
     command = add(
         "run", _run, "do a whole run, or go on with one that was stopped", "clinkd run real --set data.path=DIR"
@@ -159,7 +159,7 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
         "clinkd correct --set reflect.corrector=chat --set reflect.chat.model=M ... --dry-run",
         parents=[*of_run, settings],
     )
-    command.add_argument("--round", type=int, default=1, metavar="N", help="of reflection (1)")
+    command.add_argument("--round", type=int, default=1, metavar="N", help="round of reflection (1)")
     output_choice = command.add_mutually_exclusive_group(required=True)
     output_choice.add_argument("--dry-run", action="store_true", help="print each call's bytes; the cost is on stderr")
     output_choice.add_argument(
@@ -251,7 +251,7 @@ def _plan(args: argparse.Namespace) -> int:
     least_cost = count_least(config, states)
     if args.measure:
         if least_cost:
-            least_cost.demand_room(config, args.runs)  # else the trial would find out in its own way
+            least_cost.demand_room(config, args.runs)  # before the trial meets it in its own way
         end_in_order()
         costs = forecast(config, states, args.runs)
         _show_forecast(costs, args.json, config.threads or cores())

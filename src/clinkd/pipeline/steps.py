@@ -70,10 +70,10 @@ from clinkd.training import (
     store,
 )
 
-SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}  # files of answers by split
+ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}
 STORE = "stored-teacher"
-GALLERY = "gallery"
-SEEN = "seen"  # the model between the two halves of its pretraining
+FEATURES = "gallery"
+PRETRAINED_VISION = "seen"  # the model between the two halves of its pretraining
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         if config.tiny.pretrain:
             model = _pretrain(work, model, make_bare_pairs(train), config.tiny.pretrain)
         work.save(model)
-        distributed.on_main_process(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
+        distributed.on_main_process(lambda: shutil.rmtree(work.folder / PRETRAINED_VISION, ignore_errors=True))
     else:
         model = load(config.base, work.open_image, config)
         pointer = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
@@ -127,7 +127,7 @@ def see(work: StageInputs) -> None:
     refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
     model = work.model("base")
     with _record_seconds(work, "images", len(refs)):
-        num_bytes = cache_features(work.folder / GALLERY, model, refs, "see images")
+        num_bytes = cache_features(work.folder / FEATURES, model, refs, "see images")
     work.record("bytes", num_bytes)
 
 
@@ -136,7 +136,7 @@ def _pretrain(
 ) -> VisionLanguageModel:
     """Pretrain the vision tower, then the whole model, on bare pairs. No sentence of the four tasks is used."""
     work.record("bare_pairs", len(pairs))
-    vision_folder, draft = work.folder / SEEN, work.folder / f".{SEEN}.part"
+    vision_folder, draft = work.folder / PRETRAINED_VISION, work.folder / f".{PRETRAINED_VISION}.part"
     if config.vision and pairs:
         if not vision_folder.is_dir():
             pretrainer = VisionPretrainer(model, [s.names[0] for s in pairs]).to(work.device)
@@ -323,9 +323,9 @@ def answer(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     """Write the final model's candidates for the test questions, and for the validation questions `select` uses."""
     model = work.model(previous)
     author = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
-    questions = {split: work.samples(split) for split in SPOKEN}
+    questions = {split: work.samples(split) for split in ANSWER_FILES}
     with _record_seconds(work, "answers", sum(map(len, questions.values()))):
-        for split, file in SPOKEN.items():
+        for split, file in ANSWER_FILES.items():
             work.answer(model, questions[split], config, file, author, f"answer {split}")
 
 
@@ -339,7 +339,7 @@ def select(work: StageInputs, config: SelectConfig) -> None:
 
     def choose_answers(split: Split, task_names: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
         samples = {s.id: s for s in work.samples(split)}
-        answers = read_predictions(work.inputs["answer"], SPOKEN[split])
+        answers = read_predictions(work.inputs["answer"], ANSWER_FILES[split])
         return samples, rerank(samples, answers, scorer, task_names, rivals)
 
     if config.trust == "validated" and config.scorer != "first":
@@ -390,7 +390,7 @@ class StageInputs:
         self.folder, self.inputs, self.seed, self.record = context.folder, context.inputs, context.seed, context.record
         self.device, self.machine = torch.device(machine.ready()), machine
         self.open_image, self.lexicon = read_data(self.inputs["prepare"])
-        self.gallery: FeatureCache | None = None
+        self.feature_cache: FeatureCache | None = None
 
     def correction_context(self, config: ReflectConfig, train: Sequence[Sample]) -> CorrectionContext:
         runs = self.folder.parent.parent
@@ -403,8 +403,10 @@ class StageInputs:
         model = load_model(self.inputs[stage], self.open_image).to(self.device).eval()
         if "see" in self.inputs:
             features_folder = self.inputs["see"]
-            self.gallery = self.gallery or FeatureCache(features_folder / GALLERY, model, owner=features_folder)
-            self.gallery.serve(model)
+            self.feature_cache = self.feature_cache or FeatureCache(
+                features_folder / FEATURES, model, owner=features_folder
+            )
+            self.feature_cache.serve(model)
         return model
 
     def scorer(self, config: SelectConfig) -> Scorer:

@@ -18,7 +18,7 @@ from clinkd.config import FitConfig, RunConfig
 from clinkd.pipeline.graph import StageStatus, draft_of
 from clinkd.records import BadInput
 from clinkd.settings import dump
-from clinkd.storage import folder_bytes, free_bytes, progress, spell_bytes, standing, write_json
+from clinkd.storage import folder_bytes, free_bytes, nearest_existing, progress, spell_bytes, write_json
 from clinkd.system_memory import free_memory_mb
 
 FLOAT = 4  # bytes of a weight, whatever the file holds
@@ -265,7 +265,7 @@ def forecast(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> Fo
 
 def _choose_scratch_folder(runs: Path) -> Path:
     """Where the trial writes: its models are as large as the run's, and the folder for temporary files may be small."""
-    usual, place = Path(tempfile.gettempdir()), standing(runs)
+    usual, place = Path(tempfile.gettempdir()), nearest_existing(runs)
     if os.access(place, os.W_OK) and shutil.disk_usage(place).free > shutil.disk_usage(usual).free:
         return place
     return usual

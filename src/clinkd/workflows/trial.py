@@ -1,7 +1,7 @@
-"""A small run: every stage by its own code, on a part of the data and for a few steps; from it, what the whole takes.
+"""Estimate a run from a small one: every stage by its own code, on a part of the data and for a few steps.
 
-`python -m clinkd.workflows.trial CONFIG.json FOLDER` is a process of its own, so that one that takes too much memory
-ends alone. It prints a JSON object a line for each stage: `estimate` (a `StageEstimate`), `gpu_free_mb`, `parameters`.
+`python -m clinkd.workflows.trial CONFIG.json FOLDER` is a process of its own: if it takes too much memory, only it ends.
+It prints a JSON object a line for each stage: `estimate` (a `StageEstimate`), `gpu_free_mb`, `parameters`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ QUESTIONS = {
 }  # fmt: skip
 ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
 FIXED_FILES = ("distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
-# Rows of each split that the stages see which need no large model: a step of a CLIP, and truths to score as answers.
+# Rows of each split for stages without a large model: enough for a step of a CLIP, and truths to score as answers.
 WIDE: dict[Split, int] = {"train": 128, "validation": 40, "test": 40}
 WIDE_STAGES = ("clip", "select", "score")
 
@@ -70,7 +70,7 @@ Counts = dict[str, dict[Split, int]]  # of "questions", "rows" and "images", by 
 
 
 def shrink_config(config: RunConfig) -> RunConfig:
-    """The run with a part of its images, a few steps a training, and short answers."""
+    """The run with fewer images, a few steps of each training, and short answers."""
     steps = 16 if config.model.base is None else 4  # of each training: a tiny model's first steps tell little
     kept = _count_kept_rows(config)
     settings = [f"answer.max_new_tokens={SHORTEST}"]
@@ -127,7 +127,7 @@ class SmallRun:
             if stage.name == ("base" if self.live else "see"):
                 self._measure_answers(stage)
             if stage.name in ("answer", "shuffle"):
-                files: dict[Split, str] = steps.SPOKEN if stage.name == "answer" else {"test": PREDICTIONS}
+                files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
                 write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
             if stage.name == "score":
                 self._measure_scores(stage, inputs, trial)
@@ -150,12 +150,12 @@ class SmallRun:
         return Trial(seconds, _peak_mb() + max(helpers_mb), folder_bytes(place) / 1e6, fits, recorded)
 
     def _score(self, context: StageContext) -> None:
-        """With no SPICE score that other runs know: they would make it quicker than a first run is."""
+        """Without the stored SPICE scores of other runs, which would make it quicker than a first run."""
         with CaptionScorer(context.folder / "spice.sqlite") as captions:
             report.write(context, self.small, captions)
 
     def thin(self, prepared: Path) -> None:
-        """Keep a few rows of each split, such as stand for all; `wide` gets more."""
+        """Keep a few typical rows of each split; `wide` gets more."""
         wide = self.folder / "wide"
         shutil.copytree(prepared, wide, ignore=shutil.ignore_patterns("images", "*.jsonl"))
         about = read_json(prepared / DATA)
@@ -183,8 +183,8 @@ class SmallRun:
         return count_samples(kept)
 
     def _measure_answers(self, stage: Stage) -> None:
-        """Time the opening of an image, and a batch of short and of long answers, for one row a question and for those
-        of the final answers; count the tokens of true answers."""
+        """Time the opening of an image, and batches of short and long answers, for one row a question and for as many as
+        the final answers have; count the tokens of true answers."""
         context = StageContext(self.finished[stage.name], self.finished, stage.seed, lambda key, value: None)
         inputs = steps.StageInputs(context, Machine.of(self.config))
         model, samples = inputs.model("base"), inputs.samples("train")
@@ -214,7 +214,7 @@ class SmallRun:
         return max(0.0, seconds[0] - SHORTEST * a_token), a_token
 
     def _measure_scores(self, stage: Stage, inputs: Mapping[str, Path], trial: Trial) -> None:
-        """Score fewer answers, too: what is taken whatever their number, such as the start of Java, is told apart."""
+        """Also score fewer answers: the difference is the time of answers, without fixed parts such as Java's start."""
         few, narrow = self.folder / "few", self.folder / "prepare"
         shutil.copytree(inputs["select"], few)
         write_truths(few, narrow, {"test": PREDICTIONS}, self.config.answer.candidates)
@@ -289,8 +289,8 @@ class SmallRun:
         return self.answer_seconds(kind, questions)
 
     def answer_seconds(self, kind: str, questions: float) -> float:
-        """As if answers of like length were batched, each batch taking as long as its longest: what has ended leaves
-        its batch, so that a batch of several lengths takes about as long."""
+        """As if batches held answers of similar length and took as long as their longest. A real batch holds several
+        lengths, but answers that end leave it, so that it takes about as long."""
         seconds_a_batch, seconds_a_token = self.paces[self.config.answer.rows if kind in ("answer", "pseudo") else 1]
         tokens = np.concatenate([self.tokens[s] for s in QUESTIONS[kind]]).clip(max=self.config.answer.max_new_tokens)
         batches = questions / self.config.answer.batch
@@ -300,7 +300,7 @@ class SmallRun:
         return batches * (seconds_a_batch + seconds_a_token * float(longest.mean())) + images * self.open_seconds
 
     def _memory(self, kind: str, trial: Trial) -> float:
-        """What it took in small, and what more samples and images add; of a GPU, the former alone."""
+        """What it took in small, and on a CPU what more samples and images add."""
         memory = max(trial.memory_mb, self.answers_mb if kind in ANSWERING else 0.0)  # for answers of full length
         if self.on_gpu:
             return memory
@@ -338,7 +338,7 @@ def count_samples(samples: Mapping[Split, Sequence[Sample]]) -> Counts:
 
 
 def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
-    """As many rows, which stand for all: of each modality its part, from short to long, and the heaviest of all, which
+    """`number` rows that represent all: of each modality its share, from short to long, and the heaviest row, which
     decides the memory. `most_tokens`: of an image."""
 
     def weight(row: list[Sample]) -> float:
@@ -356,8 +356,8 @@ def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list
 
 
 def write_truths(answered: Path, prepared: Path, files: Mapping[Split, str], candidates: int) -> None:
-    """Put truths in the place of the answers of a model of a few steps. A trained model comes near to truths, and the
-    stages that look at answers take longer over them."""
+    """Replace the answers of a model of a few steps by truths. A trained model comes near to truths, and the stages
+    that look at answers take longer over them."""
     for split, name in files.items():
         samples = read_split(prepared, split)
         predictions = []
