@@ -1,6 +1,6 @@
 """Estimate a run from a small one: every stage by its own code, on a part of the data and for a few steps.
 
-`python -m clinkd.workflows.trial CONFIG.json FOLDER` is a process of its own: if it takes too much memory, only it ends.
+`python -m clinkd.workflows.trial CONFIG.json FOLDER` is an own process: if it takes too much memory, only it ends.
 It prints a JSON object a line for each stage: `estimate` (a `StageEstimate`), `gpu_free_mb`, `parameters`.
 """
 
@@ -183,8 +183,8 @@ class SmallRun:
         return count_samples(kept)
 
     def _measure_answers(self, stage: Stage) -> None:
-        """Time the opening of an image, and batches of short and long answers, for one row a question and for as many as
-        the final answers have; count the tokens of true answers."""
+        """Time the opening of an image, and batches of short and long answers, with one row a question and with as many
+        as the final answers have; count the tokens of true answers."""
         context = StageContext(self.finished[stage.name], self.finished, stage.seed, lambda key, value: None)
         inputs = steps.StageInputs(context, Machine.of(self.config))
         model, samples = inputs.model("base"), inputs.samples("train")
