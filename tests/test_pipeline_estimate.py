@@ -158,7 +158,7 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
 
 def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
     rows = rows_of(given[1])
-    few = trial.typical(rows, 8, 1024)
+    few = trial.choose_typical(rows, 8, 1024)
 
     def weight(row: list[Sample]) -> int:
         return sum(len(s.question.text) + len(s.answer.text) for s in row)
@@ -167,7 +167,7 @@ def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
     assert max(map(weight, few)) == max(map(weight, rows))
     mean, of_all = (np.mean([weight(r) for r in some]) for some in (few, rows))
     assert mean == pytest.approx(of_all, rel=0.3)
-    assert trial.typical(rows, len(rows), 1024) == rows == trial.typical(rows, 1000, 1024)
+    assert trial.choose_typical(rows, len(rows), 1024) == rows == trial.choose_typical(rows, 1000, 1024)
 
 
 def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
@@ -385,20 +385,20 @@ def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch
 
 
 def test_ways_out_name_what_is_not_done_yet():
-    assert estimate.ways_out(paper(base=Path("x")), "distill").split(", or ")[:2] == [
+    assert estimate.suggest_knobs(paper(base=Path("x")), "distill").split(", or ")[:2] == [
         "set distill.fit.lora={}",
         "distill.teacher_as=states",
     ]
-    by_effect = estimate.savings(
+    by_effect = estimate.estimate_savings(
         override(paper(base=Path("x")), ["distill.fit.freeze=[vision,merger]"]), "distill", 9_000_000, 1_000_000
     )
     assert list(by_effect.items()) == [("distill.teacher_as=states", 36.0), ("distill.fit.lora={}", 12.0)]
-    assert estimate.savings(paper(base=Path("x")), "answer", 9, 9) == {}
+    assert estimate.estimate_savings(paper(base=Path("x")), "answer", 9, 9) == {}
     turned = override(
         laptop(base=Path("x")), ["shard=true", "distill.fit.precision=bf16", "distill.fit.max_tokens=1024"]
     )
-    assert estimate.ways_out(turned, "distill") == "a smaller base, or a larger machine, is needed"
-    assert estimate.ways_out(laptop(base=Path("x")), "answer") == "set answer.batch=1"
+    assert estimate.suggest_knobs(turned, "distill") == "a smaller base, or a larger machine, is needed"
+    assert estimate.suggest_knobs(laptop(base=Path("x")), "answer") == "set answer.batch=1"
     whole = Forecast((StageEstimate("answer", "missing", memory_mb=10.0),), 5.0, 100.0)
     with pytest.raises(BadInput, match="answer takes about 10 MB of memory and 5 MB are free: set answer.batch=1"):
         whole.demand_room(laptop(base=Path("x")))

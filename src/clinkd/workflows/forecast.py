@@ -82,7 +82,7 @@ class Forecast:
         """Raises BadInput, with the way out, if memory or disk is too small."""
         worst = max(self.todo, key=lambda e: e.memory_mb, default=None)
         if worst:
-            saved = savings(config, worst.stage, self.parameters, worst.trained_parameters)
+            saved = estimate_savings(config, worst.stage, self.parameters, worst.trained_parameters)
             _demand_memory(config, worst.stage, worst.memory_mb, self.free_memory_mb, saved)
         _demand_disk(self.disk_mb, self.free_disk_mb + self.drafts_mb)
 
@@ -91,7 +91,7 @@ def _demand_memory(config: RunConfig, stage: str, needed_mb: float, free_mb: flo
     if needed_mb > free_mb:
         raise BadInput(
             f"{stage} takes about {spell_bytes(needed_mb)} of memory and {spell_bytes(free_mb)} are free: "
-            f"{ways_out(config, stage, saved)}"
+            f"{suggest_knobs(config, stage, saved)}"
         )
 
 
@@ -155,7 +155,7 @@ def count_least(config: RunConfig, states: Sequence[StageStatus] = ()) -> LeastC
     if not memory:
         return None
     worst = max(memory, key=lambda name: memory[name])
-    saved = savings(config, worst, total, trained.get(worst, 0))
+    saved = estimate_savings(config, worst, total, trained.get(worst, 0))
     return LeastCost(worst, memory[worst], disk + passing, saved, drafts_mb(states))
 
 
@@ -195,7 +195,7 @@ def _has_live_teacher(config: RunConfig, stage: str) -> bool:
     return bool(stage.startswith("reflect") and config.reflect and config.reflect.objective == "distill")
 
 
-def savings(config: RunConfig, stage: str, parameters: int, learning: int) -> dict[str, float]:
+def estimate_savings(config: RunConfig, stage: str, parameters: int, learning: int) -> dict[str, float]:
     """MB of a stage's memory that knobs save for certain, the most first; `learning` of its `parameters` are trained.
 
     Only a trial can tell what they save of activations.
@@ -213,12 +213,12 @@ def savings(config: RunConfig, stage: str, parameters: int, learning: int) -> di
     return dict(sorted(saved.items(), key=lambda item: -item[1]))
 
 
-def ways_out(config: RunConfig, stage: str, saved_mb: Mapping[str, float] | None = None) -> str:
+def suggest_knobs(config: RunConfig, stage: str, saved_mb: Mapping[str, float] | None = None) -> str:
     """The knobs that lower the memory of a stage and are not turned yet, the strongest first, with the MB that one
     saves if that is known."""
     name = f"{stage.partition('-')[0]}.fit"
     fit = config.fits().get(name)
-    saved_mb = saved_mb or savings(config, stage, 0, 0)
+    saved_mb = saved_mb or estimate_savings(config, stage, 0, 0)
     knobs = {f"{knob} ({spell_bytes(mb)} less)" if mb else knob: True for knob, mb in saved_mb.items()}
     if fit is not None:
         knobs |= {
@@ -295,8 +295,8 @@ def _run_trial(config: RunConfig, states: Sequence[StageStatus], runs: Path) -> 
 
 def _explain_failure(config: RunConfig, stage: str, status: int, stderr: str) -> str:
     if status == -9:
-        return f"the trial of {stage} was killed: memory will not do; {ways_out(config, stage)}"
+        return f"the trial of {stage} was killed: memory will not do; {suggest_knobs(config, stage)}"
     lines = stderr.strip().splitlines() or [f"it ended with {status}"]
     if any(word in lines[-1] for word in OUT_OF_MEMORY):
-        return f"the trial of {stage} ran out of memory: {ways_out(config, stage)}"
+        return f"the trial of {stage} ran out of memory: {suggest_knobs(config, stage)}"
     return f"the trial of {stage} failed: {lines[-1].rpartition('BadInput: ')[2]}"

@@ -176,7 +176,7 @@ class SmallRun:
     def _keep_typical(self, samples: Mapping[Split, list[Sample]], numbers: Mapping[Split, int], place: Path) -> Counts:
         kept = {}
         for split, number in numbers.items():
-            rows = typical(rows_of(samples[split]), number, self.config.model.max_image_tokens)
+            rows = choose_typical(rows_of(samples[split]), number, self.config.model.max_image_tokens)
             ids = {s.id for row in rows for s in row}
             kept[split] = [s for s in samples[split] if s.id in ids]
             write_lines(place / f"{split}.jsonl", (s.to_json() for s in kept[split]))
@@ -337,7 +337,7 @@ def count_samples(samples: Mapping[Split, Sequence[Sample]]) -> Counts:
     }
 
 
-def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
+def choose_typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
     """`number` rows that represent all: of each modality its share, from short to long, and the heaviest row, which
     decides the memory. `most_tokens`: of an image."""
 
