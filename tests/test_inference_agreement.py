@@ -101,7 +101,7 @@ def test_the_stage_needs_no_clip(tmp_path: Path) -> None:
         write_lines(inputs["answer"] / name, (p.to_json() for p in (better, worse)))
     recorded: dict[str, object] = {}
     stage = StageContext(tmp_path / "select", inputs, 0, recorded.__setitem__)
-    work.select(stage, config.select, Machine("cpu", 1))
+    work.select(work.StageInputs(stage, Machine("cpu", 1)), config.select)
     assert recorded["reordered_tasks"] == ["VG"]
     found = [Prediction.from_json(r) for r in JsonLines(tmp_path / "select" / "predictions.jsonl").read()]
     assert [p.chosen for p in found] == [1, 0]

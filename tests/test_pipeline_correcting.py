@@ -215,7 +215,6 @@ def test_a_corrector_that_is_not_all_there_is_refused_before_any_work(
 def test_pixels_that_may_show_a_name_do_not_leave(
     ward: Path, api: ChatApi, tmp_path: Path, modality: str, burnt: str, says: str
 ) -> None:
-    from clinkd.correction.similarity import LexicalSimilarity
     from clinkd.records import BoxedText, Modality, Sample, Task, Turn
 
     (tmp_path / "data.json").write_text('{"root": "", "lexicon": {}}')
@@ -227,9 +226,9 @@ def test_pixels_that_may_show_a_name_do_not_leave(
     sample = Sample("s", (ImageRef("x.dcm", 64, 64),), kind, (turn,), "s")
     config = override(demo(), chat(api, pixels="true")).reflect
     assert isinstance(config, ReflectConfig)
-    desk = correcting.CorrectionContext(tmp_path, tmp_path, 0)
+    context = correcting.CorrectionContext(config, tmp_path, tmp_path, 0, [sample])
     with pytest.raises(BadInput, match=says):
-        correcting.corrector_of(desk, config, [sample], [sample], LexicalSimilarity(["x"])).__enter__()
+        context.open_corrector([sample]).__enter__()
     assert not api.calls
 
 
@@ -237,7 +236,6 @@ def test_pixels_leave_without_a_header_where_they_may(ward: Path, api: ChatApi, 
     import base64
 
     from clinkd.correction.correctors import Wrong
-    from clinkd.correction.similarity import LexicalSimilarity
     from clinkd.records import BoxedText, Correction, Modality, Sample, Task, Turn
 
     (tmp_path / "data.json").write_text(json.dumps({"root": str(ward), "lexicon": {}}))
@@ -245,8 +243,8 @@ def test_pixels_leave_without_a_header_where_they_may(ward: Path, api: ChatApi, 
     sample = Sample("s", (image,), Modality.CT, (Turn(Task.QA, BoxedText("?"), BoxedText("a cyst")),), "s")
     config = override(demo(), chat(api, pixels="true")).reflect
     assert isinstance(config, ReflectConfig)
-    desk = correcting.CorrectionContext(tmp_path, tmp_path, 0)
-    with correcting.corrector_of(desk, config, [sample], [sample], LexicalSimilarity(["x"])) as corrector:
+    context = correcting.CorrectionContext(config, tmp_path, tmp_path, 0, [sample])
+    with context.open_corrector([sample]) as corrector:
         list(
             corrector.rewrite([Wrong(sample, Correction("s", 1, BoxedText("x"), sample.answer, 0.1, ("similarity",)))])
         )

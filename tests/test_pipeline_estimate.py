@@ -6,9 +6,8 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from safetensors.numpy import save_file
 
 from clinkd import pipeline
 from clinkd.cli import main
-from clinkd.config import DataConfig, FitConfig, ModelConfig, PhantomConfig, ReflectConfig, RunConfig, TinyConfig
+from clinkd.config import FitConfig, ModelConfig, PhantomConfig, ReflectConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.data.split import sample_share
@@ -55,7 +54,11 @@ def config() -> RunConfig:
 def told(config, failing_java, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Forecast]:
     """What a trial tells that scores captions without METEOR."""
     runs = tmp_path_factory.mktemp("runs")
-    return runs, forecast(config, runs)
+    return runs, forecast(config, states_of(config, runs), runs)
+
+
+def states_of(config: RunConfig, runs: Path) -> list[StageStatus]:
+    return [stage.status for stage in plan_stages(pipeline.plan(config), runs)]
 
 
 def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(config, told):
@@ -80,24 +83,25 @@ def test_steps_and_bytes_are_those_of_the_run_and_what_is_done_takes_nothing(con
 @pytest.mark.slow
 def test_what_meteor_takes_is_counted(config, told, failing_java, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.environ["PATH"].removeprefix(failing_java + os.pathsep))
-    seconds = [{e.stage: e.seconds for e in f.stages}["score"] for f in (told[1], forecast(config, tmp_path))]
+    seconds = [
+        {e.stage: e.seconds for e in f.stages}["score"]
+        for f in (told[1], forecast(config, states_of(config, tmp_path), tmp_path))
+    ]
     assert seconds[1] > seconds[0] + 1
 
 
 def test_what_is_done_takes_nothing_and_is_not_tried(config, told, tmp_path, monkeypatch):
-    looks = [look.status for look in plan_stages(pipeline.plan(config), tmp_path)]
-    tried = {e.stage: e for e in told[1].stages}
-    raw = [{"stage": s.name, "recorded": {"parameters": 1}} for s in looks]
-    monkeypatch.setattr(estimate, "_trial", lambda *given: iter(raw))
-    monkeypatch.setattr(estimate, "_Sums", lambda *given: SimpleNamespace(estimate=lambda name, state: tried[name]))
-    half = [replace(s, state="done" if s.name in ("prepare", "base", "teacher") else "missing") for s in looks]
-    found = estimate.forecast_stages(config, half, tmp_path)
+    states = states_of(config, tmp_path)
+    lines = [{"estimate": asdict(e), "gpu_free_mb": None, "parameters": 1} for e in told[1].stages]
+    monkeypatch.setattr(estimate, "_run_trial", lambda *given: iter(lines))
+    half = [replace(s, state="done" if s.name in ("prepare", "base", "teacher") else "missing") for s in states]
+    found = forecast(config, half, tmp_path)
     assert [e.state for e in found.stages][:3] == ["done"] * 3
     assert all(e.seconds == e.memory_mb == e.disk_mb == e.steps == 0 for e in found.stages[:3])
-    assert found.seconds == pytest.approx(sum(e.seconds for e in told[1].stages[3:]))
-    monkeypatch.setattr(estimate, "_trial", None)  # a call would fail
-    done = estimate.forecast_stages(config, [replace(s, state="done") for s in looks], tmp_path)
-    assert done.seconds == done.memory_mb == done.disk_mb == 0 and len(done.stages) == len(looks)
+    assert found.stages[3:] == told[1].stages[3:]
+    monkeypatch.setattr(estimate, "_run_trial", None)  # a call would fail
+    done = forecast(config, [replace(s, state="done") for s in states], tmp_path)
+    assert done.seconds == done.memory_mb == done.disk_mb == 0 and len(done.stages) == len(states)
     done.demand_room(config)
 
 
@@ -112,40 +116,49 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
     return folder, samples
 
 
+def small_run(config: RunConfig, folder: Path) -> trial.SmallRun:
+    """One whose data are prepared and thinned."""
+    run = trial.SmallRun(config, folder)
+    (folder / "prepare").mkdir(parents=True)
+    steps.prepare(StageContext(folder / "prepare", {}, config.seed, lambda key, value: None), config.data)
+    run.thin(folder / "prepare")
+    run.open_seconds, run.image_mb = 0.0, 0.0
+    return run
+
+
 def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all(given, tmp_path):
     folder, _ = given
     config = override(demo(), [f"data.path={folder}", "model.tiny.pretrain=null", "select.scorer=first"])
     config = override(config, ["teacher.fit.rows=2", "distill.fit.rows=24", "reflect.fit.rows=24"])
-    recorded: dict[str, object] = {}
-    steps.prepare(StageContext(tmp_path, {}, config.seed, recorded.__setitem__), config.data)
-    whole = steps.read_split(tmp_path, "train")
-    part = trial.Part(train=24, held=4, clip=40, scored=10)
-    lessened = trial._lessen(tmp_path, tmp_path / "wide", part, 1024)
-    left = steps.read_split(tmp_path, "train")
-    assert lessened["rows"] == {"all": 90, "tried": 24} and len(rows_of(left)) == 24
-    assert lessened["asked"]["train"] == len(left) and lessened["images"]["train"] == 24
+    light = override(config, [f"model.base={folder}"])  # of a large base only a few rows are tried
+    run = small_run(light, tmp_path)
+    assert {split: trial._count_kept_rows(light)[split] for split in ("train", "test")} == {"train": 24, "test": 4}
+    left = steps.read_split(tmp_path / "prepare", "train")
+    assert run.whole == run.drawn and run.whole["rows"]["train"] == 90
+    assert run.narrow["rows"]["train"] == len(rows_of(left)) == 24 == run.narrow["images"]["train"]
+    assert run.narrow["questions"]["train"] == len(left)
     wider = {split: steps.read_split(tmp_path / "wide", split) for split in ("train", "validation", "test")}
-    assert {split: len(rows_of(s)) for split, s in wider.items()} == {"train": 40, "validation": 10, "test": 10}
-    assert lessened["wide"]["asked"] == {split: len(s) for split, s in wider.items()}
+    assert run.wide["questions"] == {split: len(s) for split, s in wider.items()}
+    assert {split: len(rows_of(s)) for split, s in wider.items()} == run.wide["rows"] == run.whole["rows"]
     steps.read_data(tmp_path / "wide")[0](wider["test"][0].images[0])  # its images are found from there, too
-    there, here = (Counter(row[0].modality for row in rows_of(s)) for s in (whole, left))
+    there, here = (Counter(row[0].modality for row in rows_of(s)) for s in (wider["train"], left))
     assert set(here) == set(there)
     assert all(abs(here[m] - there[m] * 24 / 90) <= 1 for m in there)  # the first 24 rows are of three modalities
 
-    prepared = {**lessened, "recorded": recorded}
-    sums = estimate._Sums(config, {"prepare": prepared, "base": {"generate": {"open_seconds": 0.0, "image_mb": 0.0}}})
     for kind, fit_config, drawn_here, drawn_there in (
-        ("teacher", config.teacher.fit, *(sample_share(s, config.teacher.share, 0) for s in (left, whole))),
-        ("distill", config.distill.fit, left, whole),
+        ("teacher", config.teacher.fit, *(sample_share(s, config.teacher.share, 0) for s in (left, wider["train"]))),
+        ("distill", config.distill.fit, left, wider["train"]),
     ):
-        tried = {"fits": {f"fit-{kind}": [1.0]}, "recorded": {f"fit-{kind}": {"rows": len(rows_of(drawn_here))}}}
+        recorded = {f"fit-{kind}": {"rows": len(rows_of(drawn_here)), "steps": 1, "trained_parameters": 1}}
+        tried = trial.Trial(1.0, 1.0, 1.0, {f"fit-{kind}": [1.0]}, recorded)
         steps_there = math.ceil(fit_config.epochs * len(rows_of(drawn_there)) / fit_config.rows)
-        assert sums._fits(kind, tried) == (steps_there, steps_there)
+        found = run.estimate(kind, tried)
+        assert (found.steps, found.seconds) == (steps_there, steps_there)
 
 
 def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
     rows = rows_of(given[1])
-    few = trial.typical(rows, 8, 1024)
+    few = trial.choose_typical(rows, 8, 1024)
 
     def weight(row: list[Sample]) -> int:
         return sum(len(s.question.text) + len(s.answer.text) for s in row)
@@ -154,15 +167,15 @@ def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
     assert max(map(weight, few)) == max(map(weight, rows))
     mean, of_all = (np.mean([weight(r) for r in some]) for some in (few, rows))
     assert mean == pytest.approx(of_all, rel=0.3)
-    assert trial.typical(rows, len(rows), 1024) == rows == trial.typical(rows, 1000, 1024)
+    assert trial.choose_typical(rows, len(rows), 1024) == rows == trial.choose_typical(rows, 1000, 1024)
 
 
 def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
     samples = [Sample.from_json(s.to_json()) for s in given[1] if s.split == "test"]  # boxes rounded as on the disk
     for split in ("validation", "test"):
         write_lines(tmp_path / f"{split}.jsonl", (s.to_json() for s in samples))
-    trial._speak_well(tmp_path, tmp_path, steps.SPOKEN, 3)
-    for name in steps.SPOKEN.values():
+    trial.write_truths(tmp_path, tmp_path, steps.ANSWER_FILES, 3)
+    for name in steps.ANSWER_FILES.values():
         said = [Prediction.from_json(r) for r in JsonLines(tmp_path / name).read()]
         assert [p.id for p in said] == [s.id for s in samples]
         assert all(p.answer.answer == s.answer for p, s in zip(said, samples, strict=True))
@@ -170,10 +183,10 @@ def test_answers_are_scored_in_small_at_the_length_of_truths(given, tmp_path):
         assert max(len(p.candidates) for p in said) == 3
 
 
-def tiny_model(given: tuple[Path, list[Sample]], boxes: str = "locations") -> VisionLanguageModel:
+def tiny_model(given: tuple[Path, list[Sample]]) -> VisionLanguageModel:
     # wide, as matrices are what a real model consists of: muon keeps two states of the rest
     tiny = TinyConfig(hidden=128, layers=2, heads=2, mlp=512, vision_hidden=64, vision_layers=1, vocabulary=300)
-    knobs = ModelConfig(tiny=tiny, boxes=boxes)
+    knobs = ModelConfig(tiny=tiny)
 
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(given[0], ref)
@@ -181,50 +194,37 @@ def tiny_model(given: tuple[Path, list[Sample]], boxes: str = "locations") -> Vi
     return new_tiny(knobs, texts_of(given[1], knobs), 0, opened)
 
 
-# the more tokens a box is spelled with, the less is told by letters alone
-@pytest.mark.parametrize(("boxes", "part"), [("locations", 0.9), ("qwen2-vl", 0.5)])
-def test_tokens_of_an_answer_are_told_from_its_letters_and_boxes(given, boxes, part):
-    model = tiny_model(given, boxes)
-    a_character, a_box, any_case = trial._tokens(model, given[1][::7])
-    errors: dict[str, list[float]] = {"letters and boxes": [], "letters": []}
-    tokens_of = {s.id: len(turns[-1][1]) for s, turns in zip(given[1], model.text.segments(given[1]), strict=True)}
-    whole = sum(tokens_of.values())
-    a_letter = whole / sum(len(s.answer.text) for s in given[1])
-    guess_of = {s.id: a_character * c + a_box * b + any_case for s in given[1] for c, b in [trial._size(s)]}
-    assert sum(guess_of.values()) == pytest.approx(whole, rel=0.05)
-    for task in {s.task for s in given[1]}:
-        asked = [s for s in given[1] if s.task is task]
-        tokens = sum(tokens_of[s.id] for s in asked) / len(asked)
-        errors["letters and boxes"].append(abs(sum(guess_of[s.id] for s in asked) / len(asked) - tokens))
-        errors["letters"].append(abs(a_letter * sum(len(s.answer.text) for s in asked) / len(asked) - tokens))
-    assert max(errors["letters and boxes"]) < part * max(errors["letters"])
-
-
-def test_time_goes_with_what_it_is_taken_by():
-    """By hand: images opened once, and anew where they find no place; scores by answers, twins by training."""
-    counts = {"train": 1000, "validation": 50, "test": 200}
-    wide = {"train": 100, "validation": 10, "test": 20}
-    config = override(demo(), ["threads=2"]).model_copy(update={"data": DataConfig(path=Path("x"))})
-    whole = {s: {"questions": n, "images": n // 2} for s, n in counts.items()}
-    prepared = {
-        "recorded": whole, "asked": wide, "images": wide, "wide": {"asked": wide, "images": wide}, "answers": {},
-        "rows": {"all": 500, "tried": 50}, "sample_seconds": 0.001,
+def test_time_goes_with_what_it_is_taken_by(given, tmp_path):
+    """By hand: images opened once, and anew where they find no place; scores and answers by their number."""
+    config = override(demo(), ["threads=2", f"data.path={given[0]}"])
+    run = small_run(config, tmp_path)
+    run.narrow = {unit: dict.fromkeys(("train", "validation", "test"), 50) for unit in ("questions", "rows", "images")}
+    run.wide = {**run.narrow, "questions": {"train": 100, "validation": 10, "test": 20}}
+    run.whole = {
+        "questions": {"train": 1000, "validation": 50, "test": 200}, "rows": dict.fromkeys(run.narrow["rows"], 500),
+        "images": {"train": 500, "validation": 25, "test": 100},
     }  # fmt: skip
-    generate = {"open_seconds": 0.01, "image_mb": 0.5}
-    sums = estimate._Sums(config, {"prepare": prepared, "base": {"generate": generate}})
-    tried = {"fits": {"fit-distill": [0.1, 9.0, 0.1]}, "recorded": {"fit-distill": {"rows": 50}}}
+    run.open_seconds, run.image_mb, run.answers_mb, run.scoring_pace = 0.01, 0.5, 0.0, 0.25
+    recorded = {"fit-distill": {"rows": 50, "steps": 3, "trained_parameters": 1}}
+    distill = trial.Trial(1.0, 1.0, 1.0, {"fit-distill": [0.1, 9.0, 0.1]}, recorded)
     epochs, rows = config.distill.fit.epochs, config.distill.fit.rows
     steps_there = math.ceil(epochs * 500 / rows)
+    found = run.estimate("distill", distill)
     # 500 images of 0.5 MB find a place; on two threads beside the steps
-    assert sums._fits("distill", tried) == (steps_there, pytest.approx(0.1 * steps_there + 500 * 0.01 / 2))
-    generate["image_mb"] = 1.0
-    assert sums._fits("distill", tried)[1] == pytest.approx(0.1 * steps_there + epochs * 500 * 0.01 / 2)
-    assert sums._asked_images("test", 200) == 100 and sums._asked_images("test", 1) == pytest.approx(1, rel=0.01)
+    assert (found.steps, found.seconds) == (steps_there, pytest.approx(0.1 * steps_there + 0.7 + 500 * 0.01 / 2))
+    run.image_mb = 1.0
+    assert run.estimate("distill", distill).seconds == pytest.approx(0.1 * steps_there + 0.7 + epochs * 500 * 0.01 / 2)
 
-    scored = {"seconds": 10.0, "fixed_seconds": 5.0, "blind_seconds": 1.0, "fits": {}, "recorded": {}}
-    assert sums._rest("score", scored, 0.0) == pytest.approx(5 + 4 * 200 / 20 + 1 * 1000 / 100)
-    assert sums._rest("select", {"seconds": 3.0}, 0.0) == pytest.approx(3 * 250 / 30)
-    assert sums._read("score") == pytest.approx(0.9) and sums._read("answer") == 0
+    plain = trial.Trial(3.0, 1.0, 1.0, {}, {})
+    assert run.estimate("score", plain).seconds == pytest.approx(3 + 0.25 * 180)
+    assert run.estimate("select", plain).seconds == pytest.approx(3 * 250 / 30)
+    run.paces, batch = {config.answer.rows: (2.0, 0.1), 1: (1.0, 0.1)}, config.answer.batch
+    run.tokens = {"train": [4], "validation": [10], "test": [10, 1000]}
+    assert run.answer_seconds("reflect", batch / 2) == pytest.approx((1 + 0.1 * 4) / 2 + batch / 2 * 0.01)
+    most = config.answer.max_new_tokens
+    assert run.answer_seconds("answer", batch) == pytest.approx(2 + 0.1 * most + batch * 0.01)  # the longest decides
+    two = 2 * 1 + 0.1 * (most + (10 + most) / 2)  # batches of short and of long answers
+    assert run.answer_seconds("shuffle", 2 * batch) == pytest.approx(two + min(2 * batch, 100) * 0.01)
 
 
 @pytest.mark.parametrize(("optimizer", "near"), [("adamw", 0.02), ("muon", 0.3)])
@@ -235,14 +235,14 @@ def test_a_checkpoint_is_as_large_as_counted(given, optimizer, near, tmp_path):
     kept = sorted(tmp_path.glob("step-*"))
     bytes_there = sum(p.stat().st_size for p in kept[-1].glob("*.safetensors"))
     assert len(kept) == estimate.CHECKPOINTS - 1  # one more while it is written
-    counted = fitted.num_trained * estimate._trained_bytes(config)
+    counted = fitted.num_trained * estimate.trained_bytes(config)
     assert counted <= bytes_there and counted == pytest.approx(bytes_there, rel=near)
 
 
 def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsys, tmp_path):
     found = replace(told[1], load=0.1)
     assert all(e.measured_steps > 0 for e in found.stages if e.steps)
-    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda config, runs: found)
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda *given: found)
     words = ["plan", "demo", "--runs", str(tmp_path), "--measure"]
     assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -254,25 +254,26 @@ def test_a_forecast_for_people_and_for_programs(told, config, monkeypatch, capsy
     assert "whole" in table and "free: " in table and "other work" not in table
     assert f"{sum(e.measured_steps for e in found.stages):,} steps of all trainings" in table
     busy = replace(found, load=3.14)
-    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda config, runs: busy)
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda *given: busy)
     assert main(words) == 0 and "other work had 3.1 of the " in capsys.readouterr().out
     tight = replace(found, free_memory_mb=100.0)
-    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda config, runs: tight)
+    monkeypatch.setattr("clinkd.workflows.forecast.forecast", lambda *given: tight)
     assert main(words) == 2
     out, err = capsys.readouterr()
     assert "whole" in out and "of memory and 100 MB are free: " in err and len(err.splitlines()) == 1
 
 
 def test_a_trial_that_fails_or_is_killed_is_told_with_its_stage(config, tmp_path, monkeypatch):
-    states = [look.status for look in plan_stages(pipeline.plan(config), tmp_path)]
+    states = states_of(config, tmp_path)
+    line = json.dumps({"estimate": asdict(StageEstimate("prepare", "missing"))})
 
     def ended(how: str) -> str:
         script = tmp_path / "python"
-        script.write_text(f'#!/bin/sh\necho \'{{"stage": "prepare"}}\'\n{how}\n')
+        script.write_text(f"#!/bin/sh\necho '{line}'\n{how}\n")
         script.chmod(0o755)
         monkeypatch.setattr(estimate.sys, "executable", str(script))
         with pytest.raises(BadInput) as told:
-            estimate.forecast_stages(config, states, tmp_path)
+            forecast(config, states, tmp_path)
         return str(told.value)
 
     assert ended("kill -9 $$").startswith("the trial of base was killed: memory will not do; ")
@@ -384,20 +385,20 @@ def test_a_run_whose_weights_do_not_fit_is_refused_at_once(tmp_path, monkeypatch
 
 
 def test_ways_out_name_what_is_not_done_yet():
-    assert estimate.ways_out(paper(base=Path("x")), "distill").split(", or ")[:2] == [
+    assert estimate.suggest_knobs(paper(base=Path("x")), "distill").split(", or ")[:2] == [
         "set distill.fit.lora={}",
         "distill.teacher_as=states",
     ]
-    by_effect = estimate.savings(
+    by_effect = estimate.estimate_savings(
         override(paper(base=Path("x")), ["distill.fit.freeze=[vision,merger]"]), "distill", 9_000_000, 1_000_000
     )
     assert list(by_effect.items()) == [("distill.teacher_as=states", 36.0), ("distill.fit.lora={}", 12.0)]
-    assert estimate.savings(paper(base=Path("x")), "answer", 9, 9) == {}
+    assert estimate.estimate_savings(paper(base=Path("x")), "answer", 9, 9) == {}
     turned = override(
         laptop(base=Path("x")), ["shard=true", "distill.fit.precision=bf16", "distill.fit.max_tokens=1024"]
     )
-    assert estimate.ways_out(turned, "distill") == "a smaller base, or a larger machine, is needed"
-    assert estimate.ways_out(laptop(base=Path("x")), "answer") == "set answer.batch=1"
-    whole = Forecast((StageEstimate("answer", "missing", 0, 1.0, 10.0, 1.0, 0.0),), 5.0, 100.0)
+    assert estimate.suggest_knobs(turned, "distill") == "a smaller base, or a larger machine, is needed"
+    assert estimate.suggest_knobs(laptop(base=Path("x")), "answer") == "set answer.batch=1"
+    whole = Forecast((StageEstimate("answer", "missing", memory_mb=10.0),), 5.0, 100.0)
     with pytest.raises(BadInput, match="answer takes about 10 MB of memory and 5 MB are free: set answer.batch=1"):
         whole.demand_room(laptop(base=Path("x")))

@@ -345,7 +345,8 @@ def test_a_base_that_is_stopped_between_its_two_lessons_goes_on(done, tmp_path, 
 
     def base(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        work.base(StageContext(folder, inputs, 0, lambda key, value: None), config, Machine("cpu", 1))
+        context = StageContext(folder, inputs, 0, lambda key, value: None)
+        work.base(work.StageInputs(context, Machine("cpu", 1)), config)
 
     taught: list[str] = []
     real = work.fit
@@ -467,8 +468,9 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
     told: dict[str, Any] = {}
     for name in ("clip", "select"):
         (tmp_path / name).mkdir()
-    work.clip(StageContext(tmp_path / "clip", inputs, 0, told.__setitem__), select.clip, Machine("cpu", 1))
-    work.select(StageContext(tmp_path / "select", inputs, 0, told.__setitem__), select, Machine("cpu", 1))
+    for name, step, config in (("clip", work.clip, select.clip), ("select", work.select, select)):
+        context = StageContext(tmp_path / name, inputs, 0, told.__setitem__)
+        step(work.StageInputs(context, Machine("cpu", 1)), config)
     whole, names, sentences = told["views"]
     assert 40 == whole <= sentences < names <= 2 * sentences + 40  # names: those of boxes, and of boxes that miss
     samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}

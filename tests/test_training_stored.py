@@ -474,7 +474,11 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     base, taught = (
         Stage(n, 1, {}, (ready,), saved(m)) for n, m in (("base", bench.model()), ("teacher", bench.teacher))
     )
-    student = Stage("distill", 1, config, (ready, base, taught), lambda w: steps.distill(w, config, Machine("cpu", 1)))
+
+    def distil(config: DistillConfig) -> Callable[[StageContext], None]:
+        return lambda context: steps.distill(steps.StageInputs(context, Machine("cpu", 1)), config)
+
+    student = Stage("distill", 1, config, (ready, base, taught), distil(config))
     real, stores = steps.fit, []
 
     def killed(*arguments: object, **named: object) -> object:
@@ -495,6 +499,6 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     assert stage_record(done)["recorded"]["stored_teacher"]["bytes"] > 1000
     assert {"teacher_as", "draws"} <= set(config.identity())
     plain = config.model_copy(update={"kd_weight": 0.0})
-    tuned = replace(student, config=plain, work=lambda w: steps.distill(w, plain, Machine("cpu", 1)))
+    tuned = replace(student, config=plain, work=distil(plain))
     done = execute([ready, base, taught, tuned], tmp_path / "run")["distill"]
     assert (done / "model").is_dir() and "stored_teacher" not in stage_record(done)["recorded"]

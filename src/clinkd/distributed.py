@@ -1,7 +1,7 @@
-"""The processes that do one run together, as `torchrun` or `accelerate launch` start them; a lone one is a crew of one.
+"""The processes that do one run together, as `torchrun` or `accelerate launch` start them. There may be only one.
 
-The first of them, `main`, decides and writes; the others take part where there is work for all. They share the folder
-of runs. torch is imported only where there is more than one.
+The first of them, the main process, decides and writes; the others join it in work for all. They share the folder of
+runs. torch is imported only if there are several.
 """
 
 from __future__ import annotations
@@ -18,51 +18,52 @@ PATIENCE = timedelta(days=30)  # a stage that the main process does alone may ta
 
 
 class PeerLost(RuntimeError):
-    """Another process of the crew has ended; it says why itself."""
+    """Another process of the run has ended; it says why itself."""
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
+    """The number of this process, from 0."""
     return int(os.environ["RANK"]) if size() > 1 else 0
 
 
 def local_rank() -> tuple[int, int]:
-    """Which one this is on its machine, and how many there are on it."""
+    """The number of this process on its machine, and how many processes run there."""
     return (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) if size() > 1 else (0, 1)
 
 
 def is_main() -> bool:
-    """Whether this is the one that decides and writes."""
+    """Whether this process decides and writes."""
     return rank() == 0
 
 
 def broadcast_object(value: T) -> T:
-    """The main process's value, in every process. Raises Left where it is gone."""
+    """The main process's value, in every process. Raises PeerLost if the main process has ended."""
     if size() == 1:
         return value
     import torch.distributed as dist
 
-    box: list[Any] = [value]
-    _meet(lambda group: dist.broadcast_object_list(box, src=0, group=group))
-    found: T = box[0]
-    return found
+    values = [value]
+    with collective():
+        dist.broadcast_object_list(values, src=0, group=_group())
+    return values[0]
 
 
 def wait_for_all() -> None:
-    """Until every process is here. Raises Left where one is gone."""
+    """Wait until every process is here. Raises PeerLost if one has ended."""
     if size() > 1:
         import torch.distributed as dist
 
-        _meet(lambda group: dist.barrier(group=group))
+        with collective():
+            dist.barrier(group=_group())
 
 
 def on_main_process(work: Callable[[], None]) -> None:
-    """Let the main process do it while the others wait. Raises Left in these where it fails."""
+    """Let the main process do the work while the others wait. Raises PeerLost in the others if it fails."""
     if is_main():
         work()
     wait_for_all()
@@ -70,7 +71,7 @@ def on_main_process(work: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def collective() -> Iterator[None]:
-    """Around work in which processes wait for each other: raises Left where that fails because another is gone."""
+    """Around work in which processes wait for each other: raises PeerLost if it fails because another has ended."""
     try:
         yield
     except RuntimeError as error:  # neither gloo nor NCCL has a class of its own for a closed connection
@@ -79,14 +80,9 @@ def collective() -> Iterator[None]:
         raise
 
 
-def _meet(call: Callable[[Any], None]) -> None:
-    with collective():
-        call(_group())
-
-
 @cache
 def _group() -> Any:
-    """A group that waits for long; collectives of a training keep the usual short patience."""
+    """A group with a long timeout; the collectives of a training keep the usual short one."""
     import torch
     import torch.distributed as dist
 

@@ -20,11 +20,11 @@ BOX_MARK = "[box]"
 
 
 class BadInput(ValueError):
-    """Something the user gave is wrong: one line that names the row, knob or path, the value, and the way out."""
+    """Wrong input of the user: one line that names the row, knob or path, the value, and the way out."""
 
 
 class Record:
-    """What is kept in files as JSON: an object with its fields in their order, unless the class writes itself."""
+    """A noun that files hold as JSON: an object of its fields, in order, unless its class writes another form."""
 
     __slots__: tuple[str, ...] = ()
 
@@ -34,9 +34,9 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """The record of what `to_json` gave. Keys that it has no field for are left out.
+        """The record of a value that `to_json` returned. Keys without a field are left out.
 
-        Raises BadInput with the place of the first value that is absent or wrong, such as `turns.0.question`.
+        Raises BadInput with the place of the first value that is missing or wrong, such as `turns.0.question`.
         """
         from pydantic import ValidationError
 
@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _adapter(record: type[Any]) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter  # only now: `clinkd --help` needs the nouns, but none of them read
+    from pydantic import TypeAdapter  # only now: `clinkd --help` needs the classes, but reads no record
 
     return TypeAdapter(record)
 
@@ -96,10 +96,10 @@ class Modality(StrEnum):
 
 
 PAPER_MODALITIES = tuple(Modality)[:8]
-Side = Literal["image", "patient"]  # whose left: the picture's, or the patient's
+Side = Literal["image", "patient"]  # whose left "left" is: the image's, or the patient's
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Number = int | float  # a 1 that was read is not written as 1.0
+Number = int | float  # a 1 that was read stays 1, not 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Box(Record):
 class BoxedText(Record):
     """Words with a `[box]` mark at the place of each box, and the boxes in that order.
 
-    Raises BadInput where the number of marks and the number of boxes differ.
+    Raises BadInput if the numbers of marks and boxes differ.
     """
 
     text: str
@@ -189,7 +189,7 @@ class BoxedText(Record):
 
 @dataclass(frozen=True, slots=True)
 class Fact(Record):
-    """What a sentence states of one named structure; None where it does not say. `count` is of the whole image."""
+    """What a sentence states about one named structure; None if it does not say. `count` is for the whole image."""
 
     name: str
     size: str | None = None
@@ -199,7 +199,7 @@ class Fact(Record):
 
     @property
     def tuples(self) -> frozenset[tuple[str, ...]]:
-        """Attribute tuples in the manner of SPICE: (name), (name, attribute, value); the count stands on its own."""
+        """Attribute tuples as in SPICE: (name), (name, attribute, value); the count is a tuple of its own."""
         stated = {(self.name, k, v) for k in ("size", "side", "brightness") if (v := getattr(self, k)) is not None}
         number = {("image", "count", str(self.count))} if self.count is not None else set()
         return frozenset({(self.name,)} | stated | number)
@@ -210,12 +210,11 @@ class Fact(Record):
 
 @dataclass(frozen=True, slots=True)
 class ImageRef(Record):
-    """Where an image lies (relative to its data root) and its size in pixels after orientation is applied.
+    """The path of an image (relative to its data root) and its size in pixels after orientation is applied.
 
-    `path#3` is the third frame of a file with several. The size is None where the image was not looked at yet.
-    `orientation` is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is
-    how the values of a DICOM become grey, where another than its own first one was chosen (see
-    `clinkd.data.images.dicom`).
+    `path#3` is the third frame of a file with several. The size is None if the image was not opened yet. `orientation`
+    is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is how the values
+    of a DICOM become grey, if another window than its own first one was chosen (see `clinkd.data.images.dicom`).
     """
 
     path: str
@@ -235,7 +234,7 @@ class ImageRef(Record):
 
 @dataclass(frozen=True, slots=True)
 class Turn(Record):
-    """One question and its true answer. `task` says how the answer is judged."""
+    """One question and its true answer. `task` decides how the answer is scored."""
 
     task: Task
     question: BoxedText
@@ -244,11 +243,11 @@ class Turn(Record):
 
 @dataclass(frozen=True, slots=True)
 class Sample(Record):
-    """One item to learn from or to be asked: images, a conversation, and where it comes from.
+    """One item to learn from or to ask: images, a conversation, and its source.
 
-    The last turn is the one that is answered and judged; earlier turns are context. `group` is the unit that may not
-    be torn between splits (patient, else image). `names` are the structures the last turn is about, `facts` what its
-    truth states, both empty where the data do not say. `side` says whose left the words mean.
+    The last turn is answered and scored; earlier turns are context. `group` is the unit that stays in one split
+    (patient, else image). `names` are the structures of the last turn, `facts` what its truth states; both are empty if
+    the data do not say. `side` says whose left the words mean.
     """
 
     id: str
@@ -282,7 +281,7 @@ class Sample(Record):
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Record):
-    """One generated answer. `raw` is what the model wrote, `answer` what the codec read in it.
+    """One generated answer. `raw` is the text of the model, `answer` what the codec read in it.
 
     `logprob` is the mean log-probability a token (natural log); `scores` maps a scorer's name to its value, higher is
     better; `unread` lists box spellings that could not be read; `truncated` says the length limit cut it.
@@ -303,7 +302,7 @@ class Prediction(Record):
     id: str  # of the Sample
     candidates: tuple[Candidate, ...]
     chosen: int = 0
-    by: str = ""  # who answered: a checkpoint's identity, a file, a blind twin
+    by: str = ""  # who answered: a checkpoint's identity, a file, an image-blind baseline
 
     @property
     def answer(self) -> Candidate:
@@ -315,7 +314,7 @@ class Prediction(Record):
 
 @dataclass(frozen=True, slots=True)
 class Correction(Record):
-    """What became of one reviewed answer: found right (`after` is None), corrected, or its correction rejected."""
+    """One reviewed answer: right (`after` is None), corrected, or with a rejected correction."""
 
     id: str  # of the Sample
     round: int  # from 1
@@ -325,7 +324,7 @@ class Correction(Record):
     reasons: tuple[str, ...] = ()  # why it counts as wrong: similarity, box, laterality, negation, count
     after: BoxedText | None = None
     by: str = ""  # corrector: "offline", a model's name, "human"
-    rejected: str | None = None  # why the rewritten text was refused; the truth stays
+    rejected: str | None = None  # why the new text was refused; the truth stays
 
     @property
     def wrong(self) -> bool:
@@ -337,11 +336,11 @@ class Correction(Record):
 
 @dataclass(frozen=True, slots=True)
 class Score(Record):
-    """One figure, x100. `value` is None, with `why`, where it could not be computed: unscored is not zero.
+    """One figure, x100. `value` is None, with `why`, if it could not be computed: unscored is not zero.
 
     `row` is who answered: "model"; another choice among its candidates ("first beam", "random", "agreement", "oracle",
-    "by clip": the scorer's, as if always trusted); or a blind twin ("other image", "median box", "constant", "question
-    only", "images shuffled"). `modality` None means the mean over non-empty modalities.
+    "by clip": the scorer's, as if always trusted); or an image-blind baseline ("other image", "median box", "constant",
+    "question only", "images shuffled"). `modality` None means the mean over non-empty modalities.
     """
 
     row: str
@@ -349,16 +348,16 @@ class Score(Record):
     metric: str
     modality: Modality | None
     value: Number | None
-    count: int  # items it rests on
+    count: int  # of items
     why: str | None = None
     interval: tuple[Number, Number] | None = None  # 95 %, bootstrap by image
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells ready to print. A cell is text; numbers are formatted by whoever made the table.
+    """Rows of cells ready to print. A cell is text: who makes the table formats its numbers.
 
-    `key` is what a program finds the table by, "" where none looks for it; people read the title.
+    `key` is for programs that look for the table ("" if none does); the title is for people.
     """
 
     title: str

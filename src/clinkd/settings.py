@@ -1,4 +1,4 @@
-"""The machinery behind `config`: knobs as YAML, `--set`, unknown names, help, identity, and trees of older versions."""
+"""How `config` works: knobs as YAML, `--set`, unknown names, help, identity, and trees of older versions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def knob(
 ) -> Any:
     """A field with its meaning.
 
-    `paper` is the paper's value; `speed_only` keeps the knob out of a stage's identity; `words` are the names under
-    which whole groups may be given in the place of their members.
+    `paper` is the paper's value; `speed_only` keeps the knob out of a stage's identity; `words` are names of whole
+    groups, which may be given instead of their members.
     """
     extra = {"paper": paper, "speed_only": speed_only, "words": words or {}}
     return Field(default=default, description=what, json_schema_extra=extra)
@@ -32,15 +32,15 @@ def knob(
 class Knobs(BaseModel):
     """A group of knobs, frozen. Unknown keys are refused by `load`, with the nearest name.
 
-    `renamed` are the names that knobs of the group had in older versions, with those of today (with dots below the
-    group); `from_older` reads a stored group of an older version.
+    `renamed` maps names of knobs in older versions to the names of today (with dots below the group); `from_older`
+    reads a stored group of an older version.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: every knob but those that change speed only. Plain JSON values."""
+        """The knobs that decide the result: all but those that change only speed. Plain JSON values."""
         values: dict[str, Any] = {}
         for name, info in type(self).model_fields.items():
             if not _extra(info).get("speed_only"):
@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 def change_knobs(config: K, **knobs: Any) -> K:
-    """The group with some knobs changed, checked whole. Raises ValueError where a rule between knobs is broken."""
+    """The group with some knobs changed, checked whole. Raises ValueError if a rule between knobs is broken."""
     return type(config).model_validate({**{name: getattr(config, name) for name in type(config).model_fields}, **knobs})
 
 
@@ -79,20 +79,13 @@ def load(path: Path, root: type[K]) -> K:
     Relative paths inside count from the current folder, and `~` is the home folder.
     """
     path = Path(path).expanduser()
-    tree = _read(path)
-    try:
-        return _validated(root, tree)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+    return _validate(root, _read(path), f"{path}: ")
 
 
 def load_stored(path: Path, root: type[K]) -> tuple[K, list[str]]:
     """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks."""
     unknown: list[str] = []
-    try:
-        return _validated(root, modernise(_read(path), root, unknown)), unknown
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+    return _validate(root, modernise(_read(path), root, unknown), f"{path}: "), unknown
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -105,24 +98,24 @@ def _read(path: Path) -> dict[Any, Any]:
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {_yaml_trouble(error)}") from None
+        raise BadInput(f"{path}: not valid YAML: {_explain_yaml_error(error)}") from None
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: knobs as `name: value` are wanted; `clinkd recipe demo` prints a whole file")
     return tree
 
 
 def override(config: K, settings: Iterable[str]) -> K:
-    """The config with `settings`, each "a.b=VALUE" with VALUE in YAML, put in one after the other, then checked whole.
+    """The config with `settings`, each "a.b=VALUE" with VALUE in YAML, applied in order, then checked whole.
 
-    Raises BadInput for an unknown knob (with the nearest name), a wrong value, or a way through a stage left out.
+    Raises BadInput for an unknown knob (with the nearest name), a wrong value, or a knob of a stage that is left out.
     """
     tree = config.model_dump()
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise BadInput(f"--set {setting}: NAME=VALUE is wanted, for example --set distill.kd_weight=0.25")
-        _put(type(config), tree, name.strip(), text.strip())
-    return _validated(type(config), tree)
+        _apply_setting(type(config), tree, name.strip(), text.strip())
+    return _validate(type(config), tree)
 
 
 def dump(config: Knobs) -> dict[str, Any]:
@@ -134,7 +127,7 @@ def dump(config: Knobs) -> dict[str, Any]:
 
 
 def modernise(tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], prefix: str = "") -> dict[str, Any]:
-    """A stored tree with today's names; the names of knobs that are no more are put into `unknown` and left out."""
+    """A stored tree with today's names. Knobs that no longer exist are left out, and their names go into `unknown`."""
     values: dict[str, Any] = {}
     for name, value in group.from_older(tree).items():
         info = group.model_fields.get(name)
@@ -150,7 +143,7 @@ def modernise(tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], p
 def complete(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, Any]:
     """A tree as of `Knobs.identity`, perhaps a part of one or of an older version, with every knob that decides.
 
-    What is not named, or null where a knob is never null, has its default. Keys that are no knobs stay.
+    A knob that is missing, or null although it may not be, gets its default. Keys that are no knobs stay.
     """
     values = dict(group.from_older(tree))
     for name, info in group.model_fields.items():
@@ -169,10 +162,10 @@ def complete(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, Any]:
 
 
 def without_defaults(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, Any]:
-    """A complete tree without the knobs that equal their defaults: a new knob that does nothing leaves it as it is.
+    """A complete tree without the knobs that equal their defaults: a new knob that does nothing does not change it.
 
-    What tells the members of a union apart (a literal of one value) always stays. Equal trees come of equal ones only:
-    a group is compared as a whole with the default of its field.
+    The tag that tells the members of a union apart (a literal of one value) always stays. Different trees stay
+    different: a group is compared as a whole with the default of its field.
     """
     values: dict[str, Any] = {}
     for name, value in tree.items():
@@ -190,7 +183,7 @@ def without_defaults(tree: Mapping[str, Any], group: type[Knobs]) -> dict[str, A
 
 
 def _nullable(info: FieldInfo) -> bool:
-    return NoneType in get_args(_bare(info.annotation))
+    return NoneType in get_args(_bare_type(info.annotation))
 
 
 def _is_tag(info: FieldInfo) -> bool:
@@ -213,14 +206,14 @@ class Knob:
 
 
 def panel(config: Knobs, prefix: str = "") -> Iterator[Knob]:
-    """All knobs in order, a group (its `value` a Knobs) before its members; a stage left out has the value None."""
+    """All knobs in order, a group (its `value` is a Knobs) before its members; a stage that is left out is None."""
     for name, info in type(config).model_fields.items():
         value = getattr(config, name)
         yield Knob(
             name=prefix + name,
             value=value,
             what=info.description or "",
-            wants=_wanted(info),
+            wants=_spell_wanted(info),
             paper=_plain(_extra(info).get("paper")),
             speed_only=bool(_extra(info).get("speed_only")),
         )
@@ -229,7 +222,7 @@ def panel(config: Knobs, prefix: str = "") -> Iterator[Knob]:
 
 
 def recipe_text(config: Knobs, heading: str = "") -> str:
-    """The config as YAML to copy and edit, each knob under its meaning, choices and the paper's value.
+    """The config as YAML to copy and edit. Above each knob are its meaning, choices and the paper's value.
 
     Loading the text gives an equal config.
     """
@@ -249,202 +242,185 @@ def recipe_text(config: Knobs, heading: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One knob that two configs disagree on; a value is None where a config has no such knob."""
-
-    knob: str
-    ours: Any
-    theirs: Any
-
-    def __str__(self) -> str:
-        if isinstance(self.ours, Mapping) or isinstance(self.theirs, Mapping):
-            return f"{self.knob} is left out " + ("here and not there" if self.ours is None else "there and not here")
-        return f"{self.knob} is {_spell(self.ours)} here and {_spell(self.theirs)} there"
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[Difference]:
-    """The knobs, with dots, in which two plain trees (as of `identity` or `dump`) differ, in the order of `ours`."""
-    unequal: list[Difference] = []
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs in two plain trees (as of `identity` or `dump`), in words, in the order of `ours`. A knob that one
+    of them lacks is null there."""
+    lines: list[str] = []
     for name in [*ours, *(n for n in theirs if n not in ours)]:
         mine, other = ours.get(name), theirs.get(name)
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
-            unequal += differences(mine, other, f"{prefix}{name}.")
+            lines += differences(mine, other, f"{prefix}{name}.")
+        elif isinstance(mine, Mapping) or isinstance(other, Mapping):
+            where = "here and not there" if mine is None else "there and not here"
+            lines.append(f"{prefix}{name} is left out {where}")
         elif mine != other:
-            unequal.append(Difference(f"{prefix}{name}", mine, other))
-    return unequal
+            lines.append(f"{prefix}{name} is {_spell(mine)} here and {_spell(other)} there")
+    return lines
 
 
 # -- checks, in our own words -----------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would keep the last without a word."""
+    """Refuses a key that is given twice; YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if key.value in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _yaml_trouble(error: yaml.YAMLError) -> str:
+def _explain_yaml_error(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
     return " ".join(str(error).split())
 
 
-def _validated(root: type[K], tree: dict[Any, Any]) -> K:
-    _check_names(root, root, tree, "")
+def _validate(root: type[K], tree: dict[Any, Any], place: str = "") -> K:
+    """The config of a tree. Raises BadInput, its message after `place`, for unknown knobs and wrong values."""
     try:
+        _check_names(root, root, tree, "")
         return root.model_validate(tree)
+    except BadInput as error:
+        raise BadInput(f"{place}{error}") from None
     except ValidationError as error:
         troubles = []
         for e in error.errors():
-            name, info = _knob_at(root, e["loc"])
-            # a rule of ours between knobs speaks for itself, below its group's name; the rest is put into our words
-            ours = e["type"] == "value_error"
-            troubles.append(_ruled(name, str(e["ctx"]["error"])) if ours else _wrong(name, e["input"], info))
-        raise BadInput("; ".join(dict.fromkeys(troubles))) from None
+            name, info = _find_knob(root, e["loc"])
+            # a rule between knobs has its own message; other errors of pydantic are put into our words
+            own_rule = e["type"] == "value_error"
+            troubles.append(
+                _name_group(name, str(e["ctx"]["error"])) if own_rule else _explain_wrong_value(name, e["input"], info)
+            )
+        raise BadInput(place + "; ".join(dict.fromkeys(troubles))) from None
 
 
-def _ruled(group: str, rule: str) -> str:
-    """A rule that names its knobs in full stands alone; one of a group that several parents share is put below them."""
+def _name_group(group: str, rule: str) -> str:
+    """The message of a rule, with the name of its group in front, unless it names its knobs in full."""
     return rule if not group or f"{group}." in rule else f"{group}: {rule}"
 
 
 def _check_names(root: type[Knobs], model: type[Knobs], tree: Mapping[Any, Any], prefix: str) -> None:
     for key, value in tree.items():
-        info = model.model_fields.get(key)
-        if info is None:
-            raise BadInput(_unknown(root, model, str(key), prefix))
+        info = _find_field(root, model, key, prefix)
         group = _group(info, value)
         if group is not None and isinstance(value, Mapping):
             _check_names(root, group, value, f"{prefix}{key}.")
-        elif isinstance(value, bool) and bool not in _kinds(info):  # Python would take true for 1
-            raise BadInput(_wrong(f"{prefix}{key}", value, info))
+        elif isinstance(value, bool) and bool not in _list_types(info):  # Python would take true for 1
+            raise BadInput(_explain_wrong_value(f"{prefix}{key}", value, info))
 
 
-def _unknown(root: type[Knobs], model: type[Knobs], key: str, prefix: str) -> str:
+def _find_field(root: type[Knobs], model: type[Knobs], key: Any, prefix: str) -> FieldInfo:
+    """The field of a knob. Raises BadInput with the nearest name if the group has no such knob."""
+    if info := model.model_fields.get(key):
+        return info
+    key = str(key)
     if key in model.renamed:
-        return f"{prefix}{key}: now called {prefix}{model.renamed[key]}"
-    near = difflib.get_close_matches(key, model.model_fields, n=1)
-    if near:
-        return f"{prefix}{key}: no such knob; did you mean {prefix}{near[0]}?"
-    every = {name.rpartition(".")[2]: name for name in reversed(list(_all_names(root)))}
-    elsewhere = difflib.get_close_matches(key, every, n=1, cutoff=0.75)
-    if elsewhere and every[elsewhere[0]] != prefix + key:
-        return f"{prefix}{key}: no such knob; did you mean {every[elsewhere[0]]}?"
-    where = f"{prefix.rstrip('.')} has" if prefix else "a run has"
-    return f"{prefix}{key}: no such knob; {where} {', '.join(model.model_fields)}"
+        raise BadInput(f"{prefix}{key}: now called {prefix}{model.renamed[key]}")
+    hint = f"{prefix.rstrip('.')} has" if prefix else "a run has"
+    hint = f"{hint} {', '.join(model.model_fields)}"
+    every = {name.rpartition(".")[2]: name for name in reversed(list(_list_names(root)))}
+    if near := difflib.get_close_matches(key, model.model_fields, n=1):
+        hint = f"did you mean {prefix}{near[0]}?"
+    elif (elsewhere := difflib.get_close_matches(key, every, n=1, cutoff=0.75)) and every[elsewhere[0]] != prefix + key:
+        hint = f"did you mean {every[elsewhere[0]]}?"
+    raise BadInput(f"{prefix}{key}: no such knob; {hint}")
 
 
-def _all_names(model: type[Knobs], prefix: str = "") -> Iterator[str]:
+def _list_names(model: type[Knobs], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
         yield prefix + name
-        for group in _groups(info):
-            yield from _all_names(group, f"{prefix}{name}.")
+        for group in _list_groups(info):
+            yield from _list_names(group, f"{prefix}{name}.")
 
 
-def _put(root: type[Knobs], tree: dict[str, Any], name: str, text: str) -> None:
+def _apply_setting(root: type[Knobs], tree: dict[str, Any], name: str, text: str) -> None:
     model, prefix = root, ""
     *groups, last = name.split(".")
     for key in groups:
-        info = model.model_fields.get(key)
-        if info is None:
-            raise BadInput(_unknown(root, model, key, prefix))
-        if not _groups(info):
+        info = _find_field(root, model, key, prefix)
+        if not _list_groups(info):
             raise BadInput(f"{name}: {prefix}{key} is a single knob, with nothing under it")
         if tree[key] is None:
             stage = f"{prefix}{key}"
             raise BadInput(f"{name}: {stage} is left out here (null); bring it in first with --set {stage}={{}}")
-        if isinstance(tree[key], str) and tree[key] in _extra(info).get("words", {}):
-            tree[key] = _extra(info)["words"][tree[key]].model_dump()
+        if isinstance(tree[key], str) and (named := _extra(info).get("words", {}).get(tree[key])):
+            tree[key] = named.model_dump()
         if not isinstance(tree[key], dict):
-            raise BadInput(_wrong(f"{prefix}{key}", tree[key], info))
+            raise BadInput(_explain_wrong_value(f"{prefix}{key}", tree[key], info))
         group = _group(info, tree[key])
         assert group is not None, f"{name}: a field with groups has one for every value"
         model, prefix = group, f"{prefix}{key}."
-        # what an earlier setting gave as a part has the defaults under it
-        tree[key] = {**{k: v for k, v in group().model_dump().items() if k not in tree[key]}, **tree[key]}
+        # an earlier setting may have given only a part: the rest has its defaults
+        tree[key] = {**group().model_dump(), **tree[key]}
         tree = tree[key]
-    info = model.model_fields.get(last)
-    if info is None:
-        raise BadInput(_unknown(root, model, last, prefix))
-    tree[last] = _value(name, text, info)
+    tree[last] = _parse_value(name, text, _find_field(root, model, last, prefix))
 
 
-def _value(name: str, text: str, info: FieldInfo) -> Any:
+def _parse_value(name: str, text: str, info: FieldInfo) -> Any:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise BadInput(f"{name}={text}: not valid YAML: {_yaml_trouble(error)}") from None
-    kinds = _kinds(info)
+        raise BadInput(f"{name}={text}: not valid YAML: {_explain_yaml_error(error)}") from None
+    kinds = _list_types(info)
     if value is not None and not isinstance(value, str) and (str in kinds or Path in kinds):
-        return text  # a name or folder such as 2026 is text all the same
+        return text  # a name or folder such as 2026 is text, too
     if tuple in kinds and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
-def _bare(annotation: Any) -> Any:
+def _bare_type(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _metadata(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types a knob may have, without None."""
-    bare = _bare(annotation)
+def _list_members(annotation: Any) -> list[Any]:
+    """The types a knob may have, with their bounds, without None."""
+    bare = _bare_type(annotation)
     parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
-    return [_bare(part) for part in parts if part is not NoneType]
+    return [part for part in parts if part is not NoneType]
 
 
-def _kinds(info: FieldInfo) -> list[Any]:
-    return [get_origin(member) or member for member in _members(info.annotation)]
+def _list_types(info: FieldInfo) -> list[Any]:
+    return [get_origin(_bare_type(member)) or _bare_type(member) for member in _list_members(info.annotation)]
 
 
-def _groups(info: FieldInfo) -> list[type[Knobs]]:
+def _list_groups(info: FieldInfo) -> list[type[Knobs]]:
     """The groups of knobs that a field may hold: none, one, or the members of a union."""
-    return [m for m in _members(info.annotation) if isinstance(m, type) and issubclass(m, Knobs)]
+    return [m for m in _list_types(info) if isinstance(m, type) and issubclass(m, Knobs)]
 
 
 def _group(info: FieldInfo, value: Any) -> type[Knobs] | None:
-    """The group that reads `value`: of a union the member whose tag it bears, else that of the field's default."""
-    groups = _groups(info)
+    """The group that reads `value`: the member of a union that has its tag, else the group of the field's default."""
+    groups = _list_groups(info)
     if len(groups) < 2:
         return groups[0] if groups else None
     tag = info.discriminator
     assert isinstance(tag, str), "members of a union of groups are told apart by a tag"
-    given = value.get(tag) if isinstance(value, Mapping) else None
-    return next((g for g in groups if g.model_fields[tag].default == given), type(info.default))
+    kind = value.get(tag) if isinstance(value, Mapping) else None
+    return next((g for g in groups if g.model_fields[tag].default == kind), type(info.default))
 
 
 A_GROUP = "a group of knobs"
 
 
-def _wanted(info: FieldInfo) -> str:
-    bare = _bare(info.annotation)
-    parts = get_args(bare) if get_origin(bare) in (Union, UnionType) else (bare,)
+def _spell_wanted(info: FieldInfo) -> str:
     words = [
-        _in_words(_bare(part)) + _bounds(get_args(part)[1:] if get_origin(part) is Annotated else ())
-        for part in parts
-        if part is not NoneType
+        _spell_type(_bare_type(part)) + _spell_bounds(get_args(part)[1:]) for part in _list_members(info.annotation)
     ]
     if named := _extra(info).get("words"):
         words = [" | ".join(named), A_GROUP]
     text = " or ".join(dict.fromkeys(words))
     if any(getattr(bound, "pattern", None) for bound in info.metadata):
         text = "a folder's name of letters, digits and . _ -"
-    return text + _bounds(info.metadata) + (" or null" if _nullable(info) else "")
+    return text + _spell_bounds(info.metadata) + (" or null" if _nullable(info) else "")
 
 
-def _bounds(metadata: Iterable[Any]) -> str:
-    """The limits of a number among the metadata of its type, to stand behind its name."""
+def _spell_bounds(metadata: Iterable[Any]) -> str:
+    """The limits of a number in the metadata of its type, in words."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [
         f"{sign} {limit:g}"
@@ -456,17 +432,17 @@ def _bounds(metadata: Iterable[Any]) -> str:
     return f" {' and '.join(limits)}" if limits else ""
 
 
-def _in_words(kind: Any) -> str:
+def _spell_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(str(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list of {_in_words(_bare(get_args(kind)[0]))}"
+        return f"a list of {_spell_type(_bare_type(get_args(kind)[0]))}"
     if isinstance(kind, type) and issubclass(kind, Knobs):
         return A_GROUP
     return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "text")
 
 
-def _knob_at(root: type[Knobs], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+def _find_knob(root: type[Knobs], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
     """The name and the field of the knob of an error, whose location may end inside a list or name a union's member."""
     model: type[Knobs] | None = root
     names: list[str] = []
@@ -483,9 +459,9 @@ def _knob_at(root: type[Knobs], location: tuple[int | str, ...]) -> tuple[str, F
     return ".".join(names), info
 
 
-def _wrong(name: str, value: Any, info: FieldInfo | None) -> str:
+def _explain_wrong_value(name: str, value: Any, info: FieldInfo | None) -> str:
     assert info is not None, f"an error outside every knob: {name}"
-    return f"{name}: {textwrap.shorten(_spell(value), 60)} given, {_wanted(info)} wanted"
+    return f"{name}: {textwrap.shorten(_spell(value), 60)} given, {_spell_wanted(info)} wanted"
 
 
 def _spell(value: Any) -> str:

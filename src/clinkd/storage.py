@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MANIFEST = "manifest.json"
-LOG_SECONDS = 10.0  # between two lines of progress where there is no terminal
-RATE_SECONDS = 30.0  # window of the rate: a resumed or slowing stage shows what it does now
+LOG_SECONDS = 10.0  # between two lines of progress without a terminal
+RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -36,7 +36,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _number_in(error)
+        number = error.errno if isinstance(error, OSError) else _read_error_number(error)
         if number not in _NO_ROOM:
             raise
         raise BadInput(
@@ -45,18 +45,24 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _number_in(error: Exception) -> int | None:
-    """The system's error number where a library tells it in words only, as safetensors does."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, if they are missing. Raises BadInput on a full disk."""
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _read_error_number(error: Exception) -> int | None:
+    """The system's error number, from the message of a library such as safetensors."""
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` at the end of the block: whole, or not at all.
+    """A file to write to, which replaces `path` at the end of the block: whole, or not at all.
 
-    Missing parent folders are made. Raises BadInput on a full disk, with nothing left behind, and where `path` is no
-    plain file.
+    Missing parent folders are made. Raises BadInput on a full disk, with nothing left behind, and if `path` is no plain
+    file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -77,9 +83,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """`replacing` by `content` (text as UTF-8): a crash leaves the old file or the new one, never a part.
+    """Write `content` (text as UTF-8) by `replacing`: a crash leaves the old file or the new one, never a part.
 
-    Halves of characters, as names of files may hold them, are written as an escape that JSON reads back.
+    Halves of characters, which names of files may hold, are written as an escape that JSON reads back.
     """
     with replacing(path) as file:
         file.write(_bytes(content))
@@ -90,7 +96,7 @@ def _bytes(content: str | bytes) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_atomic` of `value` as indented JSON. NaN and infinity are refused: other readers cannot take them."""
+    """Write `value` as indented JSON by `write_atomic`. NaN and infinity are refused: other readers cannot read it."""
     write_atomic(path, _json_bytes(value))
 
 
@@ -99,7 +105,7 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises BadInput where the file is missing or is not JSON."""
+    """The value in a JSON file. Raises BadInput if the file is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
@@ -115,7 +121,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Ask the system to put the folder's own entries (new names, renames) on the disk."""
+    """Make the system write the folder's own entries (new names, renames) to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,14 +142,14 @@ def publish(draft: Path, final: Path) -> None:
 
 
 def demand_empty(folder: Path) -> None:
-    """Raise BadInput where `folder` is there and holds something, or is no folder."""
+    """Raises BadInput if `folder` exists and is not empty, or is no folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is not empty; choose a new folder")
 
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A draft to fill, which becomes `final` at the end of the block: whole, or not at all.
+    """A draft folder to fill, which becomes `final` at the end of the block: whole, or not at all.
 
     Raises BadInput as `demand_empty`, and on a full disk.
     """
@@ -153,7 +159,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
         try:
             os.umask(mask := os.umask(0))
-            draft.chmod(0o777 & ~mask)  # a temporary folder is its owner's alone
+            draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
             yield draft
             if final.is_dir():
                 final.rmdir()
@@ -169,25 +175,25 @@ def _sync_file(path: Path) -> None:
 
 
 class Manifest:
-    """Checksums of all files of a folder, written last: a folder with a manifest that verifies is whole."""
+    """Checksums of all files of a folder, written last: a folder whose manifest verifies is whole."""
 
     @staticmethod
     def write(folder: Path) -> None:
         """Put every file of `folder` on the disk, then write `manifest.json` with its SHA-256 and size in bytes."""
         files = {}
-        for path in _files(folder):
+        for path in _list_files(folder):
             _sync_file(path)
             files[path.relative_to(folder).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         write_json(folder / MANIFEST, {"files": files})
 
     @staticmethod
     def verify(folder: Path, owner: Path | None = None) -> None:
-        """Raise BadInput naming the first file that is missing, cut, changed or unknown to the manifest.
+        """Raises BadInput naming the first file that is missing, cut, changed or unknown to the manifest.
 
-        `owner`: what to remove then, where that is more than `folder`.
+        `owner`: what to remove then, if that is more than `folder`.
         """
         owner = owner or folder
-        listed = _listed(folder, owner)
+        listed = _read_manifest(folder, owner)
         for name, (sha256, wanted) in listed.items():
             path = folder / name
             if not path.is_file():
@@ -197,20 +203,20 @@ class Manifest:
                 raise BadInput(f"{path}: {size} bytes instead of {wanted}; remove {owner} to make it anew")
             if sha256_file(path) != sha256:
                 raise BadInput(f"{path}: damaged (its checksum differs); remove {owner} to make it anew")
-        for path in _files(folder):
+        for path in _list_files(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 raise BadInput(f"{path}: not in {MANIFEST}; remove the file")
 
 
-def _listed(folder: Path, owner: Path) -> dict[str, tuple[str, int]]:
-    """Checksum and size of each file by a folder's manifest. Raises BadInput unless it stands as it was written."""
+def _read_manifest(folder: Path, owner: Path) -> dict[str, tuple[str, int]]:
+    """Checksum and size of each file by a folder's manifest. Raises BadInput if the manifest was changed."""
     path = folder / MANIFEST
     if not path.is_file():
         raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove {owner} to make it anew")
     value = read_json(path)
     try:
         listed = {name: (entry["sha256"], entry["bytes"]) for name, entry in value["files"].items()}
-        whole = path.read_bytes() == _json_bytes(value)  # white space, too: who changed it may have changed more
+        whole = path.read_bytes() == _json_bytes(value)  # white space, too: if it was changed, more may have changed
     except (AttributeError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -218,20 +224,20 @@ def _listed(folder: Path, owner: Path) -> dict[str, tuple[str, int]]:
     return listed
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     return [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST and p.suffix != ".tmp"]
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """JSON objects, one a line, whole or not at all. Raises BadInput on a full disk."""
+    """Write JSON objects, one a line, all or none. Raises BadInput on a full disk."""
     write_atomic(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))
 
 
 class JsonLines:
     """A file of JSON objects, one a line, that is appended to and read back after a crash.
 
-    Each record is flushed whole. A line torn by a crash can only be the last: it is dropped by `read` and cut away
-    before the next `append`. A broken line elsewhere raises BadInput naming the line.
+    Each record is flushed whole. A crash can only break the last line: `read` drops it, and the next `append` cuts it
+    away. A broken line elsewhere raises BadInput naming the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -245,7 +251,7 @@ class JsonLines:
         self.close()
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record. Raises BadInput on a full disk, after cutting away what was written of the record."""
+        """Write one record. Raises BadInput on a full disk, and cuts away the part of the record that was written."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         try:
             data = f"{line}\n".encode()
@@ -277,7 +283,7 @@ class JsonLines:
                 if left <= 0:
                     return
                 left -= len(line)
-                record = _object(line)
+                record = _parse_object(line)
                 if record is not None:
                     yield record
                 elif not line.endswith(b"\n"):
@@ -287,11 +293,11 @@ class JsonLines:
                     raise BadInput(f"{self.path}, line {number}: not a JSON object: {text}; mend or remove the line")
 
     def ids(self) -> set[str]:
-        """The "id" of every whole record: what need not be done again."""
+        """The "id" of every whole record: these need not be done again."""
         return {record["id"] for record in self.read()}
 
     def close(self) -> None:
-        """Put the file on the disk and close it; a later `append` opens it again."""
+        """Write the file to the disk and close it; a later `append` opens it again."""
         if self._file is not None:
             file, self._file = self._file, None
             with naming_full_disk(self.path), file:
@@ -299,10 +305,10 @@ class JsonLines:
 
     def _open(self) -> IO[bytes]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # unbuffered: what fails to be written must not be tried again at close
+        # unbuffered: a write that failed must not be tried again at close
         file = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: SIM115
         try:
-            _cut_torn_line(file)
+            _cut_broken_line(file)
         except BaseException:
             file.close()
             raise
@@ -310,8 +316,8 @@ class JsonLines:
         return file
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
-    """Leave the file at its end, which is the end of a whole line."""
+def _cut_broken_line(file: IO[bytes]) -> None:
+    """Cut away a broken last line, and go to the end of the file."""
     size = file.seek(0, os.SEEK_END)
     start, tail = size, b""
     while start > 0 and b"\n" not in tail:
@@ -319,15 +325,15 @@ def _cut_torn_line(file: IO[bytes]) -> None:
         file.seek(start)
         tail = file.read(end - start) + tail
     last = tail[tail.rfind(b"\n") + 1 :]
-    if last and _object(last) is None:
+    if last and _parse_object(last) is None:
         file.truncate(size - len(last))
     file.seek(0, os.SEEK_END)
-    if last and _object(last) is not None:
+    if last and _parse_object(last) is not None:
         file.write(b"\n")
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
-    """A part of a JSON object is never itself an object, so what parses is whole."""
+def _parse_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line. A part of an object is never an object itself, so a line that parses is whole."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -336,35 +342,31 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 class Advance(Protocol):
-    """Tell a progress bar that `n` more are done, with figures to show beside it, such as loss=0.31."""
+    """Add `n` done units to a progress bar, with figures to show beside it, such as loss=0.31."""
 
     def __call__(self, n: int = 1, **shown: float | str) -> None: ...
 
 
 @contextlib.contextmanager
 def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> Iterator[Advance]:
-    """A bar with rate and time left on stderr; a line every ten seconds and one at the end where stderr is no terminal.
+    """A bar with rate and time left on stderr. If stderr is no terminal: a line every ten seconds and one at the end.
 
-    `total` None: how much there is shows at the end only. `done` of `total` were finished by an earlier attempt and do
-    not count in the rate. Bars may be nested. Of several processes the main one speaks alone.
+    `total` None: the number is not known before the end. `done` of `total` were finished by an earlier attempt and do
+    not count in the rate. Bars may be nested. Of several processes only the main one prints.
     """
     if not distributed.is_main():
-        yield _silent
+        yield lambda n=1, **shown: None
         return
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
         yield advance
 
 
-def _silent(n: int = 1, **_: float | str) -> None:
-    """For the processes of a crew that are not the main one."""
-
-
 class _Pace:
-    """How fast it goes and how long it still takes, from the last half minute."""
+    """What is done, how fast it goes (by the last half minute), and how long it still takes, in numbers and words."""
 
-    def __init__(self, total: int | None, done: int) -> None:
-        self.total, self.done, self.first = total, done, done
+    def __init__(self, total: int | None, unit: str, done: int) -> None:
+        self.total, self.unit, self.done, self.first = total, unit, done, done
         self.start = time.monotonic()
         self.marks = deque([(self.start, done)])
 
@@ -376,25 +378,27 @@ class _Pace:
         while len(self.marks) > 2 and now - self.marks[0][0] > RATE_SECONDS:
             self.marks.popleft()
 
-    def rate(self) -> float | None:
-        """Units a second of late; None before the first unit."""
-        then, done = self.marks[0]
-        seconds = time.monotonic() - then
-        return (self.done - done) / seconds if seconds > 0 and self.done > done else None
+    def rate(self, start: float, first: int) -> float | None:
+        """Units a second since `start`, when `first` were done; None before the first unit."""
+        seconds = time.monotonic() - start
+        return (self.done - first) / seconds if seconds > 0 and self.done > first else None
 
-    def spelled(self, unit: str) -> str:
-        """How far it is: "3/12 images", "3 rows" where the total is not known."""
-        return f"{self.done}/{self.total} {unit}" if self.total is not None else f"{self.done} {unit}"
+    def spell_done(self) -> str:
+        """As "3/12 images", or "3 rows" if the total is not known."""
+        return f"{self.done}/{self.total} {self.unit}" if self.total is not None else f"{self.done} {self.unit}"
 
-    def left(self) -> str:
+    def spell_rate(self) -> str:
+        return spell_rate(self.rate(*self.marks[0]), self.unit)
+
+    def spell_left(self) -> str:
         if self.total is None:
             return ""
-        rate = self.rate()
+        rate = self.rate(*self.marks[0])
         return f"{spell_seconds(max(0, self.total - self.done) / rate)} left" if rate else "time left unknown"
 
 
 def spell_rate(rate: float | None, unit: str) -> str:
-    """A rate in words: "3.2 it/s", or "4.1 s/it" where it is slow."""
+    """A rate in words: "3.2 it/s", or "4.1 s/it" if it is slow."""
     if rate is None:
         return f"- {unit}/s"
     return f"{rate:,.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}"
@@ -409,24 +413,24 @@ def spell_seconds(seconds: float) -> str:
 
 
 def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept for all runs: CLINKD_CACHE, else clinkd in the user's cache."""
-    if own := os.environ.get("CLINKD_CACHE"):
-        return Path(own).expanduser().absolute()
+    """The folder for what can be made or fetched again, for all runs: CLINKD_CACHE, else clinkd in the user's cache."""
+    if folder := os.environ.get("CLINKD_CACHE"):
+        return Path(folder).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "clinkd"
 
 
-def standing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+def nearest_existing(path: Path) -> Path:
+    """The path if it exists, else the nearest folder above it that does."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the disk of a path that need not be there yet."""
-    return shutil.disk_usage(standing(path)).free
+    """Free bytes on the disk of a path, which need not exist yet."""
+    return shutil.disk_usage(nearest_existing(path)).free
 
 
 def folder_bytes(folder: Path) -> int:
-    """What its files take, those in folders below it included; 0 where it is not there."""
+    """Bytes of all files in and below a folder; 0 if it does not exist."""
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
@@ -441,7 +445,10 @@ def _spell(shown: dict[str, float | str]) -> str:
 
 @contextlib.contextmanager
 def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
-    pace, last, latest = _Pace(total, done), time.monotonic(), ""
+    pace, last, latest = _Pace(total, unit, done), time.monotonic(), ""
+
+    def print_line(*parts: str) -> None:
+        print("  ".join(filter(None, (*parts, latest))), file=sys.stderr, flush=True)
 
     def advance(n: int = 1, **shown: float | str) -> None:
         nonlocal last, latest
@@ -449,17 +456,14 @@ def _lines(total: int | None, title: str, unit: str, done: int) -> Iterator[Adva
         latest = _spell(shown) or latest
         if time.monotonic() - last >= LOG_SECONDS:
             last = time.monotonic()
-            parts = [f"{title}: {pace.spelled(unit)}", spell_rate(pace.rate(), unit), pace.left(), latest]
-            print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+            print_line(f"{title}: {pace.spell_done()}", pace.spell_rate(), pace.spell_left())
 
     yield advance
-    seconds = time.monotonic() - pace.start
-    rate = (pace.done - pace.first) / seconds if seconds > 0 and pace.done > pace.first else None
-    parts = [f"{title}: {pace.spelled(unit)} in {spell_seconds(seconds)}", spell_rate(rate, unit), latest]
-    print("  ".join(p for p in parts if p), file=sys.stderr, flush=True)
+    took = spell_seconds(time.monotonic() - pace.start)
+    print_line(f"{title}: {pace.spell_done()} in {took}", spell_rate(pace.rate(pace.start, pace.first), unit))
 
 
-# the terminal has one live area: an inner bar becomes a row of the outer one's
+# the terminal has one live area: an inner bar becomes a row of the outer one
 _OUTER_BAR: ContextVar[Progress | None] = ContextVar("_OUTER_BAR", default=None)
 
 
@@ -467,12 +471,12 @@ _OUTER_BAR: ContextVar[Progress | None] = ContextVar("_OUTER_BAR", default=None)
 def _bar(total: int | None, title: str, unit: str, done: int) -> Iterator[Advance]:
     outer = _OUTER_BAR.get()
     screen = outer or _new_screen()
-    pace = _Pace(total, done)
-    task = screen.add_task(title, total=total, completed=done, far=pace.spelled(unit), shown="", rate="", left="")
+    pace = _Pace(total, unit, done)
+    task = screen.add_task(title, total=total, completed=done, far=pace.spell_done(), shown="", rate="", left="")
 
     def advance(n: int = 1, **shown: float | str) -> None:
         pace.add(n)
-        screen.update(task, advance=n, far=pace.spelled(unit), rate=spell_rate(pace.rate(), unit), left=pace.left())
+        screen.update(task, advance=n, far=pace.spell_done(), rate=pace.spell_rate(), left=pace.spell_left())
         if shown:
             screen.update(task, shown=_spell(shown))
 

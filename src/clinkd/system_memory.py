@@ -1,4 +1,4 @@
-"""What processes hold of main memory, and what is left for a new one, in MB."""
+"""The main memory that processes hold, and what is free for a new one, in MB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "me
 
 
 def free_memory_mb() -> float:
-    """Of main memory, for a new process: what the system says, or a container's limit where that is lower."""
+    """Free main memory for a new process, by the system or by a container's limit, whichever is lower."""
     bounds: list[int] = [psutil.virtual_memory().available]
     for group in _control_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")):
         bounds += _free_bytes_of(group)
@@ -33,7 +33,7 @@ def _control_groups(root: Path, memberships: Path) -> list[Path]:
 
 
 def _free_bytes_of(group: Path) -> Iterator[int]:
-    """Below the limit of a control group, the file pages included that it gives up when it needs room."""
+    """Free bytes below the limit of a control group, with the file pages that it gives up when it needs room."""
     for limit_file, usage_file in _CGROUP_FILES:
         with suppress(OSError):
             limit, usage = ((group / name).read_text().strip() for name in (limit_file, usage_file))
@@ -49,8 +49,8 @@ def _reclaimable_bytes(group: Path) -> int:
 
 
 def peak_mb() -> float:
-    """The most that this process held since `forget_peak`, or ever where the system cannot forget."""
-    with suppress(OSError):  # psutil does not know it, and what getrusage says is never forgotten
+    """The most that this process held since `forget_peak`, or ever if the system cannot forget."""
+    with suppress(OSError):  # psutil does not know it, and getrusage never forgets
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1000
@@ -58,13 +58,13 @@ def peak_mb() -> float:
 
 
 def forget_peak() -> None:
-    """Begin anew with `peak_mb`."""
+    """Start `peak_mb` again."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def helpers_mb(process: psutil.Process) -> float:
-    """What all processes below one hold now, pages that several of them hold divided among these."""
+    """What all child processes of one hold now; a page that several hold is divided among them."""
     held = 0
     with suppress(psutil.Error):
         for child in process.children(recursive=True):

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import difflib
 import io
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clinkd import distributed
 from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
+from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, tell
-from clinkd.cli.words import FAILED, WRONG, Parser, Verb, add_verb
+from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
+from clinkd.records import BadInput, Table
+from clinkd.storage import spell_bytes, spell_seconds
+from clinkd.version import __version__
 
 __all__ = ["main"]
 
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
-BUSY = 0.25  # of the cores with other work, from which on a plan tells it
+BUSY = 0.25  # a plan tells it if other work has more than this share of the cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,22 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_error(error: Exception) -> int:
-    from clinkd.records import BadInput
-
     if isinstance(error, distributed.PeerLost):
         message = "another process of this run has ended; the same command goes on where it was"
         return _exit_with(message, FAILED) if distributed.is_main() else FAILED
     if not distributed.is_main():
-        # The launcher ends this process as soon as the main one has failed: what both met is told once.
+        # The launcher ends this process as soon as the main one has failed: an error that both met is printed once.
         time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
         return _exit_with(str(error), WRONG)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return _exit_with(f"{place}{error.strerror or error}", WRONG)
-    import tempfile
-    import traceback
-
     with tempfile.NamedTemporaryFile("w", prefix="clinkd-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     summary = f"{type(error).__name__}: {error}"
@@ -93,18 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         "teacher, distillation, reflective correction, selective generation. Research use, not for clinical decisions.",
         epilog="example: clinkd run demo",
     )
-    parser.add_argument("--version", action="version", version=_spell_version())
+    parser.add_argument("--version", action="version", version=f"clinkd {__version__}")
     parser.set_defaults(debug=False, stopped="the same command goes on where it was")
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    runs = Parser(add_help=False)
-    runs.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
-
-    def verb(name: str, call: Verb, what: str, example: str, of_runs: bool = True) -> argparse.ArgumentParser:
-        return add_verb(verbs, name, call, what, example, [runs] if of_runs else [])
-
-    _add_verbs_of_a_config(verb)
-    _add_verbs_of_a_run(verb)
-    _add_verbs_of_a_model(verb)
+    runs = _shared("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (runs)")
+    settings = _shared("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
+    _add_verbs_of_a_config(verbs, [runs, settings])
+    _add_verbs_of_a_run(verbs, runs, settings)
+    add_verb(verbs, "doctor", doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
     ablate.add(verbs, runs, _config)
     compare.add_compare(verbs, runs)
     data.add(verbs)
@@ -116,126 +116,70 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-AddVerb = Callable[..., argparse.ArgumentParser]
+def _shared(*names: str, **options: Any) -> Parser:
+    """An argument of several verbs."""
+    parser = Parser(add_help=False)
+    parser.add_argument(*names, **options)
+    return parser
 
 
-def _add_verbs_of_a_config(verb: AddVerb) -> None:
-    for name, call, what, example in (
-        ("run", _run, "do a whole run, or go on with one that was stopped", "clinkd run real --set data.path=DIR"),
-        (
-            "plan",
-            _plan,
-            "print the stages of a run, what would be done, and what it takes",
-            "clinkd plan demo --measure",
-        ),
-    ):
-        command = verb(name, call, what, example)
-        command.add_argument("what", metavar="NAME|FILE.yaml", help="an experiment (see clinkd recipe), or a YAML file")
-        command.add_argument(
-            "--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob"
-        )
-        command.add_argument("--name", help="folder under --runs, in the place of the experiment's")
-        command.add_argument("--seed", type=int, help="of every random choice")
-        if name == "plan":
-            command.add_argument(
-                "--measure", action="store_true", help="take a few steps of every stage: time, memory, disk"
-            )
-            command.add_argument("--json", action="store_true", help="for a program")
-        if name == "run":
-            command.add_argument("--replace", action="store_true", help="give a folder of another config to this one")
-
-
-def _add_verbs_of_a_run(verb: AddVerb) -> None:
-    command = verb("status", _status, "say how far a run is", "clinkd status demo")
-    command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
-    command = verb(
-        "why", _why, "name what tells a stage from the nearest one made before", "clinkd why distill --run demo"
+def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
+    what = _shared("what", metavar="NAME|FILE.yaml", help="an experiment (see clinkd recipe), or a YAML file")
+    name = _shared("--name", help="folder under --runs, instead of the experiment's name")
+    seed = _shared("--seed", type=int, help="seed of every random choice")
+    add = partial(add_verb, verbs, parents=[*shared, what, name, seed])
+    command = add(
+        "run", _run, "do a whole run, or go on with one that was stopped", "clinkd run real --set data.path=DIR"
     )
-    command.add_argument("stage")
-    command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
-    command = verb(
-        "recipe", _recipe, "print an experiment as YAML to edit", "clinkd recipe demo > mine.yaml", of_runs=False
+    command.add_argument("--replace", action="store_true", help="give a folder of another config to this one")
+    command = add(
+        "plan", _plan, "print the stages of a run, what would be done, and what it takes", "clinkd plan demo --measure"
+    )
+    command.add_argument("--measure", action="store_true", help="take a few steps of every stage: time, memory, disk")
+    command.add_argument("--json", action="store_true", help="for a program")
+    command = add_verb(
+        verbs, "recipe", _recipe, "print an experiment as YAML to edit", "clinkd recipe demo > mine.yaml"
     )
     command.add_argument("name", nargs="?", help="an experiment; without one, all are listed")
-    command = verb("table", _table, "print the scores of a finished run", "clinkd table demo --json")
-    command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+
+
+def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
+    newest = "a name under --runs, or a path; the newest by default"
+    of_run = [runs, _shared("run", nargs="?", help=newest)]
+    add = partial(add_verb, verbs, parents=of_run)
+    add("status", _status, "say how far a run is", "clinkd status demo")
+    command = add("table", _table, "print the scores of a finished run", "clinkd table demo --json")
     format_choice = command.add_mutually_exclusive_group()
     format_choice.add_argument("--json", action="store_true", help="for a program, with the seconds of each stage")
     format_choice.add_argument("--csv", action="store_true", help="for a spreadsheet")
-
-
-def _add_verbs_of_a_model(verb: AddVerb) -> None:
-    command = verb("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
-    command.add_argument("image", type=Path)
-    command.add_argument("question")
-    command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
-    command.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
-    command = verb(
+    command = add(
         "correct",
         _correct,
         "correct the answers of a run's round once more, or print what would leave this machine for that",
         "clinkd correct --set reflect.corrector=chat --set reflect.chat.model=M ... --dry-run",
+        parents=[*of_run, settings],
     )
-    command.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
-    command.add_argument("--round", type=int, default=1, metavar="N", help="of reflection (1)")
-    command.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="settings", help="change a knob")
+    command.add_argument("--round", type=int, default=1, metavar="N", help="round of reflection (1)")
     output_choice = command.add_mutually_exclusive_group(required=True)
-    output_choice.add_argument(
-        "--dry-run", action="store_true", help="print each call's bytes; its cost goes to stderr"
-    )
+    output_choice.add_argument("--dry-run", action="store_true", help="print each call's bytes; the cost is on stderr")
     output_choice.add_argument(
         "--out", type=Path, metavar="FILE", help="write the corrections there, to read, edit and replay"
     )
     command.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
-    command = verb(
+
+    add = partial(add_verb, verbs, parents=[runs, _shared("--run", help=newest)])
+    command = add(
+        "why", _why, "name what tells a stage from the nearest one made before", "clinkd why distill --run demo"
+    )
+    command.add_argument("stage")
+    command = add("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
+    command.add_argument("image", type=Path)
+    command.add_argument("question")
+    command.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
+    command = add(
         "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
     )
     command.add_argument("folder", type=Path)
-    command.add_argument("--run", help="a name under --runs, or a path; the newest by default")
-    verb("doctor", _doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
-
-
-def _spell_version() -> str:
-    from clinkd.version import __version__
-
-    return f"clinkd {__version__}"
-
-
-def _correct(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find_run
-    from clinkd.workflows.correct import OutgoingPreview, correct_round
-
-    run = find_run(args.run, args.runs)
-    end_in_order()
-    result = correct_round(run, args.round, args.settings, args.out)
-    if isinstance(result, OutgoingPreview):
-        show_leaving(result, f"{result.wrong} wrong answers")
-        return 0
-    show(result.table)
-    print(f"corrections  {result.file}")
-    print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
-    print(f"             --set reflect.corrector=replay --set reflect.replay={result.file}")
-    return 0
-
-
-def _export(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find_run
-    from clinkd.workflows.export import export
-
-    end_in_order()
-    model = export(find_run(args.run, args.runs), args.folder)
-    code = (
-        f"transformers' own {model.family} class" if model.stock else "clinkd (its positions exist in no stock class)"
-    )
-    print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
-    print(f"card     {model.folder / 'README.md'}")
-    return 0
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from clinkd.cli.doctor import doctor
-
-    return doctor(args)
 
 
 # ---- the verbs ------------------------------------------------------------------------------------------------------
@@ -246,29 +190,31 @@ def _config(args: argparse.Namespace) -> RunConfig:
     from clinkd.pipeline.runs import load_config
     from clinkd.settings import override
 
-    settings = list(args.settings)
-    settings += [f"name={args.name}"] if args.name is not None else []
-    settings += [f"seed={args.seed}"] if args.seed is not None else []
+    flags = [f"{flag}={value}" for flag in ("name", "seed") if (value := getattr(args, flag)) is not None]
+    settings = [*args.settings, *flags]
     if args.what in EXPERIMENTS:
         config = override(EXPERIMENTS[args.what](), settings)
-        check_given(args.what, config)
-        return config
-    if Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
+    elif Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
         config = override(load_config(Path(args.what)), settings)
-        check_given(config.name, config)  # a recipe printed and not yet edited
-        return config
-    raise _no_experiment(args.what)
+    else:
+        raise _no_experiment(args.what)
+    # the name of the config: it may be a recipe printed and not yet edited
+    check_given(args.what if args.what in EXPERIMENTS else config.name, config)
+    return config
 
 
 def _no_experiment(name: str) -> Exception:
-    import difflib
-
     from clinkd.experiments import EXPERIMENTS
-    from clinkd.records import BadInput
 
     near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}, and files ending in .yaml"
     return BadInput(f"{name}: no such experiment; {hint}")
+
+
+def _find_run(args: argparse.Namespace) -> Run:
+    from clinkd.pipeline.runs import find_run
+
+    return find_run(args.run, args.runs)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -276,21 +222,18 @@ def _run(args: argparse.Namespace) -> int:
 
     config = _config(args)
     end_in_order()
-    done = pipeline.run(config, args.runs, args.replace)
+    finished_run = pipeline.run(config, args.runs, args.replace)
     if distributed.is_main():
-        _show_closing(done, args.runs)
+        _show_closing(finished_run, args.runs)
     return 0
 
 
 def _show_closing(run: Run, runs: Path) -> None:
     from clinkd.pipeline.runs import score_table
-    from clinkd.storage import spell_seconds
 
-    scores = run.scores()
-    seconds = sum(scores["wall_seconds"].values())
-    show(score_table(scores, f"{run.folder.name}: test split, {spell_seconds(seconds)} of work"))
+    scores, name = run.scores(), run.folder.name
+    show(score_table(scores, f"{name}: test split, {spell_seconds(sum(scores['wall_seconds'].values()))} of work"))
     where = "" if runs == Path("runs") else f" --runs {runs}"
-    name = run.folder.name
     print(f"\nreport   {run.folder / run.report().name}")
     print(f"next     clinkd ask{where} --run {name} IMAGE QUESTION    ask the model about an image")
     print(f"         clinkd table {name}{where} --json    the scores for a program")
@@ -304,18 +247,19 @@ def _plan(args: argparse.Namespace) -> int:
 
     config = _config(args)
     stages = plan_stages(pipeline.plan(config), args.runs)
-    least_cost = count_least(config, [look.status for look in stages])
+    states = [stage.status for stage in stages]
+    least_cost = count_least(config, states)
     if args.measure:
         if least_cost:
-            least_cost.demand_room(config, args.runs)  # else the trial would find out in its own way
+            least_cost.demand_room(config, args.runs)  # before the trial meets it in its own way
         end_in_order()
-        costs = forecast(config, args.runs)
+        costs = forecast(config, states, args.runs)
         _show_forecast(costs, args.json, config.threads or cores())
         costs.demand_room(config)
         return 0
     if args.json:
         unknown = dict.fromkeys(("steps", "seconds", "memory_mb", "disk_mb"))
-        rows = [{"stage": x.status.name, "state": x.status.state, **unknown, "measured": False} for x in stages]
+        rows = [{"stage": s.name, "state": s.state, **unknown, "measured": False} for s in states]
         print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost)}, indent=1))
     else:
         _show_plan(stages, least_cost)
@@ -325,15 +269,12 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> None:
-    from clinkd.records import Table
-    from clinkd.storage import spell_seconds
-
     words = {"done": "is done", "partial": "would go on", "missing": "would run"}
     rows = tuple(
         (
             stage.status.name,
             words[stage.status.state],
-            spell_seconds(stage.status.seconds) if stage.status.state != "missing" else "",
+            stage.status.spell_time(),
             stage.causes[0].partition(": ")[2] if stage.causes else "",
         )
         for stage in stages
@@ -345,46 +286,41 @@ def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> Non
 
 
 def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
-    from clinkd.records import Table
-    from clinkd.storage import spell_bytes, spell_seconds
-
+    totals = {"seconds": costs.seconds, "memory_mb": costs.memory_mb, "disk_mb": costs.disk_mb}
     if as_json:
-        totals = {"seconds": costs.seconds, "memory_mb": costs.memory_mb, "disk_mb": costs.disk_mb}
         free = {"memory_mb": costs.free_memory_mb, "disk_mb": costs.free_disk_mb}
         entries = [{**asdict(e), "measured": e.state != "done"} for e in costs.stages]
         print(json.dumps({"stages": entries, "whole": totals, "free": free, "load": costs.load}, indent=1))
         return
-
-    def row(name: str, state: str, steps: int, seconds: float, memory: float, disk: float) -> tuple[str, ...]:
-        done = state == "done"
-        taken = ("", "") if done else (spell_seconds(seconds), spell_bytes(memory))
-        return (name, state, f"{steps:,}" if steps else "", *taken, "" if done else spell_bytes(disk))
-
-    measured = sum(e.measured_steps for e in costs.stages)
-    rows = [row(e.stage, e.state, e.steps, e.seconds, e.memory_mb, e.disk_mb) for e in costs.stages]
-    rows.append(row("whole", "", sum(e.steps for e in costs.todo), costs.seconds, costs.memory_mb, costs.disk_mb))
-    busy_note = f"other work had {costs.load:.1f} of the {cores()} cores before: without it the run takes less time"
-    show(Table(
-        "plan, measured in small",
-        ("stage", "", "steps", "time", "memory", "disk"),
-        tuple(rows),
+    whole = {"stage": "whole", "state": "", "steps": sum(e.steps for e in costs.todo), **totals}
+    rows = tuple(
         (
-            f"free: {spell_bytes(costs.free_memory_mb)} of memory, {spell_bytes(costs.free_disk_mb)} of disk",
-            "disk of the whole: with what is there for a while, such as checkpoints",
-            f"from a run in small on {threads} threads: {measured:,} steps of all trainings, answers of two lengths",
-            *([busy_note] if costs.load > BUSY * cores() else []),
-        ),
-    ))  # fmt: skip
+            row["stage"],
+            row["state"],
+            f"{row['steps']:,}" if row["steps"] else "",
+            spell_seconds(row["seconds"]) if row["state"] != "done" else "",
+            spell_bytes(row["memory_mb"]) if row["state"] != "done" else "",
+            spell_bytes(row["disk_mb"]) if row["state"] != "done" else "",
+        )
+        for row in (*map(asdict, costs.stages), whole)
+    )
+    measured = sum(e.measured_steps for e in costs.stages)
+    notes = [
+        f"free: {spell_bytes(costs.free_memory_mb)} of memory, {spell_bytes(costs.free_disk_mb)} of disk",
+        "disk of the whole: with what is there for a while, such as checkpoints",
+        f"from a run in small on {threads} threads: {measured:,} steps of all trainings, answers of two lengths",
+    ]
+    if costs.load > BUSY * cores():
+        notes.append(
+            f"other work had {costs.load:.1f} of the {cores()} cores before: without it the run takes less time"
+        )
+    show(Table("plan, measured in small", ("stage", "", "steps", "time", "memory", "disk"), rows, tuple(notes)))
 
 
 def _status(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find_run
-    from clinkd.records import Table
-    from clinkd.storage import spell_seconds
-
-    run = find_run(args.run, args.runs)
+    run = _find_run(args)
     stages = run.status()
-    rows = tuple((s.name, s.state, spell_seconds(s.seconds) if s.state != "missing" else "") for s in stages)
+    rows = tuple((s.name, s.state, s.spell_time()) for s in stages)
     done = sum(s.state == "done" for s in stages)
     notes = () if done == len(stages) else (f"go on with: {run.command}",)
     show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "seconds spent"), rows, notes))
@@ -392,10 +328,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _why(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find_run
-
-    for line in find_run(args.run, args.runs).why(args.stage):
-        print(line)
+    print(*_find_run(args).why(args.stage), sep="\n")
     return 0
 
 
@@ -403,43 +336,38 @@ def _recipe(args: argparse.Namespace) -> int:
     from clinkd.experiments import EXPERIMENTS, REQUIRED
     from clinkd.settings import recipe_text
 
+    titles = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in EXPERIMENTS.items()}
     if args.name is None:
-        for name, make in EXPERIMENTS.items():
-            print(f"{name:<10} {(make.__doc__ or '').splitlines()[0]}")
+        for name, title in titles.items():
+            print(f"{name:<10} {title}")
         return 0
     if args.name not in EXPERIMENTS:
         raise _no_experiment(args.name)
-    heading = f"{EXPERIMENTS[args.name].__doc__}".strip().splitlines()[0]
     needs = REQUIRED.get(args.name, ())
-    heading += f"\nGive it: {', '.join(needs)}" if needs else ""
+    heading = titles[args.name] + (f"\nGive it: {', '.join(needs)}" if needs else "")
     print(recipe_text(EXPERIMENTS[args.name](), f"{heading}\nCopy, edit, then: clinkd run FILE.yaml"), end="")
     return 0
 
 
 def _table(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find_run, score_table
+    from clinkd.pipeline.runs import score_table
 
-    run = find_run(args.run, args.runs)
+    run = _find_run(args)
     scores = run.scores()
+    table = score_table(scores, f"{run.folder.name}: test split")
     if args.json:
         print(json.dumps(scores, indent=1))
-        return 0
-    rows = score_table(scores, f"{run.folder.name}: test split")
-    if args.csv:
-        import csv
-
-        csv.writer(sys.stdout).writerows([rows.columns, *rows.rows])
+    elif args.csv:
+        csv.writer(sys.stdout).writerows([table.columns, *table.rows])
     else:
-        show(rows)
+        show(table)
     return 0
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.runs import find_run
-    from clinkd.records import Table
     from clinkd.workflows.ask import ask
 
-    result = ask(find_run(args.run, args.runs), args.image, args.question, args.out)
+    result = ask(_find_run(args), args.image, args.question, args.out)
     prediction = result.prediction
     print(prediction.answer.answer.text)
     if result.uncertain:
@@ -458,4 +386,32 @@ def _ask(args: argparse.Namespace) -> int:
     )
     show(Table("candidates", ("", "as written", "log p a token", *names), rows))
     print(f"picture  {result.overlay}")
+    return 0
+
+
+def _correct(args: argparse.Namespace) -> int:
+    from clinkd.workflows.correct import OutgoingPreview, correct_round
+
+    run = _find_run(args)
+    end_in_order()
+    result = correct_round(run, args.round, args.settings, args.out)
+    if isinstance(result, OutgoingPreview):
+        show_leaving(result, f"{result.wrong} wrong answers")
+        return 0
+    show(result.table)
+    print(f"corrections  {result.file}")
+    print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
+    print(f"             --set reflect.corrector=replay --set reflect.replay={result.file}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from clinkd.workflows.export import export
+
+    end_in_order()
+    model = export(_find_run(args), args.folder)
+    stock = f"transformers' own {model.family} class"
+    code = stock if model.stock else "clinkd (its positions exist in no stock class)"
+    print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
+    print(f"card     {model.folder / 'README.md'}")
     return 0

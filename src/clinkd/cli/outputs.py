@@ -22,9 +22,9 @@ def may_write(flag: str, path: Path | None, mark: bytes | None = None) -> None:
     """
     if path is None:
         return
-    from clinkd.storage import standing
+    from clinkd.storage import nearest_existing
 
-    parent = standing(path.absolute().parent)
+    parent = nearest_existing(path.absolute().parent)
     if not parent.is_dir():
         raise BadInput(f"{flag} {path}: {parent} is no folder; choose another place")
     if not path.exists():

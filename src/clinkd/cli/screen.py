@@ -45,7 +45,7 @@ def show_leaving(preview: OutgoingPreview, what: str) -> None:
 
 
 def tell(line: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     prefix = "clinkd:" if distributed.is_main() else f"clinkd, process {distributed.rank()}:"
     print(prefix, " ".join(line.split()), file=sys.stderr)
 

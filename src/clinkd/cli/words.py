@@ -1,4 +1,4 @@
-"""How a verb of the command line is made, and what its exit status means."""
+"""Make the verbs of the command line; their exit statuses."""
 
 from __future__ import annotations
 

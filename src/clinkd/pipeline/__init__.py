@@ -6,18 +6,12 @@ from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
-from clinkd.pipeline.graph import Stage, execute
+from clinkd.pipeline.graph import execute
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.runs import RUNS, Run, begin_run, finish_run, open_run
+from clinkd.pipeline.stages import plan
 
 __all__ = ["correcting", "graph", "machine", "models", "plan", "prepared", "report", "run", "runs", "stages", "steps"]
-
-
-def plan(config: RunConfig) -> list[Stage]:
-    """List the stages of a run, each after the stages it needs. The last stage writes the table and the report."""
-    from clinkd.pipeline.stages import plan as plan_stages
-
-    return plan_stages(config)
 
 
 def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinkd import distributed
+from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, complete, differences, without_defaults
-from clinkd.storage import naming_full_disk, publish, read_json, spell_seconds, write_json
+from clinkd.storage import make_folder, naming_full_disk, publish, read_json, spell_seconds, write_json
 from clinkd.version import __version__
 
 CACHE = ".stages"  # inside the folder of all runs
@@ -74,26 +75,15 @@ class Stage:
 
         Knobs at their defaults are left out, so a new knob that is off changes no identity.
         """
-        needs = {need.name: need.identity for need in self.needs}
-        describe_stages = {
-            **_describe_stage(self),
-            "config": self.essence(_describe_stage(self)["config"]),
-            "needs": needs,
-        }
-        return hashlib.sha256(json.dumps(describe_stages, sort_keys=True).encode()).hexdigest()[:12]
+        values = _describe_stage(self)
+        values["config"] = self.essence(values["config"])
+        values["needs"] = {need.name: need.identity for need in self.needs}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def essence(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The knobs of a stored `config` (perhaps of an older version) that decide the result: no defaults."""
-        group = self._group
+        group = self.knobs or (type(self.config) if isinstance(self.config, Knobs) else Knobs)
         return without_defaults(complete(config, group), group)
-
-    def completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A stored `config` of this stage, with every knob of this version."""
-        return complete(config, self._group)
-
-    @property
-    def _group(self) -> type[Knobs]:
-        return self.knobs or (type(self.config) if isinstance(self.config, Knobs) else Knobs)
 
     @property
     def key(self) -> str:
@@ -103,24 +93,13 @@ class Stage:
 
 def _describe_stage(stage: Stage) -> dict[str, Any]:
     """The values that decide the result of a stage, without its needs, as they read back from JSON."""
-    values = {
-        "name": stage.name,
-        "version": stage.version,
-        "seed": stage.seed,
-        "config": _to_plain_values(stage.config),
-    }
-    from_json: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False))
+    values = {"name": stage.name, "version": stage.version, "seed": stage.seed, "config": stage.config}
+    from_json: dict[str, Any] = json.loads(json.dumps(values, allow_nan=False, default=_to_plain_value))
     return from_json
 
 
-def _to_plain_values(value: Any) -> Any:
-    if isinstance(value, Knobs):
-        return value.identity()
-    if isinstance(value, Mapping):
-        return {str(k): _to_plain_values(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_plain_values(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+def _to_plain_value(value: Knobs | Path) -> Any:
+    return value.identity() if isinstance(value, Knobs) else os.fspath(value)
 
 
 @dataclass(frozen=True)
@@ -148,6 +127,10 @@ class StageStatus:
     seconds: float
     folder: Path  # of the finished stage, even if it does not exist yet
 
+    def spell_time(self) -> str:
+        """The time in words; "" for a stage that was never begun."""
+        return spell_seconds(self.seconds) if self.state != "missing" else ""
+
 
 def describe_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """The stages as plain values for `run.json`, which `status` and `explain_rerun` read."""
@@ -170,41 +153,44 @@ def _read_status(name: str, identity: str, folder: Path) -> StageStatus:
 
 
 def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path | None:
-    """The folder (finished or a draft) in which an older version did the same work under another identity, or None.
+    """The folder (finished or a draft) in which an older version did the same work under another identity. None if
+    there is none, and if the stage was begun under its own identity.
 
     The same work has equal seed, code version, knobs (by the names and defaults of today) and needs (`inputs`).
     """
-    ours = _describe_stage(stage)
+    ours, folder = _describe_stage(stage), cache / stage.key
+    if folder.is_dir() or draft_of(folder).is_dir():
+        return None
     needs = {name: folder.resolve().name for name, folder in inputs.items()}
     drafts_last = sorted(cache.glob(f"{stage.name}-*/{RECORD}"), key=lambda path: path.parent.suffix == ".part")
-    for folder in (path.parent for path in drafts_last):
-        if folder.with_suffix("").name == stage.key:
+    for older in (path.parent for path in drafts_last):
+        if older.with_suffix("").name == stage.key:
             continue  # its own, which another process may be making just now
         try:
-            record = stage_record(folder)
+            record = stage_record(older)
             same = all(record[key] == ours[key] for key in ("name", "seed", "version"))
             same &= {name: f"{name}-{identity}" for name, identity in record["needs"].items()} == needs
             if same and stage.essence(record["config"]) == stage.essence(ours["config"]):
-                return folder.resolve()
+                return older.resolve()
         except (BadInput, KeyError, AttributeError):
             continue  # a record that cannot be read is not taken over
     return None
 
 
-def _adopt_older_folder(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
-    """If `folder` and its draft do not exist, use the folder in which an older version did the same stage."""
-    older = None if folder.is_dir() or draft_of(folder).is_dir() else older_folder(stage, inputs, folder.parent)
+def _adopt_older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> None:
+    """If the stage was not begun, use the folder in which an older version did the same."""
+    older, folder = older_folder(stage, inputs, cache), cache / stage.key
     if older is None:
         return
     if older.suffix != ".part":
         point_link(folder, older)
         return
     with _hold_lock(older.with_suffix(".lock"), stage.name), naming_full_disk(folder):
-        if ours := older.is_dir():  # another process may have finished it or taken it over while this one waited
+        if still_exists := older.is_dir():  # another process may have finished or adopted it while this one waited
             older.rename(draft_of(folder))
         older.with_suffix(".lock").unlink(missing_ok=True)
-    if not ours:
-        _adopt_older_folder(stage, inputs, folder)
+    if not still_exists:
+        _adopt_older_folder(stage, inputs, cache)
 
 
 def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
@@ -247,10 +233,10 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
     Finished stages are in `run_folder/../.stages`; `run_folder/stages` holds links to them. If a process that was
     started apart works on a stage, this call waits for it. Among the processes of one run, the main process holds the
     lock and the others follow it. After Ctrl-C or a kill the draft stays, and the next call continues in it.
-    Raises BadInput on a full disk, whatever a stage raises, and distributed.Left if another process has ended.
+    Raises BadInput on a full disk, whatever a stage raises, and distributed.PeerLost if another process has ended.
     """
     cache = run_folder.parent / CACHE
-    distributed.on_main_process(lambda: _make_folder(cache))
+    distributed.on_main_process(lambda: make_folder(cache))
     finished: dict[str, Path] = {}
     for number, stage in enumerate(stages, start=1):
         assert all(need.name in finished for need in stage.needs), f"{stage.name} comes before what it needs"
@@ -258,18 +244,13 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
         inputs = {need.name: finished[need.name] for need in stage.needs}
         finished[stage.name] = folder = cache / stage.key
         if distributed.is_main():
-            _adopt_older_folder(stage, inputs, folder)
+            _adopt_older_folder(stage, inputs, cache)
             _finish_stage(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
             point_link(run_folder / "stages" / stage.name, folder)
             distributed.broadcast_object((stage.key, True))
         else:
             _follow_main_process(stage, inputs, folder)
     return finished
-
-
-def _make_folder(cache: Path) -> None:
-    with naming_full_disk(cache):
-        cache.mkdir(parents=True, exist_ok=True)
 
 
 def _follow_main_process(stage: Stage, inputs: Mapping[str, Path], folder: Path) -> None:
@@ -306,8 +287,8 @@ def _work_in_draft(stage: Stage, inputs: Mapping[str, Path], folder: Path, title
     with naming_full_disk(draft):
         draft.mkdir(exist_ok=True)
         clock = _StageClock(stage, draft)
-        if not clock.finished:
-            _print_line(f"{title}: {'going on with a draft' if clock.attempts > 1 else 'start'}")
+        if clock.values["finished"] is None:
+            _print_line(f"{title}: {'going on with a draft' if clock.values['attempts'] > 1 else 'start'}")
             with clock.running():
                 if stage.together:
                     distributed.broadcast_object((stage.key, False))
@@ -324,7 +305,7 @@ class _StageClock:
     def __init__(self, stage: Stage, draft: Path) -> None:
         self.path = draft / RECORD
         stored = stage_record(draft) if self.path.is_file() else {}
-        self.kept: dict[str, Any] = {
+        self.values: dict[str, Any] = {
             **describe_stages([stage])[0],
             "seconds": stored.get("seconds", 0.0),
             "attempts": stored.get("attempts", 0) + (stored.get("finished") is None),
@@ -333,18 +314,9 @@ class _StageClock:
             "versions": read_versions(),
             "recorded": stored.get("recorded", {}),
         }
-        self.before: float = self.kept["seconds"]
+        self.before: float = self.values["seconds"]
         self.since: float | None = None
         self.guard = threading.Lock()
-
-    @property
-    def finished(self) -> bool:
-        return self.kept["finished"] is not None
-
-    @property
-    def attempts(self) -> int:
-        attempts: int = self.kept["attempts"]
-        return attempts
 
     def seconds(self) -> float:
         return self.before + (time.monotonic() - self.since if self.since is not None else 0.0)
@@ -352,16 +324,16 @@ class _StageClock:
     def record(self, key: str, value: Any) -> None:
         json.dumps(value, allow_nan=False)  # a value that is not JSON fails here, before anything is written
         with self.guard:
-            self.kept["recorded"][key] = value
+            self.values["recorded"][key] = value
         self.save()
 
     def save(self) -> None:
         with self.guard:
-            self.kept["seconds"] = round(self.seconds(), 3)
-            write_json(self.path, self.kept)
+            self.values["seconds"] = round(self.seconds(), 3)
+            write_json(self.path, self.values)
 
     def finish(self) -> None:
-        self.kept["finished"] = _spell_now()
+        self.values["finished"] = _spell_now()
         self.save()
 
     @contextlib.contextmanager
@@ -410,45 +382,38 @@ def point_link(link: Path, folder: Path) -> None:
     target = os.path.relpath(folder, link.parent)
     if link.is_symlink() and os.readlink(link) == target:
         return
+    make_folder(link.parent)
     with naming_full_disk(link):
-        link.parent.mkdir(parents=True, exist_ok=True)
         temp = link.with_name(f".{link.name}.{os.getpid()}.tmp")
         temp.unlink(missing_ok=True)
         temp.symlink_to(target)
         temp.replace(link)
 
 
-CompleteConfig = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
-
-
-def explain_rerun(
-    name: str,
-    described_stages: Sequence[Mapping[str, Any]],
-    cache: Path,
-    completed: CompleteConfig = lambda _, config: config,
-) -> list[str]:
+def explain_rerun(name: str, described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[str]:
     """Why the stage `name` differs from the nearest other stage of that name in the cache: a line for each cause.
 
     A cause is a knob, the seed, the version of the code, or a needed stage, which is followed down to its own cause.
-    `completed` turns the stored config of a stage (perhaps of an older version) into all knobs by the names of today.
     """
+    stages = {stage["name"]: _read_stage(stage, cache) for stage in described_stages}
+    if name not in stages:
+        raise BadInput(f"{name}: no such stage in this run; its stages are {', '.join(stages)}")
+    own_folder_name = _resolve_folder_name(cache, name, stages[name]["identity"])
+    others = [stage for stage in _read_cached(cache, name) if _spell_folder_name(stage) != own_folder_name]
+    return _find_causes(name, others, stages, cache) if others else [f"{name}: no other {name} is in {cache}"]
 
-    def read(stage: Mapping[str, Any]) -> dict[str, Any]:
-        needs = {need: _resolve_folder_name(cache, need, identity) for need, identity in stage["needs"].items()}
-        return {**stage, "config": completed(stage["name"], stage["config"]), "needs": needs}
 
-    def cached(name: str) -> list[dict[str, Any]]:
-        return [read(record) for record in _read_cached_records(cache, name)]
+def _read_stage(stage: Mapping[str, Any], cache: Path) -> dict[str, Any]:
+    """A stored stage (perhaps of an older version) with all knobs by the names of today, and the folders it needs."""
+    needs = {need: _resolve_folder_name(cache, need, identity) for need, identity in stage["needs"].items()}
+    return {**stage, "config": complete_stage_config(stage["name"], stage["config"]), "needs": needs}
 
-    by_name = {stage["name"]: read(stage) for stage in described_stages}
-    if name not in by_name:
-        raise BadInput(f"{name}: no such stage in this run; its stages are {', '.join(by_name)}")
-    stage = by_name[name]
-    own_folder_name = _resolve_folder_name(cache, name, stage["identity"])
-    others = [record for record in cached(name) if _spell_folder_name(record) != own_folder_name]
-    if not others:
-        return [f"{name}: no other {name} is in {cache}"]
-    return _find_fewest_causes(stage, others, by_name, cached)
+
+def _read_cached(cache: Path, name: str) -> list[dict[str, Any]]:
+    """All finished stages of that name."""
+    folders = (path.parent for path in sorted(cache.glob(f"{name}-*/{RECORD}")))
+    records = (stage_record(folder) for folder in folders if folder.suffix != ".part" and not folder.is_symlink())
+    return [_read_stage(record, cache) for record in records if record["name"] == name]
 
 
 def _spell_folder_name(record: Mapping[str, Any]) -> str:
@@ -471,68 +436,41 @@ class StagePlan:
 def plan_stages(stages: Sequence[Stage], runs: Path) -> list[StagePlan]:
     """What `execute` would do about each stage of a run under `runs`."""
     records, cache = describe_stages(stages), runs / CACHE
-    readers = {stage.name: stage.completed for stage in stages}
     folders: dict[str, Path] = {}
     for stage in stages:
-        folder = cache / stage.key
-        begun = folder.is_dir() or draft_of(folder).is_dir()
-        older = None if begun else older_folder(stage, {need.name: folders[need.name] for need in stage.needs}, cache)
-        folders[stage.name] = older.with_suffix("") if older else folder
+        older = older_folder(stage, {need.name: folders[need.name] for need in stage.needs}, cache)
+        folders[stage.name] = older.with_suffix("") if older else cache / stage.key
     states = [_read_status(stage.name, stage.identity, folders[stage.name]) for stage in stages]
-    return [
-        StagePlan(
-            s,
-            ()
-            if s.state == "done"
-            else tuple(explain_rerun(s.name, records, cache, lambda n, config: readers[n](config))),
-        )
-        for s in states
-    ]
+    return [StagePlan(s, () if s.state == "done" else tuple(explain_rerun(s.name, records, cache))) for s in states]
 
 
-ReadRecords = Callable[[str], list[dict[str, Any]]]
-
-
-def _find_fewest_causes(
-    stage: Mapping[str, Any],
-    others: Sequence[Mapping[str, Any]],
-    by_name: Mapping[str, Mapping[str, Any]],
-    cached: ReadRecords,
+def _find_causes(
+    name: str, others: Sequence[Mapping[str, Any]], stages: Mapping[str, Mapping[str, Any]], cache: Path
 ) -> list[str]:
-    return min((_list_causes(stage, other, by_name, cached) for other in others), key=len)
+    """The causes that tell a stage from the nearest of others: the one with the fewest causes."""
+    return min((_list_causes(stages[name], other, stages, cache) for other in others), key=len)
 
 
 def _list_causes(
-    stage: Mapping[str, Any], other: Mapping[str, Any], by_name: Mapping[str, Mapping[str, Any]], cached: ReadRecords
+    stage: Mapping[str, Any], other: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], cache: Path
 ) -> list[str]:
-    other_folder_name, name = _spell_folder_name(other), stage["name"]
-    lines = [f"{name}: {d} ({other_folder_name})" for d in differences(stage["config"], other["config"])]
+    name, other_folder = stage["name"], f"({_spell_folder_name(other)})"
+    lines = [f"{name}: {d} {other_folder}" for d in differences(stage["config"], other["config"])]
     for key, words in (("seed", "the seed"), ("version", "the version of its code")):
         if stage[key] != other[key]:
-            lines.append(f"{name}: {words} is {stage[key]} here and {other[key]} there ({other_folder_name})")
+            lines.append(f"{name}: {words} is {stage[key]} here and {other[key]} there {other_folder}")
     for need in dict.fromkeys([*stage["needs"], *other["needs"]]):
         own_need, other_need = stage["needs"].get(need), other["needs"].get(need)
         if own_need == other_need:
             continue
         if own_need is None or other_need is None:
-            lines.append(f"{name}: needs {need} only {'there' if own_need is None else 'here'} ({other_folder_name})")
-            continue
-        nearest = [record for record in cached(need) if _spell_folder_name(record) == other_need]
-        if nearest:
-            lines += [
-                line for line in _find_fewest_causes(by_name[need], nearest, by_name, cached) if line not in lines
-            ]
+            lines.append(f"{name}: needs {need} only {'there' if own_need is None else 'here'} {other_folder}")
+        elif nearest := [s for s in _read_cached(cache, need) if _spell_folder_name(s) == other_need]:
+            lines += [line for line in _find_causes(need, nearest, stages, cache) if line not in lines]
         else:
             own_need, other_need = (place.removeprefix(f"{need}-") for place in (own_need, other_need))
-            lines.append(f"{name}: its {need} is {own_need} here and {other_need} there ({other_folder_name})")
+            lines.append(f"{name}: its {need} is {own_need} here and {other_need} there {other_folder}")
     return lines
-
-
-def _read_cached_records(cache: Path, name: str) -> list[dict[str, Any]]:
-    """Read the records of all finished stages of that name."""
-    folders = (path.parent for path in sorted(cache.glob(f"{name}-*/{RECORD}")))
-    records = (stage_record(folder) for folder in folders if folder.suffix != ".part" and not folder.is_symlink())
-    return [record for record in records if record["name"] == name]
 
 
 def read_versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""By which group of knobs the stored config of each kind of stage is read, also that of an older version."""
+"""The group of knobs that reads the stored config of each kind of stage, also of an older version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clinkd.settings import Knobs, complete
 
 
 class PseudoKnobs(DistillConfig):
-    """What decides pseudo-labels."""
+    """The knobs that decide pseudo-labels."""
 
     answer: AnswerConfig = AnswerConfig()
 
@@ -33,5 +33,5 @@ KNOBS: dict[str, type[Knobs]] = {
 
 
 def complete_stage_config(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The stored knobs of the stage `name`, perhaps of an older version, all of them and by today's names."""
+    """All knobs of a stored stage (perhaps of an older version) by the names of today."""
     return complete(config, KNOBS.get(name.rpartition("-")[0] or name, Knobs))

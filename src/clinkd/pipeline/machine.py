@@ -1,4 +1,4 @@
-"""What a run is given to work with: device, threads, how its processes share a training, and who gets its figures."""
+"""What a run works with: device, threads, how its processes share a training, and which trackers get its figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clinkd.records import BadInput
 
 @dataclass(frozen=True)
 class Machine:
-    """As the knobs of the same names say."""
+    """The knobs of the same names."""
 
     device: str
     threads: int
@@ -26,7 +26,7 @@ class Machine:
 
     @staticmethod
     def demand(config: RunConfig) -> None:
-        """Raises BadInput, naming the knob, where a training's rows cannot be shared out evenly, or a tracker is not
+        """Raises BadInput, naming the knob, if a training's rows cannot be shared evenly, or a tracker is not
         installed."""
         for tracker in config.trackers:
             if importlib.util.find_spec(tracker) is None:
@@ -35,22 +35,22 @@ class Machine:
             fit.demand_even_shares(name, distributed.size())
 
     def ready(self) -> str:
-        """Set torch's threads, and name the device of this process: "cpu", "cuda:1".
+        """Set torch's threads, and return the name of this process's device: "cpu", "cuda:1".
 
-        Raises BadInput where the device is not there, or another way to shard was asked for.
+        Raises BadInput if the device is missing, or another way to shard was chosen.
         """
         import torch
 
-        mine, processes = distributed.local_rank()
+        rank, processes = distributed.local_rank()
         torch.set_num_threads(self.threads or max(1, len(os.sched_getaffinity(0)) // processes))
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
             raise BadInput("accelerate launch --use_fsdp: start the processes without it, and set shard=true")
-        there = torch.cuda.is_available()
-        if self.device == "cuda" and not there:
+        has_gpu = torch.cuda.is_available()
+        if self.device == "cuda" and not has_gpu:
             raise BadInput("device=cuda: torch sees no GPU here; set device=auto")
-        if self.device == "cpu" or not there:
+        if self.device == "cpu" or not has_gpu:
             return "cpu"
-        if mine >= torch.cuda.device_count():
+        if rank >= torch.cuda.device_count():
             raise BadInput(f"{processes} processes on {torch.cuda.device_count()} GPUs: start one a GPU")
-        torch.cuda.set_device(mine)
-        return f"cuda:{mine}"
+        torch.cuda.set_device(rank)
+        return f"cuda:{rank}"

@@ -1,4 +1,4 @@
-"""Models that stages left, opened again, and what chooses among their answers. What trains is not loaded."""
+"""Open the models of finished stages, and what chooses among their answers. No code of training is loaded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clinkd.model.encode import OpenImage
 from clinkd.model.vlm import VisionLanguageModel, load
 from clinkd.storage import read_json
 
-POINTER = "base.json"  # where a pretrained base lies: it is read there, not copied
+POINTER = "base.json"  # names the folder of a pretrained base, which is not copied
 
 
 def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
-    """The model a stage left, or the pretrained one it points to."""
+    """The model of a stage, or the pretrained one that it points to."""
     if (stage / POINTER).is_file():
         pointer = read_json(stage / POINTER)
         return load(Path(pointer["folder"]), open_image, ModelConfig.model_validate(pointer["model"]))
@@ -24,7 +24,7 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
 
 
 def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
-    """The scorer that a config names; `clip` is the folder of that stage, where there is one."""
+    """The scorer that a config names; `clip` is the folder of that stage, if the run has it."""
     if config.scorer == "clip":
         assert clip
         pointer = clip / POINTER

@@ -1,4 +1,4 @@
-"""The data of a run as `prepare` left them: where images lie, class names, samples; and what was answered and scored.
+"""Read the data of a run from the folder of `prepare` (images, class names, samples), and its answers and scores.
 Imports no torch."""
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from clinkd.storage import JsonLines, read_json
 
 DATA = "data.json"
 PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
-EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # beside them in the folder of `clinkd evaluate --out`
+EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # only in the folder of `clinkd evaluate --out`
 
 
 class DataSource(NamedTuple):
-    """Where the images lie, and the class names."""
+    """The folder of the images, and the class names."""
 
     root: Path
     lexicon: Lexicon
 
 
 def read_data_source(prepared: Path) -> DataSource:
-    """What a `prepare` stage tells of its data."""
-    known = read_json(prepared / DATA)
-    return DataSource(prepared / known["root"], Lexicon.from_json(known["lexicon"]))
+    """The data source that a `prepare` stage recorded."""
+    data = read_json(prepared / DATA)
+    return DataSource(prepared / data["root"], Lexicon.from_json(data["lexicon"]))
 
 
 def read_data(prepared: Path) -> tuple[Callable[[ImageRef], Image.Image], Lexicon]:
-    """How to open an image of the prepared data, and its class names."""
+    """A function that opens an image of the prepared data, and the class names."""
     root, lexicon = read_data_source(prepared)
     return partial(open_image, root), lexicon
 
@@ -46,20 +46,20 @@ def read_split(prepared: Path, split: Split) -> list[Sample]:
 
 
 def read_images(prepared: Path, split: Split) -> list[ImageRef]:
-    """The images of one split, without a look at its questions."""
+    """The images of one split. Its questions are not read."""
     return [ImageRef(**image) for record in JsonLines(prepared / f"{split}.jsonl").read() for image in record["images"]]
 
 
 def read_predictions(stage: Path, name: str = PREDICTIONS) -> list[Prediction]:
-    """What a stage answered."""
+    """The answers of a stage."""
     return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
 
 
 def read_scores(stage: Path) -> list[Score]:
-    """What those answers scored."""
+    """The scores of a stage."""
     return [Score.from_json(record) for record in JsonLines(stage / SCORED).read()]
 
 
 def read_identifying_texts(root: Path, samples: Iterable[Sample]) -> set[str]:
-    """What the headers and paths of their images say of persons (`data.identifying_texts`)."""
-    return {term for image in {i for s in samples for i in s.images} for term in identifying_texts(root, image)}
+    """What the headers and paths of their images say about persons (`data.identifying_texts`)."""
+    return {text for image in {i for s in samples for i in s.images} for text in identifying_texts(root, image)}

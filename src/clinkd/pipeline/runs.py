@@ -11,10 +11,9 @@ from typing import Any
 
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
-from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput, Modality, Table, Task
 from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
-from clinkd.storage import naming_full_disk, read_json, write_atomic, write_json
+from clinkd.storage import make_folder, read_json, write_atomic, write_json
 
 RUNS = Path("runs")
 RUN_RECORD = "run.json"
@@ -42,7 +41,7 @@ class Run:
 
     def why(self, stage: str) -> list[str]:
         """Why a stage differs from the nearest other stage that was made before: a line for each cause."""
-        return graph.explain_rerun(stage, self.stages, self.cache, complete_stage_config)
+        return graph.explain_rerun(stage, self.stages, self.cache)
 
     def stage(self, name: str) -> Path:
         """The finished folder of a stage. Raises BadInput if the run has no such stage or has not finished it."""
@@ -107,8 +106,7 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
                 (folder / name).unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is no run of ours (no {RUN_RECORD}); choose another --name or --runs")
-    with naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     heading = "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"
     write_atomic(folder / "config.yaml", recipe_text(config, heading))
     record = {
@@ -182,38 +180,29 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
 def score_table(scores: Mapping[str, Any], title: str) -> Table:
     """The scores of `Run.scores` as rows to print: each task beside its best image-blind baseline, then each modality.
     A score that was not computed is "-", with its reason in the notes."""
-    modalities = [
-        m.value for m in Modality if any(m.value in (_find_entry(scores, t).get("by_modality") or {}) for t in Task)
-    ]
-    blanks = ("",) * len(modalities)
+    entries = {task: entry for task in Task if isinstance(entry := scores.get(task.value), Mapping) and entry}
+    modalities = [m.value for m in Modality if any(m.value in (e.get("by_modality") or {}) for e in entries.values())]
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
-    for task in Task:
-        entry = _find_entry(scores, task)
-        if not entry:
-            continue
+
+    def add_row(name: str, entry: Mapping[str, Any], by_modality: Mapping[str, Any]) -> None:
+        cells = (_spell_scores(by_modality.get(m)) for m in modalities)
+        rows.append((name, _spell_number(entry.get("score")), _spell_number(entry.get("blind")), *cells))
+
+    for task, entry in entries.items():
         by_modality = entry.get("by_modality") or {}
-        cells = [_spell_scores(by_modality.get(m)) for m in modalities]
-        rows.append((task.value, _spell_number(entry.get("score")), _spell_number(entry.get("blind")), *cells))
+        add_row(task.value, entry, by_modality)
         if entry.get("score") is None:
             notes.append(f"{task.value}: not computed: {entry.get('why', 'no reason given')}")
         if facts := entry.get("facts"):
-            cells = [_spell_scores((by_modality.get(m) or {}).get("facts")) for m in modalities]
-            rows.append(
-                (f"{task.value} facts", _spell_number(facts.get("score")), _spell_number(facts.get("blind")), *cells)
-            )
+            add_row(f"{task.value} facts", facts, {m: (v or {}).get("facts") for m, v in by_modality.items()})
     average = scores.get("average")
     value = average.get("score") if isinstance(average, Mapping) else average
-    rows.append(("average", _spell_number(value), "", *blanks))
+    rows.append(("average", _spell_number(value), "", *[""] * len(modalities)))
     if value is None:
         notes.append("average: over a task that was not computed there is none")
     notes.append("blind: the best of the twins that do not see the image; cells are score/blind, x100")
     return Table(title, ("task", "score", "blind", *modalities), tuple(rows), tuple(notes))
-
-
-def _find_entry(scores: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
-    entry = scores.get(task.value)
-    return entry if isinstance(entry, Mapping) else {}
 
 
 def _spell_scores(entry: Mapping[str, Any] | None) -> str:

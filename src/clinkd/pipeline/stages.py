@@ -21,7 +21,6 @@ def plan(config: RunConfig) -> list[Stage]:
     """
     machine: dict[str, Any] = {"machine": Machine.of(config)}
     stages: list[Stage] = []
-    arguments: dict[str, Any]
 
     def stage(name: str, knobs: Any, *needs: Stage | None, step: str | None = None, **arguments: Any) -> Stage:
         work = _defer_step(step or name, **arguments)
@@ -44,19 +43,18 @@ def plan(config: RunConfig) -> list[Stage]:
             author = teacher if config.distill.pseudo_from == "teacher" else base
             knobs = _drop_knobs(config.distill.identity(), "fit", "teacher_as", "draws")
             knobs["answer"] = config.answer.identity()
-            arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher}
-            pseudo = stage("pseudo", knobs, data, author, features, **arguments, **machine)
-        model = stage(
-            "distill", config.distill, data, base, teacher, pseudo, features, config=config.distill, **machine
-        )
+            arguments = {"config": config.distill, "answers": config.answer, "teacher": config.teacher, **machine}
+            pseudo = stage("pseudo", knobs, data, author, features, **arguments)
+        needs = (data, base, teacher, pseudo, features)
+        model = stage("distill", config.distill, *needs, config=config.distill, **machine)
     reflect = config.reflect
     for number in range(1, reflect.rounds + 1) if reflect else ():
         assert reflect
         kd_teacher = teacher if reflect.objective == "distill" else None
-        arguments = {"config": reflect, "round": number, "answers": config.answer, "distill": config.distill}
         knobs = {**_identify_reflection(reflect), "round": number, "max_new_tokens": config.answer.max_new_tokens}
-        arguments |= {"previous": model.name, **machine}
-        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, step="reflect", **arguments)
+        arguments = {"config": reflect, "answers": config.answer, "distill": config.distill, **machine}
+        arguments |= {"step": "reflect", "round": number, "previous": model.name}
+        model = stage(f"reflect-{number}", knobs, data, model, kd_teacher, features, **arguments)
     clip = None
     if config.select.scorer == "clip":
         clip = stage("clip", _identify_clip(config.select.clip), data, base, config=config.select.clip, **machine)
@@ -86,11 +84,13 @@ def _drop_knobs(knobs: Mapping[str, Any], *names: str) -> dict[str, Any]:
 SHARED_STAGES = {"base", "teacher", "pseudo", "distill", "reflect", "answer", "shuffle"}
 
 
-def _defer_step(step: str, **arguments: Any) -> Callable[[StageContext], None]:
-    def run_step(work: StageContext) -> None:
+def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> Callable[[StageContext], None]:
+    """The work of a stage. A step for which a machine is given also gets the data and the models (`StageInputs`)."""
+
+    def run_step(context: StageContext) -> None:
         from clinkd.pipeline import steps
 
-        getattr(steps, step)(work, **arguments)
+        getattr(steps, step)(steps.StageInputs(context, machine) if machine else context, **arguments)
 
     return run_step
 
@@ -104,12 +104,6 @@ def _identify_data(config: DataConfig) -> dict[str, Any]:
 
     knobs = _drop_knobs(config.identity(), "phantoms")
     return {**knobs, **dataset_identity(config.path, Source(config.path).root)}
-
-
-def _read_size_and_time(path: Path) -> list[int]:
-    """Size in bytes and time of the last change: they reveal a replaced file without reading it."""
-    properties = path.stat()
-    return [properties.st_size, properties.st_mtime_ns]
 
 
 def _identify_model(config: ModelConfig) -> dict[str, Any]:
@@ -138,13 +132,12 @@ def _identify_reflection(config: ReflectConfig) -> dict[str, Any]:
 
 def _describe_model_files(folder: Path, *kinds: str) -> dict[str, Any]:
     """What decides a model in a folder: hashes of its text files (JSON, and patterns in `kinds`), and the size and time
-    of its files of weights."""
+    of its files of weights, which reveal a replaced file without reading it."""
     text_files = sorted({p for kind in ("*.json", *kinds) for p in folder.rglob(kind)})
+    weights = {p: p.stat() for p in sorted(folder.rglob("*.safetensors"))}
     return {
         "files": {p.relative_to(folder).as_posix(): sha256_file(p) for p in text_files},
-        "weights": {
-            p.relative_to(folder).as_posix(): _read_size_and_time(p) for p in sorted(folder.rglob("*.safetensors"))
-        },
+        "weights": {p.relative_to(folder).as_posix(): [s.st_size, s.st_mtime_ns] for p, s in weights.items()},
     }
 
 

@@ -49,8 +49,6 @@ from clinkd.pipeline.correcting import (
     EFFECT,
     CorrectionContext,
     replace_overruled_truths,
-    review_and_correct,
-    similarity_of,
 )
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
@@ -72,10 +70,10 @@ from clinkd.training import (
     store,
 )
 
-SPOKEN: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}  # files of answers by split
+ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}
 STORE = "stored-teacher"
-GALLERY = "gallery"
-SEEN = "seen"  # the model between the two halves of its pretraining
+FEATURES = "gallery"
+PRETRAINED_VISION = "seen"  # the model between the two halves of its pretraining
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
@@ -108,45 +106,41 @@ def prepare(work: StageContext, config: DataConfig) -> None:
     write_json(work.folder / DATA, {"root": str(root), "lexicon": lexicon.to_json()})
 
 
-def base(work: StageContext, config: ModelConfig, machine: Machine) -> None:
+def base(work: StageInputs, config: ModelConfig) -> None:
     """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
-    stage_inputs = StageInputs(work, machine)
     if config.base is None:
-        train = stage_inputs.samples("train")
-        texts = texts_of(train, config)
-        model = new_tiny(config, texts, work.seed, stage_inputs.open_image).to(stage_inputs.device)
+        train = work.samples("train")
+        model = new_tiny(config, texts_of(train, config), work.seed, work.open_image).to(work.device)
         if config.tiny.pretrain:
-            model = _pretrain(stage_inputs, model, make_bare_pairs(train), config.tiny.pretrain)
-        distributed.on_main_process(lambda: model.save(work.folder / "model"))
-        distributed.on_main_process(lambda: shutil.rmtree(work.folder / SEEN, ignore_errors=True))
-        _drop_checkpoints(work.folder)
+            model = _pretrain(work, model, make_bare_pairs(train), config.tiny.pretrain)
+        work.save(model)
+        distributed.on_main_process(lambda: shutil.rmtree(work.folder / PRETRAINED_VISION, ignore_errors=True))
     else:
-        model = load(config.base, stage_inputs.open_image, config)
+        model = load(config.base, work.open_image, config)
         pointer = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
         distributed.on_main_process(lambda: write_json(work.folder / POINTER, pointer))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
-def see(work: StageContext, machine: Machine) -> None:
+def see(work: StageInputs) -> None:
     """Compute the features of every image of every split with the frozen vision tower."""
-    stage_inputs = StageInputs(work, machine)
     refs = {ref for split in SPLITS for ref in read_images(work.inputs["prepare"], split)}
-    model = stage_inputs.model("base")
+    model = work.model("base")
     with _record_seconds(work, "images", len(refs)):
-        num_bytes = cache_features(work.folder / GALLERY, model, refs, "see images")
+        num_bytes = cache_features(work.folder / FEATURES, model, refs, "see images")
     work.record("bytes", num_bytes)
 
 
 def _pretrain(
-    stage_inputs: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
+    work: StageInputs, model: VisionLanguageModel, pairs: Sequence[Sample], config: PretrainConfig
 ) -> VisionLanguageModel:
     """Pretrain the vision tower, then the whole model, on bare pairs. No sentence of the four tasks is used."""
-    stage_inputs.work.record("bare_pairs", len(pairs))
-    vision_folder, draft = stage_inputs.work.folder / SEEN, stage_inputs.work.folder / f".{SEEN}.part"
+    work.record("bare_pairs", len(pairs))
+    vision_folder, draft = work.folder / PRETRAINED_VISION, work.folder / f".{PRETRAINED_VISION}.part"
     if config.vision and pairs:
         if not vision_folder.is_dir():
-            pretrainer = VisionPretrainer(model, [s.names[0] for s in pairs]).to(stage_inputs.device)
-            _fit_and_record(stage_inputs, pretrainer, pairs, CrossEntropy(), config.vision, "see")
+            pretrainer = VisionPretrainer(model, [s.names[0] for s in pairs]).to(work.device)
+            work.fit(pretrainer, pairs, config.vision, "see")
 
             def save_vision() -> None:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -154,44 +148,38 @@ def _pretrain(
                 publish(draft, vision_folder)
 
             distributed.on_main_process(save_vision)
-            _drop_checkpoints(stage_inputs.work.folder)
-        model = load(vision_folder, stage_inputs.open_image).to(stage_inputs.device)
+            work.drop_checkpoints()
+        model = load(vision_folder, work.open_image).to(work.device)
     if config.pairs and pairs:
-        _fit_and_record(stage_inputs, model, pairs, CrossEntropy(), config.pairs, "pairs")
+        work.fit(model, pairs, config.pairs, "pairs")
     return model
 
 
-def teacher(work: StageContext, config: TeacherConfig, machine: Machine) -> None:
+def teacher(work: StageInputs, config: TeacherConfig) -> None:
     """Tune a copy of the base on a share of the training images, stratified by task and modality."""
-    stage_inputs = StageInputs(work, machine)
-    chosen = sample_share(stage_inputs.samples("train"), config.share, work.seed)
+    chosen = sample_share(work.samples("train"), config.share, work.seed)
     work.record("questions", len(chosen))
-    _train_and_save(stage_inputs, stage_inputs.model("base"), chosen, CrossEntropy(), config.fit, "teacher")
+    model = work.model("base")
+    work.fit(model, chosen, config.fit, "teacher")
+    work.save(model)
 
 
-def pseudo(
-    work: StageContext, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None, machine: Machine
-) -> None:
+def pseudo(work: StageInputs, config: DistillConfig, answers: AnswerConfig, teacher: TeacherConfig | None) -> None:
     """Let the teacher (or the untrained base) answer the training questions that the teacher was not trained on."""
-    stage_inputs = StageInputs(work, machine)
-    train = stage_inputs.samples("train")
+    train = work.samples("train")
     teacher_ids = {s.id for s in sample_share(train, teacher.share, work.seed)} if teacher else set()
-    outside = [s for s in train if s.id not in teacher_ids]
-    questions = (
-        outside if config.targets == "pseudo" else _choose_share(outside, config.pseudo_share, work.seed, "pseudo")
-    )
-    file, model = work.folder / PREDICTIONS, stage_inputs.model(config.pseudo_from)
+    questions = [s for s in train if s.id not in teacher_ids]
+    if config.targets != "pseudo":
+        questions = _choose_share(questions, config.pseudo_share, work.seed, "pseudo")
+    model, author = work.model(config.pseudo_from), config.pseudo_from
     with _record_seconds(work, "answers", len(questions)):
-        answer_samples(
-            model, questions, answers, file=file, by=config.pseudo_from, title="pseudo-labels", seed=work.seed
-        )
+        work.answer(model, questions, answers, PREDICTIONS, author, "pseudo-labels")
     work.record("questions", len(questions))
 
 
-def distill(work: StageContext, config: DistillConfig, machine: Machine) -> None:
+def distill(work: StageInputs, config: DistillConfig) -> None:
     """Distill the teacher into a second copy of the base, over the whole training split."""
-    stage_inputs = StageInputs(work, machine)
-    train = stage_inputs.samples("train")
+    train = work.samples("train")
     if "pseudo" in work.inputs:
         pseudo_answers = {p.id: p.answer.answer for p in read_predictions(work.inputs["pseudo"])}
         empty = [i for i, text in pseudo_answers.items() if not text.text.strip()]
@@ -200,69 +188,61 @@ def distill(work: StageContext, config: DistillConfig, machine: Machine) -> None
             for s in train
         ]
         work.record("pseudo_labels", {"used": len(pseudo_answers) - len(empty), "empty": len(empty)})
-    student = stage_inputs.model("base")
+    student = work.model("base")
     if config.kd_weight > 0:
-        kd_teacher = _open_teacher(stage_inputs, student, train, config)
-        _train_and_save(
-            stage_inputs,
-            student,
-            train,
-            Distillation(config.kd_weight, config.temperature),
-            config.fit,
-            "distill",
-            kd_teacher,
-        )
-        # Nobody reads these gigabytes again: a finished stage is never trained anew, and its variants are other stages.
-        distributed.on_main_process(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
+        objective = Distillation(config.kd_weight, config.temperature)
+        kd_teacher = _open_teacher(work, student, train, config)
+        work.fit(student, train, config.fit, "distill", objective=objective, teacher=kd_teacher)
     else:
-        _train_and_save(stage_inputs, student, train, CrossEntropy(), config.fit, "tune")
+        work.fit(student, train, config.fit, "tune")
+    work.save(student)
+    # Nobody reads these gigabytes again: a finished stage is never trained anew, and its variants are other stages.
+    distributed.on_main_process(lambda: shutil.rmtree(work.folder / STORE, ignore_errors=True))
 
 
 def _open_teacher(
-    stage_inputs: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
+    work: StageInputs, student: VisionLanguageModel, samples: Sequence[Sample], config: DistillConfig
 ) -> Teacher:
     """A live teacher, or its stored outputs for all samples, which an earlier attempt may have written."""
     if config.teacher_as == "live":
-        return LiveTeacher(stage_inputs.model("teacher"))
-    folder, teacher_folder = stage_inputs.work.folder / STORE, stage_inputs.work.inputs["teacher"] / "model"
+        return LiveTeacher(work.model("teacher"))
+    folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / "model"
     identity = identity_of(
         config.teacher_as, samples, teacher_folder, student,
-        temperature=config.temperature, draws=config.draws, seed=stage_inputs.work.seed,
+        temperature=config.temperature, draws=config.draws, seed=work.seed,
     )  # fmt: skip
 
     def store_outputs() -> None:
         if not finished(folder):
-            rows, model = config.fit.rows // config.fit.accumulate, stage_inputs.model("teacher")
-            with _record_seconds(stage_inputs.work, "stored_samples", len(samples)):
+            rows, model = config.fit.rows // config.fit.accumulate, work.model("teacher")
+            with _record_seconds(work, "stored_samples", len(samples)):
                 store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
     distributed.on_main_process(store_outputs)
-    stage_inputs.work.record("stored_teacher", {"bytes": folder_bytes(folder)})
+    work.record("stored_teacher", {"bytes": folder_bytes(folder)})
     return StoredTeacher(folder, identity)
 
 
-def reflect(  # noqa: PLR0913
-    work: StageContext, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
-    distill: DistillConfig | None, machine: Machine,
+def reflect(
+    work: StageInputs, config: ReflectConfig, round: int, previous: str, answers: AnswerConfig,
+    distill: DistillConfig | None,
 ) -> None:  # fmt: skip
     """Do one round: answer training questions, rewrite the wrong answers from the truth, train on both."""
-    stage_inputs = StageInputs(work, machine)
-    model, untaught = stage_inputs.model(previous), stage_inputs.samples("train")
-    train = replace_overruled_truths(stage_inputs.desk, config, untaught)
+    model, untaught = work.model(previous), work.samples("train")
+    train = replace_overruled_truths(work.inputs["prepare"], config, untaught)
     work.record("overruled_truths", sum(a is not b for a, b in zip(untaught, train, strict=True)))
     questions = _choose_share(train, config.review_share, work.seed, f"round {round}")
-    greedy = AnswerConfig(beams=1, candidates=1, max_new_tokens=answers.max_new_tokens, batch=answers.batch)
-    file = work.folder / ANSWERS
+    number = f"{round}/{config.rounds}"
     with _record_seconds(work, "answers", len(questions)):
-        predictions = answer_samples(
-            model, questions, greedy, file=file, by=previous, title=f"review {round}/{config.rounds}"
-        )
+        predictions = work.answer(model, questions, answers.first, ANSWERS, previous, f"review {number}")
     corrections_file = work.folder / CORRECTIONS
 
     def write_corrections() -> None:
         if corrections_file.is_file():  # an earlier attempt has written it
             return
-        corrections = review_and_correct(stage_inputs.desk, config, train, questions, predictions, round)
+        context = work.correction_context(config, train)
+        reviewed = context.review_answers(questions, predictions, round)
+        corrections = context.correct_answers(questions, reviewed, f"correct {number}")
         write_lines(corrections_file, (c.to_json() for c in corrections))
         table = summary(corrections, questions)
         write_json(work.folder / "summary.json", {"title": table.title, "columns": table.columns, "rows": table.rows})
@@ -271,83 +251,67 @@ def reflect(  # noqa: PLR0913
         distributed.on_main_process(write_corrections)
     corrections = [Correction.from_json(record) for record in JsonLines(corrections_file).read()]
     work.record("reviewed", {"asked": len(questions), "of": len(train), "wrong": sum(c.wrong for c in corrections)})
-    feedback = fed_back(questions, corrections)
-    kd_teacher = LiveTeacher(stage_inputs.model("teacher")) if config.objective == "distill" else None
-    objective = Distillation(distill.kd_weight, distill.temperature) if kd_teacher and distill else CrossEntropy()
-    schedule_part = (round - 1, config.rounds)
-    _train_and_save(
-        stage_inputs,
+    kd_teacher = LiveTeacher(work.model("teacher")) if config.objective == "distill" else None
+    work.fit(
         model,
-        [*train, *feedback],
-        objective,
+        [*train, *fed_back(questions, corrections)],
         config.fit,
-        f"reflect {round}/{config.rounds}",
-        kd_teacher,
-        schedule_part,
+        f"reflect {number}",
+        objective=Distillation(distill.kd_weight, distill.temperature) if kd_teacher and distill else CrossEntropy(),
+        teacher=kd_teacher,
+        schedule_part=(round - 1, config.rounds),
     )
+    work.save(model)
     if config.recheck:
-        truths = [s.answer.words for s in train]
-        _recheck_answers(
-            stage_inputs,
-            model.eval(),
-            questions,
-            corrections,
-            config,
-            greedy,
-            truths,
-            f"recheck {round}/{config.rounds}",
-        )
+        rechecked, title = _choose_rechecked(questions, corrections, config.recheck, work.seed), f"recheck {number}"
+        with _record_seconds(work, "rechecks", len(rechecked)):
+            predictions = work.answer(model.eval(), rechecked, answers.first, "rechecked.jsonl", title, title)
+        distributed.on_main_process(lambda: _write_effect(work, config, train, rechecked, predictions, corrections))
 
 
-def _recheck_answers(  # noqa: PLR0913
-    stage_inputs: StageInputs, model: VisionLanguageModel, reviewed_samples: Sequence[Sample],
-    corrections: Sequence[Correction], config: ReflectConfig, answers: AnswerConfig, truths: Sequence[str], title: str,
-) -> None:  # fmt: skip
-    """Answer some reviewed questions again, half of them wrong before, half right, and write what changed."""
-    wrong_before = {c.id: c.wrong for c in corrections}
-    questions: list[Sample] = []
+def _choose_rechecked(
+    questions: Sequence[Sample], corrections: Sequence[Correction], number: int, seed: int
+) -> list[Sample]:
+    """As many reviewed questions, half of them answered wrong before, half right."""
+    chosen: list[Sample] = []
     for wrong in (True, False):
-        same_verdict = [s for s in reviewed_samples if wrong_before[s.id] == wrong]
-        questions += (
-            _choose_share(
-                same_verdict, min(1.0, config.recheck / 2 / len(same_verdict)), stage_inputs.work.seed, "recheck"
-            )
-            if same_verdict
-            else []
-        )
-    file = stage_inputs.work.folder / "rechecked.jsonl"
-    with _record_seconds(stage_inputs.work, "rechecks", len(questions)):
-        predictions = answer_samples(model, questions, answers, file=file, by=title, title=title)
-
-    def write_effect() -> None:
-        similarity = similarity_of(stage_inputs.desk, config, truths)
-        corrections_now = {c.id: c for c in review(questions, predictions, similarity, config, 0)}
-        records = (
-            {
-                "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": wrong_before[s.id],
-                "after_wrong": corrections_now[s.id].wrong, "answer": corrections_now[s.id].before.to_json(),
-            }
-            for s in questions
-        )  # fmt: skip
-        write_lines(stage_inputs.work.folder / EFFECT, records)
-
-    distributed.on_main_process(write_effect)
+        ids = {c.id for c in corrections if c.wrong == wrong}
+        if alike := [s for s in questions if s.id in ids]:
+            chosen += _choose_share(alike, min(1.0, number / 2 / len(alike)), seed, "recheck")
+    return chosen
 
 
-def clip(work: StageContext, config: ClipConfig, machine: Machine) -> None:
+def _write_effect(
+    work: StageInputs, config: ReflectConfig, train: Sequence[Sample], rechecked: Sequence[Sample],
+    predictions: Sequence[Prediction], corrections: Sequence[Correction],
+) -> None:  # fmt: skip
+    """Write what became of the answers to the rechecked questions."""
+    similarity = work.correction_context(config, train).similarity
+    wrong_before = {c.id: c.wrong for c in corrections}
+    now = {c.id: c for c in review(rechecked, predictions, similarity, config, 0)}
+    records = (
+        {
+            "id": s.id, "task": s.task.value, "modality": s.modality.value, "before_wrong": wrong_before[s.id],
+            "after_wrong": now[s.id].wrong, "answer": now[s.id].before.to_json(),
+        }
+        for s in rechecked
+    )  # fmt: skip
+    write_lines(work.folder / EFFECT, records)
+
+
+def clip(work: StageInputs, config: ClipConfig) -> None:
     """Make the image-text model that scores candidates: load it, or train it on the training captions, and on boxes
     with their names and captions if it will see crops."""
-    stage_inputs = StageInputs(work, machine)
     if config.base is not None:
-        ImageTextModel.load(config.base, stage_inputs.open_image)
+        ImageTextModel.load(config.base, work.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
         return
-    train = stage_inputs.samples("train")
-    kinds = [kind for kind in captioned(train, config.grounding != "text", work.seed) if len(kind) > 1]
+    kinds = captioned(work.samples("train"), config.grounding != "text", work.seed)
+    kinds = [kind for kind in kinds if len(kind) > 1]
     if not kinds:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
                        "select.scorer=first")  # fmt: skip
-    model = new_tiny_clip(stage_inputs.model("base").tokenizer, config, work.seed, stage_inputs.open_image)
+    model = new_tiny_clip(work.model("base").tokenizer, config, work.seed, work.open_image)
     with _record_seconds(work, "pairs", round(config.epochs * len(kinds[0]))):
         loss = train_clip(model, kinds, config, work.seed)
     work.record("loss", loss)
@@ -355,31 +319,27 @@ def clip(work: StageContext, config: ClipConfig, machine: Machine) -> None:
     model.save(work.folder / "model")
 
 
-def answer(work: StageContext, config: AnswerConfig, previous: str, machine: Machine) -> None:
+def answer(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     """Write the final model's candidates for the test questions, and for the validation questions `select` uses."""
-    stage_inputs = StageInputs(work, machine)
-    model = stage_inputs.model(previous)
-    by = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
-    questions = {split: stage_inputs.samples(split) for split in SPOKEN}
+    model = work.model(previous)
+    author = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
+    questions = {split: work.samples(split) for split in ANSWER_FILES}
     with _record_seconds(work, "answers", sum(map(len, questions.values()))):
-        for split, name in SPOKEN.items():
-            answer_samples(
-                model, questions[split], config, file=work.folder / name, by=by, title=f"answer {split}", seed=work.seed
-            )
+        for split, file in ANSWER_FILES.items():
+            work.answer(model, questions[split], config, file, author, f"answer {split}")
 
 
-def select(work: StageContext, config: SelectConfig, machine: Machine) -> None:
+def select(work: StageInputs, config: SelectConfig) -> None:
     """Score every candidate, and choose the best one in the tasks for which the scorer is trusted.
 
     Cheap rival scorers write their scores too, so that the gain of the selection can be compared with theirs.
     """
-    stage_inputs = StageInputs(work, machine)
-    scorer, tasks = stage_inputs.scorer(config), list(config.tasks)
+    scorer, tasks = work.scorer(config), list(config.tasks)
     rivals = [r for r in (Agreement(), RandomScorer(work.seed)) if r.name != scorer.name]
 
     def choose_answers(split: Split, task_names: Sequence[str]) -> tuple[dict[str, Sample], list[Prediction]]:
-        samples = {s.id: s for s in stage_inputs.samples(split)}
-        answers = read_predictions(work.inputs["answer"], SPOKEN[split])
+        samples = {s.id: s for s in work.samples(split)}
+        answers = read_predictions(work.inputs["answer"], ANSWER_FILES[split])
         return samples, rerank(samples, answers, scorer, task_names, rivals)
 
     if config.trust == "validated" and config.scorer != "first":
@@ -388,7 +348,7 @@ def select(work: StageContext, config: SelectConfig, machine: Machine) -> None:
         for p in predictions:
             s = samples[p.id]
             first, best = (
-                answer_accuracy(c.answer, s.answer, s.facts, stage_inputs.lexicon) for c in (p.candidates[0], p.answer)
+                answer_accuracy(c.answer, s.answer, s.facts, work.lexicon) for c in (p.candidates[0], p.answer)
             )
             gain.setdefault(s.task, []).append(best - first)
         mean = {task: sum(g) / len(g) for task, g in gain.items()}
@@ -402,16 +362,15 @@ def select(work: StageContext, config: SelectConfig, machine: Machine) -> None:
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
 
 
-def shuffle(work: StageContext, config: AnswerConfig, previous: str, machine: Machine) -> None:
+def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     """Let the final model answer each test question with another image. This baseline does not see the image of the
     question, but knows all that the model has learnt."""
-    stage_inputs = StageInputs(work, machine)
-    questions, file = images_shuffled(stage_inputs.samples("test")), work.folder / PREDICTIONS
+    questions = images_shuffled(work.samples("test"))
     if not questions:  # a single image
-        return write_lines(file, [])
-    model = stage_inputs.model(previous)
+        return write_lines(work.folder / PREDICTIONS, [])
+    model = work.model(previous)
     with _record_seconds(work, "answers", len(questions)):
-        answer_samples(model, questions, config, file=file, by=IMAGES_SHUFFLED, title="images shuffled", seed=work.seed)
+        work.answer(model, questions, config, PREDICTIONS, IMAGES_SHUFFLED, "images shuffled")
 
 
 def score(work: StageContext, whole: RunConfig) -> None:
@@ -424,83 +383,81 @@ def score(work: StageContext, whole: RunConfig) -> None:
 # -- shared by stages --------------------------------------------------------------------------------------------------
 
 
+class StageInputs:
+    """What a stage works with: its context (`StageContext`), the data, the models and the machine."""
+
+    def __init__(self, context: StageContext, machine: Machine) -> None:
+        self.folder, self.inputs, self.seed, self.record = context.folder, context.inputs, context.seed, context.record
+        self.device, self.machine = torch.device(machine.ready()), machine
+        self.open_image, self.lexicon = read_data(self.inputs["prepare"])
+        self.feature_cache: FeatureCache | None = None
+
+    def correction_context(self, config: ReflectConfig, train: Sequence[Sample]) -> CorrectionContext:
+        runs = self.folder.parent.parent
+        return CorrectionContext(config, self.inputs["prepare"], runs, self.seed, train, str(self.device))
+
+    def samples(self, split: Split) -> list[Sample]:
+        return read_split(self.inputs["prepare"], split)
+
+    def model(self, stage: str) -> VisionLanguageModel:
+        model = load_model(self.inputs[stage], self.open_image).to(self.device).eval()
+        if "see" in self.inputs:
+            features_folder = self.inputs["see"]
+            self.feature_cache = self.feature_cache or FeatureCache(
+                features_folder / FEATURES, model, owner=features_folder
+            )
+            self.feature_cache.serve(model)
+        return model
+
+    def scorer(self, config: SelectConfig) -> Scorer:
+        return scorer_of(config, self.inputs.get("clip"), self.open_image, self.lexicon, self.seed)
+
+    def answer(
+        self, model: VisionLanguageModel, questions: Sequence[Sample], config: AnswerConfig, file: str, author: str,
+        title: str,
+    ) -> list[Prediction]:  # fmt: skip
+        """Answers to the questions, kept in a file of the stage as they come."""
+        place = self.folder / file
+        return answer_samples(model, questions, config, file=place, by=author, title=title, seed=self.seed)
+
+    def fit(  # noqa: PLR0913
+        self, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample], config: FitConfig, title: str,
+        objective: CrossEntropy | Distillation | None = None, teacher: Teacher | None = None,
+        schedule_part: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        """Train a model in place, and record what was done. Without an `objective`, by cross-entropy."""
+        folder, machine = self.folder / f"fit-{title.split()[0]}", self.machine
+        run = FitRun(folder, self.seed, title, schedule_part, machine.shard, machine.trackers)
+        fitted = fit(model, samples, objective or CrossEntropy(), config, run, teacher=teacher)
+        counts = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
+        self.record(folder.name, {**counts, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})
+
+    def save(self, model: VisionLanguageModel) -> None:
+        """Save the model of the stage. From then on its trainings need no checkpoint."""
+        distributed.on_main_process(lambda: model.save(self.folder / "model"))
+        self.drop_checkpoints()
+
+    def drop_checkpoints(self) -> None:
+        """Call this only after a model is saved: until then, a stopped training continues from its last checkpoint."""
+
+        def drop() -> None:
+            for pattern in ("step-*", ".step-*", "damaged-*"):
+                for checkpoint in self.folder.glob(f"fit-*/{pattern}"):
+                    shutil.rmtree(checkpoint)
+
+        distributed.on_main_process(drop)
+
+
 @contextmanager
-def _record_seconds(work: StageContext, name: str, units: int) -> Iterator[None]:
+def _record_seconds(work: StageContext | StageInputs, name: str, units: int) -> Iterator[None]:
     """Record the seconds that this attempt takes for a loop over `units` items."""
     start = time.monotonic()
     yield
     work.record(name, {"units": units, "seconds": round(time.monotonic() - start, 3)})
 
 
-class StageInputs:
-    """The data, the models and the machine that a stage works with."""
-
-    def __init__(self, work: StageContext, machine: Machine) -> None:
-        self.device, self.machine, self.work = torch.device(machine.ready()), machine, work
-        self.open_image, self.lexicon = read_data(work.inputs["prepare"])
-        self.gallery: FeatureCache | None = None
-
-    @property
-    def desk(self) -> CorrectionContext:
-        work = self.work
-        return CorrectionContext(work.inputs["prepare"], work.folder.parent.parent, work.seed, str(self.device))
-
-    def samples(self, split: Split) -> list[Sample]:
-        return read_split(self.work.inputs["prepare"], split)
-
-    def model(self, stage: str) -> VisionLanguageModel:
-        model = load_model(self.work.inputs[stage], self.open_image).to(self.device).eval()
-        if "see" in self.work.inputs:
-            features_folder = self.work.inputs["see"]
-            self.gallery = self.gallery or FeatureCache(features_folder / GALLERY, model, owner=features_folder)
-            self.gallery.serve(model)
-        return model
-
-    def scorer(self, config: SelectConfig) -> Scorer:
-        return scorer_of(config, self.work.inputs.get("clip"), self.open_image, self.lexicon, self.work.seed)
-
-
-def _train_and_save(  # noqa: PLR0913
-    stage_inputs: StageInputs, model: VisionLanguageModel, samples: Sequence[Sample],
-    objective: CrossEntropy | Distillation, config: FitConfig, title: str,
-    teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
-) -> None:  # fmt: skip
-    _fit_and_record(stage_inputs, model, samples, objective, config, title, teacher, schedule_part)
-    distributed.on_main_process(lambda: model.save(stage_inputs.work.folder / "model"))
-    _drop_checkpoints(stage_inputs.work.folder)
-
-
-def _fit_and_record(  # noqa: PLR0913
-    stage_inputs: StageInputs, model: VisionLanguageModel | VisionPretrainer, samples: Sequence[Sample],
-    objective: CrossEntropy | Distillation,
-    config: FitConfig, title: str, teacher: Teacher | None = None, schedule_part: tuple[int, int] = (0, 1),
-) -> None:  # fmt: skip
-    folder = stage_inputs.work.folder / f"fit-{title.split()[0]}"
-    fitted = fit(
-        model, samples, objective, config,
-        FitRun(
-            folder, stage_inputs.work.seed, title, schedule_part,
-            stage_inputs.machine.shard, stage_inputs.machine.trackers,
-        ),
-        teacher=teacher,
-    )  # fmt: skip
-    counts = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
-    stage_inputs.work.record(folder.name, {**counts, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})
-
-
-def _drop_checkpoints(stage: Path) -> None:
-    """Call this only after the model is saved: until then, a stopped training continues from its last checkpoint."""
-
-    def drop() -> None:
-        for pattern in ("step-*", ".step-*", "damaged-*"):
-            for checkpoint in stage.glob(f"fit-*/{pattern}"):
-                shutil.rmtree(checkpoint)
-
-    distributed.on_main_process(drop)
-
-
 def _choose_share(samples: Sequence[Sample], share: float, seed: int, purpose: str) -> list[Sample]:
     """A random share, chosen by a hash of seed and id, so that it does not depend on the order of the samples."""
     hash_rank = {s.id: hashlib.sha256(f"{seed} {purpose} {s.id}".encode()).digest() for s in samples}
-    kept = set(sorted(hash_rank, key=lambda i: hash_rank[i])[: max(1, round(share * len(samples)))])
+    kept = set(sorted(hash_rank, key=hash_rank.__getitem__)[: max(1, round(share * len(samples)))])
     return [s for s in samples if s.id in kept]

@@ -189,7 +189,7 @@ def _restore(
     state: dict[str, Any] = read_json(checkpoint / STATE)
     trained, weights, flat = _trained(model), load_file(checkpoint / WEIGHTS), load_file(checkpoint / OPTIMIZERS)
     difference = (
-        next((str(d) for d in differences(course, _read_course(state["course"]))), None)
+        next(iter(differences(course, _read_course(state["course"]))), None)
         or _compare_weights(trained, weights)
         or _compare_states(optimizers, flat)
     )

@@ -106,7 +106,7 @@ class TensorStore:
     def demand_same(self, about: Mapping[str, Any]) -> None:
         """Raise BadInput, with the differences, if the folder was made from something else than `about`."""
         stored = read_json(self.folder / ABOUT)
-        unequal = "; ".join(map(str, differences(about, stored if isinstance(stored, dict) else {})))
+        unequal = "; ".join(differences(about, stored if isinstance(stored, dict) else {}))
         if unequal:
             raise BadInput(
                 f"{self.folder}: {self.what} is of something else: {unequal}; remove {self.owner} to make it anew"

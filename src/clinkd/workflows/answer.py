@@ -1,5 +1,5 @@
-"""Where the answers of an evaluation come from: files, a run, a model's folder, a chat API. Imports torch where a model
-answers here, and only then."""
+"""The answers of an evaluation: from files, a run, a model's folder, or a chat API. Imports torch only if a model
+answers on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from clinkd.config import AnswerConfig, ChatConfig, RunConfig
+from clinkd.config import ChatConfig, RunConfig
 from clinkd.data import images
 from clinkd.data.codecs import Codec, make_codec
 from clinkd.data.readers.coco import CocoNames
@@ -24,7 +24,7 @@ from clinkd.pipeline.correcting import JOURNAL, encode_png_images, make_scrubber
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Modality, Prediction, Sample, Split, Task
-from clinkd.remote import NANO, Chat, Journal, spelled
+from clinkd.remote import Chat, Journal
 from clinkd.scoring import released
 from clinkd.scoring.official import ReleasedAnswer, as_released_text
 from clinkd.scoring.outcome import Mode
@@ -33,16 +33,14 @@ from clinkd.settings import override
 from clinkd.storage import read_json, write_json
 from clinkd.workflows.correct import OutgoingPreview
 
-ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to what
-FILES_OF_COCO = "coco"
-_NO_WORDS = Lexicon(())
-_SPELLED = make_codec("qwen-vl")  # what the papers' scripts read
+ASKED = "asked.json"  # in an evaluation's folder: whose answers it holds, and to which questions
+_PAPER_CODEC = make_codec("qwen-vl")  # what the papers' scripts read
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A system's answers to a test set. `rows`: by sample, what the papers' scripts read. `told`: what was left out,
-    changed or taken for something on the way. `train`: what the blind twins may learn from. `root`: of the images."""
+    """A system's answers to a test set. `rows`: by sample, what the papers' scripts read. `told`: counts of what was
+    left out, changed or assumed. `train`: what image-blind baselines may learn from. `root`: of the images."""
 
     system: str
     test_set: str
@@ -50,7 +48,7 @@ class Answers:
     samples: Sequence[Sample]
     predictions: Sequence[Prediction]
     rows: Mapping[str, ReleasedAnswer]
-    lexicon: Lexicon = _NO_WORDS
+    lexicon: Lexicon
     train: Sequence[Sample] = ()
     root: Path | None = None
     told: Counter[str] = field(default_factory=Counter)
@@ -58,14 +56,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class TestSet:
-    """The questions of a split, what may be learned from, and what was left out in reading them."""
+    """The questions of a split, the samples to learn from, and counts of what was left out in reading them."""
 
     name: str
     split: Split | Literal["all"]
     samples: Sequence[Sample]
     train: Sequence[Sample]
     root: Path
-    pictured: bool  # its images were opened, so that they are there
+    pictured: bool  # its images were opened, so they exist
     names: CocoNames | None
     told: Counter[str]
 
@@ -79,10 +77,10 @@ class TestSet:
     def answered(self, system: str, source: Mapping[str, Any], predictions: Sequence[Prediction]) -> Answers:
         """Answers to these questions."""
         rows = rows_of(self.samples, predictions)
-        words = lexicon_of([*self.samples, *self.train])
+        lexicon = lexicon_of([*self.samples, *self.train])
         root = self.root if self.pictured else None
         return Answers(
-            system, self.what, source, self.samples, predictions, rows, words, self.train, root, self.told
+            system, self.what, source, self.samples, predictions, rows, lexicon, self.train, root, self.told
         )  # fmt: skip
 
 
@@ -96,31 +94,31 @@ def answers_of(
     train: Sequence[Sample],
 ) -> Answers:  # fmt: skip
     """Answers that a run gave to its own test questions."""
-    given = {p.id: p for p in predictions}
-    ordered = [given[s.id] for s in samples]
+    by_id = {p.id: p for p in predictions}
+    ordered = [by_id[s.id] for s in samples]
     return Answers(system, test_set, {"kind": "run"}, samples, ordered, rows_of(samples, ordered), lexicon, train)
 
 
 def lexicon_of(samples: Sequence[Sample]) -> Lexicon:
-    """The words that samples name and describe their structures with."""
+    """The words with which samples name and describe their structures."""
     facts = [f for s in samples for f in s.facts]
     names = {n for s in samples for n in s.names} | {f.name for f in facts}
-    found = ({v for f in facts if (v := getattr(f, kind)) is not None} for kind in ("size", "side", "brightness"))
-    return Lexicon(tuple(sorted(names)), *(tuple(sorted(values)) for values in found))
+    words = ({v for f in facts if (v := getattr(f, kind)) is not None} for kind in ("size", "side", "brightness"))
+    return Lexicon(tuple(sorted(names)), *(tuple(sorted(values)) for values in words))
 
 
 def sha256_of(samples: Sequence[Sample]) -> str:
-    """What questions and truths are: a hash of all that is known of them, in their order."""
-    said = "".join(json.dumps(s.to_json(), sort_keys=True) for s in samples)
-    return hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()
+    """A hash of all fields of the questions and truths, in their order."""
+    content = "".join(json.dumps(s.to_json(), sort_keys=True) for s in samples)
+    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
 
 
 def _as_row(sample: Sample, prediction: Prediction) -> ReleasedAnswer:
-    """A sample as a line of the papers' files, its boxes spelled as theirs; the unit of the intervals is its group."""
+    """A sample as a line of the papers' files, with their spelling of boxes; intervals are over its group."""
     prefix = "x" if sample.modality is Modality.XRAY else sample.modality.value
     image = f"{prefix}_{sample.group.replace('/', '--')}"
     try:
-        truth = _SPELLED.encode(sample.answer)
+        truth = _PAPER_CODEC.encode(sample.answer)
     except BadInput:  # words that hold a box written out
         truth = sample.answer.words
     return ReleasedAnswer(sample.id, image, truth, as_released_text(prediction.answer))
@@ -145,53 +143,53 @@ def read_released(
     aside = lines.set_aside(quarantine) if quarantine is not None and lines.bad else 0
     if not lines.good:
         raise BadInput(f"{file}: no row of it can be used, the first fault is {lines.bad[0][0]}")
-    found = released.questions(lines, task, spelled_as, file.name)
-    told = found.told + Counter({"bad rows, set aside": aside})
-    rows = {s.id: row for s, row in zip(found.samples, lines.rows, strict=True)}
+    read = released.questions(lines, task, spelled_as, file.name)
+    told = read.told + Counter({"bad rows, set aside": aside})
+    rows = {s.id: row for s, row in zip(read.samples, lines.rows, strict=True)}
     source = {"kind": "released", "file": file.name, "boxes": boxes}
     name = system or file.stem
-    return Answers(name, file.name, source, found.samples, found.predictions, rows, found.lexicon, told=told)
+    return Answers(name, file.name, source, read.samples, read.predictions, rows, read.lexicon, told=told)
 
 
 def _loose_codec(boxes: str) -> Codec:
-    found = make_codec(boxes)
-    if found.needs_size:
+    codec = make_codec(boxes)
+    if codec.needs_size:
         raise BadInput(
             f"--boxes {boxes}: pixels of the resized image, whose size a file of answers does not tell; write boxes as "
             "thousandths or fractions of the image"
         )
-    return found
+    return codec
 
 
 def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> TestSet:
-    """The questions of a split of data in any form. Raises BadInput on a bad row, and where the split has none."""
+    """The questions of a split of data in any form. Raises BadInput for a bad row, and for an empty split."""
     told: Counter[str] = Counter()
     source = replace(source, form=source.form or detect_form(source))
-    found = read_samples(source, told)
-    asked = [s for s in found if split in ("all", s.split)]
-    if not asked:
-        there = ", ".join(sorted({s.split or "none" for s in found}))
+    samples = read_samples(source, told)
+    questions = [s for s in samples if split in ("all", s.split)]
+    if not questions:
+        splits = ", ".join(sorted({s.split or "none" for s in samples}))
         raise BadInput(
-            f"{source.path}: no question is in the {split} split (splits: {there}); give --split all, or import the "
+            f"{source.path}: no question is in the {split} split (splits: {splits}); give --split all, or import the "
             "data first, which divides it"
         )
-    train = [s for s in found if s.split == "train"] if split in ("test", "validation") else []
-    names = CocoNames.of(source) if source.form == FILES_OF_COCO else None
-    return TestSet(source.path.name, split, asked, train, source.root, source.open_images, names, told)
+    train = [s for s in samples if s.split == "train"] if split in ("test", "validation") else []
+    names = CocoNames.of(source) if source.form == "coco" else None
+    return TestSet(source.path.name, split, questions, train, source.root, source.open_images, names, told)
 
 
 def read_answers(file: Path, test: TestSet, missing: Missing, least: float, system: str | None) -> Answers:
-    """Answers to a test set from a file, as runs write them or as COCO results."""
-    found = read_results(file, EvaluationData(test.samples, test.what, test.names), missing, least)
-    test = replace(test, told=test.told + found.told)
-    return test.answered(system or file.stem, {"kind": "predictions", "file": file.name}, found.predictions)
+    """Answers to a test set from a file: one that a run wrote, or COCO results."""
+    results = read_results(file, EvaluationData(test.samples, test.what, test.names), missing, least)
+    test = replace(test, told=test.told + results.told)
+    return test.answered(system or file.stem, {"kind": "predictions", "file": file.name}, results.predictions)
 
 
 # ---- a model on this machine ----------------------------------------------------------------------------------------
 
 
 def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
-    """A run's final model answers, and its candidates are chosen as the run chooses them.
+    """A run's final model answers, and the answers are chosen as the run chooses them.
 
     Answers are kept in the folder `out` as they come; the same call goes on from there.
     """
@@ -202,61 +200,54 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     config = override(run.config, settings)
     last, open_image = run.last_trained, partial(images.open_image, test.root)
     identity = str(read_json(run.stage(last) / "stage.json")["identity"])
-    found = _answered_here(load_model(run.stage(last), open_image), identity, config, test, out)
+    predictions = _answer_here(load_model(run.stage(last), open_image), identity, config, test, out)
     if config.select.scorer != "first":
         clip = run.stage("clip") if config.select.scorer == "clip" else None
         lexicon = read_data_source(run.stage("prepare")).lexicon
         tasks = stage_record(run.stage("select"))["recorded"]["reordered_tasks"]
         scorer = scorer_of(config.select, clip, open_image, lexicon, config.seed)
-        found = rerank({s.id: s for s in test.samples}, found, scorer, tasks)
+        predictions = rerank({s.id: s for s in test.samples}, predictions, scorer, tasks)
     source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}
-    return test.answered(system or run.folder.name, source, found)
+    return test.answered(system or run.folder.name, source, predictions)
 
 
 def answer_with_model(folder: Path, test: TestSet, settings: Sequence[str], out: Path, system: str | None) -> Answers:
-    """A model in a folder answers: one that was exported, or a stock one. Kept as by `answer_with_run`."""
+    """A model in a folder answers: an exported one, or a stock one. Answers are kept as by `answer_with_run`."""
     from clinkd.model.vlm import load_foreign
 
     config = override(RunConfig(), settings)
     model = load_foreign(folder, partial(images.open_image, test.root))
-    found = _answered_here(model, _stamp(folder), config, test, out)
-    return test.answered(system or folder.name, {"kind": "model", "folder": folder.name}, found)
+    predictions = _answer_here(model, _hash_files(folder), config, test, out)
+    return test.answered(system or folder.name, {"kind": "model", "folder": folder.name}, predictions)
 
 
-def _stamp(folder: Path) -> str:
-    """Names, sizes and times of the files of a model: enough to tell whether it is still the same."""
+def _hash_files(folder: Path) -> str:
+    """A hash of names, sizes and times of a model's files: enough to tell whether it is still the same."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
-    said = "".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
-    return hashlib.sha256(said.encode()).hexdigest()
+    lines = "".join(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}\n" for p in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _answered_here(model: Any, identity: str, config: RunConfig, test: TestSet, out: Path) -> list[Prediction]:
+def _answer_here(model: Any, identity: str, config: RunConfig, test: TestSet, out: Path) -> list[Prediction]:
     from clinkd.inference import answer
     from clinkd.pipeline.machine import Machine
 
-    device = Machine.of(config).ready()
-    claim_folder(
-        out,
-        {"model": identity, "test_set": sha256_of(test.samples), "answer": _plain(config.answer), "seed": config.seed},
-    )
-    given: list[Prediction] = answer(
+    device, knobs = Machine.of(config).ready(), config.answer.model_dump(mode="json", exclude={"batch"})
+    claim_folder(out, {"model": identity, "test_set": sha256_of(test.samples), "answer": knobs, "seed": config.seed})
+    predictions: list[Prediction] = answer(
         model.to(device).eval(), test.samples, config.answer, file=out / "answers.jsonl", by=identity,
         title="answer", seed=config.seed,
     )  # fmt: skip
-    return given
+    return predictions
 
 
-def _plain(config: AnswerConfig) -> dict[str, Any]:
-    return {k: v for k, v in config.model_dump(mode="json").items() if k != "batch"}
-
-
-def claim_folder(out: Path, asked: Mapping[str, Any]) -> None:
-    """Write down whose answers the folder holds. Raises BadInput where it holds those of another model or question."""
+def claim_folder(out: Path, asked: dict[str, Any]) -> None:
+    """Write down whose answers the folder holds. Raises BadInput if it holds those of another model or question."""
     file = out / ASKED
-    if file.is_file() and (known := read_json(file)) != dict(asked):
-        other = next((k for k in asked if known.get(k) != asked[k]), "asked")
+    if file.is_file() and (stored := read_json(file)) != asked:
+        other = next((k for k in asked if stored.get(k) != asked[k]), "asked")
         raise BadInput(f"--out {out}: holds answers of another {other}; choose a new folder")
-    write_json(file, dict(asked))
+    write_json(file, asked)
 
 
 # ---- a model behind an API ------------------------------------------------------------------------------------------
@@ -265,25 +256,24 @@ Pixels = Literal["safe", "all"]
 
 
 def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None, system: str | None) -> Answers:
-    """A model behind a chat API answers; every reply is in the journal, and none is paid for twice."""
+    """A model behind a chat API answers. Every reply is in the journal, and none is paid for twice."""
     told: Counter[str] = Counter()
     with _hosted(config, test, runs, pixels) as hosted:
-        found = hosted.answer(test.samples, told)
+        predictions = hosted.answer(test.samples, told)
     name = config.model or ""
-    told["questions that were asked without their image: a blind twin of the model"] += 0 if pixels else len(found)
+    told["questions that were asked without their image: a blind twin of the model"] += (
+        0 if pixels else len(predictions)
+    )
     source = {"kind": "endpoint", "model": name, "pixels": pixels or "none"}
     test = replace(test, told=test.told + told)
-    return test.answered(system or (name if pixels else f"{name}, blind"), source, found)
+    return test.answered(system or (name if pixels else f"{name}, blind"), source, predictions)
 
 
 def preview_outgoing(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None) -> OutgoingPreview:
     """What would leave this machine, and what it may cost."""
     with _hosted(config, test, runs, pixels) as hosted:
-        bodies = [body for s in test.samples if (body := hosted.body(s)) is not None]
-        unpaid = hosted.chat.unpaid(bodies)
-        most = sum(hosted.chat.most(body) for body in unpaid)
-        spent = hosted.chat.journal.ledger().dollars
-    return OutgoingPreview(tuple(map(spelled, unpaid)), len(test.samples), most / NANO, spent)
+        bodies = (body for s in test.samples if (body := hosted.body(s)) is not None)
+        return OutgoingPreview.of(hosted.chat, bodies, len(test.samples))
 
 
 @contextmanager
@@ -292,16 +282,10 @@ def _hosted(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels | None
 
     if pixels == "safe" and (risk := risk_of_pixels(test.root, test.samples)):
         raise BadInput(f"--pixels: {risk}; leave it away, or say --pixels all where that is no harm to anybody")
-    picture = encode_png_images(test.root) if pixels else None
+    encode_image = encode_png_images(test.root) if pixels else None
     try:
         with Journal(config.journal or runs / JOURNAL) as journal:
-            yield Hosted(Chat(config, journal), make_scrubbers(test.root, [*test.samples, *test.train]), picture)
-    except BadInput as error:
-        raise type(error)(_in_flags(str(error))) from None
-
-
-def _in_flags(said: str) -> str:
-    """What the room of the API says of knobs, in the words of the command."""
-    for knob, flag in (("base_url", "--endpoint"), ("budget", "--budget")):
-        said = said.replace(f"reflect.chat.{knob}", flag)
-    return said
+            yield Hosted(Chat(config, journal), make_scrubbers(test.root, [*test.samples, *test.train]), encode_image)
+    except BadInput as error:  # flags in the place of knobs
+        message = str(error).replace("reflect.chat.base_url", "--endpoint").replace("reflect.chat.budget", "--budget")
+        raise type(error)(message) from None

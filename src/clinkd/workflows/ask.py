@@ -1,4 +1,4 @@
-"""Ask a model about images, one question or many at once: of a finished run, or of a folder that holds one."""
+"""Ask the model of a finished run, or a model in a folder, about images: one question or many at once."""
 
 from __future__ import annotations
 
@@ -23,31 +23,20 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, scorer_of
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
-from clinkd.records import (
-    BOX_MARK,
-    BadInput,
-    Box,
-    BoxedText,
-    ImageRef,
-    Modality,
-    Prediction,
-    Sample,
-    Task,
-    Turn,
-)
+from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.reporting.viewer.overlay import draw_boxes
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: pictures as the model is to see them, and a conversation whose last answer is wanted."""
+    """Images as the model is to see them, and a conversation whose last answer is wanted."""
 
     pictures: tuple[Image.Image, ...]
     turns: tuple[Turn, ...]
 
     @classmethod
     def of(cls, picture: Image.Image, text: BoxedText) -> Question:
-        """One question about one picture. Raises BadInput for an empty one."""
+        """One question about one image."""
         return cls((picture,), (Turn(Task.QA, text, BoxedText("")),))
 
     @property
@@ -56,9 +45,9 @@ class Question:
 
 
 class Answer(NamedTuple):
-    """A prediction, how far its candidates agree, and whether the run's scorer had a say in the choice.
+    """A prediction, how far its candidates agree, and whether the run's scorer took part in the choice.
 
-    `asked_tokens`: of the prompt, pictures and all; `said_tokens`: of the answer, its end mark among them.
+    `asked_tokens`: of the prompt with its images; `said_tokens`: of the answer with its end mark.
     """
 
     prediction: Prediction
@@ -68,12 +57,12 @@ class Answer(NamedTuple):
     said_tokens: int
 
 
-# What leads while it is written, by the number of the question; read when it is asked for, since few steps are shown.
+# The best beginnings of answers so far, by the number of the question; computed on request, since few steps are shown.
 Drafts = Callable[[], Mapping[int, BoxedText]]
 
 
 class _BatchPictures(dict[str, Image.Image]):
-    """The pictures of the batch at hand, by what `ImageRef.path` says."""
+    """The images of the current batch, by `ImageRef.path`."""
 
     def open(self, ref: ImageRef) -> Image.Image:
         return self[ref.path]
@@ -81,7 +70,7 @@ class _BatchPictures(dict[str, Image.Image]):
 
 @dataclass
 class Answerer:
-    """A model with what chooses among its candidates. Of the pictures nothing is kept when a batch is answered."""
+    """A model, and what chooses among its candidates. It forgets the images when a batch is answered."""
 
     name: str
     config: RunConfig
@@ -89,49 +78,49 @@ class Answerer:
     shown: _BatchPictures
     names: tuple[str, ...] = ()
     scorer: Scorer | None = None
-    recorded: Mapping[str, Any] = field(default_factory=dict)  # what the run's `select` kept
+    recorded: Mapping[str, Any] = field(default_factory=dict)  # by the run's `select`
 
     @classmethod
     def of_run(cls, run: Run) -> Answerer:
-        """A finished run's final model, and its choice. Raises BadInput where the run is not that far."""
+        """A finished run's final model, and its choice. Raises BadInput if the run is not that far."""
         shown, config, last = _BatchPictures(), run.config, run.last_trained
         device = Machine.of(config).ready()
         model = load_model(run.stage(last), shown.open).to(device).eval()
         lexicon = read_data_source(run.stage("prepare")).lexicon
-        made = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
+        answerer = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None
-            made.scorer = scorer_of(config.select, clip, shown.open, lexicon, config.seed)
-            made.recorded = stage_record(run.stage("select"))["recorded"]
-        return made
+            answerer.scorer = scorer_of(config.select, clip, shown.open, lexicon, config.seed)
+            answerer.recorded = stage_record(run.stage("select"))["recorded"]
+        return answerer
 
     @classmethod
     def of_folder(cls, folder: Path) -> Answerer:
         """A model that `clinkd export` wrote, or a stock one; its first beam is the answer.
 
-        Raises BadInput where the folder is no such model.
+        Raises BadInput if the folder is no such model.
         """
         shown, config = _BatchPictures(), RunConfig()
         model = load_foreign(folder, shown.open)
         return cls(folder.name, config, model.to(Machine.of(config).ready()).eval(), shown)
 
     def read(self, text: str, picture: Image.Image | None = None) -> BoxedText:
-        """A question about a picture as people type it, boxes spelled as the model spells them.
+        """A question about an image as people type it, its boxes spelled as the model spells them.
 
         Raises BadInput for an empty one, and for what looks like a box of another spelling.
         """
         _demand_words(text)
         size = self._box_frame(picture)
-        asked = self.model.codec.decode(text, size)
-        if asked.unread:
+        question = self.model.codec.decode(text, size)
+        if question.unread:
             example = self.model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)), size)
             raise BadInput(
-                f"the question holds {asked.unread[0]!r}, no box as this model spells them, for example {example}"
+                f"the question holds {question.unread[0]!r}, no box as this model spells them, for example {example}"
             )
-        return asked.answer
+        return question.answer
 
     def as_seen(self, text: BoxedText, picture: Image.Image | None = None) -> BoxedText:
-        """A text about a picture as the model gets it: its boxes on the grid of the model's spelling."""
+        """A text about an image as the model gets it: its boxes on the grid of the model's spelling."""
         size = self._box_frame(picture)
         return self.model.codec.decode(self.model.codec.encode(text, size), size).answer
 
@@ -139,17 +128,17 @@ class Answerer:
         return self.model.text.box_frame((ImageRef("picture", *picture.size),) if picture else ())
 
     def answering(self, questions: Sequence[Question], how: AnswerConfig) -> Generator[Drafts, None, list[Answer]]:
-        """Answers to a batch, a token a step; the last step gives them all. Closed early, the rest is never computed.
+        """Answers to a batch, a token a step; the last step returns them all. Closed early, it computes no more.
 
-        An answer does not depend on the questions beside it. Raises BadInput for a picture that cannot be seen.
+        An answer does not depend on the other questions. Raises BadInput for an image that cannot be opened.
         """
-        samples = [self._sample(question) for question in questions]
+        samples = [self._make_sample(question) for question in questions]
         try:
-            made = yield from self._written(samples, how)
+            candidates = yield from self._decode(samples, how)
             predictions = [
-                Prediction(s.id, tuple(candidates), by=self.name) for s, candidates in zip(samples, made, strict=True)
+                Prediction(s.id, tuple(group), by=self.name) for s, group in zip(samples, candidates, strict=True)
             ]
-            return self._chosen(samples, predictions)
+            return self._choose_answers(samples, predictions)
         finally:
             self.shown.clear()
             self.model.images.forget()
@@ -158,7 +147,7 @@ class Answerer:
         """Answers to a batch, as the run answers."""
         return finished(self.answering(questions, self.config.answer))
 
-    def _written(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
+    def _decode(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
         writing = self.model.decode_stream(samples, how, self.config.seed)
         while True:
             try:
@@ -167,37 +156,38 @@ class Answerer:
                 return list(done.value)
             yield partial(self.model.drafts, leading, samples)
 
-    def _sample(self, question: Question) -> Sample:
-        """The question as the house knows it. Its id says what is asked: draws depend on it, and on nothing else."""
+    def _make_sample(self, question: Question) -> Sample:
+        """The question as a sample. Its id is a hash of what is asked: sampling depends on the id alone."""
         refs = []
         for picture in question.pictures:
             path = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
             self.shown[path] = picture
             refs.append(ImageRef(path, picture.width, picture.height))
-        said = repr([r.path for r in refs] + [t.to_json() for t in question.turns])
-        own = hashlib.sha256(said.encode(errors="backslashreplace")).hexdigest()
-        return Sample(own, tuple(refs), Modality.OTHER, question.turns, group=own, side="image")
+        content = repr([r.path for r in refs] + [t.to_json() for t in question.turns])
+        identity = hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
+        return Sample(identity, tuple(refs), Modality.OTHER, question.turns, group=identity, side="image")
 
-    def _chosen(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[Answer]:
+    def _choose_answers(self, samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[Answer]:
         trusted = [
             self.scorer is not None and trusts(self.recorded, s.question, p.candidates[0].answer)
             for s, p in zip(samples, predictions, strict=True)
         ]
         if self.scorer is not None:
-            # as the run chose: where its validation did not trust the scorer, scores are shown but do not decide
+            # as the run chose: if its validation did not trust the scorer, scores are shown but do not decide
             scored = judged(samples, predictions, self.scorer, [Task.QA])
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
-        return [self._told(*found) for found in zip(samples, predictions, trusted, strict=True)]
-
-    def _told(self, sample: Sample, prediction: Prediction, trusted: bool) -> Answer:
-        lengths = [self.model.length(c) for c in prediction.candidates]
-        asked, said = self.model.prompt_length(sample), lengths[prediction.chosen]
-        return Answer(prediction, self_consistency(prediction, lengths, self.names), trusted, asked, said)
+        answers = []
+        for sample, prediction, trust in zip(samples, predictions, trusted, strict=True):
+            lengths = [self.model.length(c) for c in prediction.candidates]
+            consistency = self_consistency(prediction, lengths, self.names)
+            prompt_length = self.model.prompt_length(sample)
+            answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
+        return answers
 
 
 @dataclass(frozen=True)
 class AskResult:
-    """The answer to one question, the PNG on which its boxes are drawn, and why the answer is uncertain, if it is."""
+    """The answer to one question, the image with its boxes drawn, and why the answer is uncertain, if it is."""
 
     prediction: Prediction
     overlay: Path
@@ -205,18 +195,17 @@ class AskResult:
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
-    """The candidates for one question, scored and chosen as the run chooses; boxes drawn on a PNG at `overlay`."""
+    """The candidates for one question, scored and chosen as the run does it; the boxes are drawn on `overlay`."""
     out = overlay or Path(f"{image.stem}-answer.png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
     _demand_words(question)  # before a model is loaded
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
-    [found] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
-    chosen = found.prediction.answer.answer
-    drawn = draw_boxes(picture, chosen.boxes, [str(n) for n in range(1, len(chosen.boxes) + 1)])
-    drawn.save(out)
-    return AskResult(found.prediction, out, found.self_consistency.why)
+    [answer] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
+    boxes = answer.prediction.answer.answer.boxes
+    draw_boxes(picture, boxes, [str(n) for n in range(1, len(boxes) + 1)]).save(out)
+    return AskResult(answer.prediction, out, answer.self_consistency.why)
 
 
 def _demand_words(question: str) -> None:
@@ -225,9 +214,9 @@ def _demand_words(question: str) -> None:
 
 
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:
-    """Whether a run reorders answers to all tasks that a free question with this first answer may be of, among those
-    it had questions of; `recorded` is what its `select` kept."""
-    alike = (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
+    """Whether a run trusts its scorer for a free question with this first answer. The question may belong to several
+    tasks; the scorer must be trusted in each of them that the run had questions of. `recorded`: by its `select`."""
+    possible = (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
     tasks = recorded["reordered_tasks"]
-    met = recorded.get("validation_gain", tasks)
-    return any(t in met for t in alike) and all(t in tasks for t in alike if t in met)
+    validated = recorded.get("validation_gain", tasks)
+    return any(t in validated for t in possible) and all(t in tasks for t in possible if t in validated)

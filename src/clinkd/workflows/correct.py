@@ -1,38 +1,28 @@
-"""Correct the answers of one of a run's rounds once more, or tell what would leave this machine for it."""
+"""Correct the answers of a round of a run once more, or show what would leave this machine for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import ReflectConfig
 from clinkd.correction.chat import ChatCorrector
 from clinkd.correction.correctors import Wrong, to_do
-from clinkd.correction.similarity import Similarity
 from clinkd.correction.summary import summary
-from clinkd.pipeline.correcting import (
-    ANSWERS,
-    CorrectionContext,
-    correct_reviewed,
-    corrector_of,
-    pick_answers,
-    replace_overruled_truths,
-    similarity_of,
-)
+from clinkd.pipeline.correcting import ANSWERS, CorrectionContext, replace_overruled_truths
 from clinkd.pipeline.graph import draft_of
-from clinkd.pipeline.prepared import read_split
+from clinkd.pipeline.prepared import read_predictions, read_split
 from clinkd.pipeline.runs import Run
-from clinkd.records import BadInput, Correction, Prediction, Sample, Table
-from clinkd.remote import NANO, spelled
+from clinkd.records import BadInput, Correction, Sample, Table
+from clinkd.remote import NANO, Chat, spelled
 from clinkd.settings import override
-from clinkd.storage import JsonLines, write_lines
+from clinkd.storage import write_lines
 
 
 @dataclass(frozen=True)
 class CorrectionFile:
-    """Corrections of a round that were made apart from the run, in a file, and counted."""
+    """Corrections of a round that were made apart from the run, and their counts."""
 
     file: Path
     table: Table
@@ -42,9 +32,9 @@ class CorrectionFile:
 class OutgoingPreview:
     """What would leave this machine for the corrections of a round.
 
-    `bodies`: JSON of each call, as its bytes; answers that say the same are one call, and what is paid for already is
-    none. `wrong`: answers to correct. In US dollars: `most`, what the calls may cost, and `spent`, what is spent or set
-    aside in the journal.
+    `bodies`: JSON of each call, as its bytes; equal answers are one call, and what is paid for already is none.
+    `wrong`: answers to correct. In US dollars: `most`, what the calls may cost, and `spent`, what is spent or set aside
+    in the journal.
     """
 
     bodies: tuple[bytes, ...]
@@ -52,12 +42,19 @@ class OutgoingPreview:
     most: float
     spent: float
 
+    @classmethod
+    def of(cls, chat: Chat, bodies: Iterable[Mapping[str, Any]], wrong: int) -> OutgoingPreview:
+        """Of the calls with these bodies."""
+        unpaid = chat.unpaid(list(bodies))
+        most = sum(map(chat.most, unpaid)) / NANO
+        return cls(tuple(map(spelled, unpaid)), wrong, most, chat.journal.ledger().dollars)
+
 
 def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | None) -> CorrectionFile | OutgoingPreview:
-    """Review and correct the answers of a round once more, under `settings`; or what would leave for it (`out` None).
+    """Review and correct the answers of a round once more, with `settings`; if `out` is None, show what would leave.
 
-    The answers are those that the run's model gave in that round, which may still be under way.
-    Raises BadInput for a run without reflection, a round it does not have, and one whose answers are not there yet.
+    The answers are those of the run's model in that round, which may be unfinished.
+    Raises BadInput for a run without reflection, a round that it does not have, and one without answers yet.
     """
     config = override(run.config, settings)
     if run.config.reflect is None or config.reflect is None:
@@ -68,31 +65,26 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
     file = next((f / ANSWERS for f in (stage, draft_of(stage)) if (f / ANSWERS).is_file()), None)
     if file is None:
         raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")
-    desk = CorrectionContext(run.stage("prepare"), run.folder.parent, config.seed)
-    train = replace_overruled_truths(desk, config.reflect, read_split(desk.prepared, "train"))
-    answers = [Prediction.from_json(record) for record in JsonLines(file).read()]
-    answered = {p.id for p in answers}
-    asked = [s for s in train if s.id in answered]
-    similarity = similarity_of(desk, config.reflect, [s.answer.words for s in train])
-    found = pick_answers(desk, config.reflect, asked, answers, similarity, round)
+    prepared = run.stage("prepare")
+    train = replace_overruled_truths(prepared, config.reflect, read_split(prepared, "train"))
+    context = CorrectionContext(config.reflect, prepared, run.folder.parent, config.seed, train)
+    answers = read_predictions(file.parent, ANSWERS)
+    answered_ids = {p.id for p in answers}
+    asked = [s for s in train if s.id in answered_ids]
+    reviewed = context.review_answers(asked, answers, round)
     if out is None:
-        return _leaving(desk, config.reflect, train, asked, found, similarity)
-    made = correct_reviewed(desk, config.reflect, train, asked, found, similarity, f"correct {round}")
-    write_lines(out, (c.to_json() for c in made))
-    return CorrectionFile(out, summary(made, asked))
+        return _preview_calls(context, asked, reviewed)
+    corrected = context.correct_answers(asked, reviewed, f"correct {round}")
+    write_lines(out, (c.to_json() for c in corrected))
+    return CorrectionFile(out, summary(corrected, asked))
 
 
-def _leaving(
-    desk: CorrectionContext, config: ReflectConfig, train: Sequence[Sample], asked: Sequence[Sample],
-    found: Sequence[Correction], similarity: Similarity,
-) -> OutgoingPreview:  # fmt: skip
-    known = {s.id: s for s in asked}
-    wrong = [Wrong(known[c.id], c) for c in found if to_do(c)]
-    with corrector_of(desk, config, train, asked, similarity) as corrector:
+def _preview_calls(
+    context: CorrectionContext, asked: Sequence[Sample], reviewed: Sequence[Correction]
+) -> OutgoingPreview:
+    samples = {s.id: s for s in asked}
+    wrong = [Wrong(samples[c.id], c) for c in reviewed if to_do(c)]
+    with context.open_corrector(asked) as corrector:
         if not isinstance(corrector, ChatCorrector):
-            raise BadInput(f"reflect.corrector={config.corrector}: nothing would leave this machine")
-        bodies: list[Mapping[str, Any]] = corrector.bodies(wrong)
-        unpaid = corrector.chat.unpaid(bodies)
-        most = sum(corrector.chat.most(body) for body in unpaid)
-        ledger = corrector.chat.journal.ledger()
-    return OutgoingPreview(tuple(map(spelled, unpaid)), len(wrong), most / NANO, ledger.dollars)
+            raise BadInput(f"reflect.corrector={context.config.corrector}: nothing would leave this machine")
+        return OutgoingPreview.of(corrector.chat, corrector.bodies(wrong), len(wrong))

@@ -1,4 +1,4 @@
-"""A finished run's model as a folder to carry away: weights, processor, and a card that says where it comes from."""
+"""Write a finished run's model to a folder to carry away: weights, processor, and a card that tells its origin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model that was written: by which stage it was made, and whether the stock class of its family loads it."""
+    """A written model: the stage that made it, and whether the stock class of its family loads it."""
 
     folder: Path
     stage: str
@@ -34,7 +34,7 @@ class ExportedModel:
 def export(run: Run, out: Path) -> ExportedModel:
     """Write the last model of a run to a new folder, load it again, and compare logits on questions.
 
-    Raises BadInput where `out` holds something, the run has no finished model, or what was written says other things.
+    Raises BadInput if `out` is not empty, the run has no finished model, or the written model gives other logits.
     """
     out = out.resolve()
     with new_folder(out) as draft:
@@ -46,21 +46,21 @@ def export(run: Run, out: Path) -> ExportedModel:
     return ExportedModel(out, stage, model.is_stock, model.family.name)
 
 
-def _write(run: Run, model: VisionLanguageModel, asked: list[Sample], draft: Path, stage: str) -> None:
+def _write(run: Run, model: VisionLanguageModel, questions: list[Sample], draft: Path, stage: str) -> None:
     model.save(draft, model.is_stock)
-    difference = model.difference(draft, asked)
+    difference = model.difference(draft, questions)
     if difference > 0:
         raise BadInput(f"{draft}: what was written gives other logits (by {difference:g}); nothing was exported")
     write_atomic(draft / CARD, card(run, model, stage))
 
 
 def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
-    """The model card: what it is, how to load it, what it was made from, how it scored."""
+    """The model card: what the model is, how to load it, its scores, and what it was made from."""
     knobs = model.knobs
     parameters = sum(p.numel() for p in model.parameters())
     record = stage_record(run.stage("prepare"))
     data = {k: v for k, v in record["config"].items() if k in ("sha256", "images", "phantoms") and v}
-    how = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
+    loading = _STOCK.format(model.family.stock_class.__name__) if model.is_stock else _OURS
     base = run.config.model.base
     lines = [
         "---",
@@ -78,7 +78,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         "## Load",
         "",
-        how,
+        loading,
         "",
         f"Boxes in text are spelled as `{knobs.boxes}`; positions are `{knobs.positions.name}` ({knobs.layout})"
         + (", and images are resampled to a square before the vision tower." if knobs.square else "."),
@@ -107,7 +107,7 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
 
 
 def _without_paths(config: RunConfig) -> RunConfig:
-    """Folders by their last name alone: a card is read by others."""
+    """Keep only the last name of each folder: others read the card."""
     path, base = config.data.path, config.model.base
     data = change_knobs(config.data, path=Path(path.name) if path else None)
     model = change_knobs(config.model, base=Path(base.name) if base else None)
@@ -132,6 +132,6 @@ model = load(Path(FOLDER), lambda image: open_image(Path("."), image))
 
 def _scores(run: Run) -> list[str]:
     scores: Mapping[str, Any] = run.scores()
-    made = score_table(scores, "")
-    head = ["| " + " | ".join(made.columns) + " |", "|" + "---|" * len(made.columns)]
-    return [*head, *("| " + " | ".join(row) + " |" for row in made.rows), "", *(f"- {n}" for n in made.notes)]
+    table = score_table(scores, "")
+    lines = ["| " + " | ".join(cells) + " |" for cells in (table.columns, *table.rows)]
+    return [lines[0], "|" + "---|" * len(table.columns), *lines[1:], "", *(f"- {note}" for note in table.notes)]

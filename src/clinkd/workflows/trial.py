@@ -1,20 +1,23 @@
-"""A run in small: every stage by its own code, on a part of the data and for a few steps, timed and weighed.
+"""Estimate a run from a small one: every stage by its own code, on a part of the data and for a few steps.
 
-`python -m clinkd.workflows.trial CONFIG.json FOLDER` is a process of its own, so that one that takes too much memory
-ends alone. It writes a JSON object a line to stdout: what it made of each stage, as `Tried`.
+`python -m clinkd.workflows.trial CONFIG.json FOLDER` is an own process: if it takes too much memory, only it ends.
+It prints a JSON object a line for each stage: `estimate` (a `StageEstimate`), `gpu_free_mb`, `parameters`.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
+import statistics
 import sys
 import threading
 import time
-import tracemalloc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,191 +27,319 @@ import psutil
 import torch
 
 from clinkd import system_memory
-from clinkd.config import AnswerConfig, FitConfig, RunConfig
+from clinkd.config import RunConfig
+from clinkd.data.split import count_sampled_images
 from clinkd.model.encode import rows_of
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline import report, steps
 from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_predictions, read_split
+from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_split
 from clinkd.pipeline.stages import plan
-from clinkd.records import BOX_MARK, Candidate, Prediction, Sample, Split
-from clinkd.scoring.baselines import image_blind_baselines
+from clinkd.records import SPLITS, Candidate, Prediction, Sample, Split
 from clinkd.scoring.captions import CaptionScorer
-from clinkd.settings import change_knobs
+from clinkd.settings import change_knobs, override
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
+from clinkd.workflows.forecast import CHECKPOINTS, StageEstimate, trained_bytes
 
-STEPS = {True: 16, False: 4}  # of each training: a tiny model's first steps tell little
-CLIP_STEPS = 3
-MOST_CLIP_IMAGES = 256
-SCORED_IMAGES = 40  # of validation and of test, whose truths are scored as if they were answers
 LOOK_SECONDS = 0.2
 LONGEST, SHORTEST = 48, 8  # answers whose generation is timed, tokens
 OPENED = 24  # images whose opening is timed
+SPELLED = 1000  # answers of a split whose tokens are counted, or up to twice as many
 SIDE = 28  # pixels of an image token of Qwen2-VL
+SAMPLE_MB = 0.0015  # a sample in memory
+IMAGE_CACHE_MB = 256.0  # resampled images that a training keeps (clinkd.model.encode)
+PIXEL_BYTES = 3 * 4 * 2  # a CLIP's pixel in float32, twice while they are put together
+PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
+
+TRAIN: tuple[Split, ...] = ("train",)
+HELD: tuple[Split, ...] = ("validation", "test")
+TEST: tuple[Split, ...] = ("test",)
+# The questions that a stage looks at: its loops and its files grow with their number.
+QUESTIONS = {
+    "prepare": SPLITS, "see": SPLITS, "pseudo": TRAIN, "distill": TRAIN, "reflect": TRAIN, "clip": TRAIN,
+    "answer": HELD, "select": HELD, "shuffle": TEST, "score": TEST,
+}  # fmt: skip
+ANSWERING = ("pseudo", "reflect", "answer", "shuffle")
+FIXED_FILES = ("distill", "reflect", "clip", "score")  # a model or a page, whatever the number of questions
+# Rows of each split for stages without a large model: enough for a step of a CLIP, and truths to score as answers.
+WIDE: dict[Split, int] = {"train": 128, "validation": 40, "test": 40}
+WIDE_STAGES = ("clip", "select", "score")
+
+Counts = dict[str, dict[Split, int]]  # of "questions", "rows" and "images", by split
 
 
-@dataclass(frozen=True)
-class Part:
-    """How many images of each split the small run has: to train on, to answer about; for the CLIP; to score."""
-
-    train: int
-    held: int
-    clip: int
-    scored: int = SCORED_IMAGES
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Part:
-        rows = [fit.rows for fit in config.fits().values()]
-        train, held = (128, 12) if config.model.base is None else (24, 4)
-        train = max([train, *rows])
-        clip = config.select.clip
-        wanted = round(CLIP_STEPS * clip.rows / clip.epochs) if config.select.scorer == "clip" else 0
-        return cls(train, held, max(train, min(wanted, MOST_CLIP_IMAGES)))
-
-
-def small(config: RunConfig) -> RunConfig:
-    """The run with a part of its images, a few steps a training, and short answers."""
-    part = Part.of(config)
-    drawn = change_knobs(
-        config.data.phantoms, train_images=part.clip, validation_images=part.scored, test_images=part.scored
-    )
-
-    def few(fit: FitConfig | None, share: float = 1.0) -> FitConfig | None:
-        if fit is None:
-            return None
-        of = max(1, round(share * part.train))
-        return change_knobs(fit, epochs=STEPS[config.model.base is None] * fit.rows / of, checkpoint_seconds=1e9)
-
-    changed: dict[str, Any] = {"data": change_knobs(config.data, phantoms=drawn)}
-    if config.model.base is None and (pretrain := config.model.tiny.pretrain):
-        taught = change_knobs(pretrain, vision=few(pretrain.vision), pairs=few(pretrain.pairs))
-        tiny = change_knobs(config.model.tiny, pretrain=taught)
-        changed["model"] = change_knobs(config.model, tiny=tiny)
-    for name in ("teacher", "distill", "reflect"):
-        group = getattr(config, name)
-        if group is not None:
-            share = group.share if name == "teacher" else 1.0
-            changed[name] = change_knobs(group, fit=few(group.fit, share))
+def shrink_config(config: RunConfig) -> RunConfig:
+    """The run with fewer images, a few steps of each training, and short answers."""
+    steps = 16 if config.model.base is None else 4  # of each training: a tiny model's first steps tell little
+    kept = _count_kept_rows(config)
+    settings = [f"answer.max_new_tokens={SHORTEST}"]
+    settings += [f"data.phantoms.{split}_images={max(WIDE[split], number)}" for split, number in kept.items()]
+    for name, fit in config.fits().items():
+        share = config.teacher.share if config.teacher and name == "teacher.fit" else 1.0
+        epochs = steps * fit.rows / max(1, round(share * kept["train"]))
+        settings += [f"{name}.epochs={epochs}", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
-        changed["reflect"] = change_knobs(changed["reflect"], corrector="offline")
-    changed["answer"] = change_knobs(config.answer, max_new_tokens=SHORTEST)
-    return change_knobs(config, **changed)
+        settings.append("reflect.corrector=offline")
+    return override(config, settings)
 
 
-def run(config: RunConfig, folder: Path) -> None:
-    """Do the small run in `folder` and print what each stage took.
-
-    What needs no large model, the CLIP and what looks at answers, sees more of the data: `wide`.
-    """
-    mini, part = small(config), Part.of(config)
-    finished: dict[str, Path] = {}
-    wide = folder / "wide"
-    on_gpu = Machine.of(config).ready() != "cpu"
-    free = {"gpu_free_mb": torch.cuda.mem_get_info()[0] / 1e6} if on_gpu else {}
-    stages = plan(mini)
-    for number, stage in enumerate(stages, start=1):
-        finished[stage.name] = folder / stage.name
-        inputs = {need.name: finished[need.name] for need in stage.needs}
-        if stage.name in ("clip", "select", "score"):
-            inputs["prepare"] = wide
-        # the scores of SPICE that other runs know would make it quicker than a first run is
-        do = _score(mini, folder / "spice.sqlite") if stage.name == "score" else stage.work
-        tried = _try(stage, inputs, folder / stage.name, do)
-        if stage.name == "prepare":
-            tried |= free | _lessen(folder / "prepare", wide, part, config.model.max_image_tokens)
-        if stage.name == ("see" if mini.model.vision_features == "cached" else "base"):
-            tried["generate"] = _generating(config, stage, finished)
-        if stage.name == "answer":
-            _speak_well(folder / "answer", wide, steps.SPOKEN, config.answer.candidates)
-        if stage.name == "shuffle":
-            _speak_well(folder / "shuffle", wide, {"test": PREDICTIONS}, 1)
-        if stage.name == "score":
-            tried |= _scoring(mini, stage, inputs, folder)
-        wanted = {need.name for later in stages[number:] for need in later.needs}
-        for name in finished.keys() - wanted:  # models are large
-            shutil.rmtree(finished.pop(name))
-        print(json.dumps(tried), flush=True)
+def _count_kept_rows(config: RunConfig) -> dict[Split, int]:
+    """How many rows of each split the small run keeps."""
+    train, held = (128, 12) if config.model.base is None else (24, 4)
+    return {"train": max([train, *(fit.rows for fit in config.fits().values())]), "validation": held, "test": held}
 
 
-def _score(config: RunConfig, spice_file: Path) -> Callable[[StageContext], None]:
-    def do(work: StageContext) -> None:
-        with CaptionScorer(spice_file) as captions:
-            report.write(work, config, captions)
+@dataclass
+class Trial:
+    """What a stage took in small; `fits`: seconds of the steps of each training."""
 
-    return do
+    seconds: float
+    memory_mb: float
+    disk_mb: float
+    fits: dict[str, list[float]]
+    recorded: dict[str, Any]
 
 
-def _try(stage: Stage, inputs: dict[str, Path], folder: Path, do: Callable[[StageContext], None]) -> dict[str, Any]:
-    folder.mkdir()
-    recorded: dict[str, Any] = {}
-    _forget_peak()
-    with _Helpers() as helpers:
-        start = time.monotonic()
-        do(StageContext(folder, inputs, stage.seed, recorded.__setitem__))
-        seconds = time.monotonic() - start
-    write_json(folder / "stage.json", {"identity": stage.identity, "seconds": seconds})
+class SmallRun:
+    """The small run of `config` in `folder`, and what it tells about the whole run."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config, self.folder, self.small = config, folder, shrink_config(config)
+        self.on_gpu = Machine.of(config).ready() != "cpu"
+        self.live = config.model.vision_features == "live"
+        self.finished: dict[str, Path] = {}
+        self.parameters = 0
+
+    def estimate_stages(self) -> Iterator[StageEstimate]:
+        """Try each stage, in order."""
+        stages = plan(self.small)
+        for number, stage in enumerate(stages, start=1):
+            place = self.finished[stage.name] = self.folder / stage.name
+            inputs = {need.name: self.finished[need.name] for need in stage.needs}
+            if stage.name in WIDE_STAGES:
+                inputs["prepare"] = self.folder / "wide"
+            trial = self._try_stage(stage, inputs, place)
+            if stage.name == "prepare":
+                self.thin(place)
+            if stage.name == "base":
+                self.parameters = trial.recorded["parameters"]
+            if stage.name == ("base" if self.live else "see"):
+                self._measure_answers(stage)
+            if stage.name in ("answer", "shuffle"):
+                files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
+                write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
+            if stage.name == "score":
+                self._measure_scores(stage, inputs, trial)
+            yield self.estimate(stage.name, trial)
+            wanted = {need.name for later in stages[number:] for need in later.needs}
+            for name in self.finished.keys() - wanted:  # models are large
+                shutil.rmtree(self.finished.pop(name))
+
+    # ---- in small
+
+    def _try_stage(self, stage: Stage, inputs: Mapping[str, Path], place: Path) -> Trial:
+        place.mkdir()
+        recorded: dict[str, Any] = {}
+        context = StageContext(place, inputs, stage.seed, recorded.__setitem__)
+        _forget_peak()
+        with _watch_helpers() as helpers_mb:
+            seconds = _time(lambda: self._score(context) if stage.name == "score" else stage.work(context))
+        write_json(place / "stage.json", {"identity": stage.identity, "seconds": seconds})
+        fits = {path.parent.name: _read_step_seconds(path) for path in sorted(place.glob("fit-*/log.jsonl"))}
+        return Trial(seconds, _peak_mb() + max(helpers_mb), folder_bytes(place) / 1e6, fits, recorded)
+
+    def _score(self, context: StageContext) -> None:
+        """Without the stored SPICE scores of other runs, which would make it quicker than a first run."""
+        with CaptionScorer(context.folder / "spice.sqlite") as captions:
+            report.write(context, self.small, captions)
+
+    def thin(self, prepared: Path) -> None:
+        """Keep a few typical rows of each split; `wide` gets more."""
+        wide = self.folder / "wide"
+        shutil.copytree(prepared, wide, ignore=shutil.ignore_patterns("images", "*.jsonl"))
+        about = read_json(prepared / DATA)
+        write_json(wide / DATA, {**about, "root": str((prepared / about["root"]).resolve())})
+        samples = {split: read_split(prepared, split) for split in SPLITS}
+        self.answers = {split: part[:: max(1, len(part) // SPELLED)] for split, part in samples.items()}
+        self.drawn = self.whole = count_samples(samples)
+        if self.config.data.path is None:
+            images = {split: getattr(self.config.data.phantoms, f"{split}_images") for split in SPLITS}
+            self.whole = {
+                unit: {split: round(n / self.drawn["images"][split] * images[split]) for split, n in counts.items()}
+                for unit, counts in self.drawn.items()
+            }
+        numbers = _count_kept_rows(self.config)
+        self.wide = self._keep_typical(samples, {split: max(n, WIDE[split]) for split, n in numbers.items()}, wide)
+        self.narrow = self._keep_typical(samples, numbers, prepared)
+
+    def _keep_typical(self, samples: Mapping[Split, list[Sample]], numbers: Mapping[Split, int], place: Path) -> Counts:
+        kept = {}
+        for split, number in numbers.items():
+            rows = choose_typical(rows_of(samples[split]), number, self.config.model.max_image_tokens)
+            ids = {s.id for row in rows for s in row}
+            kept[split] = [s for s in samples[split] if s.id in ids]
+            write_lines(place / f"{split}.jsonl", (s.to_json() for s in kept[split]))
+        return count_samples(kept)
+
+    def _measure_answers(self, stage: Stage) -> None:
+        """Time the opening of an image, and batches of short and long answers, with one row a question and with as many
+        as the final answers have; count the tokens of true answers."""
+        context = StageContext(self.finished[stage.name], self.finished, stage.seed, lambda key, value: None)
+        inputs = steps.StageInputs(context, Machine.of(self.config))
+        model, samples = inputs.model("base"), inputs.samples("train")
+        images = list(dict.fromkeys(i for s in samples for i in s.images))[:OPENED]
+        self.open_seconds = _time(lambda: [model.images.pixels(image) for image in images]) / len(images)
+        self.image_mb = sum(model.images.pixels(image).nbytes for image in images) / len(images) / 1e6
+        self.tokens = {
+            split: [len(turns[-1][1]) for turns in model.text.segments(part)] for split, part in self.answers.items()
+        }
+        _forget_peak()
+        batch = (samples * (1 + self.config.answer.batch // len(samples)))[: self.config.answer.batch]
+        # by rows a question: seconds of a batch, and of each token of its answers
+        self.paces = {rows: self._time_answers(model, batch, rows) for rows in {1, self.config.answer.rows}}
+        self.answers_mb = _peak_mb()
+
+    def _time_answers(self, model: VisionLanguageModel, batch: Sequence[Sample], rows: int) -> tuple[float, float]:
+        config = self.config.answer
+        beams = {"beams": rows} if config.method == "beams" else {}
+        model.text.end, end = -1, model.text.end  # no token of the vocabulary ends an answer: each has the full length
+        seconds = []
+        for tokens in (SHORTEST, LONGEST):
+            knobs = change_knobs(config, candidates=min(rows, config.candidates), max_new_tokens=tokens, **beams)
+            seconds.append(min(_time(partial(model.generate, batch, knobs)) for _ in range(2)))
+        model.text.end = end
+        # if other work disturbs it, the short one may have taken longer
+        a_token = max(0.0, seconds[1] - seconds[0]) / (LONGEST - SHORTEST)
+        return max(0.0, seconds[0] - SHORTEST * a_token), a_token
+
+    def _measure_scores(self, stage: Stage, inputs: Mapping[str, Path], trial: Trial) -> None:
+        """Also score fewer answers: the difference is the time of answers, without fixed parts such as Java's start."""
+        few, narrow = self.folder / "few", self.folder / "prepare"
+        shutil.copytree(inputs["select"], few)
+        write_truths(few, narrow, {"test": PREDICTIONS}, self.config.answer.candidates)
+        seconds = self._try_stage(
+            stage, {**inputs, "prepare": narrow, "select": few}, self.folder / "few-score"
+        ).seconds
+        more = self.wide["questions"]["test"] - self.narrow["questions"]["test"]
+        self.scoring_pace = max(0.0, trial.seconds - seconds) / max(1, more)
+
+    # ---- from small to whole
+
+    def estimate(self, stage: str, trial: Trial) -> StageEstimate:
+        """The whole stage, from what it took in small."""
+        kind = stage.partition("-")[0]
+        steps, seconds, rest, passing, trained = 0, 0.0, trial.seconds, 0.0, 0
+        for name, paces in trial.fits.items():
+            fit = self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
+            recorded, pace = trial.recorded[name], statistics.median(paces)
+            rows = recorded["rows"] * self._sample_rows(kind, self.whole) / self._sample_rows(kind, self.narrow)
+            number = math.ceil(round(fit.epochs * rows / fit.rows, 6))
+            steps += number
+            seconds += number * pace + self._opening_seconds(fit.epochs, rows)
+            rest -= recorded["steps"] * pace
+            trained = max(trained, recorded["trained_parameters"])
+            passing = max(passing, CHECKPOINTS * recorded["trained_parameters"] * trained_bytes(fit) / 1e6)
+        growth = self._growth(kind)
+        for name, loop in trial.recorded.items():
+            if isinstance(loop, dict) and "units" in loop:
+                rest -= loop["seconds"]
+                seconds += self._loop_seconds(kind, name, loop)
+        if stored := trial.recorded.get("stored_teacher"):
+            passing += stored["bytes"] * growth / 1e6
+        seconds += max(0.0, rest) * (growth if kind == "select" else 1.0)
+        if kind == "score":
+            seconds += self.scoring_pace * (self.whole["questions"]["test"] - self.wide["questions"]["test"])
+        disk = trial.disk_mb * (1.0 if kind in FIXED_FILES else growth)
+        paced = sum(map(len, trial.fits.values()))
+        return StageEstimate(stage, "missing", steps, seconds, self._memory(kind, trial), disk, passing, paced, trained)
+
+    def _counts_of(self, kind: str) -> Counts:
+        """What the small stage of a kind saw."""
+        return self.drawn if kind == "prepare" else self.wide if kind in WIDE_STAGES else self.narrow
+
+    def _growth(self, kind: str) -> float:
+        """How many times as many questions the whole stage looks at as the small one."""
+        if kind not in QUESTIONS:
+            return 1.0
+        small, whole = (sum(c["questions"][s] for s in QUESTIONS[kind]) for c in (self._counts_of(kind), self.whole))
+        return whole / small
+
+    def _sample_rows(self, kind: str, counts: Counts) -> int:
+        """How many training rows a stage trains on."""
+        rows = counts["rows"]["train"]
+        if kind == "teacher" and self.config.teacher:
+            return count_sampled_images(rows, self.config.teacher.share, self.config.seed)
+        return rows
+
+    def _opening_seconds(self, epochs: float, rows: float) -> float:
+        """Seconds to open the images of a training. A trial sees its few images again and again; images that find no
+        place in memory are opened again in each pass, beside the steps, on the same cores."""
+        if not self.live or self.on_gpu:
+            return 0.0
+        passes = min(1.0, epochs) if rows * self.image_mb <= IMAGE_CACHE_MB else epochs
+        return passes * rows * self.open_seconds / torch.get_num_threads()
+
+    def _loop_seconds(self, kind: str, name: str, loop: Mapping[str, float]) -> float:
+        if name not in ("answers", "rechecks"):
+            return loop["seconds"] * self._growth(kind)
+        questions = loop["units"] * self._growth(kind)
+        if name == "rechecks" and self.config.reflect:
+            questions = min(questions, self.config.reflect.recheck)
+        return self.answer_seconds(kind, questions)
+
+    def answer_seconds(self, kind: str, questions: float) -> float:
+        """As if batches held answers of similar length and took as long as their longest. A real batch holds several
+        lengths, but answers that end leave it, so that it takes about as long."""
+        seconds_a_batch, seconds_a_token = self.paces[self.config.answer.rows if kind in ("answer", "pseudo") else 1]
+        tokens = np.concatenate([self.tokens[s] for s in QUESTIONS[kind]]).clip(max=self.config.answer.max_new_tokens)
+        batches = questions / self.config.answer.batch
+        places = max(1, math.ceil(batches))
+        longest = np.quantile(tokens, np.arange(1, places + 1) / places)
+        images = min(questions, sum(self.whole["images"][s] for s in QUESTIONS[kind])) if self.live else 0
+        return batches * (seconds_a_batch + seconds_a_token * float(longest.mean())) + images * self.open_seconds
+
+    def _memory(self, kind: str, trial: Trial) -> float:
+        """What it took in small, and on a CPU what more samples and images add."""
+        memory = max(trial.memory_mb, self.answers_mb if kind in ANSWERING else 0.0)  # for answers of full length
+        if self.on_gpu:
+            return memory
+        questions, images = (
+            self.whole[unit]["train"] - self._counts_of(kind)[unit]["train"] for unit in ("questions", "images")
+        )
+        memory += questions * SAMPLE_MB
+        if trial.fits and self.live:
+            memory += min(IMAGE_CACHE_MB, images * self.image_mb)
+        if kind == "clip":
+            memory += images * self.config.select.clip.image_pixels**2 * PIXEL_BYTES / 1e6
+        return memory
+
+
+def _time(work: Callable[[], Any]) -> float:
+    """Seconds that it takes."""
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
+def _read_step_seconds(log: Path) -> list[float]:
+    """Of each step after the first, which warms up."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(lines)]
+
+
+def count_samples(samples: Mapping[Split, Sequence[Sample]]) -> Counts:
+    """Questions, rows and images of each split."""
     return {
-        "stage": stage.name,
-        "seconds": seconds,
-        "memory_mb": _peak_mb() + helpers.peak_mb,
-        "disk_mb": folder_bytes(folder) / 1e6,
-        "fits": {path.parent.name: _step_seconds(path) for path in sorted(folder.glob("fit-*/log.jsonl"))},
-        "recorded": recorded,
+        "questions": {split: len(part) for split, part in samples.items()},
+        "rows": {split: len(rows_of(part)) for split, part in samples.items()},
+        "images": {split: len({i.path for s in part for i in s.images}) for split, part in samples.items()},
     }
 
 
-def _step_seconds(log: Path) -> list[float]:
-    """Of each step after the first, which warms up."""
-    told = [json.loads(line) for line in log.read_text().splitlines()]
-    return [
-        (b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(told)
-    ]  # fmt: skip
-
-
-def _lessen(prepared: Path, wide: Path, part: Part, most_tokens: int) -> dict[str, Any]:
-    """Keep of each split so many rows as the small run is to have images, such as stand for all; `wide` gets more.
-
-    Of every answer there was, the characters beside its boxes, and the boxes, in the order in which they are asked;
-    questions, images and rows kept; memory and seconds of a sample.
-    """
-    shutil.copytree(prepared, wide, ignore=shutil.ignore_patterns("images", "*.jsonl"))
-    about = read_json(prepared / DATA)
-    write_json(wide / DATA, {**about, "root": str((prepared / about["root"]).resolve())})
-    found: dict[str, Any] = {"answers": {}, "asked": {}, "images": {}, "wide": {"asked": {}, "images": {}}}
-    most: dict[Split, tuple[int, int]] = {
-        "train": (part.train, part.clip), "validation": (part.held, part.scored), "test": (part.held, part.scored),
-    }  # fmt: skip
-    tracemalloc.start()
-    for split, (number, more) in most.items():
-        samples = read_split(prepared, split)
-        if split == "train":
-            found["sample_mb"] = tracemalloc.get_traced_memory()[0] / len(samples) / 1e6
-            tracemalloc.stop()
-            start = time.monotonic()
-            samples = read_split(prepared, split)
-            found["sample_seconds"] = (time.monotonic() - start) / len(samples)
-        rows = rows_of(samples)
-        if split == "train":
-            found["rows"] = {"all": len(rows), "tried": min(number, len(rows))}
-        in_order = sorted(samples, key=lambda s: (s.task.value, len(s.answer.text), len(s.question.text)))
-        found["answers"][split] = [_size(s) for s in in_order]
-        for place, told, least in ((wide, found["wide"], more), (prepared, found, number)):
-            kept = {s.id for row in typical(rows, least, most_tokens) for s in row}
-            left = [s for s in samples if s.id in kept]
-            told["asked"][split], told["images"][split] = len(left), len({i for s in left for i in s.images})
-            write_lines(place / f"{split}.jsonl", (s.to_json() for s in left))
-    return found
-
-
-def _size(sample: Sample) -> tuple[int, int]:
-    """Characters of the answer beside its boxes, and boxes: a box is spelled with many tokens."""
-    return len(sample.answer.text.replace(BOX_MARK, "")), len(sample.answer.boxes)
-
-
-def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
-    """So many rows that stand for all: of each modality its part, from short to long, the heaviest of all among them,
-    which decides the memory. `most_tokens`: of an image."""
+def choose_typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list[list[Sample]]:
+    """`number` rows that represent all: of each modality its share, from short to long, and the heaviest row, which
+    decides the memory. `most_tokens`: of an image."""
 
     def weight(row: list[Sample]) -> float:
         images = sum(min((i.width or 0) * (i.height or 0) / SIDE**2, most_tokens) for i in row[0].images)
@@ -224,84 +355,16 @@ def typical(rows: Sequence[list[Sample]], number: int, most_tokens: int) -> list
     return [order[k] for k in places]
 
 
-def _speak_well(answered: Path, prepared: Path, spoken: Mapping[Split, str], candidates: int) -> None:
-    """Put truths in the place of what a model of a few steps says, as those are what a trained one comes near to: what
-    looks at answers afterwards takes longer over them."""
-    for split, name in spoken.items():
+def write_truths(answered: Path, prepared: Path, files: Mapping[Split, str], candidates: int) -> None:
+    """Replace the answers of a model of a few steps by truths. A trained model comes near to truths, and the stages
+    that look at answers take longer over them."""
+    for split, name in files.items():
         samples = read_split(prepared, split)
-        said = []
+        predictions = []
         for k, sample in enumerate(samples):
-            among = [samples[(k + n) % len(samples)].answer for n in range(candidates)]
-            distinct = list(dict.fromkeys(among))
-            said.append(Prediction(sample.id, tuple(Candidate(a.text, a) for a in distinct), by="truth"))
-        write_lines(answered / name, (p.to_json() for p in said))
-
-
-def _scoring(config: RunConfig, stage: Stage, inputs: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """Seconds that scores take whatever there is to score, such as the start of Java; and those of the blind twins,
-    which go with the training questions."""
-    few = folder / "few"
-    shutil.copytree(inputs["prepare"], few)
-    shutil.copytree(inputs["select"], few, dirs_exist_ok=True)
-    train, test = (read_split(few, split) for split in ("train", "test"))
-    one = rows_of(test)[0]
-    for name, some in (("train", rows_of(train)[0]), ("test", one)):
-        write_lines(few / f"{name}.jsonl", (s.to_json() for s in some))
-    said = [p for p in read_predictions(few) if p.id in {s.id for s in one}]
-    write_lines(few / PREDICTIONS, (p.to_json() for p in said))
-    place = folder / "few-score"
-    do = _score(config, folder / "few.sqlite")
-    fixed = _try(stage, {**inputs, "prepare": few, "select": few}, place, do)["seconds"]
-    start = time.monotonic()
-    image_blind_baselines(train, test)
-    return {"fixed_seconds": fixed, "blind_seconds": time.monotonic() - start}
-
-
-def _generating(config: RunConfig, stage: Stage, finished: dict[str, Path]) -> dict[str, Any]:
-    """Seconds of a batch of short and of long answers, for one row a question and for those of the final answers."""
-    work = StageContext(finished[stage.name], finished, stage.seed, lambda key, value: None)
-    here = steps.StageInputs(work, Machine.of(config))
-    model, samples = here.model("base"), here.samples("train")
-    found: dict[str, Any] = {"answer_tokens": _tokens(model, samples), **_opening(model, samples)}
-    _forget_peak()
-    asked = (samples * (1 + config.answer.batch // len(samples)))[: config.answer.batch]
-    for rows in sorted({1, config.answer.rows}):
-        beams = {"beams": rows} if config.answer.method == "beams" else {}
-        knobs = change_knobs(config.answer, candidates=min(rows, config.answer.candidates), **beams)
-        timed = {n: _generate(model, asked, knobs, n) for n in (SHORTEST, LONGEST)}
-        # where other work disturbs it, the short one may have taken longer
-        a_token = max(0.0, timed[LONGEST] - timed[SHORTEST]) / (LONGEST - SHORTEST)
-        found[str(rows)] = {"batch": max(0.0, timed[SHORTEST] - SHORTEST * a_token), "token": a_token}
-    return {**found, "memory_mb": _peak_mb()}
-
-
-def _generate(model: VisionLanguageModel, asked: Sequence[Sample], config: AnswerConfig, tokens: int) -> float:
-    """Seconds of answers of exactly so many tokens: no token of the vocabulary is their end."""
-    end, model.text.end = model.text.end, -1
-    best = float("inf")
-    try:
-        for _ in range(2):
-            start = time.monotonic()
-            model.generate(asked, change_knobs(config, max_new_tokens=tokens))
-            best = min(best, time.monotonic() - start)
-    finally:
-        model.text.end = end
-    return best
-
-
-def _tokens(model: VisionLanguageModel, samples: Sequence[Sample]) -> list[float]:
-    """Tokens of an answer by character, by box, and in any case; by least squares."""
-    tokens_N = np.array([len(turns[-1][1]) for turns in model.text.segments(samples)])
-    told_N3 = np.array([(*_size(s), 1) for s in samples])
-    return [float(w) for w in np.linalg.lstsq(told_N3, tokens_N, rcond=None)[0]]
-
-
-def _opening(model: VisionLanguageModel, samples: Sequence[Sample]) -> dict[str, float]:
-    """Seconds to open an image and cut it to size, for the first time, and MB to keep it."""
-    refs = list(dict.fromkeys(i for s in samples for i in s.images))[:OPENED]
-    start = time.monotonic()
-    kept = sum(model.images.pixels(ref).nbytes for ref in refs)
-    return {"open_seconds": (time.monotonic() - start) / max(1, len(refs)), "image_mb": kept / max(1, len(refs)) / 1e6}
+            truths = dict.fromkeys(samples[(k + n) % len(samples)].answer for n in range(candidates))
+            predictions.append(Prediction(sample.id, tuple(Candidate(a.text, a) for a in truths), by="truth"))
+        write_lines(answered / name, (p.to_json() for p in predictions))
 
 
 def _forget_peak() -> None:
@@ -312,29 +375,36 @@ def _forget_peak() -> None:
 
 
 def _peak_mb() -> float:
-    """Most that was taken since `_forget_peak`: of the GPU where there is one, else of memory."""
+    """Most that was taken since `_forget_peak`: of the GPU if there is one, else of memory."""
     return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else system_memory.peak_mb()
 
 
-class _Helpers:
-    """The most memory that programs started from here took together, looked at now and then."""
+@contextmanager
+def _watch_helpers() -> Iterator[list[float]]:
+    """MB that the programs started from here take together, looked at every `LOOK_SECONDS`."""
+    looks, process, ended = [0.0], psutil.Process(), threading.Event()
 
-    def __enter__(self) -> _Helpers:
-        self.peak_mb = 0.0
-        self.process = psutil.Process()
-        self.ended = threading.Event()
-        self.watch = threading.Thread(target=self._look, daemon=True)
-        self.watch.start()
-        return self
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            looks.append(system_memory.helpers_mb(process))
 
-    def _look(self) -> None:
-        while not self.ended.wait(LOOK_SECONDS):
-            self.peak_mb = max(self.peak_mb, system_memory.helpers_mb(self.process))
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield looks
+    finally:
+        ended.set()
+        watch.join()
 
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.watch.join()
+
+def main(config_file: Path, folder: Path) -> None:
+    """Print a line for each stage."""
+    run = SmallRun(RunConfig.model_validate(read_json(config_file)), folder)
+    gpu_free_mb = torch.cuda.mem_get_info()[0] / 1e6 if run.on_gpu else None
+    for estimate in run.estimate_stages():
+        line = {"estimate": asdict(estimate), "gpu_free_mb": gpu_free_mb, "parameters": run.parameters}
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    run(RunConfig.model_validate(read_json(Path(sys.argv[1]))), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
