@@ -24,7 +24,7 @@ from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.inference import answer
 from clinkd.model.encode import encode_prompts
-from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy
 from clinkd.records import Candidate, ImageRef, Sample
 from clinkd.storage import JsonLines
@@ -48,7 +48,7 @@ def trained(folder: Path, seconds: float) -> tuple[VisionLanguageModel, list[Sam
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(folder, ref)
 
-    model = new_tiny(config, texts_of(learnt, config), 0, opened)
+    model = new_tiny(config, spell_samples(learnt, config), 0, opened)
     how = FitConfig(epochs=1.0, rows=24, optimizer="muon", learning_rate=3e-3)
     end, lap = time.monotonic() + seconds, 0
     while time.monotonic() < end:

@@ -56,7 +56,7 @@ def main() -> None:
     for prediction in read_predictions(run.stage("select")):
         sample = test[prediction.id]
         found = self_consistency(prediction, [length(c) for c in prediction.candidates], names)
-        support[sample.task.value][wrong(prediction.answer.answer, sample.answer, names)].append(found.support)
+        support[sample.task.value][wrong(prediction.answer.answer, sample.answer, names)].append(found.value)
     rows = []
     for task, by in support.items():
         unsure, sure = ([sum(v < CERTAIN for v in by[w]) for w in (True, False)],

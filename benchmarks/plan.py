@@ -109,7 +109,7 @@ def given(home: Path, images: int) -> list[str]:
     from clinkd.data import phantoms
     from clinkd.data.images import open_image
     from clinkd.data.writers import write_jsonl
-    from clinkd.model.vlm import new_tiny, texts_of
+    from clinkd.model.vlm import new_tiny, spell_samples
     from clinkd.objectives import CrossEntropy
     from clinkd.records import ImageRef
     from clinkd.training import FitRun, fit
@@ -126,7 +126,7 @@ def given(home: Path, images: int) -> list[str]:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(home / "set", ref)
 
-    model = new_tiny(knobs, texts_of(samples, knobs), 0, opened)
+    model = new_tiny(knobs, spell_samples(samples, knobs), 0, opened)
     train = [s for s in samples if s.split == "train"]
     taught = FitConfig(epochs=8, rows=24, questions=3, optimizer="muon", learning_rate=3e-3)
     fit(model, train, CrossEntropy(), taught, FitRun(home / "fit", 0, "teach"))

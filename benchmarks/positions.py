@@ -17,8 +17,8 @@ from PIL import Image
 from clinkd.config import ModelConfig, PhantomConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import rows_of
-from clinkd.model.vlm import new_tiny, texts_of
+from clinkd.model.encode import group_by_images
+from clinkd.model.vlm import new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy
 from clinkd.records import ImageRef
 
@@ -44,8 +44,8 @@ def figures(folder: Path) -> list[Row]:
 
     found = []
     for knobs in SCHEMES:
-        model = new_tiny(ModelConfig(**knobs), texts_of(samples, ModelConfig()), 0, opened)
-        batch = model.encode([row[:3] for row in rows_of(samples)])
+        model = new_tiny(ModelConfig(**knobs), spell_samples(samples, ModelConfig()), 0, opened)
+        batch = model.encode([row[:3] for row in group_by_images(samples)])
         image_BS = batch.input_ids_BS == model.network.config.image_token_id
         grids_N2 = batch.grids_I3[:, 1:] // 2
         steps, places = [], []

@@ -21,7 +21,7 @@ from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
 from clinkd.config import ModelConfig, TinyConfig
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 
@@ -50,7 +50,9 @@ def network(samples: Sequence[Sample], args: argparse.Namespace) -> VisionLangua
     )  # fmt: skip
     config = ModelConfig(positions="mrope", layout="sections", boxes="qwen2-vl", square=False, tiny=tiny)
     grey = Image.new("RGB", (64, 64), (90, 90, 90))
-    model = new_tiny(config, texts_of(samples, config), 0, lambda ref: grey.resize((ref.width or 1, ref.height or 1)))
+    model = new_tiny(
+        config, spell_samples(samples, config), 0, lambda ref: grey.resize((ref.width or 1, ref.height or 1))
+    )
     return model.to(args.device).train()
 
 

@@ -24,8 +24,8 @@ from PIL import Image
 from clinkd.config import AnswerConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import ImageRef, Sample
 from clinkd.training import FeatureCache, LiveTeacher, cache_features
@@ -46,7 +46,7 @@ class Bench:
         self.folder = folder
         config = PhantomConfig(train_images=6, validation_images=1, test_images=1, image_pixels=512)
         samples = [s for s in phantoms.write_phantoms(folder, config, 0) if s.split == "train"]
-        self.rows = [row[:QUESTIONS] for row in rows_of(samples)]
+        self.rows = [row[:QUESTIONS] for row in group_by_images(samples)]
         self.images = {s.images[0] for s in samples}
         self.live, self.read = self.model(samples), self.model(samples)
         start = time.perf_counter()
@@ -59,7 +59,7 @@ class Bench:
             return open_image(self.folder, ref)
 
         config = ModelConfig(tiny=TINY)
-        made = new_tiny(config, texts_of(samples, config), 0, opened)
+        made = new_tiny(config, spell_samples(samples, config), 0, opened)
         made.network.resize_token_embeddings(VOCABULARY, mean_resizing=False)
         made.images.free_bytes = 0  # one image is kept: of thousands no other would be, either
         return made

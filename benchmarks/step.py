@@ -35,13 +35,13 @@ from PIL import Image
 from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import rows_of
+from clinkd.model.encode import group_by_images
 from clinkd.model.families import TINY as FAMILY
 from clinkd.model.flops import peak_flops, training_operations
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import ImageRef
-from clinkd.training import LiveTeacher, StoredTeacher, Teacher, finished, identity_of, store
+from clinkd.training import LiveTeacher, StoredTeacher, Teacher, identify_store, is_store_full, store_teacher
 
 # text width, layers, heads, key-value heads, feed-forward; vision width, layers, heads; vocabulary, head of its own
 SHAPES = {
@@ -67,7 +67,7 @@ class Bench:
         self.student.freeze(("vision", "merger"))
         self.tutors = {way: self.tutor(way.removeprefix("KD ")) for way in ways}
         self.__dict__.pop("teacher", None)  # the live way has it, nobody else needs it now
-        rows = [row[:4] for row in rows_of(self.samples)]
+        rows = [row[:4] for row in group_by_images(self.samples)]
         cut = [rows[k : k + args.rows] for k in range(0, len(rows) - args.rows + 1, args.rows)]
         self.batches = [self.student.encode(part).to(self.device) for part in cut]
 
@@ -94,7 +94,7 @@ class Bench:
             vision_heads=looks, patch=14, image_pixels=self.side, init_std=0.02,
         )  # fmt: skip
         config = ModelConfig(tiny=TinyConfig(patch=14, image_pixels=self.side))
-        made = new_tiny(config, texts_of(self.samples, config), seed, opened)  # for its tokenizer
+        made = new_tiny(config, spell_samples(self.samples, config), seed, opened)  # for its tokenizer
         stock: dict[str, Any] = FAMILY.tiny_settings(tiny, made.tokenizer)
         stock["text_config"] |= {"num_key_value_heads": shared, "vocab_size": vocabulary}
         stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = not apart
@@ -108,9 +108,9 @@ class Bench:
         by, folder = self.folder / "teacher", self.folder / kind
         if not by.exists():
             self.teacher.save(by)
-        identity = identity_of(kind, self.samples, by, self.student, temperature=2.0, draws=50, seed=0)
-        if not finished(folder):
-            store(folder, self.teacher, self.samples, identity, title=kind, rows_a_pass=1)
+        identity = identify_store(kind, self.samples, by, self.student, temperature=2.0, draws=50, seed=0)
+        if not is_store_full(folder):
+            store_teacher(folder, self.teacher, self.samples, identity, title=kind, rows_a_pass=1)
         return StoredTeacher(folder, identity)
 
     def step(self, name: str, number: int) -> tuple[float, int, int]:

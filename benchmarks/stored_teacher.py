@@ -24,11 +24,11 @@ from torch import Tensor
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import Batch, rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import Batch, group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets, SampledTargets
 from clinkd.records import ImageRef, Sample
-from clinkd.training import FitRun, LiveTeacher, StoredTeacher, Teacher, fit, identity_of, store
+from clinkd.training import FitRun, LiveTeacher, StoredTeacher, Teacher, fit, identify_store, store_teacher
 from clinkd.training.stored import Kind, sample_entries
 
 T, SEEDS = 2.0, 64
@@ -52,12 +52,12 @@ class Bench:
             return open_image(self.folder, ref)
 
         config = ModelConfig()
-        return new_tiny(config, texts_of(self.samples, config), seed, opened)
+        return new_tiny(config, spell_samples(self.samples, config), seed, opened)
 
     def stored(self, kind: Kind) -> StoredTeacher:
         by, folder = self.folder / "teacher", self.folder / kind
-        identity = identity_of(kind, self.samples, by, self.student, temperature=T, draws=self.draws, seed=0)
-        store(folder, self.teacher, self.samples, identity, title=kind, rows_a_pass=24)
+        identity = identify_store(kind, self.samples, by, self.student, temperature=T, draws=self.draws, seed=0)
+        store_teacher(folder, self.teacher, self.samples, identity, title=kind, rows_a_pass=24)
         return StoredTeacher(folder, identity)
 
 
@@ -113,7 +113,7 @@ def by_chance(bench: Bench, batch: Batch) -> dict[str, Callable[[int], SampledTa
 
     def ours(seed: int) -> SampledTargets:
         by = bench.folder / "teacher"
-        identity = identity_of("draws", bench.samples[:1], by, bench.student, temperature=T, draws=draws, seed=seed)
+        identity = identify_store("draws", bench.samples[:1], by, bench.student, temperature=T, draws=draws, seed=seed)
         made = sample_entries(live, batch.spans, identity)
         return goal(made["entries_M"].long().repeat_interleave(made["counts_M"].long()).view(-1, draws))
 
@@ -127,10 +127,10 @@ def by_chance(bench: Bench, batch: Batch) -> dict[str, Callable[[int], SampledTa
 def rows_of_figures(bench: Bench) -> list[Row]:
     """All figures."""
     samples: list[Sample] = bench.samples
-    rows = [row[:3] for row in rows_of(samples)]
+    rows = [row[:3] for row in group_by_images(samples)]
     batches = [bench.student.encode(rows[start : start + 24]) for start in range(0, len(rows), 24)]
     states, draws = bench.stored("states"), bench.stored("draws")
-    whole = bench.student.encode(rows_of(samples))
+    whole = bench.student.encode(group_by_images(samples))
     tokens, size = len(whole.labels_N), len(bench.teacher.head.weight_VH)
     read = draws.targets(whole)
     assert isinstance(read, SampledTargets)

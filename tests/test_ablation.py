@@ -159,17 +159,17 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
 
 
 def test_a_control_draws_as_many_answers_whatever_was_found_wrong():
-    from clinkd.correction.review import at_random
+    from clinkd.correction.review import choose_at_random
     from clinkd.records import BoxedText, Correction
 
     text = BoxedText("a")
     found = [Correction(f"s{i}", 1, text, text, 0.5, ("similarity",) if i % 5 == 0 else ()) for i in range(100)]
-    drawn = at_random(found, seed=0)
+    drawn = choose_at_random(found, seed=0)
     assert [c.id for c in drawn] == [c.id for c in found]
     picked = {c.id for c in drawn if c.reasons == ("drawn",)}
     assert len(picked) == sum(c.wrong for c in drawn) == 20
     assert picked != {c.id for c in found if c.wrong}  # it does not aim at mistakes
-    assert at_random(found, seed=0) == drawn and at_random(found, seed=1) != drawn
+    assert choose_at_random(found, seed=0) == drawn and choose_at_random(found, seed=1) != drawn
 
 
 def test_phantoms_ask_some_tasks_alone(tmp_path):

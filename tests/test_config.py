@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clinkd.config import DistillConfig, RunConfig, TeacherConfig
-from clinkd.experiments import EXPERIMENTS, REQUIRED, bird, check_given, demo, matched, paper, small, tuned
+from clinkd.experiments import EXPERIMENTS, REQUIRED, bird, demo, matched, paper, require_folders, small, tuned
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, differences, dump, load, override, panel, recipe_text
 
@@ -209,11 +209,11 @@ def test_an_experiment_is_valid_named_after_itself_and_documented(name):
     assert RunConfig.model_validate(config.model_dump()) == config
     if name in REQUIRED:
         with pytest.raises(BadInput, match=r"data\.path: .* needs a folder"):
-            check_given(name, config)
+            require_folders(name, config)
         settings = [f"{knob}=/somewhere" for knob in REQUIRED[name]]
-        check_given(name, override(config, settings))
+        require_folders(name, override(config, settings))
     else:
-        check_given(name, config)
+        require_folders(name, config)
 
 
 def test_the_paper_recipe_holds_the_papers_values():

@@ -15,7 +15,7 @@ from clinkd.correction.correctors import (
     RewriteProposals,
     Wrong,
     correct,
-    fed_back,
+    make_corrected_samples,
 )
 from clinkd.correction.verify import verify
 from clinkd.language.facts import Lexicon, read_facts
@@ -283,7 +283,7 @@ def test_a_refused_rewrite_leaves_the_truth_and_says_why() -> None:
         (found,) = correct([wrong(one)], [one], corrector, LEXICON)
         assert found.after is None and found.by == ("someone" if corrector.proposals else "told")
         assert found.rejected is not None and why in found.rejected
-        assert fed_back([one], [found]) == []
+        assert make_corrected_samples([one], [found]) == []
 
 
 def test_right_and_finished_answers_pass_through() -> None:
@@ -297,7 +297,7 @@ def test_right_and_finished_answers_pass_through() -> None:
 def test_corrected_pairs_are_fed_back_as_samples_of_their_own() -> None:
     samples = list(truths(50))
     found = correct([wrong(s, 2) for s in samples[::2]], samples, OfflineCorrector(0), LEXICON)
-    fed = fed_back(samples, found)
+    fed = make_corrected_samples(samples, found)
     assert [f.id for f in fed] == [f"{s.id}+r2" for s in samples[::2]]
     for one, new, correction in zip(samples[::2], fed, found, strict=True):
         assert new.answer == correction.after

@@ -120,7 +120,7 @@ def test_text_and_number_of_boxes_survive(c: Codec) -> None:
         pieces = [dice.choice(words) for _ in range(count + 1)]
         text = BoxedText("[box]".join(pieces), tuple(random_box(dice) for _ in range(count)))
         found = c.decode(c.encode(text, RESIZED), RESIZED)
-        assert found.unread == () and len(found.answer.boxes) == count
+        assert found.unparsed_boxes == () and len(found.answer.boxes) == count
         places = [b.centre for b in text.boxes], [b.centre for b in found.answer.boxes]
         for before, after in zip(*places, strict=True):  # in the same order
             assert all(abs(a - b) <= 1.01 * s for a, b, s in zip(before, after, c.steps(RESIZED), strict=True))
@@ -174,7 +174,7 @@ def test_random_text_never_breaks_decoding(c: Codec) -> None:
         left = re.search(r"<\|box_(start|end)\|>|</?box>|<[xy]_\d+>|\(\d+,\d+\),\(\d+,\d+\)", found.answer.text)
         assert left is None, "a piece of a box was left in the words"
         assert "bbox_2d" not in found.answer.text or c.name not in ("qwen2.5-vl", "qwen3-vl")
-        for piece in found.unread:
+        for piece in found.unparsed_boxes:
             assert piece in raw or c.ignored_marks
             assert re.fullmatch(r"[^\n]{10,200}", c.why(piece, RESIZED))
 
@@ -189,7 +189,7 @@ def test_long_and_broken_text_is_read_in_little_time() -> None:
 
 def test_brackets_without_end_are_reported() -> None:
     c = make_codec("qwen3-vl")
-    (piece,) = c.decode('{"bbox_2d": ' + "[" * 100_000 + "]}").unread
+    (piece,) = c.decode('{"bbox_2d": ' + "[" * 100_000 + "]}").unparsed_boxes
     assert "not JSON" in c.why(piece)
 
 
@@ -214,7 +214,7 @@ def test_brackets_without_end_are_reported() -> None:
 )  # fmt: skip
 def test_known_spellings(c: Codec, raw: str, boxes: list[Box]) -> None:
     found = c.decode(raw)
-    assert [b.to_json() for b in found.answer.boxes] == [b.to_json() for b in boxes] and found.unread == ()
+    assert [b.to_json() for b in found.answer.boxes] == [b.to_json() for b in boxes] and found.unparsed_boxes == ()
     assert not found.answer.words.startswith("<")
 
 
@@ -241,7 +241,7 @@ LUNG, LIVER = Box(0.1, 0.2, 0.3, 0.4), Box(0.5, 0.5, 1, 1)
 @pytest.mark.parametrize("c", [make_codec("qwen3-vl"), make_codec("qwen2.5-vl")], ids=lambda c: c.name)
 def test_json_answers_are_read(c: Codec, raw: str, text: str, boxes: list[Box]) -> None:
     found = c.decode(raw, Size(1000, 1000))
-    assert found.answer == BoxedText(text, tuple(boxes)) and found.unread == ()
+    assert found.answer == BoxedText(text, tuple(boxes)) and found.unparsed_boxes == ()
     if c.needs_size and boxes:
         half = c.decode(raw, Size(2000, 1000)).answer.boxes[0]
         assert (half.x1, half.y1) == (LUNG.x1 / 2, LUNG.y1)
@@ -270,7 +270,7 @@ def test_json_answers_are_read(c: Codec, raw: str, text: str, boxes: list[Box]) 
 @pytest.mark.parametrize("c", [make_codec("qwen3-vl"), make_codec("qwen2.5-vl")], ids=lambda c: c.name)
 def test_json_that_is_no_box_is_reported(c: Codec, raw: str, text: str, unread: list[str], why: str) -> None:
     found = c.decode(raw, Size(1000, 1000))
-    assert (found.answer.text, list(found.unread)) == (text, unread)
+    assert (found.answer.text, list(found.unparsed_boxes)) == (text, unread)
     assert re.search(why, c.why(unread[0], Size(1000, 1000)))
 
 
@@ -311,14 +311,14 @@ def test_json_that_is_no_box_is_reported(c: Codec, raw: str, text: str, unread: 
 def test_why_a_box_is_not_read(name: str, spelled: str, why: str) -> None:
     c = make_codec(name, 100 if name == "digits" else 1000)
     found = c.decode(f"The liver is at {spelled} there.", RESIZED)
-    assert "".join(found.unread).replace(" ", "") == spelled.replace(" ", "")
-    assert found.answer.boxes == () and re.search(why, c.why(found.unread[0], RESIZED))
+    assert "".join(found.unparsed_boxes).replace(" ", "") == spelled.replace(" ", "")
+    assert found.answer.boxes == () and re.search(why, c.why(found.unparsed_boxes[0], RESIZED))
 
 
 def test_a_cut_off_list_of_fractions_is_reported() -> None:
     found = make_codec("normalised").decode("at [0.1, 0.2")
-    assert found.unread == ("[0.1, 0.2",) and "cut off" in make_codec("normalised").why("[0.1, 0.2")
-    assert make_codec("normalised").decode("as shown [1, 2], p [0.05]").unread == ()
+    assert found.unparsed_boxes == ("[0.1, 0.2",) and "cut off" in make_codec("normalised").why("[0.1, 0.2")
+    assert make_codec("normalised").decode("as shown [1, 2], p [0.05]").unparsed_boxes == ()
 
 
 def test_pixels_need_the_size_of_the_image() -> None:
@@ -361,7 +361,7 @@ def test_text_without_boxes_is_returned_as_it_is(c: Codec) -> None:
 )  # fmt: skip
 def test_what_cannot_be_read_is_reported_and_gets_no_mark(c: Codec, spelled: str) -> None:
     found = c.decode(f"The liver is at {spelled} there.")
-    assert "".join(found.unread).replace(" ", "") == spelled.replace(" ", "")
+    assert "".join(found.unparsed_boxes).replace(" ", "") == spelled.replace(" ", "")
     assert found.answer.boxes == () and found.answer.words == "The liver is at there."
 
 

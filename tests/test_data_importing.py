@@ -61,7 +61,7 @@ def test_one_source_becomes_a_data_set(tmp_path: Path) -> None:
     found = import_data([source], out, CHECKS, Division(0.2, 0.2))
     assert found.clean and found.samples == 36
     samples = stored_samples(out)
-    plain = read_samples(source, found.told)
+    plain = read_samples(source, found.notes)
     assert [s.id for s in samples] == [s.id for s in plain]
     split_of: dict[str, set[str | None]] = {}
     for sample in samples:
@@ -110,7 +110,7 @@ def test_bad_rows_stop_everything_unless_set_aside(tmp_path: Path) -> None:
     (root / "images/5.png").write_bytes((root / "images/5.png").read_bytes()[:200])
     with pytest.raises(NotClean, match="2 of 12 rows are bad") as caught:
         import_data([Source(root)], tmp_path / "out", CHECKS)
-    assert [p.row for p in caught.value.found.bad] == [4, 6]
+    assert [p.row for p in caught.value.findings.bad] == [4, 6]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]  # nothing is left of it
     found = import_data([Source(root)], tmp_path / "out", CHECKS, Division(), tmp_path / "aside.jsonl")
     aside = [json.loads(line) for line in (tmp_path / "aside.jsonl").read_text().splitlines()]
@@ -139,7 +139,7 @@ def test_sides_are_not_mixed_and_can_be_turned(tmp_path: Path) -> None:
     )
     with pytest.raises(NotClean) as caught:
         import_data([other], tmp_path / "no", CHECKS, side="patient")
-    assert {p.kind for p in caught.value.found.bad} == {"side"} and len(caught.value.found.bad) == 4
+    assert {p.kind for p in caught.value.findings.bad} == {"side"} and len(caught.value.findings.bad) == 4
 
 
 def test_images_that_look_the_same_stay_together(tmp_path: Path) -> None:
@@ -357,9 +357,9 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "columns": (["--column", "question=Frage", "--column", "answer=a=b"], {"question": "Frage", "answer": "a=b"}),
     "sheet": (["--sheet", "two"], "two"),
     "classes": (["--classes", "names.json"], Path("names.json")),
-    "specks": (["--specks", "0.5"], 0.5),
+    "min_area": (["--specks", "0.5"], 0.5),
     "encoding": (["--encoding", "UTF16"], "utf-16"),
-    "turns": (["--turns", "keep"], "keep"),
+    "conversation": (["--turns", "keep"], "keep"),
     "tasks": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
     "max_questions": (["--max-questions", "3"], 3),
     "max_boxes": (["--max-boxes", "5"], 5),

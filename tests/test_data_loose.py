@@ -42,7 +42,7 @@ def test_every_spelling_and_every_order_of_corners_is_the_same_box(spelled: str,
             if far == 1:
                 values = {k: v / 1000 for k, v in values.items()}
             found = read_loosely(f"It is at {spelled.format(**values)} here.", boxes)
-            assert found.unread == () and len(found.answer.boxes) == 1
+            assert found.unparsed_boxes == () and len(found.answer.boxes) == 1
             box = found.answer.boxes[0]
             expected = [v / 1000 for v in (left, top, right, bottom)]
             assert [box.x1, box.y1, box.x2, box.y2] == pytest.approx(expected)
@@ -56,13 +56,13 @@ def test_every_spelling_and_every_order_of_corners_is_the_same_box(spelled: str,
 )  # fmt: skip
 def test_what_is_no_box_of_the_declared_frame_is_left_unread(text: str) -> None:
     found = read_loosely(f"at {text}", make_codec("qwen-vl"))
-    assert found.answer.boxes == () and len(found.unread) == 1
+    assert found.answer.boxes == () and len(found.unparsed_boxes) == 1
 
 
 def test_words_stay_words() -> None:
     for text in ("I cannot see it (2 of 3).", "at (450, 320)", "a [left] lung, 3 of 4; (see figure 1)", ""):
         found = read_loosely(text, make_codec("qwen-vl"))
-        assert (found.answer.text, found.answer.boxes, found.unread) == (text, (), ())
+        assert (found.answer.text, found.answer.boxes, found.unparsed_boxes) == (text, (), ())
     said = read_loosely("the <ref>liver</ref><box>(1,2),(3,4)</box> of (1,2),(3,4)", make_codec("qwen-vl"), bare=False)
     assert said.answer.text == "the liver[box] of (1,2),(3,4)" and len(said.answer.boxes) == 1
 

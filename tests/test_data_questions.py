@@ -56,9 +56,9 @@ def test_every_sentence_reads_well(name: str) -> None:
     for seed in range(60):
         dice = random.Random(seed)
         boxes = [random_box(dice) for _ in range(1 + seed % 4)]
-        where, what = questions.where(name, boxes, dice), questions.what(boxes[0], name, dice)
+        where, what = questions.ask_where(name, boxes, dice), questions.ask_what(boxes[0], name, dice)
         told = questions.write_box_sentence(name, boxes[0], dice)
-        described = questions.describe(boxes[0], told, dice)
+        described = questions.ask_description(boxes[0], told, dice)
         for text in (where.question.text, what.question.text, described.question.text, told):
             assert reads_well(text), text
         assert where.question.text.count(name) == told.count(name) == 1
@@ -72,13 +72,13 @@ def test_every_sentence_reads_well(name: str) -> None:
 def test_a_name_stands_next_to_its_first_box(count: int) -> None:
     dice = random.Random(count)
     boxes = tuple(random_box(dice) for _ in range(count))
-    answer = questions.where("liver", boxes, dice).answer
+    answer = questions.ask_where("liver", boxes, dice).answer
     assert answer.boxes == boxes and answer.text.startswith(f"Here is the liver{BOX_MARK}")
     assert answer.text.count(BOX_MARK) == count and answer.text.count(" and ") == min(count - 1, 1)
 
 
 def test_two_boxes_are_joined_by_and() -> None:
-    assert questions.where("liver", [HERE, THERE], random.Random(0)).answer == BoxedText(
+    assert questions.ask_where("liver", [HERE, THERE], random.Random(0)).answer == BoxedText(
         "Here is the liver[box] and [box].", (HERE, THERE)
     )
 
@@ -150,13 +150,13 @@ def test_the_same_seed_asks_the_same_and_others_ask_otherwise() -> None:
 def test_bare_pairs_hold_each_name_and_box_of_an_image_once() -> None:
     dice = random.Random(0)
     asked = [
-        sample("vg", questions.where("liver", [HERE, THERE], dice), "liver"),
-        sample("vg again", questions.where("liver", [HERE, THERE], dice), "liver"),
-        sample("roc", questions.what(HERE, "liver", dice), "liver"),
-        sample("roc again", questions.what(HERE, "liver", dice), "liver"),
-        sample("rc", questions.describe(HERE, "A liver.", dice), "liver"),
-        sample("mia", questions.overall("One liver.", dice), "liver"),
-        sample("vg", questions.where("liver", [HERE, THERE], dice), "liver", "b.png"),
+        sample("vg", questions.ask_where("liver", [HERE, THERE], dice), "liver"),
+        sample("vg again", questions.ask_where("liver", [HERE, THERE], dice), "liver"),
+        sample("roc", questions.ask_what(HERE, "liver", dice), "liver"),
+        sample("roc again", questions.ask_what(HERE, "liver", dice), "liver"),
+        sample("rc", questions.ask_description(HERE, "A liver.", dice), "liver"),
+        sample("mia", questions.ask_overall("One liver.", dice), "liver"),
+        sample("vg", questions.ask_where("liver", [HERE, THERE], dice), "liver", "b.png"),
     ]
     pairs = make_bare_pairs(asked)
     assert [(s.task, s.images[0].path, s.question, s.answer) for s in pairs] == [
@@ -171,8 +171,8 @@ def test_questions_without_a_name_of_their_own_make_pairs_where_their_answer_is_
     """As Med-GRIT's rows are: the name of a place is in its words, that of a box is the answer."""
     dice = random.Random(0)
     asked = [
-        replace(sample("vg", questions.where("liver", [HERE], dice), "liver"), names=()),
-        replace(sample("roc", questions.what(HERE, "liver", dice), "liver"), names=()),
+        replace(sample("vg", questions.ask_where("liver", [HERE], dice), "liver"), names=()),
+        replace(sample("roc", questions.ask_what(HERE, "liver", dice), "liver"), names=()),
     ]
     (pair,) = make_bare_pairs(asked)
     assert (pair.task, pair.answer, pair.names) == (Task.ROC, BoxedText("liver"), ("liver",))

@@ -1,4 +1,4 @@
-"""The image-blind twins: that they are blind, fair to the data, and as strong as a guess can be."""
+"""The image-blind baselines: that they are blind, fair to the data, and as strong as a guess can be."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from clinkd.scoring.baselines import (
     MEDIAN_BOX,
     OTHER_IMAGE,
     QUESTION_ONLY,
-    image_blind_baselines,
-    images_shuffled,
+    make_image_blind_baselines,
+    shuffle_images,
 )
 
 
@@ -50,15 +50,15 @@ def where(name: str, box: Box, at: str) -> Sample:
 
 def test_other_image_gives_each_truth_once_and_never_to_its_own_image() -> None:
     test = [sample(f"{g}{i}", Task.ROC, "What?", f"{g}{i}", group=g) for g in "abcdef" for i in range(2)]
-    found = answers(image_blind_baselines([], test)[OTHER_IMAGE])
+    found = answers(make_image_blind_baselines([], test)[OTHER_IMAGE])
     assert all(answer.text[0] != own[0] for own, answer in found.items())
     assert sorted(a.text for a in found.values()) == sorted(s.id for s in test)
-    assert found == answers(image_blind_baselines([], list(reversed(test)))[OTHER_IMAGE])
+    assert found == answers(make_image_blind_baselines([], list(reversed(test)))[OTHER_IMAGE])
 
 
 def test_a_single_image_has_no_other() -> None:
     test = [sample(f"s{i}", Task.ROC, "What?", "liver", group="one") for i in range(3)]
-    assert OTHER_IMAGE not in image_blind_baselines([], test)
+    assert OTHER_IMAGE not in make_image_blind_baselines([], test)
 
 
 def test_nothing_but_other_image_depends_on_the_test_truth() -> None:
@@ -67,15 +67,17 @@ def test_nothing_but_other_image_depends_on_the_test_truth() -> None:
                     dice.choice(["liver", "cyst"])) for i in range(40)]  # fmt: skip
     test = [sample("x", Task.ROC, BoxedText("What is at [box]?", (square(0.1, 0.1),)), "liver")]
     other = [sample("x", Task.ROC, test[0].question, "something else", names=("lung",))]
-    for twin in (CONSTANT, QUESTION_ONLY):
-        assert answers(image_blind_baselines(train, test)[twin]) == answers(image_blind_baselines(train, other)[twin])
+    for baseline in (CONSTANT, QUESTION_ONLY):
+        assert answers(make_image_blind_baselines(train, test)[baseline]) == answers(
+            make_image_blind_baselines(train, other)[baseline]
+        )
 
 
 def test_median_box_is_of_the_class_and_says_when_it_is_not() -> None:
     train = [where("liver", square(x, 0.1), f"l{x}") for x in (0.1, 0.2, 0.5)]
     train += [where("cyst", square(x, 0.7), f"c{x}") for x in (0.1, 0.2, 0.3)]
     test = [where("liver", square(0, 0), "x"), where("lung", square(0, 0), "y")]
-    rows = {p.id: p for p in image_blind_baselines(train, test)[MEDIAN_BOX]}
+    rows = {p.id: p for p in make_image_blind_baselines(train, test)[MEDIAN_BOX]}
     assert rows["x"].answer.answer.boxes[0].to_json() == pytest.approx([0.2, 0.1, 0.4, 0.3])
     assert rows["x"].by == MEDIAN_BOX and "not in training" in rows["y"].by
 
@@ -84,7 +86,7 @@ def test_the_likeliest_box_beats_the_median_where_places_are_two() -> None:
     train = [where("liver", square(0.05, 0.1), f"a{i}") for i in range(6)]
     train += [where("liver", square(0.7, 0.1), f"b{i}") for i in range(5)]
     train += [where("liver", square(0.4, 0.6), "c")]
-    found = image_blind_baselines(train, [where("liver", square(0, 0), "x")])
+    found = make_image_blind_baselines(train, [where("liver", square(0, 0), "x")])
     assert answers(found[QUESTION_ONLY])["x"].boxes == (square(0.05, 0.1),)
     assert answers(found[MEDIAN_BOX])["x"].boxes != (square(0.05, 0.1),)
 
@@ -93,7 +95,7 @@ def test_two_boxes_are_answered_where_two_are_usual() -> None:
     pair = (square(0.1, 0.1), square(0.6, 0.1))
     train = [sample(f"t{i}", Task.VG, "Where are the lungs?", BoxedText("[box] [box]", pair), names=("lungs",))
              for i in range(3)]  # fmt: skip
-    found = image_blind_baselines(train, [where("lungs", square(0, 0), "x")])
+    found = make_image_blind_baselines(train, [where("lungs", square(0, 0), "x")])
     assert all(answers(found[t])["x"].boxes == pair for t in (MEDIAN_BOX, CONSTANT, QUESTION_ONLY))
 
 
@@ -107,7 +109,7 @@ def test_question_only_reads_the_class_off_the_place_of_the_box() -> None:
         return sample(f"{train}{i}", Task.ROC, BoxedText(words, (box,)), "liver" if left else "spleen")
 
     train, test = [item(i, True) for i in range(120)], [item(i, False) for i in range(40)]
-    found = image_blind_baselines(train, test)
+    found = make_image_blind_baselines(train, test)
     by_place, constant = answers(found[QUESTION_ONLY]), answers(found[CONSTANT])
     assert all(by_place[s.id] == s.answer for s in test)
     assert {a.text for a in constant.values()} == {"spleen"}
@@ -125,7 +127,7 @@ def test_question_only_knows_side_and_size_of_a_caption_from_its_box() -> None:
         return sample(f"s{i}", Task.RC, question, text, facts=(Fact("cyst", size, side, shade),))
 
     train, test = [item(i) for i in range(200)], [item(1000 + i) for i in range(30)]
-    found = answers(image_blind_baselines(train, test)[QUESTION_ONLY])
+    found = answers(make_image_blind_baselines(train, test)[QUESTION_ONLY])
     known = [s.facts[0].side in found[s.id].text and s.facts[0].size in found[s.id].text for s in test]
     assert sum(known) >= 28
 
@@ -134,7 +136,7 @@ def test_question_only_answers_as_the_same_question_was_answered() -> None:
     train = [sample(f"a{i}", Task.QA, "Is there a fracture?", "no") for i in range(5)]
     train += [sample(f"b{i}", Task.QA, "Is the heart seen?", "yes") for i in range(9)]
     test = [sample("x", Task.QA, "Is there a fracture?", "yes")]
-    found = image_blind_baselines(train, test)
+    found = make_image_blind_baselines(train, test)
     assert answers(found[QUESTION_ONLY])["x"].text == "no"
     assert answers(found[CONSTANT])["x"].text == "yes"
 
@@ -142,7 +144,7 @@ def test_question_only_answers_as_the_same_question_was_answered() -> None:
 def test_a_modality_without_training_falls_back_and_says_so() -> None:
     train = [sample("a", Task.QA, "Which organ?", "liver")]
     test = [sample("x", Task.QA, "Which organ?", "liver", modality=Modality.PET)]
-    row = image_blind_baselines(train, test)[CONSTANT][0]
+    row = make_image_blind_baselines(train, test)[CONSTANT][0]
     assert row.answer.answer.text == "liver" and "no training question of the modality" in row.by
 
 
@@ -170,13 +172,13 @@ def question(task: Task, i: int, dice: random.Random, group: str, modality: Moda
 
 
 def test_without_training_nobody_is_answered_from_the_own_group() -> None:
-    """Other truths for a whole group change no answer to it, of whichever twin; answers to other groups do change."""
+    """Other truths for a whole group change no answer to it, whichever the baseline; answers to other groups change."""
     dice = random.Random(5)
     test = [
         question(task, i, dice, f"g{g}", dice.choice([Modality.CT, Modality.PET]))
         for g in range(10) for i in range(2) for task in Task
     ]  # fmt: skip
-    before = {twin: answers(rows) for twin, rows in image_blind_baselines([], test).items()}
+    before = {baseline: answers(rows) for baseline, rows in make_image_blind_baselines([], test).items()}
     assert before.keys() == set(BASELINES) - {IMAGES_SHUFFLED} and all(len(a) for a in before.values())
     elsewhere = 0
     for group in sorted({s.group for s in test}):
@@ -185,17 +187,19 @@ def test_without_training_nobody_is_answered_from_the_own_group() -> None:
             replace(s, turns=(replace(s.turns[0], answer=other[s.id].answer),), facts=other[s.id].facts)
             if s.id in other else s for s in test
         ]  # fmt: skip
-        after = {twin: answers(rows) for twin, rows in image_blind_baselines([], changed).items()}
-        for twin, found in before.items():
-            assert {i: found[i] for i in other if i in found} == {i: after[twin][i] for i in other if i in found}, twin
-            elsewhere += sum(after[twin][i] != answer for i, answer in found.items() if i not in other)
+        after = {baseline: answers(rows) for baseline, rows in make_image_blind_baselines([], changed).items()}
+        for baseline, found in before.items():
+            assert {i: found[i] for i in other if i in found} == {i: after[baseline][i] for i in other if i in found}, (
+                baseline
+            )
+            elsewhere += sum(after[baseline][i] != answer for i, answer in found.items() if i not in other)
     assert elsewhere > 50
 
 
 def test_without_training_the_median_is_of_the_class_in_other_images() -> None:
     test = [where("liver", square(x, 0.1), f"l{i}") for i, x in enumerate((0.1, 0.2, 0.3, 0.6))]
     test += [where("cyst", square(x, 0.7), f"c{i}") for i, x in enumerate((0.1, 0.5))]
-    found = image_blind_baselines([], test)
+    found = make_image_blind_baselines([], test)
     lefts = {i: a.boxes[0].x1 for i, a in answers(found[MEDIAN_BOX]).items()}
     assert lefts == pytest.approx({"l0": 0.3, "l1": 0.3, "l2": 0.2, "l3": 0.2, "c0": 0.5, "c1": 0.1})
     every = {i: a.boxes[0].x1 for i, a in answers(found[CONSTANT]).items()}
@@ -205,7 +209,7 @@ def test_without_training_the_median_is_of_the_class_in_other_images() -> None:
 def test_without_training_the_constant_is_the_commonest_of_the_others() -> None:
     test = [sample(f"a{i}", Task.QA, "Which?", "liver") for i in range(3)]
     test += [sample(f"b{i}", Task.QA, "Which?", "cyst") for i in range(3)]
-    found = answers(image_blind_baselines([], test)[CONSTANT])
+    found = answers(make_image_blind_baselines([], test)[CONSTANT])
     # three of each: for one's own kind two others are left
     assert {found[f"a{i}"].text for i in range(3)} == {"cyst"} and {found[f"b{i}"].text for i in range(3)} == {"liver"}
 
@@ -213,14 +217,14 @@ def test_without_training_the_constant_is_the_commonest_of_the_others() -> None:
 def test_without_training_question_only_looks_questions_up() -> None:
     test = [sample(f"{word}{i}", Task.QA, f"Is there a {word}?", said)
             for word, said in (("fracture", "no"), ("heart", "yes")) for i in range(8)]  # fmt: skip
-    found = answers(image_blind_baselines([], test)[QUESTION_ONLY])
+    found = answers(make_image_blind_baselines([], test)[QUESTION_ONLY])
     assert all(found[s.id].text == s.answer.text for s in test)
 
 
 def test_a_lone_image_of_a_modality_is_answered_from_others_and_a_lone_image_from_none() -> None:
     test = [sample("x", Task.QA, "Which organ?", "liver", modality=Modality.PET)]
-    assert image_blind_baselines([], test) == {}
-    row, _ = image_blind_baselines([], [*test, sample("a", Task.QA, "Which organ?", "lung")])[CONSTANT]
+    assert make_image_blind_baselines([], test) == {}
+    row, _ = make_image_blind_baselines([], [*test, sample("a", Task.QA, "Which organ?", "lung")])[CONSTANT]
     assert row.answer.answer.text == "lung" and "no other image of the modality" in row.by
 
 
@@ -233,7 +237,7 @@ def test_shuffled_images_are_of_another_group_of_the_same_task_and_modality() ->
         replace(question(task, i, dice, f"g{g}", kind), images=(ImageRef(f"{kind}-g{g}.png", 64, 64),))
         for kind in (Modality.CT, Modality.PET) for g in range(6) for i in range(2) for task in (Task.VG, Task.RC)
     ]  # fmt: skip
-    found = {s.id: s for s in images_shuffled(test)}
+    found = {s.id: s for s in shuffle_images(test)}
     assert found.keys() == {s.id for s in test}
     taken: Counter[str] = Counter()
     for own in test:
@@ -242,4 +246,4 @@ def test_shuffled_images_are_of_another_group_of_the_same_task_and_modality() ->
         assert image.path.startswith(own.modality) and image.path != own.images[0].path
         taken[f"{own.task} {image.path}"] += 1
     assert set(taken.values()) == {2}  # each image stands in for as many as it has
-    assert images_shuffled(test[:4]) == []  # one image
+    assert shuffle_images(test[:4]) == []  # one image

@@ -59,7 +59,7 @@ def parts() -> list[str]:
 
 
 def test_from_a_folder_and_again(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert jars.jars_identity() is None and jars.trouble() == "not installed"
+    assert jars.jars_identity() is None and jars.find_problem() == "not installed"
     assert main(["spice", "install", "--from", str(source)]) == 0
     assert f"{jars.folder()}: installed" in capsys.readouterr().out
     assert jars.jars_identity() == jars.version() and parts() == [jars.folder().name]
@@ -94,7 +94,7 @@ def test_without_maven_the_way_out_is_a_folder(
 @pytest.mark.usefixtures("maven")
 def test_maven_fetches_and_its_repository_goes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["spice", "install"]) == 0
-    assert jars.trouble() is None and parts() == [jars.folder().name]
+    assert jars.find_problem() is None and parts() == [jars.folder().name]
     assert "jars of SPICE" in capsys.readouterr().err
 
 
@@ -118,25 +118,25 @@ def test_a_damaged_jar_is_found_by_its_time_and_made_anew(source: Path) -> None:
     jar = jars.folder() / "a.jar"
     jar.write_text("A.jar")
     os.utime(jar, ns=(1, 1))
-    assert jars.trouble() == "a.jar is damaged (its SHA-256 is not the pinned one)"
+    assert jars.find_problem() == "a.jar is damaged (its SHA-256 is not the pinned one)"
     with pytest.raises(NotComputed, match=r"a\.jar is damaged.*clinkd spice install"):
         jars.class_path()
-    assert jars.install(source) and jars.trouble() is None
+    assert jars.install(source) and jars.find_problem() is None
     jar.unlink()
-    assert jars.trouble() == "a.jar is missing"
+    assert jars.find_problem() == "a.jar is missing"
 
 
 def test_a_full_check_is_done_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jars.install(source)
     for name in NAMES:
         os.utime(jars.folder() / name, ns=(1, 1))  # as after a copy of the cache
-    assert jars.trouble() is None
+    assert jars.find_problem() is None
 
     def hashed(path: Path) -> str:
         raise AssertionError(f"{path} is hashed again")
 
     monkeypatch.setattr(jars, "sha256_file", hashed)
-    assert jars.trouble() is None
+    assert jars.find_problem() is None
 
 
 def test_pins_and_pom_name_the_same_files_and_the_wheel_holds_its_own() -> None:

@@ -148,7 +148,7 @@ def test_a_bad_row_is_named_or_set_aside_but_never_skipped(tmp_path: Path, bad: 
     with pytest.raises(BadInput, match=named):
         answering.read_released(file, Task.VG, "qwen-vl", ("strict",), None)
     answers = answering.read_released(file, Task.VG, "qwen-vl", ("strict",), aside)
-    assert len(answers.samples) == 2 and 1 in answers.told.values()
+    assert len(answers.samples) == 2 and 1 in answers.notes.values()
     (kept,) = [json.loads(line) for line in aside.open()]
     assert kept["row"] == 2 and kept["raw"]
 
@@ -179,7 +179,7 @@ def test_what_was_taken_for_something_is_counted(tmp_path: Path) -> None:
     rows = [row(f"{BOX}<|im_end|>"), row(f"{BOX}<|im_end|>", id=2), row(BOX, id=2, image="oct_1.png"), row("x", id=1)]
     rows += [row(f"{BOX}<|im_end|>\n", id=n) for n in (5, 6)]
     lines = released.read_lines(written(tmp_path, *rows))
-    found = released.questions(lines, Task.VG, make_codec("qwen-vl"), "file")
+    found = released.read_questions(lines, Task.VG, make_codec("qwen-vl"), "file")
     assert [p.answer.truncated for p in found.predictions] == [False, False, True, True, False, False]
     assert found.samples[2].modality is Modality.OTHER and len({s.id for s in found.samples}) == 6
     told = {what.partition(",")[0].partition(" of the")[0]: n for what, n in found.told.items()}
@@ -213,8 +213,9 @@ def test_a_folder_holds_all_that_was_scored(tmp_path: Path, capsys: pytest.Captu
     file, out = written(tmp_path, row(BOX), row("no", id=2, image="ct_2.png")), tmp_path / "out"
     words = ("--predictions", file, "--task", "VG", "--replicates", 20, "--out", out)
     status, said, _ = call(capsys, *words, "--as", "mine")
-    assert status == 0 and "the papers' scripts" in said and "best blind twin" in said
+    assert status == 0 and "the papers' scripts" in said and "best blind baseline" in said
     about = json.loads((out / "evaluation.json").read_text())
+    assert about["iou"] == 0.5 and about["lexicon"]["names"] is not None  # what a comparison scores with
     assert about["system"] == "mine" and about["modes"] == ["official", "strict"] and about["tasks"] == ["VG"]
     for name in ("samples.jsonl", "predictions.jsonl", "scores.jsonl"):
         assert (out / name).read_text().count("\n") >= 2

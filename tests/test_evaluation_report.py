@@ -40,7 +40,7 @@ from clinkd.reporting.browse import AnsweredSample
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import RetestResult, effect_table, table_json, tabulate, to_csv, to_markdown
+from clinkd.reporting.tables import RetestResult, describe_scores, effect_table, tabulate_scores, to_csv, to_markdown
 from clinkd.reporting.viewer.page import SCRIPT, table
 from clinkd.scoring.metrics import Rules, wilson_interval
 from clinkd.scoring.score import Gain
@@ -71,7 +71,7 @@ def scores() -> list[Score]:
 
 
 def test_json_for_a_program(scores: list[Score]) -> None:
-    found = table_json(scores, {"teacher": 1.5})
+    found = describe_scores(scores, {"teacher": 1.5})
     assert found["mode"] == "strict" and found["wall_seconds"] == {"teacher": 1.5}
     assert found["VG"] == {
         "metric": "F1",
@@ -92,21 +92,21 @@ def test_json_for_a_program(scores: list[Score]) -> None:
 
 def test_the_average_is_of_the_four_tasks_once_all_are_there(scores: list[Score]) -> None:
     spice = both("model", Task.RC, "SPICE", 62.0)
-    found = table_json([s for s in scores if s.metric != "SPICE"] + spice, {})
+    found = describe_scores([s for s in scores if s.metric != "SPICE"] + spice, {})
     assert found["average"] == (60 + 61 + 62 + 63) / 4 and "average_why" not in found
 
 
 def test_selection_for_a_program(scores: list[Score]) -> None:
     more = [Score("agreement", Task.VG, "F1", None, 57.0, 10, None, (50.0, 64.0))]
     gained = Gain("agreement", Task.VG, "F1", 2.0, (-1.0, 5.0))
-    found = table_json([*scores, *more], {}, [gained])["selection"]
+    found = describe_scores([*scores, *more], {}, [gained])["selection"]
     assert list(found) == ["VG"] and list(found["VG"]) == ["F1"]
     rows = found["VG"]["F1"]
     assert list(rows) == ["first beam", "agreement", "model", "oracle"]
     assert rows["first beam"] == {"score": 55.0, "interval": None}
     own = {"score": 57.0, "interval": (50.0, 64.0), "gain": 2.0, "gain_interval": (-1.0, 5.0)}
     assert rows["agreement"] == own
-    assert table_json(scores, {})["selection"] == {}
+    assert describe_scores(scores, {})["selection"] == {}
 
 
 def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
@@ -119,7 +119,7 @@ def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
         Gain("model", Task.VG, "F1", 0.0, (0.0, 0.0)),
         Gain("oracle", Task.VG, "F1", 15.0, (10.0, 20.0)),
     ]
-    table = next(t for t in tabulate([*scores, *more], gained) if t.key == "selection")
+    table = next(t for t in tabulate_scores([*scores, *more], gained) if t.key == "selection")
     assert table.columns == ("", "First beam", "Agreement", "By clip", "Chosen", "Oracle")
     assert table.rows[:3] == (
         ("VG F1", "55.0", "57.0", "57.0", "60.0", "70.0"),
@@ -136,11 +136,11 @@ def test_what_spans_0_is_not_called_a_gain(scores: list[Score]) -> None:
 
 def test_where_no_other_choice_scores_otherwise_selection_is_not_spoken_of(scores: list[Score]) -> None:
     same = [Gain("model", Task.VG, "F1", 0.0, (0.0, 0.0))]
-    assert [t.title for t in tabulate(scores, same)] == [t.title for t in tabulate(scores)]
+    assert [t.title for t in tabulate_scores(scores, same)] == [t.title for t in tabulate_scores(scores)]
 
 
 def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:
-    overall, by_modality, *rest = tabulate(scores)
+    overall, by_modality, *rest = tabulate_scores(scores)
     column = overall.columns.index("RC SPICE")
     lines = {r[0].strip(): r for r in overall.rows}
     assert lines["Model"][column] == "not computed" and lines["Model"][-1] == "-"
@@ -155,7 +155,7 @@ def test_tables_show_gaps_as_gaps(scores: list[Score]) -> None:
 
 def test_modalities_outside_the_paper_stand_apart(scores: list[Score]) -> None:
     more = [Score("model", Task.VG, "F1", Modality.MICROSCOPY, 40.0, 3)]
-    outside = next(t for t in tabulate(scores + more) if t.title.startswith("Outside"))
+    outside = next(t for t in tabulate_scores(scores + more) if t.title.startswith("Outside"))
     assert outside.rows[0][1] == "40.0"
 
 
@@ -231,7 +231,7 @@ def html(tmp_path: Path, scores: list[Score]) -> str:
     later = RetestResult(1, "s0", Task.VG, Modality.CT, True, False, items[0].answer)
     summary = RunSummary(
         name=HOSTILE,
-        tables=[*tabulate(scores), Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))],
+        tables=[*tabulate_scores(scores), Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))],
         scores=scores,
         setup=[(HOSTILE, HOSTILE, HOSTILE)],
         reflection=[*reflection_tables(fixes, items), effect_table([later])],

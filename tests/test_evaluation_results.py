@@ -40,7 +40,7 @@ def asked(tmp_path: Path) -> EvaluationData:
     source = Source(written(tmp_path, COCO, "coco.json"), open_images=False, tasks=(Task.VG,))
     test = read_test_set(source)
     assert test.names is not None and test.names == CocoNames.of(source)
-    return EvaluationData(test.samples, test.what, test.names)
+    return EvaluationData(test.samples, test.description, test.names)
 
 
 def box(image: object, category: object, bbox: object, score: object = 0.9) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_boxes_of_a_name_in_an_image_are_one_answer(tmp_path: Path, asked: Evalu
     first, second = found.predictions
     assert [b.to_json() for b in first.answer.answer.boxes] == [[0.1, 0.1, 0.3, 0.3], [0.6, 0.1, 0.8, 0.3]]
     assert [b.to_json() for b in second.answer.answer.boxes] == [[0.9, 0.8, 1.0, 1.0]]  # cut at the border
-    assert len(second.answer.unread) == 1 and sorted(found.told.values()) == [1, 1]
+    assert len(second.answer.unread) == 1 and sorted(found.notes.values()) == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_question_without_an_answer_is_named_or_counts_as_wrong(tmp_path: Path
     with pytest.raises(BadInput, match="1 of 2 questions of the test split of coco.json have no answer, the first is"):
         read_results(file, asked)
     found = read_results(file, asked, "wrong")
-    assert found.predictions[1].answer.answer.text == "" and sum(found.told.values()) == 1
+    assert found.predictions[1].answer.answer.text == "" and sum(found.notes.values()) == 1
 
 
 def sample(name: str, task: Task, path: str) -> Sample:

@@ -27,7 +27,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.reporting.tables import table_json
+from clinkd.reporting.tables import describe_scores
 from clinkd.scoring import captions, metrics
 from clinkd.scoring.captions import Caption, NotComputed, by_column, caption_figures
 from clinkd.scoring.outcome import strict_outcomes
@@ -509,7 +509,7 @@ def test_a_scorers_choice_is_no_blind_twin() -> None:
     rows = [weighed(s, "cyst", "liver", clip=(0, 1), random=(0, 1), agreement=(0, 1)) for s in items]
     twin = [says(s, "liver" if i == 0 else "cyst") for i, s in enumerate(items)]
     judged = score_predictions(items, rows, {"constant": twin}, LEXICON, CONFIG)
-    found = table_json(judged.scores(), {}, judged.gains())
+    found = describe_scores(judged.scores(), {}, judged.gains())
     assert found["ROC"]["blind"] == 25 and set(found["ROC"]["blind_by"]) == {"constant"}
     table = judged.by_source()
     lines = {r[1]: dict(zip(table.columns, r, strict=True)) for r in table.rows}
@@ -560,11 +560,11 @@ def test_the_draws_of_a_task_are_the_same_whoever_asks_first() -> None:
     rows = [says(s, "liver" if i % 2 else "cyst") for i, s in enumerate(items)]
     judged = [score_predictions(items, rows, {"constant": rows[30:]}, LEXICON, CONFIG) for _ in range(2)]
     keys = ["all"] * len(items)
-    first = judged[0].apart(Task.ROC, "Recall", MODEL, "constant", keys)
+    first = judged[0].compare_rows(Task.ROC, "Recall", MODEL, "constant", keys)
     judged[1].scores()
-    second = judged[1].apart(Task.ROC, "Recall", MODEL, "constant", keys)
-    assert first and second and first.drawn is not None and second.drawn is not None
-    assert first.drawn.shape == (200, 2) and np.array_equal(first.drawn, second.drawn, equal_nan=True)
+    second = judged[1].compare_rows(Task.ROC, "Recall", MODEL, "constant", keys)
+    assert first and second and first.replicates is not None and second.replicates is not None
+    assert first.replicates.shape == (200, 2) and np.array_equal(first.replicates, second.replicates, equal_nan=True)
     assert judged[0].scores() == judged[1].scores()
 
 
@@ -616,7 +616,7 @@ def test_by_source_stands_beside_the_best_twin() -> None:
     answers = [says(s, "liver") for s in items]
     table = score_predictions(items, answers, {"constant": twin}, LEXICON, CONFIG).by_source()
     rows = {r[1]: dict(zip(table.columns, r, strict=True)) for r in table.rows}
-    assert rows["set"]["Model"] == "100.0" and rows["set"]["Best blind twin"] == "33.3"
+    assert rows["set"]["Model"] == "100.0" and rows["set"]["Best blind baseline"] == "33.3"
     assert rows["set"]["Above it"] == "+66.7" and rows["other set"]["Questions"] == "1"
 
 
@@ -644,7 +644,7 @@ def test_a_task_is_compared_by_its_headline_or_what_stands_for_it(no_java: None)
         sample(3, Task.QA, "no"),
     ]
     judged = score_predictions(items, [says(s, s.answer) for s in items], {}, LEXICON, CONFIG)
-    found = {task: judged.headline(task) for task in Task}
+    found = {task: judged.find_primary_metric(task) for task in Task}
     assert found == {Task.VG: None, Task.ROC: None, Task.RC: "Facts F1", Task.MIA: None, Task.QA: "Accuracy"}
 
 

@@ -31,7 +31,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
-from clinkd.reporting.tables import table_json
+from clinkd.reporting.tables import describe_scores
 from clinkd.scoring import jars, metrics, official, spice
 from clinkd.scoring.captions import COLUMNS, Caption, CaptionScorer, NotComputed
 from clinkd.scoring.official import ReleasedAnswer, clean_released_answer
@@ -81,7 +81,7 @@ def real(cache: Path, store: Path) -> Iterator[Count]:
     """The SPICE that the user has installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLINKD_CACHE", str(cache))
-        if reason := jars.trouble():
+        if reason := jars.find_problem():
             pytest.skip(f"SPICE: {reason}; `clinkd spice install` (make extras) fetches it")
         yield lambda captions: spice.spice_counts(captions, CaptionScorer(store))
 
@@ -372,7 +372,7 @@ def test_rc_has_its_headline_by_modality_and_beside_its_twins(by_words: list[Cap
     assert found["model", Modality.CT] == pytest.approx(15) and found["model", Modality.PET] == pytest.approx(40)
     assert found["model", None] == pytest.approx((15 + 40) / 2)  # the mean over modalities
     assert found["constant", None] == pytest.approx(10) and found["oracle", None] == pytest.approx((25 + 40) / 2)
-    table = table_json(judged.scores(), {}, judged.gains())["RC"]
+    table = describe_scores(judged.scores(), {}, judged.gains())["RC"]
     assert table["score"] == pytest.approx(27.5) and table["blind"] == pytest.approx(10)
     assert table["by_modality"]["pet"] == pytest.approx({"score": 40, "blind": 10})
     assert judged.by_source().rows[0][:4] == ("RC", "set", "SPICE", "3")
@@ -392,11 +392,11 @@ def test_the_average_is_there_where_all_four_are(by_words: list[Caption], monkey
     boxed = BoxedText(f"a cyst {BOX_MARK}", (Box(0.1, 0.1, 0.3, 0.3),))
     items[0] = replace(items[0], turns=(Turn(Task.VG, BoxedText("?"), boxed),))
     answers = [Prediction("s0", (Candidate(boxed.text, boxed),)), *(says(s, "a cyst") for s in items[1:])]
-    table = table_json(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
+    table = describe_scores(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
     assert table["RC"]["score"] == pytest.approx(20) and "average_why" not in table
     assert table["average"] == pytest.approx((100 + 100 + 20 + table["MIA"]["score"]) / 4)
     monkeypatch.setattr(metrics, "spice_counts", failing)
-    table = table_json(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
+    table = describe_scores(score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=0)).scores(), {})
     assert table["RC"]["score"] is None and table["average"] is None
 
 

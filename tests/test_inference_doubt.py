@@ -24,13 +24,13 @@ def of(*candidates: Candidate, chosen: int = 0, lengths: list[int] | None = None
 
 def test_one_candidate_is_certain():
     found = of(candidate("the liver", 0.1))
-    assert (found.weights, found.similarities, found.support, found.uncertain) == ((1.0,), (1.0,), 1.0, False)
+    assert (found.weights, found.similarities, found.value, found.uncertain) == ((1.0,), (1.0,), 1.0, False)
 
 
 @pytest.mark.parametrize("share", [0.95, 0.55])
 def test_other_names_are_no_likeness_however_alike_the_words(share):
     found = of(candidate("This is the liver.", share), candidate("This is the spleen.", 1 - share))
-    assert found.support == pytest.approx(share)
+    assert found.value == pytest.approx(share)
     assert found.uncertain is (share < 0.6)
     assert found.why == (None if share > 0.6 else "the candidates disagree in their names")
 
@@ -45,9 +45,9 @@ def test_contradictions_are_told_by_their_kind():
 def test_boxes_count_by_their_overlap():
     near, far = Box(0.1, 0.1, 0.5, 0.5), Box(0.6, 0.6, 0.9, 0.9)
     same = of(candidate(BOX_MARK, 0.5, near), candidate(BOX_MARK, 0.5, Box(0.1, 0.1, 0.5, 0.49)))
-    assert not same.uncertain and 0.97 < same.support < 1
+    assert not same.uncertain and 0.97 < same.value < 1
     apart = of(candidate(BOX_MARK, 0.5, near), candidate(BOX_MARK, 0.5, far))
-    assert apart.support == pytest.approx(0.5) and apart.why == "the candidates disagree in their boxes"
+    assert apart.value == pytest.approx(0.5) and apart.why == "the candidates disagree in their boxes"
 
 
 def test_weights_are_probabilities_of_whole_answers():
@@ -57,7 +57,7 @@ def test_weights_are_probabilities_of_whole_answers():
         lengths = [dice.randint(1, 60) for _ in texts]
         found = of(*texts, chosen=dice.randrange(len(texts)), lengths=lengths)
         assert math.fsum(found.weights) == pytest.approx(1)
-        assert 0 <= found.support <= 1 and found.similarities.count(1.0) >= 1
+        assert 0 <= found.value <= 1 and found.similarities.count(1.0) >= 1
         whole = [math.exp(c.logprob * n) for c, n in zip(texts, lengths, strict=True)]
         assert found.weights == pytest.approx([p / sum(whole) for p in whole])
 

@@ -13,8 +13,8 @@ from PIL import Image
 from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.training import FitRun, LiveTeacher, fit
@@ -39,7 +39,7 @@ def fresh(drawn: Drawn) -> VisionLanguageModel:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(folder, ref)
 
-    return new_tiny(config, texts_of(samples, config), 0, opened)
+    return new_tiny(config, spell_samples(samples, config), 0, opened)
 
 
 def untied(model: VisionLanguageModel) -> VisionLanguageModel:
@@ -75,7 +75,7 @@ def test_only_additions_learn_and_are_merged(drawn: Drawn, tmp_path: Path, parts
 
 def test_an_addition_starts_at_nothing_and_merges_to_the_same(drawn: Drawn) -> None:
     model = untied(fresh(drawn))
-    batch = model.encode(rows_of(drawn[1])[:3])
+    batch = model.encode(group_by_images(drawn[1])[:3])
     with torch.no_grad():
         plain = model.hidden_states(batch)
         model.adapt(LoraConfig(rank=4, parts=("text", "head")), 0)
@@ -101,7 +101,7 @@ def test_the_heads_addition_has_the_gradients_of_autograd(drawn: Drawn) -> None:
     assert len(factors) == 2
     with torch.no_grad():
         factors[1].normal_(std=0.1)
-    batch = model.encode(rows_of(drawn[1])[:3])
+    batch = model.encode(group_by_images(drawn[1])[:3])
     hidden = model.hidden_states(batch)
     ours = CrossEntropy()(hidden, model.head.weight_VH, batch.labels_N, added=model.head.added(hidden)).sum
     theirs = F.cross_entropy(model.network.lm_head(hidden), batch.labels_N, reduction="sum")
@@ -141,7 +141,7 @@ def test_a_stopped_run_of_additions_goes_on(drawn: Drawn, tmp_path: Path) -> Non
 
 def test_recomputed_blocks_have_the_same_gradients(drawn: Drawn) -> None:
     model = fresh(drawn).train()
-    batch = model.encode(rows_of(drawn[1])[:3])
+    batch = model.encode(group_by_images(drawn[1])[:3])
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()

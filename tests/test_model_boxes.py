@@ -12,8 +12,8 @@ from PIL import Image
 
 from clinkd.config import AnswerConfig, FitConfig, ModelConfig, RunConfig, TinyConfig
 from clinkd.data.grids import Size
-from clinkd.model.encode import rows_of, template_identity
-from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model.encode import group_by_images, template_identity
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.serving.asking import read_text as spelled_question
@@ -42,7 +42,7 @@ SAMPLES = [asked(ref) for ref in REFS]
 def fresh(**knobs: object) -> VisionLanguageModel:
     config = ModelConfig(tiny=TINY, **{"boxes": "qwen2.5-vl", "square": False, **knobs})
     greys = {ref: np.full((ref.height, ref.width, 3), 60 + 60 * n, np.uint8) for n, ref in enumerate(REFS)}
-    return new_tiny(config, texts_of(SAMPLES, config), 0, lambda ref: Image.fromarray(greys[ref]))
+    return new_tiny(config, spell_samples(SAMPLES, config), 0, lambda ref: Image.fromarray(greys[ref]))
 
 
 def spelled(model: VisionLanguageModel, sample: Sample) -> list[str]:
@@ -82,7 +82,7 @@ def test_the_pixels_are_those_of_the_last_of_several_images():
 def test_rows_of_several_images_keep_each_its_own_frame(line_tokens):
     model = fresh()
     model.line_tokens = line_tokens
-    batch = model.encode(rows_of(SAMPLES))
+    batch = model.encode(group_by_images(SAMPLES))
     text = model.tokenizer.decode(batch.labels_N.tolist())
     assert re.findall(r"<\|box_start\|>(.*?)<\|box_end\|>", text) == list(PIXELS)
     assert [name for name, _ in batch.spans] == [s.id for s in SAMPLES]
@@ -111,7 +111,7 @@ def test_it_learns_and_answers_with_the_right_boxes(tmp_path, method):
     writing, drafts = model.decode_stream(one, how), {}
     try:
         while True:
-            drafts |= model.drafts(next(writing), one)
+            drafts |= model.read_partial_answers(next(writing), one)
     except StopIteration as end:
         answers = end.value
     for number, (sample, pixels) in enumerate(zip(one, PIXELS, strict=True)):

@@ -15,7 +15,7 @@ from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import encode_prompts
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.records import BadInput, ImageRef, Sample
 
 TINY = TinyConfig(
@@ -47,7 +47,7 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(folder, ref)
 
-    return new_tiny(config, texts_of(samples, config), 0, opened).eval()
+    return new_tiny(config, spell_samples(samples, config), 0, opened).eval()
 
 
 def test_a_stranger_loads_the_folder_and_gets_the_same_logits(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:

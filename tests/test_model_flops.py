@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from clinkd.config import LoraConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import Batch, rows_of
+from clinkd.model.encode import Batch, group_by_images
 from clinkd.model.families import TINY as FAMILY
 from clinkd.model.flops import count_linear, peak_flops, published, training_operations
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.records import Sample
 from clinkd.training import LiveTeacher
@@ -36,7 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Sample]]
 @pytest.fixture(params=["tied", "untied", "grouped heads"])
 def model(drawn, request) -> VisionLanguageModel:
     folder, samples = drawn
-    made = new_tiny(CONFIG, texts_of(samples, CONFIG), 0, lambda ref: open_image(folder, ref))
+    made = new_tiny(CONFIG, spell_samples(samples, CONFIG), 0, lambda ref: open_image(folder, ref))
     stock = FAMILY.tiny_settings(CONFIG.tiny, made.tokenizer)
     stock["tie_word_embeddings"] = stock["text_config"]["tie_word_embeddings"] = request.param == "tied"
     if request.param == "grouped heads":
@@ -48,7 +48,7 @@ def model(drawn, request) -> VisionLanguageModel:
 
 def batch_of(model: VisionLanguageModel, samples: list[Sample], packed: bool = False) -> Batch:
     model.line_tokens = 1000 if packed else 0
-    rows = rows_of(samples)
+    rows = group_by_images(samples)
     several = [[replace(s, id=s.id + "+", images=(*s.images, rows[0][0].images[0])) for s in rows[1][:2]]]
     smaller = rows[2][0].images[0]
     model.images.limit_tokens(smaller, 4)

@@ -22,7 +22,7 @@ from clinkd.inference import answer
 from clinkd.model import generate as generation
 from clinkd.model import vlm
 from clinkd.model.encode import encode_prompts
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.records import BoxedText, Candidate, ImageRef, Prediction, Sample, Task, Turn
 from clinkd.storage import JsonLines
 
@@ -69,7 +69,7 @@ def _fresh(asked: tuple[Sample, ...], knobs: tuple[tuple[str, object], ...]) -> 
         for k, (ref, size) in enumerate(zip(REFS, SIZES, strict=True))
     }
     config = ModelConfig(tiny=TINY, square=False, **dict(knobs))
-    model = new_tiny(config, texts_of(asked, config), 0, shown.__getitem__).eval()
+    model = new_tiny(config, spell_samples(asked, config), 0, shown.__getitem__).eval()
     model.images.processor.size = {"shortest_edge": 16**2, "longest_edge": 96**2}
     model.text.end = NOWHERE
     said = written(model, asked, replace_config(BEAMS, max_new_tokens=20))
@@ -95,7 +95,7 @@ def written(
 ) -> list[list[generation.Hypothesis]]:
     with torch.inference_mode():
         limits = generation.DecodeLimits(model.text.end, config.max_new_tokens, model.suppressed_tokens)
-        return generation.finished(generation.beams(rows_of(model, samples), config.beams, limits))
+        return generation.run_to_end(generation.beams(rows_of(model, samples), config.beams, limits))
 
 
 def stock(model: VisionLanguageModel, samples: Sequence[Sample], config: AnswerConfig) -> list[list[Candidate]]:
@@ -371,7 +371,7 @@ def test_drafts_grow_a_token_a_step_and_end_as_the_answers(asked, how):
             break
         lengths = {len(ids) for ids in leading.tokens_BL.tolist()}
         assert lengths == {max(map(len, told.values())) + 1}
-        for number, draft in model.drafts(leading, asked).items():
+        for number, draft in model.read_partial_answers(leading, asked).items():
             told[number].append(draft.text)
     assert [[c.raw for c in one] for one in answers] == [[c.raw for c in one] for one in model.generate(asked, how, 5)]
     assert sum(len(steps) > 2 for steps in told.values()) > len(asked) / 2

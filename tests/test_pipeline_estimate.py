@@ -22,8 +22,8 @@ from clinkd.data.images import open_image
 from clinkd.data.split import sample_share
 from clinkd.data.writers import write_jsonl
 from clinkd.experiments import demo, laptop, paper
-from clinkd.model.encode import rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy
 from clinkd.pipeline import steps
 from clinkd.pipeline.graph import StageContext, StageStatus, plan_stages, stage_record
@@ -135,13 +135,13 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
     assert {split: trial._count_kept_rows(light)[split] for split in ("train", "test")} == {"train": 24, "test": 4}
     left = steps.read_split(tmp_path / "prepare", "train")
     assert run.whole == run.drawn and run.whole["rows"]["train"] == 90
-    assert run.narrow["rows"]["train"] == len(rows_of(left)) == 24 == run.narrow["images"]["train"]
+    assert run.narrow["rows"]["train"] == len(group_by_images(left)) == 24 == run.narrow["images"]["train"]
     assert run.narrow["questions"]["train"] == len(left)
     wider = {split: steps.read_split(tmp_path / "wide", split) for split in ("train", "validation", "test")}
     assert run.wide["questions"] == {split: len(s) for split, s in wider.items()}
-    assert {split: len(rows_of(s)) for split, s in wider.items()} == run.wide["rows"] == run.whole["rows"]
+    assert {split: len(group_by_images(s)) for split, s in wider.items()} == run.wide["rows"] == run.whole["rows"]
     steps.read_data(tmp_path / "wide")[0](wider["test"][0].images[0])  # its images are found from there, too
-    there, here = (Counter(row[0].modality for row in rows_of(s)) for s in (wider["train"], left))
+    there, here = (Counter(row[0].modality for row in group_by_images(s)) for s in (wider["train"], left))
     assert set(here) == set(there)
     assert all(abs(here[m] - there[m] * 24 / 90) <= 1 for m in there)  # the first 24 rows are of three modalities
 
@@ -149,15 +149,15 @@ def test_a_trial_on_given_data_is_of_rows_that_stand_for_all_and_counts_them_all
         ("teacher", config.teacher.fit, *(sample_share(s, config.teacher.share, 0) for s in (left, wider["train"]))),
         ("distill", config.distill.fit, left, wider["train"]),
     ):
-        recorded = {f"fit-{kind}": {"rows": len(rows_of(drawn_here)), "steps": 1, "trained_parameters": 1}}
+        recorded = {f"fit-{kind}": {"rows": len(group_by_images(drawn_here)), "steps": 1, "trained_parameters": 1}}
         tried = trial.Trial(1.0, 1.0, 1.0, {f"fit-{kind}": [1.0]}, recorded)
-        steps_there = math.ceil(fit_config.epochs * len(rows_of(drawn_there)) / fit_config.rows)
+        steps_there = math.ceil(fit_config.epochs * len(group_by_images(drawn_there)) / fit_config.rows)
         found = run.estimate(kind, tried)
         assert (found.steps, found.seconds) == (steps_there, steps_there)
 
 
 def test_rows_that_stand_for_all_have_the_heaviest_among_them(given):
-    rows = rows_of(given[1])
+    rows = group_by_images(given[1])
     few = trial.choose_typical(rows, 8, 1024)
 
     def weight(row: list[Sample]) -> int:
@@ -191,7 +191,7 @@ def tiny_model(given: tuple[Path, list[Sample]]) -> VisionLanguageModel:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(given[0], ref)
 
-    return new_tiny(knobs, texts_of(given[1], knobs), 0, opened)
+    return new_tiny(knobs, spell_samples(given[1], knobs), 0, opened)
 
 
 def test_time_goes_with_what_it_is_taken_by(given, tmp_path):

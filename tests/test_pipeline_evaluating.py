@@ -19,7 +19,7 @@ from clinkd.config import ModelConfig
 from clinkd.data.codecs import make_codec
 from clinkd.data.images import open_image
 from clinkd.data.readers.source import Source
-from clinkd.model.vlm import new_tiny, texts_of
+from clinkd.model.vlm import new_tiny, spell_samples
 from clinkd.workflows.answer import read_test_set
 
 PEOPLE = "Zqxwvogel_Kanarina_770"
@@ -144,7 +144,7 @@ def test_a_models_folder_answers_and_goes_on(ward: Path, capsys: pytest.CaptureF
     config = ModelConfig.model_validate({"tiny": {"hidden": 48, "layers": 1, "heads": 2, "pretrain": None}})
     opened = partial(open_image, ward)
     folder, out = ward.parent / "model", ward.parent / "out"
-    new_tiny(config, texts_of(test.samples, config), 0, opened).save(folder)
+    new_tiny(config, spell_samples(test.samples, config), 0, opened).save(folder)
     words = ["evaluate", "--model", folder, "--data", ward, "--out", out, "--replicates", 10, "--json", "--as", "tiny"]
     words += ["--set", "answer.max_new_tokens=4", "--set", "answer.beams=1", "--set", "answer.candidates=1"]
     said = [str(w) for w in words]

@@ -443,12 +443,14 @@ def test_a_replaced_clip_is_noticed_and_what_it_is_shown_is_a_matter_of_the_choi
 
 
 def test_a_tiny_clip_is_taught_training_boxes_and_some_that_miss_them(done):
-    from clinkd.clip.captions import ELSEWHERE, captioned
+    from clinkd.clip.captions import ELSEWHERE, make_captioned_views
     from clinkd.pipeline import steps as work
 
     train = work.read_split(done.runs / "demo" / "stages" / "prepare", "train")
-    whole, named, boxed = captioned(train, True, seed=0)
-    assert captioned(train, False, seed=0) == [whole] and captioned(train, True, seed=0)[1] == named
+    whole, named, boxed = make_captioned_views(train, True, seed=0)
+    assert (
+        make_captioned_views(train, False, seed=0) == [whole] and make_captioned_views(train, True, seed=0)[1] == named
+    )
     true = {(s.images[0], b): s.names[0] for s in train for b in (*s.question.boxes, *s.answer.boxes)}
     missed = [(v.image, v.box) for v, texts in named if texts == [ELSEWHERE]]
     assert {(v.image, v.box): texts[0] for v, texts in named if texts != [ELSEWHERE]} == true

@@ -21,7 +21,7 @@ from clinkd.data.codecs import make_codec
 from clinkd.data.images import open_image
 from clinkd.model.families import TINY as FAMILY
 from clinkd.model.families import Family
-from clinkd.model.vlm import new_tiny, texts_of
+from clinkd.model.vlm import new_tiny, spell_samples
 from clinkd.records import ImageRef, Sample, Task
 
 pytestmark = pytest.mark.usefixtures("one_meteor")
@@ -80,7 +80,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(home / "drawn", ref)
 
-    new_tiny(knobs, texts_of(samples, knobs), 0, opened).save(home / "base", stock=True)
+    new_tiny(knobs, spell_samples(samples, knobs), 0, opened).save(home / "base", stock=True)
     assert json.loads((home / "base/config.json").read_text())["model_type"] == "qwen2_vl"
     return home / "set", home / "base"
 

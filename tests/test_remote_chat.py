@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from chat_api import INPUT_PRICE, OUTPUT_PRICE, Answer, Call, ChatApi, completion, serving
 from clinkd.config import ChatConfig
 from clinkd.records import BadInput
-from clinkd.remote import Chat, Journal, OverBudget, client, spelled
+from clinkd.remote import Chat, Journal, OverBudget, encode_body, make_client
 
 SCHEMA = {"type": "object"}
 SECRET = "zebra-quagga-okapi"
@@ -80,11 +80,11 @@ def test_the_bytes_that_leave_are_those_that_a_dry_run_tells(api: ChatApi, tmp_p
     with Journal(tmp_path / "j.sqlite") as journal:
         chat = Chat(config(api, candidates=2), journal)
         bodies = asked(chat, "é \u2028 <b> \U0001f600", "plain")
-        assert [spelled(b) for b in chat.unpaid(bodies)] == [spelled(b) for b in bodies]
+        assert [encode_body(b) for b in chat.unpaid_bodies(bodies)] == [encode_body(b) for b in bodies]
         assert not api.calls
         list(chat.replies(bodies))
-        assert sorted(c.raw for c in api.calls) == sorted(map(spelled, bodies))
-        assert chat.unpaid(bodies) == []
+        assert sorted(c.raw for c in api.calls) == sorted(map(encode_body, bodies))
+        assert chat.unpaid_bodies(bodies) == []
 
 
 def test_what_was_paid_for_is_not_paid_for_again(api: ChatApi, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_nobody_there_costs_nothing(api: ChatApi, tmp_path: Path) -> None:
 def test_the_budget_is_never_passed_and_may_be_raised(api: ChatApi, tmp_path: Path) -> None:
     texts = [f"text {n}" for n in range(40)]
     with Journal(tmp_path / "j.sqlite") as journal:
-        one = Chat(config(api), journal).most(asked(Chat(config(api), journal), "text 10")[0])
+        one = Chat(config(api), journal).maximum_cost(asked(Chat(config(api), journal), "text 10")[0])
     budget = 1.3 * one / 1e9
     with pytest.raises(OverBudget, match=r"reflect.chat.budget: .* US dollars are spent .*; raise it"):
         talk(api, tmp_path, *texts, budget=budget, concurrency=4)
@@ -256,7 +256,7 @@ def test_a_server_that_counts_nothing_is_taken_at_the_most(api: ChatApi, tmp_pat
         chat = Chat(config(api), journal)
         bodies = asked(chat, "a")
         list(chat.replies(bodies))
-        assert journal.ledger().spent == chat.most(bodies[0])
+        assert journal.ledger().spent == chat.maximum_cost(bodies[0])
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_count_that_cannot_be_is_none_and_the_reply_is_kept(api: ChatApi, tmp_
         chat = Chat(config(api), journal)
         bodies = asked(chat, "a")
         assert [r.texts for r in chat.replies(bodies)] == [("yes",)]
-        assert journal.ledger().spent == chat.most(bodies[0]) and journal.ledger().reserved == 0
+        assert journal.ledger().spent == chat.maximum_cost(bodies[0]) and journal.ledger().reserved == 0
 
 
 def test_thoughts_that_are_counted_in_the_total_alone_are_paid_for(api: ChatApi, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_picture_of_few_bytes_may_cost_as_many_tokens_as_a_large_one(api: Chat
             list(chat.replies([body]))
         chat = Chat(config(api, budget=0.2), journal)
         list(chat.replies([body]))
-        assert journal.ledger().spent <= chat.most(body)
+        assert journal.ledger().spent <= chat.maximum_cost(body)
 
 
 def test_a_redirect_is_not_followed(api: ChatApi, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_redirect_is_not_followed(api: ChatApi, tmp_path: Path) -> None:
 )
 def test_an_address_that_may_not_be_used_is_refused(api: ChatApi, url: str, says: str) -> None:
     with pytest.raises(BadInput, match=says) as told:
-        client(config(api, base_url=url, key_variable="NO_SUCH_KEY"))
+        make_client(config(api, base_url=url, key_variable="NO_SUCH_KEY"))
     assert "secret" not in str(told.value)
 
 
@@ -347,7 +347,7 @@ def test_a_key_that_cannot_be_sent_is_refused_before_any_call(
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "192.168.1.9", "10.0.0.3", "gpu01", "gpu.lan", "[::1]"])
 def test_places_in_the_house_may_be_talked_to_in_the_clear(api: ChatApi, host: str) -> None:
-    client(config(api, base_url=f"http://{host}:8000/v1"))
+    make_client(config(api, base_url=f"http://{host}:8000/v1"))
 
 
 def test_no_proxy_sees_what_is_not_encrypted(api: ChatApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

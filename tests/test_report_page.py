@@ -47,7 +47,7 @@ from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
-from clinkd.reporting.tables import read_table, tabulate
+from clinkd.reporting.tables import read_table, tabulate_scores
 from clinkd.reporting.viewer.page import document, section
 from clinkd.settings import override
 from clinkd.storage import write_json, write_lines
@@ -111,14 +111,14 @@ def report(answered: tuple[Path, list[AnsweredSample]], monkeypatch_module: pyte
     scores = scores_of(items)
     summary = RunSummary(
         name="r",
-        tables=tabulate(scores),
+        tables=tabulate_scores(scores),
         scores=scores,
         setup=[("seed", "0", "")],
         wall_seconds={"teacher": 1.0},
         curves=[Curve("Distillation", {"loss": steps, "cross-entropy": steps, "KL": steps})],
     )
     write_report(root / "report.html", summary, ShownAnswers(image_root=root, answered=items, gallery=gallery))
-    plain = RunSummary(tables=tabulate(scores), scores=scores, setup=[], wall_seconds={})
+    plain = RunSummary(tables=tabulate_scores(scores), scores=scores, setup=[], wall_seconds={})
     write_shared(root / "shared.html", plain, items)
     return root / "report.html"
 
@@ -410,7 +410,7 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     found = [Score("model", Task.VG, "Recall", m, 60.0, 2) for m in (Modality.CT, None)]
     found.append(Score("model", Task.MIA, "mBMR", None, None, 2, f"no Java at /opt/{CANARY}/bin"))
     by_source = {"title": "By source", "columns": ["Task", "Source"], "rows": [["VG", s.source] for s in samples]}
-    plain = [{"title": t.title, "columns": t.columns, "rows": t.rows, "notes": t.notes} for t in tabulate(found)]
+    plain = [{"title": t.title, "columns": t.columns, "rows": t.rows, "notes": t.notes} for t in tabulate_scores(found)]
     write_json(scored / "tables.json", [*plain, {**by_source, "notes": [f"of '{CANARY}'"]}])
     write_lines(scored / "scores.jsonl", (s.to_json() for s in found))
     write_lines(scored / "answers.jsonl", ({"id": s.id, "right": True, "figures": {"Recall": 1.0}} for s in samples))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clinkd.cli import main
-from clinkd.correction.correctors import HUMAN, OfflineCorrector, ReplayCorrector, correct, first_from
+from clinkd.correction.correctors import HUMAN, OfflineCorrector, ReplayCorrector, correct, replay_corrections
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
@@ -82,7 +82,7 @@ def test_what_is_decided_is_written_at_once_and_can_be_taken_back(server, run):
     assert [i["decision"]["verdict"] for i in decided["items"]] == ["accept", "edit", "reject"]
     assert decided["decided"] == 3 and still_open["total"] == still_open["open"] == listed(server)["total"] - 3
     again = Review(open_run(run))  # a server that is started anew knows them
-    assert [r.verdict for r in again.of_round(1) if r.decided] == ["accept", "edit", "reject"]
+    assert [r.verdict for r in again.list_answers(1) if r.decided] == ["accept", "edit", "reject"]
     put(server, accepted, "reject")
     put(server, accepted, "accept")  # the latest counts
     assert {json.loads(line)["id"] for line in (run / FILE).read_text().splitlines()} == set(lines)
@@ -161,10 +161,10 @@ def test_a_person_overrules_the_truth_and_nobody_else_does(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_text("".join(json.dumps(c.to_json()) + "\n" for c in (moved, said, model)))
     replay = ReplayCorrector(file)
-    taught = replay.taught(samples, LEXICON)
+    taught = replay.apply_human_answers(samples, LEXICON)
     assert taught[0].answer.boxes == (there,) and taught[0].id == "moved"
     assert taught[1:] == samples[1:]
-    found = first_from(replay, [wrong(s) for s in taught], taught, LEXICON)
+    found = replay_corrections(replay, [wrong(s) for s in taught], taught, LEXICON)
     assert [c.after is not None for c in found] == [True, True, False, False]
     assert found[2].rejected and found[3].rejected is None
     rest = correct(found, taught, OfflineCorrector(0), LEXICON)
@@ -172,7 +172,7 @@ def test_a_person_overrules_the_truth_and_nobody_else_does(tmp_path):
     bad = wrong(samples[0], after=BoxedText("<script>", ()), by=HUMAN)
     file.write_text(json.dumps(bad.to_json()) + "\n")
     with pytest.raises(BadInput, match="the person's answer to 'moved': markup"):
-        ReplayCorrector(file).taught(samples, LEXICON)
+        ReplayCorrector(file).apply_human_answers(samples, LEXICON)
 
 
 def test_a_file_of_something_else_is_told_and_left(run):

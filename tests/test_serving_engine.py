@@ -40,7 +40,7 @@ class Held(Answerer):
         self.batches.append([q.text.text for q in questions])
         self.gate.wait(patience(30))
         self.steps.append(0)
-        writing = super().answering(questions, config)
+        writing = super().stream_answers(questions, config)
         while True:
             try:
                 drafts = next(writing)

@@ -18,10 +18,10 @@ from clinkd.config import AnswerConfig, FitConfig, ModelConfig, PhantomConfig, T
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.data.questions import make_bare_pairs
-from clinkd.model.encode import rows_of
+from clinkd.model.encode import group_by_images
 from clinkd.model.flops import training_operations
 from clinkd.model.vision import VisionPretrainer
-from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation, HiddenStateTargets
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 from clinkd.training import FitRun, LiveTeacher, fit
@@ -47,7 +47,7 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(folder, ref)
 
-    return new_tiny(config, texts_of(samples, config), 0, opened)
+    return new_tiny(config, spell_samples(samples, config), 0, opened)
 
 
 def test_kl_of_a_model_with_itself_is_zero_and_the_parts_add_up():
@@ -101,7 +101,7 @@ SCHEMES = [
 @pytest.mark.parametrize("knobs", SCHEMES, ids=str)
 def test_shared_prefix_rows_have_the_gradients_of_separate_rows(drawn, knobs):
     model = fresh(drawn, **knobs)
-    row = rows_of(drawn[1])[0]
+    row = group_by_images(drawn[1])[0]
 
     def gradients(rows: list[list[Sample]]) -> tuple[float, dict[str, torch.Tensor]]:
         model.zero_grad()
@@ -181,7 +181,7 @@ def test_micro_batches_hold_rows_of_like_length(drawn):
     config = FitConfig(rows=8, accumulate=4)
     loss, accelerator = LossModule(model, CrossEntropy(), None), Accelerator(cpu=True)
     step = TrainStep(loss, config, accelerator, False)
-    window = [row[: 1 + k % 4] for k, row in enumerate(rows_of(drawn[1])[:8])]
+    window = [row[: 1 + k % 4] for k, row in enumerate(group_by_images(drawn[1])[:8])]
     parts = step.deal(window)
     assert [len(p) for p in parts] == [2, 2, 2, 2]
     assert sorted(map(str, (r for p in parts for r in p))) == sorted(map(str, window))
@@ -265,7 +265,7 @@ def test_the_tower_learns_through_fit_and_stays_the_models_own(drawn, tmp_path):
     model = fresh(drawn)
     where = [s for s in make_bare_pairs(drawn[1]) if s.task is Task.VG]
     sight = VisionPretrainer(model, [s.names[0] for s in where])
-    batch = sight.encode(rows_of(where))
+    batch = sight.encode(group_by_images(where))
 
     def loss() -> float:
         with torch.no_grad():
@@ -293,7 +293,7 @@ def test_a_model_saves_and_loads_exactly(drawn, tmp_path):
     model = fresh(drawn)
     model.save(tmp_path)
     back = load(tmp_path, model.images.open_image)
-    batch = model.encode(rows_of(drawn[1])[:2])
+    batch = model.encode(group_by_images(drawn[1])[:2])
     with torch.no_grad():
         assert torch.equal(model.hidden_states(batch), back.hidden_states(batch))
     shutil.rmtree(tmp_path)
@@ -385,7 +385,7 @@ def test_a_board_that_cannot_write_does_not_stop_a_training(drawn, tmp_path, mon
 
 def test_a_teacher_counts_what_it_does(drawn):
     model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
-    batch = model.encode(rows_of(drawn[1])[:2])
+    batch = model.encode(group_by_images(drawn[1])[:2])
     parts = {name: part.forward for name, part in teacher.model.operations(batch).items()}
     assert teacher.operations(batch, vision=True) == sum(parts.values())
     assert teacher.operations(batch, vision=False) == parts["text"] + parts["head"]
@@ -400,9 +400,9 @@ def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
         return Image.new("RGB", (64, 64), (shown[ref.window or "lung"],) * 3)
 
     config = ModelConfig(tiny=TINY)
-    model = new_tiny(config, texts_of(samples, config), 0, opened)
+    model = new_tiny(config, spell_samples(samples, config), 0, opened)
     pair = [replace(samples[0], id=w, images=(replace(samples[0].images[0], window=w),)) for w in shown]
-    rows = rows_of(pair)
+    rows = group_by_images(pair)
     assert [[s.id for s in row] for row in rows] == [["lung"], ["bone"]]
     halves = model.encode(rows).pixels_TD.chunk(2)
     assert not torch.equal(*halves)
@@ -411,7 +411,7 @@ def test_two_windows_of_one_image_are_two_rows_and_two_pictures(drawn):
 @pytest.mark.parametrize("knobs", SCHEMES, ids=str)
 def test_packed_rows_do_not_see_each_other(drawn, knobs):
     model = fresh(drawn, square=False, **knobs)
-    rows = [row[: 1 + k % 3] for k, row in enumerate(rows_of(drawn[1])[:7])]
+    rows = [row[: 1 + k % 3] for k, row in enumerate(group_by_images(drawn[1])[:7])]
     model.images.limit_tokens(rows[2][0].images[0], 9)  # images of several sizes
     model.images.limit_tokens(rows[4][0].images[0], 4)
 
@@ -439,7 +439,7 @@ def test_one_vision_pass_serves_teacher_and_student(drawn, monkeypatch):
     with torch.no_grad():
         for p in teacher.model.network.model.language_model.parameters():
             p.add_(0.01)
-    batch = student.encode(rows_of(drawn[1])[:4])
+    batch = student.encode(group_by_images(drawn[1])[:4])
     objective, passes = Distillation(), []
     towers = [m.network.model.visual for m in (student, teacher.model)]
     for tower in towers:

@@ -17,13 +17,13 @@ from clinkd.config import AnswerConfig, ModelConfig, PhantomConfig, RunConfig, T
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.experiments import laptop
-from clinkd.model.encode import encode_prompts, rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import encode_prompts, group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline import plan
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.settings import override
-from clinkd.training import FeatureCache, LiveTeacher, cache_features, feature_cache, finished
+from clinkd.training import FeatureCache, LiveTeacher, cache_features, feature_cache, is_store_full
 from clinkd.training.step import LossModule
 
 TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400)
@@ -45,7 +45,7 @@ class Bench:
             return open_image(self.folder, ref)
 
         config = ModelConfig(tiny=TINY)
-        made = new_tiny(config, texts_of(self.samples, config), seed, opened)
+        made = new_tiny(config, spell_samples(self.samples, config), seed, opened)
         made.freeze(["vision", "merger"])
         return made.eval()
 
@@ -71,7 +71,7 @@ def served(bench: Bench, folder: Path) -> VisionLanguageModel:
 
 
 def gradients(model: VisionLanguageModel, samples: list[Sample]) -> dict[str, Tensor]:
-    batch = model.encode(rows_of(samples))
+    batch = model.encode(group_by_images(samples))
     CrossEntropy()(model.hidden_states(batch), model.head.weight_VH, batch.labels_N).sum.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -98,7 +98,7 @@ def test_losses_and_gradients_are_those_of_looking(bench, tmp_path, tutored):
             tutor.model.network.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
     found = []
     for model in (live, stored):
-        batch = model.encode(rows_of(bench.samples))
+        batch = model.encode(group_by_images(bench.samples))
         assert (batch.features_FH is None) == (model is live)
         loss = LossModule(model, Distillation() if tutor else CrossEntropy(), tutor)(batch).sum
         loss.backward()
@@ -130,7 +130,7 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
     config = ModelConfig(tiny=TINY, square=False, positions="mrope", layout="sections")
 
     def model() -> VisionLanguageModel:
-        made = new_tiny(config, texts_of(asked, config), 0, drawn.__getitem__).eval()
+        made = new_tiny(config, spell_samples(asked, config), 0, drawn.__getitem__).eval()
         made.images.processor.size = {"shortest_edge": 16**2, "longest_edge": 96**2}
         return made
 
@@ -164,9 +164,9 @@ def test_answers_are_those_of_the_librarys_own_way_from_pixels(tmp_path):
 def test_an_image_that_is_not_there_is_seen_live(bench, tmp_path):
     model = bench.model()
     cache_features(tmp_path, model, bench.images[:5], "see")
-    wanted = model.encode(rows_of(bench.samples)).pixels_TD
+    wanted = model.encode(group_by_images(bench.samples)).pixels_TD
     FeatureCache(tmp_path, model).serve(model)
-    batch = model.encode(rows_of(bench.samples))
+    batch = model.encode(group_by_images(bench.samples))
     assert batch.features_FH is None and torch.equal(batch.pixels_TD, wanted)
 
 
@@ -231,7 +231,7 @@ def test_a_stopped_gallery_goes_on_and_ends_with_the_same_bytes(bench, filled, t
     monkeypatch.setattr(feature_cache, "_compute_features", few)
     with pytest.raises(KeyboardInterrupt):
         cache_features(tmp_path / "parts", bench.model(), bench.images, "see")
-    assert not finished(tmp_path / "parts")
+    assert not is_store_full(tmp_path / "parts")
     with pytest.raises(BadInput, match="never finished"):
         FeatureCache(tmp_path / "parts", bench.model())
     cache_features(tmp_path / "parts", bench.model(), bench.images, "see")

@@ -11,8 +11,8 @@ from PIL import Image
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.records import BadInput, ImageRef, Sample
 from clinkd.training.lengths import LISTED, rows_within
 
@@ -36,7 +36,7 @@ def model(drawn: tuple[Path, list[Sample]]) -> VisionLanguageModel:
     def opened(ref: ImageRef) -> Image.Image:
         return open_image(folder, ref)
 
-    return new_tiny(config, texts_of(samples, config), 0, opened)
+    return new_tiny(config, spell_samples(samples, config), 0, opened)
 
 
 def tokens(model: VisionLanguageModel, row: list[Sample]) -> int:
@@ -48,13 +48,13 @@ def test_long_rows_are_parted_and_keep_every_question(
 ) -> None:
     samples = drawn[1]
     most = max(tokens(model, [s]) for s in samples)
-    assert most < max(tokens(model, row) for row in rows_of(samples))
+    assert most < max(tokens(model, row) for row in group_by_images(samples))
     rows = rows_within(model, samples, FitConfig(max_tokens=most), tmp_path, "x")
     assert all(tokens(model, row) <= most for row in rows)
-    assert [s for row in rows for s in row] == [s for row in rows_of(samples) for s in row]
-    assert len(rows_of(samples)) < len(rows) < len(samples)
+    assert [s for row in rows for s in row] == [s for row in group_by_images(samples) for s in row]
+    assert len(group_by_images(samples)) < len(rows) < len(samples)
     assert not (tmp_path / LISTED).exists()
-    assert rows_within(model, samples, FitConfig(), tmp_path, "x") == rows_of(samples)
+    assert rows_within(model, samples, FitConfig(), tmp_path, "x") == group_by_images(samples)
 
 
 def test_long_samples_stop_or_are_left_out_and_listed(

@@ -27,7 +27,7 @@ from clinkd.cli.outputs import ENDED, end_in_order
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation, Loss
 from clinkd.records import BadInput, Sample
 from clinkd.storage import Manifest
@@ -60,7 +60,7 @@ class Bench:
 
     def model(self, seed: int = 0) -> VisionLanguageModel:
         config = ModelConfig(tiny=TINY)
-        return new_tiny(config, texts_of(self.samples, config), seed, lambda ref: open_image(self.folder, ref))
+        return new_tiny(config, spell_samples(self.samples, config), seed, lambda ref: open_image(self.folder, ref))
 
     def fit(
         self,

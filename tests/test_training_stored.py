@@ -19,8 +19,8 @@ from torch import Tensor
 from clinkd.config import DistillConfig, FitConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.model.encode import Batch, rows_of
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.encode import Batch, group_by_images
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import Distillation, HiddenStateTargets
 from clinkd.objectives import SampledTargets as Draws
 from clinkd.pipeline import steps
@@ -28,7 +28,17 @@ from clinkd.pipeline.graph import Stage, StageContext, execute, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput, BoxedText, ImageRef, Sample
 from clinkd.storage import write_lines
-from clinkd.training import FitRun, LiveTeacher, StoredTeacher, finished, fit, identity_of, store, stored, tensor_store
+from clinkd.training import (
+    FitRun,
+    LiveTeacher,
+    StoredTeacher,
+    fit,
+    identify_store,
+    is_store_full,
+    store_teacher,
+    stored,
+    tensor_store,
+)
 from clinkd.training.stored import Identity, Kind
 
 TINY = TinyConfig(
@@ -53,7 +63,7 @@ class Bench:
             return open_image(self.folder / "data", ref)
 
         config = ModelConfig(tiny=TINY)
-        made = new_tiny(config, texts_of(self.samples, config), seed, opened)
+        made = new_tiny(config, spell_samples(self.samples, config), seed, opened)
         with torch.no_grad():
             made.network.lm_head.weight *= 4 if seed else 1  # a teacher that has opinions
         return made
@@ -68,16 +78,16 @@ class Bench:
         seed: int = 0,
     ) -> Identity:
         teacher = teacher or self.folder / "teacher"
-        return identity_of(
+        return identify_store(
             kind, samples or self.samples, teacher, self.teacher, temperature=temperature, draws=draws, seed=seed
         )
 
     def store(self, folder: Path, identity: Identity, samples: list[Sample] | None = None, rows: int = 4) -> Path:
-        store(folder, self.teacher, samples or self.samples, identity, title="store", rows_a_pass=rows)
+        store_teacher(folder, self.teacher, samples or self.samples, identity, title="store", rows_a_pass=rows)
         return folder
 
     def batch(self, first: int = 0, last: int = 4) -> Batch:
-        return self.teacher.encode(rows_of(self.samples)[first:last])
+        return self.teacher.encode(group_by_images(self.samples)[first:last])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +140,7 @@ def distribution(bench: Bench, batch: Batch) -> Tensor:
 
 
 def test_a_batch_knows_whose_its_answer_tokens_are(bench: Bench) -> None:
-    rows = rows_of(bench.samples)[:3]
+    rows = group_by_images(bench.samples)[:3]
     batch = bench.teacher.encode(rows).to(torch.device("cpu"))
     assert [name for name, _ in batch.spans] == [s.id for row in rows for s in row]
     alone = {s.id: bench.teacher.encode([[s]]).labels_N for row in rows for s in row}
@@ -163,8 +173,8 @@ def test_states_keep_the_type_of_the_model(bench: Bench, tmp_path: Path) -> None
     narrow = bench.model(1).bfloat16()
     some = bench.samples[:8]
     identity = bench.identity("states", some)
-    store(tmp_path, narrow, some, identity, title="store", rows_a_pass=4)
-    read = StoredTeacher(tmp_path, identity).targets(bench.teacher.encode(rows_of(some)))
+    store_teacher(tmp_path, narrow, some, identity, title="store", rows_a_pass=4)
+    read = StoredTeacher(tmp_path, identity).targets(bench.teacher.encode(group_by_images(some)))
     assert isinstance(read, HiddenStateTargets) and read.hidden_NG.dtype == read.weight_VG.dtype == torch.bfloat16
 
 
@@ -329,7 +339,7 @@ def test_a_store_that_was_stopped_anywhere_ends_with_the_same_bytes(
         if not stopped(folder, after):
             break
         (folder / ".shard-00001.safetensors.123.tmp").write_bytes(b"half")
-        assert not finished(folder) and not stopped(folder, 100)
+        assert not is_store_full(folder) and not stopped(folder, 100)
         assert same(content(folder), wanted)
         assert passes <= 9 + 3, "finished shards are not computed again"
     assert 10 < after < 20 + every and passes == 9
@@ -492,7 +502,7 @@ def test_a_stage_distils_from_a_store_goes_on_with_it_and_clears_it(
     monkeypatch.setattr(steps, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         execute([ready, base, taught, student], tmp_path / "run")
-    monkeypatch.setattr(steps, "store", lambda *_, **__: pytest.fail("the store was there already"))
+    monkeypatch.setattr(steps, "store_teacher", lambda *_, **__: pytest.fail("the store was there already"))
     monkeypatch.setattr(steps, "fit", killed)
     done = execute([ready, base, taught, student], tmp_path / "run")["distill"]
     assert stores[0] == stores[1] and not (done / steps.STORE).exists() and (done / "model").is_dir()

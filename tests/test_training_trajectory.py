@@ -18,7 +18,7 @@ from clinkd.config import FitConfig, LoraConfig, ModelConfig, PhantomConfig, Tin
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import Batch
-from clinkd.model.vlm import VisionLanguageModel, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
 from clinkd.objectives import Distillation
 from clinkd.training import FitRun, LiveTeacher, fit
 from clinkd.training.fsdp import gather_full
@@ -51,7 +51,7 @@ class Course:
 
     def model(self, seed: int) -> VisionLanguageModel:
         config = ModelConfig(tiny=TINY)
-        words = texts_of(self.samples, config)
+        words = spell_samples(self.samples, config)
         return new_tiny(config, words, seed, lambda ref: open_image(self.folder, ref)).double()
 
     def gradients(self, folder: Path, config: FitConfig, shard: bool = False) -> dict[str, Tensor]:

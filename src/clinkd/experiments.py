@@ -303,7 +303,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def check_given(name: str, config: RunConfig) -> None:
+def require_folders(name: str, config: RunConfig) -> None:
     """Raise BadInput where a run of the experiment `name` lacks a folder that only the user knows."""
     for knob in REQUIRED.get(name, ()):
         if reduce(getattr, knob.split("."), config) is None:

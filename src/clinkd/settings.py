@@ -85,7 +85,7 @@ def load(path: Path, root: type[K]) -> K:
 def load_stored(path: Path, root: type[K]) -> tuple[K, list[str]]:
     """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks."""
     unknown: list[str] = []
-    return _validate(root, modernise(_read(path), root, unknown), f"{path}: "), unknown
+    return _validate(root, read_older_tree(_read(path), root, unknown), f"{path}: "), unknown
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -126,7 +126,9 @@ def dump(config: Knobs) -> dict[str, Any]:
 # -- identity, and trees of older versions ----------------------------------------------------------------------------
 
 
-def modernise(tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], prefix: str = "") -> dict[str, Any]:
+def read_older_tree(
+    tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], prefix: str = ""
+) -> dict[str, Any]:
     """A stored tree with today's names. Knobs that no longer exist are left out, and their names go into `unknown`."""
     values: dict[str, Any] = {}
     for name, value in group.from_older(tree).items():
@@ -134,7 +136,7 @@ def modernise(tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], p
         if info is None:
             unknown.append(prefix + name)
         elif isinstance(value, Mapping) and (inner := _group(info, value)):
-            values[name] = modernise(value, inner, unknown, f"{prefix}{name}.")
+            values[name] = read_older_tree(value, inner, unknown, f"{prefix}{name}.")
         else:
             values[name] = value
     return values

@@ -186,7 +186,7 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    from clinkd.experiments import EXPERIMENTS, check_given
+    from clinkd.experiments import EXPERIMENTS, require_folders
     from clinkd.pipeline.runs import load_config
     from clinkd.settings import override
 
@@ -199,7 +199,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     else:
         raise _no_experiment(args.what)
     # the name of the config: it may be a recipe printed and not yet edited
-    check_given(args.what if args.what in EXPERIMENTS else config.name, config)
+    require_folders(args.what if args.what in EXPERIMENTS else config.name, config)
     return config
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clinkd.cli.outputs import ASIDE, PAGE, PICTURE, end_in_order, may_write
+from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import WRONG, Parser, Verb, add_verb
 from clinkd.records import BadInput
@@ -206,7 +206,7 @@ def _import(args: argparse.Namespace) -> int:
     try:
         findings = import_data(sources, args.out, checks, division, args.quarantine, args.turn_to, args.copy)
     except NotClean as error:
-        _print_findings(error.found, args)
+        _print_findings(error.findings, args)
         tell(str(error))
         return WRONG
     _print_findings(findings, args)
@@ -240,8 +240,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _require_writable(args: argparse.Namespace) -> None:
-    may_write("--page", args.page, PAGE)
-    may_write("--quarantine", args.quarantine, ASIDE)
+    may_write("--page", args.page, CHECK_PAGE)
+    may_write("--quarantine", args.quarantine, QUARANTINE)
     if args.page is not None and args.quarantine is not None and args.page.absolute() == args.quarantine.absolute():
         raise BadInput(f"--page {args.page} and --quarantine are one file; give each its own")
 
@@ -260,7 +260,7 @@ def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
         print(f"bad      {line}")
     for line in summarise_problems(findings.warnings, SHOWN):
         print(f"look at  {line}")
-    for reason, count in findings.told.most_common():
+    for reason, count in findings.notes.most_common():
         print(f"told     {count} {reason}")
     if findings.turns:
         show(survey.tabulate_question_counts(findings))

@@ -67,7 +67,7 @@ def _describe_device() -> str:
 def _describe_spice() -> str:
     from clinkd.scoring import jars
 
-    reason = jars.trouble()
+    reason = jars.find_problem()
     return f"{reason}: make extras, or clinkd spice install" if reason else str(jars.folder())
 
 

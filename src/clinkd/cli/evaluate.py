@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinkd.cli.data import source_flags, source_of
-from clinkd.cli.outputs import ASIDE, end_in_order, may_write
+from clinkd.cli.outputs import QUARANTINE, end_in_order, may_write
 from clinkd.cli.screen import show, show_leaving, tell
 from clinkd.cli.words import add_verb
 from clinkd.records import BadInput, Task
@@ -112,7 +112,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.replicates < 0:
         raise BadInput(f"--replicates {args.replicates}: 0 or more are wanted")
-    may_write("--quarantine", args.quarantine, ASIDE)
+    may_write("--quarantine", args.quarantine, QUARANTINE)
     if args.out is not None:
         evaluating.may_write(args.out)
     end_in_order()

@@ -10,7 +10,11 @@ from typing import NoReturn
 from clinkd.records import BadInput
 
 ENDED = 143
-PAGE, ASIDE, PICTURE = b"<title>Check of data</title>", b'{"clinkd": "quarantine"', b"clinkd"  # how each begins
+CHECK_PAGE, QUARANTINE, PICTURE = (
+    b"<title>Check of data</title>",
+    b'{"clinkd": "quarantine"',
+    b"clinkd",
+)  # how each begins
 REPORT = b"<title>ClinKD run"
 _HEAD_BYTES = 4096
 

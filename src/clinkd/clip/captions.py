@@ -13,7 +13,7 @@ from clinkd.records import Box, ImageRef, Sample, Task
 ELSEWHERE, MISSED = "elsewhere", 0.45  # the name of a box whose IoU with every true box is below this value
 
 
-def captioned(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Captioned]]:
+def make_captioned_views(samples: Sequence[Sample], crops: bool, seed: int) -> list[list[Captioned]]:
     """Whole images with their sentences; with `crops` also boxes, once with their names and once with sentences.
 
     Names and sentences are apart because other captions of a batch count as false: "the liver" beside "a small liver"

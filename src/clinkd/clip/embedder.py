@@ -39,7 +39,7 @@ class TextEmbedder:
 
         Raises BadInput as `demand`, and for a model that cannot be loaded.
         """
-        folder = demand(folder)
+        folder = require_embedder(folder)
         weights = sorted(folder.rglob("*.safetensors"))
         from sentence_transformers import SentenceTransformer
 
@@ -61,7 +61,7 @@ class TextEmbedder:
         return vectors
 
 
-def demand(folder: Path | None) -> Path:
+def require_embedder(folder: Path | None) -> Path:
     """The folder of the model, by default the package's.
 
     Raises BadInput if the library is missing, the folder is not such a model, or it has no weights in safetensors.

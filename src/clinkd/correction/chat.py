@@ -102,7 +102,7 @@ class ChatCorrector:
         if Masked.marks(text) != Masked.marks(masked.hide(truth.text)):
             return "what was hidden in the truth is not there once each and in its order"
         decoded = _BOXES.decode(text)
-        if decoded.unread:
+        if decoded.unparsed_boxes:
             return "a box that cannot be read"
         rewritten = decoded.answer
         # thousandths are replaced by the truth's exact boxes only if all of them are written as the truth's are

@@ -107,7 +107,7 @@ class ReplayCorrector:
         """Whether the file has a line for this answer."""
         return (correction.id, correction.round) in self._lines
 
-    def taught(self, samples: Sequence[Sample], lexicon: Lexicon) -> list[Sample]:
+    def apply_human_answers(self, samples: Sequence[Sample], lexicon: Lexicon) -> list[Sample]:
         """The samples with a person's answer instead of the truth where the two differ: the person knows better.
 
         What keeps the truth's meaning is a rewrite and changes no sample. Raises BadInput for a person's answer that
@@ -153,7 +153,7 @@ def correct(
     """
     samples_by_id = {s.id: s for s in samples}
     results = list(corrections)
-    positions = [n for n, c in enumerate(results) if to_do(c)]
+    positions = [n for n, c in enumerate(results) if needs_rewrite(c)]
     wrong = [Wrong(_sample_of(samples_by_id, results[n]), results[n]) for n in positions]
     for position, (sample, answer), rewritten in zip(positions, wrong, corrector.rewrite(wrong), strict=True):
         results[position] = _apply_first_valid(sample, answer, rewritten, corrector.name, lexicon)
@@ -161,7 +161,7 @@ def correct(
     return results
 
 
-def first_from(
+def replay_corrections(
     file: ReplayCorrector, corrections: Sequence[Correction], samples: Sequence[Sample], lexicon: Lexicon
 ) -> list[Correction]:
     """The reviewed answers, in order; those with a line in the file are corrected."""
@@ -169,7 +169,7 @@ def first_from(
     return [next(results) if file.knows(c) else c for c in corrections]
 
 
-def to_do(correction: Correction) -> bool:
+def needs_rewrite(correction: Correction) -> bool:
     """Whether an answer is wrong and neither corrected nor rejected yet."""
     return correction.wrong and correction.after is None and correction.rejected is None
 
@@ -186,7 +186,7 @@ def _apply_first_valid(
     return replace(wrong, by=by, rejected=objection or rewritten.why)
 
 
-def fed_back(samples: Sequence[Sample], corrections: Iterable[Correction]) -> list[Sample]:
+def make_corrected_samples(samples: Sequence[Sample], corrections: Iterable[Correction]) -> list[Sample]:
     """The corrected pairs as new samples ("...+r1" for round 1), to train on beside the originals."""
     samples_by_id = {s.id: s for s in samples}
     return [_sample_of(samples_by_id, c).answered(c.after, f"+r{c.round}") for c in corrections if c.after is not None]

@@ -37,7 +37,7 @@ def review(
     ]
 
 
-def at_random(reviewed: Sequence[Correction], seed: int) -> list[Correction]:
+def choose_at_random(reviewed: Sequence[Correction], seed: int) -> list[Correction]:
     """The same answers, with as many to rewrite as were wrong, but drawn by seed from all: the control that shows what
     rewriting does without aiming at mistakes. Their reason is "drawn", and no other answer has a reason."""
     hash_ranks = {c.id: hashlib.sha256(f"{seed} rewrite {c.round} {c.id}".encode()).digest() for c in reviewed}

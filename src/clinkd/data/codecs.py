@@ -51,7 +51,7 @@ class Decoded:
     """The text and boxes of a model's answer, and every piece that looks like a box but is none (cut from the text)."""
 
     answer: BoxedText
-    unread: tuple[str, ...] = ()
+    unparsed_boxes: tuple[str, ...] = ()
 
 
 def _leave_unread(piece: str) -> Decoded:
@@ -121,13 +121,13 @@ class Codec(ABC):
         def replace(match: re.Match[str]) -> str:
             piece = self._read_piece(match, grid)
             boxes.extend(piece.answer.boxes)
-            unread.extend(piece.unread)
+            unread.extend(piece.unparsed_boxes)
             return piece.answer.text
 
         text = self._finder.sub(replace, raw)
         return Decoded(BoxedText(text, tuple(boxes)), tuple(unread))
 
-    def why(self, piece: str, size: Size | None = None) -> str:
+    def explain_unread(self, piece: str, size: Size | None = None) -> str:
         """Why a piece that `decode` left unread is no box, and the way out, in one line."""
         if piece.strip() == BOX_MARK:
             return f"{BOX_MARK} is kept for the places of boxes; write it otherwise"
@@ -294,7 +294,7 @@ class _Answering(_Points):
         pieces = [self._read_object(json_object.group(), grid) for json_object in objects]
         answers = [piece.answer for piece in pieces]
         boxes = tuple(box for answer in answers for box in answer.boxes)
-        unread = tuple(cut for piece in pieces for cut in piece.unread)
+        unread = tuple(cut for piece in pieces for cut in piece.unparsed_boxes)
         if any(answer.boxes and answer.text != BOX_MARK for answer in answers):
             return Decoded(BoxedText(", ".join(answer.text for answer in answers if answer.boxes), boxes), unread)
         parts, position = [], 0

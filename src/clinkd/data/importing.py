@@ -48,7 +48,7 @@ class NotClean(BadInput):
     def __init__(self, findings: Findings) -> None:
         rows = f"{findings.bad_rows} of {findings.rows} rows are bad"
         super().__init__(f"{rows}: mend them, or set them aside with --quarantine FILE; nothing was written")
-        self.found = findings
+        self.findings = findings
 
 
 def import_data(  # noqa: PLR0913
@@ -98,7 +98,7 @@ def import_data(  # noqa: PLR0913
             "rows": findings.rows,
             "samples": findings.samples,
             "quarantined": findings.quarantined,
-            "left_out": dict(findings.told),
+            "left_out": dict(findings.notes),
             "joined_groups": [list(pair) for pair in findings.joined],
             "split": asdict(division) if division else None,
             "groups": dict(findings.groups),
@@ -126,7 +126,7 @@ def _read_results(
         folder = _resolve_path(source.root).relative_to(root).as_posix()
         path_prefix = "" if folder == "." else f"{folder}/"
         id_prefix = f"{number}:" if len(sources) > 1 and source.form != "samples" else ""
-        for result in count_progress(forms.read_rows(source, findings.told), f"read {source.path.name}", "rows"):
+        for result in count_progress(forms.read_rows(source, findings.notes), f"read {source.path.name}", "rows"):
             converted = converter.convert(_prefix_row(result, path_prefix, id_prefix))
             if converted.problem is not None and result.problem is None:
                 findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again

@@ -435,15 +435,15 @@ def make_phantom_samples(
     names = tuple(dict.fromkeys(s.name for s in structures))
     samples = []
     for number, name in enumerate(names, start=1):
-        turn = questions.where(name, [s.box for s in structures if s.name == name], rng)
+        turn = questions.ask_where(name, [s.box for s in structures if s.name == name], rng)
         samples.append(sample(id=f"{image_id}-vg{number}", turns=(turn,), names=(name,)))
     for number, s in enumerate(structures, start=1):
-        turn = questions.what(s.box, s.name, rng)
+        turn = questions.ask_what(s.box, s.name, rng)
         samples.append(sample(id=f"{image_id}-roc{number}", turns=(turn,), names=(s.name,)))
-        turn = questions.describe(s.box, _write_caption(s), rng)
+        turn = questions.ask_description(s.box, _write_caption(s), rng)
         facts = (Fact(s.name, s.size, s.side, s.brightness),)
         samples.append(sample(id=f"{image_id}-rc{number}", turns=(turn,), names=(s.name,), facts=facts))
-    turn = questions.overall(_write_summary(drawing), rng)
+    turn = questions.ask_overall(_write_summary(drawing), rng)
     all_facts = tuple(Fact(s.name, s.size, s.side, s.brightness, len(structures)) for s in structures)
     return [*samples, sample(id=f"{image_id}-mia", turns=(turn,), names=names, facts=all_facts)]
 

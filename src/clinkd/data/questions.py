@@ -50,7 +50,7 @@ SHARES = (  # of boxes below this share of the area; in words, because digits wo
 )
 
 
-def where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
+def ask_where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
     """Visual grounding: all boxes of `name`, in the given order.
 
     The first box follows its name directly, as in the grounding data of Qwen-VL. The token that predicts the first
@@ -60,12 +60,12 @@ def where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
     return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
 
 
-def what(box: Box, name: str, rng: random.Random) -> Turn:
+def ask_what(box: Box, name: str, rng: random.Random) -> Turn:
     """Referring object classification: the answer is the bare name, as in Med-GRIT."""
     return Turn(Task.ROC, BoxedText(rng.choice(WHAT), (box,)), BoxedText(name))
 
 
-def describe(box: Box, sentence: str, rng: random.Random) -> Turn:
+def ask_description(box: Box, sentence: str, rng: random.Random) -> Turn:
     """Referring captioning: one sentence about the box."""
     return Turn(Task.RC, BoxedText(rng.choice(DESCRIBE), (box,)), BoxedText(sentence))
 
@@ -81,7 +81,7 @@ def write_box_sentence(name: str, box: Box, rng: random.Random) -> str:
     return rng.choice(SENTENCES).format(name=name, third=third, share=share)
 
 
-def overall(text: str, rng: random.Random) -> Turn:
+def ask_overall(text: str, rng: random.Random) -> Turn:
     """Medical image analysis: a few sentences about the whole image."""
     return Turn(Task.MIA, BoxedText(rng.choice(OVERALL)), BoxedText(text))
 

@@ -155,7 +155,7 @@ class _ShareGptWriter:
             decoded = self.codec.decode(encoded, size)
         except BadInput as error:
             raise BadInput(f"sample {sample.id!r}: {field}: {error}") from None
-        if decoded.unread or decoded.answer.text != stripped or len(decoded.answer.boxes) != len(text.boxes):
+        if decoded.unparsed_boxes or decoded.answer.text != stripped or len(decoded.answer.boxes) != len(text.boxes):
             why = f"words that read as a box or a mark of {self.codec.name}; write them otherwise"
             raise BadInput(f"sample {sample.id!r}: {field} {stripped[:60]!r} holds {why}")
         return encoded

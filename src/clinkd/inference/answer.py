@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import AnswerConfig
-from clinkd.model.encode import rows_of
+from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import Prediction, Sample
 from clinkd.storage import JsonLines, progress
@@ -31,7 +31,7 @@ def answer(  # noqa: PLR0913
     """
     distributed.on_main_process(lambda: _merge_parts(file))
     predictions = _read_predictions(file)
-    todo = rows_of([s for s in samples if s.id not in predictions])
+    todo = group_by_images([s for s in samples if s.id not in predictions])
     todo.sort(key=lambda row: max(len(s.answer.text) for s in row))
     # in turns, so that the long answers come last in every process
     own_samples = [s for row in todo[distributed.rank() :: distributed.size()] for s in row]

@@ -85,4 +85,4 @@ def _read_candidate(sample: Sample, reply: Reply, masked: Masked) -> Candidate:
     """The answer with the hidden words put back; its boxes are read in any spelling, as thousandths."""
     text = next(iter((*reply.texts, *reply.cut)), "")
     loose = read_loosely(masked.show(text), BOXES, bare=sample.task is Task.VG)
-    return Candidate(text, loose.answer, unread=loose.unread, truncated=not reply.texts and bool(reply.cut))
+    return Candidate(text, loose.answer, unread=loose.unparsed_boxes, truncated=not reply.texts and bool(reply.cut))

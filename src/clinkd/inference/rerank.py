@@ -158,12 +158,12 @@ def rerank(
     with progress(len(predictions), f"select by {scorer.name}", "answers") as advance:
         for start in range(0, len(predictions), BATCH):
             batch = predictions[start : start + BATCH]
-            reranked += judged([samples[p.id] for p in batch], batch, scorer, tasks, rivals)
+            reranked += rerank_batch([samples[p.id] for p in batch], batch, scorer, tasks, rivals)
             advance(len(batch))
     return reranked
 
 
-def judged(
+def rerank_batch(
     samples: Sequence[Sample],
     predictions: Sequence[Prediction],
     scorer: Scorer,

@@ -22,7 +22,7 @@ class SelfConsistency(NamedTuple):
 
     weights: tuple[float, ...]
     similarities: tuple[float, ...]
-    support: float
+    value: float
     why: str | None
 
     @property

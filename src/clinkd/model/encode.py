@@ -94,7 +94,7 @@ class Prompts:
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
 
 
-def rows_of(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
+def group_by_images(samples: Sequence[Sample], most: int = 0) -> list[list[Sample]]:
     """Samples with the same images, together, in order of first appearance; at most `most` in a row (0: no limit).
 
     A sample without images is a row of its own.

@@ -49,7 +49,7 @@ class PartialHypotheses(NamedTuple):
 Writing = Generator[PartialHypotheses, None, list[list[Hypothesis]]]  # a step at a time; closing it ends the work
 
 
-def finished(writing: Generator[Any, None, T]) -> T:
+def run_to_end(writing: Generator[Any, None, T]) -> T:
     """The value that a generator returns at its end."""
     while True:
         try:

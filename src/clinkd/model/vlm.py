@@ -44,8 +44,8 @@ from clinkd.model.generate import (
     beams,
     decode_rows,
     diverse,
-    finished,
     greedy,
+    run_to_end,
     top_p_sampling,
 )
 from clinkd.model.positions import position_scheme
@@ -166,7 +166,7 @@ class VisionLanguageModel(nn.Module):
         is sampled depends on `seed` and the sample's id, not on the other samples. Only rounding, which differs with
         the size of a batch, can move a sample at the very edge of two tokens to the other one.
         """
-        return finished(self.decode_stream(samples, config, seed))
+        return run_to_end(self.decode_stream(samples, config, seed))
 
     @torch.inference_mode()
     def decode_stream(
@@ -189,13 +189,13 @@ class VisionLanguageModel(nn.Module):
         ]
         return [_rank_distinct(answers)[: config.candidates] for answers in answer_lists]
 
-    def drafts(self, leading: PartialHypotheses, samples: Sequence[Sample]) -> dict[int, BoxedText]:
+    def read_partial_answers(self, leading: PartialHypotheses, samples: Sequence[Sample]) -> dict[int, BoxedText]:
         """The partial answers that a step of `decode_stream` yields, by the number of the sample, without boxes that
         are half written."""
         partial_answers = zip(leading.question_B.tolist(), leading.tokens_BL.tolist(), strict=True)
         return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in partial_answers}
 
-    def length(self, candidate: Candidate) -> int:
+    def count_answer_tokens(self, candidate: Candidate) -> int:
         """Tokens of an answer as the tokenizer spells it, with its end mark if it was not cut. The model may
         have used other tokens."""
         num_tokens = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
@@ -212,7 +212,7 @@ class VisionLanguageModel(nn.Module):
             for sample, turns in zip(samples, self.text.segments(samples), strict=True)
         ]
 
-    def prompt_length(self, sample: Sample) -> int:
+    def count_prompt_tokens(self, sample: Sample) -> int:
         """Tokens before the answer: images, earlier turns, the question, and the marks around them."""
         *before, (question_ids, _) = self.text.segments([sample])[0]
         prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
@@ -379,7 +379,7 @@ class VisionLanguageModel(nn.Module):
         ids = ids[: ids.index(self.text.end)] if ended else [t for t in ids if t != self.text.pad]
         raw = self.tokenizer.decode(ids, skip_special_tokens=False)
         decoded = self.codec.decode(raw, size)
-        return Candidate(raw, decoded.answer, score, unread=decoded.unread, truncated=not ended)
+        return Candidate(raw, decoded.answer, score, unread=decoded.unparsed_boxes, truncated=not ended)
 
 
 def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
@@ -427,7 +427,7 @@ def load(
     return VisionLanguageModel(network, tokenizer, processor, open_image)
 
 
-def texts_of(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
+def spell_samples(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
     """Questions and answers with their boxes spelled out, to train a tokenizer."""
     boxes = make_codec(config.boxes, config.box_bins)
     images = ImageEncoder(TINY, TINY.tiny_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)

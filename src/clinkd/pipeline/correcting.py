@@ -12,15 +12,22 @@ from pathlib import Path
 
 from clinkd.config import ReflectConfig
 from clinkd.correction.chat import ChatCorrector
-from clinkd.correction.correctors import Corrector, OfflineCorrector, ReplayCorrector, correct, first_from, to_do
+from clinkd.correction.correctors import (
+    Corrector,
+    OfflineCorrector,
+    ReplayCorrector,
+    correct,
+    needs_rewrite,
+    replay_corrections,
+)
 from clinkd.correction.embedding import EmbeddingSimilarity
-from clinkd.correction.review import at_random, review
+from clinkd.correction.review import choose_at_random, review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
 from clinkd.data.images import open_image
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
 from clinkd.pipeline.prepared import DataSource, read_data_source
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
-from clinkd.remote import Chat, Journal, Scrubber, client, common_words
+from clinkd.remote import Chat, Journal, Scrubber, common_words, make_client
 from clinkd.storage import progress
 
 JOURNAL = "chat.sqlite"  # beside the runs
@@ -38,19 +45,19 @@ def demand_reflection(config: ReflectConfig) -> None:
     if config.similarity == "embedding":
         from clinkd.clip import embedder
 
-        embedder.demand(config.embedder)
+        embedder.require_embedder(config.embedder)
     if config.replay:
         ReplayCorrector(config.replay)
     if config.corrector == "chat":
         assert config.chat
-        client(config.chat)
+        make_client(config.chat)
 
 
 def replace_overruled_truths(prepared: Path, config: ReflectConfig, train: Sequence[Sample]) -> list[Sample]:
     """The training samples, with the answers of a person in the place of the truths that this person overruled."""
     if config.replay is None:
         return list(train)
-    return ReplayCorrector(config.replay).taught(train, read_data_source(prepared).lexicon)
+    return ReplayCorrector(config.replay).apply_human_answers(train, read_data_source(prepared).lexicon)
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,14 @@ class CorrectionContext:
         corrections has a line for it."""
         reviewed = review(asked, answers, self.similarity, self.config, round)
         if self.config.rewrite == "random":
-            reviewed = at_random(reviewed, self.seed)
+            reviewed = choose_at_random(reviewed, self.seed)
         if self.config.replay is None or self.config.corrector == "replay":
             return reviewed
-        return first_from(ReplayCorrector(self.config.replay), reviewed, asked, self.source.lexicon)
+        return replay_corrections(ReplayCorrector(self.config.replay), reviewed, asked, self.source.lexicon)
 
     def correct_answers(self, asked: Sequence[Sample], reviewed: Sequence[Correction], title: str) -> list[Correction]:
         """Reviewed answers, the wrong ones corrected."""
-        total = sum(map(to_do, reviewed))
+        total = sum(map(needs_rewrite, reviewed))
         with self.open_corrector(asked) as corrector, progress(total, title, "answers") as step:
             return correct(reviewed, asked, corrector, self.source.lexicon, step)
 

@@ -23,7 +23,7 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
     return load(stage / "model", open_image)
 
 
-def scorer_of(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
+def make_scorer(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
     """The scorer that a config names; `clip` is the folder of that stage, if the run has it."""
     if config.scorer == "clip":
         assert clip

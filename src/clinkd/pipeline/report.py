@@ -27,8 +27,8 @@ from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
-from clinkd.reporting.tables import BY_SOURCE, RetestResult, effect_table, read_table, table_json, tabulate
-from clinkd.scoring.baselines import IMAGES_SHUFFLED, image_blind_baselines
+from clinkd.reporting.tables import BY_SOURCE, RetestResult, describe_scores, effect_table, read_table, tabulate_scores
+from clinkd.scoring.baselines import IMAGES_SHUFFLED, make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.score import score_predictions
@@ -53,7 +53,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     baselines = _collect_baselines(work, train, test)
     scored = score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions)
     scores, gains = scored.scores(), scored.gains()
-    tables = tabulate(scores, gains)
+    tables = tabulate_scores(scores, gains)
     if len({s.source for s in test}) > 1:
         tables.append(replace(scored.by_source(), key=BY_SOURCE))
     figures, rules = scored.each(), Rules(config.evaluate.iou, lexicon)
@@ -69,7 +69,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
-    write_json(work.folder / SCORES, table_json(scores, {}, gains))
+    write_json(work.folder / SCORES, describe_scores(scores, {}, gains))
     stages = {**trace_lineage(work.inputs), **work.inputs}
     _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 
@@ -236,7 +236,7 @@ def _collect_baselines(
 ) -> dict[str, list[Prediction]]:
     """The image-blind baselines' answers to the test questions at hand: a small run in a trial was asked others with
     shuffled images."""
-    baselines = image_blind_baselines(train, test)
+    baselines = make_image_blind_baselines(train, test)
     if "shuffle" in work.inputs:
         ids = {s.id for s in test}
         baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(work.inputs["shuffle"]) if p.id in ids]

@@ -201,7 +201,7 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
     rows.append(("average", _spell_number(value), "", *[""] * len(modalities)))
     if value is None:
         notes.append("average: over a task that was not computed there is none")
-    notes.append("blind: the best of the twins that do not see the image; cells are score/blind, x100")
+    notes.append("blind: the best of the baselines that do not see the image; cells are score/blind, x100")
     return Table(title, ("task", "score", "blind", *modalities), tuple(rows), tuple(notes))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from clinkd import distributed
-from clinkd.clip.captions import captioned
+from clinkd.clip.captions import make_captioned_views
 from clinkd.clip.model import ImageTextModel, new_tiny_clip, train_clip
 from clinkd.config import (
     AnswerConfig,
@@ -28,7 +28,7 @@ from clinkd.config import (
     SelectConfig,
     TeacherConfig,
 )
-from clinkd.correction.correctors import fed_back
+from clinkd.correction.correctors import make_corrected_samples
 from clinkd.correction.review import review
 from clinkd.correction.summary import summary
 from clinkd.data import phantoms
@@ -41,7 +41,7 @@ from clinkd.inference import answer as answer_samples
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
 from clinkd.model.vision import VisionPretrainer
-from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, texts_of
+from clinkd.model.vlm import VisionLanguageModel, load, new_tiny, spell_samples
 from clinkd.objectives import CrossEntropy, Distillation
 from clinkd.pipeline.correcting import (
     ANSWERS,
@@ -52,10 +52,10 @@ from clinkd.pipeline.correcting import (
 )
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import POINTER, load_model, scorer_of
+from clinkd.pipeline.models import POINTER, load_model, make_scorer
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
-from clinkd.scoring.baselines import IMAGES_SHUFFLED, images_shuffled
+from clinkd.scoring.baselines import IMAGES_SHUFFLED, shuffle_images
 from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
 from clinkd.training import (
     FeatureCache,
@@ -64,10 +64,10 @@ from clinkd.training import (
     StoredTeacher,
     Teacher,
     cache_features,
-    finished,
     fit,
-    identity_of,
-    store,
+    identify_store,
+    is_store_full,
+    store_teacher,
 )
 
 ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}
@@ -110,7 +110,7 @@ def base(work: StageInputs, config: ModelConfig) -> None:
     """Make the model before any training: random weights, or a check that pretrained weights load with the knobs."""
     if config.base is None:
         train = work.samples("train")
-        model = new_tiny(config, texts_of(train, config), work.seed, work.open_image).to(work.device)
+        model = new_tiny(config, spell_samples(train, config), work.seed, work.open_image).to(work.device)
         if config.tiny.pretrain:
             model = _pretrain(work, model, make_bare_pairs(train), config.tiny.pretrain)
         work.save(model)
@@ -207,16 +207,16 @@ def _open_teacher(
     if config.teacher_as == "live":
         return LiveTeacher(work.model("teacher"))
     folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / "model"
-    identity = identity_of(
+    identity = identify_store(
         config.teacher_as, samples, teacher_folder, student,
         temperature=config.temperature, draws=config.draws, seed=work.seed,
     )  # fmt: skip
 
     def store_outputs() -> None:
-        if not finished(folder):
+        if not is_store_full(folder):
             rows, model = config.fit.rows // config.fit.accumulate, work.model("teacher")
             with _record_seconds(work, "stored_samples", len(samples)):
-                store(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
+                store_teacher(folder, model, samples, identity, title="store the teacher", rows_a_pass=rows)
 
     distributed.on_main_process(store_outputs)
     work.record("stored_teacher", {"bytes": folder_bytes(folder)})
@@ -254,7 +254,7 @@ def reflect(
     kd_teacher = LiveTeacher(work.model("teacher")) if config.objective == "distill" else None
     work.fit(
         model,
-        [*train, *fed_back(questions, corrections)],
+        [*train, *make_corrected_samples(questions, corrections)],
         config.fit,
         f"reflect {number}",
         objective=Distillation(distill.kd_weight, distill.temperature) if kd_teacher and distill else CrossEntropy(),
@@ -306,7 +306,7 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
         ImageTextModel.load(config.base, work.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
         return
-    kinds = captioned(work.samples("train"), config.grounding != "text", work.seed)
+    kinds = make_captioned_views(work.samples("train"), config.grounding != "text", work.seed)
     kinds = [kind for kind in kinds if len(kind) > 1]
     if not kinds:
         raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
@@ -365,7 +365,7 @@ def select(work: StageInputs, config: SelectConfig) -> None:
 def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     """Let the final model answer each test question with another image. This baseline does not see the image of the
     question, but knows all that the model has learnt."""
-    questions = images_shuffled(work.samples("test"))
+    questions = shuffle_images(work.samples("test"))
     if not questions:  # a single image
         return write_lines(work.folder / PREDICTIONS, [])
     model = work.model(previous)
@@ -410,7 +410,7 @@ class StageInputs:
         return model
 
     def scorer(self, config: SelectConfig) -> Scorer:
-        return scorer_of(config, self.inputs.get("clip"), self.open_image, self.lexicon, self.seed)
+        return make_scorer(config, self.inputs.get("clip"), self.open_image, self.lexicon, self.seed)
 
     def answer(
         self, model: VisionLanguageModel, questions: Sequence[Sample], config: AnswerConfig, file: str, author: str,

@@ -1,6 +1,6 @@
 """Conversations with an OpenAI-compatible endpoint: what may leave, what it costs, and what comes back."""
 
-from clinkd.remote.chat import Chat, Message, Reply, client, spelled, user_message
+from clinkd.remote.chat import Chat, Message, Reply, encode_body, make_client, user_message
 from clinkd.remote.journal import NANO, Journal, Ledger, OverBudget
 from clinkd.remote.scrub import Masked, PlainPage, Scrubber, common_words
 
@@ -15,8 +15,8 @@ __all__ = [
     "PlainPage",
     "Reply",
     "Scrubber",
-    "client",
     "common_words",
-    "spelled",
+    "encode_body",
+    "make_client",
     "user_message",
 ]

@@ -68,7 +68,7 @@ class Chat:
         self._stopped = threading.Event()
         self._reason: BadInput | None = None
         self._free_at = 0.0  # on the monotonic clock: the server asked for no call before
-        self._client = client(config)
+        self._client = make_client(config)
 
     # -- bodies of calls ----------------------------------------------------------------------------------------------
 
@@ -90,17 +90,17 @@ class Chat:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    def most(self, body: Mapping[str, Any]) -> int:
+    def maximum_cost(self, body: Mapping[str, Any]) -> int:
         """The maximum cost of a call in nano-dollars: no token of a text is shorter than a byte."""
         parts = [part for m in body["messages"] if not isinstance(m["content"], str) for part in m["content"]]
         pictures = sum(part["type"] == "image_url" for part in parts)
-        sent = len(spelled(body)) + _OVERHEAD_TOKENS * len(body["messages"]) + _PICTURE_TOKENS * pictures
+        sent = len(encode_body(body)) + _OVERHEAD_TOKENS * len(body["messages"]) + _PICTURE_TOKENS * pictures
         return self._price(sent, self.config.max_tokens * self.config.candidates)
 
     def _price(self, sent: int, written: int) -> int:
         return math.ceil((sent * self._input_price + written * self._output_price) * NANO / _MILLION)
 
-    def unpaid(self, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    def unpaid_bodies(self, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The bodies that would really be sent, each once: the journal has the replies to the others."""
         body_by_key = {key_of(b): b for b in bodies}
         return [b for key, b in body_by_key.items() if self.journal.reply(key) is None and not self._is_skipped(key)]
@@ -158,7 +158,7 @@ class Chat:
         self._wait_for_the_server()
         if self._stopped.is_set():
             raise self._reason or self._stop("stopped")
-        reserve = self.most(body)
+        reserve = self.maximum_cost(body)
         self._reserve(key, reserve)
         outcome = self._call(body)
         if isinstance(outcome, _Done):
@@ -189,7 +189,7 @@ class Chat:
         from openai.types.chat import ChatCompletion
 
         try:  # the client's own method would reorder the body, and what is sent must be what was shown
-            completion = self._client.post("/chat/completions", content=spelled(body), cast_to=ChatCompletion)
+            completion = self._client.post("/chat/completions", content=encode_body(body), cast_to=ChatCompletion)
             reply = json.dumps([{"text": c.message.content, "end": c.finish_reason} for c in completion.choices])
             return _Done(reply, _read_token_counts(completion.usage))
         except openai.APIStatusError as error:
@@ -297,10 +297,10 @@ def _read_token_counts(usage: Any) -> tuple[int, int] | None:
 
 def key_of(body: Mapping[str, Any]) -> str:
     """The key of a call in the journal: a hash of model, prompt and parameters."""
-    return hashlib.sha256(spelled(body)).hexdigest()
+    return hashlib.sha256(encode_body(body)).hexdigest()
 
 
-def spelled(body: Mapping[str, Any]) -> bytes:
+def encode_body(body: Mapping[str, Any]) -> bytes:
     """The bytes of a body as they are sent."""
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
@@ -337,7 +337,7 @@ def _host(config: ChatConfig) -> str:
     return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
 
 
-def client(config: ChatConfig) -> OpenAI:
+def make_client(config: ChatConfig) -> OpenAI:
     """Open the library's client. Raises BadInput for an address that may not be used, and if no key is set."""
     url = config.base_url or ""
     try:

@@ -131,7 +131,7 @@ def compare_answers(ours: ComparedAnswers, theirs: ComparedAnswers, replicates: 
     mine, others = _require_chosen_answers(ours), _require_chosen_answers(theirs)
     config = EvaluateConfig(iou=ours.rules.iou, replicates=replicates)
     scored = score_predictions(ours.samples, mine, {_THEIRS: others}, ours.rules.lexicon, config)
-    metrics = {task: primary for task in Task if (primary := scored.headline(task))}
+    metrics = {task: primary for task in Task if (primary := scored.find_primary_metric(task))}
     differences = [
         d
         for task in metrics
@@ -170,7 +170,7 @@ def _require_chosen_answers(side: ComparedAnswers) -> list[Prediction]:
 
 def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[MetricDifference]:
     exchanges = EXCHANGES if scored.replicates >= 2 else 0
-    paired = scored.apart(task, metric, MODEL, _THEIRS, [s.modality for s in scored.samples], exchanges)
+    paired = scored.compare_rows(task, metric, MODEL, _THEIRS, [s.modality for s in scored.samples], exchanges)
     if paired is None:
         return []
     differences = []
@@ -185,11 +185,11 @@ def _compare_metric(scored: ScoredAnswers, task: Task, metric: str) -> list[Metr
 
 def _test_by_permutation(difference: PairedDifference, k: int) -> tuple[float | None, float | None]:
     """p, and the smallest difference."""
-    if difference.exchanged is None or difference.drawn is None:
+    if difference.permuted is None or difference.replicates is None:
         return None, None
-    observed, permuted = abs(difference.ours[k] - difference.theirs[k]), np.abs(difference.exchanged[:, k])
+    observed, permuted = abs(difference.ours[k] - difference.theirs[k]), np.abs(difference.permuted[:, k])
     p = (1 + int((permuted >= observed - 1e-12).sum())) / (1 + len(permuted))
-    spread = float(np.nanstd(difference.drawn[:, k]))
+    spread = float(np.nanstd(difference.replicates[:, k]))
     factor = 100 * (NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER))
     return p, factor * spread if spread > 0 else None  # what never varied says nothing of how it might
 

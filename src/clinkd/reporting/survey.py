@@ -57,7 +57,7 @@ def write_survey_page(findings: Findings, path: Path) -> None:
 
 def _describe_reading(findings: Findings) -> list[str]:
     opened = "every image was opened and decoded" if findings.root else "images were not opened"
-    return [opened, *(f"{count:,} {reason}" for reason, count in findings.told.most_common())]
+    return [opened, *(f"{count:,} {reason}" for reason, count in findings.notes.most_common())]
 
 
 def _render_row_errors(findings: Findings) -> list[Html]:

@@ -51,7 +51,7 @@ class ScoreIndex:
         present = {m for r, t, k, m in self._score_by_key if (r, t, k) == (MODEL, task, metric)}
         return [m for m in Modality if m in present]
 
-    def twins(self) -> list[str]:
+    def baselines(self) -> list[str]:
         return list(dict.fromkeys(r for r, _, _, _ in self._score_by_key if not is_choice(r)))
 
     def choices(self) -> list[str]:
@@ -61,7 +61,7 @@ class ScoreIndex:
 
     def best_baseline(self, task: Task, metric: str, modality: Modality | None = None) -> str | None:
         """The name of the best image-blind baseline; None if none was computed."""
-        values = {t: v for t in self.twins() if (v := self.value(t, task, metric, modality)) is not None}
+        values = {t: v for t in self.baselines() if (v := self.value(t, task, metric, modality)) is not None}
         return max(values, key=lambda t: values[t], default=None)
 
     def blind(self, task: Task, metric: str, modality: Modality | None = None) -> float | None:
@@ -87,7 +87,7 @@ class ScoreIndex:
 # ---- for a program --------------------------------------------------------------------------------------------------
 
 
-def table_json(
+def describe_scores(
     scores: Sequence[Score], wall_seconds: Mapping[str, float], gains: Sequence[Gain] = ()
 ) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
@@ -128,7 +128,7 @@ def _describe_task(score_index: ScoreIndex, task: Task, metric: str) -> dict[str
     mean = _describe_figure(score_index, task, metric, None)
     why = {"why": mean.pop("why")} if "why" in mean else {}
     blind_by_row = {
-        t: score_index.value(t, task, metric) for t in score_index.twins() if score_index.get(t, task, metric)
+        t: score_index.value(t, task, metric) for t in score_index.baselines() if score_index.get(t, task, metric)
     }
     modalities = {m.value: _describe_figure(score_index, task, metric, m) for m in score_index.modalities(task, metric)}
     return {"metric": metric, **mean, "blind_by": blind_by_row, "by_modality": modalities, **why}
@@ -151,7 +151,7 @@ def _describe_figure(score_index: ScoreIndex, task: Task, metric: str, modality:
 # ---- for people -----------------------------------------------------------------------------------------------------
 
 
-def tabulate(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
+def tabulate_scores(scores: Sequence[Score], gains: Sequence[Gain] = ()) -> list[Table]:
     """Tables of scores: overall, by modality, outside the paper's eight modalities and the gains of selection (where
     there are any), every metric, and flaws."""
     score_index = ScoreIndex(scores)
@@ -181,7 +181,7 @@ def _tabulate_overall(score_index: ScoreIndex) -> Table:
         ("  95 % interval", *map(_format_interval, model_scores), MISSING),
         ("Best blind baseline", *(as_cell(b, NOT_COMPUTED) for b in best_blind), as_cell(blind_average)),
         ("  Model above it", *map(format_signed, differences), MISSING),
-        *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.twins()),
+        *(_build_score_row(score_index, t, f"  Blind: {t}", columns) for t in score_index.baselines()),
         _build_score_row(score_index, FIRST_BEAM, "First beam, no selection", columns),
         _build_score_row(score_index, ORACLE, "Best candidate (oracle)", columns),
     ]
@@ -307,7 +307,7 @@ def format_signed(value: float | None) -> str:
 
 
 def _tabulate_metrics(score_index: ScoreIndex) -> Table:
-    rows = (MODEL, FIRST_BEAM, ORACLE, *score_index.twins())
+    rows = (MODEL, FIRST_BEAM, ORACLE, *score_index.baselines())
     lines = []
     for task in Task:
         for metric in score_index.metrics(task):
@@ -317,7 +317,7 @@ def _tabulate_metrics(score_index: ScoreIndex) -> Table:
             cells = (_format_score(score_index.get(row, task, metric)) for row in rows)
             count = str(model_score.count if model_score else 0)
             lines.append((f"{task.value} {metric}", count, _format_interval(model_score), *cells))
-    titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in score_index.twins()))
+    titles = ("Model", "First beam", "Oracle", *(f"Blind: {t}" for t in score_index.baselines()))
     notes = ("x100, mean over modalities. Intervals: bootstrap by image (patient where known).",)
     return Table("Every metric", ("", "Questions", "95 %", *titles), tuple(lines), notes)
 

@@ -38,7 +38,7 @@ Kind = tuple[Task, Modality]
 T = TypeVar("T")
 
 
-def image_blind_baselines(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
+def make_image_blind_baselines(train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, list[Prediction]]:
     """One list of predictions for each baseline, for the test samples to which it applies; deterministic. "images
     shuffled" is not included: it needs a model (`images_shuffled`).
 
@@ -108,7 +108,7 @@ def _make_prediction(sample: Sample, answer: BoxedText, by: str) -> Prediction:
 # ---- another image --------------------------------------------------------------------------------------------------
 
 
-def images_shuffled(test: Sequence[Sample]) -> list[Sample]:
+def shuffle_images(test: Sequence[Sample]) -> list[Sample]:
     """Each question with an image of another group, of the same task and modality; questions without such an image are
     left out. A model's answers to these are the baseline "images shuffled"."""
     return [replace(s, images=other.images) for of in _group_by_kind(test).values() for s, other in _pair_groups(of)]

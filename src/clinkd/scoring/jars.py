@@ -30,12 +30,12 @@ _LOOK_SECONDS = 0.2  # between two updates of a download's progress
 
 def jars_identity() -> str | None:
     """The `version` of the installed jars; None where none are installed."""
-    return None if trouble() else version()
+    return None if find_problem() else version()
 
 
 def class_path() -> str:
     """The class path for Java. Raises NotComputed where a jar is missing or is not the pinned one."""
-    if reason := trouble():
+    if reason := find_problem():
         raise NotComputed(
             f"SPICE: {reason}; `clinkd spice install` fetches its jars (387 MB), or takes them --from DIR; "
             "then evaluate again"
@@ -53,7 +53,7 @@ def folder() -> Path:
     return cache_folder() / "spice" / f"jars-{version()}"
 
 
-def trouble() -> str | None:
+def find_problem() -> str | None:
     """Why the fetched jars cannot be used; None where they can."""
     place = folder()
     if not place.is_dir():
@@ -77,7 +77,7 @@ def install(source: Path | None = None) -> bool:
     Returns False where they are installed already. It continues a download that was stopped. Raises BadInput naming
     the file that is missing or not the pinned one, or with Maven's own message.
     """
-    if trouble() is None:
+    if find_problem() is None:
         return False
     if folder().is_dir():
         shutil.rmtree(folder())  # damaged

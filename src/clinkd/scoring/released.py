@@ -50,7 +50,7 @@ class ReleasedRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class ReleasedLines:
     """A file of answers: its good rows, and the others, each with its error."""
 
     file: Path
@@ -62,14 +62,14 @@ class Lines:
         """The good rows, as the scripts read them."""
         return [line.answered for line in self.good]
 
-    def without(self, faults: Iterable[tuple[ReleasedRow, FieldError]]) -> Lines:
+    def without(self, faults: Iterable[tuple[ReleasedRow, FieldError]]) -> ReleasedLines:
         """The same lines, with these rows among the bad ones."""
         results = {
             line.number: make_error_result(self.file, line.number, fault, line.raw, {"id": line.answered.id or "?"})
             for line, fault in faults
         }
         bad = [*self.bad, *((r.problem, r.raw) for r in results.values() if r.problem)]
-        return Lines(self.file, [line for line in self.good if line.number not in results], bad)
+        return ReleasedLines(self.file, [line for line in self.good if line.number not in results], bad)
 
     def demand(self) -> None:
         """Raises BadInput with the first bad row, and the number of others."""
@@ -89,7 +89,7 @@ class Lines:
         return len(self.bad)
 
 
-def read_lines(file: Path) -> Lines:
+def read_lines(file: Path) -> ReleasedLines:
     """The rows of JSON lines or of a JSON list. Raises BadInput where the file is absent, empty or neither."""
     good: list[ReleasedRow] = []
     bad: list[tuple[RowError, Any]] = []
@@ -102,7 +102,7 @@ def read_lines(file: Path) -> Lines:
                 row = make_error_result(row.file, row.number, fault, row.raw, row.value)
         assert row.problem
         bad.append((row.problem, row.raw))
-    return Lines(file, good, bad)
+    return ReleasedLines(file, good, bad)
 
 
 def _read_row(row: SourceRow) -> ReleasedRow:
@@ -130,7 +130,7 @@ def _read_row(row: SourceRow) -> ReleasedRow:
 # ---- strict ---------------------------------------------------------------------------------------------------------
 
 
-class Questions(NamedTuple):
+class ReleasedQuestions(NamedTuple):
     """Rows as samples with predictions, the lexicon to judge class names by, and notes on the reading, counted."""
 
     samples: list[Sample]
@@ -139,17 +139,17 @@ class Questions(NamedTuple):
     told: Counter[str]
 
 
-def truth_faults(lines: Lines, task: Task, codec: Codec) -> list[tuple[ReleasedRow, FieldError]]:
+def find_unreadable_truths(lines: ReleasedLines, task: Task, codec: Codec) -> list[tuple[ReleasedRow, FieldError]]:
     """Rows whose truth the declared codec cannot read; they cannot be scored strictly."""
     faults = []
     for line in lines.good if task is Task.VG else ():
-        if unread := _read_boxed(line.answered.annotation, task, codec).unread:
+        if unread := _read_boxed(line.answered.annotation, task, codec).unparsed_boxes:
             why = f"no box that --boxes {codec.name} can read; correct it, or declare another"
             faults.append((line, FieldError("annotation", unread[0], why)))
     return faults
 
 
-def questions(lines: Lines, task: Task, codec: Codec, by: str) -> Questions:
+def read_questions(lines: ReleasedLines, task: Task, codec: Codec, by: str) -> ReleasedQuestions:
     """Samples and predictions for the strict scores. The declared codec reads the truth, in any spelling.
 
     Answers keep all their text except special tokens. Where most answers end with an end token, a length limit has cut
@@ -181,13 +181,13 @@ def questions(lines: Lines, task: Task, codec: Codec, by: str) -> Questions:
         )
         answer = _read_boxed(row.response, task, codec)
         truncated = most_have_end and not complete
-        candidate = Candidate(row.response, answer.answer, unread=answer.unread, truncated=truncated)
+        candidate = Candidate(row.response, answer.answer, unread=answer.unparsed_boxes, truncated=truncated)
         predictions.append(Prediction(name, (candidate,), by=by))
     notes["answers without an end token where most have one, taken as cut"] += sum(
         p.answer.truncated for p in predictions
     )
     classes = (n for s in samples for n in s.names) if task is Task.ROC else ()
-    return Questions(samples, predictions, Lexicon(tuple(dict.fromkeys(classes))), +notes)
+    return ReleasedQuestions(samples, predictions, Lexicon(tuple(dict.fromkeys(classes))), +notes)
 
 
 def _drop_special_tokens(text: str) -> str:

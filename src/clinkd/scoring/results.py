@@ -39,7 +39,7 @@ class MatchedPredictions(NamedTuple):
     """A prediction for each sample, in their order, and notes on the reading, counted."""
 
     predictions: list[Prediction]
-    told: Counter[str]
+    notes: Counter[str]
 
 
 def read_results(

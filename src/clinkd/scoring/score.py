@@ -60,13 +60,13 @@ class PairedDifference:
     answers: tuple[int, ...]  # [K + 1]
     ours: Counts  # [K + 1]
     theirs: Counts  # [K + 1]
-    drawn: Counts  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
-    exchanged: Counts | None  # [P, K + 1] differences after the rows swap their answers in random groups
+    replicates: Counts  # [R, K + 1] differences in bootstrap replicates; both rows use the same images
+    permuted: Counts | None  # [P, K + 1] differences after the rows swap their answers in random groups
 
     @property
     def interval(self) -> list[tuple[float, float] | None]:
         """[K + 1] 95 % intervals of ours - theirs, x100."""
-        return [_scale_interval(ends) for ends in _compute_percentiles(self.drawn)]
+        return [_scale_interval(ends) for ends in _compute_percentiles(self.replicates)]
 
     def at(self, key: str) -> _KeyDifference | None:
         """The difference for one key; None where the two rows share no answers."""
@@ -185,13 +185,13 @@ class ScoredAnswers:
         baselines = [name for name in dict.fromkeys(r.row for r in self.rows) if not is_choice(name)]
         lines: list[tuple[str, ...]] = []
         for task in Task:
-            if metric := self.headline(task):
+            if metric := self.find_primary_metric(task):
                 lines += self._make_source_lines(task, metric, sources, baselines)
-        heads = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind twin", "Which")
+        heads = ("Task", "Source", "Metric", "Questions", "Model", "95 %", "Best blind baseline", "Which")
         columns = (*heads, "Above it", "95 % of that", *(f"Blind: {t}" for t in baselines))
         notes = (
             "x100 over the questions of a source; intervals by bootstrap over patients or images, of the difference to "
-            "the best twin in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
+            "the best baseline in pairs: where it spans 0, nothing is known to be seen in the images of the source.",
         )
         return Table("By source", columns, tuple(lines), notes)
 
@@ -203,7 +203,9 @@ class ScoredAnswers:
         place = row.measure.metrics.index(metric)
         figures = self._estimate_figures(row, sources, self._bootstrap_figures(row, sources))
         apart = {
-            baseline: both for baseline in baselines if (both := self.apart(task, metric, MODEL, baseline, sources))
+            baseline: both
+            for baseline in baselines
+            if (both := self.compare_rows(task, metric, MODEL, baseline, sources))
         }
         for source in sorted(key for key in figures if key is not None):
             figure = figures[source]
@@ -217,7 +219,7 @@ class ScoredAnswers:
             blind = (_spell_figure(pairs[baseline].theirs) if baseline in pairs else "-" for baseline in baselines)
             yield (task.value, source, metric, str(figure.answers), *cells, *above, *blind)
 
-    def headline(self, task: Task) -> str | None:
+    def find_primary_metric(self, task: Task) -> str | None:
         """The metric by which a task is compared: its primary metric, or what replaces it where it was not computed."""
         results = (m for m in list_stand_ins(task) if (row := self._find_row(MODEL, task, m)) and row.judged)
         return next(results, None)
@@ -226,7 +228,7 @@ class ScoredAnswers:
         mine = (r for r in self.rows if (r.row, r.task) == (row, task) and metric in r.measure.metrics)
         return next((r for r in mine if r.counts is not None), None)
 
-    def apart(
+    def compare_rows(
         self, task: Task, metric: str, row: str, other: str, keys: Sequence[str], exchanges: int = 0
     ) -> PairedDifference | None:
         """`row` compared with `other`, by key of a sample; None where one was not computed, or no sample is shared.
@@ -260,8 +262,8 @@ class ScoredAnswers:
             answers=(*answers[has_answers].tolist(), int(answers.sum())),
             ours=figures(sums[0])[kept],
             theirs=figures(sums[1])[kept],
-            drawn=(drawn[0] - drawn[1])[:, kept, column],
-            exchanged=None if exchanged is None else exchanged[:, kept],
+            replicates=(drawn[0] - drawn[1])[:, kept, column],
+            permuted=None if exchanged is None else exchanged[:, kept],
         )
 
     def _permute_answers(
@@ -380,9 +382,9 @@ def score_predictions(
     items = _UniqueAnswers(samples)
     picks = _choose_candidates(items, answered)
     for name, rows in baselines.items():
-        assert not is_choice(name), f"{name!r} is no blind twin's name"
+        assert not is_choice(name), f"{name!r} is no name of a blind baseline"
         picks[name] = {
-            i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"twin {name!r}").items()
+            i: items.place(i, p, p.chosen) for i, p in _index_predictions(rows, place, f"baseline {name!r}").items()
         }
     candidates = {i: [items.place(i, p, c) for c in range(len(p.candidates))] for i, p in answered.items()}
     with CaptionScorer.opened(captions) as scorer:

@@ -324,7 +324,7 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         limit: int = Query(20, ge=1, le=100),
     ) -> schemas.CorrectionPage:
         """The wrong answers of a round, with their rewrites and a person's decisions."""
-        by_state = {"all": await asyncio.to_thread(review.of_round, round)}
+        by_state = {"all": await asyncio.to_thread(review.list_answers, round)}
         by_state["open"] = [r for r in by_state["all"] if r.decided is None]
         by_state["decided"] = [r for r in by_state["all"] if r.decided is not None]
         total, num_open, num_decided = (len(by_state[name]) for name in (state, "open", "decided"))

@@ -86,7 +86,7 @@ class RequestHandler:
                     }
                     for n, (c, weight, likeness) in enumerate(candidates)
                 ],
-                "support": consistency.support,
+                "support": consistency.value,
                 "uncertain": consistency.uncertain,
                 "why": consistency.why,
                 "reordered": reordered,
@@ -115,7 +115,7 @@ class CompletedRequest:
 
     @property
     def usage(self) -> schemas.Usage:
-        prompt, completion = self.result.answer.asked_tokens, self.result.answer.said_tokens
+        prompt, completion = self.result.answer.prompt_tokens, self.result.answer.answer_tokens
         return schemas.Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 

@@ -207,7 +207,7 @@ class Engine:
 
     def _decode(self, batch: Sequence[_QueuedRequest], questions: Sequence[Question], config: AnswerConfig) -> None:
         assert self.answerer
-        writing = self.answerer.answering(questions, config)
+        writing = self.answerer.stream_answers(questions, config)
         try:
             while any(t.waits for t in batch):
                 drafts, now = next(writing), time.monotonic()

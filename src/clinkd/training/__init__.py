@@ -2,9 +2,9 @@
 
 from clinkd.training.feature_cache import FeatureCache, cache_features
 from clinkd.training.fit import FitRun, Fitted, fit
-from clinkd.training.stored import StoredTeacher, identity_of, store
+from clinkd.training.stored import StoredTeacher, identify_store, store_teacher
 from clinkd.training.teachers import LiveTeacher, Teacher
-from clinkd.training.tensor_store import finished
+from clinkd.training.tensor_store import is_store_full
 
 __all__ = [
     "FeatureCache",
@@ -14,8 +14,8 @@ __all__ = [
     "StoredTeacher",
     "Teacher",
     "cache_features",
-    "finished",
     "fit",
-    "identity_of",
-    "store",
+    "identify_store",
+    "is_store_full",
+    "store_teacher",
 ]

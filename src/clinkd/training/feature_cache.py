@@ -18,7 +18,7 @@ from torch import Tensor
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.records import BadInput, ImageRef
 from clinkd.storage import Advance, folder_bytes, free_bytes, spell_bytes
-from clinkd.training.tensor_store import Filled, TensorStore, finished
+from clinkd.training.tensor_store import Filled, TensorStore, is_store_full
 
 IMAGES_A_FILE = 64  # the most that a kill can lose: a hundred megabytes of a 2B model
 PREPARED_BY = (
@@ -38,7 +38,7 @@ def cache_features(folder: Path, model: VisionLanguageModel, images: Iterable[Im
     files = {f"images-{number:05d}.safetensors": part for number, part in enumerate(parts)}
     sizes = {name: math.prod(model.images.grid(ref)) for name, ref in refs.items()}
     needed = sum(sizes.values()) * model.head.weight_VH.shape[1] * model.dtype.itemsize
-    if not finished(folder):
+    if not is_store_full(folder):
         _demand_space(folder, needed, len(refs))
 
     def make(file: str, advance: Advance) -> Filled:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import FitConfig
-from clinkd.model.encode import TokenCount, rows_of
+from clinkd.model.encode import TokenCount, group_by_images
 from clinkd.records import BadInput, Sample
 from clinkd.storage import JsonLines
 from clinkd.training.teachers import Learner
@@ -26,7 +26,7 @@ def rows_within(
     BadInput also if no token would be left for an image.
     """
     if not config.max_tokens:
-        return rows_of(samples)
+        return group_by_images(samples)
     lengths = _count_tokens(model, samples)
     long = [s for s in samples if lengths[s.id].whole > config.max_tokens]
     if long and config.overlong == "error":
@@ -43,7 +43,7 @@ def rows_within(
         samples = [s for s in samples if s.id not in dropped]
     elif long:
         lengths = _count_tokens(model, samples)
-    return [part for row in rows_of(samples) for part in _split_row(row, lengths, config.max_tokens)]
+    return [part for row in group_by_images(samples) for part in _split_row(row, lengths, config.max_tokens)]
 
 
 def _count_tokens(model: Learner, samples: Sequence[Sample]) -> dict[str, TokenCount]:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clinkd.model.encode import Batch, rows_of, template_identity
+from clinkd.model.encode import Batch, group_by_images, template_identity
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.objectives import HiddenStateTargets, SampledTargets
 from clinkd.records import BadInput, Sample
@@ -60,7 +60,7 @@ class Identity:
     seed: int | None = None
 
 
-def identity_of(  # noqa: PLR0913
+def identify_store(  # noqa: PLR0913
     kind: Kind,
     samples: Sequence[Sample],
     teacher: Path,
@@ -100,7 +100,7 @@ def tensor_store(folder: Path, identity: Identity) -> TensorStore:
     return TensorStore(folder, "the stored teacher", asdict(identity))
 
 
-def store(
+def store_teacher(
     folder: Path,
     teacher: VisionLanguageModel,
     samples: Sequence[Sample],
@@ -131,7 +131,7 @@ def store(
 def _plan_files(samples: Sequence[Sample], kind: Kind) -> dict[str, Shard]:
     """The files of a store and the samples of each; the head has none."""
     shards: list[Shard] = [[]]
-    for row in rows_of(_sort_samples(samples)):
+    for row in group_by_images(_sort_samples(samples)):
         if sum(map(len, shards[-1])) >= SHARD_SAMPLES:
             shards.append([])
         shards[-1].append(row)

@@ -45,7 +45,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def finished(folder: Path) -> bool:
+def is_store_full(folder: Path) -> bool:
     """Whether a store is full."""
     return (folder / MANIFEST).is_file()
 
@@ -92,7 +92,7 @@ class TensorStore:
 
         Raises BadInput if the store is not full, was made from something else (which it names), or is damaged.
         """
-        if finished(self.folder):  # otherwise the manifest's own error says what is wrong
+        if is_store_full(self.folder):  # otherwise the manifest's own error says what is wrong
             self.demand_same(self.about)
         Manifest.verify(self.folder, self.owner)
         return {line["id"]: line["items"] for line in JsonLines(self.folder / INDEX).read()}

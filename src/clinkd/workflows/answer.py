@@ -51,7 +51,7 @@ class Answers:
     lexicon: Lexicon
     train: Sequence[Sample] = ()
     root: Path | None = None
-    told: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ class TestSet:
     root: Path
     pictured: bool  # its images were opened, so they exist
     names: CocoNames | None
-    told: Counter[str]
+    notes: Counter[str]
 
     __test__ = False  # no test, whatever its name says to pytest
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         """In words."""
         return self.name if self.split == "all" else f"the {self.split} split of {self.name}"
 
@@ -80,7 +80,7 @@ class TestSet:
         lexicon = lexicon_of([*self.samples, *self.train])
         root = self.root if self.pictured else None
         return Answers(
-            system, self.what, source, self.samples, predictions, rows, lexicon, self.train, root, self.told
+            system, self.description, source, self.samples, predictions, rows, lexicon, self.train, root, self.notes
         )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def rows_of(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dic
     return {s.id: _as_row(s, p) for s, p in zip(samples, predictions, strict=True)}
 
 
-def answers_of(
+def collect_run_answers(
     system: str, test_set: str, samples: Sequence[Sample], predictions: Sequence[Prediction], lexicon: Lexicon,
     train: Sequence[Sample],
 ) -> Answers:  # fmt: skip
@@ -107,7 +107,7 @@ def lexicon_of(samples: Sequence[Sample]) -> Lexicon:
     return Lexicon(tuple(sorted(names)), *(tuple(sorted(values)) for values in words))
 
 
-def sha256_of(samples: Sequence[Sample]) -> str:
+def hash_samples(samples: Sequence[Sample]) -> str:
     """A hash of all fields of the questions and truths, in their order."""
     content = "".join(json.dumps(s.to_json(), sort_keys=True) for s in samples)
     return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
@@ -137,18 +137,18 @@ def read_released(
     spelled_as = _loose_codec(boxes)
     lines = released.read_lines(file)
     if "strict" in modes:
-        lines = lines.without(released.truth_faults(lines, task, spelled_as))
+        lines = lines.without(released.find_unreadable_truths(lines, task, spelled_as))
     if quarantine is None:
         lines.demand()
     aside = lines.set_aside(quarantine) if quarantine is not None and lines.bad else 0
     if not lines.good:
         raise BadInput(f"{file}: no row of it can be used, the first fault is {lines.bad[0][0]}")
-    read = released.questions(lines, task, spelled_as, file.name)
+    read = released.read_questions(lines, task, spelled_as, file.name)
     told = read.told + Counter({"bad rows, set aside": aside})
     rows = {s.id: row for s, row in zip(read.samples, lines.rows, strict=True)}
     source = {"kind": "released", "file": file.name, "boxes": boxes}
     name = system or file.stem
-    return Answers(name, file.name, source, read.samples, read.predictions, rows, read.lexicon, told=told)
+    return Answers(name, file.name, source, read.samples, read.predictions, rows, read.lexicon, notes=told)
 
 
 def _loose_codec(boxes: str) -> Codec:
@@ -180,8 +180,8 @@ def read_test_set(source: Source, split: Split | Literal["all"] = "test") -> Tes
 
 def read_answers(file: Path, test: TestSet, missing: Missing, least: float, system: str | None) -> Answers:
     """Answers to a test set from a file: one that a run wrote, or COCO results."""
-    results = read_results(file, EvaluationData(test.samples, test.what, test.names), missing, least)
-    test = replace(test, told=test.told + results.told)
+    results = read_results(file, EvaluationData(test.samples, test.description, test.names), missing, least)
+    test = replace(test, notes=test.notes + results.notes)
     return test.answered(system or file.stem, {"kind": "predictions", "file": file.name}, results.predictions)
 
 
@@ -194,7 +194,7 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
     Answers are kept in the folder `out` as they come; the same call goes on from there.
     """
     from clinkd.inference import rerank
-    from clinkd.pipeline.models import load_model, scorer_of
+    from clinkd.pipeline.models import load_model, make_scorer
     from clinkd.pipeline.prepared import read_data_source
 
     config = override(run.config, settings)
@@ -205,7 +205,7 @@ def answer_with_run(run: Run, test: TestSet, settings: Sequence[str], out: Path,
         clip = run.stage("clip") if config.select.scorer == "clip" else None
         lexicon = read_data_source(run.stage("prepare")).lexicon
         tasks = stage_record(run.stage("select"))["recorded"]["reordered_tasks"]
-        scorer = scorer_of(config.select, clip, open_image, lexicon, config.seed)
+        scorer = make_scorer(config.select, clip, open_image, lexicon, config.seed)
         predictions = rerank({s.id: s for s in test.samples}, predictions, scorer, tasks)
     source = {"kind": "run", "run": run.folder.name, "stage": last, "identity": identity}
     return test.answered(system or run.folder.name, source, predictions)
@@ -233,7 +233,7 @@ def _answer_here(model: Any, identity: str, config: RunConfig, test: TestSet, ou
     from clinkd.pipeline.machine import Machine
 
     device, knobs = Machine.of(config).ready(), config.answer.model_dump(mode="json", exclude={"batch"})
-    claim_folder(out, {"model": identity, "test_set": sha256_of(test.samples), "answer": knobs, "seed": config.seed})
+    claim_folder(out, {"model": identity, "test_set": hash_samples(test.samples), "answer": knobs, "seed": config.seed})
     predictions: list[Prediction] = answer(
         model.to(device).eval(), test.samples, config.answer, file=out / "answers.jsonl", by=identity,
         title="answer", seed=config.seed,
@@ -261,11 +261,11 @@ def ask_endpoint(config: ChatConfig, test: TestSet, runs: Path, pixels: Pixels |
     with _hosted(config, test, runs, pixels) as hosted:
         predictions = hosted.answer(test.samples, told)
     name = config.model or ""
-    told["questions that were asked without their image: a blind twin of the model"] += (
+    told["questions that were asked without their image: an image-blind baseline of the model"] += (
         0 if pixels else len(predictions)
     )
     source = {"kind": "endpoint", "model": name, "pixels": pixels or "none"}
-    test = replace(test, told=test.told + told)
+    test = replace(test, notes=test.notes + told)
     return test.answered(system or (name if pixels else f"{name}, blind"), source, predictions)
 
 

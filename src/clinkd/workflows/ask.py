@@ -14,13 +14,13 @@ from PIL import Image
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import open_image
-from clinkd.inference import Scorer, judged
+from clinkd.inference import Scorer, rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
-from clinkd.model.generate import PartialHypotheses, finished
+from clinkd.model.generate import PartialHypotheses, run_to_end
 from clinkd.model.vlm import VisionLanguageModel, load_foreign
 from clinkd.pipeline.graph import stage_record
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import load_model, scorer_of
+from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
@@ -53,8 +53,8 @@ class Answer(NamedTuple):
     prediction: Prediction
     self_consistency: SelfConsistency
     reordered: bool
-    asked_tokens: int
-    said_tokens: int
+    prompt_tokens: int
+    answer_tokens: int
 
 
 # The best beginnings of answers so far, by the number of the question; computed on request, since few steps are shown.
@@ -75,7 +75,7 @@ class Answerer:
     name: str
     config: RunConfig
     model: VisionLanguageModel
-    shown: _BatchPictures
+    pictures: _BatchPictures
     names: tuple[str, ...] = ()
     scorer: Scorer | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)  # by the run's `select`
@@ -90,7 +90,7 @@ class Answerer:
         answerer = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None
-            answerer.scorer = scorer_of(config.select, clip, shown.open, lexicon, config.seed)
+            answerer.scorer = make_scorer(config.select, clip, shown.open, lexicon, config.seed)
             answerer.recorded = stage_record(run.stage("select"))["recorded"]
         return answerer
 
@@ -112,10 +112,11 @@ class Answerer:
         _demand_words(text)
         size = self._box_frame(picture)
         question = self.model.codec.decode(text, size)
-        if question.unread:
+        if question.unparsed_boxes:
             example = self.model.codec.encode(BoxedText(BOX_MARK, (Box(0.25, 0.25, 0.5, 0.5),)), size)
             raise BadInput(
-                f"the question holds {question.unread[0]!r}, no box as this model spells them, for example {example}"
+                f"the question holds {question.unparsed_boxes[0]!r}, no box as this model spells them, "
+                f"for example {example}"
             )
         return question.answer
 
@@ -127,7 +128,7 @@ class Answerer:
     def _box_frame(self, picture: Image.Image | None) -> Size | None:
         return self.model.text.box_frame((ImageRef("picture", *picture.size),) if picture else ())
 
-    def answering(self, questions: Sequence[Question], how: AnswerConfig) -> Generator[Drafts, None, list[Answer]]:
+    def stream_answers(self, questions: Sequence[Question], how: AnswerConfig) -> Generator[Drafts, None, list[Answer]]:
         """Answers to a batch, a token a step; the last step returns them all. Closed early, it computes no more.
 
         An answer does not depend on the other questions. Raises BadInput for an image that cannot be opened.
@@ -140,12 +141,12 @@ class Answerer:
             ]
             return self._choose_answers(samples, predictions)
         finally:
-            self.shown.clear()
+            self.pictures.clear()
             self.model.images.forget()
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers to a batch, as the run answers."""
-        return finished(self.answering(questions, self.config.answer))
+        return run_to_end(self.stream_answers(questions, self.config.answer))
 
     def _decode(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
         writing = self.model.decode_stream(samples, how, self.config.seed)
@@ -154,14 +155,14 @@ class Answerer:
                 leading: PartialHypotheses = next(writing)
             except StopIteration as done:
                 return list(done.value)
-            yield partial(self.model.drafts, leading, samples)
+            yield partial(self.model.read_partial_answers, leading, samples)
 
     def _make_sample(self, question: Question) -> Sample:
         """The question as a sample. Its id is a hash of what is asked: sampling depends on the id alone."""
         refs = []
         for picture in question.pictures:
             path = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-            self.shown[path] = picture
+            self.pictures[path] = picture
             refs.append(ImageRef(path, picture.width, picture.height))
         content = repr([r.path for r in refs] + [t.to_json() for t in question.turns])
         identity = hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
@@ -174,13 +175,13 @@ class Answerer:
         ]
         if self.scorer is not None:
             # as the run chose: if its validation did not trust the scorer, scores are shown but do not decide
-            scored = judged(samples, predictions, self.scorer, [Task.QA])
+            scored = rerank_batch(samples, predictions, self.scorer, [Task.QA])
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
         answers = []
         for sample, prediction, trust in zip(samples, predictions, trusted, strict=True):
-            lengths = [self.model.length(c) for c in prediction.candidates]
+            lengths = [self.model.count_answer_tokens(c) for c in prediction.candidates]
             consistency = self_consistency(prediction, lengths, self.names)
-            prompt_length = self.model.prompt_length(sample)
+            prompt_length = self.model.count_prompt_tokens(sample)
             answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
         return answers
 

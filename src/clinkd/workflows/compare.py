@@ -29,7 +29,7 @@ from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.outcome import Mode
 from clinkd.storage import JsonLines, progress, read_json, write_atomic
-from clinkd.workflows.answer import answers_of
+from clinkd.workflows.answer import collect_run_answers
 from clinkd.workflows.evaluate import evaluate
 
 
@@ -135,7 +135,7 @@ def _read_run_system(run: Run, mode: Mode) -> System:
     if mode == "strict":
         return System(name, test_set, _read_results(run.scores()))
     chosen, train = read_answers(run), read_split(run.stage("prepare"), "train")
-    answers = answers_of(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
+    answers = collect_run_answers(name, test_set, chosen.samples, chosen.predictions, chosen.rules.lexicon, train)
     evaluation = evaluate(answers, ["official"], run.config.evaluate)
     return System(name, test_set, {o.task: TaskResult.from_json(o.to_json()) for o in evaluation.outcomes})
 

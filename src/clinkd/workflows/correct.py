@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.correction.chat import ChatCorrector
-from clinkd.correction.correctors import Wrong, to_do
+from clinkd.correction.correctors import Wrong, needs_rewrite
 from clinkd.correction.summary import summary
 from clinkd.pipeline.correcting import ANSWERS, CorrectionContext, replace_overruled_truths
 from clinkd.pipeline.graph import draft_of
 from clinkd.pipeline.prepared import read_predictions, read_split
 from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, Correction, Sample, Table
-from clinkd.remote import NANO, Chat, spelled
+from clinkd.remote import NANO, Chat, encode_body
 from clinkd.settings import override
 from clinkd.storage import write_lines
 
@@ -45,9 +45,9 @@ class OutgoingPreview:
     @classmethod
     def of(cls, chat: Chat, bodies: Iterable[Mapping[str, Any]], wrong: int) -> OutgoingPreview:
         """Of the calls with these bodies."""
-        unpaid = chat.unpaid(list(bodies))
-        most = sum(map(chat.most, unpaid)) / NANO
-        return cls(tuple(map(spelled, unpaid)), wrong, most, chat.journal.ledger().dollars)
+        unpaid = chat.unpaid_bodies(list(bodies))
+        most = sum(map(chat.maximum_cost, unpaid)) / NANO
+        return cls(tuple(map(encode_body, unpaid)), wrong, most, chat.journal.ledger().dollars)
 
 
 def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | None) -> CorrectionFile | OutgoingPreview:
@@ -83,7 +83,7 @@ def _preview_calls(
     context: CorrectionContext, asked: Sequence[Sample], reviewed: Sequence[Correction]
 ) -> OutgoingPreview:
     samples = {s.id: s for s in asked}
-    wrong = [Wrong(samples[c.id], c) for c in reviewed if to_do(c)]
+    wrong = [Wrong(samples[c.id], c) for c in reviewed if needs_rewrite(c)]
     with context.open_corrector(asked) as corrector:
         if not isinstance(corrector, ChatCorrector):
             raise BadInput(f"reflect.corrector={context.config.corrector}: nothing would leave this machine")

@@ -15,16 +15,16 @@ from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
 from clinkd.remote import Scrubber
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report
-from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, format_signed, table_json, tabulate
+from clinkd.reporting.tables import MISSING, NOT_COMPUTED, as_cell, describe_scores, format_signed, tabulate_scores
 from clinkd.scoring import official
-from clinkd.scoring.baselines import image_blind_baselines
+from clinkd.scoring.baselines import make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.official import ReleasedAnswer
 from clinkd.scoring.outcome import MODES, Mode, Outcome, strict_outcomes
 from clinkd.scoring.score import Gain, score_predictions, spell_interval
 from clinkd.storage import write_json, write_lines
-from clinkd.workflows.answer import ASKED, Answers, sha256_of
+from clinkd.workflows.answer import ASKED, Answers, hash_samples
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Evaluation:
     scores: Sequence[Score] = ()
     gains: Sequence[Gain] = ()
     strict_tables: Sequence[Table] = ()
+    iou: float = EvaluateConfig().iou
 
     def to_json(self) -> dict[str, Any]:
         """The outcome itself where there is only one; else by mode, then by task."""
-        about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.told)}
+        about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
@@ -66,17 +67,17 @@ def evaluate(
     captions; without it the function starts its own."""
     config = config or EvaluateConfig()
     with CaptionScorer.opened(captions) as scorer:
-        baselines = image_blind_baselines(answers.train, answers.samples)
+        baselines = make_image_blind_baselines(answers.train, answers.samples)
         outcomes = _score_by_scripts(answers, baselines, config.replicates, scorer) if "official" in modes else []
         if "strict" not in modes:
             return Evaluation(answers, outcomes)
         scored = score_predictions(answers.samples, answers.predictions, baselines, answers.lexicon, config, scorer)
     scores, gains = scored.scores(), scored.gains()
-    tables = tabulate(scores, gains)
+    tables = tabulate_scores(scores, gains)
     if len({s.source for s in answers.samples}) > 1:
         tables.append(scored.by_source())
     outcomes += strict_outcomes(scored, scores, answers.predictions)
-    return Evaluation(answers, outcomes, scores, gains, tables)
+    return Evaluation(answers, outcomes, scores, gains, tables, config.iou)
 
 
 def _score_by_scripts(
@@ -106,7 +107,7 @@ _TITLES = {"official": "the papers' scripts", "strict": "strict"}
 
 def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
     columns = (
-        *("", "scored by", "metric", "answers", "score", "95 %", "best blind twin", "above it"),
+        *("", "scored by", "metric", "answers", "score", "95 %", "best blind baseline", "above it"),
         *("no box read", "cut", "empty"),
     )
     rows, notes = [], []
@@ -123,10 +124,10 @@ def _tabulate_overall(answers: Answers, outcomes: Sequence[Outcome]) -> Table:
             )
         )
         notes += [f"{o.task.value} {o.metric} not computed: {o.why}"] if score is None else []
-    notes += [f"{count:,} {what}" for what, count in answers.told.items()]
+    notes += [f"{count:,} {what}" for what, count in answers.notes.items()]
     notes.append(
-        "x100, mean over modalities with questions; intervals: bootstrap by image. A blind twin answers without the "
-        "image: what is not above the best of them was not seen in it."
+        "x100, mean over modalities with questions; intervals: bootstrap by image. A blind baseline answers without "
+        "the image: what is not above the best of them was not seen in it."
     )
     return Table(f"{answers.system} on {answers.test_set}", columns, tuple(rows), tuple(notes))
 
@@ -153,7 +154,9 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     write_lines(folder / PREDICTIONS, (p.to_json() for p in answers.predictions))
     write_lines(folder / SCORED, (s.to_json() for s in evaluation.scores))
     official_outcomes = {o.task.value: o.to_json() for o in evaluation.outcomes if o.mode == "official"}
-    strict_table = table_json(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
+    strict_table = (
+        describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
+    )
     write_json(folder / SCORES, {**strict_table, "official": official_outcomes})
     gallery = [] if answers.root is None else choose_gallery(answers.samples, answers.predictions, 24)
     root = answers.root or Path()
@@ -165,7 +168,7 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         wall_seconds={},
     )
     shown = Scrubber(read_identifying_texts(root, [s for s, _ in gallery]) if gallery else ()).plain
-    rules = Rules(EvaluateConfig().iou, answers.lexicon)
+    rules = Rules(evaluation.iou, answers.lexicon)
     on_page = ShownAnswers(image_root=root, gallery=gallery, rules=rules, shown=shown)
     write_report(folder / REPORT, summary, on_page)
     write_json(folder / EVALUATION, _describe_evaluation(evaluation))  # last: a folder with it is whole
@@ -177,13 +180,15 @@ def _describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "system": answers.system,
         "test_set": {
             "name": answers.test_set,
-            "sha256": sha256_of(answers.samples),
+            "sha256": hash_samples(answers.samples),
             "samples": len(answers.samples),
         },
         "modes": [m for m in MODES if any(o.mode == m for o in evaluation.outcomes)],
         "tasks": [t.value for t in Task if any(o.task is t for o in evaluation.outcomes)],
         "source": dict(answers.source),
-        "told": dict(answers.told),
+        "told": dict(answers.notes),
+        "iou": evaluation.iou,
+        "lexicon": answers.lexicon.to_json(),
     }
 
 

@@ -93,14 +93,14 @@ class Review:
         words += [] if folder.parent == RUNS else ["--runs", str(folder.parent)]
         return shlex.join([*words, "--set", f"reflect.replay={folder / FILE}"])
 
-    def of_round(self, round: int) -> list[ReviewedAnswer]:
+    def list_answers(self, round: int) -> list[ReviewedAnswer]:
         """All wrong answers of a round. Raises BadInput for a round that the run does not have."""
         if round not in self.rounds:
             rounds = ", ".join(map(str, self.rounds)) or "none"
             raise BadInput(f"round {round}: the run's rounds of reflection are {rounds}")
         return [self._build_answer(key) for key in self._wrong_answers if key[1] == round]
 
-    def one(self, id: str, round: int) -> ReviewedAnswer:
+    def get_answer(self, id: str, round: int) -> ReviewedAnswer:
         """Raises BadInput where no such answer was wrong."""
         if (id, round) not in self._wrong_answers:
             raise BadInput("no wrong answer of that sample and round")
@@ -108,14 +108,14 @@ class Review:
 
     def picture(self, id: str, round: int) -> Image.Image:
         """The image of the question. Raises BadInput where there is none, or it cannot be opened."""
-        return open_image(read_data_source(self._prepared).root, self.one(id, round).sample.images[0])
+        return open_image(read_data_source(self._prepared).root, self.get_answer(id, round).sample.images[0])
 
     def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> ReviewedAnswer:
         """Store a decision in the place of an earlier one. `after` is the new text of an edit, else None.
 
         Raises BadInput where there is nothing to accept, and for a text that a run may not train on.
         """
-        answer = self.one(id, round)
+        answer = self.get_answer(id, round)
         if (verdict == "edit") != (after is not None):
             raise BadInput(f"{verdict}: {'the new text is missing' if after is None else 'takes no text'}")
         if verdict == "accept" and answer.correction.after is None:
@@ -125,13 +125,13 @@ class Review:
         rewrite = {"accept": answer.correction.after, "edit": after, "reject": None}[verdict]
         rejected = _REJECTED if verdict == "reject" else None
         self._store({(id, round): replace(answer.correction, after=rewrite, by=HUMAN, rejected=rejected)})
-        return self.one(id, round)
+        return self.get_answer(id, round)
 
     def undo(self, id: str, round: int) -> ReviewedAnswer:
         """Take a decision back."""
-        self.one(id, round)
+        self.get_answer(id, round)
         self._store({(id, round): None})
-        return self.one(id, round)
+        return self.get_answer(id, round)
 
     def _build_answer(self, key: tuple[str, int]) -> ReviewedAnswer:
         return ReviewedAnswer(self._samples[key[0]], self._wrong_answers[key], self._decisions.get(key))

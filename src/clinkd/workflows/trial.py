@@ -29,7 +29,7 @@ import torch
 from clinkd import system_memory
 from clinkd.config import RunConfig
 from clinkd.data.split import count_sampled_images
-from clinkd.model.encode import rows_of
+from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline import report, steps
 from clinkd.pipeline.graph import Stage, StageContext
@@ -176,7 +176,7 @@ class SmallRun:
     def _keep_typical(self, samples: Mapping[Split, list[Sample]], numbers: Mapping[Split, int], place: Path) -> Counts:
         kept = {}
         for split, number in numbers.items():
-            rows = choose_typical(rows_of(samples[split]), number, self.config.model.max_image_tokens)
+            rows = choose_typical(group_by_images(samples[split]), number, self.config.model.max_image_tokens)
             ids = {s.id for row in rows for s in row}
             kept[split] = [s for s in samples[split] if s.id in ids]
             write_lines(place / f"{split}.jsonl", (s.to_json() for s in kept[split]))
@@ -332,7 +332,7 @@ def count_samples(samples: Mapping[Split, Sequence[Sample]]) -> Counts:
     """Questions, rows and images of each split."""
     return {
         "questions": {split: len(part) for split, part in samples.items()},
-        "rows": {split: len(rows_of(part)) for split, part in samples.items()},
+        "rows": {split: len(group_by_images(part)) for split, part in samples.items()},
         "images": {split: len({i.path for s in part for i in s.images}) for split, part in samples.items()},
     }
 

@@ -81,7 +81,7 @@ class Findings:
     root: Path | None = None  # folder in which images were opened; None: they were not
     bad: list[RowError] = field(default_factory=list)
     warnings: list[RowError] = field(default_factory=list)
-    told: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     turns: Counter[tuple[str, Modality, Task]] = field(default_factory=Counter)  # by split ("-" without one)
     groups: Counter[str] = field(default_factory=Counter)  # groups by split
     classes: list[ClassBoxes] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Findings:
             "images": self.images,
             "images_opened": self.root is not None,
             "warnings": [p.to_json() for p in self.warnings],
-            "left_out": dict(self.told),
+            "left_out": dict(self.notes),
             "splits": {s: {"groups": self.groups[s], "questions": self._count_questions(s)} for s in self.splits},
             "tokens": {
                 "how": self.counted,
@@ -370,7 +370,7 @@ class Checker:
                 for entry in uses_P2[uses_P2[:, 1] == number, 0]:
                     self._reject_row(int(entry), number, look.why, "row")
             elif look.flat:
-                self.findings.told["images of one colour all over"] += 1
+                self.findings.notes["images of one colour all over"] += 1
         return looks
 
     def _compare_images(self, looks: Sequence[Look]) -> None:
@@ -416,7 +416,7 @@ class Checker:
 def check(source: Source, checks: Checks) -> Findings:
     """Read and check one source whole. Raises BadInput where it cannot be read at all."""
     checker = Checker(checks, source.root if source.open_images else None)
-    for result in count_progress(forms.read_rows(source, checker.findings.told), "read rows", "rows"):
+    for result in count_progress(forms.read_rows(source, checker.findings.notes), "read rows", "rows"):
         checker.check_row(result)
     return checker.close()
 

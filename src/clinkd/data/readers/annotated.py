@@ -56,7 +56,7 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     samples = []
     for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.tasks else (), start=1):
         left_to_right = sorted(boxes_of_name, key=lambda b: b.corners)
-        turn = questions.where(name, left_to_right, rng)
+        turn = questions.ask_where(name, left_to_right, rng)
         if name in record.incomplete:
             notes["names of which not all boxes are known, so that where they are is not asked"] += 1
         elif len(boxes_of_name) > source.max_boxes:
@@ -64,9 +64,9 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
         else:
             samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
     for number, (name, box) in enumerate(record.objects if Task.ROC in source.tasks else (), start=1):
-        samples.append(record.make_sample(f"{record.id}-roc{number}", questions.what(box, name, rng), (name,)))
+        samples.append(record.make_sample(f"{record.id}-roc{number}", questions.ask_what(box, name, rng), (name,)))
     for number, (name, box) in enumerate(record.objects if Task.RC in source.tasks else (), start=1):
-        turn = questions.describe(box, questions.write_box_sentence(name, box, rng), rng)
+        turn = questions.ask_description(box, questions.write_box_sentence(name, box, rng), rng)
         samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
     for number, (question, answer) in enumerate(record.qa, start=1):
         turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))

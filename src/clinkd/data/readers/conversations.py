@@ -123,7 +123,7 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
         side=source.side or "patient",
         split=source.split,
     )
-    if source.turns == "keep" or len(turns) == 1:
+    if source.conversation == "keep" or len(turns) == 1:
         return [whole]
     return [
         replace(whole, id=f"{whole.id}-{k}", turns=(turn,), names=names)
@@ -335,9 +335,9 @@ def _decode_boxes(source: Source, image: ImageRef, text: str, field: str) -> _Pa
     codec = _get_codec(source.boxes or ("qwen2-vl" if "<|box_start|>" in text else "qwen-vl"))
     size = _compute_resized_size(image, source, field) if codec.needs_size else None
     decoded = codec.decode(text, size)
-    if decoded.unread:
-        piece = decoded.unread[0]
-        raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {codec.why(piece, size)}")
+    if decoded.unparsed_boxes:
+        piece = decoded.unparsed_boxes[0]
+        raise FieldError(field, text if len(text) < 60 else piece, f"box {piece}: {codec.explain_unread(piece, size)}")
     refs = _REF.findall(text) if "ref" in text else ()
     names = tuple([a or b for a, b in refs])
     boxed = decoded.answer
@@ -379,8 +379,8 @@ class _ObjectsReader:
     def __call__(self, text: str, field: str) -> _ParsedText:
         for piece in _OBJECT_MARK.split(text):
             decoded = _get_codec("qwen2-vl").decode(piece)
-            if decoded.answer.boxes or decoded.unread:
-                shown = decoded.unread[0] if decoded.unread else piece
+            if decoded.answer.boxes or decoded.unparsed_boxes:
+                shown = decoded.unparsed_boxes[0] if decoded.unparsed_boxes else piece
                 raise FieldError(field, text, f"{shown}: a box written out, while the row has objects; write <bbox>")
         names_before, boxes_before = self.names_used, self.boxes_used
         marked_text = _OBJECT_MARK.sub(partial(self._fill_mark, text, field), text)

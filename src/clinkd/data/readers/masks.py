@@ -253,12 +253,12 @@ def _find_objects(
     objects = []
     for mask in masks:
         name = folder.classes.name(_parse_class(mask.removeprefix(f"masks/{stem}--")), dataset, mask)
-        boxes, specks = find_regions(_load_mask(folder.source.path, mask, image), folder.source.specks)
+        boxes, specks = find_regions(_load_mask(folder.source.path, mask, image), folder.source.min_area)
         objects += [(name, box) for box in boxes]
         if not boxes:
             image_notes["masks without a pixel, whose class is not there"] += 1
         if specks:
-            image_notes[f"specks below {folder.source.specks:g} of the picture, beside a larger part"] += specks
+            image_notes[f"specks below {folder.source.min_area:g} of the picture, beside a larger part"] += specks
     if not objects:
         raise FieldError("masks", masks[0], "no mask of this image has a pixel; mend them, or remove the image")
     return tuple(objects)

@@ -331,9 +331,9 @@ class _SheetReader:
             bare = (line.turn.answer.words,) if line.turn.task is Task.ROC else ()
             yield record.make_sample(base, line.turn, names or bare)
         if line.box is not None and line.sentence:
-            yield record.make_sample(f"{base}-rc", questions.describe(line.box, line.sentence, rng), names)
+            yield record.make_sample(f"{base}-rc", questions.ask_description(line.box, line.sentence, rng), names)
         if line.caption and is_new_caption:
-            yield record.make_sample(f"{base}-mia", questions.overall(line.caption, rng))
+            yield record.make_sample(f"{base}-mia", questions.ask_overall(line.caption, rng))
 
     def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
         """The boxes with names.

@@ -100,9 +100,9 @@ class Source:
     ] = field(default_factory=lambda: MappingProxyType({}))
     sheet: Annotated[str | None, Flag("the one to read of an XLSX with several")] = None
     classes: Annotated[Path | None, Flag("the names of masks (the release's own file)", metavar="JSON")] = None
-    specks: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
+    min_area: Annotated[float, Flag("share of a picture: smaller parts of masks are left out", "--specks")] = 1e-4
     encoding: Annotated[str, Flag("of text files (utf-8)", read=normalize_encoding)] = "utf-8"
-    turns: Annotated[
+    conversation: Annotated[
         Literal["split", "keep"], Flag("split: one sample for each question; keep: one for all (split)", "--turns")
     ] = "split"
     tasks: Annotated[
@@ -120,8 +120,8 @@ class Source:
                 raise BadInput(f"data.{knob}={value}: give 1 or more")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise BadInput(f"--min-pixels {self.min_pixels}, --max-pixels {self.max_pixels}: 0 < min <= max is wanted")
-        if not 0 <= self.specks < 1:
-            raise BadInput(f"--specks {self.specks:g}: a share of the picture from 0 to below 1 is wanted")
+        if not 0 <= self.min_area < 1:
+            raise BadInput(f"--specks {self.min_area:g}: a share of the picture from 0 to below 1 is wanted")
         if self.group is not None:
             try:
                 re.compile(self.group)

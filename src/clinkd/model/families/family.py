@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from clinkd.config import Layout, ModelConfig, TinyConfig
 from clinkd.model.positions import PositionScheme, position_scheme
 from clinkd.records import BadInput
-from clinkd.settings import modernise
+from clinkd.settings import read_older_tree
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -186,7 +186,7 @@ class Family(ABC):
 def scheme_knobs(config: Any) -> ModelConfig:
     """The ModelConfig a checkpoint was made with, as far as the checkpoint must know it."""
     unknown: list[str] = []
-    knobs = modernise(config.scheme or {}, ModelConfig, unknown)
+    knobs = read_older_tree(config.scheme or {}, ModelConfig, unknown)
     if unknown:
         raise BadInput(f"config.json: scheme.{unknown[0]}: not known to this version of clinkd, which is older")
     return ModelConfig(base=Path("."), **knobs)  # a checkpoint is its own base
