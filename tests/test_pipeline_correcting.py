@@ -217,7 +217,7 @@ def test_pixels_that_may_show_a_name_do_not_leave(
 ) -> None:
     from clinkd.records import BoxedText, Modality, Sample, Task, Turn
 
-    (tmp_path / "data.json").write_text('{"root": "", "lexicon": {}}')
+    (tmp_path / "data.json").write_text('{"root": "", "lexicon": {"names": []}}')
     ds = pydicom.dcmread(ward / f"images/{FOLDER}/Zqxwvogel-3.dcm")
     ds.BurnedInAnnotation = burnt
     ds.save_as(tmp_path / "x.dcm")
@@ -238,7 +238,7 @@ def test_pixels_leave_without_a_header_where_they_may(ward: Path, api: ChatApi, 
     from clinkd.correction.correctors import Wrong
     from clinkd.records import BoxedText, Correction, Modality, Sample, Task, Turn
 
-    (tmp_path / "data.json").write_text(json.dumps({"root": str(ward), "lexicon": {}}))
+    (tmp_path / "data.json").write_text(json.dumps({"root": str(ward), "lexicon": {"names": []}}))
     image = ImageRef(f"images/{FOLDER}/Zqxwvogel-3.dcm", 64, 64)
     sample = Sample("s", (image,), Modality.CT, (Turn(Task.QA, BoxedText("?"), BoxedText("a cyst")),), "s")
     config = override(demo(), chat(api, pixels="true")).reflect
