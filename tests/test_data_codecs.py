@@ -176,7 +176,7 @@ def test_random_text_never_breaks_decoding(c: Codec) -> None:
         assert "bbox_2d" not in found.answer.text or c.name not in ("qwen2.5-vl", "qwen3-vl")
         for piece in found.unparsed_boxes:
             assert piece in raw or c.ignored_marks
-            assert re.fullmatch(r"[^\n]{10,200}", c.why(piece, RESIZED))
+            assert re.fullmatch(r"[^\n]{10,200}", c.explain_unread(piece, RESIZED))
 
 
 def test_long_and_broken_text_is_read_in_little_time() -> None:
@@ -190,7 +190,7 @@ def test_long_and_broken_text_is_read_in_little_time() -> None:
 def test_brackets_without_end_are_reported() -> None:
     c = make_codec("qwen3-vl")
     (piece,) = c.decode('{"bbox_2d": ' + "[" * 100_000 + "]}").unparsed_boxes
-    assert "not JSON" in c.why(piece)
+    assert "not JSON" in c.explain_unread(piece)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_json_answers_are_read(c: Codec, raw: str, text: str, boxes: list[Box]) 
 def test_json_that_is_no_box_is_reported(c: Codec, raw: str, text: str, unread: list[str], why: str) -> None:
     found = c.decode(raw, Size(1000, 1000))
     assert (found.answer.text, list(found.unparsed_boxes)) == (text, unread)
-    assert re.search(why, c.why(unread[0], Size(1000, 1000)))
+    assert re.search(why, c.explain_unread(unread[0], Size(1000, 1000)))
 
 
 @pytest.mark.parametrize(
@@ -312,19 +312,19 @@ def test_why_a_box_is_not_read(name: str, spelled: str, why: str) -> None:
     c = make_codec(name, 100 if name == "digits" else 1000)
     found = c.decode(f"The liver is at {spelled} there.", RESIZED)
     assert "".join(found.unparsed_boxes).replace(" ", "") == spelled.replace(" ", "")
-    assert found.answer.boxes == () and re.search(why, c.why(found.unparsed_boxes[0], RESIZED))
+    assert found.answer.boxes == () and re.search(why, c.explain_unread(found.unparsed_boxes[0], RESIZED))
 
 
 def test_a_cut_off_list_of_fractions_is_reported() -> None:
     found = make_codec("normalised").decode("at [0.1, 0.2")
-    assert found.unparsed_boxes == ("[0.1, 0.2",) and "cut off" in make_codec("normalised").why("[0.1, 0.2")
+    assert found.unparsed_boxes == ("[0.1, 0.2",) and "cut off" in make_codec("normalised").explain_unread("[0.1, 0.2")
     assert make_codec("normalised").decode("as shown [1, 2], p [0.05]").unparsed_boxes == ()
 
 
 def test_pixels_need_the_size_of_the_image() -> None:
     c = make_codec("qwen2.5-vl")
     assert c.needs_size and not any(o.needs_size for o in CODECS if o.name != c.name)
-    for ask in (c.decode, c.why):
+    for ask in (c.decode, c.explain_unread):
         with pytest.raises(BadInput, match="qwen2.5-vl are pixels of the resized image: its size must be known"):
             ask("<|box_start|>(1,2),(3,4)<|box_end|>")
     with pytest.raises(BadInput, match="its size must be known"):

@@ -66,7 +66,7 @@ def test_med_grit_training_conversations(tmp_path: Path) -> None:
     for s in samples:
         assert s.images[0].path == PNG and (s.images[0].width, s.split) == (None, "train")
         assert (s.modality, s.group, s.source) == (Modality.CT, "AbdomenCT1K--Case_00001", "AbdomenCT1K")
-    (kept,) = good(tmp_path / "train.json", form="med-grit", turns="keep")
+    (kept,) = good(tmp_path / "train.json", form="med-grit", conversation="keep")
     assert kept.turns == tuple(s.turns[0] for s in samples) and kept.id == f"{STEM}-train-1" and kept.names == ()
 
 

@@ -247,7 +247,7 @@ def test_masks_of_every_storage_are_read_alike(tmp_path: Path, mode: str) -> Non
 def test_specks_and_empty_masks_are_counted(tmp_path: Path) -> None:
     root = folder(tmp_path)
     add(root, c0000_000=spot(1, 1, 21, 21) | spot(40, 10, 41, 11) | spot(50, 10, 51, 12), c0001_000=blank())
-    (ct, _), told = read(root, specks=0.01)
+    (ct, _), told = read(root, min_area=0.01)
     assert boxes(ct.samples) == {"kidney": [(1, 1, 21, 21)]}
     assert told == {
         "specks below 0.01 of the picture, beside a larger part": 2,
@@ -256,7 +256,7 @@ def test_specks_and_empty_masks_are_counted(tmp_path: Path) -> None:
     (ct, _), told = read(root)
     assert len(boxes(ct.samples)["kidney"]) == 3 and len(told) == 1
     with pytest.raises(BadInput, match="--specks 2"):
-        read(root, specks=2)
+        read(root, min_area=2)
 
 
 def test_nothing_is_counted_of_an_image_that_is_left_out(tmp_path: Path) -> None:

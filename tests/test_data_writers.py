@@ -111,7 +111,10 @@ def test_sharegpt_comes_back_as_it_went(tmp_path: Path, root: Path, name: str) -
     before = random_samples(3)
     told = write_sharegpt(iter(before), tmp_path / "out", name)
     assert not told
-    for said in ({}, {"boxes": name, "turns": "split", "side": "image", "split": "test", "modality": Modality.PET}):
+    for said in (
+        {},
+        {"boxes": name, "conversation": "split", "side": "image", "split": "test", "modality": Modality.PET},
+    ):
         source = Source(tmp_path / "out", form="sharegpt", images=root, **said)  # type: ignore[arg-type]
         after = {s.id: s for s in good(conversations.read(source, Counter()))}
         assert len(after) == len(before)

@@ -133,13 +133,13 @@ def test_the_official_client_asks_and_gets_what_the_run_answers(server):
     [wanted] = answerer.answers([Question.of(image, BoxedText(text))])
     assert found.choices[0].message.content == wanted.prediction.answer.raw
     assert found.choices[0].finish_reason == ("length" if wanted.prediction.answer.truncated else "stop")
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (wanted.asked_tokens, wanted.said_tokens)
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (wanted.prompt_tokens, wanted.answer_tokens)
     more = found.model_extra["clinkd"]
     assert more["ignored"] == ["temperature", "seed", "system message"] and more["notice"] == NOTICE
     assert [c["text"] for c in more["candidates"]] == [c.answer.text for c in wanted.prediction.candidates]
     assert [c["scores"] for c in more["candidates"]] == [c.scores for c in wanted.prediction.candidates]
     assert [c["chosen"] for c in more["candidates"]].index(True) == wanted.prediction.chosen
-    assert more["support"] == wanted.self_consistency.support
+    assert more["support"] == wanted.self_consistency.value
     assert sum(c["weight"] for c in more["candidates"]) == pytest.approx(1)
 
     chunks = list(client.chat.completions.create(model="small", messages=messages, stream=True,

@@ -35,7 +35,7 @@ class Held(Answerer):
     def hold(self) -> None:
         self.gate, self.batches, self.steps, self.configs = threading.Event(), [], [], []
 
-    def answering(self, questions, config):
+    def stream_answers(self, questions, config):
         self.configs.append(config)
         self.batches.append([q.text.text for q in questions])
         self.gate.wait(patience(30))

@@ -48,7 +48,7 @@ class ScriptedAnswerer:
     def as_seen(self, text: BoxedText, picture: object = None) -> BoxedText:
         return text
 
-    def answering(self, questions: list[object], how: object) -> Iterator[object]:
+    def stream_answers(self, questions: list[object], how: object) -> Iterator[object]:
         yield lambda: {n: BoxedText("The liver[box].", (LEFT,)) for n in range(len(questions))}
         candidates = (
             Candidate(
@@ -76,7 +76,7 @@ class ScriptedReview:
         rewrite = Correction("s0", 1, BoxedText("No."), turn.answer, 0.5, ("box",), BoxedText("It is here."), "offline")
         self.reviewed = [ReviewedAnswer(samples[0], rewrite, edited), ReviewedAnswer(samples[1], wrong[1], None)]
 
-    def of_round(self, round: int) -> list[ReviewedAnswer]:
+    def list_answers(self, round: int) -> list[ReviewedAnswer]:
         return self.reviewed
 
     def decide(self, id: str, round: int, verdict: str, after: BoxedText | None) -> ReviewedAnswer:
