@@ -12,6 +12,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 # a file of tests stays on one core: what it makes once is made once; two of them leave no core for more threads; the
 # order is that of tests/conftest.py, long files first
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# tracing takes six tenths more of processor time: CI counts what is covered, by COVERAGE=1, and fails below the floor
+PYTEST += $(if $(COVERAGE),--cov --cov-report=term)
 WHEELS := $(or $(WHEELHOUSE),wheelhouse)
 
 # With WHEELHOUSE=folder everything comes from that folder and pip opens no connection.
@@ -27,6 +29,7 @@ help:  ## list the targets
 	@echo
 	@echo "WHEELHOUSE=folder   install from that folder, with no network (collect it with make wheelhouse)"
 	@echo "SPICE_JARS=folder   extras takes the jars of SPICE from that folder, with no network"
+	@echo "COVERAGE=1          the checks count the lines they cover, in six tenths more time; CI does"
 	@echo "PYTHON=program      the Python, 3.11 or newer, that makes .venv (now $(PYTHON))"
 
 demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
@@ -35,10 +38,10 @@ demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
 venv: $(V)/.dev  ## install into .venv, with the tools of the checks
 
 test: lint  ## install, then every check, with a slice of each slow one
-	$(PYTEST) --cov --cov-report=term
+	$(PYTEST)
 
 test-all: lint  ## the same with the slow checks whole
-	$(PYTEST) -m "slow or not slow" --cov --cov-report=term
+	$(PYTEST) -m "slow or not slow"
 
 check: test  ## the same as test
 
