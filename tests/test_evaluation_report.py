@@ -72,6 +72,8 @@ def scores() -> list[Score]:
 
 def test_json_for_a_program(scores: list[Score]) -> None:
     found = describe_scores(scores, {"teacher": 1.5})
+    for task in Task:  # every metric is there, so that a new row of scoring/metrics.py is too
+        assert set(found[task.value]["metrics"]) == {s.metric for s in scores if s.task is task}
     assert found["mode"] == "strict" and found["wall_seconds"] == {"teacher": 1.5}
     assert found["VG"] == {
         "metric": "F1",
@@ -79,6 +81,7 @@ def test_json_for_a_program(scores: list[Score]) -> None:
         "blind": 30.0,
         "blind_by": {"constant": 20.0, "other image": 30.0, "median box": 25.0},
         "by_modality": {"ct": {"score": 60.0, "blind": 30.0}},
+        "metrics": {"F1": {"score": 60.0, "blind": 30.0}},
     }
     assert "median box" not in found["ROC"]["blind_by"]
     assert (found["RC"]["score"], found["RC"]["why"]) == (None, WHY)

@@ -92,7 +92,8 @@ def describe_scores(
 ) -> dict[str, Any]:
     """What `clinkd table RUN --json` prints, x100; null with a "why" where a figure could not be computed.
 
-    `blind` is the highest image-blind baseline, chosen for each modality. `by_modality` holds the modalities that
+    `blind` is the highest image-blind baseline, chosen for each modality. `metrics` holds every metric of a task, in
+    the mean over modalities. `by_modality` holds the modalities that
     have questions of the task. `selection` holds, by task, metric and row, what other choices of the candidates score
     in the mean over modalities, and their gain over the first beam, each with its 95 % interval or null.
     """
@@ -100,6 +101,9 @@ def describe_scores(
     result: dict[str, Any] = {"mode": "strict"}
     for task in Task:
         result[task.value] = _describe_task(score_index, task, PRIMARY_METRIC[task])
+        result[task.value]["metrics"] = {
+            metric: _describe_figure(score_index, task, metric, None) for metric in score_index.metrics(task)
+        }
         if task in (Task.RC, Task.MIA):
             facts = _describe_task(score_index, task, FACTS)
             result[task.value]["facts"] = {k: facts[k] for k in ("score", "blind", "why") if k in facts}
