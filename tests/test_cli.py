@@ -15,6 +15,7 @@ from clinkd import cli, pipeline
 from clinkd.pipeline.graph import Stage
 from clinkd.records import Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
+from clinkd.workflows.answer_warnings import AnswerWarning
 from clinkd.workflows.ask import AskResult
 
 VERBS = [
@@ -213,11 +214,13 @@ def test_ask_prints_answer_candidates_and_picture(capsys, short_plan, tmp_path, 
         Candidate("b", BoxedText("b"), -0.5, {"clip": 0.1}),
         Candidate("It is [here]", answer, None, {"clip": 0.25}),
     )
-    asked = AskResult(Prediction("q", candidates, chosen=1), tmp_path / "o.png")
+    warnings = (AnswerWarning("no_box", "no box given"), AnswerWarning("other_side", "the other side"))
+    asked = AskResult(Prediction("q", candidates, chosen=1), tmp_path / "o.png", "they differ", warnings)
     monkeypatch.setattr("clinkd.workflows.ask.ask", lambda run, image, question, out: asked)
     call(capsys, "run", "demo", "--runs", tmp_path)
     status, out, _ = call(capsys, "ask", "--runs", tmp_path, tmp_path / "i.png", "Where is it?")
-    assert status == 0 and out.startswith("It is here [box].\nbox      0.100 0.200 0.300 0.400")
+    remarks = "uncertain: they differ\nwarning: no box given\nwarning: the other side\n"
+    assert status == 0 and out.startswith(f"It is here [box].\n{remarks}box      0.100 0.200 0.300 0.400")
     assert "It is [here]" in out and "0.250" in out and "-0.500" in out and str(tmp_path / "o.png") in out
 
 

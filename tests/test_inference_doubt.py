@@ -22,6 +22,10 @@ def of(*candidates: Candidate, chosen: int = 0, lengths: list[int] | None = None
     return self_consistency(Prediction("a", candidates, chosen), lengths or [1] * len(candidates), NAMES)
 
 
+def because(what: str) -> str:
+    return f"the candidates differ in their {what}; on its own this says nothing of right or wrong"
+
+
 def test_one_candidate_is_certain():
     found = of(candidate("the liver", 0.1))
     assert (found.weights, found.similarities, found.value, found.uncertain) == ((1.0,), (1.0,), 1.0, False)
@@ -32,14 +36,14 @@ def test_other_names_are_no_likeness_however_alike_the_words(share):
     found = of(candidate("This is the liver.", share), candidate("This is the spleen.", 1 - share))
     assert found.value == pytest.approx(share)
     assert found.uncertain is (share < 0.6)
-    assert found.why == (None if share > 0.6 else "the candidates disagree in their names")
+    assert found.why == (None if share > 0.6 else because("names"))
 
 
 def test_contradictions_are_told_by_their_kind():
     for other, what in (("There is no liver here.", "negation"), ("The liver on the left.", "laterality")):
         found = of(candidate("The liver on the right.", 0.5), candidate(other, 0.5))
         assert found.similarities == (1.0, 0.0)
-        assert found.why == f"the candidates disagree in their {what}"
+        assert found.why == because(what)
 
 
 def test_boxes_count_by_their_overlap():
@@ -47,7 +51,7 @@ def test_boxes_count_by_their_overlap():
     same = of(candidate(BOX_MARK, 0.5, near), candidate(BOX_MARK, 0.5, Box(0.1, 0.1, 0.5, 0.49)))
     assert not same.uncertain and 0.97 < same.value < 1
     apart = of(candidate(BOX_MARK, 0.5, near), candidate(BOX_MARK, 0.5, far))
-    assert apart.value == pytest.approx(0.5) and apart.why == "the candidates disagree in their boxes"
+    assert apart.value == pytest.approx(0.5) and apart.why == because("boxes")
 
 
 def test_weights_are_probabilities_of_whole_answers():

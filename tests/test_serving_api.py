@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from pydicom.data import get_testdata_file
 
 from clinkd.data.images import KINDS, medical_names
-from clinkd.records import BOX_MARK, Box, BoxedText
+from clinkd.records import BOX_MARK, Box, BoxedText, Modality
 from clinkd.serving.access import CSP
 from clinkd.serving.asking import WORDINGS
 from clinkd.serving.limits import NOTICE
@@ -120,6 +120,21 @@ def test_a_visit_is_noted_without_path_query_or_words(server, capfd):
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reply_says_what_is_not_known(server, monkeypatch):
+    answerer = server.engine.answerer
+    monkeypatch.setattr(answerer, "knowledge", answerer.knowledge._replace(modalities=frozenset({Modality.MR})))
+    film = uri(Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes())
+    parts = [{"type": "image_url", "image_url": {"url": film}}, {"type": "text", "text": "Where is the zygoma?"}]
+    body = {"model": "small", "messages": [{"role": "user", "content": parts}]}
+    chat = server.ask("/v1/chat/completions", **body)["clinkd"]
+    grounded = server.ask("/v1/ground", image=film, phrase="zygoma")
+    for reply in (chat, grounded):
+        kinds = [w["kind"] for w in reply["warnings"]]
+        assert kinds[-2:] == ["unknown_name", "unseen_modality"] and ("no_box" in kinds) is not bool(reply["boxes"])
+    plain = server.ask("/v1/ground", image=uri(picture()), phrase="liver")
+    assert not {"unknown_name", "unseen_modality"} & {w["kind"] for w in plain["warnings"]}
 
 
 def test_the_official_client_asks_and_gets_what_the_run_answers(server):

@@ -28,6 +28,7 @@ from clinkd.records import (
     Task,
     Turn,
 )
+from clinkd.workflows.answer_warnings import AnswerWarning
 from clinkd.workflows.ask import Answer
 from clinkd.workflows.review import ReviewedAnswer
 from serving import Server, picture, serving_model, uri
@@ -57,7 +58,9 @@ class ScriptedAnswerer:
             Candidate("other", BoxedText("Näher: no spleen."), None, {}, (), True),
         )
         prediction = Prediction("x", candidates, chosen=0, by="scripted")
-        return [Answer(prediction, self_consistency(prediction, [4, 3], self.names), False, 11, 4) for _ in questions]
+        consistency = self_consistency(prediction, [4, 3], self.names)
+        warnings = (AnswerWarning("unknown_name", "not a name this model learned: Näher"),)
+        return [Answer(prediction, consistency, False, 11, 4, warnings) for _ in questions]
 
 
 class ScriptedReview:

@@ -372,6 +372,8 @@ def _ask(args: argparse.Namespace) -> int:
     print(prediction.answer.answer.text)
     if result.uncertain:
         print(f"uncertain: {result.uncertain}")
+    for warning in result.warnings:
+        print(f"warning: {warning.message}")
     for box in prediction.answer.answer.boxes:
         print(f"box      {box.x1:.3f} {box.y1:.3f} {box.x2:.3f} {box.y2:.3f}   (fractions of width and height)")
     names = list(dict.fromkeys(name for candidate in prediction.candidates for name in candidate.scores))

@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from clinkd.data import sides
 from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import open_image
@@ -23,6 +22,7 @@ from clinkd.data.readers import forms
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, assign_splits
+from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Side, Split
 from clinkd.storage import new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__

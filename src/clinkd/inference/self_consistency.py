@@ -50,7 +50,8 @@ def self_consistency(prediction: Prediction, lengths: Sequence[int], names: Sequ
     # the candidate that weighs most against the chosen one
     _, worst = max((w * (1 - v), n) for n, (w, v) in enumerate(zip(weights, similarities, strict=True)))
     what = clashes[worst] or ("boxes" if prediction.candidates[worst].answer.boxes or chosen.answer.boxes else "words")
-    return SelfConsistency(weights, similarities, support, f"the candidates disagree in their {what}")
+    why = f"the candidates differ in their {what}; on its own this says nothing of right or wrong"
+    return SelfConsistency(weights, similarities, support, why)
 
 
 def _compute_weights(candidates: Sequence[Candidate], lengths: Sequence[int]) -> tuple[float, ...]:

@@ -89,6 +89,7 @@ class RequestHandler:
                 "support": consistency.value,
                 "uncertain": consistency.uncertain,
                 "why": consistency.why,
+                "warnings": result.answer.warnings,
                 "reordered": reordered,
                 "image": picture.picture,
                 "ignored": ignored,
@@ -138,7 +139,7 @@ def read_question(picture: Opened, text: str, boxes: Sequence[Box], answerer: An
     """A question without turns before it. Raises BadInput as `read_text`."""
     from clinkd.workflows.ask import Question
 
-    return Question.of(picture.picture, read_text(answerer, text, boxes, picture.picture))
+    return Question.of(picture.picture, read_text(answerer, text, boxes, picture.picture), picture.modality)
 
 
 def read_text(answerer: Answerer, text: str, boxes: Sequence[Box], picture: Image.Image) -> BoxedText:

@@ -17,8 +17,6 @@ from clinkd.serving.engine import AnswerRequest
 from clinkd.serving.limits import ServerLimits
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from clinkd.workflows.ask import Answerer, Question
 
 
@@ -57,18 +55,19 @@ class Conversation:
 
     def answer_request(self, picture: Opened, wants_drafts: bool = False) -> AnswerRequest:
         """The request to the engine, whose question is made once the model is ready."""
-        return AnswerRequest(partial(self._read_question, picture.picture), self.request.options, wants_drafts)
+        return AnswerRequest(partial(self._read_question, picture), self.request.options, wants_drafts)
 
-    def _read_question(self, picture: Image.Image, answerer: Answerer) -> Question:
+    def _read_question(self, opened: Opened, answerer: Answerer) -> Question:
         from clinkd.workflows.ask import Question
 
+        picture = opened.picture
         turns, boxes = list[Turn](), list(self.boxes)
         for question_text, answer_text in zip(self.texts[::2], [*self.texts[1::2], ""], strict=True):
             count = question_text.count(BOX_MARK)
             question = read_text(answerer, question_text, boxes[:count], picture)
             boxes = boxes[count:]
             turns.append(Turn(Task.QA, question, answerer.read(answer_text, picture) if answer_text else BoxedText("")))
-        return Question((picture,), tuple(turns))
+        return Question((picture,), tuple(turns), opened.modality)
 
 
 def _text_of(message: schemas.Message) -> str:

@@ -23,7 +23,7 @@ from clinkd.data.images import kind_of
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import decode_frame
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost, do_jobs
-from clinkd.records import BadInput, Box
+from clinkd.records import BadInput, Box, Modality
 from clinkd.serving.limits import ServerLimits
 
 TURN = 200  # files that one process opens
@@ -40,6 +40,11 @@ class Opened(NamedTuple):
     about: dict[str, Any]
     picture: Image.Image
     grey: bytes | None
+
+    @property
+    def modality(self) -> Modality:
+        """As the file states it, else OTHER."""
+        return Modality(self.about["modality"])
 
 
 class _Decoder(Worker):

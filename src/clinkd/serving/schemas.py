@@ -124,12 +124,23 @@ class ImageSize(ReplyModel):
     height: SidePixels
 
 
+class WarningReply(ReplyModel):
+    """One thing that is not known about an answer. `no_box`: none was given where one was asked for; `unknown_name`: a
+    word of the question that never stood in the training data; `unseen_modality`: the file states a modality that the
+    training data has none of; `other_side`: the answer names the other side than the question."""
+
+    kind: Literal["no_box", "unknown_name", "unseen_modality", "other_side"]
+    message: str
+
+
 class AnswerReply(ReplyModel):
     """The model's answer. `text` has a `[box]` mark at the place of each of `boxes`.
 
     `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the mean
-    similarity of the candidates to the chosen one, by weight; the answer is uncertain below 0.6. `reordered`: whether
-    the scorer chose among the candidates, or only shows its scores. `ignored`: the parts of the request without effect.
+    similarity of the candidates to the chosen one, by weight; the answer is uncertain below 0.6, which on its own says
+    nothing of right or wrong. `warnings`: what is not known about the answer; without any it may be wrong all the same.
+    `reordered`: whether the scorer chose among the candidates, or only shows its scores. `ignored`: the parts of the
+    request without effect.
     """
 
     text: str
@@ -139,6 +150,7 @@ class AnswerReply(ReplyModel):
     support: float
     uncertain: bool
     why: str | None
+    warnings: list[WarningReply]
     reordered: bool
     image: ImageSize
     ignored: list[str]

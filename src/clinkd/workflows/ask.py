@@ -13,7 +13,7 @@ from PIL import Image
 
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
-from clinkd.data.images import open_image
+from clinkd.data.images import open_image, read_medical_facts
 from clinkd.inference import Scorer, rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
@@ -25,19 +25,24 @@ from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.reporting.viewer.overlay import draw_boxes
+from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
 
 
 @dataclass(frozen=True)
 class Question:
-    """Images as the model is to see them, and a conversation whose last answer is wanted."""
+    """Images as the model is to see them, and a conversation whose last answer is wanted.
+
+    `modality`: as the file of the image states it; the model does not see it.
+    """
 
     pictures: tuple[Image.Image, ...]
     turns: tuple[Turn, ...]
+    modality: Modality = Modality.OTHER
 
     @classmethod
-    def of(cls, picture: Image.Image, text: BoxedText) -> Question:
+    def of(cls, picture: Image.Image, text: BoxedText, modality: Modality = Modality.OTHER) -> Question:
         """One question about one image."""
-        return cls((picture,), (Turn(Task.QA, text, BoxedText("")),))
+        return cls((picture,), (Turn(Task.QA, text, BoxedText("")),), modality)
 
     @property
     def text(self) -> BoxedText:
@@ -47,7 +52,8 @@ class Question:
 class Answer(NamedTuple):
     """A prediction, how far its candidates agree, and whether the run's scorer took part in the choice.
 
-    `asked_tokens`: of the prompt with its images; `said_tokens`: of the answer with its end mark.
+    `prompt_tokens`: of the prompt with its images; `answer_tokens`: of the answer with its end mark; `warnings`: what
+    is not known about the answer.
     """
 
     prediction: Prediction
@@ -55,6 +61,7 @@ class Answer(NamedTuple):
     reordered: bool
     prompt_tokens: int
     answer_tokens: int
+    warnings: tuple[AnswerWarning, ...] = ()
 
 
 # The best beginnings of answers so far, by the number of the question; computed on request, since few steps are shown.
@@ -79,6 +86,7 @@ class Answerer:
     names: tuple[str, ...] = ()
     scorer: Scorer | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)  # by the run's `select`
+    knowledge: TrainingKnowledge | None = None  # None: nothing is known of the training data
 
     @classmethod
     def of_run(cls, run: Run) -> Answerer:
@@ -87,7 +95,8 @@ class Answerer:
         device = Machine.of(config).ready()
         model = load_model(run.stage(last), shown.open).to(device).eval()
         lexicon = read_data_source(run.stage("prepare")).lexicon
-        answerer = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names)
+        knowledge = TrainingKnowledge.of_run(run.stage("prepare"), lexicon)
+        answerer = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names, knowledge=knowledge)
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None
             answerer.scorer = make_scorer(config.select, clip, shown.open, lexicon, config.seed)
@@ -139,7 +148,8 @@ class Answerer:
             predictions = [
                 Prediction(s.id, tuple(group), by=self.name) for s, group in zip(samples, candidates, strict=True)
             ]
-            return self._choose_answers(samples, predictions)
+            answers = self._choose_answers(samples, predictions)
+            return [self._add_warnings(q, a) for q, a in zip(questions, answers, strict=True)]
         finally:
             self.pictures.clear()
             self.model.images.forget()
@@ -185,14 +195,20 @@ class Answerer:
             answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
         return answers
 
+    def _add_warnings(self, question: Question, answer: Answer) -> Answer:
+        text = answer.prediction.answer.answer
+        return answer._replace(warnings=find_warnings(question.text, text, question.modality, self.knowledge))
+
 
 @dataclass(frozen=True)
 class AskResult:
-    """The answer to one question, the image with its boxes drawn, and why the answer is uncertain, if it is."""
+    """The answer to one question, the image with its boxes drawn, why the answer is uncertain, if it is, and what is
+    not known about it."""
 
     prediction: Prediction
     overlay: Path
     uncertain: str | None = None
+    warnings: tuple[AnswerWarning, ...] = ()
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
@@ -203,10 +219,12 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     _demand_words(question)  # before a model is loaded
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
-    [answer] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
+    facts = read_medical_facts(image.parent, image.name, f"image {image.name}")
+    modality = facts.modality if facts else Modality.OTHER
+    [answer] = answerer.answers([Question.of(picture, answerer.read(question, picture), modality)])
     boxes = answer.prediction.answer.answer.boxes
     draw_boxes(picture, boxes, [str(n) for n in range(1, len(boxes) + 1)]).save(out)
-    return AskResult(answer.prediction, out, answer.self_consistency.why)
+    return AskResult(answer.prediction, out, answer.self_consistency.why, answer.warnings)
 
 
 def _demand_words(question: str) -> None:

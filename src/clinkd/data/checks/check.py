@@ -19,13 +19,13 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.data import sides
 from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenEstimator
 from clinkd.data.checks.near import Look, examine_images, find_similar_pairs
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
+from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, replacing
 

@@ -86,16 +86,18 @@ export class Panel extends EventTarget {
   show(answer) {
     const said = make("p", { class: "words" }, ...linked(answer));
     if (!answer.text.trim()) said.append(make("span", { class: "soft" }, "The answer is empty."));
-    const badge = make("b", { class: "badge" }, "Uncertain");
-    const doubt = answer.uncertain ? [make("p", { class: "doubt" }, badge, ` ${answer.why ?? ""}`)] : [];
+    const remark = (name, words) => make("p", { class: "doubt" }, make("b", { class: "badge" }, name), ` ${words}`);
+    const remarks = [
+      ...answer.warnings.map(({ message }) => remark("Warning", message)),
+      ...(answer.uncertain ? [remark("Uncertain", answer.why ?? "")] : []),
+    ];
     const chosen = answer.candidates.find((c) => c.chosen);
     const notes = [
       ...(chosen?.truncated ? ["It was cut at its greatest length."] : []),
       ...(chosen?.unread.length ? [`Meant as a box, but not to be read: ${chosen.unread.join(", ")}`] : []),
-      `${brief(answer.seconds)} s` +
-        (answer.candidates.length > 1 ? `, ${Math.round(100 * answer.support)} % agreement of candidates` : ""),
+      `${brief(answer.seconds)} s`,
     ];
-    this.words.replaceChildren(said, ...doubt, ...notes.map((note) => make("p", { class: "soft small" }, note)));
+    this.words.replaceChildren(said, ...remarks, ...notes.map((note) => make("p", { class: "soft small" }, note)));
     this.words.setAttribute("aria-busy", "false");
     this.candidates.replaceChildren(...(answer.candidates.length > 1 ? [this.#candidates(answer)] : []));
   }
@@ -111,7 +113,7 @@ export class Panel extends EventTarget {
     const rows = answer.candidates.map((candidate) => {
       const names = candidate.boxes.map((_, i) => String(i + 1));
       const figures = [
-        `weight ${Math.round(100 * candidate.weight)} %`, `likeness ${Math.round(100 * candidate.likeness)} %`,
+        `weight ${Math.round(100 * candidate.weight)} %`,
         ...Object.entries(candidate.scores).map(([name, value]) => `${name} ${brief(value, 3)}`),
         ...(candidate.logprob == null ? [] : [`log-probability a token ${brief(candidate.logprob)}`]),
         ...(candidate.truncated ? ["cut"] : []), ...(candidate.unread.length ? ["with a box that cannot be read"] : []),

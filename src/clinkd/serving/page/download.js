@@ -92,6 +92,7 @@ export function saveAnswer(entry, about) {
       uncertain: entry.answer.uncertain,
       why: entry.answer.why,
       support: entry.answer.support,
+      warnings: entry.answer.warnings,
     },
     asked: entry.answer.asked,
     candidates: entry.answer.candidates,

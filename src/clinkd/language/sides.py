@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from clinkd.language.conflicts import denied, sides
-from clinkd.language.negation import mentions
+from clinkd.language.negation import mentions, yes_no_verdict
 from clinkd.records import BadInput, Box, BoxedText, Fact, Modality, Sample, Side, Task, Turn
 
 MARGIN = 0.1  # of the width: a box on one side is at least so far from the middle
@@ -249,6 +249,24 @@ def _find_half(side: Half, frame: str) -> Half:
 
 def _shorten_text(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- question and answer --------------------------------------------------------------------------------------------
+
+
+def names_other_side(question: str, answer: str) -> bool:
+    """Whether a question names one side and its answer only the other one; in doubt, False.
+
+    A "no" may name the other side, and so may words that relate two places.
+    """
+    texts = [_remove_frame_phrases(text) for text in (question, answer)]
+    if yes_no_verdict(answer) == "no" or any(_RELATING.search(text) for text in texts):
+        return False
+    words = [*_find_side_words(question), *_find_side_words(answer)]
+    if len({w.frame for w in words if w.frame}) > 1:
+        return False
+    asked, answered = ({w.side for w in _find_side_words(text)} & sides(text) for text in (question, answer))
+    return len(asked) == len(answered) == 1 and asked != answered
 
 
 # ---- conversion ----------------------------------------------------------------------------------------------------

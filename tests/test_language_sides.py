@@ -12,7 +12,7 @@ import pytest
 
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
-from clinkd.data.sides import convert_side, find_side_contradiction
+from clinkd.language.sides import convert_side, find_side_contradiction
 from clinkd.records import BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Task, Turn
 
 LEFT, RIGHT, MIDDLE = Box(0.05, 0.1, 0.45, 0.9), Box(0.55, 0.1, 0.95, 0.9), Box(0.3, 0.1, 0.8, 0.9)  # of the picture
