@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from clinkd import cli, pipeline
 from clinkd.pipeline.graph import Stage
-from clinkd.records import Box, BoxedText, Candidate, Prediction
+from clinkd.records import BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
 from clinkd.workflows.ask import AskResult
 
@@ -87,6 +88,78 @@ def test_the_verbs_listed_here_are_all_there_are():
             yield from leaves(under, f"{words} {name}".strip())
 
     assert sorted(leaves(cli._parser(), "")) == sorted(VERBS)
+
+
+def refusal(capsys, *words):
+    """The one line about words that are refused before a verb is called."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err.count("\n") == 1, (out, err)
+    return err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_flag_may_be_cut_short(verb):
+    parser = {v.prog: v for v in cli._parser()._list_verbs()}[f"clinkd {verb}"]
+    flags = [f for f in parser._option_string_actions if f.startswith("--")]
+    assert "--help" in flags and "--debug" in flags
+    for flag in flags:
+        shorter = [flag[:end] for end in range(3, len(flag)) if flag[:end] not in flags]
+        assert [s for s in shorter if any(t[0] for t in _as_options(parser, s))] == [], verb
+
+
+def _as_options(parser, word):
+    """The actions that argparse takes a word for."""
+    read = parser._parse_optional(word)
+    return [] if read is None else (read if isinstance(read, list) else [read])
+
+
+SPELLED_RIGHT = [
+    ("serve --run X", "give the run as: clinkd serve X; see"),
+    ("table --json --run=real", "give the run as: clinkd table real --json; see"),
+    ("status --run X --runs DIR", "give the run as: clinkd status X --runs DIR; see"),
+    ("report --run", "give the run as: clinkd report RUN; see"),
+    ("export real FOLDER", "give the run as: clinkd export --run real FOLDER; see"),
+    ("plan demo --measur", "did you mean --measure?"),
+    ("table --jsno", "did you mean --json?"),
+    ("plan demo --share", "--share belongs to clinkd report; see"),
+    ("data stats X --quarantine Y", "--quarantine belongs to clinkd data import, clinkd data check, clinkd evaluate;"),
+]
+
+
+@pytest.mark.parametrize(("words", "right"), SPELLED_RIGHT, ids=[words for words, _ in SPELLED_RIGHT])
+def test_a_flag_of_another_verb_is_spelled_right(capsys, words, right):
+    err = refusal(capsys, *words.split())
+    assert right in err and "unrecognized arguments" in err
+
+
+def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short_plan, tmp_path, monkeypatch):
+    runs = ("--runs", tmp_path)
+    call(capsys, "run", "demo", *runs, "--name", "whole")
+    call(capsys, "run", "demo", *runs, "--name", "cut", "--seed", "1")
+    cut = json.loads((tmp_path / "cut" / "run.json").read_text())["stages"][-1]
+    shutil.rmtree(tmp_path / ".stages" / f"report-{cut['identity']}")
+    for words in (["table"], ["why", "teacher"]):
+        status, out, err = call(capsys, *words, *runs)
+        assert status == 0 and out and err == "clinkd: run whole, the newest finished run\n", words
+    status, out, err = call(capsys, "status", *runs)
+    assert "1 of 2 stages done" in " ".join(out.split()) and err == "clinkd: run cut, the newest run\n"
+    taken = []
+
+    def take(run, *_):
+        taken.append(run.folder.name)
+        raise BadInput("taken")
+
+    monkeypatch.setattr("clinkd.pipeline.report.report", take)
+    monkeypatch.setattr("clinkd.workflows.export.export", take)
+    call(capsys, "report", *runs)
+    call(capsys, "export", tmp_path / "out", *runs)
+    call(capsys, "report", "cut", *runs)
+    assert taken == ["whole", "whole", "cut"]
+    assert call(capsys, "why", "cut", "teacher", *runs)[:2] == call(capsys, "why", "teacher", "--run", "cut", *runs)[:2]
+    assert "name one run" in refused(capsys, "why", "cut", "teacher", "--run", "whole", *runs)
+    assert "cut: a run, no experiment; its config is" in refused(capsys, "plan", "cut", *runs)
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

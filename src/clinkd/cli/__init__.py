@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from clinkd import distributed
 from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
+from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, tell
@@ -144,10 +145,13 @@ def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
 
 
 def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
-    newest = "a name under --runs, or a path; the newest by default"
-    of_run = [runs, _shared("run", nargs="?", help=newest)]
+    newest = _shared("run", nargs="?", metavar="RUN", help="a name under --runs, or a path; the newest by default")
+    add_verb(verbs, "status", _status, "say how far a run is", "clinkd status demo", [runs, newest])
+    of_run = [runs, _shared("run", nargs="?", metavar="RUN", help=WHICH_RUN)]
     add = partial(add_verb, verbs, parents=of_run)
-    add("status", _status, "say how far a run is", "clinkd status demo")
+    command = add("why", _why, "name what tells a stage from the nearest one made before", "clinkd why demo distill")
+    command.add_argument("stage", metavar="STAGE")
+    command.add_argument("--run", dest="run_flag", metavar="RUN", help="the run, where only STAGE is given")
     command = add("table", _table, "print the scores of a finished run", "clinkd table demo --json")
     format_choice = command.add_mutually_exclusive_group()
     format_choice.add_argument("--json", action="store_true", help="for a program, with the seconds of each stage")
@@ -167,11 +171,7 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
     )
     command.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
 
-    add = partial(add_verb, verbs, parents=[runs, _shared("--run", help=newest)])
-    command = add(
-        "why", _why, "name what tells a stage from the nearest one made before", "clinkd why distill --run demo"
-    )
-    command.add_argument("stage")
+    add = partial(add_verb, verbs, parents=[runs, _shared("--run", metavar="RUN", help=WHICH_RUN)])
     command = add("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
     command.add_argument("image", type=Path)
     command.add_argument("question")
@@ -197,24 +197,20 @@ def _config(args: argparse.Namespace) -> RunConfig:
     elif Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
         config = override(load_config(Path(args.what)), settings)
     else:
-        raise _no_experiment(args.what)
+        raise _no_experiment(args.what, args.runs)
     # the name of the config: it may be a recipe printed and not yet edited
     require_folders(args.what if args.what in EXPERIMENTS else config.name, config)
     return config
 
 
-def _no_experiment(name: str) -> Exception:
+def _no_experiment(name: str, runs: Path | None = None) -> Exception:
     from clinkd.experiments import EXPERIMENTS
 
+    if runs and (config := runs / name / "config.yaml").is_file():
+        return BadInput(f"{name}: a run, no experiment; its config is {config}")
     near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}, and files ending in .yaml"
     return BadInput(f"{name}: no such experiment; {hint}")
-
-
-def _find_run(args: argparse.Namespace) -> Run:
-    from clinkd.pipeline.runs import find_run
-
-    return find_run(args.run, args.runs)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -318,7 +314,7 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    run = _find_run(args)
+    run = choose_run(args.run, args.runs, unfinished=True)
     stages = run.status()
     rows = tuple((s.name, s.state, s.spell_time()) for s in stages)
     done = sum(s.state == "done" for s in stages)
@@ -328,7 +324,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _why(args: argparse.Namespace) -> int:
-    print(*_find_run(args).why(args.stage), sep="\n")
+    if args.run and args.run_flag:
+        raise BadInput(f"{args.run} and --run {args.run_flag}: name one run")
+    print(*choose_run(args.run or args.run_flag, args.runs).why(args.stage), sep="\n")
     return 0
 
 
@@ -352,7 +350,7 @@ def _recipe(args: argparse.Namespace) -> int:
 def _table(args: argparse.Namespace) -> int:
     from clinkd.pipeline.runs import score_table
 
-    run = _find_run(args)
+    run = choose_run(args.run, args.runs)
     scores = run.scores()
     table = score_table(scores, f"{run.folder.name}: test split")
     if args.json:
@@ -367,7 +365,7 @@ def _table(args: argparse.Namespace) -> int:
 def _ask(args: argparse.Namespace) -> int:
     from clinkd.workflows.ask import ask
 
-    result = ask(_find_run(args), args.image, args.question, args.out)
+    result = ask(choose_run(args.run, args.runs), args.image, args.question, args.out)
     prediction = result.prediction
     print(prediction.answer.answer.text)
     if result.uncertain:
@@ -392,7 +390,7 @@ def _ask(args: argparse.Namespace) -> int:
 def _correct(args: argparse.Namespace) -> int:
     from clinkd.workflows.correct import OutgoingPreview, correct_round
 
-    run = _find_run(args)
+    run = choose_run(args.run, args.runs)
     end_in_order()
     result = correct_round(run, args.round, args.settings, args.out)
     if isinstance(result, OutgoingPreview):
@@ -409,7 +407,7 @@ def _export(args: argparse.Namespace) -> int:
     from clinkd.workflows.export import export
 
     end_in_order()
-    model = export(_find_run(args), args.folder)
+    model = export(choose_run(args.run, args.runs), args.folder)
     stock = f"transformers' own {model.family} class"
     code = stock if model.stock else "clinkd (its positions exist in no stock class)"
     print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")
