@@ -1,6 +1,7 @@
 """Words in, words out: every verb has its help, every error is one line, and a run can be driven by commands alone."""
 
 import csv
+import fcntl
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from clinkd import cli, pipeline
+from clinkd.cli.screen import show, split_modalities
 from clinkd.pipeline.graph import Stage
-from clinkd.records import BadInput, Box, BoxedText, Candidate, Prediction
+from clinkd.pipeline.runs import score_table
+from clinkd.records import PAPER_MODALITIES, BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
 from clinkd.workflows.ask import AskResult
 
@@ -160,6 +163,45 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short
     assert call(capsys, "why", "cut", "teacher", *runs)[:2] == call(capsys, "why", "teacher", "--run", "cut", *runs)[:2]
     assert "name one run" in refused(capsys, "why", "cut", "teacher", "--run", "whole", *runs)
     assert "cut: a run, no experiment; its config is" in refused(capsys, "plan", "cut", *runs)
+
+
+WIDE_SCORES = {
+    task: {
+        "score": 100.0,
+        "blind": 63.7,
+        "by_modality": {m: {"score": 100.0, "blind": 63.4} for m in PAPER_MODALITIES},
+    }
+    for task in ("VG", "ROC", "RC", "MIA", "QA")
+}
+
+
+def test_at_80_columns_scores_are_whole_and_spelled_out(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show(*split_modalities(score_table(WIDE_SCORES, "demo: test split, of a very long title " * 3)))
+    out = capsys.readouterr().out
+    assert "…" not in out and out.count("100.0/63.4") == 5 * len(PAPER_MODALITIES)
+    first, below = out.split("score/blind by modality")
+    assert all(len(line) <= 80 for line in out.splitlines()[1:] if "blind:" not in line)
+    assert "ROC: referring object classification: naming the structure in a box; not the curve" in " ".join(
+        first.split()
+    )
+    assert out.count("not the curve") == 1 and "ultrasound" in below
+
+
+def test_status_tells_a_live_run_from_a_stopped_one(capsys, short_plan, tmp_path):
+    call(capsys, "run", "demo", "--runs", tmp_path)
+    last = json.loads((tmp_path / "demo" / "run.json").read_text())["stages"][-1]
+    folder = tmp_path / ".stages" / f"report-{last['identity']}"
+    folder.rename(folder.with_name(folder.name + ".part"))
+    lock = folder.with_name(folder.name + ".lock")
+    status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)
+    assert status == 0 and "stopped" in out and "go on with: " in out
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)
+    assert status == 0 and "at work" in out and "stopped" not in out and "go on with" not in out
+    status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)  # killed: the file stays, its lock does not
+    assert "stopped" in out and "go on with: " in out
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -23,7 +23,7 @@ from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import end_in_order
-from clinkd.cli.screen import cores, show, show_leaving, tell
+from clinkd.cli.screen import cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
 from clinkd.storage import spell_bytes, spell_seconds
@@ -228,7 +228,8 @@ def _show_closing(run: Run, runs: Path) -> None:
     from clinkd.pipeline.runs import score_table
 
     scores, name = run.scores(), run.folder.name
-    show(score_table(scores, f"{name}: test split, {spell_seconds(sum(scores['wall_seconds'].values()))} of work"))
+    work = spell_seconds(sum(scores["wall_seconds"].values()))
+    show(*split_modalities(score_table(scores, f"{name}: test split, {work} of work")))
     where = "" if runs == Path("runs") else f" --runs {runs}"
     print(f"\nreport   {run.folder / run.report().name}")
     print(f"next     clinkd ask{where} --run {name} IMAGE QUESTION    ask the model about an image")
@@ -314,12 +315,16 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from clinkd.pipeline.graph import is_at_work
+
     run = choose_run(args.run, args.runs, unfinished=True)
     stages = run.status()
-    rows = tuple((s.name, s.state, s.spell_time()) for s in stages)
+    working = {s.name for s in stages if s.state != "done" and is_at_work(s.folder)}
+    words = {"done": "done", "partial": "stopped", "missing": "not begun"}
+    rows = tuple((s.name, "at work" if s.name in working else words[s.state], s.spell_time()) for s in stages)
     done = sum(s.state == "done" for s in stages)
-    notes = () if done == len(stages) else (f"go on with: {run.command}",)
-    show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "seconds spent"), rows, notes))
+    notes = () if done == len(stages) or working else (f"go on with: {run.command}",)
+    show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "time spent"), rows, notes))
     return 0
 
 
@@ -358,7 +363,7 @@ def _table(args: argparse.Namespace) -> int:
     elif args.csv:
         csv.writer(sys.stdout).writerows([table.columns, *table.rows])
     else:
-        show(table)
+        show(*split_modalities(table))
     return 0
 
 
