@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clinkd import cli, pipeline
 from clinkd.cli.screen import show, split_modalities
 from clinkd.pipeline.graph import Stage
-from clinkd.pipeline.runs import score_table
+from clinkd.pipeline.runs import open_run, score_table
 from clinkd.records import PAPER_MODALITIES, BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
+from clinkd.version import spell_program
 from clinkd.workflows.ask import AskResult
 
 VERBS = [
@@ -185,7 +188,7 @@ def test_at_80_columns_scores_are_whole_and_spelled_out(capsys, monkeypatch):
     assert "ROC: referring object classification: naming the structure in a box; not the curve" in " ".join(
         first.split()
     )
-    assert out.count("not the curve") == 1 and "ultrasound" in below
+    assert " ".join(out.split()).count("not the curve") == 1 and "ultrasound" in below
 
 
 def test_status_tells_a_live_run_from_a_stopped_one(capsys, short_plan, tmp_path):
@@ -202,6 +205,56 @@ def test_status_tells_a_live_run_from_a_stopped_one(capsys, short_plan, tmp_path
     assert status == 0 and "at work" in out and "stopped" not in out and "go on with" not in out
     status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)  # killed: the file stays, its lock does not
     assert "stopped" in out and "go on with: " in out
+
+
+def test_the_commands_of_the_closing_screen_work_as_printed(capsys, small_run, tmp_path, monkeypatch):
+    shutil.copytree(small_run.parent, tmp_path / "runs", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    served = []
+    monkeypatch.setattr("clinkd.serving.server._run_server", lambda wanted, run, *_: served.append(run.folder.name))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/clinkd"])
+    cli._show_closing(open_run(Path("runs/small")), Path("runs"))
+    lines = capsys.readouterr().out.partition("next  ")[2].splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert [words[:2] for words in commands] == [
+        [".venv/bin/clinkd", verb] for verb in ("ask", "serve", "data", "table", "recipe")
+    ]
+    assert commands[2][2] == "import" and Path(commands[0][4]).is_file()
+    for words in commands:
+        status, out, err = call(capsys, *words[1:])
+        assert status == 0 and out, (words, err)
+    assert served == ["small"] and Path("mydata/samples.jsonl").is_file()
+    questions = list(csv.DictReader(Path("runs/small/examples/sheet.csv").read_text().splitlines()))
+    assert 1 < len(questions) <= 3 and all(Path("runs/small/examples", q["image"]).is_file() for q in questions)
+    cli._show_closing(open_run(Path("runs/small")), Path("runs"))
+    assert "--out mydata-2" in capsys.readouterr().out  # the first name is taken
+
+
+def test_the_program_is_spelled_as_it_was_started(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "my env" / "bin" / "clinkd"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    spelled = {}
+    for path in ("", str(program.parent)):
+        monkeypatch.setenv("PATH", path)
+        for started in (str(program), "my env/bin/clinkd", "/else/clinkd/__main__.py", "-c"):
+            monkeypatch.setattr(sys, "argv", [started])
+            spelled[bool(path), started] = spell_program()
+    assert spelled[False, str(program)] == spelled[False, "my env/bin/clinkd"] == "'my env/bin/clinkd'"
+    assert spelled[True, str(program)] == spelled[True, "my env/bin/clinkd"] == spelled[False, "-c"] == "clinkd"
+    assert spelled[True, "/else/clinkd/__main__.py"].endswith(" -m clinkd")
+
+
+def test_import_names_a_run_that_is_not_there_yet(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (64, 64)).save("a.png")
+    Path("sheet.csv").write_text("image,modality,question,answer\na.png,ct,What is it?,A head.\n")
+    for out, named in (("one", "data.path=one   #"), ("two", "data.path=two --name real-two   #")):
+        status, printed, _ = call(capsys, "data", "import", "sheet.csv", "--images", ".", "--out", out)
+        assert status == 0 and named in printed, printed
+        Path("runs/real").mkdir(parents=True, exist_ok=True)
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import difflib
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,12 +24,12 @@ from clinkd import distributed
 from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
-from clinkd.cli.outputs import end_in_order
+from clinkd.cli.outputs import end_in_order, first_free
 from clinkd.cli.screen import cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
 from clinkd.storage import spell_bytes, spell_seconds
-from clinkd.version import __version__
+from clinkd.version import __version__, spell_program
 
 __all__ = ["main"]
 
@@ -230,11 +232,30 @@ def _show_closing(run: Run, runs: Path) -> None:
     scores, name = run.scores(), run.folder.name
     work = spell_seconds(sum(scores["wall_seconds"].values()))
     show(*split_modalities(score_table(scores, f"{name}: test split, {work} of work")))
-    where = "" if runs == Path("runs") else f" --runs {runs}"
     print(f"\nreport   {run.folder / run.report().name}")
-    print(f"next     clinkd ask{where} --run {name} IMAGE QUESTION    ask the model about an image")
-    print(f"         clinkd table {name}{where} --json    the scores for a program")
-    print("         clinkd recipe demo > mine.yaml    every knob, to copy and edit")
+    for number, (words, purpose) in enumerate(_suggest_commands(run, runs)):
+        print(f"{'' if number else 'next':<9}{spell_program()} {shlex.join(words)}   # {purpose}")
+
+
+def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
+    """What may be done with a finished run: commands that work as they stand, each with its purpose."""
+    from clinkd.pipeline.runs import name_runs
+    from clinkd.workflows.examples import SHEET, write_examples
+
+    name, where = run.folder.name, name_runs(runs)
+    examples = []
+    with contextlib.suppress(BadInput):  # a run without images, or whose images were moved away
+        examples = write_examples(run)
+    if examples:
+        first = examples[0]
+        yield ["ask", *where, "--run", name, str(first.image), first.question], "ask the model about an image"
+    yield ["serve", name, *where], "the same in the browser; Ctrl-C ends it"
+    if examples:
+        folder = first.image.parent
+        sheet = ["data", "import", str(folder / SHEET), "--images", str(folder), "--out", str(first_free("mydata"))]
+        yield sheet, "read images and a sheet, as yours"
+    yield ["table", name, *where, "--json"], "the scores for a program"
+    yield ["recipe", "demo"], "every knob, to copy and edit"
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -403,7 +424,7 @@ def _correct(args: argparse.Namespace) -> int:
         return 0
     show(result.table)
     print(f"corrections  {result.file}")
-    print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
+    print(f'             edit `after`, put "human" into `by`, then: {run.command} --name NEW')
     print(f"             --set reflect.corrector=replay --set reflect.replay={result.file}")
     return 0
 
