@@ -272,7 +272,11 @@ def test_a_bar_stays_whole_in_80_columns(monkeypatch):
         line for line in re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()).splitlines() if "96/250" in line
     ]
     assert lines and all("…" not in line and len(line.rstrip()) <= 80 for line in lines)
-    assert "━" in lines[-1] and "steps/s" in lines[-1] and "loss 0.547" in lines[-1] and "mfu" not in lines[-1]
+    assert "━" in lines[-1] and "steps/s" in lines[-1] and "mfu" not in lines[-1]
+    facts = ["96/250 steps", "", "6 min 12 s left", "2.4 s/steps", "loss 0.547", "answer_tokens_per_s 318"]
+    assert storage.join_what_fits(facts, 56) == "96/250 steps  6 min 12 s left  2.4 s/steps  loss 0.547"
+    assert storage.join_what_fits(facts, 54) == "96/250 steps  6 min 12 s left  2.4 s/steps  loss 0.547"
+    assert storage.join_what_fits(facts, 53) == "96/250 steps  6 min 12 s left  2.4 s/steps"
 
 
 def test_progress_bars_nest_on_a_terminal(monkeypatch):

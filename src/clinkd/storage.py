@@ -505,7 +505,7 @@ def _new_screen() -> Progress:
     console = Console(file=sys.stderr)
     bar = BarColumn(bar_width=24 if console.width >= WIDE else 8)
 
-    class Facts(ProgressColumn):
+    class BarFacts(ProgressColumn):
         """What there is to say beside the bar: the first of it that fits, nothing cut in the middle."""
 
         def render(self, task: Task) -> Text:
@@ -514,7 +514,9 @@ def _new_screen() -> Progress:
             room = console.width - len(task.description) - (bar.bar_width or 0) - 3
             return Text(join_what_fits(parts, room), no_wrap=True)
 
-    return Progress(TextColumn("{task.description}", markup=False), bar, Facts(), console=console, refresh_per_second=5)
+    return Progress(
+        TextColumn("{task.description}", markup=False), bar, BarFacts(), console=console, refresh_per_second=5
+    )
 
 
 def join_what_fits(parts: Iterable[str], room: int) -> str:

@@ -244,14 +244,13 @@ def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
 
     name, where = run.folder.name, name_runs(runs)
     examples = []
-    with contextlib.suppress(BadInput):  # a run without images, or whose images were moved away
+    with contextlib.suppress(BadInput):  # images that were moved away
         examples = write_examples(run)
-    if examples:
-        first = examples[0]
-        yield ["ask", *where, "--run", name, str(first.image), first.question], "ask the model about an image"
+    asked = [str(examples[0].image), examples[0].question] if examples else ["IMAGE", "QUESTION"]
+    yield ["ask", *where, "--run", name, *asked], "ask the model about an image"
     yield ["serve", name, *where], "the same in the browser; Ctrl-C ends it"
     if examples:
-        folder = first.image.parent
+        folder = examples[0].image.parent
         sheet = ["data", "import", str(folder / SHEET), "--images", str(folder), "--out", str(first_free("mydata"))]
         yield sheet, "read images and a sheet, as yours"
     yield ["table", name, *where, "--json"], "the scores for a program"
