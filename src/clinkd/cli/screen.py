@@ -28,7 +28,9 @@ def show(*tables: Table) -> None:
     screen = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if screen else PIPE_WIDTH, highlight=False)
     explained: set[Task] = set()
-    for table in tables:
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
         if table.title:
             console.print(escape(table.title), style="italic", soft_wrap=True)
         for part in _split_to_fit(table, console):
