@@ -118,7 +118,7 @@ def rows_of_figures(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, metavar="RUNFOLDER", help="a finished run on drawn images")
     parser.add_argument("--seconds", type=float, default=60, help="training, without --run")
     parser.add_argument("--questions", type=int, default=384)

@@ -487,7 +487,7 @@ def _noticed(folder: Path, path: Path, damaged: bytes) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--damages", type=int, default=100, help="of each kind for each file")
     parser.add_argument("--every", type=int, default=1, help="break each so-many-th operation of a save, the last too")

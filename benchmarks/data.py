@@ -114,7 +114,7 @@ def _measured(*words: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=270_000)
     parser.add_argument("--folder", type=Path, help="where the rows are written, and kept (a temporary folder)")
     add_outputs(parser)

@@ -58,7 +58,7 @@ def rows(runs: Sequence[Path], against: Sequence[Path]) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--against", nargs="+", type=Path, default=[], help="as many runs, in the order of their seeds")
     add_outputs(parser)

@@ -135,7 +135,7 @@ def given(home: Path, images: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=160, help="of the data that laptop learns from")
     parser.add_argument("--only", choices=("demo", "laptop"))
     add_outputs(parser)

@@ -64,7 +64,7 @@ def figures(folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     add_outputs(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

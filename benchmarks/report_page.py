@@ -82,7 +82,7 @@ def opened(path: Path, home: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--side", type=int, default=480, help="pixels of an image's longer side")
     add_outputs(parser)

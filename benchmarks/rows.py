@@ -91,7 +91,7 @@ def by_length(rows: Sequence[list[Sample]], lengths: Sequence[int], most: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--image-tokens", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=256)

@@ -106,7 +106,7 @@ def import_seconds() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--predictions", type=int, default=30_000)
     parser.add_argument("--profile", type=Path, metavar="FILE", help="where the time goes, for pstats")
     add_outputs(parser)

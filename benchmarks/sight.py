@@ -136,7 +136,7 @@ def rows_of_figures(bench: Bench, steps: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=7)
     add_outputs(parser)
     args = parser.parse_args()

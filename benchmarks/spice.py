@@ -56,7 +56,7 @@ def timed(call: Callable[[], object]) -> Taken:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("captions", type=Path, metavar="CAPTIONS.jsonl")
     parser.add_argument("--pairs", type=int, default=7000)
     add_outputs(parser)

@@ -193,7 +193,7 @@ def figures(bench: Bench) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=[*SHAPES], default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32", help="as they are kept")

@@ -163,7 +163,7 @@ def rows_of_figures(bench: Bench) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=50)
     add_outputs(parser)
     args = parser.parse_args()

@@ -1,8 +1,11 @@
 """Words in, words out: every verb has its help, every error is one line, and a run can be driven by commands alone."""
 
 import csv
+import fcntl
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clinkd import cli, pipeline
+from clinkd.cli.screen import show, split_modalities
 from clinkd.pipeline.graph import Stage
-from clinkd.records import Box, BoxedText, Candidate, Prediction
+from clinkd.pipeline.runs import open_run, score_table
+from clinkd.records import PAPER_MODALITIES, BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.storage import write_json
+from clinkd.version import spell_program
 from clinkd.workflows.answer_warnings import AnswerWarning
 from clinkd.workflows.ask import AskResult
 
@@ -88,6 +95,167 @@ def test_the_verbs_listed_here_are_all_there_are():
             yield from leaves(under, f"{words} {name}".strip())
 
     assert sorted(leaves(cli._parser(), "")) == sorted(VERBS)
+
+
+def refusal(capsys, *words):
+    """The one line about words that are refused before a verb is called."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err.count("\n") == 1, (out, err)
+    return err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_flag_may_be_cut_short(verb):
+    parser = {v.prog: v for v in cli._parser()._list_verbs()}[f"clinkd {verb}"]
+    flags = [f for f in parser._option_string_actions if f.startswith("--")]
+    assert "--help" in flags and "--debug" in flags
+    for flag in flags:
+        shorter = [flag[:end] for end in range(3, len(flag)) if flag[:end] not in flags]
+        assert [s for s in shorter if any(t[0] for t in _as_options(parser, s))] == [], verb
+
+
+def _as_options(parser, word):
+    """The actions that argparse takes a word for."""
+    read = parser._parse_optional(word)
+    return [] if read is None else (read if isinstance(read, list) else [read])
+
+
+SPELLED_RIGHT = [
+    ("serve --run X", "give the run as: clinkd serve X; see"),
+    ("table --json --run=real", "give the run as: clinkd table real --json; see"),
+    ("status --run X --runs DIR", "give the run as: clinkd status X --runs DIR; see"),
+    ("report --run", "give the run as: clinkd report RUN; see"),
+    ("export real FOLDER", "give the run as: clinkd export --run real FOLDER; see"),
+    ("plan demo --measur", "did you mean --measure?"),
+    ("table --jsno", "did you mean --json?"),
+    ("plan demo --share", "--share belongs to clinkd report; see"),
+    ("data stats X --quarantine Y", "--quarantine belongs to clinkd data import, clinkd data check, clinkd evaluate;"),
+]
+
+
+@pytest.mark.parametrize(("words", "right"), SPELLED_RIGHT, ids=[words for words, _ in SPELLED_RIGHT])
+def test_a_flag_of_another_verb_is_spelled_right(capsys, words, right):
+    err = refusal(capsys, *words.split())
+    assert right in err and "unrecognized arguments" in err
+
+
+def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short_plan, tmp_path, monkeypatch):
+    runs = ("--runs", tmp_path)
+    call(capsys, "run", "demo", *runs, "--name", "whole")
+    call(capsys, "run", "demo", *runs, "--name", "cut", "--seed", "1")
+    cut = json.loads((tmp_path / "cut" / "run.json").read_text())["stages"][-1]
+    shutil.rmtree(tmp_path / ".stages" / f"report-{cut['identity']}")
+    for words in (["table"], ["why", "teacher"]):
+        status, out, err = call(capsys, *words, *runs)
+        assert status == 0 and out and err == "clinkd: run whole, the newest finished run\n", words
+    status, out, err = call(capsys, "status", *runs)
+    assert "1 of 2 stages done" in " ".join(out.split()) and err == "clinkd: run cut, the newest run\n"
+    taken = []
+
+    def take(run, *_):
+        taken.append(run.folder.name)
+        raise BadInput("taken")
+
+    monkeypatch.setattr("clinkd.pipeline.report.report", take)
+    monkeypatch.setattr("clinkd.workflows.export.export", take)
+    call(capsys, "report", *runs)
+    call(capsys, "export", tmp_path / "out", *runs)
+    call(capsys, "report", "cut", *runs)
+    assert taken == ["whole", "whole", "cut"]
+    assert call(capsys, "why", "cut", "teacher", *runs)[:2] == call(capsys, "why", "teacher", "--run", "cut", *runs)[:2]
+    assert "name one run" in refused(capsys, "why", "cut", "teacher", "--run", "whole", *runs)
+    assert "cut: a run, no experiment; its config is" in refused(capsys, "plan", "cut", *runs)
+
+
+WIDE_SCORES = {
+    task: {
+        "score": 100.0,
+        "blind": 63.7,
+        "by_modality": {m: {"score": 100.0, "blind": 63.4} for m in PAPER_MODALITIES},
+    }
+    for task in ("VG", "ROC", "RC", "MIA", "QA")
+}
+
+
+def test_at_80_columns_scores_are_whole_and_spelled_out(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show(*split_modalities(score_table(WIDE_SCORES, "demo: test split, of a very long title " * 3)))
+    out = capsys.readouterr().out
+    assert "…" not in out and out.count("100.0/63.4") == 5 * len(PAPER_MODALITIES)
+    first, below = out.split("score/blind by modality")
+    assert all(len(line) <= 80 for line in out.splitlines()[1:] if "blind:" not in line)
+    assert "ROC: referring object classification: naming the structure in a box; not the curve" in " ".join(
+        first.split()
+    )
+    assert " ".join(out.split()).count("not the curve") == 1 and "ultrasound" in below
+
+
+def test_status_tells_a_live_run_from_a_stopped_one(capsys, short_plan, tmp_path):
+    call(capsys, "run", "demo", "--runs", tmp_path)
+    last = json.loads((tmp_path / "demo" / "run.json").read_text())["stages"][-1]
+    folder = tmp_path / ".stages" / f"report-{last['identity']}"
+    folder.rename(folder.with_name(folder.name + ".part"))
+    lock = folder.with_name(folder.name + ".lock")
+    status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)
+    assert status == 0 and "stopped" in out and "go on with: " in out
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)
+    assert status == 0 and "at work" in out and "stopped" not in out and "go on with" not in out
+    status, out, _ = call(capsys, "status", "demo", "--runs", tmp_path)  # killed: the file stays, its lock does not
+    assert "stopped" in out and "go on with: " in out
+
+
+def test_the_commands_of_the_closing_screen_work_as_printed(capsys, small_run, tmp_path, monkeypatch):
+    shutil.copytree(small_run.parent, tmp_path / "runs", symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    served = []
+    monkeypatch.setattr("clinkd.serving.server._run_server", lambda wanted, run, *_: served.append(run.folder.name))
+    monkeypatch.setattr(sys, "argv", [".venv/bin/clinkd"])
+    cli._show_closing(open_run(Path("runs/small")), Path("runs"))
+    lines = capsys.readouterr().out.partition("next  ")[2].splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert [words[:2] for words in commands] == [
+        [".venv/bin/clinkd", verb] for verb in ("ask", "serve", "data", "table", "recipe")
+    ]
+    assert commands[2][2] == "import" and Path(commands[0][4]).is_file()
+    for words in commands:
+        status, out, err = call(capsys, *words[1:])
+        assert status == 0 and out, (words, err)
+    assert served == ["small"] and Path("mydata/samples.jsonl").is_file()
+    questions = list(csv.DictReader(Path("runs/small/examples/sheet.csv").read_text().splitlines()))
+    assert 1 < len(questions) <= 3 and all(Path("runs/small/examples", q["image"]).is_file() for q in questions)
+    cli._show_closing(open_run(Path("runs/small")), Path("runs"))
+    assert "--out mydata-2" in capsys.readouterr().out  # the first name is taken
+
+
+def test_the_program_is_spelled_as_it_was_started(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "my env" / "bin" / "clinkd"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    spelled = {}
+    for path in ("", str(program.parent)):
+        monkeypatch.setenv("PATH", path)
+        for started in (str(program), "my env/bin/clinkd", "/else/clinkd/__main__.py", "-c"):
+            monkeypatch.setattr(sys, "argv", [started])
+            spelled[bool(path), started] = spell_program()
+    assert spelled[False, str(program)] == spelled[False, "my env/bin/clinkd"] == "'my env/bin/clinkd'"
+    assert spelled[True, str(program)] == spelled[True, "my env/bin/clinkd"] == spelled[False, "-c"] == "clinkd"
+    assert spelled[True, "/else/clinkd/__main__.py"].endswith(" -m clinkd")
+
+
+def test_import_names_a_run_that_is_not_there_yet(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (64, 64)).save("a.png")
+    Path("sheet.csv").write_text("image,modality,question,answer\na.png,ct,What is it?,A head.\n")
+    for out, named in (("one", "data.path=one   #"), ("two", "data.path=two --name real-two   #")):
+        status, printed, _ = call(capsys, "data", "import", "sheet.csv", "--images", ".", "--out", out)
+        assert status == 0 and named in printed, printed
+        Path("runs/real").mkdir(parents=True, exist_ok=True)
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -96,7 +96,7 @@ def test_two_processes_do_the_same_run(done, tmp_path):
     log = tmp_path / "log.txt"
     assert run_together(log, main, command(tmp_path)) == [0, 0], log.read_text()[-2000:]
     told = log.read_text()
-    assert told.count("report  ") == 1 and told.count("[1/12] prepare: start") == 1
+    assert told.count("report  ") == 1 and told.count("stage 1 of 12, prepare: start") == 1
     for stage in ("base", "teacher", "distill", "reflect-1", "reflect-2"):
         here, there = (load_file(next((runs / "demo" / "stages" / stage / "model").glob("*.safetensors")))
                        for runs in (tmp_path, done.runs))  # fmt: skip

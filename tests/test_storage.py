@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -258,6 +259,24 @@ def test_progress_counts_earlier_work_but_not_in_the_rate(capsys):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+def test_a_bar_stays_whole_in_80_columns(monkeypatch):
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress(250, "reflect-1: train", "steps") as advance:
+        advance(96, loss=0.547, answer_tokens_per_s=318, mfu="12%")
+    lines = [
+        line for line in re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", screen.getvalue()).splitlines() if "96/250" in line
+    ]
+    assert lines and all("…" not in line and len(line.rstrip()) <= 80 for line in lines)
+    assert "━" in lines[-1] and "steps/s" in lines[-1] and "mfu" not in lines[-1]
+    facts = ["96/250 steps", "", "6 min 12 s left", "2.4 s/steps", "loss 0.547", "answer_tokens_per_s 318"]
+    assert storage.join_what_fits(facts, 56) == "96/250 steps  6 min 12 s left  2.4 s/steps  loss 0.547"
+    assert storage.join_what_fits(facts, 54) == "96/250 steps  6 min 12 s left  2.4 s/steps  loss 0.547"
+    assert storage.join_what_fits(facts, 53) == "96/250 steps  6 min 12 s left  2.4 s/steps"
 
 
 def test_progress_bars_nest_on_a_terminal(monkeypatch):

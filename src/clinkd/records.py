@@ -80,6 +80,15 @@ class Task(StrEnum):
     QA = "QA"  # free question -> short or open answer, no boxes
 
 
+SPELLED_OUT = {  # each task for who reads its letters for the first time
+    Task.VG: "visual grounding: finding a named structure, with a box",
+    Task.ROC: "referring object classification: naming the structure in a box; not the curve",
+    Task.RC: "referring captioning: describing in a sentence what is in a box",
+    Task.MIA: "medical image analysis: describing the whole image",
+    Task.QA: "question answering: free questions",
+}
+
+
 class Modality(StrEnum):
     """How the image was made. The first eight are the columns of the paper's Tables 3 and 4."""
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 LOG_SECONDS = 10.0  # between two lines of progress without a terminal
+WIDE = 120  # columns of a screen with room for a long bar
+GAP = "  "  # between two facts of a line of progress
 RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -440,7 +442,7 @@ def spell_bytes(megabytes: float) -> str:
 
 
 def _spell(shown: dict[str, float | str]) -> str:
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    return GAP.join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
 @contextlib.contextmanager
@@ -497,14 +499,32 @@ def _bar(total: int | None, title: str, unit: str, done: int) -> Iterator[Advanc
 
 def _new_screen() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-    texts = ("{task.fields[far]}", "{task.fields[rate]}", "{task.fields[left]}")
+    console = Console(file=sys.stderr)
+    bar = BarColumn(bar_width=24 if console.width >= WIDE else 8)
+
+    class BarFacts(ProgressColumn):
+        """What there is to say beside the bar: the first of it that fits, nothing cut in the middle."""
+
+        def render(self, task: Task) -> Text:
+            parts = [str(task.fields[name]) for name in ("far", "left", "rate")]
+            parts += str(task.fields["shown"]).split(GAP)
+            room = console.width - len(task.description) - (bar.bar_width or 0) - 3
+            return Text(join_what_fits(parts, room), no_wrap=True)
+
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        *(TextColumn(text, markup=False) for text in texts),
-        TextColumn("{task.fields[shown]}", style="dim", markup=False),
-        console=Console(file=sys.stderr),
-        refresh_per_second=5,
+        TextColumn("{task.description}", markup=False), bar, BarFacts(), console=console, refresh_per_second=5
     )
+
+
+def join_what_fits(parts: Iterable[str], room: int) -> str:
+    """The first parts that have room in a line, each whole; empty ones are left out."""
+    line = ""
+    for part in filter(None, parts):
+        longer = f"{line}{GAP}{part}" if line else part
+        if len(longer) > room:
+            break
+        line = longer
+    return line

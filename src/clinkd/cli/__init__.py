@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import difflib
 import io
 import json
 import os
+import shlex
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from clinkd import distributed
 from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
+from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
-from clinkd.cli.outputs import end_in_order
-from clinkd.cli.screen import cores, show, show_leaving, tell
+from clinkd.cli.outputs import end_in_order, first_free
+from clinkd.cli.screen import cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
 from clinkd.storage import spell_bytes, spell_seconds
-from clinkd.version import __version__
+from clinkd.version import __version__, spell_program
 
 __all__ = ["main"]
 
@@ -144,10 +147,13 @@ def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
 
 
 def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
-    newest = "a name under --runs, or a path; the newest by default"
-    of_run = [runs, _shared("run", nargs="?", help=newest)]
+    newest = _shared("run", nargs="?", metavar="RUN", help="a name under --runs, or a path; the newest by default")
+    add_verb(verbs, "status", _status, "say how far a run is", "clinkd status demo", [runs, newest])
+    of_run = [runs, _shared("run", nargs="?", metavar="RUN", help=WHICH_RUN)]
     add = partial(add_verb, verbs, parents=of_run)
-    add("status", _status, "say how far a run is", "clinkd status demo")
+    command = add("why", _why, "name what tells a stage from the nearest one made before", "clinkd why demo distill")
+    command.add_argument("stage", metavar="STAGE")
+    command.add_argument("--run", dest="run_flag", metavar="RUN", help="the run, where only STAGE is given")
     command = add("table", _table, "print the scores of a finished run", "clinkd table demo --json")
     format_choice = command.add_mutually_exclusive_group()
     format_choice.add_argument("--json", action="store_true", help="for a program, with the seconds of each stage")
@@ -167,11 +173,7 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
     )
     command.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
 
-    add = partial(add_verb, verbs, parents=[runs, _shared("--run", help=newest)])
-    command = add(
-        "why", _why, "name what tells a stage from the nearest one made before", "clinkd why distill --run demo"
-    )
-    command.add_argument("stage")
+    add = partial(add_verb, verbs, parents=[runs, _shared("--run", metavar="RUN", help=WHICH_RUN)])
     command = add("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
     command.add_argument("image", type=Path)
     command.add_argument("question")
@@ -197,24 +199,20 @@ def _config(args: argparse.Namespace) -> RunConfig:
     elif Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
         config = override(load_config(Path(args.what)), settings)
     else:
-        raise _no_experiment(args.what)
+        raise _no_experiment(args.what, args.runs)
     # the name of the config: it may be a recipe printed and not yet edited
     require_folders(args.what if args.what in EXPERIMENTS else config.name, config)
     return config
 
 
-def _no_experiment(name: str) -> Exception:
+def _no_experiment(name: str, runs: Path | None = None) -> Exception:
     from clinkd.experiments import EXPERIMENTS
 
+    if runs and (config := runs / name / "config.yaml").is_file():
+        return BadInput(f"{name}: a run, no experiment; its config is {config}")
     near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}, and files ending in .yaml"
     return BadInput(f"{name}: no such experiment; {hint}")
-
-
-def _find_run(args: argparse.Namespace) -> Run:
-    from clinkd.pipeline.runs import find_run
-
-    return find_run(args.run, args.runs)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -232,12 +230,31 @@ def _show_closing(run: Run, runs: Path) -> None:
     from clinkd.pipeline.runs import score_table
 
     scores, name = run.scores(), run.folder.name
-    show(score_table(scores, f"{name}: test split, {spell_seconds(sum(scores['wall_seconds'].values()))} of work"))
-    where = "" if runs == Path("runs") else f" --runs {runs}"
+    work = spell_seconds(sum(scores["wall_seconds"].values()))
+    show(*split_modalities(score_table(scores, f"{name}: test split, {work} of work")))
     print(f"\nreport   {run.folder / run.report().name}")
-    print(f"next     clinkd ask{where} --run {name} IMAGE QUESTION    ask the model about an image")
-    print(f"         clinkd table {name}{where} --json    the scores for a program")
-    print("         clinkd recipe demo > mine.yaml    every knob, to copy and edit")
+    for number, (words, purpose) in enumerate(_suggest_commands(run, runs)):
+        print(f"{'' if number else 'next':<9}{spell_program()} {shlex.join(words)}   # {purpose}")
+
+
+def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
+    """What may be done with a finished run: commands that work as they stand, each with its purpose."""
+    from clinkd.pipeline.runs import name_runs
+    from clinkd.workflows.examples import SHEET, write_examples
+
+    name, where = run.folder.name, name_runs(runs)
+    examples = []
+    with contextlib.suppress(BadInput):  # images that were moved away
+        examples = write_examples(run)
+    asked = [str(examples[0].image), examples[0].question] if examples else ["IMAGE", "QUESTION"]
+    yield ["ask", *where, "--run", name, *asked], "ask the model about an image"
+    yield ["serve", name, *where], "the same in the browser; Ctrl-C ends it"
+    if examples:
+        folder = examples[0].image.parent
+        sheet = ["data", "import", str(folder / SHEET), "--images", str(folder), "--out", str(first_free("mydata"))]
+        yield sheet, "read images and a sheet, as yours"
+    yield ["table", name, *where, "--json"], "the scores for a program"
+    yield ["recipe", "demo"], "every knob, to copy and edit"
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -318,17 +335,23 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    run = _find_run(args)
+    from clinkd.pipeline.graph import is_at_work
+
+    run = choose_run(args.run, args.runs, unfinished=True)
     stages = run.status()
-    rows = tuple((s.name, s.state, s.spell_time()) for s in stages)
+    working = {s.name for s in stages if s.state != "done" and is_at_work(s.folder)}
+    words = {"done": "done", "partial": "stopped", "missing": "not begun"}
+    rows = tuple((s.name, "at work" if s.name in working else words[s.state], s.spell_time()) for s in stages)
     done = sum(s.state == "done" for s in stages)
-    notes = () if done == len(stages) else (f"go on with: {run.command}",)
-    show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "seconds spent"), rows, notes))
+    notes = () if done == len(stages) or working else (f"go on with: {run.command}",)
+    show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "time spent"), rows, notes))
     return 0
 
 
 def _why(args: argparse.Namespace) -> int:
-    print(*_find_run(args).why(args.stage), sep="\n")
+    if args.run and args.run_flag:
+        raise BadInput(f"{args.run} and --run {args.run_flag}: name one run")
+    print(*choose_run(args.run or args.run_flag, args.runs).why(args.stage), sep="\n")
     return 0
 
 
@@ -352,7 +375,7 @@ def _recipe(args: argparse.Namespace) -> int:
 def _table(args: argparse.Namespace) -> int:
     from clinkd.pipeline.runs import score_table
 
-    run = _find_run(args)
+    run = choose_run(args.run, args.runs)
     scores = run.scores()
     table = score_table(scores, f"{run.folder.name}: test split")
     if args.json:
@@ -360,14 +383,14 @@ def _table(args: argparse.Namespace) -> int:
     elif args.csv:
         csv.writer(sys.stdout).writerows([table.columns, *table.rows])
     else:
-        show(table)
+        show(*split_modalities(table))
     return 0
 
 
 def _ask(args: argparse.Namespace) -> int:
     from clinkd.workflows.ask import ask
 
-    result = ask(_find_run(args), args.image, args.question, args.out)
+    result = ask(choose_run(args.run, args.runs), args.image, args.question, args.out)
     prediction = result.prediction
     print(prediction.answer.answer.text)
     if result.uncertain:
@@ -394,7 +417,7 @@ def _ask(args: argparse.Namespace) -> int:
 def _correct(args: argparse.Namespace) -> int:
     from clinkd.workflows.correct import OutgoingPreview, correct_round
 
-    run = _find_run(args)
+    run = choose_run(args.run, args.runs)
     end_in_order()
     result = correct_round(run, args.round, args.settings, args.out)
     if isinstance(result, OutgoingPreview):
@@ -402,7 +425,7 @@ def _correct(args: argparse.Namespace) -> int:
         return 0
     show(result.table)
     print(f"corrections  {result.file}")
-    print(f'             edit `after`, put "human" into `by`, then: clinkd run {run.folder / "config.yaml"} --name NEW')
+    print(f'             edit `after`, put "human" into `by`, then: {run.command} --name NEW')
     print(f"             --set reflect.corrector=replay --set reflect.replay={result.file}")
     return 0
 
@@ -411,7 +434,7 @@ def _export(args: argparse.Namespace) -> int:
     from clinkd.workflows.export import export
 
     end_in_order()
-    model = export(_find_run(args), args.folder)
+    model = export(choose_run(args.run, args.runs), args.folder)
     stock = f"transformers' own {model.family} class"
     code = stock if model.stock else "clinkd (its positions exist in no stock class)"
     print(f"model    {model.folder}: of stage {model.stage}, loaded by {code}; loaded again, it gave the same logits")

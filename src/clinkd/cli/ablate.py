@@ -75,8 +75,7 @@ def _ablate(args: argparse.Namespace, base: RunConfig) -> int:
     if args.json:
         print(json.dumps(json.loads((result.folder / "ablation.json").read_text()), indent=1))
     else:
-        for table in result.tables:
-            show(table)
+        show(*result.tables)
         print(f"page     {result.folder / 'ablation.html'}")
     for name, why in result.failed.items():
         tell(f"{name}: {why}")

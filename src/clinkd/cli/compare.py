@@ -68,9 +68,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([comparison_json(c) for c in comparisons], indent=1, allow_nan=False))
         return 0
-    for comparison in comparisons:
-        for table in comparison_tables(comparison):
-            show(table)
+    show(*(table for comparison in comparisons for table in comparison_tables(comparison)))
     return 0
 
 
@@ -84,8 +82,7 @@ def _systems(args: argparse.Namespace) -> int:
         rows = [{"system": s.name, "test_set": s.test_set, "mode": args.mode, **s.to_json()} for s in systems]
         print(json.dumps(rows, indent=1, allow_nan=False))
         return 0
-    for table in [*tables, *([] if args.same_data else paper_tables()[:1])]:
-        show(table)
+    show(*tables, *([] if args.same_data else paper_tables()[:1]))
     if args.page:
         print(f"page     {args.page}")
     return 0

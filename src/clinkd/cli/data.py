@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,11 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, may_write
+from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, first_free, may_write
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import WRONG, Parser, Verb, add_verb
 from clinkd.records import BadInput
+from clinkd.version import spell_program
 
 if TYPE_CHECKING:
     from clinkd.data.checks.check import Checks, Findings
@@ -212,8 +214,11 @@ def _import(args: argparse.Namespace) -> int:
     _print_findings(findings, args)
     if not args.json:
         print(f"\ndata     {args.out}: {findings.samples} samples of {findings.images} images")
-        print(f"next     clinkd run real --set data.path={args.out}    learn from it")
-        print(f"         clinkd data show {args.out} ID    look at one")
+        run = ["run", "real", "--set", f"data.path={args.out}"]
+        if Path("runs", "real").exists():
+            run += ["--name", first_free(f"real-{args.out.resolve().name}", Path("runs")).name]
+        print(f"next     {spell_program()} {shlex.join(run)}   # learn from it")
+        print(f"         {spell_program()} data stats {shlex.quote(str(args.out))}   # what is in it")
     return 0
 
 

@@ -131,8 +131,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
         return 0
-    for table in evaluation.tables():
-        show(table)
+    show(*evaluation.tables())
     if args.out is not None:
         print(f"\npage     {args.out / 'report.html'}")
         print(f"data     {args.out}: samples, predictions and scores, a line each; table.json, table.md, table.csv")

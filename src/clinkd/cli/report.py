@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.outputs import REPORT, end_in_order, may_write
 from clinkd.cli.words import Parser, add_verb
 
@@ -20,7 +21,7 @@ def add(verbs: Any, runs: Parser) -> None:
         "clinkd report demo --share",
         [runs],
     )
-    parser.add_argument("run", nargs="?", help="a name under --runs, or a path; the newest by default")
+    parser.add_argument("run", nargs="?", metavar="RUN", help=WHICH_RUN)
     parser.add_argument(
         "--share",
         action="store_true",
@@ -32,9 +33,8 @@ def add(verbs: Any, runs: Parser) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from clinkd.pipeline.report import report
-    from clinkd.pipeline.runs import find_run
 
     may_write("--out", args.out, REPORT)
     end_in_order()
-    print(f"report   {report(find_run(args.run, args.runs), args.out, args.share)}")
+    print(f"report   {report(choose_run(args.run, args.runs), args.out, args.share)}")
     return 0

@@ -20,7 +20,10 @@ def add(verbs: Any, runs: Parser) -> None:
         [runs],
     )
     parser.add_argument(
-        "what", nargs="?", metavar="RUN|MODEL", help="a run, by name or path, or a model's folder; the newest run"
+        "run",
+        nargs="?",
+        metavar="RUN|MODEL",
+        help="a run, by name or path, or a model's folder; the newest finished run by default",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
@@ -45,5 +48,5 @@ def _serve(args: argparse.Namespace) -> int:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
     limits = ServerLimits(batch=args.batch, queue=args.queue, seconds=args.seconds)
     address = ListenAddress(args.host, args.port, args.token_file)
-    serve(args.what, args.runs, address, limits, lambda line: print(line, flush=True))
+    serve(args.run, args.runs, address, limits, lambda line: print(line, flush=True))
     return 0

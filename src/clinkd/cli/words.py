@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 FAILED, WRONG = 1, 2
@@ -18,6 +21,9 @@ class Parser(argparse.ArgumentParser):
 
     later: Callable[[argparse.ArgumentParser], None] | None = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
     def complete(self) -> None:
         """Add the arguments of `later`, once."""
         add, self.later = self.later, None
@@ -27,6 +33,56 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.complete()
         return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            verb: Parser = parsed.parser
+            hints = (
+                verb._spell_run(words[len(verb.prog.split()) - 1 :], unknown),
+                self._name_owners(unknown[0]),
+                verb._spell_flag(unknown[0]),
+            )
+            hint = next(filter(None, hints), "")
+            verb.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+    def _spell_run(self, words: Sequence[str], unknown: Sequence[str]) -> str:
+        """How this verb is given its run, if that was given in another way."""
+        flag, equals, value = unknown[0].partition("=")
+        places = [a.dest for a in self._actions if not a.option_strings]
+        flags = self._option_string_actions
+        if flag == "--run" and "run" in places:
+            rest = list(words)
+            at = rest.index(unknown[0])
+            run = value if equals else rest[at + 1] if at + 1 < len(rest) else "RUN"
+            del rest[at : at + (1 if equals else 2)]
+            return f"; give the run as: {self.prog} {shlex.join([run, *rest])}"
+        if not flag.startswith("-") and "--run" in flags and len(places) == len(unknown) == 1:
+            return f"; give the run as: {self.prog} --run {shlex.join(words)}"
+        return ""
+
+    def _spell_flag(self, word: str) -> str:
+        """The flag of this verb that a word is nearest to, if any is near."""
+        flag, flags = word.partition("=")[0], self._option_string_actions
+        near = [f for f in flags if f.startswith(flag)] or difflib.get_close_matches(flag, flags, n=1)
+        return f"; did you mean {near[0]}?" if flag.startswith("--") and near else ""
+
+    def _name_owners(self, word: str) -> str:
+        """The verbs that know a flag, if any does."""
+        flag = word.partition("=")[0]
+        owners = [p.prog for p in self._list_verbs() if flag.startswith("-") and flag in p._option_string_actions]
+        return f"; {flag} belongs to {', '.join(owners)}" if owners else ""
+
+    def _list_verbs(self) -> Iterator[Parser]:
+        """All parsers below this one that call a verb, with all their flags."""
+        groups = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        if not groups:
+            self.complete()
+            yield self
+        for below in groups[0].choices.values() if groups else ():
+            yield from below._list_verbs()
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -42,5 +98,5 @@ def add_verb(among: Any, name: str, call: Verb, what: str, example: str, parents
         parents=list(parents),
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(verb=call)
+    parser.set_defaults(verb=call, parser=parser)
     return parser

@@ -152,6 +152,25 @@ def _read_status(name: str, identity: str, folder: Path) -> StageStatus:
     return StageStatus(name, identity, state, seconds, folder)
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether a process holds the lock of a stage; `folder` is that of the finished stage."""
+    try:
+        descriptor = os.open(_lock_of(folder), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
+
+
 def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path | None:
     """The folder (finished or a draft) in which an older version did the same work under another identity. None if
     there is none, and if the stage was begun under its own identity.
@@ -245,7 +264,7 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
         finished[stage.name] = folder = cache / stage.key
         if distributed.is_main():
             _adopt_older_folder(stage, inputs, cache)
-            _finish_stage(stage, inputs, folder, f"[{number}/{len(stages)}] {stage.name}")
+            _finish_stage(stage, inputs, folder, f"stage {number} of {len(stages)}, {stage.name}")
             point_link(run_folder / "stages" / stage.name, folder)
             distributed.broadcast_object((stage.key, True))
         else:
@@ -270,7 +289,7 @@ def _follow_main_process(stage: Stage, inputs: Mapping[str, Path], folder: Path)
 
 def _finish_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
     if not folder.is_dir():
-        lock = folder.with_name(folder.name + ".lock")
+        lock = _lock_of(folder)
         with _hold_lock(lock, title):
             if not folder.is_dir():  # another process may have finished it while this one waited
                 _work_in_draft(stage, inputs, folder, title)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,13 +16,20 @@ from clinkd.pipeline import graph
 from clinkd.records import BadInput, Modality, Table, Task
 from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
 from clinkd.storage import make_folder, read_json, write_atomic, write_json
+from clinkd.version import spell_program
 
 RUNS = Path("runs")
 RUN_RECORD = "run.json"
 SCORES = "table.json"
 REPORT = "report.html"
+EXAMPLES = "examples"  # images of the test split to be asked about
 SCORE_FILES = ("table.md", "table.csv")  # the same figures for reading and for a spreadsheet
 TRAINED_STAGES = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
+
+
+def name_runs(runs: Path) -> list[str]:
+    """The words that name a folder of all runs, where it is not the usual one."""
+    return [] if runs == RUNS else ["--runs", str(runs)]
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,8 @@ class Run:
     @property
     def command(self) -> str:
         """The command that continues the run."""
-        runs = "" if self.folder.parent == RUNS else f" --runs {self.folder.parent}"
-        return f"clinkd run {self.folder / 'config.yaml'}{runs}"
+        words = ["run", str(self.folder / "config.yaml"), *name_runs(self.folder.parent)]
+        return f"{spell_program()} {shlex.join(words)}"
 
     def wall_seconds(self) -> dict[str, float]:
         """Seconds spent on each finished stage, in all runs that worked on it."""
@@ -101,7 +110,8 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
                 "--name NEW starts a run beside it, --replace gives the folder to this config"
             )
         if changed:
-            shutil.rmtree(folder / "stages", ignore_errors=True)
+            for name in ("stages", EXAMPLES):
+                shutil.rmtree(folder / name, ignore_errors=True)
             for name in (SCORES, REPORT, *SCORE_FILES):
                 (folder / name).unlink(missing_ok=True)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -175,6 +185,20 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
             return open_run(folder)
     names = ", ".join(folder.name for folder in folders) or "none; `clinkd run demo` makes one"
     raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}")
+
+
+def find_finished_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
+    """As `find_run`; but without `wanted`, the last started of the finished runs, or the last started if none is."""
+    finished = [folder for folder in list_runs(runs) if is_finished(folder)] if wanted is None else []
+    return open_run(finished[0]) if finished else find_run(wanted, runs)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the last stage of the run in a folder is done. A run whose record is damaged is not finished."""
+    with contextlib.suppress(BadInput):
+        last = _read_record(folder)["stages"][-1]
+        return (folder.parent / graph.CACHE / f"{last['name']}-{last['identity']}").is_dir()
+    return False
 
 
 def score_table(scores: Mapping[str, Any], title: str) -> Table:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from clinkd.pipeline.runs import RUN_RECORD, Run, find_run
+from clinkd.pipeline.runs import RUN_RECORD, Run, find_finished_run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.limits import ServerLimits
@@ -92,7 +93,9 @@ def _find_run(wanted: str | None, runs: Path) -> Run | None:
     is_model = folder and (folder / "config.json").is_file() and not (folder / RUN_RECORD).is_file()
     if is_model and wanted and not (runs / wanted / RUN_RECORD).is_file():
         return None
-    run = find_run(wanted, runs)
+    run = find_finished_run(wanted, runs)
+    if wanted is None:
+        print(f"clinkd: run {run.folder.name}, the newest finished run", file=sys.stderr, flush=True)
     run.stage(run.last_trained)  # raises its errors here, not in the model's thread
     return run
 

@@ -8,6 +8,7 @@ __all__ = [
     "compare",
     "correct",
     "evaluate",
+    "examples",
     "export",
     "forecast",
     "review",

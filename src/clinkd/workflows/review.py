@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import os
 import shlex
 import threading
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from clinkd.correction.verify import presentable
 from clinkd.data.images import open_image
 from clinkd.pipeline.correcting import CORRECTIONS
 from clinkd.pipeline.prepared import read_data_source
-from clinkd.pipeline.runs import RUNS, Run
+from clinkd.pipeline.runs import Run, name_runs
 from clinkd.records import BadInput, BoxedText, Correction, Sample
 from clinkd.storage import JsonLines, write_lines
+from clinkd.version import spell_program
 
 FILE = "corrections-human.jsonl"  # in the folder of a run
 Verdict = Literal["accept", "edit", "reject"]
@@ -86,12 +88,13 @@ class Review:
 
     @property
     def command(self) -> str:
-        """The command that trains on the decisions, for the folder where the server was started. Where the run was
-        named by an absolute path, which no page may show, it is for the folder of the runs."""
-        folder = Path(self.run.folder.name) if self.run.folder.is_absolute() else self.run.folder
-        words = ["clinkd", "run", str(folder / "config.yaml"), "--name", f"{folder.name}-corrected"]
-        words += [] if folder.parent == RUNS else ["--runs", str(folder.parent)]
-        return shlex.join([*words, "--set", f"reflect.replay={folder / FILE}"])
+        """The command that trains on the decisions, for the folder where the server was started. No page may show an
+        absolute path: where a path is one, it is spelled from that folder."""
+        folder = Path(os.path.relpath(self.run.folder)) if self.run.folder.is_absolute() else self.run.folder
+        program = spell_program()
+        words = ["run", str(folder / "config.yaml"), "--name", f"{folder.name}-corrected", *name_runs(folder.parent)]
+        words += ["--set", f"reflect.replay={folder / FILE}"]
+        return f"{'clinkd' if program.startswith('/') else program} {shlex.join(words)}"
 
     def list_answers(self, round: int) -> list[ReviewedAnswer]:
         """All wrong answers of a round. Raises BadInput for a round that the run does not have."""
