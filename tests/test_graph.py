@@ -19,7 +19,7 @@ from clinkd import pipeline
 from clinkd.config import DistillConfig, RunConfig, TeacherConfig
 from clinkd.pipeline import graph, runs
 from clinkd.pipeline.graph import Stage, execute, plan_stages
-from clinkd.pipeline.runs import find_run, score_table
+from clinkd.pipeline.runs import find_finished_run, find_run, score_table
 from clinkd.records import BadInput
 from clinkd.settings import change_knobs, override
 from clinkd.storage import read_json, write_json
@@ -418,6 +418,18 @@ def test_find_by_name_by_path_and_the_newest(tiny_plan, tmp_path):
     assert find_run("a", tmp_path).folder == find_run(str(tmp_path / "a"), Path("elsewhere")).folder
     with pytest.raises(BadInput, match="ab: no run of that name or path; runs under .*: b, a"):
         find_run("ab", tmp_path)
+
+
+def test_without_a_name_a_finished_run_goes_before_a_newer_one_at_work(shop, tiny_plan, tmp_path):
+    pipeline.run(override(RunConfig(), ["name=whole"]), tmp_path)
+    shop.fail["distill"] = RuntimeError("power cut")
+    with pytest.raises(RuntimeError):
+        pipeline.run(override(RunConfig(), ["name=half", "seed=1"]), tmp_path)
+    assert find_run(None, tmp_path).folder.name == "half"
+    assert find_finished_run(None, tmp_path).folder.name == "whole"
+    assert find_finished_run("half", tmp_path).folder.name == "half"
+    (tmp_path / "whole" / "run.json").write_text("{")
+    assert find_finished_run(None, tmp_path).folder.name == "half"  # none is finished: the newest
 
 
 def test_an_unfinished_run_says_how_to_go_on(shop, tiny_plan, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -175,6 +176,20 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
             return open_run(folder)
     names = ", ".join(folder.name for folder in folders) or "none; `clinkd run demo` makes one"
     raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}")
+
+
+def find_finished_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
+    """As `find_run`; but without `wanted`, the last started of the finished runs, or the last started if none is."""
+    finished = [folder for folder in list_runs(runs) if is_finished(folder)] if wanted is None else []
+    return open_run(finished[0]) if finished else find_run(wanted, runs)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the last stage of the run in a folder is done. A run whose record is damaged is not finished."""
+    with contextlib.suppress(BadInput):
+        last = _read_record(folder)["stages"][-1]
+        return (folder.parent / graph.CACHE / f"{last['name']}-{last['identity']}").is_dir()
+    return False
 
 
 def score_table(scores: Mapping[str, Any], title: str) -> Table:
