@@ -24,7 +24,7 @@ from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.reporting.viewer.overlay import draw_boxes
+from clinkd.reporting.viewer.overlay import draw_answer
 
 
 @dataclass(frozen=True)
@@ -193,20 +193,28 @@ class AskResult:
     prediction: Prediction
     overlay: Path
     uncertain: str | None = None
+    size: tuple[int, int] | None = None  # of the image, in pixels
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
-    """The candidates for one question, scored and chosen as the run does it; the boxes are drawn on `overlay`."""
-    out = overlay or Path(f"{image.stem}-answer.png")
+    """The candidates for one question, scored and chosen as the run does it; question, answer and boxes are drawn on
+    `overlay`, by default a new file here."""
+    out = overlay or _new_picture(image.stem)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
     _demand_words(question)  # before a model is loaded
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
-    [answer] = answerer.answers([Question.of(picture, answerer.read(question, picture))])
-    boxes = answer.prediction.answer.answer.boxes
-    draw_boxes(picture, boxes, [str(n) for n in range(1, len(boxes) + 1)]).save(out)
-    return AskResult(answer.prediction, out, answer.self_consistency.why)
+    asked = Question.of(picture, answerer.read(question, picture))
+    [answer] = answerer.answers([asked])
+    draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
+    return AskResult(answer.prediction, out, answer.self_consistency.why, picture.size)
+
+
+def _new_picture(stem: str) -> Path:
+    """A name in this folder that no file has."""
+    names = (f"{stem}-answer{number}.png" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
+    return next(path for name in names if not (path := Path(name)).exists())
 
 
 def _demand_words(question: str) -> None:
