@@ -107,6 +107,8 @@ def _ask_one(args: argparse.Namespace, run: Run, image: Path, question: str) -> 
     print(prediction.answer.answer.text)
     if result.uncertain:
         print(f"uncertain: {result.uncertain}")
+    for warning in getattr(result, "warnings", ()):
+        print(f"warning: {warning.message}")
     _print_boxes(result)
     show(_candidate_table(prediction))
     print(f"picture  {result.overlay}")

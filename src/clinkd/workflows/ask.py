@@ -178,10 +178,10 @@ class Answerer:
             scored = rerank_batch(samples, predictions, self.scorer, [Task.QA])
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
         answers = []
-        for sample, prediction, trust in zip(samples, predictions, trusted, strict=True):
+        prompt_lengths = self.model.count_prompt_tokens(samples)
+        for prediction, trust, prompt_length in zip(predictions, trusted, prompt_lengths, strict=True):
             lengths = [self.model.count_answer_tokens(c) for c in prediction.candidates]
             consistency = self_consistency(prediction, lengths, self.names)
-            prompt_length = self.model.count_prompt_tokens(sample)
             answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
         return answers
 
@@ -208,7 +208,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     asked = Question.of(picture, answerer.read(question, picture))
     [answer] = answerer.answers([asked])
     draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
-    return AskResult(answer.prediction, out, answer.self_consistency.why, picture.size)
+    return AskResult(answer.prediction, out, answer.self_consistency.why, size=picture.size)
 
 
 def _new_picture(stem: str) -> Path:

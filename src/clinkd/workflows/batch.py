@@ -314,6 +314,7 @@ def _make_record(row: _BatchRow) -> dict[str, Any]:
             for n, c in enumerate(prediction.candidates)
         ],
         "uncertain": row.answer.self_consistency.why or "",
+        "warnings": [warning.message for warning in getattr(row.answer, "warnings", ())],
     }
 
 
