@@ -66,6 +66,9 @@ class Stack:
         picture = Image.fromarray(number * GREY).convert("RGB")
         return ImageFrame(picture, self.describe(file, place), number)
 
+    def instance_uid(self, path: Path, place: str) -> str:
+        return ""
+
     def texts(self, path: Path, place: str) -> set[str]:
         return {path.read_bytes().decode().removeprefix("STACK")}
 

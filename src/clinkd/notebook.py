@@ -142,8 +142,9 @@ class LoadedModel:
         [answer] = run_to_end(answerer.stream_answers([asked], how))
         chosen, candidates_by_rank = answer.prediction.answer.answer, answer.prediction.candidates
         return BoxedAnswer(
-            question, chosen.text, chosen.boxes, candidates_by_rank, answer.self_consistency.why, picture
-        )
+            question, chosen.text, chosen.boxes, candidates_by_rank, answer.self_consistency.why, picture,
+            tuple(warning.message for warning in answer.warnings),
+        )  # fmt: skip
 
     def _load_answerer(self) -> Answerer:
         from clinkd.workflows.ask import Answerer

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinkd import distributed
-from clinkd.cli import ablate, compare, data, evaluate, report, serve, spice
+from clinkd.cli import ablate, ask, compare, data, evaluate, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import end_in_order, first_free
@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verbs_of_a_run(verbs, runs, settings)
     add_verb(verbs, "doctor", doctor, "print versions, machine and optional parts, for a bug report", "clinkd doctor")
     ablate.add(verbs, runs, _config)
+    ask.add(verbs, runs)
     compare.add_compare(verbs, runs)
     data.add(verbs)
     evaluate.add(verbs)
@@ -174,10 +175,6 @@ def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
     command.set_defaults(stopped="what came back is kept in the journal, and the same command goes on from there")
 
     add = partial(add_verb, verbs, parents=[runs, _shared("--run", metavar="RUN", help=WHICH_RUN)])
-    command = add("ask", _ask, "ask a run's model about an image", 'clinkd ask scan.png "Where is the left lung?"')
-    command.add_argument("image", type=Path)
-    command.add_argument("question")
-    command.add_argument("--out", type=Path, metavar="PNG", help="where the picture with the boxes goes")
     command = add(
         "export", _export, "write a run's model as a folder to carry away, with a card", "clinkd export --run demo DIR"
     )
@@ -384,33 +381,6 @@ def _table(args: argparse.Namespace) -> int:
         csv.writer(sys.stdout).writerows([table.columns, *table.rows])
     else:
         show(*split_modalities(table))
-    return 0
-
-
-def _ask(args: argparse.Namespace) -> int:
-    from clinkd.workflows.ask import ask
-
-    result = ask(choose_run(args.run, args.runs), args.image, args.question, args.out)
-    prediction = result.prediction
-    print(prediction.answer.answer.text)
-    if result.uncertain:
-        print(f"uncertain: {result.uncertain}")
-    for warning in result.warnings:
-        print(f"warning: {warning.message}")
-    for box in prediction.answer.answer.boxes:
-        print(f"box      {box.x1:.3f} {box.y1:.3f} {box.x2:.3f} {box.y2:.3f}   (fractions of width and height)")
-    names = list(dict.fromkeys(name for candidate in prediction.candidates for name in candidate.scores))
-    rows = tuple(
-        (
-            "*" if number == prediction.chosen else "",
-            candidate.raw,
-            "-" if candidate.logprob is None else f"{candidate.logprob:.3f}",
-            *(f"{candidate.scores[n]:.3f}" if n in candidate.scores else "-" for n in names),
-        )
-        for number, candidate in enumerate(prediction.candidates)
-    )
-    show(Table("candidates", ("", "as written", "log p a token", *names), rows))
-    print(f"picture  {result.overlay}")
     return 0
 
 

@@ -212,11 +212,13 @@ class VisionLanguageModel(nn.Module):
             for sample, turns in zip(samples, self.text.segments(samples), strict=True)
         ]
 
-    def count_prompt_tokens(self, sample: Sample) -> int:
-        """Tokens before the answer: images, earlier turns, the question, and the marks around them."""
-        *before, (question_ids, _) = self.text.segments([sample])[0]
-        prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
-        return len(prefix_ids) + sum(len(q) + len(a) for q, a in before) + len(question_ids)
+    def count_prompt_tokens(self, samples: Sequence[Sample]) -> list[int]:
+        """Tokens before each answer: images, earlier turns, the question, and the marks around them."""
+        counts = []
+        for sample, (*before, (question_ids, _)) in zip(samples, self.text.segments(samples), strict=True):
+            prefix_ids = self.text.prefix([self.images.grid(ref) for ref in sample.images])
+            counts.append(len(prefix_ids) + sum(len(q) + len(a) for q, a in before) + len(question_ids))
+        return counts
 
     def start_rows(self, prompts: Prompts) -> Rows:
         """The rows of these prompts, a row a sample, before the first new token."""

@@ -5,6 +5,7 @@ __all__ = [
     "answer",
     "answer_warnings",
     "ask",
+    "batch",
     "compare",
     "correct",
     "evaluate",

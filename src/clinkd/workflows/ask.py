@@ -24,7 +24,7 @@ from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
-from clinkd.reporting.viewer.overlay import draw_boxes
+from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
 
 
@@ -188,10 +188,10 @@ class Answerer:
             scored = rerank_batch(samples, predictions, self.scorer, [Task.QA])
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
         answers = []
-        for sample, prediction, trust in zip(samples, predictions, trusted, strict=True):
+        prompt_lengths = self.model.count_prompt_tokens(samples)
+        for prediction, trust, prompt_length in zip(predictions, trusted, prompt_lengths, strict=True):
             lengths = [self.model.count_answer_tokens(c) for c in prediction.candidates]
             consistency = self_consistency(prediction, lengths, self.names)
-            prompt_length = self.model.count_prompt_tokens(sample)
             answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
         return answers
 
@@ -209,22 +209,35 @@ class AskResult:
     overlay: Path
     uncertain: str | None = None
     warnings: tuple[AnswerWarning, ...] = ()
+    size: tuple[int, int] | None = None  # of the image, in pixels
 
 
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
-    """The candidates for one question, scored and chosen as the run does it; the boxes are drawn on `overlay`."""
-    out = overlay or Path(f"{image.stem}-answer.png")
+    """The candidates for one question, scored and chosen as the run does it; question, answer and boxes are drawn on
+    `overlay`, by default a new file here."""
+    out = overlay or _new_picture(image.stem)
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
     _demand_words(question)  # before a model is loaded
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
-    facts = read_medical_facts(image.parent, image.name, f"image {image.name}")
-    modality = facts.modality if facts else Modality.OTHER
-    [answer] = answerer.answers([Question.of(picture, answerer.read(question, picture), modality)])
-    boxes = answer.prediction.answer.answer.boxes
-    draw_boxes(picture, boxes, [str(n) for n in range(1, len(boxes) + 1)]).save(out)
-    return AskResult(answer.prediction, out, answer.self_consistency.why, answer.warnings)
+    modality = read_modality(image.parent, image.name)
+    asked = Question.of(picture, answerer.read(question, picture), modality)
+    [answer] = answerer.answers([asked])
+    draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
+    return AskResult(answer.prediction, out, answer.self_consistency.why, answer.warnings, picture.size)
+
+
+def read_modality(root: Path, name: str) -> Modality:
+    """The modality that the header of an image states; `OTHER` if it states none, as plain pictures do."""
+    facts = read_medical_facts(root, name, f"image {name}")
+    return facts.modality if facts else Modality.OTHER
+
+
+def _new_picture(stem: str) -> Path:
+    """A name in this folder that no file has."""
+    names = (f"{stem}-answer{number}.png" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
+    return next(path for name in names if not (path := Path(name)).exists())
 
 
 def _demand_words(question: str) -> None:

@@ -105,6 +105,10 @@ class Dicom:
             picture = Image.fromarray(values.to_8_bit(grey)).convert("RGB")
             return ImageFrame(picture, facts, number, grey.linear, is_hounsfield(header, index), values)
 
+    def instance_uid(self, path: Path, place: str) -> str:
+        with open_header(path, place, also=("SOPInstanceUID",)) as header:
+            return str(header.ds.get("SOPInstanceUID") or "")
+
     def texts(self, path: Path, place: str) -> set[str]:
         import pydicom
 

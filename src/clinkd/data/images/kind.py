@@ -84,6 +84,9 @@ class ImageKind(Protocol):
         Raises BadInput like `describe`, and where the frame is beyond `limits` or cannot be decoded.
         """
 
+    def instance_uid(self, path: Path, place: str) -> str:
+        """The SOP instance UID of a file, "" where it has none. Raises BadInput where the header cannot be read."""
+
     def texts(self, path: Path, place: str) -> set[str]:
         """All texts of the header. Raises BadInput where it cannot be read whole."""
 

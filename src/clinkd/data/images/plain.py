@@ -60,6 +60,9 @@ class Plain:
             upright = _convert_to_rgb(ImageOps.exif_transpose(picture))
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
 
+    def instance_uid(self, path: Path, place: str) -> str:
+        return ""
+
     def texts(self, path: Path, place: str) -> set[str]:
         values: list[object] = []
         with _open_file(path, place) as picture:

@@ -24,6 +24,7 @@ from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
 CHUNK_BYTES = 1 << 22
 MAX_ROW_BYTES = 1 << 24  # a file without row ends must not fill the memory
 SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
+ROW_FILES = (*SHEETS, ".jsonl", ".json")
 MAX_SHEET_BYTES = 1 << 30  # of an unpacked XLSX
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]

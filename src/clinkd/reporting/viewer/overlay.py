@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import unicodedata
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clinkd.records import Box, Sample
+from clinkd.records import BOX_MARK, Box, BoxedText, Sample
 
 # Okabe and Ito's palette for all kinds of colour vision, and white; answers are dashed, later ones dotted as well.
 TRUTH, ANSWER, ASKED, LATER = "#56B4E9", "#E69F00", "#F0E442", "#FFFFFF"
 DASHES = {ANSWER: (9, 6), LATER: (3, 4)}  # pixels drawn and left out
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss"})
+LARGEST_SIDE = 2048  # pixels of a picture with its answer
 _INK, _EDGE = "#000000", "#000000"
 
 
@@ -41,6 +45,62 @@ def draw_boxes(
         if label:
             label_areas.append(_draw_label(draw, place, label, colour or TRUTH, font, label_areas))
     return canvas
+
+
+def draw_answer(image: Image.Image, question: BoxedText, answer: BoxedText) -> Image.Image:
+    """A copy of `image` with the boxes of question (A, B, ...) and answer (1, 2, ...), and both texts below it."""
+    asked, given = [chr(ord("A") + n % 26) for n in range(len(question.boxes))], range(1, len(answer.boxes) + 1)
+    labels = [*asked, *map(str, given)]
+    colours = [ASKED] * len(asked) + [TRUTH] * len(given)
+    side = min(max(448, *image.size), LARGEST_SIDE)
+    drawn = draw_boxes(image, [*question.boxes, *answer.boxes], labels, colours, side)
+    size, margin = max(14, side // 34), 8
+    font, has_accents = _load_text_font(size)
+    width = max(drawn.width, 320)
+    texts = (f"Question: {_name_boxes(question.text, asked)}", f"Answer: {_name_boxes(answer.text, given)}")
+    spelled = texts if has_accents else tuple(map(_spell_plainly, texts))
+    lines = [line for text in spelled for line in _wrap_text(text, font, width - 2 * margin)]
+    canvas = Image.new("RGB", (width, drawn.height + 2 * margin + round(1.4 * size) * len(lines)), "white")
+    canvas.paste(drawn)
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((margin, drawn.height + margin + round(1.4 * size) * number), line, fill=_INK, font=font)
+    return canvas
+
+
+def _name_boxes(text: str, labels: Iterable[object]) -> str:
+    for label in labels:
+        text = text.replace(BOX_MARK, f"\0{label}]", 1)
+    return text.replace("\0", "[")
+
+
+def _load_text_font(size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, bool]:
+    """A font, and whether it has letters beyond ASCII: one of the system, else Pillow's own."""
+    for name in ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size), True
+    return ImageFont.load_default(size), False
+
+
+def _spell_plainly(text: str) -> str:
+    """The text in ASCII: letters without their accents, umlauts as in German, "?" for all others."""
+    decomposed = unicodedata.normalize("NFKD", text.translate(_UMLAUTS))
+    return "".join(c for c in decomposed if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+
+
+def _wrap_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    """Lines of at most `width` pixels; a word that is wider is divided."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines[1:]
 
 
 def draw_sample_boxes(image: Image.Image, sample: Sample, side_pixels: int = 448) -> Image.Image:
