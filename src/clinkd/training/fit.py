@@ -89,7 +89,7 @@ def fit(
     rows = rows_within(model, samples, config, run.folder, run.title)
     if not rows:
         raise BadInput(f"{run.title}: no samples to train on")
-    num_steps = math.ceil(config.epochs * len(rows) / config.rows)
+    num_steps = config.count_steps(len(rows))
     with model.prepared_for(config, run.seed):
         accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(run.trackers) or None)
         config.demand_even_shares(f"{run.title}: fit", accelerator.num_processes)

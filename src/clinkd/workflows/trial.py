@@ -78,7 +78,7 @@ def shrink_config(config: RunConfig) -> RunConfig:
     for name, fit in config.fits().items():
         share = config.teacher.share if config.teacher and name == "teacher.fit" else 1.0
         epochs = steps * fit.rows / max(1, round(share * kept["train"]))
-        settings += [f"{name}.epochs={epochs}", f"{name}.checkpoint_seconds=1000000000"]
+        settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
         settings.append("reflect.corrector=offline")
     return override(config, settings)
@@ -234,9 +234,9 @@ class SmallRun:
             fit = self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
             recorded, pace = trial.recorded[name], statistics.median(paces)
             rows = recorded["rows"] * self._sample_rows(kind, self.whole) / self._sample_rows(kind, self.narrow)
-            number = math.ceil(round(fit.epochs * rows / fit.rows, 6))
+            number = fit.count_steps(round(rows, 6))
             steps += number
-            seconds += number * pace + self._opening_seconds(fit.epochs, rows)
+            seconds += number * pace + self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)
             rest -= recorded["steps"] * pace
             trained = max(trained, recorded["trained_parameters"])
             passing = max(passing, CHECKPOINTS * recorded["trained_parameters"] * trained_bytes(fit) / 1e6)
