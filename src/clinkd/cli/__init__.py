@@ -229,12 +229,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show_closing(run: Run, runs: Path) -> None:
+    from clinkd.pipeline.cautions import read_cautions
     from clinkd.pipeline.runs import score_table
 
     scores, name = run.scores(), run.folder.name
     show(score_table(scores, f"{name}: test split, {spell_seconds(sum(scores['wall_seconds'].values()))} of work"))
     where = "" if runs == Path("runs") else f" --runs {runs}"
-    print(f"\nreport   {run.folder / run.report().name}")
+    print("", *read_cautions(scores), sep="\n")
+    print(f"report   {run.folder / run.report().name}")
     print(f"next     clinkd ask{where} --run {name} IMAGE QUESTION    ask the model about an image")
     print(f"         clinkd table {name}{where} --json    the scores for a program")
     print("         clinkd recipe demo > mine.yaml    every knob, to copy and edit")
@@ -350,6 +352,7 @@ def _recipe(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
+    from clinkd.pipeline.cautions import read_cautions
     from clinkd.pipeline.runs import score_table
 
     run = _find_run(args)
@@ -361,6 +364,8 @@ def _table(args: argparse.Namespace) -> int:
         csv.writer(sys.stdout).writerows([table.columns, *table.rows])
     else:
         show(table)
+        for line in read_cautions(scores):
+            print(line)
     return 0
 
 

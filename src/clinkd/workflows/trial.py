@@ -32,6 +32,7 @@ from clinkd.data.split import count_sampled_images
 from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline import report, steps
+from clinkd.pipeline.cautions import PRETRAINED
 from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_split
@@ -50,7 +51,6 @@ SIDE = 28  # pixels of an image token of Qwen2-VL
 SAMPLE_MB = 0.0015  # a sample in memory
 IMAGE_CACHE_MB = 256.0  # resampled images that a training keeps (clinkd.model.encode)
 PIXEL_BYTES = 3 * 4 * 2  # a CLIP's pixel in float32, twice while they are put together
-PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
 
 TRAIN: tuple[Split, ...] = ("train",)
 HELD: tuple[Split, ...] = ("validation", "test")
