@@ -16,13 +16,13 @@ from clinkd.reporting.report import RunSummary, write_shared
 from clinkd.training.fit import is_falling
 
 
-def samples(groups: int, named: bool = True) -> list[Sample]:
-    """Two questions a group."""
+def samples(groups: int, images: int = 2) -> list[Sample]:
+    """One question an image."""
     turn = Turn(Task.ROC, BoxedText("What?"), BoxedText("liver"))
     return [
-        Sample(f"{k}-{n}", (ImageRef(f"{k}.png", 9, 9),), Modality.CT, (turn,), f"p{k}" if named else f"{k}.png", "s")
+        Sample(f"{k}-{n}", (ImageRef(f"{k}-{n}.png", 9, 9),), Modality.CT, (turn,), f"p{k}", "s")
         for k in range(groups)
-        for n in range(2)
+        for n in range(images)
     ]
 
 
@@ -63,7 +63,7 @@ def test_under_ten_test_patients_there_is_no_conclusion(tmp_path: Path) -> None:
     assert caution_few_groups(samples(10)) == []
     assert caution_few_groups(samples(9)) == ["9 test patients: no conclusion"]
     assert caution_few_groups(samples(1)) == ["1 test patient: no conclusion"]
-    assert caution_few_groups(samples(3, named=False)) == ["3 test images: no conclusion"]
+    assert caution_few_groups(samples(3, images=1)) == ["3 test images: no conclusion"]
 
 
 def test_screen_and_page_say_it(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ def read_cautions(scores: Mapping[str, Any]) -> list[str]:
 
 
 def caution_few_groups(test: Sequence[Sample]) -> list[str]:
-    """A caution if the test split has too few patients, or images where no patient is known."""
+    """A caution if the test split has too few groups: images, or patients where one has several images."""
     number = len({s.group for s in test})
-    noun = "patient" if any(s.group != i.path for s in test for i in s.images) else "image"
+    noun = "patient" if len({i.path for s in test for i in s.images}) > number else "image"
     return [f"{number} test {noun}{'s' * (number != 1)}: no conclusion"] if number < LEAST_GROUPS else []
 
 
