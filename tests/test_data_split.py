@@ -31,6 +31,9 @@ def many(count: int, sources: int = 3) -> list[Sample]:
     ]
 
 
+SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+
 def test_groups_are_never_torn_and_shares_are_met() -> None:
     for seed in range(5):
         found = split_samples(many(1200), 0.1, 0.2, seed)
@@ -38,18 +41,53 @@ def test_groups_are_never_torn_and_shares_are_met() -> None:
         for s in found:
             splits.setdefault(s.group, set()).add(s.split)
         assert all(len(v) == 1 for v in splits.values())
-        share = Counter(next(iter(v)) for v in splits.values())
-        assert share["validation"] / 600 == pytest.approx(0.1, abs=0.05)
-        assert share["test"] / 600 == pytest.approx(0.2, abs=0.06)
+        assert Counter(next(iter(v)) for v in splits.values()) == {"train": 420, "validation": 60, "test": 120}
     assert split_samples(many(100), 0.1, 0.2, 0) != split_samples(many(100), 0.1, 0.2, 1)
 
 
-def test_more_data_and_another_order_move_no_group() -> None:
-    before = {s.group: s.split for s in split_samples(many(600), 0.1, 0.2, 0)}
-    grown = many(1200)
-    random.Random(0).shuffle(grown)
-    after = {s.group: s.split for s in split_samples(grown, 0.1, 0.2, 0)}
-    assert all(after[group] == split for group, split in before.items())
+def kinds(rng: random.Random) -> list[Sample]:
+    """Groups of one to three images, in up to four modalities of up to three sources, ten groups each or more."""
+    found = []
+    for number, modality in enumerate(rng.sample(list(Modality), 4)):
+        for k in range(rng.randint(10, 40)):
+            group = f"{modality}{k}"
+            found += [
+                sample(f"{group}.{i}", group=group, modality=modality, source=f"s{number % 3}")
+                for i in range(rng.randint(1, 3))
+            ]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_modality_and_the_whole_have_the_shares_to_within_one_group_in_any_order(seed: int) -> None:
+    rng = random.Random(seed)
+    samples = kinds(rng)
+    found = split_samples(samples, 0.1, 0.2, seed)
+    groups = {s.group: s for s in found}
+    for modality in {*(s.modality for s in found), None}:
+        chosen = [s.split for s in groups.values() if modality in (s.modality, None)]
+        for split, share in SPLIT_SHARES.items():
+            assert abs(chosen.count(split) - share * len(chosen)) < 1, (modality, split)
+    rng.shuffle(samples)
+    assert {s.id: s.split for s in split_samples(samples, 0.1, 0.2, seed)} == {s.id: s.split for s in found}
+
+
+def test_many_small_modalities_add_up_to_the_shares() -> None:
+    """One group a source and modality: none is forced, and the remainders are carried on."""
+    samples = [sample(f"i{k}", modality=list(Modality)[k % 8], source=f"s{k // 8}") for k in range(16)]
+    assert Counter(s.split for s in split_samples(samples, 0.1, 0.2, 0)) == {"train": 11, "validation": 2, "test": 3}
+
+
+def test_a_group_of_two_sources_and_modalities_has_its_split_whatever_the_order() -> None:
+    """A patient with CT and MR, and near-duplicates of two sheets."""
+    both = [sample(f"p{k}-{m}", group=f"p{k}", modality=m, source=m) for k in range(9) for m in list(Modality)[:2]]
+    forth, back = split_samples([*both, *many(20)], 0.1, 0.2, 0), split_samples([*many(20), *both[::-1]], 0.1, 0.2, 0)
+    assert {s.id: s.split for s in forth} == {s.id: s.split for s in back}
+
+
+def test_a_few_train_groups_become_validation_where_the_files_have_none() -> None:
+    fixed = [sample(f"t{k}", split="test" if k < 20 else "train") for k in range(60)]
+    assert Counter(s.split for s in split_samples(fixed, 0.1, 0.2, 0)) == {"test": 20, "train": 36, "validation": 4}
 
 
 def test_every_source_with_three_groups_is_in_every_split() -> None:

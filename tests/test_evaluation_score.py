@@ -604,9 +604,30 @@ def test_intervals_are_the_binomial_ones_for_single_images_and_wider_for_cluster
     assert (low, high) == interval(alone, right)  # the same draws again
 
 
-def test_intervals_of_a_certain_score_are_a_point() -> None:
-    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(5)]
-    assert interval(items, [True] * 5) == (100, 100)
+@pytest.mark.parametrize("count", [5, 43])
+def test_the_interval_of_a_score_of_0_or_100_is_wilsons_over_the_groups(count: int) -> None:
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(count)]
+    items += [replace(s, id=f"{s.id}-again") for s in items]
+    least = 100 * count / (count + 1.959964**2)
+    assert interval(items, [True] * 2 * count) == pytest.approx((least, 100))
+    assert interval(items, [False] * 2 * count) == pytest.approx((0, 100 - least))
+
+
+def test_one_patient_has_no_interval_and_neither_has_a_gain_on_it() -> None:
+    items = [replace(sample(i, Task.ROC, "liver", names=("liver",)), group="p") for i in range(3)]
+    rows = [says(s, "cyst", "liver", chosen=1) for s in items]
+    scored = score_predictions(items, rows, {}, LEXICON, EvaluateConfig(replicates=1000))
+    assert {s.interval for s in scored.scores()} == {None}
+    assert {g.interval for g in scored.gains()} == {None}
+
+
+def test_a_modality_of_one_patient_has_no_interval_beside_one_of_many() -> None:
+    items = [sample(i, Task.ROC, "liver", names=("liver",)) for i in range(20)]
+    items[19] = replace(items[19], modality=Modality.PET)
+    answers = [says(s, "liver" if i % 2 else "cyst") for i, s in enumerate(items)]
+    scores = score_predictions(items, answers, {}, LEXICON, EvaluateConfig(replicates=1000)).scores()
+    given = {s.modality: s.interval is not None for s in scores if (s.metric, s.row) == ("Recall", "model")}
+    assert given == {Modality.CT: True, Modality.PET: False, None: True}
 
 
 def test_by_source_stands_beside_the_best_twin() -> None:

@@ -50,6 +50,13 @@ def fresh(drawn: tuple[Path, list[Sample]], **knobs: object) -> VisionLanguageMo
     return new_tiny(config, spell_samples(samples, config), 0, opened)
 
 
+def test_a_minimum_of_steps_holds_however_few_the_rows(drawn, tmp_path):
+    config = FitConfig(epochs=1, rows=8, min_steps=5)
+    assert [config.count_steps(rows) for rows in (1, 24, 40, 41)] == [5, 5, 5, 6]
+    fitted = fit(fresh(drawn), drawn[1], CrossEntropy(), config, FitRun(tmp_path, 0, "x"))
+    assert (fitted.num_rows, fitted.num_steps) == (24, 5)
+
+
 def test_kl_of_a_model_with_itself_is_zero_and_the_parts_add_up():
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(7, 8), torch.randn(11, 8), torch.randint(11, (7,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -69,6 +70,7 @@ class FitConfig(Knobs):
     """One training stage. Steps are optimiser steps; a row is one image with its questions."""
 
     epochs: Positive = knob(2.0, "passes over the stage's samples", paper=2)
+    min_steps: Whole = knob(0, "at least so many steps, by more passes, however few the samples")
     rows: Count = knob(12, "images an optimiser step, over all processes")
     accumulate: Count = knob(1, "micro-batches an optimiser step")
     questions: Whole = knob(0, "questions of a row in one pass, chosen anew each epoch; 0 = all")
@@ -104,6 +106,10 @@ class FitConfig(Knobs):
         if self.rows % self.accumulate:
             raise ValueError(f"rows={self.rows} must be a multiple of accumulate={self.accumulate}: change one of them")
         return self
+
+    def count_steps(self, rows: float) -> int:
+        """The optimiser steps of a training on so many rows."""
+        return max(self.min_steps, math.ceil(self.epochs * rows / self.rows))
 
     def demand_even_shares(self, name: str, processes: int) -> None:
         """Raises BadInput if so many processes cannot share the rows evenly; `name`: of these knobs."""

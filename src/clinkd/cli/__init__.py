@@ -224,12 +224,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _show_closing(run: Run, runs: Path) -> None:
+    from clinkd.pipeline.cautions import read_cautions
     from clinkd.pipeline.runs import score_table
 
     scores, name = run.scores(), run.folder.name
     work = spell_seconds(sum(scores["wall_seconds"].values()))
     show(*split_modalities(score_table(scores, f"{name}: test split, {work} of work")))
-    print(f"\nreport   {run.folder / run.report().name}")
+    print("", *read_cautions(scores), sep="\n")
+    print(f"report   {run.folder / run.report().name}")
     for number, (words, purpose) in enumerate(_suggest_commands(run, runs)):
         print(f"{'' if number else 'next':<9}{spell_program()} {shlex.join(words)}   # {purpose}")
 
@@ -370,6 +372,7 @@ def _recipe(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
+    from clinkd.pipeline.cautions import read_cautions
     from clinkd.pipeline.runs import score_table
 
     run = choose_run(args.run, args.runs)
@@ -381,6 +384,8 @@ def _table(args: argparse.Namespace) -> int:
         csv.writer(sys.stdout).writerows([table.columns, *table.rows])
     else:
         show(*split_modalities(table))
+        for line in read_cautions(scores):
+            print(line)
     return 0
 
 

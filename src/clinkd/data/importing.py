@@ -213,7 +213,8 @@ def _write_samples(
     groups: dict[str, Group] = {}
     for record in _read_spool(spool, findings):
         group = leader.get(record["group"], record["group"])
-        groups.setdefault(group, Group(record["source"], record["split"]))
+        one = Group(record["source"], record["split"], record["modality"])
+        groups[group] = groups.get(group, one).merge(one)
     splits: Mapping[str, Split | None]
     splits = division.assign(groups) if division else {name: group.split for name, group in groups.items()}
     findings.turns.clear()
@@ -235,7 +236,7 @@ def _write_samples(
 
 
 def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """For each joined group, the first of the groups that it is joined with."""
+    """For each joined group, the first by name of those that it is joined with, whatever the order of the pairs."""
     leader: dict[str, str] = {}
 
     def find_leader(group: str) -> str:
@@ -244,7 +245,8 @@ def _find_leaders(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
         return group
 
     for one, two in pairs:
-        leader[find_leader(two)] = find_leader(one)
+        first, second = sorted((find_leader(one), find_leader(two)))
+        leader[second] = first
     return {group: find_leader(group) for group in leader}
 
 
@@ -303,7 +305,8 @@ def split_again(folder: Path, division: Division) -> Counter[str]:
         raise BadInput(f"{folder / ABOUT}: of another program, and would be overwritten; move it away")
     groups: dict[str, Group] = {}
     for record in _iterate_records(file):
-        groups.setdefault(record["group"], Group(record["source"], None))
+        one = Group(record["source"], None, record["modality"])
+        groups[record["group"]] = groups.get(record["group"], one).merge(one)
     splits = division.assign(groups)
     with replacing(file) as lines:
         for record in _iterate_records(file):
@@ -319,7 +322,7 @@ def _iterate_records(file: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             try:
                 record: dict[str, Any] = orjson.loads(line)
-                record["group"], record["source"], record["split"]
+                record["group"], record["source"], record["split"], record["modality"]
             except (orjson.JSONDecodeError, KeyError, TypeError) as error:
                 raise BadInput(f"{file}, line {number}: no sample ({error}); clinkd data check says more") from None
             yield record

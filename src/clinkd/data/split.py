@@ -9,7 +9,9 @@ from dataclasses import replace
 from math import floor
 from typing import NamedTuple
 
-from clinkd.records import BadInput, Modality, Sample, Split, Task
+from clinkd.records import SPLITS, BadInput, Modality, Sample, Split, Task
+
+Stratum = tuple[str, str]  # a source and a modality
 
 
 def _compute_hash_rank(seed: int, what: str, key: str) -> float:
@@ -25,23 +27,29 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
     """
     groups: dict[str, Group] = {}
     for sample in samples:
-        first_of_group = groups.setdefault(sample.group, Group(sample.source, sample.split))
-        if first_of_group.split != sample.split:
+        group = Group(sample.source, sample.split, sample.modality)
+        if groups.setdefault(sample.group, group).split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
+        groups[sample.group] = groups[sample.group].merge(group)
     placed = assign_splits(groups, validation_share, test_share, seed)
     placed_samples = [replace(s, split=placed[s.group]) for s in samples]
     counts = Counter(s.split for s in placed_samples)
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         if not counts[name]:
             raise BadInput(f"the {name} split is empty: {len(groups)} groups are too few; give more data")
     return placed_samples
 
 
 class Group(NamedTuple):
-    """A group, which stays in one split: the collection that it comes from, and its stated split, if any."""
+    """A group, which stays in one split: the collection that it comes from, its stated split, if any, its modality."""
 
     source: str
     split: Split | None
+    modality: str
+
+    def merge(self, other: Group) -> Group:
+        """The two as one group. Its source and modality do not depend on which of the two comes first."""
+        return Group(min(self.source, other.source), self.split, min(self.modality, other.modality))
 
 
 def assign_splits(
@@ -49,10 +57,11 @@ def assign_splits(
 ) -> dict[str, Split]:
     """Assign a split to every group. Groups with a stated split keep it, with one exception below.
 
-    The split follows from a hash of the group's name, so that more data do not move old groups. There is one exception:
-    if a source with at least three free groups has none in a split, the group with the nearest hash moves there. If no
-    group at all is in validation (files of train and test only), `validation_share` of the train groups move there.
-    Raises BadInput if the shares leave nothing to train on.
+    Each modality of each source, and the whole, gets the shares as nearly as whole groups allow. A hash of the group's
+    name ranks the groups, so their order does not matter. But a source with at least three free groups has one in every
+    split whose share is not 0, even where this is more than its share. If no group at all is in validation (files of
+    train and test only), `validation_share` of the train groups move there. Raises BadInput if the shares leave nothing
+    to train on.
     """
     if not 0 <= validation_share < 1 or not 0 <= test_share < 1 or validation_share + test_share >= 1:
         raise BadInput(
@@ -60,33 +69,54 @@ def assign_splits(
             "their sum must be below 1"
         )
     placed: dict[str, Split] = {name: g.split for name, g in groups.items() if g.split is not None}
-    free: dict[str, list[str]] = {}
-    for name, group in groups.items():
-        if group.split is None:
-            free.setdefault(group.source, []).append(name)
-    for names in free.values():
-        placed.update(_split_source(names, validation_share, test_share, seed))
+    free = {name: group for name, group in groups.items() if group.split is None}
+    placed |= _split_by_rank(free, validation_share, test_share, seed)
     if "validation" not in placed.values():
-        for name in [n for n, split in placed.items() if split == "train"]:
-            if _compute_hash_rank(seed, "split", name) < validation_share:
-                placed[name] = "validation"
+        train = {name: groups[name] for name, split in placed.items() if split == "train"}
+        placed |= _split_by_rank(train, validation_share, 0, seed)
     return placed
 
 
-def _split_source(groups: Sequence[str], validation: float, test: float, seed: int) -> dict[str, Split]:
-    hash_rank = {g: _compute_hash_rank(seed, "split", g) for g in groups}
-    bounds: dict[Split, tuple[float, float]] = {
-        "test": (0, test), "validation": (test, test + validation), "train": (test + validation, 1)
-    }  # fmt: skip
-    placed = {g: next(s for s, (low, high) in bounds.items() if low <= hash_rank[g] < high) for g in groups}
-    for missing, (low, high) in bounds.items():
-        if low == high:
-            continue  # a share of 0
-        counts = Counter(placed.values())
-        spare = [g for g in groups if counts[placed[g]] > 1]
-        if len(groups) >= 3 and not counts[missing] and spare:
-            placed[min(spare, key=lambda g: abs(hash_rank[g] - (low + high) / 2))] = missing
-    return placed
+def _split_by_rank(groups: Mapping[str, Group], validation: float, test: float, seed: int) -> dict[str, Split]:
+    """In each stratum (source and modality), the groups of the lowest hash ranks are test, the next ones validation."""
+    strata: dict[Stratum, list[str]] = {}
+    for name in sorted(groups, key=lambda g: _compute_hash_rank(seed, "split", g)):
+        strata.setdefault((groups[name].source, groups[name].modality), []).append(name)
+    shares: dict[Split, float] = {"test": test, "validation": validation, "train": 1 - test - validation}
+    counts = _apportion({stratum: len(strata[stratum]) for stratum in sorted(strata)}, shares)
+    for source in {source for source, _ in strata}:
+        _fill_empty_splits([counts[stratum] for stratum in sorted(strata) if stratum[0] == source], shares)
+    return {
+        name: split
+        for stratum, names in strata.items()
+        for name, split in zip(names, counts[stratum].elements(), strict=True)
+    }
+
+
+def _apportion(sizes: Mapping[Stratum, int], shares: Mapping[Split, float]) -> dict[Stratum, Counter[Split]]:
+    """Divide each stratum by largest remainder. What a split is owed from the strata before is added to its remainder,
+    so that the total is as near to the shares as each stratum is."""
+    owed = dict.fromkeys(shares, 0.0)
+    counts: dict[Stratum, Counter[Split]] = {}
+    for stratum, size in sizes.items():
+        exact = {split: round(size * share, 9) for split, share in shares.items()}
+        count = counts[stratum] = Counter({split: floor(value) for split, value in exact.items()})
+        due = {split: owed[split] + exact[split] - count[split] for split in shares if exact[split] > count[split]}
+        for split in sorted(due, key=due.__getitem__, reverse=True)[: size - count.total()]:
+            count[split] += 1
+        owed = {split: owed[split] + exact[split] - count[split] for split in shares}
+    return counts
+
+
+def _fill_empty_splits(strata: Sequence[Counter[Split]], shares: Mapping[Split, float]) -> None:
+    """Move single groups of a source of at least three, so that each split has one where its share is not 0."""
+    total = sum(strata, Counter[Split]())
+    for empty in [s for s, share in shares.items() if share > 0 and not total[s]] if total.total() >= 3 else []:
+        giver = max(total, key=total.__getitem__)
+        largest = max(strata, key=lambda count: count[giver])
+        largest[giver] -= 1
+        largest[empty] += 1
+        total = sum(strata, Counter[Split]())
 
 
 def sample_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:

@@ -11,7 +11,20 @@ from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.runs import RUNS, Run, begin_run, finish_run, open_run
 from clinkd.pipeline.stages import plan
 
-__all__ = ["correcting", "graph", "machine", "models", "plan", "prepared", "report", "run", "runs", "stages", "steps"]
+__all__ = [
+    "cautions",
+    "correcting",
+    "graph",
+    "machine",
+    "models",
+    "plan",
+    "prepared",
+    "report",
+    "run",
+    "runs",
+    "stages",
+    "steps",
+]
 
 
 def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:

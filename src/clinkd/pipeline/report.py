@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from clinkd.config import RunConfig
 from clinkd.correction.summary import reflection_tables
+from clinkd.pipeline.cautions import list_cautions
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
 from clinkd.pipeline.graph import StageContext, stage_record, trace_lineage
 from clinkd.pipeline.prepared import (
@@ -69,8 +70,8 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / ANSWERS, answers)
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
-    write_json(work.folder / SCORES, describe_scores(scores, {}, gains))
     stages = {**trace_lineage(work.inputs), **work.inputs}
+    write_json(work.folder / SCORES, {**describe_scores(scores, {}, gains), "cautions": list_cautions(stages, test)})
     _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 
 
@@ -144,6 +145,7 @@ class _ScoredRun:
             reflection=reflection.tables(),
             wall_seconds={name: stage_record(folder)["seconds"] for name, folder in self.stages.items()},
             curves=read_training_curves(self.stages),
+            cautions=list_cautions(self.stages, read_split(self.stages["prepare"], "test")),
         )
 
     def _read_answers(self) -> list[AnsweredSample]:

@@ -96,14 +96,15 @@ def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> 
 
 
 def _identify_data(config: DataConfig) -> dict[str, Any]:
-    """Phantoms: their knobs. Other data: the content of the file, and the size and time of each image file."""
+    """Phantoms: their knobs. Other data: the content of the file, the size and time of each image file, and the rule
+    that splits them. A new rule changes this name and not the version of `prepare`, which phantoms share."""
     if config.path is None:
         return {"phantoms": config.phantoms.identity()}
     from clinkd.data.dataset import dataset_identity
     from clinkd.data.readers.source import Source
 
     knobs = _drop_knobs(config.identity(), "phantoms")
-    return {**knobs, **dataset_identity(config.path, Source(config.path).root)}
+    return {**knobs, **dataset_identity(config.path, Source(config.path).root), "splits": "hash rank"}
 
 
 def _identify_model(config: ModelConfig) -> dict[str, Any]:

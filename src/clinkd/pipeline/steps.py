@@ -430,6 +430,7 @@ class StageInputs:
         run = FitRun(folder, self.seed, title, schedule_part, machine.shard, machine.trackers)
         fitted = fit(model, samples, objective or CrossEntropy(), config, run, teacher=teacher)
         counts = {"steps": fitted.num_steps, "samples": fitted.num_samples, "loss": fitted.final_loss}
+        counts["falling"] = fitted.falling
         self.record(folder.name, {**counts, "rows": fitted.num_rows, "trained_parameters": fitted.num_trained})
 
     def save(self, model: VisionLanguageModel) -> None:

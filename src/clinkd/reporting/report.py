@@ -29,7 +29,7 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """The content of a page about a run, without its answers. `setup` rows: knob, value, the paper's value.
-    `reflection`: tables about the corrections."""
+    `reflection`: tables about the corrections. `cautions`: what a reader must know before the scores."""
 
     tables: Sequence[Table]
     scores: Sequence[Score]
@@ -37,6 +37,7 @@ class RunSummary:
     wall_seconds: Mapping[str, float]
     reflection: Sequence[Table] = ()
     curves: Sequence[Curve] = ()
+    cautions: Sequence[str] = ()
     name: str = ""
 
 
@@ -100,7 +101,8 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
     overall = [page.table(t) for t in tables if t.key == SCORES]
     rest = [page.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
     opening = [figures.draw_score_grid(score_index, question_counts)] if scores else []
-    sections = [page.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
+    cautions = [page.paragraph(f"Caution: {text}.") for text in summary.cautions]
+    sections = [page.section("Scores", [*cautions, *opening, *overall, figures.draw_score_charts(score_index), *rest])]
     if browsed.answered:
         sections.append(page.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
     if scores:

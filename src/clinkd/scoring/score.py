@@ -15,7 +15,16 @@ from clinkd.config import EvaluateConfig
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, Modality, Prediction, Sample, Score, Table, Task
 from clinkd.scoring.captions import CaptionScorer, Counts, NotComputed, Sums, by_column
-from clinkd.scoring.metrics import FLAWS, JUDGED, Measure, Rules, SampleAnswer, list_stand_ins, measures
+from clinkd.scoring.metrics import (
+    FLAWS,
+    JUDGED,
+    Measure,
+    Rules,
+    SampleAnswer,
+    list_stand_ins,
+    measures,
+    wilson_interval,
+)
 
 MODEL, FIRST_BEAM, ORACLE = "model", "first beam", "oracle"
 # scorers to compare every other with, by their names in the record
@@ -299,12 +308,14 @@ class ScoredAnswers:
         values = row.measure.figures(sums)  # [K, F]
         no_replicates = np.zeros((0, len(names) + 1, values.shape[1]))
         intervals = _compute_percentiles(no_replicates if drawn is None else drawn)
+        means = _mean_over_keys(values, 0)
+        intervals = _widen_points(np.vstack([values, means]), intervals, self._count_groups(row, codes))
         results: dict[str | None, Estimate] = {}
         for i, name in enumerate(names):
             if sums[i, JUDGED]:
                 results[name] = Estimate(values[i], int(sums[i, JUDGED]), intervals[i])
         if results:
-            results[None] = Estimate(_mean_over_keys(values, 0), int(sums[:, JUDGED].sum()), intervals[-1])
+            results[None] = Estimate(means, int(sums[:, JUDGED].sum()), intervals[-1])
         return results
 
     @cached_property
@@ -325,7 +336,14 @@ class ScoredAnswers:
             part = weights[start : start + CHUNK].astype(np.float64) @ flat
             values = row.measure.figures(part.reshape(len(part), len(names), -1))  # [R, K, F]
             drawn.append(np.concatenate([values, _mean_over_keys(values, 1)[:, None]], axis=1))
-        return np.concatenate(drawn)
+        replicates = np.concatenate(drawn)
+        replicates[:, self._count_groups(row, codes) < 2] = np.nan  # one group always draws itself
+        return replicates
+
+    def _count_groups(self, row: _ScoreRow, codes: NDArray[np.intp]) -> NDArray[np.intp]:
+        """[K + 1] groups with a judged answer, by key and in all."""
+        judged_GK = self._sum_by_group(row, codes)[:, :, JUDGED] > 0
+        return np.append(judged_GK.sum(0), judged_GK.any(1).sum())
 
     def _sum_by_group(self, row: _ScoreRow, codes: NDArray[np.intp]) -> Counts:
         """[G, K, C] sums of the counts by group and key; `codes` is the key of each answer."""
@@ -539,6 +557,19 @@ def _compute_percentiles(replicates: Counts) -> Counts:
     has_figure = np.asarray(~np.isnan(replicates).all(axis=0))
     ends = np.nanpercentile(np.where(has_figure, replicates, 0.0), [2.5, 97.5], axis=0)
     return np.where(has_figure[..., None], np.moveaxis(ends, 0, -1), np.nan)
+
+
+def _widen_points(values: Counts, intervals: Counts, groups: NDArray[np.intp]) -> Counts:
+    """[K, F] values, [K, F, 2] intervals, [K] groups -> the intervals, none of them a point.
+
+    Where every group has the same figure, the bootstrap cannot tell how others would differ. Of a figure of 0 or 1 the
+    interval is then Wilson's for that share of the groups; of any other there is none.
+    """
+    widened = intervals.copy()
+    for k, f in np.argwhere(intervals[..., 0] == intervals[..., 1]):
+        share = values[k, f]
+        widened[k, f] = wilson_interval(round(share) * groups[k], groups[k]) if share in (0, 1) else np.nan
+    return widened
 
 
 def _scale_interval(ends: Counts) -> tuple[float, float] | None:

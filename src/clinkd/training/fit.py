@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from clinkd.training.stops import Stop, stops_held
 from clinkd.training.teachers import Learner, Teacher
 from clinkd.training.windows import Rows, encode_ahead, sample_windows, step_seed
 
+NOISE = 2.0  # standard errors of a difference that is not noise
 SAVING_SHARE = 0.05  # at most this share of the time is spent on saving large checkpoints
 
 
@@ -56,13 +58,27 @@ class FitRun:
 @dataclass(frozen=True)
 class Fitted:
     """The result of a training: rows, optimiser steps, samples (with repeats), mean loss over the last tenth of the
-    steps, and the number of trained parameters."""
+    steps, whether the loss still fell at the end, and the number of trained parameters."""
 
     num_rows: int
     num_steps: int
     num_samples: int
     final_loss: float
+    falling: bool
     num_trained: int
+
+
+def is_falling(losses: Sequence[float]) -> bool:
+    """Whether the mean loss of the last quarter of the steps lies below that of the quarter before, by more than noise,
+    by 1 %, and by a twentieth of the whole fall. A training of under eight steps has not settled: it counts as falling.
+    """
+    quarter = len(losses) // 4
+    if quarter < 2:
+        return True
+    before, last = losses[-2 * quarter : -quarter], losses[-quarter:]
+    mean, spread = fmean(before), math.sqrt((variance(before) + variance(last)) / quarter)
+    fall, whole = mean - fmean(last), fmean(losses[: max(1, len(losses) // 10)]) - fmean(last)
+    return fall > max(NOISE * spread, 0.01 * mean, 0.05 * whole)
 
 
 def fit(
@@ -89,7 +105,7 @@ def fit(
     rows = rows_within(model, samples, config, run.folder, run.title)
     if not rows:
         raise BadInput(f"{run.title}: no samples to train on")
-    num_steps = math.ceil(config.epochs * len(rows) / config.rows)
+    num_steps = config.count_steps(len(rows))
     with model.prepared_for(config, run.seed):
         accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(run.trackers) or None)
         config.demand_even_shares(f"{run.title}: fit", accelerator.num_processes)
@@ -101,7 +117,8 @@ def fit(
         num_trained = sum(p.numel() for p in step.trained)
         unshard_model(model)
     tail = state.losses[-max(1, num_steps // 10) :]
-    return Fitted(len(rows), num_steps, state.num_samples, sum(tail) / len(tail), num_trained)
+    final_loss, falling = sum(tail) / len(tail), is_falling(state.losses)
+    return Fitted(len(rows), num_steps, state.num_samples, final_loss, falling, num_trained)
 
 
 def _take_steps(

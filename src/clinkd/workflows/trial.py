@@ -32,6 +32,7 @@ from clinkd.data.split import count_sampled_images
 from clinkd.model.encode import group_by_images
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline import report, steps
+from clinkd.pipeline.cautions import PRETRAINED
 from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_split
@@ -50,7 +51,6 @@ SIDE = 28  # pixels of an image token of Qwen2-VL
 SAMPLE_MB = 0.0015  # a sample in memory
 IMAGE_CACHE_MB = 256.0  # resampled images that a training keeps (clinkd.model.encode)
 PIXEL_BYTES = 3 * 4 * 2  # a CLIP's pixel in float32, twice while they are put together
-PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
 
 TRAIN: tuple[Split, ...] = ("train",)
 HELD: tuple[Split, ...] = ("validation", "test")
@@ -78,7 +78,7 @@ def shrink_config(config: RunConfig) -> RunConfig:
     for name, fit in config.fits().items():
         share = config.teacher.share if config.teacher and name == "teacher.fit" else 1.0
         epochs = steps * fit.rows / max(1, round(share * kept["train"]))
-        settings += [f"{name}.epochs={epochs}", f"{name}.checkpoint_seconds=1000000000"]
+        settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
         settings.append("reflect.corrector=offline")
     return override(config, settings)
@@ -234,9 +234,9 @@ class SmallRun:
             fit = self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
             recorded, pace = trial.recorded[name], statistics.median(paces)
             rows = recorded["rows"] * self._sample_rows(kind, self.whole) / self._sample_rows(kind, self.narrow)
-            number = math.ceil(round(fit.epochs * rows / fit.rows, 6))
+            number = fit.count_steps(round(rows, 6))
             steps += number
-            seconds += number * pace + self._opening_seconds(fit.epochs, rows)
+            seconds += number * pace + self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)
             rest -= recorded["steps"] * pace
             trained = max(trained, recorded["trained_parameters"])
             passing = max(passing, CHECKPOINTS * recorded["trained_parameters"] * trained_bytes(fit) / 1e6)

@@ -1,0 +1,44 @@
+"""What a reader must know before the scores: trainings that were too short, and a test split that is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clinkd.pipeline.graph import stage_record
+from clinkd.records import Sample
+
+LEAST_GROUPS = 10  # of a test split, for any conclusion
+PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
+
+
+def list_cautions(stages: Mapping[str, Path], test: Sequence[Sample]) -> list[str]:
+    """The cautions about a run, one sentence each; `stages`: the folders of its stages by name."""
+    return [*caution_few_groups(test), *_caution_undertrained(stages)]
+
+
+def read_cautions(scores: Mapping[str, Any]) -> list[str]:
+    """The cautions that the scores of a run (`Run.scores`) hold, as lines for the screen."""
+    return [f"caution  {line}" for line in scores.get("cautions", ())]
+
+
+def caution_few_groups(test: Sequence[Sample]) -> list[str]:
+    """A caution if the test split has too few groups: images, or patients where one has several images."""
+    number = len({s.group for s in test})
+    noun = "patient" if len({i.path for s in test for i in s.images}) > number else "image"
+    return [f"{number} test {noun}{'s' * (number != 1)}: no conclusion"] if number < LEAST_GROUPS else []
+
+
+def _caution_undertrained(stages: Mapping[str, Path]) -> list[str]:
+    """A caution for each training whose loss still fell at its end. Stages of older versions did not record that."""
+    cautions = []
+    for name, folder in stages.items():
+        for training, record in stage_record(folder)["recorded"].items():
+            if training.startswith("fit-") and record.get("falling"):
+                knobs = PRETRAINED.get(training, f"{name.partition('-')[0]}.fit")
+                cautions.append(
+                    f"undertrained: stage {name}'s loss still falls after {record['steps']} steps; "
+                    f"more {knobs}.epochs or {knobs}.min_steps"
+                )
+    return cautions

@@ -1,0 +1,75 @@
+"""What is told before the scores: trainings that were too short, and a test split that is too small."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clinkd.pipeline.cautions import caution_few_groups, list_cautions, read_cautions
+from clinkd.records import BoxedText, ImageRef, Modality, Sample, Task, Turn
+from clinkd.reporting.report import RunSummary, write_shared
+from clinkd.training.fit import is_falling
+
+
+def samples(groups: int, images: int = 2) -> list[Sample]:
+    """One question an image."""
+    turn = Turn(Task.ROC, BoxedText("What?"), BoxedText("liver"))
+    return [
+        Sample(f"{k}-{n}", (ImageRef(f"{k}-{n}.png", 9, 9),), Modality.CT, (turn,), f"p{k}", "s")
+        for k in range(groups)
+        for n in range(images)
+    ]
+
+
+def stage(folder: Path, recorded: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "stage.json").write_text(json.dumps({"recorded": recorded}))
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_falls_or_has_settled(seed: int) -> None:
+    noise = random.Random(seed)
+    line = [6 - 0.05 * k + noise.gauss(0, 0.1) for k in range(60)]
+    settled = [0.5 + 5 * math.exp(-k / 8) + noise.gauss(0, 0.02) for k in range(120)]
+    restless = [0.6 + noise.gauss(0, 0.1) for _ in range(80)]
+    assert (is_falling(line), is_falling(settled), is_falling(restless)) == (True, False, False)
+    assert is_falling(line[:40]) and is_falling(settled[:12])
+    assert is_falling([3.0]) and is_falling([1.0, 2.0, 3.0, 4.0]), "too few steps to have settled"
+
+
+def test_a_training_that_still_falls_is_named_with_the_knobs_that_lengthen_it(tmp_path: Path) -> None:
+    counts = {"steps": 4, "loss": 3.0, "falling": True}
+    stages = {
+        "prepare": stage(tmp_path / "p", {"train": {"questions": 9}}),
+        "base": stage(tmp_path / "b", {"parameters": 7, "fit-see": counts, "fit-pairs": {**counts, "falling": False}}),
+        "distill": stage(tmp_path / "d", {"fit-tune": {"steps": 4, "loss": 3.0}}),  # of an older version
+        "reflect-2": stage(tmp_path / "r", {"fit-reflect": counts}),
+    }
+    assert list_cautions(stages, samples(10)) == [
+        "undertrained: stage base's loss still falls after 4 steps; more model.tiny.pretrain.vision.epochs or "
+        "model.tiny.pretrain.vision.min_steps",
+        "undertrained: stage reflect-2's loss still falls after 4 steps; more reflect.fit.epochs or "
+        "reflect.fit.min_steps",
+    ]
+
+
+def test_under_ten_test_patients_there_is_no_conclusion(tmp_path: Path) -> None:
+    assert caution_few_groups(samples(10)) == []
+    assert caution_few_groups(samples(9)) == ["9 test patients: no conclusion"]
+    assert caution_few_groups(samples(1)) == ["1 test patient: no conclusion"]
+    assert caution_few_groups(samples(3, images=1)) == ["3 test images: no conclusion"]
+
+
+def test_screen_and_page_say_it(tmp_path: Path) -> None:
+    scores = {"cautions": ["1 test patient: no conclusion"]}
+    assert read_cautions(scores) == ["caution  1 test patient: no conclusion"]
+    assert read_cautions({}) == [], "scores of an older version"
+    summary = RunSummary(tables=[], scores=[], setup=[], wall_seconds={}, cautions=scores["cautions"])
+    write_shared(tmp_path / "page.html", summary, [])
+    assert "Caution: 1 test patient: no conclusion." in (tmp_path / "page.html").read_text()
