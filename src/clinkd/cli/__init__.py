@@ -140,7 +140,7 @@ def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
     command = add_verb(
         verbs, "recipe", _recipe, "print an experiment as YAML to edit", "clinkd recipe demo > mine.yaml"
     )
-    command.add_argument("name", nargs="?", help="an experiment; without one, all are listed")
+    command.add_argument("name", nargs="?", help="an experiment, or the run.json of a run; without one, all are listed")
 
 
 def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
@@ -269,7 +269,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> None:
-    words = {"done": "is done", "partial": "would go on", "missing": "would run"}
+    words = {"done": "is done", "partial": "would go on", "missing": "would run", "damaged": "is damaged"}
     rows = tuple(
         (
             stage.status.name,
@@ -322,8 +322,10 @@ def _status(args: argparse.Namespace) -> int:
     stages = run.status()
     rows = tuple((s.name, s.state, s.spell_time()) for s in stages)
     done = sum(s.state == "done" for s in stages)
-    notes = () if done == len(stages) else (f"go on with: {run.command}",)
+    is_whole = all(s.damage is None for s in stages)
+    notes = (f"go on with: {run.command}",) if is_whole and done < len(stages) else ()
     show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "seconds spent"), rows, notes))
+    run.demand_whole()
     return 0
 
 
@@ -340,6 +342,12 @@ def _recipe(args: argparse.Namespace) -> int:
     if args.name is None:
         for name, title in titles.items():
             print(f"{name:<10} {title}")
+        return 0
+    if Path(args.name).name == "run.json" and Path(args.name).is_file():
+        from clinkd.pipeline.runs import read_recorded_config
+
+        config = read_recorded_config(Path(args.name))
+        print(recipe_text(config, "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"), end="")
         return 0
     if args.name not in EXPERIMENTS:
         raise _no_experiment(args.name)

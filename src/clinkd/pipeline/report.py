@@ -80,6 +80,7 @@ def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
     Raises BadInput where the run is not finished, or was scored by a version that kept no data for the page.
     """
     folder = run.stage("score")
+    run.demand_whole()
     missing = [name for name in (ANSWERS, SCORED, TABLES) if not (folder / name).is_file()]
     if missing:
         raise BadInput(f"{folder / missing[0]}: missing; `{run.command}` scores the run anew")

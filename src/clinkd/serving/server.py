@@ -93,7 +93,8 @@ def _find_run(wanted: str | None, runs: Path) -> Run | None:
     if is_model and wanted and not (runs / wanted / RUN_RECORD).is_file():
         return None
     run = find_run(wanted, runs)
-    run.stage(run.last_trained)  # raises its errors here, not in the model's thread
+    for stage in run.answering_stages:
+        run.stage(stage)  # raises its errors here, not in the model's thread
     return run
 
 
