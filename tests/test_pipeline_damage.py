@@ -62,12 +62,18 @@ def test_cut_weights_are_named_and_the_way_out_makes_them_again(run, capsys, ver
         assert all(s.state == "done" for s in open_run(run).status())
     cut(stage / "model/model.safetensors")
     assert [s.name for s in open_run(run).status() if s.state == "damaged"] == ["reflect-2"]
-    for verb in ("status", "ask", "serve", "export", "report", "run", "evaluate"):
+    for verb in ("status", "ask", "serve", "export", "run", "evaluate"):
         line = refuse(capsys, *commands(run)[verb])
         assert "model/model.safetensors" in line and "stage reflect-2 is damaged" in line, verb
         assert f"remove {stage}, then" in line and "makes the stage again" in line, verb
-    assert main([str(word) for word in commands(run)["table"]]) == 0  # scores need no weights
+    for verb in ("table", "report"):  # they need no weights
+        assert main([str(word) for word in commands(run)[verb]]) == 0
     assert not (run.parent / "out").exists()
+
+
+def test_a_page_is_not_written_without_the_corrections_that_it_shows(run, capsys):
+    (run / "stages/reflect-1/corrections.jsonl").unlink()
+    assert "reflect-1 is damaged" in refuse(capsys, *commands(run)["report"])
 
 
 def test_a_removed_stage_is_made_again_by_the_printed_command(run, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
+import errno
 import io
 import json
 import os
@@ -73,7 +74,8 @@ def _report_error(error: Exception) -> int:
         return _exit_with(str(error), WRONG)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return _exit_with(f"{place}{error.strerror or error}", WRONG)
+        way_out = "; give a folder that can be written, with --runs or --out" if error.errno == errno.EROFS else ""
+        return _exit_with(f"{place}{error.strerror or error}{way_out}", WRONG)
     with tempfile.NamedTemporaryFile("w", prefix="clinkd-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     summary = f"{type(error).__name__}: {error}"

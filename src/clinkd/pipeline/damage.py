@@ -10,13 +10,14 @@ from clinkd.records import BadInput
 from clinkd.storage import read_json
 
 POINTER = "base.json"  # names the folder of a pretrained base, which is not copied
+_MODEL = "model"  # the folder of the weights
+_CUT = "cut or broken: its size is not that of its header"
 _IGNORED_FOLDER = "tensorboard"  # no stage and no page reads it
 _REWRITTEN = ".html"  # `clinkd report` writes the page of a finished stage again
 _FILES_OF_OLDER_STAGES = {  # of a stage that recorded no sizes: what other stages and verbs read of it
-    "prepare": ("data.json", "train.jsonl", "validation.jsonl", "test.jsonl"),
+    "prepare": ("data.json", "train.jsonl", "test.jsonl"),
     "answer": ("predictions.jsonl",),
     "select": ("predictions.jsonl",),
-    "score": ("table.json", "scores.jsonl"),
 }
 _MODEL_STAGES = ("base", "teacher", "distill", "reflect-", "clip")
 
@@ -26,6 +27,7 @@ class Damage(NamedTuple):
 
     what: str
     remedy: str
+    only_model: bool = False  # all but the model is whole: verbs that load no model can read the stage
 
     def describe(self, stage: str, command: str) -> str:
         """One line: the path, the stage, and the way out."""
@@ -47,12 +49,12 @@ def find_damage(name: str, folder: Path, record: Mapping[str, Any] | None) -> Da
     if record is None:
         return Damage(f"{folder / 'stage.json'}: missing or broken", remake)
     sizes = record.get("files")
-    what = _find_wrong_size(folder, sizes) if sizes else _find_missing_file(name, folder)
-    if what is None and not sizes:
-        what = _find_cut_weights(folder)
-    if what is not None:
-        return Damage(what, remake)
-    return _find_lost_base(folder)
+    path, wrong = (_find_wrong_size(folder, sizes) if sizes else _find_missing_file(name, folder)) or (None, "")
+    if path is None and not sizes and (path := _find_cut_weights(folder)):
+        wrong = _CUT
+    if path is not None:
+        return Damage(f"{path}: {wrong}", remake, path.relative_to(folder).parts[0] == _MODEL)
+    return _find_lost_base(folder, remake)
 
 
 def find_moved(link: Path, folder: Path) -> Damage | None:
@@ -63,24 +65,24 @@ def find_moved(link: Path, folder: Path) -> Damage | None:
     return Damage(f"{folder}: missing, but {link} leads there", f"{remedy}, or {{command}} makes the stage again")
 
 
-def _find_wrong_size(folder: Path, sizes: Mapping[str, int]) -> str | None:
-    for name, wanted in sizes.items():
+def _find_wrong_size(folder: Path, sizes: Mapping[str, int]) -> tuple[Path, str] | None:
+    for name, wanted in sorted(sizes.items(), key=lambda item: item[0].startswith(f"{_MODEL}/")):  # the model last
         path = folder / name
         if not path.is_file():
-            return f"{path}: missing"
+            return path, "missing"
         if (size := path.stat().st_size) != wanted:
-            return f"{path}: {size:,} bytes instead of {wanted:,}"
+            return path, f"{size:,} bytes instead of {wanted:,}"
     return None
 
 
-def _find_missing_file(name: str, folder: Path) -> str | None:
+def _find_missing_file(name: str, folder: Path) -> tuple[Path, str] | None:
     needed = [folder / file for file in _FILES_OF_OLDER_STAGES.get(name, ())]
     if name.startswith(_MODEL_STAGES) and not (folder / POINTER).is_file():
-        needed.append(folder / "model" / "config.json")
-    return next((f"{path}: missing" for path in needed if not path.is_file()), None)
+        needed.append(folder / _MODEL / "config.json")
+    return next(((path, "missing") for path in needed if not path.is_file()), None)
 
 
-def _find_cut_weights(folder: Path) -> str | None:
+def _find_cut_weights(folder: Path) -> Path | None:
     """The first file of weights that is shorter or longer than its header says, or has no header."""
     from safetensors import SafetensorError, safe_open
 
@@ -89,19 +91,20 @@ def _find_cut_weights(folder: Path) -> str | None:
             with safe_open(path, framework="np"):
                 pass
         except SafetensorError:
-            return f"{path}: cut or broken (its {path.stat().st_size:,} bytes do not fit its header)"
+            return path
     return None
 
 
-def _find_lost_base(folder: Path) -> Damage | None:
+def _find_lost_base(folder: Path, remake: str) -> Damage | None:
     """The damage where the pretrained model that a stage points to is gone or cut."""
     if not (folder / POINTER).is_file():
         return None
     try:
         base = Path(read_json(folder / POINTER)["folder"])
     except (BadInput, KeyError, TypeError):
-        return Damage(f"{folder / POINTER}: broken", f"remove {folder.resolve()}, then {{command}} makes it again")
-    what = None if base.is_dir() else f"{base}: the pretrained model is no longer there"
-    if what := what or _find_cut_weights(base):
-        return Damage(what, f"bring a whole copy back to {base}")
-    return None
+        return Damage(f"{folder / POINTER}: broken", remake, True)
+    bring_back = f"bring a whole copy back to {base}"
+    if not base.is_dir():
+        return Damage(f"{base}: the pretrained model is no longer there", bring_back, True)
+    path = _find_cut_weights(base)
+    return Damage(f"{path}: {_CUT}", bring_back, True) if path else None

@@ -479,7 +479,7 @@ def _list_causes(
     stage: Mapping[str, Any], other: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], cache: Path
 ) -> list[str]:
     name, other_folder = stage["name"], f"({_spell_folder_name(other)})"
-    lines = [f"{name}: {d} {other_folder}" for d in differences(stage["config"], other["config"])]
+    lines = [f"{name}: {_spell_data_change(d)} {other_folder}" for d in differences(stage["config"], other["config"])]
     for key, words in (("seed", "the seed"), ("version", "the version of its code")):
         if stage[key] != other[key]:
             lines.append(f"{name}: {words} is {stage[key]} here and {other[key]} there {other_folder}")
@@ -495,6 +495,12 @@ def _list_causes(
             own_need, other_need = (place.removeprefix(f"{need}-") for place in (own_need, other_need))
             lines.append(f"{name}: its {need} is {own_need} here and {other_need} there {other_folder}")
     return lines
+
+
+def _spell_data_change(difference: str) -> str:
+    """A difference of knobs; for the checksums that `prepare` records of a data set, what they mean."""
+    changed = {"sha256": "the rows of the data set were changed", "images": "its image files were changed"}
+    return changed.get(difference.partition(" is ")[0], difference)
 
 
 def read_versions() -> dict[str, str]:

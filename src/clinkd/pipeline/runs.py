@@ -46,9 +46,10 @@ class Run:
         damage = find_moved(self.folder / "stages" / missing.name, missing.folder)
         return replace(missing, state="damaged", damage=damage) if damage else missing
 
-    def demand_whole(self) -> None:
-        """Raises BadInput, with the way out, for the first stage that was finished and is damaged now."""
-        damaged = [s for s in self.status() if s.damage]
+    def demand_whole(self, with_models: bool = True) -> None:
+        """Raises BadInput, with the way out, for the first stage that was finished and is damaged now. Without
+        `with_models`, stages of which only the model is damaged pass."""
+        damaged = [s for s in self.status() if s.damage and (with_models or not s.damage.only_model)]
         if damaged:
             more = f" ({len(damaged) - 1} more stages are damaged, too)" if len(damaged) > 1 else ""
             raise BadInput(self._describe_damage(damaged[0]) + more)
