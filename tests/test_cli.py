@@ -1,6 +1,7 @@
 """Words in, words out: every verb has its help, every error is one line, and a run can be driven by commands alone."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -323,6 +324,7 @@ BAD = [
     (["run", "none.yaml"], "none.yaml: no such file"),
     (["run", "real"], "data.path: `real` needs a folder here; give it with --set data.path=FOLDER"),
     (["plan", "demo", "--set", "distill.kd_wieght=1"], "did you mean distill.kd_weight?"),
+    (["run", "real", "--set", "data.path=nowhere"], "data.path=nowhere: no such file or folder"),
     (["run", "demo", "--name", "a/b"], "name: a/b given"),
     (["run", "demo", "--seed", "-1"], "seed: -1 given"),
     (["recipe", "papr"], "did you mean paper?"),
@@ -467,3 +469,9 @@ def test_version(capsys):
         cli.main(["--version"])
     assert capsys.readouterr().out.startswith("clinkd ")
     assert Path(cli.__file__).is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_the_way_out(capsys):
+    assert cli._report_error(OSError(errno.EROFS, "Read-only file system", "runs/.stages/x.tmp")) == 2
+    said = capsys.readouterr().err
+    assert "runs/.stages/x.tmp: Read-only file system; give a folder that can be written, with --runs or --out" in said

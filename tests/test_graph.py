@@ -198,7 +198,7 @@ def test_a_folder_that_is_not_what_its_name_says_is_refused(shop, tmp_path):
     with pytest.raises(BadInput, match="remove it to make it anew"):
         execute(shop.stages(), tmp_path / "a")
     (done["data"] / "stage.json").write_text("{")
-    with pytest.raises(BadInput, match="not valid JSON"):
+    with pytest.raises(BadInput, match="stage.json: missing or broken, so stage data is damaged; remove"):
         execute(shop.stages(), tmp_path / "a")
 
 

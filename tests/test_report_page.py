@@ -46,6 +46,7 @@ from clinkd.reporting.browse import AnsweredSample, choose_evenly, select_for_pa
 from clinkd.reporting.cases import side_by_side
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
+from clinkd.reporting.opening import choose_three, state_result
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import read_table, tabulate_scores
 from clinkd.reporting.viewer.page import document, section
@@ -232,8 +233,8 @@ def test_boxes_lie_where_they_are_and_those_of_a_candidate_can_be_drawn(browser,
     item = next(a for a in answered[1] if a.sample.task is Task.VG)
     browser.open(report, f"sample={item.number}")
     inside = """(() => {
-      const p = document.querySelector('.shot img').getBoundingClientRect();
-      return [...document.querySelectorAll('.over .line.KIND')].map((e) => {
+      const p = document.querySelector('#cards .shot img').getBoundingClientRect();
+      return [...document.querySelectorAll('#cards .over .line.KIND')].map((e) => {
         const r = e.getBBox(), m = e.getScreenCTM();
         return [(m.a * r.x + m.e - p.x) / p.width, (m.d * r.y + m.f - p.y) / p.height,
                 m.a * r.width / p.width, m.d * r.height / p.height];
@@ -242,7 +243,7 @@ def test_boxes_lie_where_they_are_and_those_of_a_candidate_can_be_drawn(browser,
     (truth,) = browser.ask(inside.replace("KIND", "truth"))
     box = item.sample.answer.boxes[0]
     assert truth == pytest.approx([box.x1, box.y1, box.width, box.height], abs=0.002)
-    browser.ask("document.querySelector('details').open = true")
+    browser.ask("document.querySelector('#cards details').open = true")
     for k in (0, 1, 2):
         browser.click(f"#cards li:nth-child({k + 1}) button")
         (drawn,) = browser.ask(inside.replace("KIND", "answer"))
@@ -253,7 +254,7 @@ def test_boxes_lie_where_they_are_and_those_of_a_candidate_can_be_drawn(browser,
     chosen = browser.ask("[...document.querySelectorAll('#cards li')].findIndex((e) => e.className === 'chosen')")
     assert chosen == item.prediction.chosen
     browser.click("#kinds input[value=truth]")
-    hidden = "getComputedStyle(document.querySelector('.over .line.truth')).display"
+    hidden = "getComputedStyle(document.querySelector('#cards .over .line.truth')).display"
     assert browser.ask(hidden) == "none"
 
 
@@ -293,7 +294,9 @@ def test_without_a_script_tables_and_a_gallery_stand_there(browser, report):
         browser.open(report)
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
-    assert browser.ask("document.querySelectorAll('#cards article img').length") == 6
+    held = "[...document.querySelectorAll('#result img, #cards img')].map((e) => e.dataset.picture)"
+    pictures = browser.ask(held)  # of the opening and of the gallery, none of them twice
+    assert len(pictures) == len(set(pictures)) == 8
     assert browser.ask("getComputedStyle(document.getElementById('filter')).display") == "none"
     assert browser.ask("document.querySelectorAll('table.grid td').length") > 12
 
@@ -395,6 +398,7 @@ def finished(tmp_path: Path) -> tuple[Path, RunConfig]:
     for split in ("train", "test"):
         write_lines(at["prepare"] / f"{split}.jsonl", (s.to_json() for s in samples))
     answers = (Candidate(f"{CANARY} raw", said, -1.0, {CANARY: 0.5}, (CANARY,)), Candidate(CANARY, BoxedText(CANARY)))
+    write_lines(at["answer"] / "predictions.jsonl", ())
     write_lines(at["select"] / "predictions.jsonl", (Prediction(s.id, answers, 0, CANARY).to_json() for s in samples))
     fixes = [
         Correction(samples[0].id, 1, said, said, 0.2, ("similarity",), said, CANARY),
@@ -506,3 +510,39 @@ def test_the_logs_of_all_trainings_are_found_through_what_a_stage_needed(finishe
 def test_scores_and_boxes_alone_hold_no_exact_size_of_an_image(answered):
     data = select_without_text(answered[1]).data
     assert data["pictures"] == [[None, 320, 240]] and len(data["samples"]) == 84
+
+
+# ---- the opening -----------------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_one_sentence_that_spells_out_the_tasks():
+    scores = [
+        Score("model", Task.VG, "F1", None, 82.84, 9), Score("centre", Task.VG, "F1", None, 9.0, 9),
+        Score("most common", Task.VG, "F1", None, 8.0, 9), Score("model", Task.ROC, "Recall", None, 50.0, 9),
+        Score("model", Task.MIA, "mBMR", None, None, 2, "no Java"),
+    ]  # fmt: skip
+    sentence = state_result(scores)
+    assert (
+        "finding a named structure, with a box (VG) 82.8 (9.0); naming the structure in a box (ROC) 50.0 (-)."
+        in sentence
+    )
+    assert "MIA" not in sentence and state_result([]) == ""
+
+
+def test_three_pictures_show_a_right_answer_a_near_one_and_a_wrong_one(tmp_path):
+    items = [item for item in test_set(tmp_path, 6) if item.sample.task is Task.VG]
+    verdicts = [(False, 0.0), (True, 1.0), (False, 0.4), (None, 0.9), (False, 0.7), (True, 1.0)]
+    judged = [i._replace(right=r, figures={"IoU": v}) for i, (r, v) in zip(items, verdicts, strict=True)]
+    assert [(name, item.number) for name, item in choose_three(judged)] == [
+        ("Right", judged[1].number), ("Near", judged[4].number), ("Wrong", judged[0].number),
+    ]  # fmt: skip
+    assert [name for name, _ in choose_three(judged[:1])] == ["Wrong"] and choose_three([]) == []
+
+
+def test_the_page_opens_with_the_result_and_folds_the_knobs(finished):
+    runs, _ = finished
+    assert main(["report", CANARY, "--runs", str(runs)]) == 0
+    html = (runs / CANARY / "report.html").read_text()
+    opening = html[html.index('<section id="result"') : html.index('<section id="scores"')]
+    assert opening.count('<article class="card">') >= 1 and "Right · VG" in opening and CANARY not in opening
+    assert "<details><summary>All " in html[html.index('<section id="set-up"') :]

@@ -131,7 +131,8 @@ def pixels(page: Browser) -> np.ndarray[Any, Any]:
 
 def test_a_file_is_opened_by_the_button_and_by_a_drop(page, png):
     open_file(page, png)
-    assert "120 × 80 pixels" in text(page, "#facts") and page.ask("document.getElementById('levels').hidden")
+    assert "picture.png · 120 × 80 pixels" in text(page, "#facts")
+    assert page.ask("document.getElementById('levels').hidden")
     assert (pixels(page) == np.asarray(Image.open(png))).all()
     page.ask("document.getElementById('facts').textContent = ''")
     ((x, y),) = places(page, (0.5, 0.5))
@@ -427,9 +428,11 @@ def test_a_candidate_shows_its_boxes_while_it_is_looked_at(page, png):
     page.ask("finish()")
     page.until("document.querySelectorAll('.candidates li').length === 2")
     told = text(page, ".candidates li.chosen")
-    assert "chosen" in told and "weight 30 %" in told and "likeness" not in told and "clip 0.31" in told
+    assert "chosen" in told and "weight 30 %" in told and "likeness" not in told
+    assert "fit of text and image 0.31" in told and "how likely the model finds it -0.5" in told and "2.1" in told
     page.ask("document.querySelector('.candidates li.chosen').focus()")
     assert page.ask("document.querySelectorAll('.mark.candidate').length") == 1
+    assert "2.1" in page.ask("document.querySelector('.mark.candidate').textContent")
     page.ask("document.querySelector('.candidates li').focus()")
     assert page.ask("document.querySelectorAll('.mark.candidate').length") == 0
     assert page.ask("document.querySelectorAll('.mark.model').length") == 3

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import difflib
+import errno
 import io
 import json
 import os
@@ -76,7 +77,8 @@ def _report_error(error: Exception) -> int:
         return _exit_with(str(error), WRONG)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return _exit_with(f"{place}{error.strerror or error}", WRONG)
+        way_out = "; give a folder that can be written, with --runs or --out" if error.errno == errno.EROFS else ""
+        return _exit_with(f"{place}{error.strerror or error}{way_out}", WRONG)
     with tempfile.NamedTemporaryFile("w", prefix="clinkd-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     summary = f"{type(error).__name__}: {error}"
@@ -144,7 +146,7 @@ def _add_verbs_of_a_config(verbs: Any, shared: Sequence[Parser]) -> None:
     command = add_verb(
         verbs, "recipe", _recipe, "print an experiment as YAML to edit", "clinkd recipe demo > mine.yaml"
     )
-    command.add_argument("name", nargs="?", help="an experiment; without one, all are listed")
+    command.add_argument("name", nargs="?", help="an experiment, or the run.json of a run; without one, all are listed")
 
 
 def _add_verbs_of_a_run(verbs: Any, runs: Parser, settings: Parser) -> None:
@@ -285,7 +287,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> None:
-    words = {"done": "is done", "partial": "would go on", "missing": "would run"}
+    words = {"done": "is done", "partial": "would go on", "missing": "would run", "damaged": "is damaged"}
     rows = tuple(
         (
             stage.status.name,
@@ -339,11 +341,15 @@ def _status(args: argparse.Namespace) -> int:
     run = choose_run(args.run, args.runs, unfinished=True)
     stages = run.status()
     working = {s.name for s in stages if s.state != "done" and is_at_work(s.folder)}
-    words = {"done": "done", "partial": "stopped", "missing": "not begun"}
-    rows = tuple((s.name, "at work" if s.name in working else words[s.state], s.spell_time()) for s in stages)
+    words = {"partial": "stopped", "missing": "not begun"}
+    rows = tuple(
+        (s.name, "at work" if s.name in working else words.get(s.state, s.state), s.spell_time()) for s in stages
+    )
     done = sum(s.state == "done" for s in stages)
-    notes = () if done == len(stages) or working else (f"go on with: {run.command}",)
+    is_whole = all(s.damage is None for s in stages)
+    notes = () if done == len(stages) or working or not is_whole else (f"go on with: {run.command}",)
     show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "time spent"), rows, notes))
+    run.demand_whole()
     return 0
 
 
@@ -362,6 +368,12 @@ def _recipe(args: argparse.Namespace) -> int:
     if args.name is None:
         for name, title in titles.items():
             print(f"{name:<10} {title}")
+        return 0
+    if Path(args.name).name == "run.json" and Path(args.name).is_file():
+        from clinkd.pipeline.runs import read_recorded_config
+
+        config = read_recorded_config(Path(args.name))
+        print(recipe_text(config, "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"), end="")
         return 0
     if args.name not in EXPERIMENTS:
         raise _no_experiment(args.name)

@@ -26,6 +26,8 @@ def data_file(path: Path) -> Path:
     Raises BadInput if there is none, because other forms of data must be imported first.
     """
     candidates = [path / name for name in (SAMPLES, RECORDS) if (path / name).is_file()] if path.is_dir() else [path]
+    if not path.exists():
+        raise BadInput(f"data.path={path}: no such file or folder")
     if not candidates or not candidates[0].is_file():
         raise BadInput(
             f"data.path={path}: no {RECORDS} and no {SAMPLES} there; data of another form is imported first, with "

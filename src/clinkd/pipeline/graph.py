@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clinkd import distributed
+from clinkd.pipeline.damage import Damage, find_damage, list_sizes
 from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, complete, differences, without_defaults
@@ -114,7 +115,7 @@ class StageContext:
     record: Callable[[str, Any], None]
 
 
-State = Literal["done", "partial", "missing"]
+State = Literal["done", "partial", "missing", "damaged"]  # damaged: finished once, and files are cut or missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ class StageStatus:
     state: State
     seconds: float
     folder: Path  # of the finished stage, even if it does not exist yet
+    damage: Damage | None = None
 
     def spell_time(self) -> str:
         """The time in words; "" for a stage that was never begun."""
@@ -147,9 +149,23 @@ def status(described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[S
 
 def _read_status(name: str, identity: str, folder: Path) -> StageStatus:
     draft = draft_of(folder)
-    state: State = "done" if folder.is_dir() else "partial" if (draft / RECORD).is_file() else "missing"
-    seconds = stage_record(folder if state == "done" else draft)["seconds"] if state != "missing" else 0.0
-    return StageStatus(name, identity, state, seconds, folder)
+    if folder.is_dir():
+        record = _read_record(folder)
+        damage = find_damage(name, folder, record)
+        return StageStatus(
+            name, identity, "damaged" if damage else "done", (record or {}).get("seconds", 0.0), folder, damage
+        )
+    if (draft / RECORD).is_file():
+        return StageStatus(name, identity, "partial", (_read_record(draft) or {}).get("seconds", 0.0), folder)
+    return StageStatus(name, identity, "missing", 0.0, folder)
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The `stage.json` of a folder; None if it is missing or broken."""
+    try:
+        return stage_record(folder)
+    except (BadInput, AttributeError, TypeError):
+        return None
 
 
 def is_at_work(folder: Path) -> bool:
@@ -230,7 +246,8 @@ def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
 
 def stage_record(folder: Path) -> dict[str, Any]:
     """The `stage.json` of a stage's folder: name, identity, config, needs, seconds, attempts, started, finished,
-    versions, recorded. The keys of `recorded` are the keys of today. Raises BadInput if it cannot be read."""
+    versions, recorded, files (their sizes; not in older stages). The keys of `recorded` are the keys of today.
+    Raises BadInput if it cannot be read."""
     record: dict[str, Any] = read_json(folder / RECORD)
     return {**record, "recorded": _rename_keys(record.get("recorded", {}))}
 
@@ -295,7 +312,10 @@ def _finish_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path, title:
                 _work_in_draft(stage, inputs, folder, title)
                 lock.unlink()  # whoever waits on the removed file, or makes it anew, then finds the finished folder
                 return
-    record = stage_record(folder)
+    record = _read_record(folder)
+    if damage := find_damage(stage.name, folder, record):
+        raise BadInput(damage.describe(stage.name, "the same command"))
+    assert record is not None, "a folder without a record is damaged"
     if f"{stage.name}-{record.get('identity')}" != folder.resolve().name:
         raise BadInput(f"{folder}: holds something else than its name says; remove it to make it anew")
     _print_line(f"{title}: done before, in {spell_seconds(record['seconds'])}")
@@ -314,6 +334,8 @@ def _work_in_draft(stage: Stage, inputs: Mapping[str, Path], folder: Path, title
                 with distributed.collective():
                     stage.work(StageContext(draft, dict(inputs), stage.seed, clock.record))
             clock.finish()
+        if folder.is_symlink():  # it led to a folder of an older version that is gone
+            folder.unlink()
         publish(draft, folder)
     _print_line(f"{title}: done in {spell_seconds(clock.seconds())}")
 
@@ -332,6 +354,7 @@ class _StageClock:
             "finished": stored.get("finished"),
             "versions": read_versions(),
             "recorded": stored.get("recorded", {}),
+            **({"files": stored["files"]} if "files" in stored else {}),
         }
         self.before: float = self.values["seconds"]
         self.since: float | None = None
@@ -353,6 +376,7 @@ class _StageClock:
 
     def finish(self) -> None:
         self.values["finished"] = _spell_now()
+        self.values["files"] = {name: size for name, size in list_sizes(self.path.parent).items() if name != RECORD}
         self.save()
 
     @contextlib.contextmanager
@@ -474,7 +498,7 @@ def _list_causes(
     stage: Mapping[str, Any], other: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], cache: Path
 ) -> list[str]:
     name, other_folder = stage["name"], f"({_spell_folder_name(other)})"
-    lines = [f"{name}: {d} {other_folder}" for d in differences(stage["config"], other["config"])]
+    lines = [f"{name}: {_spell_data_change(d)} {other_folder}" for d in differences(stage["config"], other["config"])]
     for key, words in (("seed", "the seed"), ("version", "the version of its code")):
         if stage[key] != other[key]:
             lines.append(f"{name}: {words} is {stage[key]} here and {other[key]} there {other_folder}")
@@ -490,6 +514,12 @@ def _list_causes(
             own_need, other_need = (place.removeprefix(f"{need}-") for place in (own_need, other_need))
             lines.append(f"{name}: its {need} is {own_need} here and {other_need} there {other_folder}")
     return lines
+
+
+def _spell_data_change(difference: str) -> str:
+    """A difference of knobs; for the checksums that `prepare` records of a data set, what they mean."""
+    changed = {"sha256": "the rows of the data set were changed", "images": "its image files were changed"}
+    return changed.get(difference.partition(" is ")[0], difference)
 
 
 def read_versions() -> dict[str, str]:

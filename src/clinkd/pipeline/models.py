@@ -10,9 +10,8 @@ from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Sco
 from clinkd.language.facts import Lexicon
 from clinkd.model.encode import OpenImage
 from clinkd.model.vlm import VisionLanguageModel, load
+from clinkd.pipeline.damage import POINTER
 from clinkd.storage import read_json
-
-POINTER = "base.json"  # names the folder of a pretrained base, which is not copied
 
 
 def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:

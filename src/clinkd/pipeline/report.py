@@ -81,10 +81,11 @@ def report(run: Run, out: Path | None = None, share: bool = False) -> Path:
     Raises BadInput where the run is not finished, or was scored by a version that kept no data for the page.
     """
     folder = run.stage("score")
+    run.demand_whole(with_models=False)
     missing = [name for name in (ANSWERS, SCORED, TABLES) if not (folder / name).is_file()]
     if missing:
         raise BadInput(f"{folder / missing[0]}: missing; `{run.command}` scores the run anew")
-    stages = {s.name: s.folder for s in run.status() if s.state == "done" and s.name != "score"}
+    stages = {s.name: s.folder for s in run.status() if s.state in ("done", "damaged") and s.name != "score"}
     scored = _ScoredRun(folder, stages, run.config, read_split(stages["prepare"], "train"))
     path = out or run.folder / (SHARED if share else REPORT)
     if share:

@@ -7,19 +7,21 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
+from clinkd.pipeline.damage import find_moved
 from clinkd.records import BadInput, Modality, Table, Task
-from clinkd.settings import complete, differences, dump, load, load_stored, recipe_text
+from clinkd.settings import complete, differences, dump, load, load_stored, read_older_tree, recipe_text
 from clinkd.storage import make_folder, read_json, write_atomic, write_json
 from clinkd.version import spell_program
 
 RUNS = Path("runs")
 RUN_RECORD = "run.json"
+CONFIG = "config.yaml"
 SCORES = "table.json"
 REPORT = "report.html"
 EXAMPLES = "examples"  # images of the test split to be asked about
@@ -45,18 +47,38 @@ class Run:
         return self.folder.parent / graph.CACHE
 
     def status(self) -> list[graph.StageStatus]:
-        """The progress of each stage, in order."""
-        return graph.status(self.stages, self.cache)
+        """The progress of each stage, in order. A stage that is linked here and gone is damaged: the run was moved."""
+        statuses = graph.status(self.stages, self.cache)
+        return [s if s.state != "missing" else self._notice_move(s) for s in statuses]
+
+    def _notice_move(self, missing: graph.StageStatus) -> graph.StageStatus:
+        damage = find_moved(self.folder / "stages" / missing.name, missing.folder)
+        return replace(missing, state="damaged", damage=damage) if damage else missing
+
+    def demand_whole(self, with_models: bool = True) -> None:
+        """Raises BadInput, with the way out, for the first stage that was finished and is damaged now. Without
+        `with_models`, stages of which only the model is damaged pass."""
+        damaged = [s for s in self.status() if s.damage and (with_models or not s.damage.only_model)]
+        if damaged:
+            more = f" ({len(damaged) - 1} more stages are damaged, too)" if len(damaged) > 1 else ""
+            raise BadInput(self._describe_damage(damaged[0]) + more)
+
+    def _describe_damage(self, stage_status: graph.StageStatus) -> str:
+        assert stage_status.damage
+        return stage_status.damage.describe(stage_status.name, f"`{self.command}`")
 
     def why(self, stage: str) -> list[str]:
         """Why a stage differs from the nearest other stage that was made before: a line for each cause."""
         return graph.explain_rerun(stage, self.stages, self.cache)
 
     def stage(self, name: str) -> Path:
-        """The finished folder of a stage. Raises BadInput if the run has no such stage or has not finished it."""
+        """The finished folder of a stage. Raises BadInput if the run has no such stage, has not finished it, or the
+        stage is damaged."""
         for stage_status in self.status():
             if stage_status.name == name and stage_status.state == "done":
                 return stage_status.folder
+            if stage_status.name == name and stage_status.damage:
+                raise BadInput(self._describe_damage(stage_status))
             if stage_status.name == name:
                 raise BadInput(f"{self.folder}: its stage {name} is not done; `{self.command}` goes on with the run")
         raise BadInput(f"{self.folder}: no stage {name}; its stages are {', '.join(s['name'] for s in self.stages)}")
@@ -68,10 +90,16 @@ class Run:
         return next(n for kind in TRAINED_STAGES for n in reversed(names) if n.startswith(kind))
 
     @property
+    def answering_stages(self) -> list[str]:
+        """The names of the stages that must be done before the final model can be asked."""
+        scorer = self.config.select.scorer
+        chosen_by = {"clip": ["clip", "select"], "agreement": ["select"]}.get(scorer, [])
+        return ["prepare", self.last_trained, *chosen_by]
+
+    @property
     def command(self) -> str:
         """The command that continues the run."""
-        words = ["run", str(self.folder / "config.yaml"), *name_runs(self.folder.parent)]
-        return f"{spell_program()} {shlex.join(words)}"
+        return _spell_run_command(self.folder)
 
     def wall_seconds(self) -> dict[str, float]:
         """Seconds spent on each finished stage, in all runs that worked on it."""
@@ -101,8 +129,8 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
     """
     folder = runs / config.name
     config_values = dump(config)
-    if (folder / RUN_RECORD).is_file():
-        stored_config = _read_record(folder)["config"]
+    stored_config = _read_stored_config(folder)
+    if stored_config is not None:
         changed = differences(config.identity(), complete(stored_config, RunConfig))
         if changed and not replace:
             raise BadInput(
@@ -118,7 +146,7 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
         raise BadInput(f"{folder}: exists and is no run of ours (no {RUN_RECORD}); choose another --name or --runs")
     make_folder(folder)
     heading = "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"
-    write_atomic(folder / "config.yaml", recipe_text(config, heading))
+    write_atomic(folder / CONFIG, recipe_text(config, heading))
     record = {
         "name": config.name,
         "config": config_values,
@@ -126,6 +154,27 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
         "versions": graph.read_versions(),
     }
     write_json(folder / RUN_RECORD, record)
+
+
+def _read_stored_config(folder: Path) -> Mapping[str, Any] | None:
+    """The config of the run in a folder, from its record; where that is missing or broken, from its YAML file.
+    None if there is no run. Raises BadInput if neither can be read."""
+    if (record := _load_record(folder)) is not None:
+        stored: dict[str, Any] = record["config"]
+        return stored
+    if not (folder / RUN_RECORD).is_file() and not _was_run(folder):
+        return None
+    try:
+        return dump(load_stored(folder / CONFIG, RunConfig)[0])
+    except BadInput:
+        raise _refuse_lost_run(folder) from None
+
+
+def _refuse_lost_run(folder: Path) -> BadInput:
+    return BadInput(
+        f"{folder}: {RUN_RECORD} and {CONFIG} are both missing or broken; rename {folder} and give the `clinkd run` "
+        f"that made it once more: it uses the finished stages in {folder.parent / graph.CACHE}"
+    )
 
 
 def finish_run(run: Run) -> None:
@@ -139,10 +188,22 @@ def finish_run(run: Run) -> None:
 
 
 def open_run(folder: Path) -> Run:
-    """The run in a folder. Raises BadInput if there is none."""
-    if not (folder / RUN_RECORD).is_file():
+    """The run in a folder. Raises BadInput if there is none, or its record or config is missing or broken."""
+    if not (folder / RUN_RECORD).is_file() and not _was_run(folder):
         raise BadInput(f"{folder}: no run there (no {RUN_RECORD})")
-    return Run(folder, load_config(folder / "config.yaml"), _read_record(folder)["stages"])
+    record = _read_record(folder)
+    return Run(folder, load_config(folder / CONFIG), record["stages"])
+
+
+def _was_run(folder: Path) -> bool:
+    """Whether a folder without a record holds the rest of a run: a config or links to stages, as `begin_run` and
+    `graph.execute` make them."""
+    return (folder / "stages").is_dir() and any(p.is_symlink() for p in (folder / "stages").iterdir())
+
+
+def read_recorded_config(record: Path) -> RunConfig:
+    """The config in the record of a run, its `run.json`; knobs that this version lacks are left out."""
+    return RunConfig.model_validate(read_older_tree(_read_record(record.parent)["config"], RunConfig, []))
 
 
 def load_config(path: Path) -> RunConfig:
@@ -151,17 +212,44 @@ def load_config(path: Path) -> RunConfig:
     """
     if not path.expanduser().with_name(RUN_RECORD).is_file():
         return load(path, RunConfig)
-    config, unknown = load_stored(path, RunConfig)
+    again = f"`clinkd recipe {path.with_name(RUN_RECORD)} > {path}` writes it again"
+    if not path.expanduser().is_file():
+        raise BadInput(f"{path}: missing; {again}")
+    try:
+        config, unknown = load_stored(path, RunConfig)
+    except BadInput as error:
+        raise BadInput(f"{error}; mend it, or {again}") from None
     for name in unknown:
         print(f"{path}: {name}: no knob of this version; left out", file=sys.stderr)
     return config
 
 
+def _load_record(folder: Path) -> dict[str, Any] | None:
+    """The record of the run in a folder; None if it is missing or broken."""
+    try:
+        record = read_json(folder / RUN_RECORD)
+    except BadInput:
+        return None
+    return record if isinstance(record, dict) and {"config", "stages"} <= record.keys() else None
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = read_json(folder / RUN_RECORD)
-    if not isinstance(record, dict) or not {"config", "stages"} <= record.keys():
-        raise BadInput(f"{folder / RUN_RECORD}: not the record of a run; remove {folder} to make it anew")
-    return record
+    record = _load_record(folder)
+    if record is not None:
+        return record
+    try:
+        load_stored(folder / CONFIG, RunConfig)
+    except BadInput:
+        raise _refuse_lost_run(folder) from None
+    raise BadInput(
+        f"{folder / RUN_RECORD}: missing or broken; `{_spell_run_command(folder)}` writes it again and uses the finished "
+        "stages"
+    )
+
+
+def _spell_run_command(folder: Path) -> str:
+    words = ["run", str(folder / CONFIG), *name_runs(folder.parent)]
+    return f"{spell_program()} {shlex.join(words)}"
 
 
 def list_runs(runs: Path = RUNS) -> list[Path]:
@@ -181,7 +269,7 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
             raise BadInput(f"{runs}: no runs yet; `clinkd run demo` makes one")
         return open_run(folders[0])
     for folder in (runs / wanted, Path(wanted).expanduser()):
-        if (folder / RUN_RECORD).is_file():
+        if (folder / RUN_RECORD).is_file() or _was_run(folder):
             return open_run(folder)
     names = ", ".join(folder.name for folder in folders) or "none; `clinkd run demo` makes one"
     raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}")

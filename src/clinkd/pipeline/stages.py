@@ -117,7 +117,7 @@ def _identify_model(config: ModelConfig) -> dict[str, Any]:
     if not (config.base / "config.json").is_file():
         from clinkd.model.families import no_folder
 
-        raise no_folder(config.base)
+        raise no_folder(f"model.base={config.base}")
     return {**_drop_knobs(knobs, "tiny"), **_describe_model_files(config.base)}
 
 

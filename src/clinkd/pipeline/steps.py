@@ -50,9 +50,10 @@ from clinkd.pipeline.correcting import (
     CorrectionContext,
     replace_overruled_truths,
 )
+from clinkd.pipeline.damage import POINTER
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.models import POINTER, load_model, make_scorer
+from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.scoring.baselines import IMAGES_SHUFFLED, shuffle_images

@@ -117,7 +117,7 @@ def list_answer_boxes(sample: Sample, prediction: Prediction) -> tuple[DrawnBox,
 
 
 def _spell_scores(logprob: float | None, scores: Mapping[str, float], shown: Callable[[str], str]) -> str:
-    parts = [] if logprob is None else [f"log-probability a token {logprob:.2f}"]
+    parts = [] if logprob is None else [f"how likely the model finds it {logprob:.2f} (0 is best)"]
     return ", ".join([*parts, *(f"{shown(k)} {v:.3f}" for k, v in scores.items())]) or "no scores"
 
 

@@ -12,6 +12,7 @@ from clinkd.reporting import figures
 from clinkd.reporting.browse import AnsweredSample, PageContent, select_for_page, select_without_text
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, judge_answer, rewritten_card
+from clinkd.reporting.opening import explain_tasks, show_three, state_result
 from clinkd.reporting.printed import paper_tables
 from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
 from clinkd.reporting.viewer import page
@@ -80,8 +81,9 @@ def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None
     Raises BadInput on an unreadable image or a full disk.
     """
     browsed = answers.browsed()
+    three = show_three(browsed, answers.shown)
     cards = _build_gallery_cards([s.id for s, _ in answers.gallery], browsed, answers.shown)
-    html = _build_page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections())
+    html = _build_page(f"ClinKD run: {summary.name}", summary, browsed, cards, answers.corrections(), three)
     write_tables(path.parent, summary.tables, summary.scores)
     write_atomic(path, html)
 
@@ -94,7 +96,14 @@ def write_shared(path: Path, summary: RunSummary, answered: Sequence[AnsweredSam
     write_atomic(path, _build_page("ClinKD run", summary, select_without_text(answered), Html(""), []))
 
 
-def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Html, rewritten: Sequence[Html]) -> str:
+def _build_page(
+    title: str,
+    summary: RunSummary,
+    browsed: PageContent,
+    cards: Html,
+    rewritten: Sequence[Html],
+    three: Sequence[Html] = (),
+) -> str:
     tables, scores = summary.tables, summary.scores
     score_index = ScoreIndex(scores)
     question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
@@ -102,7 +111,11 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
     rest = [page.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
     opening = [figures.draw_score_grid(score_index, question_counts)] if scores else []
     cautions = [page.paragraph(f"Caution: {text}.") for text in summary.cautions]
-    sections = [page.section("Scores", [*cautions, *opening, *overall, figures.draw_score_charts(score_index), *rest])]
+    if scores:
+        opening.append(explain_tasks([s.task for s in scores]))
+    result = state_result(scores)
+    sections = [page.section("Result", [page.paragraph(result), *cautions, *three])] if result or three else []
+    sections += [page.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
     if browsed.answered:
         sections.append(page.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
     if scores:
@@ -112,7 +125,7 @@ def _build_page(title: str, summary: RunSummary, browsed: PageContent, cards: Ht
     if summary.curves:
         sections.append(page.section("Training", [figures.draw_training_curves(summary.curves)]))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
-    sections.append(page.section("Set-up", [page.table(knobs)]))
+    sections.append(page.section("Set-up", [page.folded(f"All {len(summary.setup)} knobs", [page.table(knobs)])]))
     if summary.wall_seconds:
         sections.append(page.section("Time", [page.table(_tabulate_times(summary.wall_seconds))]))
     sections.append(page.section("The paper's figures", [page.framed([page.table(t) for t in paper_tables()])]))
@@ -157,13 +170,12 @@ def _build_gallery_cards(ids: Sequence[str], browsed: PageContent, shown: Callab
     """Cards of the gallery answers on the page. The first card of an image holds its picture; the data then do not."""
     item_by_id = {item.sample.id: item for item in browsed.answered}
     picture_numbers = {image: i for i, image in enumerate(browsed.pictures)}
-    cards, shown_pictures = [], set[int]()
+    cards = []
     for item in (item_by_id[i] for i in ids if i in item_by_id):
         image = item.sample.images[0]
         number = picture_numbers[image]
-        if number in shown_pictures:
-            continue  # the page would show it twice
-        shown_pictures.add(number)
+        if browsed.data["pictures"][number][0] is None:
+            continue  # the page would hold it twice
         browsed.data["pictures"][number][0] = None
         cards.append(answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], number, shown))
     return page.gallery(cards)

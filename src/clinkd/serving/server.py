@@ -96,7 +96,8 @@ def _find_run(wanted: str | None, runs: Path) -> Run | None:
     run = find_finished_run(wanted, runs)
     if wanted is None:
         print(f"clinkd: run {run.folder.name}, the newest finished run", file=sys.stderr, flush=True)
-    run.stage(run.last_trained)  # raises its errors here, not in the model's thread
+    for stage in run.answering_stages:
+        run.stage(stage)  # raises its errors here, not in the model's thread
     return run
 
 

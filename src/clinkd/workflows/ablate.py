@@ -187,6 +187,7 @@ def _write_results(
 def _read_finished_run(row: str, seed: int, run: Run) -> FinishedRun:
     """Read what the stages of a run recorded of their work. A sample of plain tuning costs three forward passes, one
     of distillation four."""
+    run.demand_whole(with_models=False)
     train = len(read_split(run.stage("prepare"), "train"))
     steps, passes = 0, 0.0
     for stage in run.status():

@@ -61,7 +61,8 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
         raise BadInput(f"{run.folder}: a run without reflection; give one with `reflect`")
     if not 1 <= round <= run.config.reflect.rounds:
         raise BadInput(f"--round {round}: the run has rounds 1 to {run.config.reflect.rounds}")
-    stage = next(s.folder for s in run.status() if s.name == f"reflect-{round}")
+    round_status = next(s for s in run.status() if s.name == f"reflect-{round}")
+    stage = run.stage(round_status.name) if round_status.damage else round_status.folder
     file = next((f / ANSWERS for f in (stage, draft_of(stage)) if (f / ANSWERS).is_file()), None)
     if file is None:
         raise BadInput(f"{run.folder}: round {round} has no answers yet; `{run.command}` makes them")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from clinkd.config import NAMED_POSITIONS, ModelConfig
 from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
@@ -27,10 +28,10 @@ def family_of(config: Any) -> Family:
     return next(family for family in FAMILIES if config.model_type == family.own_type)
 
 
-def no_folder(folder: Path) -> BadInput:
-    """The refusal of a folder without config.json."""
+def no_folder(folder: Path | str) -> BadInput:
+    """The refusal of a folder without config.json, or of the knob that names it, as "KNOB=FOLDER"."""
     names = " or ".join(family.name for family in FAMILIES)
-    return BadInput(f"model.base={folder}: no config.json there; a {names} folder in Hugging Face layout is wanted")
+    return BadInput(f"{folder}: no config.json there; a {names} folder in Hugging Face layout is wanted")
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], str | None, Family | None]:
@@ -66,16 +67,18 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
         raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
     if family is None:
         wanted = " or ".join(f"{family.name} ({family.stock_type!r})" for family in FAMILIES)
-        raise BadInput(f"model.base={folder}: model_type is {kind!r}, but a {wanted} is wanted")
+        raise BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
     cls = family.network_class
     config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
     try:
         network, report = cls.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
+    except SafetensorError as error:
+        raise BadInput(f"{folder}: its weights are cut or broken ({error}); copy the folder there again") from None
     except OSError as error:
         raise BadInput(
-            f"model.base={folder}: {str(error).splitlines()[0]} A folder with config.json and *.safetensors is wanted"
+            f"{folder}: {str(error).splitlines()[0]} A folder with config.json and *.safetensors is wanted"
         ) from None
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:

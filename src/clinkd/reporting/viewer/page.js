@@ -6,8 +6,8 @@
   const STEP = 24;
   let found = [], shown = 0, only = null;
 
-  // The cards that stand here without a script hold pictures that are not in the data once more.
-  for (const img of cards.querySelectorAll("img[data-picture]")) data.pictures[img.dataset.picture][0] = img.src;
+  // The cards of the opening and those that stand here without a script hold pictures that are not in the data, too.
+  for (const img of document.querySelectorAll("img[data-picture]")) data.pictures[img.dataset.picture][0] = img.src;
 
   // ---- elements -----------------------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@
     Object.entries(sample.f).map(([name, value]) => `${name} ${(100 * value).toFixed(0)}`).join(" · ");
 
   const weights = (candidate) => {
-    const said = candidate.l == null ? [] : [`log p a token ${candidate.l.toFixed(2)}`];
+    const said = candidate.l == null ? [] : [`how likely the model finds it ${candidate.l.toFixed(2)} (0 is best)`];
     said.push(...Object.entries(candidate.s).map(([name, value]) => `${name} ${value.toFixed(3)}`));
     return said.join(" · ") || "no scores";
   };

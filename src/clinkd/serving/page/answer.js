@@ -44,9 +44,15 @@ function linked(answer) {
   return [...made, letters.slice(done).join("")];
 }
 
+/** The scores of candidates in plain words. */
+const SCORES = {
+  clip: "fit of text and image", "clip text": "fit of the words to the image",
+  "clip crop": "fit of the words to what is in the box", agreement: "likeness to the other candidates",
+};
+
 /**
  * Shows answers in an element, and what goes with them. Events: "point" (detail: keys of marks that are spoken of),
- * "visit" (detail: key of a mark to go to), "candidate" (detail: boxes of the one looked at, or null).
+ * "visit" (detail: key of a mark to go to), "candidate" (detail: boxes and number of the one looked at, or null).
  */
 export class Panel extends EventTarget {
   /** @param {HTMLElement} words @param {HTMLElement} candidates */
@@ -58,8 +64,8 @@ export class Panel extends EventTarget {
     for (const name of ["pointerover", "focusin"]) words.addEventListener(name, (e) => tell("point", keys(e)));
     for (const name of ["pointerleave", "focusout"]) words.addEventListener(name, () => tell("point", []));
     words.addEventListener("click", (e) => keys(e).length && tell("visit", keys(e)[0]));
-    const boxes = (event) => event.target.closest?.("[data-candidate]")?.boxes ?? null;
-    const looked = (e) => tell("candidate", boxes(e));
+    const of = (event) => event.target.closest?.("[data-candidate]")?.drawn ?? null;
+    const looked = (e) => tell("candidate", of(e));
     for (const name of ["pointerover", "focusin"]) candidates.addEventListener(name, looked);
     for (const name of ["pointerleave", "focusout"]) candidates.addEventListener(name, () => tell("candidate", null));
   }
@@ -110,12 +116,13 @@ export class Panel extends EventTarget {
   }
 
   #candidates(answer) {
-    const rows = answer.candidates.map((candidate) => {
-      const names = candidate.boxes.map((_, i) => String(i + 1));
+    const rows = answer.candidates.map((candidate, index) => {
+      const number = index + 1;
+      const names = candidate.boxes.map((_, i) => `${number}.${i + 1}`); // the second candidate's first box is 2.1
       const figures = [
         `weight ${Math.round(100 * candidate.weight)} %`,
-        ...Object.entries(candidate.scores).map(([name, value]) => `${name} ${brief(value, 3)}`),
-        ...(candidate.logprob == null ? [] : [`log-probability a token ${brief(candidate.logprob)}`]),
+        ...Object.entries(candidate.scores).map(([name, value]) => `${SCORES[name] ?? name} ${brief(value, 3)}`),
+        ...(candidate.logprob == null ? [] : [`how likely the model finds it ${brief(candidate.logprob)} (0 is best)`]),
         ...(candidate.truncated ? ["cut"] : []), ...(candidate.unread.length ? ["with a box that cannot be read"] : []),
       ];
       const made = make("li", { "data-candidate": true, tabindex: 0, class: candidate.chosen ? "chosen" : "" },
@@ -123,7 +130,7 @@ export class Panel extends EventTarget {
           ...chipped(candidate.text || "(empty)", "candidate", names)),
         make("meter", { min: 0, max: 1, value: candidate.weight, "aria-label": "weight" }),
         make("p", { class: "figures" }, figures.join(" · ")));
-      made.boxes = candidate.boxes;
+      made.drawn = { boxes: candidate.boxes, number };
       return made;
     });
     const by = answer.reordered ? "A scorer chose among them." : "The first is the answer; scores are only shown.";

@@ -70,7 +70,7 @@ async function take(file) {
     asking?.abort();
     say(`Opening ${file.name}`);
     if (!about) await acquaint();
-    const source = await read(file, about.limits.body_bytes);
+    const source = { ...await read(file, about.limits.body_bytes), name: file.name };
     const opened = await load(source, null, null);
     if (!opened) return;
     boxesOf = new Map();
@@ -124,7 +124,7 @@ function display(opened, marks) {
     `${width} × ${height} pixels`,
     ...(dicom ? [`DICOM ${modality}`] : []), ...(frames > 1 ? [`${frames} frames`] : []),
   ];
-  find("facts").textContent = parts.join(" · ");
+  find("facts").textContent = [picture.source.name, ...parts].join(" · ");
   find("burned").hidden = burned !== "YES";
   find("frames").hidden = frames < 2;
   Object.assign(find("frame"), { max: frames, value: frame });
@@ -225,7 +225,7 @@ function boxes() {
     });
   }
   const chosen = subject();
-  find("insert").textContent = chosen ? `Insert box ${chosen.name}` : "Insert box";
+  find("insert").textContent = chosen ? `Mention box ${chosen.name}` : "Mention box";
   find("about-box").textContent = `“This” is ${chosen ? `your box ${chosen.name}` : "the box that you draw"}.`;
 }
 
@@ -271,11 +271,12 @@ panel.addEventListener("point", ({ detail }) => light(detail));
 panel.addEventListener("visit", ({ detail }) => view.visit(detail));
 panel.addEventListener("candidate", ({ detail }) => {
   find("stage").classList.toggle("trying", Boolean(detail));
-  view.replace("candidate", numbered("candidate", detail ?? [], "Box of the candidate"));
+  const { boxes: of, number } = detail ?? { boxes: [], number: 0 };
+  view.replace("candidate", numbered("candidate", of, `Candidate ${number}, box`, `${number}.`));
 });
 
-const numbered = (kind, boxes, says) =>
-  boxes.map((box, i) => ({ key: `${kind}-${i + 1}`, kind, box, name: String(i + 1), says: `${says} ${i + 1}` }));
+const numbered = (kind, boxes, says, before = "") =>
+  boxes.map((box, i) => ({ key: `${kind}-${i + 1}`, kind, box, name: `${before}${i + 1}`, says: `${says} ${i + 1}` }));
 
 function light(keys) {
   view.light(keys);

@@ -231,7 +231,7 @@ export class Corrections {
     this.hint = make("p", { class: "soft small", id: "edit-help" });
     find("c-detail").replaceChildren(find("c-detail").firstElementChild, this.words,
       make("label", { class: "rewriting" }, "Your rewrite", this.text), this.hint,
-      make("div", { class: "bar" }, button("Insert box", () => this.#insert())));
+      make("div", { class: "bar" }, button("Mention box", () => this.#insert())));
     this.#act([["save", "Save", () => this.#save()], ["cancel", "Cancel", () => { complain(""); this.show(); }]]);
     this.#tidy();
     this.text.focus();
