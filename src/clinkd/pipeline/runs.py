@@ -242,8 +242,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except BadInput:
         raise _refuse_lost_run(folder) from None
     raise BadInput(
-        f"{folder / RUN_RECORD}: missing or broken; `{_spell_run_command(folder)}` writes it again and uses the finished "
-        "stages"
+        f"{folder / RUN_RECORD}: missing or broken; `{_spell_run_command(folder)}` writes it again and uses "
+        "the finished stages"
     )
 
 
