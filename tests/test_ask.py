@@ -129,7 +129,7 @@ def read_csv(name: str) -> list[dict[str, str]]:
 
 def test_a_question_needs_no_quotes_and_the_first_word_may_be_a_run(runs, single, capsys):
     assert ask(runs, "scan.png", "Where", "is", "the liver") == 0
-    assert "clinkd: run small;" in capsys.readouterr().err
+    assert "clinkd: run small, the newest finished run" in capsys.readouterr().err
     assert ask(runs, "older", "scan.png", "Where is it?") == 0
     assert ask(runs, "--run", "older", "scan.png", "Where?") == 0
     assert capsys.readouterr().err == ""  # the run was named

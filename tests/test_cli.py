@@ -151,8 +151,8 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short
     for words in (["table"], ["why", "teacher"]):
         status, out, err = call(capsys, *words, *runs)
         assert status == 0 and out and err == "clinkd: run whole, the newest finished run\n", words
-    status, out, err = call(capsys, "status", *runs)
-    assert "1 of 2 stages done" in " ".join(out.split()) and err == "clinkd: run cut, the newest run\n"
+    _, out, err = call(capsys, "status", *runs)
+    assert "1 of 2 stages done" in " ".join(out.split()) and err.startswith("clinkd: run cut, the newest run\n")
     taken = []
 
     def take(run, *_):

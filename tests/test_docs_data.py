@@ -46,7 +46,9 @@ def fill_in(path: Path, wrong: bool) -> None:
 def shown() -> tuple[list[str], list[str]]:
     """The import command of the README, and what it is shown to print."""
     block = next(
-        b for b in re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S) if "sheet.csv" in b
+        b
+        for b in re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+        if "$ clinkd data import" in b
     )
     command, *printed = block.splitlines()
     return shlex.split(command.removeprefix("$ clinkd ")), printed

@@ -79,7 +79,7 @@ def test_a_model_answers_about_a_file_and_a_picture_alike(model: clinkd.LoadedMo
     file = data.root / sample.images[0].path
     answer = model.ask(str(file), sample.question.text)
     assert answer == model.ask(Image.open(file), sample.question.text)
-    assert answer.text and len(answer.candidates) == 3 and answer.warnings == ()
+    assert answer.text and len(answer.candidates) == 3 and all("box" in warning for warning in answer.warnings)
     assert len(model.ask(file, sample.question.text, beams=2).candidates) == 2
     assert len(model.ask(file, sample.question.text, beams=4, candidates=1).candidates) == 1
 

@@ -22,7 +22,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The one line with which a command refuses."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("[")]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("stage ")]
     assert line.startswith("clinkd: ") and "fault of the program" not in line
     return line
 

@@ -304,7 +304,7 @@ def test_stages_are_shared_where_only_later_knobs_differ():
     ("given", "says"),
     [
         (["model.base=NOWHERE"], "config.json"),
-        (["data.path=NOWHERE"], r"records.jsonl"),
+        (["data.path=NOWHERE"], r"no such file or folder"),
         (["distill.temprature=3"], "temperature"),
         (["model.positions.stride=40"], "model.positions.stride"),
     ],

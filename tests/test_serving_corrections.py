@@ -137,10 +137,15 @@ def test_the_next_run_trains_on_what_a_person_decided(server, run, monkeypatch):
     assert all(c["truth"]["boxes"] == box for c in second if c["id"] == items[0]["id"])  # in later rounds, too
 
 
-def test_the_printed_command_names_files_that_are_there_from_any_folder(run, tmp_path, monkeypatch):
-    for place in (run.parent, tmp_path, run.parent.parent):
+def test_the_printed_command_names_files_that_are_there_and_no_folder_of_the_machine(run, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for place in (run.parent, elsewhere, run.parent.parent):
         monkeypatch.chdir(place)
         words = Review(open_run(run)).command.split()
+        assert ".." not in " ".join(words)
+        if place == elsewhere:
+            monkeypatch.chdir(run.parent)  # as the page says
         assert Path(words[2]).is_file() and str(run) not in " ".join(words)
         runs = Path(words[words.index("--runs") + 1]) if "--runs" in words else Path("runs")
         assert runs.resolve() == run.parent.resolve()

@@ -49,8 +49,11 @@ def find_damage(name: str, folder: Path, record: Mapping[str, Any] | None) -> Da
     if record is None:
         return Damage(f"{folder / 'stage.json'}: missing or broken", remake)
     sizes = record.get("files")
-    path, wrong = (_find_wrong_size(folder, sizes) if sizes else _find_missing_file(name, folder)) or (None, "")
-    if path is None and not sizes and (path := _find_cut_weights(folder)):
+    path, wrong = (_find_wrong_size(folder, sizes) if sizes is not None else _find_missing_file(name, folder)) or (
+        None,
+        "",
+    )
+    if path is None and sizes is None and (path := _find_cut_weights(folder)):
         wrong = _CUT
     if path is not None:
         return Damage(f"{path}: {wrong}", remake, path.relative_to(folder).parts[0] == _MODEL)

@@ -114,7 +114,9 @@ def _build_page(
     if scores:
         opening.append(explain_tasks([s.task for s in scores]))
     result = state_result(scores)
-    sections = [page.section("Result", [page.paragraph(result), *cautions, *three])] if result or three else []
+    sections = (
+        [page.section("Result", [page.paragraph(result), *cautions, *three])] if result or cautions or three else []
+    )
     sections += [page.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
     if browsed.answered:
         sections.append(page.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))

@@ -88,9 +88,11 @@ class Review:
 
     @property
     def command(self) -> str:
-        """The command that trains on the decisions, for the folder where the server was started. No page may show an
-        absolute path: where a path is one, it is spelled from that folder."""
-        folder = Path(os.path.relpath(self.run.folder)) if self.run.folder.is_absolute() else self.run.folder
+        """The command that trains on the decisions, for the folder where the server was started; for the folder that
+        holds the run, where that lies elsewhere: no page may name folders of this machine."""
+        folder = Path(os.path.relpath(self.run.folder))
+        if folder.parts[:1] == (os.pardir,):
+            folder = Path(folder.name)
         program = spell_program()
         words = ["run", str(folder / "config.yaml"), "--name", f"{folder.name}-corrected", *name_runs(folder.parent)]
         words += ["--set", f"reflect.replay={folder / FILE}"]
