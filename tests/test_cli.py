@@ -165,6 +165,7 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short
     call(capsys, "export", tmp_path / "out", *runs)
     call(capsys, "report", "cut", *runs)
     assert taken == ["whole", "whole", "cut"]
+    monkeypatch.setattr("clinkd.pipeline.runs.Run.answering_stages", ["teacher"])  # all that this short plan has
     monkeypatch.setattr("clinkd.serving.server._run_server", lambda wanted, run, *_: taken.append(run.folder.name))
     status, _, err = call(capsys, "serve", "--port", "0", *runs)
     assert status == 0 and taken[-1] == "whole" and err == "clinkd: run whole, the newest finished run\n"
