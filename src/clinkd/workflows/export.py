@@ -122,11 +122,11 @@ model = {0}.from_pretrained(FOLDER)
 _OURS = """Its positions exist in no stock class, which refuses it; with `pip install clinkd`:
 
 ```python
-from pathlib import Path
-from clinkd.data.images import open_image
-from clinkd.model import load
+import clinkd
 
-model = load(Path(FOLDER), lambda image: open_image(Path("."), image))
+model = clinkd.load(FOLDER)
+answer = model.ask("scan.png", "Where is the liver?")
+print(answer.text, answer.boxes)
 ```"""
 
 
