@@ -48,7 +48,10 @@ class Run:
 
     def status(self) -> list[graph.StageStatus]:
         """The progress of each stage, in order. A stage that is linked here and gone is damaged: the run was moved."""
-        statuses = graph.status(self.stages, self.cache)
+        return self._read_statuses(self.stages)
+
+    def _read_statuses(self, stages: Sequence[Mapping[str, Any]]) -> list[graph.StageStatus]:
+        statuses = graph.status(stages, self.cache)
         return [s if s.state != "missing" else self._notice_move(s) for s in statuses]
 
     def _notice_move(self, missing: graph.StageStatus) -> graph.StageStatus:
@@ -74,13 +77,13 @@ class Run:
     def stage(self, name: str) -> Path:
         """The finished folder of a stage. Raises BadInput if the run has no such stage, has not finished it, or the
         stage is damaged."""
-        for stage_status in self.status():
-            if stage_status.name == name and stage_status.state == "done":
+        # this stage alone: to look for damage takes a look at each of its files
+        for stage_status in self._read_statuses([s for s in self.stages if s["name"] == name]):
+            if stage_status.state == "done":
                 return stage_status.folder
-            if stage_status.name == name and stage_status.damage:
+            if stage_status.damage:
                 raise BadInput(self._describe_damage(stage_status))
-            if stage_status.name == name:
-                raise BadInput(f"{self.folder}: its stage {name} is not done; `{self.command}` goes on with the run")
+            raise BadInput(f"{self.folder}: its stage {name} is not done; `{self.command}` goes on with the run")
         raise BadInput(f"{self.folder}: no stage {name}; its stages are {', '.join(s['name'] for s in self.stages)}")
 
     @property

@@ -35,6 +35,8 @@ class ScoreIndex:
 
     def __init__(self, scores: Iterable[Score]) -> None:
         self._score_by_key = {(s.row, s.task, s.metric, s.modality): s for s in scores}
+        # once: every figure beside a blind one asks for them
+        self._baselines = tuple(dict.fromkeys(r for r, _, _, _ in self._score_by_key if not is_choice(r)))
 
     def get(self, row: str, task: Task, metric: str, modality: Modality | None = None) -> Score | None:
         return self._score_by_key.get((row, task, metric, modality))
@@ -51,8 +53,8 @@ class ScoreIndex:
         present = {m for r, t, k, m in self._score_by_key if (r, t, k) == (MODEL, task, metric)}
         return [m for m in Modality if m in present]
 
-    def baselines(self) -> list[str]:
-        return list(dict.fromkeys(r for r, _, _, _ in self._score_by_key if not is_choice(r)))
+    def baselines(self) -> tuple[str, ...]:
+        return self._baselines
 
     def choices(self) -> list[str]:
         """Rows of the model's own candidates, the first beam first and the oracle last."""
