@@ -261,11 +261,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_stays_whole_in_80_columns(monkeypatch):
+def open_terminal(monkeypatch, columns):
     screen = Terminal()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_a_bar_stays_whole_in_80_columns(monkeypatch):
+    screen = open_terminal(monkeypatch, "80")
     with progress(250, "reflect-1: train", "steps") as advance:
         advance(96, loss=0.547, answer_tokens_per_s=318, mfu="12%")
     lines = [
@@ -280,10 +285,7 @@ def test_a_bar_stays_whole_in_80_columns(monkeypatch):
 
 
 def test_progress_bars_nest_on_a_terminal(monkeypatch):
-    screen = Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(sys, "stderr", screen)
+    screen = open_terminal(monkeypatch, "160")
     with progress(2, "outer [round]", "round") as outer:
         for _ in range(2):
             with progress(3, "inner", "step") as inner:

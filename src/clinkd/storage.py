@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
@@ -141,6 +142,12 @@ def publish(draft: Path, final: Path) -> None:
     sync_folder(draft)
     draft.rename(final)
     sync_folder(final.parent)
+
+
+def first_free(wanted: str, folder: Path = Path(), suffix: str = "") -> Path:
+    """A name in a folder that nothing has yet: the wanted one, or that with the next free number."""
+    names = (f"{wanted}-{number}" if number > 1 else wanted for number in count(1))
+    return next(path for name in names if not (path := folder / f"{name}{suffix}").exists())
 
 
 def demand_empty(folder: Path) -> None:

@@ -25,11 +25,11 @@ from clinkd import distributed
 from clinkd.cli import ablate, ask, compare, data, evaluate, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
-from clinkd.cli.outputs import end_in_order, first_free
+from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
-from clinkd.storage import spell_bytes, spell_seconds
+from clinkd.storage import first_free, spell_bytes, spell_seconds
 from clinkd.version import __version__, spell_program
 
 __all__ = ["main"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, first_free, may_write
+from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import WRONG, Parser, Verb, add_verb
 from clinkd.records import BadInput
@@ -199,6 +199,7 @@ def _build_checks(args: argparse.Namespace) -> Checks:
 
 def _import(args: argparse.Namespace) -> int:
     from clinkd.data.importing import Division, NotClean, import_data
+    from clinkd.storage import first_free
 
     _require_writable(args)
     end_in_order()

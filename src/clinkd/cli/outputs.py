@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,9 +51,3 @@ def end_in_order() -> None:
         signal.signal(signal.SIGTERM, end)
     except ValueError:  # outside the main thread no signal arrives
         return
-
-
-def first_free(wanted: str, folder: Path = Path()) -> Path:
-    """A name in a folder that nothing has yet: the wanted one, or that with the next free number."""
-    names = (f"{wanted}-{number}" if number > 1 else wanted for number in count(1))
-    return next(path for name in names if not (path := folder / name).exists())

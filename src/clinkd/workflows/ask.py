@@ -25,6 +25,7 @@ from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.reporting.viewer.overlay import draw_answer
+from clinkd.storage import first_free
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
 
 
@@ -215,29 +216,23 @@ class AskResult:
 def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> AskResult:
     """The candidates for one question, scored and chosen as the run does it; question, answer and boxes are drawn on
     `overlay`, by default a new file here."""
-    out = overlay or _new_picture(image.stem)
+    out = overlay or first_free(f"{image.stem}-answer", suffix=".png")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise BadInput(f"--out {out}: the boxes are drawn on a .png or .jpg")
     _demand_words(question)  # before a model is loaded
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
-    modality = read_modality(image.parent, image.name)
+    modality = read_stated_modality(image.parent, image.name)
     asked = Question.of(picture, answerer.read(question, picture), modality)
     [answer] = answerer.answers([asked])
     draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
     return AskResult(answer.prediction, out, answer.self_consistency.why, answer.warnings, picture.size)
 
 
-def read_modality(root: Path, name: str) -> Modality:
+def read_stated_modality(root: Path, name: str) -> Modality:
     """The modality that the header of an image states; `OTHER` if it states none, as plain pictures do."""
     facts = read_medical_facts(root, name, f"image {name}")
     return facts.modality if facts else Modality.OTHER
-
-
-def _new_picture(stem: str) -> Path:
-    """A name in this folder that no file has."""
-    names = (f"{stem}-answer{number}.png" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
-    return next(path for name in names if not (path := Path(name)).exists())
 
 
 def _demand_words(question: str) -> None:

@@ -24,7 +24,7 @@ from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, Modality
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.storage import JsonLines, demand_empty, progress, read_json, replacing, sha256_file
-from clinkd.workflows.ask import Answer, Answerer, Question, read_modality
+from clinkd.workflows.ask import Answer, Answerer, Question, read_stated_modality
 
 COLUMNS = (
     "id", "image", "sha256", "sop_instance_uid", "question", "answer", "boxes", "boxes_pixels", "candidates",
@@ -209,7 +209,8 @@ class OpenedImage:
         place = f"image {name}"
         picture = open_image(root, name)
         path, _ = locate(root, name, place)
-        return cls(picture, sha256_file(path), kind_of(path).instance_uid(path, place), read_modality(root, name))
+        instance_uid = kind_of(path).instance_uid(path, place)
+        return cls(picture, sha256_file(path), instance_uid, read_stated_modality(root, name))
 
 
 @dataclass
