@@ -11,7 +11,7 @@ PY := $(V)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 # a file of tests stays on one core: what it makes once is made once; two of them leave no core for more threads; the
 # order is that of tests/conftest.py, long files first
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # tracing takes six tenths more of processor time: CI counts what is covered, by COVERAGE=1, and fails below the floor
 PYTEST += $(if $(COVERAGE),--cov --cov-report=term)
 WHEELS := $(or $(WHEELHOUSE),wheelhouse)

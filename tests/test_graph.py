@@ -314,7 +314,8 @@ def test_two_processes_share_the_work(tmp_path):
     said = [worker.communicate()[1].decode() for worker in (first, second)]
     assert first.returncode == second.returncode == 0, said
     check_finished(tmp_path)
-    assert f"process {first.pid} is at it; waiting" in said[1] and "waiting" not in said[0]
+    assert f"process {first.pid} is at it; waiting" in said[1]
+    assert "waiting" not in said[0].partition("stage 2")[0]  # of the second stage either may be the first
 
 
 def test_a_waiting_process_takes_over_from_a_killed_one(tmp_path):

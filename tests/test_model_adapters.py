@@ -166,7 +166,7 @@ def test_bfloat16_products_learn_what_float32_learns(drawn: Drawn, tmp_path: Pat
     losses = {}
     for precision in ("float32", "bf16"):
         model = fresh(drawn)
-        config = FitConfig(epochs=4, rows=8, learning_rate=3e-3, precision=precision)
+        config = FitConfig(epochs=2, rows=8, learning_rate=3e-3, precision=precision)
         folder = tmp_path / precision
         losses[precision] = fit(
             model, drawn[1], Distillation(), config, FitRun(folder, 0, "x"), teacher=teacher

@@ -327,11 +327,12 @@ def test_real_images_run_through_the_same_graph(shared, tmp_path, capsys):
     (data / "records.jsonl").write_text("".join(records))
     for image in (json.loads(record)["image"] for record in records):
         shutil.copy(whole / image, data / image)
+    fits = ("teacher.fit", "distill.fit", "reflect.fit", "model.tiny.pretrain.vision", "model.tiny.pretrain.pairs")
     quick = ["teacher.share=0.3", "teacher.fit.epochs=0.1", "distill.fit.epochs=0.1", "reflect.fit.epochs=0.05",
              "reflect.review_share=0.02", "select.clip.epochs=0.5", "answer.max_new_tokens=8", "answer.beams=2",
              "answer.candidates=2", "model.tiny.hidden=48", "model.tiny.heads=2", "model.tiny.layers=1",
              "model.tiny.pretrain.vision.epochs=0.2", "model.tiny.pretrain.pairs.epochs=0.2",
-             "threads=1"]  # fmt: skip
+             *(f"{fit}.min_steps=2" for fit in fits), "threads=1"]  # fmt: skip
     given = ["run", "real", "--runs", str(tmp_path), "--set", f"data.path={data}"]
     assert main([*given, *(x for q in quick for x in ("--set", q))]) == 0
     capsys.readouterr()
