@@ -21,6 +21,7 @@ from pydicom.data import get_testdata_file
 from browser import Browser, program
 from clinkd.cli import main
 from clinkd.config import RunConfig
+from clinkd.correction.summary import reflection_tables
 from clinkd.experiments import EXPERIMENTS
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline import graph, plan
@@ -44,12 +45,14 @@ from clinkd.records import (
 from clinkd.remote import PlainPage, Scrubber
 from clinkd.reporting.browse import AnsweredSample, choose_evenly, select_for_page, select_without_text
 from clinkd.reporting.cases import side_by_side
+from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery
 from clinkd.reporting.opening import choose_three, state_result
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
-from clinkd.reporting.tables import read_table, tabulate_scores
+from clinkd.reporting.tables import RetestResult, effect_table, read_table, tabulate_scores
 from clinkd.reporting.viewer.page import document, section
+from clinkd.scoring.score import Gain, score_predictions
 from clinkd.settings import override
 from clinkd.storage import write_json, write_lines
 
@@ -192,11 +195,11 @@ def test_a_click_and_a_key_open_a_cell_and_go_there(browser, report):
 
 def test_more_cards_come_on_demand_and_take_the_focus(browser, report):
     browser.open(report)
-    assert len(numbers(browser)) == 24 and "first 24 are shown" in told(browser)
-    more(browser, 48)
-    assert browser.ask("document.activeElement.dataset.sample") == str(numbers(browser)[24])
-    more(browser, 72)
-    more(browser, 84)
+    assert len(numbers(browser)) == 6 and "first 6 are shown" in told(browser)
+    more(browser, 30)
+    assert browser.ask("document.activeElement.dataset.sample") == str(numbers(browser)[6])
+    for count in (54, 78, 84):
+        more(browser, count)
     assert sorted(numbers(browser)) == list(range(1, 85)) and browser.ask("document.getElementById('more').hidden")
 
 
@@ -545,4 +548,54 @@ def test_the_page_opens_with_the_result_and_folds_the_knobs(finished):
     html = (runs / CANARY / "report.html").read_text()
     opening = html[html.index('<section id="result"') : html.index('<section id="scores"')]
     assert opening.count('<article class="card">') >= 1 and "Right · VG" in opening and CANARY not in opening
-    assert "<details><summary>All " in html[html.index('<section id="set-up"') :]
+    assert '<details class="folded"><summary>All ' in html[html.index('<section id="set-up"') :]
+
+
+def test_the_first_screen_holds_result_pictures_and_headline_table(browser, report):
+    browser.open(report)
+    edges = "(({top, bottom, right}) => [top, bottom, right])(document.querySelector('NAME').getBoundingClientRect())"
+    for name in ("#result > p", "#result .three", "#result table"):
+        top, bottom, right = browser.ask(edges.replace("NAME", name))
+        assert 0 < top < bottom < 900 and right <= 1280, name
+    assert browser.ask("document.querySelectorAll('#result .three .card').length") == 3
+    scroll = "(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)(document.querySelector('#result .scroll'))"
+    assert browser.ask(scroll) == 0
+    assert browser.ask("document.documentElement.scrollHeight") < 8_000
+    browser.open(report, width=390, height=844)
+    ratios = browser.ask("[...document.querySelectorAll('.three .shot')].map((e) => e.clientWidth / e.clientHeight)")
+    assert len(ratios) == 3 and ratios == pytest.approx([4 / 3] * 3, rel=0.02)  # the boxes lie where they are
+    assert browser.ask("document.documentElement.scrollHeight") < 12_000
+
+
+def test_an_interval_is_read_without_a_mouse_and_folded_parts_are_printed(browser, report):
+    browser.open(report)
+    cell = browser.ask("document.querySelector('table.grid a').innerText.split(/\\n+/)")
+    assert cell[:3] == ["50.0", "[40.0, 60.0]", "blind 20.0"]
+    assert browser.ask("document.querySelectorAll('.folded[open]').length") == 0
+    browser.ask("dispatchEvent(new Event('beforeprint'))")
+    assert browser.ask("document.querySelectorAll('.folded:not([open])').length") == 0
+
+
+def columns_without_meaning(html: str) -> list[str]:
+    """Heads of tables without their meaning, in each table or in the list below it."""
+    heads = re.findall(r'<th scope="col"([^>]*)>(.*?)</th>', html)
+    listed = " ".join(re.findall(r"<dt>(.*?)</dt>", html))
+    return [head for tip, head in heads if "title=" not in tip or (head or "First column") not in listed]
+
+
+def test_every_column_of_every_table_says_what_it_is(small_run, tmp_path):
+    """Of a whole run; and of tables that it may lack."""
+    html = (small_run / "report.html").read_text()
+    assert html.count("<table") > 8 and columns_without_meaning(html) == []
+    samples = [item.sample for item in test_set(tmp_path, 1)]
+    again = [RetestResult(1, "VG-0", Task.VG, Modality.CT, True, False, BoxedText("so"))]
+    wrong = Correction("VG-0", 1, BoxedText("a"), BoxedText("b"), 0.2, ("box",), None, "offline", "so")
+    scored = [Score("by clip", Task.QA, "Accuracy", None, 1.0, 3), Score("model", Task.QA, "Accuracy", None, 1.0, 3)]
+    gains = [Gain("by clip", Task.QA, "Accuracy", 1.0, (0.0, 2.0))]
+    items = [item for item in test_set(tmp_path, 4) if item.sample.task is Task.VG]
+    answers = [item.prediction for item in items]
+    rules = EXPERIMENTS["demo"]().evaluate
+    sources = score_predictions([i.sample for i in items], answers, {"centre": answers}, Lexicon(()), rules).by_source()
+    tables = [sources, effect_table(again), *reflection_tables([wrong], samples), *tabulate_scores(scored, gains)]
+    heads = {head for table in tables for head in table.columns}
+    assert "Which" in heads and {head for head in heads if not explain_columns([head])} == set()

@@ -167,12 +167,15 @@ def test_the_line_of_state_follows_the_model(page, server):
     assert text(page, "#model") == "small"
 
 
-def test_what_is_no_image_is_told_in_a_line(page, tmp_path):
+def test_what_is_no_image_is_told_in_a_line_that_moves_nothing(page, tmp_path):
     path = tmp_path / "words.png"
     path.write_text("no image at all")
+    stage = "(({x, y}) => [x, y])(document.getElementById('stage').getBoundingClientRect())"
+    place = page.ask(stage)
     page.choose("#file", path)
     told = page.until("document.getElementById('error').hidden ? '' : document.getElementById('error').textContent")
-    assert told and "\n" not in told and page.ask("document.getElementById('error').getAttribute('role')") == "alert"
+    assert told.startswith("the file: not an image; give a readable image") and "\n" not in told
+    assert page.ask(stage) == place and page.ask("document.getElementById('error').getAttribute('role')") == "alert"
     large = tmp_path / "large.png"
     large.write_bytes(bytes(4 << 20))
     page.choose("#file", large)
@@ -436,6 +439,21 @@ def test_a_candidate_shows_its_boxes_while_it_is_looked_at(page, png):
     page.ask("document.querySelector('.candidates li').focus()")
     assert page.ask("document.querySelectorAll('.mark.candidate').length") == 0
     assert page.ask("document.querySelectorAll('.mark.model').length") == 3
+
+
+def test_on_a_phone_the_answer_stands_right_under_the_image_and_both_are_seen(page, server, png):
+    page.visit(f"{server.url}/", 390, 844)
+    page.until("document.getElementById('state').dataset.state === 'ready'")
+    faked(page, png)  # asked from below the fold
+    page.ask("finish()")
+    page.until("document.querySelectorAll('.candidates li').length === 2")
+    edges = "(({top, bottom}) => [top, bottom])(document.querySelector('NAME').getBoundingClientRect())"
+    names = ("header", "#stage", "#answer-card", "#answer .words", "#facts", "#ask-card")
+    header, stage, card, words, facts, ask = (page.ask(edges.replace("NAME", name)) for name in names)
+    assert header[1] <= stage[0] and stage[1] <= card[0] <= stage[1] + 20 and words[1] < 844
+    assert card[1] <= facts[0] < ask[0]
+    page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+    page.until("document.getElementById('ask-card').nextElementSibling.id === 'answer-card'")
 
 
 def test_stop_ends_it_and_takes_the_draft_away(page, png):

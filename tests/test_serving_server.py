@@ -20,7 +20,7 @@ from benchmarks.patience import Deadline, patience
 from pydicom.data import get_testdata_file
 
 from clinkd.records import BOX_MARK, BadInput
-from clinkd.serving.server import TOKEN_VARIABLE, is_local, read_user_token
+from clinkd.serving.server import TOKEN_VARIABLE, is_local, open_browser, read_user_token
 from serving import Server, json_of, serving, uri
 from structured_reports import read_report
 
@@ -60,12 +60,16 @@ def until_up(url: str) -> None:
     raise TimeoutError(f"the server is not up after {end.seconds:.0f} s")
 
 
-def test_a_run_is_served_from_the_printed_address_and_leaves_nothing(small_run, tmp_path):
+def test_a_run_is_served_from_the_printed_address_and_leaves_nothing(small_run, tmp_path, tmp_path_factory):
+    browser = tmp_path_factory.mktemp("browser") / "browser"
+    browser.write_text('#!/bin/sh\nprintf %s "$1" > "$0.new" && mv "$0.new" "$0.url"\n')
+    browser.chmod(0o700)
     before = {p: p.stat().st_mtime_ns for p in sorted(small_run.parent.rglob("*"))}
-    place = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
-    with started("small", "--runs", str(small_run.parent), **place) as (process, url):
+    place = {"TMPDIR": str(tmp_path), "HOME": str(tmp_path), "BROWSER": f"{browser} %s"}
+    with started("small", "--open", "--runs", str(small_run.parent), **place) as (process, url):
         until_up(url)
         assert httpx2.get(url).status_code == 401
+        assert browser.with_suffix(".url").read_text() == f"{url}/?token={process.token}"
         with httpx2.Client(base_url=url, follow_redirects=True, timeout=patience(90)) as browser:
             assert browser.get(f"/?token={process.token}").status_code == 200
             assert json_of(browser.get("/v1/about"))["run"]["name"] == "small"
@@ -81,6 +85,14 @@ def test_a_run_is_served_from_the_printed_address_and_leaves_nothing(small_run, 
         assert "Traceback" not in process.stderr.read()
     assert {p: p.stat().st_mtime_ns for p in sorted(small_run.parent.rglob("*"))} == before
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_without_a_browser_one_line_says_so(monkeypatch):
+    lines: list[str] = []
+    for opens in (True, False):
+        monkeypatch.setattr("webbrowser.open", lambda url, opens=opens: opens)
+        open_browser("http://127.0.0.1:1/?token=t", lines.append)
+    assert lines == ["browser  none could be started here; open the address of the page by hand"]
 
 
 def umask_of(pid: int) -> int:

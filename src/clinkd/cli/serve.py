@@ -25,6 +25,7 @@ def add(verbs: Any, runs: Parser) -> None:
         metavar="RUN|MODEL",
         help="a run, by name or path, or a model's folder; the newest finished run by default",
     )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser, too")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (8000)")
     parser.add_argument(
@@ -47,6 +48,6 @@ def _serve(args: argparse.Namespace) -> int:
     if not 0 <= args.port < 65536:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
     limits = ServerLimits(batch=args.batch, queue=args.queue, seconds=args.seconds)
-    address = ListenAddress(args.host, args.port, args.token_file)
+    address = ListenAddress(args.host, args.port, args.token_file, args.open)
     serve(args.run, args.runs, address, limits, lambda line: print(line, flush=True))
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from clinkd.records import PAPER_MODALITIES, Modality, Task
+from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.printed import PRINTED_AVERAGES
 from clinkd.reporting.tables import AVERAGED, NOT_COMPUTED, TITLES, ScoreIndex, as_cell, mean_of_all
 from clinkd.reporting.viewer import page
@@ -14,7 +15,7 @@ from clinkd.reporting.viewer.figure import Bar, render_bar_chart
 from clinkd.reporting.viewer.grid import Cell, render_grid
 from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import FACTS, PRIMARY_METRIC
-from clinkd.scoring.score import MODEL
+from clinkd.scoring.score import MODEL, spell_interval
 
 
 class Curve(NamedTuple):
@@ -37,14 +38,14 @@ def draw_score_grid(score_index: ScoreIndex, shown: Mapping[tuple[Task, Modality
         ]
         rows.append((f"{task.value} {metric}", [*cells, _build_grid_cell(score_index, task, metric, None, shown)]))
     notes = (
-        "x100: the model, and beneath it the best answer that never saw the image, in each cell anew. Intervals stand "
-        "in the tips and in table.csv.",
+        "x100: the model, its 95 % interval where there is one, and the best answer that never saw the image (blind), "
+        "in each cell anew.",
         *(["A figure leads to the questions it rests on."] if shown else []),
         *score_index.reasons(columns),
     )
-    return render_grid(
-        "Task by modality: model / best blind baseline", (*(TITLES[m] for m in modalities), "Mean"), rows, notes
-    )
+    heads = (*(TITLES[m] for m in modalities), "Mean")
+    meanings = explain_columns([*(name for name, _ in rows), *heads])
+    return render_grid("Task by modality: model, interval, best blind baseline", heads, rows, notes, meanings)
 
 
 def _build_grid_cell(
@@ -69,7 +70,8 @@ def _build_grid_cell(
     link = f"task={task.value}" + (f"&modality={modality.value}" if modality else "")
     if value is not None:
         link += f"&by={metric.replace('%', '%25').replace('+', '%2B').replace('&', '%26').replace(' ', '+')}"
-    return Cell(cell, blind_cell, description, link if question_count else None)
+    interval = spell_interval(score.interval) if score and score.interval else ""
+    return Cell(cell, interval, f"blind {blind_cell}", description, link if question_count else None)
 
 
 def draw_score_charts(score_index: ScoreIndex) -> Html:

@@ -1,18 +1,18 @@
-"""The opening of a report: the result in one sentence, and three pictures: a right answer, a near one, a wrong one."""
+"""The opening of a report: the result in a sentence, three pictures (right, near, wrong), and the headline table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clinkd.records import Score, Task
+from clinkd.records import Score, Table, Task
 from clinkd.reporting.browse import AnsweredSample, PageContent
 from clinkd.reporting.gallery import answer_card
-from clinkd.reporting.tables import ScoreIndex
+from clinkd.reporting.tables import MISSING, NOT_COMPUTED, ScoreIndex, as_cell
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, TRUTH
 from clinkd.reporting.viewer.shot import Html
 from clinkd.scoring.metrics import PRIMARY_METRIC
-from clinkd.scoring.score import MODEL
+from clinkd.scoring.score import MODEL, spell_interval
 
 TASK_NAMES = {
     Task.VG: "finding a named structure, with a box",
@@ -34,6 +34,18 @@ def state_result(scores: Sequence[Score]) -> str:
         parts.append(f"{TASK_NAMES[task]} ({task.value}) {value:.1f} ({'-' if blind is None else f'{blind:.1f}'})")
     heading = "Scores of 100, and in brackets the best answer that was given without seeing the image"
     return f"{heading}: {'; '.join(parts)}." if parts else ""
+
+
+def tabulate_headline(score_index: ScoreIndex) -> Table:
+    """The main score of each task with its interval, the best image-blind baseline, and the number of questions."""
+    rows = []
+    for task, metric in score_index.columns():
+        score, blind = score_index.get(MODEL, task, metric), score_index.blind(task, metric)
+        value, interval = (score.value, score.interval) if score else (None, None)
+        count = f"{score.count:,}" if score else MISSING
+        cells = (as_cell(value, NOT_COMPUTED), spell_interval(interval), as_cell(blind), count)
+        rows.append((f"{task.value} {metric}", *cells))
+    return Table("The scores of 100", ("", "Score", "95 % interval", "Blind", "Questions"), tuple(rows))
 
 
 def explain_tasks(tasks: Sequence[Task]) -> Html:
@@ -77,8 +89,9 @@ def show_three(browsed: PageContent, shown: Callable[[str], str]) -> list[Html]:
         if image in numbers:
             number = numbers[image]
             card = answer_card(item.sample, item.prediction, item.right, browsed.pictures[image], number, shown)
-            cards.append(card._replace(title=f"{name} · {card.title}"))
+            cards.append(card._replace(title=f"{name} · {card.title}", verdict=None))
             browsed.data["pictures"][number][0] = None
     if not cards:
         return []
-    return [page.key((("truth", TRUTH), ("answer", ANSWER), ("asked about", ASKED))), page.gallery(cards)]
+    key = page.key((("truth", TRUTH), ("answer", ANSWER), ("asked about", ASKED)))
+    return [key, page.gallery(cards, small=True)]

@@ -10,11 +10,12 @@ from pathlib import Path
 from clinkd.records import Modality, Prediction, Sample, Score, Table, Task
 from clinkd.reporting import figures
 from clinkd.reporting.browse import AnsweredSample, PageContent, select_for_page, select_without_text
+from clinkd.reporting.columns import explain_columns
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, judge_answer, rewritten_card
-from clinkd.reporting.opening import explain_tasks, show_three, state_result
+from clinkd.reporting.opening import explain_tasks, show_three, state_result, tabulate_headline
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
+from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, TITLES, ScoreIndex, to_csv, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.browse import Choices, Key, render_browser
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
@@ -23,6 +24,7 @@ from clinkd.scoring.metrics import Rules
 from clinkd.storage import write_atomic
 
 _LONG = 20  # rows of a table about the corrections that are shown at once
+_FIRST = 3  # corrections that are shown at once
 _VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
 _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
@@ -71,8 +73,10 @@ class ShownAnswers:
             return []
         lines = (("truth", TRUTH), ("before", ANSWER), ("after the round", LATER), ("asked about", ASKED))
         words = "Before and after. ✓ and ✗ judge the answer after the round, where it is known."
-        cards = page.gallery([rewritten_card(r, self.image_root, self.shown) for r in self.rewritten])
-        return [page.paragraph(words), page.key(lines), cards]
+        cards = [rewritten_card(r, self.image_root, self.shown) for r in self.rewritten]
+        first, others = page.gallery(cards[:_FIRST], small=True), cards[_FIRST:]
+        more = [page.folded(f"{len(others)} more corrections", [page.gallery(others)])] if others else []
+        return [page.paragraph(words), page.key(lines), first, *more]
 
 
 def write_report(path: Path, summary: RunSummary, answers: ShownAnswers) -> None:
@@ -104,41 +108,74 @@ def _build_page(
     rewritten: Sequence[Html],
     three: Sequence[Html] = (),
 ) -> str:
-    tables, scores = summary.tables, summary.scores
-    score_index = ScoreIndex(scores)
-    question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
-    overall = [page.table(t) for t in tables if t.key == SCORES]
-    rest = [page.table(t) for t in tables if t.key not in (SCORES, BY_MODALITY, OUTSIDE)]  # these two: in `opening`
-    opening = [figures.draw_score_grid(score_index, question_counts)] if scores else []
-    cautions = [page.paragraph(f"Caution: {text}.") for text in summary.cautions]
-    if scores:
-        opening.append(explain_tasks([s.task for s in scores]))
-    result = state_result(scores)
-    sections = (
-        [page.section("Result", [page.paragraph(result), *cautions, *three])] if result or cautions or three else []
-    )
-    sections += [page.section("Scores", [*opening, *overall, figures.draw_score_charts(score_index), *rest])]
+    score_index = ScoreIndex(summary.scores)
+    sections = _build_opening(summary, score_index, three)
+    sections.append(page.section("Scores", _show_scores(summary, score_index, browsed)))
     if browsed.answered:
         sections.append(page.section("Answers", [_build_answer_browser(browsed, cards)], anchor="answers"))
-    if scores:
+    if summary.scores:
         sections.append(page.section("Averages by kind of data", [figures.draw_averages(score_index)]))
-    if corrections := [*(part for t in summary.reflection for part in _shorten_table(t)), *rewritten]:
+    if corrections := [*_show_reflection(summary.reflection), *rewritten]:
         sections.append(page.section("Corrections", corrections))
     if summary.curves:
         sections.append(page.section("Training", [figures.draw_training_curves(summary.curves)]))
     knobs = Table("Every knob, beside the paper's value", ("Knob", "This run", "Paper"), tuple(summary.setup))
-    sections.append(page.section("Set-up", [page.folded(f"All {len(summary.setup)} knobs", [page.table(knobs)])]))
+    sections.append(page.section("Set-up", [page.folded(f"All {len(summary.setup)} knobs", [_show_table(knobs)])]))
     if summary.wall_seconds:
-        sections.append(page.section("Time", [page.table(_tabulate_times(summary.wall_seconds))]))
-    sections.append(page.section("The paper's figures", [page.framed([page.table(t) for t in paper_tables()])]))
+        sections.append(page.section("Time", [_show_table(_tabulate_times(summary.wall_seconds))]))
+    printed = [page.framed([_fold_table(t) for t in paper_tables()])]
+    sections.append(page.section("The paper's figures", printed))
     return page.document(
         title,
         sections,
-        lead="Every score stands beside answers given without seeing the image. What lies above the best of these "
-        "was seen in the image; the rest was guessed from the question.",
         footer="Made by ClinKD. This page holds everything it shows, and asks no network for anything.",
         data=browsed.data if browsed.answered else None,
     )
+
+
+def _build_opening(summary: RunSummary, score_index: ScoreIndex, three: Sequence[Html]) -> list[Html]:
+    """What the first screen holds: the result in a sentence, three pictures, the headline table; cautions before them.
+    Nothing where there is none of these."""
+    result = state_result(summary.scores)
+    first, *others = [page.paragraph(f"Caution: {text}.") for text in summary.cautions] or [Html("")]
+    cautions = [first, *([page.folded(f"{len(others)} more cautions", others)] if others else [])]
+    table: list[Html] = []
+    if summary.scores:
+        table = [_show_table(tabulate_headline(score_index)), explain_tasks([s.task for s in summary.scores])]
+    if not (result or summary.cautions or three):
+        return []
+    shown = [page.side_by_side(three, table)] if three and table else [*three, *table]
+    return [page.section("Result", [page.paragraph(result), *cautions, *shown])]
+
+
+def _show_scores(summary: RunSummary, score_index: ScoreIndex, browsed: PageContent) -> list[Html]:
+    """Task by modality, open; all other tables and the charts folded."""
+    if not summary.scores:
+        return [_fold_table(t) for t in summary.tables]
+    question_counts = Counter((item.sample.task, item.sample.modality) for item in browsed.answered)
+    lead = (
+        "Every score stands beside answers given without seeing the image. What lies above the best of these was seen "
+        "in the image; the rest was guessed from the question."
+    )
+    grid = figures.draw_score_grid(score_index, question_counts)  # it holds what the left-out tables do
+    tables = [_fold_table(t) for t in summary.tables if t.key not in (BY_MODALITY, OUTSIDE)]
+    charts = page.folded("The scores as charts", [figures.draw_score_charts(score_index)])
+    return [page.paragraph(lead, soft=True), grid, charts, *tables]
+
+
+def _show_reflection(tables: Sequence[Table]) -> list[Html]:
+    """The first table about the corrections, open; the others folded."""
+    first = [_show_table(t) for t in tables[:1]]
+    return [*first, *(page.folded(t.title, _shorten_table(t)) for t in tables[1:])]
+
+
+def _show_table(table: Table) -> Html:
+    """A table with what its columns say."""
+    return page.table(table, explain_columns(table.columns))
+
+
+def _fold_table(table: Table) -> Html:
+    return page.folded(table.title, [_show_table(table)])
 
 
 def _build_answer_browser(browsed: PageContent, cards: Html) -> Html:
@@ -186,9 +223,9 @@ def _build_gallery_cards(ids: Sequence[str], browsed: PageContent, shown: Callab
 def _shorten_table(table: Table) -> list[Html]:
     """A long table without its sub-rows, and the whole table on demand."""
     if len(table.rows) <= _LONG:
-        return [page.table(table)]
+        return [_show_table(table)]
     short = replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(" ")))
-    return [page.table(short), page.folded("Every row", [page.table(replace(table, notes=()))])]
+    return [_show_table(short), page.folded("Every row", [_show_table(replace(table, notes=()))])]
 
 
 def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score]) -> None:
@@ -200,4 +237,4 @@ def write_tables(folder: Path, tables: Sequence[Table], scores: Sequence[Score])
 def _tabulate_times(wall_seconds: Mapping[str, float]) -> Table:
     total = sum(wall_seconds.values())
     rows = [(k, f"{v:.1f}", f"{100 * v / total:.0f}" if total else "-") for k, v in wall_seconds.items()]
-    return Table("Wall-clock time by stage", ("Stage", "Seconds", "%"), (*rows, ("All", f"{total:.1f}", "100")))
+    return Table("Wall-clock time by stage", ("Stage", "Seconds", "% of all"), (*rows, ("All", f"{total:.1f}", "100")))

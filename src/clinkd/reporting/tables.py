@@ -382,7 +382,7 @@ def effect_table(again: Sequence[RetestResult]) -> Table:
             lines.append((f"Round {number}, {task.value}", *_count_changes(of_task)))
             for modality in (m for m in Modality if any(a.modality is m for a in of_task)):
                 lines.append((f"  {TITLES[modality]}", *_count_changes([a for a in of_task if a.modality is modality])))
-    columns = ("", "Were wrong", "Now right", "%", "95 %", "Were right", "Now wrong", "%", "95 %")
+    columns = ("", "Were wrong", "Now right", "% now right", "95 %", "Were right", "Now wrong", "% now wrong", "95 %")
     notes = (
         "Questions of the training split, asked again after the round's training and tested in the same way. Intervals "
         "by Wilson, answers taken as independent.",

@@ -9,6 +9,8 @@ import re
 import secrets
 import socket
 import sys
+import threading
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +33,13 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 @dataclass(frozen=True)
 class ListenAddress:
-    """Where a server listens; port 0 takes a free one. `token_file` holds the token for its routes."""
+    """Where a server listens; port 0 takes a free one. `token_file` holds the token for its routes. `open_page`: in a
+    browser of this machine, too."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None
+    open_page: bool = False
 
 
 def serve(
@@ -60,10 +64,21 @@ def serve(
     url_host = f"[{host}]" if ":" in host else host
     token = user_token or secrets.token_urlsafe(24)
     suffix = "   (the token is the one given)" if user_token else f"?token={token}"
-    say(f"page     http://{url_host}:{port}/{suffix}")
+    page = f"http://{url_host}:{port}/"
+    say(f"page     {page}{suffix}")
     say(f"API      http://{url_host}:{port}/v1   (the token is the API key; /openapi.json describes it)")
     say("stop     Ctrl-C")
+    if address.open_page:
+        url = page if user_token else f"{page}{suffix}"
+        # in a thread: some browsers return only when they are closed
+        threading.Thread(target=open_browser, args=(url, say), name="browser", daemon=True).start()
     _run_server(wanted, run, listener, token, limits)
+
+
+def open_browser(url: str, say: Callable[[str], object]) -> None:
+    """Open an address in the user's browser; `say` is told where there is none."""
+    if not webbrowser.open(url):
+        say("browser  none could be started here; open the address of the page by hand")
 
 
 def read_user_token(file: Path | None) -> str | None:

@@ -9,7 +9,7 @@ from clinkd.data.images.kind import ImageFrame
 from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.records import BadInput
 
-PLACE = "the image"  # how errors name it
+PLACE = "the file"  # how errors name it
 _LONGEST_WINDOW = 40  # characters: names of presets and pairs of numbers are shorter
 
 

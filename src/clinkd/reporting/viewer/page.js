@@ -3,7 +3,8 @@
   const find = (id) => document.getElementById(id);
   const data = JSON.parse(find("data").textContent);
   const [form, count, cards, more] = ["filter", "count", "cards", "more"].map(find);
-  const STEP = 24;
+  const STEP = 24; // cards, whenever somebody asks for some
+  const FIRST = innerWidth < 640 ? 3 : 6; // on a page that was just opened
   let found = [], shown = 0, only = null;
 
   // The cards of the opening and those that stand here without a script hold pictures that are not in the data, too.
@@ -154,19 +155,19 @@
     more.textContent = `${Math.min(STEP, found.length - shown)} more`;
   };
 
-  const extend = () => {
-    const next = found.slice(shown, shown + STEP).map(card);
+  const extend = (step = STEP) => {
+    const next = found.slice(shown, shown + step).map(card);
     cards.firstChild.append(...next);
     shown += next.length;
     tell();
     return next[0];
   };
 
-  const show = () => {
+  const show = (step = STEP) => {
     found = sorted(matching());
     shown = 0;
     cards.replaceChildren(make("div", { class: "gallery" }));
-    extend();
+    extend(step);
   };
 
   // ---- the address --------------------------------------------------------------------------------------------------
@@ -209,5 +210,6 @@
     box.addEventListener("change", () => cards.classList.toggle(`no-${box.value}`, !box.checked));
   }
   form.hidden = false;
-  if (!read()) show();
+  if (!read()) show(FIRST);
+  addEventListener("beforeprint", () => document.querySelectorAll(".folded").forEach((part) => { part.open = true; }));
 })();

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any, NamedTuple
@@ -117,13 +117,34 @@ def note(lines: Sequence[str]) -> Html:
     return Html(f'<ul class="notes">{"".join(f"<li>{escape(t)}</li>" for t in lines)}</ul>') if lines else Html("")
 
 
-def table(content: Table) -> Html:
-    """A table with its title as caption and its notes beneath; the first column heads the rows. It scrolls sideways."""
-    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in content.columns)
+def table(content: Table, meanings: Mapping[str, str] | None = None) -> Html:
+    """A table with its title as caption and its notes beneath; the first column heads the rows. It scrolls sideways.
+
+    `meanings`: of columns by their heads, listed below the table, folded.
+    """
+    meanings = meanings or {}
+    head = render_heads(content.columns, meanings)
     body = "".join(_render_row(row) for row in content.rows if row)
     cells = [c for row in content.rows for c in row[1:]]
     kind = "" if sum(bool(_NUMBER.match(c)) for c in cells) * 2 >= len(cells) else ' class="words"'
-    return scrolling_table(content.title, kind, head, body, content.notes)
+    return Html(scrolling_table(content.title, kind, head, body, content.notes) + list_meanings(meanings))
+
+
+def render_heads(columns: Sequence[str], meanings: Mapping[str, str]) -> Html:
+    """Cells that head columns; a mouse that rests on one shows its meaning."""
+    tips = (f' title="{escape(meanings[c])}"' if c in meanings else "" for c in columns)
+    return Html("".join(f'<th scope="col"{tip}>{escape(c)}</th>' for c, tip in zip(columns, tips, strict=True)))
+
+
+def list_meanings(meanings: Mapping[str, str]) -> Html:
+    """What columns say, opened by a click: without a mouse, too. Columns of one meaning stand together."""
+    heads: dict[str, list[str]] = {}
+    for head, meaning in meanings.items():
+        heads.setdefault(meaning, []).append(head or "First column")
+    entries = (f"<dt>{escape(', '.join(names))}</dt><dd>{escape(text)}</dd>" for text, names in heads.items())
+    return (
+        folded("What the columns say", [Html(f'<dl class="meanings">{"".join(entries)}</dl>')]) if heads else Html("")
+    )
 
 
 def scrolling_table(title: str, kind: str, head: str, body: str, notes: Sequence[str]) -> Html:
@@ -161,8 +182,13 @@ def framed(parts: Sequence[Html]) -> Html:
 
 
 def folded(title: str, parts: Sequence[Html]) -> Html:
-    """Parts that the reader opens by a click on the title."""
-    return Html(f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>")
+    """Parts that the reader opens by a click on the title; on paper they are open."""
+    return Html(f'<details class="folded"><summary>{escape(title)}</summary>{"".join(parts)}</details>')
+
+
+def side_by_side(left: Sequence[Html], right: Sequence[Html]) -> Html:
+    """Two groups of parts, beside each other where there is room."""
+    return Html(f'<div class="beside"><div>{"".join(left)}</div><div>{"".join(right)}</div></div>')
 
 
 def key(entries: Sequence[tuple[str, str]]) -> Html:
@@ -181,9 +207,10 @@ def line_sample(colour: str) -> Html:
     return Html(f'<svg aria-hidden="true" width="40" height="16">{box}</svg>')
 
 
-def gallery(cards: Sequence[Card]) -> Html:
-    """Pictures with their questions and answers."""
-    return Html(f'<div class="gallery">{"".join(_render_card(c) for c in cards)}</div>')
+def gallery(cards: Sequence[Card], small: bool = False) -> Html:
+    """Pictures with their questions and answers; of `small` ones three stand in a row, on a phone one."""
+    kind = "gallery three" if small else "gallery"
+    return Html(f'<div class="{kind}">{"".join(_render_card(c) for c in cards)}</div>')
 
 
 def verdict_mark(right: bool | None) -> Html:

@@ -134,7 +134,8 @@ export class Panel extends EventTarget {
       return made;
     });
     const by = answer.reordered ? "A scorer chose among them." : "The first is the answer; scores are only shown.";
+    const weight = "Weight: how likely the model finds one beside the others.";
     return make("details", { open: true }, make("summary", {}, `${rows.length} candidates`),
-      make("p", { class: "soft small" }, by), make("ol", { class: "candidates" }, ...rows));
+      make("p", { class: "soft small" }, `${by} ${weight}`), make("ol", { class: "candidates" }, ...rows));
   }
 }

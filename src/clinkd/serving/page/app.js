@@ -294,6 +294,13 @@ function choose(mode) {
 
 // ---- questions ------------------------------------------------------------------------------------------------------
 
+const wide = matchMedia("(min-width: 58rem)"); // two columns, as in style.css
+
+/** The answer stands beside the image, under the question; or right under the image, where there is one column. */
+function placeAnswer() {
+  find(wide.matches ? "ask-card" : "stage").after(find("answer-card"));
+}
+
 /** How the answer is wanted: the fields that are filled in, by their names in the server's record. */
 const options = () => Object.fromEntries([...find("options").querySelectorAll("[data-option]")]
   .filter((input) => input.value).map((input) => [input.dataset.option, input.valueAsNumber]));
@@ -314,7 +321,7 @@ async function put(text) {
   view.replace("model", []);
   view.replace("candidate", []);
   panel.wait();
-  find("answer-card").scrollIntoView({ block: "nearest" });
+  for (const id of ["answer-card", "stage"]) find(id).scrollIntoView({ block: "nearest" }); // both, or else the image
   try {
     const how = { frame: picture.frame, window: shown.window, ...options() };
     for await (const news of ask(about.name, picture.source.uri, question, how, mine.signal)) {
@@ -490,5 +497,7 @@ function route() {
 }
 
 addEventListener("hashchange", route);
+wide.addEventListener("change", placeAnswer);
+placeAnswer();
 choose("draw");
 watch();
