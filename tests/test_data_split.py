@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from clinkd.data.checks.stats import count_samples
 from clinkd.data.split import count_sampled_images as number_drawn
-from clinkd.data.split import sample_share, split_samples
+from clinkd.data.split import sample_share, split_fold, split_samples
 from clinkd.records import BadInput, BoxedText, ImageRef, Modality, Sample, Split, Task, Turn
 
 
@@ -110,6 +112,49 @@ def test_impossible_splits_are_named() -> None:
         split_samples(many(60), 0.4, 0.6, 0)
     with pytest.raises(BadInput, match="split is empty"):
         split_samples(many(4), 0.1, 0.2, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_group_is_tested_in_exactly_one_fold_in_any_order(seed: int) -> None:
+    rng = random.Random(seed)
+    samples, folds = kinds(rng), rng.randint(2, 7)
+    shuffled = rng.sample(samples, len(samples))
+    groups = {s.group: s for s in samples}
+    tested: list[set[str]] = []
+    for fold in range(1, folds + 1):
+        found = split_fold(samples, fold, folds, 0.1, seed)
+        assert [replace(s, split=None) for s in found] == samples
+        assert {s.id: s.split for s in split_fold(shuffled, fold, folds, 0.1, seed)} == {s.id: s.split for s in found}
+        parts = {split: {s.group for s in found if s.split == split} for split in SPLIT_SHARES}
+        assert sum(map(len, parts.values())) == len(groups), "no group is in two splits"
+        assert abs(len(parts["validation"]) - 0.1 * len(groups)) <= 1
+        tested.append(parts["test"])
+    assert set().union(*tested) == set(groups) and sum(map(len, tested)) == len(groups)
+    strata = {(s.source, s.modality) for s in samples}
+    for stratum in (*strata, None):
+        sizes = [sum(stratum in ((groups[g].source, groups[g].modality), None) for g in test) for test in tested]
+        assert max(sizes) - min(sizes) <= 1, stratum
+
+
+def test_folds_replace_a_stated_split_and_fit_the_groups() -> None:
+    fixed = [sample(f"t{k}", split="test" if k < 3 else "train") for k in range(6)]
+    tested = {s.id for fold in (1, 2, 3) for s in split_fold(fixed, fold, 3, 0.1, 0) if s.split == "test"}
+    assert tested == {s.id for s in fixed}
+    with pytest.raises(BadInput, match=r"data\.folds=7: the data has only 6 groups .* set data\.folds=6 or less"):
+        split_fold(fixed, 1, 7, 0.1, 0)
+
+
+def test_a_fold_of_few_groups_has_all_splits_or_says_which_is_empty() -> None:
+    for groups in range(2, 9):
+        samples = [sample(f"i{k}", source=f"s{k % 3}") for k in range(groups)]
+        for folds, share in itertools.product(range(2, groups + 1), (0.05, 0.4)):
+            for fold in range(1, folds + 1):
+                rest = groups - len(range(fold - 1, groups, folds))
+                try:
+                    splits = {s.split for s in split_fold(samples, fold, folds, share, 0)}
+                    assert splits == {"train", "validation", "test"}
+                except BadInput as error:
+                    assert rest < 3 and f"split is empty: {groups} groups are too few" in str(error)
 
 
 def pool() -> list[Sample]:

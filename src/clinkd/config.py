@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from clinkd.records import BadInput
-from clinkd.settings import Knobs, knob
+from clinkd.settings import Knobs, knob, override
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -45,15 +45,41 @@ class DataConfig(Knobs):
     phantoms: PhantomConfig = knob(PhantomConfig(), "the phantoms, if path is None")
     validation_share: Share = knob(0.1, "share of the groups (patient, else image) kept for choices; read data only")
     test_share: Share = knob(0.2, "share of the groups kept for the final scores; read data only", paper=0.111)
+    folds: Whole = knob(
+        0,
+        "cross-validation: in so many folds each group is tested once, and all answers are scored together; 0 = one "
+        "split. Replaces test_share and any split that the data states; read data only",
+    )
+    fold: Whole = knob(0, "this fold alone, as a run of its own; 0 = all of them")
     max_questions: Count = knob(12, "most questions of one image, chosen by seed; the report counts the rest")
     max_boxes: Count = knob(4, "a name with more boxes in one image is counted, but not asked for; read data only")
     workers: Whole = knob(2, "processes that draw or decode images", speed_only=True)
 
     @model_validator(mode="after")
     def _something_is_left_to_learn_from(self) -> Self:
-        if self.validation_share + self.test_share >= 1:
+        if not self.folds and self.validation_share + self.test_share >= 1:
             raise ValueError(
                 "data.validation_share + data.test_share >= 1 leaves nothing to train on: lower one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folds_are_possible(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("data.folds=1 would test on what it trains on: give 2 or more, or 0 for one split")
+        if self.fold > self.folds:
+            raise ValueError(
+                f"data.fold={self.fold}: is to be one of data.folds={self.folds}, from 1 on, or 0 for all of them"
+            )
+        if self.folds and self.path is None:
+            raise ValueError(
+                f"data.folds={self.folds} needs data.path: phantoms are drawn for each split, as many as are wanted "
+                "(data.phantoms)"
+            )
+        if self.folds and self.validation_share + 1 / self.folds >= 1:
+            raise ValueError(
+                f"data.validation_share={self.validation_share:g} and the test of one of data.folds={self.folds} leave "
+                "nothing to train on: lower the share, or give more folds"
             )
         return self
 
@@ -556,6 +582,11 @@ class RunConfig(Knobs):
                     f"{name}.overlong=drop, or model.vision_features=live"
                 )
         return self
+
+    def fold_runs(self) -> list[RunConfig]:
+        """The runs of a cross-validation, one a fold, named NAME-fold-1 and so on; none if this is one run."""
+        numbers = range(1, self.data.folds + 1) if not self.data.fold else ()
+        return [override(self, [f"name={self.name}-fold-{n}", f"data.fold={n}"]) for n in numbers]
 
     def fits(self) -> dict[str, FitConfig]:
         """How each training of the run is done, by the name of its knobs."""

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,7 +231,7 @@ def _show_closing(run: Run, runs: Path) -> None:
 
     scores, name = run.scores(), run.folder.name
     work = spell_seconds(sum(scores["wall_seconds"].values()))
-    show(*split_modalities(score_table(scores, f"{name}: test split, {work} of work")))
+    show(*split_modalities(score_table(scores, f"{name}: {run.tested_on}, {work} of work")))
     print("", *read_cautions(scores), sep="\n")
     print(f"report   {run.folder / run.report().name}")
     for number, (words, purpose) in enumerate(_suggest_commands(run, runs)):
@@ -240,16 +240,17 @@ def _show_closing(run: Run, runs: Path) -> None:
 
 def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
     """What may be done with a finished run: commands that work as they stand, each with its purpose."""
-    from clinkd.pipeline.runs import name_runs
+    from clinkd.pipeline.runs import name_runs, open_run
     from clinkd.workflows.examples import SHEET, write_examples
 
     name, where = run.folder.name, name_runs(runs)
+    asked_run, its = (open_run(run.folds[0]), "the first fold's") if run.folds else (run, "the")
     examples = []
     with contextlib.suppress(BadInput):  # images that were moved away
-        examples = write_examples(run)
+        examples = write_examples(asked_run)
     asked = [str(examples[0].image), examples[0].question] if examples else ["IMAGE", "QUESTION"]
-    yield ["ask", *where, "--run", name, *asked], "ask the model about an image"
-    yield ["serve", name, *where], "the same in the browser; Ctrl-C ends it"
+    yield ["ask", *where, "--run", asked_run.folder.name, *asked], f"ask {its} model about an image"
+    yield ["serve", asked_run.folder.name, *where], "the same in the browser; Ctrl-C ends it"
     if examples:
         folder = examples[0].image.parent
         sheet = ["data", "import", str(folder / SHEET), "--images", str(folder), "--out", str(first_free("mydata"))]
@@ -264,9 +265,14 @@ def _plan(args: argparse.Namespace) -> int:
     from clinkd.workflows.forecast import count_least, forecast
 
     config = _config(args)
-    stages = plan_stages(pipeline.plan(config), args.runs)
+    folds = config.fold_runs()
+    if folds and args.measure:
+        raise BadInput("--measure: measures one fold, and the others take about as much; add --set data.fold=1")
+    parts = [(part, plan_stages(pipeline.plan(part), args.runs)) for part in (*folds, config)]
+    counted, counted_stages = parts[-2 if folds else -1]  # the last fold: it is done after the others
+    least_cost = count_least(counted, [stage.status for stage in counted_stages])
+    stages = [stage if part is config else _name_fold(stage, part) for part, stages in parts for stage in stages]
     states = [stage.status for stage in stages]
-    least_cost = count_least(config, states)
     if args.measure:
         if least_cost:
             least_cost.demand_room(config, args.runs)  # before the trial meets it in its own way
@@ -280,13 +286,17 @@ def _plan(args: argparse.Namespace) -> int:
         rows = [{"stage": s.name, "state": s.state, **unknown, "measured": False} for s in states]
         print(json.dumps({"stages": rows, "least": least_cost and asdict(least_cost)}, indent=1))
     else:
-        _show_plan(stages, least_cost)
+        _show_plan(stages, least_cost, " of a fold" if folds else "")
     if least_cost:
         least_cost.demand_room(config, args.runs)
     return 0
 
 
-def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> None:
+def _name_fold(stage: StagePlan, part: RunConfig) -> StagePlan:
+    return replace(stage, status=replace(stage.status, name=f"fold-{part.data.fold}/{stage.status.name}"))
+
+
+def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None, of_a_fold: str) -> None:
     words = {"done": "is done", "partial": "would go on", "missing": "would run", "damaged": "is damaged"}
     rows = tuple(
         (
@@ -299,7 +309,7 @@ def _show_plan(stages: Sequence[StagePlan], least_cost: LeastCost | None) -> Non
     )
     notes = ["--measure takes a few steps of every stage, and tells time, memory and disk"]
     if least_cost:
-        notes.insert(0, f"by its weights alone: {least_cost}")
+        notes.insert(0, f"by its weights alone{of_a_fold}: {least_cost}")
     show(Table("plan", ("stage", "", "took", "because"), rows, tuple(notes)))
 
 
@@ -337,19 +347,28 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
 
 def _status(args: argparse.Namespace) -> int:
     from clinkd.pipeline.graph import is_at_work
+    from clinkd.pipeline.runs import RUN_RECORD, open_run
 
     run = choose_run(args.run, args.runs, unfinished=True)
-    stages = run.status()
-    working = {s.name for s in stages if s.state != "done" and is_at_work(s.folder)}
+    folds = [open_run(folder) for folder in run.folds if (folder / RUN_RECORD).is_file()]
+    stages = [(fold, stage) for fold in (*folds, run) for stage in fold.status()]
     words = {"partial": "stopped", "missing": "not begun"}
+    states = [
+        "at work" if s.state != "done" and is_at_work(s.folder) else words.get(s.state, s.state) for _, s in stages
+    ]
+    # of a cross-validation, the stages of each fold come before those that pool them
     rows = tuple(
-        (s.name, "at work" if s.name in working else words.get(s.state, s.state), s.spell_time()) for s in stages
+        (s.name if part is run else f"fold-{part.config.data.fold}/{s.name}", state, s.spell_time())
+        for (part, s), state in zip(stages, states, strict=True)
     )
-    done = sum(s.state == "done" for s in stages)
-    is_whole = all(s.damage is None for s in stages)
-    notes = () if done == len(stages) or working or not is_whole else (f"go on with: {run.command}",)
-    show(Table(f"{run.folder}: {done} of {len(stages)} stages done", ("stage", "state", "time spent"), rows, notes))
-    run.demand_whole()
+    begun = f", {len(folds)} of {len(run.folds)} folds begun" if run.folds else ""
+    done = states.count("done")
+    can_go_on = done < len(states) and not {"at work", "damaged"} & set(states)
+    notes = (f"go on with: {run.command}",) if can_go_on else ()
+    title = f"{run.folder}: {done} of {len(states)} stages done{begun}"
+    show(Table(title, ("stage", "state", "time spent"), rows, notes))
+    for part in (*folds, run):
+        part.demand_whole()
     return 0
 
 
@@ -389,7 +408,7 @@ def _table(args: argparse.Namespace) -> int:
 
     run = choose_run(args.run, args.runs)
     scores = run.scores()
-    table = score_table(scores, f"{run.folder.name}: test split")
+    table = score_table(scores, f"{run.folder.name}: {run.tested_on}")
     if args.json:
         print(json.dumps(scores, indent=1))
     elif args.csv:

@@ -25,18 +25,36 @@ def split_samples(samples: Sequence[Sample], validation_share: float, test_share
     Samples that have a split keep it. Raises BadInput if the shares leave nothing to train on, if a group is in two
     splits, or if a split stays empty.
     """
+    groups = _collect_groups(samples)
+    return _place_samples(samples, assign_splits(groups, validation_share, test_share, seed))
+
+
+def split_fold(samples: Sequence[Sample], fold: int, folds: int, validation_share: float, seed: int) -> list[Sample]:
+    """Set the `split` of all samples for one fold of a cross-validation, counted from 1, as `assign_fold` chooses it.
+
+    A split that samples have is replaced. Raises BadInput if there are fewer groups than folds, or if a split stays
+    empty.
+    """
+    groups = _collect_groups([replace(s, split=None) for s in samples])
+    return _place_samples(samples, assign_fold(groups, fold, folds, validation_share, seed))
+
+
+def _collect_groups(samples: Sequence[Sample]) -> dict[str, Group]:
     groups: dict[str, Group] = {}
     for sample in samples:
         group = Group(sample.source, sample.split, sample.modality)
         if groups.setdefault(sample.group, group).split != sample.split:
             raise BadInput(f"sample {sample.id}: group {sample.group} is in two splits; put all its samples in one")
         groups[sample.group] = groups[sample.group].merge(group)
-    placed = assign_splits(groups, validation_share, test_share, seed)
+    return groups
+
+
+def _place_samples(samples: Sequence[Sample], placed: Mapping[str, Split]) -> list[Sample]:
     placed_samples = [replace(s, split=placed[s.group]) for s in samples]
     counts = Counter(s.split for s in placed_samples)
     for name in SPLITS:
         if not counts[name]:
-            raise BadInput(f"the {name} split is empty: {len(groups)} groups are too few; give more data")
+            raise BadInput(f"the {name} split is empty: {len(placed)} groups are too few; give more data")
     return placed_samples
 
 
@@ -75,6 +93,28 @@ def assign_splits(
         train = {name: groups[name] for name, split in placed.items() if split == "train"}
         placed |= _split_by_rank(train, validation_share, 0, seed)
     return placed
+
+
+def assign_fold(
+    groups: Mapping[str, Group], fold: int, folds: int, validation_share: float, seed: int
+) -> dict[str, Split]:
+    """Assign a split to every group for one fold of a cross-validation, counted from 1.
+
+    Each group is in the test split of exactly one fold. The groups are dealt out in turn, ranked by a hash of their
+    names within each modality of each source, so both the folds and their shares of a modality differ by one group at
+    most, and the order of the groups does not matter. Of the rest, as many groups are in validation as
+    `validation_share` of all. Raises BadInput if there are fewer groups than folds.
+    """
+    if folds > len(groups):
+        raise BadInput(
+            f"data.folds={folds}: the data has only {len(groups)} groups (patients, else images), and each fold tests "
+            f"one at least; set data.folds={len(groups)} or less"
+        )
+    ranked = sorted(groups, key=lambda g: (groups[g].source, groups[g].modality, _compute_hash_rank(seed, "fold", g)))
+    placed: dict[str, Split] = dict.fromkeys(ranked[fold - 1 :: folds], "test")
+    # of all sources together: so even few groups have one for validation
+    others = {name: group._replace(source="") for name, group in groups.items() if name not in placed}
+    return placed | _split_by_rank(others, min(1.0, validation_share * len(groups) / max(1, len(others))), 0, seed)
 
 
 def _split_by_rank(groups: Mapping[str, Group], validation: float, test: float, seed: int) -> dict[str, Split]:

@@ -8,7 +8,7 @@ from clinkd import distributed
 from clinkd.config import RunConfig
 from clinkd.pipeline.graph import execute
 from clinkd.pipeline.machine import Machine
-from clinkd.pipeline.runs import RUNS, Run, begin_run, finish_run, open_run
+from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, begin_run, finish_run, open_run
 from clinkd.pipeline.stages import plan
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "machine",
     "models",
     "plan",
+    "pooling",
     "prepared",
     "report",
     "run",
@@ -28,7 +29,8 @@ __all__ = [
 
 
 def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
-    """Do every stage that is not done yet of the run in `runs/NAME`, and return the finished run.
+    """Do every stage that is not done yet of the run in `runs/NAME`, and return the finished run; of a
+    cross-validation, first those of the folds' runs in `runs/NAME-fold-1` and so on.
 
     Several processes may share the work (`torchrun --nproc-per-node N -m clinkd run ...`).
 
@@ -39,10 +41,13 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     Machine.demand(config)
     if config.reflect:
         correcting.demand_reflection(config.reflect)
-    stages = plan(config)
+    stages, data = plan(config), config.data
     folder = runs / config.name
     distributed.on_main_process(lambda: begin_run(config, stages, runs, replace))
-    execute(stages, folder)
+    for fold in config.fold_runs():
+        run(fold, runs, replace)
+        distributed.on_main_process((folder / RUN_RECORD).touch)  # of the runs here, this one stays the newest
+    execute(stages, folder, f"fold {data.fold} of {data.folds}" if data.fold else "")
     finished_run = open_run(folder)
     distributed.on_main_process(lambda: finish_run(finished_run))
     return finished_run

@@ -15,7 +15,8 @@ PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.
 
 def list_cautions(stages: Mapping[str, Path], test: Sequence[Sample]) -> list[str]:
     """The cautions about a run, one sentence each; `stages`: the folders of its stages by name."""
-    return [*caution_few_groups(test), *_caution_undertrained(stages)]
+    pooled = [line for folder in stages.values() for line in stage_record(folder)["recorded"].get("cautions", ())]
+    return [*caution_few_groups(test), *caution_undertrained([stages]), *pooled]
 
 
 def read_cautions(scores: Mapping[str, Any]) -> list[str]:
@@ -30,15 +31,24 @@ def caution_few_groups(test: Sequence[Sample]) -> list[str]:
     return [f"{number} test {noun}{'s' * (number != 1)}: no conclusion"] if number < LEAST_GROUPS else []
 
 
-def _caution_undertrained(stages: Mapping[str, Path]) -> list[str]:
-    """A caution for each training whose loss still fell at its end. Stages of older versions did not record that."""
+def caution_undertrained(folds: Sequence[Mapping[str, Path]]) -> list[str]:
+    """A caution for each training whose loss still fell at its end; `folds`: the stages of each fold, or of a run.
+
+    Stages of older versions did not record that.
+    """
+    falling: dict[tuple[str, str], list[int]] = {}
+    for stages in folds:
+        for name, folder in stages.items():
+            for training, record in stage_record(folder)["recorded"].items():
+                if training.startswith("fit-") and record.get("falling"):
+                    falling.setdefault((name, training), []).append(record["steps"])
     cautions = []
-    for name, folder in stages.items():
-        for training, record in stage_record(folder)["recorded"].items():
-            if training.startswith("fit-") and record.get("falling"):
-                knobs = PRETRAINED.get(training, f"{name.partition('-')[0]}.fit")
-                cautions.append(
-                    f"undertrained: stage {name}'s loss still falls after {record['steps']} steps; "
-                    f"more {knobs}.epochs or {knobs}.min_steps"
-                )
+    for (name, training), steps in falling.items():
+        knobs = PRETRAINED.get(training, f"{name.partition('-')[0]}.fit")
+        number = f"{min(steps)} to {max(steps)}" if min(steps) < max(steps) else f"{steps[0]}"
+        where = f" in {len(steps)} of {len(folds)} folds" if len(folds) > 1 else ""
+        cautions.append(
+            f"undertrained: stage {name}'s loss still falls after {number} steps{where}; "
+            f"more {knobs}.epochs or {knobs}.min_steps"
+        )
     return cautions

@@ -16,6 +16,7 @@ import platform
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -252,6 +253,15 @@ def stage_record(folder: Path) -> dict[str, Any]:
     return {**record, "recorded": _rename_keys(record.get("recorded", {}))}
 
 
+def read_seconds(folders: Mapping[str, Path]) -> dict[str, float]:
+    """Seconds spent on each stage, in all runs that worked on it; in pooled folds of a cross-validation, too."""
+    seconds = Counter[str]()
+    for name, folder in folders.items():
+        record = stage_record(folder)
+        seconds.update({name: record["seconds"], **record["recorded"].get("fold_seconds", {})})
+    return dict(seconds)
+
+
 def _rename_keys(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
@@ -263,8 +273,9 @@ def draft_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".part")
 
 
-def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
-    """Do every stage that is not done yet, in order, and return the finished folders by name.
+def execute(stages: Sequence[Stage], run_folder: Path, part: str = "") -> dict[str, Path]:
+    """Do every stage that is not done yet, in order, and return the finished folders by name. `part`: of what, as
+    "fold 2 of 5", to be printed before the number of each stage.
 
     Finished stages are in `run_folder/../.stages`; `run_folder/stages` holds links to them. If a process that was
     started apart works on a stage, this call waits for it. Among the processes of one run, the main process holds the
@@ -281,7 +292,8 @@ def execute(stages: Sequence[Stage], run_folder: Path) -> dict[str, Path]:
         finished[stage.name] = folder = cache / stage.key
         if distributed.is_main():
             _adopt_older_folder(stage, inputs, cache)
-            _finish_stage(stage, inputs, folder, f"stage {number} of {len(stages)}, {stage.name}")
+            title = f"stage {number} of {len(stages)}, {stage.name}"
+            _finish_stage(stage, inputs, folder, f"{part}, {title}" if part else title)
             point_link(run_folder / "stages" / stage.name, folder)
             distributed.broadcast_object((stage.key, True))
         else:

@@ -18,6 +18,7 @@ from clinkd.storage import JsonLines, read_json
 
 DATA = "data.json"
 PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
+BASELINES = "baselines.jsonl"  # beside the pooled predictions of a cross-validation
 EVALUATION, SAMPLES = "evaluation.json", "samples.jsonl"  # only in the folder of `clinkd evaluate --out`
 
 

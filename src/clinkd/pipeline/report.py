@@ -12,7 +12,8 @@ from clinkd.config import RunConfig
 from clinkd.correction.summary import reflection_tables
 from clinkd.pipeline.cautions import list_cautions
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
-from clinkd.pipeline.graph import StageContext, stage_record, trace_lineage
+from clinkd.pipeline.graph import StageContext, read_seconds, trace_lineage
+from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
     SCORED,
     read_data_source,
@@ -22,14 +23,13 @@ from clinkd.pipeline.prepared import (
     read_split,
 )
 from clinkd.pipeline.runs import REPORT, SCORES, Run
-from clinkd.records import BadInput, Correction, Prediction, Sample, Table
+from clinkd.records import BadInput, Correction, Sample, Table
 from clinkd.remote import PlainPage
 from clinkd.reporting.browse import MOST, AnsweredSample, choose_evenly
 from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import choose_gallery, choose_rewritten, judge_answer
 from clinkd.reporting.report import RunSummary, ShownAnswers, write_report, write_shared
 from clinkd.reporting.tables import BY_SOURCE, RetestResult, describe_scores, effect_table, read_table, tabulate_scores
-from clinkd.scoring.baselines import IMAGES_SHUFFLED, make_image_blind_baselines
 from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.score import score_predictions
@@ -51,7 +51,7 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     _, lexicon = read_data_source(work.inputs["prepare"])
     train, test = (read_split(work.inputs["prepare"], split) for split in ("train", "test"))
     predictions = read_predictions(work.inputs["select"])
-    baselines = _collect_baselines(work, train, test)
+    baselines = collect_baselines(work.inputs, train, test)
     scored = score_predictions(test, predictions, baselines, lexicon, config.evaluate, captions)
     scores, gains = scored.scores(), scored.gains()
     tables = tabulate_scores(scores, gains)
@@ -144,7 +144,8 @@ class _ScoredRun:
             scores=read_scores(self.folder),
             setup=[(k.name, spell_knob(k), _spell(k.paper)) for k in knobs],
             reflection=reflection.tables(),
-            wall_seconds={name: stage_record(folder)["seconds"] for name, folder in self.stages.items()},
+            wall_seconds=read_seconds(self.stages),
+            folds=self.config.data.folds if self.config.fold_runs() else 0,
             curves=read_training_curves(self.stages),
             cautions=list_cautions(self.stages, read_split(self.stages["prepare"], "test")),
         )
@@ -232,18 +233,6 @@ def _read_series(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[flo
 
 
 # ---- corrections ----------------------------------------------------------------------------------------------------
-
-
-def _collect_baselines(
-    work: StageContext, train: Sequence[Sample], test: Sequence[Sample]
-) -> dict[str, list[Prediction]]:
-    """The image-blind baselines' answers to the test questions at hand: a small run in a trial was asked others with
-    shuffled images."""
-    baselines = make_image_blind_baselines(train, test)
-    if "shuffle" in work.inputs:
-        ids = {s.id for s in test}
-        baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(work.inputs["shuffle"]) if p.id in ids]
-    return {name: predictions for name, predictions in baselines.items() if predictions}
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,23 @@ class Run:
         raise BadInput(f"{self.folder}: no stage {name}; its stages are {', '.join(s['name'] for s in self.stages)}")
 
     @property
+    def folds(self) -> list[Path]:
+        """The folders of the folds' runs, if this run pools those of a cross-validation."""
+        return [self.folder.parent / fold.name for fold in self.config.fold_runs()]
+
+    def demand_one_model(self) -> None:
+        """Raises BadInput, with the way out, if the run has no model of its own, but one of each fold."""
+        if self.folds:
+            raise BadInput(
+                f"{self.folder}: a cross-validation has no model of its own, but {len(self.folds)}, one of each fold; "
+                f"name a fold's run, as {self.folds[0].name}, or train one model on one split: `{self.command} "
+                f"--name {self.folder.name}-single --set data.folds=0`"
+            )
+
+    @property
     def last_trained(self) -> str:
-        """The name of the stage that makes the final model."""
+        """The name of the stage that makes the final model. Raises BadInput if each fold has its own."""
+        self.demand_one_model()
         names = [str(stage["name"]) for stage in self.stages]
         return next(n for kind in TRAINED_STAGES for n in reversed(names) if n.startswith(kind))
 
@@ -106,7 +121,12 @@ class Run:
 
     def wall_seconds(self) -> dict[str, float]:
         """Seconds spent on each finished stage, in all runs that worked on it."""
-        return {s.name: s.seconds for s in self.status() if s.state == "done"}
+        return graph.read_seconds({s.name: s.folder for s in self.status() if s.state == "done"})
+
+    @property
+    def tested_on(self) -> str:
+        """The questions that the scores are of."""
+        return f"test splits of all {len(self.folds)} folds" if self.folds else "test split"
 
     def scores(self) -> dict[str, Any]:
         """The final table as plain values, x100, with `wall_seconds`. Raises BadInput if the run is not finished."""

@@ -15,7 +15,7 @@ from clinkd.storage import sha256_file
 
 
 def plan(config: RunConfig) -> list[Stage]:
-    """List the stages of a run, each after the stages it needs.
+    """List the stages of a run, each after the stages it needs; of a cross-validation, those that pool its folds.
 
     Raises BadInput if `data.path`, `model.base` or `select.clip.base` does not exist.
     """
@@ -31,6 +31,14 @@ def plan(config: RunConfig) -> list[Stage]:
         )
         return stages[-1]
 
+    if folds := config.fold_runs():
+        # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
+        keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
+        splits = stage("prepare", {"folds pooled": [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
+        answers = {"folds pooled": [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
+        pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
+        stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
+        return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
     base = stage("base", _identify_model(config.model), data, config=config.model, **machine)
     features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
@@ -71,7 +79,7 @@ def plan(config: RunConfig) -> list[Stage]:
 # Raise the version when the code of a stage changes its result, so that older results are not taken for new ones.
 VERSIONS = {
     "prepare": 3, "base": 3, "see": 1, "teacher": 2, "pseudo": 2, "distill": 2, "reflect": 3, "clip": 2, "answer": 4,
-    "select": 4, "shuffle": 1, "score": 5,
+    "select": 4, "shuffle": 1, "score": 5, "pool_splits": 1, "pool_answers": 1,
 }  # fmt: skip
 
 
@@ -103,7 +111,7 @@ def _identify_data(config: DataConfig) -> dict[str, Any]:
     from clinkd.data.dataset import dataset_identity
     from clinkd.data.readers.source import Source
 
-    knobs = _drop_knobs(config.identity(), "phantoms")
+    knobs = _drop_knobs(config.identity(), "phantoms", *(["test_share"] if config.folds else []))
     return {**knobs, **dataset_identity(config.path, Source(config.path).root), "splits": "hash rank"}
 
 

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from clinkd.data import phantoms
 from clinkd.data.questions import make_bare_pairs
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
-from clinkd.data.split import sample_share, split_samples
+from clinkd.data.split import sample_share, split_fold, split_samples
 from clinkd.inference import Agreement, ClipScorer, RandomScorer, Scorer, rerank
 from clinkd.inference import answer as answer_samples
 from clinkd.language.agreement import answer_accuracy
@@ -91,7 +91,10 @@ def prepare(work: StageContext, config: DataConfig) -> None:
     else:
         source = Source(config.path, max_questions=config.max_questions, max_boxes=config.max_boxes, seed=work.seed)
         all_samples = read_samples(source, left_out)
-        samples = split_samples(all_samples, config.validation_share, config.test_share, work.seed)
+        if config.folds:
+            samples = split_fold(all_samples, config.fold, config.folds, config.validation_share, work.seed)
+        else:
+            samples = split_samples(all_samples, config.validation_share, config.test_share, work.seed)
         root = source.root.resolve()
         lexicon = Lexicon(tuple(sorted({n for s in samples for n in s.names})), (), (), ())
     for split in SPLITS:
@@ -379,6 +382,26 @@ def score(work: StageContext, whole: RunConfig) -> None:
     from clinkd.pipeline import report
 
     report.write(work, whole)
+
+
+# -- cross-validation -------------------------------------------------------------------------------------------------
+
+
+def pool_splits(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
+    """Join the test splits of finished folds; `folds`: the folder names of the stages of each.
+
+    The other splits stay empty: what one fold was trained on, another was tested on.
+    """
+    from clinkd.pipeline import pooling
+
+    pooling.pool_splits(work, folds)
+
+
+def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
+    """Join the chosen answers of finished folds, and the image-blind baselines' answers from each fold's own splits."""
+    from clinkd.pipeline import pooling
+
+    pooling.pool_answers(work, folds)
 
 
 # -- shared by stages --------------------------------------------------------------------------------------------------

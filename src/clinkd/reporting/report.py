@@ -25,6 +25,10 @@ from clinkd.storage import write_atomic
 
 _LONG = 20  # rows of a table about the corrections that are shown at once
 _FIRST = 3  # corrections that are shown at once
+_FOLDS = (
+    "Cross-validation of {} folds: each question was answered by the model of the fold that never saw its patient (or "
+    "image). These answers were pooled and scored once. Trainings and corrections are on the pages of the folds."
+)
 _VERDICTS = (("", "all"), ("wrong", "wrong"), ("right", "right"), ("open", "not judged"))
 _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 
@@ -32,7 +36,8 @@ _ORDERS = (("", "worst first"), ("best", "best first"), ("given", "in order"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
     """The content of a page about a run, without its answers. `setup` rows: knob, value, the paper's value.
-    `reflection`: tables about the corrections. `cautions`: what a reader must know before the scores."""
+    `reflection`: tables about the corrections. `cautions`: what a reader must know before the scores. `folds`: of a
+    cross-validation, whose answers are pooled here; 0 for another run."""
 
     tables: Sequence[Table]
     scores: Sequence[Score]
@@ -42,6 +47,7 @@ class RunSummary:
     curves: Sequence[Curve] = ()
     cautions: Sequence[str] = ()
     name: str = ""
+    folds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +151,8 @@ def _build_opening(summary: RunSummary, score_index: ScoreIndex, three: Sequence
     if not (result or summary.cautions or three):
         return []
     shown = [page.side_by_side(three, table)] if three and table else [*three, *table]
-    return [page.section("Result", [page.paragraph(result), *cautions, *shown])]
+    folds = [page.paragraph(_FOLDS.format(summary.folds))] if summary.folds else []
+    return [page.section("Result", [page.paragraph(result), *folds, *cautions, *shown])]
 
 
 def _show_scores(summary: RunSummary, score_index: ScoreIndex, browsed: PageContent) -> list[Html]:

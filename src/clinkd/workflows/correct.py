@@ -56,6 +56,7 @@ def correct_round(run: Run, round: int, settings: Sequence[str], out: Path | Non
     The answers are those of the run's model in that round, which may be unfinished.
     Raises BadInput for a run without reflection, a round that it does not have, and one without answers yet.
     """
+    run.demand_one_model()
     config = override(run.config, settings)
     if run.config.reflect is None or config.reflect is None:
         raise BadInput(f"{run.folder}: a run without reflection; give one with `reflect`")

@@ -1,0 +1,71 @@
+"""Pool the folds of a cross-validation: their test splits, answers, baselines, times and cautions. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from clinkd.pipeline.cautions import caution_undertrained
+from clinkd.pipeline.graph import StageContext, stage_record
+from clinkd.pipeline.prepared import BASELINES, DATA, PREDICTIONS, read_predictions, read_split
+from clinkd.records import SPLITS, Prediction, Sample
+from clinkd.scoring.baselines import IMAGES_SHUFFLED, make_image_blind_baselines
+from clinkd.storage import JsonLines, write_lines
+
+FoldStages = Mapping[str, Path]  # the folders of a finished fold's stages, by name
+
+
+def pool_splits(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
+    """Write the test splits of all folds as one, and record times and cautions. The other splits are empty."""
+    stages = _open_folds(work, folds)
+    test = [s for fold in stages for s in read_split(fold["prepare"], "test")]
+    assert len({s.id for s in test}) == len(test), "a question is in the test split of one fold alone"
+    for split in SPLITS:
+        write_lines(work.folder / f"{split}.jsonl", (s.to_json() for s in test if split == "test"))
+    shutil.copyfile(stages[0]["prepare"] / DATA, work.folder / DATA)  # the same in all: images and names of all data
+    work.record("test", {"questions": len(test), "images": len({i.path for s in test for i in s.images})})
+    seconds = Counter[str]()
+    for fold in stages:
+        seconds.update({name: stage_record(folder)["seconds"] for name, folder in fold.items()})
+    work.record("fold_seconds", dict(seconds))
+    work.record("cautions", caution_undertrained(stages))
+
+
+def pool_answers(work: StageContext, folds: Sequence[Mapping[str, str]]) -> None:
+    """Write the chosen answers of all folds as one, and the baselines' answers, each from its own fold's splits."""
+    stages = _open_folds(work, folds)
+    predictions = chain.from_iterable(read_predictions(fold["select"]) for fold in stages)
+    write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
+    answered = (
+        {"baseline": name, "prediction": prediction.to_json()}
+        for fold in stages
+        for name, answers in collect_baselines(
+            fold, *(read_split(fold["prepare"], s) for s in ("train", "test"))
+        ).items()
+        for prediction in answers
+    )
+    write_lines(work.folder / BASELINES, answered)
+
+
+def _open_folds(work: StageContext, folds: Sequence[Mapping[str, str]]) -> list[FoldStages]:
+    return [{name: work.folder.parent / key for name, key in fold.items()} for fold in folds]
+
+
+def collect_baselines(
+    stages: Mapping[str, Path], train: Sequence[Sample], test: Sequence[Sample]
+) -> dict[str, list[Prediction]]:
+    """The image-blind baselines' answers to the test questions at hand: a small run in a trial was asked others with
+    shuffled images. Of pooled folds, the answers that were pooled."""
+    if (path := stages["select"] / BASELINES).is_file():
+        pooled: dict[str, list[Prediction]] = {}
+        for line in JsonLines(path).read():
+            pooled.setdefault(line["baseline"], []).append(Prediction.from_json(line["prediction"]))
+        return pooled
+    baselines = make_image_blind_baselines(train, test)
+    if "shuffle" in stages:
+        ids = {s.id for s in test}
+        baselines[IMAGES_SHUFFLED] = [p for p in read_predictions(stages["shuffle"]) if p.id in ids]
+    return {name: predictions for name, predictions in baselines.items() if predictions}
