@@ -130,10 +130,9 @@ def test_each_group_is_tested_in_exactly_one_fold_in_any_order(seed: int) -> Non
         assert abs(len(parts["validation"]) - 0.1 * len(groups)) <= 1
         tested.append(parts["test"])
     assert set().union(*tested) == set(groups) and sum(map(len, tested)) == len(groups)
-    strata = {(s.source, s.modality) for s in samples}
-    for stratum in (*strata, None):
-        sizes = [sum(stratum in ((groups[g].source, groups[g].modality), None) for g in test) for test in tested]
-        assert max(sizes) - min(sizes) <= 1, stratum
+    for modality in {*(s.modality for s in samples), None}:
+        sizes = [sum(modality in (groups[g].modality, None) for g in test) for test in tested]
+        assert max(sizes) - min(sizes) <= 1, modality
 
 
 def test_folds_replace_a_stated_split_and_fit_the_groups() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clinkd.cli import main
+from clinkd.config import RunConfig
 from clinkd.pipeline import steps
 from clinkd.pipeline.graph import StageContext
-from clinkd.pipeline.prepared import BASELINES, PREDICTIONS, read_predictions, read_split
-from clinkd.pipeline.runs import find_finished_run, find_run
-from clinkd.records import BoxedText, Candidate, Prediction, Sample
+from clinkd.pipeline.prepared import BASELINES, PREDICTIONS, read_predictions, read_scores, read_split
+from clinkd.pipeline.runs import Run, find_finished_run, find_run
+from clinkd.records import BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.scoring.baselines import MEDIAN_BOX, make_image_blind_baselines
 from clinkd.storage import JsonLines, write_json, write_lines
 
@@ -23,25 +27,32 @@ PATIENTS, FOLDS = 11, 3
 WITHOUT_METHOD = ("teacher=null", "distill=null", "reflect=null", "select.scorer=first")
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two images of each patient. All but one patient are stated to be of the train split."""
-    folder = tmp_path / "study"
+    folder = tmp_path_factory.mktemp("folds") / "study"
     (folder / "images").mkdir(parents=True)
     lines = []
     for n in range(2 * PATIENTS):
         pixels = np.random.default_rng(n).integers(0, 255, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"images/{n}.png")
         objects = [{"name": ("liver", "kidney")[n % 2], "box": [4, 4, 14 + n % 9, 20]}]
-        row = {"id": f"s{n}", "image": f"images/{n}.png", "width": 32, "height": 32, "objects": objects, "qa": []}
+        row = {
+            "id": f"study_{n:02d}",
+            "image": f"images/{n}.png",
+            "width": 32,
+            "height": 32,
+            "objects": objects,
+            "qa": [],
+        }
         row |= {"modality": ("CT", "MR")[n % 3 == 0], "group": f"p{n // 2}", "split": "train" if n > 1 else "test"}
         lines.append(row)
     (folder / "records.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return folder
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+@pytest.fixture(scope="module")
+def trained() -> Iterator[list[str]]:
     """Stubs of the steps that need a model. The second image of each patient is answered right; the list grows by the
     folder of each stage that is trained."""
     folders: list[str] = []
@@ -64,15 +75,39 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write(work, answer(work.samples("test"), lambda s: s.images[0].path[-5] in "13579", work.folder.name))
         work.record("reordered_tasks", [])
 
-    monkeypatch.setattr(steps, "base", base)
-    monkeypatch.setattr(steps, "answer", lambda work, config, previous: write(work, []))
-    monkeypatch.setattr(steps, "shuffle", shuffle)
-    monkeypatch.setattr(steps, "select", select)
-    return folders
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "base", base)
+        patch.setattr(steps, "answer", lambda work, config, previous: write(work, []))
+        patch.setattr(steps, "shuffle", shuffle)
+        patch.setattr(steps, "select", select)
+        yield folders
+
+
+class Finished(NamedTuple):
+    pooled: Run
+    folds: list[Run]
+    trained: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def finished(study: Path, trained: list[str]) -> Finished:
+    runs, out, err = study.parent / "runs", io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(command(study)) == 0
+    folds = [find_run(f"study-fold-{n}", runs) for n in range(1, FOLDS + 1)]
+    return Finished(find_finished_run(None, runs), folds, len(trained), out.getvalue(), err.getvalue())
 
 
 def command(study: Path, *more: str) -> list[str]:
-    settings = [f"data.path={study}", f"data.folds={FOLDS}", "data.workers=1", "evaluate.replicates=50"]
+    settings = [
+        f"data.path={study}",
+        f"data.folds={FOLDS}",
+        "data.workers=1",
+        "evaluate.replicates=20",
+        "evaluate.gallery=2",
+    ]
     words = [x for s in (*settings, *WITHOUT_METHOD, *more) for x in ("--set", s)]
     return ["run", "real", "--name", "study", "--runs", str(study.parent / "runs"), *words]
 
@@ -85,14 +120,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return lines[-1]
 
 
-def test_answers_of_all_folds_are_pooled_scored_once_and_reused(study, trained, capsys):
-    runs = study.parent / "runs"
-    assert main(command(study)) == 0
-    out, err = capsys.readouterr()
-    assert len(trained) == FOLDS and "fold 2 of 3, stage 2 of 6, base: start" in err
-    pooled = find_finished_run(None, runs)
+def test_answers_of_all_folds_are_pooled_and_scored_once(finished):
+    pooled, folds = finished.pooled, finished.folds
+    assert finished.trained == FOLDS and "fold 2 of 3, stage 2 of 6, base: start" in finished.err
     assert pooled.folder.name == "study", "the pooled run is the newest"
-    folds = [find_run(f"study-fold-{n}", runs) for n in (1, 2, 3)]
 
     test = read_split(pooled.stage("prepare"), "test")
     parts = [read_split(fold.stage("prepare"), "test") for fold in folds]
@@ -105,8 +136,13 @@ def test_answers_of_all_folds_are_pooled_scored_once_and_reused(study, trained, 
     assert [p.id for p in answers] == [s.id for s in test]
 
     scores = pooled.scores()
-    assert 0 < scores["VG"]["score"] < 100 and scores["VG"]["interval"] and scores["ROC"]["blind"]
-    assert "study: test splits of all 3 folds" in out
+    assert 0 < scores["VG"]["score"] < 100 and scores["ROC"]["blind"] is not None
+    totals = (len(s.answer.boxes) for s in test if s.task is Task.VG)
+    rows = [
+        r for r in read_scores(pooled.stage("score")) if (r.task, r.metric) == (Task.VG, "F1") and r.modality is None
+    ]
+    assert sum(totals) == 2 * PATIENTS and any(r.interval for r in rows)
+    assert "study: test splits of all 3 folds" in finished.out
     assert not any("no conclusion" in line for line in scores["cautions"]), "11 patients in all, four a fold"
     assert any("no conclusion" in line for line in folds[0].scores()["cautions"])
     falling = [line for line in scores["cautions"] if line.startswith("undertrained")]
@@ -117,58 +153,64 @@ def test_answers_of_all_folds_are_pooled_scored_once_and_reused(study, trained, 
     assert pooled.wall_seconds()["base"] == pytest.approx(sum(fold.wall_seconds()["base"] for fold in folds))
     assert "Cross-validation of 3 folds" in pooled.report().read_text()
 
+
+def test_a_second_run_finds_all_done(study, finished, trained, capsys):
+    before = len(trained)
     assert main(command(study)) == 0
     err = capsys.readouterr().err
-    assert len(trained) == FOLDS and ": start" not in err and "fold 3 of 3, stage 6 of 6, score: done before" in err
+    assert len(trained) == before and ": start" not in err and "fold 3 of 3, stage 6 of 6, score: done before" in err
 
 
-def test_a_broken_off_run_goes_on_and_a_fold_can_be_run_alone(study, trained, capsys, monkeypatch):
-    runs, base = study.parent / "runs", steps.base
+def test_a_broken_off_run_goes_on_and_a_fold_can_be_run_alone(study, trained, capsys, monkeypatch, tmp_path):
+    runs, base = tmp_path / "runs", steps.base
+    trained.clear()
+    here = [*command(study, "data.folds=2"), "--runs", str(runs)]
 
     def stopped(work: steps.StageInputs, config: object) -> None:
-        if len(trained) == 2:
+        if len(trained) == 1:
             raise KeyboardInterrupt
         base(work, config)
 
-    assert main([*command(study, "data.fold=2"), "--name", "alone"]) == 0
+    def score(work: StageContext, whole: RunConfig) -> None:
+        write_json(work.folder / "table.json", {"average": None})
+        (work.folder / "report.html").write_text("<p>")
+
+    monkeypatch.setattr(steps, "score", score)
+    assert main([*here, "--set", "data.fold=2", "--name", "alone"]) == 0
     monkeypatch.setattr(steps, "base", stopped)
-    assert main(command(study)) == 130 and len(trained) == 2, "fold 1 beside fold 2, which was there"
+    assert main(here) == 130 and len(trained) == 1
     monkeypatch.setattr(steps, "base", base)
     capsys.readouterr()
     assert main(["status", "study", "--runs", str(runs)]) == 0
     out = capsys.readouterr().out
-    assert "15 of 21 stages done, 3 of 3 folds begun" in " ".join(out.split()) or "stages done" in out
-    assert "fold-2/score" in out and "fold-3/base" in out and "stopped" in out and "go on with: " in out
+    assert "1 of 9 stages done, 1 of 2 folds begun" in " ".join(out.split())
+    assert "fold-1/base" in out and "stopped" in out and "go on with: " in out
     go_on = out.partition("go on with: ")[2].split()
-    assert main(go_on[go_on.index("run") :]) == 0 and len(trained) == FOLDS
+    assert main(go_on[go_on.index("run") :]) == 0 and len(trained) == 2, "fold 2 was there"
     assert find_run("alone", runs).stage("select") == find_run("study-fold-2", runs).stage("select")
 
 
-def test_baselines_never_see_the_patients_they_answer_for(study, trained):
-    assert main(command(study)) == 0
-    runs = study.parent / "runs"
-    lines = [*JsonLines(find_run("study", runs).stage("select") / BASELINES).read()]
+def test_baselines_never_see_the_patients_they_answer_for(finished):
+    lines = [*JsonLines(finished.pooled.stage("select") / BASELINES).read()]
     pooled = [Prediction.from_json(line["prediction"]) for line in lines if line["baseline"] == MEDIAN_BOX]
     expected = []
-    for number in range(1, FOLDS + 1):
-        prepared = find_run(f"study-fold-{number}", runs).stage("prepare")
-        train, test = (read_split(prepared, split) for split in ("train", "test"))
+    for fold in finished.folds:
+        train, test = (read_split(fold.stage("prepare"), split) for split in ("train", "test"))
         expected += make_image_blind_baselines(train, test)[MEDIAN_BOX]
     assert pooled == expected != []
 
 
-def test_verbs_that_need_a_model_ask_for_a_fold(study, trained, capsys, tmp_path):
-    assert main(command(study)) == 0
+def test_verbs_that_need_a_model_ask_for_a_fold(study, finished, capsys, tmp_path):
     where = ["--runs", str(study.parent / "runs")]
     image = str(study / "images/0.png")
     for words in (
-        ["ask", *where, image, "Where is the liver?"],
+        ["ask", *where, "--run", "study", image, "Where is the liver?"],
         ["serve", "study", *where],
         ["export", *where, "--run", "study", str(tmp_path / "out")],
         ["correct", "study", *where, "--dry-run"],
     ):
-        line = refused(capsys, *words).replace("clinkd: run study, the newest finished run", "")
-        assert "study-fold-1" in line and "data.folds=0" in line, words
+        line = refused(capsys, *words)
+        assert "study-fold-1" in line and "--set data.folds=0" in line, words
     for words in (["table", "study", *where], ["report", "study", *where], ["report", "study", *where, "--share"]):
         assert main(words) == 0
 
@@ -183,8 +225,10 @@ def test_verbs_that_need_a_model_ask_for_a_fold(study, trained, capsys, tmp_path
         (("data.folds=12",), "data.folds=12: the data has only 11 groups"),
     ],
 )
-def test_folds_that_cannot_be_are_one_line(study, trained, capsys, settings, line):
-    assert line in refused(capsys, *command(study, *settings)) and not trained
+def test_folds_that_cannot_be_are_one_line(study, trained, capsys, settings, line, tmp_path):
+    before = len(trained)
+    words = [*command(study, *settings), "--runs", str(tmp_path)]
+    assert line in refused(capsys, *words) and len(trained) == before
 
 
 def test_a_plan_shows_the_stages_of_each_fold(study, trained, capsys):

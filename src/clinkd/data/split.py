@@ -101,7 +101,7 @@ def assign_fold(
     """Assign a split to every group for one fold of a cross-validation, counted from 1.
 
     Each group is in the test split of exactly one fold. The groups are dealt out in turn, ranked by a hash of their
-    names within each modality of each source, so both the folds and their shares of a modality differ by one group at
+    names within each source of each modality, so the test splits, and their parts of a modality, differ by one group at
     most, and the order of the groups does not matter. Of the rest, as many groups are in validation as
     `validation_share` of all. Raises BadInput if there are fewer groups than folds.
     """
@@ -110,7 +110,7 @@ def assign_fold(
             f"data.folds={folds}: the data has only {len(groups)} groups (patients, else images), and each fold tests "
             f"one at least; set data.folds={len(groups)} or less"
         )
-    ranked = sorted(groups, key=lambda g: (groups[g].source, groups[g].modality, _compute_hash_rank(seed, "fold", g)))
+    ranked = sorted(groups, key=lambda g: (groups[g].modality, groups[g].source, _compute_hash_rank(seed, "fold", g)))
     placed: dict[str, Split] = dict.fromkeys(ranked[fold - 1 :: folds], "test")
     # of all sources together: so even few groups have one for validation
     others = {name: group._replace(source="") for name, group in groups.items() if name not in placed}
