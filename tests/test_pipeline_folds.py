@@ -231,8 +231,10 @@ def test_folds_that_cannot_be_are_one_line(study, trained, capsys, settings, lin
     assert line in refused(capsys, *words) and len(trained) == before
 
 
-def test_a_plan_shows_the_stages_of_each_fold(study, trained, capsys):
+def test_a_plan_shows_the_stages_of_each_fold_and_why(study, finished, capsys):
     assert main(["plan", *command(study)[1:], "--json"]) == 0
     names = [row["stage"] for row in json.loads(capsys.readouterr().out)["stages"]]
     assert len(names) == 6 * FOLDS + 3 and names[:2] == ["fold-1/prepare", "fold-1/base"] and names[-1] == "score"
+    assert main(["plan", *command(study, "select.trust=always")[1:]]) == 0
+    assert "fold-1/select" in (out := capsys.readouterr().out) and "its folds were changed" in out
     assert "data.fold=1" in refused(capsys, "plan", *command(study)[1:], "--measure")

@@ -47,7 +47,8 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
     for fold in config.fold_runs():
         run(fold, runs, replace)
         distributed.on_main_process((folder / RUN_RECORD).touch)  # of the runs here, this one stays the newest
-    execute(stages, folder, f"fold {data.fold} of {data.folds}" if data.fold else "")
+    part = f"fold {data.fold} of {data.folds}" if data.fold else f"{data.folds} folds pooled" if data.folds else ""
+    execute(stages, folder, part)
     finished_run = open_run(folder)
     distributed.on_main_process(lambda: finish_run(finished_run))
     return finished_run

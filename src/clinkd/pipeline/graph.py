@@ -34,6 +34,7 @@ from clinkd.version import __version__
 
 CACHE = ".stages"  # inside the folder of all runs
 RECORD = "stage.json"
+POOLED = "folds pooled"  # in the config of a stage that pools the folds of a cross-validation
 HEARTBEAT_SECONDS = 2.0  # `kill -9` loses at most so much of the recorded time of a stage
 _KEYS_OF_0_1 = {  # keys that stages of version 0.1.0 recorded, and the keys of today
     "bare pairs": "bare_pairs",
@@ -454,7 +455,9 @@ def explain_rerun(name: str, described_stages: Sequence[Mapping[str, Any]], cach
     if name not in stages:
         raise BadInput(f"{name}: no such stage in this run; its stages are {', '.join(stages)}")
     own_folder_name = _resolve_folder_name(cache, name, stages[name]["identity"])
-    others = [stage for stage in _read_cached(cache, name) if _spell_folder_name(stage) != own_folder_name]
+    pooled = POOLED in stages[name]["config"]  # such a stage differs in every knob from another of its name
+    others = [s for s in _read_cached(cache, name) if (POOLED in s["config"]) == pooled]
+    others = [stage for stage in others if _spell_folder_name(stage) != own_folder_name]
     return _find_causes(name, others, stages, cache) if others else [f"{name}: no other {name} is in {cache}"]
 
 
@@ -531,6 +534,7 @@ def _list_causes(
 def _spell_data_change(difference: str) -> str:
     """A difference of knobs; for the checksums that `prepare` records of a data set, what they mean."""
     changed = {"sha256": "the rows of the data set were changed", "images": "its image files were changed"}
+    changed[POOLED] = "its folds were changed; ask why of a fold's run"
     return changed.get(difference.partition(" is ")[0], difference)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import ClipConfig, DataConfig, EvaluateConfig, ModelConfig, ReflectConfig, RunConfig
-from clinkd.pipeline.graph import Stage, StageContext
+from clinkd.pipeline.graph import POOLED, Stage, StageContext
 from clinkd.pipeline.knobs import KNOBS
 from clinkd.pipeline.machine import Machine
 from clinkd.records import BadInput
@@ -34,8 +34,8 @@ def plan(config: RunConfig) -> list[Stage]:
     if folds := config.fold_runs():
         # the folds are runs of their own, so only the names of their stages stand here: each holds an identity
         keys = [{s.name: s.key for s in plan(fold)} for fold in folds]
-        splits = stage("prepare", {"folds pooled": [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
-        answers = {"folds pooled": [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
+        splits = stage("prepare", {POOLED: [k["prepare"] for k in keys]}, step="pool_splits", folds=keys)
+        answers = {POOLED: [[k[name] for name in ("select", "shuffle") if name in k] for k in keys]}
         pooled = stage("select", answers, splits, step="pool_answers", folds=keys)
         stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
         return stages

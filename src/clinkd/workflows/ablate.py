@@ -185,9 +185,16 @@ def _write_results(
 
 
 def _read_finished_run(row: str, seed: int, run: Run) -> FinishedRun:
-    """Read what the stages of a run recorded of their work. A sample of plain tuning costs three forward passes, one
-    of distillation four."""
+    """Read the scores of a run, and what its stages recorded of their work: of a cross-validation, the mean a fold."""
     run.demand_whole(with_models=False)
+    work = [_count_work(open_run(folder)) for folder in run.folds] or [_count_work(run)]
+    steps, passes = (sum(counts) / len(work) for counts in zip(*work, strict=True))
+    return FinishedRun(row, seed, ScoreIndex(read_scores(run.stage("score"))), round(steps), passes)
+
+
+def _count_work(run: Run) -> tuple[int, float]:
+    """The student's steps, and the passes of student and teacher over the training data: a sample of plain tuning costs
+    three forward passes, one of distillation four."""
     train = len(read_split(run.stage("prepare"), "train"))
     steps, passes = 0, 0.0
     for stage in run.status():
@@ -200,7 +207,7 @@ def _read_finished_run(row: str, seed: int, run: Run) -> FinishedRun:
                 passes += (4 if name == "fit-distill" else 3) * fit["samples"] / fit["rows"]
             elif stage.name == TEACHER:
                 passes += 3 * recorded["questions"] / train * fit["samples"] / fit["rows"]
-    return FinishedRun(row, seed, ScoreIndex(read_scores(run.stage("score"))), steps, passes)
+    return steps, passes
 
 
 def _build_page(
