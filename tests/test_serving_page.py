@@ -19,6 +19,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian
 
 from browser import Browser, arrived, program
+from clinkd.reporting.tables import SCORERS
 from clinkd.reporting.viewer.page import STYLE
 from clinkd.serving.app import PAGE
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
@@ -803,6 +804,11 @@ def test_the_page_has_the_colours_of_the_reports():
     ours = dict(re.findall(r"(--[\w-]+): (#\w+)", (PAGE / "style.css").read_text().partition("@media")[0]))
     shared = colours.keys() & ours.keys()
     assert len(shared) >= 10 and {k: ours[k] for k in shared} == {k: colours[k] for k in shared}
+
+
+def test_candidates_have_their_scores_in_the_words_of_the_reports():
+    words = re.search(r"const SCORES = \{(.*?)\};", (PAGE / "answer.js").read_text(), re.S)[1]
+    assert dict(re.findall(r'"?(\w[\w ]*?)"?: "([^"]+)"', words)) == SCORERS
 
 
 def test_no_markup_is_made_of_words():

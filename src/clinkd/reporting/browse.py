@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clinkd.data.images import open_image
 from clinkd.records import Box, Candidate, ImageRef, Modality, Prediction, Sample, Task
-from clinkd.reporting.tables import TITLES
+from clinkd.reporting.tables import SCORERS, TITLES
 from clinkd.reporting.viewer.shot import Picture, thumbnail
 from clinkd.scoring.metrics import PRIMARY_METRIC, list_shown_metrics
 from clinkd.storage import progress
@@ -182,7 +182,7 @@ def _describe_candidate(candidate: Candidate, number: int, shown: Shown | None) 
         value["s"] = {}
     else:
         value["a"] = shown(boxed_text.text)
-        value["s"] = {shown(k): _round_finite(v) for k, v in candidate.scores.items()}
+        value["s"] = {SCORERS.get(k) or shown(k): _round_finite(v) for k, v in candidate.scores.items()}
         if candidate.raw.strip() != boxed_text.text.strip():
             value["r"] = shown(candidate.raw)
         if candidate.unread:

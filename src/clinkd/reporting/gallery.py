@@ -10,7 +10,7 @@ from typing import NamedTuple
 from clinkd.data.images import open_image
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import Correction, Modality, Prediction, Sample, Task
-from clinkd.reporting.tables import TITLES, RetestResult
+from clinkd.reporting.tables import SCORERS, TITLES, RetestResult
 from clinkd.reporting.viewer.page import Card, CardText
 from clinkd.reporting.viewer.shot import DrawnBox, Picture, thumbnail
 from clinkd.scoring.metrics import BOXES, NAMES, PRIMARY_METRIC, Rules, SampleAnswer, read_yes_no
@@ -118,7 +118,7 @@ def list_answer_boxes(sample: Sample, prediction: Prediction) -> tuple[DrawnBox,
 
 def _spell_scores(logprob: float | None, scores: Mapping[str, float], shown: Callable[[str], str]) -> str:
     parts = [] if logprob is None else [f"how likely the model finds it {logprob:.2f} (0 is best)"]
-    return ", ".join([*parts, *(f"{shown(k)} {v:.3f}" for k, v in scores.items())]) or "no scores"
+    return ", ".join([*parts, *(f"{SCORERS.get(k) or shown(k)} {v:.3f}" for k, v in scores.items())]) or "no scores"
 
 
 def rewritten_card(rewritten: CorrectedAnswer, root: Path, shown: Callable[[str], str]) -> Card:

@@ -172,7 +172,7 @@ def _show_scores(summary: RunSummary, score_index: ScoreIndex, browsed: PageCont
 
 def _show_reflection(tables: Sequence[Table]) -> list[Html]:
     """The first table about the corrections, open; the others folded."""
-    first = [_show_table(t) for t in tables[:1]]
+    first = [part for t in tables[:1] for part in _shorten_table(t)]
     return [*first, *(page.folded(t.title, _shorten_table(t)) for t in tables[1:])]
 
 

@@ -18,6 +18,10 @@ TITLES = {
     Modality.ENDOSCOPY: "Endoscopy", Modality.DERMOSCOPY: "Dermoscopy", Modality.FUNDUS: "Fundus",
     Modality.ULTRASOUND: "Ultrasound", Modality.MICROSCOPY: "Microscopy", Modality.OTHER: "Other",
 }  # fmt: skip
+SCORERS = {  # the scores of candidates in plain words, as on the page of `clinkd serve`
+    "clip": "fit of text and image", "clip text": "fit of the words to the image",
+    "clip crop": "fit of the words to what is in the box", "agreement": "likeness to the other candidates",
+}  # fmt: skip
 MISSING, NOT_COMPUTED = "-", "not computed"
 SCORES, BY_MODALITY, OUTSIDE, BY_SOURCE = "scores", "by_modality", "outside_modalities", "by_source"  # keys of tables
 SELECTION = "selection"
