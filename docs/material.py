@@ -86,8 +86,7 @@ def write_sheet(path: Path, rows: list[Row]) -> None:
         writer.writerows([HEAD, *rows])
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def write_material(folder: Path) -> None:
     (folder / "scans").mkdir(parents=True)
     rows: list[Row] = []
     for number in range(20):
@@ -99,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_material(Path(sys.argv[1]))

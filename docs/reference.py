@@ -55,9 +55,9 @@ def write_knobs() -> Iterator[str]:
     """Every group of knobs, once: a training has the same knobs wherever it stands."""
     yield "# Knobs"
     yield ""
-    yield "Every knob of a run: `--set NAME=VALUE`, or a line of the YAML that `clinkd recipe NAME` prints. A name is that"
-    yield "of its group, a dot and its own. Defaults are those of a bare run; recipes have others. `null` leaves a stage"
-    yield "or a group out; where that is the default, `--set GROUP={}` brings it in first."
+    yield "Every knob of a run: `--set NAME=VALUE`, or a line of the YAML that `clinkd recipe NAME` prints. A name is"
+    yield "that of its group, a dot and its own. Defaults are those of a bare run; recipes have others. `null` leaves a"
+    yield "stage or a group out; where that is the default, `--set GROUP={}` brings it in first."
     yield ""
     whole = bring_in_groups(RunConfig())
     groups: dict[type[Knobs], list[str]] = {RunConfig: [""]}
@@ -104,8 +104,8 @@ def write_group(group: type[Knobs], places: list[str], whole: RunConfig) -> Iter
 def write_verbs() -> Iterator[str]:
     yield "# Verbs"
     yield ""
-    yield "What `clinkd VERB --help` says. Flags are never shortened. Wrong input gives one line and exit status 2, a fault"
-    yield "of the program 1, Ctrl-C 130."
+    yield "What `clinkd VERB --help` says. Flags are never shortened. Wrong input gives one line and exit status 2, a"
+    yield "fault of the program 1, Ctrl-C 130."
     yield ""
     parser = _parser()
     for verb in parser._list_verbs():
@@ -282,7 +282,7 @@ def write_class(name: str, kind: type[Any]) -> Iterator[str]:
         yield "Its fields are the [knobs](knobs.md) of a run."
         yield ""
         return
-    fields = {f: t for f, t in kind.__dict__.get("__annotations__", {}).items() if not f.startswith("_")}
+    fields = {f: t for f, t in inspect.get_annotations(kind).items() if not f.startswith("_")}
     rows: list[list[object]] = [[f"`{field}`", f"`{kind_}`", ""] for field, kind_ in fields.items()]
     rows += [
         [f"`{n}`", f"`{inspect.signature(p.fget).return_annotation}`", inspect.cleandoc(p.fget.__doc__ or "")]

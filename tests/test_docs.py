@@ -1,4 +1,4 @@
-"""Every page: its links lead somewhere, its commands and knobs are the program's; the reference is what is generated."""
+"""Every page: its links lead somewhere, its commands and knobs are the program's, the reference is its own words."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from docs.reference import FOLDER, PAGES, bring_in_groups, write_page
 
 from clinkd.cli import _parser
 from clinkd.config import NAMED_POSITIONS, RunConfig
 from clinkd.experiments import EXPERIMENTS, demo
 from clinkd.settings import override, panel
-from docs.reference import FOLDER, PAGES, bring_in_groups, write_page
 
 ROOT = Path(__file__).parents[1]
 ALL = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

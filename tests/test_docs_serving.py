@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from clinkd.inference.self_consistency import CERTAIN
 from clinkd.serving.app import Served, create
 from clinkd.serving.asking import RequestHandler
