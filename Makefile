@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check lint format extras wheelhouse clean
+.PHONY: help venv demo test test-all check lint format docs extras wheelhouse clean
 
 PYTHON ?= python3
 V := .venv
@@ -37,10 +37,10 @@ demo: $(V)/.run  ## install, then the whole method on drawn images, in minutes
 
 venv: $(V)/.dev  ## install into .venv, with the tools of the checks
 
-test: lint  ## install, then every check, with a slice of each slow one
+test: lint docs  ## install, then every check, with a slice of each slow one
 	$(PYTEST)
 
-test-all: lint  ## the same with the slow checks whole
+test-all: lint docs  ## the same with the slow checks whole
 	$(PYTEST) -m "slow or not slow"
 
 check: test  ## the same as test
@@ -55,18 +55,21 @@ format: $(V)/.dev  ## put the code into shape
 	$(V)/bin/ruff format
 	$(V)/bin/ruff check --fix
 
+docs: $(V)/.dev  ## build the pages of docs/ as a site, into site/; a broken link fails
+	$(V)/bin/mkdocs build --strict --quiet
+
 extras: $(V)/.run  ## install what pip cannot: the jars of SPICE, by Maven, and Chromium, by apt-get as root
 	$(V)/bin/clinkd spice install $(if $(SPICE_JARS),--from "$(SPICE_JARS)")
 	@$(foreach name,$(CHROMIUMS),command -v $(name) >/dev/null || ) $(install_chromium)
 
 wheelhouse: $(V)/.made  ## collect every wheel into WHEELHOUSE (wheelhouse), for a machine without network
-	$(PIP) wheel --wheel-dir "$(WHEELS)" -c constraints.txt pip setuptools '.[dev]'
+	$(PIP) wheel --wheel-dir "$(WHEELS)" -c constraints.txt pip setuptools '.[dev,docs]'
 	rm -f "$(WHEELS)"/clinkd-*.whl
 	@echo "$$(ls "$(WHEELS)" | wc -l) wheels, $$(du -sh "$(WHEELS)" | cut -f1), for $$($(PY) -c 'import platform as p; print("Python", p.python_version(), "on", p.system(), p.machine())')"
 	@echo "carry the folder over, then: make demo WHEELHOUSE=$(WHEELS)"
 
 clean:  ## remove .venv and what checks left; runs/ and wheelhouse/ stay
-	rm -rf $(V) .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info build
+	rm -rf $(V) site .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info build
 
 # A stamp is written last, so an install that was broken off is done again.
 $(V)/.made:
@@ -84,7 +87,7 @@ $(V)/.run: $(V)/.made pyproject.toml constraints.txt
 	@touch $@
 
 $(V)/.dev: $(V)/.run
-	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
 	@touch $@
 
 # Only pictures of pages need a browser, so where there is none the rest goes on.

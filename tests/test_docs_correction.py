@@ -1,22 +1,20 @@
-"""docs/CORRECTION.md: its knobs and values exist, its YAML is a config, its commands are the program's."""
+"""docs/CORRECTION.md and SELECTION.md: their knobs and values exist, their YAML is a config."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from clinkd.cli import _parser
 from clinkd.config import RunConfig
 from clinkd.experiments import demo
 from clinkd.settings import override, panel
 
-TEXT = (Path(__file__).parent.parent / "docs" / "CORRECTION.md").read_text()
-KNOBS = re.findall(r"`((?:reflect|select|answer)\.[a-z_.]+)(?:=([^`]+))?`", TEXT)
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+DOCS = Path(__file__).parent.parent / "docs"
+TEXT = (DOCS / "CORRECTION.md").read_text()
+KNOBS = re.findall(r"`((?:reflect|select|answer)\.[a-z_.]+)(?:=([^`]+))?`", TEXT + (DOCS / "SELECTION.md").read_text())
 FOLDERS = ("FOLDER",)
 
 
@@ -33,7 +31,7 @@ def test_a_knob_that_is_named_exists_and_takes_the_value(name: str, value: str) 
 
 
 def test_enough_is_named() -> None:
-    assert len(set(KNOBS)) > 15 and len(COMMANDS) == 3
+    assert len(set(KNOBS)) > 15
 
 
 def test_the_yaml_is_a_config_and_its_defaults_are_those_told() -> None:
@@ -43,12 +41,3 @@ def test_the_yaml_is_a_config_and_its_defaults_are_those_told() -> None:
     tree["reflect"] |= {**given, "chat": {**tree["reflect"]["chat"], **given["chat"]}}
     config = RunConfig.model_validate(tree)
     assert config.reflect and config.reflect.chat and config.reflect.chat.budget == 5
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_is_one_of_the_programs(line: str) -> None:
-    words = shlex.split(line, comments=True)
-    assert words[0] == "clinkd"
-    args = _parser().parse_args(words[1:])
-    settings = [s.replace("mine.jsonl", "/dev/null") for s in args.settings]
-    override(demo(), settings)

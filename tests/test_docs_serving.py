@@ -1,39 +1,20 @@
-"""docs/SERVING.md: its commands are the program's, its routes and figures those there are."""
+"""docs/SERVING.md: its routes and figures those there are."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
-import pytest
-
-from clinkd.cli import _parser
-from clinkd.experiments import demo
 from clinkd.inference.self_consistency import CERTAIN
 from clinkd.serving.app import Served, create
 from clinkd.serving.asking import RequestHandler
 from clinkd.serving.decoding import Decoders
 from clinkd.serving.engine import Engine
 from clinkd.serving.limits import NOTICE, ServerLimits
-from clinkd.settings import override
 from clinkd.workflows.review import FILE
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "SERVING.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_is_one_of_the_programs(line: str, tmp_path: Path) -> None:
-    words = shlex.split(line, comments=True)
-    assert words[0] == "clinkd"
-    args = _parser().parse_args(words[1:])
-    if words[1] == "run":
-        file = tmp_path / FILE
-        file.touch()
-        override(demo(), [f"reflect.replay={file}"])
-        assert args.settings == [f"reflect.replay=runs/demo/{FILE}"]
 
 
 def test_every_route_is_told() -> None:

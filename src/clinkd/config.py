@@ -240,7 +240,7 @@ class NativePositions(PositionKnobs):
 Positions = Annotated[
     AffinePositions | MRopePositions | SequentialPositions | NativePositions, Field(discriminator="kind")
 ]
-# The settings that have a name, each a row of the table in PAPER.md.
+# The settings that have a name, each a row of the table in docs/POSITIONS.md.
 NAMED_POSITIONS: Mapping[str, Positions] = {
     "tied": AffinePositions(stride=2, gap="equal", resume="tokens"),  # the paper's MCG-RoPE
     "gap": AffinePositions(stride=1, gap=2, resume="extent"),  # the paper's released code

@@ -166,7 +166,7 @@ class Affine(PositionScheme):
         )
 
     def _check_overlap(self, grids_N2: Tensor) -> None:
-        """Raise BadInput if the last patch of an axis would not stand before the text that follows (PAPER.md).
+        """Raise BadInput if the last patch of an axis would not stand before the text that follows (docs/POSITIONS.md).
 
         With equal gaps the condition is gap > 0, hence stride (n - 1) < wh + 1; with a given gap, gap + stride (n - 1)
         < wh + 1. With resume="extent" text never overlaps.
