@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +23,10 @@ from clinkd.pipeline.runs import Run, find_finished_run, find_run
 from clinkd.records import BoxedText, Candidate, Prediction, Sample, Task
 from clinkd.scoring.baselines import MEDIAN_BOX, make_image_blind_baselines
 from clinkd.storage import JsonLines, write_json, write_lines
+from clinkd.workflows.ablate import _read_finished_run
 
 PATIENTS, FOLDS = 11, 3
+REAL_STEPS = {name: getattr(steps, name) for name in ("base", "answer", "shuffle", "select")}
 WITHOUT_METHOD = ("teacher=null", "distill=null", "reflect=null", "select.scorer=first")
 
 
@@ -176,18 +179,38 @@ def test_a_broken_off_run_goes_on_and_a_fold_can_be_run_alone(study, trained, ca
         (work.folder / "report.html").write_text("<p>")
 
     monkeypatch.setattr(steps, "score", score)
-    assert main([*here, "--set", "data.fold=2", "--name", "alone"]) == 0
+    assert main([*here, "--set", "data.fold=2", "--name", "study-fold-2"]) == 0
     monkeypatch.setattr(steps, "base", stopped)
     assert main(here) == 130 and len(trained) == 1
     monkeypatch.setattr(steps, "base", base)
     capsys.readouterr()
     assert main(["status", "study", "--runs", str(runs)]) == 0
     out = capsys.readouterr().out
-    assert "1 of 9 stages done, 1 of 2 folds begun" in " ".join(out.split())
-    assert "fold-1/base" in out and "stopped" in out and "go on with: " in out
+    assert "7 of 15 stages done, 2 of 2 folds begun" in " ".join(out.split())
+    assert re.search(r"fold-1/base +stopped", out) and re.search(r"fold-2/score +done", out) and "go on with: " in out
     go_on = out.partition("go on with: ")[2].split()
     assert main(go_on[go_on.index("run") :]) == 0 and len(trained) == 2, "fold 2 was there"
-    assert find_run("alone", runs).stage("select") == find_run("study-fold-2", runs).stage("select")
+    assert find_run("study", runs).status()[-1].state == "done"
+
+
+@pytest.mark.slow
+def test_real_images_are_learned_fold_by_fold(study, monkeypatch, tmp_path):
+    for name, step in REAL_STEPS.items():
+        monkeypatch.setattr(steps, name, step)
+    fits = ("teacher.fit", "distill.fit", "reflect.fit", "model.tiny.pretrain.vision", "model.tiny.pretrain.pairs")
+    quick = ("data.folds=2", "teacher.share=0.5", "select.clip.epochs=0.5", "answer.max_new_tokens=8", "threads=1",
+             "model.tiny.hidden=48", "model.tiny.heads=2", "model.tiny.layers=1", "reflect.review_share=0.1",
+             *(f"{fit}.{knob}" for fit in fits for knob in ("min_steps=2", "epochs=0.1")))  # fmt: skip
+    words = ["run", "real", "--runs", str(tmp_path), "--set", f"data.path={study}"]
+    assert main([*words, *(x for q in quick for x in ("--set", q))]) == 0
+    pooled, folds = find_run("real", tmp_path), [find_run(f"real-fold-{n}", tmp_path) for n in (1, 2)]
+    answers = [p for fold in folds for p in read_predictions(fold.stage("select"))]
+    assert read_predictions(pooled.stage("select")) == answers and len({p.by for p in answers}) == 2
+    finished = [_read_finished_run("row", 0, run) for run in (pooled, *folds)]
+    assert finished[0].steps == sum(run.steps for run in finished[1:]) / 2 > 0
+    image = str(study / "images/0.png")
+    words = ["ask", "--runs", str(tmp_path), "--run", "real-fold-1", "--out", str(tmp_path / "answer.png")]
+    assert main([*words, image, "Where is the liver?"]) == 0
 
 
 def test_baselines_never_see_the_patients_they_answer_for(finished):
