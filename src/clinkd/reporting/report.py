@@ -15,7 +15,7 @@ from clinkd.reporting.figures import Curve
 from clinkd.reporting.gallery import PLAIN_RULES, CorrectedAnswer, answer_card, judge_answer, rewritten_card
 from clinkd.reporting.opening import explain_tasks, show_three, state_result, tabulate_headline
 from clinkd.reporting.printed import paper_tables
-from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, TITLES, ScoreIndex, to_csv, to_markdown
+from clinkd.reporting.tables import BY_MODALITY, OUTSIDE, SCORES, TITLES, ScoreIndex, to_csv, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.reporting.viewer.browse import Choices, Key, render_browser
 from clinkd.reporting.viewer.overlay import ANSWER, ASKED, LATER, TRUTH
@@ -182,7 +182,8 @@ def _show_table(table: Table) -> Html:
 
 
 def _fold_table(table: Table) -> Html:
-    return page.folded(table.title, [_show_table(table)])
+    by_row = ": every baseline, the first beam, the best candidate" if table.key == SCORES else ""
+    return page.folded(table.title + by_row, [_show_table(table)])
 
 
 def _build_answer_browser(browsed: PageContent, cards: Html) -> Html:
