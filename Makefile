@@ -28,13 +28,13 @@ endif
 ifdef TORCH_INDEX
 TORCH := $(V)/.torch
 TORCH_FROM := $(if $(findstring :/,$(TORCH_INDEX)),--index-url,--no-index --find-links) "$(TORCH_INDEX)"
-SIZE := about 1.3 GB into .venv, and the torch of TORCH_INDEX
+SIZE := about 1 GB into .venv, and the torch of TORCH_INDEX
 NEEDED_MB := 4000
 else
-SIZE := about 6 GB into .venv, 3.6 GB of it GPU libraries of torch
+SIZE := about 5.5 GB into .venv, 3.4 GB of it GPU libraries of torch
 NEEDED_MB := $(if $(WHEELHOUSE),6500,9000)
 endif
-TO_FETCH := $(if $(TORCH_INDEX),0.3 GB to fetch: half a minute,3.0 GB to fetch: 5 min) at 10 MB/s; then as long to unpack
+TO_FETCH := $(if $(TORCH_INDEX),0.3 GB to fetch: half a minute,2.8 GB to fetch: 5 min) at 10 MB/s; then as long to unpack
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -80,7 +80,7 @@ extras: $(V)/.run  ## install what pip cannot: the jars of SPICE, by Maven, and 
 wheel: $(V)/.made  ## build dist/clinkd-VERSION-py3-none-any.whl, to install elsewhere (docs/INSTALL.md)
 	$(INSTALL) setuptools
 	rm -rf build dist/clinkd-*.whl
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)} \
 		$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 	cp constraints.txt dist
 	@echo "elsewhere: pip install -c constraints.txt $$(cd dist && ls clinkd-*.whl)   (both are in dist)"

@@ -63,12 +63,12 @@ def test_a_wheel_is_the_same_twice_and_runs_elsewhere(tmp_path):
     """Dependencies are those of this Python, by a .pth file: to install them anew takes gigabytes."""
     project = copy_project(tmp_path / "project")
     sums = []
-    for epoch in ({}, {}, {"SOURCE_DATE_EPOCH": "1700000000"}):
-        run("make", "wheel", folder=project, **epoch)
+    for _ in range(2):
+        run("make", "wheel", folder=project)
         sums.append(hashlib.sha256((project / "dist" / WHEEL).read_bytes()).hexdigest())
         for file in (project / "src").rglob("*.py"):
             os.utime(file)
-    assert sums[0] == sums[1] != sums[2]
+    assert sums[0] == sums[1]
     assert (project / "dist" / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
 
     clean = tmp_path / "clean"
@@ -198,9 +198,9 @@ def test_a_folder_without_torch_is_named(project):
 @pytest.mark.parametrize(
     ("words", "sizes"),
     [
-        ((), ["6 GB into .venv, 3.6 GB of it GPU libraries", "3.0 GB to fetch: 5 min at 10 MB/s", "TORCH_INDEX"]),
-        (("WHEELHOUSE=wheels",), ["6 GB into .venv", "TORCH_INDEX"]),
-        (("TORCH_INDEX=torch",), ["1.3 GB into .venv, and the torch of TORCH_INDEX", "0.3 GB to fetch"]),
+        ((), ["5.5 GB into .venv, 3.4 GB of it GPU libraries", "2.8 GB to fetch: 5 min at 10 MB/s", "TORCH_INDEX"]),
+        (("WHEELHOUSE=wheels",), ["5.5 GB into .venv", "TORCH_INDEX"]),
+        (("TORCH_INDEX=torch",), ["1 GB into .venv, and the torch of TORCH_INDEX", "0.3 GB to fetch"]),
     ],
 )
 def test_sizes_are_told_before_and_too_small_a_disk_is_refused(project, monkeypatch, words, sizes):
