@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check lint format docs extras wheelhouse clean
+.PHONY: help venv demo test test-all check lint format docs extras wheel wheelhouse clean
 
 PYTHON ?= python3
 V := .venv
@@ -16,18 +16,31 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 
 PYTEST += $(if $(COVERAGE),--cov --cov-report=term)
 WHEELS := $(or $(WHEELHOUSE),wheelhouse)
 
-# With WHEELHOUSE=folder everything comes from that folder and pip opens no connection.
+# With WHEELHOUSE=folder everything but the torch of TORCH_INDEX comes from that folder and pip opens no connection.
+ALONE := env -u PIP_FIND_LINKS -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL $(PIP)
 ifdef WHEELHOUSE
-INSTALL := env -u PIP_FIND_LINKS -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL \
-	$(PIP) install --no-index --find-links "$(WHEELHOUSE)" -c constraints.txt
+INSTALL := $(ALONE) install --no-index --find-links "$(WHEELHOUSE)" -c constraints.txt
 else
 INSTALL := $(PIP) install -c constraints.txt
 endif
+
+# The pin torch==2.x.y takes a build 2.x.y+cpu too. It asks for no GPU libraries, and later installs leave it alone.
+ifdef TORCH_INDEX
+TORCH := $(V)/.torch
+TORCH_FROM := $(if $(findstring :/,$(TORCH_INDEX)),--index-url,--no-index --find-links) "$(TORCH_INDEX)"
+SIZE := about 1 GB into .venv, and the torch of TORCH_INDEX
+NEEDED_MB := 4000
+else
+SIZE := about 5.5 GB into .venv, 3.4 GB of it GPU libraries of torch
+NEEDED_MB := $(if $(WHEELHOUSE),6500,9000)
+endif
+TO_FETCH := $(if $(TORCH_INDEX),0.3 GB to fetch: half a minute,2.8 GB to fetch: 5 min) at 10 MB/s; then as long to unpack
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "WHEELHOUSE=folder   install from that folder, with no network (collect it with make wheelhouse)"
+	@echo "TORCH_INDEX=place   torch alone comes from that folder or index: a build without GPU libraries (docs/INSTALL.md)"
 	@echo "SPICE_JARS=folder   extras takes the jars of SPICE from that folder, with no network"
 	@echo "COVERAGE=1          the checks count the lines they cover, in six tenths more time; CI does"
 	@echo "PYTHON=program      the Python, 3.11 or newer, that makes .venv (now $(PYTHON))"
@@ -45,11 +58,12 @@ test-all: lint docs  ## the same with the slow checks whole
 
 check: test  ## the same as test
 
-lint: $(V)/.dev  ## format, lint, types and floors
+lint: $(V)/.dev  ## format, lint, types and floors, and the Containerfile
 	$(V)/bin/ruff format --check
 	$(V)/bin/ruff check
 	$(V)/bin/mypy
 	$(V)/bin/lint-imports
+	$(V)/bin/hadolint Containerfile
 
 format: $(V)/.dev  ## put the code into shape
 	$(V)/bin/ruff format
@@ -62,14 +76,26 @@ extras: $(V)/.run  ## install what pip cannot: the jars of SPICE, by Maven, and 
 	$(V)/bin/clinkd spice install $(if $(SPICE_JARS),--from "$(SPICE_JARS)")
 	@$(foreach name,$(CHROMIUMS),command -v $(name) >/dev/null || ) $(install_chromium)
 
+# What an earlier build left in build/ would be packed, too.
+wheel: $(V)/.made  ## build dist/clinkd-VERSION-py3-none-any.whl, to install elsewhere (docs/INSTALL.md)
+	$(INSTALL) setuptools
+	rm -rf build dist/clinkd-*.whl
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)} \
+		$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	cp constraints.txt dist
+	@echo "elsewhere: pip install -c constraints.txt $$(cd dist && ls clinkd-*.whl)   (both are in dist)"
+
 wheelhouse: $(V)/.made  ## collect every wheel into WHEELHOUSE (wheelhouse), for a machine without network
-	$(PIP) wheel --wheel-dir "$(WHEELS)" -c constraints.txt pip setuptools '.[dev,docs]'
+	$(if $(TORCH_INDEX),$(call check_torch_index))
+	$(if $(TORCH_INDEX),$(ALONE) download --no-deps -d "$(WHEELS)" -c constraints.txt $(TORCH_FROM) torch)
+	$(PIP) wheel --wheel-dir "$(WHEELS)" $(if $(TORCH_INDEX),--find-links "$(WHEELS)") -c constraints.txt \
+		pip setuptools '.[dev,docs]'
 	rm -f "$(WHEELS)"/clinkd-*.whl
 	@echo "$$(ls "$(WHEELS)" | wc -l) wheels, $$(du -sh "$(WHEELS)" | cut -f1), for $$($(PY) -c 'import platform as p; print("Python", p.python_version(), "on", p.system(), p.machine())')"
 	@echo "carry the folder over, then: make demo WHEELHOUSE=$(WHEELS)"
 
-clean:  ## remove .venv and what checks left; runs/ and wheelhouse/ stay
-	rm -rf $(V) site .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info build
+clean:  ## remove .venv and what checks and builds left; runs/ and wheelhouse/ stay
+	rm -rf $(V) site .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache src/*.egg-info build dist
 
 # A stamp is written last, so an install that was broken off is done again.
 $(V)/.made:
@@ -79,9 +105,17 @@ $(V)/.made:
 	$(PYTHON) -m venv --clear $(V)
 	@touch $@
 
+# --upgrade: 2.x.y+cpu counts as newer than a 2.x.y that is there already.
+$(V)/.torch: $(V)/.made constraints.txt
+	$(call check_torch_index)
+	$(tell_size)
+	$(ALONE) install --no-deps --upgrade -c constraints.txt $(TORCH_FROM) torch
+	@touch $@
+
 # setuptools is installed first and used without build isolation, so that the build is pinned and works offline.
-$(V)/.run: $(V)/.made pyproject.toml constraints.txt
+$(V)/.run: $(V)/.made $(TORCH) pyproject.toml constraints.txt
 	$(call check_wheelhouse)
+	$(tell_size)
 	$(INSTALL) setuptools
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
@@ -100,4 +134,17 @@ endef
 
 define check_wheelhouse
 @$(if $(WHEELHOUSE),ls "$(WHEELHOUSE)"/torch-*.whl >/dev/null 2>&1 || { echo "WHEELHOUSE=$(WHEELHOUSE): no wheels there; collect them with make wheelhouse on a machine with network" >&2; exit 2; },:)
+endef
+
+define check_torch_index
+@case "$(TORCH_INDEX)" in *:/*) ;; *) ls "$(TORCH_INDEX)"/torch-*.whl >/dev/null 2>&1 || { echo "TORCH_INDEX=$(TORCH_INDEX): no wheel of torch there; give a folder that holds one, or the address of an index" >&2; exit 2; }; esac
+endef
+
+# Before the large packages, so only where torch is not there yet.
+define tell_size
+@ls -d $(V)/lib*/python*/site-packages/torch >/dev/null 2>&1 || { echo "installs $(SIZE)"; \
+	$(if $(WHEELHOUSE),,echo "$(TO_FETCH)";) \
+	$(if $(TORCH_INDEX),,echo "without GPU libraries: make TORCH_INDEX=place ..., see docs/INSTALL.md";) \
+	free=$$(df -Pm . | awk 'NR == 2 { print $$4 }'); [ "$$free" -ge $(NEEDED_MB) ] || \
+	{ echo "$(CURDIR): $$free MB of disk are free, and .venv wants $(NEEDED_MB) while it is made; make room" >&2; exit 2; }; }
 endef

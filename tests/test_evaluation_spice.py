@@ -258,9 +258,9 @@ def test_batches_hold_every_pair_once_the_long_ones_last_and_within_bounds() -> 
     batches = list(spice._split_batches(captions))
     flat = [c for batch in batches for c in batch]
     assert sorted(flat) == sorted(captions) and len(batches) > 2
-    costs = [spice._cpu_seconds(spice._texts(c)) for c in flat]
+    costs = [spice.estimate_cpu_seconds(spice._texts(c)) for c in flat]
     assert costs == sorted(costs)
-    assert all(len(b) == 1 or spice._cpu_seconds(spice._texts(*b)) <= spice.BATCH_SECONDS for b in batches)
+    assert all(len(b) == 1 or spice.estimate_cpu_seconds(spice._texts(*b)) <= spice.BATCH_SECONDS for b in batches)
     # a text that stands in many pairs counts once
     assert len(list(spice._split_batches([Caption(f"{n % 60}", (f"{n // 60}",)) for n in range(3600)]))) == 1
 

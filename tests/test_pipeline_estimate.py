@@ -19,7 +19,7 @@ from clinkd.cli import main
 from clinkd.config import FitConfig, ModelConfig, PhantomConfig, ReflectConfig, RunConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
-from clinkd.data.split import sample_share
+from clinkd.data.split import count_sampled_images, sample_share
 from clinkd.data.writers import write_jsonl
 from clinkd.experiments import demo, laptop, paper
 from clinkd.model.encode import group_by_images
@@ -42,6 +42,8 @@ SMALL = [
     "model.tiny.hidden=48", "model.tiny.layers=1", "model.tiny.heads=2", "evaluate.replicates=20",
     "model.tiny.pretrain.vision.rows=12", "model.tiny.pretrain.pairs.rows=12", "teacher.fit.rows=8",
     "distill.fit.rows=8", "reflect.fit.rows=8", "threads=1",
+    "model.tiny.pretrain.vision.epochs=0.7", "model.tiny.pretrain.pairs.epochs=1", "teacher.fit.epochs=1.2",
+    "distill.fit.epochs=0.5", "reflect.fit.epochs=0.6",  # two or three steps each
 ]  # fmt: skip
 
 
@@ -55,6 +57,20 @@ def told(config, failing_java, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """What a trial tells that scores captions without METEOR."""
     runs = tmp_path_factory.mktemp("runs")
     return runs, forecast(config, states_of(config, runs), runs)
+
+
+@pytest.mark.parametrize("knobs", [SMALL, ["data.phantoms.train_images=9", "select.scorer=first"], []])
+def test_a_trial_trains_no_longer_than_the_run(knobs):
+    config = override(demo(), knobs)
+    small = trial.shrink_config(config)
+    for split in ("train", "validation", "test"):
+        name = f"{split}_images"
+        assert getattr(small.data.phantoms, name) <= getattr(config.data.phantoms, name)
+    for name, fit_config in config.fits().items():
+        there, here = config.data.phantoms.train_images, trial._count_kept_rows(config)["train"]
+        if name == "teacher.fit":
+            there, here = (count_sampled_images(n, config.teacher.share, config.seed) for n in (there, here))
+        assert small.fits()[name].count_steps(here) == min(16, fit_config.count_steps(there)), name
 
 
 def states_of(config: RunConfig, runs: Path) -> list[StageStatus]:
@@ -216,7 +232,7 @@ def test_time_goes_with_what_it_is_taken_by(given, tmp_path):
     assert run.estimate("distill", distill).seconds == pytest.approx(0.1 * steps_there + 0.7 + epochs * 500 * 0.01 / 2)
 
     plain = trial.Trial(3.0, 1.0, 1.0, {}, {})
-    assert run.estimate("score", plain).seconds == pytest.approx(3 + 0.25 * 180)
+    assert run.estimate("score", plain).seconds == pytest.approx(3 + 0.25 * 150)
     assert run.estimate("select", plain).seconds == pytest.approx(3 * 250 / 30)
     run.paces, batch = {config.answer.rows: (2.0, 0.1), 1: (1.0, 0.1)}, config.answer.batch
     run.tokens = {"train": [4], "validation": [10], "test": [10, 1000]}

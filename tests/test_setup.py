@@ -132,13 +132,6 @@ def test_a_wheelhouse_without_wheels_is_named(tmp_path):
     assert status != 0 and "WHEELHOUSE=empty: no wheels there; collect them with make wheelhouse" in lines[0]
 
 
-def test_a_wheel_holds_every_file_that_is_no_python():
-    package = ROOT / "src" / "clinkd"
-    packed = {file for glob in PYPROJECT["tool"]["setuptools"]["package-data"]["clinkd"] for file in package.glob(glob)}
-    files = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
-    assert files == packed and {package / "reporting/viewer/page.css", package / "reporting/viewer/page.js"} < files
-
-
 def test_rooms_that_must_start_without_torch_do():
     contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
     rooms = next(c["source_modules"] for c in contracts if c["type"] == "forbidden")

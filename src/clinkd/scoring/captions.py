@@ -74,11 +74,12 @@ class CaptionScorer:
 
     It tokenizes a text once, counts an answer once and starts METEOR once, however often they are needed: the modes and
     the image-blind baselines of an evaluation share most of their answers. `spice_file`: the cache of SPICE scores, if
-    not the file of all runs.
+    not the file of all runs. `leave_out_spice` may be set at any time: from then on SPICE counts as not computed.
     """
 
     def __init__(self, spice_file: Path | None = None) -> None:
         self.spice_file = spice_file
+        self.leave_out_spice = False
         self._tokens: dict[str, str] = {}
         self._counts: dict[Caption, Counts] = {}
         self._meteor: _Meteor | None = None

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,8 +37,9 @@ from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_split
 from clinkd.pipeline.stages import plan
-from clinkd.records import SPLITS, Candidate, Prediction, Sample, Split
-from clinkd.scoring.captions import CaptionScorer
+from clinkd.records import SPLITS, Candidate, Prediction, Sample, Split, Task
+from clinkd.scoring.captions import CaptionScorer, NotComputed
+from clinkd.scoring.spice import estimate_cpu_seconds, find_program
 from clinkd.settings import change_knobs, override
 from clinkd.storage import folder_bytes, read_json, write_json, write_lines
 from clinkd.workflows.forecast import CHECKPOINTS, StageEstimate, trained_bytes
@@ -70,14 +71,17 @@ Counts = dict[str, dict[Split, int]]  # of "questions", "rows" and "images", by 
 
 
 def shrink_config(config: RunConfig) -> RunConfig:
-    """The run with fewer images, a few steps of each training, and short answers."""
-    steps = 16 if config.model.base is None else 4  # of each training: a tiny model's first steps tell little
-    kept = _count_kept_rows(config)
+    """The run with fewer images, a few steps of each training, though no more than the run itself takes, and short
+    answers. How many rows given data has is not known yet: on them each training takes the few steps."""
+    few = 16 if config.model.base is None else 4  # of each training: a tiny model's first steps tell little
+    kept, whole = _count_kept_rows(config), _count_drawn_images(config, "train")
     settings = [f"answer.max_new_tokens={SHORTEST}"]
-    settings += [f"data.phantoms.{split}_images={max(WIDE[split], number)}" for split, number in kept.items()]
+    for split, number in kept.items():
+        settings.append(f"data.phantoms.{split}_images={_limit_to_drawn(config, split, max(WIDE[split], number))}")
     for name, fit in config.fits().items():
-        share = config.teacher.share if config.teacher and name == "teacher.fit" else 1.0
-        epochs = steps * fit.rows / max(1, round(share * kept["train"]))
+        steps = few if whole is None else min(few, fit.count_steps(_count_trained_rows(config, name, whole)))
+        # half a step less, rounded up by the training: as many steps whatever the rounding of the epochs
+        epochs = (steps - 0.5) * fit.rows / max(1, _count_trained_rows(config, name, kept["train"]))
         settings += [f"{name}.epochs={epochs}", f"{name}.min_steps=0", f"{name}.checkpoint_seconds=1000000000"]
     if config.reflect:  # a trial pays nobody
         settings.append("reflect.corrector=offline")
@@ -87,7 +91,25 @@ def shrink_config(config: RunConfig) -> RunConfig:
 def _count_kept_rows(config: RunConfig) -> dict[Split, int]:
     """How many rows of each split the small run keeps."""
     train, held = (128, 12) if config.model.base is None else (24, 4)
-    return {"train": max([train, *(fit.rows for fit in config.fits().values())]), "validation": held, "test": held}
+    most = {"train": max([train, *(fit.rows for fit in config.fits().values())]), "validation": held, "test": held}
+    return {split: _limit_to_drawn(config, split, most[split]) for split in SPLITS}
+
+
+def _limit_to_drawn(config: RunConfig, split: Split, number: int) -> int:
+    drawn = _count_drawn_images(config, split)
+    return number if drawn is None else min(number, drawn)
+
+
+def _count_drawn_images(config: RunConfig, split: Split) -> int | None:
+    """The phantoms of a split, an image a row; None where data is given."""
+    return None if config.data.path else int(getattr(config.data.phantoms, f"{split}_images"))
+
+
+def _count_trained_rows(config: RunConfig, name: str, rows: int) -> int:
+    """On how many of the training rows a stage, or the training of these knobs, trains."""
+    if name.startswith("teacher") and config.teacher:
+        return count_sampled_images(rows, config.teacher.share, config.seed)
+    return rows
 
 
 @dataclass
@@ -119,7 +141,8 @@ class SmallRun:
             inputs = {need.name: self.finished[need.name] for need in stage.needs}
             if stage.name in WIDE_STAGES:
                 inputs["prepare"] = self.folder / "wide"
-            trial = self._try_stage(stage, inputs, place)
+            tried = self._try_scoring if stage.name == "score" else partial(self._try_stage, place=place)
+            trial = tried(stage, inputs)
             if stage.name == "prepare":
                 self.thin(place)
             if stage.name == "base":
@@ -129,8 +152,6 @@ class SmallRun:
             if stage.name in ("answer", "shuffle"):
                 files: dict[Split, str] = steps.ANSWER_FILES if stage.name == "answer" else {"test": PREDICTIONS}
                 write_truths(place, self.folder / "wide", files, self.config.answer.candidates)
-            if stage.name == "score":
-                self._measure_scores(stage, inputs, trial)
             yield self.estimate(stage.name, trial)
             wanted = {need.name for later in stages[number:] for need in later.needs}
             for name in self.finished.keys() - wanted:  # models are large
@@ -138,21 +159,47 @@ class SmallRun:
 
     # ---- in small
 
-    def _try_stage(self, stage: Stage, inputs: Mapping[str, Path], place: Path) -> Trial:
+    def _try_stage(
+        self, stage: Stage, inputs: Mapping[str, Path], place: Path, captions: CaptionScorer | None = None
+    ) -> Trial:
+        """`captions`: with which the stage of the scores counts."""
         place.mkdir()
         recorded: dict[str, Any] = {}
         context = StageContext(place, inputs, stage.seed, recorded.__setitem__)
         _forget_peak()
         with _watch_helpers() as helpers_mb:
-            seconds = _time(lambda: self._score(context) if stage.name == "score" else stage.work(context))
+            seconds = _time(
+                lambda: stage.work(context) if captions is None else report.write(context, self.small, captions)
+            )
         write_json(place / "stage.json", {"identity": stage.identity, "seconds": seconds})
         fits = {path.parent.name: _read_step_seconds(path) for path in sorted(place.glob("fit-*/log.jsonl"))}
         return Trial(seconds, _peak_mb() + max(helpers_mb), folder_bytes(place) / 1e6, fits, recorded)
 
-    def _score(self, context: StageContext) -> None:
-        """Without the stored SPICE scores of other runs, which would make it quicker than a first run."""
-        with CaptionScorer(context.folder / "spice.sqlite") as captions:
-            report.write(context, self.small, captions)
+    def _try_scoring(self, stage: Stage, inputs: Mapping[str, Path]) -> Trial:
+        """Score a few answers as a run does, without the stored SPICE scores of other runs. Then score more, and the
+        few again, by the programs that run already: their difference is the time of answers, without any start."""
+        few = {**inputs, "prepare": self.folder / "prepare", "select": self.folder / "few"}
+        shutil.copytree(inputs["select"], few["select"])
+        write_truths(few["select"], few["prepare"], {"test": PREDICTIONS}, self.config.answer.candidates)
+        with CaptionScorer(self.folder / "spice.sqlite") as captions:
+            first, more, again = (
+                self._try_stage(stage, answers, self.folder / place, captions)
+                for place, answers in (("score", few), ("score-more", inputs), ("score-again", few))
+            )
+        more_questions = self.wide["questions"]["test"] - self.narrow["questions"]["test"]
+        self.scoring_pace = max(0.0, more.seconds - again.seconds) / max(1, more_questions) + self._spice_pace()
+        return replace(first, memory_mb=max(first.memory_mb, more.memory_mb), disk_mb=more.disk_mb)
+
+    def _spice_pace(self) -> float:
+        """Seconds of a question of the test split for SPICE, which a start of its own would show too coarsely: it
+        parses the captions, each once."""
+        try:
+            find_program()
+        except NotComputed:
+            return 0.0
+        samples = read_split(self.folder / "prepare", "test")
+        captions = {s.answer.text for s in samples if s.task is Task.RC}
+        return estimate_cpu_seconds(sorted(captions)) / max(1, len(samples))
 
     def thin(self, prepared: Path) -> None:
         """Keep a few typical rows of each split; `wide` gets more."""
@@ -213,17 +260,6 @@ class SmallRun:
         a_token = max(0.0, seconds[1] - seconds[0]) / (LONGEST - SHORTEST)
         return max(0.0, seconds[0] - SHORTEST * a_token), a_token
 
-    def _measure_scores(self, stage: Stage, inputs: Mapping[str, Path], trial: Trial) -> None:
-        """Also score fewer answers: the difference is the time of answers, without fixed parts such as Java's start."""
-        few, narrow = self.folder / "few", self.folder / "prepare"
-        shutil.copytree(inputs["select"], few)
-        write_truths(few, narrow, {"test": PREDICTIONS}, self.config.answer.candidates)
-        seconds = self._try_stage(
-            stage, {**inputs, "prepare": narrow, "select": few}, self.folder / "few-score"
-        ).seconds
-        more = self.wide["questions"]["test"] - self.narrow["questions"]["test"]
-        self.scoring_pace = max(0.0, trial.seconds - seconds) / max(1, more)
-
     # ---- from small to whole
 
     def estimate(self, stage: str, trial: Trial) -> StageEstimate:
@@ -232,8 +268,11 @@ class SmallRun:
         steps, seconds, rest, passing, trained = 0, 0.0, trial.seconds, 0.0, 0
         for name, paces in trial.fits.items():
             fit = self.config.fits()[PRETRAINED.get(name, f"{kind}.fit")]
-            recorded, pace = trial.recorded[name], statistics.median(paces)
-            rows = recorded["rows"] * self._sample_rows(kind, self.whole) / self._sample_rows(kind, self.narrow)
+            recorded, pace = trial.recorded[name], statistics.median(paces or [0.0])  # one step is among the rest
+            whole, narrow = (
+                _count_trained_rows(self.config, kind, c["rows"]["train"]) for c in (self.whole, self.narrow)
+            )
+            rows = recorded["rows"] * whole / narrow
             number = fit.count_steps(round(rows, 6))
             steps += number
             seconds += number * pace + self._opening_seconds(max(fit.epochs, fit.min_steps * fit.rows / rows), rows)
@@ -249,7 +288,7 @@ class SmallRun:
             passing += stored["bytes"] * growth / 1e6
         seconds += max(0.0, rest) * (growth if kind == "select" else 1.0)
         if kind == "score":
-            seconds += self.scoring_pace * (self.whole["questions"]["test"] - self.wide["questions"]["test"])
+            seconds += self.scoring_pace * (self.whole["questions"]["test"] - self.narrow["questions"]["test"])
         disk = trial.disk_mb * (1.0 if kind in FIXED_FILES else growth)
         paced = sum(map(len, trial.fits.values()))
         return StageEstimate(stage, "missing", steps, seconds, self._memory(kind, trial), disk, passing, paced, trained)
@@ -264,13 +303,6 @@ class SmallRun:
             return 1.0
         small, whole = (sum(c["questions"][s] for s in QUESTIONS[kind]) for c in (self._counts_of(kind), self.whole))
         return whole / small
-
-    def _sample_rows(self, kind: str, counts: Counts) -> int:
-        """How many training rows a stage trains on."""
-        rows = counts["rows"]["train"]
-        if kind == "teacher" and self.config.teacher:
-            return count_sampled_images(rows, self.config.teacher.share, self.config.seed)
-        return rows
 
     def _opening_seconds(self, epochs: float, rows: float) -> float:
         """Seconds to open the images of a training. A trial sees its few images again and again; images that find no
