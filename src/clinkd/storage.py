@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -61,11 +62,11 @@ def _read_error_number(error: Exception) -> int | None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A file to write to, which replaces `path` at the end of the block: whole, or not at all.
 
-    Missing parent folders are made. Raises BadInput on a full disk, with nothing left behind, and if `path` is no plain
-    file.
+    It has the permissions `mode` (less the umask) from the beginning. Missing parent folders are made. Raises BadInput
+    on a full disk, with nothing left behind, and if `path` is no plain file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -74,7 +75,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temp.open("wb") as file:
+            temp.unlink(missing_ok=True)
+            with open(temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -439,8 +441,15 @@ def free_bytes(path: Path) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in and below a folder; 0 if it does not exist."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    """Bytes of all files in and below a folder, without what links lead to; 0 if it does not exist. A file that is
+    removed meanwhile does not count."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(parent, name))
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total
 
 
 def spell_bytes(megabytes: float) -> str:

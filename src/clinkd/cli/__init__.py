@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clinkd import distributed
-from clinkd.cli import ablate, ask, compare, data, evaluate, report, serve, spice
+from clinkd.cli import ablate, ask, compare, data, evaluate, manage, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import end_in_order
@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_compare(verbs, runs)
     data.add(verbs)
     evaluate.add(verbs)
+    manage.add(verbs, runs)
     report.add(verbs, runs)
     serve.add(verbs, runs)
     spice.add(verbs)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
 from clinkd.pipeline.damage import find_moved
 from clinkd.records import BadInput, Modality, Table, Task
-from clinkd.settings import complete, differences, dump, load, load_stored, read_older_tree, recipe_text
+from clinkd.settings import change_knobs, complete, differences, dump, load, load_stored, read_older_tree, recipe_text
 from clinkd.storage import make_folder, read_json, write_atomic, write_json
 from clinkd.version import spell_program
 
@@ -26,6 +27,8 @@ SCORES = "table.json"
 REPORT = "report.html"
 EXAMPLES = "examples"  # images of the test split to be asked about
 SCORE_FILES = ("table.md", "table.csv")  # the same figures for reading and for a spreadsheet
+STAGE_FOLDER = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{12}")  # the name of a finished stage in the cache
+RunState = Literal["live", "stopped", "finished", "damaged"]
 TRAINED_STAGES = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
 
 
@@ -49,6 +52,15 @@ class Run:
     def status(self) -> list[graph.StageStatus]:
         """The progress of each stage, in order. A stage that is linked here and gone is damaged: the run was moved."""
         return self._read_statuses(self.stages)
+
+    def state(self) -> RunState:
+        """Whether a process works on a stage of the run; else whether it is whole, damaged, or not done yet."""
+        stages = self.status()
+        if any(s.state != "done" and graph.is_at_work(s.folder) for s in stages):
+            return "live"
+        if any(s.damage for s in stages):
+            return "damaged"
+        return "finished" if all(s.state == "done" for s in stages) else "stopped"
 
     def _read_statuses(self, stages: Sequence[Mapping[str, Any]]) -> list[graph.StageStatus]:
         statuses = graph.status(stages, self.cache)
@@ -151,7 +163,6 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
     false. With `replace`, the finished stages of the other config stay in the cache.
     """
     folder = runs / config.name
-    config_values = dump(config)
     stored_config = _read_stored_config(folder)
     if stored_config is not None:
         changed = differences(config.identity(), complete(stored_config, RunConfig))
@@ -168,15 +179,23 @@ def begin_run(config: RunConfig, stages: Sequence[graph.Stage], runs: Path, repl
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder}: exists and is no run of ours (no {RUN_RECORD}); choose another --name or --runs")
     make_folder(folder)
-    heading = "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"
-    write_atomic(folder / CONFIG, recipe_text(config, heading))
-    record = {
-        "name": config.name,
-        "config": config_values,
-        "stages": graph.describe_stages(stages),
-        "versions": graph.read_versions(),
-    }
-    write_json(folder / RUN_RECORD, record)
+    _write_run(folder, config, {"stages": graph.describe_stages(stages), "versions": graph.read_versions()})
+
+
+def _write_run(folder: Path, config: RunConfig, record: Mapping[str, Any]) -> None:
+    """Write the config of a run, and its record with that config."""
+    write_atomic(folder / CONFIG, recipe_text(config, "A ClinKD run. Copy, edit, then: clinkd run FILE.yaml"))
+    write_json(folder / RUN_RECORD, {"name": config.name, "config": dump(config), **record})
+
+
+def rename_run(folder: Path, name: str) -> None:
+    """Give the run in a folder another name, in its config and its record. Raises BadInput as `open_run`."""
+    stored = _read_record(folder)
+    _write_run(
+        folder,
+        change_knobs(load_config(folder / CONFIG), name=name),
+        {key: value for key, value in stored.items() if key not in ("name", "config")},
+    )
 
 
 def _read_stored_config(folder: Path) -> Mapping[str, Any] | None:
@@ -185,7 +204,7 @@ def _read_stored_config(folder: Path) -> Mapping[str, Any] | None:
     if (record := _load_record(folder)) is not None:
         stored: dict[str, Any] = record["config"]
         return stored
-    if not (folder / RUN_RECORD).is_file() and not _was_run(folder):
+    if not is_run(folder):
         return None
     try:
         return dump(load_stored(folder / CONFIG, RunConfig)[0])
@@ -212,16 +231,26 @@ def finish_run(run: Run) -> None:
 
 def open_run(folder: Path) -> Run:
     """The run in a folder. Raises BadInput if there is none, or its record or config is missing or broken."""
-    if not (folder / RUN_RECORD).is_file() and not _was_run(folder):
+    if not is_run(folder):
         raise BadInput(f"{folder}: no run there (no {RUN_RECORD})")
     record = _read_record(folder)
     return Run(folder, load_config(folder / CONFIG), record["stages"])
 
 
-def _was_run(folder: Path) -> bool:
-    """Whether a folder without a record holds the rest of a run: a config or links to stages, as `begin_run` and
-    `graph.execute` make them."""
-    return (folder / "stages").is_dir() and any(p.is_symlink() for p in (folder / "stages").iterdir())
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run: its record, or, where that is lost, links to stages as `graph.execute` makes
+    them."""
+    return (folder / RUN_RECORD).is_file() or any(p.is_symlink() for p in (folder / "stages").glob("*"))
+
+
+def name_stages(folder: Path) -> set[str]:
+    """The names in the cache of all stages that the run in a folder uses: by its record, or by its links where the
+    record is lost; with those of older versions that stand for them."""
+    cache, record = folder.parent / graph.CACHE, _load_record(folder) or {"stages": []}
+    names = {f"{stage['name']}-{stage['identity']}" for stage in record["stages"]}
+    names |= {link.readlink().name for link in (folder / "stages").glob("*") if link.is_symlink()}
+    names |= {(cache / name).resolve().name for name in names}
+    return {name for name in names if STAGE_FOLDER.fullmatch(name)}
 
 
 def read_recorded_config(record: Path) -> RunConfig:
@@ -292,7 +321,7 @@ def find_run(wanted: str | None = None, runs: Path = RUNS) -> Run:
             raise BadInput(f"{runs}: no runs yet; `clinkd run demo` makes one")
         return open_run(folders[0])
     for folder in (runs / wanted, Path(wanted).expanduser()):
-        if (folder / RUN_RECORD).is_file() or _was_run(folder):
+        if is_run(folder):
             return open_run(folder)
     names = ", ".join(folder.name for folder in folders) or "none; `clinkd run demo` makes one"
     raise BadInput(f"{wanted}: no run of that name or path; runs under {runs}: {names}")

@@ -1,4 +1,4 @@
-"""What is done with finished runs and models: ask, compare, ablate, correct, evaluate, export, review, forecast."""
+"""What is done with finished runs and models: ask, compare, ablate, evaluate, export, pack, review."""
 
 __all__ = [
     "ablate",
@@ -12,5 +12,7 @@ __all__ = [
     "examples",
     "export",
     "forecast",
+    "inventory",
+    "packing",
     "review",
 ]
