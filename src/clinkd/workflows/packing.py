@@ -234,7 +234,12 @@ def open_pack(file: Path, runs: Path, name: str | None = None) -> OpenedRun:
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=runs))
         try:
             _extract(tar, manifest, draft)
-            _complete(draft, manifest, folder.name)
+            try:
+                _complete(draft, manifest, folder.name)
+            except BadInput as error:
+                if isinstance(error.__cause__, OSError):  # a full disk is no fault of the file
+                    raise
+                raise tarfile.ReadError("its run cannot be read") from None
             reused = _publish(draft, folder, manifest)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
