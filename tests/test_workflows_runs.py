@@ -134,16 +134,16 @@ def test_without_runs_the_list_says_so(tmp_path: Path, capsys: pytest.CaptureFix
 # ---- rm -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 20))])
 def test_whatever_is_removed_the_other_runs_stay_whole_and_nothing_else_stays(runs: Path, seed: int) -> None:
     chance = random.Random(seed)
-    seeds = {f"r{n}": chance.randrange(3) for n in range(6)}
+    seeds = {f"r{n}": chance.randrange(3) for n in range(5)}
     for name, of_run in seeds.items():
         make(runs, name, of_run)
-    gone = chance.sample(sorted(seeds), 4)
+    gone = chance.sample(sorted(seeds), 3)
     before = count_bytes(runs)
     freed = 0
-    for number in (1, 3):
+    for number in (1, 2):
         part, gone = gone[:number], gone[number:]
         size = count_bytes(runs)
         assert main(["runs", "rm", *part, "--yes", "--runs", str(runs)]) == 0
