@@ -29,6 +29,7 @@ from clinkd.workflows.ask import AskResult
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
     "ablate", "evaluate", "systems", "serve", "spice install", "spice status",
+    "runs list", "runs rm", "runs pack", "runs open",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
 SCORES = {
@@ -169,6 +170,10 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short
     monkeypatch.setattr("clinkd.serving.server._run_server", lambda wanted, run, *_: taken.append(run.folder.name))
     status, _, err = call(capsys, "serve", "--port", "0", *runs)
     assert status == 0 and taken[-1] == "whole" and err == "clinkd: run whole, the newest finished run\n"
+    shutil.move(tmp_path / "whole", tmp_path / "elsewhere" / "whole")
+    status, _, err = call(capsys, "serve", "--port", "0", *runs)
+    assert status == 0 and taken[-1] == "cut" and err == "clinkd: run cut, the newest run\n"
+    shutil.move(tmp_path / "elsewhere" / "whole", tmp_path / "whole")
     assert call(capsys, "why", "cut", "teacher", *runs)[:2] == call(capsys, "why", "teacher", "--run", "cut", *runs)[:2]
     assert "name one run" in refused(capsys, "why", "cut", "teacher", "--run", "whole", *runs)
     assert "cut: a run, no experiment; its config is" in refused(capsys, "plan", "cut", *runs)

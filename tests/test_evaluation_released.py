@@ -209,6 +209,17 @@ def test_json_of_one_mode_is_the_outcome(tmp_path: Path, capsys: pytest.CaptureF
     )
 
 
+def test_few_images_are_told_before_anybody_concludes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(BOX, id=n, image=f"ct_{n}.png") for n in range(10)]
+    for number, cautions in ((9, ["9 test images: no conclusion"]), (10, [])):
+        file = written(tmp_path, *rows[:number])
+        words = ("--predictions", file, "--task", "VG", "--mode", "official", "--replicates", 0)
+        assert [line for line in call(capsys, *words)[1].splitlines() if "conclusion" in line] == [
+            f"caution  {line}" for line in cautions
+        ]
+        assert json.loads(call(capsys, *words, "--json")[1])["cautions"] == cautions
+
+
 def test_a_folder_holds_all_that_was_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = written(tmp_path, row(BOX), row("no", id=2, image="ct_2.png")), tmp_path / "out"
     words = ("--predictions", file, "--task", "VG", "--replicates", 20, "--out", out)

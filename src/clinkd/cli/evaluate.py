@@ -106,6 +106,7 @@ def _add_scores(group: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from clinkd.config import EvaluateConfig
+    from clinkd.pipeline.cautions import read_cautions
     from clinkd.scoring.outcome import MODES
     from clinkd.workflows import answer as answering
     from clinkd.workflows import evaluate as evaluating
@@ -132,6 +133,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False))
         return 0
     show(*evaluation.tables())
+    print(*read_cautions({"cautions": evaluation.cautions}), sep="\n", end="\n" if evaluation.cautions else "")
     if args.out is not None:
         print(f"\npage     {args.out / 'report.html'}")
         print(f"data     {args.out}: samples, predictions and scores, a line each; table.json, table.md, table.csv")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from clinkd.cli.choice import choose_run
 from clinkd.cli.words import Parser, add_verb
 
 
@@ -49,5 +50,5 @@ def _serve(args: argparse.Namespace) -> int:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
     limits = ServerLimits(batch=args.batch, queue=args.queue, seconds=args.seconds)
     address = ListenAddress(args.host, args.port, args.token_file, args.open)
-    serve(args.run, args.runs, address, limits, lambda line: print(line, flush=True))
+    serve(args.run, args.runs, address, limits, lambda line: print(line, flush=True), choose_run)
     return 0

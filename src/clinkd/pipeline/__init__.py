@@ -6,8 +6,9 @@ from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
-from clinkd.pipeline.graph import execute
+from clinkd.pipeline.graph import CACHE, execute
 from clinkd.pipeline.machine import Machine
+from clinkd.pipeline.pace import estimate_left, spell_left
 from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, begin_run, finish_run, open_run
 from clinkd.pipeline.stages import plan
 
@@ -48,7 +49,12 @@ def run(config: RunConfig, runs: Path = RUNS, replace: bool = False) -> Run:
         run(fold, runs, replace)
         distributed.on_main_process((folder / RUN_RECORD).touch)  # of the runs here, this one stays the newest
     part = f"fold {data.fold} of {data.folds}" if data.fold else f"{data.folds} folds pooled" if data.folds else ""
-    execute(stages, folder, part)
+
+    def spell_rest(number: int) -> str:
+        left = spell_left(estimate_left(stages, number, runs / CACHE))
+        return f"{left} of this fold" if left and data.fold else left
+
+    execute(stages, folder, part, spell_rest)
     finished_run = open_run(folder)
     distributed.on_main_process(lambda: finish_run(finished_run))
     return finished_run

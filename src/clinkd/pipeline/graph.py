@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -274,9 +274,12 @@ def draft_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".part")
 
 
-def execute(stages: Sequence[Stage], run_folder: Path, part: str = "") -> dict[str, Path]:
+def execute(
+    stages: Sequence[Stage], run_folder: Path, part: str = "", spell_left: Callable[[int], str] = lambda number: ""
+) -> dict[str, Path]:
     """Do every stage that is not done yet, in order, and return the finished folders by name. `part`: of what, as
-    "fold 2 of 5", to be printed before the number of each stage.
+    "fold 2 of 5", to be printed before the number of each stage. `spell_left` says how much time the run takes from
+    stage `number` on (0 is the first); it stands behind the start of a stage.
 
     Finished stages are in `run_folder/../.stages`; `run_folder/stages` holds links to them. If a process that was
     started apart works on a stage, this call waits for it. Among the processes of one run, the main process holds the
@@ -294,7 +297,8 @@ def execute(stages: Sequence[Stage], run_folder: Path, part: str = "") -> dict[s
         if distributed.is_main():
             _adopt_older_folder(stage, inputs, cache)
             title = f"stage {number} of {len(stages)}, {stage.name}"
-            _finish_stage(stage, inputs, folder, f"{part}, {title}" if part else title)
+            title = f"{part}, {title}" if part else title
+            _finish_stage(stage, inputs, folder, title, partial(spell_left, number - 1))
             point_link(run_folder / "stages" / stage.name, folder)
             distributed.broadcast_object((stage.key, True))
         else:
@@ -317,12 +321,14 @@ def _follow_main_process(stage: Stage, inputs: Mapping[str, Path], folder: Path)
                 stage.work(StageContext(stage_folder, dict(inputs), stage.seed, lambda key, value: None))
 
 
-def _finish_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
+def _finish_stage(
+    stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str, spell_left: Callable[[], str]
+) -> None:
     if not folder.is_dir():
         lock = _lock_of(folder)
         with _hold_lock(lock, title):
             if not folder.is_dir():  # another process may have finished it while this one waited
-                _work_in_draft(stage, inputs, folder, title)
+                _work_in_draft(stage, inputs, folder, title, spell_left)
                 lock.unlink()  # whoever waits on the removed file, or makes it anew, then finds the finished folder
                 return
     record = _read_record(folder)
@@ -334,13 +340,16 @@ def _finish_stage(stage: Stage, inputs: Mapping[str, Path], folder: Path, title:
     _print_line(f"{title}: done before, in {spell_seconds(record['seconds'])}")
 
 
-def _work_in_draft(stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str) -> None:
+def _work_in_draft(
+    stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str, spell_left: Callable[[], str]
+) -> None:
     draft = draft_of(folder)
     with naming_full_disk(draft):
         draft.mkdir(exist_ok=True)
         clock = _StageClock(stage, draft)
         if clock.values["finished"] is None:
-            _print_line(f"{title}: {'going on with a draft' if clock.values['attempts'] > 1 else 'start'}")
+            begun = "going on with a draft" if clock.values["attempts"] > 1 else "start"
+            _print_line(f"{title}: {begun}{spell_left()}")
             with clock.running():
                 if stage.together:
                     distributed.broadcast_object((stage.key, False))

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import socket
-import sys
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from clinkd.pipeline.runs import RUN_RECORD, Run, find_finished_run
+from clinkd.pipeline.runs import RUN_RECORD, Run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
 from clinkd.serving.limits import ServerLimits
@@ -43,9 +42,15 @@ class ListenAddress:
 
 
 def serve(
-    wanted: str | None, runs: Path, address: ListenAddress, limits: ServerLimits, say: Callable[[str], object]
+    wanted: str | None,
+    runs: Path,
+    address: ListenAddress,
+    limits: ServerLimits,
+    say: Callable[[str], object],
+    choose: Callable[[str | None, Path], Run],
 ) -> None:
-    """Serve a run (a name under `runs`, or a path), or a folder with a model, until it is stopped.
+    """Serve a run (a name under `runs`, or a path), or a folder with a model, until it is stopped. `choose` finds the
+    run, also where none is named.
 
     Every route but `/healthz` needs a token: from `token_file` or the environment, or else a new one, which `say`
     prints with the address. Raises BadInput if other machines can reach the address and no token was given, and if
@@ -58,7 +63,10 @@ def serve(
             "--token-file"
         )
     os.umask(0o077)
-    run = _find_run(wanted, runs)
+    run = None if _is_model(wanted, runs) else choose(wanted, runs)
+    if run:
+        for stage in run.answering_stages:
+            run.stage(stage)  # raises its errors here, not in the model's thread
     listener = _open_socket(host, address.port)
     port = listener.getsockname()[1]
     url_host = f"[{host}]" if ":" in host else host
@@ -102,18 +110,11 @@ def is_local(host: str) -> bool:
     return False
 
 
-def _find_run(wanted: str | None, runs: Path) -> Run | None:
-    """The run to serve; None for a folder with a model. Raises BadInput if it is neither."""
-    folder = Path(wanted).expanduser() if wanted else None
-    is_model = folder and (folder / "config.json").is_file() and not (folder / RUN_RECORD).is_file()
-    if is_model and wanted and not (runs / wanted / RUN_RECORD).is_file():
-        return None
-    run = find_finished_run(wanted, runs)
-    if wanted is None:
-        print(f"clinkd: run {run.folder.name}, the newest finished run", file=sys.stderr, flush=True)
-    for stage in run.answering_stages:
-        run.stage(stage)  # raises its errors here, not in the model's thread
-    return run
+def _is_model(wanted: str | None, runs: Path) -> bool:
+    """Whether what is to be served is a folder with a model, and no run."""
+    folder = Path(wanted or "").expanduser()
+    named_run = any((place / RUN_RECORD).is_file() for place in (folder, runs / folder))
+    return wanted is not None and (folder / "config.json").is_file() and not named_run
 
 
 def _open_socket(host: str, port: int) -> socket.socket:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.config import EvaluateConfig
+from clinkd.pipeline.cautions import caution_few_groups
 from clinkd.pipeline.prepared import EVALUATION, PREDICTIONS, SAMPLES, SCORED, read_identifying_texts
 from clinkd.pipeline.runs import REPORT, SCORES
 from clinkd.records import BadInput, Modality, Prediction, Score, Table, Task
@@ -38,9 +39,15 @@ class Evaluation:
     strict_tables: Sequence[Table] = ()
     iou: float = EvaluateConfig().iou
 
+    @property
+    def cautions(self) -> list[str]:
+        """What a reader must know before the scores, a sentence each."""
+        return caution_few_groups(self.answers.samples)
+
     def to_json(self) -> dict[str, Any]:
         """The outcome itself where there is only one; else by mode, then by task."""
         about = {"system": self.answers.system, "test_set": self.answers.test_set, "told": dict(self.answers.notes)}
+        about["cautions"] = self.cautions
         if len(self.outcomes) == 1:
             return {**self.outcomes[0].to_json(), **about}
         by_mode: dict[str, Any] = {m: {} for m in MODES if any(o.mode == m for o in self.outcomes)}
@@ -157,7 +164,7 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     strict_table = (
         describe_scores(evaluation.scores, {}, evaluation.gains) if evaluation.scores else {"mode": "official"}
     )
-    write_json(folder / SCORES, {**strict_table, "official": official_outcomes})
+    write_json(folder / SCORES, {**strict_table, "official": official_outcomes, "cautions": evaluation.cautions})
     gallery = [] if answers.root is None else choose_gallery(answers.samples, answers.predictions, 24)
     root = answers.root or Path()
     summary = RunSummary(
@@ -166,6 +173,7 @@ def write(evaluation: Evaluation, folder: Path) -> None:
         scores=evaluation.scores,
         setup=[(name, str(value), "") for name, value in answers.source.items()],
         wall_seconds={},
+        cautions=evaluation.cautions,
     )
     shown = Scrubber(read_identifying_texts(root, [s for s, _ in gallery]) if gallery else ()).plain
     rules = Rules(evaluation.iou, answers.lexicon)
