@@ -85,8 +85,9 @@ def test_damaged_records_are_passed_over(cache: Path) -> None:
 
 
 def test_a_time_is_told_no_finer_than_it_is_known() -> None:
-    told = {None: "", 0: "10 s", 44: "40 s", 94: "90 s", 95: "2 min", 130: "2 min", 3600: "60 min", 9000: "2 h"}
-    assert {s: spell_left(s) for s in told} == {s: f", about {t} left" if t else "" for s, t in told.items()}
+    assert (spell_left(None), spell_left(9.9)) == ("", ", less than 10 s left")
+    told = {10: "10 s", 44: "40 s", 94: "90 s", 95: "2 min", 130: "2 min", 3600: "60 min", 9000: "2 h"}
+    assert {s: spell_left(s) for s in told} == {s: f", about {t} left" for s, t in told.items()}
 
 
 def test_the_line_of_a_stage_says_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

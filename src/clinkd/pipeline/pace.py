@@ -76,6 +76,8 @@ def spell_left(seconds: float | None) -> str:
     """As ", about 2 min left", no finer than it is known; "" where nothing is known."""
     if seconds is None:
         return ""
+    if seconds < 10:
+        return ", less than 10 s left"
     minutes = round(seconds / 60)
-    about = f"{max(10, round(seconds / 10) * 10)} s" if seconds < 95 else f"{minutes} min"
+    about = f"{round(seconds / 10) * 10} s" if seconds < 95 else f"{minutes} min"
     return f", about {about if minutes < 120 else f'{round(seconds / 3600)} h'} left"
