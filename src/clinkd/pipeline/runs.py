@@ -54,9 +54,11 @@ class Run:
         return self._read_statuses(self.stages)
 
     def state(self) -> RunState:
-        """Whether a process works on a stage of the run; else whether it is whole, damaged, or not done yet."""
+        """Whether a process works on a stage of the run or of its folds; else whether it is whole, damaged, or not done
+        yet."""
         stages = self.status()
-        if any(s.state != "done" and graph.is_at_work(s.folder) for s in stages):
+        names = set[str]().union(*map(name_stages, (self.folder, *self.folds)))
+        if any(graph.is_at_work(self.cache / name) for name in names):
             return "live"
         if any(s.damage for s in stages):
             return "damaged"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,14 +168,16 @@ def _find_removable(name: str, runs: Path) -> Path:
     if not is_run(folder):
         existing = ", ".join(f.name for f in _list_folders(runs)) or "none"
         raise BadInput(f"{folder}: no run; runs under {runs}: {existing}")
-    if at_work := _find_live(folder, name_stages(folder)):
-        raise BadInput(f"{folder}: a process works on its stage {at_work}; stop the run first, with Ctrl-C")
+    if _is_live(folder):
+        raise BadInput(f"{folder}: a process works on this run; stop it first, with Ctrl-C")
     return folder
 
 
-def _find_live(folder: Path, names: Iterable[str]) -> str | None:
-    cache = folder.parent / CACHE
-    return next((n.rpartition("-")[0] for n in sorted(names) if is_at_work(cache / n)), None)
+def _is_live(folder: Path) -> bool:
+    try:
+        return open_run(folder).state() == "live"
+    except BadInput:  # its record or config is damaged
+        return any(is_at_work(folder.parent / CACHE / name) for name in name_stages(folder))
 
 
 def _remove_stage(folder: Path) -> None:
