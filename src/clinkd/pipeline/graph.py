@@ -340,7 +340,7 @@ def _work_in_draft(stage: Stage, inputs: Mapping[str, Path], folder: Path, title
         draft.mkdir(exist_ok=True)
         clock = _StageClock(stage, draft)
         if clock.values["finished"] is None:
-            _print_line(f"{title}: {'going on with a draft' if clock.values['attempts'] > 1 else 'start'}")
+            _print_line(f"{title}: {'going on where it stopped' if clock.values['attempts'] > 1 else 'start'}")
             with clock.running():
                 if stage.together:
                     distributed.broadcast_object((stage.key, False))
