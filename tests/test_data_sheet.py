@@ -190,8 +190,11 @@ def test_the_patients_name_is_never_offered(tmp_path: Path) -> None:
 
 
 HEADS = [
-    (("image", "name", "x", "y", "width", "height"), {"x1": "x", "y1": "y", "x2": "width", "y2": "height"},
-     "'width' is a size, and x2 a corner: give --column x=x --column y=y --column width=width --column height=height"),
+    (
+        ("image", "name", "x", "y", "width", "height"),
+        {"x1": "x", "y1": "y", "x2": "width", "y2": "height"},
+        "'width' is a size, and x2 a corner: give --column x=x --column y=y --column width=width --column height",
+    ),
     (("image", "Frage", "Antwort"), {"questoin": "Frage"}, "did you mean question=Frage"),
     (("image", "Frage", "Antwort"), {"Frage": "question"}, "did you mean question=Frage"),
     (("file", "question", "answer"), {}, "none is the image"),

@@ -309,7 +309,7 @@ def _make_record(row: _BatchRow) -> dict[str, Any]:
             {"answer": c.answer.to_json(), "logprob": c.logprob, "scores": c.scores, "chosen": n == prediction.chosen}
             for n, c in enumerate(prediction.candidates)
         ],
-        "uncertain": row.answer.self_consistency.why or "",
+        "uncertain": row.answer.uncertain or "",
         "warnings": [warning.message for warning in row.answer.warnings],
     }
 
