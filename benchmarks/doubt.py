@@ -54,9 +54,8 @@ def main() -> None:
         unsure, sure = ([sum(v < CERTAIN for v in by[w]) for w in (True, False)],
                         [sum(v >= CERTAIN for v in by[w]) for w in (True, False)])  # fmt: skip
         shares = [100 * missed / max(1, missed + right) for missed, right in (unsure, sure)]
-        print(
-            f"{task}: candidates differ in {sum(unsure)} of {sum(unsure) + sum(sure)}; AUC {auc(by[False], by[True]):.2f}"
-        )
+        differing, answers = sum(unsure), sum(unsure) + sum(sure)
+        print(f"{task}: candidates differ in {differing} of {answers}; AUC {auc(by[False], by[True]):.2f}")
         rows.append(Row(f"{task}, wrong where candidates differ", shares[0], shares[1], "of the others", "%"))
     show(rows, args)
 
