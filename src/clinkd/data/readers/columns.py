@@ -78,7 +78,7 @@ def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]
         column = next((c for c in free if _strip_name(c) in usual), None)
         if our_name not in columns and column is not None:
             guesses[our_name] = column
-    known = guesses | columns
+    known = {**guesses, **columns}
     spelling = next((group for group in (("box",), CORNERS, EXTENT) if set(group) <= known.keys()), ())
     others = {"box", *CORNERS, *EXTENT} - set(spelling)  # "left" is a corner, or the left of a width
     if not spelling:
