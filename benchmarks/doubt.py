@@ -1,10 +1,9 @@
-"""Are uncertain answers wrong more often? Of a finished run's test answers, by task.
+"""Are answers whose candidates differ wrong more often? Of a finished run's test answers, by task.
 
     python -m benchmarks.doubt RUN [--json]
 
-An answer counts as wrong where its boxes meet the truth by less than IoU 0.5, or where it names other structures than
-the truth or contradicts it. Uncertain is what `clinkd serve` calls so. AUC: how well the support tells right answers
-from wrong ones, 0.5 being chance.
+Wrong is as `clinkd.language.agreement.is_wrong` says; a run records the same of its validation answers. AUC: how well
+the support tells right answers from wrong ones, 0.5 being chance.
 """
 
 from __future__ import annotations
@@ -17,19 +16,10 @@ from benchmarks.report import Row, add_outputs, show
 from transformers import AutoTokenizer
 
 from clinkd.inference.self_consistency import CERTAIN, self_consistency
-from clinkd.language.agreement import answer_similarity
-from clinkd.language.conflicts import conflicts
-from clinkd.language.negation import mentioned_names
+from clinkd.language.agreement import is_wrong
 from clinkd.pipeline.prepared import read_data_source, read_predictions, read_split
 from clinkd.pipeline.runs import find_run
-from clinkd.records import BoxedText, Candidate
-
-
-def wrong(answer: BoxedText, truth: BoxedText, names: tuple[str, ...]) -> bool:
-    if truth.boxes:
-        return answer_similarity(answer, truth) < 0.5
-    other = set(mentioned_names(answer.words, names)) != set(mentioned_names(truth.words, names))
-    return other or bool(conflicts(answer.words, truth.words))
+from clinkd.records import Candidate
 
 
 def auc(right: list[float], missed: list[float]) -> float:
@@ -58,14 +48,15 @@ def main() -> None:
     for prediction in read_predictions(run.stage("select")):
         sample = test[prediction.id]
         found = self_consistency(prediction, [length(c) for c in prediction.candidates], names)
-        support[sample.task.value][wrong(prediction.answer.answer, sample.answer, names)].append(found.value)
+        support[sample.task.value][is_wrong(prediction.answer.answer, sample.answer, names)].append(found.value)
     rows = []
     for task, by in support.items():
         unsure, sure = ([sum(v < CERTAIN for v in by[w]) for w in (True, False)],
                         [sum(v >= CERTAIN for v in by[w]) for w in (True, False)])  # fmt: skip
         shares = [100 * missed / max(1, missed + right) for missed, right in (unsure, sure)]
-        print(f"{task}: {sum(unsure)} of {sum(unsure) + sum(sure)} uncertain, AUC {auc(by[False], by[True]):.2f}")
-        rows.append(Row(f"{task}, uncertain answers that are wrong", shares[0], shares[1], "of certain ones", "%"))
+        differing, answers = sum(unsure), sum(unsure) + sum(sure)
+        print(f"{task}: candidates differ in {differing} of {answers}; AUC {auc(by[False], by[True]):.2f}")
+        rows.append(Row(f"{task}, wrong where candidates differ", shares[0], shares[1], "of the others", "%"))
     show(rows, args)
 
 

@@ -55,8 +55,9 @@ class ScriptedAnswerer:
         width = question.pictures[0].width
         box = BoxedText(f"{question.text.text} on {width}: [box]", (Box(0.25, 0.5, 0.75, 1.0),))
         candidates = (Candidate("raw", BoxedText("No.")), Candidate("raw", box, -0.5, {"clip": 0.5}))
-        consistency = SelfConsistency((0.5, 0.5), (0.0, 1.0), 0.5, "the candidates disagree")
-        return Answer(Prediction("x", candidates, chosen=1), consistency, False, 1, 1)
+        consistency = SelfConsistency((0.5, 0.5), (0.0, 1.0), 0.5, "the candidates differ in their boxes")
+        answer = Answer(Prediction("x", candidates, chosen=1), consistency, False, 1, 1)
+        return answer._replace(uncertain="the candidates disagree")
 
 
 @pytest.fixture

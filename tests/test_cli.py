@@ -459,7 +459,7 @@ def test_a_stopped_run_says_so_and_goes_on(tmp_path, kind, status):
     _, err = worker.communicate(timeout=20)
     assert worker.returncode == status and "Traceback" not in err
     again = subprocess.run([sys.executable, "-c", SLOW_RUN, "0", str(tmp_path)], capture_output=True, text=True)
-    assert again.returncode == 0 and "going on with a draft" in again.stderr
+    assert again.returncode == 0 and "going on where it stopped" in again.stderr
 
 
 def test_a_reader_that_leaves_early_is_no_error():

@@ -131,7 +131,7 @@ def test_a_faulty_row_is_left_out_whole_and_named(tmp_path: Path, row: Any, fiel
     (problem,) = found.problems
     line = str(problem)
     assert problem.row == 2 and problem.field == field and told in line and "\n" not in line
-    assert line.startswith(f"{root / 'records.jsonl'}, row 2, id ")
+    assert line.startswith(f"{root / 'records.jsonl'}, row 2{f', id {problem.id}' if problem.id != '?' else ''}: ")
     with pytest.raises(BadInput, match="row 2"):
         found.demand()
 

@@ -17,11 +17,14 @@ from PIL import Image
 from clinkd.boxes import iou_matrix
 from clinkd.cli import main
 from clinkd.data.checks import near
-from clinkd.data.checks.check import Checks, Findings, check, quarantine
+from clinkd.data.checks.check import Checks, Findings, check, quarantine, summarise_problems
 from clinkd.data.checks.guessability import compute_median_hits
 from clinkd.data.checks.lengths import TokenCounter, TokenEstimator
 from clinkd.data.checks.near import BITS, Look, Pair, examine_images, find_similar_pairs
+from clinkd.data.readers.rows import RowError
 from clinkd.data.readers.source import Source
+from clinkd.language.foreign import explain_foreign_words
+from clinkd.language.sides import convert_side
 from clinkd.records import BadInput, Box, BoxedText, ImageRef, Modality, Sample, Task, Turn
 from clinkd.reporting import survey
 
@@ -340,3 +343,42 @@ def test_real_images_are_clean(shared: Path) -> None:
     assert (found.rows, found.images) == (477, 477)
     assert found.to_json()["images_opened"]
     assert {p.kind for p in found.bad} <= {"duplicate", "side"}, found.bad
+
+
+def test_rows_with_the_same_problem_are_one_line() -> None:
+    def problem(row: int, why: str, file: str = "a.csv") -> RowError:
+        return RowError(file, row, f"i{row}", "question", "x", why)
+
+    rows = [*range(2, 8), 9, 11, 12]
+    problems = [problem(row, "not utf-8") for row in rows] + [problem(13, "empty"), problem(14, "empty")]
+    lines = list(summarise_problems(problems, 20))
+    assert lines[0] == "a.csv, row 2, id i2: question = x: not utf-8 (so are rows 3 to 7, 9, 11 to 12)"
+    assert lines[1:] == [str(p) for p in problems[-2:]]  # few rows are shown one by one
+    assert list(summarise_problems(problems, 1)) == [lines[0], "and 2 more (2 row)"]
+    scattered = list(summarise_problems([problem(row, "empty") for row in range(0, 60, 2)], 20))
+    assert len(scattered) == 1 and scattered[0].endswith("14, 16 and 21 others)")
+
+
+FOREIGN = [
+    ("the left lung", "yes", []),
+    ("the links between vessels", "no", []),
+    ("die linke Lunge", "Effusion", ["left or right"]),
+    ("le poumon gauche", "oui", ["left or right", "yes or no"]),
+    ("Leber", "Nein", ["yes or no"]),
+    ("links", "ja, deutlich", ["left or right"]),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "notes"), FOREIGN)
+def test_words_that_no_check_reads_are_told(question: str, answer: str, notes: list[str]) -> None:
+    turn = Turn(Task.QA, BoxedText(question), BoxedText(answer))
+    sample = Sample("a", (ImageRef("a.png", 9, 9),), Modality.CT, (turn,), "a")
+    told = list(explain_foreign_words(sample))
+    assert len(told) == len(notes) and all(note in line for note, line in zip(notes, told, strict=True))
+
+
+def test_words_of_another_language_are_not_turned() -> None:
+    turn = Turn(Task.QA, BoxedText("Was zeigt die linke Lunge?"), BoxedText("Nichts"))
+    sample = Sample("a", (ImageRef("a.png", 9, 9),), Modality.CT, (turn,), "a", side="patient")
+    with pytest.raises(BadInput, match="linke.*English"):
+        convert_side(sample, "image")

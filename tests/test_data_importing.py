@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -332,7 +333,8 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     assert "36 samples of 12 images" in told and "next     clinkd run real --set data.path=" in told
     assert "data:image/" in (tmp_path / "page.html").read_text()
     assert main(["data", "split", str(out), "--test", "0.4"]) == 0
-    assert "test: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert re.search(r"^groups   train \d+, validation \d+, test \d+$", told, re.M) and "starts anew" in told
     for kind, name in (("sharegpt", "s"), ("coco", "c.json"), ("jsonl", "j.jsonl")):
         assert main(["data", "export", str(out), "--to", kind, "--out", str(tmp_path / name)]) == 0
         assert "36 samples" in capsys.readouterr().out
@@ -383,12 +385,12 @@ def test_every_field_of_a_source_has_a_flag_and_only_it_is_changed_by_it(tmp_pat
     ("flags", "told"),
     [
         (["--form", "nonsense"], "--form nonsense"),
-        (["--boxes", "nonsense"], "nonsense"),
+        (["--boxes", "nonsense"], "--boxes nonsense: "),
         (["--column", "question"], "OURS=THEIRS"),
         (["--task", "XY"], "--task XY"),
         (["--ask", "VG,XY"], "--ask XY"),
         (["--encoding", "utf-99"], "--encoding utf-99"),
-        (["--modality", "thermo"], "thermo"),
+        (["--modality", "thermo"], "--modality thermo: "),
         (["--max-length", "0"], "--max-length 0"),
         (["--allow", "nothing"], "--allow nothing"),
         (["--tokenizer", "nowhere"], "tokenizer.json"),

@@ -356,7 +356,7 @@ FAULTY_CELLS = [
     (b"1", 2, "1 cells where the head has 2"),
     (b"1,2,3", 2, "3 cells where the head has 2"),
     (b'1,"2"3', 2, "not CSV"),
-    (b"1,gr\xf6\xdfe", 2, "b: not utf-8"),
+    (b"1,gr\xf6\xdfe", 2, "row: not utf-8"),
     (b'1,"' + b"x" * 140_000 + b'"', 2, "field larger"),
 ]
 
@@ -375,6 +375,21 @@ def test_an_open_quote_tells_which_lines_are_lost(tmp_path: Path) -> None:
     (entry,) = (e for e in found if isinstance(e, RowResult))
     assert entry.problem is not None and entry.row == 3
     assert entry.problem.value == "lines 3 to 5" and "left out" in entry.problem.why
+
+
+TITLES = [
+    b"A study of livers\nimage,question,answer\na.png,What?,liver\n",
+    b"A study of livers\n\nimage;question;answer\na.png;What?;liver\n",
+    b"Livers, 2024\nimage,question,answer\na.png,What?,liver\n",
+    b"Livers,,\nimage,question,answer\na.png,What?,liver\n",
+]
+
+
+@pytest.mark.parametrize("content", TITLES)
+def test_a_title_above_the_head_is_named_once(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(BadInput, match=r"\(Livers, 2024\)|\(Livers\)|\(A study of livers\)") as refused:
+        read(tmp_path, content, name="a.csv")
+    assert "is a title" in str(refused.value) and "the head (image, question, answer)" in str(refused.value)
 
 
 HEADS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -121,7 +122,81 @@ def test_a_name_without_boxes_is_not_read_because_it_may_be_the_patients(tmp_pat
     assert s.names == () and "Jane" not in str(s) and told == {"column 'name' is not used": 1}
 
 
+EXTENT = ("image", "name", "x", "y", "width", "height", "modality")
+
+
+@pytest.mark.parametrize(("frame", "cells"), [(None, (10, 5, 50, 20)), ("normalised", (0.1, 0.1, 0.5, 0.4))])
+def test_a_box_may_be_given_by_its_corner_and_its_size(tmp_path: Path, frame: str, cells: tuple[float, ...]) -> None:
+    lines = [dict(zip(EXTENT, ("a.png", "lung", *cells, "ct"), strict=True))]
+    entries, told = read(write(tmp_path, lines, head=EXTENT), boxes=frame)
+    assert [s.task for s in samples(entries)] == [Task.VG, Task.ROC] and not told
+    assert samples(entries)[0].answer.boxes == (Box(0.1, 0.1, 0.6, 0.5),)
+
+
+EXTENT_FAULTS = [
+    ((10, 5, 0, 20), "width", "above 0"),
+    ((10, 5, 20, -1), "height", "above 0"),
+    ((90, 5, 20, 20), "x,y,width,height", "outside the image"),
+    ((90, 5, "", 20), "width", "other corners"),
+]
+
+
+@pytest.mark.parametrize(("cells", "field", "why"), EXTENT_FAULTS)
+def test_a_size_that_makes_no_box_is_named(tmp_path: Path, cells: tuple[Any, ...], field: str, why: str) -> None:
+    lines = [dict(zip(EXTENT, ("a.png", "lung", *cells, "ct"), strict=True))]
+    entries, _ = read(write(tmp_path, lines, head=EXTENT))
+    (problem,) = (e.problem for e in entries)
+    assert problem is not None and problem.field == field and why in problem.why and problem.id == "a.png"
+
+
+def test_the_size_of_the_image_is_no_box(tmp_path: Path) -> None:
+    head = ("image", "width", "height", "caption", "modality")
+    file = write(tmp_path, [dict(zip(head, ("a.png", 100, 50, "A lung.", "ct"), strict=True))], head=head)
+    entries, told = read(file)
+    assert len(samples(entries)) == 1 and told == {"column 'width' is not used": 1, "column 'height' is not used": 1}
+
+
+OFFERS = [
+    ("Bild,Frage,Antwort", "image=Bild question=Frage answer=Antwort"),
+    ("Bild Datei,Frage,Antwort", "'image=Bild Datei' question=Frage answer=Antwort"),
+    ("Bild,Name,links,oben,rechts,unten", "image=Bild x1=links y1=oben x2=rechts y2=unten"),
+    ("Bild,Befund,x,y,Breite,Höhe", "image=Bild name=Befund x=x y=y width=Breite 'height=Höhe'"),
+    ("Bild,Struktur,links,oben,Breite,Hoehe", "image=Bild name=Struktur x=links y=oben width=Breite height=Hoehe"),
+    ("Image,Question,Réponse", "'answer=Réponse'"),
+    ("Fichier,Nom,gauche,haut,droite,bas", "image=Fichier name=Nom x1=gauche y1=haut x2=droite y2=bas"),
+    ("filename,label,bbox_xmin,bbox_ymin,bbox_xmax,bbox_ymax", "image=filename name=label x1=bbox_xmin y1=bbox_ymin "
+     "x2=bbox_xmax y2=bbox_ymax"),
+    ("Bild,Befund", "image=Bild caption=Befund"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("head", "offer"), OFFERS)
+def test_other_heads_are_offered_as_flags_that_work(tmp_path: Path, head: str, offer: str) -> None:
+    file = tmp_path / "sheet.csv"
+    file.write_text(f"{head}\n{','.join('1' for _ in head.split(','))}\n")
+    with pytest.raises(BadInput) as refused:
+        read(file)
+    flags = str(refused.value).partition("perhaps: ")[2]
+    given = shlex.split(flags)[1::2]
+    assert given == shlex.split(offer) and flags.count("--column ") == len(given)
+    read(file, columns=dict(pair.split("=") for pair in given))
+
+
+def test_the_patients_name_is_never_offered(tmp_path: Path) -> None:
+    file = tmp_path / "sheet.csv"
+    file.write_text("Bild,Nom,Frage,Antwort\na.png,Doe,Was?,Leber\n")
+    with pytest.raises(BadInput, match="perhaps: (?!.*Nom)"):
+        read(file)
+
+
 HEADS = [
+    (
+        ("image", "name", "x", "y", "width", "height"),
+        {"x1": "x", "y1": "y", "x2": "width", "y2": "height"},
+        "'width' is a size, and x2 a corner: give --column x=x --column y=y --column width=width --column height",
+    ),
+    (("image", "Frage", "Antwort"), {"questoin": "Frage"}, "did you mean question=Frage"),
+    (("image", "Frage", "Antwort"), {"Frage": "question"}, "did you mean question=Frage"),
     (("file", "question", "answer"), {}, "none is the image"),
     (("image", "modality"), {}, "nothing to ask"),
     (("image", "name"), {}, "nothing to ask"),
@@ -229,14 +304,54 @@ def test_all_faults_are_found_at_once(tmp_path: Path) -> None:
     assert samples(entries) == []
 
 
-def test_a_fault_takes_out_the_whole_image_and_what_is_lost_is_counted(tmp_path: Path) -> None:
+AT_FAULT = [box("lung", 1, 1, 200, 20), box("", 1, 1, 200, 20), line(question="What?"), line("", caption="x"),
+            box("lung", 1, 1, 20, 20, modality="pet")]  # fmt: skip
+KEPT = [["heart", "x"], [], ["heart", "lung", "x"], [], []]
+
+
+@pytest.mark.parametrize(("bad", "kept"), list(zip(AT_FAULT, KEPT, strict=True)))
+def test_a_fault_takes_out_what_it_leaves_open_and_that_is_counted(tmp_path: Path, bad: Cells, kept: list[str]) -> None:
+    """A question asks for all boxes of a name; what a line says of its image counts for all of it."""
     lines = [
-        box("lung", 1, 1, 20, 20), box("lung", 1, 1, 200, 20), line(question="What?", answer="x"),
+        box("lung", 1, 1, 20, 20), box("heart", 30, 1, 60, 20), line(question="What?", answer="x"), bad,
         box("lung", 1, 1, 20, 20, image="b.png"),
     ]  # fmt: skip
     entries, told = read(write(tmp_path, lines))
-    assert [bool(e.problem) for e in entries] == [False, True, False, False]
-    assert {s.images[0].path for s in samples(entries)} == {"b.png"} and told == {sheet.LEFT_OUT_NOTE: 2}
+    assert [bool(e.problem) for e in entries] == [False, False, False, True, False]
+    of_a = [s for s in samples(entries) if s.images[0].path == "a.png"]
+    asked = sorted(name for s in of_a if s.task in (Task.VG, Task.QA) for name in s.names or (s.answer.text,))
+    assert asked == kept
+    if kept:
+        assert {n for s in of_a if s.task is Task.ROC for n in s.names} == {"heart", "lung"}  # each box for itself
+    else:
+        assert told == {sheet.LEFT_OUT_NOTE: 3} and not of_a
+
+
+def test_lines_below_a_merged_cell_are_not_called_duplicates(tmp_path: Path) -> None:
+    below = {"question": "Is there a nodule?", "answer": "no"}
+    pairs = [cells for name in ("a.png", "b.png") for cells in (line(name, question="What?", answer="lung"), below)]
+    entries, _ = read(write(tmp_path, pairs))
+    assert [(p.field, "merged cells" in p.why) for e in entries if (p := e.problem)] == [("image", True)] * 2
+
+
+def test_a_missing_image_names_the_flag_that_finds_it(tmp_path: Path) -> None:
+    file = write(tmp_path, [line(caption="x"), line("b.png", caption="x")])
+    scans = tmp_path / "my scans"
+    scans.mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).rename(scans / name)
+    for knobs, hint in (
+        ({}, f"it lies in {scans}: give --images '{scans}'"),
+        ({"images": tmp_path}, f"it lies in {scans}: give --images '{scans}'"),
+        ({"images": tmp_path / "sub"}, "check the path; did you mean c.png?"),
+    ):
+        first, second = (str(e.problem) for e in read(file, **knobs)[0])
+        assert first.endswith(hint) and first.partition(": no such")[2] == second.partition(": no such")[2]
+    file = write(tmp_path, [line("my scans/b.png", caption="x")])
+    (scans / "a.png").rename(tmp_path / "a.png")
+    assert "give --prefix 'my scans'/" in str(read(file, images=scans)[0][0].problem)
+    with pytest.raises(BadInput, match="--images .*: no such folder"):
+        read(file, images=tmp_path / "scnas")
 
 
 def test_a_line_that_tells_no_image_takes_out_the_one_above(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import random
 
 import pytest
 
+from clinkd.inference import count_disagreement, explain_disagreement, measure_supports
+from clinkd.inference.disagreement import Disagreement
 from clinkd.inference.self_consistency import self_consistency
-from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Prediction
+from clinkd.language.agreement import is_wrong
+from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, ImageRef, Modality, Prediction, Sample, Task, Turn
 
 NAMES = ("liver", "spleen", "left lung", "lung")
 
@@ -23,19 +26,18 @@ def of(*candidates: Candidate, chosen: int = 0, lengths: list[int] | None = None
 
 
 def because(what: str) -> str:
-    return f"the candidates differ in their {what}; on its own this says nothing of right or wrong"
+    return f"the candidates differ in their {what}"
 
 
-def test_one_candidate_is_certain():
+def test_one_candidate_agrees_with_itself():
     found = of(candidate("the liver", 0.1))
-    assert (found.weights, found.similarities, found.value, found.uncertain) == ((1.0,), (1.0,), 1.0, False)
+    assert (found.weights, found.similarities, found.value, found.why) == ((1.0,), (1.0,), 1.0, None)
 
 
 @pytest.mark.parametrize("share", [0.95, 0.55])
 def test_other_names_are_no_likeness_however_alike_the_words(share):
     found = of(candidate("This is the liver.", share), candidate("This is the spleen.", 1 - share))
     assert found.value == pytest.approx(share)
-    assert found.uncertain is (share < 0.6)
     assert found.why == (None if share > 0.6 else because("names"))
 
 
@@ -49,7 +51,7 @@ def test_contradictions_are_told_by_their_kind():
 def test_boxes_count_by_their_overlap():
     near, far = Box(0.1, 0.1, 0.5, 0.5), Box(0.6, 0.6, 0.9, 0.9)
     same = of(candidate(BOX_MARK, 0.5, near), candidate(BOX_MARK, 0.5, Box(0.1, 0.1, 0.5, 0.49)))
-    assert not same.uncertain and 0.97 < same.value < 1
+    assert same.why is None and 0.97 < same.value < 1
     apart = of(candidate(BOX_MARK, 0.5, near), candidate(BOX_MARK, 0.5, far))
     assert apart.value == pytest.approx(0.5) and apart.why == because("boxes")
 
@@ -73,3 +75,87 @@ def test_answers_longer_than_any_float_and_unknown_probabilities_have_weights():
     )
     unknown = of(candidate("the liver", 0.3), candidate("the spleen", None), candidate("the lung", 0.3))
     assert unknown.weights == pytest.approx((1 / 3,) * 3)
+
+
+# ---- what disagreement means ----------------------------------------------------------------------------------------
+
+TELLING = [
+    ((42, 23, 336, 44), True),  # VG of the demo's test split
+    ((42, 1, 345, 3), False),  # ROC: hardly any answer is wrong
+    ((9, 9, 100, 0), False),  # too few that differ
+    ((100, 90, 9, 0), False),  # too few others
+    ((60, 30, 60, 30), False),
+    ((60, 10, 60, 50), False),  # wrong less often
+    ((10, 5, 10, 0), False),  # p = 0.016
+    ((10, 6, 10, 0), True),  # p = 0.005
+]
+
+
+@pytest.mark.parametrize(("counts", "telling"), TELLING)
+def test_disagreement_is_telling_only_where_it_was_shown(counts, telling):
+    """By counting all ways to deal out the wrong answers: the oracle of Fisher's exact test."""
+    found = Disagreement(*counts)
+    assert found.is_telling is telling
+    differing, differing_wrong, agreeing, agreeing_wrong = counts
+    wrong = differing_wrong + agreeing_wrong
+    ways = [math.comb(differing, k) * math.comb(agreeing, wrong - k) for k in range(min(wrong, differing) + 1)]
+    p_value = sum(ways[differing_wrong:]) / math.comb(differing + agreeing, wrong)
+    assert telling is (p_value < 0.01 and min(differing, agreeing) >= 10)
+
+
+def test_what_it_means_is_said_in_counts_and_only_if_every_possible_task_shows_it():
+    recorded = {
+        "VG": Disagreement(42, 23, 336, 44)._asdict(),
+        "ROC": Disagreement(42, 1, 345, 3)._asdict(),
+        "RC": Disagreement(40, 20, 60, 3)._asdict(),
+        "MIA": Disagreement(20, 16, 20, 2)._asdict(),
+    }
+    assert explain_disagreement(recorded, ["VG"]) == (
+        "on 378 validation questions of VG, answers whose candidates differ so were wrong in 55 % against 13 %"
+    )
+    assert explain_disagreement(recorded, ["ROC", "RC"]) is None
+    assert "40 validation questions of MIA, " in (
+        explain_disagreement(recorded, ["MIA", "QA"]) or ""
+    )  # no QA was asked
+    assert explain_disagreement(recorded, ["QA"]) is None and explain_disagreement({}, ["VG"]) is None
+    del recorded["ROC"]
+    recorded["QA"] = recorded["RC"]
+    assert "140 validation questions of MIA and QA, " in (explain_disagreement(recorded, ["MIA", "QA"]) or "")
+
+
+WRONG = [
+    (("Here [box].", Box(0.1, 0.1, 0.5, 0.5)), ("It is at [box].", Box(0.1, 0.1, 0.5, 0.4)), False),
+    (("Here [box].", Box(0.1, 0.1, 0.5, 0.5)), ("It is at [box].", Box(0.6, 0.1, 0.9, 0.5)), True),
+    (("Here [box].", Box(0.1, 0.1, 0.5, 0.5)), ("There is none.",), True),
+    (("This is the liver.",), ("The liver, bright.",), False),
+    (("This is the liver.",), ("This is the spleen.",), True),
+    (("This is the liver.",), ("There is no liver.",), True),
+    (("Yes",), ("yes.",), False),
+    (("Yes",), ("no",), True),
+]
+
+
+@pytest.mark.parametrize(("truth", "answer", "wrong"), WRONG)
+def test_a_wrong_answer_misses_place_name_or_words(truth, answer, wrong):
+    (text, *boxes), (other, *other_boxes) = truth, answer
+    assert is_wrong(BoxedText(other, tuple(other_boxes)), BoxedText(text, tuple(boxes)), NAMES) is wrong
+
+
+def test_validation_answers_are_counted_by_task_as_they_are_chosen():
+    near, far = Box(0.1, 0.1, 0.5, 0.5), Box(0.6, 0.6, 0.9, 0.9)
+    samples, predictions = {}, []
+    for n in range(40):
+        turn = Turn(Task.VG, BoxedText("Where is the liver?"), BoxedText(BOX_MARK, (near,)))
+        samples[f"{n}"] = Sample(f"{n}", (ImageRef("a.png"),), Modality.CT, (turn,), "a")
+        place = near if n % 2 else far
+        differ = n < 20
+        texts = [
+            candidate(BOX_MARK, 0.5, place),
+            candidate(BOX_MARK, 0.5, (far if n % 2 else near) if differ else place),
+        ]
+        predictions.append(Prediction(f"{n}", tuple(texts), chosen=n % 4 == 0))
+    supports = {p.id: measure_supports(p, [1, 1], NAMES) for p in predictions}
+    assert supports["0"] == [0.5, 0.5] and supports["30"] == [1, 1]
+    chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
+    # of the first 20, those with n % 4 == 0 choose the near box, though their first candidate is the far one
+    assert count_disagreement(samples, predictions, chosen, NAMES) == {"VG": Disagreement(20, 5, 20, 10)}

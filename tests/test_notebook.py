@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 import clinkd
 from clinkd.pipeline.runs import load_config
-from clinkd.records import Box, Task
+from clinkd.records import Box, Modality, Task
 from clinkd.scoring.metrics import PRIMARY_METRIC
 from clinkd.settings import change_knobs
 
@@ -82,6 +83,20 @@ def test_a_model_answers_about_a_file_and_a_picture_alike(model: clinkd.LoadedMo
     assert answer.text and len(answer.candidates) == 3 and all("box" in warning for warning in answer.warnings)
     assert len(model.ask(file, sample.question.text, beams=2).candidates) == 2
     assert len(model.ask(file, sample.question.text, beams=4, candidates=1).candidates) == 1
+
+
+def test_the_modality_that_a_file_states_is_minded(model: clinkd.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clinkd.workflows.ask import Answerer
+
+    scan = str(get_testdata_file("CT_small.dcm", download=False))
+    answerer = model._load_answerer()
+    assert answerer.knowledge is not None
+    seen = answerer.knowledge._replace(modalities=frozenset({Modality.FUNDUS}))
+    monkeypatch.setattr(answerer, "knowledge", seen)
+    assert isinstance(answerer, Answerer)
+    assert any("never saw this modality: ct" in w for w in model.ask(scan, "What is this?").warnings)
+    picture = Image.new("RGB", (64, 64))
+    assert not any("modality" in w for w in model.ask(picture, "What is this?").warnings)
 
 
 def test_grey_levels_beyond_eight_bits_are_stretched_as_those_of_a_file(tmp_path: Path) -> None:

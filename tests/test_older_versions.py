@@ -95,7 +95,7 @@ def test_a_plan_of_an_older_run_has_nothing_to_do(old):
 def test_a_killed_run_goes_on_from_its_checkpoint(old, capsys):
     status, _, err = clinkd(capsys, "run", old / "stopped/small/config.yaml", "--runs", old / "stopped")
     assert status == 0, err
-    assert "distill: going on with a draft" in err and err.count("done before") == 3
+    assert "distill: going on where it stopped" in err and err.count("done before") == 3
     run = runs.open_run(old / "stopped/small")
     log = [json.loads(line) for line in (run.stage("distill") / "fit-distill/log.jsonl").read_text().splitlines()]
     steps = [entry["step"] for entry in log]

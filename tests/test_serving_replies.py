@@ -60,7 +60,11 @@ class ScriptedAnswerer:
         prediction = Prediction("x", candidates, chosen=0, by="scripted")
         consistency = self_consistency(prediction, [4, 3], self.names)
         warnings = (AnswerWarning("unknown_name", "not a name this model learned: Näher"),)
-        return [Answer(prediction, consistency, False, 11, 4, warnings) for _ in questions]
+        meaning = (
+            "on 120 validation questions of ROC, answers whose candidates differ so were wrong in 61 % against 18 %"
+        )
+        uncertain = f"{consistency.why}; {meaning}"
+        return [Answer(prediction, consistency, False, 11, 4, warnings, uncertain) for _ in questions]
 
 
 class ScriptedReview:

@@ -18,7 +18,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, get_type_hints
 
-from clinkd.records import SPLITS, BadInput, Box, Candidate, Sample, Score, Split, Table, Task
+from clinkd.records import SPLITS, BadInput, Box, Candidate, Modality, Sample, Score, Split, Table, Task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -59,7 +59,8 @@ class BoxedAnswer:
     """The answer to one question about one image. A notebook shows it with its boxes drawn on the image.
 
     `boxes` are fractions of width and height; `pixels` the same as left, top, right and bottom, the last two exclusive.
-    `uncertain` says how the candidates disagree, None where they do not.
+    `uncertain` says in what the candidates differ and how often such answers were wrong on the validation split, None
+    where they agree or the run does not show what it means.
     """
 
     question: str
@@ -130,7 +131,7 @@ class LoadedModel:
         """
         from clinkd.model.generate import run_to_end
         from clinkd.settings import override
-        from clinkd.workflows.ask import Question
+        from clinkd.workflows.ask import Question, read_stated_modality
 
         picture = _open_picture(image)
         answerer = self._load_answerer()
@@ -138,11 +139,16 @@ class LoadedModel:
             candidates = min(beams, answerer.config.answer.candidates)
         knobs = {"beams": beams, "candidates": candidates, "max_new_tokens": max_new_tokens}
         how = override(answerer.config, [f"answer.{name}={n}" for name, n in knobs.items() if n is not None]).answer
-        asked = Question.of(picture, answerer.read(question, picture))
+        if isinstance(image, str | Path):
+            path = Path(image).expanduser()
+            modality = read_stated_modality(path.parent, path.name)
+        else:
+            modality = Modality.OTHER
+        asked = Question.of(picture, answerer.read(question, picture), modality)
         [answer] = run_to_end(answerer.stream_answers([asked], how))
         chosen, candidates_by_rank = answer.prediction.answer.answer, answer.prediction.candidates
         return BoxedAnswer(
-            question, chosen.text, chosen.boxes, candidates_by_rank, answer.self_consistency.why, picture,
+            question, chosen.text, chosen.boxes, candidates_by_rank, answer.uncertain, picture,
             tuple(warning.message for warning in answer.warnings),
         )  # fmt: skip
 

@@ -166,8 +166,11 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     demand_empty(final)
     with naming_full_disk(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
         try:
             os.umask(mask := os.umask(0))
             draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder

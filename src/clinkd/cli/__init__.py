@@ -77,7 +77,8 @@ def _report_error(error: Exception) -> int:
         return _exit_with(str(error), WRONG)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        way_out = "; give a folder that can be written, with --runs or --out" if error.errno == errno.EROFS else ""
+        locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        way_out = "; give a folder that can be written, with --runs or --out" if locked else ""
         return _exit_with(f"{place}{error.strerror or error}{way_out}", WRONG)
     with tempfile.NamedTemporaryFile("w", prefix="clinkd-error-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
@@ -199,17 +200,17 @@ def _config(args: argparse.Namespace) -> RunConfig:
     elif Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
         config = override(load_config(Path(args.what)), settings)
     else:
-        raise _no_experiment(args.what, args.runs)
+        raise _no_experiment(args.what, args.runs, args.parser.prog)
     # the name of the config: it may be a recipe printed and not yet edited
     require_folders(args.what if args.what in EXPERIMENTS else config.name, config)
     return config
 
 
-def _no_experiment(name: str, runs: Path | None = None) -> Exception:
+def _no_experiment(name: str, runs: Path | None = None, command: str = "") -> Exception:
     from clinkd.experiments import EXPERIMENTS
 
     if runs and (config := runs / name / "config.yaml").is_file():
-        return BadInput(f"{name}: a run, no experiment; its config is {config}")
+        return BadInput(f"{name}: a run, no experiment; give its config, as: {command} {shlex.quote(str(config))}")
     near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPERIMENTS)}, and files ending in .yaml"
     return BadInput(f"{name}: no such experiment; {hint}")

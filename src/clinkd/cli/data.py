@@ -21,6 +21,7 @@ from clinkd.version import spell_program
 
 if TYPE_CHECKING:
     from clinkd.data.checks.check import Checks, Findings
+    from clinkd.data.importing import Division
     from clinkd.data.readers.source import Flag, Source
     from clinkd.records import Sample
 
@@ -180,8 +181,31 @@ def source_of(args: argparse.Namespace, path: Path) -> Source:
     values = {}
     for field, _, flag in _list_source_fields():
         value = getattr(args, _flag_name(field, flag).removeprefix("--").replace("-", "_"))
-        values[field.name] = flag.read(value) if flag.read is not None and value is not None else value
+        values[field.name] = _read_flag(field, flag, value)
     return Source(path, **values)
+
+
+def _read_flag(field: Field[Any], flag: Flag, value: Any) -> Any:
+    """The value of a field, made of that of its flag. Raises BadInput that names the flag."""
+    if flag.read is None or value is None:
+        return value
+    try:
+        return flag.read(value)
+    except BadInput as error:
+        message = str(error)
+        raise BadInput(
+            message if message.startswith("--") else f"{_flag_name(field, flag)} {value}: {message}"
+        ) from None
+
+
+def _make_division(args: argparse.Namespace, seed: int, anew: bool) -> Division:
+    from clinkd.data.importing import Division
+
+    shares = args.validation, args.test
+    if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+        flags = f"--validation {args.validation:g}, --test {args.test:g}"
+        raise BadInput(f"{flags}: shares of the groups are wanted, from 0 to below 1, that leave something to train on")
+    return Division(args.validation, args.test, seed, anew)
 
 
 def _build_checks(args: argparse.Namespace) -> Checks:
@@ -198,13 +222,13 @@ def _build_checks(args: argparse.Namespace) -> Checks:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from clinkd.data.importing import Division, NotClean, import_data
+    from clinkd.data.importing import NotClean, import_data
     from clinkd.storage import first_free
 
     _require_writable(args)
     end_in_order()
     sources = [source_of(args, path) for path in args.paths]
-    division = None if args.no_split else Division(args.validation, args.test, args.seed, args.anew)
+    division = None if args.no_split else _make_division(args, args.seed, args.anew)
     checks = _build_checks(args)
     try:
         findings = import_data(sources, args.out, checks, division, args.quarantine, args.turn_to, args.copy)
@@ -267,11 +291,11 @@ def _print_findings(findings: Findings, args: argparse.Namespace) -> None:
     for line in summarise_problems(findings.warnings, SHOWN):
         print(f"look at  {line}")
     for reason, count in findings.notes.most_common():
-        print(f"told     {count} {reason}")
+        print(f"note     {count} {reason}")
     if findings.turns:
         show(survey.tabulate_question_counts(findings))
     if findings.quarantined:
-        print(f"aside    {args.quarantine}: {findings.quarantined} rows, with reasons")
+        print(f"wrote    {args.quarantine}: {findings.quarantined} rows that were set aside, with reasons")
     if args.page is not None:
         print(f"page     {args.page}")
 
@@ -294,15 +318,16 @@ def _export(args: argparse.Namespace) -> int:
         writers.write_jsonl(samples, args.out)
     print(f"wrote    {args.out}: {len(samples)} samples")
     for reason, count in left_out.items():
-        print(f"told     {count} {reason}")
+        print(f"note     {count} {reason}")
     return 0
 
 
 def _split(args: argparse.Namespace) -> int:
-    from clinkd.data.importing import Division, split_again
+    from clinkd.data.importing import split_again
 
-    counts = split_again(args.path, Division(args.validation, args.test, args.seed, anew=True))
-    print(", ".join(f"{name}: {counts[name]} groups" for name in ("train", "validation", "test")))
+    counts = split_again(args.path, _make_division(args, args.seed, anew=True))
+    print(f"groups   {', '.join(f'{name} {counts[name]}' for name in ('train', 'validation', 'test'))}")
+    print(f"note     {args.path} has changed: the next run on it starts anew; finished runs stay as they are")
     return 0
 
 
@@ -342,7 +367,7 @@ def _read_good_samples(args: argparse.Namespace) -> tuple[list[Sample], int]:
     if bad > SHOWN:
         print(f"left out: {bad - SHOWN} more rows; clinkd data check {args.path} --json lists all", file=sys.stderr)
     for reason, count in notes.items():
-        print(f"told: {count} {reason}", file=sys.stderr)
+        print(f"note: {count} {reason}", file=sys.stderr)
     return samples, bad
 
 
@@ -370,8 +395,8 @@ def _show(args: argparse.Namespace) -> int:
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
     if sample is None:
-        similar_ids = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3)
-        raise BadInput(f"{args.id}: no sample of that id in {args.path}; near it: {', '.join(similar_ids) or 'none'}")
+        similar_ids = difflib.get_close_matches(args.id, samples, n=3, cutoff=0.3) or list(samples)[:3]
+        raise BadInput(f"{args.id}: no sample of that id in {args.path}; there are {', '.join(similar_ids)} ...")
     print(json.dumps(sample.to_json(), indent=1, ensure_ascii=False))
     png = args.out or Path(f"{sample.id.replace('/', '_')}.png")
     may_write("--out", png, PICTURE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -31,6 +32,8 @@ def may_write(flag: str, path: Path | None, mark: bytes | None = None) -> None:
     parent = nearest_existing(path.absolute().parent)
     if not parent.is_dir():
         raise BadInput(f"{flag} {path}: {parent} is no folder; choose another place")
+    if not os.access(parent, os.W_OK):
+        raise BadInput(f"{flag} {path}: {parent} cannot be written; choose another place")
     if not path.exists():
         return
     if not path.is_file():

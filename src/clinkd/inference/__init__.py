@@ -1,7 +1,9 @@
 """Answer samples with several candidates each, and choose one by the image."""
 
 from clinkd.inference.answer import answer
+from clinkd.inference.disagreement import count_disagreement, explain_disagreement
 from clinkd.inference.rerank import Agreement, ClipScorer, FirstBeam, RandomScorer, Scorer, rerank, rerank_batch
+from clinkd.inference.self_consistency import measure_supports
 
 __all__ = [
     "Agreement",
@@ -10,7 +12,10 @@ __all__ = [
     "RandomScorer",
     "Scorer",
     "answer",
+    "count_disagreement",
+    "explain_disagreement",
     "hosted",
+    "measure_supports",
     "rerank",
     "rerank_batch",
     "self_consistency",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from clinkd.language.agreement import answer_similarity
@@ -11,23 +12,20 @@ from clinkd.language.conflicts import conflicts
 from clinkd.language.negation import mentioned_names
 from clinkd.records import Candidate, Prediction
 
-CERTAIN = 0.6  # support from which an answer counts as certain; LOG.md has what this means on the demo
+CERTAIN = 0.6  # support from which candidates count as agreeing; LOG.md has what this means on the demo
 
 
 class SelfConsistency(NamedTuple):
     """The weight of each candidate (they sum to 1) and its similarity to the chosen one, 0..1.
 
-    `support` is the weighted mean of the similarities. `why` says in words what differs, None if the answer is certain.
+    `value`, the support, is the weighted mean of the similarities. `why` says in words what differs, None if the
+    candidates agree. Neither says anything of right or wrong on its own (see `disagreement`).
     """
 
     weights: tuple[float, ...]
     similarities: tuple[float, ...]
     value: float
     why: str | None
-
-    @property
-    def uncertain(self) -> bool:
-        return self.why is not None
 
 
 def self_consistency(prediction: Prediction, lengths: Sequence[int], names: Sequence[str] = ()) -> SelfConsistency:
@@ -50,8 +48,15 @@ def self_consistency(prediction: Prediction, lengths: Sequence[int], names: Sequ
     # the candidate that weighs most against the chosen one
     _, worst = max((w * (1 - v), n) for n, (w, v) in enumerate(zip(weights, similarities, strict=True)))
     what = clashes[worst] or ("boxes" if prediction.candidates[worst].answer.boxes or chosen.answer.boxes else "words")
-    why = f"the candidates differ in their {what}; on its own this says nothing of right or wrong"
-    return SelfConsistency(weights, similarities, support, why)
+    return SelfConsistency(weights, similarities, support, f"the candidates differ in their {what}")
+
+
+def measure_supports(prediction: Prediction, lengths: Sequence[int], names: Sequence[str]) -> list[float]:
+    """The support of each candidate, were it the chosen one; arguments as for `self_consistency`."""
+    return [
+        round(self_consistency(replace(prediction, chosen=n), lengths, names).value, 6)
+        for n in range(len(prediction.candidates))
+    ]
 
 
 def _compute_weights(candidates: Sequence[Candidate], lengths: Sequence[int]) -> tuple[float, ...]:

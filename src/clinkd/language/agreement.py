@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clinkd.boxes import assign, iou_matrix, match_boxes
+from clinkd.language.conflicts import conflicts
 from clinkd.language.facts import Lexicon, read_facts
+from clinkd.language.negation import mentioned_names
 from clinkd.language.words import normalise
 from clinkd.records import BoxedText, Fact
 
@@ -24,6 +26,16 @@ def answer_accuracy(answer: BoxedText, truth: BoxedText, facts: Sequence[Fact], 
         stated_tuples = {t for f in read_facts(answer.text, lexicon) for t in f.tuples}
         return 2 * len(true_tuples & stated_tuples) / (len(true_tuples) + len(stated_tuples))
     return float(normalise(answer.text) == normalise(truth.text))
+
+
+def is_wrong(answer: BoxedText, truth: BoxedText, names: Sequence[str]) -> bool:
+    """Whether an answer misses its truth: boxes that overlap by an IoU below 0.5; other structures than the truth
+    names, or a contradiction to it; other words, if the truth names no structure. names: class names of the data."""
+    if truth.boxes:
+        return answer_similarity(answer, truth) < 0.5
+    if true_names := set(mentioned_names(truth.words, names)):
+        return set(mentioned_names(answer.words, names)) != true_names or bool(conflicts(answer.words, truth.words))
+    return normalise(answer.text) != normalise(truth.text)
 
 
 def answer_similarity(a: BoxedText, b: BoxedText) -> float:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from clinkd.language.conflicts import denied, sides
+from clinkd.language.foreign import find_foreign_sides
 from clinkd.language.negation import mentions, yes_no_verdict
 from clinkd.records import BadInput, Box, BoxedText, Fact, Modality, Sample, Side, Task, Turn
 
@@ -283,6 +284,11 @@ def convert_side(sample: Sample, to: Side) -> Sample:
     if sample.side == to:
         return sample
     _refuse_matches(sample, _UNSAFE)
+    for text in _list_texts(sample):
+        if foreign_words := find_foreign_sides(text):
+            raise _make_refusal(
+                sample, foreign_words[0], text, "only left and right in English are turned; write these"
+            )
     words = [(text, w) for text in _list_texts(sample) for w in _find_side_words(text) if w.frame in (None, "unclear")]
     if not words:
         return replace(sample, side=to)

@@ -348,7 +348,7 @@ def _work_in_draft(
         draft.mkdir(exist_ok=True)
         clock = _StageClock(stage, draft)
         if clock.values["finished"] is None:
-            begun = "going on with a draft" if clock.values["attempts"] > 1 else "start"
+            begun = "going on where it stopped" if clock.values["attempts"] > 1 else "start"
             _print_line(f"{title}: {begun}{spell_left()}")
             with clock.running():
                 if stage.together:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,15 @@ from clinkd.data.questions import make_bare_pairs
 from clinkd.data.readers.forms import read_samples
 from clinkd.data.readers.source import Source
 from clinkd.data.split import sample_share, split_fold, split_samples
-from clinkd.inference import Agreement, ClipScorer, RandomScorer, Scorer, rerank
+from clinkd.inference import (
+    Agreement,
+    ClipScorer,
+    RandomScorer,
+    Scorer,
+    count_disagreement,
+    measure_supports,
+    rerank,
+)
 from clinkd.inference import answer as answer_samples
 from clinkd.language.agreement import answer_accuracy
 from clinkd.language.facts import Lexicon
@@ -74,6 +83,7 @@ from clinkd.training import (
 ANSWER_FILES: dict[Split, str] = {"validation": "validation.jsonl", "test": PREDICTIONS}
 STORE = "stored-teacher"
 FEATURES = "gallery"
+SUPPORTS = "validation-supports.jsonl"  # of the candidates for the validation questions
 PRETRAINED_VISION = "seen"  # the model between the two halves of its pretraining
 
 
@@ -330,7 +340,19 @@ def answer(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     questions = {split: work.samples(split) for split in ANSWER_FILES}
     with _record_seconds(work, "answers", sum(map(len, questions.values()))):
         for split, file in ANSWER_FILES.items():
-            work.answer(model, questions[split], config, file, author, f"answer {split}")
+            answers = work.answer(model, questions[split], config, file, author, f"answer {split}")
+            if split == "validation":
+                _write_supports(work, model, answers)
+
+
+def _write_supports(work: StageInputs, model: VisionLanguageModel, answers: Sequence[Prediction]) -> None:
+    """Write how far the candidates of each answer agree with each of them, for `select`, which has no tokenizer."""
+    names = work.lexicon.names
+    records = (
+        {"id": p.id, "supports": measure_supports(p, [model.count_answer_tokens(c) for c in p.candidates], names)}
+        for p in answers
+    )
+    distributed.on_main_process(lambda: write_lines(work.folder / SUPPORTS, records))
 
 
 def select(work: StageInputs, config: SelectConfig) -> None:
@@ -346,10 +368,10 @@ def select(work: StageInputs, config: SelectConfig) -> None:
         answers = read_predictions(work.inputs["answer"], ANSWER_FILES[split])
         return samples, rerank(samples, answers, scorer, task_names, rivals)
 
+    samples, validation = choose_answers("validation", tasks)
     if config.trust == "validated" and config.scorer != "first":
-        samples, predictions = choose_answers("validation", tasks)
         gain: dict[str, list[float]] = {}
-        for p in predictions:
+        for p in validation:
             s = samples[p.id]
             first, best = (
                 answer_accuracy(c.answer, s.answer, s.facts, work.lexicon) for c in (p.candidates[0], p.answer)
@@ -359,11 +381,24 @@ def select(work: StageInputs, config: SelectConfig) -> None:
         tasks = [t for t in tasks if mean.get(t, 0) > 0]
         work.record("validation_gain", {t: round(100 * g, 2) for t, g in mean.items()})
     work.record("reordered_tasks", tasks)
+    chosen = [p if samples[p.id].task in tasks else replace(p, chosen=0) for p in validation]
+    _record_disagreement(work, samples, chosen)
     _, predictions = choose_answers("test", tasks)
     if isinstance(scorer, ClipScorer):
         counts = {"candidates": scorer.num_candidates, "too_long": scorer.num_too_long}
         work.record("clip_inputs", {**counts, "token_limit": scorer.model.towers.limit})
     write_lines(work.folder / PREDICTIONS, (p.to_json() for p in predictions))
+
+
+def _record_disagreement(work: StageInputs, samples: Mapping[str, Sample], predictions: Sequence[Prediction]) -> None:
+    """Record by task whether validation answers whose candidates disagree are wrong more often."""
+    file = work.inputs["answer"] / SUPPORTS
+    if not file.is_file():  # answers of an older version
+        return
+    supports = {record["id"]: record["supports"] for record in JsonLines(file).read()}
+    chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
+    counts = count_disagreement(samples, predictions, chosen, work.lexicon.names)
+    work.record("disagreement", {task: count._asdict() for task, count in counts.items()})
 
 
 def shuffle(work: StageInputs, config: AnswerConfig, previous: str) -> None:

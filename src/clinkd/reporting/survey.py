@@ -30,7 +30,8 @@ def tabulate_question_counts(findings: Findings) -> Table:
         for modality in modalities:
             rows.append((split, modality.value, *_format_counts([findings.turns[split, modality, t] for t in tasks])))
         total = [sum(findings.turns[split, m, t] for m in modalities) for t in tasks]
-        rows.append((split, f"all, {findings.groups[split]:,} groups", *_format_counts(total)))
+        groups = findings.groups[split]
+        rows.append((split, f"all, {groups:,} group{'s' * (groups != 1)}", *_format_counts(total)))
     return Table("Questions", ("split", "modality", *(t.value for t in tasks), "all"), tuple(rows))
 
 

@@ -87,8 +87,8 @@ class RequestHandler:
                     for n, (c, weight, likeness) in enumerate(candidates)
                 ],
                 "support": consistency.value,
-                "uncertain": consistency.uncertain,
-                "why": consistency.why,
+                "uncertain": result.answer.uncertain is not None,
+                "why": result.answer.uncertain,
                 "warnings": result.answer.warnings,
                 "reordered": reordered,
                 "image": picture.picture,

@@ -137,10 +137,11 @@ class AnswerReply(ReplyModel):
     """The model's answer. `text` has a `[box]` mark at the place of each of `boxes`.
 
     `asked`: the boxes of the question as the model reads them, on the grid of its spelling. `support`: the mean
-    similarity of the candidates to the chosen one, by weight; the answer is uncertain below 0.6, which on its own says
-    nothing of right or wrong. `warnings`: what is not known about the answer; without any it may be wrong all the same.
-    `reordered`: whether the scorer chose among the candidates, or only shows its scores. `ignored`: the parts of the
-    request without effect.
+    similarity of the candidates to the chosen one, by weight, which on its own says nothing of right or wrong.
+    `uncertain`: it is below 0.6, and the run's validation answers show what that means; `why` says in what the
+    candidates differ, and how often such answers were wrong. `warnings`: what is not known about the answer;
+    without any it may be wrong all the same. `reordered`: whether the scorer chose among the candidates, or only
+    shows its scores. `ignored`: the parts of the request without effect.
     """
 
     text: str

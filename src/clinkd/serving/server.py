@@ -126,7 +126,7 @@ def _open_socket(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = getattr(error, "strerror", None) or error
-        raise BadInput(f"--host {host} --port {port}: cannot be taken ({why}); choose another") from None
+        raise BadInput(f"--host {host} --port {port}: cannot be taken ({why}); --port 0 takes a free one") from None
     listener.listen(128)
     return listener
 

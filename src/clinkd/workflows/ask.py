@@ -14,7 +14,7 @@ from PIL import Image
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
 from clinkd.data.images import open_image, read_medical_facts
-from clinkd.inference import Scorer, rerank_batch
+from clinkd.inference import Scorer, explain_disagreement, rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
 from clinkd.model.vlm import VisionLanguageModel, load_foreign
@@ -54,7 +54,8 @@ class Answer(NamedTuple):
     """A prediction, how far its candidates agree, and whether the run's scorer took part in the choice.
 
     `prompt_tokens`: of the prompt with its images; `answer_tokens`: of the answer with its end mark; `warnings`: what
-    is not known about the answer.
+    is not known about the answer; `uncertain`: in what the candidates differ and what this means, only where the run's
+    validation answers show that it means something.
     """
 
     prediction: Prediction
@@ -63,6 +64,7 @@ class Answer(NamedTuple):
     prompt_tokens: int
     answer_tokens: int
     warnings: tuple[AnswerWarning, ...] = ()
+    uncertain: str | None = None
 
 
 # The best beginnings of answers so far, by the number of the question; computed on request, since few steps are shown.
@@ -98,10 +100,10 @@ class Answerer:
         lexicon = read_data_source(run.stage("prepare")).lexicon
         knowledge = TrainingKnowledge.of_run(run.stage("prepare"), lexicon)
         answerer = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names, knowledge=knowledge)
+        answerer.recorded = stage_record(run.stage("select"))["recorded"]
         if config.select.scorer in ("clip", "agreement"):
             clip = run.stage("clip") if config.select.scorer == "clip" else None
             answerer.scorer = make_scorer(config.select, clip, shown.open, lexicon, config.seed)
-            answerer.recorded = stage_record(run.stage("select"))["recorded"]
         return answerer
 
     @classmethod
@@ -197,8 +199,13 @@ class Answerer:
         return answers
 
     def _add_warnings(self, question: Question, answer: Answer) -> Answer:
-        text = answer.prediction.answer.answer
-        return answer._replace(warnings=find_warnings(question.text, text, question.modality, self.knowledge))
+        text, differs = answer.prediction.answer.answer, answer.self_consistency.why
+        tasks = _list_possible_tasks(question.text, text)
+        meaning = explain_disagreement(self.recorded.get("disagreement", {}), tasks)
+        return answer._replace(
+            warnings=find_warnings(question.text, text, question.modality, self.knowledge),
+            uncertain=f"{differs}; {meaning}" if differs and meaning else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -226,7 +233,7 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     asked = Question.of(picture, answerer.read(question, picture), modality)
     [answer] = answerer.answers([asked])
     draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
-    return AskResult(answer.prediction, out, answer.self_consistency.why, answer.warnings, picture.size)
+    return AskResult(answer.prediction, out, answer.uncertain, answer.warnings, picture.size)
 
 
 def read_stated_modality(root: Path, name: str) -> Modality:
@@ -243,7 +250,12 @@ def _demand_words(question: str) -> None:
 def trusts(recorded: Mapping[str, Any], question: BoxedText, answer: BoxedText) -> bool:
     """Whether a run trusts its scorer for a free question with this first answer. The question may belong to several
     tasks; the scorer must be trusted in each of them that the run had questions of. `recorded`: by its `select`."""
-    possible = (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)
+    possible = _list_possible_tasks(question, answer)
     tasks = recorded["reordered_tasks"]
     validated = recorded.get("validation_gain", tasks)
     return any(t in validated for t in possible) and all(t in tasks for t in possible if t in validated)
+
+
+def _list_possible_tasks(question: BoxedText, answer: BoxedText) -> tuple[Task, ...]:
+    """The tasks that a free question with this answer may belong to."""
+    return (Task.ROC, Task.RC) if question.boxes else (Task.VG,) if answer.boxes else (Task.MIA, Task.QA)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import mimetypes
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from clinkd.data.images import KINDS, kind_of, locate, open_image
+from clinkd.data.images import is_named_as_image, kind_of, locate, open_image
 from clinkd.data.readers.dicom_folder import list_sheet_lines
 from clinkd.data.readers.rows import ROW_FILES, SHEETS, RowResult, json_rows, sheet_rows
 from clinkd.pipeline.runs import Run
@@ -97,7 +96,7 @@ def ask_about_folder(folder: Path, questions: Sequence[str], besides: Sequence[P
         path = (folder / name).resolve()
         if any(path.is_relative_to(other) for other in left_out) or Path(name).name.startswith("."):
             continue
-        if not problem or _is_named_as_image(name):
+        if not problem or is_named_as_image(name):
             lines.append((name, problem))
     if not lines:
         raise BadInput(f"{folder}: no image is there; give the folder that holds them")
@@ -110,11 +109,6 @@ def ask_about_folder(folder: Path, questions: Sequence[str], besides: Sequence[P
             yield BatchQuestion(str(number), image, question, problem)
 
     return QuestionList(folder, identity, read)
-
-
-def _is_named_as_image(name: str) -> bool:
-    suffixes = {suffix for kind in KINDS for suffix in kind.accept if suffix.startswith(".")}
-    return Path(name).suffix.lower() in suffixes or (mimetypes.guess_type(name)[0] or "").startswith("image/")
 
 
 # ---- the answers ----------------------------------------------------------------------------------------------------
@@ -315,7 +309,7 @@ def _make_record(row: _BatchRow) -> dict[str, Any]:
             {"answer": c.answer.to_json(), "logprob": c.logprob, "scores": c.scores, "chosen": n == prediction.chosen}
             for n, c in enumerate(prediction.candidates)
         ],
-        "uncertain": row.answer.self_consistency.why or "",
+        "uncertain": row.answer.uncertain or "",
         "warnings": [warning.message for warning in row.answer.warnings],
     }
 

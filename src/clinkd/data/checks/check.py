@@ -26,6 +26,7 @@ from clinkd.data.readers import forms
 from clinkd.data.readers.rows import Kind, RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.language import sides
+from clinkd.language.foreign import explain_foreign_words
 from clinkd.records import BadInput, ImageRef, Modality, Sample, Split, Task
 from clinkd.storage import progress, replacing
 
@@ -37,6 +38,8 @@ QUARANTINE = "quarantine"  # every line of a quarantine file has this word
 EXAMPLES = 2  # of each task and modality
 FEW_BOXES = 30  # with fewer boxes in a file, their frame is not checked
 CORNER = 0.105  # if all boxes of a file lie in this part of the image, they are in hundredths or in fractions
+_FEW = 3  # rows with the same problem that are shown one by one
+_MOST_RUNS = 8  # of neighbouring rows, in one line
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # tokens: upper ends of the bins
 
 
@@ -302,6 +305,7 @@ class Checker:
 
     def _count_sample(self, sample: Sample) -> None:
         self.findings.samples += 1
+        self.findings.notes.update(explain_foreign_words(sample))
         self._keep_example(sample)
         for turn in sample.turns:
             self.findings.count_question(sample.split, sample.modality, turn.task)
@@ -433,11 +437,31 @@ def count_progress(items: Iterable[T], title: str, unit: str) -> Iterator[T]:
 
 
 def summarise_problems(problems: Sequence[RowError], most: int) -> Iterator[str]:
-    """Yield the first problems as text, and the number of the others by kind."""
-    yield from (str(p) for p in problems[:most])
-    if len(problems) > most:
-        kinds: Mapping[str, int] = Counter(p.kind for p in problems[most:])
-        yield f"and {len(problems) - most} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
+    """Yield the problems as text: one line for many rows with the same one, at most so many lines, and then the number
+    of the others by kind."""
+    alike: dict[tuple[str, ...], list[RowError]] = {}
+    for problem in problems:
+        alike.setdefault((problem.file, problem.field, problem.why, problem.kind), []).append(problem)
+    groups = [part for group in alike.values() for part in ([group] if len(group) > _FEW else [[p] for p in group])]
+    for first, *others in sorted(groups[:most], key=lambda group: problems.index(group[0])):
+        yield f"{first}{f' (so are rows {_spell_rows([p.row for p in others])})' if others else ''}"
+    if rest := [problem for group in groups[most:] for problem in group]:
+        kinds: Mapping[str, int] = Counter(p.kind for p in rest)
+        yield f"and {len(rest)} more ({', '.join(f'{n} {k}' for k, n in kinds.items())})"
+
+
+def _spell_rows(rows: Sequence[int]) -> str:
+    """Sorted numbers of rows as text: 3 to 9, 12."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and row == runs[-1][1] + 1:
+            runs[-1][1] = row
+        else:
+            runs.append([row, row])
+    spelled = [str(first) if first == last else f"{first} to {last}" for first, last in runs]
+    shown = ", ".join(spelled[:_MOST_RUNS])
+    others = sum(last - first + 1 for first, last in runs[_MOST_RUNS:])
+    return f"{shown} and {others} others" if others else shown
 
 
 def quarantine(sources: Sequence[Source], findings: Findings, file: Path) -> None:

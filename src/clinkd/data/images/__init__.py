@@ -6,6 +6,7 @@ one class of `ImageKind` and its place in that list.
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -23,6 +24,7 @@ __all__ = [
     "Facts",
     "ImageFrame",
     "ImageKind",
+    "is_named_as_image",
     "kind_of",
     "locate",
     "medical_names",
@@ -39,6 +41,12 @@ KINDS: tuple[ImageKind, ...] = (Dicom(), Plain())  # Plain last: it takes all ot
 def kind_of(file: File) -> ImageKind:
     """The kind of a file, by its first bytes and its name. A file that is no image counts as a plain picture."""
     return next(kind for kind in KINDS if kind.sniff(file))
+
+
+def is_named_as_image(name: str) -> bool:
+    """Whether the suffix of a file is that of an image."""
+    suffixes = {suffix for kind in KINDS for suffix in kind.accept if suffix.startswith(".")}
+    return Path(name).suffix.lower() in suffixes or (mimetypes.guess_type(name)[0] or "").startswith("image/")
 
 
 def medical_names() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
-from clinkd.data.images import kind_of
+from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
+from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
@@ -61,8 +63,13 @@ def detect_form(source: Source) -> str:
     else:
         raise BadInput(f"{path}: no such file or folder; check the path")
     if form is None:
-        forms = "; ".join(f"{name} ({what})" for name, (_, what) in FORMS.items())
-        raise BadInput(f"{path}: the form of the data cannot be told; give it with --form, one of {forms}")
+        if path.is_dir() and any(is_named_as_image(p.name) for p in _list_first_files(path)):
+            way_out = f"`{spell_program()} data sheet {shlex.quote(str(path))} > sheet.csv` writes a sheet to fill in"
+            raise BadInput(f"{path}: holds images, and no questions about them; {way_out}")
+        raise BadInput(
+            f"{path}: the form of the data cannot be told from its names and keys; give it with --form, one of "
+            f"{', '.join(FORMS)} (--form help says what they are)"
+        )
     return form
 
 
@@ -81,8 +88,11 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
         raise BadInput(f"{folder}: holds the sheet {sheets[0]}; {way_out}")
-    first_files = itertools.islice(_walk_files(folder), MOST_LOOKED_AT)
-    return "dicom" if any(kind_of(p).medical for p in first_files) else None
+    return "dicom" if any(kind_of(p).medical for p in _list_first_files(folder)) else None
+
+
+def _list_first_files(folder: Path) -> list[Path]:
+    return list(itertools.islice(_walk_files(folder), MOST_LOOKED_AT))
 
 
 def _walk_files(folder: Path) -> Iterator[Path]:

@@ -49,14 +49,15 @@ class RowError:
 
     file: str
     row: int  # from 1, as a person counts: lines of JSON lines, entries of a list, lines of a sheet with its head
-    id: str  # of the record, "?" if it has none
+    id: str  # of the record, else its image; "?" if it has neither
     field: str
     value: str
     why: str  # what is wrong, and how to mend it
     kind: Kind = "row"
 
     def __str__(self) -> str:
-        return f"{self.file}, row {self.row}, id {self.id}: {self.field} = {self.value}: {self.why}"
+        name = f", id {self.id}" if self.id != "?" else ""
+        return f"{self.file}, row {self.row}{name}: {self.field} = {self.value}: {self.why}"
 
     def to_json(self) -> dict[str, Any]:
         return {"reason" if name == "why" else name: value for name, value in asdict(self).items()}
@@ -104,7 +105,8 @@ def make_error_result(
     file: Path, number: int, fault: FieldError, raw: Any, value: Any = None, kind: Kind = "row"
 ) -> RowResult:
     """The result of a row that has an error."""
-    name = next((value[k] for k in ("id", "qid", "question_id") if k in value), "?") if isinstance(value, dict) else "?"
+    keys = ("id", "qid", "question_id", "image")
+    name = next((value[k] for k in keys if k in value), "?") if isinstance(value, dict) else "?"
     row_id = shorten_value(str(name))
     problem = RowError(str(file), number, row_id, fault.field, shorten_value(fault.value), fault.why, kind)
     return RowResult(str(file), number, problem=problem, raw=raw)
@@ -493,6 +495,7 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
     is_xlsx = file.suffix.lower() in (".xlsx", ".xlsm")
     head: list[str] = []
     width = 0  # of the head with its empty end; every line of a CSV has that end, too
+    has_lines = False
     for number, cells in _read_xlsx(file, sheet) if is_xlsx else _read_csv(file, encoding):
         if isinstance(cells, FieldError):
             yield make_error_result(file, number, cells, str(cells.value))
@@ -501,8 +504,11 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
         elif not head:
             head, width = _check_column_names(file, _strip_empty_end(cells)), len(cells)
         else:
+            if (beside := _strip_empty_end(cells)) and not has_lines:
+                _refuse_title(file, head, number, beside)
+            has_lines = True
             if is_xlsx or len(cells) == width:
-                cells = _strip_empty_end(cells)
+                cells = beside
                 cells += [""] * (len(head) - len(cells))  # an XLSX omits empty cells at the end of a line
             yield _make_sheet_row(file, number, head, cells, encoding)
     if not head:
@@ -512,6 +518,18 @@ def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) ->
 def _strip_empty_end(cells: list[str]) -> list[str]:
     end = max((place for place, cell in enumerate(cells, start=1) if cell), default=0)
     return cells[:end]
+
+
+def _refuse_title(file: Path, head: list[str], number: int, cells: list[str]) -> None:
+    """Raise BadInput if the first line looks like a title, and the one below it, the row `number`, like the head."""
+    may_be_head = all(cells) and len(set(cells)) == len(cells) and not any(_NUMERIC.fullmatch(c) for c in cells)
+    if len(cells) > len(head) and (len(head) == 1 or may_be_head):
+        names = ", ".join(map(shorten_value, cells))
+        title = shorten_value(", ".join(head))
+        raise BadInput(
+            f"{file}: its first line ({title}) is a title, it seems, and row {number} the head ({names}): delete what "
+            "stands above the head, since the first line names the columns"
+        )
 
 
 def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], encoding: str) -> SourceRow | RowResult:
@@ -524,7 +542,7 @@ def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], 
             check_unicode(text, key)
         except FieldError:
             why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
-            return make_error_result(file, number, FieldError(key, text, why), cells)
+            return make_error_result(file, number, FieldError("row", text, why), cells, value)
     return SourceRow(file, number, value, value)
 
 
@@ -532,13 +550,15 @@ def _check_column_names(file: Path, cells: list[str]) -> list[str]:
     names = [c.strip() for c in cells]
     for place, name in enumerate(names, start=1):
         if not name:
-            raise BadInput(f"{file}: column {place} has no name; the first line names the columns")
+            raise BadInput(f"{file}: column {place} has no name; the first line names the columns (no title above it)")
         if names.count(name) > 1:
             raise BadInput(f"{file}: the column {name!r} stands twice; rename one of them")
     return names
 
 
 _Cells = list[str] | FieldError
+_SEPARATORS = ",;\t|"
+_NUMERIC = re.compile(r"[\d.,\s+-]+")
 
 
 def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
@@ -549,9 +569,10 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
         encoding = "utf-16"
     elif encoding == "utf-8":
         encoding = "utf-8-sig"
-    first_line = head.decode(encoding, "replace").strip().partition("\n")[0].strip()
-    separator_line = re.fullmatch(r"sep=(.)", first_line)  # with this line Excel names the separator
-    separator = separator_line[1] if separator_line else max(",;\t|", key=first_line.count)
+    first_lines = head.decode(encoding, "replace").strip().splitlines() or [""]
+    separator_line = re.fullmatch(r"sep=(.)", first_lines[0].strip())  # with this line Excel names the separator
+    head_line = next((line for line in first_lines if any(s in line for s in _SEPARATORS)), "")  # below a title
+    separator = separator_line[1] if separator_line else max(_SEPARATORS, key=head_line.count)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, delimiter=separator, strict=True)
         while True:

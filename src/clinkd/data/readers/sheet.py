@@ -1,7 +1,8 @@
 """Reader of sheets: a CSV or XLSX and a folder of images. Each line is a question, a box or a caption.
 
     image, question, answer           a question about the image (QA); `[box]` in it stands for the box of the line
-    image, name, box or x1 y1 x2 y2   a box: where is the name (VG, with all its boxes), what is here (ROC)
+    image, name, box or x1 y1 x2 y2   a box: where is the name (VG, with all its boxes), what is here (ROC);
+    or x y width height               its left, its top and its size
     ... and sentence                  a description of the box (RC)
     image, caption                    a description of the whole image (MIA)
 
@@ -10,8 +11,9 @@ A line may also state of its image: modality, patient, split, side, window (of a
 blanks and "_". Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` is
 "normalised" (fractions) or "qwen2-vl" (thousandths). What one line states of an image counts for its other lines, too.
 
-A question asks for all boxes of a name, so in a sheet with boxes an error in one line removes the whole image. A line
-that names no image counts for the image above it. In a sheet without boxes each line counts alone.
+A question asks for all boxes of a name, so no question asks where a name is if a line of it has an error. An error in
+what a line states of its image, or in a box without a readable name, removes the whole image. A line that names no
+image counts for the image above it. In a sheet without boxes each line counts alone.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.columns import CORNERS, SHEET_COLUMNS, map_columns
+from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
 from clinkd.data.readers.rows import (
     SHEETS,
@@ -47,6 +49,7 @@ from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
+_OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
 MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
 LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
@@ -113,16 +116,18 @@ class _SheetReader:
 
     def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
         self.file, self.source, self.columns, self.notes = file, source, columns, notes
-        self.fields = {"box": ",".join(columns.get(c, c) for c in CORNERS)} | columns
+        self.corners = EXTENT if "x" in columns else CORNERS  # of a box in four columns
+        self.fields = {"box": ",".join(columns.get(c, c) for c in self.corners)} | columns
         self.pictures = ImageResolver(source)
         self.similar_path = _PathSuggester(source.root)
-        self.has_boxes = "box" in columns or "x1" in columns
+        self.has_boxes = not columns.keys().isdisjoint({"box", "x1", "x"})
         tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
         self.question_source = replace(source, tasks=tasks)
         self.first_rows: dict[tuple[str, ...], int] = {}  # the cells of a line -> the first row that has them
         self.ids: dict[str, int] = {}
         self.image_values: dict[str, dict[str, tuple[str, int]]] = {}  # image -> key -> value, and its row
-        self.doubtful_images: set[str] = set()  # images that a line with an error names
+        self.doubtful_images: set[str] = set()  # images of which an error leaves open what belongs to them
+        self.doubtful_names: dict[str, set[str]] = {}  # image -> names of which not all boxes can be read
         self.has_patients = False  # whether any line names one
 
     def read_lines(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
@@ -139,7 +144,7 @@ class _SheetReader:
             path = self._find_image_path(cells)
             image_above = path or image_above
             first_row = self.first_rows.setdefault(tuple(row.value.values()), row.number)
-            if first_row != row.number:
+            if path and first_row != row.number:  # lines below a merged cell may be of different images
                 fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
                 results[row.number] = self._report(row, fault, "duplicate")
                 continue
@@ -147,15 +152,28 @@ class _SheetReader:
                 line = self._parse_line(row, cells, path)
                 images.setdefault(path, []).append(line)
             except FieldError as fault:
+                self._mark_doubtful_line(cells, fault, image_above)
                 results[row.number] = self._report(row, fault)
-                self._mark_doubtful({image_above})
         for path, lines_of_image in images.items():
             results |= {result.row: result for result in self._convert_image(path, lines_of_image)}
         yield from (results[number] for number in sorted(results))
 
     def _report(self, row: SourceRow, fault: FieldError, kind: Kind = "row") -> RowResult:
         fault.field = self.fields.get(fault.field, fault.field)
-        return make_error_result(row.file, row.number, fault, row.raw, row.value, kind)
+        own_id, image = (row.value.get(self.columns.get(key, ""), "") for key in ("id", "image"))
+        return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind)
+
+    def _mark_doubtful_line(self, cells: Cells, fault: FieldError, image: str) -> None:
+        """Mark what an error in a line leaves open: the boxes of its name; everything, if that is not known."""
+        of_a_box = [cells[c] for c in ("name", "sentence", "box", *CORNERS, *EXTENT) if cells[c]]
+        if (
+            not cells["image"]
+            or fault.field in _OF_IMAGES
+            or (of_a_box and (fault.field == "name" or not cells["name"]))
+        ):
+            self._mark_doubtful({image})
+        elif of_a_box:
+            self.doubtful_names.setdefault(image, set()).add(" ".join(cells["name"].split()))
 
     def _mark_doubtful(self, paths: set[str]) -> None:
         if self.has_boxes:
@@ -193,7 +211,8 @@ class _SheetReader:
         try:
             return self.pictures.ref(self.source.prefix + path)
         except FieldError as fault:
-            similar_path = self.similar_path(path) if "no such file" in fault.why else None
+            is_missing = "no such file" in fault.why and "give --" not in fault.why
+            similar_path = self.similar_path(path) if is_missing else None
             hint = f"; did you mean {similar_path}?" if similar_path else ""
             raise FieldError("image", cells["image"], fault.why + hint) from None
 
@@ -202,10 +221,17 @@ class _SheetReader:
     def _parse_corners(self, cells: Cells) -> list[float]:
         """The four numbers of the line's box, none if it has no box."""
         if "box" not in self.columns:
-            empty = [c for c in CORNERS if not cells[c]]
+            empty = [c for c in self.corners if not cells[c]]
             if 0 < len(empty) < 4:
                 raise FieldError(empty[0], "", "empty, where other corners of the box are given; fill it in")
-            return [] if empty else [_parse_number(cells[c], c, cells[c]) for c in CORNERS]
+            numbers = [] if empty else [_parse_number(cells[c], c, cells[c]) for c in self.corners]
+            if not numbers or self.corners is CORNERS:
+                return numbers
+            left, top, width, height = numbers
+            for key, size in (("width", width), ("height", height)):
+                if size <= 0:
+                    raise FieldError(key, cells[key], f"the {key} of a box is above 0; correct it")
+            return [left, top, round(left + width, 9), round(top + height, 9)]
         cell = cells["box"]
         texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
         if len(texts) not in (0, 4):
@@ -216,6 +242,15 @@ class _SheetReader:
         corners = self._parse_corners(cells)
         if not corners:
             return None
+        try:
+            return self._make_box(corners, image)
+        except FieldError as fault:
+            x1, y1, x2, y2 = corners
+            if x1 > x2 or y1 > y2:
+                fault.why += "; left, top, width and height go into columns x, y, width, height"
+            raise
+
+    def _make_box(self, corners: list[float], image: ImageRef) -> Box:
         if self.source.boxes is None:
             return parse_pixel_box([int(v) if v == int(v) else v for v in corners], "box", image)
         scale = 1 if self.source.boxes == "normalised" else 1000
@@ -309,6 +344,7 @@ class _SheetReader:
             origin=self.file.stem.lower(),
             side=side,
             split=SPLITS.get(image_values.get("split", ""), self.source.split),
+            incomplete=frozenset(self.doubtful_names.get(path, ())),
         )
         samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}
         captions: set[str] = set()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import chain, islice
 from operator import not_
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -20,6 +23,7 @@ from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encodi
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
 MOST_BOXES = 4  # in one answer, by default
+_MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
 
 
 class Flag:
@@ -142,6 +146,8 @@ class ImageResolver:
     """Turns the image paths of rows into ImageRefs. Opens each file once."""
 
     def __init__(self, source: Source) -> None:
+        if source.images is not None and source.open_images and not source.images.is_dir():
+            raise BadInput(f"--images {source.images}: no such folder; give the one that image paths start from")
         self.source = source
         self._cached_ref_or_reason = lru_cache(maxsize=65536)(self._open_ref)
         self._cached_header = lru_cache(maxsize=4096)(self._read_header)
@@ -179,4 +185,20 @@ class ImageResolver:
         try:
             return read_image_size(self.source.root, relative, relative, self.source.window)
         except BadInput as error:
-            return str(error).removeprefix(f"{relative}: ")
+            why = str(error).removeprefix(f"{relative}: ")
+            return why + self._suggest_way(relative) if "no such file" in why else why
+
+    def _suggest_way(self, relative: str) -> str:
+        """The flag with which a missing image would be found, if there is one."""
+        path, root = PurePosixPath(relative.split("#")[0]), self.source.root
+        if below := next((f for f in self._folders_below if os.path.isfile(f / path)), None):
+            return f"; it lies in {below}: give --images {shlex.quote(str(below))}"
+        if len(path.parts) > 1 and os.path.isfile(root.joinpath(*path.parts[1:])):
+            return f"; the path holds a folder too many: give --prefix {shlex.quote(path.parts[0])}/"
+        return "" if self.source.images else ", or give the folder of the images with --images"
+
+    @cached_property
+    def _folders_below(self) -> list[Path]:
+        """Folders inside the root, down to two levels, the nearest first."""
+        folders = (islice(sorted(self.source.root.glob(pattern)), _MOST_FOLDERS) for pattern in ("*/", "*/*/"))
+        return [*chain.from_iterable(folders)]
