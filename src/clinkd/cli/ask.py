@@ -67,6 +67,11 @@ def _ask(args: argparse.Namespace) -> int:
         return _ask_many(args, choose_run(name, args.runs), questions)
     if len(words) == 1:
         raise BadInput(f'{place}: what about it? give a question, as: clinkd ask {place} "Where is the kidney?"')
+    if other := next((word for word in words[1:] if Path(word).is_file()), None):
+        raise BadInput(
+            f"{other}: a file among the words of the question; `clinkd ask FOLDER --question QUESTION --out answers.csv` "
+            "asks about many images"
+        )
     may_write("--out", args.out)
     return _ask_one(args, choose_run(name, args.runs), place, " ".join(words[1:]))
 
@@ -117,6 +122,8 @@ def _print_boxes(result: AskResult) -> None:
 
 
 def _candidate_table(prediction: Prediction) -> Table:
+    from clinkd.reporting.tables import SCORERS
+
     names = list(dict.fromkeys(name for candidate in prediction.candidates for name in candidate.scores))
     rows = tuple(
         (
@@ -127,7 +134,8 @@ def _candidate_table(prediction: Prediction) -> Table:
         )
         for number, candidate in enumerate(prediction.candidates)
     )
-    return Table("candidates", ("", "as written", "log p a token", *names), rows)
+    notes = ("log p: how likely the model finds it (0 is best)", *(f"{n}: {SCORERS.get(n, n)}" for n in names))
+    return Table("candidates", ("", "as written", "log p", *names), rows, notes)
 
 
 # ---- many questions -------------------------------------------------------------------------------------------------
