@@ -484,11 +484,11 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_way_out(capsys):
 )
 def test_a_mistyped_choice_is_answered_with_the_nearest(capsys, words, near):
     with pytest.raises(SystemExit):
-        main(words)
+        cli.main(words)
     assert f"; did you mean {near}?; see clinkd" in capsys.readouterr().err
 
 
 def test_shares_that_leave_nothing_are_refused_by_their_flags_before_reading(capsys, tmp_path):
     words = ["data", "import", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x"), "--test", "20"]
-    assert main(words) == 2
+    assert cli.main(words) == 2
     assert "--validation 0.1, --test 20: shares" in capsys.readouterr().err
