@@ -481,3 +481,19 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_way_out(capsys):
     assert cli._report_error(OSError(errno.EROFS, "Read-only file system", "runs/.stages/x.tmp")) == 2
     said = capsys.readouterr().err
     assert "runs/.stages/x.tmp: Read-only file system; give a folder that can be written, with --runs or --out" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [(["runn"], "run"), (["data", "chek"], "check"), (["data", "export", "x", "--to", "coko", "--out", "y"], "coco")],
+)
+def test_a_mistyped_choice_is_answered_with_the_nearest(capsys, words, near):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert f"; did you mean {near}?; see clinkd" in capsys.readouterr().err
+
+
+def test_shares_that_leave_nothing_are_refused_by_their_flags_before_reading(capsys, tmp_path):
+    words = ["data", "import", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x"), "--test", "20"]
+    assert cli.main(words) == 2
+    assert "--validation 0.1, --test 20: shares" in capsys.readouterr().err
