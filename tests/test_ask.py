@@ -148,13 +148,13 @@ def test_a_word_that_names_a_run_and_a_file_is_refused_with_both_spellings(runs,
     err = capsys.readouterr().err
     assert "`clinkd ask --run older IMAGE QUESTION`" in err and "`clinkd ask ./older QUESTION`" in err
     assert ask(runs, "./older", "Where is it?") == 0 and ask(runs, "--run", "small", "older", "Where?") == 0
+    assert [call[:2] for call in single] == [("small", "older"), ("small", "older")]
 
 
 def test_a_second_image_is_no_word_of_the_question(runs, single, capsys):
     Image.new("RGB", (9, 9)).save("other.png")
     assert ask(runs, "scan.png", "other.png", "Where", "is", "it?") == 2
     assert "other.png: a file among the words" in capsys.readouterr().err and not single
-    assert [call[:2] for call in single] == [("small", "older"), ("small", "older")]
 
 
 REFUSED = [

@@ -176,7 +176,7 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named(capsys, short
     shutil.move(tmp_path / "elsewhere" / "whole", tmp_path / "whole")
     assert call(capsys, "why", "cut", "teacher", *runs)[:2] == call(capsys, "why", "teacher", "--run", "cut", *runs)[:2]
     assert "name one run" in refused(capsys, "why", "cut", "teacher", "--run", "whole", *runs)
-    assert "cut: a run, no experiment; its config is" in refused(capsys, "plan", "cut", *runs)
+    assert "cut: a run, no experiment; give its config, as: " in refused(capsys, "plan", "cut", *runs)
 
 
 WIDE_SCORES = {

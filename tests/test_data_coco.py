@@ -368,7 +368,7 @@ def test_a_faulty_image_is_left_out_whole_and_named(tmp_path: Path, spoil: Spoil
     assert problem is not None and not found[1].samples and not counted
     line = str(problem)
     assert problem.field == field and told in line and "\n" not in line
-    assert line.startswith(f"{tmp_path / 'instances.json'}, row 2, id {'?' if field == 'id' else 2}:")
+    assert line.startswith(f"{tmp_path / 'instances.json'}, row 2{'' if field == 'id' else ', id 2'}:")
     assert found[1].raw["image"] == json.loads(json.dumps(value["images"][1]))
 
 

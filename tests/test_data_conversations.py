@@ -471,7 +471,8 @@ def test_a_faulty_row_is_left_out_whole_and_named(tmp_path: Path, row: Any, fiel
     assert fault.problem is not None and (fault.row, fault.problem.row) == (2, 2)
     line = str(fault.problem)
     assert fault.problem.field == field and told in line and "\n" not in line
-    assert line.startswith(f"{tmp_path / name}, row 2, id {row.get('id', '?') if field != 'id' else ''}")
+    named = f", id {row['id']}" if "id" in row and field != "id" else ""
+    assert line.startswith(f"{tmp_path / name}, row 2{named}")
     assert json.loads(fault.raw) == row or "nan" in repr(row)
 
 

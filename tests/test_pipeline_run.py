@@ -104,7 +104,9 @@ def test_two_processes_do_the_same_run(done, tmp_path):
         for name, tensor in there.items():
             torch.testing.assert_close(here[name], tensor, rtol=0, atol=1e-3, msg=f"{stage}: {name}")
     here, there = (sorted((runs / "demo" / "stages" / "answer").glob("*.jsonl")) for runs in (tmp_path, done.runs))
-    assert [p.name for p in here] == [p.name for p in there] == ["predictions.jsonl", "validation.jsonl"]
+    assert [p.name for p in here] == [p.name for p in there] == [
+        "predictions.jsonl", "validation-supports.jsonl", "validation.jsonl",
+    ]  # fmt: skip
     for mine, theirs in zip(here, there, strict=True):
         asked = [sorted(json.loads(line)["id"] for line in p.read_text().splitlines()) for p in (mine, theirs)]
         assert asked[0] == asked[1]
@@ -406,7 +408,7 @@ def test_a_replaced_image_makes_other_data(tmp_path):
 def test_a_row_that_is_no_json_is_told_by_the_reader_of_the_data(tmp_path, capsys):
     (tmp_path / "records.jsonl").write_text('{"id": broken\n')
     assert main(["run", "real", "--runs", str(tmp_path / "runs"), "--set", f"data.path={tmp_path}"]) == 2
-    assert "row 1, id ?: row = " in capsys.readouterr().err
+    assert "row 1: row = " in capsys.readouterr().err
 
 
 def test_a_replaced_clip_is_noticed_and_what_it_is_shown_is_a_matter_of_the_choice(tmp_path):
@@ -482,7 +484,8 @@ def test_what_the_clip_saw_is_recorded(done, tmp_path):
     assert 40 == whole <= sentences < names <= 2 * sentences + 40  # names: those of boxes, and of boxes that miss
     samples = {s.id: s for s in work.read_split(inputs["prepare"], "test")}
     found = work.read_predictions(tmp_path / "select")
-    assert told["clip_inputs"]["candidates"] == sum(len(p.candidates) for p in found)
+    seen = [*found, *work.read_predictions(inputs["answer"], "validation.jsonl")]  # these tell when candidates disagree
+    assert told["clip_inputs"]["candidates"] == sum(len(p.candidates) for p in seen)
     assert told["clip_inputs"]["token_limit"] == 77 and told["clip_inputs"]["too_long"] == 0
     for p in found:
         boxed = samples[p.id].task in ("VG", "ROC", "RC")

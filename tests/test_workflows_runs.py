@@ -127,7 +127,7 @@ def test_states_are_told_apart_and_damage_is_named(
 
 
 def test_without_runs_the_list_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no runs yet" in call(capsys, "list", "--runs", tmp_path / "none")[1]
+    assert "no runs yet" in " ".join(call(capsys, "list", "--runs", tmp_path / "none")[1].split())
     assert [_spell_age(s) for s in (-5, 60, 7000, 8000, 200000)] == ["0 min", "1 min", "117 min", "2 h", "2 d"]
 
 

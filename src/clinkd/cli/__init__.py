@@ -26,7 +26,7 @@ from clinkd.cli import ablate, ask, compare, data, evaluate, manage, report, ser
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
 from clinkd.cli.outputs import end_in_order
-from clinkd.cli.screen import cores, show, show_leaving, split_modalities, tell
+from clinkd.cli.screen import GO_ON, cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
 from clinkd.storage import first_free, spell_bytes, spell_seconds
@@ -366,7 +366,7 @@ def _status(args: argparse.Namespace) -> int:
     begun = f", {len(folds)} of {len(run.folds)} folds begun" if run.folds else ""
     done = states.count("done")
     can_go_on = done < len(states) and not {"at work", "damaged"} & set(states)
-    notes = (f"go on with: {run.command}",) if can_go_on else ()
+    notes = (f"{GO_ON}{run.command}",) if can_go_on else ()
     title = f"{run.folder}: {done} of {len(states)} stages done{begun}"
     show(Table(title, ("stage", "state", "time spent"), rows, notes))
     for part in (*folds, run):

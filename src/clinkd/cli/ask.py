@@ -69,8 +69,8 @@ def _ask(args: argparse.Namespace) -> int:
         raise BadInput(f'{place}: what about it? give a question, as: clinkd ask {place} "Where is the kidney?"')
     if other := next((word for word in words[1:] if Path(word).is_file()), None):
         raise BadInput(
-            f"{other}: a file among the words of the question; `clinkd ask FOLDER --question QUESTION --out answers.csv` "
-            "asks about many images"
+            f"{other}: a file among the words of the question; for many images: `clinkd ask FOLDER --question QUESTION "
+            "--out answers.csv`"
         )
     may_write("--out", args.out)
     return _ask_one(args, choose_run(name, args.runs), place, " ".join(words[1:]))

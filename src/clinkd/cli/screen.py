@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from clinkd.workflows.correct import OutgoingPreview
 
+GO_ON = "go on with: "  # before a command
 PIPE_WIDTH = 160  # of what is printed into a file or another program
 
 
@@ -38,7 +39,7 @@ def show(*tables: Table) -> None:
         tasks = [task for task in Task if task not in explained and _names_task(table, task)]
         explained.update(tasks)
         for note in (*table.notes, *(f"{task}: {SPELLED_OUT[task]}" for task in tasks)):
-            console.print(escape(note), style="dim")
+            console.print(escape(note), style="dim", soft_wrap=GO_ON in note)  # a command stays one line, to be copied
 
 
 def _names_task(table: Table, task: Task) -> bool:
