@@ -295,6 +295,14 @@ def test_a_line_at_fault_is_named_and_the_rest_is_read(tmp_path: Path, bad: Cell
     assert ("a.png" in whole) == (bad["image"] != "a.png" or why.startswith("the same"))
 
 
+def test_a_number_that_lost_its_zeros_is_known(tmp_path: Path) -> None:
+    for name in ("scan05.png", "scan15.png", "scan100.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    for bad, good in (("scan5", "scan05.png"), ("scan5.png", "scan05.png"), ("scan0100.png", "scan100.png")):
+        entries, _ = read(write(tmp_path, [line(bad, caption="x")]))
+        assert entries[0].problem and f"did you mean {good}?" in str(entries[0].problem)
+
+
 def test_all_faults_are_found_at_once(tmp_path: Path) -> None:
     lines = [BOTH[0], BOTH[1], BOTH[2], *(bad for bad, _, _ in FAULTS)]
     entries, _ = read(write(tmp_path, lines))

@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_names_tell_where_the_answer_is_silent() -> None:
         and find_side_contradiction(replace(bare, names=("left lung", "right lung"))) is None
     )
     assert find_side_contradiction(replace(bare, names=())) is None
+
+
+def test_the_question_is_held_to_the_box_too() -> None:
+    asked = partial(sample, Task.VG, "Where is the right lung?")
+    assert find_side_contradiction(asked("The left lung[box].", RIGHT)), "where only the answer fits the box"
+    assert find_side_contradiction(asked("It is here[box].", RIGHT, names=("lung",)))
+    assert find_side_contradiction(asked("The right lung[box].", LEFT)) is None
+    both = sample(Task.VG, "Is the nodule in the right or the left lung?", "Left[box]", RIGHT)
+    assert find_side_contradiction(both) is None
 
 
 def test_a_stated_frame_outweighs_the_declared_one() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -465,6 +466,25 @@ def test_a_tiny_clip_is_taught_training_boxes_and_some_that_miss_them(done):
     for image, box in missed:
         assert max(iou(box, b) for (i, b) in true if i == image) < 0.5
     assert {(v.image, v.box) for v, _ in boxed} <= set(true) and all(v.box is None for v, _ in whole)
+
+
+def test_without_captions_no_clip_is_trained_and_the_first_beam_is_taken(done, tmp_path):
+    from clinkd.pipeline import steps as work
+
+    stages = done.runs / "demo" / "stages"
+    prepare = shutil.copytree(stages / "prepare", tmp_path / "prepare")
+    boxed = [replace(s, names=()) for s in work.read_split(prepare, "train") if s.task == "VG"]
+    (prepare / "train.jsonl").write_text("".join(json.dumps(s.to_json()) + "\n" for s in boxed))
+    select = override(EXPERIMENTS["demo"](), SMALL).select
+    inputs = {name: stages / name for name in ("base", "answer")} | {"prepare": prepare, "clip": tmp_path / "clip"}
+    recorded: dict[str, Any] = {}
+    for name, step, config in (("clip", work.clip, select.clip), ("select", work.select, select)):
+        (tmp_path / name).mkdir()
+        context = StageContext(tmp_path / name, inputs, 0, recorded.__setitem__)
+        step(work.StageInputs(context, Machine("cpu", 1)), config)
+    assert "no CLIP was trained" in recorded["cautions"][0]
+    answers = work.read_predictions(tmp_path / "select")
+    assert answers and all(p.chosen == 0 and len(p.candidates) > 1 for p in answers)
 
 
 def test_what_the_clip_saw_is_recorded(done, tmp_path):

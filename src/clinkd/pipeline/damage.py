@@ -10,6 +10,7 @@ from clinkd.records import BadInput
 from clinkd.storage import read_json
 
 POINTER = "base.json"  # names the folder of a pretrained base, which is not copied
+UNTRAINED = "untrained.json"  # in the place of a CLIP, where no image had a caption to train it on
 _MODEL = "model"  # the folder of the weights
 _CUT = "cut or broken: its size is not that of its header"
 _IGNORED_FOLDER = "tensorboard"  # no stage and no page reads it
@@ -80,7 +81,7 @@ def _find_wrong_size(folder: Path, sizes: Mapping[str, int]) -> tuple[Path, str]
 
 def _find_missing_file(name: str, folder: Path) -> tuple[Path, str] | None:
     needed = [folder / file for file in _FILES_OF_OLDER_STAGES.get(name, ())]
-    if name.startswith(_MODEL_STAGES) and not (folder / POINTER).is_file():
+    if name.startswith(_MODEL_STAGES) and not any((folder / file).is_file() for file in (POINTER, UNTRAINED)):
         needed.append(folder / _MODEL / "config.json")
     return next(((path, "missing") for path in needed if not path.is_file()), None)
 

@@ -10,7 +10,7 @@ from clinkd.inference import Agreement, ClipScorer, FirstBeam, RandomScorer, Sco
 from clinkd.language.facts import Lexicon
 from clinkd.model.encode import OpenImage
 from clinkd.model.vlm import VisionLanguageModel, load
-from clinkd.pipeline.damage import POINTER
+from clinkd.pipeline.damage import POINTER, UNTRAINED
 from clinkd.storage import read_json
 
 
@@ -23,9 +23,12 @@ def load_model(stage: Path, open_image: OpenImage) -> VisionLanguageModel:
 
 
 def make_scorer(config: SelectConfig, clip: Path | None, open_image: OpenImage, lexicon: Lexicon, seed: int) -> Scorer:
-    """The scorer that a config names; `clip` is the folder of that stage, if the run has it."""
+    """The scorer that a config names; `clip` is the folder of that stage, if the run has it. The first beam is taken
+    where no CLIP could be trained."""
     if config.scorer == "clip":
         assert clip
+        if (clip / UNTRAINED).is_file():
+            return FirstBeam()
         pointer = clip / POINTER
         folder = Path(read_json(pointer)["folder"]) if pointer.is_file() else clip / "model"
         model = ImageTextModel.load(folder, open_image, config.clip.overlong)

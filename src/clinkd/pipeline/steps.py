@@ -59,7 +59,7 @@ from clinkd.pipeline.correcting import (
     CorrectionContext,
     replace_overruled_truths,
 )
-from clinkd.pipeline.damage import POINTER
+from clinkd.pipeline.damage import POINTER, UNTRAINED
 from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
@@ -315,7 +315,8 @@ def _write_effect(
 
 def clip(work: StageInputs, config: ClipConfig) -> None:
     """Make the image-text model that scores candidates: load it, or train it on the training captions, and on boxes
-    with their names and captions if it will see crops."""
+    with their names and captions if it will see crops. Without two images with a caption there is none, as a caution
+    says."""
     if config.base is not None:
         ImageTextModel.load(config.base, work.open_image)
         write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
@@ -323,8 +324,9 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
     kinds = make_captioned_views(work.samples("train"), config.grounding != "text", work.seed)
     kinds = [kind for kind in kinds if len(kind) > 1]
     if not kinds:
-        raise BadInput("select.clip: fewer than two training images with a caption; give select.clip.base, or set "
-                       "select.scorer=first")  # fmt: skip
+        reason = "fewer than two training images have a caption or named boxes, so no CLIP was trained"
+        work.record("cautions", [f"{reason}: the first candidate is the answer; select.clip.base=PATH brings a CLIP"])
+        return write_json(work.folder / UNTRAINED, {"reason": reason})
     model = new_tiny_clip(work.model("base").tokenizer, config, work.seed, work.open_image)
     with _record_seconds(work, "pairs", round(config.epochs * len(kinds[0]))):
         loss = train_clip(model, kinds, config, work.seed)

@@ -411,8 +411,9 @@ def _check_box(line: _SheetLine) -> None:
         why = f"no box for {line.name!r}; give it, or empty the name where the image does not show any"
         raise FieldError("box", "", why)
     if line.box is not None and not (line.name or line.sentence or line.mentions_box):
-        way_out = f"fill it in, or write {BOX_MARK} for the box in the question or the answer"
-        raise FieldError("name", "", f"the box has no name; {way_out}")
+        way_out = "say in a column `name` (--column name=HEAD) what is in it: where it is and what it is are asked then"
+        mark = f"write {BOX_MARK} for the box in question or answer, and that alone is asked"
+        raise FieldError("name", "", f"the box has no name; {way_out}. Or {mark}")
 
 
 def _parse_boxed_text(field: str, text: str, box: Box | None) -> BoxedText:
@@ -450,7 +451,7 @@ class _PathSuggester:
         for folder in dict.fromkeys((wanted.parent, PurePosixPath("."))):
             names = self._cached_names(folder)
             key = wanted.name.casefold()
-            file_name = names.get(key) or names.get(PurePosixPath(key).stem)
+            file_name = names.get(key) or names.get(PurePosixPath(key).stem) or names.get(_drop_leading_zeros(key))
             if file_name is None and len(names) < MANY and self.compared < MANY:  # each comparison takes 10 ms
                 self.compared += 1
                 close_names = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
@@ -460,9 +461,15 @@ class _PathSuggester:
         return None
 
     def _list_names(self, folder: PurePosixPath) -> dict[str, str]:
-        """The names in a folder, by their case-folded names and stems."""
+        """The names in a folder, by their case-folded names and stems, with the zeros before numbers and without."""
         directory = self.root / folder
         inside = stays_inside(str(folder)) and directory.is_dir()
         names = sorted(p.name for p in directory.iterdir()) if inside else []
         stems = {PurePosixPath(n).stem.casefold(): n for n in reversed(names)}
-        return stems | {n.casefold(): n for n in names}
+        spellings = stems | {n.casefold(): n for n in names}
+        return {_drop_leading_zeros(spelling): name for spelling, name in spellings.items()} | spellings
+
+
+def _drop_leading_zeros(name: str) -> str:
+    """scan5.dcm for scan05.dcm: a program that made the sheet may have taken its numbers for numbers."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", name)
