@@ -35,12 +35,16 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
+def clean_environment() -> dict[str, str]:
+    """The variables of this process without those of a source tree, and of the make that may run these tests."""
+    dropped = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "SOURCE_DATE_EPOCH")
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
 def run(*words: str | Path, folder: Path, **environment: str) -> str:
     """What a program prints, on both streams, run as on a machine that knows no source tree."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MAKEFLAGS", "SOURCE_DATE_EPOCH")}
-    done = subprocess.run(
-        words, cwd=folder, env={**kept, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    env = {**clean_environment(), **environment}
+    done = subprocess.run(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -183,7 +187,8 @@ def refuse(project: Path, *words: str) -> tuple[str, list[str]]:
     folder = project / ".venv"
     folder.mkdir(exist_ok=True)
     (folder / ".made").touch()
-    done = subprocess.run(["make", "-s", ".venv/.run", *words], cwd=project, capture_output=True, text=True)
+    command = ["make", "-s", ".venv/.run", *words]
+    done = subprocess.run(command, cwd=project, env=clean_environment(), capture_output=True, text=True)
     refusal, *rest = done.stderr.splitlines()
     assert done.returncode == 2 and all(line.startswith("make: ***") for line in rest)
     return done.stdout, refusal
