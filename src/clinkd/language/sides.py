@@ -193,8 +193,7 @@ def _pair_texts_with_boxes(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple
     if question_frame and any(w.frame is None for w in _find_side_words(answer.text)):
         return
     if turn.task is Task.VG and answer.boxes:
-        if _find_side_words(answer.words) or names:
-            yield answer.words if _find_side_words(answer.words) else "; ".join(names), answer.boxes
+        yield answer.words if _find_side_words(answer.words) else "; ".join(names), answer.boxes
         yield question.words, answer.boxes
     elif turn.task is Task.ROC and question.boxes:
         yield answer.words, question.boxes
