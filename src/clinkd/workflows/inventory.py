@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,14 @@ def take_inventory(runs: Path) -> Inventory:
     """All runs under a folder, damaged ones too. Nothing is changed, and a run may be at work meanwhile."""
     folders, cache = _list_folders(runs), runs / CACHE
     users = {folder: name_stages(folder) for folder in folders}
-    sizes = {name: _measure_stage(cache / name) for name in set[str]().union(*users.values())}
+    used = set[str]().union(*users.values())
+    sizes = {name: _measure_stage(cache / name) for name in used}
     entries = []
     for folder, names in users.items():
         others = set[str]().union(*(users[f] for f in folders if f != folder))
         own = folder_bytes(folder) + sum(sizes[name] for name in names - others)
         entries.append(_describe_run(folder, own, sum(sizes[name] for name in names & others)))
-    unused = sum(map(folder_bytes, _list_unused(runs)))
+    unused = sum(map(folder_bytes, _list_unused(cache, used)))
     return Inventory(entries, sum(sizes.values()) + sum(map(folder_bytes, folders)), unused)
 
 
@@ -99,14 +100,13 @@ def _measure_stage(folder: Path) -> int:
     return 0 if folder.is_symlink() else folder_bytes(folder) + folder_bytes(draft_of(folder))
 
 
-def _list_unused(runs: Path) -> list[Path]:
-    """Finished and begun stages that no run uses, and no process works on."""
-    used = set[str]().union(*map(name_stages, _list_folders(runs)))
-    stages = {path: path.name.removesuffix(".part") for path in sorted((runs / CACHE).glob("*-*")) if path.is_dir()}
+def _list_unused(cache: Path, used: Set[str]) -> list[Path]:
+    """Finished and begun stages that are not among those that runs use, and that no process works on."""
+    stages = {path: path.name.removesuffix(".part") for path in sorted(cache.glob("*-*")) if path.is_dir()}
     return [
         path
         for path, name in stages.items()
-        if STAGE_FOLDER.fullmatch(name) and name not in used and not is_at_work(runs / CACHE / name)
+        if STAGE_FOLDER.fullmatch(name) and name not in used and not is_at_work(cache / name)
     ]
 
 
@@ -152,7 +152,7 @@ def _plan_removal(names: Sequence[str], runs: Path, unused: bool) -> Removal:
     others = set[str]().union(*(name_stages(f) for f in _list_folders(runs) if f not in folders))
     alone = [] if cache.is_symlink() else sorted(used - others)  # behind a link, runs elsewhere may use them
     stages = [path for name in alone for path in (cache / name, draft_of(cache / name)) if path.is_dir()]
-    stages += _list_unused(runs) if unused else []
+    stages += _list_unused(cache, used | others) if unused else []
     size = sum(map(folder_bytes, folders)) + sum(folder_bytes(path) for path in stages if not path.is_symlink())
     kept = sum((cache / name).is_dir() and not (cache / name).is_symlink() for name in used.difference(alone))
     return Removal(folders, stages, kept, size)
