@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all check lint format docs extras wheel wheelhouse clean
+.PHONY: help venv demo test test-all check lint audit format docs extras wheel wheelhouse clean
 
 PYTHON ?= python3
 V := .venv
@@ -64,6 +64,10 @@ lint: $(V)/.dev  ## format, lint, types and floors, and the Containerfile
 	$(V)/bin/mypy
 	$(V)/bin/lint-imports
 	$(V)/bin/hadolint Containerfile
+
+audit: $(V)/.dev  ## licences of all packages, and known vulnerabilities where the index can be reached
+	$(INSTALL) --no-build-isolation --quiet --editable '.[audit]'
+	$(PY) -m tests.audit
 
 format: $(V)/.dev  ## put the code into shape
 	$(V)/bin/ruff format

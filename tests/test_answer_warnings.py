@@ -11,7 +11,7 @@ from pydicom.data import get_testdata_file
 
 from clinkd.inference.self_consistency import self_consistency
 from clinkd.language.facts import Lexicon
-from clinkd.pipeline.prepared import read_data_source, read_split
+from clinkd.pipeline.prepared import DataSource, read_data_source, read_split
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BOX_MARK, Box, BoxedText, Candidate, Modality, Prediction
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
@@ -106,18 +106,27 @@ def test_names_of_the_test_split_are_not_learned(tmp_path: Path) -> None:
         "question": "Where is it?",
         "answer": {"text": f"The lungs{BOX_MARK}", "boxes": [[0, 0, 1, 1]]},
     }
-    lines = [{"turns": [turn], "modality": "ct", "names": ["Left lungs"], "facts": [{"name": "a cyst"}]}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    knowledge = TrainingKnowledge.of_run(tmp_path, Lexicon(("left lung", "cyst", "spleen")))
+    line = {"turns": [turn], "modality": "ct", "names": ["Left lungs"], "facts": [{"name": "a cyst"}]}
+    line["images"] = [{"path": "a/scan.dcm#3"}, {"path": "no#1.png"}]
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
+    source = DataSource(tmp_path / "data", Lexicon(("left lung", "cyst", "spleen")))
+    knowledge = TrainingKnowledge.of_run(tmp_path, source)
     assert knowledge.names == ("left lung", "cyst") and knowledge.modalities == {Modality.CT}
     assert knowledge.words == {"where", "is", "it", "the", "lung", "left", "a", "cyst"}
+    learned = [name for name in ("a/scan.dcm", "no#1.png", "b/scan.dcm", "../data/a/scan.dcm") if
+               knowledge.holds_image(tmp_path / "data" / name)]  # fmt: skip
+    assert learned == ["a/scan.dcm", "no#1.png", "../data/a/scan.dcm"]
+    assert not knowledge.holds_image(tmp_path / "a" / "scan.dcm")
+    question, answer = BoxedText("Is it there?"), BoxedText("no")
+    [warning] = find_warnings(question, answer, Modality.CT, knowledge, tmp_path / "data" / "a" / "scan.dcm")
+    assert warning.kind == "training_image"
 
 
 def test_a_run_knows_its_data_and_an_answer_carries_its_warnings(small_run: Path) -> None:
     run = open_run(small_run)
     answerer = Answerer.of_run(run)
     prepared = run.stage("prepare")
-    assert answerer.knowledge == TrainingKnowledge.of_run(prepared, read_data_source(prepared).lexicon)
+    assert answerer.knowledge == TrainingKnowledge.of_run(prepared, read_data_source(prepared))
     for sample in read_split(prepared, "train"):
         found = find_warnings(sample.question, sample.answer, sample.modality, answerer.knowledge)
         assert found == (), (sample.question, sample.answer)

@@ -51,7 +51,9 @@ def test_a_training_that_still_falls_is_named_with_the_knobs_that_lengthen_it(tm
         "distill": stage(tmp_path / "d", {"fit-tune": {"steps": 4, "loss": 3.0}}),  # of an older version
         "reflect-2": stage(tmp_path / "r", {"fit-reflect": counts}),
     }
-    assert list_cautions(stages, samples(10)) == [
+    scores = {"VG": {"score": 40.0, "blind": 40.0}, "ROC": {"score": 41.0, "blind": 40.0}, "RC": {"score": None}}
+    assert list_cautions(stages, samples(10), scores) == [
+        "VG: not above blind, so nothing shows that it looks at the image",
         "undertrained: stage base's loss still falls after 4 steps; more model.tiny.pretrain.vision.epochs or "
         "model.tiny.pretrain.vision.min_steps",
         "undertrained: stage reflect-2's loss still falls after 4 steps; more reflect.fit.epochs or "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clinkd.pipeline.graph import Stage, StageContext, execute, stage_record
-from clinkd.pipeline.pace import estimate_left, spell_left
+from clinkd.pipeline.pace import estimate_left, remember_forecast, spell_left
 from clinkd.storage import write_json
 
 
@@ -49,6 +49,15 @@ def test_what_the_same_work_took_is_scaled_by_the_questions(cache: Path) -> None
         newest_round = 40.0  # of both rounds, the last one timed
         assert estimate_left(stages, 1, cache) == scale * (60 + 2 * newest_round + 100)
         assert estimate_left(stages, 4, cache) == scale * 100
+
+
+def test_a_first_run_knows_what_plan_measured(tmp_path: Path) -> None:
+    stages, cache = plan(), tmp_path / ".stages"
+    remember_forecast(cache, {stage.key: 10.0 for stage in stages})
+    assert estimate_left(stages, 0, cache) == 50
+    begin(stages, cache, 2)
+    assert estimate_left(stages, 2, cache) == 30
+    assert estimate_left(plan(beams=4), 2, cache) is None, "another work"
 
 
 def test_a_round_is_known_from_the_one_before(tmp_path: Path) -> None:

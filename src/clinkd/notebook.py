@@ -129,6 +129,7 @@ class LoadedModel:
 
         `model.ask("scan.dcm", "Where is the liver?", beams=5)`; fewer beams than candidates keep as many as there are.
         """
+        from clinkd.data.images import locate
         from clinkd.model.generate import run_to_end
         from clinkd.settings import override
         from clinkd.workflows.ask import Question, read_stated_modality
@@ -139,12 +140,12 @@ class LoadedModel:
             candidates = min(beams, answerer.config.answer.candidates)
         knobs = {"beams": beams, "candidates": candidates, "max_new_tokens": max_new_tokens}
         how = override(answerer.config, [f"answer.{name}={n}" for name, n in knobs.items() if n is not None]).answer
+        modality, file = Modality.OTHER, None
         if isinstance(image, str | Path):
             path = Path(image).expanduser()
             modality = read_stated_modality(path.parent, path.name)
-        else:
-            modality = Modality.OTHER
-        asked = Question.of(picture, answerer.read(question, picture), modality)
+            file, _ = locate(path.parent, path.name, f"image {path.name}")
+        asked = Question.of(picture, answerer.read(question, picture), modality, file)
         [answer] = run_to_end(answerer.stream_answers([asked], how))
         chosen, candidates_by_rank = answer.prediction.answer.answer, answer.prediction.candidates
         return BoxedAnswer(

@@ -81,7 +81,7 @@ class Task(StrEnum):
 
 
 SPELLED_OUT = {  # each task for who reads its letters for the first time
-    Task.VG: "visual grounding: finding a named structure, with a box",
+    Task.VG: "visual grounding: finding a named structure, with a box; right where the boxes overlap by half (IoU .5)",
     Task.ROC: "referring object classification: naming the structure in a box; not the curve",
     Task.RC: "referring captioning: describing in a sentence what is in a box",
     Task.MIA: "medical image analysis: describing the whole image",

@@ -242,6 +242,7 @@ def _show_closing(run: Run, runs: Path) -> None:
 
 def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
     """What may be done with a finished run: commands that work as they stand, each with its purpose."""
+    from clinkd.experiments import EXPERIMENTS
     from clinkd.pipeline.runs import name_runs, open_run
     from clinkd.workflows.examples import SHEET, write_examples
 
@@ -251,19 +252,20 @@ def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
     with contextlib.suppress(BadInput):  # images that were moved away
         examples = write_examples(asked_run)
     asked = [str(examples[0].image), examples[0].question] if examples else ["IMAGE", "QUESTION"]
-    yield ["ask", *where, "--run", asked_run.folder.name, *asked], f"ask {its} model about an image"
+    yield ["ask", *where, "--run", asked_run.folder.name, *asked], f"ask {its} model about a test image"
     yield ["serve", asked_run.folder.name, *where], "the same in the browser; Ctrl-C ends it"
     if examples:
         folder = examples[0].image.parent
         sheet = ["data", "import", str(folder / SHEET), "--images", str(folder), "--out", str(first_free("mydata"))]
         yield sheet, "read images and a sheet, as yours"
     yield ["table", name, *where, "--json"], "the scores for a program"
-    yield ["recipe", "demo"], "every knob, to copy and edit"
+    yield ["recipe", name if name in EXPERIMENTS else "demo"], "every knob, to copy and edit"
 
 
 def _plan(args: argparse.Namespace) -> int:
     from clinkd import pipeline
-    from clinkd.pipeline.graph import plan_stages
+    from clinkd.pipeline.graph import CACHE, plan_stages
+    from clinkd.pipeline.pace import remember_forecast
     from clinkd.workflows.forecast import count_least, forecast
 
     config = _config(args)
@@ -281,6 +283,8 @@ def _plan(args: argparse.Namespace) -> int:
         end_in_order()
         costs = forecast(config, states, args.runs)
         _show_forecast(costs, args.json, config.threads or cores())
+        seconds = {estimate.stage: estimate.seconds for estimate in costs.stages if estimate.state != "done"}
+        remember_forecast(args.runs / CACHE, {s.folder.name: seconds[s.name] for s in states if s.name in seconds})
         costs.demand_room(config)
         return 0
     if args.json:

@@ -216,9 +216,10 @@ def _explain_contradiction(text: str, boxes: tuple[Box, ...], sample: Sample) ->
     box = boxes[0]
     declared = all(w.frame is None for w in words)
     frame = f"side={sample.side}" if declared else "the frame it names"
-    another = f"give --side {'image' if sample.side == 'patient' else 'patient'}, or " if declared else ""
+    other_frame = "image" if sample.side == "patient" else "patient"
+    another = f" (if all rows are so, give --side {other_frame})" if declared else ""
     place = f"its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {_OPPOSITE[half]} half"
-    meaning = f"where {frame} means the {half} one; {another}correct the word or the box"
+    meaning = f"where {frame} means the {half} one; correct the word or the box{another}"
     return f"{words[0].text!r} in {_shorten_text(text)!r}: {place}, {meaning}"
 
 

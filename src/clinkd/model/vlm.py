@@ -195,11 +195,11 @@ class VisionLanguageModel(nn.Module):
         partial_answers = zip(leading.question_B.tolist(), leading.tokens_BL.tolist(), strict=True)
         return {n: self._read(ids, None, self.text.box_frame(samples[n].images)).answer for n, ids in partial_answers}
 
-    def count_answer_tokens(self, candidate: Candidate) -> int:
-        """Tokens of an answer as the tokenizer spells it, with its end mark if it was not cut. The model may
+    def count_answer_tokens(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Tokens of each answer as the tokenizer spells it, with its end mark if it was not cut. The model may
         have used other tokens."""
-        num_tokens = len(self.tokenizer.encode(candidate.raw, add_special_tokens=False))
-        return max(1, num_tokens + (not candidate.truncated))
+        ids = self.tokenizer([c.raw for c in candidates], add_special_tokens=False)["input_ids"]
+        return [max(1, len(i) + (not c.truncated)) for i, c in zip(ids, candidates, strict=True)]
 
     def count_tokens(self, samples: Sequence[Sample]) -> list[TokenCount]:
         """Tokens of each sample, as a training row of its own."""

@@ -18,6 +18,7 @@ __all__ = [
     "graph",
     "machine",
     "models",
+    "pace",
     "plan",
     "pooling",
     "prepared",

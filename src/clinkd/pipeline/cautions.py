@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from clinkd.pipeline.graph import stage_record
-from clinkd.records import Sample
+from clinkd.records import Sample, Task
 
 LEAST_GROUPS = 10  # of a test split, for any conclusion
 PRETRAINED = {"fit-see": "model.tiny.pretrain.vision", "fit-pairs": "model.tiny.pretrain.pairs"}
 
 
-def list_cautions(stages: Mapping[str, Path], test: Sequence[Sample]) -> list[str]:
-    """The cautions about a run, one sentence each; `stages`: the folders of its stages by name."""
+def list_cautions(stages: Mapping[str, Path], test: Sequence[Sample], scores: Mapping[str, Any]) -> list[str]:
+    """The cautions about a run, one sentence each; `stages`: the folders of its stages by name; `scores`: as
+    `Run.scores` has them."""
     pooled = [line for folder in stages.values() for line in stage_record(folder)["recorded"].get("cautions", ())]
-    return [*caution_few_groups(test), *caution_undertrained([stages]), *pooled]
+    return [*caution_few_groups(test), *caution_blind(scores), *caution_undertrained([stages]), *pooled]
 
 
 def read_cautions(scores: Mapping[str, Any]) -> list[str]:
@@ -29,6 +30,14 @@ def caution_few_groups(test: Sequence[Sample]) -> list[str]:
     number = len({s.group for s in test})
     noun = "patient" if len({i.path for s in test for i in s.images}) > number else "image"
     return [f"{number} test {noun}{'s' * (number != 1)}: no conclusion"] if number < LEAST_GROUPS else []
+
+
+def caution_blind(scores: Mapping[str, Any]) -> list[str]:
+    """A caution if answers that never saw the image score as high, in the main metric of a task."""
+    figures = {task.value: scores.get(task) or {} for task in Task}
+    known = {t: (f["score"], f["blind"]) for t, f in figures.items() if None not in (f.get("score"), f.get("blind"))}
+    tasks = [task for task, (score, blind) in known.items() if score <= blind]
+    return [f"{', '.join(tasks)}: not above blind, so nothing shows that it looks at the image"] if tasks else []
 
 
 def caution_undertrained(folds: Sequence[Mapping[str, Path]]) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from clinkd.pipeline.graph import RECORD, Stage, describe_stages, draft_of, stage_record, trace_lineage
 from clinkd.records import SPLITS, BadInput
+from clinkd.storage import read_json, write_json
 
+FORECAST = "forecast.json"  # beside the stages: seconds by name of a stage's folder, as `clinkd plan --measure` found
 MOST_SCALED = 2.0  # times for so many times as many questions, or as few, say nothing
 
 
@@ -17,21 +19,29 @@ def estimate_left(stages: Sequence[Stage], number: int, cache: Path) -> float | 
 
     A stage takes as long as the newest finished one that did the same work in this folder of runs: of the same kind,
     code and knobs, from a base with the same knobs, seeds apart; times the ratio of their numbers of questions. Rounds
-    of reflection count as the same work.
+    of reflection count as the same work. For a stage without such a one the last forecast counts, if it has it.
     """
     by_name = {stage.name: stage for stage in stages}
     own_size = _count_questions(cache / by_name["prepare"].key) if "prepare" in by_name else None
+    forecast: dict[str, float] = read_json(cache / FORECAST) if (cache / FORECAST).is_file() else {}
     left = 0.0
     for stage in stages[number:]:
         if (cache / stage.key).is_dir():
             continue
-        seconds = own_size and _find_seconds(stage, by_name.get("base"), own_size, cache)
+        known = own_size and _find_seconds(stage, by_name.get("base"), own_size, cache)
+        seconds = known or forecast.get(stage.key)
         if not seconds:
             return None
         draft = draft_of(cache / stage.key)
         spent = stage_record(draft)["seconds"] if (draft / RECORD).is_file() else 0.0
         left += max(0.0, seconds - spent)
     return left
+
+
+def remember_forecast(cache: Path, seconds: Mapping[str, float]) -> None:
+    """Keep the seconds that stages will take, by the names of their folders, so that a first run can say how long it
+    takes."""
+    write_json(cache / FORECAST, seconds)
 
 
 def _find_seconds(stage: Stage, base: Stage | None, own_size: int, cache: Path) -> float | None:

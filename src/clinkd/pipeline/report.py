@@ -71,7 +71,8 @@ def write(work: StageContext, config: RunConfig, captions: CaptionScorer | None 
     write_lines(work.folder / SCORED, (s.to_json() for s in scores))
     write_json(work.folder / TABLES, [asdict(t) for t in tables])
     stages = {**trace_lineage(work.inputs), **work.inputs}
-    write_json(work.folder / SCORES, {**describe_scores(scores, {}, gains), "cautions": list_cautions(stages, test)})
+    described = describe_scores(scores, {}, gains)
+    write_json(work.folder / SCORES, {**described, "cautions": list_cautions(stages, test, described)})
     _ScoredRun(work.folder, stages, config, train).write(work.folder / REPORT)
 
 
@@ -139,15 +140,16 @@ class _ScoredRun:
 
     def _summarise(self, reflection: ReflectionResults, spell_knob: Callable[[Knob], str]) -> RunSummary:
         knobs = [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
+        scores, test = read_scores(self.folder), read_split(self.stages["prepare"], "test")
         return RunSummary(
             tables=[read_table(value) for value in read_json(self.folder / TABLES)],
-            scores=read_scores(self.folder),
+            scores=scores,
             setup=[(k.name, spell_knob(k), _spell(k.paper)) for k in knobs],
             reflection=reflection.tables(),
             wall_seconds=read_seconds(self.stages),
             folds=self.config.data.folds if self.config.fold_runs() else 0,
             curves=read_training_curves(self.stages),
-            cautions=list_cautions(self.stages, read_split(self.stages["prepare"], "test")),
+            cautions=list_cautions(self.stages, test, describe_scores(scores, {})),
         )
 
     def _read_answers(self) -> list[AnsweredSample]:

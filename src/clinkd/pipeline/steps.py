@@ -325,7 +325,8 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
     kinds = [kind for kind in kinds if len(kind) > 1]
     if not kinds:
         reason = "fewer than two training images have a caption or named boxes, so no CLIP was trained"
-        work.record("cautions", [f"{reason}: the first candidate is the answer; select.clip.base=PATH brings a CLIP"])
+        way_out = "data with a column of names (or captions) trains one, select.clip.base=PATH brings one"
+        work.record("cautions", [f"{reason}: the first candidate is the answer; {way_out}"])
         return write_json(work.folder / UNTRAINED, {"reason": reason})
     model = new_tiny_clip(work.model("base").tokenizer, config, work.seed, work.open_image)
     with _record_seconds(work, "pairs", round(config.epochs * len(kinds[0]))):
@@ -351,8 +352,7 @@ def _write_supports(work: StageInputs, model: VisionLanguageModel, answers: Sequ
     """Write how far the candidates of each answer agree with each of them, for `select`, which has no tokenizer."""
     names = work.lexicon.names
     records = (
-        {"id": p.id, "supports": measure_supports(p, [model.count_answer_tokens(c) for c in p.candidates], names)}
-        for p in answers
+        {"id": p.id, "supports": measure_supports(p, model.count_answer_tokens(p.candidates), names)} for p in answers
     )
     distributed.on_main_process(lambda: write_lines(work.folder / SUPPORTS, records))
 

@@ -127,9 +127,10 @@ class ImageSize(ReplyModel):
 class WarningReply(ReplyModel):
     """One thing that is not known about an answer. `no_box`: none was given where one was asked for; `unknown_name`: a
     word of the question that never stood in the training data; `unseen_modality`: the file states a modality that the
-    training data has none of; `other_side`: the answer names the other side than the question."""
+    training data has none of; `other_side`: the answer names the other side than the question; `training_image`: the
+    model learned from the file (told by `clinkd ask` and in a notebook; the server sees no files)."""
 
-    kind: Literal["no_box", "unknown_name", "unseen_modality", "other_side"]
+    kind: Literal["no_box", "unknown_name", "unseen_modality", "other_side", "training_image"]
     message: str
 
 

@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple, Self
 
 from clinkd.data import questions
 from clinkd.language.conflicts import DESCRIBING
-from clinkd.language.facts import Lexicon
 from clinkd.language.negation import carries_finding, clauses, yes_no_verdict
 from clinkd.language.sides import names_other_side
 from clinkd.language.words import NUMBERS, normalise, singular
+from clinkd.pipeline.prepared import DataSource
 from clinkd.records import BoxedText, Modality
 from clinkd.storage import JsonLines
 
-Kind = Literal["no_box", "unknown_name", "unseen_modality", "other_side"]
+Kind = Literal["no_box", "unknown_name", "unseen_modality", "other_side", "training_image"]
 
 _COMMAND = (
     r"(?:show|mark|locate|locali[sz]e|find|point|outline|highlight|circle|box|draw|indicate|segment|delineate)"
@@ -39,6 +39,7 @@ _QUESTION_WORDS = {  # beside the words without a finding
     *("exactly", "now", "still", "most", "more", "less", "between", "into", "onto", "up", "down", "off", "whether"),
     *("mm", "cm"),
 }  # fmt: skip
+_NUMBER_OF_FRAME = re.compile(r"#\d+$")
 _NEAREST = 2  # names that are named beside an unknown one
 _SPELLED_ALIKE = 0.5  # of difflib's ratio
 
@@ -51,29 +52,39 @@ class AnswerWarning(NamedTuple):
 
 
 class TrainingKnowledge(NamedTuple):
-    """What stood in the training data of a run: words in the singular, modalities, and the class names it learned."""
+    """What stood in the training data of a run: words in the singular, modalities, the class names it learned, and
+    the files of its images, below `root`."""
 
     words: frozenset[str]
     modalities: frozenset[Modality]
     names: tuple[str, ...]
+    images: frozenset[str] = frozenset()
+    root: Path = Path()
 
     @classmethod
-    def of_run(cls, prepared: Path, lexicon: Lexicon) -> Self:
+    def of_run(cls, prepared: Path, source: DataSource) -> Self:
         """Read the training samples that a `prepare` stage wrote; each text is parted into words once."""
-        texts, modalities = set[str](), set[str]()
+        texts, modalities, images = set[str](), set[str](), set[str]()
         for record in JsonLines(prepared / "train.jsonl").read():
             texts.update(_list_texts(record))
             modalities.add(record["modality"])
+            images.update(_NUMBER_OF_FRAME.sub("", image["path"]) for image in record["images"])
         words = frozenset(singular(word) for text in texts for word in normalise(text).split())
-        names = tuple(n for n in lexicon.names if words.issuperset(map(singular, normalise(n).split())))
-        return cls(words, frozenset(map(Modality, modalities)), names)
+        names = tuple(n for n in source.lexicon.names if words.issuperset(map(singular, normalise(n).split())))
+        return cls(words, frozenset(map(Modality, modalities)), names, frozenset(images), source.root.resolve())
+
+    def holds_image(self, file: Path) -> bool:
+        """Whether the model learned from this file, or from frames of it. A copy elsewhere is not known."""
+        path = file.resolve()
+        return path.is_relative_to(self.root) and path.relative_to(self.root).as_posix() in self.images
 
 
 def find_warnings(
-    question: BoxedText, answer: BoxedText, modality: Modality, knowledge: TrainingKnowledge | None
-) -> tuple[AnswerWarning, ...]:
-    """The warnings of an answer. `modality`: as the image file states it, else OTHER; without `knowledge` of the
-    training data nothing is said of names and modalities."""
+    question: BoxedText, answer: BoxedText, modality: Modality, knowledge: TrainingKnowledge | None,
+    file: Path | None = None,
+) -> tuple[AnswerWarning, ...]:  # fmt: skip
+    """The warnings of an answer. `modality`: as the image file states it, else OTHER; `file`: of the image; without
+    `knowledge` of the training data nothing is said of names, modalities and files."""
     warnings = []
     if _asks_for_a_box(question) and not answer.boxes and not _denies(answer.words):
         warnings.append(AnswerWarning("no_box", "no box given, though the question asks for a place"))
@@ -82,6 +93,9 @@ def find_warnings(
         # training data that leaves a modality open may hold this one
         if modality is not Modality.OTHER and not {modality, Modality.OTHER} & knowledge.modalities:
             warnings.append(_warn_of_modality(modality, knowledge.modalities))
+        if file and knowledge.holds_image(file):
+            message = "the model learned from this image, so its answer shows nothing about new ones"
+            warnings.append(AnswerWarning("training_image", message))
     if names_other_side(question.words, answer.words):
         warnings.append(AnswerWarning("other_side", "the answer names the other side than the question"))
     return tuple(warnings)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
-from clinkd.data.images import open_image, read_medical_facts
+from clinkd.data.images import locate, open_image, read_medical_facts
 from clinkd.inference import Scorer, explain_disagreement, rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
@@ -33,17 +33,20 @@ from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, f
 class Question:
     """Images as the model is to see them, and a conversation whose last answer is wanted.
 
-    `modality`: as the file of the image states it; the model does not see it.
+    `modality`: as the file of the image states it; `file`: where that lies, if it does. The model sees neither.
     """
 
     pictures: tuple[Image.Image, ...]
     turns: tuple[Turn, ...]
     modality: Modality = Modality.OTHER
+    file: Path | None = None
 
     @classmethod
-    def of(cls, picture: Image.Image, text: BoxedText, modality: Modality = Modality.OTHER) -> Question:
+    def of(
+        cls, picture: Image.Image, text: BoxedText, modality: Modality = Modality.OTHER, file: Path | None = None
+    ) -> Question:
         """One question about one image."""
-        return cls((picture,), (Turn(Task.QA, text, BoxedText("")),), modality)
+        return cls((picture,), (Turn(Task.QA, text, BoxedText("")),), modality, file)
 
     @property
     def text(self) -> BoxedText:
@@ -97,8 +100,8 @@ class Answerer:
         shown, config, last = _BatchPictures(), run.config, run.last_trained
         device = Machine.of(config).ready()
         model = load_model(run.stage(last), shown.open).to(device).eval()
-        lexicon = read_data_source(run.stage("prepare")).lexicon
-        knowledge = TrainingKnowledge.of_run(run.stage("prepare"), lexicon)
+        source = read_data_source(run.stage("prepare"))
+        lexicon, knowledge = source.lexicon, TrainingKnowledge.of_run(run.stage("prepare"), source)
         answerer = cls(f"{run.folder.name}/{last}", config, model, shown, lexicon.names, knowledge=knowledge)
         answerer.recorded = stage_record(run.stage("select"))["recorded"]
         if config.select.scorer in ("clip", "agreement"):
@@ -192,8 +195,9 @@ class Answerer:
             predictions = [p if trust else replace(p, chosen=0) for p, trust in zip(scored, trusted, strict=True)]
         answers = []
         prompt_lengths = self.model.count_prompt_tokens(samples)
+        answer_lengths = iter(self.model.count_answer_tokens([c for p in predictions for c in p.candidates]))
         for prediction, trust, prompt_length in zip(predictions, trusted, prompt_lengths, strict=True):
-            lengths = [self.model.count_answer_tokens(c) for c in prediction.candidates]
+            lengths = [next(answer_lengths) for _ in prediction.candidates]
             consistency = self_consistency(prediction, lengths, self.names)
             answers.append(Answer(prediction, consistency, trust, prompt_length, lengths[prediction.chosen]))
         return answers
@@ -203,7 +207,7 @@ class Answerer:
         tasks = _list_possible_tasks(question.text, text)
         meaning = explain_disagreement(self.recorded.get("disagreement", {}), tasks)
         return answer._replace(
-            warnings=find_warnings(question.text, text, question.modality, self.knowledge),
+            warnings=find_warnings(question.text, text, question.modality, self.knowledge, question.file),
             uncertain=f"{differs}; {meaning}" if differs and meaning else None,
         )
 
@@ -230,7 +234,8 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     picture = open_image(image.parent, image.name)
     answerer = Answerer.of_run(run)
     modality = read_stated_modality(image.parent, image.name)
-    asked = Question.of(picture, answerer.read(question, picture), modality)
+    file, _ = locate(image.parent, image.name, f"image {image.name}")
+    asked = Question.of(picture, answerer.read(question, picture), modality, file)
     [answer] = answerer.answers([asked])
     draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
     return AskResult(answer.prediction, out, answer.uncertain, answer.warnings, picture.size)

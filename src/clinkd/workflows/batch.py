@@ -193,6 +193,7 @@ class OpenedImage:
     """An image, and what tells its file from all others."""
 
     picture: Image.Image
+    file: Path
     sha256: str
     instance_uid: str
     modality: Modality
@@ -204,7 +205,7 @@ class OpenedImage:
         picture = open_image(root, name)
         path, _ = locate(root, name, place)
         instance_uid = kind_of(path).instance_uid(path, place)
-        return cls(picture, sha256_file(path), instance_uid, read_stated_modality(root, name))
+        return cls(picture, path, sha256_file(path), instance_uid, read_stated_modality(root, name))
 
 
 @dataclass
@@ -257,7 +258,7 @@ def _prepare_row(answerer: Answerer, asked: BatchQuestion, images: _BatchImages)
         try:
             row.image = images.open(asked.image)
             text = answerer.read(asked.question, row.image.picture)
-            row.question = Question.of(row.image.picture, text, row.image.modality)
+            row.question = Question.of(row.image.picture, text, row.image.modality, row.image.file)
         except BadInput as error:
             row.error = str(error).removeprefix(f"image {asked.image}: ")
     return row
