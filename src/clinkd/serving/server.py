@@ -20,6 +20,7 @@ import uvicorn
 from clinkd.pipeline.runs import RUN_RECORD, Run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
+from clinkd.serving.connections import BACKLOG, BoundedConnection
 from clinkd.serving.limits import ServerLimits
 from clinkd.workflows.review import Review
 
@@ -127,7 +128,7 @@ def _open_socket(host: str, port: int) -> socket.socket:
         listener.close()
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"--host {host} --port {port}: cannot be taken ({why}); --port 0 takes a free one") from None
-    listener.listen(128)
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -142,7 +143,7 @@ def _run_server(wanted: str | None, run: Run | None, listener: socket.socket, to
 
         return Answerer.of_run(run) if run else Answerer.of_folder(Path(wanted or ""))
 
-    handler = RequestHandler(Engine(open_answerer, limits.batch, limits.queue), Decoders(limits), limits)
+    handler = RequestHandler(Engine(open_answerer, limits), Decoders(limits), limits)
     if run:
         report = None
         with contextlib.suppress(BadInput):  # an unfinished run has none
@@ -159,5 +160,6 @@ def make_server_config(app: AuthMiddleware) -> uvicorn.Config:
     """The config of the web server, without its own log, which would hold paths and addresses."""
     return uvicorn.Config(
         app, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="on",
-        timeout_graceful_shutdown=5, timeout_keep_alive=30, limit_concurrency=1024, http="h11", ws="none",
+        timeout_graceful_shutdown=5, timeout_keep_alive=app.limits.keep_seconds, http=BoundedConnection, ws="none",
+        backlog=BACKLOG,
     )  # fmt: skip
