@@ -24,8 +24,7 @@ class ServerLimits:
     boxes: int = 32  # in one question
     queue: int = 64  # questions that wait
     batch: int = 16  # questions answered together
-    # The network's first pass takes about 6 bytes a row and pair of tokens, each later one 20 kB a token of a batch
-    # (the demo's model): 1 GB at most.
+    # The demo's model takes 2.5 kB a token of a batch, and 5 bytes a pair of tokens of each prompt: 0.7 GB at most.
     prompt_tokens: int = 4096  # of one question, with its image and the conversation before it
     batch_tokens: int = 32_768  # of a batch: questions x beams x (longest prompt + most tokens of an answer)
     seconds: float = 60.0  # from the request to its answer: opening the image, waiting and answering
