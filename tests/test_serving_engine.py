@@ -257,6 +257,20 @@ def test_a_stop_is_told_to_those_who_wait(engine, opened):
     assert "Error" not in first and all(o.startswith("ModelUnavailable: the server stops") for o in others)
 
 
+def test_a_stop_is_told_to_those_who_are_answered_too_long(engine, opened, monkeypatch):
+    monkeypatch.setattr("clinkd.serving.engine.FINISH_SECONDS", 0.0)
+
+    async def ask() -> list[str]:
+        tasks = [asyncio.create_task(answered(engine, question(text, max_new_tokens=90))) for text in "ab"]
+        await until(lambda: opened.batches)
+        engine.stop()
+        await asyncio.sleep(0.01)
+        opened.gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert all(told == "ModelUnavailable: the server stops" for told in asyncio.run(ask()))
+
+
 def test_errors_have_their_own_names():
     assert not issubclass(DeadlineExceeded, (QueueFull, ModelUnavailable, BadInput))
 

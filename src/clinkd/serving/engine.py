@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clinkd.workflows.ask import Answer, Answerer, Question
 
 DRAFT_SECONDS = 0.05  # between two drafts of an answer, at least
+FINISH_SECONDS = 3.0  # that a batch has to end when the server stops
 _NEWEST_WEIGHT = 0.2  # weight of the newest batch in the mean seconds of a batch
 
 
@@ -91,6 +92,7 @@ class Engine:
         self._waiting: deque[_QueuedRequest] = deque()
         self._change = threading.Condition()
         self._stopped = False
+        self._ends_at = math.inf  # on the monotonic clock
         self._batch_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -98,9 +100,10 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse all waiting requests."""
+        """Refuse all waiting requests, and soon those that are being answered."""
         with self._change:
-            self._stopped = True
+            if not self._stopped:
+                self._stopped, self._ends_at = True, time.monotonic() + FINISH_SECONDS
             self._change.notify()
 
     @property
@@ -244,6 +247,8 @@ class Engine:
         writing = self.answerer.stream_answers(questions, config)
         try:
             while any(t.waits for t in batch):
+                if time.monotonic() > self._ends_at:
+                    raise ModelUnavailable("the server stops")
                 drafts, now = next(writing), time.monotonic()
                 due = {n: t for n, t in enumerate(batch) if t.request.wants_drafts and now > t.shown + DRAFT_SECONDS}
                 for n, text in drafts().items() if due else ():
@@ -259,7 +264,7 @@ class Engine:
 
 def _safe_error(error: Exception) -> Exception:
     """The error for the client; a fault of the program without its words."""
-    if isinstance(error, BadInput):
+    if isinstance(error, BadInput | ModelUnavailable):
         return error
     print(f"clinkd: a question could not be answered ({_trace(error)})", file=sys.stderr)
     return RuntimeError("a fault of the program")

@@ -25,6 +25,7 @@ from clinkd.serving.limits import ServerLimits
 from clinkd.workflows.review import Review
 
 if TYPE_CHECKING:
+    from clinkd.serving.engine import Engine
     from clinkd.workflows.ask import Answerer
 
 TOKEN_VARIABLE = "CLINKD_TOKEN"
@@ -153,7 +154,19 @@ def _run_server(wanted: str | None, run: Run | None, listener: socket.socket, to
         served = Served(Path(wanted or "").resolve().name, handler)
     port = listener.getsockname()[1]
     app = AuthMiddleware(create(served), token, limits, cookie=f"clinkd-{port}")
-    uvicorn.Server(make_server_config(app)).run(sockets=[listener])
+    _Server(make_server_config(app), handler.engine).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Stops its engine first, so that every client is told before its connection ends."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.engine.stop()
+        await super().shutdown(sockets)
 
 
 def make_server_config(app: AuthMiddleware) -> uvicorn.Config:
