@@ -78,20 +78,29 @@ def test_idle_connections_make_room_for_a_request_and_then_uploads_do(small_serv
     assert uploads[1].recv(100).startswith(b"HTTP/1.1 400")
 
 
-@pytest.mark.parametrize("sent", [
-    "", "GET /healthz HT", "GET /healthz HTTP/1.1\r\nHost: x\r\nX-", f"{HEAD}Content-Length: 99\r\n\r\n{{",
-    "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost",
-    f"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n{HEAD}Content-Length: 99\r\n\r\n{{",
-    f"{HEAD}Transfer-Encoding: chunked\r\n\r\n5\r\n{{",
-], ids=["nothing", "line", "head", "body", "second head", "second body", "chunk"])  # fmt: skip
-def test_who_sends_a_part_and_then_bytes_now_and_then_is_disconnected(server, sockets, sent):
-    one = connect(server, sockets, sent)
+PARTS = {
+    "nothing": "",
+    "line": "GET /healthz HT",
+    "head": "GET /healthz HTTP/1.1\r\nHost: x\r\nX-",
+    "body": f"{HEAD}Content-Length: 99\r\n\r\n{{",
+    "chunk": f"{HEAD}Transfer-Encoding: chunked\r\n\r\n5\r\n{{",
+    "second head": "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHost",
+    "second body": f"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n{HEAD}Content-Length: 99\r\n\r\n{{",
+}
+
+
+def test_who_sends_a_part_and_then_bytes_now_and_then_is_disconnected(server, sockets):
     start = time.monotonic()
-    with pytest.raises(OSError):
-        while time.monotonic() < start + patience(20):
-            time.sleep(0.05)
-            one.sendall(b"a")
-    assert 0.2 < time.monotonic() - start < patience(10)
+    still = {name: connect(server, sockets, sent) for name, sent in PARTS.items()}
+    while still and time.monotonic() < start + patience(20):
+        time.sleep(0.05)
+        for name, one in list(still.items()):
+            try:
+                one.sendall(b"a")
+            except OSError:
+                del still[name]
+                assert time.monotonic() - start > 0.2, name
+    assert not still
 
 
 def test_who_does_not_read_a_reply_is_disconnected(server, sockets):
@@ -178,7 +187,7 @@ NAMES = ["Origin", "Host", "Content-Length", "Authorization", "Cookie", "Content
          "Accept", "Connection", "Upgrade", "X-Forwarded-For", "X-Forwarded-Proto", "If-Range", "Range"]  # fmt: skip
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(600, marks=pytest.mark.slow)])
 def test_no_malformed_header_is_a_fault_of_the_program(server, examples):
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @given(name=st.sampled_from(NAMES), value=VALUE, with_token=st.booleans(), path=st.sampled_from(PATHS))

@@ -77,7 +77,8 @@ class BoundedConnection(H11Protocol):
         ):
             if len(open_now) > most:
                 free = [c for c in open_now if c is not self and c.waits_for != "answer"]
-                oldest = min(free, key=lambda c: (c.waits_for == "body", c._since), default=self)
+                # who has never finished a request goes before who has, and who sends one goes last
+                oldest = min(free, key=lambda c: (c.waits_for == "body", c.cycle is not None, c._since), default=self)
                 oldest.transport.abort()
                 return
 
