@@ -1,6 +1,7 @@
-"""`clinkd serve`: from the start to the first answer, many clients at once, and three minutes of too many.
+"""`clinkd serve`: from the start to the first answer, many clients at once, three minutes of too many, and attackers.
 
     python -m benchmarks.serving RUN [--json] [--clients 16] [--rounds 3] [--soak-seconds 180] [--only start,load,soak]
+    python -m benchmarks.serving RUN --only hostile [--hostile-minutes 10] [--rate QUESTIONS_PER_SECOND]
 
 start: seconds until the page is up, and from the start of the process to the first answer, beside those that a bare
 `import torch` and the import of the model's class take, taken in turns.
@@ -8,6 +9,9 @@ load: so many clients, each asking again as soon as it has an answer, against a 
 together and against one that answers them one by one.
 soak: questions come at twice the rate that the load found, whatever became of those before. Every one must be answered
 or refused as the API says, and the server's memory must stay as it is.
+hostile (only where it is named): questions at twice the rate of the load, for a tenth of the time alone and then beside
+attackers: idle connections, heads and bodies that drip, clients that hang up while their image is opened, questions at
+the limits of tokens, malformed requests and image bombs. All but the first two kinds hold the token.
 All questions are about different pictures.
 """
 
@@ -17,16 +21,21 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
+import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import httpx2
 import numpy as np
@@ -236,6 +245,157 @@ def soak(run: str, rate: float, seconds: float) -> list[Row]:
     ]
 
 
+# ---- hostile --------------------------------------------------------------------------------------------------------
+
+
+def chunky_png(chunks: int, side: int = 8) -> bytes:
+    """A picture of so many chunks without meaning."""
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, "PNG")
+    empty = struct.pack(">I4sI", 0, b"prVt", zlib.crc32(b"prVt"))
+    return file.getvalue()[:33] + empty * chunks + file.getvalue()[33:]
+
+
+def request_of(body: object, length: int | None = None, path: str = "/v1/ground") -> bytes:
+    """A request as bytes; `length` is what it says of its body."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content) if length is None else length}\r\n\r\n".encode() + content
+
+
+def uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+class Attack(NamedTuple):
+    """What a hostile client sends, its bytes that follow one by one, and the seconds until it hangs up."""
+
+    first: bytes
+    drip: bytes = b""
+    seconds: float = 60.0
+
+
+def attacks(run: str) -> dict[str, tuple[int, list[Attack]]]:
+    """For each kind the clients that go on with it at once, and what they send in turn."""
+    [plain] = questions(1)
+    slow_image = {"image": uri(chunky_png(45_000, 5000)), "phrase": "liver"}
+    talk = [{"type": "text", "text": "a b " * 900}, {"type": "image_url", "image_url": {"url": plain["image"]}}]
+    large = {
+        "model": Path(run).name, "messages": [{"role": "user", "content": talk}],
+        "clinkd": {"beams": 8, "candidates": 8, "max_new_tokens": 512},
+    }  # fmt: skip
+    longest = {**large, "messages": [*large["messages"], *[{"role": r, "content": "c d " * 999}
+               for _ in range(15) for r in ("assistant", "user")]]}  # fmt: skip
+    surrogate = json.dumps({**plain, "phrase": "@"}).replace("@", "\\ud800").encode()
+    malformed = [b"\0\xff" * 200, request_of(b"[" * 10**6), request_of(surrogate), request_of(b"{", 10**15),
+                 request_of(plain).replace(b"Host: x", b"Origin: http://[\r\nHost: [")]  # fmt: skip
+    bombs = [chunky_png(2_000_000), chunky_png(0, 20_000), b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 10**6]
+    return {
+        "idle": (600, [Attack(b"")]),
+        "slow head": (50, [Attack(b"GET / HTTP/1.1\r\nHost: x\r\nX-", b"a" * 100)]),
+        "slow body": (50, [Attack(request_of(b"{", 10**6), b" " * 100)]),
+        "hang-up": (8, [Attack(request_of(slow_image), seconds=0.5)]),
+        "large": (2, [Attack(request_of(large, path="/v1/chat/completions"), seconds=90),
+                      Attack(request_of(longest, path="/v1/chat/completions"))]),
+        "malformed": (4, [Attack(sent, seconds=3) for sent in malformed]),
+        "bomb": (2, [Attack(request_of({"image": uri(bomb), "phrase": "a"})) for bomb in bombs]),
+    }  # fmt: skip
+
+
+async def attack(url: str, kind: str, turn: Iterator[Attack], outcomes: Counter[str]) -> None:
+    """One hostile client, which comes again as soon as it is refused or disconnected."""
+    host, _, port = url.rpartition("/")[2].partition(":")
+    for one in turn:
+        first = b""
+        try:
+            async with asyncio.timeout(one.seconds):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                try:
+                    writer.write(one.first)
+                    for byte in one.drip:
+                        await asyncio.sleep(1)
+                        writer.write(bytes([byte]))
+                        await writer.drain()
+                    first = await reader.read(12)
+                finally:
+                    writer.transport.abort()
+        except (OSError, TimeoutError):
+            pass
+        outcomes[f"{kind} {first[9:12].decode('latin-1') or 'no reply'}"] += 1
+        await asyncio.sleep(0.2)
+
+
+async def besieged(
+    run: str, url: str, pid: int, rate: float, seconds: float
+) -> tuple[dict[str, list[tuple[int | str, float]]], list[float]]:
+    """Status and seconds of each honest question, alone and beside attackers, and the memory meanwhile, by second."""
+    bodies, number = questions(256), itertools.count()
+    results: dict[str, list[tuple[int | str, float]]] = {"alone": [], "attacked": []}
+    memory: list[float] = []
+    outcomes: Counter[str] = Counter()
+    dice = np.random.default_rng(1)
+    async with client(url) as asking:
+        await ready(asking)
+
+        async def one(part: str) -> None:
+            start, status = time.monotonic(), 0
+            try:
+                status = (await asking.post("/v1/ground", json=bodies[next(number) % len(bodies)])).status_code
+                results[part].append((status, time.monotonic() - start))
+            except httpx2.HTTPError as error:
+                results[part].append((type(error).__name__, time.monotonic() - start))
+
+        async def phase(part: str, length: float) -> None:
+            going: set[asyncio.Task[None]] = set()
+            start = due = time.monotonic()
+            while time.monotonic() < start + length:
+                due += float(dice.exponential(1 / rate))
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                going.add(asyncio.create_task(one(part)))
+                going = {task for task in going if not task.done()}
+            await asyncio.gather(*going)
+
+        async def look() -> None:
+            while True:
+                memory.append(await asyncio.to_thread(tree_mb, pid))
+                await asyncio.sleep(1)
+
+        await phase("alone", seconds / 10)
+        hostile = [
+            asyncio.create_task(attack(url, kind, itertools.cycle(sent), outcomes))
+            for kind, (count, sent) in attacks(run).items()
+            for _ in range(count)
+        ]
+        looking = asyncio.create_task(look())
+        await phase("attacked", seconds)
+        for task in (*hostile, looking):
+            task.cancel()
+        await asyncio.gather(*hostile, looking, return_exceptions=True)
+    print(f"attackers: {dict(sorted(outcomes.items()))}", file=sys.stderr)
+    return results, memory
+
+
+def hostile(run: str, rate: float, seconds: float) -> list[Row]:
+    with served(run) as (url, pid, _):
+        results, memory = asyncio.run(besieged(run, url, pid, rate, seconds))
+    for part, asked in results.items():
+        print(f"{part}: {dict(Counter(status for status, _ in asked))}", file=sys.stderr)
+    print(f"MB: {', '.join(f'{m:.0f}' for m in memory[:: max(1, len(memory) // 12)])}", file=sys.stderr)
+    minute = max(1, min(60, len(memory) // 4))
+    alone, attacked = (
+        1000 * float(np.quantile([s for status, s in results[part] if status == 200], 0.99)) for part in results
+    )
+    others = [(status, s) for status, s in results["attacked"] if status != 200]
+    prompt = sum(status == 429 and s < 1 for status, s in others)
+    name = f"{seconds:g} s at {rate:.0f} questions/s with attackers"
+    return [
+        Row(f"{name}, memory in the last minute", median(memory[-minute:]), median(memory[:minute]), "the first", "MB"),
+        Row(f"{name}, p99 of the answered", attacked, alone, "without attackers", "ms"),
+        Row(f"{name}, answered", len(results["attacked"]) - len(others), len(results["attacked"]), "asked", ""),
+        Row(f"{name}, 429 within 1 s", prompt, len(others), "not answered", ""),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -247,7 +407,8 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, help="questions a second that the soak doubles; those of the load by default"
     )
-    parser.add_argument("--only", default="start,load,soak")
+    parser.add_argument("--hostile-minutes", type=float, default=10.0)
+    parser.add_argument("--only", default="start,load,soak", help="a list of start, load, soak and hostile")
     add_outputs(parser)
     args = parser.parse_args()
     wanted = args.only.split(",")
@@ -256,12 +417,15 @@ def main() -> None:
         rows += starts(args.run, args.rounds)
     if "load" in wanted:
         rows += loads(args.run, args.clients, args.rounds)
-    if "soak" in wanted:
+    if {"soak", "hostile"} & {*wanted}:
         known = args.rate or next((r.ours for r in rows if r.unit == "1/s"), None)
         if known is None:
             with served(args.run) as (url, _, _):
                 known, _, _ = asyncio.run(closed(url, args.clients, 40))
+    if "soak" in wanted:
         rows += soak(args.run, 2 * known, args.soak_seconds)
+    if "hostile" in wanted:
+        rows += hostile(args.run, 2 * known, 60 * args.hostile_minutes)
     show(rows, args)
 
 

@@ -155,7 +155,7 @@ def describe_api() -> dict[str, Any]:
     class Review:
         rounds = (1,)
 
-    handler = RequestHandler(Engine(open_no_model, 1, 1), Decoders(limits), limits)
+    handler = RequestHandler(Engine(open_no_model, limits), Decoders(limits), limits)
     review: Any = Review()
     return create(Served("RUN", handler, None, review)).openapi()
 

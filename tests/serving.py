@@ -76,9 +76,7 @@ class Server:
 def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[Server]:
     """The server of a run, with its model loaded, or with one that is `opened` already."""
     limits, found = replace(LIMITS, **caps), open_run(run)
-    handler = RequestHandler(
-        Engine(lambda: opened or Answerer.of_run(found), limits.batch, limits.queue), Decoders(limits), limits
-    )
+    handler = RequestHandler(Engine(lambda: opened or Answerer.of_run(found), limits), Decoders(limits), limits)
     with listening(Served(found.folder.name, handler, found.report(), Review(found))) as server:
         server.until_ready()
         yield server
@@ -88,7 +86,7 @@ def serving(run: Path, opened: Answerer | None = None, **caps: Any) -> Iterator[
 def serving_model(opened: Callable[[], Any], review: Any = None, **caps: Any) -> Iterator[Server]:
     """The server of a model that no run made, under the name "scripted"."""
     limits = replace(LIMITS, **caps)
-    handler = RequestHandler(Engine(opened, limits.batch, limits.queue), Decoders(limits), limits)
+    handler = RequestHandler(Engine(opened, limits), Decoders(limits), limits)
     with listening(Served("scripted", handler, None, review)) as server:
         server.until_ready()
         yield server

@@ -26,7 +26,7 @@ def test_every_route_is_told() -> None:
     class Review:
         rounds = (1,)
 
-    handler = RequestHandler(Engine(never, 1, 1), Decoders(limits), limits)
+    handler = RequestHandler(Engine(never, limits), Decoders(limits), limits)
     described = create(Served("x", handler, None, Review())).openapi()["paths"]
     told = {m for cell in re.findall(r"^\| (`.*?) \|", TEXT, re.M) for m in re.findall(r"(/[\w/]+)", cell)}
     assert told == set(described)

@@ -20,10 +20,12 @@ from benchmarks.patience import Deadline, patience
 from PIL import Image
 
 from clinkd.config import AnswerConfig
+from clinkd.data.worker import WorkerLost
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.decoding import TURN, Decoders
-from clinkd.serving.engine import AnswerRequest, AnswerResult, DeadlineExceeded, Engine, ModelUnavailable, QueueFull
+from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine, ModelUnavailable
+from clinkd.serving.limits import DeadlineExceeded, QueueFull, TimeLimit
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
 from clinkd.workflows.ask import Answerer, Question
 from serving import LIMITS, Server, json_of, picture, serving, uri
@@ -59,7 +61,7 @@ def opened(small_run: Path) -> Held:
 @pytest.fixture
 def engine(opened: Held) -> Iterator[Engine]:
     opened.hold()
-    made = Engine(lambda: opened, batch=3, queue=5)
+    made = Engine(lambda: opened, replace(LIMITS, batch=3, queue=5))
     made.start()
     yield made
     opened.gate.set()
@@ -73,7 +75,7 @@ def question(text: str, **options: int) -> AnswerRequest:
 async def answered(engine: Engine, asked: AnswerRequest, seconds: float | None = None) -> str:
     """The answer's text, or what was raised."""
     try:
-        async for told in engine.ask(asked, seconds or patience(30)):
+        async for told in engine.ask(asked, TimeLimit(seconds or patience(30))):
             if isinstance(told, AnswerResult):
                 return told.answer.prediction.answer.raw
     except Exception as error:
@@ -189,12 +191,46 @@ def test_one_bad_question_does_not_cost_the_others_theirs(engine, opened):
     assert bad_told == "BadInput: this one is bad" and broken_told == "RuntimeError: a fault of the program"
 
 
+def test_a_question_beyond_the_limit_of_tokens_is_refused_before_it_is_paid_for(engine, opened):
+    opened.gate.set()
+    [length] = opened.model.count_prompt_tokens([opened._make_sample(Question.of(picture(), BoxedText("What?")))])
+    assert opened.count_prompt_tokens(Question.of(picture(), BoxedText("What?"))) == length
+    engine.limits = replace(LIMITS, prompt_tokens=length, batch_tokens=8 * (length + 20))
+    told = asyncio.run(answered(engine, question("What is this?")))
+    assert told.startswith("BadInput: ") and f"more than {length:,}" in told and "--prompt-tokens" in told
+    for options in ({"beams": 8, "max_new_tokens": 21}, {"beams": 1, "max_new_tokens": 512}):
+        told = asyncio.run(answered(engine, question("What?", **options)))
+        assert told.startswith("BadInput: ") and f"more than {8 * (length + 20):,}" in told and "max_new_tokens" in told
+    assert opened.batches == []
+    assert "Error" not in asyncio.run(answered(engine, question("What?", beams=8, max_new_tokens=20)))
+
+
+def test_a_large_question_is_not_joined_with_others(engine, opened):
+    """What does not fit into the batch of the first is the first of the next one."""
+    small = opened.count_prompt_tokens(Question.of(picture(), BoxedText("q1")))
+    large = opened.count_prompt_tokens(Question.of(picture(), BoxedText("q2" + " a b" * 200)))
+    engine.limits = replace(engine.limits, batch_tokens=1 * (large + 5) + 2 * (small + 5))
+
+    async def ask() -> list[str]:
+        first = asyncio.create_task(answered(engine, question("first", beams=1, max_new_tokens=5)))
+        await until(lambda: opened.batches)
+        texts = ["q1", "q2" + " a b" * 200, "q3", "q4"]
+        tasks = [asyncio.create_task(answered(engine, question(x, beams=1, max_new_tokens=5))) for x in texts]
+        await until(lambda: engine.waiting == 4)
+        opened.gate.set()
+        return [await first, *await asyncio.gather(*tasks)]
+
+    assert 3 * (small + 5) < large + 5 < engine.limits.batch_tokens < 2 * (large + 5)
+    assert not [text for text in asyncio.run(ask()) if "Error" in text]
+    assert [[text[:2] for text in batch] for batch in opened.batches] == [["fi"], ["q1", "q3"], ["q2"], ["q4"]]
+
+
 def test_a_model_that_cannot_be_opened_is_told_to_all(capfd):
     def fails() -> Answerer:
         time.sleep(0.05)
         raise OSError("/secret/place")
 
-    engine = Engine(fails, 2, 2)
+    engine = Engine(fails, replace(LIMITS, batch=2, queue=2))
     engine.start()
 
     async def ask() -> list[str]:
@@ -219,6 +255,20 @@ def test_a_stop_is_told_to_those_who_wait(engine, opened):
 
     first, *others = asyncio.run(ask())
     assert "Error" not in first and all(o.startswith("ModelUnavailable: the server stops") for o in others)
+
+
+def test_a_stop_is_told_to_those_who_are_answered_too_long(engine, opened, monkeypatch):
+    monkeypatch.setattr("clinkd.serving.engine.FINISH_SECONDS", 0.0)
+
+    async def ask() -> list[str]:
+        tasks = [asyncio.create_task(answered(engine, question(text, max_new_tokens=90))) for text in "ab"]
+        await until(lambda: opened.batches)
+        engine.stop()
+        await asyncio.sleep(0.01)
+        opened.gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert all(told == "ModelUnavailable: the server stops" for told in asyncio.run(ask()))
 
 
 def test_errors_have_their_own_names():
@@ -295,6 +345,64 @@ def test_who_hangs_up_is_forgotten(server, opened):
     opened.gate.set()
     server.ask("/v1/ground", **body)
     assert all("gone" not in text for batch in opened.batches for text in batch)
+
+
+def test_the_limit_of_time_holds_for_the_opening_of_the_image_as_well(hurried_server, monkeypatch):
+    async def never(*_: object) -> None:
+        await asyncio.sleep(patience(60))
+
+    monkeypatch.setattr(hurried_server.served.handler.decoders, "open", never)
+    for path, more in (("/v1/open", {}), ("/v1/ground", {"phrase": "liver"}), ("/v1/refer", {"boxes": [[0, 0, 1, 1]]})):
+        reply = hurried_server.post(path, image=uri(picture()), **more)
+        assert json_of(reply, 504)["error"]["code"] == "late", path
+
+
+def test_an_image_whose_client_has_left_is_not_opened(server, opened, monkeypatch):
+    """Neither what waits for a decoder, nor what one has begun."""
+    opened.hold()
+    opened.gate.set()
+    decoders, begun, stop = server.served.handler.decoders, [], threading.Event()
+    [decoder] = decoders._decoders
+
+    def begin(request: object, content: bytes) -> None:
+        begun.append(content)
+        stop.wait(patience(30))
+        raise WorkerLost
+
+    killed = [lambda: stop.set()]
+    monkeypatch.setattr(type(decoder), "__call__", lambda self, *given: begin(*given))
+    monkeypatch.setattr(type(decoder), "kill", lambda self: killed.pop()())
+
+    async def leave() -> None:
+        async with httpx2.AsyncClient(base_url=server.url, headers=server.client.headers) as client:
+            bodies = [{"image": uri(picture(seed=n)), "phrase": "liver"} for n in range(3)]
+            tasks = [asyncio.create_task(client.post("/v1/ground", json=body)) for body in bodies]
+            await until(lambda: begun and decoders._waiting == 2)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: not killed and not decoders._waiting)
+
+    asyncio.run(leave())
+    assert len(begun) == 1
+    monkeypatch.undo()
+    server.ask("/v1/ground", image=uri(picture()), phrase="liver")
+    assert len(opened.batches) == 1
+
+
+def test_too_many_images_are_refused_with_a_time(server, opened, monkeypatch):
+    opened.hold()
+    opened.gate.set()
+    handler, body = server.served.handler, {"image": uri(picture()), "phrase": "liver"}
+    monkeypatch.setattr(handler.decoders, "_waiting", 2)
+    reply = server.post("/v1/ground", **body)
+    assert json_of(reply, 429)["error"]["code"] == "full" and reply.headers["retry-after"] == "1"
+    monkeypatch.undo()
+    monkeypatch.setattr(handler, "limits", replace(handler.limits, held_pixels=96 * 96 - 1))
+    assert "pixels" in json_of(server.post("/v1/ground", **body), 429)["error"]["message"]
+    monkeypatch.undo()
+    server.ask("/v1/ground", **body)
+    asyncio.run(until(lambda: handler._held_pixels == 0))
 
 
 # ---- options of a request --------------------------------------------------------------------------------------------
@@ -382,8 +490,8 @@ def test_a_lost_decoder_loses_one_file_and_no_more():
     async def open_all() -> None:
         first = await decoders.open(png(), None, None)
         assert first.picture.size == (8, 8) and first.picture.tobytes() == picture(8, 8).tobytes()
-        process = decoders._idle.get()
-        decoders._idle.put(process)
+        process = decoders._idle.get_nowait()
+        decoders._idle.put_nowait(process)
         os.kill(process.process.pid, signal.SIGKILL)
         process.process.join()
         with pytest.raises(BadInput, match="could not be decoded"):
@@ -402,8 +510,8 @@ def test_decoders_may_take_so_much_memory_and_time_and_write_nothing():
 
     async def limits_of() -> dict[str, str]:
         await decoders.open(png(), None, None)
-        process = decoders._idle.get()
-        decoders._idle.put(process)
+        process = decoders._idle.get_nowait()
+        decoders._idle.put_nowait(process)
         lines = Path(f"/proc/{process.process.pid}/limits").read_text().splitlines()
         return {line[:25].strip(): line[26:47].strip() for line in lines}
 
@@ -437,10 +545,10 @@ def test_a_decoder_serves_its_turn_and_is_replaced():
         found = set()
         for _ in range(2):
             await decoders.open(png(), None, None)
-            process = decoders._idle.get()
+            process = decoders._idle.get_nowait()
             process.files = TURN - 1
             found.add(process.process.pid)
-            decoders._idle.put(process)
+            decoders._idle.put_nowait(process)
             await decoders.open(png(), None, None)
         return found
 

@@ -34,6 +34,14 @@ def add(verbs: Any, runs: Parser) -> None:
     )
     parser.add_argument("--batch", type=int, default=16, metavar="N", help="questions answered together (16)")
     parser.add_argument("--queue", type=int, default=64, metavar="N", help="questions that may wait (64)")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=4096, metavar="N",
+        help="of one question with its image and the conversation before it (4096)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-tokens", type=int, default=32768, metavar="N",
+        help="of all questions answered together, their beams and longest answers; they decide the memory (32768)",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="within which an answer is given (60)")
     parser.set_defaults(stopped="nothing was kept but what was decided on corrections")
 
@@ -43,12 +51,12 @@ def _serve(args: argparse.Namespace) -> int:
     from clinkd.serving.limits import ServerLimits
     from clinkd.serving.server import ListenAddress, serve
 
-    for flag, value in (("--batch", args.batch), ("--queue", args.queue), ("--seconds", args.seconds)):
+    limits = {name: getattr(args, name) for name in ("batch", "queue", "prompt_tokens", "batch_tokens", "seconds")}
+    for name, value in limits.items():
         if not 0 < value < 10**6:
-            raise BadInput(f"{flag} {value:g}: a number above 0 is wanted")
+            raise BadInput(f"--{name.replace('_', '-')} {value:g}: a number above 0 and below 1,000,000 is wanted")
     if not 0 <= args.port < 65536:
         raise BadInput(f"--port {args.port}: 0 to 65535 is wanted")
-    limits = ServerLimits(batch=args.batch, queue=args.queue, seconds=args.seconds)
     address = ListenAddress(args.host, args.port, args.token_file, args.open)
-    serve(args.run, args.runs, address, limits, lambda line: print(line, flush=True), choose_run)
+    serve(args.run, args.runs, address, ServerLimits(**limits), lambda line: print(line, flush=True), choose_run)
     return 0

@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
@@ -103,7 +102,7 @@ class AuthMiddleware:
 
 
 def _is_same_origin(headers: Headers) -> bool:
-    return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "\0")
+    return headers.get("origin", "").partition("://")[2] == headers.get("host", "\0")
 
 
 class _Visit:

@@ -7,24 +7,26 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from clinkd.data.images import KINDS, PRESETS
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
 from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, make_box, read_question
-from clinkd.serving.engine import AnswerRequest, DeadlineExceeded, ModelUnavailable, QueueFull
-from clinkd.serving.limits import NOTICE
+from clinkd.serving.engine import AnswerRequest, ModelUnavailable
+from clinkd.serving.limits import NOTICE, DeadlineExceeded, QueueFull, TimeLimit
 from clinkd.version import __version__
 from clinkd.workflows.review import Review, ReviewedAnswer
 
@@ -105,9 +107,11 @@ def create(served: Served) -> FastAPI:
         description=f"{NOTICE} Boxes are [x1, y1, x2, y2], fractions of width and height, origin top left.",
         docs_url=None,  # these pages load scripts from other servers
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the Host that the client sent
         lifespan=run_engine,
         responses=_FAILURES,
     )
+    app.router.route_class = _JsonRoute
     _add_error_handlers(app)
     _add_page(app, served)
     _add_model(app, served)
@@ -115,6 +119,23 @@ def create(served: Served) -> FastAPI:
     if served.review is not None:
         _add_corrections(app, served.review)
     return app
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        return orjson.loads(await self.body())
+
+
+class _JsonRoute(APIRoute):
+    """Reads bodies by orjson: the parser of Python lets half a surrogate pair pass, which no reply can repeat."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return handle_json
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -217,9 +238,11 @@ def _add_model(app: FastAPI, served: Served) -> None:
     handler = served.handler
 
     @app.post("/v1/open", tags=["images"])
-    async def open(body: schemas.OpenRequest) -> schemas.OpenReply:
+    async def open(request: Request, body: schemas.OpenRequest) -> schemas.OpenReply:
         """One frame of an image as the model sees it, and the values to show it through another window."""
-        opened = await handler.picture(body.image, body.frame, body.window, grey=True)
+        opened = await attend(
+            request, handler, lambda _: handler.picture(body.image, body.frame, body.window, grey=True)
+        )
         about, grey = dict(opened.about), None
         if opened.grey is not None:
             scale = {name: about.pop(name) for name in ("inverted", "low", "high")}
@@ -231,28 +254,35 @@ def _add_model(app: FastAPI, served: Served) -> None:
     @app.post("/v1/ground", tags=["questions"])
     async def ground(request: Request, body: schemas.GroundRequest) -> schemas.AnswerReply:
         """The boxes of a structure."""
-        picture = await handler.picture(body.image, body.frame, body.window)
-        read = partial(read_question, picture, WORDINGS["where"].replace("{name}", body.phrase), ())
-        return (await unless_disconnected(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
+
+        async def answer(limit: TimeLimit) -> schemas.AnswerReply:
+            picture = await handler.picture(body.image, body.frame, body.window)
+            read = partial(read_question, picture, WORDINGS["where"].replace("{name}", body.phrase), ())
+            return (await handler.answer(picture, AnswerRequest(read, body.options), limit)).reply
+
+        return await attend(request, handler, answer)
 
     @app.post("/v1/refer", tags=["questions"])
     async def refer(request: Request, body: schemas.ReferRequest) -> schemas.AnswerReply:
         """The name or a description of what a box shows."""
-        picture = await handler.picture(body.image, body.frame, body.window)
-        size = picture.picture.size if body.unit == "pixel" else None
-        boxes = [make_box(corners, size) for corners in body.boxes]
-        marks = " ".join(["[box]"] * len(boxes))
-        read = partial(read_question, picture, WORDINGS[body.task].replace("[box]", marks), boxes)
-        return (await unless_disconnected(request, handler.answer(picture, AnswerRequest(read, body.options)))).reply
+
+        async def answer(limit: TimeLimit) -> schemas.AnswerReply:
+            picture = await handler.picture(body.image, body.frame, body.window)
+            size = picture.picture.size if body.unit == "pixel" else None
+            boxes = [make_box(corners, size) for corners in body.boxes]
+            marks = " ".join(["[box]"] * len(boxes))
+            read = partial(read_question, picture, WORDINGS[body.task].replace("[box]", marks), boxes)
+            return (await handler.answer(picture, AnswerRequest(read, body.options), limit)).reply
+
+        return await attend(request, handler, answer)
 
     @app.post("/v1/sr", tags=["images"], response_class=Response, responses=_describe_file("application/dicom"))
-    async def sr(body: schemas.ReportRequest) -> Response:
+    async def sr(request: Request, body: schemas.ReportRequest) -> Response:
         """Boxes and texts about a DICOM as a structured report (TID 1500), marked unverified and partial."""
         regions = [{"box": list(make_box(r.box).corners), "label": r.label, "by": r.by} for r in body.regions]
-        report = await handler.decoders.report(
-            decode_data_uri(body.image), frame=body.frame, regions=regions, question=body.question.text,
-            answer=body.answer.text, model=served.name, version=__version__,
-        )  # fmt: skip
+        fields = {"frame": body.frame, "regions": regions, "question": body.question.text, "answer": body.answer.text}
+        write = partial(handler.decoders.report, decode_data_uri(body.image), **fields)
+        report = await attend(request, handler, lambda _: write(model=served.name, version=__version__))
         headers = {"content-disposition": 'attachment; filename="report.dcm"'}
         return Response(report, media_type="application/dicom", headers=headers)
 
@@ -263,18 +293,19 @@ def _encode_png(picture: Any) -> bytes:
     return buffer.getvalue()
 
 
-async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled if the client disconnects."""
+async def attend(request: Request, handler: RequestHandler, work: Callable[[TimeLimit], Coroutine[Any, Any, T]]) -> T:
+    """The result of `work`, which is cancelled if the client disconnects or its time is over."""
 
     async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())
+    limit = TimeLimit(handler.limits.seconds)
+    working, leaving = asyncio.create_task(work(limit)), asyncio.create_task(wait_for_disconnect())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, leaving), timeout=limit.left, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise DeadlineExceeded("who asked has left")
+            raise DeadlineExceeded("who asked has left") if leaving.done() else limit.error()
         return working.result()
     finally:
         working.cancel()
@@ -304,12 +335,17 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         if body.model != served.name:
             raise Missing(f"no model of that name; {served.name} is served")
         conversation = chat.Conversation(body, handler.limits)
-        picture = await handler.picture(conversation.image, body.clinkd.frame, body.clinkd.window)
-        if not body.stream:
-            return await unless_disconnected(request, chat.complete_chat(handler, conversation, picture))
-        handler.engine.demand_room()  # otherwise the refusal would come with status 200
-        events = chat.stream_chat(handler, conversation, picture, lambda error: _describe_error(error)[1])
-        return StreamingResponse(events, media_type="text/event-stream")
+
+        async def answer(limit: TimeLimit) -> schemas.ChatReply | StreamingResponse:
+            picture = await handler.picture(conversation.image, body.clinkd.frame, body.clinkd.window)
+            if not body.stream:
+                return await chat.complete_chat(handler, conversation, picture, limit)
+            events = await chat.stream_chat(
+                handler, conversation, picture, limit, lambda error: _describe_error(error)[1]
+            )
+            return StreamingResponse(events, media_type="text/event-stream")
+
+        return await attend(request, handler, answer)
 
 
 # -- corrections ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +15,7 @@ from clinkd.records import BOX_MARK, BadInput, Box, BoxedText
 from clinkd.serving import schemas
 from clinkd.serving.decoding import Decoders, Opened
 from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine
-from clinkd.serving.limits import NOTICE, ServerLimits
+from clinkd.serving.limits import NOTICE, QueueFull, ServerLimits, TimeLimit
 from clinkd.serving.phrases import phrases
 
 if TYPE_CHECKING:
@@ -35,25 +37,39 @@ class RequestHandler:
 
     def __init__(self, engine: Engine, decoders: Decoders, limits: ServerLimits) -> None:
         self.engine, self.decoders, self.limits = engine, decoders, limits
+        self._held_pixels = 0
+        self._lock = threading.Lock()
 
     async def picture(self, image: str, frame: int | None, window: str | None, grey: bool = False) -> Opened:
-        """The frame of an image given as a data URI. Raises BadInput."""
-        return await self.decoders.open(decode_data_uri(image), frame, window, grey)
+        """The frame of an image given as a data URI. Raises BadInput, and QueueFull if too many pixels are held."""
+        opened = await self.decoders.open(decode_data_uri(image), frame, window, grey)
+        pixels = opened.picture.width * opened.picture.height
+        weakref.finalize(opened.picture, self._hold_pixels, -pixels)
+        self._hold_pixels(pixels)
+        if self._held_pixels > self.limits.held_pixels:
+            raise QueueFull(1, "too many pixels of large images wait")
+        return opened
+
+    def _hold_pixels(self, pixels: int) -> None:
+        with self._lock:  # the last one to forget an image may be the model's thread
+            self._held_pixels += pixels
 
     async def ask(
-        self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()
+        self, picture: Opened, request: AnswerRequest, limit: TimeLimit, ignored: Sequence[str] = ()
     ) -> AsyncIterator[schemas.Draft | CompletedRequest]:
         """Drafts if they are wanted, then the answer. `ignored`: the parts of the request that have no effect."""
         start = time.monotonic()
-        async for event in self.engine.ask(request, self.limits.seconds):
+        async for event in self.engine.ask(request, limit):
             if isinstance(event, AnswerResult):
                 yield CompletedRequest(event, self._make_reply(event, picture, ignored, time.monotonic() - start))
             else:
                 yield schemas.Draft.model_validate(event)
 
-    async def answer(self, picture: Opened, request: AnswerRequest, ignored: Sequence[str] = ()) -> CompletedRequest:
+    async def answer(
+        self, picture: Opened, request: AnswerRequest, limit: TimeLimit, ignored: Sequence[str] = ()
+    ) -> CompletedRequest:
         """The answer alone."""
-        async for event in self.ask(picture, request, ignored):
+        async for event in self.ask(picture, request, limit, ignored):
             if isinstance(event, CompletedRequest):
                 return event
         raise AssertionError("every question ends in an answer or an error")

@@ -7,17 +7,19 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clinkd.records import BOX_MARK, BadInput, BoxedText, Task, Turn
 from clinkd.serving import schemas
 from clinkd.serving.asking import CompletedRequest, RequestHandler, make_box, read_text
 from clinkd.serving.decoding import Opened
 from clinkd.serving.engine import AnswerRequest
-from clinkd.serving.limits import ServerLimits
+from clinkd.serving.limits import ServerLimits, TimeLimit
 
 if TYPE_CHECKING:
     from clinkd.workflows.ask import Answerer, Question
+
+T = TypeVar("T")
 
 
 class Conversation:
@@ -76,10 +78,12 @@ def _text_of(message: schemas.Message) -> str:
     return "\n".join(p.text for p in message.content if isinstance(p, schemas.TextPart))
 
 
-async def complete_chat(handler: RequestHandler, conversation: Conversation, picture: Opened) -> schemas.ChatReply:
+async def complete_chat(
+    handler: RequestHandler, conversation: Conversation, picture: Opened, limit: TimeLimit
+) -> schemas.ChatReply:
     """The reply in one piece."""
     request = conversation.request
-    completed = await handler.answer(picture, conversation.answer_request(picture), request.ignored)
+    completed = await handler.answer(picture, conversation.answer_request(picture), limit, request.ignored)
     choice = schemas.Choice(message=schemas.ChatMessage(content=completed.raw), finish_reason=completed.finish)
     return schemas.ChatReply(
         id=_make_id(), created=int(time.time()), model=request.model, choices=[choice], usage=completed.usage,
@@ -88,13 +92,24 @@ async def complete_chat(handler: RequestHandler, conversation: Conversation, pic
 
 
 async def stream_chat(
-    handler: RequestHandler, conversation: Conversation, picture: Opened, describe_error: Callable[[Exception], Any]
-) -> AsyncIterator[bytes]:
+    handler: RequestHandler, conversation: Conversation, picture: Opened, limit: TimeLimit,
+    describe_error: Callable[[Exception], Any],
+) -> AsyncIterator[bytes]:  # fmt: skip
     """The reply as server-sent events: drafts beside empty deltas, then the text, which does not change any more.
 
     OpenAI's clients join only the deltas, so they get the final answer; the best beam may change until the last token.
+    An error before the first draft is raised here, so that the reply has its status; a later one is an event.
     """
-    request = conversation.request
+    events = handler.ask(picture, conversation.answer_request(picture, True), limit, conversation.request.ignored)
+    return _write_events(await anext(events), events, conversation.request, describe_error)
+
+
+async def _write_events(
+    first: schemas.Draft | CompletedRequest,
+    others: AsyncIterator[schemas.Draft | CompletedRequest],
+    request: schemas.ChatRequest,
+    describe_error: Callable[[Exception], Any],
+) -> AsyncIterator[bytes]:
     head = {"id": _make_id(), "object": "chat.completion.chunk", "created": int(time.time()), "model": request.model}
 
     def chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> bytes:
@@ -102,7 +117,7 @@ async def stream_chat(
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async for news in handler.ask(picture, conversation.answer_request(picture, True), request.ignored):
+        async for news in _chain(first, others):
             if isinstance(news, CompletedRequest):
                 for piece in _split_words(news.raw):
                     yield chunk({"content": piece})
@@ -114,6 +129,12 @@ async def stream_chat(
     except Exception as error:
         yield encode_event(describe_error(error))
     yield b"data: [DONE]\n\n"
+
+
+async def _chain(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for other in others:
+        yield other
 
 
 def encode_event(value: Any) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import io
 import multiprocessing
-import queue
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import decode_frame
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost, do_jobs
 from clinkd.records import BadInput, Box, Modality
-from clinkd.serving.limits import ServerLimits
+from clinkd.serving.limits import QueueFull, ServerLimits
 
 TURN = 200  # files that one process opens
 _LOST = "the file could not be decoded: it takes more memory or time than is allowed, or breaks its decoder"
@@ -61,29 +60,38 @@ class _Decoder(Worker):
         self.process.start()
         return self.process.kill, self.process.join
 
+    def kill(self) -> None:
+        """End a job from another thread; the next one gets a new process."""
+        if self.process is not None:
+            self.process.kill()
+
 
 class Decoders:
-    """Some processes, started when they are needed."""
+    """Some processes, started when they are needed. The files of at most `queue` requests wait for them."""
 
     def __init__(self, limits: ServerLimits) -> None:
         job = partial(_decode_upload, replace(UPLOADS, pixels=limits.pixels, frames=limits.frames))
         self._decoders = [
             _Decoder(job, WorkerLimits(limits.decoder_seconds, limits.decoder_bytes)) for _ in range(limits.decoders)
         ]
-        self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        self._idle: asyncio.Queue[_Decoder] = asyncio.Queue()
         for decoder in self._decoders:
-            self._idle.put(decoder)
+            self._idle.put_nowait(decoder)
+        self._queue, self._waiting = limits.queue, 0
 
     async def open(self, content: bytes, frame: int | None, window: str | None, grey: bool = False) -> Opened:
-        """A frame of an image. Raises BadInput where the file cannot be decoded."""
+        """A frame of an image. Raises BadInput where the file cannot be decoded, QueueFull where too many wait.
+
+        Cancelled, it leaves the queue, or ends the process that opens the file.
+        """
         request = {"do": "show", "frame": frame, "window": window, "grey": grey}
-        about, (pixels, *grey_values) = await asyncio.to_thread(self._run_job, request, content)
+        about, (pixels, *grey_values) = await self._run_job(request, content)
         picture = Image.frombytes("RGB", (about["width"], about["height"]), pixels)
         return Opened(about, picture, grey_values[0] if grey_values else None)
 
     async def report(self, content: bytes, **fields: Any) -> bytes:
         """A structured report about a DICOM, see `data.structured_report`. Raises BadInput for another file."""
-        _, [report] = await asyncio.to_thread(self._run_job, {"do": "report", **fields}, content)
+        _, [report] = await self._run_job({"do": "report", **fields}, content)
         return report
 
     def warm(self) -> None:
@@ -94,23 +102,38 @@ class Decoders:
         for decoder in self._decoders:
             decoder.close()
 
-    def _run_job(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
-        decoder = self._idle.get()
+    async def _run_job(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
+        if self._waiting >= self._queue:
+            raise QueueFull(1, "too many images wait to be opened")
+        self._waiting += 1
         try:
-            reply, contents = decoder(request, content)
-        except WorkerLost:
-            raise BadInput(_LOST) from None
-        except JobFailed as failure:  # no decoder's words leave: they may be those of a header
-            name = str(failure)
-            raise BadInput(_TOO_LARGE if name == "MemoryError" else f"the file could not be decoded ({name})") from None
+            decoder = await self._idle.get()
         finally:
-            decoder.files += 1
-            if decoder.files >= TURN:
-                decoder.close()
-            self._idle.put(decoder)
-        if "bad" in reply:
-            raise BadInput(reply["bad"])
-        return reply, contents
+            self._waiting -= 1
+        job = asyncio.create_task(asyncio.to_thread(_run_in, decoder, request, content))
+        job.add_done_callback(lambda _: self._idle.put_nowait(decoder))  # also where nobody waits for it any more
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            decoder.kill()
+            raise
+
+
+def _run_in(decoder: _Decoder, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    try:
+        reply, contents = decoder(request, content)
+    except WorkerLost:
+        raise BadInput(_LOST) from None
+    except JobFailed as failure:  # no decoder's words leave: they may be those of a header
+        name = str(failure)
+        raise BadInput(_TOO_LARGE if name == "MemoryError" else f"the file could not be decoded ({name})") from None
+    finally:
+        decoder.files += 1
+        if decoder.files >= TURN:
+            decoder.close()
+    if "bad" in reply:
+        raise BadInput(reply["bad"])
+    return reply, contents
 
 
 # -- in the process ---------------------------------------------------------------------------------------------------

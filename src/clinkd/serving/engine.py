@@ -1,8 +1,9 @@
 """One model for many clients: waiting questions are answered in batches, and no client waits without end.
 
 The model is opened and runs in its own thread; the server's event loop only waits. Questions wait in a bounded queue.
-A batch is decoded together, one token a step. A question whose client has left, or whose time is over, is dropped from
-the queue, and a batch for which no client waits is stopped.
+A batch is decoded together, one token a step. Its tokens are counted before: a question beyond a limit is refused, and
+a large one is not joined with others. A question whose client has left, or whose time is over, is dropped from the
+queue, and a batch for which no client waits is stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from clinkd.records import BadInput, BoxedText
+from clinkd.serving.limits import QueueFull, ServerLimits, TimeLimit
 from clinkd.serving.options import AnswerOptions
 
 if TYPE_CHECKING:
@@ -26,19 +28,8 @@ if TYPE_CHECKING:
     from clinkd.workflows.ask import Answer, Answerer, Question
 
 DRAFT_SECONDS = 0.05  # between two drafts of an answer, at least
+FINISH_SECONDS = 3.0  # that a batch has to end when the server stops
 _NEWEST_WEIGHT = 0.2  # weight of the newest batch in the mean seconds of a batch
-
-
-class QueueFull(Exception):
-    """The queue takes no more questions. `seconds`: after which to come again."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"the queue is full; come again in {seconds} s")
-        self.seconds = seconds
-
-
-class DeadlineExceeded(Exception):
-    """The time for an answer is over."""
 
 
 class ModelUnavailable(Exception):
@@ -69,15 +60,17 @@ class AnswerResult(NamedTuple):
 @dataclass(eq=False)
 class _QueuedRequest:
     request: AnswerRequest
-    until: float
+    limit: TimeLimit
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[BoxedText | AnswerResult | Exception] = field(default_factory=asyncio.Queue)
     abandoned: bool = False
     shown: float = 0.0  # when its last draft was sent, on the monotonic clock
+    question: Question | None = None  # once it is read
+    prompt: int = 0  # its tokens
 
     @property
     def waits(self) -> bool:
-        return not self.abandoned and time.monotonic() < self.until
+        return not self.abandoned and self.limit.left > 0
 
     def send(self, event: BoxedText | AnswerResult | Exception) -> None:
         if not self.abandoned:
@@ -90,8 +83,8 @@ class _QueuedRequest:
 class Engine:
     """The queue and the thread behind it."""
 
-    def __init__(self, open_answerer: Callable[[], Answerer], batch: int, queue: int) -> None:
-        self.batch, self.queue = batch, queue
+    def __init__(self, open_answerer: Callable[[], Answerer], limits: ServerLimits) -> None:
+        self.limits = limits
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.why: str | None = None
         self.answerer: Answerer | None = None
@@ -99,6 +92,7 @@ class Engine:
         self._waiting: deque[_QueuedRequest] = deque()
         self._change = threading.Condition()
         self._stopped = False
+        self._ends_at = math.inf  # on the monotonic clock
         self._batch_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
@@ -106,22 +100,23 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse all waiting requests."""
+        """Refuse all waiting requests, and soon those that are being answered."""
         with self._change:
-            self._stopped = True
+            if not self._stopped:
+                self._stopped, self._ends_at = True, time.monotonic() + FINISH_SECONDS
             self._change.notify()
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    async def ask(self, request: AnswerRequest, seconds: float) -> AsyncIterator[BoxedText | AnswerResult]:
+    async def ask(self, request: AnswerRequest, limit: TimeLimit) -> AsyncIterator[BoxedText | AnswerResult]:
         """Drafts if they are wanted, then the answer. A caller that stops listening leaves the queue.
 
-        Raises QueueFull at once if too many requests wait, DeadlineExceeded after `seconds`, ModelUnavailable if there
-        is no model, and BadInput for a wrong question.
+        Raises QueueFull at once if too many requests wait, DeadlineExceeded when the time is over, ModelUnavailable if
+        there is no model, and BadInput for a question that is wrong or too long.
         """
-        queued = _QueuedRequest(request, time.monotonic() + seconds, asyncio.get_running_loop())
+        queued = _QueuedRequest(request, limit, asyncio.get_running_loop())
         with self._change:  # one thread may enter it twice
             self.demand_room()
             self._waiting.append(queued)
@@ -129,9 +124,9 @@ class Engine:
         try:
             while True:
                 try:
-                    event = await asyncio.wait_for(queued.events.get(), max(0.0, queued.until - time.monotonic()))
+                    event = await asyncio.wait_for(queued.events.get(), limit.left)
                 except TimeoutError:
-                    raise DeadlineExceeded(f"no answer within {seconds:g} s") from None
+                    raise limit.error() from None
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -145,10 +140,10 @@ class Engine:
         with self._change:
             if self.state == "failed" or self._stopped:
                 raise ModelUnavailable(self.why or "the server stops")
-            if len(self._waiting) >= self.queue:
+            if len(self._waiting) >= self.limits.queue:
                 self._waiting = deque(t for t in self._waiting if t.waits)
-            if len(self._waiting) >= self.queue:
-                batches = math.ceil(len(self._waiting) / self.batch)
+            if len(self._waiting) >= self.limits.queue:
+                batches = math.ceil(len(self._waiting) / self.limits.batch)
                 raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
 
     # -- in the thread ------------------------------------------------------------------------------------------------
@@ -161,8 +156,15 @@ class Engine:
             self.why = str(error) if isinstance(error, BadInput) else f"the model could not be opened ({_trace(error)})"
             self.state = "failed"
             print(f"clinkd: {self.why}", file=sys.stderr)
-        while batch := self._take_batch():
+        while self._answer_next():
+            pass
+
+    def _answer_next(self) -> bool:
+        """Answer a batch, of which nothing is kept while the next one is waited for; False when the server stops."""
+        batch = self._take_batch()
+        if batch:
             self._answer(batch)
+        return bool(batch)
 
     def _take_batch(self) -> list[_QueuedRequest]:
         """The requests that waited longest and have equal options; none when the server stops."""
@@ -178,38 +180,75 @@ class Engine:
                     break
                 self._change.wait()
             options = self._waiting[0].request.options
-            batch = [t for t in self._waiting if t.request.options == options][: self.batch]
+            batch = [t for t in self._waiting if t.request.options == options][: self.limits.batch]
             self._waiting = deque(t for t in self._waiting if t not in batch)
             return batch
 
     def _answer(self, batch: Sequence[_QueuedRequest]) -> None:
         assert self.answerer
-        questions: list[tuple[_QueuedRequest, Question]] = []
-        for queued in batch:
-            try:
-                questions.append((queued, queued.request.read(self.answerer)))
-            except Exception as error:
-                queued.send(_safe_error(error))
-        if not questions:
+        batch = self._put_back_large([queued for queued in batch if self._read(queued)])
+        if not batch:
             return
         start = time.monotonic()
         try:
-            config = batch[0].request.options.change(self.answerer.config.answer)
-            self._decode([t for t, _ in questions], [q for _, q in questions], config)
+            self._decode(batch, batch[0].request.options.change(self.answerer.config.answer))
         except Exception as error:
-            if len(questions) == 1:
-                questions[0][0].send(_safe_error(error))
+            if len(batch) == 1:
+                batch[0].send(_safe_error(error))
             else:  # one request is at fault: the others get their answers
-                for queued, _ in questions:
+                for queued in batch:
                     self._answer([queued])
         seconds = time.monotonic() - start
         self._batch_seconds += (seconds - self._batch_seconds) * (_NEWEST_WEIGHT if self._batch_seconds else 1.0)
 
-    def _decode(self, batch: Sequence[_QueuedRequest], questions: Sequence[Question], config: AnswerConfig) -> None:
+    def _read(self, queued: _QueuedRequest) -> bool:
+        """Read the question and count its tokens; its client is told where it cannot be answered."""
         assert self.answerer
+        if queued.question is not None:
+            return True
+        try:
+            question, limits = queued.request.read(self.answerer), self.limits
+            queued.prompt = self.answerer.count_prompt_tokens(question)
+            if queued.prompt > limits.prompt_tokens:
+                raise BadInput(
+                    f"{queued.prompt:,} tokens of image, conversation and question, more than "
+                    f"{limits.prompt_tokens:,}: shorten them, or have the server started with more --prompt-tokens"
+                )
+            if (tokens := self._count_tokens([queued])) > limits.batch_tokens:
+                raise BadInput(
+                    f"{tokens:,} tokens of all beams with max_new_tokens, more than {limits.batch_tokens:,}: lower "
+                    "beams, candidates or max_new_tokens, or have the server started with more --batch-tokens"
+                )
+            queued.question = question
+        except Exception as error:
+            queued.send(_safe_error(error))
+        return queued.question is not None
+
+    def _count_tokens(self, batch: Sequence[_QueuedRequest]) -> int:
+        """The most tokens that a batch with equal options may come to hold."""
+        assert self.answerer
+        config = batch[0].request.options.change(self.answerer.config.answer)
+        rows = len(batch) * (config.beams if config.method == "beams" else config.candidates)
+        return rows * (max(queued.prompt for queued in batch) + config.max_new_tokens)
+
+    def _put_back_large(self, batch: Sequence[_QueuedRequest]) -> list[_QueuedRequest]:
+        """The part of a batch within the limit of tokens; the others are the next in the queue."""
+        part, others = list[_QueuedRequest](), list[_QueuedRequest]()
+        for queued in batch:
+            fits = self._count_tokens([*part, queued]) <= self.limits.batch_tokens
+            (part if fits else others).append(queued)
+        with self._change:
+            self._waiting.extendleft(reversed(others))
+        return part
+
+    def _decode(self, batch: Sequence[_QueuedRequest], config: AnswerConfig) -> None:
+        assert self.answerer
+        questions = [queued.question for queued in batch if queued.question]
         writing = self.answerer.stream_answers(questions, config)
         try:
             while any(t.waits for t in batch):
+                if time.monotonic() > self._ends_at:
+                    raise ModelUnavailable("the server stops")
                 drafts, now = next(writing), time.monotonic()
                 due = {n: t for n, t in enumerate(batch) if t.request.wants_drafts and now > t.shown + DRAFT_SECONDS}
                 for n, text in drafts().items() if due else ():
@@ -225,7 +264,7 @@ class Engine:
 
 def _safe_error(error: Exception) -> Exception:
     """The error for the client; a fault of the program without its words."""
-    if isinstance(error, BadInput):
+    if isinstance(error, BadInput | ModelUnavailable):
         return error
     print(f"clinkd: a question could not be answered ({_trace(error)})", file=sys.stderr)
     return RuntimeError("a fault of the program")

@@ -22,7 +22,8 @@ Corners = Annotated[
     list[float], BeforeValidator(_corners), Field(min_length=4, max_length=4, description="x1, y1, x2, y2")
 ]
 SidePixels = Annotated[int, BeforeValidator(lambda value: value or 0)]  # 0 if unknown
-_DATA_URI = re.compile(r"^data:[\w.+-]*/?[\w.+-]*;base64,")
+# bounded: on a long text without the rest, two open repetitions of the same letters take quadratic time
+_DATA_URI = re.compile(r"^data:[\w.+-]{0,127}/?[\w.+-]{0,127};base64,")
 
 
 def _is_data_uri(value: str) -> str:
@@ -373,6 +374,8 @@ class Caps(ReplyModel):
     pixels: int
     frames: int
     queue: int
+    prompt_tokens: int
+    batch_tokens: int
     seconds: float
 
 

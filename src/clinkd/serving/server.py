@@ -20,10 +20,12 @@ import uvicorn
 from clinkd.pipeline.runs import RUN_RECORD, Run
 from clinkd.records import BadInput
 from clinkd.serving.access import AuthMiddleware
+from clinkd.serving.connections import BACKLOG, BoundedConnection
 from clinkd.serving.limits import ServerLimits
 from clinkd.workflows.review import Review
 
 if TYPE_CHECKING:
+    from clinkd.serving.engine import Engine
     from clinkd.workflows.ask import Answerer
 
 TOKEN_VARIABLE = "CLINKD_TOKEN"
@@ -127,7 +129,7 @@ def _open_socket(host: str, port: int) -> socket.socket:
         listener.close()
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"--host {host} --port {port}: cannot be taken ({why}); --port 0 takes a free one") from None
-    listener.listen(128)
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -142,7 +144,7 @@ def _run_server(wanted: str | None, run: Run | None, listener: socket.socket, to
 
         return Answerer.of_run(run) if run else Answerer.of_folder(Path(wanted or ""))
 
-    handler = RequestHandler(Engine(open_answerer, limits.batch, limits.queue), Decoders(limits), limits)
+    handler = RequestHandler(Engine(open_answerer, limits), Decoders(limits), limits)
     if run:
         report = None
         with contextlib.suppress(BadInput):  # an unfinished run has none
@@ -152,12 +154,25 @@ def _run_server(wanted: str | None, run: Run | None, listener: socket.socket, to
         served = Served(Path(wanted or "").resolve().name, handler)
     port = listener.getsockname()[1]
     app = AuthMiddleware(create(served), token, limits, cookie=f"clinkd-{port}")
-    uvicorn.Server(make_server_config(app)).run(sockets=[listener])
+    _Server(make_server_config(app), handler.engine).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Stops its engine first, so that every client is told before its connection ends."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self.engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.engine.stop()
+        await super().shutdown(sockets)
 
 
 def make_server_config(app: AuthMiddleware) -> uvicorn.Config:
     """The config of the web server, without its own log, which would hold paths and addresses."""
     return uvicorn.Config(
         app, access_log=False, log_level="warning", server_header=False, date_header=False, lifespan="on",
-        timeout_graceful_shutdown=5, timeout_keep_alive=30, limit_concurrency=1024, http="h11", ws="none",
+        timeout_graceful_shutdown=5, timeout_keep_alive=app.limits.keep_seconds, http=BoundedConnection, ws="none",
+        backlog=BACKLOG,
     )  # fmt: skip

@@ -135,6 +135,12 @@ class Answerer:
             )
         return question.answer
 
+    def count_prompt_tokens(self, question: Question) -> int:
+        """Tokens before the answer: the images, the conversation, and the marks around them."""
+        refs = tuple(ImageRef("picture", *picture.size) for picture in question.pictures)
+        sample = Sample("count", refs, Modality.OTHER, question.turns, group="count", side="image")
+        return self.model.count_prompt_tokens([sample])[0]
+
     def as_seen(self, text: BoxedText, picture: Image.Image | None = None) -> BoxedText:
         """A text about an image as the model gets it: its boxes on the grid of the model's spelling."""
         size = self._box_frame(picture)

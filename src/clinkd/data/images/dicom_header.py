@@ -24,7 +24,8 @@ from clinkd.records import BadInput, Modality
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAX_ELEMENTS = 1_000_000  # of the top level: each costs microseconds
+_ELEMENT_READS = 3  # at most, of one header element
+_ELEMENT_BYTES = 32  # of one in a sequence, on average: the short ones of a large sequence take minutes
 MAX_ELEMENT_BYTES = 1 << 26  # of one header element that is read
 
 # PS3.3 C.7.3.1.1.1
@@ -41,6 +42,7 @@ _MODALITIES = {
 }
 
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+_SEQUENCES = (0x00283000, 0x00283010, 0x52009229, 0x52009230)  # of tables, and of what holds for all frames or each
 _ALLOWED = (
     "SOPClassUID", "Modality", "PatientID", "IssuerOfPatientID", "StudyInstanceUID", "BurnedInAnnotation",
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
@@ -138,15 +140,15 @@ def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()
 
     start = 132 if file.read(132)[128:] == b"DICM" else 0
     file.seek(start)
-    metered: Any = _LimitedStream(file, limits.header_bytes)
+    metered: Any = _LimitedStream(file, limits)
     meta = read_dataset(metered, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     syntax = meta.get("TransferSyntaxUID")
     allowed: list[Any] = [tag_for_keyword(k) for k in (*_ALLOWED, *also)]
     deflated = syntax == uid.DeflatedExplicitVRLittleEndian
-    finder = _PixelFinder(_inflate_data(file, limits.inflated_bytes) if deflated else file, frozenset(allowed))
+    finder = _PixelFinder(_inflate_data(file, limits.inflated_bytes) if deflated else file, frozenset(allowed), limits)
     if deflated:
         syntax = uid.ExplicitVRLittleEndian
-        metered = _LimitedStream(finder.stream, limits.header_bytes)
+        metered = _LimitedStream(finder.stream, limits)
         ds = read_dataset(metered, False, True, stop_when=finder, specific_tags=allowed)
     else:
         file.seek(0)
@@ -162,13 +164,18 @@ def _parse_header(file: BinaryIO, limits: FileLimits, also: tuple[str, ...] = ()
 
 
 class _LimitedStream:
-    """A stream that gives at most so many bytes: a header takes a hundred times its bytes in memory."""
+    """A stream that gives at most so many bytes, a few for each element: a header takes a hundred times its bytes in
+    memory, and each element microseconds."""
 
-    def __init__(self, stream: BinaryIO, most: int) -> None:
-        self.stream, self.most, self.left = stream, most, most
+    def __init__(self, stream: BinaryIO, limits: FileLimits) -> None:
+        self.stream, self.most, self.left = stream, limits.header_bytes, limits.header_bytes
+        self.elements, self.reads = limits.elements, _ELEMENT_READS * limits.elements
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise Refusal(f"a header of more than {self.elements:,} elements; leave it out")
         data = self.stream.read(size if 0 <= size <= self.left else self.left + 1)
         self.left -= len(data)
         if self.left < 0:
@@ -182,8 +189,8 @@ class _PixelFinder:
     Raises Refusal at an element that ends after the end of the file, or is too long.
     """
 
-    def __init__(self, stream: BinaryIO, allowed: frozenset[int]) -> None:
-        self.stream, self.allowed = stream, allowed
+    def __init__(self, stream: BinaryIO, allowed: frozenset[int], limits: FileLimits) -> None:
+        self.stream, self.allowed, self.limits = stream, allowed, limits
         self.elements, self.keyword, self.offset, self.length = 0, "", 0, 0
         self.vr: str | None = None
         self.end = _measure_stream(stream)
@@ -191,20 +198,19 @@ class _PixelFinder:
     def __call__(self, tag: int, vr: str | None, length: int) -> bool:
         position = self.stream.tell()
         self.elements += 1
-        if self.elements > MAX_ELEMENTS:
-            raise Refusal(f"a header of more than {MAX_ELEMENTS:,} elements; leave it out")
         if tag in _PIXELS:
             self.keyword, self.vr, self.offset, self.length = _PIXELS[tag], vr, position, length
             return True
         if length == _UNDEFINED:
             return False
         left = self.end - position
-        if length <= left and (length <= MAX_ELEMENT_BYTES or tag not in self.allowed):
+        most = _ELEMENT_BYTES * self.limits.elements if tag in _SEQUENCES else MAX_ELEMENT_BYTES
+        if length <= left and (length <= most or tag not in self.allowed):
             return False
         name = f"element ({tag >> 16:04x},{tag & 0xFFFF:04x})"
         if length > left:
             raise Refusal(f"cut, or no DICOM: {name} says {length:,} bytes where {left:,} are left; {WHOLE}")
-        raise Refusal(f"{name} of the header has {length:,} bytes, more than {MAX_ELEMENT_BYTES:,}; leave it out")
+        raise Refusal(f"{name} of the header has {length:,} bytes, more than {most:,}; leave it out")
 
 
 def _measure_stream(stream: BinaryIO) -> int:
@@ -284,6 +290,9 @@ def _count_fragments(header: Header) -> int:
         if position > size:
             raise Refusal(f"cut: a piece of {length:,} bytes of pixels ends behind the end of the file; {WHOLE}")
         count += 1
+        if count > header.frames + header.limits.blocks:
+            more = f"more than {header.limits.blocks:,} pieces beside one a frame"
+            raise Refusal(f"compressed pixels in {more}; {CONVERT}")
     return max(count, 0)
 
 

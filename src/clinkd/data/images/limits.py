@@ -14,6 +14,9 @@ class FileLimits:
     pixels: int = MAX_PIXELS  # of one frame
     frames: int = 1 << 31  # a DICOM header can name no more
     decoded_pixels: int = 1 << 40  # decoded for one frame: all frames before it in an animation, each scan of a JPEG
+    blocks: int = 50_000  # parts of a picture file (chunks, marks, tags, frames) or fragments of a DICOM's pixels
+    metadata_bytes: int = 8 << 20  # of a picture file, beside its pixels; decoders join them in quadratic time
+    elements: int = 500_000  # of a DICOM header, those in sequences as well
     header_bytes: int = 1 << 30  # read from a DICOM header
     inflated_bytes: int = 1 << 28  # of a deflated DICOM; 0 refuses these files before they are inflated
     isolate: bool = False  # GDCM, which may end its process, runs in another one: a second more for the first

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, FileLimits
+from clinkd.data.images.structure import check_structure
 from clinkd.records import BadInput
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")  # their decoders run no other program
@@ -82,7 +83,7 @@ def open_at_frame(
 
     Errors that decoders raise inside become BadInput.
     """
-    with _open_file(file, place) as picture:
+    with _open_file(file, place, limits) as picture:
         frames = _count_frames(picture, place, limits)
         number = choose_frame(frame, frames, file, place)
         _seek_frame(picture, number, place, limits)
@@ -126,7 +127,7 @@ def _may_hold_orientation(file: PngImageFile) -> bool:
 
 
 @contextlib.contextmanager
-def _open_file(file: File, place: str) -> Iterator[Image.Image]:
+def _open_file(file: File, place: str, limits: FileLimits = ON_DISK) -> Iterator[Image.Image]:
     """The opened file. Errors that decoders raise inside become BadInput."""
     on_disk = isinstance(file, Path)
     try:
@@ -138,6 +139,7 @@ def _open_file(file: File, place: str) -> Iterator[Image.Image]:
             if not stream.read(1):
                 raise BadInput(f"{place}: the file is empty (0 bytes); bring back the original, or leave it out")
             stream.seek(0)
+            check_structure(stream, place, limits)
             with Image.open(stream, formats=FORMATS) as picture:
                 yield picture
     except BadInput:
