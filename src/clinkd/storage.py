@@ -115,7 +115,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error}); remove it, or bring back a good copy") from None
 
 
@@ -350,7 +350,7 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line. A part of an object is never an object itself, so a line that parses is whole."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -198,7 +198,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     if args.what in EXPERIMENTS:
         config = override(EXPERIMENTS[args.what](), settings)
     elif Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
-        config = override(load_config(Path(args.what)), settings)
+        config = override(load_config(Path(args.what), strict=True), settings)
     else:
         raise _no_experiment(args.what, args.runs, args.parser.prog)
     # the name of the config: it may be a recipe printed and not yet edited
