@@ -1,6 +1,7 @@
 """Files that survive crashes, full disks and damage; progress that can be read with and without a terminal."""
 
 import contextlib
+import errno
 import io
 import os
 import random
@@ -325,3 +326,63 @@ def test_no_room_is_named_where_a_library_tells_it_in_words_only(tmp_path):
         raise LibraryError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(LibraryError), naming_full_disk(tmp_path / "model"):
         raise LibraryError("I/O error: Permission denied (os error 13)")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from clinkd.storage import new_folder, replacing
+with new_folder(Path(sys.argv[1]) / "mydata") as draft, replacing(Path(sys.argv[1]) / "lines.jsonl") as file:
+    (draft / "records.jsonl").write_text("texts of patients")
+    file.write(b"texts")
+    file.flush()
+    print("made", flush=True)
+    sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), 9)
+"""
+
+
+def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path, capsys):
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path)]
+    assert subprocess.run(arguments, capture_output=True).returncode == -9
+    left = sorted(path.suffix for path in tmp_path.iterdir())
+    assert left == [".part", ".tmp"]
+    others = [tmp_path / name for name in (".mydata.abcdefgh.part", ".lines.jsonl.77.tmp", ".x.clinkd-1.txt")]
+    for path in others:
+        path.write_text("of another program")
+    with subprocess.Popen([*arguments, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout and living.stdout.readline() == b"made\n"
+        with storage.new_folder(tmp_path / "another") as draft:
+            (draft / "a").write_text("a")
+        drafts = [path for path in tmp_path.iterdir() if path.suffix in (".part", ".tmp") and path not in others]
+        assert len(drafts) == 2, "of the living process alone"  # it had removed those of the dead one itself
+        living.kill()
+    capsys.readouterr()
+    storage.clear_drafts(tmp_path)
+    assert "removed 2 unfinished drafts of commands that were killed" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "another"])
+    storage.clear_drafts(tmp_path)
+    storage.clear_drafts(tmp_path / "none")
+    assert capsys.readouterr().err == ""
+
+
+def test_an_empty_draft_may_be_about_to_be_locked(tmp_path):
+    draft = tmp_path / ".mydata.clinkd-abcdefgh.part"
+    draft.mkdir()
+    storage.clear_drafts(tmp_path)
+    assert draft.is_dir()
+    os.utime(draft, (1e9, 1e9))
+    storage.clear_drafts(tmp_path)
+    assert not draft.exists()
+
+
+def test_where_there_are_no_locks_no_draft_is_removed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    draft = tmp_path / ".mydata.clinkd-abcdefgh.part"
+    draft.mkdir()
+    (draft / "a").touch()
+    with storage.new_folder(tmp_path / "mydata") as folder:
+        (folder / "b").touch()
+    assert draft.is_dir() and (tmp_path / "mydata/b").is_file()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -30,6 +32,7 @@ MANIFEST = "manifest.json"
 LOG_SECONDS = 10.0  # between two lines of progress without a terminal
 WIDE = 120  # columns of a screen with room for a long bar
 GAP = "  "  # between two facts of a line of progress
+LOCK_SECONDS = 2.0  # an empty draft so young may not be locked yet
 RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,12 +74,14 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.clinkd-{os.getpid()}.tmp")
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_drafts(path.parent, path.name)
         try:
             temp.unlink(missing_ok=True)
             with open(temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                _lock(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -165,22 +170,74 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises BadInput as `demand_empty`, and on a full disk.
     """
     demand_empty(final)
-    with naming_full_disk(final):
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
-        try:
-            os.umask(mask := os.umask(0))
-            draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
-            yield draft
-            if final.is_dir():
-                final.rmdir()
-            publish(draft, final)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    with naming_full_disk(final), draft_folder(final) as draft:
+        yield draft
+        if final.is_dir():
+            final.rmdir()
+        publish(draft, final)
+
+
+@contextlib.contextmanager
+def draft_folder(final: Path) -> Iterator[Path]:
+    """A hidden folder beside `final`, locked while this process lives; removed after the block if it is still there.
+
+    Drafts of processes that have ended are removed before.
+    """
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        clear_drafts(final.parent)
+        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.clinkd-", suffix=".part", dir=final.parent))
+        descriptor = os.open(draft, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
+    try:
+        _lock(descriptor)
+        os.umask(mask := os.umask(0))
+        draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(descriptor)
+
+
+def clear_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove the drafts in a folder (all, or those of one file) whose processes have ended, and print how many.
+
+    A process locks its drafts: the system frees the lock at its end, however it ends, so that no number of a process
+    can be mistaken for another's. Where a file system has no locks, nothing is removed.
+    """
+    of = "*" if name is None else glob.escape(name)
+    drafts = [p for p in folder.glob(f".{of}.clinkd-*") if p.suffix in (".part", ".tmp")]
+    if dead := sum(map(_remove_dead, drafts)):
+        print(f"clinkd: {folder}: removed {dead} unfinished drafts of commands that were killed", file=sys.stderr)
+
+
+def _remove_dead(draft: Path) -> bool:
+    try:
+        status = draft.stat()
+        empty = not any(draft.iterdir()) if draft.is_dir() else not status.st_size
+        young = empty and time.time() - status.st_mtime < LOCK_SECONDS
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if young or not _lock(descriptor):  # a young one may be about to be locked
+            return False
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open draft until it is closed. False if another process has the lock, or there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _sync_file(path: Path) -> None:
