@@ -1,6 +1,7 @@
 """Files that survive crashes, full disks and damage; progress that can be read with and without a terminal."""
 
 import contextlib
+import csv
 import errno
 import io
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from clinkd import storage
+from clinkd.data.readers.rows import SourceRow, sheet_rows
 from clinkd.records import BadInput
 from clinkd.storage import (
     JsonLines,
@@ -386,3 +388,56 @@ def test_where_there_are_no_locks_no_draft_is_removed(tmp_path, monkeypatch):
     with storage.new_folder(tmp_path / "mydata") as folder:
         (folder / "b").touch()
     assert draft.is_dir() and (tmp_path / "mydata/b").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31mred", "\x1b]0;title\x07", "\x9b31m", "a\rb", "\u202egnp.exe", "\x00", "\u2028", "\x7f\x08"]
+)
+def test_no_control_character_is_printed(text):
+    shown = storage.visible(f"line {text}\n")
+    assert shown.endswith("\n") and shown[:-1].isprintable() and "\\" in shown
+
+
+def test_legal_text_is_printed_as_it_is():
+    text = "Größe µ é 肝臓 שלום\u200f نیم\u200cفاصله 👩\u200d⚕ a\tb\r\nc\xa0d"
+    assert storage.visible(text) == text
+    stream = storage.VisibleStream(out := io.StringIO())
+    stream.writelines(["a\x1b", "b"])
+    assert out.getvalue() == "a\\x1bb" and stream.isatty() is False and storage.ungated(stream) is out
+
+
+def test_progress_shows_the_controls_of_its_title(capsys):
+    with storage.progress(1, "read \x1b[31m.png") as advance:
+        advance(name="\x9b")
+    assert "read \\x1b[31m.png" in capsys.readouterr().err
+
+
+FORMULAS = [
+    "=1+1",
+    "+49 30",
+    "-see below",
+    "@SUM(A1)",
+    "\t=1",
+    "'=1",
+    "''-1",
+    "\r=1",
+    "'",
+    "it's",
+    "'quoted'",
+    "-",
+    "",
+    "+-1",
+]
+
+
+def test_texts_that_a_spreadsheet_would_compute_come_back_as_they_were(tmp_path):
+    numbers = ["-1.5", "+2", "-1e-7", "0", "1,5"]
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as out:
+        storage.write_csv(out, [["id", "text"], *enumerate([*FORMULAS, *numbers]), [-1.5, -2]])
+    with file.open(newline="") as read:
+        rows = list(csv.reader(read))
+    assert [storage.read_cell(row[1]) for row in rows[1:-1]] == [*FORMULAS, *numbers] and rows[-1] == ["-1.5", "-2"]
+    assert not any(row[1][:1] in "=+-@\t\r" for row in rows[1:-6] if row[1]) and [r[1] for r in rows[-6:-1]] == numbers
+    texts = [row.value["text"] for row in sheet_rows(file) if isinstance(row, SourceRow)]
+    assert texts == [*FORMULAS, *numbers, "-2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import glob
@@ -412,6 +413,58 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+# ---- texts of others, printed or in a spreadsheet -------------------------------------------------------------------
+
+# control characters (a terminal obeys them) and changes of the direction of text, but not line ends and tabs; marks
+# that Hebrew, Persian or Hindi needs stay
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
+_FORMULA = re.compile("'*[=+@\t\r-]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def visible(text: str) -> str:
+    """The text with its control characters as escapes, such as \\x1b, so that no terminal obeys them."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class VisibleStream:
+    """A stream that texts reach by `visible`; `ungated` is the stream itself, for colours and bars of ours, and data."""
+
+    def __init__(self, stream: Any) -> None:
+        self.ungated = stream
+
+    def write(self, text: str) -> int:
+        self.ungated.write(visible(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ungated, name)
+
+
+def ungated(stream: Any) -> Any:
+    """The stream under a `VisibleStream`."""
+    return getattr(stream, "ungated", stream)
+
+
+def write_csv(file: Any, rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> None:
+    """Write rows as CSV. A text that a spreadsheet would compute gets a ' before it, which `read_cell` takes away."""
+    csv.writer(ungated(file), lineterminator=line_end).writerows(map(_quote_cell, row) for row in rows)
+
+
+def _quote_cell(cell: object) -> object:
+    is_formula = isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
+
+
+def read_cell(text: str) -> str:
+    """The text of a cell that `write_csv` wrote."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text
+
+
 class Advance(Protocol):
     """Add `n` done units to a progress bar, with figures to show beside it, such as loss=0.31."""
 
@@ -428,6 +481,7 @@ def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> 
     if not distributed.is_main():
         yield lambda n=1, **shown: None
         return
+    title = visible(title)
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
         yield advance
@@ -518,7 +572,7 @@ def spell_bytes(megabytes: float) -> str:
 
 
 def _spell(shown: dict[str, float | str]) -> str:
-    return GAP.join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    return visible(GAP.join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
 
 
 @contextlib.contextmanager
@@ -578,7 +632,7 @@ def _new_screen() -> Progress:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
-    console = Console(file=sys.stderr)
+    console = Console(file=ungated(sys.stderr))
     bar = BarColumn(bar_width=24 if console.width >= WIDE else 8)
 
     class BarFacts(ProgressColumn):

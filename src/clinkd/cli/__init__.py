@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import difflib
 import errno
 import io
@@ -29,7 +28,7 @@ from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import GO_ON, cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
-from clinkd.storage import first_free, spell_bytes, spell_seconds
+from clinkd.storage import VisibleStream, first_free, spell_bytes, spell_seconds, write_csv
 from clinkd.version import __version__, spell_program
 
 __all__ = ["main"]
@@ -47,10 +46,24 @@ BUSY = 0.25  # a plan tells it if other work has more than this share of the cor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 2 wrong input, 130 stopped, 1 a fault of ours."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: a file opened later would take its place, and get what is printed
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    args = _parser().parse_args(arguments)
+    with _showing_controls():
+        return _call(_parser().parse_args(arguments))
+
+
+@contextlib.contextmanager
+def _showing_controls() -> Iterator[None]:
+    """Whatever is printed inside goes through one gate: texts of others cannot steer the terminal."""
+    with contextlib.redirect_stdout(VisibleStream(sys.stdout)), contextlib.redirect_stderr(VisibleStream(sys.stderr)):
+        yield
+
+
+def _call(args: argparse.Namespace) -> int:
     try:
         status: int = args.verb(args)
         sys.stdout.flush()
@@ -414,7 +427,7 @@ def _table(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(scores, indent=1))
     elif args.csv:
-        csv.writer(sys.stdout).writerows([table.columns, *table.rows])
+        write_csv(sys.stdout, [table.columns, *table.rows])
     else:
         show(*split_modalities(table))
         for line in read_cautions(scores):

@@ -19,6 +19,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from clinkd.data.readers.xlsx import MAX_COLUMNS, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
+from clinkd.storage import read_cell
 
 CHUNK_BYTES = 1 << 22
 MAX_ROW_BYTES = 1 << 24  # a file without row ends must not fill the memory
@@ -582,7 +583,7 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
         while True:
             start = reader.line_num + 1  # the first line of the row; a quoted cell may have several
             try:
-                cells: _Cells = [_format_cell(c.strip()) for c in next(reader)]
+                cells: _Cells = [read_cell(_format_cell(c.strip())) for c in next(reader)]
             except StopIteration:
                 return
             except FieldError as fault:
