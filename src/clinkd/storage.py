@@ -428,7 +428,7 @@ def visible(text: str) -> str:
 
 
 class VisibleStream:
-    """A stream that texts reach by `visible`; `ungated` is the stream itself, for colours and bars of ours, and data."""
+    """A stream that texts reach by `visible`; `ungated` is the stream itself, for colours, bars and data of ours."""
 
     def __init__(self, stream: Any) -> None:
         self.ungated = stream

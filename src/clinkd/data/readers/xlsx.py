@@ -119,7 +119,7 @@ class Workbook:
     def _refuse(self, where: str, why: str) -> BadInput:
         return BadInput(f"{self.file}: {where}: {why}; {_SAVE_ANEW}")
 
-    def _parse(self, part: str, parser: _Parser) -> Iterator[None]:
+    def _parse(self, part: str, parser: _PartParser) -> Iterator[None]:
         """Give a part to the parser, a chunk a step."""
         member = self.names.get(part.lower())
         if member is None:
@@ -154,7 +154,7 @@ class Workbook:
             if len(elements) > MAX_PLAIN_ELEMENTS:
                 raise _TooMuch("", f"more than {MAX_PLAIN_ELEMENTS:,} elements")
 
-        for _ in self._parse(part, _Parser(start, lambda *_: None)):
+        for _ in self._parse(part, _PartParser(start, lambda *_: None)):
             pass
         return elements
 
@@ -170,7 +170,7 @@ class Workbook:
                     raise _TooMuch("", f"more than {MAX_ROWS:,} texts")
 
         if "sharedStrings" in self.parts:
-            for _ in self._parse(self.parts["sharedStrings"], _Parser(lambda *_: None, end)):
+            for _ in self._parse(self.parts["sharedStrings"], _PartParser(lambda *_: None, end)):
                 pass
         return texts
 
@@ -193,8 +193,8 @@ class Workbook:
 
     def rows(self, sheet: str) -> Iterator[Row]:
         """The number of each row that the sheet has, from 1, and its cells, None for an empty one."""
-        reader = _SheetReader(self._shared_texts(), self._date_styles(), self.starts_1904)
-        for _ in self._parse(self.sheets[sheet], _Parser(reader.start, reader.end, reader.where)):
+        reader = _CellReader(self._shared_texts(), self._date_styles(), self.starts_1904)
+        for _ in self._parse(self.sheets[sheet], _PartParser(reader.start, reader.end, reader.where)):
             yield from reader.take()
 
 
@@ -206,7 +206,7 @@ class _TooMuch(Exception):
         self.where, self.why = where, why
 
 
-class _Parser:
+class _PartParser:
     """Calls `start` (the parent's name, the element's, its attributes) and `end` (both names, the text before it)."""
 
     def __init__(
@@ -262,7 +262,7 @@ class _Words:
         return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
 
 
-class _SheetReader:
+class _CellReader:
     """Makes rows of the elements of a sheet; `take` gives those that are whole."""
 
     def __init__(self, texts: list[str], dates: dict[str, bool], starts_1904: bool) -> None:
