@@ -521,3 +521,22 @@ def test_a_closed_stream_is_no_fault(closed, status):
     line = f"{shlex.quote(sys.executable)} -m clinkd recipe {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nmore"),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line(error, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "choose_run", fail)
+    assert cli.main(["table", "demo"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "not enough memory" in err and "ulimit" in err and "a fault of" not in err

@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
+# what the system, torch and its loader say
+_NO_MEMORY = re.compile(r"failed to map segment|[Cc]annot allocate memory|can't allocate memory")
 BUSY = 0.25  # a plan tells it if other work has more than this share of the cores
 
 
@@ -88,6 +91,9 @@ def _report_error(error: Exception) -> int:
         time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
         return _exit_with(str(error), WRONG)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        message = "not enough memory (or a limit on it, see ulimit -v): free some, or raise the limit"
+        return _exit_with(f"{message}; {_spell_first_line(error)}", FAILED)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -99,6 +105,10 @@ def _report_error(error: Exception) -> int:
     return _exit_with(
         f"{summary[:200]} (a fault of the program; the traceback is in {file.name}, or give --debug)", FAILED
     )
+
+
+def _spell_first_line(error: Exception) -> str:
+    return (str(error).partition("\n")[0] or type(error).__name__)[:200]
 
 
 def _exit_with(line: str, status: int) -> int:
