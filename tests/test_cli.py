@@ -1,5 +1,6 @@
 """Words in, words out: every verb has its help, every error is one line, and a run can be driven by commands alone."""
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -497,3 +498,45 @@ def test_shares_that_leave_nothing_are_refused_by_their_flags_before_reading(cap
     words = ["data", "import", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x"), "--test", "20"]
     assert cli.main(words) == 2
     assert "--validation 0.1, --test 20: shares" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("status",), ("plan",), ("data", "check"), ("ask",)])
+def test_no_name_steers_the_terminal(words, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "x\x1b]0;pwned\x07\x1b[31m\u202e.yaml"
+    with contextlib.suppress(SystemExit):  # wrong arguments
+        cli.main([*words, name])
+    out, err = capfd.readouterr()
+    assert "\\x1b" in out + err and not set("\x1b\x07\u202e") & set(out + err)
+
+
+def test_a_key_of_a_recipe_steers_no_terminal(capfd, tmp_path):
+    (tmp_path / "a.yaml").write_text('"\\e[31mknob": 1')
+    assert cli.main(["plan", str(tmp_path / "a.yaml")]) == 2
+    assert "\\x1b[31mknob: no such knob" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("closed", "status"), [("<&-", 0), (">&-", 0), ("<&- >&- 2>&-", 0), ("| head -c 1", 0)])
+def test_a_closed_stream_is_no_fault(closed, status):
+    line = f"{shlex.quote(sys.executable)} -m clinkd recipe {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nmore"),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line(error, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "choose_run", fail)
+    assert cli.main(["table", "demo"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "not enough memory" in err and "ulimit" in err and "a fault of" not in err

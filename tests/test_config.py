@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clinkd.cli import main
 from clinkd.config import DistillConfig, RunConfig, TeacherConfig
 from clinkd.experiments import EXPERIMENTS, REQUIRED, bird, demo, matched, paper, require_folders, small, tuned
 from clinkd.records import BadInput
@@ -99,8 +100,8 @@ BAD = [
     ("teacher.fit.epochs=.nan", "teacher.fit.epochs: .nan given"),
     ("teacher.share=1.5", "teacher.share: 1.5 given, a number > 0 and <= 1 wanted"),
     ("teacher.fit.rows=0", "teacher.fit.rows: 0 given, a whole number >= 1 wanted"),
-    ("seed=1.5", "seed: 1.5 given, a whole number >= 0 wanted"),
-    ("seed=null", "seed: null given, a whole number >= 0 wanted"),
+    ("seed=1.5", "seed: 1.5 given, a whole number >= 0 and < 9007199254740992 wanted"),
+    ("seed=null", "seed: null given, a whole number >= 0 and < 9007199254740992 wanted"),
     ("model=3", "model: 3 given, a group of knobs wanted"),
     (
         "model.positions=tide",
@@ -292,3 +293,58 @@ def test_what_cannot_go_together_is_refused_before_any_work(given, says):
         override(RunConfig(), given)
     assert override(RunConfig(), ["teacher=null", "distill.kd_weight=0", "distill.targets=pseudo",
                                   "distill.pseudo_from=base"]).teacher is None  # fmt: skip
+
+
+ODD_YAML = {
+    "a key that is a list": "? [a, b]\n: 1\nname: x",
+    "a key that is a group": "? {a: b}\n: 1\nname: x",
+    "groups without end": "name: " + "[" * 5000 + "]" * 5000,
+    "open groups without end": "[" * 500_000,
+    "a number without end": "seed: " + "9" * 6000,
+    "a list within itself": "name: &a [*a]",
+    "a run within itself": "&a\ndata: *a",
+    "a bomb": "b0: &b0 [x, x]\n" + "".join(f"b{n}: &b{n} [{f'*b{n - 1}, ' * 9}]\n" for n in range(1, 8)),
+    "many values": "trackers: [" + "x, " * 20_000 + "]",
+    "a zero byte": "name: x\0y",
+    "a day that is none": "name: 2026-99-99",
+    "an empty number": "seed: !!int ''",
+    "a call": "seed: !!python/object/apply:os.system [exit]",
+    "an unknown anchor": "name: *a",
+    "a megabyte": "# " + "x" * (1 << 20),
+    "half a character": 'name: "\\ud800"',
+    "bytes": "name: !!binary x",
+    "many keys": "\n".join(f"k{n}: 1" for n in range(5000)),
+    "a long key": "k" * 900 + ": 1",
+    "nothing": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD_YAML)
+def test_odd_yaml_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(ODD_YAML[kind])
+    assert main(["run", str(file), "--runs", str(tmp_path / "runs")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(file) in err and len(err) < 600 and "fault" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["seed", "threads", "data.workers", "answer.batch", "teacher.fit.rows"])
+@pytest.mark.parametrize("value", [10**30, -1])
+def test_a_number_that_no_stage_can_take_is_refused_before_any_work(name: str, value: int) -> None:
+    with pytest.raises(BadInput, match=rf"{name}: .* given, a whole number >= \d.* wanted"):
+        override(demo(), [f"{name}={value}"])
+
+
+@pytest.mark.parametrize(("name", "limit"), [("threads", 1024), ("data.workers", 256), ("seed", 2**53 - 1)])
+def test_the_most_of_a_number_is_told(name: str, limit: int) -> None:
+    override(demo(), [f"{name}={limit}"])
+    with pytest.raises(BadInput, match=rf"{name}: .* <=? \d+ wanted"):
+        override(demo(), [f"{name}={limit + 1}"])
+
+
+def test_anchors_may_be_used_in_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("teacher: {fit: &fit {rows: 4}}\ndistill: {fit: {<<: *fit, epochs: 3}}\nreflect: {fit: *fit}\n")
+    config = load(file, RunConfig)
+    assert config.distill and config.reflect and (config.distill.fit.rows, config.reflect.fit.rows) == (4, 4)

@@ -123,6 +123,28 @@ def test_a_knob_that_is_no_more_is_told_and_not_fatal(old, capsys):
         load(recipe, RunConfig)
 
 
+def test_knobs_of_another_version_keep_no_finished_run_closed(old, capsys, tmp_path):
+    path, record = old / "finished/small/config.yaml", old / "finished/small/run.json"
+    text = path.read_text().replace("teacher:\n", "teacher:\n  patience: 3\n", 1)
+    path.write_text(text.replace("model:\n", "model:\n  novel: {a: 1}\n", 1) + "\nsede: 1\nnew:\n  x: {y: 2}\n7: 1\n")
+    stored = read_json(record)
+    stored["config"] |= {"sede": 1, "new": {"x": 1}}
+    record.write_text(json.dumps(stored))
+    at = ("--runs", old / "finished")
+    for words in (("status",), ("table",), ("report",), ("why", "teacher"), ("runs", "list")):
+        status, out, err = clinkd(capsys, *words, *at)
+        assert status == 0 and out, err
+        assert err.count("model.novel, teacher.patience, sede, new, 7: no knob of this version; left out") == 1
+    status, out, _ = clinkd(capsys, "recipe", record)
+    assert status == 0 and "sede" not in out
+    for verb in ("run", "plan"):
+        status, _, err = clinkd(capsys, verb, path, *at)
+        assert status == 2 and "model.novel: no such knob" in err
+    path.write_text(path.read_text().replace("  novel: {a: 1}\n", "").replace("  patience: 3\n", ""))
+    status, _, err = clinkd(capsys, "run", path, *at)
+    assert status == 2 and "sede: no such knob; did you mean seed?" in err
+
+
 def test_an_old_name_in_a_recipe_is_answered_with_the_new_one(tmp_path):
     for group, name in [(g, n) for g in (ModelConfig, RunConfig, FitConfig, TeacherConfig) for n in g.renamed]:
         assert name not in group.model_fields, name

@@ -1,6 +1,8 @@
 """Files that survive crashes, full disks and damage; progress that can be read with and without a terminal."""
 
 import contextlib
+import csv
+import errno
 import io
 import os
 import random
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from clinkd import storage
+from clinkd.data.readers.rows import SourceRow, sheet_rows
 from clinkd.records import BadInput
 from clinkd.storage import (
     JsonLines,
@@ -325,3 +328,116 @@ def test_no_room_is_named_where_a_library_tells_it_in_words_only(tmp_path):
         raise LibraryError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(LibraryError), naming_full_disk(tmp_path / "model"):
         raise LibraryError("I/O error: Permission denied (os error 13)")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from clinkd.storage import new_folder, replacing
+with new_folder(Path(sys.argv[1]) / "mydata") as draft, replacing(Path(sys.argv[1]) / "lines.jsonl") as file:
+    (draft / "records.jsonl").write_text("texts of patients")
+    file.write(b"texts")
+    file.flush()
+    print("made", flush=True)
+    sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), 9)
+"""
+
+
+def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path, capsys):
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path)]
+    assert subprocess.run(arguments, capture_output=True).returncode == -9
+    left = sorted(path.suffix for path in tmp_path.iterdir())
+    assert left == [".part", ".tmp"]
+    others = [tmp_path / name for name in (".mydata.abcdefgh.part", ".lines.jsonl.77.tmp", ".x.clinkd-1.txt")]
+    for path in others:
+        path.write_text("of another program")
+    with subprocess.Popen([*arguments, "wait"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout and living.stdout.readline() == b"made\n"
+        with storage.new_folder(tmp_path / "another") as draft:
+            (draft / "a").write_text("a")
+        drafts = [path for path in tmp_path.iterdir() if path.suffix in (".part", ".tmp") and path not in others]
+        assert len(drafts) == 2, "of the living process alone"  # it had removed those of the dead one itself
+        living.kill()
+    capsys.readouterr()
+    storage.clear_drafts(tmp_path)
+    assert "removed 2 unfinished drafts of commands that were killed" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "another"])
+    storage.clear_drafts(tmp_path)
+    storage.clear_drafts(tmp_path / "none")
+    assert capsys.readouterr().err == ""
+
+
+def test_an_empty_draft_may_be_about_to_be_locked(tmp_path):
+    draft = tmp_path / ".mydata.clinkd-abcdefgh.part"
+    draft.mkdir()
+    storage.clear_drafts(tmp_path)
+    assert draft.is_dir()
+    os.utime(draft, (1e9, 1e9))
+    storage.clear_drafts(tmp_path)
+    assert not draft.exists()
+
+
+def test_where_there_are_no_locks_no_draft_is_removed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    draft = tmp_path / ".mydata.clinkd-abcdefgh.part"
+    draft.mkdir()
+    (draft / "a").touch()
+    with storage.new_folder(tmp_path / "mydata") as folder:
+        (folder / "b").touch()
+    assert draft.is_dir() and (tmp_path / "mydata/b").is_file()
+
+
+@pytest.mark.parametrize(
+    "text", ["\x1b[31mred", "\x1b]0;title\x07", "\x9b31m", "a\rb", "\u202egnp.exe", "\x00", "\u2028", "\x7f\x08"]
+)
+def test_no_control_character_is_printed(text):
+    shown = storage.visible(f"line {text}\n")
+    assert shown.endswith("\n") and shown[:-1].isprintable() and "\\" in shown
+
+
+def test_legal_text_is_printed_as_it_is():
+    text = "Größe µ é 肝臓 שלום\u200f نیم\u200cفاصله 👩\u200d⚕ a\tb\r\nc\xa0d"
+    assert storage.visible(text) == text
+    stream = storage.VisibleStream(out := io.StringIO())
+    stream.writelines(["a\x1b", "b"])
+    assert out.getvalue() == "a\\x1bb" and stream.isatty() is False and storage.ungated(stream) is out
+
+
+def test_progress_shows_the_controls_of_its_title(capsys):
+    with storage.progress(1, "read \x1b[31m.png") as advance:
+        advance(name="\x9b")
+    assert "read \\x1b[31m.png" in capsys.readouterr().err
+
+
+FORMULAS = [
+    "=1+1",
+    "+49 30",
+    "-see below",
+    "@SUM(A1)",
+    "\t=1",
+    "'=1",
+    "''-1",
+    "\r=1",
+    "'",
+    "it's",
+    "'quoted'",
+    "-",
+    "",
+    "+-1",
+]
+
+
+def test_texts_that_a_spreadsheet_would_compute_come_back_as_they_were(tmp_path):
+    numbers = ["-1.5", "+2", "-1e-7", "0", "1,5"]
+    file = tmp_path / "a.csv"
+    with file.open("w", newline="") as out:
+        storage.write_csv(out, [["id", "text"], *enumerate([*FORMULAS, *numbers]), [-1.5, -2]])
+    with file.open(newline="") as read:
+        rows = list(csv.reader(read))
+    assert [storage.read_cell(row[1]) for row in rows[1:-1]] == [*FORMULAS, *numbers] and rows[-1] == ["-1.5", "-2"]
+    assert not any(row[1][:1] in "=+-@\t\r" for row in rows[1:-6] if row[1]) and [r[1] for r in rows[-6:-1]] == numbers
+    texts = [row.value["text"] for row in sheet_rows(file) if isinstance(row, SourceRow)]
+    assert texts == [*FORMULAS, *numbers, "-2"]

@@ -53,7 +53,7 @@ class DataConfig(Knobs):
     fold: Whole = knob(0, "this fold alone, as a run of its own; 0 = all of them")
     max_questions: Count = knob(12, "most questions of one image, chosen by seed; the report counts the rest")
     max_boxes: Count = knob(4, "a name with more boxes in one image is counted, but not asked for; read data only")
-    workers: Whole = knob(2, "processes that draw or decode images", speed_only=True)
+    workers: Annotated[int, Field(ge=0, le=256)] = knob(2, "processes that draw or decode images", speed_only=True)
 
     @model_validator(mode="after")
     def _something_is_left_to_learn_from(self) -> Self:
@@ -522,9 +522,11 @@ class RunConfig(Knobs):
     """A whole run. Leave a stage out with null."""
 
     name: FolderName = knob("demo", "folder under runs/")
-    seed: Whole = knob(0, "of every random choice")
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = knob(0, "of every random choice")
     device: Literal["auto", "cpu", "cuda"] = knob("auto", "auto = CUDA where present", speed_only=True)
-    threads: Whole = knob(0, "CPU threads; 0 = all cores it may use. Rounding depends on their number", speed_only=True)
+    threads: Annotated[int, Field(ge=0, le=1024)] = knob(
+        0, "CPU threads; 0 = all cores it may use. Rounding depends on their number", speed_only=True
+    )
     shard: bool = knob(
         False, "processes share the weights of a training (FSDP2), else each has all. Rounding differs", speed_only=True
     )

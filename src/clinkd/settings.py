@@ -16,6 +16,9 @@ from pydantic.fields import FieldInfo
 
 from clinkd.records import BadInput
 
+MAX_BYTES, MAX_DEPTH, MAX_VALUES = 1 << 20, 40, 10_000  # of a YAML file: a recipe with its comments has 20 kB, 6, 400
+MAX_WHOLE = 2**53  # above it a whole number is not the same in JSON and in tensors
+
 
 def knob(
     default: Any, what: str, *, paper: Any = None, speed_only: bool = False, words: Mapping[str, Knobs] | None = None
@@ -82,23 +85,29 @@ def load(path: Path, root: type[K]) -> K:
     return _validate(root, _read(path), f"{path}: ")
 
 
-def load_stored(path: Path, root: type[K]) -> tuple[K, list[str]]:
-    """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks."""
+def load_stored(path: Path, root: type[K], strict: bool = False) -> tuple[K, list[str]]:
+    """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks.
+
+    These are left out; if `strict`, they are refused with the nearest name.
+    """
     unknown: list[str] = []
-    return _validate(root, read_older_tree(_read(path), root, unknown), f"{path}: "), unknown
+    return _validate(root, read_older_tree(_read(path), root, None if strict else unknown), f"{path}: "), unknown
 
 
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode()
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; `clinkd recipe demo > {path.name}` writes one to edit") from None
     except IsADirectoryError:
         raise BadInput(f"{path}: a folder, where a YAML file is wanted") from None
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {_explain_yaml_error(error)}") from None
+    if len(data) > MAX_BYTES:
+        raise BadInput(f"{path}: more than {MAX_BYTES:,} bytes, which no recipe has; check the path")
+    tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise BadInput(f"{path}: knobs as `name: value` are wanted; `clinkd recipe demo` prints a whole file")
     return tree
@@ -127,14 +136,17 @@ def dump(config: Knobs) -> dict[str, Any]:
 
 
 def read_older_tree(
-    tree: Mapping[str, Any], group: type[Knobs], unknown: list[str], prefix: str = ""
+    tree: Mapping[str, Any], group: type[Knobs], unknown: list[str] | None, prefix: str = ""
 ) -> dict[str, Any]:
-    """A stored tree with today's names. Knobs that no longer exist are left out, and their names go into `unknown`."""
+    """A stored tree with today's names. Knobs that no longer exist are left out, and their names go into `unknown`;
+    without such a list they stay."""
     values: dict[str, Any] = {}
     for name, value in group.from_older(tree).items():
         info = group.model_fields.get(name)
-        if info is None:
-            unknown.append(prefix + name)
+        if info is None and unknown is not None:
+            unknown.append(f"{prefix}{name}")
+        elif info is None:
+            values[name] = value
         elif isinstance(value, Mapping) and (inner := _group(info, value)):
             values[name] = read_older_tree(value, inner, unknown, f"{prefix}{name}.")
         else:
@@ -269,11 +281,46 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a list or group, not a name", key.start_mark)
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
             keys.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+
+def _parse_yaml(text: str, place: str) -> Any:
+    """The value of a text in YAML. Raises BadInput, its message after `place`, for any text that gives none."""
+    try:
+        _demand_small(text)
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        why = _explain_yaml_error(error)
+    except Exception as error:  # of its readers of numbers and dates, which raise what Python raises
+        why = textwrap.shorten(str(error).partition(";")[0], 120)
+    raise BadInput(f"{place}: not valid YAML: {why}")
+
+
+def _demand_small(text: str) -> None:
+    """Raise YAMLError for more values, aliases unfolded, or more groups within each other than a recipe may have."""
+    sizes: dict[str | None, int] = {}  # values below each anchor
+    around: list[tuple[str | None, int]] = []  # the anchors of the open groups, and the values before them
+    total = 0
+    for event in yaml.parse(text, Loader=_Loader):  # unlike `load` it does not call itself for each group
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = around.pop()
+            sizes[anchor] = total - before
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in around):
+                raise yaml.YAMLError(f"*{event.anchor} stands within itself")
+            total += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            total += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                around.append((event.anchor, total))
+        if len(around) > MAX_DEPTH or total > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_DEPTH} groups within each other, or {MAX_VALUES:,} values")
 
 
 def _explain_yaml_error(error: yaml.YAMLError) -> str:
@@ -312,6 +359,9 @@ def _check_names(root: type[Knobs], model: type[Knobs], tree: Mapping[Any, Any],
         group = _group(info, value)
         if group is not None and isinstance(value, Mapping):
             _check_names(root, group, value, f"{prefix}{key}.")
+        elif isinstance(value, int) and abs(value) > MAX_WHOLE:
+            shown = f"a number of {len(str(abs(value)))} digits"
+            raise BadInput(f"{prefix}{key}: {shown} given, {_spell_wanted(info)} wanted, of 15 digits at most")
         elif isinstance(value, bool) and bool not in _list_types(info):  # Python would take true for 1
             raise BadInput(_explain_wrong_value(f"{prefix}{key}", value, info))
 
@@ -320,7 +370,7 @@ def _find_field(root: type[Knobs], model: type[Knobs], key: Any, prefix: str) ->
     """The field of a knob. Raises BadInput with the nearest name if the group has no such knob."""
     if info := model.model_fields.get(key):
         return info
-    key = str(key)
+    key = textwrap.shorten(str(key), 60)
     if key in model.renamed:
         raise BadInput(f"{prefix}{key}: now called {prefix}{model.renamed[key]}")
     hint = f"{prefix.rstrip('.')} has" if prefix else "a run has"
@@ -364,10 +414,7 @@ def _apply_setting(root: type[Knobs], tree: dict[str, Any], name: str, text: str
 
 
 def _parse_value(name: str, text: str, info: FieldInfo) -> Any:
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise BadInput(f"{name}={text}: not valid YAML: {_explain_yaml_error(error)}") from None
+    value = _parse_yaml(text, f"{name}={textwrap.shorten(text, 60)}")
     kinds = _list_types(info)
     if value is not None and not isinstance(value, str) and (str in kinds or Path in kinds):
         return text  # a name or folder such as 2026 is text, too
@@ -426,7 +473,7 @@ def _spell_bounds(metadata: Iterable[Any]) -> str:
     """The limits of a number in the metadata of its type, in words."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [
-        f"{sign} {limit:g}"
+        f"{sign} {limit if isinstance(limit, int) else f'{limit:g}'}"
         for data in metadata
         for bound in getattr(data, "metadata", [data])
         for key, sign in signs.items()

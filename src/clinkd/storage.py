@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -30,6 +33,7 @@ MANIFEST = "manifest.json"
 LOG_SECONDS = 10.0  # between two lines of progress without a terminal
 WIDE = 120  # columns of a screen with room for a long bar
 GAP = "  "  # between two facts of a line of progress
+LOCK_SECONDS = 2.0  # an empty draft so young may not be locked yet
 RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -71,12 +75,14 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.clinkd-{os.getpid()}.tmp")
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_drafts(path.parent, path.name)
         try:
             temp.unlink(missing_ok=True)
             with open(temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                _lock(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -115,7 +121,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error}); remove it, or bring back a good copy") from None
 
 
@@ -165,22 +171,74 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises BadInput as `demand_empty`, and on a full disk.
     """
     demand_empty(final)
-    with naming_full_disk(final):
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
-        try:
-            os.umask(mask := os.umask(0))
-            draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
-            yield draft
-            if final.is_dir():
-                final.rmdir()
-            publish(draft, final)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    with naming_full_disk(final), draft_folder(final) as draft:
+        yield draft
+        if final.is_dir():
+            final.rmdir()
+        publish(draft, final)
+
+
+@contextlib.contextmanager
+def draft_folder(final: Path) -> Iterator[Path]:
+    """A hidden folder beside `final`, locked while this process lives; removed after the block if it is still there.
+
+    Drafts of processes that have ended are removed before.
+    """
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        clear_drafts(final.parent)
+        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.clinkd-", suffix=".part", dir=final.parent))
+        descriptor = os.open(draft, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
+    try:
+        _lock(descriptor)
+        os.umask(mask := os.umask(0))
+        draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(descriptor)
+
+
+def clear_drafts(folder: Path, name: str | None = None) -> None:
+    """Remove the drafts in a folder (all, or those of one file) whose processes have ended, and print how many.
+
+    A process locks its drafts: the system frees the lock at its end, however it ends, so that no number of a process
+    can be mistaken for another's. Where a file system has no locks, nothing is removed.
+    """
+    of = "*" if name is None else glob.escape(name)
+    drafts = [p for p in folder.glob(f".{of}.clinkd-*") if p.suffix in (".part", ".tmp")]
+    if dead := sum(map(_remove_dead, drafts)):
+        print(f"clinkd: {folder}: removed {dead} unfinished drafts of commands that were killed", file=sys.stderr)
+
+
+def _remove_dead(draft: Path) -> bool:
+    try:
+        status = draft.stat()
+        empty = not any(draft.iterdir()) if draft.is_dir() else not status.st_size
+        young = empty and time.time() - status.st_mtime < LOCK_SECONDS
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if young or not _lock(descriptor):  # a young one may be about to be locked
+            return False
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open draft until it is closed. False if another process has the lock, or there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _sync_file(path: Path) -> None:
@@ -350,9 +408,61 @@ def _parse_object(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line. A part of an object is never an object itself, so a line that parses is whole."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+# ---- texts of others, printed or in a spreadsheet -------------------------------------------------------------------
+
+# control characters (a terminal obeys them) and changes of the direction of text, but not line ends and tabs; marks
+# that Hebrew, Persian or Hindi needs stay
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
+_FORMULA = re.compile("'*[=+@\t\r-]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def visible(text: str) -> str:
+    """The text with its control characters as escapes, such as \\x1b, so that no terminal obeys them."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class VisibleStream:
+    """A stream that texts reach by `visible`; `ungated` is the stream itself, for colours, bars and data of ours."""
+
+    def __init__(self, stream: Any) -> None:
+        self.ungated = stream
+
+    def write(self, text: str) -> int:
+        self.ungated.write(visible(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ungated, name)
+
+
+def ungated(stream: Any) -> Any:
+    """The stream under a `VisibleStream`."""
+    return getattr(stream, "ungated", stream)
+
+
+def write_csv(file: Any, rows: Iterable[Iterable[object]], line_end: str = "\r\n") -> None:
+    """Write rows as CSV. A text that a spreadsheet would compute gets a ' before it, which `read_cell` takes away."""
+    csv.writer(ungated(file), lineterminator=line_end).writerows(map(_quote_cell, row) for row in rows)
+
+
+def _quote_cell(cell: object) -> object:
+    is_formula = isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
+
+
+def read_cell(text: str) -> str:
+    """The text of a cell that `write_csv` wrote."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text
 
 
 class Advance(Protocol):
@@ -371,6 +481,7 @@ def progress(total: int | None, title: str, unit: str = "it", done: int = 0) -> 
     if not distributed.is_main():
         yield lambda n=1, **shown: None
         return
+    title = visible(title)
     on_screen = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     with (_bar if on_screen else _lines)(total, title, unit, done) as advance:
         yield advance
@@ -461,7 +572,7 @@ def spell_bytes(megabytes: float) -> str:
 
 
 def _spell(shown: dict[str, float | str]) -> str:
-    return GAP.join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    return visible(GAP.join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
 
 
 @contextlib.contextmanager
@@ -521,7 +632,7 @@ def _new_screen() -> Progress:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
 
-    console = Console(file=sys.stderr)
+    console = Console(file=ungated(sys.stderr))
     bar = BarColumn(bar_width=24 if console.width >= WIDE else 8)
 
     class BarFacts(ProgressColumn):

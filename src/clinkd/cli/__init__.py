@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import difflib
 import errno
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -29,7 +29,7 @@ from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import GO_ON, cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
-from clinkd.storage import first_free, spell_bytes, spell_seconds
+from clinkd.storage import VisibleStream, first_free, spell_bytes, spell_seconds, write_csv
 from clinkd.version import __version__, spell_program
 
 __all__ = ["main"]
@@ -42,15 +42,31 @@ if TYPE_CHECKING:
 
 STOPPED = 130
 ECHO_SECONDS = 3.0
+# what the system, torch and its loader say
+_NO_MEMORY = re.compile(r"failed to map segment|[Cc]annot allocate memory|can't allocate memory")
 BUSY = 0.25  # a plan tells it if other work has more than this share of the cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 2 wrong input, 130 stopped, 1 a fault of ours."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: a file opened later would take its place, and get what is printed
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    args = _parser().parse_args(arguments)
+    with _showing_controls():
+        return _call(_parser().parse_args(arguments))
+
+
+@contextlib.contextmanager
+def _showing_controls() -> Iterator[None]:
+    """Whatever is printed inside goes through one gate: texts of others cannot steer the terminal."""
+    with contextlib.redirect_stdout(VisibleStream(sys.stdout)), contextlib.redirect_stderr(VisibleStream(sys.stderr)):
+        yield
+
+
+def _call(args: argparse.Namespace) -> int:
     try:
         status: int = args.verb(args)
         sys.stdout.flush()
@@ -75,6 +91,9 @@ def _report_error(error: Exception) -> int:
         time.sleep(ECHO_SECONDS)
     if isinstance(error, BadInput):
         return _exit_with(str(error), WRONG)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        message = "not enough memory (or a limit on it, see ulimit -v): free some, or raise the limit"
+        return _exit_with(f"{message}; {_spell_first_line(error)}", FAILED)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -86,6 +105,10 @@ def _report_error(error: Exception) -> int:
     return _exit_with(
         f"{summary[:200]} (a fault of the program; the traceback is in {file.name}, or give --debug)", FAILED
     )
+
+
+def _spell_first_line(error: Exception) -> str:
+    return (str(error).partition("\n")[0] or type(error).__name__)[:200]
 
 
 def _exit_with(line: str, status: int) -> int:
@@ -198,7 +221,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
     if args.what in EXPERIMENTS:
         config = override(EXPERIMENTS[args.what](), settings)
     elif Path(args.what).suffix in (".yaml", ".yml") or Path(args.what).is_file():
-        config = override(load_config(Path(args.what)), settings)
+        config = override(load_config(Path(args.what), strict=True), settings)
     else:
         raise _no_experiment(args.what, args.runs, args.parser.prog)
     # the name of the config: it may be a recipe printed and not yet edited
@@ -418,7 +441,7 @@ def _table(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(scores, indent=1))
     elif args.csv:
-        csv.writer(sys.stdout).writerows([table.columns, *table.rows])
+        write_csv(sys.stdout, [table.columns, *table.rows])
     else:
         show(*split_modalities(table))
         for line in read_cautions(scores):

@@ -17,6 +17,7 @@ from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, ma
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import WRONG, Parser, Verb, add_verb
 from clinkd.records import BadInput
+from clinkd.storage import write_csv
 from clinkd.version import spell_program
 
 if TYPE_CHECKING:
@@ -332,22 +333,20 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _sheet(args: argparse.Namespace) -> int:
-    import csv
-
     from clinkd.data.readers.dicom_folder import list_sheet_lines
 
-    writer = None
+    head: list[str] = []
     wrong = 0
     for line in list_sheet_lines(args.folder):
         if problem := line.pop("problem", ""):
             wrong += 1
             tell(f"{line['image']}: {problem}")
             continue
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, list(line))
-            writer.writeheader()
-        writer.writerow(line)
-    if writer is None:
+        if not head:
+            head = list(line)
+            write_csv(sys.stdout, [head])
+        write_csv(sys.stdout, [[line[name] for name in head]])
+    if not head:
         raise BadInput(f"{args.folder}: no image that opens is there")
     return WRONG if wrong else 0
 

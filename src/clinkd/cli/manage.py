@@ -13,7 +13,7 @@ from clinkd.cli.outputs import end_in_order
 from clinkd.cli.screen import show, tell
 from clinkd.cli.words import FAILED, Parser, add_verb
 from clinkd.records import BadInput, Table, Task
-from clinkd.storage import spell_bytes
+from clinkd.storage import clear_drafts, spell_bytes
 from clinkd.version import spell_program
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def add(verbs: Any, runs: Parser) -> None:
 def _list(args: argparse.Namespace) -> int:
     from clinkd.workflows.inventory import take_inventory
 
+    clear_drafts(args.runs)
     inventory = take_inventory(args.runs)
     if args.json:
         print(json.dumps(inventory.to_json(), indent=1))

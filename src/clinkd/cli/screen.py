@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from clinkd import distributed
 from clinkd.records import SPELLED_OUT, Table, Task
+from clinkd.storage import ungated, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,22 +25,27 @@ PIPE_WIDTH = 160  # of what is printed into a file or another program
 def show(*tables: Table) -> None:
     """Print tables with their notes, each as wide as the screen allows, and spell the tasks out below the first."""
     from rich.console import Console
-    from rich.markup import escape
 
     screen = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(width=None if screen else PIPE_WIDTH, highlight=False)
+    console = Console(width=None if screen else PIPE_WIDTH, highlight=False, file=ungated(sys.stdout))
     explained: set[Task] = set()
     for number, table in enumerate(tables):
         if number:
             console.print()
         if table.title:
-            console.print(escape(table.title), style="italic", soft_wrap=True)
+            console.print(_escape(table.title), style="italic", soft_wrap=True)
         for part in _split_to_fit(table, console):
             console.print(part)
         tasks = [task for task in Task if task not in explained and _names_task(table, task)]
         explained.update(tasks)
         for note in (*table.notes, *(f"{task}: {SPELLED_OUT[task]}" for task in tasks)):
-            console.print(escape(note), style="dim", soft_wrap=GO_ON in note)  # a command stays one line, to be copied
+            console.print(_escape(note), style="dim", soft_wrap=GO_ON in note)  # a command stays one line, to be copied
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(visible(text))
 
 
 def _names_task(table: Table, task: Task) -> bool:
@@ -62,14 +68,13 @@ def _split_to_fit(table: Table, console: Console) -> list[Drawn]:
 
 def _draw(table: Table, columns: Sequence[int]) -> Drawn:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table as Drawn
 
     drawn = Drawn(box=SIMPLE_HEAD, pad_edge=False)
     for number in columns:
-        drawn.add_column(escape(table.columns[number]), overflow="fold", no_wrap=number == 0)
+        drawn.add_column(_escape(table.columns[number]), overflow="fold", no_wrap=number == 0)
     for row in table.rows:
-        drawn.add_row(*(escape(row[number]) for number in columns))
+        drawn.add_row(*(_escape(row[number]) for number in columns))
     return drawn
 
 

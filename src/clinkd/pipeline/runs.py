@@ -260,9 +260,9 @@ def read_recorded_config(record: Path) -> RunConfig:
     return RunConfig.model_validate(read_older_tree(_read_record(record.parent)["config"], RunConfig, []))
 
 
-def load_config(path: Path) -> RunConfig:
-    """The config in a YAML file. In the folder of a run it may be of an older version: its knobs are read by the names
-    of today, and unknown ones are printed and left out. Raises BadInput naming file and knob.
+def load_config(path: Path, strict: bool = False) -> RunConfig:
+    """The config in a YAML file. In the folder of a run it may be of another version: its knobs are read by the names
+    of today, and unknown ones are printed and left out, or, if `strict`, refused. Raises BadInput naming file and knob.
     """
     if not path.expanduser().with_name(RUN_RECORD).is_file():
         return load(path, RunConfig)
@@ -270,11 +270,11 @@ def load_config(path: Path) -> RunConfig:
     if not path.expanduser().is_file():
         raise BadInput(f"{path}: missing; {again}")
     try:
-        config, unknown = load_stored(path, RunConfig)
+        config, unknown = load_stored(path, RunConfig, strict)
     except BadInput as error:
         raise BadInput(f"{error}; mend it, or {again}") from None
-    for name in unknown:
-        print(f"{path}: {name}: no knob of this version; left out", file=sys.stderr)
+    if unknown:
+        print(f"{path}: {', '.join(unknown)}: no knob of this version; left out", file=sys.stderr)
     return config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from clinkd.records import PAPER_MODALITIES, BoxedText, Modality, Record, Score, Table, Task
 from clinkd.scoring.metrics import FACTS, FLAWS, NOT_ASKED, NOTHING_SAID, PRIMARY_METRIC, wilson_interval
 from clinkd.scoring.score import FIRST_BEAM, MODEL, ORACLE, Gain, is_choice, spell_interval
+from clinkd.storage import write_csv
 
 AVERAGED = (Task.VG, Task.ROC, Task.RC, Task.MIA)  # the paper's overall figure is the mean of these four
 TITLES = {
@@ -440,12 +440,12 @@ def _escape_markdown(text: str) -> str:
 def to_csv(scores: Sequence[Score]) -> str:
     """One line a score: row, task, metric, modality, value, low, high, count, why; empty where there is none."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("row", "task", "metric", "modality", "value", "low", "high", "count", "why"))
+    rows: list[tuple[object, ...]] = [("row", "task", "metric", "modality", "value", "low", "high", "count", "why")]
     for s in scores:
         bounds = s.interval or ("", "")
         value = "" if s.value is None else round(s.value, 4)
         low, high = (e if e == "" else round(float(e), 4) for e in bounds)
         modality = s.modality.value if s.modality else "mean"
-        writer.writerow((s.row, s.task.value, s.metric, modality, value, low, high, s.count, s.why or ""))
+        rows.append((s.row, s.task.value, s.metric, modality, value, low, high, s.count, s.why or ""))
+    write_csv(out, rows, "\n")
     return out.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import re
@@ -22,7 +21,7 @@ from clinkd.data.readers.rows import ROW_FILES, SHEETS, RowResult, json_rows, sh
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, Modality
 from clinkd.reporting.viewer.overlay import draw_answer
-from clinkd.storage import JsonLines, demand_empty, progress, read_json, replacing, sha256_file
+from clinkd.storage import JsonLines, demand_empty, progress, read_json, replacing, sha256_file, write_csv
 from clinkd.workflows.ask import Answer, Answerer, Question, read_stated_modality
 
 COLUMNS = (
@@ -332,9 +331,8 @@ def _write_answers(journal: Path, out: Path) -> int:
         else:
             # with a mark at its begin, by which Excel knows UTF-8
             text = io.TextIOWrapper(file, "utf-8-sig", errors="backslashreplace", newline="")
-            writer = csv.writer(text)
-            writer.writerow(COLUMNS)
-            writer.writerows(map(_spell_record, _read_answers(journal)))
+            write_csv(text, [COLUMNS])
+            write_csv(text, map(_spell_record, _read_answers(journal)))
             text.detach()
     return sum(bool(record["error"]) for record in _read_answers(journal))
 

@@ -11,7 +11,7 @@ from clinkd.data.images import open_image
 from clinkd.pipeline.prepared import read_data_source, read_split
 from clinkd.pipeline.runs import EXAMPLES, Run
 from clinkd.records import Sample, Task
-from clinkd.storage import make_folder, publish
+from clinkd.storage import make_folder, publish, read_cell, write_csv
 
 SHEET = "sheet.csv"  # as `clinkd data import` reads one
 COUNT = 3
@@ -39,7 +39,7 @@ def write_examples(run: Run) -> list[ExampleQuestion]:
         _write_sheet(draft, _choose(read_split(prepared, "test")), read_data_source(prepared).root)
         publish(draft, folder)
     with (folder / SHEET).open(encoding="utf-8", newline="") as sheet:
-        return [ExampleQuestion(folder / row["image"], row["question"]) for row in csv.DictReader(sheet)]
+        return [ExampleQuestion(folder / row["image"], read_cell(row["question"])) for row in csv.DictReader(sheet)]
 
 
 def _choose(samples: Sequence[Sample]) -> list[Sample]:
@@ -53,9 +53,8 @@ def _choose(samples: Sequence[Sample]) -> list[Sample]:
 
 def _write_sheet(folder: Path, samples: Sequence[Sample], root: Path) -> None:
     with (folder / SHEET).open("w", encoding="utf-8", newline="") as sheet:
-        writer = csv.DictWriter(sheet, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(_write_rows(folder, samples, root))
+        rows = _write_rows(folder, samples, root)
+        write_csv(sheet, [_COLUMNS, *([row.get(name, "") for name in _COLUMNS] for row in rows)])
 
 
 def _write_rows(folder: Path, samples: Sequence[Sample], root: Path) -> Iterator[dict[str, object]]:

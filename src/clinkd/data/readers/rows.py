@@ -9,23 +9,23 @@ from __future__ import annotations
 import codecs
 import csv
 import datetime
-import itertools
 import json
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+from clinkd.data.readers.xlsx import MAX_COLUMNS, Workbook
 from clinkd.records import BOX_MARK, BadInput, ImageRef, Sample
+from clinkd.storage import read_cell
 
 CHUNK_BYTES = 1 << 22
 MAX_ROW_BYTES = 1 << 24  # a file without row ends must not fill the memory
 SHEETS = (".csv", ".tsv", ".xlsx", ".xlsm")  # suffixes
 ROW_FILES = (*SHEETS, ".jsonl", ".json")
-MAX_SHEET_BYTES = 1 << 30  # of an unpacked XLSX
+MANY = 20  # sheets named in a message
 
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
 Word = TypeVar("Word", bound=str)
@@ -116,7 +116,7 @@ def shorten_value(value: Any) -> str:
     """The value as one line of at most 80 characters."""
     if not isinstance(value, str):
         try:
-            value = json.dumps(value, ensure_ascii=False, default=str)
+            value = json.dumps(value[:81] if isinstance(value, list) else value, ensure_ascii=False, default=str)
         except RecursionError:
             value = "brackets within brackets"
     text = _escape_unprintable(value[:81])
@@ -547,11 +547,16 @@ def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], 
 
 
 def _check_column_names(file: Path, cells: list[str]) -> list[str]:
+    if len(cells) > MAX_COLUMNS:
+        raise BadInput(
+            f"{file}: {len(cells):,} columns, more than the {MAX_COLUMNS:,} of a spreadsheet; leave some out"
+        )
     names = [c.strip() for c in cells]
+    counts = Counter(names)
     for place, name in enumerate(names, start=1):
         if not name:
             raise BadInput(f"{file}: column {place} has no name; the first line names the columns (no title above it)")
-        if names.count(name) > 1:
+        if counts[name] > 1:
             raise BadInput(f"{file}: the column {name!r} stands twice; rename one of them")
     return names
 
@@ -574,11 +579,11 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
     head_line = next((line for line in first_lines if any(s in line for s in _SEPARATORS)), "")  # below a title
     separator = separator_line[1] if separator_line else max(_SEPARATORS, key=head_line.count)
     with file.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
-        reader = csv.reader(lines, delimiter=separator, strict=True)
+        reader = csv.reader(_bound_lines(file, lines), delimiter=separator, strict=True)
         while True:
             start = reader.line_num + 1  # the first line of the row; a quoted cell may have several
             try:
-                cells: _Cells = [_format_cell(c.strip(), c.strip()) for c in next(reader)]
+                cells: _Cells = [read_cell(_format_cell(c.strip())) for c in next(reader)]
             except StopIteration:
                 return
             except FieldError as fault:
@@ -593,52 +598,34 @@ def _read_csv(file: Path, encoding: str) -> Iterator[tuple[int, _Cells]]:
                 yield start, cells
 
 
-def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
-    import openpyxl
+def _bound_lines(file: Path, lines: IO[str]) -> Iterator[str]:
+    """The lines of a file. Raises BadInput for one so long that it would fill the memory."""
+    for number, line in enumerate(iter(lambda: lines.readline(MAX_ROW_BYTES), ""), start=1):
+        if len(line) == MAX_ROW_BYTES and not line.endswith(("\n", "\r")):
+            raise BadInput(f"{file}: line {number} has more than {MAX_ROW_BYTES:,} characters; put one row on a line")
+        yield line
 
+
+def _read_xlsx(file: Path, sheet: str | None) -> Iterator[tuple[int, _Cells]]:
     with _open_file(file):
         pass
-    try:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        # values and formulas: a formula that was never computed has no value, but its cell is not empty
-        passes = (True, False) if size <= MAX_SHEET_BYTES else ()
-        books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only) for data_only in passes]
-    except Exception as error:  # a damaged archive can raise anything in the library
-        raise BadInput(f"{file}: not a readable XLSX ({type(error).__name__}); save it anew, or as CSV") from None
-    if not books:
-        raise BadInput(f"{file}: unpacks to {size:,} bytes, more than {MAX_SHEET_BYTES:,}; save it as CSV")
-    try:
-        names = books[0].sheetnames
+    with Workbook(file) as book:
+        names = list(book.sheets)
+        shown = ", ".join(map(shorten_value, names[:MANY])) + (" and others" if len(names) > MANY else "")
         if sheet is None and len(names) > 1:
-            raise BadInput(f"{file}: has the sheets {', '.join(names)}; name one with --sheet")
-        name = sheet or names[0]
-        if name not in names:
-            raise BadInput(f"{file}: has no sheet {name!r}; it has {', '.join(names)}")
-        for book in books:
-            book[name].reset_dimensions()  # the size that the file states may be wrong, and rows would be lost
-        row_pairs = zip(*(book[name].iter_rows(values_only=True) for book in books), strict=False)
-        for number in itertools.count(1):
+            raise BadInput(f"{file}: has the sheets {shown}; name one with --sheet")
+        if not names or (sheet is not None and sheet not in names):
+            raise BadInput(f"{file}: has no sheet {sheet or 'of cells'!r}; it has {shown or 'none'}")
+        for number, values in book.rows(sheet or names[0]):
             try:
-                values, formulas = next(row_pairs)
-                cells: _Cells = [_format_cell(v, f) for v, f in itertools.zip_longest(values, formulas)]
-            except StopIteration:
-                return
+                yield number, [_format_cell(value) for value in values]
             except FieldError as fault:
-                cells = fault
-            except Exception as error:  # damage inside the archive
-                why = f"the sheet cannot be read from here on ({type(error).__name__}); save it anew, or as CSV"
-                yield number, FieldError("file", name, why)
-                return
-            yield number, cells
-    finally:
-        for book in books:
-            book.close()
+                yield number, fault
 
 
-def _format_cell(value: Any, formula: Any) -> str:
-    if value in (None, formula) and isinstance(formula, str) and formula.startswith("="):
-        raise FieldError("row", formula, "a formula that was never computed; open the sheet, save it, and try again")
+def _format_cell(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("="):
+        raise FieldError("row", value, "a formula that was never computed; open the sheet, save it, and try again")
     if isinstance(value, str) and value.startswith("#") and value in _SPREADSHEET_ERRORS:
         raise FieldError("row", value, "an error of the spreadsheet in a cell; mend it")
     if value is None:
