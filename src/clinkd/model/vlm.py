@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from clinkd.config import AnswerConfig, FitConfig, LoraConfig, ModelConfig
 from clinkd.data.codecs import Codec, make_codec
@@ -36,6 +36,7 @@ from clinkd.model.encode import (
     encode_rows,
 )
 from clinkd.model.families import TINY, family_of, load_folder, load_written, native_knobs, scheme_knobs
+from clinkd.model.folders import opened_folder
 from clinkd.model.generate import (
     Choose,
     DecodeLimits,
@@ -256,7 +257,8 @@ class VisionLanguageModel(nn.Module):
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
         """The greatest difference of any logit between this model and the one in `folder`, a question at a time."""
-        reloaded = load_written(folder, self.dtype).to(self.device).eval()
+        with opened_folder(folder, "a model that was just written") as opened:
+            reloaded = load_written(opened, self.dtype).to(self.device).eval()
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
@@ -415,17 +417,14 @@ def load(
 ) -> VisionLanguageModel:
     """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names.
 
-    Raises BadInput if the folder holds no such model, a weight is missing or left over, or a part is absent.
+    Raises BadInput as `opened_folder`, and if the folder holds no such model, or a weight is missing or left over.
     """
-    network = load_folder(folder, config, dtype)
-    family = family_of(network.config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        processor = family.processor_class.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder}: tokenizer or image processor: {str(error).splitlines()[0]}") from None
-    if config is not None:
-        family.limit_image_tokens(processor, config.max_image_tokens)
+    with opened_folder(folder, "a vision-language model") as opened:
+        network = load_folder(opened, config, dtype)
+        family = family_of(network.config)
+        tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)
+        if config is not None:
+            family.limit_image_tokens(processor, config.max_image_tokens)
     return VisionLanguageModel(network, tokenizer, processor, open_image)
 
 
