@@ -102,14 +102,11 @@ class ModelFolder(NamedTuple):
 
     def demand_finite(self, network: Any) -> None:
         """Raises BadInput, with file and tensor, where a weight of a loaded network is NaN or infinite."""
-        for name, tensor in network.state_dict().items():
-            # a sum is finite for next to all sound tensors, and much cheaper than a look at each number
-            if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-                raise BadInput(
-                    f"{self._find_not_finite() or f'{self.name}: weight {name}'} holds NaN or infinite numbers: no "
-                    "answer can come of it; copy the folder there again, or take weights from before the training "
-                    "that spoilt them"
-                )
+        if name := find_not_finite(network.state_dict()):
+            raise BadInput(
+                f"{self._find_not_finite() or f'{self.name}: weight {name}'} holds NaN or infinite numbers: no answer "
+                "can come of it; copy the folder there again, or take weights from before the training that spoilt them"
+            )
 
     def _find_not_finite(self) -> str | None:
         """The first file and tensor with numbers that are not finite."""
@@ -121,6 +118,16 @@ class ModelFolder(NamedTuple):
                     if not opened.get_tensor(name).isfinite().all():
                         return f"{self.folder / file.relative_to(self.path)}: tensor {name}"
         return None
+
+
+def find_not_finite(tensors: Mapping[str, Any]) -> str | None:
+    """The name of the first tensor with a number that is NaN or infinite; of a sharded one, in this process's part."""
+    for name, tensor in tensors.items():
+        part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        # a sum is finite for next to all sound tensors, and much cheaper than a look at each number
+        if part.is_floating_point() and not part.sum().isfinite() and not part.isfinite().all():
+            return name
+    return None
 
 
 @contextmanager
