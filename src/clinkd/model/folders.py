@@ -48,7 +48,7 @@ MOST_LAYERS = 256
 MOST = {"image_size": 1 << 14, "max_position_embeddings": 1 << 24, "vocab_size": 1 << 22}
 WIDEST = 1 << 18  # of what is named a size, a width, or a number of something
 SIZE = re.compile(r".*(size|width|dim|ratio|heads|channels|experts)")
-LARGEST = 1 << 31  # of any other number
+LARGEST = {"preprocessor_config.json": 1 << 26, "processor_config.json": 1 << 26}  # of any number, as of pixels
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -146,16 +146,15 @@ def opened_folder(folder: Path, what: str, knob: str = "") -> Iterator[ModelFold
         try:
             yield ModelFolder(folder, copy, name)
         except BaseException as error:
-            if isinstance(error, BadInput) or not _is_loaders(error):
+            if isinstance(error, BadInput) or not (isinstance(error, Exception) or is_panic(error)):
                 raise
             text = first_line(error).replace(str(copy), str(folder))
             raise BadInput(f"{name}: cannot be read as {what} ({type(error).__name__}: {text})") from error
 
 
-def _is_loaders(error: BaseException) -> bool:
-    """Whether an error is of a kind that libraries raise for files they cannot read; a panic of tokenizers is no
-    Exception."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+def is_panic(error: BaseException) -> bool:
+    """Whether the tokenizers library gave up; what it raises then is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def first_line(error: BaseException) -> str:
@@ -233,6 +232,10 @@ def _copy_clean(folder: Path, files: list[Path], copy: Path) -> None:
         for name in ("config.json", OPEN_CLIP):
             if config := contents.get(part / name):
                 _refuse_absurd(part / name, config, shapes)
+    for path, settings in contents.items():
+        for where, _, number in _numbers(settings):
+            if number > (most := LARGEST.get(path.name, math.inf)):
+                raise BadInput(f"{path}: {where}={number} is more than {most}, the most that is read")
     for path in files:
         target = copy / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +336,7 @@ def _refuse_absurd(path: Path, config: Mapping[str, Any], shapes: Shapes) -> Non
         elif SIZE.fullmatch(key):
             most = max(widest, MOST.get(key, WIDEST))
         else:
-            most = MOST.get(key, LARGEST)
+            most = MOST.get(key, 1 << 31)
         if number > most:
             raise BadInput(
                 f"{path}: {where}={number} is more than its weights can have; config.json and the weights are to be of "
