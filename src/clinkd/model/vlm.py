@@ -421,7 +421,7 @@ def load(
 ) -> VisionLanguageModel:
     """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names.
 
-    A stock one, and one that is `foreign`, is tried out on a blank picture. Raises BadInput as `opened_folder`, and if
+    One that is `foreign` is tried out on a blank picture. Raises BadInput as `opened_folder`, and if
     the folder holds no such model, a weight is missing or left over, or its parts do not fit each other.
     """
     with opened_folder(folder, "a vision-language model") as opened:
@@ -430,7 +430,7 @@ def load(
         tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)
         if config is not None:
             family.limit_image_tokens(processor, config.max_image_tokens)
-        if config is not None or foreign:
+        if foreign:
             _try_out(VisionLanguageModel(network, tokenizer, processor, lambda ref: Image.new("RGB", (64, 64))), folder)
         return VisionLanguageModel(network, tokenizer, processor, open_image)
 
