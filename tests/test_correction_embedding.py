@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,24 @@ def test_a_model_in_a_folder_is_loaded_and_told_from_another(embedder: TextEmbed
     np.testing.assert_array_equal(mine.embed(TEXTS[:2]), embedder.embed(TEXTS[:2]))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16, "do_lower_case": false}')
     assert TextEmbedder(folder).identity != embedder.identity
+
+
+def test_code_of_a_folder_is_ignored(embedder: TextEmbedder, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(packaged_folder(), folder)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\nclass Evil: pass\n")
+    more = {
+        "config.json": {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}},
+        "sentence_bert_config.json": {
+            "tokenizer_name_or_path": "attacker/x",
+            "model_args": {"trust_remote_code": True, "attn_implementation": "attacker/kernel"},
+        },
+    }
+    for name, settings in more.items():
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | settings))
+    np.testing.assert_array_equal(TextEmbedder(folder).embed(TEXTS[:2]), embedder.embed(TEXTS[:2]))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_folder_that_is_no_such_model_is_refused(tmp_path: Path) -> None:

@@ -98,6 +98,43 @@ def _names_from_rooms(tree: ast.Module, rooms: dict[str, list[str]]) -> Iterator
             yield node.lineno, aliases[node.value.id], "", node.attr
 
 
+GATE = "model/folders.py"  # the only file that lets a loader at a folder with a model
+LOADERS = {  # what reads a folder of any origin; the second may stand elsewhere, in a block of `opened_folder`
+    "from_pretrained": False, "safe_open": False, "load_file": False, "create_model_from_pretrained": True,
+    "get_tokenizer": True, "SentenceTransformer": True, "create_model": False, "get_class_from_dynamic_module": False,
+}  # fmt: skip
+OWN_TENSORS = {"training/checkpoint.py": "load_file", "training/tensor_store.py": "safe_open"}  # written by a run
+PICKLING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy"}
+UNPICKLING = ("torch.load", "torch.jit.load", "torch.hub.load", "np.load")
+
+
+def loaders_outside_the_gate(modules: Modules) -> list[str]:
+    """Calls that read a folder with a model past the gate, and whatever opens a pickle."""
+    found = []
+    for path, tree in modules.items():
+        gated = {
+            id(call)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With)
+            and any("opened_folder(" in ast.unparse(item.context_expr) for item in block.items)
+            for call in ast.walk(block)
+        }
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+            if PICKLING & {name.partition(".")[0] for name in names}:
+                found.append(f"{path}:{node.lineno} {', '.join(names)}")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+                name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+                past = name in LOADERS and path != GATE and OWN_TENSORS.get(path) != name
+                past = past and not (LOADERS[name] and id(node) in gated)
+                if past or (name == "load" and ast.unparse(node.func) in UNPICKLING):
+                    found.append(f"{path}:{node.lineno} {name}")
+                if any(k.arg == "trust_remote_code" and ast.unparse(k.value) != "False" for k in node.keywords):
+                    found.append(f"{path}:{node.lineno} trust_remote_code")
+    return found
+
+
 @pytest.fixture(scope="module")
 def modules() -> Modules:
     found = read_modules(SOURCE)
@@ -125,6 +162,15 @@ def test_no_function_changes_a_module_global(modules: Modules) -> None:
     assert global_statements(modules) == []
 
 
+def test_models_are_read_through_one_gate(modules: Modules) -> None:
+    assert loaders_outside_the_gate(modules) == []
+    calls = [n for n in ast.walk(modules[GATE]) if isinstance(n, ast.Call) and "from_pretrained" in ast.unparse(n.func)]
+    assert len(calls) >= 3
+    for call in calls:
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert given["trust_remote_code"] == "False" and given["local_files_only"] == "True"
+
+
 def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     files = {
         "data/__init__.py": "from clinkd.data.rows import Row, read\n__all__ = ['Row', 'read']\n",
@@ -142,6 +188,11 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     assert long_functions(modules, 3) == ["data/rows.py:2 read: 4 lines"] and long_functions(modules, 4) == []
     assert global_statements(modules) == ["data/rows.py:3 global last"]
     assert doors(modules) == {"data": ["Row", "read"], "model": []}
+    code = "import pickle\nM.from_pretrained(x)\nwith opened_folder(x) as o:\n    get_tokenizer(o)\nget_tokenizer(x)\n"
+    late = ast.parse(code + "torch.load(x)\nf(trust_remote_code=trust)\nsafe_open(x)\n")
+    assert [place.partition(" ")[2] for place in loaders_outside_the_gate({"clip/x.py": late})] == [
+        "pickle", "from_pretrained", "get_tokenizer", "load", "trust_remote_code", "safe_open",
+    ]  # fmt: skip
     assert imports_past_doors(modules) == [
         "model/__init__.py:2 data.rows", "model/__init__.py:3 data.hidden", "model/vlm.py:2 data.rows",
         "records.py:3 model.vlm",

@@ -15,6 +15,7 @@ from clinkd.config import ModelConfig, TinyConfig
 from clinkd.data.codecs import SPELLINGS, make_codec
 from clinkd.model import families, tiny
 from clinkd.model.families import FAMILIES, Family
+from clinkd.model.folders import opened_folder
 from clinkd.records import BadInput
 
 SOURCE = Path(__file__).parents[1] / "src" / "clinkd"
@@ -27,6 +28,11 @@ TEXTS = {
 CODECS = {"data/codecs.py"}  # the spellings themselves
 HOOKS = sorted(Family.__abstractmethods__)
 FIELDS = [field.name for field in fields(Family)]
+
+
+def load_folder(folder: Path, knobs: ModelConfig | None) -> object:
+    with opened_folder(folder, "a model") as opened:
+        return families.load_folder(opened, knobs, torch.float32)
 
 
 def named_families(path: str, tree: ast.Module) -> Iterator[str]:
@@ -114,12 +120,12 @@ def test_the_names_of_a_family_fit_its_network(family: Family) -> None:
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path) -> None:
     for knobs in (None, ModelConfig(base=tmp_path)):
         with pytest.raises(BadInput, match=f"no config.json there; a {FAMILIES[0].name}.* folder"):
-            families.load_folder(tmp_path, knobs, torch.float32)
+            load_folder(tmp_path, knobs)
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(BadInput, match="model_type is 'llava', but a .* is wanted"):
-        families.load_folder(tmp_path, families.native_knobs(tmp_path), torch.float32)
+        load_folder(tmp_path, families.native_knobs(tmp_path))
     with pytest.raises(BadInput, match="holds a 'llava' model, not one trained here"):
-        families.load_folder(tmp_path, None, torch.float32)
+        load_folder(tmp_path, None)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BadInput, match="is not JSON"):
         families.native_knobs(tmp_path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from clinkd.config import NAMED_POSITIONS, AffinePositions, Layout, ModelConfig, MRopePositions, Positions
-from clinkd.model.families import load_folder, qwen2_vl, scheme_knobs
+from clinkd.model import families
+from clinkd.model.families import qwen2_vl, scheme_knobs
+from clinkd.model.folders import opened_folder
 from clinkd.model.positions import Affine, MRope, PositionScheme, Sequential, position_scheme, rotary_pairs
 from clinkd.records import BadInput
 
@@ -46,6 +49,11 @@ assert {type(setting) for setting, _ in SCHEMES} == {*MEMBERS} and {layout for _
 }
 KNOBS = [ModelConfig(base=".", positions=positions, layout=layout) for positions, layout in SCHEMES]
 GRIDS = [[(3, 3)], [(2, 4), (4, 2)], [(5, 3)], [(1, 2), (4, 4), (3, 2)], []]
+
+
+def load_folder(folder: Path, knobs: ModelConfig | None) -> Any:
+    with opened_folder(folder, "a model") as opened:
+        return families.load_folder(opened, knobs, torch.float32)
 
 
 def sequence(grids: list[tuple[int, int]], words: int = 4) -> list[int]:
@@ -270,7 +278,7 @@ def test_layouts_share_out_every_pair():
 @pytest.mark.parametrize("positions", ["mrope", "native"])
 def test_hub_weights_load_completely(stock, folder, positions):
     knobs = ModelConfig(positions=positions, layout="sections")
-    ours = load_folder(folder, knobs, torch.float32).eval()
+    ours = load_folder(folder, knobs).eval()
     assert qwen2_vl.QWEN2_VL.is_stock(ours.config)
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
@@ -279,7 +287,7 @@ def test_hub_weights_load_completely(stock, folder, positions):
 
 @pytest.mark.parametrize("positions", NAMED_POSITIONS)
 def test_interleaved_leaves_text_as_the_pretrained_model_has_it(stock, folder, positions):
-    ours = load_folder(folder, ModelConfig(positions=positions, layout="interleaved"), torch.float32).eval()
+    ours = load_folder(folder, ModelConfig(positions=positions, layout="interleaved")).eval()
     ids = torch.arange(7, 40)[None]
     with torch.no_grad():
         assert torch.equal(ours(ids).logits, stock(ids).logits)
@@ -287,7 +295,7 @@ def test_interleaved_leaves_text_as_the_pretrained_model_has_it(stock, folder, p
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_cached_decoding_equals_a_full_forward(folder, knobs):
-    model = load_folder(folder, knobs, torch.float32).eval()
+    model = load_folder(folder, knobs).eval()
     given = batch_of(GRIDS[:-1])
     made = model.generate(
         **given, max_new_tokens=6, min_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True,
@@ -305,7 +313,7 @@ def test_cached_decoding_equals_a_full_forward(folder, knobs):
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
-    model = load_folder(folder, knobs, torch.float32).eval()
+    model = load_folder(folder, knobs).eval()
     search = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False,
               "suppress_tokens": [IMAGE, 6], "pad_token_id": PAD}  # fmt: skip
     rows = GRIDS[:-1]
@@ -323,9 +331,9 @@ def test_beam_search_with_several_images_equals_one_by_one(folder, knobs):
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=lambda k: f"{k.positions.name}-{k.layout}")
 def test_a_saved_model_comes_back_with_its_scheme(folder, knobs, tmp_path):
-    model = load_folder(folder, knobs, torch.float32).eval()
+    model = load_folder(folder, knobs).eval()
     model.save_pretrained(tmp_path)
-    back = load_folder(tmp_path, None, torch.float32).eval()
+    back = load_folder(tmp_path, None).eval()
     assert scheme_knobs(back.config) == knobs  # stored whole
     given = batch_of(GRIDS[:-1])
     with torch.no_grad():
@@ -333,7 +341,7 @@ def test_a_saved_model_comes_back_with_its_scheme(folder, knobs, tmp_path):
 
 
 def test_the_stock_class_cannot_take_our_checkpoint(folder, tmp_path, monkeypatch):
-    load_folder(folder, ModelConfig(positions="tied"), torch.float32).save_pretrained(tmp_path)
+    load_folder(folder, ModelConfig(positions="tied")).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="positions of its own"):
         Qwen2VLForConditionalGeneration.from_pretrained(tmp_path)
     monkeypatch.delitem(ROPE_INIT_FUNCTIONS, qwen2_vl.ROPE_TYPE)  # as where this package is not imported

@@ -173,4 +173,4 @@ def test_a_model_alone_with_cut_weights_is_named(run, capsys, tmp_path):
     cut(model / "model.safetensors")
     test = run / "stages/prepare/test.jsonl"
     line = refuse(capsys, "evaluate", "--data", test, "--model", model, "--out", tmp_path / "scored")
-    assert f"{model}: its weights are cut or broken" in line
+    assert f"{model}/model.safetensors: its weights are cut or broken" in line

@@ -6,11 +6,14 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from clinkd.cli import main
@@ -18,6 +21,7 @@ from clinkd.correction.correctors import HUMAN, OfflineCorrector, ReplayCorrecto
 from clinkd.language.facts import Lexicon
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
+from clinkd.serving.app import create
 from clinkd.storage import JsonLines
 from clinkd.workflows.review import FILE, Review
 from serving import Server, json_of, serving
@@ -86,6 +90,90 @@ def test_what_is_decided_is_written_at_once_and_can_be_taken_back(server, run):
     put(server, accepted, "reject")
     put(server, accepted, "accept")  # the latest counts
     assert {json.loads(line)["id"] for line in (run / FILE).read_text().splitlines()} == set(lines)
+
+
+def test_two_servers_and_an_editor_lose_no_decision(server: Server, run: Path) -> None:
+    """What another server or a person decided meanwhile stays, and is told where it is decided otherwise here."""
+    (run / FILE).unlink(missing_ok=True)
+    first, second = server, TestClient(create(replace(server.served, review=Review(open_run(run)))))
+    items = listed(first)["items"]
+    names = [i["id"] for i in items[:6]]
+
+    def put_second(item: dict[str, object], verdict: str, **more: object) -> Any:
+        return second.put("/v1/corrections", json={"id": item["id"], "round": 1, "verdict": verdict, **more})
+
+    put(first, items[0], "reject")
+    put(first, items[1], "reject")
+    assert put_second(items[2], "reject").status_code == 200
+    with (run / FILE).open("a") as file:  # an editor, which also writes a remark
+        line = json.loads((run / FILE).read_text().splitlines()[0])
+        file.write(json.dumps(line | {"id": names[3], "remark": "the left one"}) + "\n")
+    put(first, items[4], "accept")
+    lines = {line["id"]: line for line in JsonLines(run / FILE).read()}
+    assert lines.keys() == set(names[:5]) and lines[names[3]]["remark"] == "the left one"
+
+    told = put_second(items[0], "accept")  # it has not shown what the first server wrote
+    assert told.status_code == 409 and told.json()["error"]["code"] == "conflict"
+    assert f"{names[0]}, round 1: meanwhile it was decided: reject; decide once more" in told.json()["error"]["message"]
+    assert Review(open_run(run)).get_answer(names[0], 1).verdict == "reject"
+    assert put_second(items[1], "reject").status_code == 200  # the same decision is none of two
+    assert put_second(items[0], "accept").status_code == 200  # told, and overruled
+    told = put_second(items[4], "undo")
+    assert told.status_code == 409 and "meanwhile it was decided: accept (" in told.json()["error"]["message"]
+
+    # two windows of one server: what each shows counts
+    assert put_second(items[5], "reject", seen=None).status_code == 200
+    assert put_second(items[5], "accept", seen=None).status_code == 409
+    edited = {"text": "Look, here[box].", "boxes": [[0.1, 0.2, 0.3, 0.4]]}
+    assert put_second(items[5], "edit", **edited, seen={"verdict": "reject", "after": None}).status_code == 200
+    assert put_second(items[5], "undo", seen={"verdict": "reject", "after": None}).status_code == 409
+    assert put_second(items[5], "undo", seen={"verdict": "edit", "after": edited}).json()["decision"] is None
+    told = put_second(items[5], "accept", seen={"verdict": "edit", "after": edited})
+    assert told.status_code == 409 and "the decision was taken back" in told.json()["error"]["message"]
+    assert [i["id"] for i in listed(first, state="decided")["items"]] == [i["id"] for i in items[:5]]
+
+
+def test_decisions_of_many_threads_all_stand_in_the_file(run: Path) -> None:
+    (run / FILE).unlink(missing_ok=True)
+    reviews = [Review(open_run(run)) for _ in range(2)]
+    names = [r.correction.id for r in reviews[0].list_answers(1)][:12]
+    reviews[1].get_answer(names[0], 1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: reviews[n % 2].decide(names[n], 1, "reject"), range(len(names))))
+    assert sorted(line["id"] for line in JsonLines(run / FILE).read()) == sorted(names)
+    (run / FILE).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda text: text + '{"id": "half', "not a file of corrections"),
+        (lambda text: text + text, "1 of its lines decide what another line decides"),
+        (lambda text: text + "[]\n", "not a file of corrections"),
+    ],
+)
+def test_a_file_that_an_editor_broke_is_left_alone(run: Path, spoil: Callable[[str], str], says: str) -> None:
+    (run / FILE).unlink(missing_ok=True)
+    review = Review(open_run(run))
+    names = [r.correction.id for r in review.list_answers(1)]
+    review.decide(names[0], 1, "reject")
+    broken = spoil((run / FILE).read_text())
+    (run / FILE).write_text(broken)
+    for act in (lambda: review.decide(names[1], 1, "reject"), lambda: review.list_answers(1)):
+        with pytest.raises(BadInput, match=says):
+            act()
+    assert (run / FILE).read_text() == broken
+    (run / FILE).unlink()
+
+
+def test_correct_writes_over_no_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / FILE).write_text("decided\n")
+    with pytest.raises(BadInput, match="small/.*not a file of corrections"):
+        Review(open_run(run))
+    assert main(["correct", "small", "--runs", str(run.parent), "--out", str(run / FILE)]) != 0
+    assert f"{FILE}: is there already; choose another name" in capsys.readouterr().err
+    assert (run / FILE).read_text() == "decided\n"
+    (run / FILE).unlink()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class ScriptedReview:
     def list_answers(self, round: int) -> list[ReviewedAnswer]:
         return self.reviewed
 
-    def decide(self, id: str, round: int, verdict: str, after: BoxedText | None) -> ReviewedAnswer:
+    def decide(self, id: str, round: int, verdict: str, after: BoxedText | None, seen: object) -> ReviewedAnswer:
         return ReviewedAnswer(
             self.reviewed[0].sample, self.reviewed[0].correction, Correction(id, 1, after, after, 1.0, after=after)
         )

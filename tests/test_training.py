@@ -390,6 +390,36 @@ def test_a_board_that_cannot_write_does_not_stop_a_training(drawn, tmp_path, mon
     assert (tmp_path / "log.jsonl").read_text().count("step") > 1
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [
+        ("weight", "weight network.*norm.weight holds NaN or infinite numbers before the first step"),
+        ("pixels", "at step 1; the pixels of an image hold NaN or infinite numbers, among samples [^ ]"),
+        ("teacher", "at step 1; the teacher's targets are not finite; train it anew"),
+        ("forward", "at step 1; weights and inputs are finite and no step was taken, so it is not the learning rate"),
+        ("later", "at step 2; lower fit.learning_rate"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_explained(drawn, tmp_path, monkeypatch, spoilt, told):
+    model, teacher = fresh(drawn), None
+    if spoilt == "weight":
+        model.network.model.language_model.norm.weight.data[3] = float("nan")
+    if spoilt == "pixels":
+        patches = model.images.patches
+        monkeypatch.setattr(model.images, "patches", lambda refs: (patches(refs)[0] * float("inf"), patches(refs)[1]))
+    if spoilt == "teacher":
+        teacher = LiveTeacher(fresh(drawn))
+        teacher.model.network.lm_head.weight.data[:] = float("inf")
+    if spoilt in ("forward", "later"):
+        hidden, update, steps = model.hidden_states, TrainStep.update, []
+        bad = 1 if spoilt == "forward" else 2
+        monkeypatch.setattr(TrainStep, "update", lambda *given: steps.append(0) or update(*given))
+        monkeypatch.setattr(model, "hidden_states", lambda *given: hidden(*given) * (len(steps) < bad or float("nan")))
+    objective = Distillation() if teacher else CrossEntropy()
+    with pytest.raises(BadInput, match=told):
+        fit(model, drawn[1][:8], objective, FitConfig(epochs=3, rows=4), FitRun(tmp_path, 0, "x"), teacher)
+
+
 def test_a_teacher_counts_what_it_does(drawn):
     model, teacher = fresh(drawn), LiveTeacher(fresh(drawn))
     batch = model.encode(group_by_images(drawn[1])[:2])

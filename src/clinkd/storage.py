@@ -131,6 +131,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """In the block no other thread or process that asks is in a block for this folder: they wait."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # of this opening: it holds against other threads, too
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the system write the folder's own entries (new names, renames) to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -25,7 +25,7 @@ from clinkd import distributed
 from clinkd.cli import ablate, ask, compare, data, evaluate, manage, report, serve, spice
 from clinkd.cli.choice import WHICH_RUN, choose_run
 from clinkd.cli.doctor import doctor
-from clinkd.cli.outputs import end_in_order
+from clinkd.cli.outputs import end_in_order, may_write
 from clinkd.cli.screen import GO_ON, cores, show, show_leaving, split_modalities, tell
 from clinkd.cli.words import FAILED, WRONG, Parser, add_verb
 from clinkd.records import BadInput, Table
@@ -452,6 +452,7 @@ def _table(args: argparse.Namespace) -> int:
 def _correct(args: argparse.Namespace) -> int:
     from clinkd.workflows.correct import OutgoingPreview, correct_round
 
+    may_write("--out", args.out)  # it may hold what a person decided
     run = choose_run(args.run, args.runs)
     end_in_order()
     result = correct_round(run, args.round, args.settings, args.out)

@@ -41,7 +41,8 @@ def may_write(flag: str, path: Path | None, mark: bytes | None = None) -> None:
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head and (mark is None or mark not in head):
-        raise BadInput(f"{flag} {path}: is there already, and not of this command; choose another name")
+        whose = ", and not of this command" if mark else ""
+        raise BadInput(f"{flag} {path}: is there already{whose}; choose another name")
 
 
 def end_in_order() -> None:

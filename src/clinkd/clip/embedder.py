@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clinkd.clip.towers import first_line
+from clinkd.model.folders import opened_folder
 from clinkd.records import BadInput
 from clinkd.storage import sha256_file
 
@@ -43,13 +43,12 @@ class TextEmbedder:
         weights = sorted(folder.rglob("*.safetensors"))
         from sentence_transformers import SentenceTransformer
 
-        try:
+        with opened_folder(folder, "a sentence-transformers model", "reflect.embedder") as opened:
             self._model = SentenceTransformer(
-                str(folder), device=device, local_files_only=True, trust_remote_code=False,
+                str(opened.path), device=device, local_files_only=True, trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             )  # fmt: skip
-        except (OSError, ValueError, KeyError) as error:
-            raise BadInput(f"reflect.embedder={folder}: cannot be loaded: {first_line(error)}") from None
+            opened.demand_finite(self._model)
         hashes = {p.relative_to(folder).as_posix(): sha256_file(p) for p in [*sorted(folder.rglob("*.json")), *weights]}
         self.identity = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:16]
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from clinkd.clip.open_clip_towers import CONFIG as OPEN_CLIP_CONFIG
 from clinkd.clip.open_clip_towers import OpenClipTowers
-from clinkd.clip.towers import KINDS, KNOB, ClipTowers, Towers, first_line, read_model_type, read_towers
+from clinkd.clip.towers import KINDS, KNOB, ClipTowers, Towers, read_model_type, read_towers
 from clinkd.config import ClipConfig
 from clinkd.model.encode import OpenImage
+from clinkd.model.folders import OPEN_CLIP, first_line
 from clinkd.records import BadInput, Box, ImageRef
 from clinkd.storage import progress
 
@@ -86,13 +86,13 @@ class ImageTextModel:
         kind = read_model_type(folder)
         if kind in KINDS:
             towers: Towers = read_towers(folder, kind)
-        elif (folder / OPEN_CLIP_CONFIG).is_file():
+        elif (folder / OPEN_CLIP).is_file():
             towers = OpenClipTowers.read(folder)
         else:
             contents = f"config.json names a {kind!r}" if kind else "no config.json there that names a model_type"
             flexible = "; of SigLIP 2 those of fixed resolution are read" if kind == "siglip2" else ""
             raise BadInput(
-                f"{KNOB}={folder}: {contents}, and no {OPEN_CLIP_CONFIG} there; a folder with a "
+                f"{KNOB}={folder}: {contents}, and no {OPEN_CLIP} there; a folder with a "
                 f"{' or '.join(KINDS)} of transformers, or a model of open_clip, is wanted{flexible}"
             )
         _try_out(towers, folder)

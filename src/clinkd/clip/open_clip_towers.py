@@ -6,20 +6,18 @@ Shapes: I images, P texts, E width of the shared space.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
-from clinkd.clip.towers import KNOB, first_line, normalise_vectors, read_json_object, refuse_pickles
+from clinkd.clip.towers import KNOB, normalise_vectors
+from clinkd.model.folders import OPEN_CLIP, ModelFolder, first_line, opened_folder, read_config
 from clinkd.records import BadInput
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")  # the first wins
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
@@ -36,25 +34,19 @@ class OpenClipTowers:
         """Raises BadInput if the extra is not installed, the folder is incomplete, or its weights do not fit its
         configuration. Nothing is fetched: if the text tower is a model of a hub, its configuration and tokenizer must
         be in the folder."""
-        config = read_json_object(folder / CONFIG)
-        refuse_pickles(folder, WEIGHTS[0])
+        config = read_config(folder / OPEN_CLIP)
         text = config.get("model_cfg", {}).get("text_cfg", {})
         _check_text_tower_files(folder, text)
         open_clip = _import_open_clip(folder)
-        if "hf_model_name" in text:
-            text["hf_model_name"] = str(folder.resolve())
-        try:
-            # the library reads a folder: one with the changed configuration and without pickles
-            with tempfile.TemporaryDirectory() as scratch:
-                readable = Path(scratch)
-                (readable / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-                (readable / WEIGHTS[0]).symlink_to(_find_weights(folder).resolve())
-                network, transform = open_clip.create_model_from_pretrained(f"local-dir:{readable}")
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
-            raise BadInput(
-                f"{KNOB}={folder}: not an open_clip model that can be read: {' '.join(str(error).split())}"
-            ) from None
+        with opened_folder(folder, "an open_clip model", KNOB) as opened:
+            opened.refuse_pickles(WEIGHTS[0])
+            if "hf_model_name" in text:
+                text["hf_model_name"] = str(opened.path)
+            (opened.path / OPEN_CLIP).write_text(json.dumps(config), encoding="utf-8")
+            _keep_one_file(opened)
+            network, transform = open_clip.create_model_from_pretrained(f"local-dir:{opened.path}")
+            opened.demand_finite(network)
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{opened.path}")
         return cls(network.eval(), transform, tokenizer)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -84,7 +76,7 @@ def _import_open_clip(folder: Path) -> Any:
         import open_clip
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the second
         raise BadInput(
-            f"{KNOB}={folder}: {CONFIG} makes it an open_clip model, and that library cannot be loaded "
+            f"{KNOB}={folder}: {OPEN_CLIP} makes it an open_clip model, and that library cannot be loaded "
             f"({first_line(error)}); install it: pip install -c constraints.txt '.[open-clip]'"
         ) from None
     return open_clip
@@ -104,6 +96,10 @@ def _check_text_tower_files(folder: Path, text: dict[str, Any]) -> None:
         )
 
 
-def _find_weights(folder: Path) -> Path:
-    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    return files[0] if files else sorted(folder.glob("*.safetensors"))[0]
+def _keep_one_file(opened: ModelFolder) -> None:
+    """Leave one file of weights, under the name that the library looks for first."""
+    files = [opened.path / name for name in WEIGHTS if (opened.path / name).is_file()]
+    weights = (files or sorted(opened.path.glob("*.safetensors")))[0].rename(opened.path / ".weights")
+    for other in opened.path.glob("*.safetensors*"):
+        other.unlink()
+    weights.rename(opened.path / WEIGHTS[0])

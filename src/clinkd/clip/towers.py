@@ -5,7 +5,6 @@ Shapes: I images, P texts, E width of the shared space.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +12,15 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast, SiglipModel
+from transformers import CLIPModel, PreTrainedTokenizerFast, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from clinkd.model.folders import ModelFolder, opened_folder, read_config
 from clinkd.records import BadInput
 
 KNOB = "select.clip.base"  # named in every error
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # older releases wrote these numbers 0, 1, 2, ... beside the weights; the classes now make them
 COUNTED = "position_ids"
 
@@ -64,12 +62,8 @@ class ClipTowers(_TransformersTowers):
     """A CLIP of transformers."""
 
     @classmethod
-    def read(cls, folder: Path) -> ClipTowers:
-        return cls(
-            read_network(folder, CLIPModel),
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            CLIPImageProcessorPil.from_pretrained(folder),
-        )
+    def read(cls, opened: ModelFolder) -> ClipTowers:
+        return cls(read_network(opened, CLIPModel), opened.tokenizer(), opened.processor(CLIPImageProcessorPil))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(line) for line in self._ids(texts)]
@@ -105,14 +99,11 @@ class SiglipTowers(_TransformersTowers):
     """
 
     @classmethod
-    def read(cls, folder: Path) -> SiglipTowers:
+    def read(cls, opened: ModelFolder) -> SiglipTowers:
         # tokenizer.json is enough; the class that these folders name needs sentencepiece too
-        kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
-        return cls(
-            read_network(folder, SiglipModel),
-            kind.from_pretrained(folder, local_files_only=True),
-            SiglipImageProcessorPil.from_pretrained(folder),
-        )
+        kind = PreTrainedTokenizerFast if (opened.path / "tokenizer.json").is_file() else None
+        network = read_network(opened, SiglipModel)
+        return cls(network, opened.tokenizer(kind), opened.processor(SiglipImageProcessorPil))
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         return [len(line) for line in self.tokenizer([t.lower() for t in texts])["input_ids"]]
@@ -133,66 +124,26 @@ KINDS: dict[str, type[ClipTowers] | type[SiglipTowers]] = {"clip": ClipTowers, "
 
 def read_model_type(folder: Path) -> str | None:
     """The `model_type` in the folder's config.json; None if it has none, or there is no such file."""
-    return read_json_object(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises BadInput if there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{KNOB}={file.parent}: {file.name} cannot be read: {first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{KNOB}={file.parent}: {file.name} holds no JSON object")
-    return content
+    return read_config(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
 
 
 def read_towers(folder: Path, kind: str) -> Towers:
     """A model in Hugging Face layout. Raises BadInput if it cannot be read, or weights are missing or unexpected."""
-    refuse_pickles(folder, "model.safetensors")
-    try:
-        return KINDS[kind].read(folder)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{KNOB}={folder}: not a {kind} that can be read: {first_line(error)}") from None
+    with opened_folder(folder, f"a {kind}", KNOB) as opened:
+        return KINDS[kind].read(opened)
 
 
-def read_network(folder: Path, kind: type[Any]) -> Any:
+def read_network(opened: ModelFolder, kind: type[Any]) -> Any:
     """The network in float32, whatever its files hold: pixels are float32, and half precision is slow on a CPU."""
-    network, report = kind.from_pretrained(
-        folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
-    )
+    network, report = opened.network(kind, dtype=torch.float32)
     for trouble in ("missing_keys", "unexpected_keys"):
         if names := sorted(n for n in report[trouble] if not n.endswith(COUNTED)):
             raise BadInput(
-                f"{KNOB}={folder}: {trouble.removesuffix('_keys')} weights: {', '.join(names[:3])} ({len(names)}); "
+                f"{opened.name}: {trouble.removesuffix('_keys')} weights: {', '.join(names[:3])} ({len(names)}); "
                 "config.json and the weights are to be of one model"
             )
     return network.eval()
 
 
-def refuse_pickles(folder: Path, wanted: str) -> None:
-    """Raises BadInput if all weights are pickles, which can run any program when opened, or there are none."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-    if not pickles:
-        raise BadInput(f"{KNOB}={folder}: no weights there; {wanted} is wanted")
-    code = (
-        "import torch, safetensors.torch as s; "
-        f"w = torch.load('{pickles[0]}', map_location='cpu', weights_only=True); "
-        f"s.save_file({{k: v.clone() for k, v in w.items()}}, '{wanted}', {{'format': 'pt'}})"
-    )
-    raise BadInput(
-        f"{KNOB}={folder}: {pickles[0]} is a pickle, which can run any program when it is opened, and is not read; in "
-        f'that folder, turn it into {wanted}: python -c "{code}"'
-    )
-
-
 def normalise_vectors(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
-
-
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

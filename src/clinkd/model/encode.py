@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from clinkd.data.codecs import Codec
 from clinkd.data.grids import Size, smart_resize, square_resize
 from clinkd.model.families import ChatTemplate, Family, ImageGeometry
+from clinkd.model.folders import first_line, is_panic
 from clinkd.records import BadInput, ImageRef, Sample
 
 CACHE_BYTES = 256 << 20  # an encoder keeps so many bytes of resized pixels
@@ -208,7 +209,15 @@ class TextEncoder:
         self.frame = self.ids([chat.opening, chat.image_start, chat.image_end])
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        try:
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise BadInput(
+                f"the tokenizer gives a text up ({first_line(error)}): a pattern in its tokenizer.json takes without "
+                "end; take that of another release"
+            ) from None
 
     def prefix(self, grids: Sequence[tuple[int, int]]) -> list[int]:
         """The tokens before the question: system turn, start of the user's turn, images."""

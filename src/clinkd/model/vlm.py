@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from clinkd.config import AnswerConfig, FitConfig, LoraConfig, ModelConfig
 from clinkd.data.codecs import Codec, make_codec
@@ -36,6 +36,7 @@ from clinkd.model.encode import (
     encode_rows,
 )
 from clinkd.model.families import TINY, family_of, load_folder, load_written, native_knobs, scheme_knobs
+from clinkd.model.folders import opened_folder
 from clinkd.model.generate import (
     Choose,
     DecodeLimits,
@@ -50,7 +51,7 @@ from clinkd.model.generate import (
 )
 from clinkd.model.positions import position_scheme
 from clinkd.objectives import LowRank
-from clinkd.records import BadInput, BoxedText, Candidate, Sample
+from clinkd.records import BadInput, BoxedText, Candidate, ImageRef, Modality, Sample, Task, Turn
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,8 @@ class VisionLanguageModel(nn.Module):
     @torch.inference_mode()
     def difference(self, folder: Path, samples: Sequence[Sample]) -> float:
         """The greatest difference of any logit between this model and the one in `folder`, a question at a time."""
-        reloaded = load_written(folder, self.dtype).to(self.device).eval()
+        with opened_folder(folder, "a model that was just written") as opened:
+            reloaded = load_written(opened, self.dtype).to(self.device).eval()
         greatest = 0.0
         for sample in samples:
             prompt = encode_prompts([sample], self.text, self.images).to(self.device)
@@ -407,26 +409,42 @@ def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: O
 
 def load_foreign(folder: Path, open_image: OpenImage) -> VisionLanguageModel:
     """A model that belongs to no run here: an exported one, or a stock one of any family."""
-    return load(folder, open_image, native_knobs(folder))
+    return load(folder, open_image, native_knobs(folder), foreign=True)
 
 
 def load(
-    folder: Path, open_image: OpenImage, config: ModelConfig | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    open_image: OpenImage,
+    config: ModelConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    foreign: bool = False,
 ) -> VisionLanguageModel:
     """A model from a folder: one of ours, or (with `config`) a stock one, which gets the scheme that `config` names.
 
-    Raises BadInput if the folder holds no such model, a weight is missing or left over, or a part is absent.
+    One that is `foreign` is tried out on a blank picture. Raises BadInput as `opened_folder`, and if
+    the folder holds no such model, a weight is missing or left over, or its parts do not fit each other.
     """
-    network = load_folder(folder, config, dtype)
-    family = family_of(network.config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        processor = family.processor_class.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder}: tokenizer or image processor: {str(error).splitlines()[0]}") from None
-    if config is not None:
-        family.limit_image_tokens(processor, config.max_image_tokens)
-    return VisionLanguageModel(network, tokenizer, processor, open_image)
+    with opened_folder(folder, "a vision-language model") as opened:
+        network = load_folder(opened, config, dtype)
+        family = family_of(network.config)
+        tokenizer, processor = opened.tokenizer(), opened.processor(family.processor_class)
+        if config is not None:
+            family.limit_image_tokens(processor, config.max_image_tokens)
+        if foreign:
+            _try_out(VisionLanguageModel(network, tokenizer, processor, lambda ref: Image.new("RGB", (64, 64))), folder)
+        return VisionLanguageModel(network, tokenizer, processor, open_image)
+
+
+def _try_out(model: VisionLanguageModel, folder: Path) -> None:
+    """Raises what an answer to a question about a blank picture raises; BadInput where its numbers are not finite."""
+    turn = Turn(Task.QA, BoxedText("What is it?"), BoxedText(""))
+    sample = Sample("", (ImageRef("", 64, 64),), Modality.CT, (turn,), "")
+    (candidates,) = model.generate([sample], AnswerConfig(beams=1, candidates=1, max_new_tokens=1))
+    if not math.isfinite(candidates[0].logprob or 0.0):
+        raise BadInput(
+            f"{folder}: a blank picture gives no finite numbers, though all weights are: look at the settings in "
+            "preprocessor_config.json (image_std) and config.json"
+        )
 
 
 def spell_samples(samples: Sequence[Sample], config: ModelConfig) -> list[str]:

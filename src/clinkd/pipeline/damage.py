@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clinkd.model.folders import read_header
 from clinkd.records import BadInput
 from clinkd.storage import read_json
 
@@ -88,13 +89,10 @@ def _find_missing_file(name: str, folder: Path) -> tuple[Path, str] | None:
 
 def _find_cut_weights(folder: Path) -> Path | None:
     """The first file of weights that is shorter or longer than its header says, or has no header."""
-    from safetensors import SafetensorError, safe_open
-
     for path in sorted(folder.rglob("*.safetensors")):
         try:
-            with safe_open(path, framework="np"):
-                pass
-        except SafetensorError:
+            read_header(path)
+        except BadInput:
             return path
     return None
 

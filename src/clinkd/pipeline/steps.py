@@ -130,7 +130,7 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         work.save(model)
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / PRETRAINED_VISION, ignore_errors=True))
     else:
-        model = load(config.base, work.open_image, config)
+        model = load(config.base, work.open_image, config, foreign=True)
         pointer = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
         distributed.on_main_process(lambda: write_json(work.folder / POINTER, pointer))
     work.record("parameters", sum(p.numel() for p in model.parameters()))

@@ -28,7 +28,7 @@ from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, mak
 from clinkd.serving.engine import AnswerRequest, ModelUnavailable
 from clinkd.serving.limits import NOTICE, DeadlineExceeded, QueueFull, TimeLimit
 from clinkd.version import __version__
-from clinkd.workflows.review import Review, ReviewedAnswer
+from clinkd.workflows.review import DecisionConflict, Last, Review, ReviewedAnswer, Shown
 
 PAGE = Path(__file__).parent / "page"
 PAGE_SECONDS = 0.3  # to show a page that waits, before the import of torch blocks everything
@@ -52,6 +52,9 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": schemas.Failure, "description": "There is no such thing"}}
+_CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": schemas.Failure, "description": "Another decision was taken meanwhile; the message says which"}
+}
 T = TypeVar("T")
 
 
@@ -65,6 +68,7 @@ class Missing(Exception):
 
 
 _STATUSES: dict[type[Exception], tuple[int, str]] = {  # with the code in the reply
+    DecisionConflict: (409, "conflict"),
     BadInput: (400, "invalid"),
     Missing: (404, "missing"),
     QueueFull: (429, "full"),
@@ -378,15 +382,26 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
         picture = await asyncio.to_thread(review.picture, id, round)
         return Response(await asyncio.to_thread(_encode_png, picture), media_type="image/png")
 
-    @app.put("/v1/corrections", tags=["corrections"])
+    @app.put("/v1/corrections", tags=["corrections"], responses=_CONFLICT)
     async def decide(body: schemas.DecideRequest) -> schemas.CorrectionReply:
-        """Accept, edit or reject a rewrite, or undo that. The decision is written to the file at once."""
+        """Accept, edit or reject a rewrite, or undo that. The decision is written to the file at once.
+
+        With `seen`, the decision that the client shows (null: none), it is refused with 409 where another one stands in
+        the file meanwhile, by another window, server or editor. Without `seen`, where one stands there that this server
+        has not shown.
+        """
         after = None
         if body.text is not None or body.boxes is not None:
             after = BoxedText(body.text or "", tuple(make_box(c) for c in body.boxes or ()))
-        if body.verdict == "undo":
-            return _make_correction_reply(await asyncio.to_thread(review.undo, body.id, body.round))
-        return _make_correction_reply(await asyncio.to_thread(review.decide, body.id, body.round, body.verdict, after))
+        seen: Shown | Last = "last"
+        if "seen" in body.model_fields_set:
+            seen = (body.seen.verdict, _read_text(body.seen.after)) if body.seen else None
+        act = review.undo if body.verdict == "undo" else partial(review.decide, verdict=body.verdict, after=after)
+        return _make_correction_reply(await asyncio.to_thread(act, body.id, body.round, seen=seen))
+
+
+def _read_text(marked: schemas.MarkedText | None) -> BoxedText | None:
+    return BoxedText(marked.text, tuple(make_box(corners) for corners in marked.boxes)) if marked else None
 
 
 def _make_correction_reply(reviewed: ReviewedAnswer) -> schemas.CorrectionReply:

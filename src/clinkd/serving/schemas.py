@@ -436,13 +436,15 @@ class CorrectionPage(ReplyModel):
 
 
 class DecideRequest(RequestModel):
-    """`text` with `[box]` marks and `boxes` are required for an edit, and allowed for it alone."""
+    """`text` with `[box]` marks and `boxes` are required for an edit, and allowed for it alone. `seen`: the `decision`
+    that the client shows, null for none."""
 
     id: Annotated[str, Field(max_length=500)]
     round: Annotated[int, Field(ge=1)]
     verdict: Literal["accept", "edit", "reject", "undo"]
     text: Annotated[str | None, Field(max_length=4000)] = None
     boxes: Annotated[list[Corners] | None, Field(max_length=256)] = None
+    seen: Decision | None = None
 
     @field_validator("text")
     @classmethod

@@ -26,6 +26,7 @@ from clinkd.training.checkpoint import load_checkpoint, save_checkpoint
 from clinkd.training.fsdp import unshard_model
 from clinkd.training.lengths import rows_within
 from clinkd.training.log import Speedometer, TrainingLog, peak_memory_mb, shown_on_bar, trackers_of
+from clinkd.training.not_finite import demand_finite_weights, explain_loss
 from clinkd.training.optimizers import set_learning_rate, share_of_peak
 from clinkd.training.step import LossModule, TrainStep
 from clinkd.training.stops import Stop, stops_held
@@ -113,6 +114,7 @@ def fit(
         fingerprint = run_fingerprint(rows, objective, config, run, teacher)
         with accelerator.main_process_first():  # it moves damaged checkpoints aside
             state = TrainingState(run.folder, model, step.optimizers, fingerprint, config.checkpoint_seconds)
+        demand_finite_weights(model, run.title)
         _take_steps(step, state, rows, num_steps, config, run)
         num_trained = sum(p.numel() for p in step.trained)
         unshard_model(model)
@@ -144,9 +146,8 @@ def _take_steps(
             set_learning_rate(step.optimizers, share_of_peak((part + number / num_steps) / parts, config))
             losses = step.update(batches, window.tokens)
             if not math.isfinite(losses["loss"]):
-                raise BadInput(
-                    f"{run.title}: the loss is {losses['loss']} at step {number + 1}; lower fit.learning_rate"
-                )
+                why = explain_loss(step, batches, number == first)
+                raise BadInput(f"{run.title}: the loss is {losses['loss']} at step {number + 1}; {why}")
             state.add_step(window.samples, losses["loss"])
             speed = speedometer.after_step(window.tokens, window.operations)
             advance(1, loss=round(losses["loss"], 3), **shown_on_bar(speed))

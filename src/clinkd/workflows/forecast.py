@@ -170,17 +170,12 @@ def _list_trainings(config: RunConfig) -> Iterator[tuple[str, FitConfig]]:
 
 def _count_weights(base: Path) -> dict[str, int]:
     """How many weights each part of the model has, from the headers of its files."""
-    from safetensors import SafetensorError, safe_open
+    from clinkd.model.folders import read_shapes
 
     weights = dict.fromkeys(("vision", "merger", "text", "head"), 0)
-    for path in sorted(base.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    part = "merger" if "visual.merger" in name else "vision" if "visual." in name else "text"
-                    weights["head" if "lm_head" in name else part] += math.prod(file.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise BadInput(f"model.base: {path} is damaged or no safetensors file ({error}); copy it anew") from None
+    for name, shape in read_shapes(base).items():
+        part = "merger" if "visual.merger" in name else "vision" if "visual." in name else "text"
+        weights["head" if "lm_head" in name else part] += math.prod(shape)
     return weights
 
 

@@ -5,14 +5,13 @@ Imports no torch.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -23,11 +22,14 @@ from clinkd.pipeline.correcting import CORRECTIONS
 from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run, name_runs
 from clinkd.records import BadInput, BoxedText, Correction, Sample
-from clinkd.storage import JsonLines, write_lines
+from clinkd.storage import JsonLines, locked, write_lines
 from clinkd.version import spell_program
 
 FILE = "corrections-human.jsonl"  # in the folder of a run
 Verdict = Literal["accept", "edit", "reject"]
+Shown = tuple[Verdict, BoxedText | None] | None  # a decision, with the text of its rewrite; None: not decided
+Last = Literal["last"]  # in the place of a decision: the one that was shown last
+Key = tuple[str, int]  # id and round
 _REJECTED = "rejected by a person"
 
 
@@ -48,10 +50,29 @@ class ReviewedAnswer:
             return "reject"
         return "accept" if self.decided.after == self.correction.after else "edit"
 
+    @property
+    def shown(self) -> Shown:
+        """The decision as a page shows it."""
+        return (self.verdict, self.decided.after) if self.decided and self.verdict else None
+
+
+class DecisionConflict(BadInput):
+    """A decision was taken meanwhile, elsewhere, that whoever decides has not seen."""
+
+    def __init__(self, answer: ReviewedAnswer) -> None:
+        other = "the decision was taken back" if answer.decided is None else f"it was decided: {answer.verdict}"
+        if answer.decided and answer.decided.after:
+            other += f" ({json.dumps(answer.decided.after.to_json(), ensure_ascii=False)})"
+        where = f"{answer.correction.id}, round {answer.correction.round}"
+        super().__init__(f"{where}: meanwhile {other}; decide once more to overrule that")
+
 
 class Review:
     """The wrong answers of all rounds of a run, in their order. Each decision goes into a file at once. Another run
-    that gets this file by `reflect.replay` uses it before other corrections. No other file is ever written."""
+    that gets this file by `reflect.replay` uses it before other corrections. No other file is ever written.
+
+    Several servers, and a person with an editor, may write the file: it is read anew, under a lock, before each write.
+    """
 
     def __init__(self, run: Run) -> None:
         """Raises BadInput where a file of that name exists and holds no corrections."""
@@ -59,8 +80,7 @@ class Review:
         done = [s for s in run.status() if s.name.startswith("reflect-") and s.state == "done"]
         self._stages = {int(s.name.removeprefix("reflect-")): s.folder for s in done}
         self._prepared = run.stage("prepare")
-        self._decisions = self._read_decisions()
-        self._lock = threading.Lock()
+        self._shown = self._read_decisions()  # of others, too
 
     @property
     def rounds(self) -> list[int]:
@@ -68,7 +88,7 @@ class Review:
         return sorted(self._stages)
 
     @cached_property
-    def _wrong_answers(self) -> dict[tuple[str, int], Correction]:
+    def _wrong_answers(self) -> dict[Key, Correction]:
         """Read at the first use: this takes seconds in a large run."""
         lines = (r for n in self.rounds for r in JsonLines(self._stages[n] / CORRECTIONS).read() if r["reasons"])
         return {(c.id, c.round): c for c in map(Correction.from_json, lines)}
@@ -79,12 +99,24 @@ class Review:
         lines = (r for r in JsonLines(self._prepared / "train.jsonl").read() if r["id"] in wanted)
         return {s.id: s for s in map(Sample.from_json, lines)}
 
-    def _read_decisions(self) -> dict[tuple[str, int], Correction]:
+    def _read_lines(self) -> dict[Key, dict[str, Any]]:
+        """The lines of the file as they are, with all that a person may have added to them."""
+        place = f"{self.run.folder.name}/{FILE}"  # no page may name folders of this machine
         try:
-            lines = [Correction.from_json(r) for r in JsonLines(self.file).read()]
+            text = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+            read = {(c.id, c.round): line for line in lines for c in [Correction.from_json(line)]}
         except ValueError as error:
-            raise BadInput(f"{self.file}: not a file of corrections ({error}); move it away") from None
-        return {(c.id, c.round): c for c in lines}
+            raise BadInput(f"{place}: not a file of corrections ({error}); mend it, or move it away") from None
+        if len(read) < len(lines):
+            raise BadInput(
+                f"{place}: {len(lines) - len(read)} of its lines decide what another line decides, too; "
+                "keep one of each"
+            )
+        return read
+
+    def _read_decisions(self) -> dict[Key, Correction | None]:
+        return {key: Correction.from_json(line) for key, line in self._read_lines().items()}
 
     @property
     def command(self) -> str:
@@ -103,6 +135,7 @@ class Review:
         if round not in self.rounds:
             rounds = ", ".join(map(str, self.rounds)) or "none"
             raise BadInput(f"round {round}: the run's rounds of reflection are {rounds}")
+        self._shown = self._read_decisions()
         return [self._build_answer(key) for key in self._wrong_answers if key[1] == round]
 
     def get_answer(self, id: str, round: int) -> ReviewedAnswer:
@@ -115,10 +148,19 @@ class Review:
         """The image of the question. Raises BadInput where there is none, or it cannot be opened."""
         return open_image(read_data_source(self._prepared).root, self.get_answer(id, round).sample.images[0])
 
-    def decide(self, id: str, round: int, verdict: Verdict, after: BoxedText | None = None) -> ReviewedAnswer:
+    def decide(
+        self,
+        id: str,
+        round: int,
+        verdict: Verdict,
+        after: BoxedText | None = None,
+        seen: Shown | Last = "last",
+    ) -> ReviewedAnswer:
         """Store a decision in the place of an earlier one. `after` is the new text of an edit, else None.
 
-        Raises BadInput where there is nothing to accept, and for a text that a run may not train on.
+        `seen`: the decision that the person has before them, by default what this object showed last. Raises
+        DecisionConflict if another one stands in the file, and BadInput where there is nothing to accept, for a text
+        that a run may not train on, and for a file that is broken.
         """
         answer = self.get_answer(id, round)
         if (verdict == "edit") != (after is not None):
@@ -129,20 +171,28 @@ class Review:
             raise BadInput(f"the text: {fault}")
         rewrite = {"accept": answer.correction.after, "edit": after, "reject": None}[verdict]
         rejected = _REJECTED if verdict == "reject" else None
-        self._store({(id, round): replace(answer.correction, after=rewrite, by=HUMAN, rejected=rejected)})
-        return self.get_answer(id, round)
+        return self._store((id, round), replace(answer.correction, after=rewrite, by=HUMAN, rejected=rejected), seen)
 
-    def undo(self, id: str, round: int) -> ReviewedAnswer:
-        """Take a decision back."""
+    def undo(self, id: str, round: int, seen: Shown | Last = "last") -> ReviewedAnswer:
+        """Take a decision back. Raises DecisionConflict as `decide`."""
         self.get_answer(id, round)
-        self._store({(id, round): None})
-        return self.get_answer(id, round)
+        return self._store((id, round), None, seen)
 
-    def _build_answer(self, key: tuple[str, int]) -> ReviewedAnswer:
-        return ReviewedAnswer(self._samples[key[0]], self._wrong_answers[key], self._decisions.get(key))
+    def _build_answer(self, key: Key) -> ReviewedAnswer:
+        return ReviewedAnswer(self._samples[key[0]], self._wrong_answers[key], self._shown.get(key))
 
-    def _store(self, changed: Mapping[tuple[str, int], Correction | None]) -> None:
-        with self._lock:
-            kept = {key: c for key, c in {**self._decisions, **changed}.items() if c is not None}
-            write_lines(self.file, (c.to_json() for c in sorted(kept.values(), key=lambda c: (c.round, c.id))))
-            self._decisions = kept
+    def _store(self, key: Key, decision: Correction | None, seen: Shown | Last) -> ReviewedAnswer:
+        with locked(self.run.folder):
+            lines = self._read_lines()
+            last = self._build_answer(key)
+            present = replace(last, decided=Correction.from_json(lines[key]) if key in lines else None)
+            wanted = replace(last, decided=decision)
+            self._shown[key] = present.decided  # as of now, in the reply or in the refusal
+            if present.shown != wanted.shown:
+                if present.shown != (last.shown if seen == "last" else seen):
+                    raise DecisionConflict(present)
+                kept = {other: line for other, line in lines.items() if other != key}
+                kept |= {key: decision.to_json()} if decision else {}
+                write_lines(self.file, (kept[other] for other in sorted(kept, key=lambda key: (key[1], key[0]))))
+                self._shown[key] = decision
+            return wanted

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from clinkd.config import NAMED_POSITIONS, ModelConfig
 from clinkd.model.families.family import ChatTemplate, Family, ImageGeometry, scheme_knobs
 from clinkd.model.families.qwen2_vl import QWEN2_VL
+from clinkd.model.folders import ModelFolder, read_config
 from clinkd.records import BadInput
 
 __all__ = [
@@ -39,11 +38,8 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str | None, Family | Non
     path = folder / "config.json"
     if not path.is_file():
         raise no_folder(folder)
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON: {error}") from None
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    settings = read_config(path)
+    kind = settings.get("model_type")
     return settings, kind, next((family for family in FAMILIES if kind in (family.stock_type, family.own_type)), None)
 
 
@@ -57,11 +53,12 @@ def native_knobs(folder: Path) -> ModelConfig | None:
     return ModelConfig.model_validate({"base": folder, **settings})
 
 
-def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> Any:
+def load_folder(opened: ModelFolder, knobs: ModelConfig | None, dtype: torch.dtype) -> Any:
     """Weights from a folder: a stock one of any family (then `knobs` name the scheme) or one of ours (`knobs` None).
 
-    Raises BadInput where the folder is not one of these, or any weight is missing or left over.
+    Raises BadInput where the folder is not one of these, or any weight is missing, left over or not finite.
     """
+    folder = opened.folder
     stock, kind, family = _read_config(folder)
     if knobs is None and (family is None or kind != family.own_type):
         raise BadInput(f"{folder} holds a {kind!r} model, not one trained here")
@@ -70,16 +67,7 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
         raise BadInput(f"{folder}: model_type is {kind!r}, but a {wanted} is wanted")
     cls = family.network_class
     config = family.configure(stock, knobs) if knobs is not None else cls.config_class(**stock)
-    try:
-        network, report = cls.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
-    except SafetensorError as error:
-        raise BadInput(f"{folder}: its weights are cut or broken ({error}); copy the folder there again") from None
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: {str(error).splitlines()[0]} A folder with config.json and *.safetensors is wanted"
-        ) from None
+    network, report = opened.network(cls, config=config, dtype=dtype)
     wrong = {k: sorted(map(str, v)) for k, v in report.items() if v and k.endswith(("_keys", "_msgs"))}
     if wrong:
         what = "; ".join(f"{k.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)})" for k, names in wrong.items())
@@ -87,9 +75,8 @@ def load_folder(folder: Path, knobs: ModelConfig | None, dtype: torch.dtype) -> 
     return network
 
 
-def load_written(folder: Path, dtype: torch.dtype) -> Any:
+def load_written(opened: ModelFolder, dtype: torch.dtype) -> Any:
     """A folder that was just written, as whoever gets it will load it: by the stock class where that is its type."""
-    _, kind, family = _read_config(folder)
+    _, kind, family = _read_config(opened.folder)
     assert family is not None
-    cls = family.network_class if kind == family.own_type else family.stock_class
-    return cls.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    return opened.network(family.network_class if kind == family.own_type else family.stock_class, dtype=dtype)[0]

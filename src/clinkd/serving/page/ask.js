@@ -1,7 +1,13 @@
 /** Calls to the server: one way to make them, one way to fail, and the stream of an answer. */
 
 /** What went wrong, in a line for people. */
-export class Failure extends Error {}
+export class Failure extends Error {
+  /** @param {string} message @param {number} [status] */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
 
 const UNKNOWN = "The token is wrong or gone. Open the address that clinkd serve printed.";
 const SILENT = "The server does not answer. Is clinkd serve still running?";
@@ -21,7 +27,7 @@ export async function call(path, { method = "GET", body, signal } = {}) {
     if (error.name === "AbortError") throw error;
     throw new Failure(SILENT);
   }
-  if (!reply.ok) throw new Failure(await why(reply));
+  if (!reply.ok) throw new Failure(await why(reply), reply.status);
   return reply;
 }
 

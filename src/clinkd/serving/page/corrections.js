@@ -55,7 +55,7 @@ export class Corrections {
     await this.attempt(async () => {
       try {
         if (verdict === "accept" && !item.after) throw new Failure("There is no rewrite to accept. Edit or reject it.");
-        const body = { id: item.id, round: item.round, verdict, ...more };
+        const body = { id: item.id, round: item.round, verdict, seen: item.decision, ...more };
         const now = await fetched("/v1/corrections", { method: "PUT", body });
         const change = Number(Boolean(now.decision)) - Number(Boolean(item.decision));
         this.counts.decided += change;
@@ -67,6 +67,13 @@ export class Corrections {
         const next = verdict === "undo" ? -1 : this.items.findIndex((other, n) => n > this.at && !other.decision);
         if (next >= 0) this.at = next;
         this.show();
+      } catch (error) {
+        if (error.status === 409) { // show what was decided elsewhere
+          await this.load();
+          this.at = Math.max(0, this.items.findIndex((other) => other.id === item.id && other.round === item.round));
+          this.show();
+        }
+        throw error;
       } finally {
         this.busy = false;
       }
