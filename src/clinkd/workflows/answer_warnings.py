@@ -16,8 +16,8 @@ from clinkd.language.facts import Lexicon
 from clinkd.language.negation import carries_finding, clauses, yes_no_verdict
 from clinkd.language.sides import names_other_side
 from clinkd.language.words import NUMBERS, normalise, singular
+from clinkd.pipeline.damage import read_stage_lines
 from clinkd.records import BoxedText, Modality
-from clinkd.storage import JsonLines
 
 Kind = Literal["no_box", "unknown_name", "unseen_modality", "other_side"]
 
@@ -61,7 +61,7 @@ class TrainingKnowledge(NamedTuple):
     def of_run(cls, prepared: Path, lexicon: Lexicon) -> Self:
         """Read the training samples that a `prepare` stage wrote; each text is parted into words once."""
         texts, modalities = set[str](), set[str]()
-        for record in JsonLines(prepared / "train.jsonl").read():
+        for record in read_stage_lines(prepared / "train.jsonl"):
             texts.update(_list_texts(record))
             modalities.add(record["modality"])
         words = frozenset(singular(word) for text in texts for word in normalise(text).split())
