@@ -84,8 +84,13 @@ def load(path: Path, root: type[K]) -> K:
 
 def load_stored(path: Path, root: type[K]) -> tuple[K, list[str]]:
     """The config that a run stored, perhaps by an older version, and the names of the knobs that this one lacks."""
+    return validate_stored(_read(path), root, f"{path}: ")
+
+
+def validate_stored(tree: Mapping[str, Any], root: type[K], where: str) -> tuple[K, list[str]]:
+    """As `load_stored`, of a tree that was read from `where`."""
     unknown: list[str] = []
-    return _validate(root, read_older_tree(_read(path), root, unknown), f"{path}: "), unknown
+    return _validate(root, read_older_tree(tree, root, unknown), where), unknown
 
 
 def _read(path: Path) -> dict[Any, Any]:

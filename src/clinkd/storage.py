@@ -119,6 +119,8 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); bring back a good copy") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error}); remove it, or bring back a good copy") from None
 
@@ -151,6 +153,11 @@ def sync_tree(folder: Path) -> None:
 def publish(draft: Path, final: Path) -> None:
     """Rename a finished draft folder, on the same file system, so that `final` exists whole or not at all."""
     sync_tree(draft)
+    rename_synced(draft, final)
+
+
+def rename_synced(draft: Path, final: Path) -> None:
+    """`publish` for a draft whose files are on the disk."""
     draft.rename(final)
     sync_folder(final.parent)
 
@@ -238,15 +245,17 @@ class Manifest:
 
     @staticmethod
     def write(folder: Path, files: Iterable[Path] | None = None) -> None:
-        """Put every file of `folder`, or those of `files`, on the disk, then write `manifest.json` with its SHA-256 and
-        size in bytes. Checksums that a folder below has in a manifest of its own are taken from there."""
+        """Put every file of `folder` on the disk, then write `manifest.json` with its SHA-256 and size in bytes; or for
+        those of `files`, which are on the disk. Checksums that a folder below has in a manifest of its own are taken
+        from there."""
         digests: dict[str, FileDigest] = {}
         for below in folder.glob(f"*/**/{MANIFEST}"):
             place = below.parent.relative_to(folder)
             digests |= {str(place / name): d for name, d in Manifest.read(below.parent).items()}
         listed = {}
         for path in _list_files(folder) if files is None else files:
-            _sync_file(path)
+            if files is None:
+                _sync_file(path)
             name = path.relative_to(folder).as_posix()
             listed[name] = digests.get(name) or digest_file(path)
         write_atomic(folder / MANIFEST, Manifest.encode(listed))
@@ -263,7 +272,7 @@ class Manifest:
         `owner`: what to remove then, if that is more than `folder`.
         """
         path, owner = folder / MANIFEST, owner or folder
-        if not path.is_file():
+        if not path.is_file() or path.is_symlink():
             raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove {owner} to make it anew")
         try:
             content = path.read_bytes()

@@ -64,7 +64,8 @@ def spell_run_command(run_folder: Path) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write size and checksum of every file of a stage that its readers need, just after its work has written them."""
+    """Write size and checksum of every file of a stage that its readers need, just after its work has written them: the
+    bytes are read from memory, where the system still has them."""
     Manifest.write(folder, [p for p in _list_needed(folder) if p != folder / MANIFEST])
 
 

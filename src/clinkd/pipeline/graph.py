@@ -35,8 +35,8 @@ from clinkd.storage import (
     MANIFEST,
     make_folder,
     naming_full_disk,
-    publish,
     read_json,
+    rename_synced,
     spell_seconds,
     stays_inside,
     sync_tree,
@@ -407,7 +407,7 @@ def _work_in_draft(
         write_manifest(draft)
         if folder.is_symlink():  # it led to a folder of an older version that is gone
             folder.unlink()
-        publish(draft, folder)
+        rename_synced(draft, folder)
     _print_line(f"{title}: done in {spell_seconds(clock.seconds())}")
 
 
@@ -448,7 +448,7 @@ class _StageClock:
             write_json(self.path, self.values)
 
     def finish(self) -> None:
-        sync_tree(self.path.parent)  # what is called finished is on the disk
+        sync_tree(self.path.parent)  # what is called finished is on the disk, and is written there once
         self.values["finished"] = _spell_now()
         self.values["files"] = MANIFEST
         self.save()

@@ -16,7 +16,7 @@ from clinkd.config import RunConfig
 from clinkd.pipeline import graph
 from clinkd.pipeline.damage import CONFIG, RUNS, STAGE_FOLDER, find_moved, read_stage_json, spell_run_command
 from clinkd.records import BadInput, Modality, Table, Task
-from clinkd.settings import change_knobs, complete, differences, dump, load, load_stored, read_older_tree, recipe_text
+from clinkd.settings import change_knobs, complete, differences, dump, load, load_stored, recipe_text, validate_stored
 from clinkd.storage import make_folder, read_json, write_atomic, write_json
 
 RUN_RECORD = "run.json"
@@ -257,7 +257,11 @@ def name_stages(folder: Path) -> set[str]:
 
 def read_recorded_config(record: Path) -> RunConfig:
     """The config in the record of a run, its `run.json`; knobs that this version lacks are left out."""
-    return RunConfig.model_validate(read_older_tree(_read_record(record.parent)["config"], RunConfig, []))
+    stored = _read_record(record.parent)["config"]
+    try:
+        return validate_stored(stored, RunConfig, f"{record}: config: ")[0]
+    except BadInput as error:
+        raise BadInput(f"{error}; `{spell_run_command(record.parent)}` writes it again") from None
 
 
 def load_config(path: Path) -> RunConfig:
