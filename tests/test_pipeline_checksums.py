@@ -233,6 +233,19 @@ def test_weights_are_compared_whenever_they_are_loaded(runs):
         load_model(stage, lambda image: None)
 
 
+def test_weights_of_a_pretrained_base_are_compared_too(tmp_path):
+    base, stage = tmp_path / "pretrained", tmp_path / "base-0123456789ab"
+    base.mkdir(), stage.mkdir()
+    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    write_json(stage / "base.json", {**damage.point_to(base), "model": {}})
+    damage.demand_whole_model(stage)
+    (base / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0 {")
+    with pytest.raises(
+        BadInput, match=r"model\.safetensors: damaged .* stage base is damaged; bring a whole copy back"
+    ):
+        damage.demand_whole_model(stage)
+
+
 @pytest.mark.parametrize("images", [True, False])
 def test_a_damaged_run_is_not_packed_and_a_packed_one_verifies(runs, tmp_path, capsys, images, monkeypatch):
     monkeypatch.setattr("clinkd.workflows.packing._render_shared_page", lambda run: b"<p>")

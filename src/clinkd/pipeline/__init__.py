@@ -16,6 +16,7 @@ from clinkd.pipeline.stages import plan
 __all__ = [
     "cautions",
     "correcting",
+    "damage",
     "graph",
     "machine",
     "models",

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from clinkd.records import BadInput
-from clinkd.storage import DIFFERS, MANIFEST, Manifest, digest_file, find_change, parse_lines, read_json
+from clinkd.storage import DIFFERS, MANIFEST, FileDigest, Manifest, digest_file, find_change, parse_lines, read_json
 from clinkd.version import spell_program
 
 RUNS = Path("runs")
@@ -107,7 +109,7 @@ def list_damages(name: str, folder: Path, record: Mapping[str, Any] | None, cont
     changes = _list_unlisted(name, folder) if listed is None else _list_changes(folder, listed, contents)
     for path, wrong in changes:
         yield Damage(f"{path}: {wrong}", remake, path.relative_to(folder).parts[0] == MODEL)
-    if damage := _find_lost_base(folder, remake):
+    if damage := _find_lost_base(folder, remake, contents):
         yield damage
 
 
@@ -174,27 +176,44 @@ def _list_cut_weights(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _find_lost_base(folder: Path, remake: str) -> Damage | None:
-    """The damage where the pretrained model that a stage points to is gone or cut."""
+def point_to(base: Path) -> dict[str, Any]:
+    """The pretrained model in a folder for the pointer of a stage: the folder, and checksums of its weights, which were
+    loaded just now."""
+    weights = {p.relative_to(base).as_posix(): digest_file(p).model_dump() for p in sorted(base.rglob("*.safetensors"))}
+    return {"folder": str(base.resolve()), "weights": weights}
+
+
+def _find_lost_base(folder: Path, remake: str, contents: bool) -> Damage | None:
+    """The damage where the pretrained model that a stage points to is gone or cut; with `contents`, or changed."""
     if not (folder / POINTER).is_file():
         return None
     try:
-        base = Path(read_json(folder / POINTER)["folder"])
-    except (BadInput, KeyError, TypeError):
+        pointer = read_json(folder / POINTER)
+        base, weights = Path(pointer["folder"]), _WEIGHTS.validate_python(pointer.get("weights", {}))
+    except (BadInput, KeyError, TypeError, AttributeError, ValueError):
         return Damage(f"{folder / POINTER}: broken", remake, True)
     bring_back = f"bring a whole copy back to {base}"
     if not base.is_dir():
         return Damage(f"{base}: the pretrained model is no longer there", bring_back, True)
+    for name, digest in weights.items() if contents else ():  # none in stages of older versions
+        if wrong := find_change(base / name, digest.bytes, digest.sha256):
+            return Damage(f"{base / name}: {wrong}", bring_back, True)
     path = next(_list_cut_weights(base), None)
     return Damage(f"{path}: {_CUT}", bring_back, True) if path else None
+
+
+_WEIGHTS = TypeAdapter(dict[str, FileDigest])
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def demand_whole_model(stage: Path) -> None:
-    """Compare the files of a stage's model with their checksums, just before they are loaded: the bytes then come from
-    memory. Raises BadInput, with the way out, for the first that differs."""
+    """Compare the files of a stage's model, or of the pretrained one that it points to, with their checksums, just
+    before they are loaded: the bytes then come from memory. Raises BadInput, with the way out, for the first that
+    differs."""
+    if damage := _find_lost_base(stage, _spell_remake(stage), contents=True):
+        raise _refuse(stage, damage)
     if not has_checksums(stage):
         return
     for name, digest in _read_manifest(stage).items():
@@ -251,8 +270,12 @@ def _read_manifest(stage: Path) -> Mapping[str, Any]:
 
 def refuse_damage(stage: Path, what: str) -> BadInput:
     """The error for a damaged finished stage, with the command of a run that uses it."""
+    return _refuse(stage, Damage(what, _spell_remake(stage)))
+
+
+def _refuse(stage: Path, damage: Damage) -> BadInput:
     links = sorted(stage.parent.parent.glob("*/stages/*"))
     runs = [link.parent.parent for link in links if link.is_symlink() and link.readlink().name == stage.name]
     command = f"`{spell_run_command(runs[-1])}`" if runs else "the `clinkd run` that made it"
     match = STAGE_FOLDER.fullmatch(stage.name)
-    return BadInput(Damage(what, _spell_remake(stage)).describe(match[1] if match else stage.name, command))
+    return BadInput(damage.describe(match[1] if match else stage.name, command))

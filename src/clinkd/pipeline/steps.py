@@ -59,7 +59,7 @@ from clinkd.pipeline.correcting import (
     CorrectionContext,
     replace_overruled_truths,
 )
-from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, read_stage_lines
+from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, point_to, read_stage_lines
 from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
@@ -131,8 +131,8 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / PRETRAINED_VISION, ignore_errors=True))
     else:
         model = load(config.base, work.open_image, config)
-        pointer = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
-        distributed.on_main_process(lambda: write_json(work.folder / POINTER, pointer))
+        folder, knobs = config.base, config.model_dump(mode="json")
+        distributed.on_main_process(lambda: write_json(work.folder / POINTER, {**point_to(folder), "model": knobs}))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
@@ -319,7 +319,7 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
     says."""
     if config.base is not None:
         ImageTextModel.load(config.base, work.open_image)
-        write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
+        write_json(work.folder / POINTER, point_to(config.base))
         return
     kinds = make_captioned_views(work.samples("train"), config.grounding != "text", work.seed)
     kinds = [kind for kind in kinds if len(kind) > 1]
