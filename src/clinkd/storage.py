@@ -150,14 +150,11 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
-def publish(draft: Path, final: Path) -> None:
-    """Rename a finished draft folder, on the same file system, so that `final` exists whole or not at all."""
-    sync_tree(draft)
-    rename_synced(draft, final)
-
-
-def rename_synced(draft: Path, final: Path) -> None:
-    """`publish` for a draft whose files are on the disk."""
+def publish(draft: Path, final: Path, synced: bool = False) -> None:
+    """Rename a finished draft folder, on the same file system, so that `final` exists whole or not at all. `synced`:
+    its files are on the disk."""
+    if not synced:
+        sync_tree(draft)
     draft.rename(final)
     sync_folder(final.parent)
 

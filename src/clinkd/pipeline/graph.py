@@ -35,8 +35,8 @@ from clinkd.storage import (
     MANIFEST,
     make_folder,
     naming_full_disk,
+    publish,
     read_json,
-    rename_synced,
     spell_seconds,
     stays_inside,
     sync_tree,
@@ -171,13 +171,23 @@ class DescribedStage(BaseModel):
     needs: dict[_Name, _Identity]
 
 
-class RecordedStage(DescribedStage):
-    """The shape of `stage.json`."""
+class RecordedStage(BaseModel):
+    """The shape of `stage.json`; a finished stage has all keys of `_WHOLE`."""
 
-    seconds: float = Field(ge=0, le=1e12, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True)
+    name: _Name = ""
+    version: _Number = 0
+    seed: _Number = 0
+    config: dict[str, Any] = {}
+    identity: _Identity = ""
+    needs: dict[_Name, _Identity] = {}
+    seconds: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
     attempts: _Count = 1
     recorded: dict[str, Any] = {}
     files: dict[Annotated[str, AfterValidator(_demand_inside)], _Count] | Literal["manifest.json"] | None = None
+
+
+_WHOLE = {*DescribedStage.model_fields, "seconds"}
 
 
 def describe_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -206,11 +216,13 @@ def _read_status(name: str, identity: str, folder: Path) -> StageStatus:
     return StageStatus(name, identity, "missing", 0.0, folder)
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The `stage.json` of a folder; None if it is missing or broken."""
+def read_record(folder: Path, whole: bool = True) -> dict[str, Any] | None:
+    """The `stage.json` of a folder; None if it is missing or broken, or is to be `whole` and lacks a key."""
     try:
         record: dict[str, Any] = read_json(folder / RECORD)
         RecordedStage.model_validate(record)
+        if whole and not record.keys() >= _WHOLE:
+            return None
         return {**record, "recorded": _rename_keys(record.get("recorded", {}))}
     except (BadInput, ValidationError, RecursionError):
         return None
@@ -284,7 +296,7 @@ def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
     def follow(name: str, folder: Path) -> None:
         if name in folders or not (folder / RECORD).is_file():
             return
-        for need, identity in stage_record(folder)["needs"].items():
+        for need, identity in stage_record(folder).get("needs", {}).items():
             follow(need, folder.parent / f"{need}-{identity}")
         folders[name] = folder
 
@@ -297,7 +309,7 @@ def stage_record(folder: Path) -> dict[str, Any]:
     """The `stage.json` of a stage's folder: name, identity, config, needs, seconds, attempts, started, finished,
     versions, recorded, files (the name of the manifest; their sizes, or nothing, in older stages). The keys of
     `recorded` are the keys of today. Raises BadInput, with the way out, if it cannot be read."""
-    if (record := read_record(folder)) is None:
+    if (record := read_record(folder, whole=False)) is None:
         raise refuse_damage(folder, f"{folder / RECORD}: missing or broken")
     return record
 
@@ -407,7 +419,7 @@ def _work_in_draft(
         write_manifest(draft)
         if folder.is_symlink():  # it led to a folder of an older version that is gone
             folder.unlink()
-        rename_synced(draft, folder)
+        publish(draft, folder, True)
     _print_line(f"{title}: done in {spell_seconds(clock.seconds())}")
 
 
@@ -416,7 +428,7 @@ class _StageClock:
 
     def __init__(self, stage: Stage, draft: Path) -> None:
         self.path = draft / RECORD
-        stored = read_record(draft) or {}
+        stored = read_record(draft, whole=False) or {}
         if self.path.is_file() and not stored:
             _print_line(f"{self.path}: broken; the time that the stage took before is lost, and its files are kept")
         self.values: dict[str, Any] = {
