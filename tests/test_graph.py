@@ -194,7 +194,8 @@ def test_a_full_disk_is_one_line_and_leaves_a_draft(shop, tmp_path):
 def test_a_folder_that_is_not_what_its_name_says_is_refused(shop, tmp_path):
     done = execute(shop.stages(), tmp_path / "a")
     record = read_json(done["data"] / "stage.json")
-    write_json(done["data"] / "stage.json", {**record, "identity": "0" * 12})
+    write_json(done["data"] / "stage.json", {**record, "identity": "0" * 12, "files": {}})
+    (done["data"] / "manifest.json").unlink()
     with pytest.raises(BadInput, match="remove it to make it anew"):
         execute(shop.stages(), tmp_path / "a")
     (done["data"] / "stage.json").write_text("{")

@@ -1,6 +1,5 @@
 """Damaged and moved runs: every verb names what is damaged and how to make it again, and the way out works."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +9,8 @@ import pytest
 from clinkd.cli import main
 from clinkd.pipeline.runs import find_run, open_run
 from clinkd.storage import read_json, write_json
+
+VERSIONS = ("checksums", "sizes", "no sizes")  # that a stage records of its files, the newest first
 
 
 @pytest.fixture
@@ -27,10 +28,16 @@ def refuse(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return line
 
 
-def forget_sizes(folder: Path) -> None:
-    """Make the record of a stage as older versions wrote it."""
+def forget(folder: Path, version: str) -> None:
+    """Make the records of a stage as an older version wrote them: without checksums, and first of all without sizes."""
+    if version == "checksums":
+        return
     record = read_json(folder / "stage.json")
-    write_json(folder / "stage.json", {key: value for key, value in record.items() if key != "files"})
+    listed = read_json(folder / "manifest.json")["files"]
+    (folder / "manifest.json").unlink()
+    sizes = {name: entry["bytes"] for name, entry in listed.items() if name != "stage.json"}
+    kept = {key: value for key, value in record.items() if key != "files"}
+    write_json(folder / "stage.json", {**kept, **({"files": sizes} if version == "sizes" else {})})
 
 
 def cut(path: Path) -> None:
@@ -54,11 +61,11 @@ def commands(run: Path) -> dict[str, list[object]]:
     }
 
 
-@pytest.mark.parametrize("version", ["recorded sizes", "no sizes"])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_cut_weights_are_named_and_the_way_out_makes_them_again(run, capsys, version):
     stage = (run / "stages/reflect-2").resolve()
-    if version == "no sizes":
-        forget_sizes(stage)
+    forget(stage, version)
+    if version != "checksums":
         assert all(s.state == "done" for s in open_run(run).status())
     cut(stage / "model/model.safetensors")
     assert [s.name for s in open_run(run).status() if s.state == "damaged"] == ["reflect-2"]
@@ -90,11 +97,10 @@ def test_a_removed_stage_is_made_again_by_the_printed_command(run, capsys):
     [("reflect-2", "model"), ("base", "model"), ("prepare", "test.jsonl"), ("select", "predictions.jsonl"),
      ("clip", "model"), ("score", "stage.json")],
 )  # fmt: skip
-@pytest.mark.parametrize("version", ["recorded sizes", "no sizes"])
+@pytest.mark.parametrize("version", ["checksums", "no sizes"])
 def test_missing_files_are_noticed_in_stages_of_any_version(run, capsys, stage, lost, version):
     folder = (run / "stages" / stage).resolve()
-    if version == "no sizes":
-        forget_sizes(folder)
+    forget(folder, version)
     shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
     line = refuse(capsys, *commands(run)["status"])
     assert str(folder / lost).partition(".stages")[2] in line and f"stage {stage} is damaged" in line
@@ -158,9 +164,7 @@ def test_a_pretrained_base_that_is_gone_is_to_be_brought_back(run, capsys, tmp_p
     stage = (run / "stages/base").resolve()
     shutil.copytree(stage / "model", tmp_path / "pretrained")
     write_json(stage / "base.json", {"folder": str(tmp_path / "pretrained"), "model": {}})
-    record = read_json(stage / "stage.json")
-    record["files"]["base.json"] = (stage / "base.json").stat().st_size
-    (stage / "stage.json").write_text(json.dumps(record))
+    forget(stage, "no sizes")
     assert all(s.state == "done" for s in open_run(run).status())
     cut(tmp_path / "pretrained/model.safetensors")
     assert f"bring a whole copy back to {tmp_path / 'pretrained'}" in refuse(capsys, *commands(run)["status"])

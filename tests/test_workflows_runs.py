@@ -24,7 +24,7 @@ from clinkd.config import RunConfig
 from clinkd.pipeline.graph import Stage, StageContext
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput
-from clinkd.storage import read_json, write_json
+from clinkd.storage import digest_file, read_json, write_json
 from clinkd.workflows import packing
 from clinkd.workflows.inventory import take_inventory
 from clinkd.workflows.packing import open_pack, pack_run
@@ -352,7 +352,7 @@ def adding(name: str, kind: bytes = tarfile.REGTYPE, to: str = "", listed: bool 
         content = b"evil" if kind == tarfile.REGTYPE else b""
         members.append((member, content))
         if listed:
-            edit_manifest(members, lambda m: m["files"].update({name: packing._describe_file(content).model_dump()}))
+            edit_manifest(members, lambda m: m["files"].update({name: digest_file(content).model_dump()}))
 
     return change
 
@@ -373,7 +373,7 @@ def replacing_content(part: str, content: Callable[[bytes], bytes], rehash: bool
         member, old = members[number]
         members[number] = (member, new := content(old))
         if rehash:
-            described = packing._describe_file(new).model_dump()
+            described = digest_file(new).model_dump()
             edit_manifest(members, lambda m: m["files"].update({member.name: described}))
 
     return change

@@ -90,8 +90,13 @@ def load_stored(path: Path, root: type[K], strict: bool = False) -> tuple[K, lis
 
     These are left out; if `strict`, they are refused with the nearest name.
     """
+    return validate_stored(_read(path), root, f"{path}: ", strict)
+
+
+def validate_stored(tree: Mapping[str, Any], root: type[K], where: str, strict: bool = False) -> tuple[K, list[str]]:
+    """As `load_stored`, of a tree that was read from `where`."""
     unknown: list[str] = []
-    return _validate(root, read_older_tree(_read(path), root, None if strict else unknown), f"{path}: "), unknown
+    return _validate(root, read_older_tree(tree, root, None if strict else unknown), where), unknown
 
 
 def _read(path: Path) -> dict[Any, Any]:

@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from clinkd import distributed
 from clinkd.records import BadInput
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 MANIFEST = "manifest.json"
+MOST_BYTES = 10**12  # of a file in a manifest
+DIFFERS = "damaged (its checksum differs)"
 LOG_SECONDS = 10.0  # between two lines of progress without a terminal
 WIDE = 120  # columns of a screen with room for a long bar
 GAP = "  "  # between two facts of a line of progress
@@ -121,6 +125,8 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror}); bring back a good copy") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error}); remove it, or bring back a good copy") from None
 
@@ -151,14 +157,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish(draft: Path, final: Path) -> None:
-    """Rename a finished draft folder, on the same file system, so that `final` exists whole or not at all."""
-    for path in sorted(draft.rglob("*")):
+def sync_tree(folder: Path) -> None:
+    """Make the system write all files in and below a folder to the disk."""
+    for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             _sync_file(path)
         elif path.is_dir():
             sync_folder(path)
-    sync_folder(draft)
+    sync_folder(folder)
+
+
+def publish(draft: Path, final: Path, synced: bool = False) -> None:
+    """Rename a finished draft folder, on the same file system, so that `final` exists whole or not at all. `synced`:
+    its files are on the disk."""
+    if not synced:
+        sync_tree(draft)
     draft.rename(final)
     sync_folder(final.parent)
 
@@ -257,54 +270,100 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+class FileDigest(BaseModel):
+    """Checksum and size of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, le=MOST_BYTES)
+
+
+def digest_file(source: Path | bytes) -> FileDigest:
+    """Checksum and size of a file, or of bytes."""
+    if isinstance(source, bytes):
+        return FileDigest(sha256=hashlib.sha256(source).hexdigest(), bytes=len(source))
+    return FileDigest(sha256=sha256_file(source), bytes=source.stat().st_size)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a path that a file names is a plain one below a folder, in its shortest spelling."""
+    path = PurePosixPath(name)
+    return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and name.isprintable()
+
+
+def find_change(path: Path, size: int, sha256: str | None = None) -> str | None:
+    """How a file differs from its size in bytes and its checksum; None if it does not. Without `sha256`, the file is
+    not read."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder"}
+        return f"{kinds.get(stat.S_IFMT(status.st_mode), 'no plain file')}, where a file was"
+    if status.st_size != size:
+        return f"{status.st_size} bytes instead of {size}"
+    return DIFFERS if sha256 is not None and sha256_file(path) != sha256 else None
+
+
 class Manifest:
     """Checksums of all files of a folder, written last: a folder whose manifest verifies is whole."""
 
     @staticmethod
-    def write(folder: Path) -> None:
-        """Put every file of `folder` on the disk, then write `manifest.json` with its SHA-256 and size in bytes."""
-        files = {}
-        for path in _list_files(folder):
-            _sync_file(path)
-            files[path.relative_to(folder).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        write_json(folder / MANIFEST, {"files": files})
+    def write(folder: Path, files: Iterable[Path] | None = None) -> None:
+        """Put every file of `folder` on the disk, then write `manifest.json` with its SHA-256 and size in bytes; or for
+        those of `files`, which are on the disk. Checksums that a folder below has in a manifest of its own are taken
+        from there."""
+        digests: dict[str, FileDigest] = {}
+        for below in folder.glob(f"*/**/{MANIFEST}"):
+            place = below.parent.relative_to(folder)
+            digests |= {str(place / name): d for name, d in Manifest.read(below.parent).items()}
+        listed = {}
+        for path in _list_files(folder) if files is None else files:
+            if files is None:
+                _sync_file(path)
+            name = path.relative_to(folder).as_posix()
+            listed[name] = digests.get(name) or digest_file(path)
+        write_atomic(folder / MANIFEST, Manifest.encode(listed))
 
     @staticmethod
-    def verify(folder: Path, owner: Path | None = None) -> None:
-        """Raises BadInput naming the first file that is missing, cut, changed or unknown to the manifest.
+    def encode(listed: Mapping[str, FileDigest]) -> bytes:
+        """The bytes of a manifest of these files."""
+        return _json_bytes({"files": {name: digest.model_dump() for name, digest in listed.items()}})
+
+    @staticmethod
+    def read(folder: Path, owner: Path | None = None) -> dict[str, FileDigest]:
+        """Checksum and size of each file by a folder's manifest. Raises BadInput if that is missing or was changed.
 
         `owner`: what to remove then, if that is more than `folder`.
         """
-        owner = owner or folder
-        listed = _read_manifest(folder, owner)
-        for name, (sha256, wanted) in listed.items():
-            path = folder / name
-            if not path.is_file():
-                raise BadInput(f"{path}: missing; remove {owner} to make it anew")
-            size = path.stat().st_size
-            if size != wanted:
-                raise BadInput(f"{path}: {size} bytes instead of {wanted}; remove {owner} to make it anew")
-            if sha256_file(path) != sha256:
-                raise BadInput(f"{path}: damaged (its checksum differs); remove {owner} to make it anew")
+        path, owner = folder / MANIFEST, owner or folder
+        if not path.is_file() or path.is_symlink():
+            raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove {owner} to make it anew")
+        try:
+            content = path.read_bytes()
+            listed = _LISTED.validate_python(json.loads(content)["files"])
+            whole = content == Manifest.encode(listed)  # white space, too: if it was changed, more may have changed
+        except (KeyError, TypeError, ValueError, RecursionError):
+            whole = False
+        if not whole or not all(map(stays_inside, listed)):
+            raise BadInput(f"{path}: damaged; remove {owner} to make it anew")
+        return listed
+
+    @staticmethod
+    def verify(folder: Path, owner: Path | None = None) -> None:
+        """Raises BadInput naming the first file that is missing, cut, changed or unknown to the manifest; `owner` as in
+        `read`."""
+        listed = Manifest.read(folder, owner)
+        for name, digest in listed.items():
+            if change := find_change(folder / name, digest.bytes, digest.sha256):
+                raise BadInput(f"{folder / name}: {change}; remove {owner or folder} to make it anew")
         for path in _list_files(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 raise BadInput(f"{path}: not in {MANIFEST}; remove the file")
 
 
-def _read_manifest(folder: Path, owner: Path) -> dict[str, tuple[str, int]]:
-    """Checksum and size of each file by a folder's manifest. Raises BadInput if the manifest was changed."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove {owner} to make it anew")
-    value = read_json(path)
-    try:
-        listed = {name: (entry["sha256"], entry["bytes"]) for name, entry in value["files"].items()}
-        whole = path.read_bytes() == _json_bytes(value)  # white space, too: if it was changed, more may have changed
-    except (AttributeError, KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
-        raise BadInput(f"{path}: damaged; remove {owner} to make it anew")
-    return listed
+_LISTED = TypeAdapter(dict[str, FileDigest])
 
 
 def _list_files(folder: Path) -> list[Path]:
@@ -359,21 +418,8 @@ class JsonLines:
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
-            left = os.fstat(
-                file.fileno()
-            ).st_size  # what is appended meanwhile is not followed, or this might never end
-            for number, line in enumerate(file, start=1):
-                if left <= 0:
-                    return
-                left -= len(line)
-                record = _parse_object(line)
-                if record is not None:
-                    yield record
-                elif not line.endswith(b"\n"):
-                    return  # torn by a crash, or being written at this moment
-                elif line.strip():
-                    text = repr(line[:60].decode(errors="replace"))
-                    raise BadInput(f"{self.path}, line {number}: not a JSON object: {text}; mend or remove the line")
+            # what is appended meanwhile is not followed, or this might never end
+            yield from parse_lines(_take(file, os.fstat(file.fileno()).st_size), self.path)
 
     def ids(self) -> set[str]:
         """The "id" of every whole record: these need not be done again."""
@@ -413,6 +459,28 @@ def _cut_broken_line(file: IO[bytes]) -> None:
     file.seek(0, os.SEEK_END)
     if last and _parse_object(last) is not None:
         file.write(b"\n")
+
+
+def _take(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The lines of a file that begin in its first `size` bytes."""
+    for line in file:
+        if size <= 0:
+            return
+        size -= len(line)
+        yield line
+
+
+def parse_lines(lines: Iterable[bytes], path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of lines; the last line may be torn. `path`: where they are from, for errors."""
+    for number, line in enumerate(lines, start=1):
+        record = _parse_object(line)
+        if record is not None:
+            yield record
+        elif not line.endswith(b"\n"):
+            return  # torn by a crash, or being written at this moment
+        elif line.strip():
+            text = repr(line[:60].decode(errors="replace"))
+            raise BadInput(f"{path}, line {number}: not a JSON object: {text}; mend or remove the line")
 
 
 def _parse_object(line: bytes) -> dict[str, Any] | None:

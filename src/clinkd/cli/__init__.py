@@ -36,7 +36,7 @@ __all__ = ["main"]
 
 if TYPE_CHECKING:
     from clinkd.config import RunConfig
-    from clinkd.pipeline.graph import StagePlan
+    from clinkd.pipeline.graph import StagePlan, StageStatus
     from clinkd.pipeline.runs import Run
     from clinkd.workflows.forecast import Forecast, LeastCost
 
@@ -266,7 +266,8 @@ def _show_closing(run: Run, runs: Path) -> None:
 def _suggest_commands(run: Run, runs: Path) -> Iterator[tuple[list[str], str]]:
     """What may be done with a finished run: commands that work as they stand, each with its purpose."""
     from clinkd.experiments import EXPERIMENTS
-    from clinkd.pipeline.runs import name_runs, open_run
+    from clinkd.pipeline.damage import name_runs
+    from clinkd.pipeline.runs import open_run
     from clinkd.workflows.examples import SHEET, write_examples
 
     name, where = run.folder.name, name_runs(runs)
@@ -375,16 +376,12 @@ def _show_forecast(costs: Forecast, as_json: bool, threads: int) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from clinkd.pipeline.graph import is_at_work
     from clinkd.pipeline.runs import RUN_RECORD, open_run
 
     run = choose_run(args.run, args.runs, unfinished=True)
     folds = [open_run(folder) for folder in run.folds if (folder / RUN_RECORD).is_file()]
     stages = [(fold, stage) for fold in (*folds, run) for stage in fold.status()]
-    words = {"partial": "stopped", "missing": "not begun"}
-    states = [
-        "at work" if s.state != "done" and is_at_work(s.folder) else words.get(s.state, s.state) for _, s in stages
-    ]
+    states = [_spell_state(stage) for _, stage in stages]
     # of a cross-validation, the stages of each fold come before those that pool them
     rows = tuple(
         (s.name if part is run else f"fold-{part.config.data.fold}/{s.name}", state, s.spell_time())
@@ -392,13 +389,25 @@ def _status(args: argparse.Namespace) -> int:
     )
     begun = f", {len(folds)} of {len(run.folds)} folds begun" if run.folds else ""
     done = states.count("done")
-    can_go_on = done < len(states) and not {"at work", "damaged"} & set(states)
+    can_go_on = done < len(states) and not {"at work", "damaged", "missing"} & set(states)
     notes = (f"{GO_ON}{run.command}",) if can_go_on else ()
-    title = f"{run.folder}: {done} of {len(states)} stages done{begun}"
+    moved = all(s.damage and not s.folder.is_dir() for _, s in stages)
+    counted = f"none of its {len(states)} stages is here" if moved else f"{done} of {len(states)} stages done"
+    title = f"{run.folder}: {counted}{begun}"
     show(Table(title, ("stage", "state", "time spent"), rows, notes))
     for part in (*folds, run):
         part.demand_whole()
     return 0
+
+
+def _spell_state(stage: StageStatus) -> str:
+    from clinkd.pipeline.graph import is_at_work
+
+    if stage.state != "done" and is_at_work(stage.folder):
+        return "at work"
+    if stage.damage and not stage.folder.is_dir():
+        return "missing"
+    return {"partial": "stopped", "missing": "not begun"}.get(stage.state, stage.state)
 
 
 def _why(args: argparse.Namespace) -> int:

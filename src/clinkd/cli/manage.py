@@ -1,4 +1,4 @@
-"""The verbs of runs: list, rm, pack, open."""
+"""The verbs of runs: list, verify, rm, pack, open."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from clinkd.version import spell_program
 if TYPE_CHECKING:
     from clinkd.workflows.inventory import Removal, RunEntry
     from clinkd.workflows.packing import PackManifest
+    from clinkd.workflows.verify import VerifiedStage
 
 
 def add(verbs: Any, runs: Parser) -> None:
@@ -32,6 +33,10 @@ def add(verbs: Any, runs: Parser) -> None:
         kinds, "list", _list, "say how large and old each run is, and its scores", "clinkd runs list", [runs]
     )
     command.add_argument("--json", action="store_true", help="for a program, with sizes in bytes")
+    what = "read every file of a run and compare it with its checksum; status 1 if one is damaged"
+    command = add_verb(kinds, "verify", _verify, what, "clinkd runs verify demo", [runs])
+    command.add_argument("name", metavar="RUN", help="a name under --runs, or a path")
+    command.set_defaults(stopped="nothing was changed")
     command = add_verb(
         kinds, "rm", _remove, "remove runs, and the stages that no other run uses", "clinkd runs rm demo", [runs]
     )
@@ -94,6 +99,35 @@ def _spell_age(seconds: float) -> str:
     """A time in one unit: "4 min", "3 h", "12 d"."""
     minutes = max(0, round(seconds / 60))
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} d"
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from clinkd.pipeline.runs import find_run, open_run
+    from clinkd.workflows.verify import verify_run
+
+    run = find_run(args.name, args.runs)
+    parts = [*(open_run(folder) for folder in run.folds if folder.is_dir()), run]
+    verified = [(part, stage) for part in parts for stage in verify_run(part)]
+    rows = tuple(
+        (f"{part.folder.name}/{v.status.name}" if part is not run else v.status.name, *_spell_verified(v))
+        for part, v in verified
+    )
+    notes = [f"{path}: no file of the stage, and nothing reads it" for _, v in verified for path in v.extra]
+    if any(v.status.state == "done" and not v.read for _, v in verified):
+        notes.append("sizes only: made by an older version, which recorded no checksums")
+    show(Table(f"{run.folder}, verified", ("stage", "state", "damaged files"), rows, tuple(notes)))
+    for part, v in verified:
+        for damage in v.damages:
+            tell(damage.describe(v.status.name, f"`{part.command}`"))
+    return FAILED if any(v.damages for _, v in verified) else 0
+
+
+def _spell_verified(stage: VerifiedStage) -> tuple[str, str]:
+    if stage.damages:
+        return "damaged", f"{len(stage.damages):,}"
+    if stage.status.state == "done":
+        return "whole" if stage.read else "sizes only", ""
+    return "not done", ""
 
 
 def _remove(args: argparse.Namespace) -> int:

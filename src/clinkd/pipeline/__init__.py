@@ -6,15 +6,17 @@ from pathlib import Path
 
 from clinkd import distributed
 from clinkd.config import RunConfig
+from clinkd.pipeline.damage import RUNS
 from clinkd.pipeline.graph import CACHE, execute
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.pace import estimate_left, spell_left
-from clinkd.pipeline.runs import RUN_RECORD, RUNS, Run, begin_run, finish_run, open_run
+from clinkd.pipeline.runs import RUN_RECORD, Run, begin_run, finish_run, open_run
 from clinkd.pipeline.stages import plan
 
 __all__ = [
     "cautions",
     "correcting",
+    "damage",
     "graph",
     "machine",
     "models",

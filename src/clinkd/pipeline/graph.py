@@ -22,18 +22,29 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from clinkd import distributed
-from clinkd.pipeline.damage import Damage, find_damage, list_sizes
+from clinkd.pipeline.damage import RECORD, Damage, find_damage, refuse_damage, write_manifest
 from clinkd.pipeline.knobs import complete_stage_config
 from clinkd.records import BadInput
 from clinkd.settings import Knobs, complete, differences, without_defaults
-from clinkd.storage import make_folder, naming_full_disk, publish, read_json, spell_seconds, write_json
+from clinkd.storage import (
+    MANIFEST,
+    make_folder,
+    naming_full_disk,
+    publish,
+    read_json,
+    spell_seconds,
+    stays_inside,
+    sync_tree,
+    write_json,
+)
 from clinkd.version import __version__
 
 CACHE = ".stages"  # inside the folder of all runs
-RECORD = "stage.json"
 POOLED = "folds pooled"  # in the config of a stage that pools the folds of a cross-validation
 HEARTBEAT_SECONDS = 2.0  # `kill -9` loses at most so much of the recorded time of a stage
 _KEYS_OF_0_1 = {  # keys that stages of version 0.1.0 recorded, and the keys of today
@@ -136,6 +147,49 @@ class StageStatus:
         return spell_seconds(self.seconds) if self.state != "missing" else ""
 
 
+def _demand_inside(name: str) -> str:
+    if not stays_inside(name):
+        raise ValueError("no place in the folder of a stage")
+    return name
+
+
+_Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+_Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+_Number = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class DescribedStage(BaseModel):
+    """The shape of a stage in `run.json`; only what has it is read, since its names become paths."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    name: _Name
+    version: _Number
+    seed: _Number
+    config: dict[str, Any]
+    identity: _Identity
+    needs: dict[_Name, _Identity]
+
+
+class RecordedStage(BaseModel):
+    """The shape of `stage.json`; a finished stage has all keys of `_WHOLE`."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    name: _Name = ""
+    version: _Number = 0
+    seed: _Number = 0
+    config: dict[str, Any] = {}
+    identity: _Identity = ""
+    needs: dict[_Name, _Identity] = {}
+    seconds: float = Field(0.0, ge=0, le=1e12, allow_inf_nan=False)
+    attempts: _Count = 1
+    recorded: dict[str, Any] = {}
+    files: dict[Annotated[str, AfterValidator(_demand_inside)], _Count] | Literal["manifest.json"] | None = None
+
+
+_WHOLE = {*DescribedStage.model_fields, "seconds"}
+
+
 def describe_stages(stages: Sequence[Stage]) -> list[dict[str, Any]]:
     """The stages as plain values for `run.json`, which `status` and `explain_rerun` read."""
     return [
@@ -152,21 +206,25 @@ def status(described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[S
 def _read_status(name: str, identity: str, folder: Path) -> StageStatus:
     draft = draft_of(folder)
     if folder.is_dir():
-        record = _read_record(folder)
+        record = read_record(folder)
         damage = find_damage(name, folder, record)
         return StageStatus(
             name, identity, "damaged" if damage else "done", (record or {}).get("seconds", 0.0), folder, damage
         )
     if (draft / RECORD).is_file():
-        return StageStatus(name, identity, "partial", (_read_record(draft) or {}).get("seconds", 0.0), folder)
+        return StageStatus(name, identity, "partial", (read_record(draft) or {}).get("seconds", 0.0), folder)
     return StageStatus(name, identity, "missing", 0.0, folder)
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """The `stage.json` of a folder; None if it is missing or broken."""
+def read_record(folder: Path, whole: bool = True) -> dict[str, Any] | None:
+    """The `stage.json` of a folder; None if it is missing or broken, or is to be `whole` and lacks a key."""
     try:
-        return stage_record(folder)
-    except (BadInput, AttributeError, TypeError):
+        record: dict[str, Any] = read_json(folder / RECORD)
+        RecordedStage.model_validate(record)
+        if whole and not record.keys() >= _WHOLE:
+            return None
+        return {**record, "recorded": _rename_keys(record.get("recorded", {}))}
+    except (BadInput, ValidationError, RecursionError):
         return None
 
 
@@ -204,13 +262,14 @@ def older_folder(stage: Stage, inputs: Mapping[str, Path], cache: Path) -> Path 
         if older.with_suffix("").name == stage.key:
             continue  # its own, which another process may be making just now
         try:
-            record = stage_record(older)
+            if (record := read_record(older)) is None:
+                continue  # what cannot be read is not taken over
             same = all(record[key] == ours[key] for key in ("name", "seed", "version"))
             same &= {name: f"{name}-{identity}" for name, identity in record["needs"].items()} == needs
             if same and stage.essence(record["config"]) == stage.essence(ours["config"]):
                 return older.resolve()
-        except (BadInput, KeyError, AttributeError):
-            continue  # a record that cannot be read is not taken over
+        except (BadInput, AttributeError, KeyError, TypeError):
+            continue  # its knobs are none of ours
     return None
 
 
@@ -237,7 +296,7 @@ def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
     def follow(name: str, folder: Path) -> None:
         if name in folders or not (folder / RECORD).is_file():
             return
-        for need, identity in read_json(folder / RECORD).get("needs", {}).items():
+        for need, identity in stage_record(folder).get("needs", {}).items():
             follow(need, folder.parent / f"{need}-{identity}")
         folders[name] = folder
 
@@ -248,10 +307,11 @@ def trace_lineage(finished: Mapping[str, Path]) -> dict[str, Path]:
 
 def stage_record(folder: Path) -> dict[str, Any]:
     """The `stage.json` of a stage's folder: name, identity, config, needs, seconds, attempts, started, finished,
-    versions, recorded, files (their sizes; not in older stages). The keys of `recorded` are the keys of today.
-    Raises BadInput if it cannot be read."""
-    record: dict[str, Any] = read_json(folder / RECORD)
-    return {**record, "recorded": _rename_keys(record.get("recorded", {}))}
+    versions, recorded, files (the name of the manifest; their sizes, or nothing, in older stages). The keys of
+    `recorded` are the keys of today. Raises BadInput, with the way out, if it cannot be read."""
+    if (record := read_record(folder, whole=False)) is None:
+        raise refuse_damage(folder, f"{folder / RECORD}: missing or broken")
+    return record
 
 
 def read_seconds(folders: Mapping[str, Path]) -> dict[str, float]:
@@ -331,7 +391,7 @@ def _finish_stage(
                 _work_in_draft(stage, inputs, folder, title, spell_left)
                 lock.unlink()  # whoever waits on the removed file, or makes it anew, then finds the finished folder
                 return
-    record = _read_record(folder)
+    record = read_record(folder)
     if damage := find_damage(stage.name, folder, record):
         raise BadInput(damage.describe(stage.name, "the same command"))
     assert record is not None, "a folder without a record is damaged"
@@ -356,9 +416,10 @@ def _work_in_draft(
                 with distributed.collective():
                     stage.work(StageContext(draft, dict(inputs), stage.seed, clock.record))
             clock.finish()
+        write_manifest(draft)
         if folder.is_symlink():  # it led to a folder of an older version that is gone
             folder.unlink()
-        publish(draft, folder)
+        publish(draft, folder, True)
     _print_line(f"{title}: done in {spell_seconds(clock.seconds())}")
 
 
@@ -367,7 +428,9 @@ class _StageClock:
 
     def __init__(self, stage: Stage, draft: Path) -> None:
         self.path = draft / RECORD
-        stored = stage_record(draft) if self.path.is_file() else {}
+        stored = read_record(draft, whole=False) or {}
+        if self.path.is_file() and not stored:
+            _print_line(f"{self.path}: broken; the time that the stage took before is lost, and its files are kept")
         self.values: dict[str, Any] = {
             **describe_stages([stage])[0],
             "seconds": stored.get("seconds", 0.0),
@@ -397,8 +460,9 @@ class _StageClock:
             write_json(self.path, self.values)
 
     def finish(self) -> None:
+        sync_tree(self.path.parent)  # what is called finished is on the disk, and is written there once
         self.values["finished"] = _spell_now()
-        self.values["files"] = {name: size for name, size in list_sizes(self.path.parent).items() if name != RECORD}
+        self.values["files"] = MANIFEST
         self.save()
 
     @contextlib.contextmanager
@@ -447,6 +511,8 @@ def point_link(link: Path, folder: Path) -> None:
     target = os.path.relpath(folder, link.parent)
     if link.is_symlink() and os.readlink(link) == target:
         return
+    if link.is_dir() and not link.is_symlink():
+        raise BadInput(f"{link}: a folder, where a link to {folder} belongs; remove it, then give the command again")
     make_folder(link.parent)
     with naming_full_disk(link):
         temp = link.with_name(f".{link.name}.{os.getpid()}.tmp")
@@ -479,8 +545,8 @@ def _read_stage(stage: Mapping[str, Any], cache: Path) -> dict[str, Any]:
 def _read_cached(cache: Path, name: str) -> list[dict[str, Any]]:
     """All finished stages of that name."""
     folders = (path.parent for path in sorted(cache.glob(f"{name}-*/{RECORD}")))
-    records = (stage_record(folder) for folder in folders if folder.suffix != ".part" and not folder.is_symlink())
-    return [_read_stage(record, cache) for record in records if record["name"] == name]
+    records = (read_record(folder) for folder in folders if folder.suffix != ".part" and not folder.is_symlink())
+    return [_read_stage(record, cache) for record in records if record and record["name"] == name]
 
 
 def _spell_folder_name(record: Mapping[str, Any]) -> str:

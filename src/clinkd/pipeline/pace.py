@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clinkd.pipeline.graph import RECORD, Stage, describe_stages, draft_of, stage_record, trace_lineage
+from clinkd.pipeline.damage import RECORD
+from clinkd.pipeline.graph import Stage, describe_stages, draft_of, stage_record, trace_lineage
 from clinkd.records import SPLITS, BadInput
 from clinkd.storage import read_json, write_json
 

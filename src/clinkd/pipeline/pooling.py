@@ -9,11 +9,12 @@ from itertools import chain
 from pathlib import Path
 
 from clinkd.pipeline.cautions import caution_undertrained
+from clinkd.pipeline.damage import read_stage_lines
 from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.prepared import BASELINES, DATA, PREDICTIONS, read_predictions, read_split
 from clinkd.records import SPLITS, Prediction, Sample
 from clinkd.scoring.baselines import IMAGES_SHUFFLED, make_image_blind_baselines
-from clinkd.storage import JsonLines, write_lines
+from clinkd.storage import write_lines
 
 FoldStages = Mapping[str, Path]  # the folders of a finished fold's stages, by name
 
@@ -61,7 +62,7 @@ def collect_baselines(
     shuffled images. Of pooled folds, the answers that were pooled."""
     if (path := stages["select"] / BASELINES).is_file():
         pooled: dict[str, list[Prediction]] = {}
-        for line in JsonLines(path).read():
+        for line in read_stage_lines(path):
             pooled.setdefault(line["baseline"], []).append(Prediction.from_json(line["prediction"]))
         return pooled
     baselines = make_image_blind_baselines(train, test)

@@ -13,8 +13,8 @@ from PIL import Image
 from clinkd.data.images import open_image
 from clinkd.data.images.identifying import identifying_texts
 from clinkd.language.facts import Lexicon
+from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.records import ImageRef, Prediction, Sample, Score, Split
-from clinkd.storage import JsonLines, read_json
 
 DATA = "data.json"
 PREDICTIONS, SCORED = "predictions.jsonl", "scores.jsonl"
@@ -31,7 +31,7 @@ class DataSource(NamedTuple):
 
 def read_data_source(prepared: Path) -> DataSource:
     """The data source that a `prepare` stage recorded."""
-    data = read_json(prepared / DATA)
+    data = read_stage_json(prepared / DATA)
     return DataSource(prepared / data["root"], Lexicon.from_json(data["lexicon"]))
 
 
@@ -43,22 +43,22 @@ def read_data(prepared: Path) -> tuple[Callable[[ImageRef], Image.Image], Lexico
 
 def read_split(prepared: Path, split: Split) -> list[Sample]:
     """The samples of one split. The test split is for answering, selecting and scoring only."""
-    return [Sample.from_json(record) for record in JsonLines(prepared / f"{split}.jsonl").read()]
+    return [Sample.from_json(record) for record in read_stage_lines(prepared / f"{split}.jsonl")]
 
 
 def read_images(prepared: Path, split: Split) -> list[ImageRef]:
     """The images of one split. Its questions are not read."""
-    return [ImageRef(**image) for record in JsonLines(prepared / f"{split}.jsonl").read() for image in record["images"]]
+    return [ImageRef(**image) for record in read_stage_lines(prepared / f"{split}.jsonl") for image in record["images"]]
 
 
 def read_predictions(stage: Path, name: str = PREDICTIONS) -> list[Prediction]:
     """The answers of a stage."""
-    return [Prediction.from_json(record) for record in JsonLines(stage / name).read()]
+    return [Prediction.from_json(record) for record in read_stage_lines(stage / name)]
 
 
 def read_scores(stage: Path) -> list[Score]:
     """The scores of a stage."""
-    return [Score.from_json(record) for record in JsonLines(stage / SCORED).read()]
+    return [Score.from_json(record) for record in read_stage_lines(stage / SCORED)]
 
 
 def read_identifying_texts(root: Path, samples: Iterable[Sample]) -> set[str]:

@@ -12,6 +12,7 @@ from clinkd.config import RunConfig
 from clinkd.correction.summary import reflection_tables
 from clinkd.pipeline.cautions import list_cautions
 from clinkd.pipeline.correcting import CORRECTIONS, EFFECT
+from clinkd.pipeline.damage import read_stage_json, read_stage_lines
 from clinkd.pipeline.graph import StageContext, read_seconds, trace_lineage
 from clinkd.pipeline.pooling import collect_baselines
 from clinkd.pipeline.prepared import (
@@ -34,7 +35,7 @@ from clinkd.scoring.captions import CaptionScorer
 from clinkd.scoring.metrics import Rules
 from clinkd.scoring.score import score_predictions
 from clinkd.settings import Knob, Knobs, panel
-from clinkd.storage import JsonLines, read_json, write_json, write_lines
+from clinkd.storage import write_json, write_lines
 
 TABLES, ANSWERS = "tables.json", "answers.jsonl"
 SHARED = "report-shared.html"
@@ -142,7 +143,7 @@ class _ScoredRun:
         knobs = [k for k in panel(self.config) if not isinstance(k.value, Knobs)]
         scores, test = read_scores(self.folder), read_split(self.stages["prepare"], "test")
         return RunSummary(
-            tables=[read_table(value) for value in read_json(self.folder / TABLES)],
+            tables=[read_table(value) for value in read_stage_json(self.folder / TABLES)],
             scores=scores,
             setup=[(k.name, spell_knob(k), _spell(k.paper)) for k in knobs],
             reflection=reflection.tables(),
@@ -155,7 +156,7 @@ class _ScoredRun:
     def _read_answers(self) -> list[AnsweredSample]:
         """Every question of the test split, in its order."""
         predictions = {p.id: p for p in read_predictions(self.stages["select"])}
-        verdicts = {line["id"]: line for line in JsonLines(self.folder / ANSWERS).read()}
+        verdicts = {line["id"]: line for line in read_stage_lines(self.folder / ANSWERS)}
         samples = read_split(self.stages["prepare"], "test")
         return [
             AnsweredSample(number, s, predictions[s.id], verdicts[s.id]["right"], verdicts[s.id]["figures"])
@@ -217,7 +218,7 @@ def read_training_curves(stages: Mapping[str, Path]) -> list[Curve]:
             if kind not in _TRAINED:
                 continue
             number = stage.rpartition("-")[2] if kind == "reflect" else ""
-            if series := _read_series(JsonLines(log).read()):
+            if series := _read_series(read_stage_lines(log)):
                 curves.append(Curve(f"{_TRAINED[kind]} {number}".strip(), series))
     return curves
 
@@ -254,10 +255,10 @@ class ReflectionResults:
         for name, folder in stages.items():
             if not name.startswith("reflect-"):
                 continue
-            corrections += [Correction.from_json(r) for r in JsonLines(folder / CORRECTIONS).read()]
+            corrections += [Correction.from_json(r) for r in read_stage_lines(folder / CORRECTIONS)]
             if (folder / EFFECT).is_file():
                 number = int(name.removeprefix("reflect-"))
-                again += [RetestResult.from_json({**r, "round": number}) for r in JsonLines(folder / EFFECT).read()]
+                again += [RetestResult.from_json({**r, "round": number}) for r in read_stage_lines(folder / EFFECT)]
         return cls(train, [c for c in corrections if c.id in ids], [a for a in again if a.id in ids])
 
     def tables(self) -> list[Table]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,29 +10,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from clinkd.config import RunConfig
 from clinkd.pipeline import graph
-from clinkd.pipeline.damage import find_moved
+from clinkd.pipeline.damage import CONFIG, RUNS, STAGE_FOLDER, find_moved, read_stage_json, spell_run_command
 from clinkd.records import BadInput, Modality, Table, Task
-from clinkd.settings import change_knobs, complete, differences, dump, load, load_stored, read_older_tree, recipe_text
+from clinkd.settings import change_knobs, complete, differences, dump, load, load_stored, recipe_text, validate_stored
 from clinkd.storage import make_folder, read_json, write_atomic, write_json
-from clinkd.version import spell_program
 
-RUNS = Path("runs")
 RUN_RECORD = "run.json"
-CONFIG = "config.yaml"
 SCORES = "table.json"
 REPORT = "report.html"
 EXAMPLES = "examples"  # images of the test split to be asked about
 SCORE_FILES = ("table.md", "table.csv")  # the same figures for reading and for a spreadsheet
-STAGE_FOLDER = re.compile(r"[a-z][a-z0-9-]*-[0-9a-f]{12}")  # the name of a finished stage in the cache
 RunState = Literal["live", "stopped", "finished", "damaged"]
 TRAINED_STAGES = ("reflect-", "distill", "teacher", "base")  # stages that end in a model, the latest kind first
 
 
-def name_runs(runs: Path) -> list[str]:
-    """The words that name a folder of all runs, where it is not the usual one."""
-    return [] if runs == RUNS else ["--runs", str(runs)]
+class RecordedRun(BaseModel):
+    """The shape of `run.json`; only what has it is read."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    config: dict[str, Any]
+    stages: list[graph.DescribedStage] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ class Run:
         return [s if s.state != "missing" else self._notice_move(s) for s in statuses]
 
     def _notice_move(self, missing: graph.StageStatus) -> graph.StageStatus:
-        damage = find_moved(self.folder / "stages" / missing.name, missing.folder)
+        alone = any((self.cache / f"{s['name']}-{s['identity']}").is_dir() for s in self.stages)
+        damage = find_moved(self.folder / "stages" / missing.name, missing.folder, alone)
         return replace(missing, state="damaged", damage=damage) if damage else missing
 
     def demand_whole(self, with_models: bool = True) -> None:
@@ -131,7 +131,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command that continues the run."""
-        return _spell_run_command(self.folder)
+        return spell_run_command(self.folder)
 
     def wall_seconds(self) -> dict[str, float]:
         """Seconds spent on each finished stage, in all runs that worked on it."""
@@ -144,7 +144,7 @@ class Run:
 
     def scores(self) -> dict[str, Any]:
         """The final table as plain values, x100, with `wall_seconds`. Raises BadInput if the run is not finished."""
-        scores: dict[str, Any] = read_json(self._find_result(SCORES))
+        scores: dict[str, Any] = read_stage_json(self._find_result(SCORES))
         return {**scores, "wall_seconds": self.wall_seconds()}
 
     def report(self) -> Path:
@@ -257,7 +257,11 @@ def name_stages(folder: Path) -> set[str]:
 
 def read_recorded_config(record: Path) -> RunConfig:
     """The config in the record of a run, its `run.json`; knobs that this version lacks are left out."""
-    return RunConfig.model_validate(read_older_tree(_read_record(record.parent)["config"], RunConfig, []))
+    stored = _read_record(record.parent)["config"]
+    try:
+        return validate_stored(stored, RunConfig, f"{record}: config: ")[0]
+    except BadInput as error:
+        raise BadInput(f"{error}; `{spell_run_command(record.parent)}` writes it again") from None
 
 
 def load_config(path: Path, strict: bool = False) -> RunConfig:
@@ -281,10 +285,11 @@ def load_config(path: Path, strict: bool = False) -> RunConfig:
 def _load_record(folder: Path) -> dict[str, Any] | None:
     """The record of the run in a folder; None if it is missing or broken."""
     try:
-        record = read_json(folder / RUN_RECORD)
-    except BadInput:
+        record: dict[str, Any] = read_json(folder / RUN_RECORD)
+        RecordedRun.model_validate(record)
+    except (BadInput, ValidationError):
         return None
-    return record if isinstance(record, dict) and {"config", "stages"} <= record.keys() else None
+    return record
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -296,14 +301,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except BadInput:
         raise _refuse_lost_run(folder) from None
     raise BadInput(
-        f"{folder / RUN_RECORD}: missing or broken; `{_spell_run_command(folder)}` writes it again and uses "
+        f"{folder / RUN_RECORD}: missing or broken; `{spell_run_command(folder)}` writes it again and uses "
         "the finished stages"
     )
-
-
-def _spell_run_command(folder: Path) -> str:
-    words = ["run", str(folder / CONFIG), *name_runs(folder.parent)]
-    return f"{spell_program()} {shlex.join(words)}"
 
 
 def list_runs(runs: Path = RUNS) -> list[Path]:

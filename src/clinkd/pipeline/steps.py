@@ -59,14 +59,14 @@ from clinkd.pipeline.correcting import (
     CorrectionContext,
     replace_overruled_truths,
 )
-from clinkd.pipeline.damage import POINTER, UNTRAINED
-from clinkd.pipeline.graph import StageContext
+from clinkd.pipeline.damage import MODEL, POINTER, UNTRAINED, point_to, read_stage_lines
+from clinkd.pipeline.graph import StageContext, stage_record
 from clinkd.pipeline.machine import Machine
 from clinkd.pipeline.models import load_model, make_scorer
 from clinkd.pipeline.prepared import DATA, PREDICTIONS, read_data, read_images, read_predictions, read_split
 from clinkd.records import SPLITS, BadInput, Correction, Prediction, Sample, Split
 from clinkd.scoring.baselines import IMAGES_SHUFFLED, shuffle_images
-from clinkd.storage import JsonLines, folder_bytes, progress, publish, read_json, write_json, write_lines
+from clinkd.storage import JsonLines, folder_bytes, progress, publish, write_json, write_lines
 from clinkd.training import (
     FeatureCache,
     FitRun,
@@ -131,8 +131,8 @@ def base(work: StageInputs, config: ModelConfig) -> None:
         distributed.on_main_process(lambda: shutil.rmtree(work.folder / PRETRAINED_VISION, ignore_errors=True))
     else:
         model = load(config.base, work.open_image, config, foreign=True)
-        pointer = {"folder": str(config.base.resolve()), "model": config.model_dump(mode="json")}
-        distributed.on_main_process(lambda: write_json(work.folder / POINTER, pointer))
+        folder, knobs = config.base, config.model_dump(mode="json")
+        distributed.on_main_process(lambda: write_json(work.folder / POINTER, {**point_to(folder), "model": knobs}))
     work.record("parameters", sum(p.numel() for p in model.parameters()))
 
 
@@ -220,7 +220,7 @@ def _open_teacher(
     """A live teacher, or its stored outputs for all samples, which an earlier attempt may have written."""
     if config.teacher_as == "live":
         return LiveTeacher(work.model("teacher"))
-    folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / "model"
+    folder, teacher_folder = work.folder / STORE, work.inputs["teacher"] / MODEL
     identity = identify_store(
         config.teacher_as, samples, teacher_folder, student,
         temperature=config.temperature, draws=config.draws, seed=work.seed,
@@ -319,7 +319,7 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
     says."""
     if config.base is not None:
         ImageTextModel.load(config.base, work.open_image)
-        write_json(work.folder / POINTER, {"folder": str(config.base.resolve())})
+        write_json(work.folder / POINTER, point_to(config.base))
         return
     kinds = make_captioned_views(work.samples("train"), config.grounding != "text", work.seed)
     kinds = [kind for kind in kinds if len(kind) > 1]
@@ -333,13 +333,13 @@ def clip(work: StageInputs, config: ClipConfig) -> None:
         loss = train_clip(model, kinds, config, work.seed)
     work.record("loss", loss)
     work.record("views", [len(kind) for kind in kinds])
-    model.save(work.folder / "model")
+    model.save(work.folder / MODEL)
 
 
 def answer(work: StageInputs, config: AnswerConfig, previous: str) -> None:
     """Write the final model's candidates for the test questions, and for the validation questions `select` uses."""
     model = work.model(previous)
-    author = f"{previous}-{read_json(work.inputs[previous] / 'stage.json')['identity']}"
+    author = f"{previous}-{stage_record(work.inputs[previous])['identity']}"
     questions = {split: work.samples(split) for split in ANSWER_FILES}
     with _record_seconds(work, "answers", sum(map(len, questions.values()))):
         for split, file in ANSWER_FILES.items():
@@ -397,7 +397,7 @@ def _record_disagreement(work: StageInputs, samples: Mapping[str, Sample], predi
     file = work.inputs["answer"] / SUPPORTS
     if not file.is_file():  # answers of an older version
         return
-    supports = {record["id"]: record["supports"] for record in JsonLines(file).read()}
+    supports = {record["id"]: record["supports"] for record in read_stage_lines(file)}
     chosen = {p.id: supports[p.id][p.chosen] for p in predictions}
     counts = count_disagreement(samples, predictions, chosen, work.lexicon.names)
     work.record("disagreement", {task: count._asdict() for task, count in counts.items()})
@@ -496,7 +496,7 @@ class StageInputs:
 
     def save(self, model: VisionLanguageModel) -> None:
         """Save the model of the stage. From then on its trainings need no checkpoint."""
-        distributed.on_main_process(lambda: model.save(self.folder / "model"))
+        distributed.on_main_process(lambda: model.save(self.folder / MODEL))
         self.drop_checkpoints()
 
     def drop_checkpoints(self) -> None:

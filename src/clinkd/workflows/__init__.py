@@ -15,4 +15,5 @@ __all__ = [
     "inventory",
     "packing",
     "review",
+    "verify",
 ]

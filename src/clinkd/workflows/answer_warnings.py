@@ -15,9 +15,9 @@ from clinkd.language.conflicts import DESCRIBING
 from clinkd.language.negation import carries_finding, clauses, yes_no_verdict
 from clinkd.language.sides import names_other_side
 from clinkd.language.words import NUMBERS, normalise, singular
+from clinkd.pipeline.damage import read_stage_lines
 from clinkd.pipeline.prepared import DataSource
 from clinkd.records import BoxedText, Modality
-from clinkd.storage import JsonLines
 
 Kind = Literal["no_box", "unknown_name", "unseen_modality", "other_side", "training_image"]
 
@@ -65,7 +65,7 @@ class TrainingKnowledge(NamedTuple):
     def of_run(cls, prepared: Path, source: DataSource) -> Self:
         """Read the training samples that a `prepare` stage wrote; each text is parted into words once."""
         texts, modalities, images = set[str](), set[str](), set[str]()
-        for record in JsonLines(prepared / "train.jsonl").read():
+        for record in read_stage_lines(prepared / "train.jsonl"):
             texts.update(_list_texts(record))
             modalities.add(record["modality"])
             images.update(_NUMBER_OF_FRAME.sub("", image["path"]) for image in record["images"])

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clinkd.pipeline.damage import STAGE_FOLDER
 from clinkd.pipeline.graph import CACHE, draft_of, is_at_work
-from clinkd.pipeline.runs import RUN_RECORD, STAGE_FOLDER, Run, RunState, is_run, name_stages, open_run
+from clinkd.pipeline.runs import RUN_RECORD, Run, RunState, is_run, name_stages, open_run
 from clinkd.records import BadInput, Task
 from clinkd.storage import folder_bytes
 

@@ -14,20 +14,26 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from clinkd.config import FolderName
-from clinkd.pipeline.graph import CACHE, RECORD, is_at_work, point_link
+from clinkd.pipeline.damage import RECORD, STAGE_FOLDER, has_checksums, refuse_damage
+from clinkd.pipeline.graph import CACHE, is_at_work, point_link
 from clinkd.pipeline.report import report
-from clinkd.pipeline.runs import EXAMPLES, REPORT, RUN_RECORD, STAGE_FOLDER, Run, finish_run, open_run, rename_run
+from clinkd.pipeline.runs import EXAMPLES, REPORT, RUN_RECORD, Run, finish_run, open_run, rename_run
 from clinkd.records import BadInput
 from clinkd.storage import (
+    DIFFERS,
+    MOST_BYTES,
+    FileDigest,
+    Manifest,
+    digest_file,
     draft_folder,
     free_bytes,
     make_folder,
@@ -38,24 +44,17 @@ from clinkd.storage import (
     replacing,
     sha256_file,
     spell_bytes,
+    stays_inside,
 )
+from clinkd.storage import MANIFEST as STAGE_MANIFEST
 from clinkd.version import __version__
 
 MANIFEST = "clinkd-run.json"
 RUN = "run"  # the folder of the run in the file
 MOST_FILES = 100_000
-MOST_BYTES = 10**12
 MOST_HEADER_BYTES = 1 << 26  # of the manifest, and of any header that tarfile reads at once
 _SEEN = "see"  # the stage of features of all images
 _RULES = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PackedFile(BaseModel):
-    """Size and checksum of one file."""
-
-    model_config = _RULES
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0, le=MOST_BYTES)
 
 
 class PackManifest(BaseModel):
@@ -75,7 +74,7 @@ class PackManifest(BaseModel):
     words: bool = True
     patients: bool
     links: dict[str, str]
-    files: dict[str, PackedFile]
+    files: dict[str, FileDigest]
 
     @property
     def size(self) -> int:
@@ -101,10 +100,13 @@ def pack_run(run: Run, out: Path, images: bool = True) -> PackManifest:
     run.demand_whole()
     stages = {stage["name"]: run.stage(stage["name"]) for stage in run.stages}
     contents, links = _collect(run, stages) if images else (_collect_without_images(run, stages), {})
+    recorded = _read_recorded(stages.values())
     with progress(2 * len(contents), "pack", "files") as advance:
         files = {}
         for name, source in contents.items():
-            files[name] = _describe_file(source)
+            files[name] = digest_file(source)
+            if isinstance(source, Path) and source in recorded and recorded[source].digest != files[name]:
+                raise refuse_damage(recorded[source].stage, f"{source}: {DIFFERS}")
             advance(1)
         pictured = images and any(map(_shows_images, map(PurePosixPath, contents)))
         patients = run.config.data.path is not None
@@ -143,7 +145,11 @@ def _collect_without_images(run: Run, stages: Mapping[str, Path]) -> _Contents:
         if len(kept) < len(files):
             identities[stage] = hashlib.sha256(f"{identities[stage]} without images".encode()).hexdigest()[:12]
         if len(kept) < len(files) or folder.is_symlink():
-            changed[RECORD] = _record_without(read_json(files[RECORD]), identities[stage], kept)
+            record = _record_without(read_json(files[RECORD]), identities[stage], kept)
+            changed[RECORD] = record
+            if has_checksums(folder):
+                listed = {n: digest for n, digest in Manifest.read(folder).items() if n in kept}
+                changed[STAGE_MANIFEST] = Manifest.encode({**listed, RECORD: digest_file(record)})
         if REPORT in files:
             changed[REPORT] = _render_shared_page(run)
         contents |= {f"{CACHE}/{stage}-{identities[stage]}/{n}": source for n, source in {**kept, **changed}.items()}
@@ -156,8 +162,25 @@ def _collect_without_images(run: Run, stages: Mapping[str, Path]) -> _Contents:
 
 def _record_without(record: dict[str, Any], identity: str, kept: Mapping[str, Path]) -> bytes:
     """The `stage.json` of a stage of which only some files are kept."""
-    sizes = {name: size for name, size in record.get("files", {}).items() if name in kept}
-    return json.dumps({**record, "identity": identity, **({"files": sizes} if "files" in record else {})}).encode()
+    if isinstance(files := record.get("files"), dict):  # sizes, of an older version
+        record = {**record, "files": {name: size for name, size in files.items() if name in kept}}
+    return json.dumps({**record, "identity": identity}).encode()
+
+
+class _Recorded(NamedTuple):
+    """A stage, and what it recorded of a file."""
+
+    stage: Path
+    digest: FileDigest
+
+
+def _read_recorded(stages: Iterable[Path]) -> dict[Path, _Recorded]:
+    """What the stages recorded of their files."""
+    return {
+        folder.resolve() / name: _Recorded(folder, digest)
+        for folder in filter(has_checksums, stages)
+        for name, digest in Manifest.read(folder).items()
+    }
 
 
 def _render_shared_page(run: Run) -> bytes:
@@ -177,12 +200,6 @@ def _shows_images(path: PurePosixPath) -> bool:
     kind = mimetypes.guess_type(path.name)[0] or ""
     of_features = path.parts[1].startswith(f"{_SEEN}-") and path.name != RECORD
     return kind.startswith("image/") or path.suffix == ".html" or path.parts[1] == EXAMPLES or of_features
-
-
-def _describe_file(source: Path | bytes) -> PackedFile:
-    if isinstance(source, bytes):
-        return PackedFile(sha256=hashlib.sha256(source).hexdigest(), bytes=len(source))
-    return PackedFile(sha256=sha256_file(source), bytes=source.stat().st_size)
 
 
 def _add(tar: tarfile.TarFile, name: str, source: Path | bytes) -> None:
@@ -302,7 +319,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 def _is_safe(name: str) -> bool:
     """Whether a path in the file lies in the run or in a stage. Links of the run are made here, not taken."""
     path = PurePosixPath(name)
-    if path.as_posix() != name or path.is_absolute() or ".." in path.parts or not name.isprintable():
+    if not stays_inside(name):
         return False
     if path.parts[0] == RUN:
         return len(path.parts) > 1 and path.parts[1] != "stages"

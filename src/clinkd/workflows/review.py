@@ -19,10 +19,11 @@ from clinkd.correction.correctors import HUMAN
 from clinkd.correction.verify import presentable
 from clinkd.data.images import open_image
 from clinkd.pipeline.correcting import CORRECTIONS
+from clinkd.pipeline.damage import name_runs, read_stage_lines
 from clinkd.pipeline.prepared import read_data_source
-from clinkd.pipeline.runs import Run, name_runs
+from clinkd.pipeline.runs import Run
 from clinkd.records import BadInput, BoxedText, Correction, Sample
-from clinkd.storage import JsonLines, locked, write_lines
+from clinkd.storage import locked, write_lines
 from clinkd.version import spell_program
 
 FILE = "corrections-human.jsonl"  # in the folder of a run
@@ -90,14 +91,18 @@ class Review:
     @cached_property
     def _wrong_answers(self) -> dict[Key, Correction]:
         """Read at the first use: this takes seconds in a large run."""
-        lines = (r for n in self.rounds for r in JsonLines(self._stages[n] / CORRECTIONS).read() if r["reasons"])
+        lines = (r for n in self.rounds for r in read_stage_lines(self._stages[n] / CORRECTIONS) if r["reasons"])
         return {(c.id, c.round): c for c in map(Correction.from_json, lines)}
 
     @cached_property
     def _samples(self) -> dict[str, Sample]:
         wanted = {id for id, _ in self._wrong_answers}
-        lines = (r for r in JsonLines(self._prepared / "train.jsonl").read() if r["id"] in wanted)
+        lines = (r for r in read_stage_lines(self._prepared / "train.jsonl") if r["id"] in wanted)
         return {s.id: s for s in map(Sample.from_json, lines)}
+
+    @cached_property
+    def _image_root(self) -> Path:
+        return read_data_source(self._prepared).root
 
     def _read_lines(self) -> dict[Key, dict[str, Any]]:
         """The lines of the file as they are, with all that a person may have added to them."""
@@ -146,7 +151,7 @@ class Review:
 
     def picture(self, id: str, round: int) -> Image.Image:
         """The image of the question. Raises BadInput where there is none, or it cannot be opened."""
-        return open_image(read_data_source(self._prepared).root, self.get_answer(id, round).sample.images[0])
+        return open_image(self._image_root, self.get_answer(id, round).sample.images[0])
 
     def decide(
         self,
