@@ -40,7 +40,7 @@ def plan(config: RunConfig) -> list[Stage]:
         stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
-    base = stage("base", _identify_model(config.model), data, config=config.model, **machine)
+    base = stage("base", _identify_model(config.model, config.data.path is None), data, config=config.model, **machine)
     features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
     teacher = pseudo = None
     model = base
@@ -115,13 +115,14 @@ def _identify_data(config: DataConfig) -> dict[str, Any]:
     return {**knobs, **dataset_identity(config.path, Source(config.path).root), "splits": "hash rank"}
 
 
-def _identify_model(config: ModelConfig) -> dict[str, Any]:
+def _identify_model(config: ModelConfig, phantoms: bool) -> dict[str, Any]:
     """The knobs if the base is tiny, else the files of its folder. `model.vision_features` is left out: the stages
-    that use stored features differ by their need `see`.
+    that use stored features differ by their need `see`. A tokenizer that learned every word of patients' texts is not
+    taken over from an older version; for phantoms, which have no patients, the demo's is the same.
     """
     knobs = _drop_knobs(config.identity(), "vision_features")
     if config.base is None:
-        return knobs
+        return knobs if phantoms else {**knobs, "words": "of several patients"}
     if not (config.base / "config.json").is_file():
         from clinkd.model.families import no_folder
 
