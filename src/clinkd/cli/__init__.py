@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     args = _parser().parse_args(arguments)
+    before = os.umask(0o077)  # what libraries and other programs write for it is for its owner alone, too
     try:
         status: int = args.verb(args)
         sys.stdout.flush()
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         return _report_error(error)
+    finally:
+        os.umask(before)
 
 
 def _report_error(error: Exception) -> int:

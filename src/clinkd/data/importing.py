@@ -24,7 +24,7 @@ from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Side, Split
-from clinkd.storage import new_folder, replacing, sha256_file, write_json
+from clinkd.storage import make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
 
@@ -266,7 +266,7 @@ class _ImageCopies:
             plain = re.sub("[^A-Za-z0-9._/-]", "_", shown)
             name = self._choose_name(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
             target = self.draft / name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             open_image(self.root, image).save(target)
             self._copied[key] = ImageRef(name, image.width, image.height)
         return self._copied[key]

@@ -28,7 +28,7 @@ from clinkd.config import PhantomConfig
 from clinkd.data import questions
 from clinkd.language.facts import Lexicon
 from clinkd.records import PAPER_MODALITIES, SPLITS, BadInput, Box, Fact, ImageRef, Modality, Sample, Split
-from clinkd.storage import naming_full_disk
+from clinkd.storage import make_folder, naming_full_disk
 
 Size = Literal["small", "large"]
 Place = Literal["left", "right"]
@@ -464,8 +464,7 @@ def write_phantoms(
     finished images. Raises BadInput on an impossible knob or a full disk.
     """
     _check_settings(config.structures, config.image_pixels)
-    with naming_full_disk(folder):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images")
     counts: dict[Split, int] = {
         "train": config.train_images, "validation": config.validation_images, "test": config.test_images
     }  # fmt: skip
