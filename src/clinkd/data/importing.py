@@ -17,7 +17,7 @@ import orjson
 
 from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
-from clinkd.data.images import open_image
+from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
@@ -267,7 +267,7 @@ class _ImageCopies:
             name = self._choose_name(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
             target = self.draft / name
             make_folder(target.parent)
-            open_image(self.root, image).save(target)
+            target.write_bytes(encode_picture(open_image(self.root, image)))
             self._copied[key] = ImageRef(name, image.width, image.height)
         return self._copied[key]
 

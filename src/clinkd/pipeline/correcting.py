@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from clinkd.correction.correctors import (
 from clinkd.correction.embedding import EmbeddingSimilarity
 from clinkd.correction.review import choose_at_random, review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
-from clinkd.data.images import open_image
+from clinkd.data.images import encode_picture, open_image
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
 from clinkd.pipeline.prepared import DataSource, read_data_source
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
@@ -146,8 +145,7 @@ def encode_png_images(root: Path) -> Callable[[Sample], str]:
     """Images as PNG, made anew from their pixels, so that nothing of a header goes along."""
 
     def encode(sample: Sample) -> str:
-        png = io.BytesIO()
-        open_image(root, sample.images[0]).save(png, "PNG")
-        return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        png = encode_picture(open_image(root, sample.images[0]))
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
     return encode

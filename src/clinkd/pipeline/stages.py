@@ -40,7 +40,7 @@ def plan(config: RunConfig) -> list[Stage]:
         stage("score", _identify_evaluation(config.evaluate), splits, pooled, whole=config)
         return stages
     data = stage("prepare", _identify_data(config.data), config=config.data)
-    base = stage("base", _identify_model(config.model, config.data.path is None), data, config=config.model, **machine)
+    base = stage("base", _identify_model(config.model), data, config=config.model, **machine)
     features = stage("see", {}, data, base, **machine) if config.model.vision_features == "cached" else None
     teacher = pseudo = None
     model = base
@@ -104,25 +104,26 @@ def _defer_step(step: str, machine: Machine | None = None, **arguments: Any) -> 
 
 
 def _identify_data(config: DataConfig) -> dict[str, Any]:
-    """Phantoms: their knobs. Other data: the content of the file, the size and time of each image file, and the rule
-    that splits them. A new rule changes this name and not the version of `prepare`, which phantoms share."""
+    """Phantoms: their knobs. Other data: the content of the file, the size and time of each image file, and the rules
+    that split them, open their images and choose words for a tokenizer. A new rule changes its name here and not the
+    version of a stage: phantoms, which give the same by the old one, share that."""
     if config.path is None:
         return {"phantoms": config.phantoms.identity()}
     from clinkd.data.dataset import dataset_identity
     from clinkd.data.readers.source import Source
 
     knobs = _drop_knobs(config.identity(), "phantoms", *(["test_share"] if config.folds else []))
-    return {**knobs, **dataset_identity(config.path, Source(config.path).root), "splits": "hash rank"}
+    rules = {"splits": "hash rank", "colours": "sRGB", "words": "of several patients"}
+    return {**knobs, **dataset_identity(config.path, Source(config.path).root), **rules}
 
 
-def _identify_model(config: ModelConfig, phantoms: bool) -> dict[str, Any]:
+def _identify_model(config: ModelConfig) -> dict[str, Any]:
     """The knobs if the base is tiny, else the files of its folder. `model.vision_features` is left out: the stages
-    that use stored features differ by their need `see`. A tokenizer that learned every word of patients' texts is not
-    taken over from an older version; for phantoms, which have no patients, the demo's is the same.
+    that use stored features differ by their need `see`.
     """
     knobs = _drop_knobs(config.identity(), "vision_features")
     if config.base is None:
-        return knobs if phantoms else {**knobs, "words": "of several patients"}
+        return knobs
     if not (config.base / "config.json").is_file():
         from clinkd.model.families import no_folder
 
