@@ -111,7 +111,7 @@ class CorrectionContext:
             assert config.replay
             yield ReplayCorrector(config.replay)
         elif config.corrector == "offline":
-            yield OfflineCorrector(self.seed)
+            yield OfflineCorrector(self.seed, Scrubber(common=_find_common_words(self.train)))
         else:
             assert chat
             if chat.pixels and (risk := risk_of_pixels(root, asked)):
@@ -124,13 +124,17 @@ class CorrectionContext:
 
 def make_scrubbers(root: Path, samples: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
     """Scrubbers by what the files of a sample say, and by the words that texts of several patients share."""
-    common = common_words((s.group, text.words) for s in samples for t in s.turns for text in (t.question, t.answer))
+    common = _find_common_words(samples)
 
     @cache
     def make_scrubber(images: tuple[ImageRef, ...]) -> Scrubber:
         return Scrubber({text for image in images for text in identifying_texts(root, image)}, common)
 
     return lambda sample: make_scrubber(sample.images)
+
+
+def _find_common_words(samples: Sequence[Sample]) -> frozenset[str]:
+    return common_words((s.group, text.words) for s in samples for t in s.turns for text in (t.question, t.answer))
 
 
 def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
