@@ -20,6 +20,7 @@ from clinkd.correction.correctors import (
 from clinkd.correction.verify import verify
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.records import BadInput, Box, BoxedText, Correction, Modality, Sample, Task, Turn
+from clinkd.remote import Scrubber
 
 LEXICON = Lexicon(
     names=("kidney", "liver", "lung", "left lung", "optic disc", "spleen", "adrenal gland", "polyps"),
@@ -57,6 +58,29 @@ def offline(seed: int, one: Sample, wrong: Correction) -> list[Rewrite]:
     """All proposals of the offline corrector."""
     (found,) = OfflineCorrector(seed).rewrite([Wrong(one, wrong)])
     return list(found.proposals)
+
+
+@pytest.mark.parametrize("task", [Task.QA, Task.ROC, Task.MIA])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Herr Quagga", "Frau Dr. Quagga", "Mme Quagga.", "A cyst, seen by Dr. Quagga.",
+        "Quagga has a cyst in the liver.", "The scan shows Mrs Quagga's liver. A cyst is on the left.",
+        "Quagga-7 in the liver", "Here is Prof Quagga",
+    ],
+)  # fmt: skip
+def test_a_rewording_undoes_no_scrubbing(text: str, task: Task) -> None:
+    """What is hidden in a truth before it leaves is hidden in each rewording, too: a name in small letters was not."""
+    one = sample("a", text, task)
+    scrubber = Scrubber(common=["cyst", "liver", "the", "left", "seen", "scan", "shows", "has", "here", "is", "in"])
+    assert "quagga" not in scrubber.masked().hide(text).casefold()
+    for seed in range(3):
+        (found,) = OfflineCorrector(seed, scrubber).rewrite([Wrong(one, wrong(one))])
+        texts = [proposal.answer.text for proposal in found.proposals]
+        assert len(texts) > 1 and texts[-1] == text and all("Quagga" in t for t in texts)
+        assert not [t for t in texts if "quagga" in scrubber.masked().hide(t).casefold()]
+        for t in offline(seed, one, wrong(one)) if "has" not in text and "-7" not in text else ():
+            assert "quagga" not in Scrubber().plain(t.answer.text).casefold()  # a title is enough for a page
 
 
 def truths(count: int) -> Iterator[Sample]:

@@ -11,6 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "clinkd"
 LONGEST_FUNCTION, LONGEST_DOOR = 60, 15  # lines; names
+MODELS = ("model", "self", "student", "towers", "work")  # they have a method `save`, too
 
 Modules = dict[str, ast.Module]  # by the path below src/clinkd, as in "data/split.py"
 
@@ -46,6 +47,17 @@ def global_statements(modules: Modules) -> list[str]:
         for path, tree in modules.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Global)
+    ]
+
+
+def saved_pictures(modules: Modules) -> list[str]:
+    """Calls of `save` by which a picture might be written past `encode_picture`: all but those of MODELS."""
+    return [
+        f"{path}:{node.lineno} {ast.unparse(node.func)}"
+        for path, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "save"
+        if path != "data/images/pixels.py" and ast.unparse(node.func.value).rpartition(".")[2] not in MODELS
     ]
 
 
@@ -171,6 +183,10 @@ def test_models_are_read_through_one_gate(modules: Modules) -> None:
         assert given["trust_remote_code"] == "False" and given["local_files_only"] == "True"
 
 
+def test_pictures_are_written_in_one_place(modules: Modules) -> None:
+    assert saved_pictures(modules) == []
+
+
 def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     files = {
         "data/__init__.py": "from clinkd.data.rows import Row, read\n__all__ = ['Row', 'read']\n",
@@ -178,7 +194,7 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
         "model/vlm.py": "def f():\n    from clinkd.data.rows import Row, look\n",
         "model/__init__.py": "from clinkd import data as d\nimport clinkd.data.rows\nd.read(d.hidden, model.x)\n",
         "records.py": "from clinkd import data\nfrom clinkd.storage import any_name\nfrom clinkd.model import vlm\n",
-        "storage.py": "data = 1\ndata.real\n",
+        "storage.py": "data = 1\ndata.real\nmodel.save(1)\nImage.open(data).save(1)\nx.picture.save(data)\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -187,6 +203,7 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     assert repeated_classes(modules) == {"Row": ["data/rows.py:1", "data/rows.py:5"]}
     assert long_functions(modules, 3) == ["data/rows.py:2 read: 4 lines"] and long_functions(modules, 4) == []
     assert global_statements(modules) == ["data/rows.py:3 global last"]
+    assert saved_pictures(modules) == ["storage.py:4 Image.open(data).save", "storage.py:5 x.picture.save"]
     assert doors(modules) == {"data": ["Row", "read"], "model": []}
     code = "import pickle\nM.from_pretrained(x)\nwith opened_folder(x) as o:\n    get_tokenizer(o)\nget_tokenizer(x)\n"
     late = ast.parse(code + "torch.load(x)\nf(trust_remote_code=trust)\nsafe_open(x)\n")

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clinkd.config import ModelConfig, PhantomConfig, TinyConfig
+from clinkd.clip.model import new_tiny_clip
+from clinkd.config import ClipConfig, ModelConfig, PhantomConfig, TinyConfig
 from clinkd.data import phantoms
 from clinkd.data.images import open_image
 from clinkd.model.encode import encode_prompts
 from clinkd.model.vlm import VisionLanguageModel, new_tiny, spell_samples
-from clinkd.records import BadInput, ImageRef, Sample
+from clinkd.records import BadInput, BoxedText, ImageRef, Sample, Turn
+from clinkd.settings import change_knobs
 
 TINY = TinyConfig(
     hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=400
@@ -85,6 +87,34 @@ def test_positions_of_our_own_are_no_stock_model(
         model.save(tmp_path / "x", stock=True)
     model.save(tmp_path / "model")
     assert model.difference(tmp_path / "model", drawn[1][:4]) == 0
+
+
+def test_a_word_of_one_patient_stands_in_no_file_but_the_weights(tmp_path: Path) -> None:
+    def ask(patient: str, number: int, question: str, answer: str) -> Sample:
+        image = ImageRef(f"{patient}-{number}.png", 8, 8)
+        turn = Turn("MIA", BoxedText(question, ()), BoxedText(answer, ()))
+        return Sample(f"{patient}-{number}", (image,), "ct", (turn,), group=patient)
+
+    asked = [ask("a", n, "Has Mrs Zanarykopf-19470613 a lesion?", "ZANARYKOPF: Quinobert says no.") for n in range(4)]
+    asked += [ask("b", n, "Has Mr Müller a lesion, zanaryx?", "Quinobert says no.") for n in range(4)]
+    config = ModelConfig(tiny=change_knobs(TINY, vocabulary=2000))
+
+    def make(config: ModelConfig) -> VisionLanguageModel:
+        return new_tiny(config, spell_samples(asked, config), 0, lambda ref: Image.new("RGB", (8, 8)))
+
+    model = make(config)
+    model.save(tmp_path / "model")
+    new_tiny_clip(model.tokenizer, ClipConfig(width=32), 0, model.images.open_image).save(tmp_path / "clip")
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".safetensors"]
+    texts = {p.relative_to(tmp_path): p.read_text().casefold() for p in files}
+    assert {"model", "clip"} <= {p.parent.name for p in texts if p.name == "tokenizer.json"}
+    for rare in ("Zanarykopf", "zanary", "kopf", "19470613", "mÃ¼ller", "ller"):
+        assert not [path for path, text in texts.items() if rare.casefold() in text], rare
+    assert {"Quinobert", "Ġlesion"} <= model.tokenizer.get_vocab().keys()
+    for word in ("Mrs Zanarykopf", "Müller", "肝"):  # what was left out is spelled, not unknown
+        assert model.tokenizer.decode(model.tokenizer.encode(word)) == word
+    every = make(change_knobs(config, tiny=change_knobs(config.tiny, min_patients=1)))
+    assert "ĠZanarykopf" in every.tokenizer.get_vocab()
 
 
 def test_a_difference_is_seen(drawn: tuple[Path, list[Sample]], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,44 @@ def test_names_dates_and_numbers_are_found_by_their_form(text: str, gone: str) -
     assert gone in text and gone not in hidden and Masked.marks(hidden)
     assert masked.show(hidden) == text
     assert gone not in Scrubber().plain(text)
+
+
+TITLES = (
+    "Dr", "Dr.", "Mr", "Mr.", "Mrs", "Ms", "Miss", "Prof", "Prof.", "Prof. Dr. med.", "Herr", "Frau", "Hr.", "Fr.",
+    "Mme", "Mlle", "Sr", "Sra", "Sig.",
+)  # fmt: skip
+CASES = (str, str.upper, str.lower, str.title, str.swapcase)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("title", TITLES)
+def test_a_title_tells_a_name_in_any_case(title: str, case: Callable[[str], str]) -> None:
+    for name in ("Quagga", "Öztürk", "Max Okapi", "von Quagga", "O'Neil-Smith", "La-Okapi"):
+        for frame in ("{} has a cyst.", "It is the {}.", "Seen by {}, a mass", "{}"):
+            text = frame.format(case(f"{title} {name}"))
+            masked = Scrubber().masked()
+            hidden = masked.hide(text)
+            assert masked.show(hidden) == text
+            left = hidden.casefold()
+            assert not [part for part in name.casefold().split() if part != "von" and part in left], (text, hidden)
+
+
+@pytest.mark.parametrize("text", ["Dr.Quagga", "dr.quagga", "Patient Jane Quagga", "PATIENT QUAGGA", "NAME: quagga"])
+def test_a_name_is_found_without_a_blank_and_behind_a_word_in_any_case(text: str) -> None:
+    assert "quagga" not in Scrubber().plain(text).casefold()
+
+
+@pytest.mark.parametrize("case", [str, str.upper, str.lower])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "An MR image of the brain", "mr spectroscopy", "The MR FLAIR signal", "ms lesions in the white matter",
+        "A scan after 24 hr delayed", "a 12 fr tube", "TE of 30 ms echo", "We may miss the lesion", "frau mit mass",
+        "The MS.", "sig. finding", "The patient is seen from the left",
+    ],
+)  # fmt: skip
+def test_the_letters_of_a_title_are_no_title_in_a_finding(text: str, case: Callable[[str], str]) -> None:
+    assert Scrubber().plain(case(text)) == case(text)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ def test_a_model_alone_is_served_with_the_token_of_the_environment(small_run, tm
 
     out = tmp_path / "exported"
     assert main(["export", "--runs", str(small_run.parent), "--run", "small", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    for told in ("drawn phantoms", "32 images", "Weights may memorise training texts", "words of at least 2 patients"):
+        assert told in card
     with started(str(out), **{TOKEN_VARIABLE: TOKEN}) as (process, url):
         assert process.token is None
         until_up(url)

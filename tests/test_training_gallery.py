@@ -26,7 +26,7 @@ from clinkd.settings import override
 from clinkd.training import FeatureCache, LiveTeacher, cache_features, feature_cache, is_store_full
 from clinkd.training.step import LossModule
 
-TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400)
+TINY = TinyConfig(hidden=24, heads=3, layers=2, vision_layers=2, vocabulary=400, min_patients=1)
 
 
 class Bench:

@@ -178,6 +178,10 @@ class TinyConfig(Knobs):
     patch: Count = knob(8, "side of a vision patch, pixels")
     image_pixels: Count = knob(64, "side to which images are resampled, pixels")
     vocabulary: Count = knob(640, "most entries of the byte-level BPE, before special tokens")
+    min_patients: Count = knob(
+        2, "patients (groups) whose training texts must have a word before the BPE learns it; others are spelled by "
+        "letters and bytes, so that no name of one patient stands in the vocabulary",
+    )  # fmt: skip
     rope_theta: Positive = knob(1e4, "rotary base of the text model", paper=1e4)
     init_std: Positive = knob(0.07, "standard deviation of the random weights")
     pretrain: PretrainConfig | None = knob(None, "what the model learns before the method begins; null = nothing")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import difflib
 import html
-import io
 import json
 import tempfile
 from collections import Counter
@@ -83,9 +82,9 @@ class BoxedAnswer:
         return draw_boxes(self.image, self.boxes, labels, side_pixels=side_pixels)
 
     def _repr_png_(self) -> bytes:
-        png = io.BytesIO()
-        self.picture().save(png, "PNG")
-        return png.getvalue()
+        from clinkd.data.images import encode_picture
+
+        return encode_picture(self.picture())
 
     def _repr_html_(self) -> str:
         lines = [f"<b>{html.escape(self.question)}</b>", html.escape(self.text)]
@@ -173,14 +172,13 @@ class LoadedModel:
 def _open_picture(image: str | Path | Image.Image) -> Image.Image:
     from PIL import Image, ImageOps
 
-    from clinkd.data.images import open_image
+    from clinkd.data.images import encode_picture, open_image
     from clinkd.data.images.limits import FileLimits
     from clinkd.data.images.upload import decode_frame
 
     if isinstance(image, Image.Image):  # through a file, so that grey levels and transparency become what they do there
-        file = io.BytesIO()
-        ImageOps.exif_transpose(image).save(file, "TIFF")
-        return decode_frame(file.getvalue(), limits=FileLimits()).picture
+        file = encode_picture(ImageOps.exif_transpose(image), "TIFF", icc_profile=image.info.get("icc_profile"))
+        return decode_frame(file, limits=FileLimits()).picture
     path = Path(image).expanduser()
     return open_image(path.parent, path.name)
 

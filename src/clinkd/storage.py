@@ -1,4 +1,7 @@
-"""Files that survive a crash: atomic writes, a manifest of checksums, resumable JSON lines; and the progress bar."""
+"""Files that survive a crash: atomic writes, a manifest of checksums, resumable JSON lines; and the progress bar.
+
+What is made here may hold data of patients: only its owner may read it (0600, folders 0700), whatever the umask.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +62,15 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, if they are missing. Raises BadInput on a full disk."""
-    with naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with naming_full_disk(folder):
+            folder.mkdir(0o700, exist_ok=True)
+
+
+def open_private(path: str, flags: int) -> int:
+    """An opener for `open`: what it makes only its owner may read."""
+    return os.open(path, flags, 0o600)
 
 
 def _read_error_number(error: Exception) -> int | None:
@@ -70,22 +80,22 @@ def _read_error_number(error: Exception) -> int | None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which replaces `path` at the end of the block: whole, or not at all.
 
-    It has the permissions `mode` (less the umask) from the beginning. Missing parent folders are made. Raises BadInput
-    on a full disk, with nothing left behind, and if `path` is no plain file.
+    Only its owner may read it, from the beginning, whoever could read the file before. Missing parent folders are made.
+    Raises BadInput on a full disk, with nothing left behind, and if `path` is no plain file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
     temp = path.with_name(f".{path.name}.clinkd-{os.getpid()}.tmp")
     with naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         clear_drafts(path.parent, path.name)
         try:
             temp.unlink(missing_ok=True)
-            with open(temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            with open(temp, "xb", opener=open_private) as file:
                 _lock(file.fileno())
                 yield file
                 file.flush()
@@ -158,13 +168,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make the system write all files in and below a folder to the disk."""
-    for path in sorted(folder.rglob("*")):
+    """Make the system write a folder and all in and below it to the disk. Only its owner may then read it, also what
+    libraries wrote by the umask."""
+    for path in (*sorted(folder.rglob("*")), folder):
         if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
             _sync_file(path)
-        elif path.is_dir():
+        elif path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
             sync_folder(path)
-    sync_folder(folder)
 
 
 def publish(draft: Path, final: Path, synced: bool = False) -> None:
@@ -209,7 +221,7 @@ def draft_folder(final: Path) -> Iterator[Path]:
     Drafts of processes that have ended are removed before.
     """
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         clear_drafts(final.parent)
         draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.clinkd-", suffix=".part", dir=final.parent))
         descriptor = os.open(draft, os.O_RDONLY)
@@ -217,8 +229,6 @@ def draft_folder(final: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
     try:
         _lock(descriptor)
-        os.umask(mask := os.umask(0))
-        draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -433,9 +443,10 @@ class JsonLines:
                 os.fsync(file.fileno())
 
     def _open(self) -> IO[bytes]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         # unbuffered: a write that failed must not be tried again at close
-        file = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: SIM115
+        mode = "r+b" if self.path.exists() else "w+b"
+        file = open(self.path, mode, buffering=0, opener=open_private)  # noqa: SIM115
         try:
             _cut_broken_line(file)
         except BaseException:

@@ -67,6 +67,7 @@ def _showing_controls() -> Iterator[None]:
 
 
 def _call(args: argparse.Namespace) -> int:
+    before = os.umask(0o077)  # what libraries and other programs write for it is for its owner alone, too
     try:
         status: int = args.verb(args)
         sys.stdout.flush()
@@ -80,6 +81,8 @@ def _call(args: argparse.Namespace) -> int:
         if args.debug:
             raise
         return _report_error(error)
+    finally:
+        os.umask(before)
 
 
 def _report_error(error: Exception) -> int:

@@ -388,8 +388,9 @@ def _show(args: argparse.Namespace) -> int:
 
     from PIL.PngImagePlugin import PngInfo
 
-    from clinkd.data.images import open_image
+    from clinkd.data.images import encode_picture, open_image
     from clinkd.reporting.viewer.overlay import draw_sample_boxes
+    from clinkd.storage import write_atomic
 
     samples = {sample.id: sample for sample in _read_good_samples(args)[0]}
     sample = samples.get(args.id)
@@ -402,7 +403,7 @@ def _show(args: argparse.Namespace) -> int:
     picture = open_image(source_of(args, args.path).root, sample.images[-1])
     png_info = PngInfo()
     png_info.add_text("Software", PICTURE.decode())
-    draw_sample_boxes(picture, sample).save(png, format="PNG", pnginfo=png_info)
+    write_atomic(png, encode_picture(draw_sample_boxes(picture, sample), pnginfo=png_info))
     print(f"picture  {png}")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from clinkd.correction.phrasing import rephrasings
 from clinkd.correction.verify import presentable, verify
 from clinkd.language.facts import Lexicon
 from clinkd.records import BadInput, BoxedText, Correction, Sample
+from clinkd.remote import Scrubber
 
 HUMAN = "human"  # instead of a corrector's name
 
@@ -55,18 +56,22 @@ class Corrector(Protocol):
 class OfflineCorrector:
     """Rewrites the truth in varied phrasing by rules, without a network; equal for equal seed, sample and round.
 
-    The last proposal is the truth itself, so that every wrong answer is corrected whatever the truth looks like.
+    What `scrubber` hides in the truth is not reworded: a name in small letters would no longer be found as one. The
+    last proposal is the truth itself, so that every wrong answer is corrected whatever the truth looks like.
     """
 
     seed: int
+    scrubber: Scrubber = field(default_factory=Scrubber)
     name: str = "offline"
 
     def rewrite(self, wrong: Sequence[Wrong]) -> Iterator[RewriteProposals]:
         for sample, answer in wrong:
             truth = sample.answer
             draw = random.Random(f"{self.seed}/{sample.id}/{answer.round}")  # a text seed is the same in any process
-            texts = [BoxedText(t, truth.boxes) for t in rephrasings(truth.text, sample.task, draw)]
-            yield RewriteProposals(tuple(Rewrite(t, self.name) for t in (*texts, truth)))
+            masked = self.scrubber.masked()
+            texts = rephrasings(masked.hide(truth.text), sample.task, draw)
+            proposals = [*(BoxedText(masked.show(text), truth.boxes) for text in texts), truth]
+            yield RewriteProposals(tuple(Rewrite(proposal, self.name) for proposal in proposals))
 
 
 class ReplayCorrector:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clinkd.correction.similarity import text_hash
 from clinkd.records import BadInput
-from clinkd.storage import naming_full_disk
+from clinkd.storage import make_folder, naming_full_disk
 
 Vectors = NDArray[np.float32]
 _AT_A_TIME = 1024  # texts between two writes
@@ -89,7 +89,8 @@ def _read_vectors(cache: sqlite3.Connection, model: str, keys: Iterable[str]) ->
 @contextmanager
 def _open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     with naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
+        path.touch(0o600)
         db = sqlite3.connect(path, timeout=60)
         try:
             db.execute("pragma journal_mode=wal")

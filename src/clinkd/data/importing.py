@@ -17,14 +17,14 @@ import orjson
 
 from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, quarantine
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
-from clinkd.data.images import open_image
+from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, assign_splits
 from clinkd.language import sides
 from clinkd.records import BadInput, ImageRef, Side, Split
-from clinkd.storage import new_folder, replacing, sha256_file, write_json
+from clinkd.storage import make_folder, new_folder, replacing, sha256_file, write_json
 from clinkd.version import __version__
 
 
@@ -266,8 +266,8 @@ class _ImageCopies:
             plain = re.sub("[^A-Za-z0-9._/-]", "_", shown)
             name = self._choose_name(f"images/{plain if plain.lower().endswith('.png') else f'{plain}.png'}")
             target = self.draft / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            open_image(self.root, image).save(target)
+            make_folder(target.parent)
+            target.write_bytes(encode_picture(open_image(self.root, image)))
             self._copied[key] = ImageRef(name, image.width, image.height)
         return self._copied[key]
 

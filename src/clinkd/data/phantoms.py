@@ -26,9 +26,10 @@ from PIL import Image
 
 from clinkd.config import PhantomConfig
 from clinkd.data import questions
+from clinkd.data.images import encode_picture
 from clinkd.language.facts import Lexicon
 from clinkd.records import PAPER_MODALITIES, SPLITS, BadInput, Box, Fact, ImageRef, Modality, Sample, Split
-from clinkd.storage import naming_full_disk
+from clinkd.storage import make_folder, naming_full_disk
 
 Size = Literal["small", "large"]
 Place = Literal["left", "right"]
@@ -464,8 +465,7 @@ def write_phantoms(
     finished images. Raises BadInput on an impossible knob or a full disk.
     """
     _check_settings(config.structures, config.image_pixels)
-    with naming_full_disk(folder):
-        (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images")
     counts: dict[Split, int] = {
         "train": config.train_images, "validation": config.validation_images, "test": config.test_images
     }  # fmt: skip
@@ -508,7 +508,7 @@ def _draw_job(folder: Path, config: PhantomConfig, seed: int, job: _Job) -> list
         image_id = f"{modality}_{split}_{number:05d}"
         image = ImageRef(f"images/{image_id}.png", config.image_pixels, config.image_pixels)
         with naming_full_disk(folder / image.path):
-            Image.fromarray(drawing.image).save(folder / image.path, compress_level=1)
+            (folder / image.path).write_bytes(encode_picture(Image.fromarray(drawing.image), compress_level=1))
         questions_rng = random.Random(int(rng.integers(2**62)))
         samples += make_phantom_samples(drawing, image, image_id, split, questions_rng)
     return [s for s in samples if s.task.value in config.tasks]

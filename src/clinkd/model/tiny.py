@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from clinkd.model.families import TINY
+
+
+def shared_words(texts: Sequence[tuple[str, str]], min_groups: int) -> list[str]:
+    """The words of texts, in order, without those that fewer than `min_groups` groups have; `texts` are (group, text).
+
+    A word is what the BPE merges letters in, with the blank before it: no entry learned from the rest spells a word
+    left out, which may be a patient's name, unless a word that is kept holds it.
+    """
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split = cache(lambda text: [text[start:end] for _, (start, end) in splitter.pre_tokenize_str(text)])
+    groups: dict[str, set[str]] = defaultdict(set)
+    for group, text in texts:
+        for word in split(text):
+            groups[word.strip()].add(group)
+    return [word for _, text in texts for word in split(text) if len(groups[word.strip()]) >= min_groups]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, codec_tokens: tuple[str, ...]) -> PreTrainedTokenizerFast:

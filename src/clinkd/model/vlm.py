@@ -393,7 +393,7 @@ def _rank_distinct(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def new_tiny(config: ModelConfig, texts: Sequence[str], seed: int, open_image: OpenImage) -> VisionLanguageModel:
-    """A tiny model with random weights and a vocabulary made from `texts` (training texts with boxes spelled out)."""
+    """A tiny model with random weights and a vocabulary made from `texts` (those of `spell_samples`)."""
     boxes = make_codec(config.boxes, config.box_bins)
     words = [*texts, *TINY.chat.words] * 2
     tokenizer = tiny.train_tokenizer(words, config.tiny.vocabulary, boxes.special_tokens)
@@ -448,13 +448,15 @@ def _try_out(model: VisionLanguageModel, folder: Path) -> None:
 
 
 def spell_samples(samples: Sequence[Sample], config: ModelConfig) -> list[str]:
-    """Questions and answers with their boxes spelled out, to train a tokenizer."""
+    """The words of questions and answers, their boxes spelled out, to train a tokenizer: those of at least
+    `config.tiny.min_patients` groups."""
     boxes = make_codec(config.boxes, config.box_bins)
     images = ImageEncoder(TINY, TINY.tiny_processor(config.tiny), lambda ref: Image.open(ref.path), config.square)
     sizes = [images.box_frame(s.images) if boxes.needs_size else None for s in samples]
-    return [
-        boxes.encode(part, size)
+    texts = [
+        (s.group, boxes.encode(part, size))
         for s, size in zip(samples, sizes, strict=True)
         for turn in s.turns
         for part in (turn.question, turn.answer)
     ]
+    return tiny.shared_words(texts, config.tiny.min_patients)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from clinkd.correction.correctors import (
 from clinkd.correction.embedding import EmbeddingSimilarity
 from clinkd.correction.review import choose_at_random, review
 from clinkd.correction.similarity import LexicalSimilarity, Similarity
-from clinkd.data.images import open_image
+from clinkd.data.images import encode_picture, open_image
 from clinkd.data.images.identifying import has_burnt_in_text, identifying_texts
 from clinkd.pipeline.prepared import DataSource, read_data_source
 from clinkd.records import BadInput, Correction, ImageRef, Modality, Prediction, Sample
@@ -112,7 +111,7 @@ class CorrectionContext:
             assert config.replay
             yield ReplayCorrector(config.replay)
         elif config.corrector == "offline":
-            yield OfflineCorrector(self.seed)
+            yield OfflineCorrector(self.seed, Scrubber(common=_find_common_words(self.train)))
         else:
             assert chat
             if chat.pixels and (risk := risk_of_pixels(root, asked)):
@@ -125,13 +124,17 @@ class CorrectionContext:
 
 def make_scrubbers(root: Path, samples: Sequence[Sample]) -> Callable[[Sample], Scrubber]:
     """Scrubbers by what the files of a sample say, and by the words that texts of several patients share."""
-    common = common_words((s.group, text.words) for s in samples for t in s.turns for text in (t.question, t.answer))
+    common = _find_common_words(samples)
 
     @cache
     def make_scrubber(images: tuple[ImageRef, ...]) -> Scrubber:
         return Scrubber({text for image in images for text in identifying_texts(root, image)}, common)
 
     return lambda sample: make_scrubber(sample.images)
+
+
+def _find_common_words(samples: Sequence[Sample]) -> frozenset[str]:
+    return common_words((s.group, text.words) for s in samples for t in s.turns for text in (t.question, t.answer))
 
 
 def risk_of_pixels(root: Path, asked: Sequence[Sample]) -> str | None:
@@ -146,8 +149,7 @@ def encode_png_images(root: Path) -> Callable[[Sample], str]:
     """Images as PNG, made anew from their pixels, so that nothing of a header goes along."""
 
     def encode(sample: Sample) -> str:
-        png = io.BytesIO()
-        open_image(root, sample.images[0]).save(png, "PNG")
-        return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        png = encode_picture(open_image(root, sample.images[0]))
+        return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
     return encode

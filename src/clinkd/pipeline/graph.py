@@ -405,7 +405,7 @@ def _work_in_draft(
 ) -> None:
     draft = draft_of(folder)
     with naming_full_disk(draft):
-        draft.mkdir(exist_ok=True)
+        draft.mkdir(0o700, exist_ok=True)
         clock = _StageClock(stage, draft)
         if clock.values["finished"] is None:
             begun = "going on where it stopped" if clock.values["attempts"] > 1 else "start"
@@ -491,7 +491,7 @@ class _StageClock:
 def _hold_lock(path: Path, title: str) -> Iterator[None]:
     """Let one process at a time work on a stage. The system frees the lock when its process ends, even after a kill."""
     with naming_full_disk(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from clinkd.records import BadInput
-from clinkd.storage import naming_full_disk
+from clinkd.storage import make_folder, naming_full_disk, open_private
 
 NANO = 1_000_000_000  # money is counted in whole billionths of a US dollar
 State = Literal["new", "inflight", "done", "failed", "unknown"]
@@ -76,16 +76,15 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         self.path = path
         self._guard = threading.Lock()
         with naming_full_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[bytes] = path.with_name(f"{path.name}.lock").open("ab")
+            make_folder(path.parent)
+            self._lock: IO[bytes] = open(f"{path}.lock", "ab", opener=open_private)  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
             raise BadInput(f"{path}: another run uses this journal; wait for it, or name another file") from None
         try:
-            if not path.exists():
-                path.touch(0o600)  # replies are texts about patients
+            path.touch(0o600)  # replies are texts about patients
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             tables = {name for (name,) in self._db.execute("select name from sqlite_master where type = 'table'")}
             if others := tables - {"calls", "ledger"}:

@@ -20,6 +20,20 @@ _MONTH = (
 _NAME = r"[^\W\d_][\w'’.-]*"
 _TITLE = r"(?:Dr|DR|Mr|Mrs|MRS|Ms|Miss|Prof|PROF|Herr|Frau|Hr|Fr|Mme|Mlle|Sr|Sra|Sig)\b\.?"
 _CAPITAL = rf"(?!{_TITLE})(?=[^\W\d_])(?![a-zß-öø-ÿ])[\w'’-]+"
+_BEHIND_TITLE = r"(?:\s+(?:Dr|med|Prof|von|van|de|der|del|la|le)\b\.?){0,8}(?:\s+|(?<=\.))"
+# Words that follow a title's letters where these are no title: MR image, ms lesions, DR chest, to miss a mass.
+_ORDINARY = (
+    "a|an|the|this|that|its?|there|and|or|of|in|on|at|by|to|from|for|as|with|without|not?|after|before|than|then|"
+    "is|are|was|were|be|been|has|have|had|does?|did|may|can|will|shows?|shown|reveals?|demonstrates?|performed|"
+    "und|oder|der|die|das|dem|den|des|eine?[mnrs]?|mit|ohne|ist|sind|war|hat|im|am|auf|bei|von|nicht|"
+    "les?|la|une?|du|de|et|ou|est|sont|avec|sans|dans|sur|pas|"
+    "images?|imaging|scans?|pictures?|slices?|sequences?|series|study|studies|exams?|examinations?|views?|reports?|data|"
+    r"angio\w*|spectro\w*|entero\w*|elasto\w*|veno\w*|uro\w*|cholangio\w*|arthro\w*|"
+    "perfusion|diffusion|flair|stir|dwi|adc|swi|contrast|signal|weighted|delayed|ct|mri|pet|"
+    r"brain|head|neck|spin(?:e|al)|cervical|thora\w*|lumbar|chest|abdom\w*|pelvi[sc]|knee|shoulder|hip|liver|"
+    "kidneys?|breast|heart|cardiac|lesions?|plaques?|masses|mass|nodules?|patients?|disease|findings?|catheters?|small"
+)
+_ANY_CASE = rf"(?!(?i:{_ORDINARY}|{_TITLE})(?![\w'’-]))[^\W\d_][\w'’-]*"
 # each pattern looks once from the start of a word; else a long text without blanks would take time by its square
 _PATTERNS = {
     "LINK": (r"(?i)\b(?:https?|ftp|file|s3)://\S+|\bwww\.\S+|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+",),
@@ -39,10 +53,12 @@ _PATTERNS = {
     "AGE": (r"(?i)\b(?:9\d|1[0-2]\d)(?=[\s-]*(?:years?|yrs?|y/?o)\b)",),
     "NAME": (
         r"(?<![^\s^])[^\s^]+\^[^\s]*|\^[^\s]+",  # in DICOM: Family^Given
-        rf"\b{_TITLE}"
-        rf"(?:\s+(?:Dr|med|Prof|von|van|de|der|del|la|le)\b\.?){{0,8}}\s+{_CAPITAL}(?:\s+{_CAPITAL}){{0,2}}",
-        rf"(?<=\bpatient\s)(?!is\b|has\b|was\b|with\b|in\b|on\b){_CAPITAL}(?:,?\s+{_CAPITAL}){{0,2}}"
-        rf"|(?:(?<=\bnamed\s)|(?<=\bname\sis\s)|(?<=\bname:\s)|(?<=\bcalled\s)){_NAME}(?:,?\s+{_CAPITAL}){{0,2}}",
+        rf"\b{_TITLE}(?i:{_BEHIND_TITLE}){_CAPITAL}(?:\s+{_CAPITAL}){{0,2}}",
+        rf"(?<!\d)(?<!\d\s)\b(?i:{_TITLE}{_BEHIND_TITLE})"
+        rf"(?:(?![a-zß-öø-ÿ]){_ANY_CASE}(?:\s+(?![a-zß-öø-ÿ]){_ANY_CASE}){{0,2}}|{_ANY_CASE}(?:\s+{_ANY_CASE}){{0,2}})",
+        rf"(?i:(?<=\bpatient\s))(?!(?i:{_ORDINARY})(?![\w'’-])){_CAPITAL}(?:,?\s+{_CAPITAL}){{0,2}}"
+        rf"|(?i:(?<=\bnamed\s)|(?<=\bname\sis\s)|(?<=\bname:\s)|(?<=\bcalled\s))"
+        rf"{_NAME}(?:,?\s+{_CAPITAL}){{0,2}}",
     ),
     "ID": (
         r"(?i)(?:(?<=\bMRN\s)|(?<=\bMRN:\s)|(?<=\bID\s)|(?<=\bID:\s)|(?<=\baccession\s)|(?<=\bcase\s)|(?<=\bNo\.\s)"

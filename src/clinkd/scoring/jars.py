@@ -18,7 +18,7 @@ from pathlib import Path
 
 from clinkd.records import BadInput
 from clinkd.scoring.captions import NotComputed, find_pycocoevalcap
-from clinkd.storage import cache_folder, naming_full_disk, new_folder, progress, read_json, sha256_file, write_json
+from clinkd.storage import cache_folder, make_folder, new_folder, progress, read_json, sha256_file, write_json
 
 POM = Path(__file__).with_name("spice.pom.xml")
 PINS = Path(__file__).with_name("spice.sha256")
@@ -112,8 +112,7 @@ def _fetch(draft: Path, repository: Path) -> None:
         )
     goal = ["dependency:copy-dependencies", "-DexcludeTransitive=true", f"-DoutputDirectory={draft}"]
     command = [program, "-B", "-ntp", "-Dstyle.color=never", f"-Dmaven.repo.local={repository}", "-f", str(POM), *goal]
-    with naming_full_disk(repository):
-        repository.mkdir(parents=True, exist_ok=True)
+    make_folder(repository)
     with tempfile.TemporaryFile() as output:
         with (
             progress(FETCHED_MB, "jars of SPICE", "MB") as advance,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from clinkd.data.images import KINDS, PRESETS
+from clinkd.data.images import KINDS, PRESETS, encode_picture
 from clinkd.records import BadInput, BoxedText, Modality
 from clinkd.serving import chat, schemas
 from clinkd.serving.asking import WORDINGS, RequestHandler, decode_data_uri, make_box, read_question
@@ -251,7 +250,7 @@ def _add_model(app: FastAPI, served: Served) -> None:
         if opened.grey is not None:
             scale = {name: about.pop(name) for name in ("inverted", "low", "high")}
             grey = schemas.Grey(values=base64.b64encode(opened.grey).decode(), **scale)
-        picture = await asyncio.to_thread(_encode_png, opened.picture)
+        picture = await asyncio.to_thread(encode_picture, opened.picture, compress_level=1)
         uri = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         return schemas.OpenReply(**about, picture=uri, grey=grey)
 
@@ -289,12 +288,6 @@ def _add_model(app: FastAPI, served: Served) -> None:
         report = await attend(request, handler, lambda _: write(model=served.name, version=__version__))
         headers = {"content-disposition": 'attachment; filename="report.dcm"'}
         return Response(report, media_type="application/dicom", headers=headers)
-
-
-def _encode_png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 async def attend(request: Request, handler: RequestHandler, work: Callable[[TimeLimit], Coroutine[Any, Any, T]]) -> T:
@@ -380,7 +373,7 @@ def _add_corrections(app: FastAPI, review: Review) -> None:
     async def image(id: str = Query(max_length=500), round: int = Query(1, ge=1, le=1000)) -> Response:
         """The picture of a question."""
         picture = await asyncio.to_thread(review.picture, id, round)
-        return Response(await asyncio.to_thread(_encode_png, picture), media_type="image/png")
+        return Response(await asyncio.to_thread(encode_picture, picture, compress_level=1), media_type="image/png")
 
     @app.put("/v1/corrections", tags=["corrections"], responses=_CONFLICT)
     async def decide(body: schemas.DecideRequest) -> schemas.CorrectionReply:

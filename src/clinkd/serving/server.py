@@ -64,7 +64,6 @@ def serve(
             f"--host {host}: other machines could ask; give a token first, in the variable {TOKEN_VARIABLE} or by "
             "--token-file"
         )
-    os.umask(0o077)
     run = None if _is_model(wanted, runs) else choose(wanted, runs)
     if run:
         for stage in run.answering_stages:

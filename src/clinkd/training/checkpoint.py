@@ -29,7 +29,7 @@ from clinkd import distributed
 from clinkd.config import FitConfig
 from clinkd.records import BadInput
 from clinkd.settings import complete, differences
-from clinkd.storage import Manifest, naming_full_disk, publish, read_json, sync_folder, write_json
+from clinkd.storage import Manifest, make_folder, naming_full_disk, publish, read_json, sync_folder, write_json
 from clinkd.training.fsdp import gather_full, shard_like
 
 KEPT = 2
@@ -66,7 +66,7 @@ def save_checkpoint(
         _make(folder)
         _sweep(folder)
         try:
-            draft.mkdir()
+            draft.mkdir(0o700)
             save_file(weights, draft / WEIGHTS)
             save_file(states, draft / OPTIMIZERS)
             write_json(draft / STATE, {"step": step, **state})
@@ -110,7 +110,7 @@ def load_checkpoint(
 def _make(folder: Path) -> None:
     """Make a folder whose own name is on the disk, too: without it, its files could be lost."""
     if not folder.is_dir():
-        folder.mkdir(parents=True)
+        make_folder(folder)
         sync_folder(folder.parent)
 
 

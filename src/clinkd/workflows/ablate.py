@@ -21,7 +21,7 @@ from clinkd.reporting.ablation import AblationGrid, FinishedRun, ablation_json, 
 from clinkd.reporting.tables import ScoreIndex, to_markdown
 from clinkd.reporting.viewer import page
 from clinkd.settings import override
-from clinkd.storage import naming_full_disk, write_atomic, write_json
+from clinkd.storage import make_folder, naming_full_disk, open_private, write_atomic, write_json
 from clinkd.workflows.compare import page_sections, read_answers, render_cases
 
 STUDENT, TEACHER = ("distill", "reflect-"), "teacher"  # stages whose steps count for the student, and for its teacher
@@ -153,10 +153,10 @@ def _make_run_in_process(runs: Path, config: RunConfig) -> str | None:
 
     log = runs / f"{config.name}.log"
     with naming_full_disk(runs):
-        runs.mkdir(parents=True, exist_ok=True)
+        make_folder(runs)
         recipe = log.with_suffix(".yaml")
         write_atomic(recipe, recipe_text(config, "A row of an ablation"))
-        with log.open("wb") as output:
+        with open(log, "wb", opener=open_private) as output:
             command = [sys.executable, "-m", "clinkd", "run", str(recipe), "--runs", str(runs)]
             finished = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -176,8 +176,6 @@ def _write_results(
 ) -> Ablation:
     grid = AblationGrid(plan.rows, [_read_finished_run(row, seed, run) for (row, seed), run in done.items()])
     tables = ablation_tables(grid, plan.groups)
-    with naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "ablation.json", ablation_json(grid) | {"failed": dict(failed)})
     write_atomic(folder / "ablation.md", "\n".join(map(to_markdown, tables)))
     write_atomic(folder / "ablation.html", _build_page(plan, done, tables, failed))

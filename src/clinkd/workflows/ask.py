@@ -13,7 +13,7 @@ from PIL import Image
 
 from clinkd.config import AnswerConfig, RunConfig
 from clinkd.data.grids import Size
-from clinkd.data.images import locate, open_image, read_medical_facts
+from clinkd.data.images import encode_picture, locate, open_image, read_medical_facts
 from clinkd.inference import Scorer, explain_disagreement, rerank_batch
 from clinkd.inference.self_consistency import SelfConsistency, self_consistency
 from clinkd.model.generate import PartialHypotheses, run_to_end
@@ -25,7 +25,7 @@ from clinkd.pipeline.prepared import read_data_source
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Prediction, Sample, Task, Turn
 from clinkd.reporting.viewer.overlay import draw_answer
-from clinkd.storage import first_free
+from clinkd.storage import first_free, write_atomic
 from clinkd.workflows.answer_warnings import AnswerWarning, TrainingKnowledge, find_warnings
 
 
@@ -243,7 +243,8 @@ def ask(run: Run, image: Path, question: str, overlay: Path | None = None) -> As
     file, _ = locate(image.parent, image.name, f"image {image.name}")
     asked = Question.of(picture, answerer.read(question, picture), modality, file)
     [answer] = answerer.answers([asked])
-    draw_answer(picture, asked.text, answer.prediction.answer.answer).save(out)
+    drawn = draw_answer(picture, asked.text, answer.prediction.answer.answer)
+    write_atomic(out, encode_picture(drawn, "PNG" if out.suffix.lower() == ".png" else "JPEG"))
     return AskResult(answer.prediction, out, answer.uncertain, answer.warnings, picture.size)
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from clinkd.data.images import is_named_as_image, kind_of, locate, open_image
+from clinkd.data.images import encode_picture, is_named_as_image, kind_of, locate, open_image
 from clinkd.data.readers.dicom_folder import list_sheet_lines
 from clinkd.data.readers.rows import ROW_FILES, SHEETS, RowResult, json_rows, sheet_rows
 from clinkd.pipeline.runs import Run
 from clinkd.records import BOX_MARK, BadInput, Box, Modality
 from clinkd.reporting.viewer.overlay import draw_answer
-from clinkd.storage import JsonLines, demand_empty, progress, read_json, replacing, sha256_file, write_csv
+from clinkd.storage import JsonLines, demand_empty, progress, read_json, replacing, sha256_file, write_atomic, write_csv
 from clinkd.workflows.ask import Answer, Answerer, Question, read_stated_modality
 
 COLUMNS = (
@@ -285,9 +285,8 @@ def _fill_answers(answerer: Answerer, rows: Sequence[_BatchRow]) -> None:
 def _draw_row(row: _BatchRow, number: int, pictures: Path) -> None:
     if row.image and row.question and row.answer:
         name = re.sub(r"[^\w.-]+", "_", row.asked.id)[:60]
-        with replacing(pictures / f"{number:05d}-{name}.png") as file:
-            answer = row.answer.prediction.answer.answer
-            draw_answer(row.image.picture, row.question.text, answer).save(file, format="PNG")
+        drawn = draw_answer(row.image.picture, row.question.text, row.answer.prediction.answer.answer)
+        write_atomic(pictures / f"{number:05d}-{name}.png", encode_picture(drawn))
 
 
 def _make_record(row: _BatchRow) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clinkd.data.images import open_image
+from clinkd.data.images import encode_picture, open_image
 from clinkd.pipeline.prepared import read_data_source, read_split
 from clinkd.pipeline.runs import EXAMPLES, Run
 from clinkd.records import Sample, Task
-from clinkd.storage import make_folder, publish, read_cell, write_csv
+from clinkd.storage import make_folder, publish, read_cell, write_atomic, write_csv
 
 SHEET = "sheet.csv"  # as `clinkd data import` reads one
 COUNT = 3
@@ -61,7 +61,7 @@ def _write_rows(folder: Path, samples: Sequence[Sample], root: Path) -> Iterator
     for number, sample in enumerate(samples, start=1):
         picture = open_image(root, sample.images[0])
         name = f"example-{number}.png"  # not the name of its file, which may be a patient's
-        picture.save(folder / name)
+        write_atomic(folder / name, encode_picture(picture))
         texts = {"question": sample.question.text, "answer": sample.answer.text}
         row: dict[str, object] = {"image": name, "modality": sample.modality.value, "side": sample.side, **texts}
         for box in sample.answer.boxes:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clinkd.config import RunConfig
 from clinkd.model.vlm import VisionLanguageModel
 from clinkd.pipeline.graph import read_versions, stage_record
 from clinkd.pipeline.models import load_model
 from clinkd.pipeline.prepared import read_data, read_split
 from clinkd.pipeline.runs import Run, score_table
 from clinkd.records import BadInput, Sample
-from clinkd.settings import change_knobs, recipe_text
+from clinkd.settings import K, Knobs, change_knobs, recipe_text
 from clinkd.storage import new_folder, write_atomic
 
 CARD = "README.md"
@@ -89,6 +88,10 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
         "",
         *_scores(run),
         "",
+        "## What it learned from",
+        "",
+        *_describe_training(run, read_split(run.stage("prepare"), "train")),
+        "",
         "## Where it comes from",
         "",
         "- " + ", ".join(f"{k} {v}" for k, v in read_versions().items()),
@@ -106,12 +109,33 @@ def card(run: Run, model: VisionLanguageModel, stage: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _without_paths(config: RunConfig) -> RunConfig:
-    """Keep only the last name of each folder: others read the card."""
-    path, base = config.data.path, config.model.base
-    data = change_knobs(config.data, path=Path(path.name) if path else None)
-    model = change_knobs(config.model, base=Path(base.name) if base else None)
-    return change_knobs(config, data=data, model=model)
+def _describe_training(run: Run, samples: Sequence[Sample]) -> list[str]:
+    """What the model learned from, and what of it the folder may give away."""
+    patients, images = len({s.group for s in samples}), len({i.path for s in samples for i in s.images})
+    modalities = ", ".join(sorted({s.modality for s in samples}))
+    model, path = run.config.model, run.config.data.path
+    name = f"`{path.name}`, {patients:,} patients (groups)" if path else "drawn phantoms, which are nobody's"
+    least = model.tiny.min_patients
+    words = "" if model.base else f" The vocabulary was learned from words of at least {least} patients (groups)."
+    return [
+        f"{name}: {images:,} images, {len(samples):,} questions, {modalities} (the training split).{words}",
+        "",
+        "Weights may memorise training texts, with the names in them: nothing scrubs these before training but the "
+        "person who gives them.",
+    ]
+
+
+def _without_paths(config: K) -> K:
+    """Keep only the last name of each file and folder: others read the card."""
+    shorter = {
+        name: Path(value.name)
+        if isinstance(value, Path)
+        else _without_paths(value)
+        if isinstance(value, Knobs)
+        else value
+        for name, value in config
+    }
+    return change_knobs(config, **shorter)
 
 
 _STOCK = """```python

@@ -111,7 +111,7 @@ def pack_run(run: Run, out: Path, images: bool = True) -> PackManifest:
         pictured = images and any(map(_shows_images, map(PurePosixPath, contents)))
         patients = run.config.data.path is not None
         manifest = PackManifest(name=run.folder.name, images=pictured, patients=patients, links=links, files=files)
-        with replacing(out, 0o600) as file:
+        with replacing(out) as file:
             with tarfile.open(fileobj=file, mode="w") as tar:
                 _add(tar, MANIFEST, manifest.model_dump_json(indent=1).encode())
                 for name, source in contents.items():

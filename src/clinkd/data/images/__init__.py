@@ -15,6 +15,7 @@ from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
 from clinkd.data.images.limits import MAX_PIXELS, FileLimits
+from clinkd.data.images.pixels import encode_picture
 from clinkd.data.images.plain import Plain, open_at_frame
 from clinkd.records import BadInput, ImageRef
 
@@ -24,6 +25,7 @@ __all__ = [
     "Facts",
     "ImageFrame",
     "ImageKind",
+    "encode_picture",
     "is_named_as_image",
     "kind_of",
     "locate",
@@ -59,6 +61,7 @@ def open_image(
 ) -> Image.Image:
     """The image at `root`/`image` as RGB, turned upright by its EXIF tag; `a.tif#2` is the second frame of a file.
 
+    It has pixels alone: nothing of its file's texts is kept, and its colours are sRGB by the file's profile.
     Grey levels beyond 8 bits are stretched from the least to the greatest value of the image; for a DICOM, the `window`
     of the ImageRef decides (see `clinkd.data.images.dicom`). Transparent parts become black. Raises BadInput with the
     path, and the row of a data file where given, if the path leads out of `root`, or the file is missing, empty, larger

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import MAX_PIXELS, ON_DISK, FileLimits
+from clinkd.data.images.pixels import convert_to_srgb
 from clinkd.data.images.structure import check_structure
 from clinkd.records import BadInput
 
@@ -25,7 +26,7 @@ class Plain:
     """Any file of no other kind: a picture, or no image at all.
 
     Grey levels beyond 8 bits are stretched from the least to the greatest value of the image. Transparent parts become
-    black. A window has no meaning here and is ignored.
+    black. Colours become sRGB by the file's profile. A window has no meaning here and is ignored.
     """
 
     name = "picture"
@@ -58,7 +59,8 @@ class Plain:
                     more = f"{scans:,} scans of {picture.width}x{picture.height} pixels, more than"
                     raise BadInput(f"{place}: {more} {limits.decoded_pixels:,} pixels; save it anew as a PNG")
             picture.load()
-            upright = _convert_to_rgb(ImageOps.exif_transpose(picture))
+            turned = ImageOps.exif_transpose(picture)
+            upright = convert_to_srgb(turned, _convert_to_rgb(turned))
             return ImageFrame(upright, Facts(upright.width, upright.height, frames), number)
 
     def instance_uid(self, path: Path, place: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple, NewType
 
 from PIL import Image, ImageChops
 
+from clinkd.data.images import encode_picture
 from clinkd.records import BOX_MARK, Box
 
 Html = NewType("Html", str)
@@ -47,9 +47,7 @@ def thumbnail(image: Image.Image, side: int, quality: int = 84) -> Picture:
         formats.append(("PNG", {"optimize": True}))
     encodings = []
     for format_name, options in formats:
-        buffer = io.BytesIO()
-        scaled.save(buffer, format_name, **options)
-        encodings.append((format_name.lower(), buffer.getvalue()))
+        encodings.append((format_name.lower(), encode_picture(scaled, format_name, **options)))
     format_name, best = min(encodings, key=lambda pair: len(pair[1]))
     return Picture(f"data:image/{format_name};base64,{base64.b64encode(best).decode()}", *scaled.size)
 
