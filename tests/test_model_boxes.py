@@ -22,7 +22,15 @@ from clinkd.training.lengths import rows_within
 from clinkd.workflows.ask import Answerer, _BatchPictures
 
 TINY = TinyConfig(
-    hidden=48, layers=2, heads=2, mlp=64, vision_hidden=32, vision_layers=1, vision_heads=2, vocabulary=300
+    hidden=48,
+    layers=2,
+    heads=2,
+    mlp=64,
+    vision_hidden=32,
+    vision_layers=1,
+    vision_heads=2,
+    vocabulary=300,
+    min_patients=1,  # each image is a group
 )
 BOX = Box(0.25, 0.5, 0.75, 1.0)
 REFS = (ImageRef("wide.png", 160, 40), ImageRef("tall.png", 40, 160), ImageRef("square.png", 64, 64))
