@@ -92,7 +92,7 @@ def test_a_process_that_takes_too_long_is_named_with_the_limit(tmp_path, monkeyp
     crashes = importlib.import_module("benchmarks.crashes")
     monkeypatch.setattr("benchmarks.patience.slowness", lambda: 2.0)
     short = importlib.import_module("benchmarks.patience").Deadline(0.1)
-    monkeypatch.setattr(crashes, "Deadline", lambda seconds: short)
+    monkeypatch.setattr("benchmarks.forks.Deadline", lambda seconds: short)
     shop = object.__new__(crashes.Shop)
     shop.log = tmp_path / "log"
     shop.log.write_text("what it did last\n")
