@@ -280,6 +280,20 @@ def test_a_stopped_batch_goes_on_and_refuses_other_questions_and_runs(runs, scri
     assert ask(runs, *words) == 2 and "is there already" in capsys.readouterr().err
 
 
+def test_a_batch_killed_when_its_answers_were_written_is_done(runs, scripted, capsys, monkeypatch):
+    journal, words = Path("a.csv.journal.jsonl"), ("images", "--question", "What?", "--out", "a.csv")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda path, **_: None)
+        assert ask(runs, *words) == 0 and journal.exists()
+    answers = Path("a.csv").read_bytes()
+    Path("a.csv").write_bytes(answers + b"of a person")
+    assert ask(runs, *words) == 2 and "are kept in a.csv.journal" in capsys.readouterr().err
+    assert Path("a.csv").read_bytes() == answers + b"of a person" and journal.exists()
+    Path("a.csv").write_bytes(answers)
+    assert ask(runs, *words) == 0 and Path("a.csv").read_bytes() == answers
+    assert len(scripted) == 1 and sorted(path.name for path in Path().glob("*a.csv*")) == ["a.csv"]
+
+
 def test_pictures_go_into_a_folder_of_their_own(runs, scripted, capsys):
     Path("drawn").mkdir()
     Path("drawn/of somebody.txt").write_text("")

@@ -183,6 +183,23 @@ def test_a_stage_killed_between_its_end_and_its_renaming_is_not_done_again(shop,
     assert shop.called == ["data", "teacher", "distill"]
 
 
+def test_what_a_kill_leaves_beside_a_stage_is_removed_by_the_next_run(shop, tmp_path):
+    [stage, *_] = shop.stages()
+    cache, run = tmp_path / ".stages", tmp_path / "a"
+    draft = cache / f"{stage.key}.part"
+    (draft / "model").mkdir(parents=True)
+    for name in (".stage.json.77.clinkd.tmp", ".out.txt.77.tmp", "model/.tmpSYuYmt"):  # the last is of safetensors
+        (draft / name).write_text("half")
+    (run / "stages").mkdir(parents=True)
+    (run / "stages" / ".data.tmp").symlink_to("somewhere")
+    for _ in range(2):
+        execute([stage], run)
+        left = {p.name for p in tmp_path.rglob("*") if p.is_symlink() or p.is_file()}
+        assert left == {"attempts.txt", "out.txt", "stage.json", "data"}
+        assert (run / "stages" / "data").is_dir() and not (cache / f"{stage.key}.lock").exists()
+        (cache / f"{stage.key}.lock").write_text("77")  # killed before it removed that
+
+
 def test_a_full_disk_is_one_line_and_leaves_a_draft(shop, tmp_path):
     shop.fail["teacher"] = OSError(28, "No space left on device")
     with pytest.raises(BadInput, match=r"teacher-\w+\.part: no room left"):

@@ -2,15 +2,20 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +24,13 @@ from clinkd.records import BadInput
 from clinkd.storage import (
     JsonLines,
     Manifest,
+    draft_folder,
     naming_full_disk,
+    new_folder,
     progress,
     publish,
     read_json,
+    replacing,
     sha256_file,
     write_atomic,
     write_json,
@@ -73,6 +81,45 @@ def test_a_failure_at_any_step_leaves_the_old_file_only(tmp_path, monkeypatch, s
     with pytest.raises(BadInput, match="no room left"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def killed_inside(folder: Path, ready: Path, opened: Callable[[], Any]) -> None:
+    """A process that is killed while it writes."""
+    with opened() as place:
+        (place / "x").write_text("half") if isinstance(place, Path) else place.write(b"half")
+        ready.touch()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("way", [replacing, new_folder, draft_folder])
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_and_only_that(tmp_path, way):
+    folder, ready = tmp_path / "data", tmp_path / "ready"
+    others = [folder / ".b.12.tmp", folder / ".a.part", folder / ".a.1234.clinkd.tmp.bak"]
+    folder.mkdir()
+    for other in others:
+        other.write_text("mine")
+    writer = multiprocessing.get_context("fork").Process(
+        target=killed_inside, args=(folder, ready, partial(way, folder / "a"))
+    )
+    writer.start()
+    try:
+        while not ready.exists():
+            time.sleep(0.001)
+        for kill in (False, True):
+            if kill:
+                writer.kill()
+                writer.join()
+            storage._remove_abandoned_files.cache_clear()  # as in a new process
+            with way(folder / "a") as place:
+                if not kill:
+                    assert len(list(folder.iterdir())) == len(others) + 2  # that of the living stays
+                (place / "x").write_text("whole") if isinstance(place, Path) else place.write(b"whole")
+            if not kill:
+                shutil.rmtree(folder / "a") if (folder / "a").is_dir() else (folder / "a").unlink(missing_ok=True)
+    finally:
+        writer.kill()
+    left = set(folder.iterdir()) - set(others)
+    assert left == (set() if way is draft_folder else {folder / "a"}) and all(o.read_text() == "mine" for o in others)
 
 
 def test_other_errors_of_the_system_pass_through(tmp_path):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
+import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -31,6 +34,7 @@ LOG_SECONDS = 10.0  # between two lines of progress without a terminal
 WIDE = 120  # columns of a screen with room for a long bar
 GAP = "  "  # between two facts of a line of progress
 RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
+_TEMPORARY, _DRAFT = ".clinkd.tmp", ".clinkd.part"  # how names of files and folders end that a kill leaves behind
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,12 +75,13 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise BadInput(f"{path}: is {'a folder' if path.is_dir() else 'no plain file'}; name a file")
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned_files(path.parent.absolute())
         try:
             temp.unlink(missing_ok=True)
-            with open(temp, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            with _open_locked(temp, mode) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,6 +90,43 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             temp.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _open_locked(temp: Path, mode: int) -> IO[bytes]:
+    """A new file. A lock, which ends with its process, tells that it is not abandoned."""
+    while True:
+        file = open(temp, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
+        try_lock(file.fileno())
+        if temp.exists():
+            return file
+        file.close()  # another process found it before it was locked
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder as long as it is open; False if another has it, or the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def _remove_abandoned_files(folder: Path) -> None:
+    """Remove temporary files of processes that were killed; once a process, since large folders take long to list."""
+    for temp in folder.glob(f".*.[0-9]*{_TEMPORARY}"):
+        remove_abandoned(temp)
+
+
+def remove_abandoned(draft: Path) -> None:
+    """Remove a draft, a file or a folder, unless a process that works on it has locked it."""
+    with contextlib.suppress(OSError):  # it has gone meanwhile, or is of another user
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if try_lock(descriptor):
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -165,22 +207,35 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises BadInput as `demand_empty`, and on a full disk.
     """
     demand_empty(final)
-    with naming_full_disk(final):
+    with naming_full_disk(final), draft_folder(final) as draft:
+        yield draft
+        if final.is_dir():
+            final.rmdir()
+        publish(draft, final)
+
+
+@contextlib.contextmanager
+def draft_folder(final: Path) -> Iterator[Path]:
+    """A new folder beside `final`, on the same file system. What is left of it at the end of the block is removed; so
+    is, before, what a killed process left of its own."""
+    draft = final.with_name(f".{final.name}.{secrets.token_hex(4)}{_DRAFT}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in final.parent.glob(f".{glob.escape(final.name)}.*{_DRAFT}"):
+            remove_abandoned(abandoned)
+        draft.mkdir()
+        lock = os.open(draft, os.O_RDONLY)
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".part", dir=final.parent))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
-        try:
-            os.umask(mask := os.umask(0))
-            draft.chmod(0o777 & ~mask)  # only the owner may read a temporary folder
+            try_lock(lock)
             yield draft
-            if final.is_dir():
-                final.rmdir()
-            publish(draft, final)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+        finally:
+            os.close(lock)
+    except OSError as error:
+        if error.filename == str(draft):  # a name that says nothing to the user
+            raise OSError(error.errno, error.strerror, str(final)) from None
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _sync_file(path: Path) -> None:

@@ -324,13 +324,16 @@ def _follow_main_process(stage: Stage, inputs: Mapping[str, Path], folder: Path)
 def _finish_stage(
     stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str, spell_left: Callable[[], str]
 ) -> None:
+    lock = _lock_of(folder)
     if not folder.is_dir():
-        lock = _lock_of(folder)
         with _hold_lock(lock, title):
             if not folder.is_dir():  # another process may have finished it while this one waited
                 _work_in_draft(stage, inputs, folder, title, spell_left)
-                lock.unlink()  # whoever waits on the removed file, or makes it anew, then finds the finished folder
+                # whoever waits on the removed file, or makes it anew, then finds the finished folder
+                lock.unlink(missing_ok=True)
                 return
+    if lock.exists():  # of a process that was killed when all was done
+        lock.unlink(missing_ok=True)
     record = _read_record(folder)
     if damage := find_damage(stage.name, folder, record):
         raise BadInput(damage.describe(stage.name, "the same command"))
@@ -346,6 +349,7 @@ def _work_in_draft(
     draft = draft_of(folder)
     with naming_full_disk(draft):
         draft.mkdir(exist_ok=True)
+        _remove_temporary_files(draft)
         clock = _StageClock(stage, draft)
         if clock.values["finished"] is None:
             begun = "going on where it stopped" if clock.values["attempts"] > 1 else "start"
@@ -360,6 +364,13 @@ def _work_in_draft(
             folder.unlink()
         publish(draft, folder)
     _print_line(f"{title}: done in {spell_seconds(clock.seconds())}")
+
+
+def _remove_temporary_files(draft: Path) -> None:
+    """Remove what a killed attempt was writing; the names that begin with `.tmp` are those of safetensors."""
+    for pattern in (".*.tmp", ".tmp*"):
+        for path in draft.rglob(pattern):
+            path.unlink()
 
 
 class _StageClock:
@@ -448,11 +459,13 @@ def point_link(link: Path, folder: Path) -> None:
     if link.is_symlink() and os.readlink(link) == target:
         return
     make_folder(link.parent)
+    temp = link.with_name(f".{link.name}.tmp")  # of one name, so that none is left for good by a kill
     with naming_full_disk(link):
-        temp = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-        temp.unlink(missing_ok=True)
-        temp.symlink_to(target)
-        temp.replace(link)
+        while not (link.is_symlink() and os.readlink(link) == target):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process makes the same link
+                temp.unlink(missing_ok=True)
+                temp.symlink_to(target)
+                temp.replace(link)
 
 
 def explain_rerun(name: str, described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[str]:

@@ -11,7 +11,6 @@ import io
 import json
 import mimetypes
 import os
-import shutil
 import tarfile
 import tempfile
 import time
@@ -29,6 +28,7 @@ from clinkd.pipeline.report import report
 from clinkd.pipeline.runs import EXAMPLES, REPORT, RUN_RECORD, STAGE_FOLDER, Run, finish_run, open_run, rename_run
 from clinkd.records import BadInput
 from clinkd.storage import (
+    draft_folder,
     free_bytes,
     make_folder,
     naming_full_disk,
@@ -230,9 +230,7 @@ def open_pack(file: Path, runs: Path, name: str | None = None) -> OpenedRun:
         if os.path.lexists(folder):
             raise BadInput(f"{folder}: is there already; --name NEW opens the run under another name")
         _demand_room(manifest, file, runs)
-        make_folder(runs)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=runs))
-        try:
+        with draft_folder(folder) as draft:
             _extract(tar, manifest, draft)
             try:
                 _complete(draft, manifest, folder.name)
@@ -241,8 +239,6 @@ def open_pack(file: Path, runs: Path, name: str | None = None) -> OpenedRun:
                     raise
                 raise tarfile.ReadError("its run cannot be read") from None
             reused = _publish(draft, folder, manifest)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     return OpenedRun(open_run(folder), manifest, reused)
 
 
