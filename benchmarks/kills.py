@@ -61,7 +61,7 @@ KNOBS = (
 )  # fmt: skip
 COMMANDS: Mapping[str, str] = {
     "run": f"run demo --name r {' '.join(f'--set {knob}' for knob in KNOBS)}",
-    "import": "data import sheet.csv --images scans --out set --copy --quarantine bad.jsonl --page check.html",
+    "import": "data import sheet.csv --images scans --out set --copy --quarantine bad.jsonl",
     "serve": "serve r --token-file token --port",
     "ask": "ask scans --questions questions.csv --run r --out answers.csv --pictures pictures",
     "pack": "runs pack r --out r.tar",

@@ -1,5 +1,7 @@
 """The graph of stages: what is done is kept, what was broken off goes on, and what differs is named."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -198,6 +200,19 @@ def test_what_a_kill_leaves_beside_a_stage_is_removed_by_the_next_run(shop, tmp_
         assert left == {"attempts.txt", "out.txt", "stage.json", "data"}
         assert (run / "stages" / "data").is_dir() and not (cache / f"{stage.key}.lock").exists()
         (cache / f"{stage.key}.lock").write_text("77")  # killed before it removed that
+
+
+def test_without_locks_a_run_goes_on_and_says_what_not_to_do(shop, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".stages").mkdir()
+    (tmp_path / ".stages" / f"{shop.stages()[0].key}.lock").touch()
+    assert not graph.is_at_work(tmp_path / ".stages" / shop.stages()[0].key)
+    execute(shop.stages()[:1], tmp_path / "a")
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "locks" in line]
+    assert f"{tmp_path / '.stages'}: its file system has no locks" in line and "start no second run" in line
 
 
 def test_a_full_disk_is_one_line_and_leaves_a_draft(shop, tmp_path):

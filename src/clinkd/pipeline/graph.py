@@ -8,6 +8,7 @@ stages.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -36,6 +37,7 @@ CACHE = ".stages"  # inside the folder of all runs
 RECORD = "stage.json"
 POOLED = "folds pooled"  # in the config of a stage that pools the folds of a cross-validation
 HEARTBEAT_SECONDS = 2.0  # `kill -9` loses at most so much of the recorded time of a stage
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a network's file system, perhaps
 _KEYS_OF_0_1 = {  # keys that stages of version 0.1.0 recorded, and the keys of today
     "bare pairs": "bare_pairs",
     "empty, truth kept": "empty",
@@ -178,8 +180,8 @@ def is_at_work(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
     finally:
         os.close(descriptor)
     return False
@@ -446,6 +448,11 @@ def _hold_lock(path: Path, title: str) -> Iterator[None]:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "?"
             _print_line(f"{title}: process {holder} is at it; waiting until it ends (Ctrl-C to leave)")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            why = f"{path.parent}: its file system has no locks ({error.strerror})"
+            _print_line(f"{title}: {why}; start no second run on the same stages until this one ends")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
