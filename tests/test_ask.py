@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from clinkd.records import BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.settings import override
 from clinkd.storage import sha256_file, write_json
-from clinkd.workflows.ask import Answer, AskResult, Question
+from clinkd.workflows.ask import Answer, Answerer, AskResult, Question
 
 BATCH = 3
 
@@ -201,6 +203,24 @@ def test_letters_that_the_only_font_lacks_are_spelled_in_others(monkeypatch):
     monkeypatch.setattr("clinkd.reporting.viewer.overlay._load_text_font", lambda size: (own_font, False))
     with_umlauts = draw_answer(image, BoxedText("Wo ist die größte Läsion, à côté?"), answer)
     assert with_umlauts == draw_answer(image, BoxedText("Wo ist die groesste Laesion, a cote?"), answer)
+
+
+def test_two_threads_are_answered_one_after_another():
+    class Slow(Answerer):
+        inside = most = 0
+
+        def stream_answers(self, questions, how):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(0.02)
+            yield
+            self.inside -= 1
+            return [how]
+
+    slow = Slow("slow", RunConfig(), None, {})
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(slow.answers, [[], [], []])) == [[slow.config.answer]] * 3
+    assert slow.most == 1
 
 
 # ---- many questions -------------------------------------------------------------------------------------------------

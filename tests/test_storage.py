@@ -122,6 +122,17 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_and_only_that(
     assert left == (set() if way is draft_folder else {folder / "a"}) and all(o.read_text() == "mine" for o in others)
 
 
+def test_an_error_names_the_file_that_was_wanted(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_atomic(tmp_path / "x", "new")
+    assert caught.value.filename == str(tmp_path / "x")
+
+
 def test_other_errors_of_the_system_pass_through(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):

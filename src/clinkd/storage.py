@@ -86,8 +86,11 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # which would hide the first
+                temp.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename in (temp, os.fspath(temp)):
+                error.filename = os.fspath(path)  # the other name says nothing to the user
             raise
         sync_folder(path.parent)
 
