@@ -16,8 +16,7 @@ PATIENCE_SECONDS = 900  # only what hangs takes so long, however busy the machin
 
 
 def fork(todo: Callable[[], object], log: Path) -> int:
-    """The process that does it, the first of a session of its own; what it says goes to `log`. Its status is what
-    `todo` returns, 0 for None."""
+    """The process that does it, the first of a session of its own; what it says goes to `log`."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -28,7 +27,8 @@ def fork(todo: Callable[[], object], log: Path) -> int:
         said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        status = int(todo() or 0)  # type: ignore[call-overload]
+        todo()
+        status = 0
     except SystemExit as end:
         status = int(end.code or 0)
     except BaseException:

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import httpx2
 import numpy as np
@@ -87,7 +87,7 @@ class Point(NamedTuple):
     operation: int = 0
 
 
-def do(command: str, folder: Path, trace: Path, point: Point) -> int:
+def do(command: str, folder: Path, trace: Path, point: Point) -> NoReturn:
     """Do a command in a folder; write each file operation to `trace`, with the seconds since the start."""
     os.chdir(folder)
     os.environ["TMPDIR"] = tempfile.tempdir = str(trace.parent)
@@ -99,7 +99,7 @@ def do(command: str, folder: Path, trace: Path, point: Point) -> int:
             words.append(str(free.getsockname()[1]))
         threading.Thread(target=_decide, args=(int(words[-1]), trace.with_name("acknowledged")), daemon=True).start()
     status = main(words)
-    return 0 if command == "serve" and status == STOPPED else status
+    sys.exit(0 if command == "serve" and status == STOPPED else status)
 
 
 def _watch(folder: Path, trace: Path, point: Point) -> None:
