@@ -1,9 +1,11 @@
 """What comes back after kills, faults and damage: of everything that was tried, how much ended with the same bits.
 
     python -m benchmarks.crashes [--json] [--kills 100] [--damages 100] [--every 1] [--seed 0] [--only PART ...]
+    python -m benchmarks.crashes --only kills --kills 1000 --seed 0 --out kills.jsonl   # goes on after Ctrl-C
+    python -m benchmarks.crashes --only kills --kill 17 --seed 0                        # that one alone
 
-kills     SIGKILL at random points of a teacher and a distillation, as the stages of a run; then the same run again.
-stops     SIGTERM at random points of the same, with no checkpoint but the one that the stop makes.
+kills     SIGKILL and SIGTERM at random points of every command that writes; then the same command again (`kills.py`).
+stops     SIGTERM at random points of a teacher and a distillation, with no checkpoint but the one that the stop makes.
 faults    Every write, fsync, rename and deletion of a save fails once: by an error, by the end of the process, and by
           a power cut that takes along all that was not yet on the disk.
 damages   Flipped bits, changed bytes and cuts at random places of every file of a checkpoint.
@@ -27,19 +29,21 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils.tensorboard
+from benchmarks.forks import PATIENCE_SECONDS, ended, fork
+from benchmarks.kills import kills
 from benchmarks.patience import Deadline
 from benchmarks.report import Row, add_outputs, show
 
+from clinkd.cli import STOPPED
 from clinkd.cli.outputs import ENDED, end_in_order
 from clinkd.config import (
     DataConfig,
@@ -61,8 +65,6 @@ from clinkd.training import FitRun, checkpoint, fit
 from clinkd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 PARTS = ("kills", "stops", "faults", "damages")
-KILLS_A_RUN = 3  # a run that was killed so often is left to end, and compared
-PATIENCE_SECONDS = 900  # only what hangs takes so long, however busy the machine is
 FAULTY_STEP = 3  # the save that breaks: two checkpoints lie there, and one of them is to be deleted
 HOWS = ("error", "crash", "power")
 TINY = TinyConfig(
@@ -84,50 +86,20 @@ def config(fit: FitConfig) -> RunConfig:
     )
 
 
-# ---- forks ----------------------------------------------------------------------------------------------------------
-
-
-def fork(todo: Callable[[], object], log: Path) -> int:
-    """The process that does it; what it says goes to `log`."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        todo()
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def ended(pid: int, seconds: float = PATIENCE_SECONDS) -> int:
-    """Exit status, negative for a signal. Who takes too long for a machine as slow as this one is killed, and named."""
-    deadline = Deadline(seconds)
-    while not deadline.passed():
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    print(f"process {pid} took longer than {deadline.seconds:g} s and was killed", file=sys.stderr)
-    return -signal.SIGALRM
+# ---- runs to train ---------------------------------------------------------------------------------------------------
 
 
 class Shop:
     """A folder of runs whose data and base are made; copies of it are trained, killed and compared."""
 
     def __init__(self, scratch: Path) -> None:
-        self.scratch, self.log, self.template = scratch, scratch / "said.txt", scratch / "template"
-        self.must(lambda: train(self.template, FIT, ("prepare", "base")))
+        self.scratch, self.log = scratch, scratch / "said.txt"
+
+    @cached_property
+    def template(self) -> Path:
+        folder = self.scratch / "template"
+        self.must(lambda: train(folder, FIT, ("prepare", "base")))
+        return folder
 
     def copy(self, name: str) -> Path:
         return Path(shutil.copytree(self.template, self.scratch / name, symlinks=True))
@@ -161,33 +133,11 @@ def digest(folder: Path) -> str:
 # ---- kills and stops ------------------------------------------------------------------------------------------------
 
 
-def kills(shop: Shop, number: int, seed: int) -> list[Row]:
-    wanted, took = shop.whole(FIT)
-    draw, tried, recovered, places = random.Random(seed), 0, 0, Counter[str]()
-    while tried < number:
-        folder, here = shop.copy("killed"), 0
-        for _ in range(min(KILLS_A_RUN, number - tried)):
-            pid = fork(partial(train, folder, FIT), shop.log)
-            time.sleep(draw.uniform(0, took))
-            os.kill(pid, signal.SIGKILL)
-            if ended(pid) != -signal.SIGKILL:
-                break  # it was done before
-            here += 1
-            places.update(standing(folder))
-        same = ended(fork(partial(train, folder, FIT), shop.log)) == 0 and digest(folder) == wanted
-        tried, recovered = tried + here, recovered + here * same
-        shutil.rmtree(folder)
-    for place, count in sorted(places.items()):
-        print(f"kills {place}: {count}", file=sys.stderr)
-    return [Row("kill -9 at random points of teacher and distill", recovered, tried, "tried", "kills")]
-
-
-def standing(folder: Path) -> Iterator[str]:
-    """Where a kill came."""
-    for draft in folder.glob(f"{CACHE}/*.part"):
-        yield f"in {draft.name.partition('-')[0]}"
-        if list(draft.glob("fit-*/.step-*")):
-            yield "in a save"
+def kill_rows(scratch: Path, args: argparse.Namespace) -> list[Row]:
+    """Of each command that was killed."""
+    done = kills(scratch, args.kills, args.seed, args.out, args.kill)
+    tried, recovered = Counter(k["command"] for k in done), Counter(k["command"] for k in done if not k["lost"])
+    return [Row(f"kills of `{c}` at random points", recovered[c], tried[c], "tried", "kills") for c in tried]
 
 
 def stops(shop: Shop, number: int, seed: int) -> list[Row]:
@@ -492,20 +442,29 @@ def main() -> int:
     parser.add_argument("--damages", type=int, default=100, help="of each kind for each file")
     parser.add_argument("--every", type=int, default=1, help="break each so-many-th operation of a save, the last too")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="a line a finished kill; with it, the rest is done later"
+    )
+    parser.add_argument("--kill", type=int, metavar="N", help="kill N of this seed alone")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     add_outputs(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="clinkd-crashes-") as scratch:
+        print(f"seed {args.seed}", file=sys.stderr)
         shop = Shop(Path(scratch))
         todo: dict[str, Callable[[], list[Row]]] = {
-            "kills": lambda: kills(shop, args.kills, args.seed),
+            "kills": lambda: kill_rows(Path(scratch), args),
             "stops": lambda: stops(shop, max(1, args.kills // 10), args.seed),
             "faults": lambda: faults(shop, args.every),
             "damages": lambda: damages(shop, args.damages, args.seed),
         }
-        rows = [row for part in args.only for row in todo[part]()]
+        try:
+            rows = [row for part in args.only for row in todo[part]()]
+        except KeyboardInterrupt:
+            print(f"stopped{'; the same command goes on' if args.out else ''}", file=sys.stderr)
+            return STOPPED
         lost = any(row.ours != row.rival for row in rows)
-        if lost:
+        if lost and shop.log.exists():
             print(shop.log.read_text()[-5000:], file=sys.stderr)
     show(rows, args)
     return int(lost)

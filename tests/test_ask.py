@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from clinkd.records import BadInput, Box, BoxedText, Candidate, Prediction
 from clinkd.reporting.viewer.overlay import draw_answer
 from clinkd.settings import override
 from clinkd.storage import sha256_file, write_json
-from clinkd.workflows.ask import Answer, AskResult, Question
+from clinkd.workflows.ask import Answer, Answerer, AskResult, Question
 
 BATCH = 3
 
@@ -203,6 +205,24 @@ def test_letters_that_the_only_font_lacks_are_spelled_in_others(monkeypatch):
     assert with_umlauts == draw_answer(image, BoxedText("Wo ist die groesste Laesion, a cote?"), answer)
 
 
+def test_two_threads_are_answered_one_after_another():
+    class Slow(Answerer):
+        inside = most = 0
+
+        def stream_answers(self, questions, how):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            time.sleep(0.02)
+            yield
+            self.inside -= 1
+            return [how]
+
+    slow = Slow("slow", RunConfig(), None, {})
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(slow.answers, [[], [], []])) == [[slow.config.answer]] * 3
+    assert slow.most == 1
+
+
 # ---- many questions -------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +298,20 @@ def test_a_stopped_batch_goes_on_and_refuses_other_questions_and_runs(runs, scri
     assert [row["question"] for row in read_csv("a.csv")] == [question for _, question in rows[1:]]
     assert len(list(Path("drawn").iterdir())) == 11
     assert ask(runs, *words) == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_a_batch_killed_when_its_answers_were_written_is_done(runs, scripted, capsys, monkeypatch):
+    journal, words = Path("a.csv.journal.jsonl"), ("images", "--question", "What?", "--out", "a.csv")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda path, **_: None)
+        assert ask(runs, *words) == 0 and journal.exists()
+    answers = Path("a.csv").read_bytes()
+    Path("a.csv").write_bytes(answers + b"of a person")
+    assert ask(runs, *words) == 2 and "are kept in a.csv.journal" in capsys.readouterr().err
+    assert Path("a.csv").read_bytes() == answers + b"of a person" and journal.exists()
+    Path("a.csv").write_bytes(answers)
+    assert ask(runs, *words) == 0 and Path("a.csv").read_bytes() == answers
+    assert len(scripted) == 1 and sorted(path.name for path in Path().glob("*a.csv*")) == ["a.csv"]
 
 
 def test_pictures_go_into_a_folder_of_their_own(runs, scripted, capsys):

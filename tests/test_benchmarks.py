@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clinkd.records import BoxedText, Candidate
+from clinkd.records import BadInput, BoxedText, Candidate
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem not in ("report", "patience"))
+NAMES = sorted(
+    p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem not in ("forks", "kills", "patience", "report")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +94,48 @@ def test_a_process_that_takes_too_long_is_named_with_the_limit(tmp_path, monkeyp
     crashes = importlib.import_module("benchmarks.crashes")
     monkeypatch.setattr("benchmarks.patience.slowness", lambda: 2.0)
     short = importlib.import_module("benchmarks.patience").Deadline(0.1)
-    monkeypatch.setattr(crashes, "Deadline", lambda seconds: short)
+    monkeypatch.setattr("benchmarks.forks.Deadline", lambda seconds: short)
     shop = object.__new__(crashes.Shop)
     shop.log = tmp_path / "log"
     shop.log.write_text("what it did last\n")
     with pytest.raises(SystemExit, match="(?s)what it did last.*exit status -14"):
         shop.must(lambda: time.sleep(60))
     assert "took longer than 0.2 s and was killed" in capfd.readouterr().err
+
+
+def test_kills_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    kills = importlib.import_module("benchmarks.kills")
+    asked: list[int] = []
+
+    def kill(yard, number, seed):
+        if number == 2 and number not in asked:
+            asked.append(number)
+            raise KeyboardInterrupt
+        asked.append(number)
+        return {"kill": number, "lost": []}
+
+    monkeypatch.setattr(kills.Yard, "kill", kill)
+    with pytest.raises(KeyboardInterrupt):
+        kills.kills(tmp_path / "a", 4, 7, tmp_path / "out.jsonl")
+    done = kills.kills(tmp_path / "b", 4, 7, tmp_path / "out.jsonl")
+    assert asked == [0, 1, 2, 2, 3] and [line["kill"] for line in done] == [0, 1, 2, 3]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 4
+    with pytest.raises(BadInput, match="of seed 7"):
+        kills.kills(tmp_path / "c", 4, 8, tmp_path / "out.jsonl")
+
+
+def test_what_a_kill_lost_is_seen_and_times_are_not(tmp_path):
+    kills = importlib.import_module("benchmarks.kills")
+    stage = {"seconds": 1, "attempts": 1, "started": "a", "finished": "b", "recorded": {"answers": {"seconds": 1}}}
+    for number, folder in enumerate((tmp_path / "whole", tmp_path / "again")):
+        (folder / "model").mkdir(parents=True)
+        (folder / "stage.json").write_text(json.dumps({**stage, "seconds": number, "attempts": number}))
+        (folder / "log.jsonl").write_text('{"step": 1, "loss": 2}\n' * (number + 1) + '{"st' * number)
+        (folder / "link").symlink_to("model")
+    wanted = kills.digest(tmp_path / "whole")
+    assert kills.digest(tmp_path / "again") == wanted
+    (folder / "model" / "x.clinkd.tmp").touch()
+    (folder / "log.jsonl").write_text('{"step": 1, "loss": 3}\n')
+    (folder / "link").unlink()
+    lost = ["differs: log.jsonl", "left behind: model/x.clinkd.tmp", "missing: link"]
+    assert kills.find_differences(kills.digest(folder), wanted) == lost

@@ -1,5 +1,7 @@
 """The graph of stages: what is done is kept, what was broken off goes on, and what differs is named."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -181,6 +183,36 @@ def test_a_stage_killed_between_its_end_and_its_renaming_is_not_done_again(shop,
     assert not list((tmp_path / ".stages").glob(f"data-{'?' * 12}"))
     execute(shop.stages(), tmp_path / "a")
     assert shop.called == ["data", "teacher", "distill"]
+
+
+def test_what_a_kill_leaves_beside_a_stage_is_removed_by_the_next_run(shop, tmp_path):
+    [stage, *_] = shop.stages()
+    cache, run = tmp_path / ".stages", tmp_path / "a"
+    draft = cache / f"{stage.key}.part"
+    (draft / "model").mkdir(parents=True)
+    for name in (".stage.json.77.clinkd.tmp", ".out.txt.77.tmp", "model/.tmpSYuYmt"):  # the last is of safetensors
+        (draft / name).write_text("half")
+    (run / "stages").mkdir(parents=True)
+    (run / "stages" / ".data.tmp").symlink_to("somewhere")
+    for _ in range(2):
+        execute([stage], run)
+        left = {p.name for p in tmp_path.rglob("*") if p.is_symlink() or p.is_file()}
+        assert left == {"attempts.txt", "out.txt", "stage.json", "data"}
+        assert (run / "stages" / "data").is_dir() and not (cache / f"{stage.key}.lock").exists()
+        (cache / f"{stage.key}.lock").write_text("77")  # killed before it removed that
+
+
+def test_without_locks_a_run_goes_on_and_says_what_not_to_do(shop, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / ".stages").mkdir()
+    (tmp_path / ".stages" / f"{shop.stages()[0].key}.lock").touch()
+    assert not graph.is_at_work(tmp_path / ".stages" / shop.stages()[0].key)
+    execute(shop.stages()[:1], tmp_path / "a")
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "locks" in line]
+    assert f"{tmp_path / '.stages'}: its file system has no locks" in line and "start no second run" in line
 
 
 def test_a_full_disk_is_one_line_and_leaves_a_draft(shop, tmp_path):

@@ -383,10 +383,10 @@ FAKE = """
 })()"""
 
 
-def faked(page: Browser, png: Path) -> None:
+def faked(page: Browser, png: Path, answer: dict[str, Any] = ANSWER) -> None:
     """An answer of three boxes, given in the form of the API when the test says so: the small run has learned none."""
     open_file(page, png)
-    page.ask(FAKE.replace("ANSWER", json.dumps(ANSWER)))
+    page.ask(FAKE.replace("ANSWER", json.dumps(answer)))
     page.click("[data-task=overall]")
     page.until("document.querySelectorAll('.mark.model').length === 1")
 
@@ -425,6 +425,41 @@ def test_drafts_are_shown_as_drafts_and_phrases_are_linked_to_boxes_both_ways(pa
     dashes = page.ask("document.querySelector('.mark.model .line').getAttribute('stroke-dasharray')")
     draw(page, (0.1, 0.5), (0.4, 0.9))
     assert dashes and not page.ask("document.querySelector('.mark.person .line').getAttribute('stroke-dasharray')")
+
+
+HOSTILE = "</script></textarea><img src=x onerror=hit=1><svg onload=hit=1>{{7*7}}${7*7} \u202egnp.exe " + "W" * 3000
+
+
+def test_words_of_a_model_become_no_markup_and_do_not_widen_the_page(page, server, png):
+    candidates = [{**candidate, "text": HOSTILE, "unread": [HOSTILE]} for candidate in ANSWER["candidates"]]
+    boxes = [{**box, "phrase": HOSTILE} for box in ANSWER["boxes"]]
+    faked(page, png, {**ANSWER, "text": f"{HOSTILE}[box]", "boxes": boxes[:1], "why": HOSTILE, "candidates": candidates,
+                      "warnings": [{"kind": "unknown_name", "message": HOSTILE}]})  # fmt: skip
+    page.ask("finish()")
+    page.until("document.querySelectorAll('.candidates li').length === 2")
+    assert text(page, "#answer").count("onerror=hit=1>") >= 4 and "{{7*7}}" in text(page, "#answer")
+    assert sound(page) == [True, 0, []]
+    corrections = json_of(server.client.get("/v1/corrections"))
+    item = {**corrections["items"][0], "by": HOSTILE, "question": {"text": HOSTILE, "boxes": []}, "rejected": HOSTILE}
+    item |= {name: {"text": HOSTILE, "boxes": []} for name in ("before", "truth", "after")}
+    reply = json.dumps({**corrections, "items": [item], "total": 1, "command": HOSTILE})
+    page.ask(
+        f"(() => {{ const real = fetch, reply = {json.dumps(reply)}; window.fetch = (path, how) => "
+        "path.startsWith('/v1/corrections?') ? Promise.resolve(new Response(reply)) : real(path, how); "
+        "location.hash = '#corrections'; })()"
+    )
+    page.until("document.querySelector('#corrections dl')?.textContent.includes('onerror')")
+    assert sound(page) == [True, 0, []]
+
+
+def sound(page: Browser) -> list[object]:
+    """Whether a text made an element; and what is wider than the page."""
+    made = "document.querySelectorAll('main :is(script, [onerror], [onload], img[src=x])').length"
+    wide = (
+        "document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll('main *')]"
+        ".filter((e) => e.scrollWidth > innerWidth).map((e) => `${e.tagName} ${e.id} ${e.className}`)"
+    )
+    return page.ask(f"[window.hit === undefined, {made}, {wide}]")
 
 
 def test_a_candidate_shows_its_boxes_while_it_is_looked_at(page, png):

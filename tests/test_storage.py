@@ -4,15 +4,20 @@ import contextlib
 import csv
 import errno
 import io
+import multiprocessing
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +27,13 @@ from clinkd.records import BadInput
 from clinkd.storage import (
     JsonLines,
     Manifest,
+    draft_folder,
     naming_full_disk,
+    new_folder,
     progress,
     publish,
     read_json,
+    replacing,
     sha256_file,
     write_atomic,
     write_json,
@@ -76,6 +84,56 @@ def test_a_failure_at_any_step_leaves_the_old_file_only(tmp_path, monkeypatch, s
     with pytest.raises(BadInput, match="no room left"):
         write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def killed_inside(folder: Path, ready: Path, opened: Callable[[], Any]) -> None:
+    """A process that is killed while it writes."""
+    with opened() as place:
+        (place / "x").write_text("half") if isinstance(place, Path) else place.write(b"half")
+        ready.touch()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("way", [replacing, new_folder, draft_folder])
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_and_only_that(tmp_path, way):
+    folder, ready = tmp_path / "data", tmp_path / "ready"
+    others = [folder / ".b.12.tmp", folder / ".a.part", folder / ".a.1234.clinkd.tmp.bak"]
+    folder.mkdir()
+    for other in others:
+        other.write_text("mine")
+    writer = multiprocessing.get_context("fork").Process(
+        target=killed_inside, args=(folder, ready, partial(way, folder / "a"))
+    )
+    writer.start()
+    try:
+        while not ready.exists():
+            time.sleep(0.001)
+        for kill in (False, True):
+            if kill:
+                writer.kill()
+                writer.join()
+            storage._clear_drafts_once.cache_clear()  # as in a new process
+            with way(folder / "a") as place:
+                if not kill:
+                    assert len(list(folder.iterdir())) == len(others) + 2  # that of the living stays
+                (place / "x").write_text("whole") if isinstance(place, Path) else place.write(b"whole")
+            if not kill:
+                shutil.rmtree(folder / "a") if (folder / "a").is_dir() else (folder / "a").unlink(missing_ok=True)
+    finally:
+        writer.kill()
+    left = set(folder.iterdir()) - set(others)
+    assert left == (set() if way is draft_folder else {folder / "a"}) and all(o.read_text() == "mine" for o in others)
+
+
+def test_an_error_names_the_file_that_was_wanted(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_atomic(tmp_path / "x", "new")
+    assert caught.value.filename == str(tmp_path / "x")
 
 
 def test_other_errors_of_the_system_pass_through(tmp_path):
@@ -365,16 +423,6 @@ def test_drafts_of_killed_processes_are_removed_and_those_of_living_ones_stay(tm
     storage.clear_drafts(tmp_path)
     storage.clear_drafts(tmp_path / "none")
     assert capsys.readouterr().err == ""
-
-
-def test_an_empty_draft_may_be_about_to_be_locked(tmp_path):
-    draft = tmp_path / ".mydata.clinkd-abcdefgh.part"
-    draft.mkdir()
-    storage.clear_drafts(tmp_path)
-    assert draft.is_dir()
-    os.utime(draft, (1e9, 1e9))
-    storage.clear_drafts(tmp_path)
-    assert not draft.exists()
 
 
 def test_where_there_are_no_locks_no_draft_is_removed(tmp_path, monkeypatch):

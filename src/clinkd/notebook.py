@@ -129,7 +129,6 @@ class LoadedModel:
         `model.ask("scan.dcm", "Where is the liver?", beams=5)`; fewer beams than candidates keep as many as there are.
         """
         from clinkd.data.images import locate
-        from clinkd.model.generate import run_to_end
         from clinkd.settings import override
         from clinkd.workflows.ask import Question, read_stated_modality
 
@@ -145,7 +144,7 @@ class LoadedModel:
             modality = read_stated_modality(path.parent, path.name)
             file, _ = locate(path.parent, path.name, f"image {path.name}")
         asked = Question.of(picture, answerer.read(question, picture), modality, file)
-        [answer] = run_to_end(answerer.stream_answers([asked], how))
+        [answer] = answerer.answers([asked], how)
         chosen, candidates_by_rank = answer.prediction.answer.answer, answer.prediction.candidates
         return BoxedAnswer(
             question, chosen.text, chosen.boxes, candidates_by_rank, answer.uncertain, picture,

@@ -9,7 +9,7 @@ import contextlib
 import csv
 import errno
 import fcntl
-import glob
+import functools
 import hashlib
 import json
 import os
@@ -40,7 +40,6 @@ DIFFERS = "damaged (its checksum differs)"
 LOG_SECONDS = 10.0  # between two lines of progress without a terminal
 WIDE = 120  # columns of a screen with room for a long bar
 GAP = "  "  # between two facts of a line of progress
-LOCK_SECONDS = 2.0  # an empty draft so young may not be locked yet
 RATE_SECONDS = 30.0  # window of the rate, so that it shows the present speed
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -92,19 +91,31 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     temp = path.with_name(f".{path.name}.clinkd-{os.getpid()}.tmp")
     with naming_full_disk(path):
         make_folder(path.parent)
-        clear_drafts(path.parent, path.name)
+        _clear_drafts_once(path.parent.absolute())
         try:
             temp.unlink(missing_ok=True)
-            with open(temp, "xb", opener=open_private) as file:
-                _lock(file.fileno())
+            with _open_locked(temp) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             temp.replace(path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # which would hide the first
+                temp.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename in (temp, os.fspath(temp)):
+                error.filename = os.fspath(path)  # the other name says nothing to the user
             raise
         sync_folder(path.parent)
+
+
+def _open_locked(temp: Path) -> IO[bytes]:
+    """A new file, locked until it is closed."""
+    while True:
+        file = open(temp, "xb", opener=open_private)  # noqa: SIM115
+        _lock(file.fileno())
+        if temp.exists():
+            return file
+        file.close()  # `clear_drafts` of another process met it before it was locked
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -223,41 +234,52 @@ def draft_folder(final: Path) -> Iterator[Path]:
     try:
         make_folder(final.parent)
         clear_drafts(final.parent)
-        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.clinkd-", suffix=".part", dir=final.parent))
-        descriptor = os.open(draft, os.O_RDONLY)
+        draft, descriptor = _make_locked_folder(final)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(final)) from None  # not the name of the draft
     try:
-        _lock(descriptor)
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         os.close(descriptor)
 
 
-def clear_drafts(folder: Path, name: str | None = None) -> None:
-    """Remove the drafts in a folder (all, or those of one file) whose processes have ended, and print how many.
+def _make_locked_folder(final: Path) -> tuple[Path, int]:
+    """A new draft of a folder, locked until the returned descriptor is closed."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{final.name}.clinkd-", suffix=".part", dir=final.parent))
+        with contextlib.suppress(FileNotFoundError):  # as in `_open_locked`
+            descriptor = os.open(draft, os.O_RDONLY)
+            _lock(descriptor)
+            if draft.exists():
+                return draft, descriptor
+            os.close(descriptor)
+
+
+def clear_drafts(folder: Path) -> None:
+    """Remove the drafts in a folder whose processes have ended, and print how many.
 
     A process locks its drafts: the system frees the lock at its end, however it ends, so that no number of a process
     can be mistaken for another's. Where a file system has no locks, nothing is removed.
     """
-    of = "*" if name is None else glob.escape(name)
-    drafts = [p for p in folder.glob(f".{of}.clinkd-*") if p.suffix in (".part", ".tmp")]
+    drafts = [p for p in folder.glob(".*.clinkd-*") if p.suffix in (".part", ".tmp")]
     if dead := sum(map(_remove_dead, drafts)):
         print(f"clinkd: {folder}: removed {dead} unfinished drafts of commands that were killed", file=sys.stderr)
 
 
+@functools.cache
+def _clear_drafts_once(folder: Path) -> None:
+    """`clear_drafts`, once a process: a large folder takes long to list."""
+    clear_drafts(folder)
+
+
 def _remove_dead(draft: Path) -> bool:
     try:
-        status = draft.stat()
-        empty = not any(draft.iterdir()) if draft.is_dir() else not status.st_size
-        young = empty and time.time() - status.st_mtime < LOCK_SECONDS
-        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return False
+        return False  # it has gone meanwhile, or is of another user
     try:
-        if young or not _lock(descriptor):  # a young one may be about to be locked
-            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
         return True
     except OSError:
@@ -266,13 +288,10 @@ def _remove_dead(draft: Path) -> bool:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Lock an open draft until it is closed. False if another process has the lock, or there are no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _lock(descriptor: int) -> None:
+    """Lock an open draft until it is closed, after whoever looks whether it is dead; not where there are no locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _sync_file(path: Path) -> None:

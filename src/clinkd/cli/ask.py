@@ -150,7 +150,8 @@ def _find_questions(args: argparse.Namespace, place: Path, more: list[str]) -> Q
         raise BadInput(f"{' '.join(more)}: a question about every image of a folder is given as --question TEXT")
     if args.questions and args.question:
         raise BadInput("--questions and --question: give a sheet of questions, or the same ones for every image")
-    may_write("--out", args.out)
+    if not journal_of(args.out).exists():
+        may_write("--out", args.out)
     if args.questions:
         if not place.is_dir():
             raise BadInput(f"{place}: is no folder; --questions names images inside a folder: clinkd ask FOLDER ...")

@@ -8,6 +8,7 @@ stages.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -47,6 +48,7 @@ from clinkd.version import __version__
 CACHE = ".stages"  # inside the folder of all runs
 POOLED = "folds pooled"  # in the config of a stage that pools the folds of a cross-validation
 HEARTBEAT_SECONDS = 2.0  # `kill -9` loses at most so much of the recorded time of a stage
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of a network's file system, perhaps
 _KEYS_OF_0_1 = {  # keys that stages of version 0.1.0 recorded, and the keys of today
     "bare pairs": "bare_pairs",
     "empty, truth kept": "empty",
@@ -236,8 +238,8 @@ def is_at_work(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
     finally:
         os.close(descriptor)
     return False
@@ -384,13 +386,16 @@ def _follow_main_process(stage: Stage, inputs: Mapping[str, Path], folder: Path)
 def _finish_stage(
     stage: Stage, inputs: Mapping[str, Path], folder: Path, title: str, spell_left: Callable[[], str]
 ) -> None:
+    lock = _lock_of(folder)
     if not folder.is_dir():
-        lock = _lock_of(folder)
         with _hold_lock(lock, title):
             if not folder.is_dir():  # another process may have finished it while this one waited
                 _work_in_draft(stage, inputs, folder, title, spell_left)
-                lock.unlink()  # whoever waits on the removed file, or makes it anew, then finds the finished folder
+                # whoever waits on the removed file, or makes it anew, then finds the finished folder
+                lock.unlink(missing_ok=True)
                 return
+    if lock.exists():  # of a process that was killed when all was done
+        lock.unlink(missing_ok=True)
     record = read_record(folder)
     if damage := find_damage(stage.name, folder, record):
         raise BadInput(damage.describe(stage.name, "the same command"))
@@ -406,6 +411,7 @@ def _work_in_draft(
     draft = draft_of(folder)
     with naming_full_disk(draft):
         draft.mkdir(0o700, exist_ok=True)
+        _remove_temporary_files(draft)
         clock = _StageClock(stage, draft)
         if clock.values["finished"] is None:
             begun = "going on where it stopped" if clock.values["attempts"] > 1 else "start"
@@ -421,6 +427,13 @@ def _work_in_draft(
             folder.unlink()
         publish(draft, folder, True)
     _print_line(f"{title}: done in {spell_seconds(clock.seconds())}")
+
+
+def _remove_temporary_files(draft: Path) -> None:
+    """Remove what a killed attempt was writing; the names that begin with `.tmp` are those of safetensors."""
+    for pattern in (".*.tmp", ".tmp*"):
+        for path in draft.rglob(pattern):
+            path.unlink()
 
 
 class _StageClock:
@@ -499,6 +512,11 @@ def _hold_lock(path: Path, title: str) -> Iterator[None]:
             holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "?"
             _print_line(f"{title}: process {holder} is at it; waiting until it ends (Ctrl-C to leave)")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            why = f"{path.parent}: its file system has no locks ({error.strerror})"
+            _print_line(f"{title}: {why}; start no second run on the same stages until this one ends")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
@@ -514,11 +532,13 @@ def point_link(link: Path, folder: Path) -> None:
     if link.is_dir() and not link.is_symlink():
         raise BadInput(f"{link}: a folder, where a link to {folder} belongs; remove it, then give the command again")
     make_folder(link.parent)
+    temp = link.with_name(f".{link.name}.tmp")  # of one name, so that none is left for good by a kill
     with naming_full_disk(link):
-        temp = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-        temp.unlink(missing_ok=True)
-        temp.symlink_to(target)
-        temp.replace(link)
+        while not (link.is_symlink() and os.readlink(link) == target):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process makes the same link
+                temp.unlink(missing_ok=True)
+                temp.symlink_to(target)
+                temp.replace(link)
 
 
 def explain_rerun(name: str, described_stages: Sequence[Mapping[str, Any]], cache: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,6 +94,7 @@ class Answerer:
     scorer: Scorer | None = None
     recorded: Mapping[str, Any] = field(default_factory=dict)  # by the run's `select`
     knowledge: TrainingKnowledge | None = None  # None: nothing is known of the training data
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def of_run(cls, run: Run) -> Answerer:
@@ -166,9 +168,10 @@ class Answerer:
             self.pictures.clear()
             self.model.images.forget()
 
-    def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers to a batch, as the run answers."""
-        return run_to_end(self.stream_answers(questions, self.config.answer))
+    def answers(self, questions: Sequence[Question], how: AnswerConfig | None = None) -> list[Answer]:
+        """Answers to a batch; without `how`, as the run answers. Threads are answered one after another."""
+        with self.lock:
+            return run_to_end(self.stream_answers(questions, how or self.config.answer))
 
     def _decode(self, samples: Sequence[Sample], how: AnswerConfig) -> Generator[Drafts, None, list[Any]]:
         writing = self.model.decode_stream(samples, how, self.config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import io
 import re
@@ -134,6 +135,8 @@ def ask_many(run: Run, questions: QuestionList, out: Path, pictures: Path | None
     if not total:
         raise BadInput("there is no question; give the sheet a row with an image and a question")
     journal = journal_of(out)
+    if out.exists() and sum(1 for _ in JsonLines(journal).read()) <= total:
+        raise BadInput(f"--out {out}: is there already; choose another name")
     if pictures is not None and not journal.exists():
         demand_empty(pictures)
     done = _open_journal(journal, _identify(run, questions, pictures))
@@ -319,9 +322,8 @@ def to_pixels(box: Box, size: tuple[int, int]) -> list[int]:
 
 
 def _write_answers(journal: Path, out: Path) -> int:
-    """Write the journal's answers to `out`, and return the number of errors."""
-    if out.exists():
-        raise BadInput(f"--out {out}: is there already; choose another name (the answers are kept in {journal})")
+    """Write the journal's answers to `out`, and return the number of errors. They may be there: a kill may have come
+    before the journal was removed."""
     with replacing(out) as file:
         if out.suffix.lower() == ".jsonl":
             with journal.open("rb") as source:
@@ -333,6 +335,9 @@ def _write_answers(journal: Path, out: Path) -> int:
             write_csv(text, [COLUMNS])
             write_csv(text, map(_spell_record, _read_answers(journal)))
             text.detach()
+        file.flush()
+        if out.exists() and not filecmp.cmp(file.name, out, shallow=False):
+            raise BadInput(f"--out {out}: is there already; choose another name (the answers are kept in {journal})")
     return sum(bool(record["error"]) for record in _read_answers(journal))
 
 

@@ -247,7 +247,6 @@ def open_pack(file: Path, runs: Path, name: str | None = None) -> OpenedRun:
         if os.path.lexists(folder):
             raise BadInput(f"{folder}: is there already; --name NEW opens the run under another name")
         _demand_room(manifest, file, runs)
-        make_folder(runs)
         with draft_folder(folder) as draft:
             _extract(tar, manifest, draft)
             try:
