@@ -341,6 +341,10 @@ def test_import_split_and_export_from_the_command_line(tmp_path: Path, capsys: p
     assert (tmp_path / "s/dataset_info.json").is_file()
     assert main(["data", "import", str(root), "--out", str(out)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+    page = tmp_path / "again.html"  # a kill may have come after the data and before its page
+    assert main(["data", "import", str(root), "--out", str(out), "--page", str(page), "--workers", "1"]) == 2
+    check = capsys.readouterr().err.rpartition("`")[0].partition("clinkd data ")[2]
+    assert main(["data", *check.split()]) == 0 and page.is_file()
 
 
 GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set it, and what they set it to

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from clinkd.cli.outputs import CHECK_PAGE, PICTURE, QUARANTINE, end_in_order, may_write
 from clinkd.cli.screen import cores, show, tell
 from clinkd.cli.words import WRONG, Parser, Verb, add_verb
+from clinkd.data.dataset import ABOUT
 from clinkd.records import BadInput
 from clinkd.storage import write_csv
 from clinkd.version import spell_program
@@ -227,6 +228,9 @@ def _import(args: argparse.Namespace) -> int:
     from clinkd.storage import first_free
 
     _require_writable(args)
+    if args.page is not None and (args.out / ABOUT).is_file():  # a kill may have come before the page was written
+        check = shlex.join(["data", "check", str(args.out), "--page", str(args.page)])
+        raise BadInput(f"{args.out}: is there already; its page is written by `{spell_program()} {check}`")
     end_in_order()
     sources = [source_of(args, path) for path in args.paths]
     division = None if args.no_split else _make_division(args, args.seed, args.anew)

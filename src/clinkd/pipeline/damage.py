@@ -31,7 +31,7 @@ UNTRAINED = "untrained.json"  # in the place of a CLIP, where no image had a cap
 MODEL = "model"  # the folder of the weights
 _CUT = "cut or broken: its size is not that of its header"
 _IGNORED_FOLDER = "tensorboard"  # no stage and no page reads it
-_REWRITTEN = ".html"  # `clinkd report` writes the page of a finished stage again
+_REWRITTEN = re.compile(r".*\.html|table\.(md|csv)")  # `clinkd report` writes these of a finished stage again
 _FILES_OF_OLDER_STAGES = {  # of a stage that recorded no sizes: what other stages and verbs read of it
     "prepare": ("data.json", "train.jsonl", "test.jsonl"),
     "answer": ("predictions.jsonl",),
@@ -74,7 +74,7 @@ def write_manifest(folder: Path) -> None:
 
 def _list_needed(folder: Path) -> list[Path]:
     paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != _IGNORED_FOLDER)
-    return [p for p in paths if p.suffix not in (_REWRITTEN, ".tmp")]
+    return [p for p in paths if p.suffix != ".tmp" and not _REWRITTEN.fullmatch(p.name)]
 
 
 def list_extra(folder: Path, record: Mapping[str, Any]) -> list[Path]:
