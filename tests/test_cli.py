@@ -30,7 +30,7 @@ from clinkd.workflows.ask import AskResult
 VERBS = [
     "run", "plan", "status", "why", "recipe", "table", "ask", "correct", "export", "doctor", "report", "compare",
     "ablate", "evaluate", "systems", "serve", "spice install", "spice status",
-    "runs list", "runs rm", "runs pack", "runs open",
+    "runs list", "runs rm", "runs pack", "runs open", "runs verify",
 ]  # fmt: skip
 VERBS += [f"data {v}" for v in ("import", "check", "export", "split", "sheet", "stats", "show", "phantoms")]
 SCORES = {
@@ -342,7 +342,7 @@ BAD = [
     (["serve"], "no runs yet"),
     (["serve", "nosuch"], "nosuch: no run of that name or path"),
     (["serve", "--host", "0.0.0.0"], "--host 0.0.0.0: other machines could ask; give a token first"),
-    (["serve", "--queue", "0"], "--queue 0: a number above 0 is wanted"),
+    (["serve", "--queue", "0"], "--queue 0: a number above 0 and below 1,000,000 is wanted"),
     (["serve", "--port", "70000"], "--port 70000: 0 to 65535 is wanted"),
     (["serve", "--token-file", "none"], "--token-file none: cannot be read"),
     (["data", "stats", "nowhere"], "no such file"),

@@ -694,7 +694,7 @@ def test_corrections_are_accepted_edited_rejected_and_taken_back(review, server)
     told = json_of(server.client.get("/v1/corrections", params={"round": sent["round"], "state": "decided"}))
     kept = next(i for i in told["items"] if i["id"] == sent["id"])["decision"]
     assert kept["verdict"] == "edit" and kept["after"]["text"] == sent["text"]
-    assert kept["after"]["boxes"] == [pytest.approx(b) for b in sent["boxes"]]
+    assert kept["after"]["boxes"] == [pytest.approx(b, abs=1e-6) for b in sent["boxes"]]
     review.pick("#c-state", "decided")
     review.until("document.querySelectorAll('.items button').length === 3")
     for left in (2, 1, 0):

@@ -13,6 +13,7 @@ import shutil
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -352,7 +353,7 @@ def adding(name: str, kind: bytes = tarfile.REGTYPE, to: str = "", listed: bool 
         content = b"evil" if kind == tarfile.REGTYPE else b""
         members.append((member, content))
         if listed:
-            edit_manifest(members, lambda m: m["files"].update({name: digest_file(content).model_dump()}))
+            edit_manifest(members, lambda m: m["files"].update({name: asdict(digest_file(content))}))
 
     return change
 
@@ -373,7 +374,7 @@ def replacing_content(part: str, content: Callable[[bytes], bytes], rehash: bool
         member, old = members[number]
         members[number] = (member, new := content(old))
         if rehash:
-            described = digest_file(new).model_dump()
+            described = asdict(digest_file(new))
             edit_manifest(members, lambda m: m["files"].update({member.name: described}))
 
     return change

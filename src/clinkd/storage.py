@@ -22,11 +22,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
-
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from clinkd import distributed
 from clinkd.records import BadInput
@@ -299,12 +298,19 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-class FileDigest(BaseModel):
-    """Checksum and size of one file."""
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Checksum and size of one file. Raises ValueError for what can be none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0, le=MOST_BYTES)
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # pydantic itself is slow to import
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256) or type(self.bytes) is not int:
+            raise ValueError(f"no checksum, or no size: {self.sha256!r}, {self.bytes!r}")
+        if not 0 <= self.bytes <= MOST_BYTES:
+            raise ValueError(f"no size of a file: {self.bytes}")
 
 
 def digest_file(source: Path | bytes) -> FileDigest:
@@ -358,7 +364,7 @@ class Manifest:
     @staticmethod
     def encode(listed: Mapping[str, FileDigest]) -> bytes:
         """The bytes of a manifest of these files."""
-        return _json_bytes({"files": {name: digest.model_dump() for name, digest in listed.items()}})
+        return _json_bytes({"files": {name: asdict(digest) for name, digest in listed.items()}})
 
     @staticmethod
     def read(folder: Path, owner: Path | None = None) -> dict[str, FileDigest]:
@@ -371,9 +377,9 @@ class Manifest:
             raise BadInput(f"{folder}: no {MANIFEST}, so it was never finished; remove {owner} to make it anew")
         try:
             content = path.read_bytes()
-            listed = _LISTED.validate_python(json.loads(content)["files"])
+            listed = {name: FileDigest(**entry) for name, entry in json.loads(content)["files"].items()}
             whole = content == Manifest.encode(listed)  # white space, too: if it was changed, more may have changed
-        except (KeyError, TypeError, ValueError, RecursionError):
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             whole = False
         if not whole or not all(map(stays_inside, listed)):
             raise BadInput(f"{path}: damaged; remove {owner} to make it anew")
@@ -390,9 +396,6 @@ class Manifest:
         for path in _list_files(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 raise BadInput(f"{path}: not in {MANIFEST}; remove the file")
-
-
-_LISTED = TypeAdapter(dict[str, FileDigest])
 
 
 def _list_files(folder: Path) -> list[Path]:

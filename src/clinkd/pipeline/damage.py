@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,7 +178,7 @@ def _list_cut_weights(folder: Path) -> Iterator[Path]:
 def point_to(base: Path) -> dict[str, Any]:
     """The pretrained model in a folder for the pointer of a stage: the folder, and checksums of its weights, which were
     loaded just now."""
-    weights = {p.relative_to(base).as_posix(): digest_file(p).model_dump() for p in sorted(base.rglob("*.safetensors"))}
+    weights = {p.relative_to(base).as_posix(): asdict(digest_file(p)) for p in sorted(base.rglob("*.safetensors"))}
     return {"folder": str(base.resolve()), "weights": weights}
 
 
