@@ -233,14 +233,10 @@ def test_half_characters_and_torn_files_in_wide_encodings(tmp_path: Path, small_
     assert f"not JSON at byte {len(marked)} (the file ends where , or ] is wanted)" in why
 
 
-def test_numbers_that_json_has_not_are_kept_for_the_field_to_refuse(tmp_path: Path) -> None:
+def test_infinities_are_kept_for_the_field_to_refuse_and_nan_is_no_value(tmp_path: Path) -> None:
     (row,) = read(tmp_path, '{"a": NaN, "b": [-Infinity, 1e999]}')
-    assert (
-        isinstance(row, SourceRow)
-        and row.value["a"] != row.value["a"]
-        and row.value["b"] == [float("-inf"), float("inf")]
-    )
-    assert shorten_value(row.value["a"]) == "NaN"
+    assert isinstance(row, SourceRow)
+    assert row.value == {"a": None, "b": [float("-inf"), float("inf")]}
 
 
 REFUSED = [
@@ -442,9 +438,22 @@ def test_an_xlsx_is_read_to_its_end_whatever_it_says_of_its_size(tmp_path: Path)
 
 def test_excels_own_line_and_errors_in_a_csv(tmp_path: Path) -> None:
     assert values(read(tmp_path, "sep=;\na;b\n1,5;2\n", name="a.csv")) == [{"a": "1,5", "b": "2"}]
-    for cell, why in (("#N/A", "error"), ("#BEZUG!", "error"), ("#NV", "error"), ("=SUMME(A1)", "never computed")):
+    for cell, why in (("#NAME?", "error"), ("#BEZUG!", "error"), ("=SUMME(A1)", "never computed")):
         (found,) = problems(read(tmp_path, f"a,b\n1,{cell}\n", name="a.csv"))
         assert found[0] == 2 and why in found[1]
+
+
+def test_what_programs_write_for_no_value_is_none(tmp_path: Path) -> None:
+    absent = ("nan", "NaN", "<NA>", "NaT", "#N/A", "#NV", "n/a")
+    lines = "".join(f"{cell},1\n" for cell in (*absent, "None", "null", "none", "nanny", "NA"))
+    cells = [row["a"] for row in values(read(tmp_path, f"a,b\n{lines}", name="a.csv"))]
+    assert cells == [*[""] * (len(absent) + 2), "none", "nanny", "NA"]
+    book = workbook(tmp_path / "a.xlsx", [["a", "b"], ["NaN", 1], [" None ", 1], ["none", 1]])
+    assert [row["a"] for row in values(sheet_rows(book))] == ["", "", "none"]
+    words = ", ".join(f'{{"a": {value}}}' for value in ("NaN", *(f'"{a}"' for a in absent), "null", '"None"', '"none"'))
+    for name, text in (("a.json", f"[{words}]"), ("a.jsonl", words.replace("}, ", "}\n"))):
+        answers = [row["a"] for row in values(read(tmp_path, text, name=name))]
+        assert answers == [*[None] * (len(absent) + 2), "None", "none"], "JSON has null, so there None is a word"
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ FAULTS: list[tuple[Cells, str, str]] = [
     (line("b.png", name="lung", x1="1,200", y1="2", x2="30", y2="9"), "x1", "a comma in a number"),
     (line("b.png", name="lung", x1="1.200,5", y1="2", x2="30", y2="9"), "x1", "a comma in a number"),
     (line("b.png", name="lung", x1="12px", y1="2", x2="30", y2="9"), "x1", "not a number"),
-    (line("b.png", name="lung", x1="nan", y1="2", x2="30", y2="9"), "x1", "not a number"),
+    (line("b.png", name="lung", x1="nan", y1="2", x2="30", y2="9"), "x1", "empty, where other corners"),
     (line("b.png", name="lung", x1="1_0", y1="2", x2="30", y2="9"), "x1", "not a number"),
     (line("b.png", name="lung"), "x1,y1,x2,y2", "no box for 'lung'"),
     (line("b.png", x1=1, y1=2, x2=3, y2=4), "name", "the box has no name"),
@@ -622,3 +622,16 @@ def test_many_missing_images_are_named_in_seconds(tmp_path: Path) -> None:
     file.write_text("image,caption,modality\n" + "".join(f"img{k},x,ct\n" for k in range(5000)))
     entries, _ = read(file)
     assert sum(e.problem is not None for e in entries) == 5000
+
+
+def test_words_for_no_value_ask_nothing_and_are_no_patient(tmp_path: Path) -> None:
+    lines = [line(question="nan", answer="NaN"), line("b.png", question="Is it?", answer="None"),
+             line("d.png", question="Is it?", answer="none"), line("sub/c.png")]  # fmt: skip
+    entries, told = read(write(tmp_path, [{**cells, "patient": "nan"} for cells in lines]))
+    problems = [(e.problem.row, e.problem.field, e.problem.value) for e in entries if e.problem]
+    assert problems == [(2, "question", "nan"), (3, "answer", "None")]
+    assert [(s.answer.text, s.group) for s in samples(entries)] == [("none", "d.png")]
+    assert told == {"lines that name an image and no question, box or caption": 1}
+    box_of_nan = box("nan", 1, 1, 9, 9)
+    [entry], _ = read(write(tmp_path, [box_of_nan]))
+    assert entry.problem and entry.problem.field == "name" and entry.problem.value == "nan"

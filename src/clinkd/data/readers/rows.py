@@ -30,6 +30,10 @@ MANY = 20  # sheets named in a message
 Kind = Literal["row", "duplicate", "split", "near-duplicate", "side", "frame", "length"]
 Word = TypeVar("Word", bound=str)
 
+# What programs write for a cell without a value; in JSON, which has null, "None" is a word.
+_ABSENT = {"nan", "NaN", "NAN", "-nan", "<NA>", "NaT", "N/A", "n/a", "#N/A", "#NV"}
+_ABSENT_CELLS = {*_ABSENT, "None", "NULL", "null"}
+
 RESERVED = re.compile(r"</?img>|<image>|<video>|<audio>|<\|(?:im|vision|image|video)_\w+\|>|<\|endoftext\|>")
 _BOX_MARKS = re.compile(r"</?(?:box|ref|quad)>|<\|(?:box|object_ref|quad)_\w+\|>")
 _CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # and changes of text direction
@@ -192,7 +196,7 @@ def iterate_objects(entry: dict[str, Any], key: str) -> Iterator[tuple[int, dict
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object. A repeated key is an error, because JSON readers keep the last value without a word."""
-    members = dict(pairs)
+    members = {key: None if type(value) is str and value in _ABSENT else value for key, value in pairs}
     if len(members) != len(pairs):
         repeated_key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         repeated_values = [value for key, value in pairs if key == repeated_key]
@@ -200,7 +204,11 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)
+def _parse_constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object, parse_constant=_parse_constant)
 _LENIENT_DECODER = json.JSONDecoder()  # finds the end of a value that the other refuses
 _MEND = "mend or remove the row"
 _ONE_ENCODING = "save the whole file in one encoding, or name it with --encoding"
@@ -489,8 +497,9 @@ def load_json_file(file: Path, encoding: str = "utf-8") -> Any:
 def sheet_rows(file: Path, encoding: str = "utf-8", sheet: str | None = None) -> Iterator[SourceRow | RowResult]:
     """Rows of a CSV (comma, semicolon, tab or bar between cells) or XLSX. The first line names the columns.
 
-    Values are texts, "" for an empty cell. Empty lines and empty columns at the end are skipped. `sheet` names the one
-    to read if an XLSX has several. Raises BadInput if a column has no name, or two have the same.
+    Values are texts, "" for an empty cell and for what programs write into one (nan, None, #N/A), which `raw` keeps.
+    Empty lines and empty columns at the end are skipped. `sheet` names the one to read if an XLSX has several. Raises
+    BadInput if a column has no name, or two have the same.
     """
     is_xlsx = file.suffix.lower() in (".xlsx", ".xlsm")
     head: list[str] = []
@@ -543,7 +552,7 @@ def _make_sheet_row(file: Path, number: int, head: list[str], cells: list[str], 
         except FieldError:
             why = f"not {encoding}; save the sheet in one encoding, or name it with --encoding (cp1252 is Excel's)"
             return make_error_result(file, number, FieldError("row", text, why), cells, value)
-    return SourceRow(file, number, value, value)
+    return SourceRow(file, number, {k: "" if text in _ABSENT_CELLS else text for k, text in value.items()}, value)
 
 
 def _check_column_names(file: Path, cells: list[str]) -> list[str]:
@@ -638,6 +647,6 @@ def _format_cell(value: Any) -> str:
 
 
 _SPREADSHEET_ERRORS = {
-    "#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
-    "#NV", "#BEZUG!", "#WERT!", "#ZAHL!", "#ÜBERLAUF!",
+    "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!",
+    "#BEZUG!", "#WERT!", "#ZAHL!", "#ÜBERLAUF!",
 }  # fmt: skip

@@ -160,6 +160,8 @@ class _SheetReader:
 
     def _report(self, row: SourceRow, fault: FieldError, kind: Kind = "row") -> RowResult:
         fault.field = self.fields.get(fault.field, fault.field)
+        if fault.value == "" and isinstance(row.raw, dict):
+            fault.value = row.raw.get(fault.field, "")  # a word for no value
         own_id, image = (row.value.get(self.columns.get(key, ""), "") for key in ("id", "image"))
         return make_error_result(row.file, row.number, fault, row.raw, {"id": own_id or image or "?"}, kind)
 
@@ -198,10 +200,18 @@ class _SheetReader:
         words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
         _check_box(line)
+        self._check_words_for_no_value(line)
         if line.id and self.ids.setdefault(line.id, row.number) != row.number:
             raise FieldError("id", line.id, f"already used by row {self.ids[line.id]}; give each line its own")
         self._remember_image_values(cells, row.number, path)
         return line
+
+    def _check_words_for_no_value(self, line: _SheetLine) -> None:
+        """Raise FieldError for a line that asks nothing because a program wrote words for no value into its cells."""
+        if line.turn is None and line.box is None and not line.caption and isinstance(line.row.raw, dict):
+            for ours in ("question", "answer", "name", "caption"):
+                if line.row.raw.get(self.columns.get(ours, "")) and not line.row.value[self.columns[ours]]:
+                    raise FieldError(ours, "", "no value, as programs write it; fill it in, or remove the line")
 
     def _open_ref(self, cells: Cells, path: str) -> ImageRef:
         if not path:
