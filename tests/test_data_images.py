@@ -257,7 +257,16 @@ def test_each_modality_reads_itself_in_any_case(modality: Modality) -> None:
 
 def test_modality_spellings() -> None:
     assert read_modality("X-ray") is read_modality("x ray") is read_modality("XRay") is Modality.XRAY
-    assert read_modality("MRI") is Modality.MR
+    assert read_modality("MRI") is read_modality("MR (Mag-netic Resonance Imaging)") is Modality.MR
+    assert read_modality("CT(Computed Tomography)") is read_modality("ct scans") is Modality.CT
+    assert read_modality("Microscopy Images") is read_modality("Histology slides") is Modality.MICROSCOPY
+    for text in ("OCT", "OCT (Optical Coherence Tomography", "mammography", "Other images"):
+        assert read_modality(text) is Modality.OTHER, text
+    assert read_modality("gastroscopy") is Modality.ENDOSCOPY and read_modality("CXR") is Modality.XRAY
+    for text in ("PET (CT)", "thermography", "images", "()"):
+        with pytest.raises(BadInput) as caught:
+            read_modality(text)
+        assert "did you mean" not in str(caught.value), "no hint rather than a wrong one"
     with pytest.raises(BadInput, match=r"'fundos'.*did you mean fundus.*X-ray".replace("X-ray", "x-ray")):
         read_modality("fundos")
     with pytest.raises(BadInput, match="unknown; give one of ct"):

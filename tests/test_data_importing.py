@@ -357,6 +357,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "max_pixels": (["--max-pixels", "9000"], 9000),
     "side": (["--side", "image"], "image"),
     "modality": (["--modality", "MRI"], Modality.MR),
+    "modalities": (["--modality-map", "CCTA=ct"], {"ccta": Modality.CT}),
     "task": (["--task", "roc"], Task.ROC),
     "split": (["--all-in", "test"], "test"),
     "group": (["--group", "p(.)"], "p(.)"),

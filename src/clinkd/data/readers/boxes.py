@@ -11,6 +11,7 @@ are counted.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -110,10 +111,13 @@ def resolve_modality(value: object, source: Source) -> Modality:
         return source.modality
     if not isinstance(value, str) or not value.strip():
         raise FieldError("modality", value, "empty or not text; fill it in, or give one for all with --modality")
+    if (known := source.modalities.get(value.strip().casefold())) is not None:
+        return known
     try:
         return read_modality(value)
     except BadInput as error:
-        raise FieldError("modality", value, str(error)) from None
+        why = f"{error}, or say what it means: --modality-map {shlex.quote(f'{value}=other')}"
+        raise FieldError("modality", value, why) from None
 
 
 def parse_origin(record_id: str) -> str:

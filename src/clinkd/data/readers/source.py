@@ -57,6 +57,16 @@ def _parse_modality(text: str) -> Modality | None:
     return read_modality(text) if text else None
 
 
+def _parse_modality_map(pairs: Sequence[str]) -> dict[str, Modality]:
+    words = {}
+    for pair in pairs:
+        word, equals, modality = pair.rpartition("=")
+        if not equals or not word:
+            raise BadInput(f"--modality-map {pair}: THEIRS=OURS is wanted, such as --modality-map CCTA=ct")
+        words[word.casefold()] = read_modality(modality)
+    return words
+
+
 def _parse_task(text: str, name: str = "--task") -> Task | None:
     try:
         return Task(text.strip().upper()) if text else None
@@ -91,6 +101,13 @@ class Source:
     max_pixels: Annotated[int, Flag("of the same image")] = MAX_PIXELS
     side: Annotated[Side | None, Flag("whose left and right the words mean (patient)")] = None
     modality: Annotated[Modality | None, Flag("of images whose rows name none", read=_parse_modality)] = None
+    modalities: Annotated[
+        Mapping[str, Modality],
+        Flag(
+            "what a word for a modality means in these data", "--modality-map", _parse_modality_map, action="append",
+            default=[], metavar="THEIRS=OURS",
+        ),
+    ] = field(default_factory=lambda: MappingProxyType({}))  # fmt: skip
     task: Annotated[Task | None, Flag("of all questions: VG, ROC, RC, MIA or QA", read=_parse_task)] = None
     split: Annotated[Split | None, Flag("the split of all rows", "--all-in")] = None
     group: Annotated[
