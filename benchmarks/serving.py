@@ -43,6 +43,7 @@ from benchmarks.report import Row, add_outputs, show
 from PIL import Image
 
 TOKEN = "a-token-of-this-benchmark"
+THEIRS = "127.0.0.2"  # the address of the hostile clients, which have the token, too
 BARE = "import torch\nfrom transformers import Qwen2VLForConditionalGeneration"
 PROPER = (200, 429, 503, 504)  # answered, or refused as the API says
 
@@ -309,7 +310,7 @@ async def attack(url: str, kind: str, turn: Iterator[Attack], outcomes: Counter[
         first = b""
         try:
             async with asyncio.timeout(one.seconds):
-                reader, writer = await asyncio.open_connection(host, int(port))
+                reader, writer = await asyncio.open_connection(host, int(port), local_addr=(THEIRS, 0))
                 try:
                     writer.write(one.first)
                     for byte in one.drip:
@@ -322,7 +323,7 @@ async def attack(url: str, kind: str, turn: Iterator[Attack], outcomes: Counter[
         except (OSError, TimeoutError):
             pass
         outcomes[f"{kind} {first[9:12].decode('latin-1') or 'no reply'}"] += 1
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1 if kind == "idle" else 0.2)  # a flood of new connections is for a firewall
 
 
 async def besieged(

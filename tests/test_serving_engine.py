@@ -25,6 +25,7 @@ from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput, BoxedText
 from clinkd.serving.decoding import TURN, Decoders
 from clinkd.serving.engine import AnswerRequest, AnswerResult, Engine, ModelUnavailable
+from clinkd.serving.fair import CLIENT, FairShare
 from clinkd.serving.limits import DeadlineExceeded, QueueFull, TimeLimit
 from clinkd.serving.options import MOST_BEAMS, AnswerOptions
 from clinkd.workflows.ask import Answerer, Question
@@ -106,6 +107,39 @@ def test_those_who_wait_are_answered_together_in_order(engine, opened):
     found = asyncio.run(ask())
     assert not [text for text in found if "Error" in text]
     assert opened.batches == [["q0"], ["q1", "q3", "q4"], ["q2"]]  # the same options a batch
+
+
+def test_who_had_less_of_the_models_time_is_answered_first(engine, opened):
+    async def ask(address: str, *texts: str) -> list[asyncio.Task[str]]:
+        CLIENT.set(address)
+        return [asyncio.create_task(answered(engine, question(text))) for text in texts]
+
+    async def ask_all() -> None:
+        first = await ask("many", "first")
+        await until(lambda: opened.batches)
+        many = await ask("many", "m1", "m2", "m3")
+        await until(lambda: engine.waiting == 3)
+        few = await ask("few", "f1")
+        await until(lambda: engine.waiting == 4)
+        engine._share.spend("many", 1.0)
+        opened.gate.set()
+        await asyncio.gather(*first, *many, *few)
+
+    asyncio.run(ask_all())
+    assert [text for batch in opened.batches for text in batch] == ["first", "f1", "m1", "m2", "m3"]
+
+
+def test_one_address_leaves_a_quarter_of_a_queue_where_others_ask():
+    share, full = FairShare(), QueueFull(1)
+    share.demand_room("a", ["a"] * 7, 8, full)
+    with pytest.raises(QueueFull):
+        share.demand_room("b", ["a"] * 8, 8, full)  # now it is known that b asks, too
+    with pytest.raises(QueueFull):
+        share.demand_room("a", ["a"] * 6, 8, full)
+    share.demand_room("b", ["a"] * 6, 8, full)
+    for number in range(2000):
+        share.spend(str(number), 1)
+    assert len(share.spent()) <= 1000
 
 
 def test_more_than_the_queue_holds_are_refused_with_a_time(engine, opened):
@@ -347,13 +381,15 @@ def test_who_hangs_up_is_forgotten(server, opened):
     assert all("gone" not in text for batch in opened.batches for text in batch)
 
 
-def test_the_limit_of_time_holds_for_the_opening_of_the_image_as_well(hurried_server, monkeypatch):
+def test_the_limit_of_time_holds_for_the_opening_of_the_image_as_well(server, monkeypatch):
     async def never(*_: object) -> None:
         await asyncio.sleep(patience(60))
 
-    monkeypatch.setattr(hurried_server.served.handler.decoders, "open", never)
+    handler = server.served.handler
+    monkeypatch.setattr(handler.decoders, "open", never)
+    monkeypatch.setattr(handler, "limits", replace(handler.limits, seconds=0.2))
     for path, more in (("/v1/open", {}), ("/v1/ground", {"phrase": "liver"}), ("/v1/refer", {"boxes": [[0, 0, 1, 1]]})):
-        reply = hurried_server.post(path, image=uri(picture()), **more)
+        reply = server.post(path, image=uri(picture()), **more)
         assert json_of(reply, 504)["error"]["code"] == "late", path
 
 
@@ -377,7 +413,7 @@ def test_an_image_whose_client_has_left_is_not_opened(server, opened, monkeypatc
         async with httpx2.AsyncClient(base_url=server.url, headers=server.client.headers) as client:
             bodies = [{"image": uri(picture(seed=n)), "phrase": "liver"} for n in range(3)]
             tasks = [asyncio.create_task(client.post("/v1/ground", json=body)) for body in bodies]
-            await until(lambda: begun and decoders._waiting == 2)
+            await until(lambda: begun and len(decoders._waiting) == 2)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -390,11 +426,28 @@ def test_an_image_whose_client_has_left_is_not_opened(server, opened, monkeypatc
     assert len(opened.batches) == 1
 
 
+def test_who_had_less_time_of_the_decoders_gets_the_next_one(monkeypatch):
+    decoders, order = Decoders(LIMITS), []
+    [decoder] = decoders._decoders
+    monkeypatch.setattr(type(decoder), "__call__", lambda self, request, content: order.append(content) or ({}, []))
+
+    async def run_all() -> None:
+        jobs = []
+        for address, content in (("many", b"0"), ("many", b"1"), ("many", b"2"), ("few", b"3")):
+            CLIENT.set(address)
+            jobs.append(asyncio.create_task(decoders._run_job({}, content)))
+        await asyncio.gather(*jobs)
+
+    decoders._share.spend("many", 1.0)
+    asyncio.run(run_all())
+    assert order == [b"0", b"3", b"1", b"2"]
+
+
 def test_too_many_images_are_refused_with_a_time(server, opened, monkeypatch):
     opened.hold()
     opened.gate.set()
     handler, body = server.served.handler, {"image": uri(picture()), "phrase": "liver"}
-    monkeypatch.setattr(handler.decoders, "_waiting", 2)
+    monkeypatch.setattr(handler.decoders, "_queue", 0)
     reply = server.post("/v1/ground", **body)
     assert json_of(reply, 429)["error"]["code"] == "full" and reply.headers["retry-after"] == "1"
     monkeypatch.undo()
@@ -490,8 +543,7 @@ def test_a_lost_decoder_loses_one_file_and_no_more():
     async def open_all() -> None:
         first = await decoders.open(png(), None, None)
         assert first.picture.size == (8, 8) and first.picture.tobytes() == picture(8, 8).tobytes()
-        process = decoders._idle.get_nowait()
-        decoders._idle.put_nowait(process)
+        [process] = decoders._idle
         os.kill(process.process.pid, signal.SIGKILL)
         process.process.join()
         with pytest.raises(BadInput, match="could not be decoded"):
@@ -510,8 +562,7 @@ def test_decoders_may_take_so_much_memory_and_time_and_write_nothing():
 
     async def limits_of() -> dict[str, str]:
         await decoders.open(png(), None, None)
-        process = decoders._idle.get_nowait()
-        decoders._idle.put_nowait(process)
+        [process] = decoders._idle
         lines = Path(f"/proc/{process.process.pid}/limits").read_text().splitlines()
         return {line[:25].strip(): line[26:47].strip() for line in lines}
 
@@ -545,10 +596,9 @@ def test_a_decoder_serves_its_turn_and_is_replaced():
         found = set()
         for _ in range(2):
             await decoders.open(png(), None, None)
-            process = decoders._idle.get_nowait()
+            [process] = decoders._idle
             process.files = TURN - 1
             found.add(process.process.pid)
-            decoders._idle.put_nowait(process)
             await decoders.open(png(), None, None)
         return found
 

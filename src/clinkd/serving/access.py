@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clinkd.serving.fair import CLIENT
 from clinkd.serving.limits import ServerLimits
 from clinkd.serving.schemas import failure_body
 
@@ -64,6 +65,7 @@ class AuthMiddleware:
             await self.app(scope, receive, send)  # the server's own start and stop; there are no web sockets
             return
         visit = _Visit(scope, receive, send, self)
+        CLIENT.set((scope.get("client") or ("",))[0])
         try:
             refusal = self._find_refusal(scope)
             await (refusal(visit) if refusal else self.app(scope, visit.receive, visit.send))

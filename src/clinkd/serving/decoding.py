@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from clinkd.data.images.limits import UPLOADS, FileLimits
 from clinkd.data.images.upload import decode_frame
 from clinkd.data.worker import JobFailed, Worker, WorkerLimits, WorkerLost, do_jobs
 from clinkd.records import BadInput, Box, Modality
+from clinkd.serving.fair import CLIENT, FairShare
 from clinkd.serving.limits import QueueFull, ServerLimits
 
 TURN = 200  # files that one process opens
@@ -66,6 +68,13 @@ class _Decoder(Worker):
             self.process.kill()
 
 
+class _Waiting(NamedTuple):
+    """A request in the queue for a decoder, which it will be given."""
+
+    address: str
+    decoder: asyncio.Future[_Decoder]
+
+
 class Decoders:
     """Some processes, started when they are needed. The files of at most `queue` requests wait for them."""
 
@@ -74,10 +83,9 @@ class Decoders:
         self._decoders = [
             _Decoder(job, WorkerLimits(limits.decoder_seconds, limits.decoder_bytes)) for _ in range(limits.decoders)
         ]
-        self._idle: asyncio.Queue[_Decoder] = asyncio.Queue()
-        for decoder in self._decoders:
-            self._idle.put_nowait(decoder)
-        self._queue, self._waiting = limits.queue, 0
+        self._idle = list(self._decoders)
+        self._waiting: list[_Waiting] = []
+        self._queue, self._share = limits.queue, FairShare()
 
     async def open(self, content: bytes, frame: int | None, window: str | None, grey: bool = False) -> Opened:
         """A frame of an image. Raises BadInput where the file cannot be decoded, QueueFull where too many wait.
@@ -103,20 +111,43 @@ class Decoders:
             decoder.close()
 
     async def _run_job(self, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
-        if self._waiting >= self._queue:
-            raise QueueFull(1, "too many images wait to be opened")
-        self._waiting += 1
-        try:
-            decoder = await self._idle.get()
-        finally:
-            self._waiting -= 1
+        decoder, address, start = await self._wait_for_decoder(), CLIENT.get(), time.monotonic()
         job = asyncio.create_task(asyncio.to_thread(_run_in, decoder, request, content))
-        job.add_done_callback(lambda _: self._idle.put_nowait(decoder))  # also where nobody waits for it any more
+
+        def give_back(_: object) -> None:  # also where nobody waits for it any more
+            self._share.spend(address, time.monotonic() - start)
+            self._hand_out(decoder)
+
+        job.add_done_callback(give_back)
         try:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
             decoder.kill()
             raise
+
+    async def _wait_for_decoder(self) -> _Decoder:
+        waiting = _Waiting(CLIENT.get(), asyncio.get_running_loop().create_future())
+        full = QueueFull(1, "too many images wait to be opened")
+        self._share.demand_room(waiting.address, [w.address for w in self._waiting], self._queue, full)
+        self._waiting.append(waiting)
+        self._hand_out()
+        try:
+            return await waiting.decoder
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            else:  # it was handed out just before
+                self._hand_out(waiting.decoder.result())
+            raise
+
+    def _hand_out(self, *free: _Decoder) -> None:
+        """Give the idle decoders, and those that became free, to who had the least of their time lately."""
+        self._idle += free
+        while self._idle and self._waiting:
+            spent = self._share.spent()
+            first = min(self._waiting, key=lambda waiting: spent.get(waiting.address, 0.0))
+            self._waiting.remove(first)
+            first.decoder.set_result(self._idle.pop(0))
 
 
 def _run_in(decoder: _Decoder, request: dict[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from clinkd.records import BadInput, BoxedText
+from clinkd.serving.fair import CLIENT, FairShare
 from clinkd.serving.limits import QueueFull, ServerLimits, TimeLimit
 from clinkd.serving.options import AnswerOptions
 
@@ -63,6 +64,7 @@ class _QueuedRequest:
     limit: TimeLimit
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[BoxedText | AnswerResult | Exception] = field(default_factory=asyncio.Queue)
+    address: str = field(default_factory=CLIENT.get)
     abandoned: bool = False
     shown: float = 0.0  # when its last draft was sent, on the monotonic clock
     question: Question | None = None  # once it is read
@@ -90,6 +92,7 @@ class Engine:
         self.answerer: Answerer | None = None
         self._open_answerer = open_answerer
         self._waiting: deque[_QueuedRequest] = deque()
+        self._share = FairShare()
         self._change = threading.Condition()
         self._stopped = False
         self._ends_at = math.inf  # on the monotonic clock
@@ -142,9 +145,9 @@ class Engine:
                 raise ModelUnavailable(self.why or "the server stops")
             if len(self._waiting) >= self.limits.queue:
                 self._waiting = deque(t for t in self._waiting if t.waits)
-            if len(self._waiting) >= self.limits.queue:
-                batches = math.ceil(len(self._waiting) / self.limits.batch)
-                raise QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
+            batches = math.ceil(len(self._waiting) / self.limits.batch)
+            full = QueueFull(max(1, math.ceil(batches * self._batch_seconds)))
+            self._share.demand_room(CLIENT.get(), [t.address for t in self._waiting], self.limits.queue, full)
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,8 @@ class Engine:
         return bool(batch)
 
     def _take_batch(self) -> list[_QueuedRequest]:
-        """The requests that waited longest and have equal options; none when the server stops."""
+        """Requests with equal options, those first whose clients had the least of the model's time lately, then those
+        that waited longest; none when the server stops."""
         with self._change:
             while True:
                 self._waiting = deque(t for t in self._waiting if t.waits)
@@ -179,8 +183,10 @@ class Engine:
                 if self._waiting:
                     break
                 self._change.wait()
-            options = self._waiting[0].request.options
-            batch = [t for t in self._waiting if t.request.options == options][: self.limits.batch]
+            spent = self._share.spent()
+            in_turn = sorted(self._waiting, key=lambda queued: spent.get(queued.address, 0.0))
+            options = in_turn[0].request.options
+            batch = [t for t in in_turn if t.request.options == options][: self.limits.batch]
             self._waiting = deque(t for t in self._waiting if t not in batch)
             return batch
 
@@ -199,6 +205,9 @@ class Engine:
                 for queued in batch:
                     self._answer([queued])
         seconds = time.monotonic() - start
+        with self._change:
+            for queued in batch:
+                self._share.spend(queued.address, seconds / len(batch))
         self._batch_seconds += (seconds - self._batch_seconds) * (_NEWEST_WEIGHT if self._batch_seconds else 1.0)
 
     def _read(self, queued: _QueuedRequest) -> bool:
