@@ -443,6 +443,27 @@ def test_who_had_less_time_of_the_decoders_gets_the_next_one(monkeypatch):
     assert order == [b"0", b"3", b"1", b"2"]
 
 
+def test_a_client_that_leaves_while_it_waits_takes_no_decoder_along(monkeypatch):
+    decoders, order = Decoders(LIMITS), []
+    [decoder] = decoders._decoders
+    monkeypatch.setattr(type(decoder), "__call__", lambda self, request, content: order.append(content) or ({}, []))
+
+    async def leave() -> None:
+        [taken] = decoders._idle
+        decoders._idle.clear()
+        gone, late = (asyncio.create_task(decoders._run_job({}, content)) for content in (b"gone", b"late"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        decoders._hand_out(taken)  # before the one that left has noticed
+        late.cancel()
+        await asyncio.gather(gone, late, return_exceptions=True)
+        await decoders._run_job({}, b"next")
+        assert decoders._idle == [decoder] and not decoders._waiting
+
+    asyncio.run(asyncio.wait_for(leave(), patience(10)))
+    assert order == [b"next"]
+
+
 def test_too_many_images_are_refused_with_a_time(server, opened, monkeypatch):
     opened.hold()
     opened.gate.set()

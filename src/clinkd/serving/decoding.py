@@ -136,13 +136,14 @@ class Decoders:
         except asyncio.CancelledError:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-            else:  # it was handed out just before
+            elif not waiting.decoder.cancelled():  # it was handed out just before
                 self._hand_out(waiting.decoder.result())
             raise
 
     def _hand_out(self, *free: _Decoder) -> None:
         """Give the idle decoders, and those that became free, to who had the least of their time lately."""
         self._idle += free
+        self._waiting = [waiting for waiting in self._waiting if not waiting.decoder.cancelled()]
         while self._idle and self._waiting:
             spent = self._share.spent()
             first = min(self._waiting, key=lambda waiting: spent.get(waiting.address, 0.0))
