@@ -129,6 +129,23 @@ def test_who_had_less_of_the_models_time_is_answered_first(engine, opened):
     assert [text for batch in opened.batches for text in batch] == ["first", "f1", "m1", "m2", "m3"]
 
 
+def test_a_batch_that_takes_long_gives_way_to_another_client_and_is_answered_later(engine, opened, monkeypatch):
+    monkeypatch.setattr("clinkd.serving.engine._LEAST_TURN", 0.0)
+
+    async def ask_both() -> list[str]:
+        CLIENT.set("long")
+        long = asyncio.create_task(answered(engine, question("long")))
+        await until(lambda: opened.batches)
+        CLIENT.set("short")
+        short = asyncio.create_task(answered(engine, question("short")))
+        await until(lambda: engine.waiting == 1)
+        opened.gate.set()
+        return await asyncio.gather(long, short)
+
+    assert not [text for text in asyncio.run(ask_both()) if "Error" in text]
+    assert opened.batches == [["long"], ["short"], ["long"]]
+
+
 def test_one_address_leaves_a_quarter_of_a_queue_where_others_ask():
     share, full = FairShare(), QueueFull(1)
     share.demand_room("a", ["a"] * 7, 8, full)

@@ -17,6 +17,7 @@ from clinkd.serving.access import AuthMiddleware
 
 BACKLOG = 64  # connections that the kernel holds, and that are taken at once
 _OTHER_FILES = 64  # open ones beside the connections: listener, pipes to decoders, files of the page
+_PLENTY = 64  # connections that never are too many, whatever the limit of open files
 _LOOK_SECONDS = 1.0  # between two looks at a connection
 
 
@@ -68,7 +69,10 @@ class BoundedConnection(H11Protocol):
         return "body" if self.cycle.more_body else "answer"
 
     def _make_room(self) -> None:
-        """Disconnect another connection, or this one, where too many are open."""
+        """Disconnect other connections, or this one, where too many are open: a tenth at once, since a look at all of
+        them takes time."""
+        if len(self.connections) <= min(self.limits.address_connections, self.limits.connections, _PLENTY):
+            return
         others = [c for c in self.connections if isinstance(c, BoundedConnection) and not c.transport.is_closing()]
         same = [c for c in others if c.address == self.address]
         for open_now, most in (
@@ -78,8 +82,9 @@ class BoundedConnection(H11Protocol):
             if len(open_now) > most:
                 free = [c for c in open_now if c is not self and c.waits_for != "answer"]
                 # who has never finished a request goes before who has, and who sends one goes last
-                oldest = min(free, key=lambda c: (c.waits_for == "body", c.cycle is not None, c._since), default=self)
-                oldest.transport.abort()
+                free.sort(key=lambda c: (c.waits_for == "body", c.cycle is not None, c._since))
+                for oldest in free[: max(1, most // 10)] or [self]:
+                    oldest.transport.abort()
                 return
 
     def _disconnect_slow(self) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DRAFT_SECONDS = 0.05  # between two drafts of an answer, at least
 FINISH_SECONDS = 3.0  # that a batch has to end when the server stops
+LONG_TURN = 4.0  # times the mean seconds of a batch, after which a batch gives way to another client that waits
+_LEAST_TURN = 1.0  # seconds that a batch has in any case
 _NEWEST_WEIGHT = 0.2  # weight of the newest batch in the mean seconds of a batch
 
 
@@ -51,6 +53,10 @@ class AnswerRequest:
     wants_drafts: bool = False
 
 
+class _GaveWay(Exception):
+    """A batch took long, and others wait."""
+
+
 class AnswerResult(NamedTuple):
     """An answer, and its question as the model got it."""
 
@@ -66,6 +72,7 @@ class _QueuedRequest:
     events: asyncio.Queue[BoxedText | AnswerResult | Exception] = field(default_factory=asyncio.Queue)
     address: str = field(default_factory=CLIENT.get)
     abandoned: bool = False
+    gave_way: bool = False  # it is not joined with others that did not
     shown: float = 0.0  # when its last draft was sent, on the monotonic clock
     question: Question | None = None  # once it is read
     prompt: int = 0  # its tokens
@@ -185,8 +192,9 @@ class Engine:
                 self._change.wait()
             spent = self._share.spent()
             in_turn = sorted(self._waiting, key=lambda queued: spent.get(queued.address, 0.0))
-            options = in_turn[0].request.options
-            batch = [t for t in in_turn if t.request.options == options][: self.limits.batch]
+            options, gave_way = in_turn[0].request.options, in_turn[0].gave_way
+            alike = [t for t in in_turn if t.request.options == options and t.gave_way == gave_way]
+            batch = alike[: self.limits.batch]
             self._waiting = deque(t for t in self._waiting if t not in batch)
             return batch
 
@@ -198,6 +206,13 @@ class Engine:
         start = time.monotonic()
         try:
             self._decode(batch, batch[0].request.options.change(self.answerer.config.answer))
+        except _GaveWay:  # answered from its beginning when its client's turn comes again
+            with self._change:
+                for queued in batch:
+                    queued.gave_way = True
+                self._waiting.extend(batch)
+                self._charge(batch, time.monotonic() - start)
+            return
         except Exception as error:
             if len(batch) == 1:
                 batch[0].send(_safe_error(error))
@@ -206,9 +221,20 @@ class Engine:
                     self._answer([queued])
         seconds = time.monotonic() - start
         with self._change:
-            for queued in batch:
-                self._share.spend(queued.address, seconds / len(batch))
+            self._charge(batch, seconds)
         self._batch_seconds += (seconds - self._batch_seconds) * (_NEWEST_WEIGHT if self._batch_seconds else 1.0)
+
+    def _charge(self, batch: Sequence[_QueuedRequest], seconds: float) -> None:
+        for queued in batch:
+            self._share.spend(queued.address, seconds / len(batch))
+
+    def _demand_turn(self, batch: Sequence[_QueuedRequest], start: float) -> None:
+        """Raises _GaveWay if a batch takes much longer than others do, and another client waits."""
+        if time.monotonic() - start > max(_LEAST_TURN, LONG_TURN * self._batch_seconds):
+            addresses = {queued.address for queued in batch}
+            with self._change:
+                if any(queued.waits and queued.address not in addresses for queued in self._waiting):
+                    raise _GaveWay
 
     def _read(self, queued: _QueuedRequest) -> bool:
         """Read the question and count its tokens; its client is told where it cannot be answered."""
@@ -253,9 +279,10 @@ class Engine:
     def _decode(self, batch: Sequence[_QueuedRequest], config: AnswerConfig) -> None:
         assert self.answerer
         questions = [queued.question for queued in batch if queued.question]
-        writing = self.answerer.stream_answers(questions, config)
+        writing, start = self.answerer.stream_answers(questions, config), time.monotonic()
         try:
             while any(t.waits for t in batch):
+                self._demand_turn(batch, start)
                 if time.monotonic() > self._ends_at:
                     raise ModelUnavailable("the server stops")
                 drafts, now = next(writing), time.monotonic()
