@@ -229,11 +229,12 @@ class Engine:
             self._share.spend(queued.address, seconds / len(batch))
 
     def _demand_turn(self, batch: Sequence[_QueuedRequest], start: float) -> None:
-        """Raises _GaveWay if a batch takes much longer than others do, and another client waits."""
+        """Raises _GaveWay if a batch takes much longer than others do, and another client waits, with no such batch."""
         if time.monotonic() - start > max(_LEAST_TURN, LONG_TURN * self._batch_seconds):
             addresses = {queued.address for queued in batch}
             with self._change:
-                if any(queued.waits and queued.address not in addresses for queued in self._waiting):
+                others = (queued for queued in self._waiting if queued.waits and not queued.gave_way)
+                if any(queued.address not in addresses for queued in others):
                     raise _GaveWay
 
     def _read(self, queued: _QueuedRequest) -> bool:
