@@ -197,7 +197,7 @@ def test_what_a_kill_leaves_beside_a_stage_is_removed_by_the_next_run(shop, tmp_
     for _ in range(2):
         execute([stage], run)
         left = {p.name for p in tmp_path.rglob("*") if p.is_symlink() or p.is_file()}
-        assert left == {"attempts.txt", "out.txt", "stage.json", "data"}
+        assert left == {"attempts.txt", "out.txt", "stage.json", "manifest.json", "data"}
         assert (run / "stages" / "data").is_dir() and not (cache / f"{stage.key}.lock").exists()
         (cache / f"{stage.key}.lock").write_text("77")  # killed before it removed that
 
