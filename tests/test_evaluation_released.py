@@ -176,7 +176,7 @@ def test_the_declared_frame_decides_and_not_the_truth(tmp_path: Path) -> None:
 
 
 def test_what_was_taken_for_something_is_counted(tmp_path: Path) -> None:
-    rows = [row(f"{BOX}<|im_end|>"), row(f"{BOX}<|im_end|>", id=2), row(BOX, id=2, image="thermogram_1.png"), row("x", id=1)]
+    rows = [row(f"{BOX}<|im_end|>"), row(f"{BOX}<|im_end|>", id=2), row(BOX, id=2, image="heat_1.png"), row("x", id=1)]
     rows += [row(f"{BOX}<|im_end|>\n", id=n) for n in (5, 6)]
     lines = released.read_lines(written(tmp_path, *rows))
     found = released.read_questions(lines, Task.VG, make_codec("qwen-vl"), "file")
