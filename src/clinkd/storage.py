@@ -320,7 +320,7 @@ def digest_file(source: Path | bytes) -> FileDigest:
     return FileDigest(sha256=sha256_file(source), bytes=source.stat().st_size)
 
 
-def stays_inside(name: str) -> bool:
+def is_plain_path(name: str) -> bool:
     """Whether a path that a file names is a plain one below a folder, in its shortest spelling."""
     path = PurePosixPath(name)
     return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts and name.isprintable()
@@ -381,7 +381,7 @@ class Manifest:
             whole = content == Manifest.encode(listed)  # white space, too: if it was changed, more may have changed
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             whole = False
-        if not whole or not all(map(stays_inside, listed)):
+        if not whole or not all(map(is_plain_path, listed)):
             raise BadInput(f"{path}: damaged; remove {owner} to make it anew")
         return listed
 

@@ -34,12 +34,12 @@ from clinkd.records import BadInput
 from clinkd.settings import Knobs, complete, differences, without_defaults
 from clinkd.storage import (
     MANIFEST,
+    is_plain_path,
     make_folder,
     naming_full_disk,
     publish,
     read_json,
     spell_seconds,
-    stays_inside,
     sync_tree,
     write_json,
 )
@@ -150,7 +150,7 @@ class StageStatus:
 
 
 def _demand_inside(name: str) -> str:
-    if not stays_inside(name):
+    if not is_plain_path(name):
         raise ValueError("no place in the folder of a stage")
     return name
 

@@ -36,6 +36,7 @@ from clinkd.storage import (
     digest_file,
     draft_folder,
     free_bytes,
+    is_plain_path,
     make_folder,
     naming_full_disk,
     progress,
@@ -44,7 +45,6 @@ from clinkd.storage import (
     replacing,
     sha256_file,
     spell_bytes,
-    stays_inside,
 )
 from clinkd.storage import MANIFEST as STAGE_MANIFEST
 from clinkd.version import __version__
@@ -318,7 +318,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 def _is_safe(name: str) -> bool:
     """Whether a path in the file lies in the run or in a stage. Links of the run are made here, not taken."""
     path = PurePosixPath(name)
-    if not stays_inside(name):
+    if not is_plain_path(name):
         return False
     if path.parts[0] == RUN:
         return len(path.parts) > 1 and path.parts[1] != "stages"
