@@ -120,6 +120,15 @@ def test_the_source_gives_a_modality_where_no_supercategory_is_one(tmp_path: Pat
     assert {s.modality for e in found for s in e.samples} == {Modality.PET}
 
 
+def test_a_box_of_two_readers_counts_once(tmp_path: Path) -> None:
+    value = data()
+    value["annotations"] += [mark(15, 1, [10, 10, 30, 20]), mark(16, 1, [10, 10, 30, 20], 2)]  # the last: another name
+    entries, told = read(write(tmp_path, value))
+    found = boxes(s for entry in entries for s in entry.samples)
+    assert len(found) == len(set(found)) == 5
+    assert told["boxes that stand twice under one name, taken once"] == 1
+
+
 def test_ids_may_be_texts(tmp_path: Path) -> None:
     value = data()
     value["images"][0]["id"] = "a"

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from clinkd.data.readers import conversations
+from clinkd.data.readers.forms import detect_form
 from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
@@ -546,3 +547,14 @@ def test_a_slow_reader_is_noticed(tmp_path: Path) -> None:
     start = time.process_time()
     assert len(good(file, form="med-grit")) == 4000
     assert time.process_time() - start < 4000 * 500e-6
+
+
+def test_a_key_that_a_public_file_misspells_is_read_and_told(tmp_path: Path) -> None:
+    row = {"id": "1", "image": "a.png", "conversatons": [{"from": "human", "value": "<image>\nWhat?"},
+           {"from": "gpt", "value": "A lung."}]}  # fmt: skip
+    told = Counter[str]()
+    [sample] = good(file := write(tmp_path, [row]), told, modality=Modality.CT)
+    assert (sample.question.text, sample.answer.text) == ("What?", "A lung.") and detect_form(
+        Source(file)
+    ) == "sharegpt"
+    assert told == {"rows with 'conversatons', read as 'conversations'": 1}

@@ -163,6 +163,26 @@ def test_splits_given_by_the_files_are_kept_or_forgotten(tmp_path: Path) -> None
     assert {s.split for s in stored_samples(tmp_path / "anew")} == {"train", "validation", "test"}
 
 
+def test_splits_that_names_of_files_and_folders_tell_are_taken_where_there_are_several(tmp_path: Path) -> None:
+    folders = [records(tmp_path / name, 4, 10 * n) for n, name in enumerate(("train", "valid", "test"))]
+    findings = import_data([Source(f) for f in folders], tmp_path / "a", CHECKS, Division(0.3, 0.3))
+    found = {(s.images[0].path.partition("/")[0], s.split) for s in stored_samples(tmp_path / "a")}
+    assert found == {("train", "train"), ("valid", "validation"), ("test", "test")}
+    assert any("of the validation split, as its name" in note for note in findings.notes)
+    import_data([Source(f) for f in folders], tmp_path / "b", CHECKS, Division(0.3, 0.3, anew=True))
+    assert len({s.split for s in stored_samples(tmp_path / "b") if s.images[0].path.startswith("train")}) > 1
+    for name, number in (("train", 1), ("test", 2)):
+        lines = "".join(f"valid/images/{number}{n}.png,Is it?,yes,ct\n" for n in range(2))
+        (tmp_path / f"{name}.csv").write_text(f"image,question,answer,modality\n{lines}")
+    sheets = [Source(tmp_path / f"{name}.csv") for name in ("train", "test")]
+    records(tmp_path / "valid", 20, 10)
+    import_data(sheets, tmp_path / "c", CHECKS, Division(0, 0))
+    assert {(s.source, s.split) for s in stored_samples(tmp_path / "c")} == {("train", "train"), ("test", "test")}
+    findings = import_data(sheets[1:], tmp_path / "d", CHECKS, Division(0, 0))
+    assert {s.split for s in stored_samples(tmp_path / "d")} == {"train"}
+    assert "sheet is not taken for the test split, as its name says; --all-in test does so" in findings.notes
+
+
 def test_splitting_again_is_recorded(tmp_path: Path) -> None:
     import_data([Source(records(tmp_path / "a", 40))], tmp_path / "out", CHECKS, None)
     counts = split_again(tmp_path / "out", Division(0.1, 0.5, seed=3))

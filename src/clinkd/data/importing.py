@@ -19,6 +19,7 @@ from clinkd.data.checks.check import Checker, Checks, Findings, count_progress, 
 from clinkd.data.dataset import ABOUT, SAMPLES, read_about
 from clinkd.data.images import encode_picture, open_image
 from clinkd.data.readers import forms
+from clinkd.data.readers.conversations import find_split_of_path
 from clinkd.data.readers.rows import RowError, RowResult, shorten_value
 from clinkd.data.readers.source import Source
 from clinkd.data.split import Group, assign_splits
@@ -77,6 +78,7 @@ def import_data(  # noqa: PLR0913
         sources = [replace(s, form=s.form or forms.detect_form(s)) for s in sources]
         root = Path(os.path.commonpath([_resolve_path(s.root) for s in sources]))
         checker = Checker(checks, root if all(s.open_images for s in sources) else None)
+        sources = _take_told_splits(sources, checker.findings.notes)
         converter = _SideConverter(side)
         results = _read_results(sources, root, converter, checker.findings)
         if division is not None and division.anew:
@@ -131,6 +133,22 @@ def _read_results(
             if converted.problem is not None and result.problem is None:
                 findings.between[converted.file, converted.row] = converted.problem  # no reader will report it again
             yield converted
+
+
+def _take_told_splits(sources: Sequence[Source], notes: Counter[str]) -> list[Source]:
+    """The sources with the splits that their names tell, as train.csv and test.csv do, or train/ and test/.
+
+    Names are believed where they tell several splits: one sheet called test may be anything, which is noted.
+    """
+    told = [(s, find_split_of_path(s.path) if s.split is None else None) for s in sources]
+    believed = len({s.split or split for s, split in told} - {None}) > 1
+    for source, split in told:
+        if split and believed:
+            name = os.path.relpath(source.path, source.path.parent.parent)
+            notes[f"source is of the {split} split, as its name {name} says; --anew divides all data anew"] += 1
+        elif split and source.form == "sheet":
+            notes[f"sheet is not taken for the {split} split, as its name says; --all-in {split} does so"] += 1
+    return [replace(s, split=split) if believed and split else s for s, split in told]
 
 
 def _without_splits(result: RowResult) -> RowResult:

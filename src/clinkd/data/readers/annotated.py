@@ -47,11 +47,15 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
     shows, a sentence on each box, and the record's own questions.
 
     No question asks for a name with more than `max_boxes` boxes, because an answer with some of them would be wrong.
-    Of more than `max_questions` questions a seeded sample is kept. `notes` counts both.
+    Of more than `max_questions` questions a seeded sample is kept. A box that stands twice under one name counts once.
+    `notes` counts all three.
     """
     rng = random.Random(f"{source.seed}/{record.id}")
+    objects = tuple(dict.fromkeys(record.objects))
+    if repeated := len(record.objects) - len(objects):
+        notes["boxes that stand twice under one name, taken once"] += repeated
     boxes: dict[str, list[Box]] = {}
-    for name, box in record.objects:
+    for name, box in objects:
         boxes.setdefault(name, []).append(box)
     samples = []
     for number, (name, boxes_of_name) in enumerate(boxes.items() if Task.VG in source.tasks else (), start=1):
@@ -63,9 +67,9 @@ def make_samples(record: Annotated, source: Source, notes: Counter[str]) -> list
             notes[f"names with more than max_boxes={source.max_boxes} boxes in one image"] += 1
         else:
             samples.append(record.make_sample(f"{record.id}-vg{number}", turn, (name,)))
-    for number, (name, box) in enumerate(record.objects if Task.ROC in source.tasks else (), start=1):
+    for number, (name, box) in enumerate(objects if Task.ROC in source.tasks else (), start=1):
         samples.append(record.make_sample(f"{record.id}-roc{number}", questions.ask_what(box, name, rng), (name,)))
-    for number, (name, box) in enumerate(record.objects if Task.RC in source.tasks else (), start=1):
+    for number, (name, box) in enumerate(objects if Task.RC in source.tasks else (), start=1):
         turn = questions.ask_description(box, questions.write_box_sentence(name, box, rng), rng)
         samples.append(record.make_sample(f"{record.id}-rc{number}", turn, (name,)))
     for number, (question, answer) in enumerate(record.qa, start=1):

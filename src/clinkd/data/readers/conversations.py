@@ -46,6 +46,7 @@ SPLITS: dict[str, Split] = {
     "validation": "validation", "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
 CONVERSATION_EXTRA_KEY = "clinkd"  # our writers store here what a conversation does not hold
+MISSPELT = "conversatons"  # in files that LLaVA-Med released
 BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a name
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
@@ -85,6 +86,11 @@ def find_split_in_name(stem: str) -> Split | None:
     return next((SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS), None)
 
 
+def find_split_of_path(path: Path) -> Split | None:
+    """The split that the name of a file or folder states, or else the name of the folder around it."""
+    return find_split_in_name(path.stem) or SPLITS.get(path.parent.name.lower())
+
+
 def _apply_file_name(file: Path, source: Source) -> Source:
     """The source with the split and the task that the name of the file states."""
     split = find_split_in_name(file.stem)
@@ -95,6 +101,9 @@ def _apply_file_name(file: Path, source: Source) -> Source:
 
 def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: Counter[str]) -> list[Sample]:
     value, file_name = row.value, row.file.stem.lower()
+    if MISSPELT in value and "conversations" not in value:
+        notes[f"rows with {MISSPELT!r}, read as 'conversations'"] += 1
+        value = {"conversations" if key == MISSPELT else key: entry for key, entry in value.items()}
     for key in value.keys() - KEYS:
         notes[f"key {key!r} of rows, which a sample does not keep"] += 1
     pairs, paths = _parse_conversation(value, notes)

@@ -14,6 +14,7 @@ from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
+from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
@@ -121,7 +122,7 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
 
 
 def _detect_row_form(row: dict[str, Any]) -> str | None:
-    conversations = row.get("conversations")
+    conversations = row.get("conversations") or row.get(MISSPELT)
     if isinstance(row.get("annotations"), list) and "images" in row:
         return "coco"
     if "turns" in row and "images" in row:
