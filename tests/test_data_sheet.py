@@ -241,7 +241,7 @@ FAULTS: list[tuple[Cells, str, str]] = [
     (line("none.png", caption="x"), "image", "no such file"),
     (line("A", caption="x"), "image", "did you mean a.png?"),
     (line("a.jpg", caption="x"), "image", "did you mean a.png?"),
-    (line("sub\\c.png", caption="x"), "image", "did you mean sub/c.png?"),
+    (line("sub\\cc.png", caption="x"), "image", "did you mean sub/c.png?"),
     (line("D:\\scans\\a.png", caption="x"), "image", "did you mean a.png?"),
     (line("sub/cc.png", caption="x"), "image", "did you mean sub/c.png?"),
     (line("../a.png", caption="x"), "image", "leads out"),
@@ -635,3 +635,24 @@ def test_words_for_no_value_ask_nothing_and_are_no_patient(tmp_path: Path) -> No
     box_of_nan = box("nan", 1, 1, 9, 9)
     [entry], _ = read(write(tmp_path, [box_of_nan]))
     assert entry.problem and entry.problem.field == "name" and entry.problem.value == "nan"
+
+
+def test_an_image_is_found_under_another_spelling_of_its_name(tmp_path: Path) -> None:
+    file = write(tmp_path, [])
+    composed, decomposed = "M\u00fcller.png", "Mu\u0308ller.png"
+    Image.new("RGB", (100, 50)).save(tmp_path / "sub" / decomposed)
+    Image.new("RGB", (100, 50)).save(tmp_path / "twice.png")
+    Image.new("RGB", (100, 50)).save(tmp_path / "twice.jpg")
+    spelled = {f"sub/{composed}": f"sub/{decomposed}", "sub\\c.png": "sub/c.png", "a": "a.png", "f#2": "f.tif#2"}
+    lines = [box("lung", 10, 10, 60, 45, image=name) for name in spelled]
+    file = write(tmp_path, [*lines, box("lung", 1, 1, 9, 9, image="twice")])
+    entries, told = read(file)
+    assert [s.images[0].path for s in samples(entries) if s.task is Task.VG] == list(spelled.values())
+    assert told == {"image files found under another spelling of their names": 4}
+    assert [e.problem.row for e in entries if e.problem] == [6], "two files have that stem"
+
+
+def test_no_finding_asks_nothing(tmp_path: Path) -> None:
+    entries, told = read(write(tmp_path, [line(name="No finding"), box("cyst", 1, 1, 9, 9, image="b.png")]))
+    assert [s.names for s in samples(entries)] == [("cyst",)] * 2 and not any(e.problem for e in entries)
+    assert told["lines that say 'No finding' and have no box, of which nothing is asked"] == 1

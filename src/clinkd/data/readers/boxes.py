@@ -43,7 +43,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     file = source.path / RECORDS if source.path.is_dir() else source.path
     if not file.is_file():
         raise BadInput(f"{file}: no such file; data.path is a folder with {RECORDS} and its images")
-    pictures = ImageResolver(source)
+    pictures = ImageResolver(source, notes)
     rows_of_ids: dict[str, int] = {}
     rows_of_images: dict[str, int] = {}
 

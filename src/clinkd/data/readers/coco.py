@@ -250,7 +250,7 @@ class _CocoReader:
 
     def __init__(self, source: Source, notes: Counter[str]) -> None:
         self.source, self.notes = source, notes
-        self.images = ImageResolver(source)
+        self.images = ImageResolver(source, notes)
         self.first_places: dict[str, str] = {}  # of images, by path
 
     def read(self, file: Path) -> Iterator[RowResult]:

@@ -64,7 +64,7 @@ _get_codec = cache(make_codec)
 
 def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     """Read a file, or all JSON files of a folder, in any of the four forms."""
-    images = ImageResolver(source)
+    images = ImageResolver(source, notes)
     for file in files(source.path):
         make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
         yield from convert_rows(json_rows(file, source.encoding), make)

@@ -52,6 +52,7 @@ FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousan
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
 MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
+NO_FINDING = ("no finding", "no findings")  # the name of an image without a box, in public sheets
 LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
 
 
@@ -118,7 +119,7 @@ class _SheetReader:
         self.file, self.source, self.columns, self.notes = file, source, columns, notes
         self.corners = EXTENT if "x" in columns else CORNERS  # of a box in four columns
         self.fields = {"box": ",".join(columns.get(c, c) for c in self.corners)} | columns
-        self.pictures = ImageResolver(source)
+        self.pictures = ImageResolver(source, notes)
         self.similar_path = _PathSuggester(source.root)
         self.has_boxes = not columns.keys().isdisjoint({"box", "x1", "x"})
         tasks = tuple(t for t in source.tasks if t is not Task.RC or "sentence" not in columns)
@@ -198,6 +199,8 @@ class _SheetReader:
         image = self._open_ref(cells, path)
         box = self._parse_box(cells, image)
         words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
+        if box is None and words.get("name", "").casefold() in NO_FINDING:
+            self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)

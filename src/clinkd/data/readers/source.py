@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import chain, islice
 from operator import not_
 from pathlib import Path, PurePosixPath
@@ -159,13 +161,22 @@ class Source:
         return folder / about["root"] if about is not None else folder
 
 
-class ImageResolver:
-    """Turns the image paths of rows into ImageRefs. Opens each file once."""
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
-    def __init__(self, source: Source) -> None:
+
+class ImageResolver:
+    """Turns the image paths of rows into ImageRefs. Opens each file once.
+
+    A file whose name is spelled otherwise is found if it is the only one: with letters composed in another way (as
+    macOS stores them), behind backslashes, or without its suffix. `notes` counts these.
+    """
+
+    def __init__(self, source: Source, notes: Counter[str] | None = None) -> None:
         if source.images is not None and source.open_images and not source.images.is_dir():
             raise BadInput(f"--images {source.images}: no such folder; give the one that image paths start from")
-        self.source = source
+        self.source, self.notes = source, Counter[str]() if notes is None else notes
+        self._cached_names = cache(self._list_spellings)
         self._cached_ref_or_reason = lru_cache(maxsize=65536)(self._open_ref)
         self._cached_header = lru_cache(maxsize=4096)(self._read_header)
 
@@ -203,7 +214,32 @@ class ImageResolver:
             return read_image_size(self.source.root, relative, relative, self.source.window)
         except BadInput as error:
             why = str(error).removeprefix(f"{relative}: ")
-            return why + self._suggest_way(relative) if "no such file" in why else why
+        if "no such file" not in why:
+            return why
+        if found := self._find_spelled_otherwise(relative):
+            self.notes["image files found under another spelling of their names"] += 1
+            return self._open_ref(found)
+        return why + self._suggest_way(relative)
+
+    def _find_spelled_otherwise(self, relative: str) -> str | None:
+        """The path of the only file that a missing one may mean."""
+        name, sign, frame = relative.partition("#")
+        path = PurePosixPath(name.replace("\\", "/"))
+        folder = PurePosixPath(".")
+        for part in path.parent.parts:
+            folder /= self._cached_names(folder).get(_compose(part), part)
+        found = self._cached_names(folder).get(_compose(path.name))
+        other = f"{folder / found}{sign}{frame}" if found else None
+        return other if other and stays_inside(other) and other != relative else None
+
+    def _list_spellings(self, folder: PurePosixPath) -> dict[str, str]:
+        """The names in a folder by their composed spelling, and files by that of their stem, where it is one file's."""
+        if not stays_inside(str(folder)) or not os.path.isdir(self.source.root / folder):
+            return {}
+        names = os.listdir(self.source.root / folder)
+        stems = Counter(_compose(PurePosixPath(name).stem) for name in names)
+        by_stem = {stem: n for n in names if stems[stem := _compose(PurePosixPath(n).stem)] == 1}
+        return by_stem | {_compose(name): name for name in names}
 
     def _suggest_way(self, relative: str) -> str:
         """The flag with which a missing image would be found, if there is one."""

@@ -77,7 +77,7 @@ class _VqaReader:
         self.source, self.notes = source, notes
         self.is_llava_med = source.form == "llava-med-qa"
         self.keys = KEYS | LLAVA_MED_KEYS if self.is_llava_med else KEYS | {k: (v,) for k, v in source.columns.items()}
-        self.pictures = ImageResolver(source)
+        self.pictures = ImageResolver(source, notes)
         self.folder = ""  # of the images, relative to the root
         if source.images is None and not source.prefix:
             self.folder = next((f"{name}/" for name in FOLDERS if (source.root / name).is_dir()), "")
