@@ -17,7 +17,6 @@ from clinkd.serving.access import AuthMiddleware
 
 BACKLOG = 64  # connections that the kernel holds, and that are taken at once
 _OTHER_FILES = 64  # open ones beside the connections: listener, pipes to decoders, files of the page
-_PLENTY = 64  # connections that never are too many, whatever the limit of open files
 _LOOK_SECONDS = 1.0  # between two looks at a connection
 
 
@@ -71,8 +70,6 @@ class BoundedConnection(H11Protocol):
     def _make_room(self) -> None:
         """Disconnect other connections, or this one, where too many are open: a tenth at once, since a look at all of
         them takes time."""
-        if len(self.connections) <= min(self.limits.address_connections, self.limits.connections, _PLENTY):
-            return
         others = [c for c in self.connections if isinstance(c, BoundedConnection) and not c.transport.is_closing()]
         same = [c for c in others if c.address == self.address]
         for open_now, most in (
