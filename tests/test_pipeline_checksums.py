@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.three_stages import plan_three_stages
 
 from clinkd import pipeline, storage
 from clinkd.cli import main
 from clinkd.config import RunConfig
 from clinkd.pipeline import damage, graph
-from clinkd.pipeline.graph import Stage, StageContext
+from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.prepared import read_predictions, read_split
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput
@@ -45,12 +46,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         write_json(work.folder / "table.json", {"VG": {"score": 61.2, "blind": 12.0}, "average": None})
         (work.folder / "report.html").write_text("<p>")
 
-    def plan(config: RunConfig) -> list[Stage]:
-        data = Stage("prepare", 1, {}, (), prepare)
-        teacher = Stage("teacher", 1, config.teacher or {}, (data,), teach, config.seed)
-        return [data, teacher, Stage("score", 1, config.evaluate, (data, teacher), score, config.seed)]
-
-    monkeypatch.setattr(pipeline, "plan", plan)
+    plan_three_stages(monkeypatch, prepare, teach, score)
     return tmp_path / "runs"
 
 

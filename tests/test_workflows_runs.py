@@ -17,12 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from tests.three_stages import plan_three_stages
 
 from clinkd import pipeline
 from clinkd.cli import main
 from clinkd.cli.manage import _spell_age
 from clinkd.config import RunConfig
-from clinkd.pipeline.graph import Stage, StageContext
+from clinkd.pipeline.graph import StageContext
 from clinkd.pipeline.runs import open_run
 from clinkd.records import BadInput
 from clinkd.storage import digest_file, read_json, write_json
@@ -48,12 +49,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         write_json(work.folder / "table.json", SCORES)
         (work.folder / "report.html").write_text("<p>")
 
-    def plan(config: RunConfig) -> list[Stage]:
-        data = Stage("prepare", 1, {}, (), prepare)
-        teacher = Stage("teacher", 1, config.teacher or {}, (data,), teach, config.seed)
-        return [data, teacher, Stage("score", 1, config.evaluate, (data, teacher), score, config.seed)]
-
-    monkeypatch.setattr(pipeline, "plan", plan)
+    plan_three_stages(monkeypatch, prepare, teach, score)
     return tmp_path / "runs"
 
 
