@@ -60,7 +60,8 @@ def opened(small_run: Path) -> Held:
 
 
 @pytest.fixture
-def engine(opened: Held) -> Iterator[Engine]:
+def engine(opened: Held, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    monkeypatch.setattr("clinkd.serving.engine._LEAST_TURN", float("inf"))  # a batch that is held gives no way
     opened.hold()
     made = Engine(lambda: opened, replace(LIMITS, batch=3, queue=5))
     made.start()
