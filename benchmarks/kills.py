@@ -319,10 +319,12 @@ class Yard:
             done = [tuple(json.loads(line)) for line in self.acknowledged.read_text().splitlines()]
             if gone := [f"decision {key}" for key in done if key not in kept]:
                 return gone
-        if found == wanted:  # it was done, and some commands would refuse to do it again
+        if found == wanted:
             return []
         again = ended(self.start(command, Point(signal.SIGKILL)))
-        return find_differences(digest(self.folder), wanted) if again == 0 else [f"again: exit status {again}"]
+        lost = find_differences(digest(self.folder), wanted)
+        # what was done already may be refused, if nothing is left behind
+        return [f"again: exit status {again}", *lost] if again and lost else lost
 
     def whole_digest(self, command: str) -> Mapping[str, str]:
         return self.whole(command).digest

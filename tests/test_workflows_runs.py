@@ -252,6 +252,9 @@ def test_a_second_name_is_a_run_of_that_name_which_goes_on(
     make(runs, "a")
     pack_run(open_run(runs / "a"), tmp_path / "a.tar")
     before = list_tree(runs)
+    (runs / ".a.clinkd-killed.part").mkdir()  # what a command leaves that is killed just after its run is there
+    assert "--name NEW" in call(capsys, "open", tmp_path / "a.tar", "--runs", runs)[2]
+    assert not list(runs.glob(".*.part"))
     assert "--name NEW" in refuse(capsys, "open", tmp_path / "a.tar", "--runs", runs)
     for name in ("../b", "", ".b", "b/c"):
         assert (

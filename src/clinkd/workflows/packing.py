@@ -33,6 +33,7 @@ from clinkd.storage import (
     MOST_BYTES,
     FileDigest,
     Manifest,
+    clear_drafts,
     digest_file,
     draft_folder,
     free_bytes,
@@ -245,6 +246,7 @@ def open_pack(file: Path, runs: Path, name: str | None = None) -> OpenedRun:
         manifest = _read_manifest(tar, file)
         folder = runs / _check_name(name or manifest.name)
         if os.path.lexists(folder):
+            clear_drafts(runs)  # of a command that opened this run and was killed before it removed its draft
             raise BadInput(f"{folder}: is there already; --name NEW opens the run under another name")
         _demand_room(manifest, file, runs)
         with draft_folder(folder) as draft:
