@@ -165,9 +165,16 @@ def digest(folder: Path) -> dict[str, str]:
         if path.is_symlink():
             what = f"link to {path.readlink()}"
         else:
-            what = "folder" if path.is_dir() else hashlib.sha256(_without_times(path)).hexdigest()
+            what = "folder" if path.is_dir() else hashlib.sha256(_read_for_digest(path)).hexdigest()
         found[path.relative_to(folder).as_posix()] = what
     return found
+
+
+def _read_for_digest(path: Path) -> bytes:
+    try:
+        return _without_times(path)
+    except (ValueError, tarfile.TarError):  # cut by the kill
+        return path.read_bytes()
 
 
 def _without_times(path: Path) -> bytes:
