@@ -15,7 +15,9 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
-from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
+from clinkd.data.readers.imagefolder import is_metadata, list_metadata
+from clinkd.data.readers.record_files import SUFFIXES, record_rows
+from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 from clinkd.version import spell_program
@@ -32,6 +34,7 @@ FORMS = {  # name -> module of the reader, description
     "coco": ("coco", "COCO: images, annotations and categories"),
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
     "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
+    "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
     "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
@@ -79,12 +82,14 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         if all((folder / mark).exists() for mark in marks):
             return marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-    json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
-    forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))
+    record_files = [p for p in files if p.suffix.lower() in SUFFIXES and p.stem != "dataset_info"]
+    forms = list(dict.fromkeys(form for p in record_files if (form := _detect_file_form(p, encoding)) is not None))
     if len(forms) > 1:
         raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
     if forms:
         return forms[0]
+    if list_metadata(folder):
+        return "imagefolder"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
@@ -109,11 +114,11 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return "dicom"
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
-    if file.suffix.lower() not in (".json", ".jsonl"):
+    if file.suffix.lower() not in SUFFIXES:
         return None
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
         return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
-    first_rows = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
+    first_rows = list(itertools.islice(record_rows(file, encoding), MOST_LOOKED_AT))
     first = next((row for row in first_rows if isinstance(row, SourceRow)), None)
     if first is not None:
         return _detect_row_form(first.value)
@@ -135,7 +140,9 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
         return "llava-med-qa"
     if "image" in row and ("objects" in row or "qa" in row):
         return "boxes"
-    return "vqa" if "question" in row and "answer" in row else None
+    if "question" in row and "answer" in row:
+        return "vqa"
+    return "imagefolder" if is_metadata(row) else None
 
 
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:
