@@ -15,7 +15,9 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
+from clinkd.data.readers.cvat import FILE as CVAT_FILE
 from clinkd.data.readers.imagefolder import is_metadata, list_metadata
+from clinkd.data.readers.label_studio import is_task
 from clinkd.data.readers.record_files import SUFFIXES, record_rows
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
 from clinkd.data.readers.source import Source
@@ -35,6 +37,8 @@ FORMS = {  # name -> module of the reader, description
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
     "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
     "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
+    "label-studio": ("label_studio", "Label Studio: JSON or JSON-MIN of finished tasks"),
+    "cvat": ("cvat", "CVAT for images 1.1: annotations.xml"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
     "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
@@ -88,6 +92,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
     if forms:
         return forms[0]
+    if (folder / CVAT_FILE).is_file():
+        return "cvat"
     if list_metadata(folder):
         return "imagefolder"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
@@ -114,6 +120,8 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return "dicom"
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
+    if file.suffix.lower() == ".xml" and "<annotations" in head and "<image " in head:
+        return "cvat"
     if file.suffix.lower() not in SUFFIXES:
         return None
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
@@ -134,6 +142,8 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
         return "samples"
     if conversations:
         return "med-grit" if isinstance(conversations, list) and isinstance(conversations[0], list) else "sharegpt"
+    if is_task(row):
+        return "label-studio"
     if "messages" in row:
         return "swift"
     if "gpt4_answer" in row or "fig_caption" in row:
