@@ -6,9 +6,9 @@
     {"id", "image": "...", "annotation_id", "label": [{"x", "y", "width", "height", "rectanglelabels", ...}]}
 
 Layout: https://labelstud.io/guide/task_format and https://labelstud.io/tags/rectanglelabels. Numbers are percent of
-width and height; a rectangle is turned about its left upper corner. Polygons and ellipses count by their extent. Counted
-are results that are no shape with a label (brushes, key points, choices, texts), predictions, and annotations that were
-cancelled. An uploaded image is found with or without the 8 letters and the hyphen in front of its name.
+width and height; a rectangle is turned about its left upper corner. Polygons and ellipses count by their extent.
+Counted are results that are no shape with a label (brushes, key points, choices, texts), predictions, and annotations
+that were cancelled. An uploaded image is found with or without the 8 letters and the hyphen in front of its name.
 """
 
 from __future__ import annotations
