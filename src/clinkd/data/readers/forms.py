@@ -40,7 +40,10 @@ FORMS = {  # name -> module of the reader, description
     "label-studio": ("label_studio", "Label Studio: JSON or JSON-MIN of finished tasks"),
     "cvat": ("cvat", "CVAT for images 1.1: annotations.xml"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
-    "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
+    "dicom": (
+        "dicom_folder",
+        "DICOM files, with boxes of segmentations and reports; other questions come from a sheet",
+    ),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
 
