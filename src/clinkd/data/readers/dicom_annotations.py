@@ -41,7 +41,7 @@ class DicomIdentity(NamedTuple):
         return self.sop_class in _SEGMENTATIONS or self.sop_class.startswith(_REPORTS)
 
 
-class Annotation(NamedTuple):
+class DicomBox(NamedTuple):
     """A named box in a frame (from 1) of an image. `rows` and `columns`: the size of the image, 0 where not stated."""
 
     instance: str
@@ -63,7 +63,7 @@ def identify(path: Path) -> DicomIdentity:
     return DicomIdentity(str(meta.get("MediaStorageSOPClassUID", "")), str(meta.get("MediaStorageSOPInstanceUID", "")))
 
 
-def read_annotations(path: Path, speck_share: float, known: frozenset[str], notes: Counter[str]) -> list[Annotation]:
+def read_annotations(path: Path, speck_share: float, known: frozenset[str], notes: Counter[str]) -> list[DicomBox]:
     """The boxes of a segmentation or a report. `known`: the UIDs of the images that there are.
 
     Raises FieldError where the file cannot be read, or refers to an image that is not there.
@@ -96,7 +96,7 @@ def _demand_images(wanted: Iterable[str], known: frozenset[str]) -> None:
 
 def _read_segmentation(
     path: Path, speck_share: float, known: frozenset[str], notes: Counter[str]
-) -> Iterator[Annotation]:
+) -> Iterator[DicomBox]:
     from highdicom import seg
 
     segmentation = seg.segread(path)
@@ -116,7 +116,7 @@ def _read_segmentation(
             if specks:
                 notes[f"specks below {speck_share:g} of the picture, beside a larger part"] += specks
             for box in boxes:
-                yield Annotation(instance, frame or 1, name, box.corners, *mask.shape)
+                yield DicomBox(instance, frame or 1, name, box.corners, *mask.shape)
 
 
 def _list_source_frames(segmentation: Dataset) -> list[tuple[str, int | None]]:
@@ -141,14 +141,14 @@ def _list_source_frames(segmentation: Dataset) -> list[tuple[str, int | None]]:
 # ---- structured reports ---------------------------------------------------------------------------------------------
 
 
-def _read_report(path: Path, notes: Counter[str]) -> Iterator[Annotation]:
+def _read_report(path: Path, notes: Counter[str]) -> Iterator[DicomBox]:
     import pydicom
 
     report = pydicom.dcmread(path, stop_before_pixels=True)
     yield from _walk_items(report.get("ContentSequence", []), notes)
 
 
-def _walk_items(items: Sequence[Dataset], notes: Counter[str]) -> Iterator[Annotation]:
+def _walk_items(items: Sequence[Dataset], notes: Counter[str]) -> Iterator[DicomBox]:
     name = _find_name(items)
     for item in items:
         kind = item.get("ValueType")
@@ -162,7 +162,7 @@ def _walk_items(items: Sequence[Dataset], notes: Counter[str]) -> Iterator[Annot
             reference = image.ReferencedSOPSequence[0]
             frames = reference.get("ReferencedFrameNumber", 1)
             for frame in frames if isinstance(frames, Sequence) else [frames]:
-                yield Annotation(str(reference.ReferencedSOPInstanceUID), int(frame), name, extent(points))
+                yield DicomBox(str(reference.ReferencedSOPInstanceUID), int(frame), name, extent(points))
         elif kind == "SCOORD3D":
             notes["regions of reports in the patient's coordinates, which are not used"] += 1
         else:
@@ -197,7 +197,7 @@ def _list_points(kind: str, data: Sequence[float]) -> Points | None:
     return points if kind in ("POLYLINE", "POLYGON", "MULTIPOINT") and len(points) > 2 else None
 
 
-def make_box(annotation: Annotation, rows: int, columns: int) -> Box:
+def make_box(annotation: DicomBox, rows: int, columns: int) -> Box:
     """The box in fractions of an image of this size. Raises FieldError where the annotation is of another size."""
     if annotation.rows:
         if (annotation.rows, annotation.columns) != (rows, columns):

@@ -13,7 +13,7 @@ from pathlib import Path
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples
 from clinkd.data.readers.dicom_annotations import (
-    Annotation,
+    DicomBox,
     DicomIdentity,
     identify,
     make_box,
@@ -47,7 +47,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
     annotating = [path for path, identity in files.items() if identity.annotates]
     known = frozenset(f.instance for f in files.values() if not f.annotates)
-    by_image: dict[str, dict[int, list[Annotation]]] = defaultdict(lambda: defaultdict(list))  # UID -> frame -> boxes
+    by_image: dict[str, dict[int, list[DicomBox]]] = defaultdict(lambda: defaultdict(list))  # UID -> frame -> boxes
     for number, path in enumerate(annotating, start=1):
         relative = path.relative_to(root).as_posix()
         try:
@@ -69,7 +69,7 @@ def _convert_annotated(
     path: Path,
     relative: str,
     number: int,
-    frames: Mapping[int, Sequence[Annotation]],
+    frames: Mapping[int, Sequence[DicomBox]],
     source: Source,
     notes: Counter[str],
 ) -> RowResult:
