@@ -16,6 +16,7 @@ from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.cvat import FILE as CVAT_FILE
+from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
 from clinkd.data.readers.imagefolder import is_metadata, list_metadata
 from clinkd.data.readers.label_studio import is_task
 from clinkd.data.readers.record_files import SUFFIXES, record_rows
@@ -26,7 +27,13 @@ from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
-FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
+FOLDER_MARKS = {
+    "samples": [SAMPLES],
+    "boxes": [RECORDS],
+    "kvasir-seg": [KVASIR_FILE],
+    "sa-med2d": ["images", "masks"],
+    "coco": ["annotations"],
+}
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
@@ -39,6 +46,8 @@ FORMS = {  # name -> module of the reader, description
     "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
     "label-studio": ("label_studio", "Label Studio: JSON or JSON-MIN of finished tasks"),
     "cvat": ("cvat", "CVAT for images 1.1: annotations.xml"),
+    "kvasir-seg": ("image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json"),
+    "slake-boxes": ("image_boxes", "SLAKE: the boxes of its images, detection.json"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
     "dicom": (
         "dicom_folder",
@@ -99,6 +108,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         return "cvat"
     if list_metadata(folder):
         return "imagefolder"
+    if list_slake_files(folder):
+        return "slake-boxes"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
