@@ -15,6 +15,7 @@ from clinkd.data.images.dicom import Dicom
 from clinkd.data.images.grey import PRESETS
 from clinkd.data.images.kind import Facts, File, ImageFrame, ImageKind, check_pixels
 from clinkd.data.images.limits import MAX_PIXELS, FileLimits
+from clinkd.data.images.parquet import Parquet
 from clinkd.data.images.pixels import encode_picture
 from clinkd.data.images.plain import Plain, open_at_frame
 from clinkd.records import BadInput, ImageRef
@@ -37,7 +38,7 @@ __all__ = [
     "stays_inside",
 ]
 
-KINDS: tuple[ImageKind, ...] = (Dicom(), Plain())  # Plain last: it takes all other files
+KINDS: tuple[ImageKind, ...] = (Dicom(), Parquet(), Plain())  # Plain last: it takes all other files
 
 
 def kind_of(file: File) -> ImageKind:

@@ -26,6 +26,7 @@ from clinkd.data.codecs import make_codec
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import find_split_group, parse_pixel_box, require_four_numbers
 from clinkd.data.readers.boxes import resolve_modality
+from clinkd.data.readers.record_files import files, record_rows
 from clinkd.data.readers.rows import (
     RESERVED,
     FieldError,
@@ -34,7 +35,6 @@ from clinkd.data.readers.rows import (
     check_unicode,
     convert_rows,
     get_list,
-    json_rows,
 )
 from clinkd.data.readers.samples import assemble_sample
 from clinkd.data.readers.source import ImageResolver, Source
@@ -67,18 +67,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     images = ImageResolver(source, notes)
     for file in files(source.path):
         make = partial(_convert_row, source=_apply_file_name(file, source), images=images, notes=notes)
-        yield from convert_rows(json_rows(file, source.encoding), make)
-
-
-def files(path: Path) -> list[Path]:
-    """The data files of a folder, or the file itself."""
-    if not path.is_dir():
-        return [path]
-    json_files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in (".json", ".jsonl")]
-    data_files = [p for p in json_files if p.stem != "dataset_info"]
-    if not data_files:
-        raise BadInput(f"{path}: no .json or .jsonl file there; give the file, or the folder that holds it")
-    return data_files
+        yield from convert_rows(record_rows(file, source.encoding), make)
 
 
 def find_split_in_name(stem: str) -> Split | None:

@@ -15,14 +15,25 @@ from typing import Any
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
 from clinkd.data.readers.conversations import MISSPELT
-from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
+from clinkd.data.readers.cvat import FILE as CVAT_FILE
+from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
+from clinkd.data.readers.imagefolder import is_metadata, list_metadata
+from clinkd.data.readers.label_studio import is_task
+from clinkd.data.readers.record_files import SUFFIXES, record_rows
+from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow
 from clinkd.data.readers.source import Source
 from clinkd.records import BadInput, Sample
 from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
-FOLDER_MARKS = {"samples": [SAMPLES], "boxes": [RECORDS], "sa-med2d": ["images", "masks"], "coco": ["annotations"]}
+FOLDER_MARKS = {
+    "samples": [SAMPLES],
+    "boxes": [RECORDS],
+    "kvasir-seg": [KVASIR_FILE],
+    "sa-med2d": ["images", "masks"],
+    "coco": ["annotations"],
+}
 FORMS = {  # name -> module of the reader, description
     "boxes": ("boxes", "records.jsonl: one image a line with its boxes, names and questions"),
     "med-grit": ("conversations", "Med-GRIT-270k: pairs of question and answer, <img> and <box> in the text"),
@@ -32,8 +43,16 @@ FORMS = {  # name -> module of the reader, description
     "coco": ("coco", "COCO: images, annotations and categories"),
     "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
     "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
+    "imagefolder": ("imagefolder", "Hugging Face ImageFolder: metadata.jsonl or Parquet with texts or objects"),
+    "label-studio": ("label_studio", "Label Studio: JSON or JSON-MIN of finished tasks"),
+    "cvat": ("cvat", "CVAT for images 1.1: annotations.xml"),
+    "kvasir-seg": ("image_boxes", "Kvasir-SEG: images and kavsir_bboxes.json"),
+    "slake-boxes": ("image_boxes", "SLAKE: the boxes of its images, detection.json"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
-    "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
+    "dicom": (
+        "dicom_folder",
+        "DICOM files, with boxes of segmentations and reports; other questions come from a sheet",
+    ),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
 
@@ -79,12 +98,18 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         if all((folder / mark).exists() for mark in marks):
             return marked_form
     files = [p for p in sorted(folder.iterdir()) if p.is_file()]
-    json_files = [p for p in files if p.suffix.lower() in (".json", ".jsonl") and p.stem != "dataset_info"]
-    forms = list(dict.fromkeys(form for p in json_files if (form := _detect_file_form(p, encoding)) is not None))
+    record_files = [p for p in files if p.suffix.lower() in SUFFIXES and p.stem != "dataset_info"]
+    forms = list(dict.fromkeys(form for p in record_files if (form := _detect_file_form(p, encoding)) is not None))
     if len(forms) > 1:
         raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
     if forms:
         return forms[0]
+    if (folder / CVAT_FILE).is_file():
+        return "cvat"
+    if list_metadata(folder):
+        return "imagefolder"
+    if list_slake_files(folder):
+        return "slake-boxes"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
@@ -109,11 +134,13 @@ def _detect_file_form(file: Path, encoding: str) -> str | None:
         return "dicom"
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES).decode(encoding, "replace").lstrip("\ufeff \t\r\n")
-    if file.suffix.lower() not in (".json", ".jsonl"):
+    if file.suffix.lower() == ".xml" and "<annotations" in head and "<image " in head:
+        return "cvat"
+    if file.suffix.lower() not in SUFFIXES:
         return None
     if head.startswith("{") and not head.partition("\n")[0].rstrip().endswith("}"):
         return "coco" if any(f'"{key}"' in head for key in ("images", "annotations", "categories")) else None
-    first_rows = list(itertools.islice(json_rows(file, encoding), MOST_LOOKED_AT))
+    first_rows = list(itertools.islice(record_rows(file, encoding), MOST_LOOKED_AT))
     first = next((row for row in first_rows if isinstance(row, SourceRow)), None)
     if first is not None:
         return _detect_row_form(first.value)
@@ -129,13 +156,17 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
         return "samples"
     if conversations:
         return "med-grit" if isinstance(conversations, list) and isinstance(conversations[0], list) else "sharegpt"
+    if is_task(row):
+        return "label-studio"
     if "messages" in row:
         return "swift"
     if "gpt4_answer" in row or "fig_caption" in row:
         return "llava-med-qa"
     if "image" in row and ("objects" in row or "qa" in row):
         return "boxes"
-    return "vqa" if "question" in row and "answer" in row else None
+    if "question" in row and "answer" in row:
+        return "vqa"
+    return "imagefolder" if is_metadata(row) else None
 
 
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:

@@ -287,7 +287,7 @@ def _parse_line(file: Path, number: int, line: bytes, encoding: str, offset: int
     raw = text.strip(_BLANKS)
     try:
         line.decode(encoding)
-        return SourceRow(file, number, _require_object(_DECODER.decode(raw)), raw)
+        return SourceRow(file, number, parse_object(raw), raw)
     except UnicodeDecodeError as error:
         why = f"byte {offset + error.start} (0x{line[error.start]:02x}) is not {encoding}; {_ONE_ENCODING}"
         fault = FieldError("row", raw, why)
@@ -306,6 +306,11 @@ def _require_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FieldError("row", value, f"not a JSON object; {_MEND}")
     return value
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object of a text. Raises FieldError where it is no object, or has a key twice."""
+    return _require_object(_DECODER.decode(text))
 
 
 class _JsonDamage(Exception):

@@ -2,7 +2,8 @@
 
     VQA-RAD    {"qid", "image_name", "question", "answer", "phrase_type", ...}, a list (osf.io/89kps), or a file a split
     SLAKE      {"qid", "img_name", "question", "answer", "q_lang", "modality", ...}, train, validate and test.json
-    others     {"image", "question", "answer"}, as VQA-RAD and PathVQA lie on Hugging Face, images saved as files
+    others     {"image", "question", "answer"}, as VQA-RAD and PathVQA lie on Hugging Face: Parquet files with the
+               pictures inside, or JSON with images saved as files
     LLaVA-Med  {"question_id", "image", "text", "gpt4_answer", "domain", "type"}, one object a line
 
 The split comes from the row ("split", or VQA-RAD's phrase_type test_...), else from `Source.split`, else from the name
@@ -24,13 +25,13 @@ from typing import Any
 
 from clinkd.data.readers.annotated import find_split_group
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.conversations import SPLITS, files
+from clinkd.data.readers.conversations import SPLITS
+from clinkd.data.readers.record_files import files, record_rows
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
     convert_rows,
-    json_rows,
     require_words,
     sheet_rows,
 )
@@ -40,7 +41,7 @@ from clinkd.records import BadInput, BoxedText, Modality, Sample, Split, Task, T
 FOLDERS = ("imgs", "VQA_RAD Image Folder", "images")
 MODALITIES = "modalities.csv"
 KEYS = {  # our name -> the keys that are looked for
-    "image": ("image_name", "img_name", "image"), "question": ("question",), "answer": ("answer",),
+    "image": ("image_name", "img_name", "image", "file_name"), "question": ("question",), "answer": ("answer",),
     "modality": ("modality",), "id": ("qid", "id"),
 }  # fmt: skip
 LLAVA_MED_KEYS = {"image": ("image",), "question": ("text",), "answer": ("gpt4_answer",), "id": ("question_id",)}
@@ -106,7 +107,7 @@ class _VqaReader:
         name = "_".join(re.findall(r"[^\W_]+", file.stem.lower()))
         split = next((SPLITS[w] for w in re.sub(r"(train|test)set", r"\1", name).split("_") if w in SPLITS), None)
         make = partial(self._convert_row, file_name=name, file_split=split)
-        return convert_rows(json_rows(file, self.source.encoding), make)
+        return convert_rows(record_rows(file, self.source.encoding), make)
 
     def _get_value(self, row: dict[str, Any], ours: str) -> tuple[str, Any]:
         """The key of the row that has one of our names, and its value."""
