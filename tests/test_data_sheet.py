@@ -457,7 +457,7 @@ def test_lines_that_ask_nothing_are_counted(tmp_path: Path) -> None:
         (None, "10,20,30", "four numbers"),
         (None, "10,20,,40", "empty; four numbers"),
         ("normalised", "10,20,30,40", "not fractions 0 to 1"),
-        ("normalised", "0.3,0.4,0.1,0.5", "empty or outside"),
+        ("normalised", "0.9,0.8,0.6,0.5", "empty or outside"),
         ("normalised", "-0.3,0.4,0.1,0.5", "empty or outside"),
         ("qwen2-vl", "0.1,0.2,0.3,0.4", "not thousandths"),
         ("qwen2-vl", "10,20,30,1024", "not thousandths"),

@@ -32,6 +32,12 @@ OVERALL = (
     "What does this image show?",
     "Can you give a summary of the image?",
 )
+LABELS = (
+    "What is found in this image?",
+    "Which finding or findings does this image show?",
+    "What would a reader of this image report?",
+    "Which diagnosis belongs to this image?",
+)
 SENTENCES = (  # the verb belongs to the box, not to the name, so that "the lungs" fits as well as "the liver"
     "This region shows the {name}, centred in the {third} third of the picture, and takes up {share} of it.",
     "Here one sees the {name}; the box is centred in the {third} third of the picture and covers {share} of it.",
@@ -84,6 +90,11 @@ def write_box_sentence(name: str, box: Box, rng: random.Random) -> str:
 def ask_overall(text: str, rng: random.Random) -> Turn:
     """Medical image analysis: a few sentences about the whole image."""
     return Turn(Task.MIA, BoxedText(rng.choice(OVERALL)), BoxedText(text))
+
+
+def ask_label(label: str, rng: random.Random) -> Turn:
+    """A question about the whole image, which its label answers."""
+    return Turn(Task.QA, BoxedText(rng.choice(LABELS)), BoxedText(label))
 
 
 def _join_words(words: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
      "qa": [{"question", "answer"}]}
 
-Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive. "left" and "right" in names
+Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive, unless `Source.box_layout`
+says otherwise. "left" and "right" in names
 are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
 are counted.
 """
@@ -48,7 +49,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     rows_of_images: dict[str, int] = {}
 
     def make(row: SourceRow) -> list[Sample]:
-        record = _parse_record(row, source, pictures)
+        record = _parse_record(row, source, pictures, notes)
         _require_unique("id", record.id, rows_of_ids, row.number)
         _require_unique("image", record.image.path, rows_of_images, row.number)
         notes.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
@@ -66,7 +67,7 @@ def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) 
         raise FieldError(key, value, why)
 
 
-def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> Annotated:
+def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes: Counter[str]) -> Annotated:
     value = row.value
     name = require_words(value.get("id"), "id")
     require_words(value.get("image"), "image")
@@ -78,7 +79,8 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
     objects = []
     for i, entry in iterate_objects(value, "objects"):
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
-        objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
+        box = parse_pixel_box(entry.get("box"), f"objects[{i}].box", image, notes, source.box_layout)
+        objects.append((object_name, box))
     qa = []
     for i, entry in iterate_objects(value, "qa"):
         question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
