@@ -167,6 +167,7 @@ OFFERS = [
     ("filename,label,bbox_xmin,bbox_ymin,bbox_xmax,bbox_ymax", "image=filename name=label x1=bbox_xmin y1=bbox_ymin "
      "x2=bbox_xmax y2=bbox_ymax"),
     ("Bild,Befund", "image=Bild caption=Befund"),
+    ("filename,diagnosis", "image=filename label=diagnosis"),
 ]  # fmt: skip
 
 

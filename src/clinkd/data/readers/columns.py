@@ -35,6 +35,7 @@ _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them;
     "sentence": "satz phrase",
     "caption": "description report findings beschreibung bildbeschreibung befund befundtext legende rapport",
     "split": "set subset partition aufteilung",
+    "label": "diagnosis diagnose diagnostic class classname category klasse classe",
 }  # fmt: skip
 
 

@@ -147,7 +147,7 @@ class PublishedCells:
     def translate(self, cells: dict[str, str], line: Mapping[str, str]) -> list[dict[str, str]]:
         """The cells of a line by our names of columns, once for each name of its box.
 
-        Raises FieldError for a code that the publisher does not have.
+        Raises FieldError for a code that the publisher does not have, and for a name of several images.
         """
         cells = {ours: self._find_word(ours, text) for ours, text in cells.items()}
         if self.sheet.one_hot:
@@ -181,8 +181,12 @@ class PublishedCells:
         """The path of an image, of which the sheet has the name alone: below the root exactly one file has it."""
         if not name or (stays_inside(name) and os.path.isfile(self.root / name)):
             return name
-        path = self._paths.get(name) or self._paths.get("/".join(name.rsplit("_", 1)))  # DeepLesion: folder_slice.png
-        if not path:
+        joined = "/".join(name.rsplit("_", 1))  # DeepLesion: folder_slice.png
+        path = self._paths.get(name, self._paths.get(joined))
+        if path == "":
+            why = f"several files below {self.root} have this name; give the folder of the right ones with --images"
+            raise FieldError("image", name, why)
+        if path is None:
             return name
         self.notes["lines whose image was found by its name alone, in the folders below"] += 1
         return self.prefix + path
