@@ -391,6 +391,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {  # field of a source: words that set
     "encoding": (["--encoding", "UTF16"], "utf-16"),
     "conversation": (["--turns", "keep"], "keep"),
     "tasks": (["--ask", "vg,RC"], (Task.VG, Task.RC)),
+    "ask_absent": (["--ask-absent"], True),
     "max_questions": (["--max-questions", "3"], 3),
     "max_boxes": (["--max-boxes", "5"], 5),
     "window": (["--window", "lung"], "lung"),

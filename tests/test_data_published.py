@@ -12,9 +12,11 @@ from PIL import Image
 
 from clinkd.cli import main
 from clinkd.data.dataset import SAMPLES
+from clinkd.data.questions import make_bare_pairs
 from clinkd.data.readers import published, sheet
 from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
+from clinkd.language.negation import affirmed_names
 from clinkd.records import BadInput, Modality, Sample, Task
 
 SIZE = (100, 80)
@@ -263,3 +265,21 @@ def test_nih_is_imported_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert main(["data", "import", str(file), "--out", str(tmp_path / "out"), "--no-split"]) == 0
     assert "sheet read as NIH ChestX-ray14's list of boxes" in capsys.readouterr().out
     assert len((tmp_path / "out" / SAMPLES).read_text().splitlines()) == 4
+
+
+def test_images_without_a_finding_are_asked_for_one_on_request(tmp_path: Path) -> None:
+    """One reader's "No finding" beside another's box asks nothing: the image shows something."""
+    boxed = ["a,R1,cyst,1,2,30,40", "c,R2,mass,1,2,9,9"]
+    empty = [f"{reader},No finding,,,," for reader in ("b,R1", "b,R2", "c,R1")]
+    text = "\n".join(["image_id,rad_id,class_name,x_min,y_min,x_max,y_max", *boxed, *empty])
+    file = write(tmp_path, "train.csv", text, "a.png b.png c.png")
+    assert not [s for s in good(read(file)[0]) if not (s.question.boxes or s.answer.boxes)]
+    rows, notes = read(file, ask_absent=True)
+    (absent,) = (s for s in good(rows) if not (s.question.boxes or s.answer.boxes))
+    assert (absent.task, absent.images[0].path) == (Task.VG, "b.png") and absent.names[0] in ("cyst", "mass")
+    assert (
+        absent.names[0] in absent.question.text and absent.answer.text == f"There is no {absent.names[0]} in the image."
+    )
+    assert notes["images without a finding, of which it is asked where one is"] == 1
+    assert make_bare_pairs([absent]) == [], "a name without a box would teach that names need none"
+    assert affirmed_names(absent.answer.text, absent.names) == ()

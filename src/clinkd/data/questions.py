@@ -66,6 +66,11 @@ def ask_where(name: str, boxes: Sequence[Box], rng: random.Random) -> Turn:
     return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(answer, tuple(boxes)))
 
 
+def ask_absent(name: str, rng: random.Random) -> Turn:
+    """Visual grounding of what the image does not show: an answer without a box."""
+    return Turn(Task.VG, BoxedText(rng.choice(WHERE).format(name=name)), BoxedText(f"There is no {name} in the image."))
+
+
 def ask_what(box: Box, name: str, rng: random.Random) -> Turn:
     """Referring object classification: the answer is the bare name, as in Med-GRIT."""
     return Turn(Task.ROC, BoxedText(rng.choice(WHAT), (box,)), BoxedText(name))
@@ -106,12 +111,12 @@ def make_bare_pairs(samples: Sequence[Sample]) -> list[Sample]:
     """Make pairs without sentences: "the NAME" -> name and boxes for each VG sample, box -> name for each ROC sample.
 
     A general model has seen millions of such pairs before it meets the questions of a hospital. Equal pairs of an image
-    are kept once. Other tasks have no pair, and neither has a VG sample without `names`.
+    are kept once. Other tasks have no pair, and neither has a VG sample without `names` or boxes.
     """
     pairs: dict[tuple[str, BoxedText, BoxedText], Sample] = {}
     for s in samples:
         name = s.names[0] if s.names else s.answer.words if s.task is Task.ROC else ""
-        if s.task is Task.VG and name:
+        if s.task is Task.VG and name and s.answer.boxes:
             marks = " ".join([BOX_MARK] * len(s.answer.boxes))
             phrase = f"the {name}"
             turn = Turn(Task.VG, BoxedText(phrase), BoxedText(phrase + marks, s.answer.boxes))

@@ -134,9 +134,10 @@ def require_sizes(numbers: FourNumbers, layout: BoxLayout, field: str) -> None:
 def put_on_border(
     corners: FourNumbers, size: tuple[float, float], pixel: tuple[float, float], notes: Counter[str]
 ) -> FourNumbers:
-    """`clip_to_border`, counted."""
+    """`clip_to_border`, counted. What lies over the border by the noise of a float alone is not counted."""
     clipped = clip_to_border(corners, *size, pixel)
-    if clipped != corners and lies_inside(clipped, *size):
+    moved = max(abs(a - b) for a, b in zip(clipped, corners, strict=True))
+    if moved > 1e-6 * pixel[0] and lies_inside(clipped, *size):
         notes["boxes less than a pixel over the border of the image, put on it"] += 1
     return clipped
 

@@ -138,6 +138,8 @@ class _SheetReader:
         self.doubtful_images: set[str] = set()  # images of which an error leaves open what belongs to them
         self.doubtful_names: dict[str, set[str]] = {}  # image -> names of which not all boxes can be read
         self.has_patients = False  # whether any line names one
+        self.names: set[str] = set()  # of boxes
+        self.without_finding: set[str] = set()  # images of which a line says that there is no finding
 
     def read_lines(self, lines: Sequence[SourceRow | RowResult]) -> Iterator[RowResult]:
         """The result of each line, in their order."""
@@ -233,6 +235,9 @@ class _SheetReader:
         words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption", "label") if cells[key]}
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
+            self.without_finding.add(path)
+        elif box is not None and "name" in words:
+            self.names.add(words["name"])
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)
@@ -350,20 +355,30 @@ class _SheetReader:
             incomplete=frozenset(self.doubtful_names.get(path, ())),
         )
         samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}
-        told: set[tuple[str, str]] = {("", "")}
+        if self.source.ask_absent and path in self.without_finding:
+            samples[lines[0].row.number] += self._ask_absent(record)
+        told = {("caption", ""), ("label", "")}
         for line in lines:
-            line_samples = samples.setdefault(line.row.number, [])
-            is_new = (line.caption, line.label) not in told
-            line_samples += self._make_line_samples(line, record, is_new)
-            told.add((line.caption, line.label))
+            new = {("caption", line.caption), ("label", line.label)} - told
+            samples.setdefault(line.row.number, []).extend(self._make_line_samples(line, record, dict(new)))
+            told |= new
             if line.turn is None and line.box is None and not (line.caption or line.label):
                 self.notes["lines that name an image and no question, box or caption"] += 1
         kept = sample_questions([s for part in samples.values() for s in part], self.source, self.notes)
         kept_ids = {s.id for s in kept}
         return {number: [s for s in part if s.id in kept_ids] for number, part in samples.items()}
 
-    def _make_line_samples(self, line: _SheetLine, record: Annotated, is_new: bool) -> Iterator[Sample]:
-        """The samples of the line's own question and sentence, and of its caption and label if they are new."""
+    def _ask_absent(self, record: Annotated) -> Iterator[Sample]:
+        """A question where a structure is that other images of the sheet have, and this one has not."""
+        if record.objects or record.incomplete or not self.names:
+            return
+        rng = random.Random(f"{self.source.seed}/{record.id}")
+        name = rng.choice(sorted(self.names))
+        self.notes["images without a finding, of which it is asked where one is"] += 1
+        yield record.make_sample(f"{record.id}-absent", questions.ask_absent(name, rng), (name,))
+
+    def _make_line_samples(self, line: _SheetLine, record: Annotated, new: dict[str, str]) -> Iterator[Sample]:
+        """The samples of the line's own question and sentence, and of the caption and the label that are `new`."""
         base = line.id or f"{record.id}-{line.row.number}"
         rng = random.Random(f"{self.source.seed}/{base}")
         names = (line.name,) if line.name else ()
@@ -372,9 +387,9 @@ class _SheetReader:
             yield record.make_sample(base, line.turn, names or bare)
         if line.box is not None and line.sentence:
             yield record.make_sample(f"{base}-rc", questions.ask_description(line.box, line.sentence, rng), names)
-        if line.caption and is_new:
+        if "caption" in new:
             yield record.make_sample(f"{base}-mia", questions.ask_overall(line.caption, rng))
-        if line.label and is_new:
+        if "label" in new:
             yield record.make_sample(f"{base}-label", questions.ask_label(line.label, rng))
 
     def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:

@@ -150,6 +150,13 @@ class Source:
         tuple[Task, ...],
         Flag("of named boxes: VG, ROC, RC, or none (VG,ROC)", "--ask", _parse_tasks, default="VG,ROC", metavar="TASKS"),
     ] = (Task.VG, Task.ROC)
+    ask_absent: Annotated[
+        bool,
+        Flag(
+            "ask images of no finding where a named structure is; the answer says that it is not there",
+            action="store_true",
+        ),
+    ] = False
     max_questions: Annotated[int | None, Flag("most for one image, sampled by the seed (all)")] = None
     max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
