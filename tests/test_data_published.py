@@ -242,6 +242,12 @@ def test_the_users_columns_and_prefix_come_before_the_publishers(tmp_path: Path)
         read(file, box_form="xyxy")
 
 
+def test_what_the_user_maps_is_no_code(tmp_path: Path) -> None:
+    text = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC,kind,who\na,0,1,0,0,0,0,0,blue nevus,P7\n"
+    (sample,) = good(read(write(tmp_path, "x.csv", text, "a.jpg"), columns={"label": "kind", "patient": "who"})[0])
+    assert (sample.answer.text, sample.group) == ("blue nevus", "P7")
+
+
 def test_each_published_sheet_is_known_by_its_own_heads() -> None:
     for known in published.SHEETS:
         found = published.find_published([*known.columns.values(), *known.telling, "more"])

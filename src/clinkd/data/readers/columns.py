@@ -67,7 +67,7 @@ def map_columns(
     columns = {our_name: _find_column(our_name, sheet_name, head, context) for our_name, sheet_name in mapping.items()}
     _refuse_sizes_as_corners(columns, context)
     for column in head:
-        our_name = next((o for o in SHEET_COLUMNS if _fold_name(o) == _fold_name(column)), None)
+        our_name = next((o for o in SHEET_COLUMNS if fold_name(o) == fold_name(column)), None)
         if our_name in (None, "label") or our_name in mapping or column in columns.values():
             continue
         if our_name in columns:
@@ -84,7 +84,7 @@ def map_columns(
         ambiguous = {"name", "sentence"} - mapping.keys()
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in ambiguous}
     asks = {"question", "caption", "label"} & columns.keys() or (has_boxes and {"name", "sentence"} & columns.keys())
-    if not asks and not has_boxes and (label := next((c for c in head if _fold_name(c) == "label"), None)):
+    if not asks and not has_boxes and (label := next((c for c in head if fold_name(c) == "label"), None)):
         columns["label"] = label  # beside a question it may be anything, and beside a box it is the name
     elif not asks:
         wanted = "question and answer, name and box (or x1, y1, x2, y2), caption, or label"
@@ -192,13 +192,14 @@ def _find_column(our_name: str, sheet_name: str, head: list[str], context: str) 
         raise BadInput(f"--column {our_name}={sheet_name}: {hint}one of {legal} is wanted before the =")
     if sheet_name in head:
         return sheet_name
-    similar = [c for c in head if _fold_name(c) == _fold_name(sheet_name)]
+    similar = [c for c in head if fold_name(c) == fold_name(sheet_name)]
     if len(similar) != 1:
         raise BadInput(f"{context}; there is no {sheet_name!r}: correct --column {our_name}={sheet_name}")
     return similar[0]
 
 
-def _fold_name(name: str) -> str:
+def fold_name(name: str) -> str:
+    """A name of a column without its case, blanks and "_"."""
     return re.sub(r"[\s_]+", "", name.casefold())
 
 
