@@ -195,9 +195,5 @@ class PublishedCells:
 
     @cached_property
     def _listed_splits(self) -> dict[str, Split]:
-        splits: dict[str, Split] = {}
-        for list_name, split in self.sheet.lists.items():
-            file = self.file.with_name(list_name)
-            if file.is_file():
-                splits |= dict.fromkeys(file.read_text().split(), split)
-        return splits
+        files = ((self.file.with_name(name), split) for name, split in self.sheet.lists.items())
+        return {name: split for file, split in files if file.is_file() for name in file.read_text().split()}
