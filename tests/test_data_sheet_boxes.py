@@ -76,6 +76,7 @@ HEADS = [  # heads, the numbers of BOX
     ("Left,Top,Right,Bottom", "10,5,40,45"), ("bbox_xmin,bbox_ymin,bbox_xmax,bbox_ymax", "10,5,40,45"),
     ("x,y,width,height", "10,5,30,40"), ("x,y,w,h", "10,5,30,40"), ("Bbox [x,y,w,h]", "10,5,30,40"),
     ("left,top,width,height", "10,5,30,40"), ("xmin,ymin,w,h", "10,5,30,40"), ("cx,cy,w,h", "25,25,30,40"),
+    ("bounding_box_x1,bounding_box_y1,bounding_box_x2,bounding_box_y2", "10,5,40,45"),
     ("x_center,y_center,width,height", "25,25,30,40"), ("bbox_xywh", '"10,5,30,40"'),
     ("bbox_xyxy", '"[10, 5, 40, 45]"'),
     ('"bbox [x,y,w,h]"', '"[10, 5, 30, 40]"'), ('"box (x1, y1, x2, y2)"', '"(10, 5, 40, 45)"'),
@@ -129,7 +130,7 @@ def test_one_column_of_four_numbers_is_refused_with_the_counts_of_each_form(tmp_
     corners = sum(x < w and y < h for x, y, w, h in boxes)
     centres = sum(x >= w / 2 and y >= h / 2 for x, y, w, h in boxes)
     assert 0 < corners < 20
-    for head in ("box", "bbox"):
+    for head in ("box", "bbox", "Bounding Boxes"):
         text = f"image,name,{head}\n" + "".join(
             f'a.png,lung,"{x},{y},{w},{h}"\n' for x, y, w, h in dict.fromkeys(boxes)
         )

@@ -135,6 +135,8 @@ def put_on_border(
     corners: FourNumbers, size: tuple[float, float], pixel: tuple[float, float], notes: Counter[str]
 ) -> FourNumbers:
     """`clip_to_border`, counted. What lies over the border by the noise of a float alone is not counted."""
+    if lies_inside(corners, *size):
+        return corners
     clipped = clip_to_border(corners, *size, pixel)
     moved = max(abs(a - b) for a, b in zip(clipped, corners, strict=True))
     if moved > 1e-6 * pixel[0] and lies_inside(clipped, *size):

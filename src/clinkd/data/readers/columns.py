@@ -48,7 +48,7 @@ _BOX_HEADS = (
     *((EXTENT, f"{near} {size}".split()) for near in _NEAR_CORNERS for size in ("w h", "width height")),
 )
 _CENTRES = ("cx", "xcenter", "centerx")
-_BOX_NAMES = ("bbox", "boundingbox", "bboxes", "boundingboxes")  # of one column, which say no more
+_BOX_NAMES = ("bbox", "boundingbox", "boxes", "bboxes", "boundingboxes")  # of one column, which say no more
 _FORMS_IN_HEADS: dict[str, BoxForm] = {
     "xyxy": "xyxy", "x1y1x2y2": "xyxy", "x0y0x1y1": "xyxy", "xminyminxmaxymax": "xyxy", "lefttoprightbottom": "xyxy",
     "ltrb": "xyxy", "xywh": "xywh", "xywidthheight": "xywh", "xminyminwidthheight": "xywh", "xminyminwh": "xywh",
@@ -204,7 +204,7 @@ def fold_name(name: str) -> str:
 
 
 def _strip_name(name: str) -> str:
-    """A name without case, accents, signs and a "bbox" before it."""
+    """A name without case, accents, signs and a "bbox" or "bounding box" before it."""
     plain = unicodedata.normalize("NFKD", name.casefold())
     letters = "".join(c for c in plain if c.isalnum())
-    return re.sub(r"^b?box(?=.)", "", letters)
+    return letters if letters in _BOX_NAMES else re.sub(r"^(?:bounding)?b?box(?:es)?(?=.)", "", letters)

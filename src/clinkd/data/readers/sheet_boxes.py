@@ -77,8 +77,9 @@ class SheetBoxes:
 
     def _refuse(self, column: str, total: int, fitting: Mapping[BoxForm, int]) -> None:
         counts = ", ".join(f"{form} {NUMBERS[form]} fits {fitting[form]}" for form in self.forms)
-        flags = " or ".join(f"--box-form {form}" for form in self.forms if fitting[form])
-        way_out = f"give {flags or '--box-form, or mend the boxes'}"
+        most = max(fitting.values(), default=0)
+        flags = " or ".join(f"--box-form {form}" for form in self.forms if most and fitting[form] == most)
+        way_out = f"give {flags}" if flags else "give the right one with --box-form, and mend the boxes"
         raise BadInput(
             f"{self.file}: the column {column!r} does not say what the four numbers of a box are: of {total} boxes "
             f"{counts}; {way_out}"
