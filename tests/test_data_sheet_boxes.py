@@ -152,6 +152,9 @@ def test_flags_hold_for_plain_boxes(tmp_path: Path) -> None:
     text = "image,name,x1,y1,x2,y2\na.png,lung,11,6,40,45\n"
     assert pixels(read(tmp_path, text, one_based=True)[0]) == [(10, 5, 40, 45)]
     assert pixels(read(tmp_path, text, y_up=True)[0]) == [(11, 5, 40, 44)]
+    for one_based in (False, True):
+        text = f"image,name,left,top,right,bottom\na.png,lung,{11 + one_based},45,40,{6 + one_based}\n"
+        assert pixels(read(tmp_path, text, y_up=True, one_based=one_based)[0]) == [(11, 5, 40, 44)]
     text = "image,name,x,y,w,h\na.png,lung,0.25,0.2,0.1,0.4\n"
     assert pixels(read(tmp_path, text, boxes="normalised", box_form="cxcywh")[0]) == [(20, 0, 30, 20)]
     assert pixels(read(tmp_path, text, boxes="normalised", y_up=True)[0]) == [(25, 20, 35, 40)]

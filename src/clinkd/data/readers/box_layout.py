@@ -22,8 +22,8 @@ class BoxLayout:
     """The meaning of four numbers. Raises BadInput for one-based centres, which nobody counts in pixels.
 
     `one_based`: pixels are counted from 1, and a box holds its right column and its bottom row (Pascal VOC, Matlab).
-    `y_up`: y is measured from the lower border; of two corners the first is the lower one, x and y without a centre are
-    the lower left corner.
+    `y_up`: y is measured from the lower border; of two corners either may be the lower one (a head may call it bottom),
+    and x, y, width, height start at the lower left corner.
     """
 
     form: BoxForm = "xyxy"
@@ -43,7 +43,8 @@ class BoxLayout:
         """
         a, b, c, d = numbers
         if self.form == "xyxy":
-            x1, y1, x2, y2 = a - self.one_based, b - self.one_based, c, d
+            low, high = sorted((b, d)) if self.y_up else (b, d)
+            x1, y1, x2, y2 = a - self.one_based, low - self.one_based, c, high
         elif self.form == "xywh":
             x1, y1 = a - self.one_based, b - self.one_based
             x2, y2 = _add(x1, c), _add(y1, d)

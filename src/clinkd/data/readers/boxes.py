@@ -33,7 +33,7 @@ from clinkd.data.readers.rows import (
     require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
+from clinkd.records import SPLITS, BadInput, Box, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -79,8 +79,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
     objects = []
     for i, entry in iterate_objects(value, "objects"):
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
-        box = parse_pixel_box(entry.get("box"), f"objects[{i}].box", image, notes, source.box_layout)
-        objects.append((object_name, box))
+        objects.append((object_name, _parse_box(entry.get("box"), f"objects[{i}].box", image, source, notes)))
     qa = []
     for i, entry in iterate_objects(value, "qa"):
         question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
@@ -92,6 +91,15 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
     return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
+
+
+def _parse_box(value: Any, field: str, image: ImageRef, source: Source, notes: Counter[str]) -> Box:
+    try:
+        return parse_pixel_box(value, field, image, notes, source.box_layout)
+    except FieldError as fault:
+        if source.box_form is None and "swapped" in fault.why:
+            fault.why += "; if it is left, top, width and height, give --box-form xywh"
+        raise
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:
