@@ -96,7 +96,7 @@ def fault(field: str, value: Any) -> dict[str, Any]:
 FAULTS = [
     (fault("objects", [{"name": "lung", "box": [10, 10, 101, 20]}]), "objects[0].box", "[10, 10, 101, 20]"),
     (fault("objects", [{"name": "lung", "box": [10, 10, 10, 20]}]), "objects[0].box", "empty in"),
-    (fault("objects", [{"name": "lung", "box": [20, 10, 10, 20]}]), "objects[0].box", "swapped corners"),
+    (fault("objects", [{"name": "lung", "box": [20, 10, 10, 20]}]), "objects[0].box", "give --box-form xywh"),
     (fault("objects", [{"name": "lung", "box": [-1, 10, 10, 20]}]), "objects[0].box", "100x50"),
     (fault("objects", [{"name": "lung", "box": [1, 10, 10]}]), "objects[0].box", "four numbers"),
     (fault("objects", [{"name": "lung", "box": [1, 10, "10", 20]}]), "objects[0].box", "four numbers"),

@@ -283,7 +283,9 @@ def test_a_rounding_beyond_the_border_is_put_on_it_and_counted(tmp_path: Path) -
     value["annotations"][1]["bbox"] = [66.67, -0.004, 33.335, 50.008]
     found, told = read(write(tmp_path, value))
     assert boxes(found[1].samples) == [("left lung", (66.67, 0, 33.33, 50))]
-    assert told == {"boxes up to 0.01 pixels beyond the border, put on it": 1}
+    assert told == {"boxes less than a pixel over the border of the image, put on it": 1}
+    value["annotations"][1]["bbox"] = [1, 1, 99.5, 49.9]
+    assert boxes(read(write(tmp_path, value))[0][1].samples) == [("left lung", (1, 1, 99, 49))]
     value["annotations"][1]["bbox"] = [100 / 3, 0, 200 / 3 + 1e-13, 50]
     assert not read(write(tmp_path, value))[1], "the noise of a float is no change"
 
@@ -310,7 +312,7 @@ IN_IMAGE: list[tuple[Spoil, str, str]] = [
     (object_(bbox=[20, 10, 81, 20]), "annotations[1].bbox", "outside the image of 100x50"),
     (object_(bbox=[20, 10, 30, 41]), "annotations[1].bbox", "outside"),
     (object_(bbox=[-1, 10, 30, 20]), "annotations[1].bbox", "outside"),
-    (object_(bbox=[20, -0.5, 30, 20]), "annotations[1].bbox", "outside"),
+    (object_(bbox=[20, -1.5, 30, 20]), "annotations[1].bbox", "outside"),
     (object_(bbox=[70, 30, 90, 45]), "annotations[1].bbox", "looks like [x1, y1, x2, y2]"),
     (object_(bbox=[20, 10, 0, 20]), "annotations[1].bbox", "not above 0"),
     (object_(bbox=[0.1, 0.2, 0.3, 0.4]), "annotations[1].bbox", "fractions of the image"),

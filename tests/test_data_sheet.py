@@ -167,6 +167,7 @@ OFFERS = [
     ("filename,label,bbox_xmin,bbox_ymin,bbox_xmax,bbox_ymax", "image=filename name=label x1=bbox_xmin y1=bbox_ymin "
      "x2=bbox_xmax y2=bbox_ymax"),
     ("Bild,Befund", "image=Bild caption=Befund"),
+    ("filename,diagnosis", "image=filename label=diagnosis"),
 ]  # fmt: skip
 
 
@@ -457,7 +458,7 @@ def test_lines_that_ask_nothing_are_counted(tmp_path: Path) -> None:
         (None, "10,20,30", "four numbers"),
         (None, "10,20,,40", "empty; four numbers"),
         ("normalised", "10,20,30,40", "not fractions 0 to 1"),
-        ("normalised", "0.3,0.4,0.1,0.5", "empty or outside"),
+        ("normalised", "0.9,0.8,0.6,0.5", "empty or outside"),
         ("normalised", "-0.3,0.4,0.1,0.5", "empty or outside"),
         ("qwen2-vl", "0.1,0.2,0.3,0.4", "not thousandths"),
         ("qwen2-vl", "10,20,30,1024", "not thousandths"),

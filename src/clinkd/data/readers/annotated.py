@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
+from clinkd.data.readers.box_layout import CORNER_BOXES, NUMBERS, BoxLayout, FourNumbers, clip_to_border, lies_inside
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
@@ -93,19 +94,54 @@ def sample_questions(samples: list[Sample], source: Source, notes: Counter[str])
     return kept
 
 
-def parse_pixel_box(value: Any, field: str, image: ImageRef) -> Box:
-    """The Box of [x1, y1, x2, y2] in pixels of the upright image, right and bottom exclusive."""
+def parse_pixel_box(
+    value: Any,
+    field: str,
+    image: ImageRef,
+    notes: Counter[str] | None = None,
+    layout: BoxLayout = CORNER_BOXES,
+) -> Box:
+    """The Box of four numbers in pixels of the upright image: [x1, y1, x2, y2], right and bottom exclusive, unless
+    `layout` says otherwise.
+
+    A box less than a pixel over the border is put on it, which `notes` counts; without `notes` it is refused.
+    """
     if image.width is None or image.height is None:
         raise FieldError(field, value, "boxes in pixels need the size of the image: let the images be opened")
-    x1, y1, x2, y2 = require_four_numbers(value, field, "[x1, y1, x2, y2] in pixels")
+    numbers = require_four_numbers(value, field, f"{NUMBERS[layout.form]} in pixels")
     width, height = image.width, image.height
-    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+    require_sizes(numbers, layout, field)
+    corners = layout.to_corners(numbers, height)
+    if notes is not None:
+        corners = put_on_border(corners, (width, height), (1, 1), notes)
+    x1, y1, x2, y2 = corners
+    if not lies_inside(corners, width, height):
         wanted = f"0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height} are wanted"
+        read_as = "" if layout == CORNER_BOXES else f"; read as x1, y1, x2, y2 = {x1:g}, {y1:g}, {x2:g}, {y2:g}"
         problem = _describe_bad_corners(x1, y1, x2, y2)
-        raise FieldError(field, value, f"{problem} the image of {width}x{height} pixels; {wanted}")
-    if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in (x1, y1, x2, y2)):
+        raise FieldError(field, value, f"{problem} the image of {width}x{height} pixels; {wanted}{read_as}")
+    if x2 <= 1 and y2 <= 1 and any(v != int(v) for v in corners):
         raise FieldError(field, value, "fractions of the image where pixels are declared; multiply by width and height")
     return Box(x1 / width, y1 / height, x2 / width, y2 / height)
+
+
+def require_sizes(numbers: FourNumbers, layout: BoxLayout, field: str) -> None:
+    """Raise FieldError if the width or the height of a box with a size is not above 0."""
+    if layout.form != "xyxy" and min(numbers[2:]) <= 0:
+        raise FieldError(field, list(numbers), "the width and the height of a box are above 0; correct them")
+
+
+def put_on_border(
+    corners: FourNumbers, size: tuple[float, float], pixel: tuple[float, float], notes: Counter[str]
+) -> FourNumbers:
+    """`clip_to_border`, counted. What lies over the border by the noise of a float alone is not counted."""
+    if lies_inside(corners, *size):
+        return corners
+    clipped = clip_to_border(corners, *size, pixel)
+    moved = max(abs(a - b) for a, b in zip(clipped, corners, strict=True))
+    if moved > 1e-6 * pixel[0] and lies_inside(clipped, *size):
+        notes["boxes less than a pixel over the border of the image, put on it"] += 1
+    return clipped
 
 
 def _describe_bad_corners(x1: float, y1: float, x2: float, y2: float) -> str:

@@ -3,7 +3,8 @@
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
      "qa": [{"question", "answer"}]}
 
-Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive. "left" and "right" in names
+Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive, unless `Source.box_layout`
+says otherwise. "left" and "right" in names
 are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
 are counted.
 """
@@ -32,7 +33,7 @@ from clinkd.data.readers.rows import (
     require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
+from clinkd.records import SPLITS, BadInput, Box, ImageRef, Modality, Sample, Side
 
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -48,7 +49,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     rows_of_images: dict[str, int] = {}
 
     def make(row: SourceRow) -> list[Sample]:
-        record = _parse_record(row, source, pictures)
+        record = _parse_record(row, source, pictures, notes)
         _require_unique("id", record.id, rows_of_ids, row.number)
         _require_unique("image", record.image.path, rows_of_images, row.number)
         notes.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
@@ -66,7 +67,7 @@ def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) 
         raise FieldError(key, value, why)
 
 
-def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> Annotated:
+def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes: Counter[str]) -> Annotated:
     value = row.value
     name = require_words(value.get("id"), "id")
     require_words(value.get("image"), "image")
@@ -78,7 +79,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
     objects = []
     for i, entry in iterate_objects(value, "objects"):
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
-        objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
+        objects.append((object_name, _parse_box(entry.get("box"), f"objects[{i}].box", image, source, notes)))
     qa = []
     for i, entry in iterate_objects(value, "qa"):
         question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
@@ -90,6 +91,15 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
     return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
+
+
+def _parse_box(value: Any, field: str, image: ImageRef, source: Source, notes: Counter[str]) -> Box:
+    try:
+        return parse_pixel_box(value, field, image, notes, source.box_layout)
+    except FieldError as fault:
+        if source.box_form is None and "swapped" in fault.why:
+            fault.why += "; if it is left, top, width and height, give --box-form xywh"
+        raise
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, put_on_border, require_four_numbers
 from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_in_name
 from clinkd.data.readers.rows import (
@@ -44,7 +44,7 @@ from clinkd.records import BadInput, Box, ImageRef, Modality, Sample, Split
 
 PARTS = ("images", "annotations", "categories")
 COCO_EXTRA_KEY = "clinkd"  # key of what our writer adds to an image
-EDGE_PIXELS = 0.01  # a box so far beyond the border was rounded: COCO files are written with two decimals
+EDGE_PIXELS = 1  # a box less than this beyond the border was rounded, or drawn along it
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, right and bottom exclusive
 
@@ -239,7 +239,7 @@ def _can_be_corners(box: Sequence[float], size: Size) -> bool:
 def _exceeds_image(box: Sequence[float], size: Size) -> bool:
     """Whether [x, y, width, height] exceeds the image at the right or at the bottom."""
     x, y, w, h = box
-    return x + w > size.width + EDGE_PIXELS or y + h > size.height + EDGE_PIXELS
+    return x + w >= size.width + EDGE_PIXELS or y + h >= size.height + EDGE_PIXELS
 
 
 # ---- an image -------------------------------------------------------------------------------------------------------
@@ -416,14 +416,10 @@ def _describe_outside(size: Size) -> str:
 
 
 def _to_fraction_box(corners: Corners, annotation: _Annotation, key: str, size: Size, image_notes: Counter[str]) -> Box:
-    """Corners in pixels as a Box. A corner that rounding moved beyond the border is put on the border."""
-    x1, y1, x2, y2 = corners
-    excess = max(-x1, -y1, x2 - size.width, y2 - size.height)
-    if not excess <= EDGE_PIXELS:
+    """Corners in pixels as a Box, put on the border where they are less than a pixel beyond it."""
+    if not max(-corners[0], -corners[1], corners[2] - size.width, corners[3] - size.height) < EDGE_PIXELS:
         raise annotation.error(key, f"{_describe_outside(size)}; mend or remove the annotation")
-    if excess > 1e-6:
-        image_notes[f"boxes up to {EDGE_PIXELS} pixels beyond the border, put on it"] += 1
-    x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size.width), min(y2, size.height)
+    x1, y1, x2, y2 = put_on_border(corners, (size.width, size.height), (EDGE_PIXELS, EDGE_PIXELS), image_notes)
     if not (x1 < x2 and y1 < y2):
         raise annotation.error(key, "without area; mend or remove the annotation")
     return Box(x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)

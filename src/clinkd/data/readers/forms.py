@@ -27,6 +27,7 @@ from clinkd.version import spell_program
 
 HEAD_BYTES = 1 << 16
 MOST_LOOKED_AT = 100  # rows or files; then the form is unknown
+PLAIN_BOXES = ("boxes", "sheet")  # forms whose boxes are four numbers, of which flags may say what they are
 FOLDER_MARKS = {
     "samples": [SAMPLES],
     "boxes": [RECORDS],
@@ -65,9 +66,19 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     form = source.form or detect_form(source)
     if form not in FORMS:
         raise BadInput(f"--form {form}: one of {', '.join(FORMS)} is wanted")
+    _refuse_box_flags(source, form)
     module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
     results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
     return results
+
+
+def _refuse_box_flags(source: Source, form: str) -> None:
+    """Raise BadInput if a flag says what the numbers of boxes mean, and the form says it itself."""
+    flags = [f"--box-form {source.box_form}"] * (source.box_form is not None)
+    flags += ["--one-based"] * source.one_based + ["--y-up"] * source.y_up
+    if flags and form not in PLAIN_BOXES:
+        own = f"the form {form} says itself what the numbers of its boxes are"
+        raise BadInput(f"{flags[0]}: {own}; leave it out, or import {source.path} by itself without it")
 
 
 def detect_form(source: Source) -> str:

@@ -5,11 +5,12 @@
     or x y width height               its left, its top and its size
     ... and sentence                  a description of the box (RC)
     image, caption                    a description of the whole image (MIA)
+    image, label                      what the image shows (QA)
 
 A line may also state of its image: modality, patient, split, side, window (of a DICOM), frame (from 1); and its own id.
 `Source.columns` maps these names to the sheet's names; other columns are found by their own names, whatever their case,
-blanks and "_". Boxes are pixels of the upright image (right and bottom exclusive), unless `Source.boxes` is
-"normalised" (fractions) or "qwen2-vl" (thousandths). What one line states of an image counts for its other lines, too.
+blanks and "_". Sheets of well-known data sets are read as they are published (`published`). What the numbers of a box
+mean is in `sheet_boxes`. What one line states of an image counts for its other lines, too.
 
 A question asks for all boxes of a name, so no question asks where a name is if a line of it has an error. An error in
 what a line states of its image, or in a box without a readable name, removes the whole image. A line that names no
@@ -18,22 +19,24 @@ image counts for the image above it. In a sheet without boxes each line counts a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box, sample_questions
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
+from clinkd.data.readers.published import NO_FINDING, PublishedCells, PublishedSheet, find_published
 from clinkd.data.readers.rows import (
     SHEETS,
     FieldError,
@@ -45,14 +48,14 @@ from clinkd.data.readers.rows import (
     require_words,
     sheet_rows,
 )
+from clinkd.data.readers.sheet_boxes import Cells, SheetBoxes, check_box_flags
 from clinkd.data.readers.source import ImageResolver, Source
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
-FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
 _OF_IMAGES = ("image", "frame", "modality", "patient", "split", "side", "window")  # what a line states of its image
 MANY = 1000  # with more names in a folder, or after more paths, no similar name is looked for
 _FRAME = re.compile(r"[1-9]\d{0,8}(\.0+)?")
-NO_FINDING = ("no finding", "no findings")  # the name of an image without a box, in public sheets
+REPEATED_NOTE = "lines of a published sheet that repeat an earlier one, taken once"
 LEFT_OUT_NOTE = "lines left out because another line of their image is at fault"
 
 
@@ -62,15 +65,19 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     The first line of an image gets the questions about its boxes. Raises BadInput if there is no sheet, or if its
     columns do not make a question, a box or a caption.
     """
-    if source.boxes not in FRAMES:
-        raise BadInput(f"--boxes {source.boxes}: boxes of a sheet are pixels (leave it out), normalised or qwen2-vl")
+    check_box_flags(source)
     file = sheet_of(source.path)
     lines = list(sheet_rows(file, source.encoding, source.sheet))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
-    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), None)
-    columns = map_columns(head, source.columns, file, notes) if head is not None else {}
-    yield from _SheetReader(file, source, columns, notes).read_lines(lines)
+    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), [])
+    published = find_published(head)
+    if published is not None:
+        notes[f"sheet read as {published.title}, by the names of its columns"] += 1
+    mapping = {**(published.columns if published else {}), **source.columns}
+    used = [column for column in head if published and column.casefold() in published.one_hot]
+    columns = map_columns(head, mapping, file, notes, used) if head else {}
+    yield from _SheetReader(file, source, columns, notes, published).read_lines(lines)
 
 
 def sheet_of(path: Path) -> Path:
@@ -98,6 +105,7 @@ class _SheetLine:
     box: Box | None = None
     sentence: str = ""
     caption: str = ""
+    label: str = ""
     turn: Turn | None = None
 
     @property
@@ -106,19 +114,19 @@ class _SheetLine:
         return self.turn is not None and bool(self.turn.question.boxes or self.turn.answer.boxes)
 
 
-Cells = dict[str, str]  # our name of a column -> the text in the line, "" if the sheet has no such column
-
-
 class _SheetReader:
     """Reads the lines of one sheet, and groups them by image.
 
     Errors name a field by our name of its column; `_report` puts the sheet's own name in its place.
     """
 
-    def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
-        self.file, self.source, self.columns, self.notes = file, source, columns, notes
-        self.corners = EXTENT if "x" in columns else CORNERS  # of a box in four columns
-        self.fields = {"box": ",".join(columns.get(c, c) for c in self.corners)} | columns
+    def __init__(
+        self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str], published: PublishedSheet | None
+    ) -> None:
+        self.file, self.source, self.columns, self.notes, self.published = file, source, columns, notes, published
+        self.published_cells = PublishedCells(published, file, source, notes) if published else None
+        self.boxes = SheetBoxes(file, source, columns, notes, published.box_form if published else None)
+        self.fields = {"box": ",".join(columns.get(c, c) for c in self.boxes.corners)} | columns
         self.pictures = ImageResolver(source, notes)
         self.similar_path = _PathSuggester(source.root)
         self.has_boxes = not columns.keys().isdisjoint({"box", "x1", "x"})
@@ -130,9 +138,12 @@ class _SheetReader:
         self.doubtful_images: set[str] = set()  # images of which an error leaves open what belongs to them
         self.doubtful_names: dict[str, set[str]] = {}  # image -> names of which not all boxes can be read
         self.has_patients = False  # whether any line names one
+        self.names: set[str] = set()  # of boxes
+        self.without_finding: set[str] = set()  # images of which a line says that there is no finding
 
-    def read_lines(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[RowResult]:
+    def read_lines(self, lines: Sequence[SourceRow | RowResult]) -> Iterator[RowResult]:
         """The result of each line, in their order."""
+        self.boxes.choose_form(self._iterate_box_cells(lines))
         images: dict[str, list[_SheetLine]] = {}
         results: dict[int, RowResult] = {}
         image_above = ""
@@ -141,23 +152,46 @@ class _SheetReader:
                 results[row.row] = row
                 self._mark_doubtful(self._find_named_images(row.raw) or {image_above})
                 continue
-            cells = {ours: row.value[self.columns[ours]] if ours in self.columns else "" for ours in SHEET_COLUMNS}
-            path = self._find_image_path(cells)
+            cells = self._name_cells(row)
+            try:
+                parts = self.published_cells.translate(cells, row.value) if self.published_cells else [cells]
+            except FieldError as fault:
+                self._mark_doubtful({self._find_image_path(cells)})
+                results[row.number] = self._report(row, fault)
+                continue
+            path = self._find_image_path(parts[0])
             image_above = path or image_above
             first_row = self.first_rows.setdefault(tuple(row.value.values()), row.number)
             if path and first_row != row.number:  # lines below a merged cell may be of different images
-                fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
-                results[row.number] = self._report(row, fault, "duplicate")
+                results[row.number] = self._report_repeated(row, first_row)
                 continue
             try:
-                line = self._parse_line(row, cells, path)
-                images.setdefault(path, []).append(line)
+                parsed = [self._parse_line(row, part, path) for part in parts]
+                images.setdefault(path, []).extend(parsed)
             except FieldError as fault:
-                self._mark_doubtful_line(cells, fault, image_above)
+                for part in parts:
+                    self._mark_doubtful_line(part, fault, image_above)
                 results[row.number] = self._report(row, fault)
         for path, lines_of_image in images.items():
             results |= {result.row: result for result in self._convert_image(path, lines_of_image)}
         yield from (results[number] for number in sorted(results))
+
+    def _iterate_box_cells(self, lines: Iterable[SourceRow | RowResult]) -> Iterator[tuple[Cells, ImageRef]]:
+        """The cells and the image of each line that has a box column and an image that opens."""
+        for row in lines:
+            if isinstance(row, SourceRow) and (cells := self._name_cells(row))["box"]:
+                with contextlib.suppress(FieldError):
+                    yield cells, self.pictures.ref(self.source.prefix + self._find_image_path(cells))
+
+    def _name_cells(self, row: SourceRow) -> Cells:
+        return {ours: row.value[self.columns[ours]] if ours in self.columns else "" for ours in SHEET_COLUMNS}
+
+    def _report_repeated(self, row: SourceRow, first_row: int) -> RowResult:
+        if self.published:  # RSNA repeats the class of an image for each of its boxes
+            self.notes[REPEATED_NOTE] += 1
+            return RowResult(str(row.file), row.number, raw=row.raw)
+        fault = FieldError("row", list(row.value.values()), f"the same as row {first_row}; remove one of them")
+        return self._report(row, fault, "duplicate")
 
     def _report(self, row: SourceRow, fault: FieldError, kind: Kind = "row") -> RowResult:
         fault.field = self.fields.get(fault.field, fault.field)
@@ -197,10 +231,13 @@ class _SheetReader:
 
     def _parse_line(self, row: SourceRow, cells: Cells, path: str) -> _SheetLine:
         image = self._open_ref(cells, path)
-        box = self._parse_box(cells, image)
-        words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
+        box = self.boxes.parse(cells, image)
+        words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption", "label") if cells[key]}
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
+            self.without_finding.add(path)
+        elif box is not None and "name" in words:
+            self.names.add(words["name"])
         line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)
@@ -211,8 +248,13 @@ class _SheetReader:
 
     def _check_words_for_no_value(self, line: _SheetLine) -> None:
         """Raise FieldError for a line that asks nothing because a program wrote words for no value into its cells."""
-        if line.turn is None and line.box is None and not line.caption and isinstance(line.row.raw, dict):
-            for ours in ("question", "answer", "name", "caption"):
+        if (
+            line.turn is None
+            and line.box is None
+            and not (line.caption or line.label)
+            and isinstance(line.row.raw, dict)
+        ):
+            for ours in ("question", "answer", "name", "caption", "label"):
                 if line.row.raw.get(self.columns.get(ours, "")) and not line.row.value[self.columns[ours]]:
                     raise FieldError(ours, "", "no value, as programs write it; fill it in, or remove the line")
 
@@ -228,53 +270,6 @@ class _SheetReader:
             similar_path = self.similar_path(path) if is_missing else None
             hint = f"; did you mean {similar_path}?" if similar_path else ""
             raise FieldError("image", cells["image"], fault.why + hint) from None
-
-    # ---- boxes
-
-    def _parse_corners(self, cells: Cells) -> list[float]:
-        """The four numbers of the line's box, none if it has no box."""
-        if "box" not in self.columns:
-            empty = [c for c in self.corners if not cells[c]]
-            if 0 < len(empty) < 4:
-                raise FieldError(empty[0], "", "empty, where other corners of the box are given; fill it in")
-            numbers = [] if empty else [_parse_number(cells[c], c, cells[c]) for c in self.corners]
-            if not numbers or self.corners is CORNERS:
-                return numbers
-            left, top, width, height = numbers
-            for key, size in (("width", width), ("height", height)):
-                if size <= 0:
-                    raise FieldError(key, cells[key], f"the {key} of a box is above 0; correct it")
-            return [left, top, round(left + width, 9), round(top + height, 9)]
-        cell = cells["box"]
-        texts = [t.strip() for t in re.sub(r"^\[(.*)\]$", r"\1", cell).split(",")] if cell else []
-        if len(texts) not in (0, 4):
-            raise FieldError("box", cell, "four numbers x1,y1,x2,y2 are wanted, with points for decimals")
-        return [_parse_number(t, "box", cell) for t in texts]
-
-    def _parse_box(self, cells: Cells, image: ImageRef) -> Box | None:
-        corners = self._parse_corners(cells)
-        if not corners:
-            return None
-        try:
-            return self._make_box(corners, image)
-        except FieldError as fault:
-            x1, y1, x2, y2 = corners
-            if x1 > x2 or y1 > y2:
-                fault.why += "; left, top, width and height go into columns x, y, width, height"
-            raise
-
-    def _make_box(self, corners: list[float], image: ImageRef) -> Box:
-        if self.source.boxes is None:
-            return parse_pixel_box([int(v) if v == int(v) else v for v in corners], "box", image)
-        scale = 1 if self.source.boxes == "normalised" else 1000
-        if max(corners) > scale or (scale == 1000 and any(v != int(v) for v in corners)):
-            why = f"not {FRAMES[self.source.boxes]}, which --boxes declares; correct one of them"
-            raise FieldError("box", corners, why)
-        try:
-            x1, y1, x2, y2 = (v / scale for v in corners)
-            return Box(x1, y1, x2, y2)
-        except BadInput as error:
-            raise FieldError("box", corners, str(error)) from None
 
     # ---- questions
 
@@ -360,19 +355,30 @@ class _SheetReader:
             incomplete=frozenset(self.doubtful_names.get(path, ())),
         )
         samples = {lines[0].row.number: make_samples(record, self.question_source, self.notes)}
-        captions: set[str] = set()
+        if self.source.ask_absent and path in self.without_finding:
+            samples[lines[0].row.number] += self._ask_absent(record)
+        told = {("caption", ""), ("label", "")}
         for line in lines:
-            line_samples = samples.setdefault(line.row.number, [])
-            line_samples += self._make_line_samples(line, record, line.caption not in captions)
-            captions.add(line.caption)
-            if line.turn is None and line.box is None and not line.caption:
+            new = {("caption", line.caption), ("label", line.label)} - told
+            samples.setdefault(line.row.number, []).extend(self._make_line_samples(line, record, dict(new)))
+            told |= new
+            if line.turn is None and line.box is None and not (line.caption or line.label):
                 self.notes["lines that name an image and no question, box or caption"] += 1
         kept = sample_questions([s for part in samples.values() for s in part], self.source, self.notes)
         kept_ids = {s.id for s in kept}
         return {number: [s for s in part if s.id in kept_ids] for number, part in samples.items()}
 
-    def _make_line_samples(self, line: _SheetLine, record: Annotated, is_new_caption: bool) -> Iterator[Sample]:
-        """The samples of the line's own question, sentence and caption."""
+    def _ask_absent(self, record: Annotated) -> Iterator[Sample]:
+        """A question where a structure is that other images of the sheet have, and this one has not."""
+        if record.objects or record.incomplete or not self.names:
+            return
+        rng = random.Random(f"{self.source.seed}/{record.id}")
+        name = rng.choice(sorted(self.names))
+        self.notes["images without a finding, of which it is asked where one is"] += 1
+        yield record.make_sample(f"{record.id}-absent", questions.ask_absent(name, rng), (name,))
+
+    def _make_line_samples(self, line: _SheetLine, record: Annotated, new: dict[str, str]) -> Iterator[Sample]:
+        """The samples of the line's own question and sentence, and of the caption and the label that are `new`."""
         base = line.id or f"{record.id}-{line.row.number}"
         rng = random.Random(f"{self.source.seed}/{base}")
         names = (line.name,) if line.name else ()
@@ -381,8 +387,10 @@ class _SheetReader:
             yield record.make_sample(base, line.turn, names or bare)
         if line.box is not None and line.sentence:
             yield record.make_sample(f"{base}-rc", questions.ask_description(line.box, line.sentence, rng), names)
-        if line.caption and is_new_caption:
+        if "caption" in new:
             yield record.make_sample(f"{base}-mia", questions.ask_overall(line.caption, rng))
+        if "label" in new:
+            yield record.make_sample(f"{base}-label", questions.ask_label(line.label, rng))
 
     def _collect_objects(self, lines: list[_SheetLine]) -> tuple[tuple[str, Box], ...]:
         """The boxes with names.
@@ -401,6 +409,8 @@ class _SheetReader:
             facts = self.pictures.header(self.source.prefix + path)
             if facts is not None:
                 return facts.modality
+            if self.published and self.published.modality:
+                return self.published.modality
         return resolve_modality(cell_text, self.source)
 
     def _find_group(self, path: str) -> str:
@@ -418,6 +428,8 @@ class _SheetReader:
 
 def _check_box(line: _SheetLine) -> None:
     """Raise FieldError if the line mentions a box and has none, or has a box and no word for it."""
+    if line.label.removeprefix("-").isdigit():
+        raise FieldError("label", line.label, "a number, and no word for what the image shows; write the word")
     if line.box is None and line.sentence:
         raise FieldError("sentence", line.sentence, "a sentence on a box, and no box; give it, or use a caption")
     if line.box is None and line.name and line.turn is None:
@@ -440,15 +452,6 @@ def _parse_boxed_text(field: str, text: str, box: Box | None) -> BoxedText:
 
 def _strip_frame(path: str) -> str:
     return re.sub(r"#\d+$", "", path)
-
-
-def _parse_number(text: str, field: str, cell: str) -> float:
-    if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", text):
-        return float(text)
-    if re.fullmatch(r"[+-]?[\d.]*,[\d.,]*", text):
-        why = "a comma in a number: a decimal one is to be a point, one between thousands to be left out"
-        raise FieldError(field, cell, why)
-    raise FieldError(field, cell, "empty; four numbers are wanted" if not text else "not a number; correct it")
 
 
 class _PathSuggester:

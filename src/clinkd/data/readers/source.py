@@ -21,6 +21,7 @@ from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
 from clinkd.data.modality import read_modality
+from clinkd.data.readers.box_layout import BoxForm, BoxLayout
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
@@ -99,6 +100,23 @@ class Source:
         str | None,
         Flag("how boxes are written: qwen-vl, qwen2-vl, qwen2.5-vl, ...", read=_check_codec_name, metavar="FAMILY"),
     ] = None
+    box_form: Annotated[
+        BoxForm | None,
+        Flag(
+            "what the numbers of plain boxes are: xyxy, left, top, right, bottom; xywh, left, top and size; "
+            "cxcywh, centre and size (as heads and forms say)"
+        ),
+    ] = None
+    one_based: Annotated[
+        bool,
+        Flag(
+            "plain boxes count pixels from 1 and include the last column and row, as Pascal VOC and Matlab do",
+            action="store_true",
+        ),
+    ] = False
+    y_up: Annotated[bool, Flag("y of plain boxes starts at the lower border, as in MedVision", action="store_true")] = (
+        False
+    )
     min_pixels: Annotated[int, Flag("of the resized image that Qwen2.5-VL boxes refer to")] = MIN_PIXELS
     max_pixels: Annotated[int, Flag("of the same image")] = MAX_PIXELS
     side: Annotated[Side | None, Flag("whose left and right the words mean (patient)")] = None
@@ -132,12 +150,20 @@ class Source:
         tuple[Task, ...],
         Flag("of named boxes: VG, ROC, RC, or none (VG,ROC)", "--ask", _parse_tasks, default="VG,ROC", metavar="TASKS"),
     ] = (Task.VG, Task.ROC)
+    ask_absent: Annotated[
+        bool,
+        Flag(
+            "ask images of no finding where a named structure is; the answer says that it is not there",
+            action="store_true",
+        ),
+    ] = False
     max_questions: Annotated[int | None, Flag("most for one image, sampled by the seed (all)")] = None
     max_boxes: Annotated[int, Flag(f"no question asks for a name with more in one image ({MOST_BOXES})")] = MOST_BOXES
     window: Annotated[str | None, Flag("of DICOM: a number, a preset such as lung, or centre/width")] = None
     seed: Annotated[int, Flag("of phrasings, sampling and splits")] = 0
 
     def __post_init__(self) -> None:
+        _ = self.box_layout  # raises for flags that contradict each other
         for knob, value in (("max_questions", self.max_questions), ("max_boxes", self.max_boxes)):
             if value is not None and value < 1:
                 raise BadInput(f"data.{knob}={value}: give 1 or more")
@@ -150,6 +176,11 @@ class Source:
                 re.compile(self.group)
             except re.error as error:
                 raise BadInput(f"--group {self.group}: not a regular expression ({error})") from None
+
+    @property
+    def box_layout(self) -> BoxLayout:
+        """What the four numbers of a plain box mean. Raises BadInput if the flags contradict each other."""
+        return BoxLayout(self.box_form or "xyxy", self.one_based, self.y_up)
 
     @cached_property
     def root(self) -> Path:
