@@ -289,6 +289,8 @@ class Checker:
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
+                if image.laterality is not None:
+                    self.findings.notes[sides.describe_laterality(image.laterality)] += 1
                 if self.findings.root is not None:
                     self._refs.append(image)
                     self._image_id.append(sample_id)

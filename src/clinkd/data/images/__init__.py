@@ -91,7 +91,8 @@ def read_image_size(
     kind, limits = kind_of(path), FileLimits(pixels=max_pixels)
     facts = kind.describe(path, place, frame, window, limits)
     check_pixels(facts.width, facts.height, place, limits)
-    return ImageRef(relative, facts.width, facts.height, facts.orientation, window if kind.medical else None)
+    window = window if kind.medical else None
+    return ImageRef(relative, facts.width, facts.height, facts.orientation, window, facts.laterality)
 
 
 def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:

@@ -38,6 +38,7 @@ from clinkd.data.images.dicom_header import (
     read_natural,
     read_term,
 )
+from clinkd.data.images.dicom_laterality import find_laterality
 from clinkd.data.images.grey import Ramp, Refusal, Values
 from clinkd.data.images.kind import Facts, File, ImageFrame, check_pixels, choose_frame, open_stream
 from clinkd.data.images.limits import ON_DISK, FileLimits
@@ -147,6 +148,7 @@ def _read_facts(header: Header, index: int) -> Facts:
         _make_pseudonym(ds, "StudyInstanceUID"),
         read_term(ds, "BurnedInAnnotation", ("YES", "NO")),
         tuple(str(v) for v in list_vois(header, index)) if header.photometric in GREY else (),
+        laterality=find_laterality(header, index),
     )
 
 

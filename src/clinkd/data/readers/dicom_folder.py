@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
@@ -46,7 +47,10 @@ def _check_file(path: Path, relative: str, number: int, window: str | None, note
         why = str(error).removeprefix(f"{relative}: ")
         return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
     notes[f"{kind.name} {NO_QUESTION}"] += 1
-    images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in _name_frames(relative, facts))
+    ref = ImageRef(relative, facts.width, facts.height, window=window)
+    if facts.frames == 1:  # each of several frames may have a plane of its own
+        ref = replace(ref, laterality=facts.laterality)
+    images = tuple(replace(ref, path=name) for name in _name_frames(relative, facts))
     return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
 
 
