@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
+from clinkd.data.images import Facts
+from clinkd.data.patients import strip_frame
 from clinkd.data.readers.rows import FieldError
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
@@ -125,11 +127,16 @@ def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, fl
     return a, b, c, d
 
 
-def find_split_group(source: Source, path: str) -> str:
-    """The unit that no split may divide: the part of the image path that `--group` matches, else the path."""
+def find_split_group(source: Source, path: str, facts: Facts | None = None) -> str:
+    """The unit that no split may divide: the part of the path that `--group` matches, else patient or study of the
+    header, else the file, of whatever frame.
+
+    Raises FieldError where `--group` matches nothing.
+    """
+    file = strip_frame(path)
     if source.group is None:
-        return path
-    match = re.search(source.group, path)
-    if match is None:
+        return (facts and (facts.patient or facts.study)) or file
+    match = re.search(source.group, file)
+    if match is None or not match[0]:
         raise FieldError("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
-    return match.group(1 if match.re.groups else 0)
+    return (match[1] if match.re.groups else "") or match[0]

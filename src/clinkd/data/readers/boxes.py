@@ -86,10 +86,17 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
     if value.get("group") is not None:
         split_group = require_words(value["group"], "group")
     else:
-        split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
+        split_group = _find_untold_group(source, image, name, pictures)
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
     return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
+
+
+def _find_untold_group(source: Source, image: ImageRef, name: str, pictures: ImageResolver) -> str:
+    facts = pictures.header(source.prefix + image.path)
+    if source.group or facts:
+        return find_split_group(source, image.path, facts)
+    return parse_patient_group(name)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
+from clinkd.data.readers.annotated import find_split_group
 from clinkd.data.readers.rows import FieldError, RowResult, make_error_result
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import NAMELESS_NOTE, Source
 from clinkd.records import BadInput, ImageRef
 
 DICOM_INDEX = "DICOMDIR"
@@ -33,25 +34,28 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
             notes[f"{DICOM_INDEX} files, which list other files"] += 1
         else:
             number += 1
-            yield _check_file(path, path.relative_to(root).as_posix(), number, source.window, notes)
+            yield _check_file(path, path.relative_to(root).as_posix(), number, source, notes)
     if number == 0:
         raise BadInput(f"{source.path}: no {medical_names()} file there; give the folder that holds them")
 
 
-def _check_file(path: Path, relative: str, number: int, window: str | None, notes: Counter[str]) -> RowResult:
+def _check_file(path: Path, relative: str, number: int, source: Source, notes: Counter[str]) -> RowResult:
     kind = kind_of(path)
     raw = {"image": relative}
     try:
-        facts = kind.describe(path, relative, window=window)
-    except BadInput as error:
-        why = str(error).removeprefix(f"{relative}: ")
+        facts = kind.describe(path, relative, window=source.window)
+        group = find_split_group(source, relative, facts)
+    except (BadInput, FieldError) as error:
+        why = error.why if isinstance(error, FieldError) else str(error).removeprefix(f"{relative}: ")
         return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
+    if not facts.patient:
+        notes[NAMELESS_NOTE] += 1
     notes[f"{kind.name} {NO_QUESTION}"] += 1
-    ref = ImageRef(relative, facts.width, facts.height, window=window)
+    ref = ImageRef(relative, facts.width, facts.height, window=source.window)
     if facts.frames == 1:  # each of several frames may have a plane of its own
         ref = replace(ref, laterality=facts.laterality)
     images = tuple(replace(ref, path=name) for name in _name_frames(relative, facts))
-    return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
+    return RowResult(str(path), number, raw=raw, images=images, group=group)
 
 
 def _name_frames(relative: str, facts: Facts) -> list[str]:
@@ -94,7 +98,7 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     for name in _name_frames(relative, facts):
         if ref is None or not kind.medical:  # frames of a TIFF have sizes of their own
             ref = read_image_size(root, name, relative)
-        cells = {"image": name, "modality": modality, "patient": facts.patient}
+        cells = {"image": name, "modality": modality, "patient": facts.patient or facts.study}
         yield cells | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 
 

@@ -21,9 +21,14 @@ from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
 from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
 from clinkd.data.modality import read_modality
+from clinkd.data.patients import strip_frame
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
+NAMELESS_NOTE = (
+    "headers name no patient (empty, or a word such as ANONYMOUS): where neither a column nor --group does, the images"
+    " of one study stay together"
+)
 MOST_BOXES = 4  # in one answer, by default
 _MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
 
@@ -176,6 +181,7 @@ class ImageResolver:
         if source.images is not None and source.open_images and not source.images.is_dir():
             raise BadInput(f"--images {source.images}: no such folder; give the one that image paths start from")
         self.source, self.notes = source, Counter[str]() if notes is None else notes
+        self._nameless_files: set[str] = set()
         self._cached_names = cache(self._list_spellings)
         self._cached_ref_or_reason = lru_cache(maxsize=65536)(self._open_ref)
         self._cached_header = lru_cache(maxsize=4096)(self._read_header)
@@ -190,9 +196,13 @@ class ImageResolver:
 
     def _read_header(self, relative: str) -> Facts | None:
         try:
-            return read_medical_facts(self.source.root, relative, relative)
+            facts = read_medical_facts(self.source.root, relative, relative)
         except BadInput:
             return None  # `ref` gives the reason
+        if facts is not None and not facts.patient and (file := strip_frame(relative)) not in self._nameless_files:
+            self._nameless_files.add(file)
+            self.notes[NAMELESS_NOTE] += 1
+        return facts
 
     def ref(self, path: object, field: str = "image") -> ImageRef:
         """The image a row names. Raises FieldError if it is no path, leads out of the root, or cannot be opened."""
