@@ -22,6 +22,7 @@ from clinkd.data.images import read_image_size
 from clinkd.data.importing import Division, import_data
 from clinkd.data.readers.forms import read_rows, read_samples
 from clinkd.data.readers.source import Source
+from clinkd.data.writers import write_coco, write_sharegpt
 from clinkd.language.facts import Lexicon
 from clinkd.language.sides import convert_side, find_side_contradiction
 from clinkd.records import BadInput, Box, BoxedText, Candidate, ImageRef, Laterality, Modality, Sample, Side, Task, Turn
@@ -216,6 +217,14 @@ def test_a_false_row_is_still_told_without_false_advice(tmp_path: Path) -> None:
     (problem,) = read_and_check(Source(sheet)).bad
     assert problem.kind == "side" and "is in the picture's right half" in problem.why
     assert "correct the word or the box" in problem.why and "--side" not in problem.why
+
+
+def test_an_export_tells_that_it_does_not_hold_the_side(tmp_path: Path) -> None:
+    samples = [ask_where("left kidney", AT_LEFT, "left")]
+    (note,) = write_coco(samples, tmp_path / "c.json")
+    assert note == "images whose DICOM header told where the patient's left is, which COCO does not hold"
+    (note,) = write_sharegpt(samples, tmp_path / "s")
+    assert note.endswith("which a conversation does not hold")
 
 
 def test_a_data_set_of_an_older_version_takes_the_side_from_its_files(tmp_path: Path) -> None:

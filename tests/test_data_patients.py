@@ -19,7 +19,7 @@ from clinkd.data.patients import names_nobody, note_patients
 from clinkd.data.readers.dicom_folder import list_sheet_lines
 from clinkd.data.readers.forms import read_rows, read_samples
 from clinkd.data.readers.source import NAMELESS_NOTE, Source
-from clinkd.records import Modality, Task
+from clinkd.records import BadInput, Modality, Task
 from clinkd.reporting.survey import write_survey_page
 
 
@@ -255,6 +255,17 @@ def test_a_patient_number_in_two_spellings_is_one_patient(tmp_path: Path) -> Non
     findings = check_sheets(one, two)
     assert findings.clean and findings.joined == [("7", "007"), ("8", "8.0")]
     assert findings.notes["patient '007' is taken for '7', the same number"] == 1
+
+
+def test_a_patient_may_be_a_number_in_json(tmp_path: Path) -> None:
+    row = {"id": "r", "image": "a.png", "modality": "CT", "qa": [{"question": "Q?", "answer": "A"}]}
+    for form, wanted in ((7, "7"), (7.0, "7"), ("007", "007")):
+        (tmp_path / "r.json").write_text(json.dumps([row | {"group": form}]))
+        assert find_groups(Source(tmp_path / "r.json", form="boxes", open_images=False)) == [wanted]
+    for wrong in (7.5, True, float("inf")):
+        (tmp_path / "r.json").write_text(json.dumps([row | {"group": wrong}]))
+        with pytest.raises(BadInput, match="group = "):
+            find_groups(Source(tmp_path / "r.json", form="boxes", open_images=False))
 
 
 def test_a_patient_number_in_two_spellings_and_two_splits_is_refused(tmp_path: Path) -> None:

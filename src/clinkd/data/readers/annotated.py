@@ -13,7 +13,7 @@ from typing import Any
 from clinkd.data import questions
 from clinkd.data.images import Facts
 from clinkd.data.patients import strip_frame
-from clinkd.data.readers.rows import FieldError
+from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
@@ -125,6 +125,12 @@ def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, fl
         raise FieldError(field, value, f"four numbers {wanted} are wanted")
     a, b, c, d = value
     return a, b, c, d
+
+
+def parse_group(value: Any, key: str) -> str:
+    """The patient whom a row names: text, or a number; 7.0, which pandas makes of a column with gaps, is 7."""
+    is_number = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return require_words(str(int(value)) if is_number else value, key)
 
 
 def find_split_group(source: Source, path: str, facts: Facts | None = None) -> str:

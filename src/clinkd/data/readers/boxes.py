@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, parse_pixel_box
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -84,7 +84,7 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
         question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
         qa.append((question, answer))
     if value.get("group") is not None:
-        split_group = require_words(value["group"], "group")
+        split_group = parse_group(value["group"], "group")
     else:
         split_group = _find_untold_group(source, image, name, pictures)
     split = parse_choice(value, "split", SPLITS) or source.split

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Self
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, require_four_numbers
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, require_four_numbers
 from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_in_name
 from clinkd.data.readers.rows import (
@@ -298,7 +298,7 @@ class _CocoReader:
         for key in ("group", "patient"):
             group = stated.get(key)
             if group is not None:
-                return require_words(str(group) if type(group) is int else group, key)
+                return parse_group(group, key)
         return find_split_group(self.source, image.path, self.images.header(self.source.prefix + image.path))
 
     def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
