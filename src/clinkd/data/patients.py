@@ -52,32 +52,31 @@ def note_patients(groups: dict[str, str], group_flag: str | None) -> Iterator[tu
 
 def _note_shared_names(paths: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield the note on paths that share a number which may be a patient's, with the coarsest expression that fits."""
-    starts = [path.rfind("/") + 1 for path in paths]
     depth = max(path.count("/") for path in paths)
     for pattern in (*_FOLDERS[:depth], *_FILES):
+        is_folder = pattern in _FOLDERS
         match_at = re.compile(pattern).match
-        places = zip(paths, starts, strict=True) if pattern in _FILES else ((path, 0) for path in paths)
-        matches = [match for path, start in places if (match := match_at(path, start))]
-        sizes = Counter(match[1] for match in matches)
-        shared = [match for match in matches if sizes[match[1]] > 1]
-        likely = [match for match in shared if _may_be_person(match)]
-        if len(sizes) > 1 and 2 * len(likely) > len(shared) and not _is_shelf(matches):
-            everywhere = len(matches) == len(paths)
-            flag = shlex.quote(pattern if everywhere else f"^(?:.*/)?{pattern}|.+")
-            number = len(sizes) + len(paths) - len(matches)
-            what = f"images share a part of their names with others ({likely[0][1]} in {likely[0].string})"
+        key_by_path = {p: m[1] for p in paths if (m := match_at(p, 0 if is_folder else p.rfind("/") + 1))}
+        sizes = Counter(key_by_path.values())
+        shared = {key: size for key, size in sizes.items() if size > 1}
+        likely = {key: size for key, size in shared.items() if _may_be_person(key, is_folder)}
+        count = sum(likely.values())
+        if len(sizes) > 1 and 2 * count > sum(shared.values()) and not _is_shelf(key_by_path):
+            path, key = next((path, key) for path, key in key_by_path.items() if key in likely)
+            flag = shlex.quote(pattern if len(key_by_path) == len(paths) else f"^(?:.*/)?{pattern}|.+")
+            number = len(sizes) + len(paths) - len(key_by_path)
             why = "no patient is told, and one may be in several splits"
             way_out = f"if that part is the patient, give --group {flag} ({number} groups of {len(paths)} images)"
-            yield f"{what}: {why}; {way_out}", len(likely)
+            yield f"images share a part of their names with others ({key} in {path}): {why}; {way_out}", count
             return
 
 
-def _may_be_person(match: re.Match[str]) -> bool:
-    words = _NO_FOLDER_OF_A_PERSON if match[0].endswith("/") else _NO_PERSON
-    is_other = re.fullmatch(rf".*?(?<![^\W\d_])(?:{words})[_ -]*\d[^\W_]*", match[1], re.I)
-    return not is_other and not _YEAR_OR_MONTH.fullmatch(match[1])
+def _may_be_person(key: str, is_folder: bool) -> bool:
+    words = _NO_FOLDER_OF_A_PERSON if is_folder else _NO_PERSON
+    is_other = re.fullmatch(rf".*?(?<![^\W\d_])(?:{words})[_ -]*\d[^\W_]*", key, re.I)
+    return not is_other and not _YEAR_OR_MONTH.fullmatch(key)
 
 
-def _is_shelf(matches: Sequence[re.Match[str]]) -> bool:
+def _is_shelf(key_by_path: dict[str, str]) -> bool:
     """Whether a folder only sorts those below it by the beginning of their names, as p10/p10000032 does."""
-    return all(m[0].endswith("/") and m.string[m.end() :].startswith(m[1]) for m in matches)
+    return all(f"/{key}/{key}" in f"/{path}" for path, key in key_by_path.items())
