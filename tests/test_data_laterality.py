@@ -96,6 +96,17 @@ def test_a_header_that_tells_nothing_leaves_it_to_the_modality(tmp_path: Path, e
     assert describe(write(tmp_path / "a.dcm", RAMP, **elements), "a").laterality is None
 
 
+def test_a_broken_plane_leaves_the_sides_unknown_and_the_file_readable(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.dcm", RAMP, ImageOrientationPatient=AXIAL).read_bytes()
+    stored = b"\\".join(b"%.1f" % cosine for cosine in AXIAL)
+    assert content.count(stored) == 1
+    for broken in (stored.replace(b"1", b"x"), b" " * len(stored)):
+        (tmp_path / "b.dcm").write_bytes(content.replace(stored, broken))
+        assert describe(tmp_path / "b.dcm", "b").laterality == Laterality("unknown", IOP)
+    empty = write(tmp_path / "c.dcm", RAMP, ImageOrientationPatient=[])
+    assert describe(empty, "c").laterality is None
+
+
 def test_frames_have_planes_of_their_own(tmp_path: Path) -> None:
     def plane(cosines: list[float]) -> Dataset:
         return item(PlaneOrientationSequence=[item(ImageOrientationPatient=cosines)])

@@ -59,7 +59,8 @@ def find_laterality(header: Header, index: int) -> Laterality | None:
 
 
 def _read_plane(ds: Dataset) -> Left | None:
-    if not ds.get("ImageOrientationPatient"):
+    stored = ds.get_item("ImageOrientationPatient")  # not converted: what is no number would raise
+    if stored is None or not stored.value:
         return None
     cosines = read_numbers(ds, "ImageOrientationPatient")
     if len(cosines) != 6:
