@@ -57,6 +57,7 @@ def test_pictures_of_all_row_groups_are_those_that_were_written(tmp_path):
 def test_a_picture_beside_each_of_its_questions_is_one_image(tmp_path):
     samples, _ = read(write_questions(tmp_path / "x.parquet", [7, 7, 8, 7]))
     assert [s.images[0].path for s in samples] == ["x.parquet#1", "x.parquet#1", "x.parquet#3", "x.parquet#1"]
+    assert [s.group for s in samples] == [s.images[0].path for s in samples]
 
 
 def test_import_copies_the_pictures_out(tmp_path):

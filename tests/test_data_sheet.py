@@ -508,7 +508,9 @@ def test_the_header_tells_the_modality_and_windows_are_kept(tmp_path: Path, monk
         {"image": "a.png", "caption": "x", "window": "lung"}, {"image": "a.png", "caption": "y"},
         {"image": "b.png", "caption": "z", "modality": "us"}, {"image": "a.png", "caption": "w", "window": "bone"},
     ]  # fmt: skip
-    monkeypatch.setattr(ImageResolver, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient=""))
+    monkeypatch.setattr(
+        ImageResolver, "header", lambda self, path: SimpleNamespace(modality=Modality.PET, patient="", study="")
+    )
     file = write(tmp_path, lines[:3])
     found = samples(read(file)[0])
     assert [(s.modality, s.images[0].window) for s in found] == [

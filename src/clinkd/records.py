@@ -218,12 +218,25 @@ class Fact(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Laterality(Record):
+    """Where the patient's left lies in a picture, and the fields of the image's header that say so.
+
+    `left` is the half of the picture: "right" in a standard axial, coronal or frontal view; "none" where left and right
+    are not side by side (sagittal, lateral, one breast); "unknown" where the fields tell no plane or contradict.
+    """
+
+    left: Literal["left", "right", "none", "unknown"]
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef(Record):
     """The path of an image (relative to its data root) and its size in pixels after orientation is applied.
 
     `path#3` is the third frame of a file with several. The size is None if the image was not opened yet. `orientation`
     is the EXIF tag that is applied on opening (1: as stored; 5 to 8 swap width and height). `window` is how the values
     of a DICOM become grey, if another window than its own first one was chosen (see `clinkd.data.images.dicom`).
+    `laterality` is None where the file does not tell it: then the modality's convention holds.
     """
 
     path: str
@@ -231,6 +244,7 @@ class ImageRef(Record):
     height: int | None = None
     orientation: int = 1
     window: str | None = None
+    laterality: Laterality | None = None
 
     def to_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {"path": self.path, "width": self.width, "height": self.height}
@@ -238,6 +252,8 @@ class ImageRef(Record):
             values["orientation"] = self.orientation
         if self.window is not None:
             values["window"] = self.window
+        if self.laterality is not None:
+            values["laterality"] = self.laterality.to_json()
         return values
 
 

@@ -286,7 +286,7 @@ class _ImageCopies:
             target = self.draft / name
             make_folder(target.parent)
             target.write_bytes(encode_picture(open_image(self.root, image)))
-            self._copied[key] = ImageRef(name, image.width, image.height)
+            self._copied[key] = ImageRef(name, image.width, image.height, laterality=image.laterality)
         return self._copied[key]
 
     def _choose_name(self, name: str) -> str:

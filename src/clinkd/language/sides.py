@@ -1,7 +1,8 @@
 """Left and right: compare words with boxes, and convert between the patient's left and the picture's left.
 
-Standard views of CT, MR, X-ray and PET show the patient from the front or from the feet, so that the patient's left is
-at the picture's right. Other modalities have no such rule, and neither have sagittal and lateral views.
+Where the header of an image tells where the patient's left lies (`ImageRef.laterality`), that holds. Otherwise the
+convention holds: standard views of CT, MR, X-ray and PET show the patient from the front or from the feet, so that the
+patient's left is at the picture's right. Other modalities have no such rule, nor have sagittal and lateral views.
 
 The frame of a side word stands beside it ("of the image", "the patient's left"); otherwise the sample declares it. Some
 names hold a side word that is no place and so have no frame (`_NAMES`): chambers and vessels of the heart, parts of the
@@ -19,7 +20,7 @@ from typing import Literal, NamedTuple
 from clinkd.language.conflicts import denied, sides
 from clinkd.language.foreign import find_foreign_sides
 from clinkd.language.negation import mentions, yes_no_verdict
-from clinkd.records import BadInput, Box, BoxedText, Fact, Modality, Sample, Side, Task, Turn
+from clinkd.records import BadInput, Box, BoxedText, Fact, Laterality, Modality, Sample, Side, Task, Turn
 
 MARGIN = 0.1  # of the width: a box on one side is at least so far from the middle
 MIRRORED = frozenset({Modality.CT, Modality.MR, Modality.XRAY, Modality.PET})  # patient's left at the picture's right
@@ -166,6 +167,35 @@ def _list_texts(sample: Sample) -> Iterator[str]:
         yield fact.side or ""
 
 
+# ---- where the patient's left is ------------------------------------------------------------------------------------
+
+
+def _get_laterality(sample: Sample) -> Laterality | None:
+    return sample.images[-1].laterality if sample.images else None
+
+
+def _find_patients_left(sample: Sample) -> Half | None:
+    """The half of the picture where the patient's left is; None where there is none, or nobody knows."""
+    laterality = _get_laterality(sample)
+    if laterality is None:
+        return "right" if sample.modality in MIRRORED else None
+    return laterality.left if laterality.left in ("left", "right") else None
+
+
+def has_no_sides(sample: Sample) -> bool:
+    """Whether the header of the image tells that left and right are not side by side in the picture."""
+    laterality = _get_laterality(sample)
+    return laterality is not None and laterality.left == "none"
+
+
+def describe_laterality(laterality: Laterality) -> str:
+    """The rule that holds for an image, as a note to count."""
+    if laterality.left in ("left", "right"):
+        return f"images with the patient's left at the picture's {laterality.left}, by {laterality.rule}"
+    reason = "without left and right side by side" if laterality.left == "none" else "with left and right unknown"
+    return f"images {reason}, by {laterality.rule}; words of the patient's sides are not compared with their boxes"
+
+
 # ---- contradiction --------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +203,7 @@ def find_side_contradiction(sample: Sample) -> str | None:
     """One line that says why the boxes and the words of a sample name different sides; None if they do not.
 
     It reports only clear cases. All boxes must be on the wrong side, further than `MARGIN` from the middle. The words
-    must name one side only and relate no places. The patient's left is checked in `MIRRORED` modalities only.
+    must name one side only and relate no places. The patient's left is checked where it is known.
     """
     texts = list(_list_texts(sample))
     if not any(map(_mentions_side, texts)) or any(_OTHER_VIEW.search(text) for text in texts):
@@ -206,10 +236,10 @@ def _pair_texts_with_boxes(turn: Turn, names: tuple[str, ...]) -> Iterator[tuple
 
 def _explain_contradiction(text: str, boxes: tuple[Box, ...], sample: Sample) -> str | None:
     words = _select_certain_words(text, sample)
-    halves = {_find_half(w.side, w.frame or sample.side) for w in words}
-    if len(halves) != 1:
+    patients_left = _find_patients_left(sample)
+    halves = {_find_half(w.side, w.frame or sample.side, patients_left) for w in words}
+    if len(halves) != 1 or (half := halves.pop()) is None:
         return None
-    half = halves.pop()
     distances = [0.5 - b.centre[0] if half == "right" else b.centre[0] - 0.5 for b in boxes]
     if min(distances) <= MARGIN:
         return None
@@ -217,7 +247,8 @@ def _explain_contradiction(text: str, boxes: tuple[Box, ...], sample: Sample) ->
     declared = all(w.frame is None for w in words)
     frame = f"side={sample.side}" if declared else "the frame it names"
     other_frame = "image" if sample.side == "patient" else "patient"
-    another = f" (if all rows are so, give --side {other_frame})" if declared else ""
+    is_mirrored = patients_left != "left"  # otherwise both frames say the same
+    another = f" (if all rows are so, give --side {other_frame})" if declared and is_mirrored else ""
     place = f"its box at x {box.x1:.2f} to {box.x2:.2f} is in the picture's {_OPPOSITE[half]} half"
     meaning = f"where {frame} means the {half} one; correct the word or the box{another}"
     return f"{words[0].text!r} in {_shorten_text(text)!r}: {place}, {meaning}"
@@ -235,8 +266,6 @@ def _select_certain_words(text: str, sample: Sample) -> list[_SideWord]:
         return []
     if len({w.frame for w in _find_side_words(text)}) > 1 and denied(text):
         return []
-    if "patient" in frames and sample.modality not in MIRRORED:
-        return []
     return [] if len(affirmed) > 1 and all(w.frame is None for w in words) else words
 
 
@@ -245,9 +274,11 @@ def _remove_frame_phrases(text: str) -> str:
     return re.sub(rf"\bof\s+{_ARTICLE}(?:{_PICTURE}|{_PERSON})\b", "", text, flags=re.I)
 
 
-def _find_half(side: Half, frame: str) -> Half:
-    """The half of the picture in a standard view."""
-    return side if frame == "image" else _OPPOSITE[side]
+def _find_half(side: Half, frame: str, patients_left: Half | None) -> Half | None:
+    """The half of the picture that a side word means; None where nobody knows where the patient's left is."""
+    if frame == "image" or patients_left is None:
+        return side if frame == "image" else None
+    return patients_left if side == "left" else _OPPOSITE[patients_left]
 
 
 def _shorten_text(text: str) -> str:
@@ -278,13 +309,16 @@ def names_other_side(question: str, answer: str) -> bool:
 def convert_side(sample: Sample, to: Side) -> Sample:
     """Convert the words to another frame: the patient's "left lung" is the "right lung" of the picture.
 
-    Words that state their frame stay, and so do names without a frame. This holds for standard views only. A picture
-    does not state its view, so the caller must leave out sagittal slices. Raises BadInput if a change would be a guess:
-    a modality without a rule, an abbreviation, words that may mean a side or not, an answer without a frame to a
-    question with one.
+    Words that state their frame stay, and so do names without a frame, and all words where the patient's left is at
+    the picture's left. A picture without a header does not state its view, so the caller must leave out sagittal
+    slices. Raises BadInput if a change would be a guess: nobody knows where the patient's left is, an abbreviation,
+    words that may mean a side or not, an answer without a frame to a question with one.
     """
     if sample.side == to:
         return sample
+    patients_left = _find_patients_left(sample)
+    if patients_left == "left":
+        return replace(sample, side=to)
     _refuse_matches(sample, _UNSAFE)
     for text in _list_texts(sample):
         if foreign_words := find_foreign_sides(text):
@@ -294,8 +328,13 @@ def convert_side(sample: Sample, to: Side) -> Sample:
     words = [(text, w) for text in _list_texts(sample) for w in _find_side_words(text) if w.frame in (None, "unclear")]
     if not words:
         return replace(sample, side=to)
-    if sample.modality not in MIRRORED:
-        why = f"{sample.modality.value} has no rule for where the patient's left is; write the text anew for side={to}"
+    if patients_left is None:
+        laterality = _get_laterality(sample)
+        reason = f"{sample.modality.value} has no rule for where the patient's left is"
+        if laterality is not None:
+            what = "not side by side" if laterality.left == "none" else "unknown"
+            reason = f"the patient's left and right are {what} in this picture (by {laterality.rule})"
+        why = f"{reason}; write the text anew for side={to}"
         raise _make_refusal(sample, words[0][1].text, words[0][0], why)
     for text, word in words:
         if word.frame == "unclear":

@@ -24,6 +24,7 @@ from clinkd.boxes import corners, match_overlaps
 from clinkd.language.conflicts import DESCRIBING, affirms, conflicts, sides
 from clinkd.language.facts import Lexicon, read_facts
 from clinkd.language.negation import affirmed_names
+from clinkd.language.sides import has_no_sides
 from clinkd.language.words import normalise
 from clinkd.records import Box, Candidate, Sample, Task
 from clinkd.scoring.captions import (
@@ -189,7 +190,9 @@ def _count_some_boxes(items: Sequence[SampleAnswer], iou: float) -> Counts:
     found_P, touching_P = pairs.match_pairs(overlap_P, iou), pairs.match_pairs(overlap_P, 0.0)
     found_T, used_A = (np.zeros(len(boxes), dtype=bool) for boxes in (truth_T4, answered_A4))
     found_T[pairs.truth_P[found_P]] = used_A[pairs.answered_P[found_P]] = True
-    sided_T = _compute_row_ious(truth_T4, mirror_T4) < iou  # not its own mirror image
+    # not its own mirror image, in a picture where mirrored means the other side
+    with_sides_N = np.array([not has_no_sides(i.sample) for i in items], dtype=bool)
+    sided_T = (_compute_row_ious(truth_T4, mirror_T4) < iou) & np.repeat(with_sides_N, pairs.num_truth_N)
     # a missed box whose mirror image overlaps with a spare box of the answer
     open_P = (sided_T & ~found_T)[pairs.truth_P] & ~used_A[pairs.answered_P]
     mirrored_P = np.where(open_P, _compute_row_ious(mirror_T4[pairs.truth_P], answered_A4[pairs.answered_P]), 0.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import zlib
 from array import array
 from bisect import bisect_left
@@ -40,6 +41,7 @@ FEW_BOXES = 30  # with fewer boxes in a file, their frame is not checked
 CORNER = 0.105  # if all boxes of a file lie in this part of the image, they are in hundredths or in fractions
 _FEW = 3  # rows with the same problem that are shown one by one
 _MOST_RUNS = 8  # of neighbouring rows, in one line
+_NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")  # of a patient
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # tokens: upper ends of the bins
 
 
@@ -289,6 +291,8 @@ class Checker:
                 self._image_split.append(split)
                 self._image_group.append(group)
                 self._image_entry.append(entry)
+                if image.laterality is not None:
+                    self.findings.notes[sides.describe_laterality(image.laterality)] += 1
                 if self.findings.root is not None:
                     self._refs.append(image)
                     self._image_id.append(sample_id)
@@ -336,6 +340,7 @@ class Checker:
         findings = self.findings
         findings.images = len(self._image_entry)
         self._check_box_frames()
+        self._join_respelled_patients()
         if findings.root is not None:
             self._compare_images(self._open_images(findings.root))
         findings.groups.update(split or "-" for split in self._group_split)
@@ -359,6 +364,25 @@ class Checker:
                 why = "all boxes lie in the upper left tenth of their images: they are hundredths, fractions or pixels "
                 why += "of another size; name their frame with --boxes, or scale them"
                 self._record_problem(RowError(name, 0, "?", "boxes", value, why, "frame"))
+
+    def _join_respelled_patients(self) -> None:
+        """Join patients whose numbers differ in zeros alone (7, 7.0, 007), as spreadsheets change them."""
+        first_spelling: dict[str, str] = {}
+        for name, group in self._groups.items():
+            if (number := _NUMBER.fullmatch(name)) is None:
+                continue
+            earlier = first_spelling.setdefault(number[1], name)
+            split, earlier_split = self._group_split[group], self._group_split[self._groups[earlier]]
+            if split != earlier_split:
+                place = self._name_place(self._group_entry[self._groups[earlier]])
+                why = f"the same number as {earlier!r}, which is in {earlier_split or 'no split'} {place}; {_ONE_SIDE}"
+                entry = self._group_entry[group]
+                problem = RowError(self._name_file(entry), self._row[entry], "?", "patient", name, why, "split")
+                if self._record_problem(problem):
+                    self.findings.between[problem.file, problem.row] = problem
+            elif earlier != name:
+                self.findings.joined.append((earlier, name))
+                self.findings.notes[f"patient {name!r} is taken for {earlier!r}, the same number"] += 1
 
     def _open_images(self, root: Path) -> list[Look]:
         looks: list[Look] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -71,7 +71,7 @@ def examine_images(root: Path, images: Sequence[ImageRef], workers: int) -> Iter
 def _look_apart(worker: Worker, root: Path, image: ImageRef) -> Look:
     """Decode an image in a worker process. If a decoder crashes on a damaged file, only this image is lost."""
     try:
-        (why, hash_, flat), [thumbnail] = worker([str(root), asdict(image)])
+        (why, hash_, flat), [thumbnail] = worker([str(root), image.to_json()])
         return Look(why, hash_, thumbnail, flat)
     except WorkerLost:
         return Look("its decoder crashed; the file is damaged: bring back the original")
@@ -79,7 +79,7 @@ def _look_apart(worker: Worker, root: Path, image: ImageRef) -> Look:
 
 def look_in_worker(request: tuple[str, dict[str, Any]], content: bytes) -> tuple[Any, list[bytes]]:
     """The task of the worker processes."""
-    look = _look(Path(request[0]), ImageRef(**request[1]))
+    look = _look(Path(request[0]), ImageRef.from_json(request[1]))
     return (look.why, look.hash, look.flat), [look.thumbnail]
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "medical_names",
     "open_at_frame",
     "open_image",
+    "read_image_header",
     "read_image_size",
     "read_medical_facts",
     "stays_inside",
@@ -88,11 +89,20 @@ def read_image_size(
 
     Raises BadInput like `open_image`, except for damage behind the header.
     """
+    return read_image_header(root, relative, place, window, max_pixels)[0]
+
+
+def read_image_header(
+    root: Path, relative: str, place: str, window: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[ImageRef, Facts | None]:
+    """As `read_image_size`, with the facts of the header if the image is a medical one."""
     path, frame = locate(root, relative, place)
     kind, limits = kind_of(path), FileLimits(pixels=max_pixels)
     facts = kind.describe(path, place, frame, window, limits)
     check_pixels(facts.width, facts.height, place, limits)
-    return ImageRef(relative, facts.width, facts.height, facts.orientation, window if kind.medical else None)
+    window = window if kind.medical else None
+    ref = ImageRef(relative, facts.width, facts.height, facts.orientation, window, facts.laterality)
+    return ref, facts if kind.medical else None
 
 
 def locate(root: Path, relative: str, place: str) -> tuple[Path, int | None]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from clinkd.data import questions
+from clinkd.data.images import Facts
+from clinkd.data.patients import strip_frame
 from clinkd.data.readers.box_layout import CORNER_BOXES, NUMBERS, BoxLayout, FourNumbers, clip_to_border, lies_inside
-from clinkd.data.readers.rows import FieldError
+from clinkd.data.readers.rows import FieldError, require_words
 from clinkd.data.readers.source import Source
 from clinkd.records import Box, BoxedText, ImageRef, Modality, Sample, Side, Split, Task, Turn
 
@@ -161,11 +163,22 @@ def require_four_numbers(value: Any, field: str, wanted: str) -> tuple[float, fl
     return a, b, c, d
 
 
-def find_split_group(source: Source, path: str) -> str:
-    """The unit that no split may divide: the part of the image path that `--group` matches, else the path."""
+def parse_group(value: Any, key: str) -> str:
+    """The patient whom a row names: text, or a number; 7.0, which pandas makes of a column with gaps, is 7."""
+    is_number = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return require_words(str(int(value)) if is_number else value, key)
+
+
+def find_split_group(source: Source, path: str, facts: Facts | None = None) -> str:
+    """The unit that no split may divide: the part of the path that `--group` matches, else patient or study of the
+    header, else the file, of whatever frame.
+
+    Raises FieldError where `--group` matches nothing.
+    """
+    file = strip_frame(path)
     if source.group is None:
-        return path
-    match = re.search(source.group, path)
-    if match is None:
+        return (facts and (facts.patient or facts.study)) or file
+    match = re.search(source.group, file)
+    if match is None or not match[0]:
         raise FieldError("image", path, f"--group {source.group} finds no patient in the path; widen the expression")
-    return match.group(1 if match.re.groups else 0)
+    return (match[1] if match.re.groups else "") or match[0]

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
+from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_group, parse_pixel_box
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
@@ -85,9 +85,9 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes
         question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
         qa.append((question, answer))
     if value.get("group") is not None:
-        split_group = require_words(value["group"], "group")
+        split_group = parse_group(value["group"], "group")
     else:
-        split_group = find_split_group(source, image.path) if source.group else parse_patient_group(name)
+        split_group = _find_untold_group(source, image, name, pictures)
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
     return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
@@ -100,6 +100,13 @@ def _parse_box(value: Any, field: str, image: ImageRef, source: Source, notes: C
         if source.box_form is None and "swapped" in fault.why:
             fault.why += "; if it is left, top, width and height, give --box-form xywh"
         raise
+
+
+def _find_untold_group(source: Source, image: ImageRef, name: str, pictures: ImageResolver) -> str:
+    facts = pictures.header(source.prefix + image.path)
+    if source.group or facts:
+        return find_split_group(source, image.path, facts)
+    return parse_patient_group(name)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

@@ -26,7 +26,14 @@ from typing import Any, NamedTuple, Self
 
 from clinkd.data.grids import Size
 from clinkd.data.modality import read_modality
-from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, put_on_border, require_four_numbers
+from clinkd.data.readers.annotated import (
+    Annotated,
+    find_split_group,
+    make_samples,
+    parse_group,
+    put_on_border,
+    require_four_numbers,
+)
 from clinkd.data.readers.boxes import SIDES, parse_choice, resolve_modality
 from clinkd.data.readers.conversations import SPLITS, find_split_in_name
 from clinkd.data.readers.rows import (
@@ -284,7 +291,7 @@ class _CocoReader:
             image=image,
             modality=_find_modality(stated, annotations, data, self.source),
             objects=objects,
-            group=_find_group(stated, self.source, image),
+            group=self._find_group(stated, image),
             origin=require_words(stated["source"], "source") if stated.get("source") else data.file.stem,
             side=parse_choice(stated, "side", SIDES) or self.source.side or "patient",
             split=_parse_split(stated.get("split")) or self.source.split or data.split,
@@ -293,6 +300,13 @@ class _CocoReader:
         samples = make_samples(record, self.source, image_notes)
         self.notes.update(image_notes)
         return samples
+
+    def _find_group(self, stated: dict[str, Any], image: ImageRef) -> str:
+        for key in ("group", "patient"):
+            group = stated.get(key)
+            if group is not None:
+                return parse_group(group, key)
+        return find_split_group(self.source, image.path, self.images.header(self.source.prefix + image.path))
 
     def _parse_image(self, value: dict[str, Any]) -> tuple[ImageRef, Size]:
         """The image and its size: the true size if the image was opened, else the size that the file states."""
@@ -342,14 +356,6 @@ def _parse_supercategory(kind: str) -> Modality | None:
     except BadInput:
         return None  # such as "organ" or "animal"
     return modality if modality is not Modality.OTHER else None  # "other" may mean anything
-
-
-def _find_group(stated: dict[str, Any], source: Source, image: ImageRef) -> str:
-    for key in ("group", "patient"):
-        group = stated.get(key)
-        if group is not None:
-            return require_words(str(group) if type(group) is int else group, key)
-    return find_split_group(source, image.path)
 
 
 def _parse_split(split: Any) -> Split | None:

@@ -115,7 +115,9 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
         images=refs,
         modality=_find_modality(value, path, source),
         turns=turns,
-        group=find_split_group(source, path) if source.group or len(parts) < 3 else f"{parts[1]}--{parts[2]}",
+        group=find_split_group(source, path, images.header(source.prefix + path))
+        if source.group or len(parts) < 3
+        else f"{parts[1]}--{parts[2]}",
         source=parts[1] if len(parts) > 2 else file_name,
         names=turns_and_names[-1][1],
         side=source.side or "patient",

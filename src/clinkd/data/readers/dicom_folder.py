@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clinkd.data.images import Facts, kind_of, locate, medical_names, read_image_size
@@ -20,7 +21,7 @@ from clinkd.data.readers.dicom_annotations import (
     read_annotations,
 )
 from clinkd.data.readers.rows import FieldError, RowResult, make_error_result, require_words
-from clinkd.data.readers.source import Source
+from clinkd.data.readers.source import NAMELESS_NOTE, Source
 from clinkd.records import BadInput, ImageRef, Sample
 
 DICOM_INDEX = "DICOMDIR"
@@ -62,7 +63,7 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
         if frames := by_image.get(files[path].instance):
             yield _convert_annotated(path, relative, number, frames, source, notes)
         else:
-            yield _check_file(path, relative, number, source.window, notes)
+            yield _check_file(path, relative, number, source, notes)
 
 
 def _convert_annotated(
@@ -84,10 +85,12 @@ def _convert_annotated(
             objects = ((require_words(a.name, "name"), make_box(a, facts.height, facts.width)) for a in annotations)
             record = Annotated(
                 id=names[frame - 1],
-                image=ImageRef(names[frame - 1], facts.width, facts.height, window=source.window),
+                image=ImageRef(
+                    names[frame - 1], facts.width, facts.height, window=source.window, laterality=facts.laterality
+                ),
                 modality=source.modality or facts.modality,
                 objects=tuple(objects),
-                group=find_split_group(source, relative) if source.group else facts.patient or relative,
+                group=find_split_group(source, relative, facts),
                 origin=source.path.resolve().name,
                 side=source.side or "patient",
                 split=source.split,
@@ -101,17 +104,23 @@ def _convert_annotated(
     return RowResult(str(path), number, tuple(samples), raw=raw)
 
 
-def _check_file(path: Path, relative: str, number: int, window: str | None, notes: Counter[str]) -> RowResult:
+def _check_file(path: Path, relative: str, number: int, source: Source, notes: Counter[str]) -> RowResult:
     kind = kind_of(path)
     raw = {"image": relative}
     try:
-        facts = kind.describe(path, relative, window=window)
-    except BadInput as error:
-        why = str(error).removeprefix(f"{relative}: ")
+        facts = kind.describe(path, relative, window=source.window)
+        group = find_split_group(source, relative, facts)
+    except (BadInput, FieldError) as error:
+        why = error.why if isinstance(error, FieldError) else str(error).removeprefix(f"{relative}: ")
         return make_error_result(path, number, FieldError("image", relative, why), raw, {"id": relative})
+    if not facts.patient:
+        notes[NAMELESS_NOTE] += 1
     notes[f"{kind.name} {NO_QUESTION}"] += 1
-    images = tuple(ImageRef(name, facts.width, facts.height, window=window) for name in _name_frames(relative, facts))
-    return RowResult(str(path), number, raw=raw, images=images, group=facts.patient or relative)
+    ref = ImageRef(relative, facts.width, facts.height, window=source.window)
+    if facts.frames == 1:  # each of several frames may have a plane of its own
+        ref = replace(ref, laterality=facts.laterality)
+    images = tuple(replace(ref, path=name) for name in _name_frames(relative, facts))
+    return RowResult(str(path), number, raw=raw, images=images, group=group)
 
 
 def _name_frames(relative: str, facts: Facts) -> list[str]:
@@ -154,7 +163,7 @@ def _make_sheet_lines(root: Path, relative: str) -> Iterator[dict[str, str]]:
     for name in _name_frames(relative, facts):
         if ref is None or not kind.medical:  # frames of a TIFF have sizes of their own
             ref = read_image_size(root, name, relative)
-        cells = {"image": name, "modality": modality, "patient": facts.patient}
+        cells = {"image": name, "modality": modality, "patient": facts.patient or facts.study}
         yield cells | {"width": str(ref.width), "height": str(ref.height)} | dict.fromkeys(TO_FILL_IN, "")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
+from clinkd.data.patients import note_patients, strip_frame
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.cvat import FILE as CVAT_FILE
 from clinkd.data.readers.image_boxes import KVASIR_FILE, list_slake_files
@@ -69,7 +70,17 @@ def read_rows(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     _refuse_box_flags(source, form)
     module = importlib.import_module(f"clinkd.data.readers.{FORMS[form][0]}")
     results: Iterator[RowResult] = module.read(replace(source, form=form), notes)
-    return results
+    return results if form == "samples" else _note_patients(results, source, notes)
+
+
+def _note_patients(results: Iterator[RowResult], source: Source, notes: Counter[str]) -> Iterator[RowResult]:
+    """Pass the rows on; then note the patients whom nobody told."""
+    groups: dict[str, str] = {}
+    for result in results:
+        groups.update((strip_frame(image.path), s.group) for s in result.samples for image in s.images)
+        groups.update((strip_frame(image.path), result.group) for image in result.images)
+        yield result
+    notes.update(dict(note_patients(groups, source.group)))
 
 
 def _refuse_box_flags(source: Source, form: str) -> None:

@@ -229,7 +229,9 @@ def _convert_image(row: SourceRow, folder: _MaskFolder, images: ImageResolver, n
         id=stem,
         image=image,
         modality=source.modality or infer_modality_from_name(parts[0] if is_sa_med2d_name else "", parts[0]),
-        group=find_split_group(source, image.path) if source.group or not is_sa_med2d_name else "--".join(parts[1:-1]),
+        group="--".join(parts[1:-1])
+        if is_sa_med2d_name and not source.group
+        else find_split_group(source, image.path, images.header(row.value["image"])),
         objects=_find_objects(row.value, folder, dataset, image, image_notes),
         origin=dataset or source.path.resolve().name,
         side=source.side or "patient",

@@ -21,7 +21,21 @@ from clinkd.data.readers.rows import (
     require_choice,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, Box, BoxedText, Fact, ImageRef, Modality, Sample, Side, Split, Task, Turn
+from clinkd.records import (
+    SPLITS,
+    BadInput,
+    Box,
+    BoxedText,
+    Fact,
+    ImageRef,
+    Laterality,
+    Modality,
+    Sample,
+    Side,
+    Split,
+    Task,
+    Turn,
+)
 
 _MEND_OR_IMPORT = "mend it, or import the data anew"
 
@@ -126,12 +140,21 @@ def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, not
     window = value.get("window")
     if window is not None:
         _require_text(window, f"{field}.window")
+    laterality = _parse_laterality(value.get("laterality"), f"{field}.laterality") or actual_image.laterality
     if actual_image.width is None:
-        return ImageRef(path, value.get("width"), value.get("height"), stated_orientation, window)
+        return ImageRef(path, value.get("width"), value.get("height"), stated_orientation, window, laterality)
     if "orientation" in value and stated_orientation != actual_image.orientation:
         why = f"the image has {actual_image.orientation} now; {_MEND_OR_IMPORT}"
         raise FieldError(f"{field}.orientation", stated_orientation, why)
-    return actual_image if window is None else replace(actual_image, window=window)
+    return replace(actual_image, window=window or actual_image.window, laterality=laterality)
+
+
+def _parse_laterality(value: Any, field: str) -> Laterality | None:
+    """What the import recorded; it stands where a copy has no header any more."""
+    try:
+        return None if value is None else Laterality.from_json(value)
+    except BadInput as error:
+        raise FieldError(field, value, f"{error}; {_MEND_OR_IMPORT}") from None
 
 
 def _parse_turn(value: dict[str, Any], field: str, notes: Counter[str]) -> Turn:

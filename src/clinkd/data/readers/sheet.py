@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 
 from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
+from clinkd.data.patients import names_nobody, strip_frame
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
 from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
@@ -305,7 +306,7 @@ class _SheetReader:
         image_values = self.image_values.setdefault(path, {})
         if stated["window"] and "window" not in image_values and self.source.open_images:
             self._check_window(stated["window"], path)
-        self.has_patients |= bool(stated["patient"])
+        self.has_patients |= not names_nobody(stated["patient"])
         for key, value in stated.items():
             if value and image_values.setdefault(key, (value, number))[0] != value:
                 self.doubtful_images.add(path)
@@ -325,7 +326,7 @@ class _SheetReader:
     def _convert_image(self, path: str, lines: list[_SheetLine]) -> Iterator[RowResult]:
         """The results of the lines of an image."""
         samples: dict[int, list[Sample]] | None = None
-        if not {path, _strip_frame(path)} & self.doubtful_images:
+        if not {path, strip_frame(path)} & self.doubtful_images:
             try:
                 samples = self._make_image_samples(path, lines)
             except FieldError as fault:
@@ -348,7 +349,7 @@ class _SheetReader:
             image=image,
             modality=self._find_modality(image_values.get("modality", ""), path),
             objects=self._collect_objects(lines),
-            group=image_values.get("patient") or self._find_group(path),
+            group=self._find_group(path, image_values.get("patient", "")),
             origin=self.file.stem.lower(),
             side=side,
             split=SPLITS.get(image_values.get("split", ""), self.source.split),
@@ -413,17 +414,21 @@ class _SheetReader:
                 return self.published.modality
         return resolve_modality(cell_text, self.source)
 
-    def _find_group(self, path: str) -> str:
-        """The patient of an image if its lines name none."""
-        if self.source.group is not None:
-            return find_split_group(self.source, path)
-        facts = self.pictures.header(self.source.prefix + path)
-        if facts is not None and facts.patient:
-            return facts.patient
-        if self.has_patients:
+    def _find_group(self, path: str, patient: str) -> str:
+        """The patient whom the lines of an image name, else the unit that is found without them.
+
+        A word for nobody, such as "unknown", is a group of its own only beside true patients.
+        """
+        if patient and names_nobody(patient):
+            together = "kept together as one" if self.has_patients else "taken as if it were empty"
+            self.notes[f"images have the patient {patient!r}, which names nobody; {together}"] += 1
+        if patient and (self.has_patients or not names_nobody(patient)):
+            return patient
+        facts = None if self.source.group else self.pictures.header(self.source.prefix + path)
+        if self.has_patients and not self.source.group and not (facts and facts.patient):
             why = "empty, where other images have one: fill it in (merged cells down), or a split may tear a patient"
             raise FieldError("patient", "", why)
-        return _strip_frame(path)
+        return find_split_group(self.source, path, facts)
 
 
 def _check_box(line: _SheetLine) -> None:
@@ -450,8 +455,6 @@ def _parse_boxed_text(field: str, text: str, box: Box | None) -> BoxedText:
     return BoxedText(fold_plain_text(text, field), (box,) * marks if box else ())
 
 
-def _strip_frame(path: str) -> str:
-    return re.sub(r"#\d+$", "", path)
 
 
 class _PathSuggester:

@@ -19,12 +19,17 @@ from typing import Annotated, Any, Literal
 from clinkd.data.codecs import make_codec
 from clinkd.data.dataset import read_about
 from clinkd.data.grids import MAX_PIXELS, MIN_PIXELS
-from clinkd.data.images import Facts, read_image_size, read_medical_facts, stays_inside
+from clinkd.data.images import Facts, read_image_header, stays_inside
 from clinkd.data.modality import read_modality
+from clinkd.data.patients import strip_frame
 from clinkd.data.readers.box_layout import BoxForm, BoxLayout
 from clinkd.data.readers.rows import FieldError, check_unicode, normalize_encoding
 from clinkd.records import BadInput, ImageRef, Modality, Side, Split, Task
 
+NAMELESS_NOTE = (
+    "headers name no patient (empty, or a word such as ANONYMOUS): where neither a column nor --group does, the images"
+    " of one study stay together"
+)
 MOST_BOXES = 4  # in one answer, by default
 _MOST_FOLDERS = 50  # of one level, in which a missing image is looked for
 
@@ -207,9 +212,9 @@ class ImageResolver:
         if source.images is not None and source.open_images and not source.images.is_dir():
             raise BadInput(f"--images {source.images}: no such folder; give the one that image paths start from")
         self.source, self.notes = source, Counter[str]() if notes is None else notes
+        self._nameless_files: set[str] = set()
         self._cached_names = cache(self._list_spellings)
-        self._cached_ref_or_reason = lru_cache(maxsize=65536)(self._open_ref)
-        self._cached_header = lru_cache(maxsize=4096)(self._read_header)
+        self._cached_header_or_reason = lru_cache(maxsize=65536)(self._open_header)
 
     def relative(self, path: str) -> str:
         """The path of a row, relative to the root."""
@@ -217,39 +222,39 @@ class ImageResolver:
 
     def header(self, path: str) -> Facts | None:
         """The header of a medical image; None for plain pictures, and if images are not opened."""
-        return self._cached_header(self.relative(path)) if self.source.open_images else None
-
-    def _read_header(self, relative: str) -> Facts | None:
-        try:
-            return read_medical_facts(self.source.root, relative, relative)
-        except BadInput:
-            return None  # `ref` gives the reason
+        header_or_reason = self._cached_header_or_reason(self.relative(path))
+        return None if isinstance(header_or_reason, str) else header_or_reason[1]
 
     def ref(self, path: object, field: str = "image") -> ImageRef:
         """The image a row names. Raises FieldError if it is no path, leads out of the root, or cannot be opened."""
         if not isinstance(path, str) or not path.strip():
             raise FieldError(field, path, "empty or not text; give the path of the image")
         check_unicode(path, field)
-        ref_or_reason = self._cached_ref_or_reason(self.relative(path))
-        if isinstance(ref_or_reason, str):
-            raise FieldError(field, path, ref_or_reason)
-        return ref_or_reason
+        header_or_reason = self._cached_header_or_reason(self.relative(path))
+        if isinstance(header_or_reason, str):
+            raise FieldError(field, path, header_or_reason)
+        return header_or_reason[0]
 
-    def _open_ref(self, relative: str) -> ImageRef | str:
+    def _open_header(self, relative: str) -> tuple[ImageRef, Facts | None] | str:
         if not stays_inside(relative):
             hint = "cut its front with --prefix" if relative.startswith("/") else "give a path inside it"
             return f"leads out of {self.source.root}; {hint}"
         if not self.source.open_images:
-            return ImageRef(relative)
+            return ImageRef(relative), None
         try:
-            return read_image_size(self.source.root, relative, relative, self.source.window)
+            ref, facts = read_image_header(self.source.root, relative, relative, self.source.window)
         except BadInput as error:
             why = str(error).removeprefix(f"{relative}: ")
+        else:
+            if facts is not None and not facts.patient and (file := strip_frame(relative)) not in self._nameless_files:
+                self._nameless_files.add(file)
+                self.notes[NAMELESS_NOTE] += 1
+            return ref, facts
         if "no such file" not in why:
             return why
         if found := self._find_spelled_otherwise(relative):
             self.notes["image files found under another spelling of their names"] += 1
-            return self._open_ref(found)
+            return self._open_header(found)
         return why + self._suggest_way(relative)
 
     def _find_spelled_otherwise(self, relative: str) -> str | None:

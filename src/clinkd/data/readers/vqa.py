@@ -134,7 +134,8 @@ class _VqaReader:
         if self.first_places.setdefault(sample_id, place) != place:
             why = f"already used by {self.first_places[sample_id]}; give each question its own"
             raise FieldError(id_key, stated_id, why)
-        group, side = find_split_group(self.source, image.path), self.source.side or "patient"
+        facts = self.pictures.header(self.source.prefix + image.path)
+        group, side = find_split_group(self.source, image.path, facts), self.source.side or "patient"
         origin = "slake" if "img_name" in value else "vqarad" if "phrase_type" in value else file_name
         origin = "llava_med_qa" if self.is_llava_med else origin
         return [Sample(sample_id, (image,), modality, (turn,), group, origin, (), (), side, split)]
