@@ -1,11 +1,11 @@
 """Reader of `records.jsonl`: each line is one image with its boxes in pixels and its questions.
 
     {"id", "image", "modality", "width", "height", "objects": [{"name", "box": [x1, y1, x2, y2]}],
-     "qa": [{"question", "answer"}]}
+     "qa": [{"question", "answer", "options"}]}
 
 Boxes are pixels of the upright image, left and top inclusive, right and bottom exclusive. "left" and "right" in names
 are the patient's unless the source says otherwise. A row may have "group" (the patient), "split" and "side"; other keys
-are counted.
+are counted. Options make a question a multiple choice (see `choices`).
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from typing import Any, get_args
 from clinkd.data.dataset import RECORDS
 from clinkd.data.modality import read_modality
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box
+from clinkd.data.readers.choices import find_choice_keys, make_choice_turn
 from clinkd.data.readers.rows import (
     FieldError,
     RowResult,
     SourceRow,
     Word,
     convert_rows,
+    count_unused_keys,
     iterate_objects,
     json_rows,
     require_choice,
     require_words,
 )
 from clinkd.data.readers.source import ImageResolver, Source
-from clinkd.records import SPLITS, BadInput, ImageRef, Modality, Sample, Side
+from clinkd.records import SPLITS, BadInput, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
+OBJECT_KEYS = {"name", "box"}
 KEYS = {"id", "image", "modality", "width", "height", "objects", "qa", "group", "split", "side"}
 SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -48,10 +51,10 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     rows_of_images: dict[str, int] = {}
 
     def make(row: SourceRow) -> list[Sample]:
-        record = _parse_record(row, source, pictures)
+        record = _parse_record(row, source, pictures, notes)
         _require_unique("id", record.id, rows_of_ids, row.number)
         _require_unique("image", record.image.path, rows_of_images, row.number)
-        notes.update(f"keys {key!r}, which are not used" for key in row.value.keys() - KEYS)
+        count_unused_keys(row.value, KEYS, notes)
         samples = make_samples(record, source, notes)
         if not record.objects and not record.qa:
             notes["rows without objects and questions, of which nothing is asked"] += 1
@@ -66,7 +69,7 @@ def _require_unique(key: str, value: str, first_rows: dict[str, int], row: int) 
         raise FieldError(key, value, why)
 
 
-def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> Annotated:
+def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver, notes: Counter[str]) -> Annotated:
     value = row.value
     name = require_words(value.get("id"), "id")
     require_words(value.get("image"), "image")
@@ -77,12 +80,10 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
             raise FieldError(field, value[field], f"the image has {actual} pixels; correct it, and the boxes with it")
     objects = []
     for i, entry in iterate_objects(value, "objects"):
+        count_unused_keys(entry, OBJECT_KEYS, notes, "objects.")
         object_name = require_words(entry.get("name"), f"objects[{i}].name")
         objects.append((object_name, parse_pixel_box(entry.get("box"), f"objects[{i}].box", image)))
-    qa = []
-    for i, entry in iterate_objects(value, "qa"):
-        question, answer = (require_words(entry.get(key), f"qa[{i}].{key}") for key in ("question", "answer"))
-        qa.append((question, answer))
+    qa = [_parse_turn(entry, f"qa[{i}].", notes) for i, entry in iterate_objects(value, "qa")]
     if value.get("group") is not None:
         split_group = require_words(value["group"], "group")
     else:
@@ -90,6 +91,15 @@ def _parse_record(row: SourceRow, source: Source, pictures: ImageResolver) -> An
     split = parse_choice(value, "split", SPLITS) or source.split
     side = parse_choice(value, "side", SIDES) or source.side or "patient"
     return Annotated(name, image, modality, tuple(objects), tuple(qa), split_group, parse_origin(name), side, split)
+
+
+def _parse_turn(entry: dict[str, Any], prefix: str, notes: Counter[str]) -> Turn:
+    """A question about the whole image, and its answer."""
+    keys = find_choice_keys(tuple(entry))
+    count_unused_keys(entry, {"question", "answer", *keys.used}, notes, "qa.")
+    question = BoxedText(require_words(entry.get("question"), f"{prefix}question"))
+    answer = BoxedText(require_words(entry.get("answer"), f"{prefix}answer"))
+    return make_choice_turn(Turn(Task.QA, question, answer), entry, keys, f"{prefix}answer", notes)
 
 
 def _with_stated_size(image: ImageRef, value: dict[str, Any]) -> ImageRef:

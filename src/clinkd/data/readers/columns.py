@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from clinkd.data.readers.choices import NO_CHOICE, ChoiceKeys, find_choice_keys
 from clinkd.records import BadInput
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -18,6 +19,10 @@ SHEET_COLUMNS = (
     "image", "modality", "patient", "question", "answer", "name", *CORNERS, *EXTENT, "box", "split", "id", "side",
     "window", "frame", "sentence", "caption",
 )  # fmt: skip
+CHOICE_COLUMNS = {  # of PMC-VQA (whose own code reads "Anwser") and OmniMedVQA, taken only beside options
+    "image": ("Figure_path", "image_path"), "answer": ("Anwser", "gt_answer"), "modality": ("modality_type",),
+    "id": ("question_id",),
+}  # fmt: skip
 _LEFT, _TOP = "x left xmin links gauche", "y top ymin oben haut"
 _USUAL_NAMES = {  # in English, German and French, as `_strip_name` leaves them; offered, never taken by themselves
     "image": "filename file path filepath imagefile imagename imagepath imageid bild bilddatei bildname bildpfad datei "
@@ -50,6 +55,7 @@ def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: 
             both = f"{columns[our_name]!r} and {column!r} both mean {our_name}"
             raise BadInput(f"{context}; {both}: say which with --column")
         columns[our_name] = column
+    columns = _add_choice_columns(head, columns)
     if not (set(EXTENT) <= columns.keys() or set(EXTENT) & mapping.keys()):  # width and height may be the image's
         columns = {our_name: sheet_name for our_name, sheet_name in columns.items() if our_name not in EXTENT}
     offered = guess_columns(head, columns)
@@ -63,10 +69,26 @@ def map_columns(head: list[str], mapping: Mapping[str, str], file: Path, notes: 
         raise BadInput(f"{context}; nothing to ask: {wanted} is wanted{offer}")
     meanings = {sheet_name: our_name for our_name, sheet_name in offered.items()}
     for column in head:
-        if column not in columns.values():
+        if column not in columns.values() and column not in find_choice_columns(head, columns).used:
             perhaps = f"; perhaps: {_spell_flag(meanings[column], column)}" if column in meanings else ""
             notes[f"column {column!r} is not used{perhaps}"] += 1
     return columns
+
+
+def find_choice_columns(head: list[str], columns: Mapping[str, str]) -> ChoiceKeys:
+    """The columns of options and of the true letter, if the sheet asks questions."""
+    free = tuple(column for column in head if column not in columns.values())
+    return find_choice_keys(free) if "question" in columns else NO_CHOICE
+
+
+def _add_choice_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns with those that published sets of multiple choice name in their own way, if the sheet has options."""
+    choice = find_choice_columns(head, columns)
+    if choice is NO_CHOICE:
+        return dict(columns)
+    names = {our_name: next((c for c in head if c in theirs), "") for our_name, theirs in CHOICE_COLUMNS.items()}
+    names["answer"] = names["answer"] or choice.letter
+    return {our_name: column for our_name, column in names.items() if column} | dict(columns)
 
 
 def guess_columns(head: list[str], columns: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from clinkd.data.dataset import RECORDS, SAMPLES
 from clinkd.data.images import is_named_as_image, kind_of
+from clinkd.data.readers import vqa_med
+from clinkd.data.readers.choices import find_choice_keys
 from clinkd.data.readers.conversations import MISSPELT
 from clinkd.data.readers.rows import SHEETS, RowError, RowResult, SourceRow, json_rows
 from clinkd.data.readers.source import Source
@@ -30,9 +32,10 @@ FORMS = {  # name -> module of the reader, description
     "swift": ("conversations", "ms-swift: messages and objects"),
     "sa-med2d": ("masks", "SA-Med2D-20M: a folder of images and masks"),
     "coco": ("coco", "COCO: images, annotations and categories"),
-    "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question"),
-    "vqa": ("vqa", "VQA-RAD and SLAKE: questions of images"),
+    "sheet": ("sheet", "CSV or XLSX, a line an image, a box or a question, also with options (PMC-VQA)"),
+    "vqa": ("vqa", "VQA-RAD, SLAKE, PathVQA, OmniMedVQA: questions of images, also with options"),
     "llava-med-qa": ("vqa", "LLaVA-Med-qa0.2k: questions with answers of GPT-4"),
+    "vqa-med": ("vqa_med", "VQA-Med of ImageCLEF: lines such as image|question|answer"),
     "dicom": ("dicom_folder", "DICOM files; questions about them come from a sheet"),
     "samples": ("samples", "samples.jsonl: what `clinkd data import` leaves"),
 }
@@ -85,6 +88,8 @@ def _detect_folder_form(folder: Path, encoding: str) -> str | None:
         raise BadInput(f"{folder}: holds files of the forms {', '.join(forms)}; give one of the files, or --form")
     if forms:
         return forms[0]
+    if any(p.suffix.lower() == ".txt" and vqa_med.count_parts(p) > 1 for p in _list_first_files(folder)):
+        return "vqa-med"
     sheets = [p.name for p in files if p.suffix.lower() in SHEETS]
     if sheets:
         way_out = "give it by name, and the folder of images with --images"
@@ -105,6 +110,8 @@ def _walk_files(folder: Path) -> Iterator[Path]:
 def _detect_file_form(file: Path, encoding: str) -> str | None:
     if file.suffix.lower() in SHEETS:
         return "sheet"
+    if vqa_med.count_parts(file) > 1:
+        return "vqa-med"
     if kind_of(file).medical:
         return "dicom"
     with file.open("rb") as stream:
@@ -135,7 +142,8 @@ def _detect_row_form(row: dict[str, Any]) -> str | None:
         return "llava-med-qa"
     if "image" in row and ("objects" in row or "qa" in row):
         return "boxes"
-    return "vqa" if "question" in row and "answer" in row else None
+    has_answer = "answer" in row or "gt_answer" in row or bool(find_choice_keys(tuple(row)).letter)
+    return "vqa" if "question" in row and has_answer else None
 
 
 def read_samples(source: Source, notes: Counter[str]) -> list[Sample]:

@@ -32,7 +32,8 @@ from clinkd.data import questions
 from clinkd.data.images import medical_names, open_image, stays_inside
 from clinkd.data.readers.annotated import Annotated, find_split_group, make_samples, parse_pixel_box, sample_questions
 from clinkd.data.readers.boxes import resolve_modality
-from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, map_columns
+from clinkd.data.readers.choices import ChoiceKeys, make_choice_turn
+from clinkd.data.readers.columns import CORNERS, EXTENT, SHEET_COLUMNS, find_choice_columns, map_columns
 from clinkd.data.readers.conversations import SPLITS, infer_task_from_boxes
 from clinkd.data.readers.rows import (
     SHEETS,
@@ -46,6 +47,7 @@ from clinkd.data.readers.rows import (
     sheet_rows,
 )
 from clinkd.data.readers.source import ImageResolver, Source
+from clinkd.language.negation import denies
 from clinkd.records import BOX_MARK, BadInput, Box, BoxedText, ImageRef, Modality, Sample, Side, Task, Turn
 
 FRAMES = {None: "pixels", "normalised": "fractions 0 to 1", "qwen2-vl": "thousandths 0 to 999"}  # units of boxes
@@ -68,9 +70,9 @@ def read(source: Source, notes: Counter[str]) -> Iterator[RowResult]:
     lines = list(sheet_rows(file, source.encoding, source.sheet))
     if not lines:
         raise BadInput(f"{file}: no lines below the head; give one an image, a box or a question")
-    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), None)
-    columns = map_columns(head, source.columns, file, notes) if head is not None else {}
-    yield from _SheetReader(file, source, columns, notes).read_lines(lines)
+    head = next((list(line.value) for line in lines if isinstance(line, SourceRow)), [])
+    columns = map_columns(head, source.columns, file, notes) if head else {}
+    yield from _SheetReader(file, source, columns, find_choice_columns(head, columns), notes).read_lines(lines)
 
 
 def sheet_of(path: Path) -> Path:
@@ -115,8 +117,11 @@ class _SheetReader:
     Errors name a field by our name of its column; `_report` puts the sheet's own name in its place.
     """
 
-    def __init__(self, file: Path, source: Source, columns: dict[str, str], notes: Counter[str]) -> None:
+    def __init__(
+        self, file: Path, source: Source, columns: dict[str, str], choice_keys: ChoiceKeys, notes: Counter[str]
+    ) -> None:
         self.file, self.source, self.columns, self.notes = file, source, columns, notes
+        self.choice_keys = choice_keys
         self.corners = EXTENT if "x" in columns else CORNERS  # of a box in four columns
         self.fields = {"box": ",".join(columns.get(c, c) for c in self.corners)} | columns
         self.pictures = ImageResolver(source, notes)
@@ -201,7 +206,7 @@ class _SheetReader:
         words = {key: require_words(cells[key], key) for key in ("name", "sentence", "caption") if cells[key]}
         if box is None and words.get("name", "").casefold() in NO_FINDING:
             self.notes[f"lines that say {words.pop('name')!r} and have no box, of which nothing is asked"] += 1
-        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(cells, box), **words)
+        line = _SheetLine(row, image, cells["id"], box=box, turn=self._parse_turn(row, cells, box), **words)
         _check_box(line)
         self._check_words_for_no_value(line)
         if line.id and self.ids.setdefault(line.id, row.number) != row.number:
@@ -278,7 +283,9 @@ class _SheetReader:
 
     # ---- questions
 
-    def _parse_turn(self, cells: Cells, box: Box | None) -> Turn | None:
+    def _parse_turn(self, row: SourceRow, cells: Cells, box: Box | None) -> Turn | None:
+        if self.choice_keys.letter and cells["question"] and not cells["answer"]:
+            cells["answer"] = row.value[self.choice_keys.letter]
         if not cells["question"] and not cells["answer"]:
             return None
         for ours, other in (("question", "answer"), ("answer", "question")):
@@ -286,12 +293,12 @@ class _SheetReader:
                 raise FieldError(ours, "", f"empty, where the {other} is given; fill it in")
         question, answer = (_parse_boxed_text(ours, cells[ours], box) for ours in ("question", "answer"))
         task = self.source.task or infer_task_from_boxes(question, answer, Task.QA)
-        if task is Task.VG and not answer.boxes:
+        if task is Task.VG and not answer.boxes and not denies(answer.text):
             raise FieldError("answer", cells["answer"], f"no {BOX_MARK} in an answer of VG; add it, and the box")
         if task in (Task.ROC, Task.RC) and not question.boxes:
             why = f"no {BOX_MARK} in a question of {task}; add it, and the box"
             raise FieldError("question", cells["question"], why)
-        return Turn(task, question, answer)
+        return make_choice_turn(Turn(task, question, answer), row.value, self.choice_keys, "answer", self.notes)
 
     # ---- images
 
