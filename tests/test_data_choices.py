@@ -20,6 +20,7 @@ from clinkd.data.readers.source import Source
 from clinkd.data.writers import write_sharegpt
 from clinkd.language.sides import convert_side
 from clinkd.records import Modality, Sample, Turn
+from clinkd.workflows.batch import read_question_sheet
 
 Row = dict[str, Any]
 COLOURS = {"A": "Green", "B": "Red", "C": "Light blue", "D": "Yellow"}
@@ -224,6 +225,11 @@ def test_omni_med_vqa(tmp_path: Path) -> None:
     assert {(s.modality, s.images[0].width, s.split) for s in samples} == {(Modality.FUNDUS, 8, None)}
     assert [s.id for s in samples] == ["acrima-ACRIMA_0000", "acrima-ACRIMA_0001"]
     assert told == {"keys 'dataset', which are not used": 2, "keys 'question_type', which are not used": 2}
+    (tmp_path / "QA_information" / "Open-access").mkdir(parents=True)
+    deep = write_json(tmp_path / "QA_information" / "Open-access", OMNI)
+    (result,) = read(deep, modality=None, open_images=True)[0]
+    assert result.problem is not None and f"in {tmp_path}: give --images {tmp_path}" in result.problem.why
+    assert turn_of(read(deep, modality=None, images=tmp_path)[0]) == samples[0].turns[0]
     sheet = write_sheet(tmp_path, OMNI)
     assert turn_of(read(sheet, modality=None)[0]) == samples[0].turns[0]
 
@@ -255,6 +261,19 @@ def test_a_letter_of_a_conversation_is_told(tmp_path: Path) -> None:
     results, told = read(write_json(tmp_path, {"image": "a.png", "conversations": talk}))
     assert turn_of(results).question.text == "Which? A. x B. y" and turn_of(results).answer.text == "B"
     assert told == {"answers of one letter, taken as they are: no options stand beside them": 1}
+
+
+def test_a_sheet_of_questions_to_ask_has_its_options(tmp_path: Path) -> None:
+    row = {"image": "a.png", "question": "Which colour?", **SPELLINGS[2]}
+    rows = [
+        row,
+        row | {f"Choice {letter}": "" for letter in "ABC"},
+        row | {f"Choice {letter}": "" for letter in COLOURS},
+    ]
+    asked = list(read_question_sheet(write_sheet(tmp_path, *rows)).read())
+    assert [(q.question, bool(q.error)) for q in asked] == [
+        (ASKED, False), ("Which colour?", True), ("Which colour?", False),
+    ]  # fmt: skip
 
 
 def test_options_of_a_record_of_boxes(tmp_path: Path) -> None:

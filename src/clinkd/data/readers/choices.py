@@ -92,9 +92,8 @@ def make_choice_turn(turn: Turn, row: Mapping[str, Any], keys: ChoiceKeys, field
     if len({_fold(options[k]) for k in places}) > 1:
         why = f"may be a letter or the words of another option ({_show(options)}); give the letter as answer_label, too"
         raise FieldError(field, answer, why)
-    return replace(
-        turn, question=_add_options(turn.question, options), answer=BoxedText(options[min(places)]), options=options
-    )
+    question = replace(turn.question, text=_add_options(turn.question.text, options))
+    return replace(turn, question=question, answer=BoxedText(options[min(places)]), options=options)
 
 
 def count_letter_answer(answer: str, notes: Counter[str]) -> None:
@@ -103,12 +102,17 @@ def count_letter_answer(answer: str, notes: Counter[str]) -> None:
         notes["answers of one letter, taken as they are: no options stand beside them"] += 1
 
 
-def _add_options(question: BoxedText, options: Sequence[str]) -> BoxedText:
+def ask_with_options(question: str, row: Mapping[str, Any]) -> str:
+    """The question with the options of its row, if the row has any. Raises FieldError if these cannot be read."""
+    return _add_options(question, _read_options(row, find_choice_keys(tuple(row))))
+
+
+def _add_options(question: str, options: Sequence[str]) -> str:
     """The question with its options below, a line each, as vision-language models are asked; if it lacks them."""
     lettered = [(letter, words) for letter, words in zip(OPTION_LETTERS, options, strict=False) if words]
-    if all(re.search(rf"\b{letter}\W{{1,3}}{re.escape(words)}", question.text, re.I) for letter, words in lettered):
+    if all(re.search(rf"\b{letter}\W{{1,3}}{re.escape(words)}", question, re.I) for letter, words in lettered):
         return question
-    return BoxedText("\n".join([question.text, *(f"{letter}. {words}" for letter, words in lettered)]), question.boxes)
+    return "\n".join([question, *(f"{letter}. {words}" for letter, words in lettered)])
 
 
 # ---- options --------------------------------------------------------------------------------------------------------
