@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from clinkd.data.readers import conversations
-from clinkd.data.readers.forms import detect_form
+from clinkd.data.readers.forms import detect_form, read_rows
 from clinkd.data.readers.rows import RowResult
 from clinkd.data.readers.source import Source
+from clinkd.data.writers import write_sharegpt
 from clinkd.records import BadInput, Box, BoxedText, Modality, Sample, Task
 
 STEM = "ct_00--AbdomenCT1K--Case_00001--z_0012"
@@ -493,10 +494,21 @@ def test_unused_keys_of_messages_and_objects_are_counted(tmp_path: Path) -> None
     told: Counter[str] = Counter()
     row = swift("<bbox>Is it?", "yes", {"bbox": [[0.1, 0.1, 0.9, 0.9]], "bbox_type": "norm1"})
     row["objects"]["score"], row["messages"][0]["weight"], row["empty"] = [0.5], 1, []
-    good(write(tmp_path, [row]), told)
+    (sample,) = good(write(tmp_path, [row]), told)
     assert {key: told[key] for key in told if "not used" in key} == {
         "keys 'objects.score', which are not used": 1, "keys 'messages.weight', which are not used": 1,
     }  # fmt: skip
+    write_sharegpt([sample], tmp_path / "own")
+    (own,) = json.loads((tmp_path / "own" / "train.json").read_text())
+    own["clinkd"]["reader"] = "B"
+    told.clear()
+    assert good(write(tmp_path, [own]), told) == [sample] and told == {"keys 'clinkd.reader', which are not used": 1}
+    stored = sample.to_json()
+    stored["turns"][0]["question"]["confidence"] = 0.5
+    (tmp_path / "samples.jsonl").write_text(json.dumps(stored))
+    told.clear()
+    list(read_rows(Source(tmp_path / "samples.jsonl", "samples", open_images=False), told))
+    assert told == {"keys 'turns.question.confidence', which are not used": 1}
 
 
 TASK_FAULTS = [

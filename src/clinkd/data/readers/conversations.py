@@ -54,6 +54,7 @@ BARE_WORDS = 6  # an answer of at most so many words, without a full stop, is a 
 KEYS = {"id", "image", "images", "conversations", "messages", "objects", "modality", "system", CONVERSATION_EXTRA_KEY}
 
 MESSAGE_KEYS = {"from", "role", "value", "content"}
+EXTRA_KEYS = {"boxes", "facts", "group", "modality", "names", "options", "side", "source", "split", "tasks"}
 OBJECTS_KEYS = {"ref", "bbox", "bbox_type", "image_id"}
 
 _IMG = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>\s*", re.S)
@@ -126,6 +127,7 @@ def _convert_row(row: SourceRow, source: Source, images: ImageResolver, notes: C
     for turn in turns:
         count_letter_answer(turn.answer.text, notes)
     if writer_keys is not None:
+        count_unused_keys(writer_keys, EXTRA_KEYS, notes, f"{CONVERSATION_EXTRA_KEY}.")
         return [_restore_sample(value, writer_keys, refs, turns)]
     path = refs[0].path
     parts = _split_file_name(path)

@@ -137,7 +137,7 @@ def _parse_image(value: dict[str, Any], field: str, pictures: ImageResolver, not
 def _parse_turn(value: dict[str, Any], field: str, notes: Counter[str]) -> Turn:
     _count_unknown_keys(value, Turn, "turns.", notes)
     task = require_choice(value.get("task"), tuple(Task), f"{field}.task")
-    question, answer = _parse_text(value, "question", field), _parse_text(value, "answer", field)
+    question, answer = (_parse_text(value, key, field, notes) for key in ("question", "answer"))
     return Turn(task, question, answer, parse_options(value.get("options"), answer, f"{field}.options"))
 
 
@@ -150,9 +150,11 @@ def parse_options(value: Any, answer: BoxedText, field: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _parse_text(value: dict[str, Any], key: str, field: str) -> BoxedText:
+def _parse_text(value: dict[str, Any], key: str, field: str, notes: Counter[str]) -> BoxedText:
     """A text, or {"text", "boxes"}."""
     raw, field = value.get(key), f"{field}.{key}"
+    if isinstance(raw, dict):
+        count_unused_keys(raw, {"text", "boxes"}, notes, f"turns.{key}.")
     text, boxes = (raw.get("text"), raw.get("boxes")) if isinstance(raw, dict) else (raw, [])
     if not isinstance(boxes, list):
         raise FieldError(f"{field}.boxes", boxes, "a list of boxes is wanted")
