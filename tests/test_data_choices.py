@@ -116,6 +116,8 @@ def test_words_that_only_look_like_letters_stay(tmp_path: Path) -> None:
     germs = {"option_A": "E. coli", "option_B": "none", "option_C": "C. difficile"}
     turn = turn_of(read(write_json(tmp_path, row | germs))[0])
     assert turn.answer.text == "C. difficile" and turn.options[2] == "C. difficile"
+    mixed = {"option_A": "A: Green", "option_B": "B) Red", "option_C": "C. difficile", "option_D": "blue"}
+    assert turn_of(read(write_json(tmp_path, row | mixed))[0]).options == ("Green", "Red", "C. difficile", "blue")
     results, told = read(write_json(tmp_path, row | {"question": "Vitamin A or C?", "answer": "C"}))
     assert turn_of(results).answer.text == "C" and turn_of(results).options == ()
     assert told == {"answers of one letter, taken as they are: no options stand beside them": 1}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -27,7 +27,7 @@ _LETTER_KEYS = (
     "correctoption", "correctchoice", "correctletter", "correctanswer", "correctlabel", "labelletter",
 )  # fmt: skip
 _LETTER = re.compile(r"(?:option|choice)?[\s_]*\(?([A-Ja-j])\)?[.:)]?", re.I)
-_LETTERED = re.compile(r"\(?([A-Ja-j])(?:[.:)]|\s-)\s*(.+)", re.S)
+_LETTERED = re.compile(r"\(?([A-Ja-j])([.:)]|\s-)\s*(.+)", re.S)
 _MARKS = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-J])[.:)]\s*")  # "A. ... B. ...", "(A) ... (B) ..."
 
 
@@ -126,10 +126,16 @@ def _read_options(row: Mapping[str, Any], keys: ChoiceKeys) -> tuple[str, ...]:
         options.pop()
     if options and sum(map(bool, options)) < 2:
         raise FieldError(named[0][0], options[-1], "the only option; give all, or none where the question is open")
+    return tuple(_cut_letters(options))
+
+
+def _cut_letters(options: list[str]) -> Iterator[str]:
+    """The options without the letters that they begin with: "B: Red" under B; "E. coli" only if all begin so."""
     parts = [_LETTERED.fullmatch(words) for words in options]
-    if all(m and m[1].upper() == letter for m, o, letter in zip(parts, options, OPTION_LETTERS, strict=False) if o):
-        options = [m[2].strip() if m else "" for m in parts]  # "B: Red" under B
-    return tuple(options)
+    own = [m if m and m[1].upper() == letter else None for m, letter in zip(parts, OPTION_LETTERS, strict=False)]
+    all_have = all(m for m, words in zip(own, options, strict=True) if words)
+    for match, words in zip(own, options, strict=True):
+        yield match[3].strip() if match and (all_have or match[2] in ":)") else words
 
 
 def _read_words(value: Any, key: str) -> str:
@@ -190,9 +196,10 @@ def _find_option(answer: str, options: Sequence[str], field: str) -> set[int]:
     if match := _LETTER.fullmatch(answer):
         places |= _place_of(match[1], options)
     elif not places and (match := _LETTERED.fullmatch(answer)):
-        places = {k for k in _place_of(match[1], options) if _fold(options[k]) == _fold(match[2])}
+        places = {k for k in _place_of(match[1], options) if _fold(options[k]) == _fold(match[3])}
     if not places:
-        raise FieldError(field, answer, f"none of the options ({_show(options)}); correct one of them")
+        why = f"none of the options ({_show(options)}); correct one of them, or rename columns that hold no options"
+        raise FieldError(field, answer, why)
     return places
 
 
